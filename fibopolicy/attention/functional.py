@@ -1,0 +1,71 @@
+"""`fibottention`: one function, several backends."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Literal
+
+from torch import Tensor
+
+from fibopolicy.attention.patterns import FibottentionPattern
+from fibopolicy.attention.reference import reference
+from fibopolicy.attention.sdpa import masked_sdpa
+from fibopolicy.errors import UserError, unknown
+
+Masking = Literal["neg_inf", "zero_logit"]
+Backend = Callable[[Tensor, Tensor, Tensor, FibottentionPattern, str, float], Tensor]
+
+#: Every backend computes the same function; a faster one is one more entry here.
+BACKENDS: Mapping[str, Backend] = {"reference": reference, "sdpa": masked_sdpa}
+
+
+def fibottention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    pattern: FibottentionPattern,
+    *,
+    masking: Masking = "neg_inf",
+    backend: str = "auto",
+    scale: float | None = None,
+) -> Tensor:
+    """Attention where each head keeps only its pattern's token pairs (Algorithm 3 without the projections).
+
+    Args:
+        q, k, v: `(B, h, T, d)`, floating, one dtype and device; T = N (+ 1 with a CLS token, which comes first).
+        pattern: the kept pairs, for h heads and T tokens.
+        masking: "neg_inf" removes the dropped pairs before the softmax (the paper's later text);
+            "zero_logit" sets their logit to 0, so each still takes part with weight exp(0) (the released code).
+        backend: "auto", or a name in `BACKENDS`.
+        scale: factor on q.k; 1 / sqrt(d) by default.
+
+    Returns:
+        `(B, h, T, d)`. A query that keeps no key yields zeros (possible without a CLS token only).
+
+    Raises:
+        UserError: shapes, dtypes, devices or names that do not fit together.
+    """
+    _check(q, k, v, pattern)
+    if masking not in ("neg_inf", "zero_logit"):
+        raise unknown("masking rule", masking, ("neg_inf", "zero_logit"))
+    if backend != "auto" and backend not in BACKENDS:
+        raise unknown("attention backend", backend, ("auto", *BACKENDS))
+    run = masked_sdpa if backend == "auto" else BACKENDS[backend]
+    return run(q, k, v, pattern, masking, q.shape[-1] ** -0.5 if scale is None else scale)
+
+
+def _check(q: Tensor, k: Tensor, v: Tensor, pattern: FibottentionPattern) -> None:
+    if q.ndim != 4 or q.shape != k.shape or q.shape != v.shape:
+        raise UserError(f"q, k and v must share one shape (B, h, T, d), got {tuple(q.shape)}, {tuple(k.shape)}, {tuple(v.shape)}")
+    if q.shape[-1] == 0:
+        raise UserError("q, k and v have head dimension 0; it must be at least 1")
+    if q.dtype != k.dtype or q.dtype != v.dtype or not q.is_floating_point():
+        raise UserError(f"q, k and v must share one floating dtype, got {q.dtype}, {k.dtype}, {v.dtype}")
+    if q.device != k.device or q.device != v.device:
+        raise UserError(f"q, k and v must be on one device, got {q.device}, {k.device}, {v.device}")
+    expected = (pattern.num_heads, pattern.sequence_length)
+    if tuple(q.shape[1:3]) != expected:
+        raise UserError(
+            f"the pattern is for {expected[0]} heads and {expected[1]} tokens"
+            f" ({pattern.num_tokens} patches{' + CLS' if pattern.cls_token else ''}), got {q.shape[1]} heads and {q.shape[2]} tokens"
+        )

@@ -1,0 +1,22 @@
+"""The user's mistakes, as one clear line each."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(Exception):
+    """Something the user can mend: a file, an option, a missing library.
+
+    The message is one line that names what was given, what was expected and what to do.
+    The command line prints it without a traceback and exits with code 2.
+    """
+
+
+def unknown(kind: str, name: object, known: Iterable[str]) -> UserError:
+    """The error for a name that is not registered, with the nearest match suggested."""
+    names = sorted(known)
+    near = difflib.get_close_matches(str(name), names, n=1, cutoff=0.5)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    return UserError(f"unknown {kind} {str(name)!r}: {hint}known: {', '.join(names) or 'none'}")
