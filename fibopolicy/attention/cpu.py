@@ -23,6 +23,8 @@ _STORAGE = {torch.float32: "f32", torch.float64: "f64", torch.float16: "f16", to
 #: Head dimensions that get a kernel of their own, with a row in registers; others go in chunks of `_CHUNK` numbers.
 _WHOLE_ROWS = (32, 64, 128)
 _CHUNK = 16
+#: The kernels read and write whole vectors; a row's scratch ends with room for one.
+_VECTOR_BYTES = 64
 #: Below this many multiplications a second thread costs more than it saves.
 _SERIAL_BELOW = 1 << 17
 
@@ -41,19 +43,17 @@ def forward(q: Tensor, k: Tensor, v: Tensor, pattern: AttentionPattern, zero_log
     """Attention of `(B, h, T, d)` tensors on the CPU.
 
     Returns:
-        out: `(B, h, T, d)`, laid out in memory as `torch.empty_like(q)`; and the logarithm of each query's sum of weights,
+        out: `(B, h, T, d)`, laid out by `empty_like`; and the logarithm of each query's sum of weights,
         `(B, h, T)` in float32 (float64 for float64 inputs).
     """
     q, k, v = (_readable(x) for x in (q, k, v))
-    out = torch.empty_like(q)
+    out = empty_like(q)
     lse = torch.empty(q.shape[:3], dtype=_compute_dtype(q))
     call = _Call(q, pattern, zero_logit, scale, lse)
     if q.numel():
         from fibopolicy.attention import cpu_kernels
 
-        size, near = lse.element_size(), call.neighbours
-        width = call.chunks * call.width
-        scratch = (2 * cpu_kernels.ROWS + width + near.window(cpu_kernels.ROWS, 64 // size)) * size
+        scratch = (q.shape[-1] + call.neighbours.pairs_per_token) * lse.element_size() + _VECTOR_BYTES
         sums = v.sum(dim=2, dtype=lse.dtype) if zero_logit and call.blocks > 1 else None
         call.run(0, cpu_kernels.FORWARD, 0, scratch, None, sums, (q, k, v, out))
     return out, lse
@@ -61,18 +61,19 @@ def forward(q: Tensor, k: Tensor, v: Tensor, pattern: AttentionPattern, zero_log
 
 def backward(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, pattern: AttentionPattern, zero_logit: bool, scale: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The gradients of q, k and v, each laid out in memory as its tensor, from those of `forward`'s `out`."""
+) -> Tensor:
+    """The gradients of q, k and v, stacked: `(3, B, h, T, d)`, from those of `forward`'s `out`."""
     grad, q, k, v, out = (_readable(x) for x in (grad, q, k, v, out))
-    dq, dk, dv = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
+    # One block of memory: three would be given back to the system and faulted in again at every step.
+    grads = empty_like(q, 3)
     call = _Call(q, pattern, zero_logit, scale, lse)
     if q.numel():
         from fibopolicy.attention import cpu_kernels
 
-        pairs = 2 * call.neighbours.pairs_per_head
-        tensors = (q, k, v, out, grad, dq, dk, dv)
-        scratch = cpu_kernels.ROWS + call.chunks * call.width
         size = lse.element_size()
+        pairs = 2 * (call.neighbours.pairs_per_head + _VECTOR_BYTES // size)  # a weight and a slope for each
+        tensors = (q, k, v, out, grad, *grads.unbind(0))
+        scratch = q.shape[-1]
         if call.blocks == 1:
             call.run(1, cpu_kernels.BACKWARD, cpu_kernels.WHOLE, (scratch + pairs) * size, None, None, tensors)
         else:
@@ -81,7 +82,20 @@ def backward(
             sums = (torch.exp(-lse)[:, :, None] @ grad.to(lse.dtype))[:, :, 0].contiguous() if zero_logit else None
             for phase in (cpu_kernels.FIRST, cpu_kernels.SECOND):
                 call.run(1, cpu_kernels.BACKWARD, phase, scratch * size, shared, sums, tensors)
-    return dq, dk, dv
+    return grads
+
+
+def empty_like(q: Tensor, copies: int | None = None) -> Tensor:
+    """Memory for a result of q's shape `(B, h, T, d)`, or for several, `(copies, B, h, T, d)`.
+
+    It is laid out as `(B, T, h, d)` where q's heads of one token stand closer than its tokens, as after a packed projection:
+    then `out.transpose(1, 2).reshape(B, T, h * d)` copies nothing.
+    """
+    batch, heads, length, dim = q.shape
+    lead = () if copies is None else (copies,)
+    if heads > 1 and q.stride(1) < q.stride(2):
+        return q.new_empty((*lead, batch, length, heads, dim)).transpose(-3, -2)
+    return q.new_empty((*lead, batch, heads, length, dim))
 
 
 def padded_dim(head_dim: int) -> int:

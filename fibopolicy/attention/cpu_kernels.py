@@ -20,7 +20,6 @@ from fibopolicy.attention.simd import (
     exponential,
     highest,
     load,
-    load_first,
     maximum,
     read,
     splat,
@@ -46,9 +45,6 @@ BACKWARD = _record("q", "k", "v", "out", "grad", "dq", "dk", "dv")
 
 #: BACKWARD's `phase`: a unit does all of a head; or only its rows' part of the first, or of the second pass.
 WHOLE, FIRST, SECOND = 0, 1, 2
-
-#: Rows that a thread works on at a time, pass by pass.
-ROWS = 8
 
 
 @functools.cache
@@ -122,9 +118,8 @@ def _build(STORAGE: str, WIDTH: int, SINGLE: bool, VERSION: int, cache: bool) ->
         p = carray(pointer, 1)[0]
         version = VERSION  # noqa: F841  part of the cache key
         length, chunks, zero_logit, scale = p.length, p.chunks, p.zero_logit, real(p.scale)
-        factors = p.scratch + take_ticket(p.thread) * p.scratch_bytes
-        own_sums = factors + 2 * ROWS * SIZE
-        scratch = own_sums + chunks * WIDTH * SIZE
+        own_sums = p.scratch + take_ticket(p.thread) * p.scratch_bytes
+        logits = own_sums + chunks * WIDTH * SIZE
         while True:
             unit = take_ticket(p.ticket)
             if unit >= p.units:
@@ -139,70 +134,48 @@ def _build(STORAGE: str, WIDTH: int, SINGLE: bool, VERSION: int, cache: bool) ->
             if zero_logit and not p.sums:
                 sums = own_sums
                 column_sum(v, p.v_t, length, chunks, 0, sums)
-            row_end = length * (block + 1) // p.blocks
-            # A few rows at a time, in three passes: the steps of one row wait for each other, those of several rows overlap.
-            for first in range(length * block // p.blocks, row_end, ROWS):
-                last = min(first + ROWS, row_end)
-                logits = scratch
-                for row in range(first, last):
-                    q = p.q + batch * p.q_b + head * p.q_h + row * p.q_t
-                    begin = read("i64", start + row * 8)
-                    count = read("i64", start + row * 8 + 8) - begin
-                    dots(load(STORAGE, WIDTH, q), q, k, p.k_t, p.key + begin * 4, count, chunks, logits)
-                    padded = (count + LANES - 1) // LANES * LANES
-                    logits += padded * SIZE
-                logits = scratch
-                for row in range(first, last):
-                    count = read("i64", start + row * 8 + 8) - read("i64", start + row * 8)
-                    padded = (count + LANES - 1) // LANES * LANES
-                    for i in range(count, padded):
-                        write(REAL, logits + i * SIZE, LOWEST)
-                    peaks = splat(LANES, ZERO if zero_logit else LOWEST)
-                    for i in range(0, count, LANES):
-                        peaks = maximum(peaks, splat(LANES, scale) * load(REAL, LANES, logits + i * SIZE))
-                    peak = highest(peaks)
-                    # Under zero_logit each dropped key has logit 0, so weight `dropped`; `sums` holds what they all add.
-                    dropped = real(math.exp(-peak)) if zero_logit else ZERO
-                    mass = splat(LANES, ZERO)
-                    for i in range(0, count, LANES):
-                        logit = splat(LANES, scale) * load(REAL, LANES, logits + i * SIZE)
-                        weight = exponential(logit - splat(LANES, peak))
-                        mass = mass + weight
-                        store(REAL, weight - splat(LANES, dropped), logits + i * SIZE)
-                    denominator = total(mass) + dropped * real(length - count)
-                    if count == 0 and not zero_logit:
-                        denominator, peak = ONE, ZERO
-                    at = (batch * p.heads + head) * length + row
-                    write(REAL, p.lse + at * SIZE, peak + real(math.log(denominator)))
-                    write(REAL, factors + 2 * (row - first) * SIZE, ONE / denominator)
-                    write(REAL, factors + (2 * (row - first) + 1) * SIZE, dropped)
-                    logits += padded * SIZE
-                logits = scratch
-                for row in range(first, last):
-                    out = p.out + batch * p.out_b + head * p.out_h + row * p.out_t
-                    begin = read("i64", start + row * 8)
-                    count = read("i64", start + row * 8 + 8) - begin
-                    keys = p.key + begin * 4
-                    inverse = splat(WIDTH, read(REAL, factors + 2 * (row - first) * SIZE))
-                    dropped = read(REAL, factors + (2 * (row - first) + 1) * SIZE)
-                    for c in range(1 if SINGLE else chunks):
-                        result = splat(WIDTH, ZERO)
-                        if zero_logit:
-                            result = splat(WIDTH, dropped) * load(REAL, WIDTH, sums + c * WIDTH * SIZE)
-                        for i in range(count):
-                            value = load(STORAGE, WIDTH, v + read("i32", keys + i * 4) * p.v_t + c * STEP)
-                            result = add_scaled(result, read(REAL, logits + i * SIZE), value)
-                        store(STORAGE, result * inverse, out + c * STEP)
-                    padded = (count + LANES - 1) // LANES * LANES
-                    logits += padded * SIZE
+            for row in range(length * block // p.blocks, length * (block + 1) // p.blocks):
+                q = p.q + batch * p.q_b + head * p.q_h + row * p.q_t
+                out = p.out + batch * p.out_b + head * p.out_h + row * p.out_t
+                begin = read("i64", start + row * 8)
+                count = read("i64", start + row * 8 + 8) - begin
+                keys = p.key + begin * 4
+                dots(load(STORAGE, WIDTH, q), q, k, p.k_t, keys, count, chunks, logits)
+                # Whole vectors are read from here on: the lanes behind the last logit get weight exp(-inf) = 0.
+                store(REAL, splat(LANES, LOWEST), logits + count * SIZE)
+                peaks = splat(LANES, ZERO if zero_logit else LOWEST)
+                for i in range(0, count, LANES):
+                    peaks = maximum(peaks, splat(LANES, scale) * load(REAL, LANES, logits + i * SIZE))
+                peak = highest(peaks)
+                # Under zero_logit each dropped key has logit 0, so weight `dropped`; `sums` holds what they all add.
+                dropped = real(math.exp(-peak)) if zero_logit else ZERO
+                mass = splat(LANES, ZERO)
+                for i in range(0, count, LANES):
+                    logit = splat(LANES, scale) * load(REAL, LANES, logits + i * SIZE)
+                    weight = exponential(logit - splat(LANES, peak))
+                    mass = mass + weight
+                    store(REAL, weight - splat(LANES, dropped), logits + i * SIZE)
+                denominator = total(mass) + dropped * real(length - count)
+                if count == 0 and not zero_logit:
+                    denominator, peak = ONE, ZERO
+                at = (batch * p.heads + head) * length + row
+                write(REAL, p.lse + at * SIZE, peak + real(math.log(denominator)))
+                inverse = splat(WIDTH, ONE / denominator)
+                for c in range(1 if SINGLE else chunks):
+                    result = splat(WIDTH, ZERO)
+                    if zero_logit:
+                        result = splat(WIDTH, dropped) * load(REAL, WIDTH, sums + c * WIDTH * SIZE)
+                    for i in range(count):
+                        value = load(STORAGE, WIDTH, v + read("i32", keys + i * 4) * p.v_t + c * STEP)
+                        result = add_scaled(result, read(REAL, logits + i * SIZE), value)
+                    store(STORAGE, result * inverse, out + c * STEP)
 
     @cfunc(types.void(types.CPointer(from_dtype(BACKWARD))), cache=cache, error_model="numpy")
     def backward(pointer):  # type: ignore[no-untyped-def]
         p = carray(pointer, 1)[0]
         version = VERSION  # noqa: F841  part of the cache key
         length, chunks, zero_logit, scale = p.length, p.chunks, p.zero_logit, real(p.scale)
-        means = p.scratch + take_ticket(p.thread) * p.scratch_bytes
-        own_sums = means + ROWS * SIZE
+        own_sums = p.scratch + take_ticket(p.thread) * p.scratch_bytes
         own_weights = own_sums + chunks * WIDTH * SIZE
         while True:
             unit = take_ticket(p.ticket)
@@ -223,45 +196,43 @@ def _build(STORAGE: str, WIDTH: int, SINGLE: bool, VERSION: int, cache: bool) ->
             lse = p.lse + (batch * p.heads + head) * length * SIZE
             # Rows split over threads meet in memory of their head; else every thread has its own, and it stays in cache.
             weights = own_weights if p.phase == 0 else p.shared + (batch * p.heads + head) * p.shared_bytes
-            slopes = weights + pairs * SIZE
+            slopes = weights + (pairs + LANES) * SIZE
 
             if p.phase != 2:  # the first pass: weights p and slopes dL/dlogit of this unit's rows, and their dq
-                for block_begin in range(row_begin, row_end, ROWS):
-                    block_end = min(block_begin + ROWS, row_end)
-                    for row in range(block_begin, block_end):
-                        q_row = q + row * p.q_t
-                        grad_row = grad + row * p.grad_t
-                        begin = read("i64", start + row * 8)
-                        count = read("i64", start + row * 8 + 8) - begin
-                        at = (begin - first) * SIZE
-                        q0 = load(STORAGE, WIDTH, q_row)
-                        grad0 = load(STORAGE, WIDTH, grad_row)
-                        write(REAL, means + (row - block_begin) * SIZE, dot(grad0, grad_row, out + row * p.out_t, chunks))
-                        dots(q0, q_row, k, p.k_t, p.key + begin * 4, count, chunks, weights + at)
-                        dots(grad0, grad_row, v, p.v_t, p.key + begin * 4, count, chunks, slopes + at)
-                    for row in range(block_begin, block_end):
-                        begin = read("i64", start + row * 8)
-                        count = read("i64", start + row * 8 + 8) - begin
-                        row_lse = read(REAL, lse + row * SIZE)
-                        mean = read(REAL, means + (row - block_begin) * SIZE)
-                        dropped = real(math.exp(-row_lse)) if zero_logit else ZERO
-                        for i in range(0, count, LANES):
-                            at, left = (begin - first + i) * SIZE, count - i
-                            logit = load_first(REAL, LANES, weights + at, left, ZERO) * splat(LANES, scale)
-                            weight = exponential(logit - splat(LANES, row_lse))
-                            slope = load_first(REAL, LANES, slopes + at, left, ZERO) - splat(LANES, mean)
-                            store_first(weight - splat(LANES, dropped), weights + at, left)
-                            store_first(slope * weight * splat(LANES, scale), slopes + at, left)
-                    for row in range(block_begin, block_end):
-                        begin = read("i64", start + row * 8)
-                        count = read("i64", start + row * 8 + 8) - begin
-                        keys = p.key + begin * 4
-                        for c in range(1 if SINGLE else chunks):
-                            result = splat(WIDTH, ZERO)
-                            for i in range(count):
-                                other = load(STORAGE, WIDTH, k + read("i32", keys + i * 4) * p.k_t + c * STEP)
-                                result = add_scaled(result, read(REAL, slopes + (begin - first + i) * SIZE), other)
-                            store(STORAGE, result, p.dq + batch * p.dq_b + head * p.dq_h + row * p.dq_t + c * STEP)
+                end = read("i64", start + row_end * 8) - first
+                for row in range(row_begin, row_end):
+                    q_row = q + row * p.q_t
+                    grad_row = grad + row * p.grad_t
+                    begin = read("i64", start + row * 8) - first
+                    count = read("i64", start + row * 8 + 8) - first - begin
+                    keys = p.key + (first + begin) * 4
+                    q0 = load(STORAGE, WIDTH, q_row)
+                    grad0 = load(STORAGE, WIDTH, grad_row)
+                    mean = dot(grad0, grad_row, out + row * p.out_t, chunks)
+                    dots(q0, q_row, k, p.k_t, keys, count, chunks, weights + begin * SIZE)
+                    dots(grad0, grad_row, v, p.v_t, keys, count, chunks, slopes + begin * SIZE)
+                    row_lse = read(REAL, lse + row * SIZE)
+                    dropped = real(math.exp(-row_lse)) if zero_logit else ZERO
+                    for i in range(begin, begin + count, LANES):
+                        logit = splat(LANES, scale) * load(REAL, LANES, weights + i * SIZE)
+                        weight = exponential(logit - splat(LANES, row_lse))
+                        slope = load(REAL, LANES, slopes + i * SIZE) - splat(LANES, mean)
+                        slope = slope * weight * splat(LANES, scale)
+                        weight = weight - splat(LANES, dropped)
+                        # Lanes behind this row's last key fall on rows still to come, which will overwrite them;
+                        # behind this unit's last row they would fall on another thread's.
+                        if i + LANES <= end:
+                            store(REAL, weight, weights + i * SIZE)
+                            store(REAL, slope, slopes + i * SIZE)
+                        else:
+                            store_first(weight, weights + i * SIZE, end - i)
+                            store_first(slope, slopes + i * SIZE, end - i)
+                    for c in range(1 if SINGLE else chunks):
+                        result = splat(WIDTH, ZERO)
+                        for i in range(count):
+                            other = load(STORAGE, WIDTH, k + read("i32", keys + i * 4) * p.k_t + c * STEP)
+                            result = add_scaled(result, read(REAL, slopes + (begin + i) * SIZE), other)
+                        store(STORAGE, result, p.dq + batch * p.dq_b + head * p.dq_h + row * p.dq_t + c * STEP)
 
             if p.phase != 1:  # the second pass: dk and dv, gathered through the twins
                 sums = p.sums + (batch * p.heads + head) * chunks * WIDTH * SIZE

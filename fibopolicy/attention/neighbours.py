@@ -31,13 +31,10 @@ class Neighbours:
         """The largest number of kept pairs of any head."""
         return int((self.start[:, -1] - self.start[:, 0]).max())
 
-    @functools.cache  # noqa: B019  these objects live as long as the process remembers their pattern
-    def window(self, rows: int, multiple: int) -> int:
-        """The most keys of any `rows` successive tokens of any head, each token's number rounded up to a multiple."""
-        keys = -(-np.diff(self.start, axis=1) // multiple) * multiple  # (h, T)
-        sums = np.concatenate([np.zeros_like(keys[:, :1]), keys.cumsum(axis=1)], axis=1)
-        rows = min(rows, keys.shape[1])
-        return int((sums[:, rows:] - sums[:, :-rows]).max())
+    @functools.cached_property
+    def pairs_per_token(self) -> int:
+        """The largest number of keys of any token in any head."""
+        return int(np.diff(self.start, axis=1).max())
 
 
 @functools.lru_cache(maxsize=64)

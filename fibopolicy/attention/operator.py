@@ -25,13 +25,13 @@ def sparse_attention(q: Tensor, k: Tensor, v: Tensor, pattern: str, zero_logit: 
 def _(q: Tensor, k: Tensor, v: Tensor, pattern: str, zero_logit: bool, scale: float) -> tuple[Tensor, Tensor]:
     q = q if q.stride(-1) == 1 else q.contiguous()
     dtype = torch.float64 if q.dtype == torch.float64 else torch.float32
-    return torch.empty_like(q), q.new_empty(q.shape[:3], dtype=dtype)
+    return cpu.empty_like(q), q.new_empty(q.shape[:3], dtype=dtype)
 
 
 @torch.library.custom_op("fibopolicy::sparse_attention_backward", mutates_args=())
 def sparse_attention_backward(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, pattern: str, zero_logit: bool, scale: float
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> Tensor:
     """See `cpu.backward`."""
     return cpu.backward(grad, q, k, v, out, lse, AttentionPattern.from_spec(pattern), zero_logit, scale)
 
@@ -39,9 +39,8 @@ def sparse_attention_backward(
 @sparse_attention_backward.register_fake
 def _(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, pattern: str, zero_logit: bool, scale: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))
-    return torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
+) -> Tensor:
+    return cpu.empty_like(q if q.stride(-1) == 1 else q.contiguous(), 3)
 
 
 def _remember(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -56,7 +55,7 @@ def _differentiate(ctx: Any, grad: Tensor | None, _: Tensor | None) -> tuple[Ten
         return (None,) * 6
     q, k, v, out, lse = ctx.saved_tensors
     grads = sparse_attention_backward(grad, q, k, v, out, lse, ctx.pattern, ctx.zero_logit, ctx.scale)
-    return (*grads, None, None, None)
+    return (*grads.unbind(0), None, None, None)
 
 
 sparse_attention.register_autograd(_differentiate, setup_context=_remember)

@@ -18,7 +18,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic, models, overload, register_model
 
-VERSION = 2
+VERSION = 3
 
 _INT64 = ir.IntType(64)
 _INT32 = ir.IntType(32)
@@ -304,23 +304,6 @@ def _lanes_below(builder: Any, count: Any, width: int) -> Any:
     """The mask of the first `count` of `width` lanes."""
     lanes = ir.VectorType(_INT64, width)
     return builder.icmp_signed("<", ir.Constant(lanes, list(range(width))), _splat(builder, count, width))
-
-
-@intrinsic(prefer_literal=True)
-def load_first(typing_context: Any, real: Any, width: Any, address: Any, count: Any, fill: Any) -> Any:
-    """The first `count` numbers at an address, the other lanes set to `fill` without touching memory."""
-    kind = Vector(real.literal_value, width.literal_value)
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        vector = context.get_value_type(kind)
-        name = f"llvm.masked.load.{_suffix(vector)}.p0"
-        mask = _lanes_below(builder, args[3], kind.width)
-        function = _declare(builder, name, vector, [vector.as_pointer(), _INT32, mask.type, vector])
-        pointer = builder.inttoptr(args[2], vector.as_pointer())
-        align = ir.Constant(_INT32, vector.element.get_abi_size(context.target_data))
-        return builder.call(function, [pointer, align, mask, _splat(builder, args[4], kind.width)])
-
-    return kind(real, width, types.int64, types.int64, _NUMBA_REAL[kind.real]), codegen
 
 
 @intrinsic
