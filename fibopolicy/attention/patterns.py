@@ -108,13 +108,18 @@ class AttentionPattern:
         """T: all tokens of the sequence, the prefix tokens first."""
         return self.num_tokens + self.num_prefix
 
+    @property
+    def keeps_all(self) -> bool:
+        """Whether every pair is kept in every head: plain dense attention."""
+        return False
+
     def patch_pairs(self, head: int) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
         """The kept patch pairs (j, k) of a head slot as two arrays, ascending by j, then k. Linear in their number."""
         raise NotImplementedError
 
     def mask(self, device: torch.device | str | None = None) -> Tensor:
         """Boolean (h, T, T), true where a pair is kept. Quadratic in T: for tests, pictures and masked dense attention."""
-        mask = torch.from_numpy(_mask(self).copy())  # the cache stays out of the caller's reach
+        mask = torch.from_numpy(_mask(self).copy())  # what is remembered stays out of the caller's reach
         return mask if device is None else mask.to(device)
 
     @functools.cached_property
@@ -140,6 +145,18 @@ def _mask(pattern: AttentionPattern) -> NDArray[np.bool_]:
         row, key = pattern.patch_pairs(head)
         mask[head, row + first, key + first] = True
     return mask
+
+
+def shared_mask(pattern: AttentionPattern, device: torch.device) -> Tensor:
+    """`pattern.mask(device)`, made once per device. For reading only."""
+    if device.type == "cpu" or torch.compiler.is_compiling():
+        return torch.from_numpy(_mask(pattern)).to(device)
+    return _device_mask(pattern, device)
+
+
+@functools.lru_cache(maxsize=64)
+def _device_mask(pattern: AttentionPattern, device: torch.device) -> Tensor:
+    return torch.from_numpy(_mask(pattern)).to(device)
 
 
 class OffsetPattern(AttentionPattern):

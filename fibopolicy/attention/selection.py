@@ -1,0 +1,58 @@
+"""Which backend runs when nobody says: `backend="auto"`."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import logging
+import os
+
+import torch
+from torch import Tensor
+
+from fibopolicy.attention import cpu
+from fibopolicy.attention.patterns import AttentionPattern
+
+#: Names a backend for every call that says "auto".
+VARIABLE = "FIBOPOLICY_ATTENTION_BACKEND"
+
+#: The largest share of all T^2 pairs at which the sparse CPU kernels still beat masked dense attention, forward and
+#: backward, measured by `fibopolicy profile attention`; see docs/benchmarks. Short sequences are won by the cheaper call.
+_CPU_BREAK_EVEN = ((32, 0.0), (64, 0.25), (1 << 62, 0.40))
+
+_log = logging.getLogger(__name__)
+
+
+def choose(q: Tensor, pattern: AttentionPattern) -> str:
+    """The backend for a tensor `(B, h, T, d)` and its pattern, by device, dtype, T and the share of pairs that are kept."""
+    if torch.compiler.is_exporting():
+        return "sdpa"  # an exported program must not depend on our operators
+    name = os.environ.get(VARIABLE) or _fastest(q.device.type, q.dtype, pattern)
+    if not torch.compiler.is_compiling():
+        _log.debug("attention backend %s for %s %s, T = %d", name, q.device.type, q.dtype, pattern.sequence_length)
+    return name
+
+
+def _fastest(device: str, dtype: torch.dtype, pattern: AttentionPattern) -> str:
+    if pattern.keeps_all:
+        return "sdpa"
+    if device == "cuda":
+        return "triton" if triton_available() else "csr"
+    if device != "cpu" or not cpu.available() or not cpu.supports(dtype):
+        return "sdpa"
+    length = pattern.sequence_length
+    share = next(share for longest, share in _CPU_BREAK_EVEN if length <= longest)
+    return "numba" if kept_share(pattern) < share else "sdpa"
+
+
+def kept_share(pattern: AttentionPattern) -> float:
+    """Kept pairs over T^2, prefix tokens included, averaged over the heads."""
+    length, prefix = pattern.sequence_length, pattern.num_prefix
+    whole = length**2 - pattern.num_tokens**2 if prefix else 0
+    return (whole + pattern.density * pattern.num_tokens**2) / length**2
+
+
+@functools.cache
+def triton_available() -> bool:
+    """Whether Triton is installed."""
+    return importlib.util.find_spec("triton") is not None
