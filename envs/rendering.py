@@ -1,0 +1,33 @@
+"""Off-screen rendering, with its quality as an explicit setting."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Literal
+
+from fibopolicy.errors import UserError
+
+#: full: the simulator's own lights, shadows and multisampling. fast: none of them, many times quicker in software.
+Quality = Literal["full", "fast"]
+
+INSTALL_GL = "apt-get install -y libegl1 libgl1-mesa-dri"
+
+
+def configure_gl() -> None:
+    """Choose a headless OpenGL before mujoco is imported: EGL, unless MUJOCO_GL or a display says otherwise.
+
+    Software rendering of small frames is fastest on one thread per process, so that is the default as well.
+    """
+    if "MUJOCO_GL" not in os.environ and sys.platform == "linux" and not os.environ.get("DISPLAY"):
+        os.environ["MUJOCO_GL"] = "egl"
+    os.environ.setdefault("LP_NUM_THREADS", "0")
+
+
+def no_gl(error: BaseException) -> UserError:
+    """The error for a machine on which no OpenGL context can be made."""
+    backend = os.environ.get("MUJOCO_GL", "unset")
+    return UserError(
+        f"cannot render: no OpenGL context could be made (MUJOCO_GL={backend}; {type(error).__name__}: {str(error).splitlines()[0]});"
+        f" install the libraries with `{INSTALL_GL}` or set MUJOCO_GL to egl or osmesa"
+    )
