@@ -23,8 +23,8 @@ from typing import Any, Self
 
 import h5py
 import numpy as np
-
 from fibopolicy.datasets.storage import StrPath
+
 from fibopolicy.errors import UserError, unknown
 
 _DEMO_NAME = re.compile(r"demo_(\d+)")
@@ -219,9 +219,7 @@ class DemoFile:
     def _read_env_args(self, data: h5py.Group) -> dict[str, Any]:
         text = data.attrs.get("env_args")
         if text is None:
-            raise self.error(
-                "data has no attribute env_args, the JSON that names the task; convert the file with robomimic first"
-            )
+            raise self.error("data has no attribute env_args, the JSON that names the task; convert the file with robomimic")
         try:
             env_args = json.loads(text)
         except (ValueError, TypeError) as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -31,19 +32,38 @@ def written_aside(path: Path) -> Iterator[Path]:
     """Yields a temporary name beside `path`; on a clean exit that file is flushed to disk and renamed to `path`.
 
     On an exception the temporary file is removed and `path` stays as it was. The temporary name is fixed, so what a killed
-    process left behind is replaced by the next attempt instead of piling up.
+    process left behind is replaced by the next attempt instead of piling up; it is locked, so that two live processes
+    cannot write into each other's file (open HDF5 files under it with `locking=False`).
     """
     partial = path.with_name(path.name + ".partial")
-    try:
+    with failure_told(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        yield partial
-        flush(partial)
-        os.replace(partial, path)
-        flush(path.parent)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written: {error.strerror or error}") from error
+        claim = os.open(partial, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        try:
+            fcntl.flock(claim, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UserError(f"{path}: another process is writing it; wait for it or choose another name") from error
+        try:
+            yield partial
+            with failure_told(path):
+                flush(partial)
+                os.replace(partial, path)
+                flush(path.parent)
+        finally:
+            partial.unlink(missing_ok=True)
     finally:
-        partial.unlink(missing_ok=True)
+        os.close(claim)
+
+
+@contextmanager
+def failure_told(path: Path) -> Iterator[None]:
+    """Turns the system's failures to write (disk full, no permission) into one line that names `path`."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or " ".join(str(error).split())
+        raise UserError(f"{path}: cannot be written: {reason}") from error
 
 
 def flush(path: Path) -> None:

@@ -11,9 +11,9 @@ from typing import Any, Self
 
 import h5py
 import numpy as np
+from fibopolicy.datasets.storage import StrPath, failure_told, refuse_existing, written_aside
 from numpy.typing import ArrayLike
 
-from fibopolicy.datasets.storage import StrPath, refuse_existing, written_aside
 from fibopolicy.errors import UserError
 
 Attribute = str | int | float | bool
@@ -50,22 +50,26 @@ class DemoWriter:
         refuse_existing(self.path, overwrite)
 
     def __enter__(self) -> Self:
-        self._stack = ExitStack()
-        partial = self._stack.enter_context(written_aside(self.path))
-        try:
-            self._file = self._stack.enter_context(h5py.File(partial, "w"))
-        except OSError as error:
-            raise UserError(f"{self.path}: cannot be written: {error}") from error
-        self._data = self._file.create_group("data")
-        self._data.attrs["env_args"] = json.dumps(self.env_args, indent=4)
-        for name, value in self._attrs.items():
-            self._data.attrs[name] = value
+        with ExitStack() as stack:
+            partial = stack.enter_context(written_aside(self.path))
+            with failure_told(self.path):
+                self._file = stack.enter_context(h5py.File(partial, "w", locking=False))
+            self._data = self._file.create_group("data")
+            self._data.attrs["env_args"] = json.dumps(self.env_args, indent=4)
+            for name, value in self._attrs.items():
+                self._data.attrs[name] = value
+            self._stack = stack.pop_all()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if error is None:
+        with self._stack:  # leaving it with an exception removes the temporary file
+            if error is not None:
+                raise error
+            if not self.lengths:
+                raise UserError(f"{self.path}: no demos were recorded, nothing is written")
             self._data.attrs["total"] = sum(self.lengths.values())
-        self._stack.__exit__(kind, error, trace)
+            with failure_told(self.path):
+                self._file.close()
 
     def add(
         self,
@@ -106,17 +110,18 @@ class DemoWriter:
                 raise ValueError(f"{key} has {len(value)} steps, actions have {steps}")
 
         name = f"demo_{len(self.lengths)}"
-        group = self._data.create_group(name)
-        group.attrs["num_samples"] = steps
-        if model_file is not None:
-            group.attrs["model_file"] = model_file
-        for attribute, setting in (attrs or {}).items():
-            group.attrs[attribute] = setting
-        for key, value in arrays.items():
-            group[key] = value
-        for key, value in seen.items():
-            stored = group.create_dataset(f"obs/{key}", data=value)
-            _write_next(group, key, stored, value, then.get(key))
+        with failure_told(self.path):
+            group = self._data.create_group(name)
+            group.attrs["num_samples"] = steps
+            if model_file is not None:
+                group.attrs["model_file"] = model_file
+            for attribute, setting in (attrs or {}).items():
+                group.attrs[attribute] = setting
+            for key, value in arrays.items():
+                group[key] = value
+            for key, value in seen.items():
+                stored = group.create_dataset(f"obs/{key}", data=value)
+                _write_next(group, key, stored, value, then.get(key))
         self.lengths[name] = steps
         return name
 
@@ -128,11 +133,10 @@ class DemoWriter:
 def write_filter_key(file: h5py.File, name: str, demos: Iterable[str]) -> None:
     """Store or replace a named subset of the demos of an open file."""
     names = list(demos)
-    missing = [demo for demo in names if demo not in file["data"]]
-    if missing or not names:
-        raise ValueError(
-            f"filter key {name!r} " + (f"names {missing[0]!r}, which is not in data" if missing else "names no demos")
-        )
+    if not names:
+        raise ValueError(f"filter key {name!r} names no demos")
+    if missing := [demo for demo in names if demo not in file["data"]]:
+        raise ValueError(f"filter key {name!r} names {missing[0]!r}, which is not in data")
     mask = file.require_group("mask")
     if name in mask:
         del mask[name]
@@ -146,14 +150,11 @@ def _write_next(
     if then is not None and not np.array_equal(then[:-1], seen[1:]):
         group[f"next_obs/{key}"] = then
         return
-    last = stored
-    if then is not None:
-        last = group.create_dataset(f"last_obs/{key}", data=then[-1:])
-    layout = h5py.VirtualLayout(shape=seen.shape, dtype=seen.dtype)
     steps = len(seen)
+    layout = h5py.VirtualLayout(shape=seen.shape, dtype=seen.dtype)
     if steps > 1:
-        layout[: steps - 1] = _source(stored)[1:]
-    layout[steps - 1 :] = _source(last)[-1:] if last.shape[0] == 1 else _source(last)[steps - 1 :]
+        layout[:-1] = _source(stored)[1:]
+    layout[-1:] = _source(stored if then is None else group.create_dataset(f"last_obs/{key}", data=then[-1:]))[-1:]
     group.create_virtual_dataset(f"next_obs/{key}", layout)
 
 
