@@ -191,7 +191,9 @@ class DemoFile:
         first = data[self.demos[0]]
         obs = first.get("obs")
         found = {key: item for key, item in obs.items() if isinstance(item, h5py.Dataset)} if isinstance(obs, h5py.Group) else {}
-        self.obs = {key: (tuple(item.shape[1:]), item.dtype) for key, item in found.items()}
+        self.obs: dict[str, tuple[tuple[int, ...], np.dtype[Any]]] = {
+            key: (tuple(item.shape[1:]), item.dtype) for key, item in found.items()
+        }
 
         def notes() -> Iterator[str]:
             if "total" in data.attrs and int(data.attrs["total"]) != self.num_steps:
