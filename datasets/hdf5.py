@@ -23,8 +23,8 @@ from typing import Any, Self
 
 import h5py
 import numpy as np
-from fibopolicy.datasets.storage import StrPath
 
+from fibopolicy.datasets.storage import StrPath
 from fibopolicy.errors import UserError, unknown
 
 _DEMO_NAME = re.compile(r"demo_(\d+)")

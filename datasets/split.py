@@ -8,10 +8,10 @@ from pathlib import Path
 
 import h5py
 import numpy as np
+
 from fibopolicy.datasets.hdf5 import DemoFile
 from fibopolicy.datasets.storage import StrPath, failure_told, refuse_existing, written_aside
 from fibopolicy.datasets.writer import write_filter_key
-
 from fibopolicy.errors import UserError
 
 

@@ -6,8 +6,8 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
-from fibopolicy.datasets.hdf5 import DemoFile
 
+from fibopolicy.datasets.hdf5 import DemoFile
 from fibopolicy.errors import unknown
 
 ACTION_TOLERANCE = 1e-6  # float32 rounding of a bound is no fault

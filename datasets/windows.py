@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 import numpy as np
+from numpy.typing import NDArray
+
 from fibopolicy.datasets.cache import FrameCache
 from fibopolicy.datasets.hdf5 import DemoFile
 from fibopolicy.datasets.storage import StrPath
 from fibopolicy.datasets.validate import validate
-from numpy.typing import NDArray
-
 from fibopolicy.errors import UserError
 
 Floats = NDArray[np.float32]

@@ -11,9 +11,9 @@ from typing import Any, Self
 
 import h5py
 import numpy as np
-from fibopolicy.datasets.storage import StrPath, failure_told, refuse_existing, written_aside
 from numpy.typing import ArrayLike
 
+from fibopolicy.datasets.storage import StrPath, failure_told, refuse_existing, written_aside
 from fibopolicy.errors import UserError
 
 Attribute = str | int | float | bool
