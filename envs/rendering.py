@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import sys
-from typing import Literal
+import weakref
+from typing import Literal, Protocol
 
 from fibopolicy.errors import UserError
 
@@ -31,3 +33,27 @@ def no_gl(error: BaseException) -> UserError:
         f"cannot render: no OpenGL context could be made (MUJOCO_GL={backend}; {type(error).__name__}: {str(error).splitlines()[0]});"
         f" install the libraries with `{INSTALL_GL}` or set MUJOCO_GL to egl or osmesa"
     )
+
+
+class _Closes(Protocol):
+    def close(self) -> None: ...
+
+
+_open: weakref.WeakSet[_Closes] = weakref.WeakSet()
+
+
+def close_at_exit(renderer: _Closes) -> None:
+    """Close a renderer when the interpreter exits, should nobody have done so before.
+
+    Exit hooks run last in, first out: registered once the first renderer exists, this one runs before mujoco's own hook
+    takes the display away, after which closing would print a traceback.
+    """
+    if not _open:
+        atexit.unregister(_close_open)
+        atexit.register(_close_open)
+    _open.add(renderer)
+
+
+def _close_open() -> None:
+    for renderer in list(_open):
+        renderer.close()

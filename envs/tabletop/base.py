@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import weakref
 from abc import abstractmethod
 from typing import Any
 
@@ -11,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fibopolicy.envs.base import Observation, SimState, TaskEnv
-from fibopolicy.envs.rendering import Quality, configure_gl, no_gl
+from fibopolicy.envs.rendering import Quality, close_at_exit, configure_gl, no_gl
 from fibopolicy.envs.tabletop.scene import MAX_OPENING, WORKSPACE_HIGH, WORKSPACE_LOW, scene
 from fibopolicy.errors import UserError, unknown
 
@@ -164,8 +163,7 @@ class TabletopEnv(TaskEnv):
         if self._renderer is None:
             try:
                 self._renderer = mujoco.Renderer(self.model, self.image_size, self.image_size)
-                # At interpreter exit OpenGL may be gone before the renderer is; close it while both still stand.
-                self._close_renderer = weakref.finalize(self, self._renderer.close)
+                close_at_exit(self._renderer)
             except Exception as error:  # every OpenGL backend fails with a type of its own
                 raise no_gl(error) from error
         self._renderer.update_scene(self.data, camera)
@@ -173,7 +171,7 @@ class TabletopEnv(TaskEnv):
 
     def close(self) -> None:
         if self._renderer is not None:
-            self._close_renderer()
+            self._renderer.close()
             self._renderer = None
 
     # What tasks and experts read.
