@@ -3,7 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from conftest import write
+from demo_files import write
 
 from fibopolicy.datasets import DemoFile, split
 from fibopolicy.errors import UserError

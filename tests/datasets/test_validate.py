@@ -6,7 +6,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-from conftest import CAMERAS, VECTORS
+from demo_files import CAMERAS, VECTORS
 
 from fibopolicy.datasets import DemoFile, validate
 from fibopolicy.errors import UserError
