@@ -20,7 +20,7 @@ def make_torchvision_importable() -> None:
     if _library is not None or importlib.util.find_spec("torchvision") is None:
         return
     try:
-        import torchvision  # noqa: F401
+        import torchvision
     except RuntimeError as error:
         if "torchvision::nms" not in str(error):
             raise

@@ -35,35 +35,34 @@ class Shapes:
 
 @dataclass(frozen=True)
 class PolicyConfig:
-    """What to build; the same for every task.
-
-    Args:
-        head: one of `policy_names()`.
-        encoder, encoder_options: for `fibopolicy.encoders.build_encoder`.
-        views: several cameras: "separate" encoders, one "shared", or "joint" tokens.
-        history: observation frames that the policy sees, the newest last.
-        chunk: actions predicted at once.
-        execute: how many of them are executed before the policy looks again.
-        loss: "l1" or "l2", on normalised actions.
-        hidden, layers: width and depth of the head's MLP.
-        action_normalization: "minmax" to [-1, 1] or "gaussian" to zero mean and unit variance.
-        crop: pixels; train on random crops of this size and act on the central one. `None` keeps the frame.
-        shift: pixels; train on frames shifted by up to this much, edges repeated.
-    """
+    """What to build; the same for every task."""
 
     head: str = "bc"
+    """Policy head: bc."""
     encoder: str = "fibottention_vit_tiny"
-    encoder_options: Mapping[str, Any] = field(default_factory=dict)
+    """Image encoder, e.g. fibottention_vit_tiny, vit_tiny, resnet18."""
+    encoder_options: Mapping[str, int | float | bool | str] = field(default_factory=dict)
+    """Its options as pairs, e.g. depth 4 pool mean."""
     views: str = "separate"
+    """Several cameras: "separate" encoders, one "shared", or "joint" tokens in one sequence."""
     history: int = 1
+    """Observations that the policy sees, the newest last."""
     chunk: int = 8
+    """Actions predicted at once."""
     execute: int = 4
+    """How many of them are executed before the policy looks again."""
     loss: str = "l1"
+    """"l1" or "l2", on normalised actions."""
     hidden: int = 256
+    """Width of the head's MLP."""
     layers: int = 2
+    """Hidden layers of the head's MLP."""
     action_normalization: str = "minmax"
+    """"minmax" to [-1, 1], or "gaussian" to zero mean and unit variance."""
     crop: int | None = None
+    """Pixels: train on random crops of this size, act on the central one. None keeps the whole frame."""
     shift: int = 0
+    """Pixels: train on frames shifted by up to this much, edges repeated."""
 
 
 class Policy(nn.Module):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -30,7 +31,7 @@ class BCPolicy(Policy):
         self.observations = ObservationFeatures(config, shapes)
         self.actions = Normalizer(shapes.action_dim, config.action_normalization)
         widths = [self.observations.output_dim, *[config.hidden] * config.layers]
-        layers = [m for a, b in zip(widths, widths[1:], strict=False) for m in (nn.Linear(a, b), nn.GELU())]
+        layers = [m for a, b in pairwise(widths) for m in (nn.Linear(a, b), nn.GELU())]
         self.head = nn.Sequential(*layers, nn.Linear(widths[-1], config.chunk * shapes.action_dim))
 
     def fit_normalizers(self, statistics: Statistics) -> None:

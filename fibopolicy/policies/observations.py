@@ -31,7 +31,11 @@ class ObservationFeatures(nn.Module):
         self.sizes = {c: (config.crop, config.crop) if config.crop else s for c, s in shapes.images.items()}
         self.vectors = nn.ModuleDict({key: Normalizer(dim, "gaussian") for key, dim in shapes.vectors.items()})
         self.encoder = ObservationEncoder(
-            config.encoder, config.encoder_options, self.sizes, sum(shapes.vectors.values()), config.views  # type: ignore[arg-type]
+            config.encoder,
+            config.encoder_options,
+            self.sizes,
+            sum(shapes.vectors.values()),
+            config.views,  # type: ignore[arg-type]
         )
         self.output_dim = config.history * self.encoder.output_dim
 

@@ -82,7 +82,9 @@ def _refuse_other(out: Path, found: dict[str, Any], wanted: dict[str, Any]) -> N
                 continue
             old, new = found[section].get(key), wanted[section].get(key)
             if old != new:
-                raise UserError(f"{out}: was trained with {section}.{key} = {old}, not {new}; use that value or another directory")
+                raise UserError(
+                    f"{out}: was trained with {section}.{key} = {old}, not {new}; use that value or another directory"
+                )
 
 
 def save_checkpoint(out: Path, state: TrainingState, step: int) -> None:

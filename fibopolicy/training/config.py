@@ -21,27 +21,24 @@ PROPRIOCEPTION = (
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW with linear warm-up, then a cosine to zero.
-
-    Args:
-        steps: gradient steps in all.
-        batch_size: windows per step.
-        learning_rate: the highest.
-        warmup: steps until then.
-        weight_decay: on matrices only, not on biases, norms and positions.
-        betas: of Adam.
-        clip: largest gradient norm; larger ones are scaled down to it.
-        ema: decay of the weights' moving average, which is what gets evaluated.
-    """
+    """AdamW with linear warm-up, then a cosine to zero."""
 
     steps: int = 2500
+    """Gradient steps in all."""
     batch_size: int = 64
+    """Windows per step."""
     learning_rate: float = 1e-3
+    """The highest."""
     warmup: int = 100
+    """Steps until then."""
     weight_decay: float = 1e-2
+    """On matrices only, not on biases, norms and positions."""
     betas: tuple[float, float] = (0.9, 0.95)
+    """Adam's."""
     clip: float = 1.0
+    """Largest gradient norm; larger ones are scaled down to it."""
     ema: float = 0.995
+    """Decay of the weights' moving average, which is what gets evaluated."""
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size"):
@@ -58,28 +55,27 @@ class OptimizerConfig:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """A training run.
-
-    Args:
-        dataset: robomimic HDF5 file.
-        out: run directory.
-        cameras: image keys to see; `None` takes all of the file's.
-        vectors: vector keys to see; `None` takes the proprioception among them.
-        filter_key: which demos; `None` takes "train" where the file has it, else all.
-        policy, optimizer: what is trained, and how.
-        seed: decides initial weights, order and augmentation.
-        checkpoint_every, log_every: steps.
-        device: "cpu", "cuda", ...; `None` takes a GPU where there is one.
-    """
+    """A training run."""
 
     dataset: Path
+    """Robomimic HDF5 file."""
     out: Path
+    """Run directory."""
     cameras: tuple[str, ...] | None = None
+    """Image keys to see; all of the file's by default."""
     vectors: tuple[str, ...] | None = None
+    """Vector keys to see; by default the proprioception among them."""
     filter_key: str | None = None
+    """Which demos; by default "train" where the file has it, else all."""
     policy: PolicyConfig = field(default_factory=PolicyConfig)
+    """What is trained."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    """How."""
     seed: int = 0
+    """Decides initial weights, order and augmentation."""
     checkpoint_every: int = 250
+    """Steps."""
     log_every: int = 25
+    """Steps."""
     device: str | None = None
+    """"cpu", "cuda", ...; by default a GPU where there is one."""

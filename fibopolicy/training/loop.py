@@ -72,9 +72,7 @@ def train(config: TrainConfig, *, resume: bool = False, overwrite: bool = False)
     return Trained(ema.average, max(start, total), time.perf_counter() - began)  # type: ignore[arg-type]
 
 
-def _step(
-    step: int, config: TrainConfig, dataset: WindowDataset, state: TrainingState, device: torch.device
-) -> dict[str, float]:
+def _step(step: int, config: TrainConfig, dataset: WindowDataset, state: TrainingState, device: torch.device) -> dict[str, float]:
     """One gradient step, numbered from 0; returns what to log."""
     began = time.perf_counter()
     indices = batch_indices(len(dataset), config.optimizer.batch_size, config.seed, step)
