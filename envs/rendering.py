@@ -10,10 +10,10 @@ from typing import Literal, Protocol
 
 from fibopolicy.errors import UserError
 
+INSTALL_GL = "apt-get install -y libegl1 libgl1-mesa-dri"
+
 #: full: the simulator's own lights, shadows and multisampling. fast: none of them, many times quicker in software.
 Quality = Literal["full", "fast"]
-
-INSTALL_GL = "apt-get install -y libegl1 libgl1-mesa-dri"
 
 
 def configure_gl() -> None:
@@ -28,9 +28,10 @@ def configure_gl() -> None:
 
 def no_gl(error: BaseException) -> UserError:
     """The error for a machine on which no OpenGL context can be made."""
+    reason = (str(error).strip().splitlines() or ["no reason given"])[0]
     backend = os.environ.get("MUJOCO_GL", "unset")
     return UserError(
-        f"cannot render: no OpenGL context could be made (MUJOCO_GL={backend}; {type(error).__name__}: {str(error).splitlines()[0]});"
+        f"cannot render: no OpenGL context could be made (MUJOCO_GL={backend}; {type(error).__name__}: {reason});"
         f" install the libraries with `{INSTALL_GL}` or set MUJOCO_GL to egl or osmesa"
     )
 

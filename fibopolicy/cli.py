@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import tyro
 
@@ -165,7 +166,7 @@ class Evaluate:
         print(f"page    {page}")
 
 
-VERBS = {
+VERBS: dict[str, Callable[..., Any]] = {
     "quickstart": Quickstart,
     "collect": Collect,
     "fetch": Fetch,

@@ -15,7 +15,10 @@ from fibopolicy.envs.tabletop.scene import MAX_OPENING, WORKSPACE_HIGH, WORKSPAC
 from fibopolicy.errors import UserError, unknown
 
 configure_gl()
-import mujoco  # noqa: E402  (after its OpenGL has been chosen)
+try:
+    import mujoco  # after its OpenGL has been chosen
+except Exception as error:  # mujoco loads OpenGL at import, and each backend fails with a type of its own
+    raise no_gl(error) from error
 
 CAMERAS = ("workspace", "wrist")
 CONTROL_HZ = 20

@@ -38,7 +38,7 @@ def goal(name: str, geom: str) -> str:
 
 def scene(objects: str, quality: Quality) -> str:
     """The whole model: a 4-degree-of-freedom hand (x, y, z, grip) above a table, with `objects` on it."""
-    (x0, y0, z0), (x1, y1, z1) = WORKSPACE_LOW, WORKSPACE_HIGH
+    (x0, y0, _), (x1, y1, z1) = WORKSPACE_LOW, WORKSPACE_HIGH
     return f"""
 <mujoco model="fibopolicy-tabletop">
   <option timestep="0.005" integrator="implicitfast" iterations="20" cone="elliptic" impratio="5"/>

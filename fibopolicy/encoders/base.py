@@ -58,10 +58,8 @@ def build_encoder(name: str, *, image_size: tuple[int, int], **options: Any) -> 
     Raises:
         UserError: an unknown name or option (the nearest match is suggested), or a value that the encoder refuses.
     """
-    if name not in _ENCODERS:
-        raise unknown("encoder", name, _ENCODERS)
-    factory, defaults = _ENCODERS[name]
     known = encoder_options(name)
+    factory, defaults = _ENCODERS[name]
     for option in options:
         if option not in known:
             raise unknown(f"option of encoder {name}:", option, known)
@@ -70,6 +68,8 @@ def build_encoder(name: str, *, image_size: tuple[int, int], **options: Any) -> 
 
 def encoder_options(name: str) -> tuple[str, ...]:
     """The options that an encoder takes beside `image_size`."""
+    if name not in _ENCODERS:
+        raise unknown("encoder", name, _ENCODERS)
     return tuple(n for n in inspect.signature(_ENCODERS[name][0]).parameters if n != "image_size")
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from fibopolicy.encoders.base import build_encoder, encoder_options
 from fibopolicy.errors import UserError, unknown
 
-Views = Literal["separate", "shared", "joint"]
+VIEWS = ("separate", "shared", "joint")
 
 
 class ObservationEncoder(nn.Module):
@@ -31,31 +31,34 @@ class ObservationEncoder(nn.Module):
         options: Mapping[str, Any],
         image_sizes: Mapping[str, tuple[int, int]],
         vector_dim: int,
-        views: Views = "separate",
+        views: str = "separate",
     ) -> None:
         super().__init__()
-        if views not in ("separate", "shared", "joint"):
-            raise unknown("views", views, ("separate", "shared", "joint"))
+        if views not in VIEWS:
+            raise unknown("views", views, VIEWS)
         self.cameras, self.views = tuple(image_sizes), views
         sizes = set(image_sizes.values())
         if views != "separate" and len(sizes) > 1:
             raise UserError(f"views={views!r} needs cameras of one size, got {dict(image_sizes)}; use views='separate'")
-        if not self.cameras:
-            self.encoders = nn.ModuleList()
-        elif views == "separate":
-            self.encoders = nn.ModuleList(build_encoder(encoder, image_size=s, **options) for s in image_sizes.values())
+        if views == "separate":
+            encoders = [build_encoder(encoder, image_size=size, **options) for size in image_sizes.values()]
+        elif views == "shared":
+            encoders = [build_encoder(encoder, image_size=size, **options) for size in sizes]
         else:
-            if views == "joint" and "num_views" not in encoder_options(encoder):
+            if "num_views" not in encoder_options(encoder):
                 raise UserError(f"views='joint' needs an encoder with one token sequence for all cameras; {encoder} has none")
-            extra = {"num_views": len(self.cameras)} if views == "joint" else {}
-            self.encoders = nn.ModuleList([build_encoder(encoder, image_size=sizes.pop(), **options, **extra)])
+            encoders = [build_encoder(encoder, image_size=size, num_views=len(self.cameras), **options) for size in sizes]
+        self.encoders = nn.ModuleList(encoders)
         times = len(self.cameras) if views == "shared" else 1
-        self.output_dim = times * sum(int(e.output_dim) for e in self.encoders) + vector_dim
+        self.output_dim = times * sum(e.output_dim for e in encoders) + vector_dim
 
     def forward(self, images: Mapping[str, Tensor], vectors: Tensor) -> Tensor:
         """Camera -> `(B, C, H, W)` float in [0, 1], and vectors `(B, V)`, to features `(B, F)`."""
         frames = [images[camera] for camera in self.cameras]
-        if self.views == "separate":
+        features: list[Tensor]
+        if not frames:
+            features = []
+        elif self.views == "separate":
             features = [encoder(frame)[1] for encoder, frame in zip(self.encoders, frames, strict=True)]
         elif self.views == "joint":
             features = [self.encoders[0](torch.stack(frames, dim=1))[1]]

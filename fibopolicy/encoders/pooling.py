@@ -12,6 +12,8 @@ class SpatialSoftmax(nn.Module):
     `(B, D, H, W)` -> `(B, 2 K)`. Source: Finn et al., Deep Spatial Autoencoders; robomimic's default pooling.
     """
 
+    positions: Tensor
+
     def __init__(self, channels: int, grid: tuple[int, int], keypoints: int) -> None:
         super().__init__()
         self.heatmaps = nn.Conv2d(channels, keypoints, 1)

@@ -57,7 +57,8 @@ class Attention(nn.Module):
             y = F.scaled_dot_product_attention(q, k, v)
         else:
             y = fibottention(q, k, v, self.pattern, masking=self.masking)
-        return self.out(y.transpose(1, 2).reshape(b, t, d))
+        z: Tensor = self.out(y.transpose(1, 2).reshape(b, t, d))
+        return z
 
 
 class Block(nn.Module):
@@ -72,7 +73,8 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.attention(self.norm1(x))
-        return x + self.mlp(self.norm2(x))  # type: ignore[no-any-return]
+        y: Tensor = x + self.mlp(self.norm2(x))
+        return y
 
 
 class ViT(Encoder):

@@ -78,7 +78,7 @@ def save_starts(starts: Starts, path: Path, *, overwrite: bool = False) -> None:
         "hashes": np.array(starts.hashes),
     }
     with written_aside(path) as aside, aside.open("wb") as file:
-        np.savez_compressed(file, allow_pickle=False, **arrays)  # type: ignore[arg-type]
+        np.savez_compressed(file, allow_pickle=False, **arrays)
 
 
 def load_starts(path: Path) -> Starts:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import imageio.v2 as imageio
 import numpy as np
@@ -32,7 +33,8 @@ def write_grid(
     with written_aside(path) as aside:
         film = aside.with_name(aside.name + path.suffix)  # ffmpeg goes by the ending
         try:
-            with imageio.get_writer(film, fps=fps, codec="libx264", macro_block_size=2, quality=8) as writer:
+            writer: Any = imageio.get_writer(film, fps=fps, codec="libx264", macro_block_size=2, quality=8)
+            with writer:
                 for frame in grid_frames(clips, fps, scale=scale, columns=columns):
                     writer.append_data(frame)
             film.replace(aside)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -35,13 +36,13 @@ class ObservationFeatures(nn.Module):
             config.encoder_options,
             self.sizes,
             sum(shapes.vectors.values()),
-            config.views,  # type: ignore[arg-type]
+            config.views,
         )
         self.output_dim = config.history * self.encoder.output_dim
 
     def fit(self, statistics: Statistics) -> None:
         for key, normalizer in self.vectors.items():
-            normalizer.fit(statistics[key])  # type: ignore[operator]
+            cast(Normalizer, normalizer).fit(statistics[key])
 
     def forward(self, obs: Mapping[str, Tensor]) -> Tensor:
         images = {camera: self._frames(obs[camera], size) for camera, size in self.sizes.items()}
@@ -50,7 +51,8 @@ class ObservationFeatures(nn.Module):
         rows = first.shape[0] * first.shape[1]
         vectors = torch.cat(parts, dim=-1) if parts else torch.zeros(rows, 0, device=first.device)
         features = self.encoder(images, vectors)  # (B * T_o, F)
-        return features.reshape(first.shape[0], -1)  # type: ignore[no-any-return]
+        joined: Tensor = features.reshape(first.shape[0], -1)
+        return joined
 
     def _frames(self, frames: Tensor, size: tuple[int, int]) -> Tensor:
         """uint8 `(B, T_o, H, W, 3)` -> float `(B * T_o, 3, *size)` in [0, 1]."""

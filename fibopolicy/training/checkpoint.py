@@ -36,7 +36,7 @@ class TrainingState:
     """What changes while training."""
 
     policy: Policy
-    ema: EMA
+    ema: EMA[Policy]
     optimizer: torch.optim.Optimizer
 
 

@@ -69,7 +69,7 @@ def train(config: TrainConfig, *, resume: bool = False, overwrite: bool = False)
                 log.flush()
                 save_checkpoint(config.out, state, step + 1)
             bar.update()
-    return Trained(ema.average, max(start, total), time.perf_counter() - began)  # type: ignore[arg-type]
+    return Trained(ema.average, max(start, total), time.perf_counter() - began)
 
 
 def _step(step: int, config: TrainConfig, dataset: WindowDataset, state: TrainingState, device: torch.device) -> dict[str, float]:
@@ -79,7 +79,7 @@ def _step(step: int, config: TrainConfig, dataset: WindowDataset, state: Trainin
     batch = to_device(dataset.batch(indices), device)
     loaded = time.perf_counter()
 
-    torch.manual_seed(hash((config.seed, step)) & 0x7FFFFFFF)  # augmentation and dropout of this step
+    torch.manual_seed((config.seed << 32) + step)  # augmentation and dropout of this step
     rate = learning_rate(step, config.optimizer)
     for group in state.optimizer.param_groups:
         group["lr"] = rate

@@ -22,24 +22,24 @@ class MetricsLog:
             with written_aside(path) as aside:
                 aside.write_text("".join(line + "\n" for line in kept))
         self._file = path.open("a")
-        self._events = SummaryWriter(str(out), purge_step=start if start else None)  # type: ignore[no-untyped-call]
+        self._events = SummaryWriter(str(out), purge_step=start if start else None)
 
     def write(self, step: int, figures: dict[str, float]) -> None:
         """One row: `{"step": ..., "loss": ..., ...}`."""
         self._file.write(json.dumps({"step": step, **figures}) + "\n")
         self._file.flush()
         for name, value in figures.items():
-            self._events.add_scalar(name, value, step)  # type: ignore[no-untyped-call]
+            self._events.add_scalar(name, value, step)
 
     def flush(self) -> None:
-        self._events.flush()  # type: ignore[no-untyped-call]
+        self._events.flush()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._file.close()
-        self._events.close()  # type: ignore[no-untyped-call]
+        self._events.close()
 
 
 def _step_of(line: str) -> float:
