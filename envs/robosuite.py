@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import inspect
 import logging
 import warnings
@@ -191,12 +192,12 @@ class RobosuiteEnv(TaskEnv):
         sim.reset()
         sim.set_state_from_flattened(vector)
         sim.forward()
-        for robot in self._env.robots:
-            # Robosuite's controllers still see the pose before: without this their first step would pull back to it.
-            for controller in robot.composite_controller.part_controllers.values():
-                controller.update(force=True)
-            robot.composite_controller.update_state()
-            robot.composite_controller.reset()
+        if vector[0] > 0:
+            # The controllers still see the robot's nominal pose; in mid-episode their first step would pull it back there.
+            # At time 0 robosuite's recordings begin just so: replaying them drifts by 0.7 mm, and by 10 mm if this is mended.
+            for robot in self._env.robots:
+                for controller in robot.composite_controller.part_controllers.values():
+                    controller.update(force=True)
         self._steps = 0
         return self.observe()
 
@@ -242,10 +243,12 @@ class RobosuiteEnv(TaskEnv):
         if self._renderer is None:
             try:
                 self._renderer = mujoco.Renderer(sim.model._model, *self._shape)
-                # At interpreter exit OpenGL may be gone before the renderer is; close it while both still stand.
-                self._close_renderer = weakref.finalize(self, self._renderer.close)
             except Exception as error:  # every OpenGL backend fails with a type of its own
                 raise no_gl(error) from error
+            # At exit, handlers run last in, first out: registered now, this one comes before mujoco takes OpenGL down.
+            self._close_renderer = weakref.finalize(self, self._renderer.close)
+            self._close_renderer.atexit = False
+            atexit.register(self._close_renderer)
         self._renderer.update_scene(sim.data._data, camera, self._visible)
         frame: NDArray[np.uint8] = self._renderer.render()
         return frame
@@ -319,6 +322,7 @@ class RobosuiteEnv(TaskEnv):
     def _drop_renderer(self) -> None:
         if self._renderer is not None:
             self._close_renderer()
+            atexit.unregister(self._close_renderer)
             self._renderer = None
 
 
