@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
+import importlib.util
 import os
 import sys
 import weakref
@@ -24,6 +26,11 @@ def configure_gl() -> None:
     if "MUJOCO_GL" not in os.environ and sys.platform == "linux" and not os.environ.get("DISPLAY"):
         os.environ["MUJOCO_GL"] = "egl"
     os.environ.setdefault("LP_NUM_THREADS", "0")
+    # Mesa's software renderer brings LLVM's symbols into the process for all to see; a Triton loaded after it (torch
+    # does so when it makes an optimiser) binds to them and crashes. Loaded before it, both work.
+    if importlib.util.find_spec("triton"):
+        with contextlib.suppress(ImportError):
+            importlib.import_module("triton._C.libtriton")
 
 
 def no_gl(error: BaseException) -> UserError:

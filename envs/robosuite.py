@@ -146,8 +146,9 @@ class RobosuiteEnv(TaskEnv):
         if self._loaded != self._own_model:
             self._load(self._own_model)
         placement = getattr(self._env, "placement_initializer", None)
-        for owner in (self._env, placement, *getattr(placement, "samplers", {}).values()):
-            if owner is not None:
+        samplers = getattr(placement, "samplers", {}).values()
+        for owner in (self._env, placement, *samplers, *self._env.model.mujoco_objects):
+            if hasattr(owner, "rng"):
                 owner.rng = self.np_random
         self._env.reset()
         # Through `set_state`, so that this episode and its replays from the stored start are one and the same.
@@ -194,7 +195,7 @@ class RobosuiteEnv(TaskEnv):
         sim.forward()
         if vector[0] > 0:
             # The controllers still see the robot's nominal pose; in mid-episode their first step would pull it back there.
-            # At time 0 robosuite's recordings begin just so: replaying them drifts by 0.7 mm, and by 10 mm if this is mended.
+            # At time 0 robosuite's recordings begin just so: replaying them drifts by 1 mm, and by 10 mm if this is mended.
             for robot in self._env.robots:
                 for controller in robot.composite_controller.part_controllers.values():
                     controller.update(force=True)

@@ -49,13 +49,21 @@ def open_run(config: TrainConfig, dataset: WindowDataset, *, resume: bool, overw
             raise UserError(f"{out}: holds a run already; pass --resume to go on with it or --overwrite to replace it")
         _refuse_other(out, read_config(out), document)
         return
-    if out.exists() and overwrite:
-        shutil.rmtree(out)
-    if out.exists() and any(out.iterdir()):
+    if (out / CONFIG).exists():
+        _remove_run(out)
+    elif out.exists() and any(out.iterdir()):
         raise UserError(f"{out}: is not empty and holds no run; choose another directory")
     out.mkdir(parents=True, exist_ok=True)
     with written_aside(out / CONFIG) as aside:
         aside.write_text(json.dumps(document, indent=2) + "\n")
+
+
+def _remove_run(out: Path) -> None:
+    """Delete what a run writes, and nothing else that somebody may have put there."""
+    for pattern in ("*.safetensors", STATE, "*.jsonl", "events.out.tfevents.*", "starts_*.npz", "curves.png", "report.html", CONFIG):
+        for path in out.glob(pattern):
+            path.unlink()
+    shutil.rmtree(out / "videos", ignore_errors=True)
 
 
 def describe(config: TrainConfig, dataset: WindowDataset) -> dict[str, Any]:

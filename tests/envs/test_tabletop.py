@@ -192,3 +192,11 @@ def test_an_environment_left_open_ends_without_a_traceback() -> None:
     code = "from fibopolicy import envs; e = envs.make('Lift-v0'); e.reset(seed=0)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stderr == ""
+
+
+@pytest.mark.slow
+def test_rendering_first_leaves_triton_and_the_optimizer_usable() -> None:
+    code = "from fibopolicy import envs; e = envs.make('Lift-v0'); e.reset(seed=0); e.close()\n"
+    code += "import torch; torch.optim.AdamW([torch.zeros(1, requires_grad=True)])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
