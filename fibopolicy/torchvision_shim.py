@@ -8,10 +8,12 @@ first cures the import; calling the operators would still fail, which nothing he
 from __future__ import annotations
 
 import importlib.util
+from typing import Any
 
 import torch
 
-_library: torch.library.Library | None = None
+#: Must outlive its first use: the schemas go when it does.
+_library: Any = None
 
 
 def make_torchvision_importable() -> None:
@@ -20,11 +22,12 @@ def make_torchvision_importable() -> None:
     if _library is not None or importlib.util.find_spec("torchvision") is None:
         return
     try:
-        import torchvision  # noqa: F401
+        import torchvision
     except RuntimeError as error:
         if "torchvision::nms" not in str(error):
             raise
-        _library = torch.library.Library("torchvision", "DEF")
+        make_library: Any = torch.library.Library
+        _library = make_library("torchvision", "DEF")
         _library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
         _library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
         import torchvision  # noqa: F401

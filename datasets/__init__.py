@@ -1,0 +1,26 @@
+"""Demonstrations in robomimic's HDF5 format: fetch, inspect, read, write, check, split, and cut into training windows."""
+
+from fibopolicy.datasets.cache import FrameCache
+from fibopolicy.datasets.fetch import SOURCES, fetch
+from fibopolicy.datasets.hdf5 import DemoFile
+from fibopolicy.datasets.inspect import inspect
+from fibopolicy.datasets.sampling import batch_indices, epoch_order
+from fibopolicy.datasets.split import split
+from fibopolicy.datasets.validate import validate
+from fibopolicy.datasets.windows import Batch, WindowDataset
+from fibopolicy.datasets.writer import DemoWriter
+
+__all__ = [
+    "SOURCES",
+    "Batch",
+    "DemoFile",
+    "DemoWriter",
+    "FrameCache",
+    "WindowDataset",
+    "batch_indices",
+    "epoch_order",
+    "fetch",
+    "inspect",
+    "split",
+    "validate",
+]

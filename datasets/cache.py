@@ -1,0 +1,165 @@
+"""Image frames in flat memory-mapped files, so that random access is fast and the process stays small.
+
+HDF5 answers a batch of random windows with hundreds of small reads. The cache holds each camera's frames of all selected demos
+one after the other in one file `(F, H, W, 3)`, and a batch becomes one indexing operation on a mapping.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import mmap
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from fibopolicy.datasets.hdf5 import DemoFile
+from fibopolicy.datasets.storage import StrPath, cache_home, failure_told, flush
+
+_META = "meta.json"
+_CHUNK_STEPS = 1024  # frames copied at a time: bounds the memory that building takes
+_FAULT_AROUND = 2 * 2**20  # Linux maps up to a huge page around a page that is touched
+
+
+class FrameCache:
+    """The frames of some demos and cameras, mapped into memory; built on first use.
+
+    Built once per file (path, size, time of change), demos and cameras, aside and then renamed, under a lock: a cache is whole
+    or absent, and of two processes that want the same one the second waits and takes what the first has built. Caches of
+    earlier versions of the same file are removed.
+
+    Args:
+        file: the open file, validated.
+        demos: which demos, in the order of the frames.
+        cameras: which image observations.
+        cache_dir: the folder for caches; `None` means `frames` in `storage.cache_home()`.
+        resident_bytes: how much of the mapping may count as this process's memory before it is handed back to the system's
+            page cache. What is dropped comes back without a disk access while the system has memory to spare.
+
+    Raises:
+        UserError: the cache cannot be written, say because the disk is full.
+    """
+
+    def __init__(
+        self,
+        file: DemoFile,
+        demos: Sequence[str],
+        cameras: Sequence[str],
+        cache_dir: StrPath | None = None,
+        *,
+        resident_bytes: int = 256 * 2**20,
+    ) -> None:
+        self.num_frames = sum(file.length(demo) for demo in demos)
+        self.shapes = {camera: file.image_shape(camera) for camera in cameras}
+        self.path = _ensure(file, demos, cameras, Path(cache_dir) if cache_dir is not None else cache_home() / "frames")
+        self._resident_bytes = resident_bytes
+        self._touched = 0
+        self._maps = {camera: _map(self.path / _frame_file(i)) for i, camera in enumerate(cameras)}
+        self._frames: dict[str, NDArray[np.uint8]] = {
+            camera: np.frombuffer(mapping, dtype=np.uint8).reshape(-1, *self.shapes[camera])
+            for camera, mapping in self._maps.items()
+        }
+
+    def gather(self, camera: str, indices: NDArray[np.int64]) -> NDArray[np.uint8]:
+        """The frames of `indices` `(B, T)`, rows of nearby steps, as a new array uint8 `(B, T, H, W, 3)`.
+
+        Frame i is step i of the demos in a row.
+        """
+        frames = np.take(self._frames[camera], indices, axis=0)
+        self._touched += frames.nbytes + len(indices) * _FAULT_AROUND
+        if self._touched > self._resident_bytes:
+            self._touched = 0
+            if sum(map(len, self._maps.values())) > self._resident_bytes:  # a small cache may stay mapped
+                for mapping in self._maps.values():
+                    mapping.madvise(mmap.MADV_DONTNEED)
+        return frames
+
+
+def _map(path: Path) -> mmap.mmap:
+    with path.open("rb") as file:
+        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+
+
+def _ensure(file: DemoFile, demos: Sequence[str], cameras: Sequence[str], folder: Path) -> Path:
+    """The folder of the finished cache, after building it if need be."""
+    stat = file.path.stat()
+    source = {"path": str(file.path.resolve()), "size": stat.st_size, "mtime_ns": stat.st_mtime_ns}
+    identity = {"source": source, "demos": list(demos), "cameras": list(cameras)}
+    final = folder / hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:32]
+    frames = sum(file.length(demo) for demo in demos)
+    sizes = {_frame_file(i): frames * int(np.prod(file.image_shape(camera))) for i, camera in enumerate(cameras)}
+    if _is_whole(final, sizes):
+        return final
+    with failure_told(final):
+        folder.mkdir(parents=True, exist_ok=True)
+        with _lock(final.with_suffix(".lock")):
+            if not _is_whole(final, sizes):  # else another process built it while this one waited
+                _build(file, demos, cameras, final, identity)
+                _remove_outdated(folder, source)
+    return final
+
+
+def _build(file: DemoFile, demos: Sequence[str], cameras: Sequence[str], final: Path, identity: dict[str, Any]) -> None:
+    for leftover in (final, *final.parent.glob(f"{final.name}.*.building")):  # of a killed process: the lock is ours
+        shutil.rmtree(leftover, ignore_errors=True)
+    aside = Path(tempfile.mkdtemp(prefix=f"{final.name}.", suffix=".building", dir=final.parent))
+    try:
+        total = sum(file.length(demo) for demo in demos) * len(cameras)
+        with tqdm(total=total, desc="caching frames", unit="frame", disable=None) as bar:
+            for i, camera in enumerate(cameras):
+                with (aside / _frame_file(i)).open("wb") as out:
+                    for block in _blocks(file, demos, camera):
+                        out.write(block.data)
+                        bar.update(len(block))
+                flush(aside / _frame_file(i))
+        (aside / _META).write_text(json.dumps(identity, indent=2))
+        flush(aside / _META)
+        os.rename(aside, final)
+        flush(final.parent)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def _blocks(file: DemoFile, demos: Sequence[str], camera: str) -> Iterator[NDArray[np.uint8]]:
+    for demo in demos:
+        for start in range(0, file.length(demo), _CHUNK_STEPS):
+            yield np.ascontiguousarray(file.read(demo, f"obs/{camera}", start, start + _CHUNK_STEPS))
+
+
+def _is_whole(final: Path, sizes: dict[str, int]) -> bool:
+    try:
+        return (final / _META).is_file() and all((final / name).stat().st_size == size for name, size in sizes.items())
+    except FileNotFoundError:
+        return False
+
+
+def _remove_outdated(folder: Path, source: dict[str, Any]) -> None:
+    """Remove caches of this path's earlier content. A process that still maps one keeps it until it ends."""
+    for meta in folder.glob(f"*/{_META}"):
+        try:
+            other = json.loads(meta.read_text())["source"]
+        except (OSError, ValueError, KeyError):
+            continue  # being removed by another process, or not ours to judge
+        if other["path"] == source["path"] and other != source:
+            shutil.rmtree(meta.parent, ignore_errors=True)
+
+
+@contextmanager
+def _lock(path: Path) -> Iterator[None]:
+    """Exclusive over processes; the system releases it when the holder ends, however it ends."""
+    with path.open("w") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+
+
+def _frame_file(position: int) -> str:
+    return f"camera_{position}.uint8"

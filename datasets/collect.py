@@ -1,0 +1,223 @@
+"""Demonstrations from a task's scripted expert."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import shutil
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from fibopolicy.datasets.storage import StrPath, refuse_existing, written_aside
+from fibopolicy.datasets.writer import DemoWriter
+from fibopolicy.envs import TaskEnv, make, resolve
+from fibopolicy.envs.seeding import episode_seed
+from fibopolicy.errors import UserError
+
+#: Episodes per shard: what a killed collection loses at most, per worker.
+SHARD = 20
+#: Attempts before an expert that never succeeds is given up.
+HOPELESS = 100
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that decides what is collected.
+
+    Args:
+        task: its id.
+        cameras, image_size, quality: how the frames are rendered; stored with the data. `cameras=None` is the task's own.
+        seed: with an episode's index, gives its layout and noise.
+        noise: standard deviation of the Gaussian noise added to the executed actions, in action units; the recorded
+            `actions` are the expert's own, so that the data show how to recover (Laskey et al., DART). What was
+            executed is stored as `executed_actions`.
+    """
+
+    task: str
+    cameras: tuple[str, ...] | None = None
+    image_size: int = 84
+    quality: str = "fast"
+    seed: int = 0
+    noise: float = 0.2
+
+    def make_env(self) -> TaskEnv:
+        options = {} if self.cameras is None else {"cameras": self.cameras}
+        return make(self.task, image_size=self.image_size, quality=self.quality, **options)
+
+
+@dataclass(frozen=True)
+class Collected:
+    """What a collection gave: demos kept, episodes tried for them, control steps kept."""
+
+    path: Path
+    demos: int
+    tried: int
+    steps: int
+
+
+Arrays = dict[str, NDArray[Any]]
+
+
+def collect(
+    plan: Plan, episodes: int, out: StrPath, *, workers: int | None = None, overwrite: bool = False, resume: bool = False
+) -> Collected:
+    """Write `episodes` successful episodes of the scripted expert to a robomimic HDF5 file.
+
+    The file depends on `plan` and `episodes` alone, not on `workers`. A collection that was stopped goes on where it was
+    with `resume=True`: finished shards lie in a folder beside `out`, which is removed at the end.
+
+    Raises:
+        UserError: the task is unknown or has no expert, `out` exists, or another collection was under way there.
+    """
+    plan = Plan(**{**asdict(plan), "task": resolve(plan.task)})
+    out = Path(out).expanduser()
+    if episodes < 1:
+        raise UserError(f"episodes must be at least 1, got {episodes}")
+    if not 0 <= plan.noise <= 2:
+        raise UserError(f"noise must be between 0 and 2 (action units), got {plan.noise}")
+    refuse_existing(out, overwrite)
+    env = plan.make_env()
+    if type(env).expert_action is TaskEnv.expert_action:
+        raise UserError(f"{plan.task} has no scripted expert to collect from")
+    env.reset(seed=0)  # fails here, once and clearly, where nothing can be rendered
+    env_args = env.env_args
+    model = env.get_state().model
+    env.close()
+
+    parts = out.with_name(out.name + ".parts")
+    _claim(parts, plan, resume)
+    workers = min(workers or os.cpu_count() or 1, -(-episodes // SHARD))
+    kept = tried = steps = 0
+    with (
+        tqdm(total=episodes, desc=f"collect {plan.task}", unit="demo", disable=None) as bar,
+        DemoWriter(out, env_args, attrs={"generator": "scripted expert", **_flat(plan)}, overwrite=overwrite) as writer,
+    ):
+        names: list[str] = []
+        for episode in _episodes(plan, parts, workers):
+            tried += 1
+            if episode["success"]:
+                names.append(_add(writer, episode, model))
+                kept, steps = kept + 1, steps + len(episode["actions"])
+                bar.update()
+            if kept == episodes:
+                break
+            if tried >= HOPELESS and kept < tried // 10:
+                raise UserError(
+                    f"the expert of {plan.task} succeeded in {kept} of {tried} episodes with noise {plan.noise}; lower it"
+                )
+        # Every tenth demo is held out, the same ones whatever the number of workers.
+        if valid := names[9::10]:
+            writer.add_filter_key("train", [n for n in names if n not in set(valid)])
+            writer.add_filter_key("valid", valid)
+    shutil.rmtree(parts)
+    return Collected(out, kept, tried, steps)
+
+
+def _flat(plan: Plan) -> dict[str, str | int | float]:
+    return {"seed": plan.seed, "noise": plan.noise, "quality": plan.quality}
+
+
+def _claim(parts: Path, plan: Plan, resume: bool) -> None:
+    """Make the folder of shards, or check that the one there is of the same plan."""
+    wanted = json.loads(json.dumps(asdict(plan)))
+    file = parts / "plan.json"
+    if file.exists():
+        if not resume:
+            shutil.rmtree(parts)
+        elif json.loads(file.read_text()) != wanted:
+            raise UserError(
+                f"{parts}: holds a collection with other settings ({file.read_text()}); remove it or collect elsewhere"
+            )
+    parts.mkdir(parents=True, exist_ok=True)
+    with written_aside(file) as aside:
+        aside.write_text(json.dumps(wanted))
+
+
+def _episodes(plan: Plan, parts: Path, workers: int) -> Iterator[Arrays]:
+    """All episodes from index 0 on, in order; shards are made ahead in spawned processes, one simulator each."""
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=(plan,)) as pool:
+        pending = [pool.submit(_make_shard, parts, k) for k in range(2 * workers)]
+        ahead = len(pending)
+        try:
+            while True:
+                shard = pending.pop(0).result()
+                pending.append(pool.submit(_make_shard, parts, ahead))
+                ahead += 1
+                yield from _load_shard(shard)
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+_worker: tuple[Plan, TaskEnv] | None = None
+
+
+def _start_worker(plan: Plan) -> None:
+    global _worker
+    _worker = (plan, plan.make_env())
+
+
+def _make_shard(parts: Path, k: int) -> Path:
+    assert _worker is not None
+    plan, env = _worker
+    path = parts / f"shard_{k:05d}.npz"
+    if not path.exists():
+        episodes = [run_expert(env, plan, index) for index in range(k * SHARD, (k + 1) * SHARD)]
+        flat = {f"{i}/{key}": value for i, episode in enumerate(episodes) for key, value in episode.items()}
+        with written_aside(path) as aside, aside.open("wb") as file:
+            np.savez(file, allow_pickle=False, **flat)
+    return path
+
+
+def _load_shard(path: Path) -> Iterator[Arrays]:
+    with np.load(path, allow_pickle=False) as arrays:
+        for i in range(SHARD):
+            prefix = f"{i}/"
+            yield {key.removeprefix(prefix): arrays[key] for key in arrays.files if key.startswith(prefix)}
+
+
+def run_expert(env: TaskEnv, plan: Plan, index: int) -> Arrays:
+    """One episode: `actions`, `executed_actions` (N, A), `states` (N, S), `rewards`, `dones` (N,), `obs/*`, `success`, `seed`."""
+    seed = episode_seed("collect", plan.seed, index)
+    rng = np.random.default_rng(seed)
+    obs, info = env.reset(seed=seed)
+    rows: dict[str, list[Any]] = {}
+    done = False
+    while not done:
+        action = env.expert_action()
+        # The gripper keeps its command: noise there would drop what is held, not show how to recover.
+        executed = action + np.array([*rng.normal(0, plan.noise, len(action) - 1), 0], dtype=np.float32)
+        executed = np.clip(executed, -1, 1).astype(np.float32)
+        row = {"actions": action, "executed_actions": executed, "states": env.get_state().state}
+        row |= {f"obs/{key}": value for key, value in obs.items()}
+        obs, reward, terminated, truncated, info = env.step(executed)
+        done = terminated or truncated
+        for key, value in {**row, "rewards": reward, "dones": done}.items():
+            rows.setdefault(key, []).append(value)
+    arrays = {key: np.stack(values) for key, values in rows.items()}
+    arrays |= {f"last_obs/{key}": value[None] for key, value in obs.items()}
+    return {**arrays, "success": np.array(info["success"]), "seed": np.array(seed)}
+
+
+def _add(writer: DemoWriter, episode: Arrays, model: str) -> str:
+    obs = {key.removeprefix("obs/"): value for key, value in episode.items() if key.startswith("obs/")}
+    next_obs = {key: np.concatenate([value[1:], episode[f"last_obs/{key}"]]) for key, value in obs.items()}
+    return writer.add(
+        obs,
+        episode["actions"],
+        episode["states"],
+        episode["rewards"],
+        episode["dones"],
+        next_obs=next_obs,
+        model_file=model,
+        extra={"executed_actions": episode["executed_actions"]},
+        attrs={"seed": int(episode["seed"]), "generator": "scripted expert"},
+    )

@@ -1,0 +1,133 @@
+"""A readable account of a demonstration file."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from fibopolicy.datasets.hdf5 import DemoFile
+from fibopolicy.datasets.storage import StrPath
+from fibopolicy.datasets.validate import validate
+from fibopolicy.errors import UserError
+
+_ENV_TYPES: dict[Any, str] = {1: "robosuite", 2: "gym", 3: "iGibson"}  # robomimic's EnvType
+_LISTED = 3  # how many of a kind are spelt out
+
+
+def inspect(path: StrPath) -> str:
+    """What is in a file, as text: task, demos, filter keys, observations, actions, provenance, and warnings last.
+
+    Actions and vectors are read in full, images are not. Content that training would refuse is told as a warning.
+
+    Raises:
+        UserError: the file cannot be read at all, see `DemoFile`.
+    """
+    with DemoFile(path) as file:
+        rows = [("file", f"{file.path} ({_size(file.path.stat().st_size)})"), *_task(file), *_demos(file), *_observations(file)]
+        rows += [*_actions(file), *_provenance(file)]
+        warnings = [*file.warnings, *_filter_key_faults(file), *_content_faults(file)]
+    width = max(len(label) for label, _ in rows) + 2
+    lines = [f"{label:<{width}}{text}".rstrip() for label, text in rows]
+    return "\n".join([*lines, *(f"warning: {warning}" for warning in warnings)])
+
+
+def _task(file: DemoFile) -> Iterator[tuple[str, str]]:
+    settings = file.env_args.get("env_kwargs") or {}
+    kind = file.env_args.get("type")
+    version = file.env_args.get("env_version", "unknown")
+    yield "task", f"{file.env_args['env_name']} (type {kind}: {_ENV_TYPES.get(kind, 'other')}, version {version})"
+    if (controller := _controller(settings.get("controller_configs"))) is not None:
+        yield "controller", controller
+    if (frequency := settings.get("control_freq")) is not None:
+        yield "control", f"{frequency} Hz"
+
+
+def _controller(config: Any) -> str | None:
+    """`OSC_POSE` of robosuite < 1.5, `BASIC (right: OSC_POSE)` of robosuite >= 1.5."""
+    if not isinstance(config, dict):
+        return None
+    parts = config.get("body_parts")
+    named = [f"{part}: {c.get('type')}" for part, c in parts.items() if isinstance(c, dict)] if isinstance(parts, dict) else []
+    return str(config.get("type")) + (f" ({', '.join(named)})" if named else "")
+
+
+def _demos(file: DemoFile) -> Iterator[tuple[str, str]]:
+    lengths = [file.length(demo) for demo in file.demos]
+    yield "demos", f"{len(lengths)}"
+    yield "steps", f"{file.num_steps} (min {min(lengths)}, median {np.median(lengths):g}, max {max(lengths)} per demo)"
+    rewarded = [demo for demo in file.demos if file.has(demo, "rewards")]
+    if rewarded:
+        reached = sum(bool(np.max(file.read(demo, "rewards"), initial=0) >= 1) for demo in rewarded)
+        yield "successes", f"{reached} of {len(rewarded)} (reward reaches 1)"
+    for number, (name, demos) in enumerate(file.filter_keys.items()):
+        yield "filter keys" if number == 0 else "", f"{name} ({len(demos)} demos)"
+
+
+def _observations(file: DemoFile) -> Iterator[tuple[str, str]]:
+    width = max((len(key) for key in file.obs), default=0)
+    for number, (key, (shape, dtype)) in enumerate(file.obs.items()):
+        yield "observations" if number == 0 else "", f"{key:<{width}}  {dtype} {shape}"
+
+
+def _actions(file: DemoFile) -> Iterator[tuple[str, str]]:
+    yield "actions", f"{file.action_dim} dimensions"
+    blocks = [file.read(demo, "actions") for demo in file.demos]
+    blocks = [block for block in blocks if block.shape[1] == file.action_dim and np.issubdtype(block.dtype, np.floating)]
+    if blocks:
+        actions = np.concatenate(blocks)
+        for dim, (low, high) in enumerate(zip(actions.min(axis=0), actions.max(axis=0), strict=True)):
+            yield "", f"{dim}: {low:+.3f} .. {high:+.3f}"
+
+
+def _provenance(file: DemoFile) -> Iterator[tuple[str, str]]:
+    for name, value in file.file_attrs.items():
+        yield name, _short(value)
+    seen: dict[str, Counter[str]] = {}
+    for demo in file.demos:
+        for name, value in file.attrs(demo).items():
+            if name not in ("num_samples", "model_file", "ep_meta"):
+                seen.setdefault(name, Counter())[_short(value)] += 1
+    for name, values in seen.items():
+        told = ", ".join(f"{value} ({count} demos)" for value, count in values.most_common(_LISTED))
+        yield name, told + (f", {len(values) - _LISTED} other values" if len(values) > _LISTED else "")
+
+
+def _filter_key_faults(file: DemoFile) -> Iterator[str]:
+    for name in file.filter_keys:
+        try:
+            file.select(name)
+        except UserError as error:
+            yield _without_path(file, error)
+
+
+def _content_faults(file: DemoFile) -> Iterator[str]:
+    faulty = 0
+    for demo in file.demos:
+        try:
+            validate(file, file.image_keys, file.vector_keys, [demo])
+        except UserError as error:
+            faulty += 1
+            if faulty <= _LISTED:
+                yield _without_path(file, error)
+    if faulty > _LISTED:
+        yield f"{faulty} demos have such faults, the first {_LISTED} are told"
+
+
+def _without_path(file: DemoFile, error: UserError) -> str:
+    return str(error).removeprefix(f"{file.path}: ")
+
+
+def _short(value: Any) -> str:
+    text = " ".join(str(value).split())
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def _size(count: float) -> str:
+    for unit in ("bytes", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} GB"

@@ -1,0 +1,70 @@
+"""Makes filter keys: train, valid, and smaller subsets for scaling studies."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+from fibopolicy.datasets.hdf5 import DemoFile
+from fibopolicy.datasets.storage import StrPath, failure_told, refuse_existing, written_aside
+from fibopolicy.datasets.writer import write_filter_key
+from fibopolicy.errors import UserError
+
+
+def split(
+    src: StrPath,
+    out: StrPath,
+    valid: float = 0.1,
+    seed: int = 0,
+    *,
+    subsets: Mapping[str, float] | None = None,
+    overwrite: bool = False,
+) -> dict[str, tuple[str, ...]]:
+    """Copy `src` to `out` with filter keys `train` and `valid`; `src` is not touched.
+
+    Args:
+        src: a robomimic HDF5 file.
+        out: the file to write. Other filter keys of `src` are kept.
+        valid: the share of demos set aside, in [0, 1); at least one demo unless 0.
+        seed: decides which demos.
+        subsets: further filter keys by name and share of the *training* demos, say `{"20_percent": 0.2}`. Smaller ones lie
+            within larger ones, and none touches `valid`: so a scaling study varies one thing.
+        overwrite: replace an existing `out`.
+
+    Returns:
+        The new filter keys, each with its demos in numeric order.
+
+    Raises:
+        UserError: a share is out of range, no training demo would be left, `out` exists or is `src`.
+    """
+    src, out = Path(src).expanduser(), Path(out).expanduser()
+    for name, share in {**(subsets or {}), "valid": valid}.items():
+        if not (0 <= share < 1 if name == "valid" else 0 < share <= 1):
+            raise UserError(f"split: the share of {name!r} must be in {'[0, 1)' if name == 'valid' else '(0, 1]'}, got {share}")
+    if out.exists() and src.exists() and out.samefile(src):
+        raise UserError(f"{out}: is the input itself, which is never modified; choose another name")
+    refuse_existing(out, overwrite)
+
+    with DemoFile(src) as file:
+        demos = file.demos
+    shuffled = [demos[i] for i in np.random.default_rng(seed).permutation(len(demos))]
+    held_out = max(1, round(valid * len(demos))) if valid else 0
+    if held_out >= len(demos):
+        raise UserError(f"{src}: {len(demos)} demos, {held_out} for valid leave none to train on; lower valid from {valid}")
+    train = shuffled[held_out:]
+    chosen = {"train": train, "valid": shuffled[:held_out]}
+    chosen |= {name: train[: max(1, round(share * len(train)))] for name, share in (subsets or {}).items()}
+    filter_keys = {name: tuple(sorted(names, key=demos.index)) for name, names in chosen.items() if names}
+
+    with written_aside(out) as partial, failure_told(out):
+        shutil.copyfile(src, partial)
+        with h5py.File(partial, "r+", locking=False) as copy:
+            if not held_out and "valid" in copy.get("mask", ()):
+                del copy["mask/valid"]
+            for name, names in filter_keys.items():
+                write_filter_key(copy, name, names)
+    return filter_keys

@@ -1,0 +1,89 @@
+"""Is a demonstration file fit to train on? Asked before training starts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from fibopolicy.datasets.hdf5 import DemoFile
+from fibopolicy.errors import unknown
+
+ACTION_TOLERANCE = 1e-6  # float32 rounding of a bound is no fault
+
+Floats = np.ndarray[Any, np.dtype[Any]]
+
+
+def validate(file: DemoFile, cameras: Sequence[str], vectors: Sequence[str], demos: Sequence[str] | None = None) -> None:
+    """Check the content that training will read, and return quietly if it is sound.
+
+    Actions and vectors are read in full; of images only shape and dtype are looked at, so that a large file takes seconds.
+
+    Args:
+        file: the open file.
+        cameras: image observations, uint8 `(N, H, W, 3)`, of one shape over all demos.
+        vectors: vector observations, float `(N, D)`, finite, of one width over all demos.
+        demos: which demos; `None` means all.
+
+    Raises:
+        UserError: the first fault found, with its demo, step and value.
+    """
+    for key in cameras:
+        _check_key(file, "camera", key, file.image_keys, "uint8 (N, H, W, 3)")
+    for key in vectors:
+        _check_key(file, "vector observation", key, file.vector_keys, "float (N, D)")
+    wanted = {f"obs/{key}": file.obs[key] for key in (*cameras, *vectors)}
+    for demo in file.demos if demos is None else demos:
+        for key in file.keys(demo):
+            _check_length(file, demo, key)
+        for key, (shape, dtype) in wanted.items():
+            found, found_dtype = file.layout(demo, key)
+            if found[1:] != shape or found_dtype != dtype:
+                first = f"{dtype} {_steps(shape)} in {file.demos[0]}"
+                raise file.error(f"{demo}: {key} is {found_dtype} {_steps(found[1:])}, but {first}; keep one shape per file")
+            _check_length(file, demo, key)
+        if (fault := next(action_faults(file, demo), None)) is not None:
+            raise file.error(f"{fault}; actions must be finite and in [-1, 1]: rescale or drop the demo")
+        for key in vectors:
+            _check_finite(file, demo, f"obs/{key}")
+
+
+def action_faults(file: DemoFile, demo: str) -> Iterator[str]:
+    """One line for each action value that is not finite or not in [-1, 1], and for actions of the wrong width or type."""
+    actions = file.read(demo, "actions")  # (N, A)
+    if not np.issubdtype(actions.dtype, np.floating):
+        yield f"{demo}: actions are {actions.dtype}, expected floats"
+    elif actions.shape[1] != file.action_dim:
+        yield f"{demo}: actions have {actions.shape[1]} dimensions, those of {file.demos[0]} have {file.action_dim}"
+    else:
+        for step, dim in np.argwhere(~(np.abs(actions) <= 1 + ACTION_TOLERANCE)):  # NaN compares false
+            yield f"{demo}: action {actions[step, dim]:g} at step {step}, dimension {dim}"
+
+
+def _check_key(file: DemoFile, kind: str, key: str, known: Sequence[str], expected: str) -> None:
+    if not file.obs:
+        raise file.error("no observations are stored, states and actions alone: render them before training")
+    if key in file.obs and key not in known:
+        shape, dtype = file.obs[key]
+        raise file.error(f"{kind} {key!r} is {dtype} {_steps(shape)}, expected {expected}")
+    if key not in known:
+        raise file.error(str(unknown(kind, key, known)))
+
+
+def _check_length(file: DemoFile, demo: str, key: str) -> None:
+    shape, _ = file.layout(demo, key)
+    if shape[:1] != (file.length(demo),):
+        told, found = file.length(demo), shape[0] if shape else "no"
+        raise file.error(f"{demo}: num_samples says {told}, {key} holds {found} steps; mend the attribute or the arrays")
+
+
+def _check_finite(file: DemoFile, demo: str, key: str) -> None:
+    values = file.read(demo, key)  # (N, D)
+    if not np.isfinite(values).all():
+        step, dim = np.argwhere(~np.isfinite(values))[0]
+        raise file.error(f"{demo}: {key} is {values[step, dim]:g} at step {step}, dimension {dim}; values must be finite")
+
+
+def _steps(shape: tuple[int, ...]) -> str:
+    return f"({', '.join(['N', *map(str, shape)])})"

@@ -1,0 +1,122 @@
+"""Training samples: a window of observations and the actions that follow, cut from demonstrations."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypedDict
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fibopolicy.datasets.cache import FrameCache
+from fibopolicy.datasets.hdf5 import DemoFile
+from fibopolicy.datasets.storage import StrPath
+from fibopolicy.datasets.validate import validate
+from fibopolicy.errors import UserError
+
+Floats = NDArray[np.float32]
+
+
+class Batch(TypedDict):
+    """B windows, as numpy arrays that own their memory.
+
+    Attributes:
+        obs: per camera uint8 `(B, history, H, W, 3)`, per vector float32 `(B, history, D)`, oldest first.
+        actions: float32 `(B, chunk, A)`.
+        action_mask: bool `(B, chunk)`, false where an action is padding after the end of the demo.
+    """
+
+    obs: dict[str, NDArray[Any]]
+    actions: Floats
+    action_mask: NDArray[np.bool_]
+
+
+class WindowDataset:
+    """Every step t of every selected demo is one sample: what was seen up to t, and the actions from t on.
+
+    The observations are those of steps t-history+1 .. t, and steps before the first repeat the first; the actions are those
+    of t .. t+chunk-1, and steps after the last repeat the last. A window never reaches into another demo. Sample i is step
+    i of the demos in a row.
+
+    Frames lie in a memory-mapped cache, so that memory does not grow with them; vectors and actions lie in memory.
+
+    Args:
+        path: a robomimic HDF5 file; it is validated first.
+        cameras, vectors: observation keys, in the order in which `batch` gives them.
+        filter_key: which demos, `None` for all.
+        chunk: actions per sample, at least 1.
+        history: observations per sample, at least 1.
+        cache_dir: the folder of the frame cache, see `FrameCache`.
+
+    Attributes:
+        env_args: the task, as the file gives it.
+        demos: the selected demos.
+        image_shapes: (H, W, 3) per camera.
+        vector_dims: D per vector key.
+        action_dim: A.
+        stats: per vector key and for "actions": `min`, `max`, `mean` and (population) `std`, float64 `(D,)`, over all steps of
+            the selected demos.
+
+    Raises:
+        UserError: the file, a key or an option is at fault, see `DemoFile` and `validate`.
+    """
+
+    def __init__(
+        self,
+        path: StrPath,
+        *,
+        cameras: Sequence[str],
+        vectors: Sequence[str],
+        filter_key: str | None = None,
+        chunk: int,
+        history: int = 1,
+        cache_dir: StrPath | None = None,
+    ) -> None:
+        for name, value in (("chunk", chunk), ("history", history)):
+            if value < 1:
+                raise UserError(f"{name} must be at least 1, got {value}")
+        self.path = Path(path)
+        self.cameras, self.vectors = tuple(cameras), tuple(vectors)
+        self.chunk, self.history = chunk, history
+        with DemoFile(path) as file:
+            self.env_args: dict[str, Any] = file.env_args
+            self.demos = file.select(filter_key)
+            validate(file, cameras, vectors, self.demos)
+            self.image_shapes = {camera: file.image_shape(camera) for camera in cameras}
+            self.vector_dims = {key: file.vector_dim(key) for key in vectors}
+            self.action_dim = file.action_dim
+            self._vectors = {key: self._load(file, f"obs/{key}") for key in vectors}  # (F, D) each
+            self._actions = self._load(file, "actions")  # (F, A)
+            self._ends = np.cumsum([file.length(demo) for demo in self.demos])  # (demos,) one past each demo's last step
+            self._starts = np.concatenate([[0], self._ends[:-1]])
+            self._frames = FrameCache(file, self.demos, cameras, cache_dir)
+        self.stats = {key: _stats(values) for key, values in {**self._vectors, "actions": self._actions}.items()}
+
+    def __len__(self) -> int:
+        return len(self._actions)
+
+    @property
+    def num_demos(self) -> int:
+        """How many demos are selected."""
+        return len(self.demos)
+
+    def batch(self, indices: NDArray[np.int64]) -> Batch:
+        """The samples of `indices` `(B,)`, each in 0 .. len - 1."""
+        demo = np.searchsorted(self._ends, indices, side="right")  # (B,)
+        seen = indices[:, None] + np.arange(1 - self.history, 1)  # (B, history)
+        seen = np.maximum(seen, self._starts[demo][:, None])
+        then = indices[:, None] + np.arange(self.chunk)  # (B, chunk)
+        mask = then < self._ends[demo][:, None]
+        then = np.minimum(then, self._ends[demo][:, None] - 1)
+        images = {camera: self._frames.gather(camera, seen) for camera in self.cameras}
+        vectors = {key: values[seen] for key, values in self._vectors.items()}
+        return {"obs": {**images, **vectors}, "actions": self._actions[then], "action_mask": mask}
+
+    def _load(self, file: DemoFile, key: str) -> Floats:
+        return np.concatenate([file.read(demo, key).astype(np.float32) for demo in self.demos])
+
+
+def _stats(values: Floats) -> dict[str, NDArray[np.float64]]:
+    exact = values.astype(np.float64)
+    return {"min": exact.min(axis=0), "max": exact.max(axis=0), "mean": exact.mean(axis=0), "std": exact.std(axis=0)}

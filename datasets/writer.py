@@ -1,0 +1,163 @@
+"""Writes robomimic HDF5 demonstrations; the format is told in `hdf5.py`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import h5py
+import numpy as np
+from numpy.typing import ArrayLike
+
+from fibopolicy.datasets.storage import StrPath, failure_told, refuse_existing, written_aside
+from fibopolicy.errors import UserError
+
+Attribute = str | int | float | bool
+
+
+class DemoWriter:
+    """Writes a new file, which appears under its name when the `with` block ends well, and not at all otherwise.
+
+    Arrays are stored contiguous and uncompressed. Every observation also gets its `next_obs`, which robomimic's
+    `SequenceDataset` asks for; it is an HDF5 virtual dataset over `obs`, so that images do not lie in the file twice.
+
+    Args:
+        path: the file to write.
+        env_args: the task: `env_name`, `env_version`, `type` (1 is robosuite) and `env_kwargs`; stored as JSON.
+        attrs: attributes of the data group: where the demos came from, how they were rendered.
+        overwrite: replace an existing file.
+
+    Raises:
+        UserError: `path` exists and `overwrite` is false, or it cannot be written.
+    """
+
+    def __init__(
+        self,
+        path: StrPath,
+        env_args: Mapping[str, Any],
+        *,
+        attrs: Mapping[str, Attribute] | None = None,
+        overwrite: bool = False,
+    ) -> None:
+        self.path = Path(path).expanduser()
+        self.env_args = dict(env_args)
+        self.lengths: dict[str, int] = {}
+        self._attrs = dict(attrs or {})
+        refuse_existing(self.path, overwrite)
+
+    def __enter__(self) -> Self:
+        with ExitStack() as stack:
+            partial = stack.enter_context(written_aside(self.path))
+            with failure_told(self.path):
+                self._file = stack.enter_context(h5py.File(partial, "w", locking=False))
+            self._data = self._file.create_group("data")
+            self._data.attrs["env_args"] = json.dumps(self.env_args, indent=4)
+            for name, value in self._attrs.items():
+                self._data.attrs[name] = value
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        with self._stack:  # leaving it with an exception removes the temporary file
+            if error is not None:
+                raise error
+            if not self.lengths:
+                raise UserError(f"{self.path}: no demos were recorded, nothing is written")
+            self._data.attrs["total"] = sum(self.lengths.values())
+            with failure_told(self.path):
+                self._file.close()
+
+    def add(
+        self,
+        obs: Mapping[str, ArrayLike],
+        actions: ArrayLike,
+        states: ArrayLike,
+        rewards: ArrayLike,
+        dones: ArrayLike,
+        *,
+        next_obs: Mapping[str, ArrayLike] | None = None,
+        model_file: str | None = None,
+        extra: Mapping[str, ArrayLike] | None = None,
+        attrs: Mapping[str, Attribute] | None = None,
+    ) -> str:
+        """Append a demo of N steps and return its name, `demo_<k>`.
+
+        Args:
+            obs: per key `(N, ...)`; images uint8 `(N, H, W, 3)`, upright; `obs[t]` is seen before `actions[t]`.
+            actions: `(N, A)` in [-1, 1].
+            states: `(N, S)`, the simulator's state before each action.
+            rewards, dones: `(N,)`, after each action.
+            next_obs: per key `(N, ...)`, what is seen after each action. Where it is `obs` shifted by one step, its last row
+                alone is stored. `None`: the last observation is repeated.
+            model_file: the MJCF of the scene.
+            extra: further arrays `(N, ...)`, say the noisy actions that were executed.
+            attrs: attributes of the demo: where it came from.
+
+        Raises:
+            ValueError: the arrays differ in length.
+        """
+        main = {"actions": actions, "states": states, "rewards": rewards, "dones": np.asarray(dones, dtype=np.int64)}
+        arrays = {key: np.asarray(value) for key, value in {**main, **(extra or {})}.items()}
+        seen = {key: np.asarray(value) for key, value in obs.items()}
+        then = {key: np.asarray(value) for key, value in (next_obs or {}).items()}
+        steps = len(arrays["actions"])
+        for key, value in [*arrays.items(), *seen.items(), *then.items()]:
+            if len(value) != steps:
+                raise ValueError(f"{key} has {len(value)} steps, actions have {steps}")
+
+        name = f"demo_{len(self.lengths)}"
+        with failure_told(self.path):
+            group = self._data.create_group(name)
+            group.attrs["num_samples"] = steps
+            if model_file is not None:
+                group.attrs["model_file"] = model_file
+            for attribute, setting in (attrs or {}).items():
+                group.attrs[attribute] = setting
+            for key, value in arrays.items():
+                group[key] = value
+            for key, value in seen.items():
+                stored = group.create_dataset(f"obs/{key}", data=value)
+                _write_next(group, key, stored, value, then.get(key))
+        self.lengths[name] = steps
+        return name
+
+    def add_filter_key(self, name: str, demos: Iterable[str]) -> None:
+        """Store a named subset of the demos, under mask/<name>."""
+        write_filter_key(self._file, name, demos)
+
+
+def write_filter_key(file: h5py.File, name: str, demos: Iterable[str]) -> None:
+    """Store or replace a named subset of the demos of an open file."""
+    names = list(demos)
+    if not names:
+        raise ValueError(f"filter key {name!r} names no demos")
+    if missing := [demo for demo in names if demo not in file["data"]]:
+        raise ValueError(f"filter key {name!r} names {missing[0]!r}, which is not in data")
+    mask = file.require_group("mask")
+    if name in mask:
+        del mask[name]
+    mask[name] = np.array(names, dtype="S")
+
+
+def _write_next(
+    group: h5py.Group, key: str, stored: h5py.Dataset, seen: np.ndarray[Any, Any], then: np.ndarray[Any, Any] | None
+) -> None:
+    """`next_obs/<key>`: rows 1.. of `obs/<key>` and one last row, which lies in `last_obs/<key>` where it is known."""
+    if then is not None and not np.array_equal(then[:-1], seen[1:]):
+        group[f"next_obs/{key}"] = then
+        return
+    steps = len(seen)
+    layout = h5py.VirtualLayout(shape=seen.shape, dtype=seen.dtype)
+    if steps > 1:
+        layout[:-1] = _source(stored)[1:]
+    layout[-1:] = _source(stored if then is None else group.create_dataset(f"last_obs/{key}", data=then[-1:]))[-1:]
+    group.create_virtual_dataset(f"next_obs/{key}", layout)
+
+
+def _source(dataset: h5py.Dataset) -> h5py.VirtualSource:
+    # "." is HDF5's name for "this very file", so that the file may be renamed and copied
+    return h5py.VirtualSource(".", dataset.name, shape=dataset.shape, dtype=dataset.dtype)

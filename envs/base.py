@@ -1,0 +1,76 @@
+"""The environment contract that collection, rendering and evaluation rely on."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import gymnasium
+import numpy as np
+from numpy.typing import NDArray
+
+Observation = dict[str, NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class SimState:
+    """One exact instant of a simulation.
+
+    Args:
+        model: the MJCF text that the state belongs to.
+        state: `(S,)` float64, everything that the next step depends on.
+    """
+
+    model: str
+    state: NDArray[np.float64]
+
+
+class TaskEnv(gymnasium.Env[Observation, NDArray[np.float32]]):
+    """A manipulation task: images and proprioception in, normalised actions out, success as a predicate.
+
+    Observations are a dict: `<camera>_image` uint8 `(H, W, 3)`, upright, and float32 vectors. Actions are float32 in
+    [-1, 1]. `info["success"]` says whether the goal is met at this instant; an episode terminates when it is.
+    `step` is `advance` followed by `observe`: whoever needs no picture of an instant calls `advance` alone.
+    """
+
+    task_id: str
+    control_hz: float
+    #: Control steps after which an episode is truncated.
+    horizon: int
+    #: The observation keys that a policy uses as proprioception unless told otherwise.
+    proprioception: tuple[str, ...]
+
+    @abstractmethod
+    def advance(self, action: NDArray[np.floating[Any]]) -> tuple[float, bool, bool, dict[str, Any]]:
+        """Simulate one control step: `(reward, terminated, truncated, info)`, no rendering."""
+
+    @abstractmethod
+    def observe(self) -> Observation:
+        """The observation of this instant, with its cameras rendered."""
+
+    @abstractmethod
+    def get_state(self) -> SimState:
+        """This instant, for `set_state`."""
+
+    @abstractmethod
+    def set_state(self, state: SimState) -> Observation:
+        """Restore an instant exactly and start counting steps from 0; returns its observation."""
+
+    @property
+    @abstractmethod
+    def env_args(self) -> dict[str, Any]:
+        """What `fibopolicy.envs.from_env_args` needs to make this environment again; stored with every dataset."""
+
+    def expert_action(self) -> NDArray[np.float32]:
+        """The scripted expert's action at this instant, a function of the simulator's state alone."""
+        raise LookupError(f"{self.task_id} has no scripted expert")
+
+    def step(self, action: NDArray[np.floating[Any]]) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
+        reward, terminated, truncated, info = self.advance(action)
+        return self.observe(), reward, terminated, truncated, info
+
+
+def is_success(info: Mapping[str, Any]) -> bool:
+    return bool(info["success"])

@@ -1,0 +1,67 @@
+"""Off-screen rendering, with its quality as an explicit setting."""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import importlib.util
+import os
+import sys
+import weakref
+from typing import Literal, Protocol
+
+from fibopolicy.errors import UserError
+
+INSTALL_GL = "apt-get install -y libegl1 libgl1-mesa-dri"
+
+#: full: the simulator's own lights, shadows and multisampling. fast: none of them, many times quicker in software.
+Quality = Literal["full", "fast"]
+
+
+def configure_gl() -> None:
+    """Choose a headless OpenGL before mujoco is imported: EGL, unless MUJOCO_GL or a display says otherwise.
+
+    Software rendering of small frames is fastest on one thread per process, so that is the default as well.
+    """
+    if "MUJOCO_GL" not in os.environ and sys.platform == "linux" and not os.environ.get("DISPLAY"):
+        os.environ["MUJOCO_GL"] = "egl"
+    os.environ.setdefault("LP_NUM_THREADS", "0")
+    # Mesa's software renderer brings LLVM's symbols into the process for all to see; a Triton loaded after it (torch
+    # does so when it makes an optimiser) binds to them and crashes. Loaded before it, both work.
+    if importlib.util.find_spec("triton"):
+        with contextlib.suppress(ImportError):
+            importlib.import_module("triton._C.libtriton")
+
+
+def no_gl(error: BaseException) -> UserError:
+    """The error for a machine on which no OpenGL context can be made."""
+    reason = (str(error).strip().splitlines() or ["no reason given"])[0]
+    backend = os.environ.get("MUJOCO_GL", "unset")
+    return UserError(
+        f"cannot render: no OpenGL context could be made (MUJOCO_GL={backend}; {type(error).__name__}: {reason});"
+        f" install the libraries with `{INSTALL_GL}` or set MUJOCO_GL to egl or osmesa"
+    )
+
+
+class _Closes(Protocol):
+    def close(self) -> None: ...
+
+
+_open: weakref.WeakSet[_Closes] = weakref.WeakSet()
+
+
+def close_at_exit(renderer: _Closes) -> None:
+    """Close a renderer when the interpreter exits, should nobody have done so before.
+
+    Exit hooks run last in, first out: registered once the first renderer exists, this one runs before mujoco's own hook
+    takes the display away, after which closing would print a traceback.
+    """
+    if not _open:
+        atexit.unregister(_close_open)
+        atexit.register(_close_open)
+    _open.add(renderer)
+
+
+def _close_open() -> None:
+    for renderer in list(_open):
+        renderer.close()

@@ -1,0 +1,425 @@
+"""Robosuite's tasks behind the environment contract."""
+
+from __future__ import annotations
+
+import atexit
+import inspect
+import logging
+import warnings
+import weakref
+import xml.etree.ElementTree as ET
+from collections.abc import Mapping
+from copy import deepcopy
+from typing import Any, Self
+
+import gymnasium
+import numpy as np
+from numpy.typing import NDArray
+
+from fibopolicy.envs.base import Observation, SimState, TaskEnv
+from fibopolicy.envs.rendering import Quality, configure_gl, no_gl
+from fibopolicy.envs.robosuite_legacy import adopt, composite_controller, portable
+from fibopolicy.errors import UserError, unknown
+
+CAMERAS = ("agentview", "robot0_eye_in_hand")
+
+#: What files say of rendering, episodes and seeds, in robosuite's and robomimic's words. Here this class decides them.
+# fmt: off
+_DECIDED_HERE = {
+    "has_renderer", "has_offscreen_renderer", "use_camera_obs", "camera_names", "camera_heights", "camera_widths",
+    "camera_depths", "camera_segmentations", "ignore_done", "hard_reset", "horizon", "seed", "renderer",
+    "renderer_config", "render_camera", "render_collision_mesh", "render_visual_mesh", "render_gpu_device_id", "render",
+    "render_offscreen", "use_image_obs", "use_depth_obs", "postprocess_visual_obs", "gripper_visualization",
+    "gripper_visualizations",
+}
+# fmt: on
+
+
+class RobosuiteEnv(TaskEnv):
+    """A task of robosuite 1.5: from its own settings, or from those that a dataset's `env_args` describe.
+
+    Observations: `<camera>_image` uint8 `(H, W, 3)`, upright, and all of robosuite's vectors of this instant as float32, e.g.
+    `robot0_eef_pos` `(3,)` metres, `robot0_eef_quat` `(4,)` xyzw, `robot0_gripper_qpos` `(2,)` metres, `cube_pos`.
+    Actions are robosuite's: for the Panda's default controller `(7,)`, position (1 = 5 cm), rotation (1 = 0.5 rad) and gripper
+    (-1 open, 1 closed). An absolute controller takes metres and radians, and its action space is unbounded.
+
+    A state is robosuite's and robomimic's: time, joint positions, joint velocities. It holds no controller's memory, so
+    `set_state` starts the controllers afresh: everything that follows is exactly repeatable, from `reset` too. An instant in the
+    middle of a grasp loses one thing: the gripper's command, which robosuite ramps over 5 control steps, starts from its middle.
+
+    Args:
+        task_id: "robosuite/" and the task's name, e.g. "robosuite/Lift".
+        cameras: the cameras to render; fewer are faster, and none needs no OpenGL.
+        image_size: pixels, one number or (height, width).
+        quality: "fast" renders without shadows, reflections and multisampling.
+        horizon: control steps until truncation.
+        options: passed to `robosuite.make`, e.g. `robots`, `controller_configs` (of any generation), `control_freq`.
+
+    Raises:
+        UserError: robosuite is missing; no such task, robot, controller, camera or option.
+    """
+
+    metadata = {"render_modes": ["rgb_array"]}  # noqa: RUF012  (gymnasium's convention)
+    proprioception = ("robot0_eef_pos", "robot0_eef_quat", "robot0_gripper_qpos")
+
+    def __init__(
+        self,
+        task_id: str = "robosuite/Lift",
+        cameras: tuple[str, ...] | list[str] = CAMERAS,
+        image_size: int | tuple[int, int] = 84,
+        quality: Quality = "fast",
+        horizon: int = 400,
+        render_mode: str | None = None,
+        **options: Any,
+    ) -> None:
+        if quality not in ("fast", "full"):
+            raise unknown("render quality", quality, ("fast", "full"))
+        self._shape = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
+        if len(self._shape) != 2 or min(self._shape) < 8:
+            raise UserError(f"image_size must be at least 8 pixels, got {image_size}")
+        if horizon < 1:
+            raise UserError(f"horizon must be at least 1 control step, got {horizon}")
+        self.task_id = task_id
+        self.cameras = tuple(cameras)
+        self.image_size = image_size
+        self.quality = quality
+        self.horizon = horizon
+        self.render_mode = render_mode
+        self._options = _checked_options(task_id, options)
+        self._env = _make(task_id, self._options)
+        for camera in self.cameras:
+            if camera not in self._env.sim.model.camera_names:
+                raise unknown("camera", camera, self._env.sim.model.camera_names)
+        # Robosuite samples its sensors in every physics step, the first after an action counting. Here they are read when asked.
+        self._env._update_observables = lambda force=False: None
+        self.control_hz = float(self._env.control_freq)
+        self._renderer: Any = None
+        self._steps = 0
+        self._own_model = self._loaded = self._source = portable(self._env.model.get_xml())
+        self._prepare_model()
+
+        sensors = self._vectors()
+        prefixes = [robot.robot_model.naming_prefix for robot in self._env.robots]
+        hands = [f"{p}{arm}" for p in prefixes for arm in ("", "right_", "left_") if f"{p}{arm}eef_pos" in sensors]
+        self.proprioception = tuple(f"{hand}{key}" for hand in hands for key in ("eef_pos", "eef_quat", "gripper_qpos"))
+        limit = np.inf if _absolute(self._options["controller_configs"]) else 1.0
+        self.action_space = gymnasium.spaces.Box(-limit, limit, (self._env.action_dim,), np.float32)
+        spaces: dict[str, gymnasium.Space[Any]] = {
+            f"{camera}_image": gymnasium.spaces.Box(0, 255, (*self._shape, 3), np.uint8) for camera in self.cameras
+        }
+        spaces |= {key: gymnasium.spaces.Box(-np.inf, np.inf, value.shape, np.float32) for key, value in sensors.items()}
+        self.observation_space = gymnasium.spaces.Dict(spaces)
+
+    @classmethod
+    def from_env_args(cls, env_args: Mapping[str, Any], **overrides: Any) -> Self:
+        """The environment that a robomimic file's `env_args` describe, of any robosuite from 1.0 to 1.5.
+
+        `overrides` replace single arguments of the constructor, e.g. `cameras`, `image_size`, `quality` or `horizon`.
+
+        Raises:
+            UserError: the `env_args` are not robosuite's, or name what the installed robosuite lacks.
+        """
+        import_robosuite()
+        if env_args.get("type") != 1 or not isinstance(env_args.get("env_name"), str):
+            raise UserError(f"env_args of robosuite have type 1 and an env_name, got {dict(env_args)}"[:300])
+        _warn_of_version(env_args.get("env_version"))
+        kwargs = dict(env_args.get("env_kwargs") or {})
+        arguments = {key: value for key, value in kwargs.items() if key not in _DECIDED_HERE}
+        if "mount_types" in arguments:  # its name until 1.4
+            arguments["base_types"] = arguments.pop("mount_types")
+        if "camera_names" in kwargs:
+            names = kwargs["camera_names"]
+            arguments["cameras"] = (names,) if isinstance(names, str) else tuple(names)
+        if "camera_heights" in kwargs:
+            arguments["image_size"] = _one_size(kwargs["camera_heights"], kwargs.get("camera_widths", kwargs["camera_heights"]))
+        if "horizon" in kwargs:
+            arguments["horizon"] = kwargs["horizon"]
+        if "render_quality" in env_args:
+            arguments["quality"] = env_args["render_quality"]
+        return cls(f"robosuite/{env_args['env_name']}", **{**arguments, **overrides})
+
+    # The environment contract.
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Observation, dict[str, Any]]:
+        """Draw a layout from `seed`, in robosuite's ranges: the same one whatever ran before."""
+        super().reset(seed=seed)
+        if self._loaded != self._own_model:
+            self._load(self._own_model)
+        placement = getattr(self._env, "placement_initializer", None)
+        samplers = getattr(placement, "samplers", {}).values()
+        for owner in (self._env, placement, *samplers, *self._env.model.mujoco_objects):
+            if hasattr(owner, "rng"):
+                owner.rng = self.np_random
+        self._env.reset()
+        # Through `set_state`, so that this episode and its replays from the stored start are one and the same.
+        state = self.get_state()
+        self._source = state.model
+        return self.set_state(state), {"success": self.success()}
+
+    def advance(self, action: NDArray[np.floating[Any]]) -> tuple[float, bool, bool, dict[str, Any]]:
+        command = np.asarray(action, dtype=np.float64)
+        if command.shape != self.action_space.shape or not np.isfinite(command).all():
+            raise UserError(f"{self.task_id} takes {self._env.action_dim} finite actions, got {np.asarray(action).tolist()}")
+        _, reward, _, _ = self._env.step(command)
+        self._steps += 1
+        success = self.success()
+        return float(reward), success, self._steps >= self.horizon, {"success": success}
+
+    def observe(self) -> Observation:
+        images: Observation = {f"{camera}_image": self.render_camera(camera) for camera in self.cameras}
+        return images | self._vectors()
+
+    def get_state(self) -> SimState:
+        return SimState(self._model_text(), np.asarray(self._env.sim.get_state().flatten(), dtype=np.float64))
+
+    def set_state(self, state: SimState) -> Observation:
+        """Restore an instant exactly and start counting steps from 0; returns its observation.
+
+        The model may come from another machine, and from a robosuite as old as 1.0 (see `robosuite_legacy.adopt`).
+
+        Raises:
+            UserError: the model does not fit this task or does not load; the state's width is not the model's.
+        """
+        if state.model not in (self._source, self._model_text()):
+            objects = [thing.root_body for thing in self._env.model.mujoco_objects]
+            self._load(adopt(state.model, self._own_model, objects))
+            self._source = state.model
+        sim = self._env.sim
+        width = 1 + sim.model.nq + sim.model.nv
+        vector = np.asarray(state.state, dtype=np.float64)
+        if vector.shape != (width,) or not np.isfinite(vector).all():
+            raise UserError(f"a state of {self.task_id} is {width} finite numbers for this model, got shape {vector.shape}")
+        self._reset_deterministically()
+        sim.reset()
+        sim.set_state_from_flattened(vector)
+        sim.forward()
+        if vector[0] > 0:
+            # The controllers still see the robot's nominal pose; in mid-episode their first step would pull it back there.
+            # At time 0 robosuite's recordings begin just so: replaying them drifts by 1 mm, and by 10 mm if this is mended.
+            for robot in self._env.robots:
+                for controller in robot.composite_controller.part_controllers.values():
+                    controller.update(force=True)
+        self._steps = 0
+        return self.observe()
+
+    @property
+    def env_args(self) -> dict[str, Any]:
+        """In robomimic's form, which its own tools can read; `render_quality` stands beside the kwargs that robosuite takes."""
+        kwargs = {
+            **deepcopy(self._options),
+            "camera_names": list(self.cameras),
+            "camera_heights": self._shape[0],
+            "camera_widths": self._shape[1],
+            "camera_depths": False,
+            "use_camera_obs": bool(self.cameras),
+            "has_offscreen_renderer": bool(self.cameras),
+            "has_renderer": False,
+            "ignore_done": True,
+            "horizon": self.horizon,
+        }
+        return {
+            "env_name": self.task_id.partition("/")[2],
+            "env_version": import_robosuite().__version__,
+            "type": 1,
+            "env_kwargs": kwargs,
+            "render_quality": self.quality,
+        }
+
+    def success(self) -> bool:
+        """Whether the task's goal is met at this instant."""
+        return bool(self._env._check_success())
+
+    def render(self) -> NDArray[np.uint8]:  # type: ignore[override]
+        return self.render_camera(self.cameras[0] if self.cameras else self._env.sim.model.camera_names[0])
+
+    def render_camera(self, camera: str) -> NDArray[np.uint8]:
+        """One frame, uint8 `(H, W, 3)`, upright.
+
+        With MuJoCo's own renderer: robosuite's does not switch to its OpenGL context, so that two of them in one process
+        return each other's frames.
+        """
+        import mujoco
+
+        sim = self._env.sim
+        if self._renderer is None:
+            try:
+                self._renderer = mujoco.Renderer(sim.model._model, *self._shape)
+            except Exception as error:  # every OpenGL backend fails with a type of its own
+                raise no_gl(error) from error
+            # At exit, handlers run last in, first out: registered now, this one comes before mujoco takes OpenGL down.
+            self._close_renderer = weakref.finalize(self, self._renderer.close)
+            self._close_renderer.atexit = False
+            atexit.register(self._close_renderer)
+        self._renderer.update_scene(sim.data._data, camera, self._visible)
+        frame: NDArray[np.uint8] = self._renderer.render()
+        return frame
+
+    def close(self) -> None:
+        self._drop_renderer()
+        if self._env.sim is not None:
+            self._env.close()
+
+    # The model and what is derived from it.
+
+    def _load(self, model: str) -> None:
+        """Replace the simulation by one of this MJCF text; on an error the old one stays."""
+        old = self._env.sim
+        try:
+            self._env._initialize_sim(xml_string=model)
+        except ValueError as error:
+            raise UserError(f"robosuite cannot load a state's model: {' '.join(str(error).split())}") from error
+        self._drop_renderer()
+        old.free()
+        self._loaded = self._source = model
+        self._prepare_model()
+        self._reset_deterministically()
+
+    def _prepare_model(self) -> None:
+        """Set what rendering needs in a freshly loaded model."""
+        import mujoco
+
+        model = self._env.sim.model._model
+        model.vis.global_.offheight, model.vis.global_.offwidth = self._shape
+        if self.quality == "fast":
+            model.vis.quality.shadowsize = 0
+            model.vis.quality.offsamples = 0
+            model.mat_reflectance[:] = 0
+        # Robosuite shows geom group 1, the visual meshes, and hides group 0, the collision shapes.
+        self._visible = mujoco.MjvOption()
+        self._visible.geomgroup[0] = 0
+
+    def _reset_deterministically(self) -> None:
+        """Robosuite's reset with nothing drawn: new controllers, counters at zero, references into the current simulation."""
+        self._env.deterministic_reset = True
+        self._env.reset()
+        self._env.deterministic_reset = False
+
+    def _model_text(self) -> str:
+        """The loaded model's MJCF, with the places where the last reset put objects that cannot move, such as a door."""
+        model = self._env.sim.model
+        fixed = [thing.root_body for thing in self._env.model.mujoco_objects]
+        fixed = [name for name in fixed if model.body_jntnum[model.body_name2id(name)] == 0]
+        if not fixed:
+            return self._loaded
+        root = ET.fromstring(self._loaded)
+        for name in fixed:
+            body = root.find(f"worldbody//body[@name='{name}']")
+            assert body is not None
+            for key, values in (("pos", model.body_pos), ("quat", model.body_quat)):
+                body.set(key, " ".join(map(repr, values[model.body_name2id(name)].tolist())))
+        return ET.tostring(root, encoding="unicode")
+
+    def _vectors(self) -> Observation:
+        """All of robosuite's active vector observables at this instant, float32."""
+        values: dict[str, Any] = {}  # later sensors are computed from earlier ones
+        active = []
+        for name, observable in self._env._observables.items():
+            if observable.is_enabled():
+                values[name] = np.asarray(observable._sensor(values))
+                if observable.is_active() and values[name].ndim <= 1:
+                    active.append(name)
+        return {name: np.atleast_1d(values[name]).astype(np.float32) for name in active}
+
+    def _drop_renderer(self) -> None:
+        if self._renderer is not None:
+            self._close_renderer()
+            atexit.unregister(self._close_renderer)
+            self._renderer = None
+
+
+def import_robosuite() -> Any:
+    """The robosuite module, imported without the notices that it writes for its developers.
+
+    Raises:
+        UserError: it cannot be imported, with the command that installs it.
+    """
+    # A filter on robosuite's own logger alone; its import sets the level, so a level set here would not last.
+    logging.getLogger("robosuite_logs").addFilter(_errors_only)
+    configure_gl()
+    try:
+        import mujoco  # noqa: F401
+    except Exception as error:  # it loads OpenGL
+        raise no_gl(error) from error
+    try:
+        import robosuite
+    except ImportError as error:
+        raise UserError(
+            f'robosuite cannot be imported ({error}); install it with `pip install "fibopolicy[robosuite]"`'
+        ) from error
+    return robosuite
+
+
+def _errors_only(record: logging.LogRecord) -> bool:
+    return record.levelno >= logging.ERROR
+
+
+def _checked_options(task_id: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of `robosuite.make`, with robots and controllers spelled out in the installed robosuite's form."""
+    robosuite = import_robosuite()
+    from robosuite.environments.base import REGISTERED_ENVS
+    from robosuite.robots import ROBOT_CLASS_MAPPING
+
+    task = task_id.partition("/")[2]
+    if not task_id.startswith("robosuite/") or task not in REGISTERED_ENVS:
+        raise unknown("robosuite task", task_id, [f"robosuite/{name}" for name in REGISTERED_ENVS])
+    known = {name for kind in REGISTERED_ENVS[task].__mro__ for name in inspect.signature(kind.__init__).parameters}
+    known -= _DECIDED_HERE | {"self", "args", "kwargs"}
+    for option in options:
+        if option not in known:
+            raise unknown(f"option of {task_id}", option, {*known, "cameras", "image_size", "quality", "horizon"})
+    robots = options.get("robots", "Panda")
+    robots = [robots] if isinstance(robots, str) else list(robots)
+    for robot in robots:
+        if robot not in ROBOT_CLASS_MAPPING:
+            raise unknown("robosuite robot", robot, ROBOT_CLASS_MAPPING)
+    configs = options.get("controller_configs")
+    configs = configs if isinstance(configs, list) else [configs] * len(robots)
+    if len(configs) != len(robots):
+        raise UserError(f"{task_id}: {len(configs)} controller_configs for {len(robots)} robots")
+    configs = [
+        robosuite.load_composite_controller_config(robot=robot) if config is None else composite_controller(config, robot)
+        for config, robot in zip(configs, robots, strict=True)
+    ]
+    rest = {"control_freq": 20, "use_object_obs": True, "reward_shaping": False, **deepcopy(dict(options))}
+    return {**rest, "robots": robots, "controller_configs": configs[0] if len(configs) == 1 else configs}
+
+
+def _make(task_id: str, options: Mapping[str, Any]) -> Any:
+    """The robosuite environment, without a renderer of its own."""
+    try:
+        return import_robosuite().make(
+            task_id.partition("/")[2],
+            **deepcopy(dict(options)),
+            has_renderer=False,
+            has_offscreen_renderer=False,
+            use_camera_obs=False,
+            renderer="mujoco",
+            ignore_done=True,
+            hard_reset=False,
+            seed=0,  # draws what a model varies, such as the cube's size: the same in every process
+        )
+    except (AssertionError, KeyError, TypeError, ValueError) as error:
+        raise UserError(f"robosuite cannot make {task_id}: {type(error).__name__}: {' '.join(str(error).split())}") from error
+
+
+def _absolute(configs: dict[str, Any] | list[dict[str, Any]]) -> bool:
+    """Whether any arm's controller takes absolute commands."""
+    every = configs if isinstance(configs, list) else [configs]
+    return any(part.get("input_type") == "absolute" for config in every for part in config["body_parts"].values())
+
+
+def _one_size(heights: int | list[int], widths: int | list[int]) -> int | tuple[int, int]:
+    sizes = {*np.broadcast(heights, widths)}
+    if len(sizes) != 1:
+        raise UserError(f"cameras of different sizes, {sorted(sizes)}: choose one with image_size")
+    height, width = (int(n) for n in sizes.pop())
+    return height if height == width else (height, width)
+
+
+def _warn_of_version(version: object) -> None:
+    installed = import_robosuite().__version__
+    if version is not None and str(version).split(".")[:2] != installed.split(".")[:2]:
+        warnings.warn(
+            f"the data come from robosuite {version}, and {installed} is installed: replay some before relying on them",
+            stacklevel=3,
+        )

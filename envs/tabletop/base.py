@@ -1,0 +1,210 @@
+"""What the built-in tasks share: the hand's control, observations, exact states."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import Any
+
+import gymnasium
+import numpy as np
+from numpy.typing import NDArray
+
+from fibopolicy.envs.base import Observation, SimState, TaskEnv
+from fibopolicy.envs.rendering import Quality, close_at_exit, configure_gl, no_gl
+from fibopolicy.envs.tabletop.scene import MAX_OPENING, WORKSPACE_HIGH, WORKSPACE_LOW, scene
+from fibopolicy.errors import UserError, unknown
+
+configure_gl()
+try:
+    import mujoco  # after its OpenGL has been chosen
+except Exception as error:  # mujoco loads OpenGL at import, and each backend fails with a type of its own
+    raise no_gl(error) from error
+
+CAMERAS = ("workspace", "wrist")
+CONTROL_HZ = 20
+#: How far a full action moves the hand's target in one control step, metres.
+STEP = 0.01
+#: How far the target may run ahead of the hand, metres: bounds the force against an obstacle.
+LEAD = 0.03
+
+Vector = NDArray[np.float64]
+
+
+class TabletopEnv(TaskEnv):
+    """A hand with four degrees of freedom above a table, in MuJoCo, at 20 Hz.
+
+    Action `(4,)` float32 in [-1, 1]: x, y, z displacement of the hand's target (1 = 1 cm) and the gripper
+    (-1 open, 1 closed). Observations: `workspace_image` and `wrist_image` uint8 `(S, S, 3)`, `hand_position` float32
+    `(3,)` in metres, `gripper_opening` float32 `(1,)` in metres (each finger's distance from the middle).
+    Reward is 1 at success and 0 before.
+
+    Args:
+        cameras: the cameras to render, any of "workspace" and "wrist"; fewer are faster.
+        image_size: S, pixels.
+        quality: "fast" renders without shadows and multisampling.
+        horizon: control steps until truncation; `None` takes the task's own.
+    """
+
+    metadata = {"render_modes": ["rgb_array"], "render_fps": CONTROL_HZ}  # noqa: RUF012  (gymnasium's convention)
+    control_hz = float(CONTROL_HZ)
+    proprioception = ("hand_position", "gripper_opening")
+    default_horizon = 120
+
+    def __init__(
+        self,
+        cameras: tuple[str, ...] | list[str] = CAMERAS,
+        image_size: int = 84,
+        quality: Quality = "fast",
+        horizon: int | None = None,
+        render_mode: str | None = None,
+    ) -> None:
+        for camera in cameras:
+            if camera not in CAMERAS:
+                raise unknown("camera", camera, CAMERAS)
+        if quality not in ("fast", "full"):
+            raise unknown("render quality", quality, ("fast", "full"))
+        if image_size < 8:
+            raise UserError(f"image_size must be at least 8 pixels, got {image_size}")
+        if horizon is not None and horizon < 1:
+            raise UserError(f"horizon must be at least 1 control step, got {horizon}")
+        self.cameras = tuple(cameras)
+        self.image_size = image_size
+        self.quality = quality
+        self.horizon = self.default_horizon if horizon is None else horizon
+        self.render_mode = render_mode
+        self._xml = scene(self.objects(), quality)
+        self.model = mujoco.MjModel.from_xml_string(self._xml)
+        self.data = mujoco.MjData(self.model)
+        self._substeps = round(1 / (CONTROL_HZ * self.model.opt.timestep))
+        self._grip = self.model.site("grip").id
+        self._renderer: mujoco.Renderer | None = None
+        self._steps = 0
+        self.action_space = gymnasium.spaces.Box(-1.0, 1.0, (4,), np.float32)
+        spaces: dict[str, gymnasium.Space[Any]] = {
+            f"{camera}_image": gymnasium.spaces.Box(0, 255, (image_size, image_size, 3), np.uint8) for camera in self.cameras
+        }
+        spaces["hand_position"] = gymnasium.spaces.Box(-1.0, 1.0, (3,), np.float32)
+        spaces["gripper_opening"] = gymnasium.spaces.Box(-0.01, MAX_OPENING + 0.01, (1,), np.float32)
+        self.observation_space = gymnasium.spaces.Dict(spaces)
+
+    # What a task defines.
+
+    @abstractmethod
+    def objects(self) -> str:
+        """The task's bodies as MJCF."""
+
+    @abstractmethod
+    def place(self, rng: np.random.Generator) -> None:
+        """Draw the layout: write the objects' start poses into `self.data`."""
+
+    @abstractmethod
+    def success(self) -> bool:
+        """Whether the goal is met at this instant."""
+
+    # The environment contract.
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Observation, dict[str, Any]]:
+        """Draw a layout from `seed`: the hand within 5 cm of the centre at 13 to 18 cm height, the objects as the task states."""
+        super().reset(seed=seed)
+        mujoco.mj_resetData(self.model, self.data)
+        rng = self.np_random
+        start = np.array([*rng.uniform(-0.05, 0.05, 2), rng.uniform(0.13, 0.18)])
+        self.data.qpos[:3] = self.data.ctrl[:3] = start
+        self.data.qpos[3:5] = self.data.ctrl[3:5] = MAX_OPENING
+        self.place(rng)
+        mujoco.mj_forward(self.model, self.data)
+        self._steps = 0
+        return self.observe(), {"success": self.success()}
+
+    def advance(self, action: NDArray[np.floating[Any]]) -> tuple[float, bool, bool, dict[str, Any]]:
+        command = np.clip(np.asarray(action, dtype=np.float64), -1.0, 1.0)
+        if command.shape != (4,) or not np.isfinite(command).all():
+            raise UserError(f"{self.task_id} takes 4 finite actions in [-1, 1], got {np.asarray(action).tolist()}")
+        hand = self.data.qpos[:3]
+        target = np.clip(self.data.ctrl[:3] + STEP * command[:3], hand - LEAD, hand + LEAD)
+        self.data.ctrl[:3] = np.clip(target, WORKSPACE_LOW, WORKSPACE_HIGH)
+        self.data.ctrl[3:5] = MAX_OPENING * (1 - command[3]) / 2
+        mujoco.mj_step(self.model, self.data, self._substeps)
+        self._steps += 1
+        success = self.success()
+        return float(success), success, self._steps >= self.horizon, {"success": success}
+
+    def observe(self) -> Observation:
+        observation: Observation = {f"{camera}_image": self.render_camera(camera) for camera in self.cameras}
+        observation["hand_position"] = self.hand.astype(np.float32)
+        observation["gripper_opening"] = np.array([self.opening], dtype=np.float32)
+        return observation
+
+    def get_state(self) -> SimState:
+        state = np.empty(mujoco.mj_stateSize(self.model, mujoco.mjtState.mjSTATE_INTEGRATION))
+        mujoco.mj_getState(self.model, self.data, state, mujoco.mjtState.mjSTATE_INTEGRATION)
+        return SimState(self._xml, state)
+
+    def set_state(self, state: SimState) -> Observation:
+        size = mujoco.mj_stateSize(self.model, mujoco.mjtState.mjSTATE_INTEGRATION)
+        if state.state.shape != (size,):
+            raise UserError(f"a state of {self.task_id} has width {size}, got {state.state.shape}")
+        mujoco.mj_resetData(self.model, self.data)
+        mujoco.mj_setState(self.model, self.data, np.ascontiguousarray(state.state), mujoco.mjtState.mjSTATE_INTEGRATION)
+        mujoco.mj_forward(self.model, self.data)
+        # mj_forward refreshes what the solver starts from; the stored values are the ones that continue the run exactly.
+        mujoco.mj_setState(self.model, self.data, np.ascontiguousarray(state.state), mujoco.mjtState.mjSTATE_INTEGRATION)
+        self._steps = 0
+        return self.observe()
+
+    @property
+    def env_args(self) -> dict[str, Any]:
+        # robomimic's number for a gymnasium environment is 2.
+        kwargs = {"cameras": list(self.cameras), "image_size": self.image_size, "quality": self.quality, "horizon": self.horizon}
+        return {"env_name": self.task_id, "env_version": mujoco.__version__, "type": 2, "env_kwargs": kwargs}
+
+    def render(self) -> NDArray[np.uint8]:  # type: ignore[override]
+        return self.render_camera("workspace")
+
+    def render_camera(self, camera: str) -> NDArray[np.uint8]:
+        """One frame, uint8 `(S, S, 3)`, upright."""
+        if self._renderer is None:
+            try:
+                self._renderer = mujoco.Renderer(self.model, self.image_size, self.image_size)
+                close_at_exit(self._renderer)
+            except Exception as error:  # every OpenGL backend fails with a type of its own
+                raise no_gl(error) from error
+        self._renderer.update_scene(self.data, camera)
+        return self._renderer.render()
+
+    def close(self) -> None:
+        if self._renderer is not None:
+            self._renderer.close()
+            self._renderer = None
+
+    # What tasks and experts read.
+
+    @property
+    def hand(self) -> Vector:
+        """The point between the fingertips, `(3,)` metres."""
+        return np.array(self.data.site_xpos[self._grip])
+
+    @property
+    def opening(self) -> float:
+        """The fingers' mean distance from the middle, metres."""
+        return float(self.data.qpos[3:5].mean())
+
+    def position(self, body: str) -> Vector:
+        """A body's position, `(3,)` metres."""
+        return np.array(self.data.body(body).xpos)
+
+    def mark(self, goal: str, xyz: Vector | list[float]) -> None:
+        """Place a goal marker."""
+        self.data.mocap_pos[self.model.body(goal).mocapid[0]] = xyz
+
+    def put(self, body: str, xyz: Vector | list[float], yaw: float = 0.0) -> None:
+        """Place a free body."""
+        joint = self.model.joint(body)
+        start = int(joint.qposadr[0])
+        self.data.qpos[start : start + 3] = xyz
+        self.data.qpos[start + 3 : start + 7] = [np.cos(yaw / 2), 0, 0, np.sin(yaw / 2)]
+
+    def toward(self, target: Vector, grip: float) -> NDArray[np.float32]:
+        """The action that moves the hand to `target` `(3,)` and commands the gripper (-1 open, 1 closed)."""
+        move = np.clip((target - self.hand) / STEP, -1, 1)
+        return np.array([*move, grip], dtype=np.float32)

@@ -1,0 +1,214 @@
+"""`fibopolicy <verb>`: parse, call, print. Everything else lives in the packages below."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import tyro
+
+from fibopolicy.errors import UserError
+from fibopolicy.evaluation.config import EvaluateConfig
+from fibopolicy.quickstart import Quickstart
+from fibopolicy.training.config import TrainConfig
+
+
+@dataclass(frozen=True)
+class Collect:
+    """Record demonstrations of a task's scripted expert in a robomimic HDF5 file.
+
+    Example: fibopolicy collect Lift-v0 --episodes 400 --out lift.hdf5
+    """
+
+    task: tyro.conf.Positional[str]
+    """Task id, e.g. fibopolicy/Lift-v0, or short: Lift-v0."""
+    episodes: int
+    """Successful episodes to record."""
+    out: Path
+    """File to write."""
+    cameras: tuple[str, ...] | None = None
+    """Cameras to render; all of the task's by default."""
+    image_size: int = 84
+    """Height and width of the images, pixels."""
+    quality: Literal["fast", "full"] = "fast"
+    """Render quality; evaluation uses the one stored here."""
+    noise: float = 0.2
+    """Standard deviation of noise on executed actions, action units; recorded actions stay clean."""
+    seed: int = 0
+    """Decides layouts and noise."""
+    workers: int | None = None
+    """Processes; as many as cores by default. The file does not depend on it."""
+    resume: bool = False
+    """Go on with a collection that was stopped."""
+    overwrite: bool = False
+    """Replace an existing file."""
+
+    def run(self) -> None:
+        from fibopolicy.datasets.collect import Plan, collect
+
+        plan = Plan(self.task, self.cameras, self.image_size, self.quality, self.seed, self.noise)
+        done = collect(plan, self.episodes, self.out, workers=self.workers, overwrite=self.overwrite, resume=self.resume)
+        print(
+            f"{done.path}: {done.demos} demos, {done.steps} steps; the expert succeeded in {done.demos} of {done.tried} episodes"
+        )
+
+
+@dataclass(frozen=True)
+class Fetch:
+    """Download real demonstrations and verify them.
+
+    Example: fibopolicy fetch lift-human
+    """
+
+    name: tyro.conf.Positional[str]
+    """What to fetch: lift-human."""
+    out: Path | None = None
+    """File to write; in the cache folder by default."""
+    overwrite: bool = False
+    """Replace an existing file."""
+
+    def run(self) -> None:
+        from fibopolicy.datasets import fetch
+
+        print(fetch(self.name, self.out, overwrite=self.overwrite))
+
+
+@dataclass(frozen=True)
+class Inspect:
+    """Print what a robomimic HDF5 file holds, and warn of what is odd.
+
+    Example: fibopolicy inspect lift.hdf5
+    """
+
+    file: tyro.conf.Positional[Path]
+    """The file."""
+
+    def run(self) -> None:
+        from fibopolicy.datasets import inspect
+
+        print(inspect(self.file))
+
+
+@dataclass(frozen=True)
+class Split:
+    """Copy a file, adding the filter keys "train" and "valid".
+
+    Example: fibopolicy split mine.hdf5 --out mine_split.hdf5 --valid 0.1
+    """
+
+    file: tyro.conf.Positional[Path]
+    """The file to copy; it is not changed."""
+    out: Path
+    """File to write."""
+    valid: float = 0.1
+    """Share of the demos that are held out."""
+    seed: int = 0
+    """Decides which."""
+    overwrite: bool = False
+    """Replace an existing file."""
+
+    def run(self) -> None:
+        from fibopolicy.datasets import split
+
+        keys = split(self.file, self.out, self.valid, self.seed, overwrite=self.overwrite)
+        print(f"{self.out}: " + ", ".join(f"{name} {len(demos)} demos" for name, demos in keys.items()))
+
+
+@dataclass(frozen=True)
+class Train:
+    """Train a policy on demonstrations.
+
+    Example: fibopolicy train --dataset lift.hdf5 --out runs/lift --encoder vit_tiny --encoder-options depth 4 pool mean
+    """
+
+    config: tyro.conf.OmitArgPrefixes[TrainConfig]
+    resume: bool = False
+    """Go on with a run that was stopped; it ends with the same weights as one that was not."""
+    overwrite: bool = False
+    """Replace an existing run."""
+
+    def run(self) -> None:
+        from fibopolicy.training.loop import train
+
+        done = train(self.config, resume=self.resume, overwrite=self.overwrite)
+        print(f"{self.config.out}: trained to step {done.step} ({done.seconds:.0f} s now)")
+        print(f"next: fibopolicy evaluate {self.config.out} --episodes 50")
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Roll a trained policy out over stored start states and print its success rate with a 95 % Wilson interval.
+
+    Example: fibopolicy evaluate runs/lift --episodes 50
+    """
+
+    config: tyro.conf.OmitArgPrefixes[EvaluateConfig]
+    resume: bool = False
+    """Run only the episodes that have no row yet."""
+    overwrite: bool = False
+    """Replace an existing evaluation."""
+
+    def run(self) -> None:
+        from fibopolicy.evaluation.evaluate import evaluate
+        from fibopolicy.evaluation.report import rate_table, report
+
+        done = evaluate(self.config, resume=self.resume, overwrite=self.overwrite)
+        page = report(self.config.run, done)
+        print(rate_table({str(self.config.run): done.rate}))
+        print(f"rows    {done.rows_path}\nstarts  {done.starts_path}")
+        if done.video_path:
+            print(f"video   {done.video_path}")
+        print(f"page    {page}")
+
+
+VERBS: dict[str, Callable[..., Any]] = {
+    "quickstart": Quickstart,
+    "collect": Collect,
+    "fetch": Fetch,
+    "inspect": Inspect,
+    "split": Split,
+    "train": Train,
+    "evaluate": Evaluate,
+}
+
+
+def main() -> None:
+    """The console command. Exit codes: 0 done, 1 our mistake, 2 the user's, 130 interrupted."""
+    arguments = [a for a in sys.argv[1:] if a != "--debug"]
+    debug = len(arguments) < len(sys.argv) - 1
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        verb = tyro.extras.subcommand_cli_from_dict(
+            VERBS, args=arguments, prog="fibopolicy", description=DESCRIPTION, config=PLAIN
+        )
+        verb.run()
+    except UserError as error:
+        _end(error, debug, f"error: {error}", 2)
+    except KeyboardInterrupt as error:
+        _end(error, debug, "interrupted; the same command with --resume goes on", 130)
+    except BrokenPipeError:
+        os._exit(0)  # the reader of our output has gone
+    except Exception as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        _end(error, debug, f"internal error: {reason} (--debug shows where; please report it)", 1)
+
+
+#: A flag is given or not; there is no --no-flag.
+PLAIN = (tyro.conf.FlagCreatePairsOff,)
+DESCRIPTION = "Train visuomotor policies by behaviour cloning, measure them in simulation. --debug shows tracebacks."
+
+
+def _interrupt(number: int, frame: object) -> None:
+    raise KeyboardInterrupt
+
+
+def _end(error: BaseException, debug: bool, line: str, code: int) -> None:
+    if debug:
+        raise error
+    print(f"fibopolicy: {line}", file=sys.stderr)
+    sys.exit(code)

@@ -1,0 +1,78 @@
+"""The encoder contract and the registry of encoders by name."""
+
+from __future__ import annotations
+
+import inspect
+from abc import abstractmethod
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from torch import Tensor, nn
+
+from fibopolicy.errors import UserError, unknown
+
+
+class Encoder(nn.Module):
+    """Images to features.
+
+    `forward` takes `(B, C, H, W)` float in [0, 1] and returns tokens `(B, N, D)` and a pooled feature `(B, F)`, where F
+    is `output_dim`. Encoders built with `num_views` = V > 1 take `(B, V, C, H, W)`: the views share one token sequence.
+    """
+
+    output_dim: int
+
+    @abstractmethod
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]: ...
+
+
+EncoderFactory = Callable[..., Encoder]
+_ENCODERS: dict[str, tuple[EncoderFactory, dict[str, Any]]] = {}
+F = TypeVar("F", bound=EncoderFactory)
+
+
+def register_encoder(name: str, **defaults: Any) -> Callable[[F], F]:
+    """Decorator: make a factory known to `build_encoder`, with defaults of its own for some options.
+
+    The factory takes `image_size=(H, W)` and its options, all by keyword, and returns an `Encoder`.
+    """
+
+    def add(factory: F) -> F:
+        _ENCODERS[name] = (factory, defaults)
+        return factory
+
+    return add
+
+
+def encoder_names() -> tuple[str, ...]:
+    return tuple(sorted(_ENCODERS))
+
+
+def build_encoder(name: str, *, image_size: tuple[int, int], **options: Any) -> Encoder:
+    """Build a registered encoder.
+
+    Args:
+        name: one of `encoder_names()`.
+        image_size: (H, W), pixels.
+        options: the encoder's own, e.g. `depth=4`.
+
+    Raises:
+        UserError: an unknown name or option (the nearest match is suggested), or a value that the encoder refuses.
+    """
+    known = encoder_options(name)
+    factory, defaults = _ENCODERS[name]
+    for option in options:
+        if option not in known:
+            raise unknown(f"option of encoder {name}:", option, known)
+    return factory(image_size=image_size, **{**defaults, **options})
+
+
+def encoder_options(name: str) -> tuple[str, ...]:
+    """The options that an encoder takes beside `image_size`."""
+    if name not in _ENCODERS:
+        raise unknown("encoder", name, _ENCODERS)
+    return tuple(n for n in inspect.signature(_ENCODERS[name][0]).parameters if n != "image_size")
+
+
+def check_image_size(image_size: tuple[int, int]) -> None:
+    if len(image_size) != 2 or min(image_size) < 1:
+        raise UserError(f"image_size must be (height, width) in pixels, got {image_size}")

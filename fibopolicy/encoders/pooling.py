@@ -1,0 +1,25 @@
+"""Pooling that keeps positions: where something is matters more to a policy than that it is there."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+class SpatialSoftmax(nn.Module):
+    """K keypoints: for each, a softmax over the grid and the expected (x, y) under it, in [-1, 1].
+
+    `(B, D, H, W)` -> `(B, 2 K)`. Source: Finn et al., Deep Spatial Autoencoders; robomimic's default pooling.
+    """
+
+    positions: Tensor
+
+    def __init__(self, channels: int, grid: tuple[int, int], keypoints: int) -> None:
+        super().__init__()
+        self.heatmaps = nn.Conv2d(channels, keypoints, 1)
+        y, x = torch.meshgrid(torch.linspace(-1, 1, grid[0]), torch.linspace(-1, 1, grid[1]), indexing="ij")
+        self.register_buffer("positions", torch.stack([x.flatten(), y.flatten()], dim=-1), persistent=False)  # (HW, 2)
+
+    def forward(self, features: Tensor) -> Tensor:
+        attention = torch.softmax(self.heatmaps(features).flatten(2), dim=-1)  # (B, K, HW)
+        return (attention @ self.positions).flatten(1)  # (B, 2K)

@@ -1,0 +1,34 @@
+"""One evaluation as a value."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from tyro.conf import Positional
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """An evaluation."""
+
+    run: Positional[Path]
+    """Run directory of the policy."""
+    episodes: int = 50
+    """Start states to run, from the first."""
+    seed: int = 0
+    """Of the set of start states; other seeds are other layouts."""
+    starts: Path | None = None
+    """A file of start states to use instead."""
+    weights: str = "ema"
+    """"ema" or "model"."""
+    video: int = 20
+    """Episodes shown in the video, 0 for none."""
+    video_camera: str | None = None
+    """Camera that films; the policy's first by default."""
+    quality: str | None = None
+    """Render quality; the dataset's by default."""
+    horizon: int | None = None
+    """Control steps until an episode is given up; the task's by default."""
+    device: str = "cpu"
+    """For the policy."""

@@ -1,0 +1,155 @@
+"""Training curves as a picture, and one self-contained HTML page of a run's results."""
+
+from __future__ import annotations
+
+import base64
+import html
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from fibopolicy.errors import UserError
+from fibopolicy.evaluation.evaluate import Evaluation
+from fibopolicy.evaluation.statistics import Rate
+from fibopolicy.files import written_aside
+from fibopolicy.policies.run_directory import read_config
+
+PAGE = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{title}</title><style>
+body {{ font: 16px/1.5 system-ui, sans-serif; margin: 0 auto; padding: 1.5rem; max-width: 60rem; color: #1f2328; background: #fff }}
+h1 {{ font-size: 1.5rem }} h2 {{ font-size: 1.15rem; margin-top: 2rem }}
+table {{ border-collapse: collapse; width: 100% }} th, td {{ text-align: left; padding: .35rem .6rem; border-bottom: 1px solid #d1d9e0 }}
+td.number, th.number {{ text-align: right; font-variant-numeric: tabular-nums }}
+img, video {{ max-width: 100%; height: auto }} .wide {{ overflow-x: auto }} p.note {{ color: #59636e }}
+</style></head><body>
+<h1>{title}</h1>
+{body}
+</body></html>
+"""
+
+
+def read_metrics(run: Path) -> list[dict[str, float]]:
+    """The rows of a run's `metrics.jsonl`."""
+    path = run / "metrics.jsonl"
+    if not path.is_file():
+        raise UserError(f"{path}: no training has been logged there")
+    return [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")]
+
+
+def plot_curves(run: Path, path: Path) -> None:
+    """A PNG of loss and learning rate over the gradient steps."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    rows = read_metrics(run)
+    steps = [row["step"] for row in rows]
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(9, 3.2), layout="constrained")
+    left.plot(steps, [row["loss"] for row in rows], color="#8c959f", linewidth=0.8, label="one batch")
+    left.plot(steps, _smoothed([row["loss"] for row in rows]), color="#0969da", label="smoothed")
+    left.set(title="training loss", xlabel="gradient step", yscale="log")
+    left.legend(frameon=False)
+    right.plot(steps, [row["learning_rate"] for row in rows], color="#0969da")
+    right.set(title="learning rate", xlabel="gradient step", ylim=(0, None))
+    for axes in (left, right):
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(alpha=0.25)
+    with written_aside(path) as aside:
+        figure.savefig(aside, format="png", dpi=120)
+    pyplot.close(figure)
+
+
+def _smoothed(values: Sequence[float], weight: float = 0.9) -> list[float]:
+    smooth, average = [], values[0]
+    for value in values:
+        average = weight * average + (1 - weight) * value
+        smooth.append(average)
+    return smooth
+
+
+def rate_table(rates: Mapping[str, Rate]) -> str:
+    """A plain-text table: name, successes, rate and 95 % interval."""
+    width = max(len("policy"), *(len(name) for name in rates))
+    lines = [f"{'policy':<{width}}  successes   rate    95 % Wilson interval"]
+    for name, rate in rates.items():
+        counts = f"{rate.successes}/{rate.episodes}"
+        lines.append(f"{name:<{width}}  {counts:>9}  {100 * rate.value:5.1f} %  [{100 * rate.low:.1f}, {100 * rate.high:.1f}] %")
+    return "\n".join(lines)
+
+
+def report(run: Path, evaluation: Evaluation, stages: Mapping[str, float] | None = None) -> Path:
+    """Write `curves.png` and `report.html` into a run directory; returns the page.
+
+    Args:
+        stages: wall time by stage, seconds; the evaluation's own by default.
+    """
+    document = read_config(run)
+    curves = run / "curves.png"
+    plot_curves(run, curves)
+    page = run / "report.html"
+    facts = {
+        "task": evaluation.rows[0].task,
+        "encoder": f"{document['policy']['encoder']} {document['policy']['encoder_options'] or ''}".strip(),
+        "policy head": document["policy"]["head"],
+        "demonstrations": f"{document['train']['demos']} from {Path(document['train']['dataset']).name}",
+        "gradient steps": str(evaluation.rows[0].checkpoint_step),
+        "training seed": str(document["train"]["seed"]),
+        "start states": f"{len(evaluation.rows)}, set of seed {evaluation.rows[0].starts_seed}, held out from training",
+        "render quality": str(document["env_args"].get("env_kwargs", {}).get("quality", "")),
+        "versions": ", ".join(f"{k} {v}" for k, v in document["versions"].items()),
+    }
+    write_page(
+        page,
+        title=f"{run.name}: {evaluation.rate}",
+        rates={document["policy"]["encoder"]: evaluation.rate},
+        facts=facts,
+        stages=stages or {"evaluation": evaluation.seconds},
+        curves=curves,
+        video=evaluation.video_path,
+    )
+    return page
+
+
+def write_page(
+    path: Path,
+    *,
+    title: str,
+    rates: Mapping[str, Rate],
+    facts: Mapping[str, str],
+    stages: Mapping[str, float],
+    curves: Path | None,
+    video: Path | None,
+) -> None:
+    """Write one HTML page that needs no other file: table, facts, wall times in seconds, curves and video embedded."""
+    rows = "".join(
+        f"<tr><td>{html.escape(name)}</td><td class=number>{r.successes}/{r.episodes}</td><td class=number>{100 * r.value:.1f} %</td>"
+        f"<td class=number>{100 * r.low:.1f} to {100 * r.high:.1f} %</td></tr>"
+        for name, r in rates.items()
+    )
+    parts = [
+        "<h2>Success rate</h2><div class=wide><table><tr><th>policy</th><th class=number>successes</th><th class=number>rate</th>"
+        f"<th class=number>95 % Wilson interval</th></tr>{rows}</table></div>"
+    ]
+    if video is not None:
+        parts.append(
+            "<h2>Episodes</h2><video controls autoplay loop muted playsinline"
+            f' src="data:video/mp4;base64,{_base64(video)}"></video>'
+            "<p class=note>Grey frame: running. Green: success. Red: not solved within the horizon.</p>"
+        )
+    if curves is not None:
+        parts.append(f'<h2>Training</h2><img alt="training curves" src="data:image/png;base64,{_base64(curves)}">')
+    parts.append(f"<h2>Wall time</h2>{_pairs({name: f'{seconds:.1f} s' for name, seconds in stages.items()})}")
+    parts.append(f"<h2>How it was made</h2>{_pairs(facts)}")
+    with written_aside(path) as aside:
+        aside.write_text(PAGE.format(title=html.escape(title), body="\n".join(parts)))
+
+
+def _pairs(pairs: Mapping[str, str]) -> str:
+    rows = "".join(f"<tr><th>{html.escape(k)}</th><td>{html.escape(v)}</td></tr>" for k, v in pairs.items())
+    return f"<div class=wide><table>{rows}</table></div>"
+
+
+def _base64(path: Path) -> str:
+    return base64.b64encode(path.read_bytes()).decode()

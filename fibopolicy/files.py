@@ -1,0 +1,1 @@
+from fibopolicy.datasets.storage import *  # noqa

@@ -1,0 +1,56 @@
+"""Behaviour cloning with a chunk of actions from an MLP: deterministic, L1 or L2."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fibopolicy.errors import UserError, unknown
+from fibopolicy.policies.base import Policy, PolicyConfig, Shapes, State, Statistics, register_policy
+from fibopolicy.policies.normalizer import Normalizer
+from fibopolicy.policies.observations import ObservationFeatures
+
+
+@register_policy
+class BCPolicy(Policy):
+    """Predicts `chunk` actions from `history` observations and executes the first `execute` of them."""
+
+    name = "bc"
+
+    def __init__(self, config: PolicyConfig, shapes: Shapes) -> None:
+        super().__init__()
+        if not 1 <= config.execute <= config.chunk:
+            raise UserError(f"execute must be between 1 and chunk = {config.chunk}, got {config.execute}")
+        if config.loss not in ("l1", "l2"):
+            raise unknown("loss", config.loss, ("l1", "l2"))
+        self.config, self.shapes = config, shapes
+        self.observations = ObservationFeatures(config, shapes)
+        self.actions = Normalizer(shapes.action_dim, config.action_normalization)
+        widths = [self.observations.output_dim, *[config.hidden] * config.layers]
+        layers = [m for a, b in pairwise(widths) for m in (nn.Linear(a, b), nn.GELU())]
+        self.head = nn.Sequential(*layers, nn.Linear(widths[-1], config.chunk * shapes.action_dim))
+
+    def fit_normalizers(self, statistics: Statistics) -> None:
+        self.observations.fit(statistics)
+        self.actions.fit(statistics["actions"])
+
+    def predict(self, obs: Mapping[str, Tensor]) -> Tensor:
+        """Normalised actions `(B, chunk, A)` from a window of observations."""
+        flat: Tensor = self.head(self.observations(obs))
+        return flat.view(flat.shape[0], self.config.chunk, self.shapes.action_dim)
+
+    def loss(self, batch: Mapping[str, Any]) -> tuple[Tensor, dict[str, float]]:
+        error = self.predict(batch["obs"]) - self.actions(batch["actions"])  # (B, chunk, A)
+        error = error.abs() if self.config.loss == "l1" else error.square()
+        mask = batch["action_mask"].unsqueeze(-1)  # (B, chunk, 1)
+        loss = (error * mask).sum() / (mask.sum() * error.shape[-1])
+        return loss, {"loss": float(loss.detach())}
+
+    @torch.no_grad()
+    def act(self, obs: Mapping[str, Tensor], state: State = None) -> tuple[Tensor, State]:
+        chunk = self.actions.invert(self.predict(obs)).clamp(-1, 1)
+        return chunk[:, : self.config.execute], None

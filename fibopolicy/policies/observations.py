@@ -1,0 +1,78 @@
+"""From a batch of raw observations to one feature vector per sample; shared by every head."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from fibopolicy.encoders import ObservationEncoder
+from fibopolicy.errors import UserError
+from fibopolicy.policies.base import PolicyConfig, Shapes, Statistics
+from fibopolicy.policies.normalizer import Normalizer
+
+
+class ObservationFeatures(nn.Module):
+    """Crop or shift, scale and encode the frames; normalise and append the vectors; join the history.
+
+    `forward` takes camera keys uint8 `(B, T_o, H, W, 3)` and vector keys float32 `(B, T_o, D)` and returns
+    `(B, output_dim)`. In training mode frames are augmented: one offset per sample and camera, the same for all T_o frames.
+    """
+
+    def __init__(self, config: PolicyConfig, shapes: Shapes) -> None:
+        super().__init__()
+        if config.history < 1:
+            raise UserError(f"history must be at least 1 frame, got {config.history}")
+        self.shift, self.history = config.shift, config.history
+        for camera, size in shapes.images.items():
+            if config.crop is not None and not 0 < config.crop <= min(size):
+                raise UserError(f"crop {config.crop} does not fit camera {camera} of {size[0]} x {size[1]} pixels")
+        self.sizes = {c: (config.crop, config.crop) if config.crop else s for c, s in shapes.images.items()}
+        self.vectors = nn.ModuleDict({key: Normalizer(dim, "gaussian") for key, dim in shapes.vectors.items()})
+        self.encoder = ObservationEncoder(
+            config.encoder,
+            config.encoder_options,
+            self.sizes,
+            sum(shapes.vectors.values()),
+            config.views,
+        )
+        self.output_dim = config.history * self.encoder.output_dim
+
+    def fit(self, statistics: Statistics) -> None:
+        for key, normalizer in self.vectors.items():
+            cast(Normalizer, normalizer).fit(statistics[key])
+
+    def forward(self, obs: Mapping[str, Tensor]) -> Tensor:
+        images = {camera: self._frames(obs[camera], size) for camera, size in self.sizes.items()}
+        parts = [normalizer(obs[key]).flatten(0, 1) for key, normalizer in self.vectors.items()]
+        first = next(iter(obs.values()))
+        rows = first.shape[0] * first.shape[1]
+        vectors = torch.cat(parts, dim=-1) if parts else torch.zeros(rows, 0, device=first.device)
+        features = self.encoder(images, vectors)  # (B * T_o, F)
+        joined: Tensor = features.reshape(first.shape[0], -1)
+        return joined
+
+    def _frames(self, frames: Tensor, size: tuple[int, int]) -> Tensor:
+        """uint8 `(B, T_o, H, W, 3)` -> float `(B * T_o, 3, *size)` in [0, 1]."""
+        full = (int(frames.shape[2]), int(frames.shape[3]))
+        if self.training and (self.shift or size != full):
+            frames = _window(frames, size, self.shift)
+        elif size != full:
+            top, left = (full[0] - size[0]) // 2, (full[1] - size[1]) // 2
+            frames = frames[:, :, top : top + size[0], left : left + size[1]]
+        return frames.flatten(0, 1).permute(0, 3, 1, 2).float() / 255
+
+
+def _window(frames: Tensor, size: tuple[int, int], shift: int) -> Tensor:
+    """A window of `size` at a random place of each sample's frames; beyond the edge, the edge is repeated."""
+    b = frames.shape[0]
+    index = []
+    for full, part in ((frames.shape[2], size[0]), (frames.shape[3], size[1])):
+        start = torch.randint(-shift, full - part + shift + 1, (b, 1), device=frames.device)
+        index.append((start + torch.arange(part, device=frames.device)).clamp(0, full - 1))  # (B, part)
+    sample = torch.arange(b, device=frames.device)
+    # Indexed dimensions come first: (B, h, w, T_o, 3).
+    picked = frames[sample[:, None, None], :, index[0][:, :, None], index[1][:, None, :]]
+    return picked.permute(0, 3, 1, 2, 4)

@@ -1,0 +1,72 @@
+"""A trained policy on disk: `config.json` beside weights in safetensors. Nothing in it is executed on loading."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+
+from fibopolicy.errors import UserError, unknown
+from fibopolicy.policies.base import Policy, PolicyConfig, Shapes, build_policy
+
+CONFIG = "config.json"
+WEIGHTS = "model.safetensors"
+EMA_WEIGHTS = "ema.safetensors"
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A policy from a run directory, in evaluation mode; `env_args` are of the task that it was trained on."""
+
+    policy: Policy
+    step: int
+    total_steps: int
+    env_args: dict[str, Any]
+
+
+def read_config(run: Path) -> dict[str, Any]:
+    """The contents of a run's `config.json`."""
+    path = run / CONFIG
+    if not path.is_file():
+        raise UserError(f"{run}: is no run directory, it has no {CONFIG}; name the --out of a training")
+    try:
+        document = json.loads(path.read_text())
+        if not isinstance(document, dict) or not {"policy", "shapes", "train", "env_args"} <= document.keys():
+            raise ValueError("sections are missing")
+    except ValueError as error:
+        raise UserError(f"{path}: is not a run's configuration ({error})") from error
+    return document
+
+
+def load_policy(run: Path, *, weights: str = "ema", device: str = "cpu") -> Loaded:
+    """Load the last checkpoint of a run.
+
+    Args:
+        weights: "ema", the moving average, or "model".
+
+    Raises:
+        UserError: no run, no checkpoint yet, or weights that do not fit the configuration.
+    """
+    if weights not in ("ema", "model"):
+        raise unknown("weights", weights, ("ema", "model"))
+    document = read_config(run)
+    path = run / (EMA_WEIGHTS if weights == "ema" else WEIGHTS)
+    if not path.is_file():
+        raise UserError(f"{path}: no checkpoint has been written yet")
+    policy = build_policy(PolicyConfig(**document["policy"]), _shapes(document["shapes"]))
+    try:
+        with safe_open(path, framework="pt") as file:
+            step = int((file.metadata() or {})["step"])
+            policy.load_state_dict({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
+    except (SafetensorError, KeyError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{path}: does not fit {CONFIG} ({reason})") from error
+    policy.to(device).eval()
+    return Loaded(policy, step, int(document["train"]["optimizer"]["steps"]), document["env_args"])
+
+
+def _shapes(document: dict[str, Any]) -> Shapes:
+    return Shapes({k: (v[0], v[1]) for k, v in document["images"].items()}, document["vectors"], document["action_dim"])

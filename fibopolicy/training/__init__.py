@@ -1,0 +1,5 @@
+"""Training: configuration, loop, checkpoints."""
+
+from fibopolicy.training.config import OptimizerConfig, TrainConfig
+
+__all__ = ["OptimizerConfig", "TrainConfig"]

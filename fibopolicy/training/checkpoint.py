@@ -1,0 +1,137 @@
+"""The run directory: opened, written and resumed so that a checkpoint is whole or absent.
+
+`state.pt` alone is what a run resumes from: weights, average, optimiser and step, in one file that is replaced in one
+rename. `model.safetensors` and `ema.safetensors` are what everybody else reads; each says its step in its metadata.
+Order and randomness need no storing, being functions of (seed, step).
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+import fibopolicy
+from fibopolicy.datasets import WindowDataset
+from fibopolicy.datasets.storage import written_aside
+from fibopolicy.errors import UserError
+from fibopolicy.policies import Policy
+from fibopolicy.policies.run_directory import CONFIG, EMA_WEIGHTS, WEIGHTS, read_config
+from fibopolicy.training.config import TrainConfig
+from fibopolicy.training.data import shapes_of
+from fibopolicy.training.ema import EMA
+
+STATE = "state.pt"
+
+
+@dataclass(frozen=True)
+class TrainingState:
+    """What changes while training."""
+
+    policy: Policy
+    ema: EMA[Policy]
+    optimizer: torch.optim.Optimizer
+
+
+def open_run(config: TrainConfig, dataset: WindowDataset, *, resume: bool, overwrite: bool) -> None:
+    """Make the run directory and its `config.json`, or check that the one there is of this very configuration."""
+    out = config.out
+    document = describe(config, dataset)
+    if (out / CONFIG).exists() and not overwrite:
+        if not resume:
+            raise UserError(f"{out}: holds a run already; pass --resume to go on with it or --overwrite to replace it")
+        _refuse_other(out, read_config(out), document)
+        return
+    if (out / CONFIG).exists():
+        _remove_run(out)
+    elif out.exists() and any(out.iterdir()):
+        raise UserError(f"{out}: is not empty and holds no run; choose another directory")
+    out.mkdir(parents=True, exist_ok=True)
+    with written_aside(out / CONFIG) as aside:
+        aside.write_text(json.dumps(document, indent=2) + "\n")
+
+
+def _remove_run(out: Path) -> None:
+    """Delete what a run writes, and nothing else that somebody may have put there."""
+    for pattern in ("*.safetensors", STATE, "*.jsonl", "events.out.tfevents.*", "starts_*.npz", "curves.png", "report.html", CONFIG):
+        for path in out.glob(pattern):
+            path.unlink()
+    shutil.rmtree(out / "videos", ignore_errors=True)
+
+
+def describe(config: TrainConfig, dataset: WindowDataset) -> dict[str, Any]:
+    """The contents of `config.json`: everything that made the run, as plain JSON."""
+    train = asdict(config)
+    policy = train.pop("policy")
+    train |= {"cameras": dataset.cameras, "vectors": dataset.vectors, "demos": dataset.num_demos, "samples": len(dataset)}
+    document = {
+        "policy": policy,
+        "shapes": asdict(shapes_of(dataset)),
+        "train": train,
+        "env_args": dataset.env_args,
+        "versions": {"fibopolicy": fibopolicy.__version__, "torch": torch.__version__, "python": platform.python_version()},
+    }
+    plain: dict[str, Any] = json.loads(json.dumps(document, default=str))
+    return plain
+
+
+def _refuse_other(out: Path, found: dict[str, Any], wanted: dict[str, Any]) -> None:
+    for section in ("policy", "shapes", "train"):
+        for key in wanted[section] | found[section]:
+            # Where the data lie and how often to log or save do not change the weights.
+            if key in ("out", "dataset", "device", "log_every", "checkpoint_every"):
+                continue
+            old, new = found[section].get(key), wanted[section].get(key)
+            if old != new:
+                raise UserError(
+                    f"{out}: was trained with {section}.{key} = {old}, not {new}; use that value or another directory"
+                )
+
+
+def save_checkpoint(out: Path, state: TrainingState, step: int) -> None:
+    """Write the state after `step` gradient steps; at every moment each file on disk is a whole one."""
+    document = {
+        "step": step,
+        "policy": state.policy.state_dict(),
+        "ema": state.ema.average.state_dict(),
+        "optimizer": state.optimizer.state_dict(),
+    }
+    with written_aside(out / STATE) as aside:
+        torch.save(document, aside)
+    _export(out, state, step)
+
+
+def _export(out: Path, state: TrainingState, step: int) -> None:
+    _save_weights(out / WEIGHTS, state.policy, step)
+    _save_weights(out / EMA_WEIGHTS, state.ema.average, step)
+
+
+def _save_weights(path: Path, module: nn.Module, step: int) -> None:
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in module.state_dict().items()}
+    with written_aside(path) as aside:
+        save_file(tensors, aside, metadata={"step": str(step)})
+
+
+def load_state(out: Path, state: TrainingState) -> int:
+    """Restore the newest checkpoint into `state` and return the steps done; 0 where there is none yet."""
+    path = out / STATE
+    if not path.exists():
+        return 0
+    try:
+        document = torch.load(path, weights_only=True, map_location="cpu")
+        state.policy.load_state_dict(document["policy"])
+        state.ema.average.load_state_dict(document["ema"])
+        state.optimizer.load_state_dict(document["optimizer"])
+        step = int(document["step"])
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"{path}: cannot be resumed from ({reason}); pass --overwrite to start again") from error
+    _export(out, state, step)  # a kill may have come between the state and its exports
+    return step

@@ -1,0 +1,81 @@
+"""One training run as a value."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from fibopolicy.errors import UserError
+from fibopolicy.policies.base import PolicyConfig
+
+#: Proprioception under the names of the built-in tasks and of robosuite. Object poses are never taken by default:
+#: a policy that reads them has no use for its cameras.
+PROPRIOCEPTION = (
+    "hand_position",
+    "gripper_opening",
+    "robot0_eef_pos",
+    "robot0_eef_quat",
+    "robot0_gripper_qpos",
+)
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW with linear warm-up, then a cosine to zero."""
+
+    steps: int = 2500
+    """Gradient steps in all."""
+    batch_size: int = 64
+    """Windows per step."""
+    learning_rate: float = 1e-3
+    """The highest."""
+    warmup: int = 100
+    """Steps until then."""
+    weight_decay: float = 1e-2
+    """On matrices only, not on biases, norms and positions."""
+    betas: tuple[float, float] = (0.9, 0.95)
+    """Adam's."""
+    clip: float = 1.0
+    """Largest gradient norm; larger ones are scaled down to it."""
+    ema: float = 0.995
+    """Decay of the weights' moving average, which is what gets evaluated."""
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if not self.learning_rate > 0:
+            raise UserError(f"learning_rate must be positive, got {self.learning_rate}")
+        if self.warmup < 0 or self.weight_decay < 0 or not self.clip > 0 or not 0 <= self.ema < 1:
+            raise UserError(
+                "expected warmup >= 0, weight_decay >= 0, clip > 0 and 0 <= ema < 1, got"
+                f" {self.warmup}, {self.weight_decay}, {self.clip}, {self.ema}"
+            )
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """A training run."""
+
+    dataset: Path
+    """Robomimic HDF5 file."""
+    out: Path
+    """Run directory."""
+    cameras: tuple[str, ...] | None = None
+    """Image keys to see; all of the file's by default."""
+    vectors: tuple[str, ...] | None = None
+    """Vector keys to see; by default the proprioception among them."""
+    filter_key: str | None = None
+    """Which demos; by default "train" where the file has it, else all."""
+    policy: PolicyConfig = field(default_factory=PolicyConfig)
+    """What is trained."""
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    """How."""
+    seed: int = 0
+    """Decides initial weights, order and augmentation."""
+    checkpoint_every: int = 250
+    """Steps."""
+    log_every: int = 25
+    """Steps."""
+    device: str | None = None
+    """"cpu", "cuda", ...; by default a GPU where there is one."""

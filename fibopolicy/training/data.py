@@ -1,0 +1,31 @@
+"""The training windows that a configuration asks for."""
+
+from __future__ import annotations
+
+from fibopolicy.datasets import DemoFile, WindowDataset
+from fibopolicy.errors import UserError
+from fibopolicy.policies import Shapes
+from fibopolicy.training.config import PROPRIOCEPTION, TrainConfig
+
+
+def open_dataset(config: TrainConfig) -> WindowDataset:
+    """Resolve what the configuration leaves open against the file, check the file, and cut it into windows."""
+    with DemoFile(config.dataset) as file:
+        cameras = file.image_keys if config.cameras is None else config.cameras
+        vectors = tuple(k for k in PROPRIOCEPTION if k in file.vector_keys) if config.vectors is None else config.vectors
+        filter_key = config.filter_key or ("train" if "train" in file.filter_keys else None)
+        if not cameras and not vectors:
+            raise UserError(f"{config.dataset}: holds neither images nor known proprioception; name --vectors to train on")
+    return WindowDataset(
+        config.dataset,
+        cameras=cameras,
+        vectors=vectors,
+        filter_key=filter_key,
+        chunk=config.policy.chunk,
+        history=config.policy.history,
+    )
+
+
+def shapes_of(dataset: WindowDataset) -> Shapes:
+    images = {camera: (shape[0], shape[1]) for camera, shape in dataset.image_shapes.items()}
+    return Shapes(images, dict(dataset.vector_dims), dataset.action_dim)

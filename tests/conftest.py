@@ -1,0 +1,34 @@
+"""Small demonstrations and runs that many tests share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from fibopolicy.datasets.collect import Plan, collect
+from fibopolicy.policies import PolicyConfig
+from fibopolicy.training import OptimizerConfig, TrainConfig
+
+TINY_ENCODER = {"patch_size": 12, "width": 24, "depth": 2, "heads": 2, "keypoints": 4}
+
+
+@pytest.fixture(scope="session")
+def lift_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Six scripted Lift demonstrations with both cameras at 24 x 24 pixels."""
+    out = tmp_path_factory.mktemp("data") / "lift.hdf5"
+    collect(Plan("Lift-v0", image_size=24), 6, out, workers=1)
+    return out
+
+
+@pytest.fixture(scope="session")
+def tiny_config(lift_file: Path) -> TrainConfig:
+    """A training run of a second; `out` must be replaced."""
+    return TrainConfig(
+        lift_file,
+        Path("replace-me"),
+        policy=PolicyConfig(encoder_options=TINY_ENCODER, hidden=32, shift=1),
+        optimizer=OptimizerConfig(steps=12, batch_size=8, warmup=2),
+        checkpoint_every=4,
+        log_every=1,
+    )

@@ -1,0 +1,133 @@
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from demo_files import CAMERAS, ENV_ARGS, demo, write
+
+from fibopolicy.datasets import DemoFile, DemoWriter, FrameCache
+from fibopolicy.errors import UserError
+
+
+def build(path: Path, demos: tuple[str, ...] | None = None, **options: int) -> FrameCache:
+    with DemoFile(path) as file:
+        return FrameCache(file, demos or file.demos, CAMERAS, path.parent / "cache", **options)
+
+
+def folders(path: Path) -> list[str]:
+    return sorted(item.name for item in (path.parent / "cache").iterdir() if item.is_dir())
+
+
+def expected(*seeds_and_steps: tuple[int, int], camera: str = "wrist_image") -> np.ndarray:
+    return np.concatenate([demo(steps, seed)["obs"][camera] for seed, steps in seeds_and_steps])
+
+
+def test_frames_are_those_of_the_demos_in_a_row(path: Path) -> None:
+    cache = build(path)
+    indices = np.array([[14, 0], [5, 5], [8, 7]])
+    for camera in CAMERAS:
+        np.testing.assert_array_equal(cache.gather(camera, indices), expected((0, 5), (1, 3), (2, 7), camera=camera)[indices])
+
+
+def test_a_finished_cache_is_used_again(path: Path) -> None:
+    first = build(path)
+    written = {item: item.stat().st_mtime_ns for item in first.path.iterdir()}
+    assert {item: item.stat().st_mtime_ns for item in build(path).path.iterdir()} == written
+
+
+def test_other_demos_have_a_cache_of_their_own(path: Path) -> None:
+    assert build(path).path != build(path, ("demo_2",)).path
+    np.testing.assert_array_equal(build(path, ("demo_2",)).gather("wrist_image", np.array([[0]]))[0], expected((2, 7))[:1])
+
+
+def test_a_changed_file_is_cached_anew_and_its_old_cache_removed(path: Path) -> None:
+    before = build(path).path
+    with DemoWriter(path, ENV_ARGS, overwrite=True) as writer:
+        writer.add(**demo(4, 9))
+    after = build(path)
+    np.testing.assert_array_equal(after.gather("wrist_image", np.array([[0, 3]]))[0], expected((9, 4))[[0, 3]])
+    assert not before.exists()
+    assert folders(path) == [after.path.name]
+
+
+@pytest.mark.parametrize("missing", ["meta.json", "camera_1.uint8", "half of camera_0.uint8"])
+def test_a_half_built_cache_is_built_anew(path: Path, missing: str) -> None:
+    folder = build(path).path
+    if missing.startswith("half of "):
+        os.truncate(folder / "camera_0.uint8", 100)
+    else:
+        (folder / missing).unlink()
+    killed = folder.with_name(f"{folder.name}.x1.building")
+    killed.mkdir()
+    (killed / "camera_0.uint8").write_bytes(b"half")
+    cache = build(path)
+    np.testing.assert_array_equal(cache.gather("wrist_image", np.arange(15)[None])[0], expected((0, 5), (1, 3), (2, 7)))
+    assert folders(path) == [folder.name]
+
+
+def test_processes_that_build_at_once_share_one_whole_cache(path: Path) -> None:
+    script = (
+        "import sys, numpy as np\n"
+        "from fibopolicy.datasets import DemoFile, FrameCache\n"
+        "with DemoFile(sys.argv[1]) as file:\n"
+        "    cache = FrameCache(file, file.demos, file.image_keys, sys.argv[2])\n"
+        "print(int(cache.gather('wrist_image', np.arange(15)[None]).astype(np.int64).sum()))\n"
+    )
+    command = [sys.executable, "-c", script, str(path), str(path.parent / "cache")]
+    started = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(3)]
+    sums = {process.communicate(timeout=60)[0].strip() for process in started}
+    assert sums == {str(int(expected((0, 5), (1, 3), (2, 7)).astype(np.int64).sum()))}
+    assert len(folders(path)) == 1
+
+
+def test_a_full_disk_is_one_line_and_leaves_nothing(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(UserError, match="cannot be written: No space left on device"):
+        build(path)
+    assert folders(path) == []
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_resident_memory_stays_within_the_budget_however_much_is_read(tmp_path: Path) -> None:
+    """Of a cache of 96 MB under a budget of 16 MB; untouched by the advice to the system, all 96 MB would be resident."""
+    script = (
+        "import sys, numpy as np\n"
+        "from pathlib import Path\n"
+        "from fibopolicy.datasets import DemoFile, FrameCache\n"
+        "def mapped(): return int(Path('/proc/self/statm').read_text().split()[2]) * 4096\n"
+        "with DemoFile(sys.argv[1]) as file:\n"
+        "    cache = FrameCache(file, file.demos, file.image_keys, sys.argv[2], resident_bytes=int(sys.argv[3]))\n"
+        "start, most = mapped(), 0\n"
+        "for row in np.random.default_rng(0).integers(0, cache.num_frames - 4, (400, 2, 1)):\n"
+        "    cache.gather('image', row + np.arange(4))\n"
+        "    most = max(most, mapped() - start)\n"
+        "print(most)\n"
+    )
+    path = tmp_path / "large.hdf5"
+    steps = 4000
+    frames = np.zeros((steps, 128, 64, 3), np.uint8)
+    with DemoWriter(path, ENV_ARGS) as writer:
+        writer.add({"image": frames}, np.zeros((steps, 4)), np.zeros((steps, 1)), np.zeros(steps), np.zeros(steps))
+
+    def most(budget: int) -> int:
+        command = [sys.executable, "-c", script, str(path), str(tmp_path / "cache"), str(budget)]
+        return int(subprocess.run(command, check=True, capture_output=True, text=True, timeout=120).stdout)
+
+    assert most(2**30) > 60 * 2**20
+    assert most(16 * 2**20) < 32 * 2**20
+
+
+def test_a_cache_in_the_home_folder_respects_xdg(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    with DemoFile(write(tmp_path / "demos.hdf5")) as file:
+        cache = FrameCache(file, file.demos, CAMERAS)
+    assert cache.path.parent == tmp_path / "xdg" / "fibopolicy" / "frames"

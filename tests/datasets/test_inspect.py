@@ -1,0 +1,72 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+from fibopolicy.datasets import inspect
+from fibopolicy.errors import UserError
+
+Edited = Callable[[Callable[[h5py.File], object]], Path]
+
+
+def test_the_human_file(human_file: Path) -> None:
+    report = inspect(human_file)
+    for told in (
+        "45.9 MB",
+        "Lift (type 1: robosuite, version unknown)",
+        "OSC_POSE",
+        "20 Hz",
+        "531 (min 44, median 53, max 59 per demo)",
+        "10 of 10",
+        "train (7 demos)",
+        "valid (3 demos)",
+        "uint8 (84, 84, 3)",
+        "6: -1.000 .. +1.000",
+        "warning: attribute total says 9666, the demos hold 531 steps",
+    ):
+        assert told in report
+
+
+def test_a_sound_file_has_no_warnings_and_tells_where_it_is_from(edited: Edited) -> None:
+    def edit(file: h5py.File) -> None:
+        file["data"].attrs["generator"] = "scripted expert"
+        for demo in file["data"].values():
+            demo.attrs["origin"] = "human"
+
+    report = inspect(edited(edit))
+    assert "warning" not in report
+    assert "scripted expert" in report
+    assert "human (3 demos)" in report
+
+
+def test_content_that_training_would_refuse_is_a_warning_here(edited: Edited) -> None:
+    def edit(file: h5py.File) -> None:
+        for demo in file["data"].values():
+            demo["actions"][0, 1] = np.nan
+        file["data/demo_1/actions"][2, 3] = 1.5
+        file["data/demo_1/actions"][0, 1] = 0
+        file["mask/none"] = np.array([], dtype="S8")
+
+    report = inspect(edited(edit))
+    assert "warning: demo_1: action 1.5 at step 2, dimension 3" in report
+    assert "warning: demo_2: action nan at step 0, dimension 1" in report
+    assert "warning: filter key 'none' names no demos" in report
+
+
+def test_a_composite_controller_tells_its_parts(edited: Edited) -> None:
+    def edit(file: h5py.File) -> None:
+        file["data"].attrs["env_args"] = (
+            '{"env_name": "Lift", "env_version": "1.5.2", "type": 1, "env_kwargs": {"controller_configs":'
+            ' {"type": "BASIC", "body_parts": {"right": {"type": "OSC_POSE"}}}}}'
+        )
+
+    assert "BASIC (right: OSC_POSE)" in inspect(edited(edit))
+
+
+def test_what_cannot_be_read_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no such file"):
+        inspect(tmp_path / "nowhere.hdf5")

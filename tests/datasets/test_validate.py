@@ -1,0 +1,97 @@
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+from demo_files import CAMERAS, VECTORS
+
+from fibopolicy.datasets import DemoFile, validate
+from fibopolicy.errors import UserError
+
+Edited = Callable[[Callable[[h5py.File], object]], Path]
+
+
+def refusal(path: Path, cameras: Sequence[str] = CAMERAS, vectors: Sequence[str] = VECTORS) -> str:
+    with DemoFile(path) as file, pytest.raises(UserError) as caught:
+        validate(file, cameras, vectors)
+    message = str(caught.value)
+    assert message.startswith(f"{path}: ")
+    assert "\n" not in message
+    return message
+
+
+def replaced(key: str, value: object) -> Callable[[h5py.File], None]:
+    def edit(file: h5py.File) -> None:
+        del file[f"data/demo_1/{key}"]
+        file[f"data/demo_1/{key}"] = value
+
+    return edit
+
+
+def put(key: str, place: tuple[int, int], value: float) -> Callable[[h5py.File], None]:
+    def edit(file: h5py.File) -> None:
+        file[f"data/demo_1/{key}"][place] = value
+
+    return edit
+
+
+def test_a_sound_file_passes(path: Path) -> None:
+    with DemoFile(path) as file:
+        validate(file, CAMERAS, VECTORS)
+
+
+def test_a_missing_camera_gets_a_suggestion_and_the_known_ones(path: Path) -> None:
+    message = refusal(path, cameras=["agentview"])
+    assert "unknown camera 'agentview': did you mean 'agentview_image'? known: agentview_image, wrist_image" in message
+
+
+def test_a_vector_is_no_camera(path: Path) -> None:
+    assert "camera 'eef_pos' is float64 (N, 3), expected uint8 (N, H, W, 3)" in refusal(path, cameras=["eef_pos"])
+
+
+def test_a_camera_is_no_vector(path: Path) -> None:
+    assert "expected float (N, D)" in refusal(path, vectors=["wrist_image"])
+
+
+@pytest.mark.parametrize(
+    ("edit", "told"),
+    [
+        (replaced("obs/wrist_image", np.zeros((3, 8, 8, 3), np.uint8)), "demo_1: obs/wrist_image is uint8 (N, 8, 8, 3), but"),
+        (replaced("obs/wrist_image", np.zeros((3, 8, 6, 3), np.float32)), "demo_1: obs/wrist_image is float32 (N, 8, 6, 3), but"),
+        (replaced("obs/wrist_image", np.zeros((2, 8, 6, 3), np.uint8)), "num_samples says 3, obs/wrist_image holds 2 steps"),
+        (replaced("obs/eef_pos", np.zeros((3, 4))), "demo_1: obs/eef_pos is float64 (N, 4), but float64 (N, 3) in demo_0"),
+        (replaced("rewards", np.zeros(4)), "demo_1: num_samples says 3, rewards holds 4 steps"),
+        (replaced("actions", np.zeros((3, 5))), "demo_1: actions have 5 dimensions, those of demo_0 have 4"),
+        (replaced("actions", np.zeros((3, 4), np.int64)), "demo_1: actions are int64, expected floats"),
+        (put("actions", (2, 3), 1.5), "demo_1: action 1.5 at step 2, dimension 3"),
+        (put("actions", (0, 1), np.nan), "demo_1: action nan at step 0, dimension 1"),
+        (put("actions", (0, 1), -np.inf), "demo_1: action -inf at step 0, dimension 1"),
+        (put("obs/eef_pos", (1, 2), np.nan), "demo_1: obs/eef_pos is nan at step 1, dimension 2"),
+        (lambda file: file["data/demo_1/obs"].pop("wrist_image"), "demo_1: unknown array"),
+    ],
+)
+def test_faulty_content_is_named_by_demo_and_place(edited: Edited, edit: Callable[[h5py.File], object], told: str) -> None:
+    assert told in refusal(edited(edit))
+
+
+def test_the_rounding_of_a_bound_is_no_fault(edited: Edited) -> None:
+    with DemoFile(edited(put("actions", (0, 0), 1 + 5e-7))) as file:
+        validate(file, CAMERAS, VECTORS)
+
+
+def test_only_the_demos_asked_for_are_looked_at(edited: Edited) -> None:
+    with DemoFile(edited(put("actions", (0, 0), 2.0))) as file:
+        validate(file, CAMERAS, VECTORS, demos=["demo_0", "demo_2"])
+        with pytest.raises(UserError):
+            validate(file, CAMERAS, VECTORS, demos=["demo_1"])
+
+
+def test_a_file_without_observations_is_told_to_be_rendered(edited: Edited) -> None:
+    def edit(file: h5py.File) -> None:
+        for demo in file["data"].values():
+            del demo["obs"]
+
+    assert "render them before training" in refusal(edited(edit))

@@ -1,0 +1,145 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from fibopolicy.errors import UserError
+from fibopolicy.policies import PolicyConfig, Shapes, build_policy
+from fibopolicy.policies.normalizer import Normalizer
+from fibopolicy.policies.observations import ObservationFeatures
+
+OPTIONS = {"patch_size": 12, "width": 24, "depth": 1, "heads": 2, "keypoints": 4}
+SHAPES = Shapes({"front_image": (24, 24)}, {"hand": 3}, 4)
+
+
+def config(**changes: Any) -> PolicyConfig:
+    return PolicyConfig(**{"encoder_options": OPTIONS, "hidden": 16, "chunk": 5, "execute": 2, **changes})
+
+
+def batch(size: int = 3, history: int = 1, chunk: int = 5) -> dict[str, Any]:
+    obs = {
+        "front_image": torch.randint(0, 256, (size, history, 24, 24, 3), dtype=torch.uint8),
+        "hand": torch.rand(size, history, 3),
+    }
+    return {"obs": obs, "actions": torch.rand(size, chunk, 4), "action_mask": torch.ones(size, chunk, dtype=torch.bool)}
+
+
+def statistics() -> dict[str, dict[str, np.ndarray]]:
+    low, high = np.array([-0.5, 0.0, 0.2, 1.0]), np.array([0.5, 1.0, 0.4, 1.0])
+    hand = {"min": np.zeros(3), "max": np.ones(3), "mean": np.full(3, 0.5), "std": np.full(3, 0.1)}
+    return {"actions": {"min": low, "max": high, "mean": (low + high) / 2, "std": (high - low) / 4}, "hand": hand}
+
+
+@pytest.mark.parametrize("history", [1, 3])
+@pytest.mark.parametrize("loss", ["l1", "l2"])
+def test_loss_is_a_scalar_with_gradients_everywhere(history: int, loss: str) -> None:
+    policy = build_policy(config(history=history, loss=loss), SHAPES)
+    value, figures = policy.loss(batch(history=history))
+    value.backward()
+    assert value.ndim == 0
+    assert figures["loss"] == pytest.approx(float(value))
+    assert all(p.grad is not None for p in policy.parameters())
+
+
+def test_padded_actions_do_not_count() -> None:
+    policy = build_policy(config(), SHAPES).eval()
+    samples = batch()
+    samples["action_mask"][:, 3:] = False
+    before = policy.loss(samples)[0]
+    samples["actions"][:, 3:] = 1e3
+    torch.testing.assert_close(policy.loss(samples)[0], before)
+    samples["actions"][:, :3] += 1
+    assert not torch.allclose(policy.loss(samples)[0], before)
+
+
+def test_l1_and_l2_are_means_over_the_counted_entries() -> None:
+    for loss, expected in (("l1", 2.0), ("l2", 4.0)):
+        policy = build_policy(config(loss=loss), SHAPES).eval()
+        samples = batch()
+        samples["actions"] = policy.predict(samples["obs"]).detach() + 2
+        assert float(policy.loss(samples)[0]) == pytest.approx(expected, rel=1e-5)
+
+
+def test_act_returns_the_first_actions_in_range() -> None:
+    policy = build_policy(config(), SHAPES).eval()
+    policy.fit_normalizers(statistics())
+    actions, state = policy.act(batch()["obs"])
+    assert actions.shape == (3, 2, 4)
+    assert actions.abs().max() <= 1
+    assert state is None
+    expected = policy.actions.invert(policy.predict(batch()["obs"]))
+    assert expected.shape == (3, 5, 4)
+
+
+def test_normalisation_is_stored_with_the_weights() -> None:
+    policy = build_policy(config(), SHAPES)
+    policy.fit_normalizers(statistics())
+    other = build_policy(config(), SHAPES)
+    other.load_state_dict(policy.state_dict())
+    torch.testing.assert_close(other.actions.scale, torch.tensor([0.5, 0.5, 0.1, 1.0]))
+
+
+@pytest.mark.parametrize("kind", ["minmax", "gaussian"])
+def test_normalizer_inverts_and_leaves_constant_dimensions_finite(kind: str) -> None:
+    normalizer = Normalizer(4, kind)
+    normalizer.fit(statistics()["actions"])
+    x = torch.tensor([[-0.5, 1.0, 0.3, 1.0]])
+    torch.testing.assert_close(normalizer.invert(normalizer(x)), x)
+    expected = [-1.0, 1.0, 0.0, 0.0] if kind == "minmax" else [-2.0, 2.0, 0.0, 0.0]
+    torch.testing.assert_close(normalizer(x), torch.tensor([expected]), atol=1e-5, rtol=0)
+
+
+def test_random_crops_are_the_same_for_all_frames_of_a_window_and_differ_between_samples() -> None:
+    features = ObservationFeatures(config(crop=12, history=2), SHAPES)
+    ramp = torch.arange(24 * 24 * 3, dtype=torch.int64).reshape(1, 1, 24, 24, 3).expand(16, 2, -1, -1, -1)
+    frames = features._frames(ramp % 256, (12, 12)).view(16, 2, 3, 12, 12)
+    torch.testing.assert_close(frames[:, 0], frames[:, 1])
+    assert len({f.numpy().tobytes() for f in frames[:, 0]}) > 1
+
+
+def test_the_central_crop_is_used_to_act() -> None:
+    features = ObservationFeatures(config(crop=12), SHAPES).eval()
+    frames = torch.randint(0, 256, (2, 1, 24, 24, 3), dtype=torch.uint8)
+    expected = frames[:, 0, 6:18, 6:18].permute(0, 3, 1, 2).float() / 255
+    torch.testing.assert_close(features._frames(frames, (12, 12)), expected)
+
+
+def test_shifts_repeat_the_edge_and_stop_when_acting() -> None:
+    features = ObservationFeatures(config(shift=3), SHAPES)
+    constant = torch.full((4, 1, 24, 24, 3), 7, dtype=torch.uint8)
+    torch.testing.assert_close(features._frames(constant, (24, 24)), torch.full((4, 3, 24, 24), 7 / 255))
+    noise = torch.randint(0, 256, (4, 1, 24, 24, 3), dtype=torch.uint8)
+    plain = noise[:, 0].permute(0, 3, 1, 2).float() / 255
+    assert not torch.allclose(features._frames(noise, (24, 24)), plain)
+    torch.testing.assert_close(features.eval()._frames(noise, (24, 24)), plain)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"head": "bcc"}, "did you mean 'bc'"),
+        ({"execute": 6}, "execute must be between 1 and chunk = 5"),
+        ({"loss": "l3"}, "unknown loss 'l3'"),
+        ({"history": 0}, "history must be at least 1"),
+        ({"crop": 30}, "crop 30 does not fit camera front_image of 24 x 24"),
+        ({"action_normalization": "none"}, "unknown normalisation 'none'"),
+        ({"encoder": "vit_tny"}, "did you mean 'vit_tiny'"),
+    ],
+)
+def test_values_that_do_not_fit_are_named(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        build_policy(config(**changes), SHAPES)
+
+
+def test_reading_something_that_is_no_run_directory(tmp_path: Path) -> None:
+    from fibopolicy.policies.run_directory import load_policy
+
+    with pytest.raises(UserError, match=r"has no config\.json"):
+        load_policy(tmp_path)
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(UserError, match="sections are missing"):
+        load_policy(tmp_path)

@@ -1,0 +1,191 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from fibopolicy.datasets import DemoFile, DemoWriter
+from fibopolicy.errors import UserError
+from fibopolicy.policies.run_directory import load_policy
+from fibopolicy.training import OptimizerConfig, TrainConfig
+from fibopolicy.training.ema import EMA
+from fibopolicy.training.loop import build_optimizer, learning_rate, train
+
+
+def losses(run: Path) -> list[float]:
+    return [json.loads(line)["loss"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_a_run_leaves_every_file_of_its_contract(tiny_config: TrainConfig, tmp_path: Path) -> None:
+    done = train(replace(tiny_config, out=tmp_path / "run"))
+    names = {p.name.split(".")[0] if "tfevents" in p.name else p.name for p in (tmp_path / "run").iterdir()}
+    assert names == {"config.json", "model.safetensors", "ema.safetensors", "state.pt", "metrics.jsonl", "events"}
+    loaded = load_policy(tmp_path / "run")
+    assert (loaded.step, loaded.total_steps) == (12, 12)
+    for name, tensor in done.policy.state_dict().items():
+        torch.testing.assert_close(loaded.policy.state_dict()[name], tensor, rtol=0, atol=0)
+    assert [json.loads(line)["step"] for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()] == list(range(12))
+
+
+def test_the_loss_falls(tiny_config: TrainConfig, tmp_path: Path) -> None:
+    longer = replace(tiny_config, out=tmp_path / "run", optimizer=OptimizerConfig(steps=120, batch_size=16, warmup=10))
+    train(longer)
+    curve = losses(tmp_path / "run")
+    assert np.mean(curve[-10:]) < 0.6 * np.mean(curve[:5])
+
+
+def test_the_same_seed_gives_the_same_curve_and_another_seed_another(tiny_config: TrainConfig, tmp_path: Path) -> None:
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        train(replace(tiny_config, out=tmp_path / name, seed=seed))
+    assert losses(tmp_path / "a") == losses(tmp_path / "b")
+    assert losses(tmp_path / "a") != losses(tmp_path / "c")
+    assert (tmp_path / "a/ema.safetensors").read_bytes() == (tmp_path / "b/ema.safetensors").read_bytes()
+
+
+@pytest.mark.slow
+def test_a_killed_run_resumes_to_bit_identical_weights(lift_file: Path, tmp_path: Path) -> None:
+    base = [sys.executable, "-m", "fibopolicy", "train", "--dataset", str(lift_file), "--steps", "60", "--batch-size", "8"]
+    base += ["--encoder-options", "patch_size", "12", "width", "24", "depth", "1", "heads", "2", "--shift", "2"]
+    base += ["--checkpoint-every", "7", "--log-every", "1", "--warmup", "5"]
+    subprocess.run([*base, "--out", str(tmp_path / "whole")], check=True, capture_output=True)
+
+    killed = subprocess.Popen([*base, "--out", str(tmp_path / "killed")], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    metrics = tmp_path / "killed/metrics.jsonl"
+    while not (metrics.exists() and metrics.read_text().count("\n") >= 10):  # after the first checkpoint, amid the second stretch
+        assert killed.poll() is None
+        time.sleep(0.005)
+    os.kill(killed.pid, signal.SIGKILL)
+    assert killed.wait() == -signal.SIGKILL
+
+    refused = subprocess.run([*base, "--out", str(tmp_path / "killed")], capture_output=True, text=True, check=False)
+    assert refused.returncode == 2
+    assert "--resume" in refused.stderr
+    subprocess.run([*base, "--out", str(tmp_path / "killed"), "--resume"], check=True, capture_output=True)
+    for name in ("model.safetensors", "ema.safetensors"):
+        assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "killed" / name).read_bytes()
+    assert losses(tmp_path / "whole") == losses(tmp_path / "killed")
+
+
+def test_a_missing_export_is_made_again_on_resume(tiny_config: TrainConfig, tmp_path: Path) -> None:
+    config = replace(tiny_config, out=tmp_path / "run")
+    train(config)
+    kept = (config.out / "ema.safetensors").read_bytes()
+    (config.out / "ema.safetensors").unlink()
+    train(config, resume=True)
+    assert (config.out / "ema.safetensors").read_bytes() == kept
+
+
+def test_resuming_another_configuration_is_refused_by_name(tiny_config: TrainConfig, tmp_path: Path) -> None:
+    config = replace(tiny_config, out=tmp_path / "run")
+    train(config)
+    with pytest.raises(UserError, match="already; pass --resume"):
+        train(config)
+    with pytest.raises(UserError, match=r"train\.seed = 0, not 3"):
+        train(replace(config, seed=3), resume=True)
+    with pytest.raises(UserError, match=r"policy\.chunk = 8, not 6"):
+        train(replace(config, policy=replace(config.policy, chunk=6)), resume=True)
+
+
+def test_a_damaged_state_is_named_and_does_not_run_code(tiny_config: TrainConfig, tmp_path: Path) -> None:
+    config = replace(tiny_config, out=tmp_path / "run")
+    train(config)
+    whole = (config.out / "state.pt").read_bytes()
+    (config.out / "state.pt").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(UserError, match=r"state\.pt: cannot be resumed from"):
+        train(config, resume=True)
+
+    class Evil:
+        def __reduce__(self) -> tuple[object, ...]:
+            return (os.mkdir, (str(tmp_path / "executed"),))
+
+    torch.save(Evil(), config.out / "state.pt")
+    with pytest.raises(UserError, match="cannot be resumed from"):
+        train(config, resume=True)
+    assert not (tmp_path / "executed").exists()
+
+
+def test_a_folder_with_something_else_in_it_is_left_alone(tiny_config: TrainConfig, tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("years of work")
+    for overwrite in (False, True):
+        with pytest.raises(UserError, match="holds no run"):
+            train(replace(tiny_config, out=tmp_path), overwrite=overwrite)
+    assert (tmp_path / "thesis.tex").exists()
+
+
+def test_weights_that_do_not_fit_the_configuration_are_refused(tiny_config: TrainConfig, tmp_path: Path) -> None:
+    config = replace(tiny_config, out=tmp_path / "run")
+    train(config)
+    document = json.loads((config.out / "config.json").read_text())
+    document["policy"]["hidden"] = 17
+    (config.out / "config.json").write_text(json.dumps(document))
+    with pytest.raises(UserError, match=r"does not fit config\.json"):
+        load_policy(config.out)
+
+
+def test_a_loss_that_is_not_finite_stops_with_the_step(tiny_config: TrainConfig, tmp_path: Path) -> None:
+    wild = replace(
+        tiny_config, out=tmp_path / "run", optimizer=OptimizerConfig(steps=200, batch_size=8, learning_rate=1e30, warmup=0)
+    )
+    with pytest.raises(UserError, match=r"the loss is (nan|inf) at step \d+"):
+        train(wild)
+
+
+def test_learning_rate_warms_up_and_ends_at_zero() -> None:
+    config = OptimizerConfig(steps=100, warmup=10, learning_rate=1.0)
+    rates = [learning_rate(step, config) for step in range(101)]
+    assert rates[0] == pytest.approx(0.1)
+    assert max(rates) == rates[9] == rates[10] == 1.0
+    assert all(a >= b for a, b in zip(rates[10:], rates[11:], strict=False))
+    assert rates[100] == pytest.approx(0.0)
+
+
+def test_ema_follows_the_stated_recursion_and_copies_buffers() -> None:
+    module = nn.BatchNorm1d(2)
+    ema = EMA(module, 0.5)
+    with torch.no_grad():
+        module.weight.fill_(3.0)
+        module.running_mean.fill_(7.0)
+    ema.update(module, 0)  # the decay starts at 1 / 10
+    torch.testing.assert_close(ema.average.weight, torch.full((2,), 0.1 * 1 + 0.9 * 3))
+    ema.update(module, 1000)
+    torch.testing.assert_close(ema.average.weight, torch.full((2,), 0.5 * 2.8 + 0.5 * 3))
+    torch.testing.assert_close(ema.average.running_mean, torch.full((2,), 7.0))
+
+
+def test_weight_decay_spares_biases_and_norms(tiny_config: TrainConfig, tmp_path: Path) -> None:
+    policy = train(replace(tiny_config, out=tmp_path / "run")).policy.requires_grad_(True)
+    decayed, spared = (group["params"] for group in build_optimizer(policy, OptimizerConfig()).param_groups)
+    names = {id(p): n for n, p in policy.named_parameters()}
+    assert all(p.ndim > 1 for p in decayed)
+    assert any("positions" in names[id(p)] for p in spared)
+    assert len(decayed) + len(spared) == len(names)
+
+
+def test_object_poses_are_not_taken_for_proprioception(tmp_path: Path, tiny_config: TrainConfig, lift_file: Path) -> None:
+    with DemoFile(lift_file) as file:
+        obs = {key: file.read("demo_0", f"obs/{key}") for key in (*file.image_keys, *file.vector_keys)}
+        arrays = {key: file.read("demo_0", key) for key in ("actions", "states", "rewards", "dones")}
+        with DemoWriter(tmp_path / "cheat.hdf5", file.env_args) as writer:
+            writer.add({**obs, "object": np.zeros((len(arrays["actions"]), 10), np.float32)}, **arrays)
+    train(replace(tiny_config, dataset=tmp_path / "cheat.hdf5", out=tmp_path / "run"))
+    shapes = json.loads((tmp_path / "run/config.json").read_text())["shapes"]
+    assert set(shapes["vectors"]) == {"hand_position", "gripper_opening"}
+    assert set(shapes["images"]) == {"workspace_image", "wrist_image"}
+
+
+def test_checkpoints_hold_no_code(tiny_config: TrainConfig, tmp_path: Path) -> None:
+    train(replace(tiny_config, out=tmp_path / "run"))
+    state = torch.load(tmp_path / "run/state.pt", weights_only=True)
+    assert state["step"] == 12
+    assert load_file(tmp_path / "run/model.safetensors").keys() == state["policy"].keys()
