@@ -60,6 +60,57 @@ def kernels(storage: str, width: int, single: bool) -> tuple[Any, Any]:
         return _build(storage, width, single, simd.VERSION, False)
 
 
+# What follows is inlined into the kernels, which pass their constants. Were these functions made per kernel instead, numba
+# would count them as part of its cache key, and no process would find what another one compiled.
+
+
+@njit(inline="always")
+def _dot(STORAGE, WIDTH, STEP, x0, x, y, chunks):  # type: ignore[no-untyped-def]
+    """x . y, where the first chunk of x is at hand in registers."""
+    product = x0 * load(STORAGE, WIDTH, y)
+    for c in range(1, chunks):
+        product = product + load(STORAGE, WIDTH, x + c * STEP) * load(STORAGE, WIDTH, y + c * STEP)
+    return total(product)
+
+
+@njit(inline="always")
+def _dots(STORAGE, WIDTH, STEP, REAL, SIZE, x0, x, y, stride, keys, count, chunks, target):  # type: ignore[no-untyped-def]
+    """x . (row of y), for each row named by `keys`, into `target`."""
+    for i in range(0, count - 3, 4):
+        a = y + read("i32", keys + i * 4) * stride
+        b = y + read("i32", keys + i * 4 + 4) * stride
+        c = y + read("i32", keys + i * 4 + 8) * stride
+        d = y + read("i32", keys + i * 4 + 12) * stride
+        a_product = x0 * load(STORAGE, WIDTH, a)
+        b_product = x0 * load(STORAGE, WIDTH, b)
+        c_product = x0 * load(STORAGE, WIDTH, c)
+        d_product = x0 * load(STORAGE, WIDTH, d)
+        for chunk in range(1, chunks):
+            more = load(STORAGE, WIDTH, x + chunk * STEP)
+            a_product = a_product + more * load(STORAGE, WIDTH, a + chunk * STEP)
+            b_product = b_product + more * load(STORAGE, WIDTH, b + chunk * STEP)
+            c_product = c_product + more * load(STORAGE, WIDTH, c + chunk * STEP)
+            d_product = d_product + more * load(STORAGE, WIDTH, d + chunk * STEP)
+        store(REAL, totals(a_product, b_product, c_product, d_product), target + i * SIZE)
+    for i in range(count // 4 * 4, count):
+        row = y + read("i32", keys + i * 4) * stride
+        write(REAL, target + i * SIZE, _dot(STORAGE, WIDTH, STEP, x0, x, row, chunks))
+
+
+@njit(inline="always")
+def _column_sum(STORAGE, WIDTH, STEP, REAL, SIZE, zero, values, stride, length, chunks, lse, target):  # type: ignore[no-untyped-def]
+    """Sum over tokens of `values`, each divided by exp(lse) unless lse is 0, into `target`."""
+    for c in range(chunks):
+        result = splat(WIDTH, zero)
+        for t in range(length):
+            row = load(STORAGE, WIDTH, values + t * stride + c * STEP)
+            if lse:
+                result = add_scaled(result, zero + math.exp(-read(REAL, lse + t * SIZE)), row)
+            else:
+                result = result + row
+        store(REAL, result, target + c * WIDTH * SIZE)
+
+
 def _build(STORAGE: str, WIDTH: int, SINGLE: bool, VERSION: int, cache: bool) -> tuple[Any, Any]:
     # Upper-case names are constants of the compiled code. Numba's disk cache tells kernels apart by their values.
     REAL = "f64" if STORAGE == "f64" else "f32"
@@ -70,54 +121,12 @@ def _build(STORAGE: str, WIDTH: int, SINGLE: bool, VERSION: int, cache: bool) ->
     real = np.float64 if REAL == "f64" else np.float32
     LOWEST, ZERO, ONE = real(-np.inf), real(0), real(1)
 
-    @njit(inline="always")
-    def dot(x0, x, y, chunks):  # type: ignore[no-untyped-def]
-        """x . y, where the first chunk of x is at hand in registers."""
-        product = x0 * load(STORAGE, WIDTH, y)
-        for c in range(1, 1 if SINGLE else chunks):
-            product = product + load(STORAGE, WIDTH, x + c * STEP) * load(STORAGE, WIDTH, y + c * STEP)
-        return total(product)
-
-    @njit(inline="always")
-    def dots(x0, x, y, stride, keys, count, chunks, target):  # type: ignore[no-untyped-def]
-        """x . (row of y), for each row named by `keys`, into `target`."""
-        for i in range(0, count - 3, 4):
-            a = y + read("i32", keys + i * 4) * stride
-            b = y + read("i32", keys + i * 4 + 4) * stride
-            c = y + read("i32", keys + i * 4 + 8) * stride
-            d = y + read("i32", keys + i * 4 + 12) * stride
-            a_product = x0 * load(STORAGE, WIDTH, a)
-            b_product = x0 * load(STORAGE, WIDTH, b)
-            c_product = x0 * load(STORAGE, WIDTH, c)
-            d_product = x0 * load(STORAGE, WIDTH, d)
-            for chunk in range(1, 1 if SINGLE else chunks):
-                more = load(STORAGE, WIDTH, x + chunk * STEP)
-                a_product = a_product + more * load(STORAGE, WIDTH, a + chunk * STEP)
-                b_product = b_product + more * load(STORAGE, WIDTH, b + chunk * STEP)
-                c_product = c_product + more * load(STORAGE, WIDTH, c + chunk * STEP)
-                d_product = d_product + more * load(STORAGE, WIDTH, d + chunk * STEP)
-            store(REAL, totals(a_product, b_product, c_product, d_product), target + i * SIZE)
-        for i in range(count // 4 * 4, count):
-            write(REAL, target + i * SIZE, dot(x0, x, y + read("i32", keys + i * 4) * stride, chunks))
-
-    @njit(inline="always")
-    def column_sum(values, stride, length, chunks, lse, target):  # type: ignore[no-untyped-def]
-        """Sum over tokens of `values`, each divided by exp(lse) unless lse is 0, into `target`."""
-        for c in range(1 if SINGLE else chunks):
-            result = splat(WIDTH, ZERO)
-            for t in range(length):
-                row = load(STORAGE, WIDTH, values + t * stride + c * STEP)
-                if lse:
-                    result = add_scaled(result, real(math.exp(-read(REAL, lse + t * SIZE))), row)
-                else:
-                    result = result + row
-            store(REAL, result, target + c * WIDTH * SIZE)
-
     @cfunc(types.void(types.CPointer(from_dtype(FORWARD))), cache=cache, error_model="numpy")
     def forward(pointer):  # type: ignore[no-untyped-def]
         p = carray(pointer, 1)[0]
         version = VERSION  # noqa: F841  part of the cache key
-        length, chunks, zero_logit, scale = p.length, p.chunks, p.zero_logit, real(p.scale)
+        length, zero_logit, scale = p.length, p.zero_logit, real(p.scale)
+        chunks = 1 if SINGLE else p.chunks  # a constant where it can be, so that its loops vanish
         own_sums = p.scratch + take_ticket(p.thread) * p.scratch_bytes
         logits = own_sums + chunks * WIDTH * SIZE
         while True:
@@ -133,14 +142,14 @@ def _build(STORAGE: str, WIDTH: int, SINGLE: bool, VERSION: int, cache: bool) ->
             sums = p.sums + (batch * p.heads + head) * chunks * WIDTH * SIZE
             if zero_logit and not p.sums:
                 sums = own_sums
-                column_sum(v, p.v_t, length, chunks, 0, sums)
+                _column_sum(STORAGE, WIDTH, STEP, REAL, SIZE, ZERO, v, p.v_t, length, chunks, 0, sums)
             for row in range(length * block // p.blocks, length * (block + 1) // p.blocks):
                 q = p.q + batch * p.q_b + head * p.q_h + row * p.q_t
                 out = p.out + batch * p.out_b + head * p.out_h + row * p.out_t
                 begin = read("i64", start + row * 8)
                 count = read("i64", start + row * 8 + 8) - begin
                 keys = p.key + begin * 4
-                dots(load(STORAGE, WIDTH, q), q, k, p.k_t, keys, count, chunks, logits)
+                _dots(STORAGE, WIDTH, STEP, REAL, SIZE, load(STORAGE, WIDTH, q), q, k, p.k_t, keys, count, chunks, logits)
                 # Whole vectors are read from here on: the lanes behind the last logit get weight exp(-inf) = 0.
                 store(REAL, splat(LANES, LOWEST), logits + count * SIZE)
                 peaks = splat(LANES, ZERO if zero_logit else LOWEST)
@@ -161,7 +170,7 @@ def _build(STORAGE: str, WIDTH: int, SINGLE: bool, VERSION: int, cache: bool) ->
                 at = (batch * p.heads + head) * length + row
                 write(REAL, p.lse + at * SIZE, peak + real(math.log(denominator)))
                 inverse = splat(WIDTH, ONE / denominator)
-                for c in range(1 if SINGLE else chunks):
+                for c in range(chunks):
                     result = splat(WIDTH, ZERO)
                     if zero_logit:
                         result = splat(WIDTH, dropped) * load(REAL, WIDTH, sums + c * WIDTH * SIZE)
@@ -174,7 +183,8 @@ def _build(STORAGE: str, WIDTH: int, SINGLE: bool, VERSION: int, cache: bool) ->
     def backward(pointer):  # type: ignore[no-untyped-def]
         p = carray(pointer, 1)[0]
         version = VERSION  # noqa: F841  part of the cache key
-        length, chunks, zero_logit, scale = p.length, p.chunks, p.zero_logit, real(p.scale)
+        length, zero_logit, scale = p.length, p.zero_logit, real(p.scale)
+        chunks = 1 if SINGLE else p.chunks  # a constant where it can be, so that its loops vanish
         own_sums = p.scratch + take_ticket(p.thread) * p.scratch_bytes
         own_weights = own_sums + chunks * WIDTH * SIZE
         while True:
@@ -208,9 +218,9 @@ def _build(STORAGE: str, WIDTH: int, SINGLE: bool, VERSION: int, cache: bool) ->
                     keys = p.key + (first + begin) * 4
                     q0 = load(STORAGE, WIDTH, q_row)
                     grad0 = load(STORAGE, WIDTH, grad_row)
-                    mean = dot(grad0, grad_row, out + row * p.out_t, chunks)
-                    dots(q0, q_row, k, p.k_t, keys, count, chunks, weights + begin * SIZE)
-                    dots(grad0, grad_row, v, p.v_t, keys, count, chunks, slopes + begin * SIZE)
+                    mean = _dot(STORAGE, WIDTH, STEP, grad0, grad_row, out + row * p.out_t, chunks)
+                    _dots(STORAGE, WIDTH, STEP, REAL, SIZE, q0, q_row, k, p.k_t, keys, count, chunks, weights + begin * SIZE)
+                    _dots(STORAGE, WIDTH, STEP, REAL, SIZE, grad0, grad_row, v, p.v_t, keys, count, chunks, slopes + begin * SIZE)
                     row_lse = read(REAL, lse + row * SIZE)
                     dropped = real(math.exp(-row_lse)) if zero_logit else ZERO
                     for i in range(begin, begin + count, LANES):
@@ -227,7 +237,7 @@ def _build(STORAGE: str, WIDTH: int, SINGLE: bool, VERSION: int, cache: bool) ->
                         else:
                             store_first(weight, weights + i * SIZE, end - i)
                             store_first(slope, slopes + i * SIZE, end - i)
-                    for c in range(1 if SINGLE else chunks):
+                    for c in range(chunks):
                         result = splat(WIDTH, ZERO)
                         for i in range(count):
                             other = load(STORAGE, WIDTH, k + read("i32", keys + i * 4) * p.k_t + c * STEP)
@@ -238,14 +248,14 @@ def _build(STORAGE: str, WIDTH: int, SINGLE: bool, VERSION: int, cache: bool) ->
                 sums = p.sums + (batch * p.heads + head) * chunks * WIDTH * SIZE
                 if zero_logit and not p.sums:
                     sums = own_sums
-                    column_sum(grad, p.grad_t, length, chunks, lse, sums)
+                    _column_sum(STORAGE, WIDTH, STEP, REAL, SIZE, ZERO, grad, p.grad_t, length, chunks, lse, sums)
                 for row in range(row_begin, row_end):
                     begin = read("i64", start + row * 8)
                     count = read("i64", start + row * 8 + 8) - begin
                     keys, twins = p.key + begin * 4, p.twin + begin * 4
                     dk = p.dk + batch * p.dk_b + head * p.dk_h + row * p.dk_t
                     dv = p.dv + batch * p.dv_b + head * p.dv_h + row * p.dv_t
-                    for c in range(1 if SINGLE else chunks):
+                    for c in range(chunks):
                         k_result = splat(WIDTH, ZERO)
                         v_result = splat(WIDTH, ZERO)
                         if zero_logit:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from fibopolicy.attention.neighbours import neighbours
 from fibopolicy.attention.patterns import AttentionPattern
+from fibopolicy.attention.reference import reference
 
 warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta state")
 
@@ -20,7 +21,7 @@ warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta 
 def csr_attention(q: Tensor, k: Tensor, v: Tensor, pattern: AttentionPattern, masking: str, scale: float) -> Tensor:
     """Masked attention over `(B, h, T, d)`, differentiable once; halves are computed in float32."""
     if not q.numel():
-        return torch.empty_like(q)
+        return reference(q, k, v, pattern, masking, scale)
     out: Tensor = _Sparse.apply(q, k, v, pattern, masking == "zero_logit", scale)  # type: ignore[no-untyped-call]
     return out
 

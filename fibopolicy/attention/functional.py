@@ -55,7 +55,7 @@ def fibottention(
     Raises:
         UserError: shapes, dtypes, devices or names that do not fit together.
     """
-    if torch.is_autocast_enabled(q.device.type):
+    if torch.amp.is_autocast_available(q.device.type) and torch.is_autocast_enabled(q.device.type):
         # As torch's own attention does under autocast: every floating input but float64 in the autocast dtype.
         dtype = torch.get_autocast_dtype(q.device.type)
         q, k, v = (x if x.dtype == torch.float64 else x.to(dtype) for x in (q, k, v))
