@@ -97,7 +97,7 @@ class DemoFile:
     @property
     def action_dim(self) -> int:
         """A, in the first demo."""
-        return int(self._file["data"][self.demos[0]]["actions"].shape[1])
+        return self.layout(self.demos[0], "actions")[0][1]
 
     def length(self, demo: str) -> int:
         """N: the steps of a demo."""
@@ -128,32 +128,36 @@ class DemoFile:
 
     def attrs(self, demo: str) -> dict[str, Any]:
         """The attributes of a demo: `num_samples`, and where recorded `model_file`, `ep_meta` and provenance."""
-        return _attributes(self._demo(demo))
+        with self._damage_told():
+            return _attributes(self._demo(demo))
 
     @property
     def file_attrs(self) -> dict[str, Any]:
         """The attributes of the file and of its data group, other than `env_args` and `total`: where the data came from."""
-        merged = _attributes(self._file) | _attributes(self._file["data"])
+        with self._damage_told():
+            merged = _attributes(self._file) | _attributes(self._file["data"])
         return {name: value for name, value in merged.items() if name not in ("env_args", "total")}
 
     def has(self, demo: str, key: str) -> bool:
         """Whether a demo holds an array, say "states" or "obs/agentview_image"."""
-        return isinstance(self._demo(demo).get(key), h5py.Dataset)
+        with self._damage_told():
+            return isinstance(self._demo(demo).get(key), h5py.Dataset)
 
     def keys(self, demo: str) -> tuple[str, ...]:
         """The arrays of a demo other than observations: "actions", "states", ..."""
-        return tuple(name for name, item in self._demo(demo).items() if isinstance(item, h5py.Dataset))
+        with self._damage_told():
+            return tuple(name for name, item in self._demo(demo).items() if isinstance(item, h5py.Dataset))
 
     def layout(self, demo: str, key: str) -> tuple[tuple[int, ...], np.dtype[Any]]:
         """Shape, time axis included, and dtype of an array, without reading it."""
-        dataset = self._array(demo, key)
-        return tuple(dataset.shape), dataset.dtype
+        with self._damage_told():
+            dataset = self._array(demo, key)
+            return tuple(dataset.shape), dataset.dtype
 
     def read(self, demo: str, key: str, start: int | None = None, stop: int | None = None) -> np.ndarray[Any, np.dtype[Any]]:
         """Steps `start:stop` of an array, say "actions", "states" or "obs/agentview_image", in the stored dtype."""
-        dataset = self._array(demo, key)
         with self._damage_told():
-            return np.asarray(dataset[start:stop])
+            return np.asarray(self._array(demo, key)[start:stop])
 
     def error(self, message: str) -> UserError:
         """A `UserError` that names this file."""
@@ -254,7 +258,7 @@ class DemoFile:
     def _damage_told(self) -> Iterator[None]:
         try:
             yield
-        except (OSError, RuntimeError, KeyError) as error:  # what h5py raises for broken metadata and broken chunks
+        except (OSError, RuntimeError, KeyError, ValueError, TypeError) as error:  # what h5py and broken metadata give
             raise self.error(f"the file is damaged ({_one_line(error)}); fetch or record it again") from error
 
 

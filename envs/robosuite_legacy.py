@@ -27,6 +27,8 @@ def composite_controller(config: Mapping[str, Any], robot: str) -> dict[str, Any
     from robosuite.controllers.composite.composite_controller_factory import refactor_composite_controller_config
     from robosuite.models.robots.robot_model import REGISTERED_ROBOTS
 
+    if not isinstance(config, Mapping):
+        raise UserError(f"a robosuite controller config is a mapping with a type, got {config!r}")
     arm_controllers, kind = robosuite.ALL_PART_CONTROLLERS, config.get("type")
     if "body_parts" in config:
         if kind not in robosuite.ALL_COMPOSITE_CONTROLLERS:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import h5py
 import numpy as np
 import pytest
 
-from fibopolicy.datasets import DemoFile
+from fibopolicy.datasets import DemoFile, inspect
 from fibopolicy.errors import UserError
 
 Edited = Callable[[Callable[[h5py.File], object]], Path]
@@ -231,3 +232,17 @@ def test_the_human_file_is_read_with_its_false_total_told(human_file: Path) -> N
         assert "attribute total says 9666, the demos hold 531 steps" in file.warnings
         assert file.image_shape("agentview_image") == (84, 84, 3)
         assert file.read("demo_0", "states").shape == (59, 32)
+
+
+def test_a_broken_group_is_one_line_wherever_it_is_read(path: Path) -> None:
+    """Breaks the name tables of the groups (HDF5's local heaps), one at a time; those of next_obs are never read."""
+    whole = path.read_bytes()
+    told = []
+    for table in re.finditer(b"HEAP", whole):
+        path.write_bytes(whole[: table.start()] + b"XXXX" + whole[table.end() :])
+        try:
+            inspect(path)
+        except UserError as error:
+            told.append(str(error))
+    assert len(told) >= 1 + 1 + 3  # the file, data, every demo; damage below that is told as a warning
+    assert not any("\n" in message for message in told)

@@ -70,6 +70,7 @@ def test_a_camera_is_no_vector(path: Path) -> None:
         (put("actions", (0, 1), np.nan), "demo_1: action nan at step 0, dimension 1"),
         (put("actions", (0, 1), -np.inf), "demo_1: action -inf at step 0, dimension 1"),
         (put("obs/eef_pos", (1, 2), np.nan), "demo_1: obs/eef_pos is nan at step 1, dimension 2"),
+        (put("obs/eef_pos", (1, 2), 1e300), "demo_1: obs/eef_pos is 1e+300 at step 1, dimension 2"),
         (lambda file: file["data/demo_1/obs"].pop("wrist_image"), "demo_1: unknown array"),
     ],
 )
