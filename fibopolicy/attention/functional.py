@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from fibopolicy.attention import cpu, selection
+from fibopolicy.attention import cpu, cuda, selection
 from fibopolicy.attention.csr import csr_attention
-from fibopolicy.attention.operator import numba_attention
+from fibopolicy.attention.operator import numba_attention, triton_attention
 from fibopolicy.attention.patterns import AttentionPattern
 from fibopolicy.attention.reference import reference
 from fibopolicy.attention.sdpa import masked_sdpa
@@ -25,6 +26,7 @@ BACKENDS: Mapping[str, Backend] = {
     "sdpa": masked_sdpa,
     "csr": csr_attention,
     "numba": numba_attention,
+    "triton": triton_attention,
 }
 
 
@@ -66,11 +68,11 @@ def fibottention(
         backend = selection.choose(q, pattern)
     if backend not in BACKENDS:
         raise unknown("attention backend", backend, ("auto", *BACKENDS))
-    _check_backend(backend, q)
+    _check_backend(backend, q, pattern)
     return BACKENDS[backend](q, k, v, pattern, masking, q.shape[-1] ** -0.5 if scale is None else scale)
 
 
-def _check_backend(backend: str, q: Tensor) -> None:
+def _check_backend(backend: str, q: Tensor, pattern: AttentionPattern) -> None:
     if backend == "numba":
         if q.device.type != "cpu":
             raise UserError(f"attention backend 'numba' runs on the CPU, got tensors on {q.device}; use 'triton', 'csr' or 'sdpa'")
@@ -78,6 +80,16 @@ def _check_backend(backend: str, q: Tensor) -> None:
             raise UserError("attention backend 'numba' needs numba: pip install numba, or use 'csr' or 'sdpa'")
         if not cpu.supports(q.dtype):
             raise UserError(f"attention backend 'numba' takes float32, float64, float16 or bfloat16, got {q.dtype}")
+    if backend == "triton":
+        if not cuda.available():
+            raise UserError("attention backend 'triton' needs triton: pip install triton, or use 'csr' or 'sdpa'")
+        if q.device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
+            raise UserError(f"attention backend 'triton' runs on CUDA, got tensors on {q.device}; use 'numba', 'csr' or 'sdpa'")
+        if not cuda.supports(q.dtype, pattern):
+            raise UserError(
+                "attention backend 'triton' takes float32, float16 or bfloat16 and patterns made of diagonals,"
+                f" got {q.dtype} and {type(pattern).__name__}; use 'csr' or 'sdpa'"
+            )
 
 
 def _check(q: Tensor, k: Tensor, v: Tensor, pattern: FibottentionPattern) -> None:

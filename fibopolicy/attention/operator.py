@@ -11,18 +11,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fibopolicy.attention import cpu
+from fibopolicy.attention import cpu, cuda
 from fibopolicy.attention.patterns import AttentionPattern
 
 
+_MODULES = {"numba": cpu, "triton": cuda}
+
+
 @torch.library.custom_op("fibopolicy::sparse_attention", mutates_args=())
-def sparse_attention(q: Tensor, k: Tensor, v: Tensor, pattern: str, zero_logit: bool, scale: float) -> tuple[Tensor, Tensor]:
-    """See `cpu.forward`. The head dimension has to be one that the kernels work on, see `cpu.padded_dim`."""
-    return cpu.forward(q, k, v, AttentionPattern.from_spec(pattern), zero_logit, scale)
+def sparse_attention(q: Tensor, k: Tensor, v: Tensor, pattern: str, zero_logit: bool, scale: float, backend: str) -> tuple[Tensor, Tensor]:
+    """See `cpu.forward`; the head dimension has to be one that its kernels work on, see `cpu.pad`."""
+    return _MODULES[backend].forward(q, k, v, AttentionPattern.from_spec(pattern), zero_logit, scale)
 
 
 @sparse_attention.register_fake
-def _(q: Tensor, k: Tensor, v: Tensor, pattern: str, zero_logit: bool, scale: float) -> tuple[Tensor, Tensor]:
+def _(q: Tensor, k: Tensor, v: Tensor, pattern: str, zero_logit: bool, scale: float, backend: str) -> tuple[Tensor, Tensor]:
     q = q if q.stride(-1) == 1 else q.contiguous()
     dtype = torch.float64 if q.dtype == torch.float64 else torch.float32
     return cpu.empty_like(q), q.new_empty(q.shape[:3], dtype=dtype)
@@ -30,21 +33,21 @@ def _(q: Tensor, k: Tensor, v: Tensor, pattern: str, zero_logit: bool, scale: fl
 
 @torch.library.custom_op("fibopolicy::sparse_attention_backward", mutates_args=())
 def sparse_attention_backward(
-    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, pattern: str, zero_logit: bool, scale: float
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, pattern: str, zero_logit: bool, scale: float, backend: str
 ) -> Tensor:
     """See `cpu.backward`."""
-    return cpu.backward(grad, q, k, v, out, lse, AttentionPattern.from_spec(pattern), zero_logit, scale)
+    return _MODULES[backend].backward(grad, q, k, v, out, lse, AttentionPattern.from_spec(pattern), zero_logit, scale)
 
 
 @sparse_attention_backward.register_fake
 def _(
-    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, pattern: str, zero_logit: bool, scale: float
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, pattern: str, zero_logit: bool, scale: float, backend: str
 ) -> Tensor:
     return cpu.empty_like(q if q.stride(-1) == 1 else q.contiguous(), 3)
 
 
 def _remember(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    q, k, v, ctx.pattern, ctx.zero_logit, ctx.scale = inputs
+    q, k, v, *ctx.options = inputs
     ctx.save_for_backward(q, k, v, *output)
     ctx.mark_non_differentiable(output[1])
     ctx.set_materialize_grads(False)
@@ -52,10 +55,10 @@ def _remember(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) 
 
 def _differentiate(ctx: Any, grad: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
     if grad is None:
-        return (None,) * 6
+        return (None,) * 7
     q, k, v, out, lse = ctx.saved_tensors
-    grads = sparse_attention_backward(grad, q, k, v, out, lse, ctx.pattern, ctx.zero_logit, ctx.scale)
-    return (*grads.unbind(0), None, None, None)
+    grads = sparse_attention_backward(grad, q, k, v, out, lse, *ctx.options)
+    return (*grads.unbind(0), None, None, None, None)
 
 
 sparse_attention.register_autograd(_differentiate, setup_context=_remember)
@@ -65,5 +68,11 @@ def numba_attention(q: Tensor, k: Tensor, v: Tensor, pattern: AttentionPattern, 
     """The CPU kernels over `(B, h, T, d)`, differentiable."""
     dim = q.shape[-1]
     q, k, v = cpu.pad(q), cpu.pad(k), cpu.pad(v)
-    out: Tensor = sparse_attention(q, k, v, pattern.spec, masking == "zero_logit", scale)[0]
+    out: Tensor = sparse_attention(q, k, v, pattern.spec, masking == "zero_logit", scale, "numba")[0]
     return out if out.shape[-1] == dim else out[..., :dim]
+
+
+def triton_attention(q: Tensor, k: Tensor, v: Tensor, pattern: AttentionPattern, masking: str, scale: float) -> Tensor:
+    """The Triton kernels over `(B, h, T, d)`, differentiable."""
+    out: Tensor = sparse_attention(q, k, v, pattern.spec, masking == "zero_logit", scale, "triton")[0]
+    return out

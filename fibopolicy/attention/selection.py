@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import functools
-import importlib.util
 import logging
 import os
 
 import torch
 from torch import Tensor
 
-from fibopolicy.attention import cpu
+from fibopolicy.attention import cpu, cuda
 from fibopolicy.attention.patterns import AttentionPattern
 
 #: Names a backend for every call that says "auto".
@@ -37,7 +35,7 @@ def _fastest(device: str, dtype: torch.dtype, pattern: AttentionPattern) -> str:
     if pattern.keeps_all:
         return "sdpa"
     if device == "cuda":
-        return "triton" if triton_available() else "csr"
+        return "triton" if cuda.available() and cuda.supports(dtype, pattern) else "csr"
     if device != "cpu" or not cpu.available() or not cpu.supports(dtype):
         return "sdpa"
     length = pattern.sequence_length
@@ -50,9 +48,3 @@ def kept_share(pattern: AttentionPattern) -> float:
     length, prefix = pattern.sequence_length, pattern.num_prefix
     whole = length**2 - pattern.num_tokens**2 if prefix else 0
     return (whole + pattern.density * pattern.num_tokens**2) / length**2
-
-
-@functools.cache
-def triton_available() -> bool:
-    """Whether Triton is installed."""
-    return importlib.util.find_spec("triton") is not None

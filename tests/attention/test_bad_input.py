@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fibopolicy.attention import FibottentionPattern, cpu, fibottention
+from fibopolicy.attention import FibottentionPattern, cpu, cuda, fibottention
 from fibopolicy.errors import UserError
 
 PATTERN = FibottentionPattern(10, 2)
@@ -46,6 +46,13 @@ def test_an_unknown_name_in_the_environment_is_refused(monkeypatch: pytest.Monke
 def test_numba_is_refused_off_the_cpu() -> None:
     with pytest.raises(UserError, match="runs on the CPU, got tensors on meta"):
         fibottention(*(x.to("meta") for x in tensors(1, 2, 11, 4)), PATTERN, backend="numba")
+
+
+def test_triton_is_refused_off_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cuda, "available", lambda: True)
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    with pytest.raises(UserError, match="runs on CUDA, got tensors on cpu"):
+        fibottention(*tensors(1, 2, 11, 4), PATTERN, backend="triton")
 
 
 def test_without_numba_auto_falls_back_and_a_forced_numba_says_so(monkeypatch: pytest.MonkeyPatch) -> None:

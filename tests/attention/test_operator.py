@@ -29,10 +29,10 @@ class Layer(nn.Module):
 def test_opcheck(zero_logit: bool, packed: bool) -> None:
     qkv = torch.randn(2, 61, 3, 2, 16).permute(2, 0, 3, 1, 4) if packed else torch.randn(3, 2, 2, 61, 16)
     q, k, v = (x.detach().requires_grad_() for x in qkv)
-    torch.library.opcheck(sparse_attention, (q, k, v, PATTERN.spec, zero_logit, 0.25))
-    out, lse = sparse_attention(q.detach(), k.detach(), v.detach(), PATTERN.spec, zero_logit, 0.25)
+    torch.library.opcheck(sparse_attention, (q, k, v, PATTERN.spec, zero_logit, 0.25, "numba"))
+    out, lse = sparse_attention(q.detach(), k.detach(), v.detach(), PATTERN.spec, zero_logit, 0.25, "numba")
     plain = [x.detach() for x in (q, k, v)]
-    torch.library.opcheck(sparse_attention_backward, (out, *plain, out, lse, PATTERN.spec, zero_logit, 0.25))
+    torch.library.opcheck(sparse_attention_backward, (out, *plain, out, lse, PATTERN.spec, zero_logit, 0.25, "numba"))
 
 
 @pytest.mark.parametrize("backend", ["numba", "csr"])
