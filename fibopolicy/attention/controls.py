@@ -61,7 +61,7 @@ class LocalPattern(_TargetPattern, OffsetPattern):
     """A window round each token in the flattened raster: |j - k| <= w. Heads differ by at most one in w."""
 
     @functools.cached_property
-    def offsets(self) -> tuple[tuple[int, ...], ...]:  # type: ignore[override]
+    def offsets(self) -> tuple[tuple[int, ...], ...]:
         return _fill(self, range(self.num_tokens))
 
 
@@ -81,7 +81,7 @@ class DilatedPattern(_TargetPattern, OffsetPattern):
             raise UserError(f"dilation must be at least 1, got {self.dilation}")
 
     @functools.cached_property
-    def offsets(self) -> tuple[tuple[int, ...], ...]:  # type: ignore[override]
+    def offsets(self) -> tuple[tuple[int, ...], ...]:
         for dilation in range(self.dilation, 1, -1):
             steps = range(0, self.num_tokens, dilation)
             if sum(diagonal_pairs(self.num_tokens, o) for o in steps) >= self.target * self.num_tokens**2:
@@ -94,7 +94,7 @@ class SharedPattern(_TargetPattern, OffsetPattern):
     """One set of Fibonacci offsets for all heads of all layers; the last offset is set so that the density fits."""
 
     @functools.cached_property
-    def offsets(self) -> tuple[tuple[int, ...], ...]:  # type: ignore[override]
+    def offsets(self) -> tuple[tuple[int, ...], ...]:
         n = self.num_tokens
         kept: list[int] = []
         missing = self.target * n * n

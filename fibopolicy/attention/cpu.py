@@ -60,7 +60,15 @@ def forward(q: Tensor, k: Tensor, v: Tensor, pattern: AttentionPattern, zero_log
 
 
 def backward(
-    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, pattern: AttentionPattern, zero_logit: bool, scale: float
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    pattern: AttentionPattern,
+    zero_logit: bool,
+    scale: float,
 ) -> Tensor:
     """The gradients of q, k and v, stacked: `(3, B, h, T, d)`, from those of `forward`'s `out`."""
     grad, q, k, v, out = (_readable(x) for x in (grad, q, k, v, out))

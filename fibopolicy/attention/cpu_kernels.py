@@ -104,10 +104,8 @@ def _column_sum(STORAGE, WIDTH, STEP, REAL, SIZE, zero, values, stride, length, 
         result = splat(WIDTH, zero)
         for t in range(length):
             row = load(STORAGE, WIDTH, values + t * stride + c * STEP)
-            if lse:
-                result = add_scaled(result, zero + math.exp(-read(REAL, lse + t * SIZE)), row)
-            else:
-                result = result + row
+            factor = math.exp(-read(REAL, lse + t * SIZE)) if lse else 1.0
+            result = add_scaled(result, zero + factor, row)
         store(REAL, result, target + c * WIDTH * SIZE)
 
 

@@ -52,14 +52,13 @@ class _Pairs:
     def products(self, x: Tensor, y: Tensor) -> Tensor:
         """x_j . y_k for every kept pair, `(B pairs,)`, of `(B h T, d)` matrices."""
         zeros = self.matrix(x.new_zeros(len(self.key)))
-        return torch.sparse.sampled_addmm(zeros, x, y.T, beta=0.0).values()
+        result: Tensor = torch.sparse.sampled_addmm(zeros, x, y.T, beta=0.0).values()
+        return result
 
 
 class _Sparse(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any, q: Tensor, k: Tensor, v: Tensor, pattern: AttentionPattern, zero_logit: bool, scale: float
-    ) -> Tensor:
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, pattern: AttentionPattern, zero_logit: bool, scale: float) -> Tensor:
         pairs = _Pairs(pattern, q.shape[0], q.device)
         flat_q, flat_k, flat_v = (_flatten(x) for x in (q, k, v))
         logits = pairs.products(flat_q, flat_k) * scale
@@ -82,7 +81,7 @@ class _Sparse(torch.autograd.Function):
         return out.view(q.shape).to(q.dtype)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator]
+    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, out, weight, dropped = ctx.saved_tensors
         pairs: _Pairs = ctx.pairs

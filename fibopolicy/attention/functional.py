@@ -75,7 +75,9 @@ def fibottention(
 def _check_backend(backend: str, q: Tensor, pattern: AttentionPattern) -> None:
     if backend == "numba":
         if q.device.type != "cpu":
-            raise UserError(f"attention backend 'numba' runs on the CPU, got tensors on {q.device}; use 'triton', 'csr' or 'sdpa'")
+            raise UserError(
+                f"attention backend 'numba' runs on the CPU, got tensors on {q.device}; use 'triton', 'csr' or 'sdpa'"
+            )
         if not cpu.available():
             raise UserError("attention backend 'numba' needs numba: pip install numba, or use 'csr' or 'sdpa'")
         if not cpu.supports(q.dtype):
@@ -92,7 +94,7 @@ def _check_backend(backend: str, q: Tensor, pattern: AttentionPattern) -> None:
             )
 
 
-def _check(q: Tensor, k: Tensor, v: Tensor, pattern: FibottentionPattern) -> None:
+def _check(q: Tensor, k: Tensor, v: Tensor, pattern: AttentionPattern) -> None:
     if q.ndim != 4 or q.shape != k.shape or q.shape != v.shape:
         raise UserError(f"q, k and v must share one shape (B, h, T, d), got {tuple(q.shape)}, {tuple(k.shape)}, {tuple(v.shape)}")
     if q.shape[-1] == 0:

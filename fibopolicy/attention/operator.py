@@ -14,14 +14,16 @@ from torch import Tensor
 from fibopolicy.attention import cpu, cuda
 from fibopolicy.attention.patterns import AttentionPattern
 
-
-_MODULES = {"numba": cpu, "triton": cuda}
+_FORWARD = {"numba": cpu.forward, "triton": cuda.forward}
+_BACKWARD = {"numba": cpu.backward, "triton": cuda.backward}
 
 
 @torch.library.custom_op("fibopolicy::sparse_attention", mutates_args=())
-def sparse_attention(q: Tensor, k: Tensor, v: Tensor, pattern: str, zero_logit: bool, scale: float, backend: str) -> tuple[Tensor, Tensor]:
+def sparse_attention(
+    q: Tensor, k: Tensor, v: Tensor, pattern: str, zero_logit: bool, scale: float, backend: str
+) -> tuple[Tensor, Tensor]:
     """See `cpu.forward`; the head dimension has to be one that its kernels work on, see `cpu.pad`."""
-    return _MODULES[backend].forward(q, k, v, AttentionPattern.from_spec(pattern), zero_logit, scale)
+    return _FORWARD[backend](q, k, v, AttentionPattern.from_spec(pattern), zero_logit, scale)
 
 
 @sparse_attention.register_fake
@@ -33,15 +35,33 @@ def _(q: Tensor, k: Tensor, v: Tensor, pattern: str, zero_logit: bool, scale: fl
 
 @torch.library.custom_op("fibopolicy::sparse_attention_backward", mutates_args=())
 def sparse_attention_backward(
-    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, pattern: str, zero_logit: bool, scale: float, backend: str
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    pattern: str,
+    zero_logit: bool,
+    scale: float,
+    backend: str,
 ) -> Tensor:
     """See `cpu.backward`."""
-    return _MODULES[backend].backward(grad, q, k, v, out, lse, AttentionPattern.from_spec(pattern), zero_logit, scale)
+    return _BACKWARD[backend](grad, q, k, v, out, lse, AttentionPattern.from_spec(pattern), zero_logit, scale)
 
 
 @sparse_attention_backward.register_fake
 def _(
-    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, pattern: str, zero_logit: bool, scale: float, backend: str
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    pattern: str,
+    zero_logit: bool,
+    scale: float,
+    backend: str,
 ) -> Tensor:
     return cpu.empty_like(q if q.stride(-1) == 1 else q.contiguous(), 3)
 

@@ -222,7 +222,7 @@ class FibottentionPattern(OffsetPattern):
             raise UserError("main_diagonal is an option of the modified variant; pass modified=True as well")
 
     @functools.cached_property
-    def offsets(self) -> tuple[tuple[int, ...], ...]:  # type: ignore[override]
+    def offsets(self) -> tuple[tuple[int, ...], ...]:
         """Per head slot, after the layer's permutation: the kept |j - k|, ascending, each below N."""
         sets = [self._head_offsets(i) for i in range(1, self.num_heads + 1)]
         if self.permuted:

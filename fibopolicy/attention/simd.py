@@ -8,6 +8,8 @@ Numba caches compiled code by the file of the compiled function, so a change her
 `cpu_kernels.py` on its own: raise `VERSION`, which the kernels take in as a constant.
 """
 
+# mypy: disable-error-code="untyped-decorator"
+
 from __future__ import annotations
 
 import math
@@ -63,9 +65,7 @@ def _declare(builder: Any, name: str, result: ir.Type, arguments: list[ir.Type])
 def _splat(builder: Any, scalar: Any, width: int) -> Any:
     vector = ir.VectorType(scalar.type, width)
     one = builder.insert_element(ir.Constant(vector, ir.Undefined), scalar, ir.Constant(_INT32, 0))
-    return builder.shuffle_vector(
-        one, ir.Constant(vector, ir.Undefined), ir.Constant(ir.VectorType(_INT32, width), [0] * width)
-    )
+    return builder.shuffle_vector(one, ir.Constant(vector, ir.Undefined), ir.Constant(ir.VectorType(_INT32, width), [0] * width))
 
 
 def _constant(vector: ir.VectorType, value: float | int) -> Any:
@@ -291,7 +291,7 @@ def exponential(typing_context: Any, vector: Any) -> Any:
         value = _constant(kind, 1 / math.factorial(degree))
         for power in range(degree - 1, -1, -1):
             value = fma(value, r, _constant(kind, 1 / math.factorial(power)))
-        # value is within [0.7, 1.42] and n >= -125 (-1010 in float64), so adding n to its exponent bits cannot leave the normal range.
+        # value is within [0.7, 1.42] and n >= -125 (-1010 in float64): adding n to its exponent bits stays in the normal range.
         exponent = builder.shl(builder.bitcast(shifted, words), _constant(words, shift))
         scaled = builder.bitcast(builder.add(builder.bitcast(value, words), exponent), kind)
         scaled = builder.select(builder.fcmp_unordered("uno", x, x), x, scaled)

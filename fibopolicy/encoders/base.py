@@ -68,7 +68,7 @@ def build_encoder(name: str, *, image_size: tuple[int, int], **options: Any) -> 
 
 def encoder_options(name: str) -> tuple[str, ...]:
     """The options that an encoder takes beside `image_size`."""
-    factory, defaults = _find(name)
+    factory, _ = _find(name)
     fixed = {"image_size", "name"} if name.startswith("timm:") else {"image_size"}
     return tuple(n for n in inspect.signature(factory).parameters if n not in fixed)
 

@@ -83,11 +83,13 @@ def convert(model: M, preset: str = "paper") -> M:
     parts: Any = model
     blocks = list(getattr(model, "blocks", []))
     for block in blocks:
-        attention = getattr(block, "attn", None)
+        attention: Any = getattr(block, "attn", None)
         if type(attention) is not Attention:
             raise UserError(f"convert takes timm vision transformers with plain attention, {name} has {type(attention).__name__}")
         if attention.attn_drop.p > 0:
-            raise UserError(f"{name} drops attention weights (attn_drop_rate {attention.attn_drop.p}); build it with 0 to convert it")
+            raise UserError(
+                f"{name} drops attention weights (attn_drop_rate {attention.attn_drop.p}); build it with 0 to convert it"
+            )
     if not blocks or not hasattr(model, "num_prefix_tokens"):
         raise UserError(f"convert takes timm vision transformers (vit_*, deit*), {name} has no blocks and prefix tokens")
     for layer, block in enumerate(blocks):

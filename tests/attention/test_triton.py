@@ -51,7 +51,7 @@ def test_outputs_and_gradients(masking: str, num_tokens: int, heads: int, dim: i
 def test_what_triton_does_not_take_is_refused() -> None:
     pattern = FibottentionPattern(10, 2)
     q = torch.randn(1, 2, 11, 4, device=DEVICE)
-    with pytest.raises(UserError, match="got torch.float64"):
+    with pytest.raises(UserError, match=r"got torch\.float64"):
         fibottention(q.double(), q.double(), q.double(), pattern, backend="triton")
     with pytest.raises(UserError, match="RandomPattern"):
         fibottention(q, q, q, like(pattern, "random"), backend="triton")
