@@ -7,7 +7,7 @@ is online, in float32. Prefix tokens (CLS, registers) see everything: they have 
 """
 
 # Triton's language leaves no room for annotations of tensors.
-# mypy: disable-error-code="no-untyped-def"
+# mypy: disable-error-code="no-untyped-def, untyped-decorator"
 
 from __future__ import annotations
 
