@@ -7,6 +7,7 @@ reported are ratios within a turn. Absolute times are those of one machine on on
 from __future__ import annotations
 
 import json
+import os
 import platform
 import statistics
 import time
@@ -78,6 +79,7 @@ def environment() -> dict[str, Any]:
         "processor": _processor(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "threads": torch.get_num_threads(),
+        "load": os.getloadavg() if hasattr(os, "getloadavg") else None,
         "python": platform.python_version(),
         "torch": torch.__version__,
     }
