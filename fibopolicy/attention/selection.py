@@ -14,9 +14,9 @@ from fibopolicy.attention.patterns import AttentionPattern
 #: Names a backend for every call that says "auto".
 VARIABLE = "FIBOPOLICY_ATTENTION_BACKEND"
 
-#: The largest share of all T^2 pairs at which the sparse CPU kernels still beat masked dense attention, forward and
-#: backward, measured by `fibopolicy profile attention`; see docs/benchmarks. Short sequences are won by the cheaper call.
-_CPU_BREAK_EVEN = ((32, 0.0), (64, 0.25), (1 << 62, 0.40))
+#: The share of all T^2 pairs up to which the sparse CPU kernels are taken over masked dense attention. Timed between T = 17 and
+#: 197 they still won there; a pattern this dense saves little either way.
+_SPARSE_UP_TO = 0.5
 
 _log = logging.getLogger(__name__)
 
@@ -38,9 +38,7 @@ def _fastest(device: str, dtype: torch.dtype, pattern: AttentionPattern) -> str:
         return "triton" if cuda.available() and cuda.supports(dtype, pattern) else "csr"
     if device != "cpu" or not cpu.available() or not cpu.supports(dtype):
         return "sdpa"
-    length = pattern.sequence_length
-    share = next(share for longest, share in _CPU_BREAK_EVEN if length <= longest)
-    return "numba" if kept_share(pattern) < share else "sdpa"
+    return "numba" if kept_share(pattern) <= _SPARSE_UP_TO else "sdpa"
 
 
 def kept_share(pattern: AttentionPattern) -> float:
