@@ -13,7 +13,7 @@ from fibopolicy.envs import TaskEnv, from_env_args
 from fibopolicy.errors import UserError
 from fibopolicy.evaluation.config import EvaluateConfig
 from fibopolicy.evaluation.rollout import rollout
-from fibopolicy.evaluation.rows import Row, append_row, read_rows, success_rate
+from fibopolicy.evaluation.rows import Row, append_row, recover_rows, success_rate
 from fibopolicy.evaluation.starts import Starts, frames_hash, load_starts, make_starts, save_starts
 from fibopolicy.evaluation.statistics import Rate
 from fibopolicy.evaluation.video import write_grid
@@ -102,7 +102,7 @@ def _starts(config: EvaluateConfig, env: TaskEnv) -> tuple[Starts, Path]:
 
 
 def _kept(path: Path, config: EvaluateConfig, loaded: Loaded, starts: Starts) -> dict[int, Row]:
-    rows = {row.index: row for row in read_rows(path)}
+    rows = {row.index: row for row in recover_rows(path)}
     for row in rows.values():
         if (row.checkpoint_step, row.weights, row.starts_seed) != (loaded.step, config.weights, starts.seed):
             raise UserError(

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from fibopolicy.errors import UserError
 from fibopolicy.evaluation.statistics import Rate, wilson
+from fibopolicy.files import written_aside
 
 
 @dataclass(frozen=True)
@@ -42,23 +43,31 @@ class Row:
 
 def append_row(path: Path, row: Row) -> None:
     with path.open("a") as file:
-        file.write(json.dumps(asdict(row)) + "\n")
+        file.write(_line(row))
 
 
-def read_rows(path: Path) -> list[Row]:
-    """The rows of a file in the order of their start states; a last line that a kill cut short is dropped."""
-    rows = []
-    lines = path.read_text().split("\n") if path.exists() else []
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            rows.append(Row(**json.loads(line)))
-        except (ValueError, TypeError) as error:
-            if number == len(lines):  # no newline after it
-                continue
-            raise UserError(f"{path}: line {number} is not an episode row ({error})") from error
-    return sorted(rows, key=lambda row: row.index)
+def recover_rows(path: Path) -> list[Row]:
+    """The whole rows of a file; a last one that a kill cut short is removed from it, so that rows can be appended."""
+    if not path.exists():
+        return []
+    text = path.read_text()
+    whole, _, cut = text.rpartition("\n")
+    rows = [_parse(path, number, line) for number, line in enumerate(whole.splitlines(), 1)]
+    if cut:
+        with written_aside(path) as aside:
+            aside.write_text("".join(_line(row) for row in rows))
+    return rows
+
+
+def _line(row: Row) -> str:
+    return json.dumps(asdict(row)) + "\n"
+
+
+def _parse(path: Path, number: int, line: str) -> Row:
+    try:
+        return Row(**json.loads(line))
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{path}: line {number} is not an episode row ({error})") from error
 
 
 def success_rate(rows: Sequence[Row]) -> Rate:
