@@ -53,7 +53,9 @@ def test_collect_inspect_train_evaluate(
 
 def broken_files(good: Path, folder: Path) -> dict[str, Path]:
     """Each a copy of a good file with one thing wrong."""
-    files = {name: folder / f"{name}.hdf5" for name in ("truncated", "text", "env_args", "nan", "range", "samples", "dtype", "mask")}
+    files = {
+        name: folder / f"{name}.hdf5" for name in ("truncated", "text", "env_args", "nan", "range", "samples", "dtype", "mask")
+    }
     for path in files.values():
         path.write_bytes(good.read_bytes())
     files["truncated"].write_bytes(good.read_bytes()[:5000])
@@ -93,7 +95,10 @@ def test_broken_files_are_named_in_one_line(
         (["train", "--dataset", "LIFT", "--out", "run", "--encoder", "vit_tin"], "did you mean 'vit_tiny'"),
         (["train", "--dataset", "LIFT", "--out", "run", "--cameras", "wrst_image"], "wrist_image"),
         (["train", "--dataset", "LIFT", "--out", "run", "--filter-key", "trian"], "filter key"),
-        (["train", "--dataset", "LIFT", "--out", "run", "--encoder-options", "patch_size", "7"], "does not divide the image of 24 x 24"),
+        (
+            ["train", "--dataset", "LIFT", "--out", "run", "--encoder-options", "patch_size", "7"],
+            "does not divide the image of 24 x 24",
+        ),
         (["train", "--dataset", "LIFT", "--out", "run", "--encoder-options", "patchsize", "12"], "did you mean 'patch_size'"),
         (["train", "--dataset", "LIFT", "--out", "run", "--steps", "0"], "steps must be at least 1"),
         (["collect", "Lyft-v0", "--episodes", "1", "--out", "x.hdf5"], "did you mean 'Lift-v0'"),
@@ -155,4 +160,8 @@ def test_the_quickstart_resumes_instead_of_repeating(
     code, _, _ = call(monkeypatch, capsys, *arguments)
     assert code == 0
     assert {p: p.stat().st_mtime_ns for p in made} == made
-    assert json.loads((tmp_path / "wall_times.json").read_text()).keys() == {"collect", f"train {run.name}", f"evaluate {run.name}"}
+    assert json.loads((tmp_path / "wall_times.json").read_text()).keys() == {
+        "collect",
+        f"train {run.name}",
+        f"evaluate {run.name}",
+    }

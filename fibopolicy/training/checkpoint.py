@@ -60,7 +60,16 @@ def open_run(config: TrainConfig, dataset: WindowDataset, *, resume: bool, overw
 
 def _remove_run(out: Path) -> None:
     """Delete what a run writes, and nothing else that somebody may have put there."""
-    for pattern in ("*.safetensors", STATE, "*.jsonl", "events.out.tfevents.*", "starts_*.npz", "curves.png", "report.html", CONFIG):
+    for pattern in (
+        "*.safetensors",
+        STATE,
+        "*.jsonl",
+        "events.out.tfevents.*",
+        "starts_*.npz",
+        "curves.png",
+        "report.html",
+        CONFIG,
+    ):
         for path in out.glob(pattern):
             path.unlink()
     shutil.rmtree(out / "videos", ignore_errors=True)
