@@ -21,6 +21,8 @@ from fibopolicy.envs.rendering import Quality, configure_gl, no_gl
 from fibopolicy.envs.robosuite_legacy import adopt, composite_controller, portable
 from fibopolicy.errors import UserError, unknown
 
+configure_gl()  # before anything imports mujoco, robosuite included
+
 CAMERAS = ("agentview", "robot0_eye_in_hand")
 
 #: What files say of rendering, episodes and seeds, in robosuite's and robomimic's words. Here this class decides them.
@@ -90,8 +92,6 @@ class RobosuiteEnv(TaskEnv):
         for camera in self.cameras:
             if camera not in self._env.sim.model.camera_names:
                 raise unknown("camera", camera, self._env.sim.model.camera_names)
-        # Robosuite samples its sensors in every physics step, the first after an action counting. Here they are read when asked.
-        self._env._update_observables = lambda force=False: None
         self.control_hz = float(self._env.control_freq)
         self._renderer: Any = None
         self._steps = 0
@@ -245,6 +245,8 @@ class RobosuiteEnv(TaskEnv):
             try:
                 self._renderer = mujoco.Renderer(sim.model._model, *self._shape)
             except Exception as error:  # every OpenGL backend fails with a type of its own
+                # The half-made objects' destructors miss these, and would print tracebacks.
+                mujoco.Renderer._mjr_context = mujoco.GLContext._context = None
                 raise no_gl(error) from error
             # At exit, handlers run last in, first out: registered now, this one comes before mujoco takes OpenGL down.
             self._close_renderer = weakref.finalize(self, self._renderer.close)
@@ -335,7 +337,6 @@ def import_robosuite() -> Any:
     """
     # A filter on robosuite's own logger alone; its import sets the level, so a level set here would not last.
     logging.getLogger("robosuite_logs").addFilter(_errors_only)
-    configure_gl()
     try:
         import mujoco  # noqa: F401
     except Exception as error:  # it loads OpenGL
@@ -387,7 +388,7 @@ def _checked_options(task_id: str, options: Mapping[str, Any]) -> dict[str, Any]
 def _make(task_id: str, options: Mapping[str, Any]) -> Any:
     """The robosuite environment, without a renderer of its own."""
     try:
-        return import_robosuite().make(
+        env = import_robosuite().make(
             task_id.partition("/")[2],
             **deepcopy(dict(options)),
             has_renderer=False,
@@ -400,6 +401,17 @@ def _make(task_id: str, options: Mapping[str, Any]) -> Any:
         )
     except (AssertionError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"robosuite cannot make {task_id}: {type(error).__name__}: {' '.join(str(error).split())}") from error
+    # Robosuite's observations lag by most of a control step, and its reward by one physics step. Here observations are read
+    # when they are asked for, and a control step ends with everything brought up to the instant that its state tells.
+    post_action = env._post_action
+
+    def post_action_now(action: NDArray[np.float64]) -> Any:
+        env.sim.forward()
+        return post_action(action)
+
+    env._post_action = post_action_now
+    env._update_observables = lambda force=False: None
+    return env
 
 
 def _absolute(configs: dict[str, Any] | list[dict[str, Any]]) -> bool:

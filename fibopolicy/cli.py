@@ -73,9 +73,10 @@ class Fetch:
     """Replace an existing file."""
 
     def run(self) -> None:
-        from fibopolicy.datasets import fetch
+        from fibopolicy.datasets import SOURCES, fetch
 
-        print(fetch(self.name, self.out, overwrite=self.overwrite))
+        path = fetch(self.name, self.out, overwrite=self.overwrite)
+        print(f"{path}: {SOURCES[self.name].summary}")
 
 
 @dataclass(frozen=True)

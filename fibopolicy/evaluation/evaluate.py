@@ -106,8 +106,8 @@ def _kept(path: Path, config: EvaluateConfig, loaded: Loaded, starts: Starts) ->
     for row in rows.values():
         if (row.checkpoint_step, row.weights, row.starts_seed) != (loaded.step, config.weights, starts.seed):
             raise UserError(
-                f"{path}: holds rows of step {row.checkpoint_step}, weights {row.weights}, starts seed {row.starts_seed}, asked for"
-                f" {loaded.step}, {config.weights}, {starts.seed}; pass --overwrite to replace them"
+                f"{path}: holds rows of step {row.checkpoint_step}, weights {row.weights}, starts seed {row.starts_seed},"
+                f" asked for {loaded.step}, {config.weights}, {starts.seed}; pass --overwrite to replace them"
             )
     return rows
 

@@ -17,9 +17,11 @@ from fibopolicy.policies.run_directory import read_config
 PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{title}</title><style>
-body {{ font: 16px/1.5 system-ui, sans-serif; margin: 0 auto; padding: 1.5rem; max-width: 60rem; color: #1f2328; background: #fff }}
+body {{ font: 16px/1.5 system-ui, sans-serif; color: #1f2328; background: #fff }}
+body {{ margin: 0 auto; padding: 1.5rem; max-width: 60rem }}
 h1 {{ font-size: 1.5rem }} h2 {{ font-size: 1.15rem; margin-top: 2rem }}
-table {{ border-collapse: collapse; width: 100% }} th, td {{ text-align: left; padding: .35rem .6rem; border-bottom: 1px solid #d1d9e0 }}
+table {{ border-collapse: collapse; width: 100% }}
+th, td {{ text-align: left; padding: .35rem .6rem; border-bottom: 1px solid #d1d9e0 }}
 td.number, th.number {{ text-align: right; font-variant-numeric: tabular-nums }}
 img, video {{ max-width: 100%; height: auto }} .wide {{ overflow-x: auto }} p.note {{ color: #59636e }}
 </style></head><body>
@@ -124,8 +126,8 @@ def write_page(
 ) -> None:
     """Write one HTML page that needs no other file: table, facts, wall times in seconds, curves and video embedded."""
     rows = "".join(
-        f"<tr><td>{html.escape(name)}</td><td class=number>{r.successes}/{r.episodes}</td><td class=number>{100 * r.value:.1f} %</td>"
-        f"<td class=number>{100 * r.low:.1f} to {100 * r.high:.1f} %</td></tr>"
+        f"<tr><td>{html.escape(name)}</td><td class=number>{r.successes}/{r.episodes}</td>"
+        f"<td class=number>{100 * r.value:.1f} %</td><td class=number>{100 * r.low:.1f} to {100 * r.high:.1f} %</td></tr>"
         for name, r in rates.items()
     )
     parts = [

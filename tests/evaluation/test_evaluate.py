@@ -144,7 +144,7 @@ def test_start_states_that_look_different_are_refused(fresh: EvaluateConfig, tmp
     starts = make_starts(env, 3, seed=0)
     env.close()
     save_starts(replace(starts, hashes=("0" * 16, *starts.hashes[1:])), tmp_path / "odd.npz")
-    with pytest.raises(UserError, match="start state 0 .* does not look as it did"):
+    with pytest.raises(UserError, match=r"start state 0 .* does not look as it did"):
         evaluate(replace(fresh, starts=tmp_path / "odd.npz"))
 
 
