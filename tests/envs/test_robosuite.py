@@ -144,6 +144,7 @@ def test_advance_renders_nothing(env: RobosuiteEnv, monkeypatch: pytest.MonkeyPa
 # Episodes
 
 
+@pytest.mark.filterwarnings("ignore:.*observation space.*")
 def test_it_is_a_gymnasium_environment(env: RobosuiteEnv) -> None:
     check_env(env, skip_render_check=True)
 
