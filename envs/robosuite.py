@@ -10,7 +10,7 @@ import weakref
 import xml.etree.ElementTree as ET
 from collections.abc import Mapping
 from copy import deepcopy
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import gymnasium
 import numpy as np
@@ -62,7 +62,7 @@ class RobosuiteEnv(TaskEnv):
     """
 
     metadata = {"render_modes": ["rgb_array"]}  # noqa: RUF012  (gymnasium's convention)
-    proprioception = ("robot0_eef_pos", "robot0_eef_quat", "robot0_gripper_qpos")
+    proprioception: tuple[str, ...] = ("robot0_eef_pos", "robot0_eef_quat", "robot0_gripper_qpos")
 
     def __init__(
         self,
@@ -108,7 +108,7 @@ class RobosuiteEnv(TaskEnv):
             f"{camera}_image": gymnasium.spaces.Box(0, 255, (*self._shape, 3), np.uint8) for camera in self.cameras
         }
         spaces |= {key: gymnasium.spaces.Box(-np.inf, np.inf, value.shape, np.float32) for key, value in sensors.items()}
-        self.observation_space = gymnasium.spaces.Dict(spaces)
+        self.observation_space = cast("gymnasium.Space[Observation]", gymnasium.spaces.Dict(spaces))
 
     @classmethod
     def from_env_args(cls, env_args: Mapping[str, Any], **overrides: Any) -> Self:
@@ -131,7 +131,8 @@ class RobosuiteEnv(TaskEnv):
             names = kwargs["camera_names"]
             arguments["cameras"] = (names,) if isinstance(names, str) else tuple(names)
         if "camera_heights" in kwargs:
-            arguments["image_size"] = _one_size(kwargs["camera_heights"], kwargs.get("camera_widths", kwargs["camera_heights"]))
+            heights = kwargs["camera_heights"]
+            arguments["image_size"] = _one_size(heights, kwargs.get("camera_widths", heights))
         if "horizon" in kwargs:
             arguments["horizon"] = kwargs["horizon"]
         if "render_quality" in env_args:
@@ -229,7 +230,7 @@ class RobosuiteEnv(TaskEnv):
         """Whether the task's goal is met at this instant."""
         return bool(self._env._check_success())
 
-    def render(self) -> NDArray[np.uint8]:  # type: ignore[override]
+    def render(self) -> NDArray[np.uint8]:
         return self.render_camera(self.cameras[0] if self.cameras else self._env.sim.model.camera_names[0])
 
     def render_camera(self, camera: str) -> NDArray[np.uint8]:
@@ -420,7 +421,7 @@ def _absolute(configs: dict[str, Any] | list[dict[str, Any]]) -> bool:
     return any(part.get("input_type") == "absolute" for config in every for part in config["body_parts"].values())
 
 
-def _one_size(heights: int | list[int], widths: int | list[int]) -> int | tuple[int, int]:
+def _one_size(heights: Any, widths: Any) -> int | tuple[int, int]:
     sizes = {*np.broadcast(heights, widths)}
     if len(sizes) != 1:
         raise UserError(f"cameras of different sizes, {sorted(sizes)}: choose one with image_size")
