@@ -167,6 +167,29 @@ class Evaluate:
         print(f"page    {page}")
 
 
+@dataclass(frozen=True)
+class Rates:
+    """Print the success rates of evaluated runs side by side, from their episode rows.
+
+    Example: fibopolicy rates runs/lift_seed0 runs/lift_seed1
+    """
+
+    runs: tyro.conf.Positional[tuple[Path, ...]]
+    """Run directories."""
+
+    def run(self) -> None:
+        from fibopolicy.evaluation.report import rate_table
+        from fibopolicy.evaluation.rows import read_rows, success_rate
+
+        rates = {}
+        for directory in self.runs:
+            rows = read_rows(directory / "episodes.jsonl")
+            if not rows:
+                raise UserError(f"{directory}: holds no episode rows; run fibopolicy evaluate {directory} first")
+            rates[str(directory)] = success_rate(rows)
+        print(rate_table(rates))
+
+
 VERBS: dict[str, Callable[..., Any]] = {
     "quickstart": Quickstart,
     "collect": Collect,
@@ -175,6 +198,7 @@ VERBS: dict[str, Callable[..., Any]] = {
     "split": Split,
     "train": Train,
     "evaluate": Evaluate,
+    "rates": Rates,
 }
 
 

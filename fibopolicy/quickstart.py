@@ -32,7 +32,7 @@ class Quickstart:
     """The image encoder; vit_tiny is the same network with dense attention."""
     demos: int = 400
     """Demonstrations to collect."""
-    steps: int = 1200
+    steps: int = 1000
     """Gradient steps."""
     episodes: int = 50
     """Held-out start states to roll out on."""

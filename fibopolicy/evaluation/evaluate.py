@@ -13,7 +13,7 @@ from fibopolicy.envs import TaskEnv, from_env_args
 from fibopolicy.errors import UserError
 from fibopolicy.evaluation.config import EvaluateConfig
 from fibopolicy.evaluation.rollout import rollout
-from fibopolicy.evaluation.rows import Row, append_row, recover_rows, success_rate
+from fibopolicy.evaluation.rows import Row, append_row, read_rows, success_rate, write_rows
 from fibopolicy.evaluation.starts import Starts, frames_hash, load_starts, make_starts, save_starts
 from fibopolicy.evaluation.statistics import Rate
 from fibopolicy.evaluation.video import write_grid
@@ -102,7 +102,7 @@ def _starts(config: EvaluateConfig, env: TaskEnv) -> tuple[Starts, Path]:
 
 
 def _kept(path: Path, config: EvaluateConfig, loaded: Loaded, starts: Starts) -> dict[int, Row]:
-    rows = {row.index: row for row in recover_rows(path)}
+    rows = {row.index: row for row in read_rows(path)}
     for row in rows.values():
         if (row.checkpoint_step, row.weights, row.starts_seed) != (loaded.step, config.weights, starts.seed):
             raise UserError(
@@ -115,6 +115,8 @@ def _kept(path: Path, config: EvaluateConfig, loaded: Loaded, starts: Starts) ->
 def _run(config: EvaluateConfig, loaded: Loaded, env: TaskEnv, starts: Starts, rows: dict[int, Row], path: Path) -> None:
     """Run the episodes that have no row yet; each row is on disk before the next episode begins."""
     missing = [i for i in range(config.episodes) if i not in rows]
+    if missing and rows:
+        write_rows(path, rows.values())  # without a line that a kill cut short, so that more can be appended
     with tqdm(
         total=config.episodes, initial=config.episodes - len(missing), desc="evaluate", unit="episode", disable=None
     ) as bar:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -46,17 +46,18 @@ def append_row(path: Path, row: Row) -> None:
         file.write(_line(row))
 
 
-def recover_rows(path: Path) -> list[Row]:
-    """The whole rows of a file; a last one that a kill cut short is removed from it, so that rows can be appended."""
+def read_rows(path: Path) -> list[Row]:
+    """The whole rows of a file; a last one that a kill cut short is left out."""
     if not path.exists():
         return []
-    text = path.read_text()
-    whole, _, cut = text.rpartition("\n")
-    rows = [_parse(path, number, line) for number, line in enumerate(whole.splitlines(), 1)]
-    if cut:
-        with written_aside(path) as aside:
-            aside.write_text("".join(_line(row) for row in rows))
-    return rows
+    whole = path.read_text().rpartition("\n")[0]
+    return [_parse(path, number, line) for number, line in enumerate(whole.splitlines(), 1)]
+
+
+def write_rows(path: Path, rows: Iterable[Row]) -> None:
+    """Replace a file by these rows."""
+    with written_aside(path) as aside:
+        aside.write_text("".join(map(_line, rows)))
 
 
 def _line(row: Row) -> str:

@@ -190,6 +190,14 @@ def test_without_opengl_the_error_names_the_command_that_installs_it() -> None:
 
 
 @pytest.mark.slow
+def test_mujoco_may_be_imported_first() -> None:
+    code = "import mujoco; from fibopolicy import envs; e = envs.make('Lift-v0'); e.reset(seed=0)"
+    env = {key: value for key, value in os.environ.items() if key not in ("MUJOCO_GL", "PYOPENGL_PLATFORM")}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.slow
 def test_an_environment_left_open_ends_without_a_traceback() -> None:
     code = "from fibopolicy import envs; e = envs.make('Lift-v0'); e.reset(seed=0)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -16,7 +16,7 @@ from fibopolicy.evaluation.config import EvaluateConfig
 from fibopolicy.evaluation.evaluate import evaluate
 from fibopolicy.evaluation.report import rate_table, report
 from fibopolicy.evaluation.rollout import rollout
-from fibopolicy.evaluation.rows import recover_rows
+from fibopolicy.evaluation.rows import read_rows
 from fibopolicy.evaluation.starts import load_starts, make_starts, save_starts
 from fibopolicy.evaluation.statistics import wilson
 from fibopolicy.evaluation.video import FAILURE, RUNNING, SUCCESS, grid_frames
@@ -114,7 +114,7 @@ def test_a_row_does_not_depend_on_the_episodes_before_it(fresh: EvaluateConfig) 
         evaluate(fresh)
     resumed = evaluate(fresh, resume=True).rows
     assert [replace(r, wall_s=0) for r in resumed] == [replace(r, wall_s=0) for r in all_of_them]
-    assert len(recover_rows(fresh.run / "episodes.jsonl")) == 3
+    assert len(read_rows(fresh.run / "episodes.jsonl")) == 3
 
 
 def test_rows_of_other_weights_are_not_mixed_in(fresh: EvaluateConfig) -> None:
