@@ -90,6 +90,7 @@ class WallTimes:
     @contextmanager
     def of(self, stage: str) -> Iterator[None]:
         """Time a stage, also when it is interrupted."""
+        print(f"{stage} ...", flush=True)  # where there is no terminal, the only sign of life
         began = time.perf_counter()
         try:
             yield
