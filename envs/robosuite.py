@@ -135,8 +135,8 @@ class RobosuiteEnv(TaskEnv):
             arguments["image_size"] = _one_size(heights, kwargs.get("camera_widths", heights))
         if "horizon" in kwargs:
             arguments["horizon"] = kwargs["horizon"]
-        if "render_quality" in env_args:
-            arguments["quality"] = env_args["render_quality"]
+        # A file that says nothing of quality was rendered as robosuite does by itself.
+        arguments["quality"] = env_args.get("render_quality", "full")
         return cls(f"robosuite/{env_args['env_name']}", **{**arguments, **overrides})
 
     # The environment contract.

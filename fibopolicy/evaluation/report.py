@@ -7,6 +7,7 @@ import html
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from fibopolicy.errors import UserError
 from fibopolicy.evaluation.evaluate import Evaluation
@@ -99,7 +100,7 @@ def report(run: Path, evaluation: Evaluation, stages: Mapping[str, float] | None
         "gradient steps": str(evaluation.rows[0].checkpoint_step),
         "training seed": str(document["train"]["seed"]),
         "start states": f"{len(evaluation.rows)}, set of seed {evaluation.rows[0].starts_seed}, held out from training",
-        "render quality": str(document["env_args"].get("env_kwargs", {}).get("quality", "")),
+        "render quality of the data": _quality(document["env_args"]),
         "versions": ", ".join(f"{k} {v}" for k, v in document["versions"].items()),
     }
     write_page(
@@ -112,6 +113,11 @@ def report(run: Path, evaluation: Evaluation, stages: Mapping[str, float] | None
         video=evaluation.video_path,
     )
     return page
+
+
+def _quality(env_args: Mapping[str, Any]) -> str:
+    stored = env_args.get("render_quality") or env_args.get("env_kwargs", {}).get("quality")
+    return str(stored or "not recorded in the file")
 
 
 def write_page(
