@@ -50,10 +50,8 @@ def plot_curves(run: Path, path: Path) -> None:
     rows = read_metrics(run)
     steps = [row["step"] for row in rows]
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(9, 3.2), layout="constrained")
-    left.plot(steps, [row["loss"] for row in rows], color="#8c959f", linewidth=0.8, label="one batch")
-    left.plot(steps, _smoothed([row["loss"] for row in rows]), color="#0969da", label="smoothed")
-    left.set(title="training loss", xlabel="gradient step", yscale="log")
-    left.legend(frameon=False)
+    left.plot(steps, [row["loss"] for row in rows], color="#0969da", linewidth=1)
+    left.set(title="training loss, batch by batch", xlabel="gradient step", yscale="log")
     right.plot(steps, [row["learning_rate"] for row in rows], color="#0969da")
     right.set(title="learning rate", xlabel="gradient step", ylim=(0, None))
     for axes in (left, right):
@@ -62,14 +60,6 @@ def plot_curves(run: Path, path: Path) -> None:
     with written_aside(path) as aside:
         figure.savefig(aside, format="png", dpi=120)
     pyplot.close(figure)
-
-
-def _smoothed(values: Sequence[float], weight: float = 0.9) -> list[float]:
-    smooth, average = [], values[0]
-    for value in values:
-        average = weight * average + (1 - weight) * value
-        smooth.append(average)
-    return smooth
 
 
 def rate_table(rates: Mapping[str, Rate]) -> str:
