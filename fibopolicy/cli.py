@@ -179,14 +179,18 @@ class Rates:
 
     def run(self) -> None:
         from fibopolicy.evaluation.report import rate_table
-        from fibopolicy.evaluation.rows import read_rows, success_rate
+        from fibopolicy.evaluation.rows import Row, read_rows, success_rate
 
         rates = {}
         for directory in self.runs:
             rows = read_rows(directory / "episodes.jsonl")
             if not rows:
                 raise UserError(f"{directory}: holds no episode rows; run fibopolicy evaluate {directory} first")
-            rates[str(directory)] = success_rate(rows)
+            groups: dict[tuple[object, ...], list[Row]] = {}
+            for row in rows:
+                groups.setdefault(row.evaluation, []).append(row)
+            for (_, step, weights, seed, _), group in groups.items():
+                rates[f"{directory}, step {step}, {weights}, starts {seed}"] = success_rate(group)
         print(rate_table(rates))
 
 

@@ -156,10 +156,12 @@ def test_the_quickstart_resumes_instead_of_repeating(
     run = tmp_path / "fibottention_vit_tiny_seed0"
     for name in ("video", "curves", "page", "wall time", "95 % Wilson interval"):
         assert name in out
-    made = {p: p.stat().st_mtime_ns for p in (tmp_path / "lift_3.hdf5", run / "state.pt", run / "episodes.jsonl")}
+    made = {p: p.stat().st_mtime_ns for p in (tmp_path / "lift_3.hdf5", run / "state.pt")}
+    rows = (run / "episodes.jsonl").read_text()
     code, _, _ = call(monkeypatch, capsys, *arguments)
     assert code == 0
     assert {p: p.stat().st_mtime_ns for p in made} == made
+    assert (run / "episodes.jsonl").read_text() == rows  # wall times included, so no episode ran again
     assert json.loads((tmp_path / "wall_times.json").read_text()).keys() == {
         "collect",
         f"train {run.name}",

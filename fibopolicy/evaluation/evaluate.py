@@ -40,20 +40,17 @@ def evaluate(config: EvaluateConfig, *, resume: bool = False, overwrite: bool = 
     The policy acts on one episode at a time, so rows depend on the policy and the start states alone.
 
     Raises:
-        UserError: no such run, rows are there already and neither `resume` nor `overwrite` is given, the start states
-            belong to another task or do not look as they did when they were stored.
+        UserError: no such run; rows of this evaluation are there already and neither `resume` nor `overwrite` is given;
+            the start states belong to another task or do not look as they did when they were stored.
     """
     began = time.perf_counter()
     loaded = load_policy(config.run, weights=config.weights, device=config.device)
     rows_path = config.run / ROWS
-    if overwrite:
-        rows_path.unlink(missing_ok=True)
-    if rows_path.exists() and not resume:
-        raise UserError(f"{rows_path}: holds an evaluation already; pass --resume to complete it or --overwrite to replace it")
     camera = _video_camera(config, loaded)
     with make_env(config, loaded) as env:
         starts, starts_path = _starts(config, env)
-        rows = _kept(rows_path, config, loaded, starts)
+        evaluation = (env.task_id, loaded.step, config.weights, starts.seed, env.horizon)
+        rows = _kept(rows_path, evaluation, resume=resume, overwrite=overwrite)
         _run(config, loaded, env, starts, rows, rows_path)
         ordered = tuple(rows[i] for i in range(config.episodes))
         video_path = _film(config, loaded, env, starts, ordered, camera) if camera else None
@@ -101,22 +98,22 @@ def _starts(config: EvaluateConfig, env: TaskEnv) -> tuple[Starts, Path]:
     return starts, path
 
 
-def _kept(path: Path, config: EvaluateConfig, loaded: Loaded, starts: Starts) -> dict[int, Row]:
-    rows = {row.index: row for row in read_rows(path)}
-    for row in rows.values():
-        if (row.checkpoint_step, row.weights, row.starts_seed) != (loaded.step, config.weights, starts.seed):
-            raise UserError(
-                f"{path}: holds rows of step {row.checkpoint_step}, weights {row.weights}, starts seed {row.starts_seed},"
-                f" asked for {loaded.step}, {config.weights}, {starts.seed}; pass --overwrite to replace them"
-            )
-    return rows
+def _kept(path: Path, evaluation: tuple[Any, ...], *, resume: bool, overwrite: bool) -> dict[int, Row]:
+    """The rows that this evaluation has already; those of others stay in the file in any case."""
+    stored = read_rows(path)
+    mine = {row.index: row for row in stored if row.evaluation == evaluation}
+    if mine and not resume and not overwrite:
+        raise UserError(f"{path}: holds this evaluation already; pass --resume to complete it or --overwrite to replace it")
+    others = [row for row in stored if row.evaluation != evaluation]
+    kept = {} if overwrite else mine
+    if path.exists():
+        write_rows(path, [*others, *kept.values()])  # also drops a line that a kill cut short, so that more can be appended
+    return kept
 
 
 def _run(config: EvaluateConfig, loaded: Loaded, env: TaskEnv, starts: Starts, rows: dict[int, Row], path: Path) -> None:
     """Run the episodes that have no row yet; each row is on disk before the next episode begins."""
     missing = [i for i in range(config.episodes) if i not in rows]
-    if missing and rows:
-        write_rows(path, rows.values())  # without a line that a kill cut short, so that more can be appended
     with tqdm(
         total=config.episodes, initial=config.episodes - len(missing), desc="evaluate", unit="episode", disable=None
     ) as bar:
@@ -135,6 +132,7 @@ def _run(config: EvaluateConfig, loaded: Loaded, env: TaskEnv, starts: Starts, r
                 checkpoint_step=loaded.step,
                 weights=config.weights,
                 starts_seed=starts.seed,
+                horizon=env.horizon,
             )
             append_row(path, rows[index])
             bar.set_postfix_str(str(success_rate(list(rows.values()))), refresh=False)

@@ -27,6 +27,7 @@ class Row:
         checkpoint_step: gradient steps behind the weights.
         weights: "ema" or "model".
         starts_seed: which set of start states.
+        horizon: control steps after which it would have been given up.
     """
 
     task: str
@@ -39,6 +40,12 @@ class Row:
     checkpoint_step: int
     weights: str
     starts_seed: int
+    horizon: int
+
+    @property
+    def evaluation(self) -> tuple[str, int, str, int, int]:
+        """What rows of one evaluation have in common; a file may hold several."""
+        return self.task, self.checkpoint_step, self.weights, self.starts_seed, self.horizon
 
 
 def append_row(path: Path, row: Row) -> None:

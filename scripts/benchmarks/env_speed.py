@@ -1,6 +1,6 @@
 """Built-in tasks: the experts' success over 200 layouts, and control steps per second with one camera rendered per step.
 
-    taskset -c 0 .venv/bin/python scripts/benchmarks/env_speed.py --out docs/benchmarks/env_speed_<hardware>_<date>.json
+taskset -c 0 .venv/bin/python scripts/benchmarks/env_speed.py --out docs/benchmarks/env_speed_<hardware>_<date>.json
 """
 
 from __future__ import annotations

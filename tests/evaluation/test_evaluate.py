@@ -117,10 +117,15 @@ def test_a_row_does_not_depend_on_the_episodes_before_it(fresh: EvaluateConfig) 
     assert len(read_rows(fresh.run / "episodes.jsonl")) == 3
 
 
-def test_rows_of_other_weights_are_not_mixed_in(fresh: EvaluateConfig) -> None:
-    evaluate(fresh)
-    with pytest.raises(UserError, match="weights ema"):
-        evaluate(replace(fresh, weights="model"), resume=True)
+def test_a_file_holds_several_evaluations_apart(fresh: EvaluateConfig) -> None:
+    first = evaluate(fresh).rows
+    other_weights, other_starts = replace(fresh, weights="model"), replace(fresh, seed=1)
+    assert {row.weights for row in evaluate(other_weights).rows} == {"model"}
+    assert {row.starts_seed for row in evaluate(other_starts).rows} == {1}
+    evaluate(other_starts, overwrite=True)
+    stored = read_rows(fresh.run / "episodes.jsonl")
+    assert len(stored) == 9
+    assert tuple(row for row in stored if row.evaluation == first[0].evaluation) == first
 
 
 def test_start_states_are_held_out_stored_and_restored(tmp_path: Path) -> None:
