@@ -1,9 +1,43 @@
 """Fibottention: sparse attention whose heads keep different, Fibonacci-like diagonals.
 
-Needs torch and numpy alone.
+Needs torch and numpy alone; with numba its CPU kernels are compiled, with triton those for CUDA.
 """
 
+from fibopolicy.attention.controls import (
+    CONTROLS,
+    BigBirdPattern,
+    DensePattern,
+    DilatedPattern,
+    LocalPattern,
+    RandomPattern,
+    SharedPattern,
+    like,
+)
 from fibopolicy.attention.functional import BACKENDS, fibottention
-from fibopolicy.attention.patterns import FibottentionPattern, generate_fibomask, get_fibonacci, wythoff
+from fibopolicy.attention.patterns import (
+    AttentionPattern,
+    FibottentionPattern,
+    OffsetPattern,
+    generate_fibomask,
+    get_fibonacci,
+    wythoff,
+)
 
-__all__ = ["BACKENDS", "FibottentionPattern", "fibottention", "generate_fibomask", "get_fibonacci", "wythoff"]
+__all__ = [
+    "BACKENDS",
+    "CONTROLS",
+    "AttentionPattern",
+    "BigBirdPattern",
+    "DensePattern",
+    "DilatedPattern",
+    "FibottentionPattern",
+    "LocalPattern",
+    "OffsetPattern",
+    "RandomPattern",
+    "SharedPattern",
+    "fibottention",
+    "generate_fibomask",
+    "get_fibonacci",
+    "like",
+    "wythoff",
+]

@@ -2,28 +2,39 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from typing import Literal
 
+import torch
 from torch import Tensor
 
-from fibopolicy.attention.patterns import FibottentionPattern
+from fibopolicy.attention import cpu, cuda, selection
+from fibopolicy.attention.csr import csr_attention
+from fibopolicy.attention.operator import numba_attention, triton_attention
+from fibopolicy.attention.patterns import AttentionPattern
 from fibopolicy.attention.reference import reference
 from fibopolicy.attention.sdpa import masked_sdpa
 from fibopolicy.errors import UserError, unknown
 
 Masking = Literal["neg_inf", "zero_logit"]
-Backend = Callable[[Tensor, Tensor, Tensor, FibottentionPattern, str, float], Tensor]
+Backend = Callable[[Tensor, Tensor, Tensor, AttentionPattern, str, float], Tensor]
 
 #: Every backend computes the same function; a faster one is one more entry here.
-BACKENDS: Mapping[str, Backend] = {"reference": reference, "sdpa": masked_sdpa}
+BACKENDS: Mapping[str, Backend] = {
+    "reference": reference,
+    "sdpa": masked_sdpa,
+    "csr": csr_attention,
+    "numba": numba_attention,
+    "triton": triton_attention,
+}
 
 
 def fibottention(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    pattern: FibottentionPattern,
+    pattern: AttentionPattern,
     *,
     masking: Masking = "neg_inf",
     backend: str = "auto",
@@ -32,11 +43,12 @@ def fibottention(
     """Attention where each head keeps only its pattern's token pairs (Algorithm 3 without the projections).
 
     Args:
-        q, k, v: `(B, h, T, d)`, floating, one dtype and device; T = N (+ 1 with a CLS token, which comes first).
+        q, k, v: `(B, h, T, d)`, floating, one dtype and device; T = N + the pattern's prefix tokens (CLS), which come first.
         pattern: the kept pairs, for h heads and T tokens.
         masking: "neg_inf" removes the dropped pairs before the softmax (the paper's later text);
             "zero_logit" sets their logit to 0, so each still takes part with weight exp(0) (the released code).
-        backend: "auto", or a name in `BACKENDS`.
+        backend: a name in `BACKENDS`; "auto" takes the one that the environment variable FIBOPOLICY_ATTENTION_BACKEND
+            names, else the fastest for this device, dtype, length and pattern.
         scale: factor on q.k; 1 / sqrt(d) by default.
 
     Returns:
@@ -45,16 +57,44 @@ def fibottention(
     Raises:
         UserError: shapes, dtypes, devices or names that do not fit together.
     """
+    if torch.amp.is_autocast_available(q.device.type) and torch.is_autocast_enabled(q.device.type):
+        # As torch's own attention does under autocast: every floating input but float64 in the autocast dtype.
+        dtype = torch.get_autocast_dtype(q.device.type)
+        q, k, v = (x if x.dtype == torch.float64 else x.to(dtype) for x in (q, k, v))
     _check(q, k, v, pattern)
     if masking not in ("neg_inf", "zero_logit"):
         raise unknown("masking rule", masking, ("neg_inf", "zero_logit"))
-    if backend != "auto" and backend not in BACKENDS:
+    if backend == "auto":
+        backend = selection.choose(q, pattern)
+    if backend not in BACKENDS:
         raise unknown("attention backend", backend, ("auto", *BACKENDS))
-    run = masked_sdpa if backend == "auto" else BACKENDS[backend]
-    return run(q, k, v, pattern, masking, q.shape[-1] ** -0.5 if scale is None else scale)
+    _check_backend(backend, q, pattern)
+    return BACKENDS[backend](q, k, v, pattern, masking, q.shape[-1] ** -0.5 if scale is None else scale)
 
 
-def _check(q: Tensor, k: Tensor, v: Tensor, pattern: FibottentionPattern) -> None:
+def _check_backend(backend: str, q: Tensor, pattern: AttentionPattern) -> None:
+    if backend == "numba":
+        if q.device.type != "cpu":
+            raise UserError(
+                f"attention backend 'numba' runs on the CPU, got tensors on {q.device}; use 'triton', 'csr' or 'sdpa'"
+            )
+        if not cpu.available():
+            raise UserError("attention backend 'numba' needs numba: pip install numba, or use 'csr' or 'sdpa'")
+        if not cpu.supports(q.dtype):
+            raise UserError(f"attention backend 'numba' takes float32, float64, float16 or bfloat16, got {q.dtype}")
+    if backend == "triton":
+        if not cuda.available():
+            raise UserError("attention backend 'triton' needs triton: pip install triton, or use 'csr' or 'sdpa'")
+        if q.device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
+            raise UserError(f"attention backend 'triton' runs on CUDA, got tensors on {q.device}; use 'numba', 'csr' or 'sdpa'")
+        if not cuda.supports(q.dtype, pattern):
+            raise UserError(
+                "attention backend 'triton' takes float32, float16 or bfloat16 and patterns made of diagonals,"
+                f" got {q.dtype} and {type(pattern).__name__}; use 'csr' or 'sdpa'"
+            )
+
+
+def _check(q: Tensor, k: Tensor, v: Tensor, pattern: AttentionPattern) -> None:
     if q.ndim != 4 or q.shape != k.shape or q.shape != v.shape:
         raise UserError(f"q, k and v must share one shape (B, h, T, d), got {tuple(q.shape)}, {tuple(k.shape)}, {tuple(v.shape)}")
     if q.shape[-1] == 0:
@@ -67,5 +107,5 @@ def _check(q: Tensor, k: Tensor, v: Tensor, pattern: FibottentionPattern) -> Non
     if tuple(q.shape[1:3]) != expected:
         raise UserError(
             f"the pattern is for {expected[0]} heads and {expected[1]} tokens"
-            f" ({pattern.num_tokens} patches{' + CLS' if pattern.cls_token else ''}), got {q.shape[1]} heads and {q.shape[2]} tokens"
+            f" ({pattern.num_tokens} patches + {pattern.num_prefix} before them), got {q.shape[1]} heads and {q.shape[2]} tokens"
         )

@@ -7,13 +7,17 @@ cross the camera border in the same way. Both are part of the method as publishe
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+import json
 import math
 import random
-from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from fibopolicy.errors import UserError
@@ -51,9 +55,143 @@ def get_fibonacci(a: int, b: int, w: int) -> tuple[int, ...]:
     return tuple(terms)
 
 
-@dataclass(frozen=True)
-class FibottentionPattern:
-    """The diagonals that every head of one layer keeps: patches (j, k) see each other iff |j - k| is an offset.
+@dataclass(frozen=True, kw_only=True)
+class AttentionPattern:
+    """What all patterns share: for each head, which pairs of patches are kept.
+
+    Kept pairs are symmetric: (j, k) is kept iff (k, j) is. Tokens that stand before the patches (CLS, registers) see all
+    tokens and are seen by all.
+
+    Args:
+        num_tokens: N, the patch tokens alone.
+        num_heads: h.
+        layer: from 0.
+        cls_token: whether one token stands before the patches; an integer counts several (CLS and registers).
+    """
+
+    num_tokens: int = field(kw_only=False)
+    num_heads: int = field(kw_only=False)
+    layer: int = 0
+    cls_token: bool | int = True
+    #: The pattern's value as one string, as a torch operator can take it; `from_spec` reads it back.
+    spec: str = field(init=False, repr=False, compare=False)
+
+    _kinds: ClassVar[dict[str, type[AttentionPattern]]] = {}
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        AttentionPattern._kinds[cls.__name__] = cls
+
+    def __post_init__(self) -> None:
+        if self.num_tokens < 1 or self.num_heads < 1:
+            raise UserError(f"a pattern needs num_tokens >= 1 and num_heads >= 1, got {self.num_tokens} and {self.num_heads}")
+        if self.layer < 0:
+            raise UserError(f"layer counts from 0, got {self.layer}")
+        if self.cls_token < 0:
+            raise UserError(f"cls_token is True, False or a number of tokens, got {self.cls_token}")
+        values = {item.name: getattr(self, item.name) for item in dataclasses.fields(self) if item.init}
+        # Stored rather than made on demand, so that torch.compile meets a plain string; frozen, hence __setattr__.
+        object.__setattr__(self, "spec", json.dumps({"kind": type(self).__name__, **values}))
+
+    @staticmethod
+    def from_spec(spec: str) -> AttentionPattern:
+        """The pattern with this `spec`; equal strings give one and the same object while it is remembered."""
+        return _from_spec(spec)
+
+    @property
+    def num_prefix(self) -> int:
+        """The tokens that stand before the patches."""
+        return int(self.cls_token)
+
+    @property
+    def sequence_length(self) -> int:
+        """T: all tokens of the sequence, the prefix tokens first."""
+        return self.num_tokens + self.num_prefix
+
+    @property
+    def keeps_all(self) -> bool:
+        """Whether every pair is kept in every head: plain dense attention."""
+        return False
+
+    def patch_pairs(self, head: int) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+        """The kept patch pairs (j, k) of a head slot as two arrays, ascending by j, then k. Linear in their number."""
+        raise NotImplementedError
+
+    def mask(self, device: torch.device | str | None = None) -> Tensor:
+        """Boolean (h, T, T), true where a pair is kept. Quadratic in T: for tests, pictures and masked dense attention."""
+        mask = torch.from_numpy(_mask(self).copy())  # what is remembered stays out of the caller's reach
+        return mask if device is None else mask.to(device)
+
+    @functools.cached_property
+    def density(self) -> float:
+        """Kept patch pairs over N^2, averaged over the heads; prefix tokens are not counted."""
+        kept = sum(len(self.patch_pairs(head)[0]) for head in range(self.num_heads))
+        return kept / (self.num_tokens**2 * self.num_heads)
+
+
+@functools.lru_cache(maxsize=256)
+def _from_spec(spec: str) -> AttentionPattern:
+    values = json.loads(spec)
+    return AttentionPattern._kinds[values.pop("kind")](**values)
+
+
+@functools.lru_cache(maxsize=64)
+def _mask(pattern: AttentionPattern) -> NDArray[np.bool_]:
+    # Numpy, because a tensor made under torch.export is a fake one, and the cache would keep it.
+    length, first = pattern.sequence_length, pattern.num_prefix
+    mask = np.ones((pattern.num_heads, length, length), dtype=np.bool_)
+    mask[:, first:, first:] = False
+    for head in range(pattern.num_heads):
+        row, key = pattern.patch_pairs(head)
+        mask[head, row + first, key + first] = True
+    return mask
+
+
+def shared_mask(pattern: AttentionPattern, device: torch.device) -> Tensor:
+    """`pattern.mask(device)`, made once per device. For reading only."""
+    if device.type == "cpu" or torch.compiler.is_compiling():
+        return torch.from_numpy(_mask(pattern)).to(device)
+    return _device_mask(pattern, device)
+
+
+@functools.lru_cache(maxsize=64)
+def _device_mask(pattern: AttentionPattern, device: torch.device) -> Tensor:
+    return torch.from_numpy(_mask(pattern)).to(device)
+
+
+class OffsetPattern(AttentionPattern):
+    """A pattern made of diagonals: patches (j, k) see each other iff |j - k| is an offset of the head."""
+
+    @property
+    def offsets(self) -> tuple[tuple[int, ...], ...]:
+        """Per head slot: the kept |j - k|, ascending, each below N."""
+        raise NotImplementedError
+
+    def patch_pairs(self, head: int) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+        return _diagonals(self.num_tokens, self.offsets[head])
+
+    @functools.cached_property
+    def density(self) -> float:
+        """Kept patch pairs over N^2, averaged over the heads; prefix tokens are not counted."""
+        n = self.num_tokens
+        return sum(diagonal_pairs(n, o) for head in self.offsets for o in head) / (n * n * self.num_heads)
+
+
+def diagonal_pairs(num_tokens: int, offset: int) -> int:
+    """The ordered patch pairs at distance `offset`: both diagonals, or the main one for 0."""
+    return 2 * (num_tokens - offset) if offset else num_tokens
+
+
+def _diagonals(num_tokens: int, offsets: tuple[int, ...]) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+    signed = np.array(sorted({sign * offset for offset in offsets for sign in (-1, 1)}), dtype=np.int32)
+    key = np.arange(num_tokens, dtype=np.int32)[:, None] + signed  # (N, signed offsets)
+    row, column = np.nonzero((key >= 0) & (key < num_tokens))
+    return row.astype(np.int32), key[row, column]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FibottentionPattern(OffsetPattern):
+    """The diagonals that every head of one layer keeps.
 
     Args:
         num_tokens: N, the patch tokens, without the CLS token.
@@ -61,43 +199,34 @@ class FibottentionPattern:
         w_min, w_max: the window w_i of head i grows linearly from w_min to w_max; `None` means max(N // 3, w_min).
         modified: heads after the first also get the two Wythoff columns to their left.
         layer: from 0; permutes which head slot holds which offset set, fixed over training.
-        cls_token: one token stands before the patches; it sees and is seen by all.
+        cls_token: whether one token stands before the patches; an integer counts several (CLS and registers).
         main_diagonal: also keep offset 0 for the first head (before permutation), only with `modified`.
+        permuted: False leaves head i with set i in every layer, the control for the permutation.
 
     Source: Fibottention (Rahimian et al.), with the corrections of the released code where the text is ambiguous.
     """
 
-    num_tokens: int
-    num_heads: int
     w_min: int = 5
     w_max: int | None = None
     modified: bool = False
-    layer: int = 0
-    cls_token: bool = True
     main_diagonal: bool = False
+    permuted: bool = True
 
     def __post_init__(self) -> None:
-        if self.num_tokens < 1 or self.num_heads < 1:
-            raise UserError(f"a pattern needs num_tokens >= 1 and num_heads >= 1, got {self.num_tokens} and {self.num_heads}")
+        super().__post_init__()
         if self.w_min < 1:
             raise UserError(f"w_min must be at least 1, got {self.w_min}")
         if self.w_max is not None and self.w_max < self.w_min:
             raise UserError(f"w_max must be at least w_min = {self.w_min}, got {self.w_max}; use None for max(N // 3, w_min)")
-        if self.layer < 0:
-            raise UserError(f"layer counts from 0, got {self.layer}")
         if self.main_diagonal and not self.modified:
             raise UserError("main_diagonal is an option of the modified variant; pass modified=True as well")
-
-    @property
-    def sequence_length(self) -> int:
-        """T: all tokens of the sequence, N (+ 1 with a CLS token)."""
-        return self.num_tokens + int(self.cls_token)
 
     @functools.cached_property
     def offsets(self) -> tuple[tuple[int, ...], ...]:
         """Per head slot, after the layer's permutation: the kept |j - k|, ascending, each below N."""
         sets = [self._head_offsets(i) for i in range(1, self.num_heads + 1)]
-        random.Random(self.layer).shuffle(sets)  # a generator of its own: the global one stays untouched
+        if self.permuted:
+            random.Random(self.layer).shuffle(sets)  # a generator of its own: the global one stays untouched
         return tuple(sets)
 
     def _head_offsets(self, i: int) -> tuple[int, ...]:
@@ -109,32 +238,6 @@ class FibottentionPattern:
         if self.main_diagonal and i == 1:
             kept.add(0)
         return tuple(sorted(o for o in kept if o < self.num_tokens))
-
-    def mask(self, device: torch.device | str | None = None) -> Tensor:
-        """Boolean (h, T, T), true where a pair is kept. Quadratic in T: for tests, pictures and masked dense attention."""
-        return _mask(self).to(device) if device is not None else _mask(self)
-
-    @functools.cached_property
-    def density(self) -> float:
-        """Kept patch pairs over N^2, averaged over the heads; the CLS token is not counted."""
-        n = self.num_tokens
-        kept = sum(2 * (n - o) if o else n for head in self.offsets for o in head)
-        return kept / (n * n * self.num_heads)
-
-
-@functools.lru_cache(maxsize=64)
-def _mask(pattern: FibottentionPattern) -> Tensor:
-    position = torch.arange(pattern.num_tokens)
-    distance = (position[:, None] - position[None, :]).abs()  # (N, N)
-    mask = torch.ones(pattern.num_heads, pattern.sequence_length, pattern.sequence_length, dtype=torch.bool)
-    first = int(pattern.cls_token)
-    for head, offsets in enumerate(pattern.offsets):
-        mask[head, first:, first:] = _is_in(distance, offsets)
-    return mask
-
-
-def _is_in(distance: Tensor, offsets: Iterable[int]) -> Tensor:
-    return torch.isin(distance, torch.tensor(list(offsets), dtype=distance.dtype))
 
 
 def generate_fibomask(
@@ -150,4 +253,4 @@ def generate_fibomask(
     >>> generate_fibomask(0, 196, 12).shape
     torch.Size([12, 197, 197])
     """
-    return FibottentionPattern(num_tokens, num_heads, w_min=w_min, w_max=w_max, modified=is_modified, layer=layer).mask().clone()
+    return FibottentionPattern(num_tokens, num_heads, w_min=w_min, w_max=w_max, modified=is_modified, layer=layer).mask()

@@ -5,12 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fibopolicy.attention.patterns import FibottentionPattern
+from fibopolicy.attention.patterns import AttentionPattern, shared_mask
 
 
-def reference(q: Tensor, k: Tensor, v: Tensor, pattern: FibottentionPattern, masking: str, scale: float) -> Tensor:
-    """Masked attention over `(B, h, T, d)`, exactly as FibottentionPattern states it."""
-    mask = pattern.mask(q.device)  # (h, T, T)
+def reference(q: Tensor, k: Tensor, v: Tensor, pattern: AttentionPattern, masking: str, scale: float) -> Tensor:
+    """Masked attention over `(B, h, T, d)`, exactly as the pattern states it."""
+    mask = shared_mask(pattern, q.device)  # (h, T, T)
     logits = (q @ k.transpose(-2, -1)) * scale  # (B, h, T, T)
     if masking == "zero_logit":
         return torch.softmax(logits.masked_fill(~mask, 0.0), dim=-1) @ v

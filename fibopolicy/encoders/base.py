@@ -51,7 +51,7 @@ def build_encoder(name: str, *, image_size: tuple[int, int], **options: Any) -> 
     """Build a registered encoder.
 
     Args:
-        name: one of `encoder_names()`.
+        name: one of `encoder_names()`, or "timm:" and the name of a timm model.
         image_size: (H, W), pixels.
         options: the encoder's own, e.g. `depth=4`.
 
@@ -59,7 +59,7 @@ def build_encoder(name: str, *, image_size: tuple[int, int], **options: Any) -> 
         UserError: an unknown name or option (the nearest match is suggested), or a value that the encoder refuses.
     """
     known = encoder_options(name)
-    factory, defaults = _ENCODERS[name]
+    factory, defaults = _find(name)
     for option in options:
         if option not in known:
             raise unknown(f"option of encoder {name}:", option, known)
@@ -68,9 +68,19 @@ def build_encoder(name: str, *, image_size: tuple[int, int], **options: Any) -> 
 
 def encoder_options(name: str) -> tuple[str, ...]:
     """The options that an encoder takes beside `image_size`."""
+    factory, _ = _find(name)
+    fixed = {"image_size", "name"} if name.startswith("timm:") else {"image_size"}
+    return tuple(n for n in inspect.signature(factory).parameters if n not in fixed)
+
+
+def _find(name: str) -> tuple[EncoderFactory, dict[str, Any]]:
+    if name.startswith("timm:"):
+        from fibopolicy.encoders.timm import TimmEncoder
+
+        return TimmEncoder, {"name": name.removeprefix("timm:")}
     if name not in _ENCODERS:
-        raise unknown("encoder", name, _ENCODERS)
-    return tuple(n for n in inspect.signature(_ENCODERS[name][0]).parameters if n != "image_size")
+        raise unknown("encoder", name, (*_ENCODERS, "timm:<name>"))
+    return _ENCODERS[name]
 
 
 def check_image_size(image_size: tuple[int, int]) -> None:

@@ -27,7 +27,7 @@ class FibottentionPreset:
     whole_window: bool
     """Every head's window is the whole sequence, instead of growing from 5 to N // 3."""
 
-    def pattern(self, num_tokens: int, num_heads: int, layer: int, cls_token: bool) -> FibottentionPattern:
+    def pattern(self, num_tokens: int, num_heads: int, layer: int, cls_token: bool | int) -> FibottentionPattern:
         window = max(num_tokens, 1) if self.whole_window else None
         return FibottentionPattern(
             num_tokens, num_heads, w_min=window or 5, w_max=window, modified=self.modified, layer=layer, cls_token=cls_token

@@ -1,0 +1,271 @@
+"""The CPU kernels: what one thread does to its share of the (batch, head, block of rows) units.
+
+A kernel is a C function of one pointer, to a call's `FORWARD` or `BACKWARD` record. It allocates nothing and raises
+nothing; threads draw units from a shared ticket counter until none is left, so that any number of threads, also one,
+computes the same numbers. Rows are gathered, never scattered: no two units write to the same row.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import Any
+
+import numpy as np
+from numba import carray, cfunc, from_dtype, njit, types
+
+from fibopolicy.attention import simd
+from fibopolicy.attention.simd import (
+    add_scaled,
+    exponential,
+    highest,
+    load,
+    maximum,
+    read,
+    splat,
+    store,
+    store_first,
+    take_ticket,
+    total,
+    totals,
+    write,
+)
+
+
+def _record(*tensors: str) -> np.dtype[Any]:
+    """A call: addresses, counts, and for each tensor its address and its byte strides over batch, head and token."""
+    names = ["ticket", "thread", "units", "blocks", "heads", "length", "chunks", "zero_logit", "phase"]
+    names += ["start", "key", "twin", "scratch", "scratch_bytes", "shared", "shared_bytes", "lse", "sums"]
+    names += [tensor + suffix for tensor in tensors for suffix in ("", "_b", "_h", "_t")]
+    return np.dtype([("scale", np.float64), *((name, np.int64) for name in names)])
+
+
+FORWARD = _record("q", "k", "v", "out")
+BACKWARD = _record("q", "k", "v", "out", "grad", "dq", "dk", "dv")
+
+#: BACKWARD's `phase`: a unit does all of a head; or only its rows' part of the first, or of the second pass.
+WHOLE, FIRST, SECOND = 0, 1, 2
+
+
+@functools.cache
+def kernels(storage: str, width: int, single: bool) -> tuple[Any, Any]:
+    """The compiled forward and backward for rows of `width` numbers, or of `chunks` times `width` if not `single`.
+
+    `storage` is "f32", "f64", "f16" or "bf16"; the halves are computed in float32. The first call in the first process
+    compiles; the result is cached on disk by numba.
+    """
+    try:
+        return _build(storage, width, single, simd.VERSION, True)
+    except RuntimeError:  # numba found no writable place for its cache
+        return _build(storage, width, single, simd.VERSION, False)
+
+
+# What follows is inlined into the kernels, which pass their constants. Were these functions made per kernel instead, numba
+# would count them as part of its cache key, and no process would find what another one compiled.
+
+
+@njit(inline="always")
+def _dot(STORAGE, WIDTH, STEP, x0, x, y, chunks):  # type: ignore[no-untyped-def]
+    """x . y, where the first chunk of x is at hand in registers."""
+    product = x0 * load(STORAGE, WIDTH, y)
+    for c in range(1, chunks):
+        product = product + load(STORAGE, WIDTH, x + c * STEP) * load(STORAGE, WIDTH, y + c * STEP)
+    return total(product)
+
+
+@njit(inline="always")
+def _dots(STORAGE, WIDTH, STEP, REAL, SIZE, x0, x, y, stride, keys, count, chunks, target):  # type: ignore[no-untyped-def]
+    """x . (row of y), for each row named by `keys`, into `target`."""
+    for i in range(0, count - 3, 4):
+        a = y + read("i32", keys + i * 4) * stride
+        b = y + read("i32", keys + i * 4 + 4) * stride
+        c = y + read("i32", keys + i * 4 + 8) * stride
+        d = y + read("i32", keys + i * 4 + 12) * stride
+        a_product = x0 * load(STORAGE, WIDTH, a)
+        b_product = x0 * load(STORAGE, WIDTH, b)
+        c_product = x0 * load(STORAGE, WIDTH, c)
+        d_product = x0 * load(STORAGE, WIDTH, d)
+        for chunk in range(1, chunks):
+            more = load(STORAGE, WIDTH, x + chunk * STEP)
+            a_product = a_product + more * load(STORAGE, WIDTH, a + chunk * STEP)
+            b_product = b_product + more * load(STORAGE, WIDTH, b + chunk * STEP)
+            c_product = c_product + more * load(STORAGE, WIDTH, c + chunk * STEP)
+            d_product = d_product + more * load(STORAGE, WIDTH, d + chunk * STEP)
+        store(REAL, totals(a_product, b_product, c_product, d_product), target + i * SIZE)
+    for i in range(count // 4 * 4, count):
+        row = y + read("i32", keys + i * 4) * stride
+        write(REAL, target + i * SIZE, _dot(STORAGE, WIDTH, STEP, x0, x, row, chunks))
+
+
+@njit(inline="always")
+def _column_sum(STORAGE, WIDTH, STEP, REAL, SIZE, zero, values, stride, length, chunks, lse, target):  # type: ignore[no-untyped-def]
+    """Sum over tokens of `values`, each divided by exp(lse) unless lse is 0, into `target`."""
+    for c in range(chunks):
+        result = splat(WIDTH, zero)
+        for t in range(length):
+            row = load(STORAGE, WIDTH, values + t * stride + c * STEP)
+            factor = math.exp(-read(REAL, lse + t * SIZE)) if lse else 1.0
+            result = add_scaled(result, zero + factor, row)
+        store(REAL, result, target + c * WIDTH * SIZE)
+
+
+def _build(STORAGE: str, WIDTH: int, SINGLE: bool, VERSION: int, cache: bool) -> tuple[Any, Any]:
+    # Upper-case names are constants of the compiled code. Numba's disk cache tells kernels apart by their values.
+    REAL = "f64" if STORAGE == "f64" else "f32"
+    SIZE = 8 if REAL == "f64" else 4
+    LANES = 64 // SIZE
+
+    STEP = WIDTH * {"f64": 8, "f32": 4, "f16": 2, "bf16": 2}[STORAGE]
+    real = np.float64 if REAL == "f64" else np.float32
+    LOWEST, ZERO, ONE = real(-np.inf), real(0), real(1)
+
+    @cfunc(types.void(types.CPointer(from_dtype(FORWARD))), cache=cache, error_model="numpy")
+    def forward(pointer):  # type: ignore[no-untyped-def]
+        p = carray(pointer, 1)[0]
+        version = VERSION  # noqa: F841  part of the cache key
+        length, zero_logit, scale = p.length, p.zero_logit, real(p.scale)
+        chunks = 1 if SINGLE else p.chunks  # a constant where it can be, so that its loops vanish
+        own_sums = p.scratch + take_ticket(p.thread) * p.scratch_bytes
+        logits = own_sums + chunks * WIDTH * SIZE
+        while True:
+            unit = take_ticket(p.ticket)
+            if unit >= p.units:
+                break
+            block = unit % p.blocks
+            head = (unit // p.blocks) % p.heads
+            batch = unit // (p.blocks * p.heads)
+            k = p.k + batch * p.k_b + head * p.k_h
+            v = p.v + batch * p.v_b + head * p.v_h
+            start = p.start + head * (length + 1) * 8
+            sums = p.sums + (batch * p.heads + head) * chunks * WIDTH * SIZE
+            if zero_logit and not p.sums:
+                sums = own_sums
+                _column_sum(STORAGE, WIDTH, STEP, REAL, SIZE, ZERO, v, p.v_t, length, chunks, 0, sums)
+            for row in range(length * block // p.blocks, length * (block + 1) // p.blocks):
+                q = p.q + batch * p.q_b + head * p.q_h + row * p.q_t
+                out = p.out + batch * p.out_b + head * p.out_h + row * p.out_t
+                begin = read("i64", start + row * 8)
+                count = read("i64", start + row * 8 + 8) - begin
+                keys = p.key + begin * 4
+                _dots(STORAGE, WIDTH, STEP, REAL, SIZE, load(STORAGE, WIDTH, q), q, k, p.k_t, keys, count, chunks, logits)
+                # Whole vectors are read from here on: the lanes behind the last logit get weight exp(-inf) = 0.
+                store(REAL, splat(LANES, LOWEST), logits + count * SIZE)
+                peaks = splat(LANES, ZERO if zero_logit else LOWEST)
+                for i in range(0, count, LANES):
+                    peaks = maximum(peaks, splat(LANES, scale) * load(REAL, LANES, logits + i * SIZE))
+                peak = highest(peaks)
+                # Under zero_logit each dropped key has logit 0, so weight `dropped`; `sums` holds what they all add.
+                dropped = real(math.exp(-peak)) if zero_logit else ZERO
+                mass = splat(LANES, ZERO)
+                for i in range(0, count, LANES):
+                    logit = splat(LANES, scale) * load(REAL, LANES, logits + i * SIZE)
+                    weight = exponential(logit - splat(LANES, peak))
+                    mass = mass + weight
+                    store(REAL, weight - splat(LANES, dropped), logits + i * SIZE)
+                denominator = total(mass) + dropped * real(length - count)
+                if count == 0 and not zero_logit:
+                    denominator, peak = ONE, ZERO
+                at = (batch * p.heads + head) * length + row
+                write(REAL, p.lse + at * SIZE, peak + real(math.log(denominator)))
+                inverse = splat(WIDTH, ONE / denominator)
+                for c in range(chunks):
+                    result = splat(WIDTH, ZERO)
+                    if zero_logit:
+                        result = splat(WIDTH, dropped) * load(REAL, WIDTH, sums + c * WIDTH * SIZE)
+                    for i in range(count):
+                        value = load(STORAGE, WIDTH, v + read("i32", keys + i * 4) * p.v_t + c * STEP)
+                        result = add_scaled(result, read(REAL, logits + i * SIZE), value)
+                    store(STORAGE, result * inverse, out + c * STEP)
+
+    @cfunc(types.void(types.CPointer(from_dtype(BACKWARD))), cache=cache, error_model="numpy")
+    def backward(pointer):  # type: ignore[no-untyped-def]
+        p = carray(pointer, 1)[0]
+        version = VERSION  # noqa: F841  part of the cache key
+        length, zero_logit, scale = p.length, p.zero_logit, real(p.scale)
+        chunks = 1 if SINGLE else p.chunks  # a constant where it can be, so that its loops vanish
+        own_sums = p.scratch + take_ticket(p.thread) * p.scratch_bytes
+        own_weights = own_sums + chunks * WIDTH * SIZE
+        while True:
+            unit = take_ticket(p.ticket)
+            if unit >= p.units:
+                break
+            block = unit % p.blocks
+            head = (unit // p.blocks) % p.heads
+            batch = unit // (p.blocks * p.heads)
+            row_begin, row_end = length * block // p.blocks, length * (block + 1) // p.blocks
+            q = p.q + batch * p.q_b + head * p.q_h
+            k = p.k + batch * p.k_b + head * p.k_h
+            v = p.v + batch * p.v_b + head * p.v_h
+            out = p.out + batch * p.out_b + head * p.out_h
+            grad = p.grad + batch * p.grad_b + head * p.grad_h
+            start = p.start + head * (length + 1) * 8
+            first = read("i64", start)
+            pairs = read("i64", start + length * 8) - first
+            lse = p.lse + (batch * p.heads + head) * length * SIZE
+            # Rows split over threads meet in memory of their head; else every thread has its own, and it stays in cache.
+            weights = own_weights if p.phase == 0 else p.shared + (batch * p.heads + head) * p.shared_bytes
+            slopes = weights + (pairs + LANES) * SIZE
+
+            if p.phase != 2:  # the first pass: weights p and slopes dL/dlogit of this unit's rows, and their dq
+                end = read("i64", start + row_end * 8) - first
+                for row in range(row_begin, row_end):
+                    q_row = q + row * p.q_t
+                    grad_row = grad + row * p.grad_t
+                    begin = read("i64", start + row * 8) - first
+                    count = read("i64", start + row * 8 + 8) - first - begin
+                    keys = p.key + (first + begin) * 4
+                    q0 = load(STORAGE, WIDTH, q_row)
+                    grad0 = load(STORAGE, WIDTH, grad_row)
+                    mean = _dot(STORAGE, WIDTH, STEP, grad0, grad_row, out + row * p.out_t, chunks)
+                    _dots(STORAGE, WIDTH, STEP, REAL, SIZE, q0, q_row, k, p.k_t, keys, count, chunks, weights + begin * SIZE)
+                    _dots(STORAGE, WIDTH, STEP, REAL, SIZE, grad0, grad_row, v, p.v_t, keys, count, chunks, slopes + begin * SIZE)
+                    row_lse = read(REAL, lse + row * SIZE)
+                    dropped = real(math.exp(-row_lse)) if zero_logit else ZERO
+                    for i in range(begin, begin + count, LANES):
+                        logit = splat(LANES, scale) * load(REAL, LANES, weights + i * SIZE)
+                        weight = exponential(logit - splat(LANES, row_lse))
+                        slope = load(REAL, LANES, slopes + i * SIZE) - splat(LANES, mean)
+                        slope = slope * weight * splat(LANES, scale)
+                        weight = weight - splat(LANES, dropped)
+                        # Lanes behind this row's last key fall on rows still to come, which will overwrite them;
+                        # behind this unit's last row they would fall on another thread's.
+                        if i + LANES <= end:
+                            store(REAL, weight, weights + i * SIZE)
+                            store(REAL, slope, slopes + i * SIZE)
+                        else:
+                            store_first(weight, weights + i * SIZE, end - i)
+                            store_first(slope, slopes + i * SIZE, end - i)
+                    for c in range(chunks):
+                        result = splat(WIDTH, ZERO)
+                        for i in range(count):
+                            other = load(STORAGE, WIDTH, k + read("i32", keys + i * 4) * p.k_t + c * STEP)
+                            result = add_scaled(result, read(REAL, slopes + (begin + i) * SIZE), other)
+                        store(STORAGE, result, p.dq + batch * p.dq_b + head * p.dq_h + row * p.dq_t + c * STEP)
+
+            if p.phase != 1:  # the second pass: dk and dv, gathered through the twins
+                sums = p.sums + (batch * p.heads + head) * chunks * WIDTH * SIZE
+                if zero_logit and not p.sums:
+                    sums = own_sums
+                    _column_sum(STORAGE, WIDTH, STEP, REAL, SIZE, ZERO, grad, p.grad_t, length, chunks, lse, sums)
+                for row in range(row_begin, row_end):
+                    begin = read("i64", start + row * 8)
+                    count = read("i64", start + row * 8 + 8) - begin
+                    keys, twins = p.key + begin * 4, p.twin + begin * 4
+                    dk = p.dk + batch * p.dk_b + head * p.dk_h + row * p.dk_t
+                    dv = p.dv + batch * p.dv_b + head * p.dv_h + row * p.dv_t
+                    for c in range(chunks):
+                        k_result = splat(WIDTH, ZERO)
+                        v_result = splat(WIDTH, ZERO)
+                        if zero_logit:
+                            v_result = load(REAL, WIDTH, sums + c * WIDTH * SIZE)
+                        for i in range(count):
+                            other = read("i32", keys + i * 4)
+                            at = read("i32", twins + i * 4) * SIZE
+                            q_other = load(STORAGE, WIDTH, q + other * p.q_t + c * STEP)
+                            grad_other = load(STORAGE, WIDTH, grad + other * p.grad_t + c * STEP)
+                            k_result = add_scaled(k_result, read(REAL, slopes + at), q_other)
+                            v_result = add_scaled(v_result, read(REAL, weights + at), grad_other)
+                        store(STORAGE, k_result, dk + c * STEP)
+                        store(STORAGE, v_result, dv + c * STEP)
+
+    return forward, backward

@@ -1,0 +1,103 @@
+"""Sparse attention in plain torch, for any device whose torch multiplies sparse matrices: no compiler, memory linear in T.
+
+The batch and its heads stand as blocks on the diagonal of one sparse `(B h T, B h T)` matrix of kept pairs.
+"""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fibopolicy.attention.neighbours import neighbours
+from fibopolicy.attention.patterns import AttentionPattern
+from fibopolicy.attention.reference import reference
+
+warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta state")
+
+
+def csr_attention(q: Tensor, k: Tensor, v: Tensor, pattern: AttentionPattern, masking: str, scale: float) -> Tensor:
+    """Masked attention over `(B, h, T, d)`, differentiable once; halves are computed in float32."""
+    if not q.numel():
+        return reference(q, k, v, pattern, masking, scale)
+    out: Tensor = _Sparse.apply(q, k, v, pattern, masking == "zero_logit", scale)  # type: ignore[no-untyped-call]
+    return out
+
+
+class _Pairs:
+    """The kept pairs of a batch, as one sparse matrix whose values vary."""
+
+    def __init__(self, pattern: AttentionPattern, batch: int, device: torch.device) -> None:
+        near = neighbours(pattern)
+        heads, length = pattern.num_heads, pattern.sequence_length
+        start = torch.from_numpy(near.start)  # (h, T + 1)
+        count = start.diff(dim=1)  # (h, T)
+        pairs = len(near.key)
+        head = torch.arange(heads).repeat_interleave(count.sum(dim=1))  # (pairs,)
+        key = torch.from_numpy(near.key).long() + head * length
+        twin = torch.from_numpy(near.twin).long() + start[:, 0][head]
+        block = torch.arange(batch)[:, None]
+        self.rows = batch * heads * length
+        self.count = count.flatten().repeat(batch).to(device)  # (B h T,)
+        self.start = torch.cat([torch.zeros(1, dtype=torch.long, device=device), self.count.cumsum(0)])
+        self.key = (key + block * heads * length).flatten().to(device)  # (B pairs,)
+        self.twin = (twin + block * pairs).flatten().to(device)
+        self.row = torch.arange(self.rows, device=device).repeat_interleave(self.count)
+
+    def matrix(self, values: Tensor) -> Tensor:
+        return torch.sparse_csr_tensor(self.start, self.key, values, (self.rows, self.rows), check_invariants=False)
+
+    def products(self, x: Tensor, y: Tensor) -> Tensor:
+        """x_j . y_k for every kept pair, `(B pairs,)`, of `(B h T, d)` matrices."""
+        zeros = self.matrix(x.new_zeros(len(self.key)))
+        result: Tensor = torch.sparse.sampled_addmm(zeros, x, y.T, beta=0.0).values()
+        return result
+
+
+class _Sparse(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, pattern: AttentionPattern, zero_logit: bool, scale: float) -> Tensor:
+        pairs = _Pairs(pattern, q.shape[0], q.device)
+        flat_q, flat_k, flat_v = (_flatten(x) for x in (q, k, v))
+        logits = pairs.products(flat_q, flat_k) * scale
+        peak = logits.new_full((pairs.rows,), 0.0 if zero_logit else float("-inf"))
+        peak = peak.scatter_reduce(0, pairs.row, logits, "amax")
+        peak = torch.where(pairs.count == 0, 0.0, peak)
+        weight = torch.exp(logits - peak[pairs.row])
+        total = torch.zeros_like(peak).index_add(0, pairs.row, weight)
+        # Under zero_logit each dropped key takes part with logit 0.
+        dropped = torch.exp(-peak) if zero_logit else torch.zeros_like(peak)
+        total = total + dropped * (pattern.sequence_length - pairs.count)
+        total = torch.where((pairs.count == 0) & (total == 0), 1.0, total)
+        dropped = dropped / total
+        weight = weight / total[pairs.row]
+        out = pairs.matrix(weight - dropped[pairs.row]) @ flat_v
+        if zero_logit:
+            out = out + (dropped.view(*q.shape[:3], 1) * flat_v.view(q.shape).sum(dim=2, keepdim=True)).flatten(0, 2)
+        ctx.save_for_backward(flat_q, flat_k, flat_v, out, weight, dropped)
+        ctx.pairs, ctx.zero_logit, ctx.scale, ctx.shape, ctx.dtype = pairs, zero_logit, scale, q.shape, q.dtype
+        return out.view(q.shape).to(q.dtype)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        q, k, v, out, weight, dropped = ctx.saved_tensors
+        pairs: _Pairs = ctx.pairs
+        flat_grad = _flatten(grad)
+        mean = (flat_grad * out).sum(dim=1)  # (B h T,)
+        slope = weight * (pairs.products(flat_grad, v) - mean[pairs.row]) * ctx.scale
+        dq = pairs.matrix(slope) @ k
+        dk = pairs.matrix(slope[pairs.twin]) @ q
+        dv = pairs.matrix((weight - dropped[pairs.row])[pairs.twin]) @ flat_grad
+        dv = dv.view(ctx.shape)
+        if ctx.zero_logit:
+            dv = dv + (dropped[:, None] * flat_grad).view(ctx.shape).sum(dim=2, keepdim=True)
+        return dq.view(ctx.shape).to(ctx.dtype), dk.view(ctx.shape).to(ctx.dtype), dv.to(ctx.dtype), None, None, None
+
+
+def _flatten(x: Tensor) -> Tensor:
+    """`(B, h, T, d)` as a contiguous `(B h T, d)` in the precision that is computed in."""
+    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+    return x.detach().to(dtype).flatten(0, 2).contiguous()

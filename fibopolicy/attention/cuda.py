@@ -1,0 +1,109 @@
+"""The CUDA backend around the Triton kernels. On a CPU they run in Triton's interpreter, for tests: TRITON_INTERPRET=1.
+
+Written and tested in the interpreter; no timing on a GPU exists yet.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fibopolicy.attention.cpu import empty_like
+from fibopolicy.attention.patterns import AttentionPattern, OffsetPattern
+
+#: Rows of one program.
+_ROWS = 32
+
+
+@functools.cache
+def available() -> bool:
+    """Whether Triton is installed."""
+    return importlib.util.find_spec("triton") is not None
+
+
+def supports(dtype: torch.dtype, pattern: AttentionPattern) -> bool:
+    """Whether the kernels know a dtype and a pattern: those made of diagonals."""
+    return dtype in (torch.float32, torch.float16, torch.bfloat16) and isinstance(pattern, OffsetPattern)
+
+
+def forward(q: Tensor, k: Tensor, v: Tensor, pattern: AttentionPattern, zero_logit: bool, scale: float) -> tuple[Tensor, Tensor]:
+    """As `cpu.forward`, for any head dimension."""
+    from fibopolicy.attention import triton_kernels as kernels
+
+    q, k, v = (_readable(x) for x in (q, k, v))
+    out = empty_like(q)
+    lse = q.new_empty(q.shape[:3], dtype=torch.float32)
+    batch, heads, length, d = q.shape
+    prefix, block = pattern.num_prefix, _block(d)
+    offsets, counts = _offsets(pattern, q.device)
+    sums = v.sum(dim=2, dtype=torch.float32).contiguous() if zero_logit else lse
+    tensors = [x for tensor in (q, k, v, out) for x in (tensor, *tensor.stride()[:3])]
+    if q.numel():
+        patch_blocks = -(-pattern.num_tokens // _ROWS)
+        kernels.forward_patches[(patch_blocks, batch * heads)](
+            *tensors, lse, sums, offsets, counts, heads, length, prefix, d, scale, offsets.shape[1],
+            D=block, R=_ROWS, ZERO_LOGIT=zero_logit,
+        )  # fmt: skip
+        if prefix:
+            kernels.forward_prefix[(prefix, batch * heads)](*tensors, lse, heads, length, d, scale, D=block, R=_ROWS)
+    return out, lse
+
+
+def backward(
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    pattern: AttentionPattern,
+    zero_logit: bool,
+    scale: float,
+) -> Tensor:
+    """As `cpu.backward`."""
+    from fibopolicy.attention import triton_kernels as kernels
+
+    grad, q, k, v = (_readable(x) for x in (grad, q, k, v))
+    grads = empty_like(q, 3)
+    batch, heads, length, d = q.shape
+    prefix, block = pattern.num_prefix, _block(d)
+    offsets, counts = _offsets(pattern, q.device)
+    mean = (grad.float() * out.float()).sum(dim=-1).contiguous()  # (B, h, T)
+    sums = torch.einsum("bht,bhtd->bhd", torch.exp(-lse), grad.float()).contiguous() if zero_logit else mean
+    tensors: list[Any] = [x for tensor in (q, k, v, grad) for x in (tensor, *tensor.stride()[:3])]
+    tensors += [*grads.unbind(0), *grads.stride()[1:4], lse, mean]
+    if q.numel():
+        patch_blocks = -(-pattern.num_tokens // _ROWS)
+        kernels.backward_patches[(patch_blocks, batch * heads)](
+            *tensors, sums, offsets, counts, heads, length, prefix, d, scale, offsets.shape[1],
+            D=block, R=_ROWS, ZERO_LOGIT=zero_logit,
+        )  # fmt: skip
+        if prefix:
+            kernels.backward_prefix[(prefix, batch * heads)](*tensors, heads, length, d, scale, D=block, R=_ROWS)
+    return grads
+
+
+def _readable(x: Tensor) -> Tensor:
+    return x if x.stride(-1) == 1 else x.contiguous()
+
+
+def _block(d: int) -> int:
+    """Triton's tiles have sides that are powers of two."""
+    return max(16, 1 << (d - 1).bit_length())
+
+
+@functools.lru_cache(maxsize=64)
+def _offsets(pattern: AttentionPattern, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Signed offsets int32 (h, most), and how many of them each head has."""
+    assert isinstance(pattern, OffsetPattern)
+    heads = [sorted({sign * o for o in offsets for sign in (-1, 1)}) for offsets in pattern.offsets]
+    most = max(1, max(len(signed) for signed in heads))
+    padded = [signed + [0] * (most - len(signed)) for signed in heads]
+    return (
+        torch.tensor(padded, dtype=torch.int32, device=device),
+        torch.tensor([len(signed) for signed in heads], dtype=torch.int32, device=device),
+    )

@@ -1,0 +1,63 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from fibopolicy.attention import FibottentionPattern, cpu, cuda, fibottention
+from fibopolicy.errors import UserError
+
+PATTERN = FibottentionPattern(10, 2)
+
+
+def tensors(*shape: int, dtype: torch.dtype = torch.float32) -> list[torch.Tensor]:
+    return [torch.randn(*shape).to(dtype) for _ in range(3)]
+
+
+@pytest.mark.parametrize(
+    ("inputs", "message"),
+    [
+        (tensors(2, 11, 4), "share one shape"),
+        ([*tensors(1, 2, 11, 4)[:2], torch.randn(1, 2, 11, 5)], "share one shape"),
+        (tensors(1, 2, 11, 0), "head dimension 0"),
+        (tensors(1, 2, 11, 4, dtype=torch.int64), "floating dtype"),
+        ([*tensors(1, 2, 11, 4)[:2], torch.randn(1, 2, 11, 4).double()], "one floating dtype"),
+        ([*tensors(1, 2, 11, 4)[:2], torch.empty(1, 2, 11, 4, device="meta")], "one device"),
+        (tensors(1, 2, 10, 4), "2 heads and 11 tokens.*got 2 heads and 10 tokens"),
+        (tensors(1, 3, 11, 4), "2 heads and 11 tokens.*got 3 heads"),
+    ],
+)
+def test_tensors_that_do_not_fit(inputs: list[torch.Tensor], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        fibottention(*inputs, PATTERN)
+
+
+@pytest.mark.parametrize("options", [{"masking": "neginf"}, {"backend": "nubma"}])
+def test_unknown_names_suggest_the_nearest(options: dict[str, str]) -> None:
+    with pytest.raises(UserError, match="did you mean"):
+        fibottention(*tensors(1, 2, 11, 4), PATTERN, **options)  # type: ignore[arg-type]
+
+
+def test_an_unknown_name_in_the_environment_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FIBOPOLICY_ATTENTION_BACKEND", "cuda")
+    with pytest.raises(UserError, match="unknown attention backend 'cuda'"):
+        fibottention(*tensors(1, 2, 11, 4), PATTERN)
+
+
+def test_numba_is_refused_off_the_cpu() -> None:
+    with pytest.raises(UserError, match="runs on the CPU, got tensors on meta"):
+        fibottention(*(x.to("meta") for x in tensors(1, 2, 11, 4)), PATTERN, backend="numba")
+
+
+def test_triton_is_refused_off_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cuda, "available", lambda: True)
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    with pytest.raises(UserError, match="runs on CUDA, got tensors on cpu"):
+        fibottention(*tensors(1, 2, 11, 4), PATTERN, backend="triton")
+
+
+def test_without_numba_auto_falls_back_and_a_forced_numba_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpu, "available", lambda: False)
+    inputs = tensors(1, 2, 11, 4)
+    torch.testing.assert_close(fibottention(*inputs, PATTERN), fibottention(*inputs, PATTERN, backend="reference"))
+    with pytest.raises(UserError, match="needs numba"):
+        fibottention(*inputs, PATTERN, backend="numba")

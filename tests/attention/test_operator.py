@@ -1,0 +1,96 @@
+from __future__ import annotations
+
+import logging
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from fibopolicy.attention import FibottentionPattern, fibottention
+from fibopolicy.attention.operator import sparse_attention, sparse_attention_backward
+
+PATTERN = FibottentionPattern(60, 2)
+
+
+class Layer(nn.Module):
+    def __init__(self, backend: str = "auto") -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.qkv, self.backend = nn.Linear(32, 96), backend
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, t, d = x.shape
+        q, k, v = self.qkv(x).view(b, t, 3, 2, 16).permute(2, 0, 3, 1, 4)
+        return fibottention(q, k, v, PATTERN, backend=self.backend).transpose(1, 2).reshape(b, t, d)
+
+
+@pytest.mark.parametrize("zero_logit", [False, True])
+@pytest.mark.parametrize("packed", [False, True])
+def test_opcheck(zero_logit: bool, packed: bool) -> None:
+    qkv = torch.randn(2, 61, 3, 2, 16).permute(2, 0, 3, 1, 4) if packed else torch.randn(3, 2, 2, 61, 16)
+    q, k, v = (x.detach().requires_grad_() for x in qkv)
+    torch.library.opcheck(sparse_attention, (q, k, v, PATTERN.spec, zero_logit, 0.25, "numba"))
+    out, lse = sparse_attention(q.detach(), k.detach(), v.detach(), PATTERN.spec, zero_logit, 0.25, "numba")
+    plain = [x.detach() for x in (q, k, v)]
+    torch.library.opcheck(sparse_attention_backward, (out, *plain, out, lse, PATTERN.spec, zero_logit, 0.25, "numba"))
+
+
+@pytest.mark.parametrize("backend", ["numba", "csr"])
+@pytest.mark.parametrize("masking", ["neg_inf", "zero_logit"])
+def test_gradcheck(backend: str, masking: str) -> None:
+    pattern = FibottentionPattern(9, 2, w_min=3)
+    q, k, v = (torch.randn(1, 2, 10, 5, dtype=torch.float64, requires_grad=True) for _ in range(3))
+    run = lambda *x: fibottention(*x, pattern, masking=masking, backend=backend)  # type: ignore[arg-type]  # noqa: E731
+    assert torch.autograd.gradcheck(run, (q, k, v), fast_mode=backend == "csr")
+
+
+@pytest.mark.parametrize("backend", ["auto", "numba"])
+def test_compiles_as_one_graph(backend: str) -> None:
+    layer = Layer(backend)
+    x = torch.randn(2, 61, 32)
+    expected = layer(x)
+    expected.square().sum().backward()
+    grad, layer.qkv.weight.grad = layer.qkv.weight.grad, None
+    out = torch.compile(layer, fullgraph=True, backend="aot_eager")(x)
+    out.square().sum().backward()
+    torch.testing.assert_close(out, expected)
+    torch.testing.assert_close(layer.qkv.weight.grad, grad)
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_export_falls_back_to_masked_sdpa(strict: bool) -> None:
+    layer, x = Layer(), torch.randn(2, 61, 32)
+    program = torch.export.export(layer, (x,), strict=strict)
+    assert "fibopolicy" not in str(program.graph)
+    torch.testing.assert_close(program.module()(x), layer(x), atol=1e-5, rtol=1e-5)
+    layer(x)  # nothing that tracing made may be remembered
+
+
+def test_autocast_computes_in_the_autocast_dtype() -> None:
+    layer, x = Layer("numba"), torch.randn(2, 61, 32)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert layer(x).dtype == torch.bfloat16
+        single = torch.randn(1, 2, 61, 16, requires_grad=True)
+        out = fibottention(single, single, single.bfloat16(), PATTERN, backend="numba")
+        assert out.dtype == torch.bfloat16
+    out.float().sum().backward()
+    assert single.grad is not None
+    assert single.grad.dtype == torch.float32
+
+
+def test_inference_mode() -> None:
+    layer, x = Layer("numba"), torch.randn(2, 61, 32)
+    with torch.inference_mode():
+        inferred = layer(x)
+    torch.testing.assert_close(inferred, layer(x))
+
+
+def test_auto_says_what_it_chose_and_obeys_the_environment(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    q = torch.randn(1, 2, 61, 16)
+    with caplog.at_level(logging.DEBUG, "fibopolicy"):
+        fibottention(q, q, q, PATTERN)
+        monkeypatch.setenv("FIBOPOLICY_ATTENTION_BACKEND", "csr")
+        fibottention(q, q, q, PATTERN)
+    assert [record.getMessage().split()[2] for record in caplog.records] == ["numba", "csr"]

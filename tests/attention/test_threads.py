@@ -1,0 +1,118 @@
+"""Processes and threads: never a crash, a hang or another result."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import torch
+
+from fibopolicy.attention import FibottentionPattern, fibottention, threads
+
+PATTERN = FibottentionPattern(196, 6)
+
+
+def work(seed: int) -> float:
+    """Uses torch's own threads before and after ours, so that both meet."""
+    generator = torch.Generator().manual_seed(seed)
+    q = torch.randn(2, 6, 197, 64, generator=generator)
+    leaf = (q @ torch.eye(64)).requires_grad_()
+    out = fibottention(leaf, leaf, leaf, PATTERN, backend="numba")
+    out.square().sum().backward()
+    assert leaf.grad is not None
+    return float(leaf.grad.double().square().sum())
+
+
+def _child(seed: int, results: multiprocessing.Queue[float]) -> None:
+    results.put(work(seed))
+
+
+@pytest.fixture(autouse=True)
+def two_threads() -> object:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+@pytest.mark.filterwarnings("ignore:.*use of fork.*")
+def test_child_processes_compute_the_same(method: str) -> None:
+    expected = work(1)  # the parent has used its threads already
+    context = multiprocessing.get_context(method)
+    results = context.Queue()
+    children = [context.Process(target=_torchless_child if method == "fork" else _child, args=(1, results)) for _ in range(2)]
+    for child in children:
+        child.start()
+    got = [results.get(timeout=120) for _ in children]
+    for child in children:
+        child.join(timeout=30)
+        assert child.exitcode == 0
+    assert got == pytest.approx([expected] * 2)
+
+
+def _torchless_child(seed: int, results: multiprocessing.Queue[float]) -> None:
+    """In a forked child torch's own parallel operators hang, ours must not; get_num_threads() still says 2 here."""
+    generator = torch.Generator().manual_seed(seed)
+    torch.set_num_threads(1)
+    q = torch.randn(2, 6, 197, 64, generator=generator)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch, "get_num_threads", lambda: 2)
+        leaf = q.clone().requires_grad_()
+        out = fibottention(leaf, leaf, leaf, PATTERN, backend="numba")
+        out.square().sum().backward()
+    assert leaf.grad is not None
+    results.put(float(leaf.grad.double().square().sum()))
+
+
+def test_several_python_threads_at_once() -> None:
+    expected = [work(seed) for seed in range(4)]
+    with ThreadPoolExecutor(4) as pool:
+        for _ in range(5):
+            assert list(pool.map(work, range(4))) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("heads", [1, 6])
+@pytest.mark.parametrize("masking", ["neg_inf", "zero_logit"])
+def test_the_number_of_threads_changes_nothing(heads: int, masking: str) -> None:
+    pattern = FibottentionPattern(400, heads)
+    q, k, v, grad = torch.randn(4, 1, heads, 401, 64)
+    results = []
+    for count in (1, 2, 5):
+        torch.set_num_threads(count)
+        leaves = [x.clone().requires_grad_() for x in (q, k, v)]
+        out = fibottention(*leaves, pattern, masking=masking, backend="numba")  # type: ignore[arg-type]
+        results.append([out.detach(), *torch.autograd.grad(out, leaves, grad)])
+    for others in results[1:]:
+        for a, b in zip(results[0], others, strict=True):
+            torch.testing.assert_close(a, b, atol=2e-6, rtol=1e-5)
+
+
+def test_python_threads_stand_in_where_torch_has_no_gnu_openmp(monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = work(2)
+    monkeypatch.setattr(threads, "_openmp", lambda: None)
+    assert work(2) == pytest.approx(expected)
+
+
+@pytest.mark.slow
+def test_a_second_process_finds_the_compiled_code_on_disk(tmp_path: Path) -> None:
+    program = (
+        "import torch, time; from fibopolicy.attention import cpu_kernels; t = time.perf_counter();"
+        "cpu_kernels.kernels('f32', 32, True); print(time.perf_counter() - t)"
+    )
+    environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}
+    seconds = []
+    for _ in range(2):
+        start = time.perf_counter()
+        done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
+        seconds.append(float(done.stdout))
+        assert time.perf_counter() - start < 120
+    assert list(tmp_path.rglob("*.nbi"))
+    assert seconds[1] < seconds[0] / 2
