@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from fibopolicy.datasets.hdf5 import DemoFile
-from fibopolicy.datasets.storage import StrPath, cache_home, failure_told, flush
+from fibopolicy.files import StrPath, cache_home, failure_told, flush
 
 _META = "meta.json"
 _CHUNK_STEPS = 1024  # frames copied at a time: bounds the memory that building takes

@@ -16,11 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from fibopolicy.datasets.storage import StrPath, refuse_existing, written_aside
 from fibopolicy.datasets.writer import DemoWriter
 from fibopolicy.envs import TaskEnv, make, resolve
 from fibopolicy.envs.seeding import episode_seed
 from fibopolicy.errors import UserError
+from fibopolicy.files import StrPath, refuse_existing, written_aside
 
 #: Episodes per shard: what a killed collection loses at most, per worker.
 SHARD = 20

@@ -15,8 +15,8 @@ from typing import IO
 
 from tqdm import tqdm
 
-from fibopolicy.datasets.storage import StrPath, cache_home, failure_told, refuse_existing, written_aside
 from fibopolicy.errors import UserError, unknown
+from fibopolicy.files import StrPath, cache_home, failure_told, refuse_existing, written_aside
 
 _BLOCK = 2**20
 

@@ -24,8 +24,8 @@ from typing import Any, Self
 import h5py
 import numpy as np
 
-from fibopolicy.datasets.storage import StrPath
 from fibopolicy.errors import UserError, unknown
+from fibopolicy.files import StrPath
 
 _DEMO_NAME = re.compile(r"demo_(\d+)")
 

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from fibopolicy.datasets.hdf5 import DemoFile
-from fibopolicy.datasets.storage import StrPath
 from fibopolicy.datasets.validate import validate
 from fibopolicy.errors import UserError
+from fibopolicy.files import StrPath
 
 _ENV_TYPES: dict[Any, str] = {1: "robosuite", 2: "gym", 3: "iGibson"}  # robomimic's EnvType
 _LISTED = 3  # how many of a kind are spelt out

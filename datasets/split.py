@@ -10,9 +10,9 @@ import h5py
 import numpy as np
 
 from fibopolicy.datasets.hdf5 import DemoFile
-from fibopolicy.datasets.storage import StrPath, failure_told, refuse_existing, written_aside
 from fibopolicy.datasets.writer import write_filter_key
 from fibopolicy.errors import UserError
+from fibopolicy.files import StrPath, failure_told, refuse_existing, written_aside
 
 
 def split(

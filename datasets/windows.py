@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 
 from fibopolicy.datasets.cache import FrameCache
 from fibopolicy.datasets.hdf5 import DemoFile
-from fibopolicy.datasets.storage import StrPath
 from fibopolicy.datasets.validate import validate
 from fibopolicy.errors import UserError
+from fibopolicy.files import StrPath
 
 Floats = NDArray[np.float32]
 

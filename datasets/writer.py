@@ -13,8 +13,8 @@ import h5py
 import numpy as np
 from numpy.typing import ArrayLike
 
-from fibopolicy.datasets.storage import StrPath, failure_told, refuse_existing, written_aside
 from fibopolicy.errors import UserError
+from fibopolicy.files import StrPath, failure_told, refuse_existing, written_aside
 
 Attribute = str | int | float | bool
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import importlib
 import importlib.util
 import os
 import sys
@@ -25,6 +26,8 @@ def configure_gl() -> None:
     """
     if "MUJOCO_GL" not in os.environ and sys.platform == "linux" and not os.environ.get("DISPLAY"):
         os.environ["MUJOCO_GL"] = "egl"
+        if "mujoco.gl_context" in sys.modules:  # somebody imported mujoco first, and it settled for a window system
+            importlib.reload(sys.modules["mujoco.gl_context"])
     os.environ.setdefault("LP_NUM_THREADS", "0")
     # Mesa's software renderer brings LLVM's symbols into the process for all to see; a Triton loaded after it (torch
     # does so when it makes an optimiser) binds to them and crashes. Loaded before it, both work.

@@ -10,7 +10,7 @@ import weakref
 import xml.etree.ElementTree as ET
 from collections.abc import Mapping
 from copy import deepcopy
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import gymnasium
 import numpy as np
@@ -20,6 +20,8 @@ from fibopolicy.envs.base import Observation, SimState, TaskEnv
 from fibopolicy.envs.rendering import Quality, configure_gl, no_gl
 from fibopolicy.envs.robosuite_legacy import adopt, composite_controller, portable
 from fibopolicy.errors import UserError, unknown
+
+configure_gl()  # before anything imports mujoco, robosuite included
 
 CAMERAS = ("agentview", "robot0_eye_in_hand")
 
@@ -60,7 +62,7 @@ class RobosuiteEnv(TaskEnv):
     """
 
     metadata = {"render_modes": ["rgb_array"]}  # noqa: RUF012  (gymnasium's convention)
-    proprioception = ("robot0_eef_pos", "robot0_eef_quat", "robot0_gripper_qpos")
+    proprioception: tuple[str, ...] = ("robot0_eef_pos", "robot0_eef_quat", "robot0_gripper_qpos")
 
     def __init__(
         self,
@@ -90,8 +92,6 @@ class RobosuiteEnv(TaskEnv):
         for camera in self.cameras:
             if camera not in self._env.sim.model.camera_names:
                 raise unknown("camera", camera, self._env.sim.model.camera_names)
-        # Robosuite samples its sensors in every physics step, the first after an action counting. Here they are read when asked.
-        self._env._update_observables = lambda force=False: None
         self.control_hz = float(self._env.control_freq)
         self._renderer: Any = None
         self._steps = 0
@@ -108,7 +108,7 @@ class RobosuiteEnv(TaskEnv):
             f"{camera}_image": gymnasium.spaces.Box(0, 255, (*self._shape, 3), np.uint8) for camera in self.cameras
         }
         spaces |= {key: gymnasium.spaces.Box(-np.inf, np.inf, value.shape, np.float32) for key, value in sensors.items()}
-        self.observation_space = gymnasium.spaces.Dict(spaces)
+        self.observation_space = cast("gymnasium.Space[Observation]", gymnasium.spaces.Dict(spaces))
 
     @classmethod
     def from_env_args(cls, env_args: Mapping[str, Any], **overrides: Any) -> Self:
@@ -131,11 +131,12 @@ class RobosuiteEnv(TaskEnv):
             names = kwargs["camera_names"]
             arguments["cameras"] = (names,) if isinstance(names, str) else tuple(names)
         if "camera_heights" in kwargs:
-            arguments["image_size"] = _one_size(kwargs["camera_heights"], kwargs.get("camera_widths", kwargs["camera_heights"]))
+            heights = kwargs["camera_heights"]
+            arguments["image_size"] = _one_size(heights, kwargs.get("camera_widths", heights))
         if "horizon" in kwargs:
             arguments["horizon"] = kwargs["horizon"]
-        if "render_quality" in env_args:
-            arguments["quality"] = env_args["render_quality"]
+        # A file that says nothing of quality was rendered as robosuite does by itself.
+        arguments["quality"] = env_args.get("render_quality", "full")
         return cls(f"robosuite/{env_args['env_name']}", **{**arguments, **overrides})
 
     # The environment contract.
@@ -229,7 +230,7 @@ class RobosuiteEnv(TaskEnv):
         """Whether the task's goal is met at this instant."""
         return bool(self._env._check_success())
 
-    def render(self) -> NDArray[np.uint8]:  # type: ignore[override]
+    def render(self) -> NDArray[np.uint8]:
         return self.render_camera(self.cameras[0] if self.cameras else self._env.sim.model.camera_names[0])
 
     def render_camera(self, camera: str) -> NDArray[np.uint8]:
@@ -245,6 +246,8 @@ class RobosuiteEnv(TaskEnv):
             try:
                 self._renderer = mujoco.Renderer(sim.model._model, *self._shape)
             except Exception as error:  # every OpenGL backend fails with a type of its own
+                # The half-made objects' destructors miss these, and would print tracebacks.
+                mujoco.Renderer._mjr_context = mujoco.GLContext._context = None
                 raise no_gl(error) from error
             # At exit, handlers run last in, first out: registered now, this one comes before mujoco takes OpenGL down.
             self._close_renderer = weakref.finalize(self, self._renderer.close)
@@ -335,7 +338,6 @@ def import_robosuite() -> Any:
     """
     # A filter on robosuite's own logger alone; its import sets the level, so a level set here would not last.
     logging.getLogger("robosuite_logs").addFilter(_errors_only)
-    configure_gl()
     try:
         import mujoco  # noqa: F401
     except Exception as error:  # it loads OpenGL
@@ -387,7 +389,7 @@ def _checked_options(task_id: str, options: Mapping[str, Any]) -> dict[str, Any]
 def _make(task_id: str, options: Mapping[str, Any]) -> Any:
     """The robosuite environment, without a renderer of its own."""
     try:
-        return import_robosuite().make(
+        env = import_robosuite().make(
             task_id.partition("/")[2],
             **deepcopy(dict(options)),
             has_renderer=False,
@@ -400,6 +402,17 @@ def _make(task_id: str, options: Mapping[str, Any]) -> Any:
         )
     except (AssertionError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"robosuite cannot make {task_id}: {type(error).__name__}: {' '.join(str(error).split())}") from error
+    # Robosuite's observations lag by most of a control step, and its reward by one physics step. Here observations are read
+    # when they are asked for, and a control step ends with everything brought up to the instant that its state tells.
+    post_action = env._post_action
+
+    def post_action_now(action: NDArray[np.float64]) -> Any:
+        env.sim.forward()
+        return post_action(action)
+
+    env._post_action = post_action_now
+    env._update_observables = lambda force=False: None
+    return env
 
 
 def _absolute(configs: dict[str, Any] | list[dict[str, Any]]) -> bool:
@@ -408,7 +421,7 @@ def _absolute(configs: dict[str, Any] | list[dict[str, Any]]) -> bool:
     return any(part.get("input_type") == "absolute" for config in every for part in config["body_parts"].values())
 
 
-def _one_size(heights: int | list[int], widths: int | list[int]) -> int | tuple[int, int]:
+def _one_size(heights: Any, widths: Any) -> int | tuple[int, int]:
     sizes = {*np.broadcast(heights, widths)}
     if len(sizes) != 1:
         raise UserError(f"cameras of different sizes, {sorted(sizes)}: choose one with image_size")

@@ -73,9 +73,10 @@ class Fetch:
     """Replace an existing file."""
 
     def run(self) -> None:
-        from fibopolicy.datasets import fetch
+        from fibopolicy.datasets import SOURCES, fetch
 
-        print(fetch(self.name, self.out, overwrite=self.overwrite))
+        path = fetch(self.name, self.out, overwrite=self.overwrite)
+        print(f"{path}: {SOURCES[self.name].summary}")
 
 
 @dataclass(frozen=True)
@@ -166,6 +167,33 @@ class Evaluate:
         print(f"page    {page}")
 
 
+@dataclass(frozen=True)
+class Rates:
+    """Print the success rates of evaluated runs side by side, from their episode rows.
+
+    Example: fibopolicy rates runs/lift_seed0 runs/lift_seed1
+    """
+
+    runs: tyro.conf.Positional[tuple[Path, ...]]
+    """Run directories."""
+
+    def run(self) -> None:
+        from fibopolicy.evaluation.report import rate_table
+        from fibopolicy.evaluation.rows import Row, read_rows, success_rate
+
+        rates = {}
+        for directory in self.runs:
+            rows = read_rows(directory / "episodes.jsonl")
+            if not rows:
+                raise UserError(f"{directory}: holds no episode rows; run fibopolicy evaluate {directory} first")
+            groups: dict[tuple[object, ...], list[Row]] = {}
+            for row in rows:
+                groups.setdefault(row.evaluation, []).append(row)
+            for (_, step, weights, seed, _), group in groups.items():
+                rates[f"{directory}, step {step}, {weights}, starts {seed}"] = success_rate(group)
+        print(rate_table(rates))
+
+
 VERBS: dict[str, Callable[..., Any]] = {
     "quickstart": Quickstart,
     "collect": Collect,
@@ -174,6 +202,7 @@ VERBS: dict[str, Callable[..., Any]] = {
     "split": Split,
     "train": Train,
     "evaluate": Evaluate,
+    "rates": Rates,
 }
 
 

@@ -1,1 +1,76 @@
-from fibopolicy.datasets.storage import *  # noqa
+"""Where cached files live, and how an output appears: whole or not at all."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from fibopolicy.errors import UserError
+
+StrPath = str | os.PathLike[str]
+
+
+def cache_home() -> Path:
+    """The folder for everything that can be made or downloaded again: `$XDG_CACHE_HOME/fibopolicy` or `~/.cache/fibopolicy`."""
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "fibopolicy"
+
+
+def refuse_existing(path: Path, overwrite: bool) -> None:
+    """Raise `UserError` when `path` exists and may not be replaced."""
+    if path.is_dir():
+        raise UserError(f"{path}: is a folder, expected the name of a file to write")
+    if path.exists() and not overwrite:
+        raise UserError(f"{path}: exists already; choose another name or pass overwrite")
+
+
+@contextmanager
+def written_aside(path: Path) -> Iterator[Path]:
+    """Yields a temporary name beside `path`; on a clean exit that file is flushed to disk and renamed to `path`.
+
+    On an exception the temporary file is removed and `path` stays as it was. The temporary name is fixed, so what a killed
+    process left behind is replaced by the next attempt instead of piling up; it is locked, so that two live processes
+    cannot write into each other's file (open HDF5 files under it with `locking=False`).
+    """
+    partial = path.with_name(path.name + ".partial")
+    with failure_told(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        claim = os.open(partial, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        try:
+            fcntl.flock(claim, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UserError(f"{path}: another process is writing it; wait for it or choose another name") from error
+        try:
+            yield partial
+            with failure_told(path):
+                os.chmod(partial, os.fstat(claim).st_mode)  # some writers replace the file by one that only its owner may read
+                flush(partial)
+                os.replace(partial, path)
+                flush(path.parent)
+        finally:
+            partial.unlink(missing_ok=True)
+    finally:
+        os.close(claim)
+
+
+@contextmanager
+def failure_told(path: Path) -> Iterator[None]:
+    """Turns the system's failures to write (disk full, no permission) into one line that names `path`."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or " ".join(str(error).split())
+        raise UserError(f"{path}: cannot be written: {reason}") from error
+
+
+def flush(path: Path) -> None:
+    """fsync a file or a folder, so that a rename after it cannot be seen before the bytes."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

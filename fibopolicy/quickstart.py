@@ -32,7 +32,7 @@ class Quickstart:
     """The image encoder; vit_tiny is the same network with dense attention."""
     demos: int = 400
     """Demonstrations to collect."""
-    steps: int = 1200
+    steps: int = 1000
     """Gradient steps."""
     episodes: int = 50
     """Held-out start states to roll out on."""
@@ -90,6 +90,7 @@ class WallTimes:
     @contextmanager
     def of(self, stage: str) -> Iterator[None]:
         """Time a stage, also when it is interrupted."""
+        print(f"{stage} ...", flush=True)  # where there is no terminal, the only sign of life
         began = time.perf_counter()
         try:
             yield

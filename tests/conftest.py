@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
+import torch
 
 from fibopolicy.datasets.collect import Plan, collect
 from fibopolicy.policies import PolicyConfig
 from fibopolicy.training import OptimizerConfig, TrainConfig
+
+# Many small tests run side by side: one thread each, or they wait for one another.
+torch.set_num_threads(1)
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 TINY_ENCODER = {"patch_size": 12, "width": 24, "depth": 2, "heads": 2, "keypoints": 4}
 

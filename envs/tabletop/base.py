@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Any
+from typing import Any, cast
 
 import gymnasium
 import numpy as np
@@ -85,7 +85,7 @@ class TabletopEnv(TaskEnv):
         }
         spaces["hand_position"] = gymnasium.spaces.Box(-1.0, 1.0, (3,), np.float32)
         spaces["gripper_opening"] = gymnasium.spaces.Box(-0.01, MAX_OPENING + 0.01, (1,), np.float32)
-        self.observation_space = gymnasium.spaces.Dict(spaces)
+        self.observation_space = cast("gymnasium.Space[Observation]", gymnasium.spaces.Dict(spaces))
 
     # What a task defines.
 
@@ -158,7 +158,7 @@ class TabletopEnv(TaskEnv):
         kwargs = {"cameras": list(self.cameras), "image_size": self.image_size, "quality": self.quality, "horizon": self.horizon}
         return {"env_name": self.task_id, "env_version": mujoco.__version__, "type": 2, "env_kwargs": kwargs}
 
-    def render(self) -> NDArray[np.uint8]:  # type: ignore[override]
+    def render(self) -> NDArray[np.uint8]:
         return self.render_camera("workspace")
 
     def render_camera(self, camera: str) -> NDArray[np.uint8]:
@@ -170,7 +170,8 @@ class TabletopEnv(TaskEnv):
             except Exception as error:  # every OpenGL backend fails with a type of its own
                 raise no_gl(error) from error
         self._renderer.update_scene(self.data, camera)
-        return self._renderer.render()
+        frame: NDArray[np.uint8] = self._renderer.render()
+        return frame
 
     def close(self) -> None:
         if self._renderer is not None:

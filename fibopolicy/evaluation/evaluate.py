@@ -13,7 +13,7 @@ from fibopolicy.envs import TaskEnv, from_env_args
 from fibopolicy.errors import UserError
 from fibopolicy.evaluation.config import EvaluateConfig
 from fibopolicy.evaluation.rollout import rollout
-from fibopolicy.evaluation.rows import Row, append_row, read_rows, success_rate
+from fibopolicy.evaluation.rows import Row, append_row, read_rows, success_rate, write_rows
 from fibopolicy.evaluation.starts import Starts, frames_hash, load_starts, make_starts, save_starts
 from fibopolicy.evaluation.statistics import Rate
 from fibopolicy.evaluation.video import write_grid
@@ -40,20 +40,17 @@ def evaluate(config: EvaluateConfig, *, resume: bool = False, overwrite: bool = 
     The policy acts on one episode at a time, so rows depend on the policy and the start states alone.
 
     Raises:
-        UserError: no such run, rows are there already and neither `resume` nor `overwrite` is given, the start states
-            belong to another task or do not look as they did when they were stored.
+        UserError: no such run; rows of this evaluation are there already and neither `resume` nor `overwrite` is given;
+            the start states belong to another task or do not look as they did when they were stored.
     """
     began = time.perf_counter()
     loaded = load_policy(config.run, weights=config.weights, device=config.device)
     rows_path = config.run / ROWS
-    if overwrite:
-        rows_path.unlink(missing_ok=True)
-    if rows_path.exists() and not resume:
-        raise UserError(f"{rows_path}: holds an evaluation already; pass --resume to complete it or --overwrite to replace it")
     camera = _video_camera(config, loaded)
     with make_env(config, loaded) as env:
         starts, starts_path = _starts(config, env)
-        rows = _kept(rows_path, config, loaded, starts)
+        evaluation = (env.task_id, loaded.step, config.weights, starts.seed, env.horizon)
+        rows = _kept(rows_path, evaluation, resume=resume, overwrite=overwrite)
         _run(config, loaded, env, starts, rows, rows_path)
         ordered = tuple(rows[i] for i in range(config.episodes))
         video_path = _film(config, loaded, env, starts, ordered, camera) if camera else None
@@ -101,15 +98,17 @@ def _starts(config: EvaluateConfig, env: TaskEnv) -> tuple[Starts, Path]:
     return starts, path
 
 
-def _kept(path: Path, config: EvaluateConfig, loaded: Loaded, starts: Starts) -> dict[int, Row]:
-    rows = {row.index: row for row in read_rows(path)}
-    for row in rows.values():
-        if (row.checkpoint_step, row.weights, row.starts_seed) != (loaded.step, config.weights, starts.seed):
-            raise UserError(
-                f"{path}: holds rows of step {row.checkpoint_step}, weights {row.weights}, starts seed {row.starts_seed}, asked for"
-                f" {loaded.step}, {config.weights}, {starts.seed}; pass --overwrite to replace them"
-            )
-    return rows
+def _kept(path: Path, evaluation: tuple[Any, ...], *, resume: bool, overwrite: bool) -> dict[int, Row]:
+    """The rows that this evaluation has already; those of others stay in the file in any case."""
+    stored = read_rows(path)
+    mine = {row.index: row for row in stored if row.evaluation == evaluation}
+    if mine and not resume and not overwrite:
+        raise UserError(f"{path}: holds this evaluation already; pass --resume to complete it or --overwrite to replace it")
+    others = [row for row in stored if row.evaluation != evaluation]
+    kept = {} if overwrite else mine
+    if path.exists():
+        write_rows(path, [*others, *kept.values()])  # also drops a line that a kill cut short, so that more can be appended
+    return kept
 
 
 def _run(config: EvaluateConfig, loaded: Loaded, env: TaskEnv, starts: Starts, rows: dict[int, Row], path: Path) -> None:
@@ -133,6 +132,7 @@ def _run(config: EvaluateConfig, loaded: Loaded, env: TaskEnv, starts: Starts, r
                 checkpoint_step=loaded.step,
                 weights=config.weights,
                 starts_seed=starts.seed,
+                horizon=env.horizon,
             )
             append_row(path, rows[index])
             bar.set_postfix_str(str(success_rate(list(rows.values()))), refresh=False)

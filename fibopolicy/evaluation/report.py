@@ -5,8 +5,9 @@ from __future__ import annotations
 import base64
 import html
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from fibopolicy.errors import UserError
 from fibopolicy.evaluation.evaluate import Evaluation
@@ -17,9 +18,11 @@ from fibopolicy.policies.run_directory import read_config
 PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{title}</title><style>
-body {{ font: 16px/1.5 system-ui, sans-serif; margin: 0 auto; padding: 1.5rem; max-width: 60rem; color: #1f2328; background: #fff }}
+body {{ font: 16px/1.5 system-ui, sans-serif; color: #1f2328; background: #fff }}
+body {{ margin: 0 auto; padding: 1.5rem; max-width: 60rem }}
 h1 {{ font-size: 1.5rem }} h2 {{ font-size: 1.15rem; margin-top: 2rem }}
-table {{ border-collapse: collapse; width: 100% }} th, td {{ text-align: left; padding: .35rem .6rem; border-bottom: 1px solid #d1d9e0 }}
+table {{ border-collapse: collapse; width: 100% }}
+th, td {{ text-align: left; padding: .35rem .6rem; border-bottom: 1px solid #d1d9e0 }}
 td.number, th.number {{ text-align: right; font-variant-numeric: tabular-nums }}
 img, video {{ max-width: 100%; height: auto }} .wide {{ overflow-x: auto }} p.note {{ color: #59636e }}
 </style></head><body>
@@ -47,10 +50,8 @@ def plot_curves(run: Path, path: Path) -> None:
     rows = read_metrics(run)
     steps = [row["step"] for row in rows]
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(9, 3.2), layout="constrained")
-    left.plot(steps, [row["loss"] for row in rows], color="#8c959f", linewidth=0.8, label="one batch")
-    left.plot(steps, _smoothed([row["loss"] for row in rows]), color="#0969da", label="smoothed")
-    left.set(title="training loss", xlabel="gradient step", yscale="log")
-    left.legend(frameon=False)
+    left.plot(steps, [row["loss"] for row in rows], color="#0969da", linewidth=1)
+    left.set(title="training loss, batch by batch", xlabel="gradient step", yscale="log")
     right.plot(steps, [row["learning_rate"] for row in rows], color="#0969da")
     right.set(title="learning rate", xlabel="gradient step", ylim=(0, None))
     for axes in (left, right):
@@ -59,14 +60,6 @@ def plot_curves(run: Path, path: Path) -> None:
     with written_aside(path) as aside:
         figure.savefig(aside, format="png", dpi=120)
     pyplot.close(figure)
-
-
-def _smoothed(values: Sequence[float], weight: float = 0.9) -> list[float]:
-    smooth, average = [], values[0]
-    for value in values:
-        average = weight * average + (1 - weight) * value
-        smooth.append(average)
-    return smooth
 
 
 def rate_table(rates: Mapping[str, Rate]) -> str:
@@ -97,7 +90,7 @@ def report(run: Path, evaluation: Evaluation, stages: Mapping[str, float] | None
         "gradient steps": str(evaluation.rows[0].checkpoint_step),
         "training seed": str(document["train"]["seed"]),
         "start states": f"{len(evaluation.rows)}, set of seed {evaluation.rows[0].starts_seed}, held out from training",
-        "render quality": str(document["env_args"].get("env_kwargs", {}).get("quality", "")),
+        "render quality of the data": _quality(document["env_args"]),
         "versions": ", ".join(f"{k} {v}" for k, v in document["versions"].items()),
     }
     write_page(
@@ -112,6 +105,11 @@ def report(run: Path, evaluation: Evaluation, stages: Mapping[str, float] | None
     return page
 
 
+def _quality(env_args: Mapping[str, Any]) -> str:
+    stored = env_args.get("render_quality") or env_args.get("env_kwargs", {}).get("quality")
+    return str(stored or "not recorded in the file")
+
+
 def write_page(
     path: Path,
     *,
@@ -124,8 +122,8 @@ def write_page(
 ) -> None:
     """Write one HTML page that needs no other file: table, facts, wall times in seconds, curves and video embedded."""
     rows = "".join(
-        f"<tr><td>{html.escape(name)}</td><td class=number>{r.successes}/{r.episodes}</td><td class=number>{100 * r.value:.1f} %</td>"
-        f"<td class=number>{100 * r.low:.1f} to {100 * r.high:.1f} %</td></tr>"
+        f"<tr><td>{html.escape(name)}</td><td class=number>{r.successes}/{r.episodes}</td>"
+        f"<td class=number>{100 * r.value:.1f} %</td><td class=number>{100 * r.low:.1f} to {100 * r.high:.1f} %</td></tr>"
         for name, r in rates.items()
     )
     parts = [

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from fibopolicy.errors import UserError
 from fibopolicy.evaluation.statistics import Rate, wilson
+from fibopolicy.files import written_aside
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,7 @@ class Row:
         checkpoint_step: gradient steps behind the weights.
         weights: "ema" or "model".
         starts_seed: which set of start states.
+        horizon: control steps after which it would have been given up.
     """
 
     task: str
@@ -38,27 +40,42 @@ class Row:
     checkpoint_step: int
     weights: str
     starts_seed: int
+    horizon: int
+
+    @property
+    def evaluation(self) -> tuple[str, int, str, int, int]:
+        """What rows of one evaluation have in common; a file may hold several."""
+        return self.task, self.checkpoint_step, self.weights, self.starts_seed, self.horizon
 
 
 def append_row(path: Path, row: Row) -> None:
     with path.open("a") as file:
-        file.write(json.dumps(asdict(row)) + "\n")
+        file.write(_line(row))
 
 
 def read_rows(path: Path) -> list[Row]:
-    """The rows of a file in the order of their start states; a last line that a kill cut short is dropped."""
-    rows = []
-    lines = path.read_text().split("\n") if path.exists() else []
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            rows.append(Row(**json.loads(line)))
-        except (ValueError, TypeError) as error:
-            if number == len(lines):  # no newline after it
-                continue
-            raise UserError(f"{path}: line {number} is not an episode row ({error})") from error
-    return sorted(rows, key=lambda row: row.index)
+    """The whole rows of a file; a last one that a kill cut short is left out."""
+    if not path.exists():
+        return []
+    whole = path.read_text().rpartition("\n")[0]
+    return [_parse(path, number, line) for number, line in enumerate(whole.splitlines(), 1)]
+
+
+def write_rows(path: Path, rows: Iterable[Row]) -> None:
+    """Replace a file by these rows."""
+    with written_aside(path) as aside:
+        aside.write_text("".join(map(_line, rows)))
+
+
+def _line(row: Row) -> str:
+    return json.dumps(asdict(row)) + "\n"
+
+
+def _parse(path: Path, number: int, line: str) -> Row:
+    try:
+        return Row(**json.loads(line))
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{path}: line {number} is not an episode row ({error})") from error
 
 
 def success_rate(rows: Sequence[Row]) -> Rate:

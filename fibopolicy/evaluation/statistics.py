@@ -47,4 +47,7 @@ def wilson(successes: int, episodes: int, confidence: float = 0.95) -> Rate:
     p, n = successes / episodes, episodes
     centre = (p + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    return Rate(successes, episodes, max(0.0, centre - half), min(1.0, centre + half))
+    # At the ends the formula gives exactly 0 or 1; rounding must not.
+    low = 0.0 if successes == 0 else centre - half
+    high = 1.0 if successes == n else centre + half
+    return Rate(successes, episodes, low, high)

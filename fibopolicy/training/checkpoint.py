@@ -20,8 +20,8 @@ from torch import nn
 
 import fibopolicy
 from fibopolicy.datasets import WindowDataset
-from fibopolicy.datasets.storage import written_aside
 from fibopolicy.errors import UserError
+from fibopolicy.files import written_aside
 from fibopolicy.policies import Policy
 from fibopolicy.policies.run_directory import CONFIG, EMA_WEIGHTS, WEIGHTS, read_config
 from fibopolicy.training.config import TrainConfig
@@ -29,6 +29,8 @@ from fibopolicy.training.data import shapes_of
 from fibopolicy.training.ema import EMA
 
 STATE = "state.pt"
+#: What a run and its evaluation write, beside the folder of videos; the configuration last, since it marks a run.
+RUN_FILES = ("*.safetensors", STATE, "*.jsonl", "events.out.tfevents.*", "starts_*.npz", "curves.png", "report.html", CONFIG)
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,7 @@ def open_run(config: TrainConfig, dataset: WindowDataset, *, resume: bool, overw
 
 def _remove_run(out: Path) -> None:
     """Delete what a run writes, and nothing else that somebody may have put there."""
-    for pattern in ("*.safetensors", STATE, "*.jsonl", "events.out.tfevents.*", "starts_*.npz", "curves.png", "report.html", CONFIG):
+    for pattern in RUN_FILES:
         for path in out.glob(pattern):
             path.unlink()
     shutil.rmtree(out / "videos", ignore_errors=True)

@@ -75,7 +75,7 @@ class TrainConfig:
     """Decides initial weights, order and augmentation."""
     checkpoint_every: int = 250
     """Steps."""
-    log_every: int = 25
+    log_every: int = 10
     """Steps."""
     device: str | None = None
     """"cpu", "cuda", ...; by default a GPU where there is one."""

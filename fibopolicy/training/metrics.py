@@ -9,7 +9,7 @@ from typing import Self
 
 from torch.utils.tensorboard import SummaryWriter
 
-from fibopolicy.datasets.storage import written_aside
+from fibopolicy.files import written_aside
 
 
 class MetricsLog:

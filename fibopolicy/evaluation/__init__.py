@@ -1,0 +1,1 @@
+"""Rollouts over stored start states, episode rows, intervals, video."""

@@ -1,0 +1,194 @@
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import imageio.v3 as iio
+import numpy as np
+import pytest
+import torch
+
+from fibopolicy import envs
+from fibopolicy.errors import UserError
+from fibopolicy.evaluation.config import EvaluateConfig
+from fibopolicy.evaluation.evaluate import evaluate
+from fibopolicy.evaluation.report import rate_table, report
+from fibopolicy.evaluation.rollout import rollout
+from fibopolicy.evaluation.rows import read_rows
+from fibopolicy.evaluation.starts import load_starts, make_starts, save_starts
+from fibopolicy.evaluation.statistics import wilson
+from fibopolicy.evaluation.video import FAILURE, RUNNING, SUCCESS, grid_frames
+from fibopolicy.policies import PolicyConfig
+from fibopolicy.training import TrainConfig
+from fibopolicy.training.loop import train
+
+
+@pytest.fixture(scope="module")
+def run(tiny_config: TrainConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("runs") / "run"
+    train(replace(tiny_config, out=out))
+    return out
+
+
+@pytest.fixture
+def fresh(run: Path, tmp_path: Path) -> EvaluateConfig:
+    """The trained run in a folder of its own, with short episodes."""
+    for name in ("config.json", "ema.safetensors", "model.safetensors", "metrics.jsonl"):
+        (tmp_path / name).write_bytes((run / name).read_bytes())
+    return EvaluateConfig(tmp_path, episodes=3, video=2, horizon=10)
+
+
+class Scripted:
+    """The expert behind the policy's interface, to see what the rollout does with a good policy."""
+
+    def __init__(self, env: envs.TaskEnv, history: int, execute: int) -> None:
+        self.env, self.config = env, PolicyConfig(history=history, execute=execute)
+        self.seen: list[dict[str, torch.Tensor]] = []
+
+    def act(self, obs: dict[str, torch.Tensor], state: int | None) -> tuple[torch.Tensor, int]:
+        self.seen.append(obs)
+        action = torch.from_numpy(self.env.expert_action())
+        return action.expand(1, self.config.execute, 4), (state or 0) + 1
+
+
+def test_an_expert_succeeds_and_the_reward_counts_it() -> None:
+    env = envs.make("Lift-v0", image_size=16)
+    env.reset(seed=0)
+    episode = rollout(Scripted(env, 1, 1), env, env.get_state())
+    assert episode.success
+    assert episode.total_reward == 1.0
+    assert episode.steps < 60
+    env.close()
+
+
+def test_the_policy_sees_the_last_steps_in_order_and_the_first_stands_for_those_before() -> None:
+    env = envs.make("Lift-v0", image_size=16, horizon=8)
+    env.reset(seed=0)
+    policy = Scripted(env, history=2, execute=3)
+    start = env.get_state()
+    rollout(policy, env, start)
+    positions = [obs["hand_position"][0] for obs in policy.seen]  # (2, 3) each
+    torch.testing.assert_close(positions[0][0], positions[0][1])
+    env.set_state(start)
+    hands = []
+    for t in range(6):
+        if t % 3 == 0:
+            action = env.expert_action()
+        env.advance(action)
+        hands.append(torch.from_numpy(env.hand.astype(np.float32)))
+    torch.testing.assert_close(positions[1], torch.stack(hands[1:3]))
+    torch.testing.assert_close(positions[2], torch.stack(hands[4:6]))
+    env.close()
+
+
+def test_frames_are_rendered_at_decisions_only_unless_filmed() -> None:
+    env = envs.make("Lift-v0", image_size=16, horizon=8, cameras=("workspace",))
+    env.reset(seed=0)
+    start, rendered = env.get_state(), []
+    original = env.render_camera
+    env.render_camera = lambda camera: rendered.append(camera) or original(camera)  # type: ignore[method-assign]
+    rollout(Scripted(env, 1, 4), env, start)
+    assert len(rendered) == 2
+    rendered.clear()
+    episode = rollout(Scripted(env, 1, 4), env, start, frames_from="workspace_image")
+    assert len(rendered) == len(episode.frames) == 9
+    env.close()
+
+
+def test_evaluation_writes_one_row_per_start_state_and_repeats_exactly(fresh: EvaluateConfig) -> None:
+    first = evaluate(fresh)
+    rows = [json.loads(line) for line in (fresh.run / "episodes.jsonl").read_text().splitlines()]
+    assert [row["index"] for row in rows] == [0, 1, 2]
+    assert {"task", "seed", "success", "steps", "wall_s", "total_reward"} <= rows[0].keys()
+    again = evaluate(fresh, overwrite=True)
+    assert [replace(r, wall_s=0) for r in first.rows] == [replace(r, wall_s=0) for r in again.rows]
+
+
+def test_a_row_does_not_depend_on_the_episodes_before_it(fresh: EvaluateConfig) -> None:
+    all_of_them = evaluate(fresh).rows
+    kept = (fresh.run / "episodes.jsonl").read_text().splitlines()
+    (fresh.run / "episodes.jsonl").write_text(kept[1] + "\n" + kept[0][:20])  # one whole row, one cut short by a kill
+    with pytest.raises(UserError, match="--resume"):
+        evaluate(fresh)
+    resumed = evaluate(fresh, resume=True).rows
+    assert [replace(r, wall_s=0) for r in resumed] == [replace(r, wall_s=0) for r in all_of_them]
+    assert len(read_rows(fresh.run / "episodes.jsonl")) == 3
+
+
+def test_a_file_holds_several_evaluations_apart(fresh: EvaluateConfig) -> None:
+    first = evaluate(fresh).rows
+    other_weights, other_starts = replace(fresh, weights="model"), replace(fresh, seed=1)
+    assert {row.weights for row in evaluate(other_weights).rows} == {"model"}
+    assert {row.starts_seed for row in evaluate(other_starts).rows} == {1}
+    evaluate(other_starts, overwrite=True)
+    stored = read_rows(fresh.run / "episodes.jsonl")
+    assert len(stored) == 9
+    assert tuple(row for row in stored if row.evaluation == first[0].evaluation) == first
+
+
+def test_start_states_are_held_out_stored_and_restored(tmp_path: Path) -> None:
+    from fibopolicy.envs.seeding import episode_seed
+
+    env = envs.make("Push-v0", image_size=16)
+    starts = make_starts(env, 3, seed=1)
+    save_starts(starts, tmp_path / "starts.npz")
+    loaded = load_starts(tmp_path / "starts.npz")
+    for a, b in zip(starts.states, loaded.states, strict=True):
+        np.testing.assert_array_equal(a.state, b.state)
+        assert a.model == b.model
+    assert (loaded.seeds, loaded.hashes, loaded.env_args) == (starts.seeds, starts.hashes, env.env_args)
+    assert make_starts(env, 2, seed=1).hashes == starts.hashes[:2]
+    assert not {episode_seed("collect", s, i) for s in range(3) for i in range(500)} & set(starts.seeds)
+    env.close()
+
+
+def test_start_states_that_look_different_are_refused(fresh: EvaluateConfig, tmp_path: Path) -> None:
+    env = envs.make("Lift-v0", image_size=24, horizon=10)
+    starts = make_starts(env, 3, seed=0)
+    env.close()
+    save_starts(replace(starts, hashes=("0" * 16, *starts.hashes[1:])), tmp_path / "odd.npz")
+    with pytest.raises(UserError, match=r"start state 0 .* does not look as it did"):
+        evaluate(replace(fresh, starts=tmp_path / "odd.npz"))
+
+
+def test_start_states_of_another_task_or_too_few_are_refused(fresh: EvaluateConfig, tmp_path: Path) -> None:
+    env = envs.make("Push-v0", image_size=24)
+    save_starts(make_starts(env, 1, seed=0), tmp_path / "push.npz")
+    env.close()
+    with pytest.raises(UserError, match="start states of fibopolicy/Push-v0"):
+        evaluate(replace(fresh, starts=tmp_path / "push.npz"))
+    (tmp_path / "broken.npz").write_bytes(b"PK not really")
+    with pytest.raises(UserError, match="is not a file of start states"):
+        evaluate(replace(fresh, starts=tmp_path / "broken.npz"))
+
+
+def test_video_shows_the_filmed_episodes(fresh: EvaluateConfig) -> None:
+    path = evaluate(fresh).video_path
+    assert path is not None
+    frames = iio.imread(path)
+    assert frames.shape[0] == 11 + 20  # ten steps, then the last frame for a second
+    with pytest.raises(UserError, match="video_camera 'sky'"):
+        evaluate(replace(fresh, video_camera="sky"), overwrite=True)
+
+
+def test_the_grid_marks_success_and_failure_when_an_episode_ends() -> None:
+    short, long = [np.zeros((4, 4, 3), np.uint8)] * 2, [np.zeros((4, 4, 3), np.uint8)] * 4
+    frames = list(grid_frames([(short, True), (long, False)], fps=1, scale=1, columns=2))
+    corner = lambda t, column: tuple(frames[t][0, column * 10])  # noqa: E731
+    assert len(frames) == 4 + 1
+    assert [corner(t, 0) for t in range(4)] == [RUNNING, SUCCESS, SUCCESS, SUCCESS]
+    assert [corner(t, 1) for t in range(4)] == [RUNNING, RUNNING, RUNNING, FAILURE]
+
+
+def test_the_page_needs_no_other_file(fresh: EvaluateConfig) -> None:
+    page = report(fresh.run, evaluate(fresh)).read_text()
+    assert not re.findall(r'(?:src|href)="(?!data:)', page)
+    assert "data:video/mp4;base64," in page
+    assert "data:image/png;base64," in page
+    assert "95 % Wilson interval" in page
+
+
+def test_the_table_states_counts_rate_and_interval() -> None:
+    assert "47/50   94.0 %  [83.8, 97.9] %" in rate_table({"vit": wilson(47, 50)})

@@ -1,0 +1,169 @@
+"""The command line as a person uses it; every mistake is one line and exit code 2."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+from fibopolicy import cli
+
+
+def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
+    monkeypatch.setattr(sys, "argv", ["fibopolicy", *arguments])
+    capsys.readouterr()
+    try:
+        cli.main()
+        code = 0
+    except SystemExit as end:
+        code = int(end.code or 0)
+    printed = capsys.readouterr()
+    return code, printed.out, printed.err
+
+
+TINY = ["--encoder-options", "patch_size", "12", "width", "24", "depth", "1", "heads", "2"]
+
+
+@pytest.mark.slow
+def test_collect_inspect_train_evaluate(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    data, run = str(tmp_path / "reach.hdf5"), str(tmp_path / "run")
+    code, out, _ = call(
+        monkeypatch, capsys, "collect", "reach", "--episodes", "11", "--out", data, "--image-size", "24", "--workers", "1"
+    )
+    assert code == 0
+    assert "11 demos" in out
+    code, out, _ = call(monkeypatch, capsys, "inspect", data)
+    assert "fibopolicy/Reach-v0" in out
+    assert "train (10 demos)" in out
+    code, _, _ = call(monkeypatch, capsys, "train", "--dataset", data, "--out", run, "--steps", "5", *TINY)
+    assert code == 0
+    code, out, _ = call(monkeypatch, capsys, "evaluate", run, "--episodes", "2", "--horizon", "8")
+    assert code == 0
+    assert "95 % Wilson interval" in out
+    assert len((tmp_path / "run/episodes.jsonl").read_text().splitlines()) == 2
+    assert (tmp_path / "run/report.html").is_file()
+
+
+def broken_files(good: Path, folder: Path) -> dict[str, Path]:
+    """Each a copy of a good file with one thing wrong."""
+    files = {
+        name: folder / f"{name}.hdf5" for name in ("truncated", "text", "env_args", "nan", "range", "samples", "dtype", "mask")
+    }
+    for path in files.values():
+        path.write_bytes(good.read_bytes())
+    files["truncated"].write_bytes(good.read_bytes()[:5000])
+    files["text"].write_text("not a dataset\n")
+    with h5py.File(files["env_args"], "a") as file:
+        del file["data"].attrs["env_args"]
+    with h5py.File(files["nan"], "a") as file:
+        file["data/demo_0/actions"][2, 1] = np.nan
+    with h5py.File(files["range"], "a") as file:
+        file["data/demo_0/actions"][2, 1] = 1.5
+    with h5py.File(files["samples"], "a") as file:
+        file["data/demo_0"].attrs["num_samples"] = 3
+    with h5py.File(files["dtype"], "a") as file:
+        frames = file["data/demo_0/obs/wrist_image"][()]
+        del file["data/demo_0/obs/wrist_image"]
+        file["data/demo_0/obs/wrist_image"] = frames.astype(np.float32)
+    with h5py.File(files["mask"], "a") as file:
+        file["mask/train"] = np.array([], dtype="S")
+    return files
+
+
+def test_broken_files_are_named_in_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], lift_file: Path, tmp_path: Path
+) -> None:
+    for name, path in broken_files(lift_file, tmp_path).items():
+        code, _, err = call(monkeypatch, capsys, "train", "--dataset", str(path), "--out", str(tmp_path / "run"), *TINY)
+        assert code == 2, name
+        assert len(err.strip().splitlines()) == 1, err
+        assert str(path) in err, (name, err)
+        assert not (tmp_path / "run").exists(), name
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train", "--dataset", "nowhere.hdf5", "--out", "run"], "nowhere.hdf5"),
+        (["train", "--dataset", "LIFT", "--out", "run", "--encoder", "vit_tin"], "did you mean 'vit_tiny'"),
+        (["train", "--dataset", "LIFT", "--out", "run", "--cameras", "wrst_image"], "wrist_image"),
+        (["train", "--dataset", "LIFT", "--out", "run", "--filter-key", "trian"], "filter key"),
+        (
+            ["train", "--dataset", "LIFT", "--out", "run", "--encoder-options", "patch_size", "7"],
+            "does not divide the image of 24 x 24",
+        ),
+        (["train", "--dataset", "LIFT", "--out", "run", "--encoder-options", "patchsize", "12"], "did you mean 'patch_size'"),
+        (["train", "--dataset", "LIFT", "--out", "run", "--steps", "0"], "steps must be at least 1"),
+        (["collect", "Lyft-v0", "--episodes", "1", "--out", "x.hdf5"], "did you mean 'Lift-v0'"),
+        (["collect", "Lift-v0", "--episodes", "0", "--out", "x.hdf5"], "episodes must be at least 1"),
+        (["collect", "Lift-v0", "--episodes", "1", "--out", "LIFT"], "exists already"),
+        (["fetch", "lift-humn"], "did you mean 'lift-human'"),
+        (["inspect", "nowhere.hdf5"], "nowhere.hdf5"),
+        (["inspect", "."], "folder"),
+        (["evaluate", "nowhere"], "is no run directory"),
+    ],
+)
+def test_mistakes_are_one_line_and_code_2(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    lift_file: Path,
+    tmp_path: Path,
+    arguments: list[str],
+    message: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, _, err = call(monkeypatch, capsys, *[a.replace("LIFT", str(lift_file)) for a in arguments])
+    assert code == 2
+    assert len(err.strip().splitlines()) == 1, err
+    assert message in err
+    assert not list(tmp_path.iterdir()), "something was left behind"
+
+
+def test_our_own_mistakes_exit_with_1_and_debug_shows_where(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken(self: cli.Inspect) -> None:
+        raise ZeroDivisionError("ours")
+
+    monkeypatch.setattr(cli.Inspect, "run", broken)
+    code, _, err = call(monkeypatch, capsys, "inspect", "x")
+    assert code == 1
+    assert "internal error: ZeroDivisionError: ours" in err
+    assert len(err.strip().splitlines()) == 1
+    with pytest.raises(ZeroDivisionError):
+        call(monkeypatch, capsys, "inspect", "x", "--debug")
+
+
+def test_every_verb_explains_itself_with_an_example() -> None:
+    for verb in cli.VERBS:
+        done = subprocess.run([sys.executable, "-m", "fibopolicy", verb, "--help"], capture_output=True, text=True, check=True)
+        assert f"Example: fibopolicy {verb}" in done.stdout
+
+
+def test_the_quickstart_resumes_instead_of_repeating(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    arguments = ["quickstart", "--out", str(tmp_path), "--demos", "3", "--steps", "2", "--episodes", "1"]
+    code, out, err = call(monkeypatch, capsys, *arguments)
+    assert code == 0, err
+    run = tmp_path / "fibottention_vit_tiny_seed0"
+    for name in ("video", "curves", "page", "wall time", "95 % Wilson interval"):
+        assert name in out
+    made = {p: p.stat().st_mtime_ns for p in (tmp_path / "lift_3.hdf5", run / "state.pt")}
+    rows = (run / "episodes.jsonl").read_text()
+    code, _, _ = call(monkeypatch, capsys, *arguments)
+    assert code == 0
+    assert {p: p.stat().st_mtime_ns for p in made} == made
+    assert (run / "episodes.jsonl").read_text() == rows  # wall times included, so no episode ran again
+    assert json.loads((tmp_path / "wall_times.json").read_text()).keys() == {
+        "collect",
+        f"train {run.name}",
+        f"evaluate {run.name}",
+    }
