@@ -14,8 +14,8 @@ from fibopolicy.attention.patterns import AttentionPattern
 #: Names a backend for every call that says "auto".
 VARIABLE = "FIBOPOLICY_ATTENTION_BACKEND"
 
-#: The share of all T^2 pairs up to which the sparse CPU kernels are taken over masked dense attention. Timed between T = 17 and
-#: 197 they still won there; a pattern this dense saves little either way.
+#: The share of all T^2 pairs up to which the sparse CPU kernels are taken over masked dense attention. A coarse rule: timed
+#: between T = 17 and 197 on a busy machine they mostly still won there, and a pattern this dense saves little either way.
 _SPARSE_UP_TO = 0.5
 
 _log = logging.getLogger(__name__)
