@@ -13,7 +13,10 @@ from typing import Literal, Protocol
 
 from fibopolicy.errors import UserError
 
-INSTALL_GL = "apt-get install -y libegl1 libgl1-mesa-dri"
+INSTALL_GL = {
+    "egl": "apt-get install -y libegl1 libgl1-mesa-dri",
+    "osmesa": "apt-get install -y libosmesa6",
+}
 
 #: full: the simulator's own lights, shadows and multisampling. fast: none of them, many times quicker in software.
 Quality = Literal["full", "fast"]
@@ -40,9 +43,10 @@ def no_gl(error: BaseException) -> UserError:
     """The error for a machine on which no OpenGL context can be made."""
     reason = (str(error).strip().splitlines() or ["no reason given"])[0]
     backend = os.environ.get("MUJOCO_GL", "unset")
+    command = INSTALL_GL.get(backend, INSTALL_GL["egl"])
     return UserError(
         f"cannot render: no OpenGL context could be made (MUJOCO_GL={backend}; {type(error).__name__}: {reason});"
-        f" install the libraries with `{INSTALL_GL}` or set MUJOCO_GL to egl or osmesa"
+        f" install the libraries with `{command}` or set MUJOCO_GL to egl or osmesa"
     )
 
 

@@ -11,6 +11,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import signal
 import sys
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -279,6 +280,7 @@ def main() -> None:
     arguments = [a for a in sys.argv[1:] if a != "--debug"]
     debug = len(arguments) < len(sys.argv) - 1
     signal.signal(signal.SIGTERM, _interrupt)
+    warnings.showwarning = _print_warning
     try:
         verb = tyro.extras.subcommand_cli_from_dict(
             VERBS, args=arguments, prog="fibopolicy", description=DESCRIPTION, config=PLAIN
@@ -298,6 +300,12 @@ def main() -> None:
 #: A flag is given or not; there is no --no-flag.
 PLAIN = (tyro.conf.FlagCreatePairsOff,)
 DESCRIPTION = "Train visuomotor policies by behaviour cloning, measure them in simulation. --debug shows tracebacks."
+
+
+def _print_warning(message: Warning | str, category: type[Warning], *_: object) -> None:
+    """Ours, and only ours, are for the user; those of libraries are for us."""
+    if category is UserWarning:
+        print(f"fibopolicy: warning: {message}", file=sys.stderr)
 
 
 def _interrupt(number: int, frame: object) -> None:

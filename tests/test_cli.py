@@ -88,6 +88,22 @@ def test_broken_files_are_named_in_one_line(
         assert not (tmp_path / "run").exists(), name
 
 
+def test_harmless_oddities_are_told_and_trained_on(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], lift_file: Path, tmp_path: Path
+) -> None:
+    odd = tmp_path / "odd.hdf5"
+    odd.write_bytes(lift_file.read_bytes())
+    with h5py.File(odd, "a") as file:
+        file["data"].attrs["total"] = 9666
+        file.move("data/demo_2", "data/demo_77")
+    code, _, err = call(
+        monkeypatch, capsys, "train", "--dataset", str(odd), "--out", str(tmp_path / "run"), "--steps", "1", *TINY
+    )
+    assert code == 0
+    assert "warning" in err
+    assert "9666" in err
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -67,6 +68,12 @@ def make_env(config: EvaluateConfig, loaded: Loaded) -> TaskEnv:
             raise UserError(f"{config.run}: cameras of several or non-square sizes cannot be rendered: {dict(images)}")
         options["image_size"] = height
     options |= {name: value for name in ("quality", "horizon") if (value := getattr(config, name)) is not None}
+    if loaded.env_args.get("type") == 1 and "render_quality" not in loaded.env_args:
+        warnings.warn(
+            f"{config.run}: its dataset does not say how its frames were rendered; other robosuite versions draw the same scene"
+            " differently, and a policy trained on their frames may fail on these",
+            stacklevel=2,
+        )
     return from_env_args(loaded.env_args, **options)
 
 
