@@ -51,6 +51,7 @@ class WindowDataset:
 
     Attributes:
         env_args: the task, as the file gives it.
+        warnings: the file's harmless oddities, one line each.
         demos: the selected demos.
         image_shapes: (H, W, 3) per camera.
         vector_dims: D per vector key.
@@ -81,6 +82,7 @@ class WindowDataset:
         self.chunk, self.history = chunk, history
         with DemoFile(path) as file:
             self.env_args: dict[str, Any] = file.env_args
+            self.warnings = file.warnings
             self.demos = file.select(filter_key)
             validate(file, cameras, vectors, self.demos)
             self.image_shapes = {camera: file.image_shape(camera) for camera in cameras}

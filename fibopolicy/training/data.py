@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
-
 from fibopolicy.datasets import DemoFile, WindowDataset
 from fibopolicy.errors import UserError
 from fibopolicy.policies import Shapes
@@ -13,8 +11,6 @@ from fibopolicy.training.config import PROPRIOCEPTION, TrainConfig
 def open_dataset(config: TrainConfig) -> WindowDataset:
     """Resolve what the configuration leaves open against the file, check the file, and cut it into windows."""
     with DemoFile(config.dataset) as file:
-        for oddity in file.warnings:
-            warnings.warn(f"{config.dataset}: {oddity}", stacklevel=2)
         # A key that calls itself an image but is none (floats, another shape) is an error to be told, not to be left out.
         images = tuple(k for k in file.obs if k in file.image_keys or k.endswith("_image"))
         cameras = images if config.cameras is None else config.cameras

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -52,6 +53,8 @@ def train(config: TrainConfig, *, resume: bool = False, overwrite: bool = False)
     ema = EMA(policy, config.optimizer.ema)
     state = TrainingState(policy, ema, optimizer)
     open_run(config, dataset, resume=resume, overwrite=overwrite)
+    for oddity in dataset.warnings:
+        warnings.warn(f"{config.dataset}: {oddity}", stacklevel=2)
     start = load_state(config.out, state) if resume else 0
 
     total, began = config.optimizer.steps, time.perf_counter()
