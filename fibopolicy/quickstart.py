@@ -59,9 +59,10 @@ class Quickstart:
             train(self.train_config(data, run), resume=True)
         with times.of(f"evaluate {run.name}"):
             evaluation = evaluate(EvaluateConfig(run, self.episodes), resume=True)
-        page = report(run, evaluation, times.seconds)
+        mine = times.of_run(run.name)
+        page = report(run, evaluation, mine)
         print(f"\n{TASK}, {self.episodes} held-out start states\n{rate_table({self.encoder: evaluation.rate})}")
-        print(f"\nwall time\n{times}")
+        print(f"\nwall time\n{time_table(mine)}")
         print(f"\nvideo   {evaluation.video_path}\ncurves  {run / 'curves.png'}\npage    {page}")
 
     def train_config(self, data: Path, run: Path) -> TrainConfig:
@@ -97,7 +98,13 @@ class WallTimes:
         finally:
             self.add(stage, time.perf_counter() - began)
 
-    def __str__(self) -> str:
-        rows = {**self.seconds, "in all": sum(self.seconds.values())}
-        width = max(len(name) for name in rows)
-        return "\n".join(f"{name:<{width}}  {seconds:7.1f} s" for name, seconds in rows.items())
+    def of_run(self, name: str) -> dict[str, float]:
+        """The stages that one run went through: those of its own name, and those that all runs share."""
+        return {stage: seconds for stage, seconds in self.seconds.items() if " " not in stage or stage.endswith(f" {name}")}
+
+
+def time_table(stages: dict[str, float]) -> str:
+    """A plain-text table of seconds per stage and in all."""
+    rows = {**stages, "in all": sum(stages.values())}
+    width = max(len(name) for name in rows)
+    return "\n".join(f"{name:<{width}}  {seconds:7.1f} s" for name, seconds in rows.items())
