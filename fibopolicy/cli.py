@@ -183,22 +183,17 @@ class Rates:
 
     runs: tyro.conf.Positional[tuple[Path, ...]]
     """Run directories."""
+    out: Path | None = None
+    """JSON file to write: the rates, the outcome of every episode, hardware and versions."""
 
     def run(self) -> None:
-        from fibopolicy.evaluation.report import rate_table
-        from fibopolicy.evaluation.rows import Row, read_rows, success_rate
+        from fibopolicy.evaluation.report import rate_table, write_results
+        from fibopolicy.evaluation.rows import evaluations, success_rate
 
-        rates = {}
-        for directory in self.runs:
-            rows = read_rows(directory / "episodes.jsonl")
-            if not rows:
-                raise UserError(f"{directory}: holds no episode rows; run fibopolicy evaluate {directory} first")
-            groups: dict[tuple[object, ...], list[Row]] = {}
-            for row in rows:
-                groups.setdefault(row.evaluation, []).append(row)
-            for (_, step, weights, seed, _), group in groups.items():
-                rates[f"{directory}, step {step}, {weights}, starts {seed}"] = success_rate(group)
-        print(rate_table(rates))
+        found = {name: rows for directory in self.runs for name, rows in evaluations(directory).items()}
+        print(rate_table({name: success_rate(rows) for name, rows in found.items()}))
+        if self.out is not None:
+            write_results(self.out, found)
 
 
 @dataclass(frozen=True)

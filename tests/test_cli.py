@@ -49,6 +49,12 @@ def test_collect_inspect_train_evaluate(
     assert "95 % Wilson interval" in out
     assert len((tmp_path / "run/episodes.jsonl").read_text().splitlines()) == 2
     assert (tmp_path / "run/report.html").is_file()
+    code, out, _ = call(monkeypatch, capsys, "rates", run, "--out", str(tmp_path / "rates.json"))
+    assert code == 0
+    assert "run step 5 ema starts 0" in out
+    stored = json.loads((tmp_path / "rates.json").read_text())["runs"][0]
+    assert stored["index"] == [0, 1]
+    assert sum(stored["success"]) == stored["successes"]
 
 
 def broken_files(good: Path, folder: Path) -> dict[str, Path]:
@@ -124,6 +130,7 @@ def test_harmless_oddities_are_told_and_trained_on(
         (["inspect", "nowhere.hdf5"], "nowhere.hdf5"),
         (["inspect", "."], "folder"),
         (["evaluate", "nowhere"], "is no run directory"),
+        (["rates", "nowhere"], "holds no episode rows"),
     ],
 )
 def test_mistakes_are_one_line_and_code_2(

@@ -14,13 +14,11 @@ from fibopolicy.envs import TaskEnv, from_env_args
 from fibopolicy.errors import UserError
 from fibopolicy.evaluation.config import EvaluateConfig
 from fibopolicy.evaluation.rollout import rollout
-from fibopolicy.evaluation.rows import Row, append_row, read_rows, success_rate, write_rows
+from fibopolicy.evaluation.rows import ROWS, Row, append_row, read_rows, success_rate, write_rows
 from fibopolicy.evaluation.starts import Starts, frames_hash, load_starts, make_starts, save_starts
 from fibopolicy.evaluation.statistics import Rate
 from fibopolicy.evaluation.video import write_grid
 from fibopolicy.policies.run_directory import Loaded, load_policy
-
-ROWS = "episodes.jsonl"
 
 
 @dataclass(frozen=True)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import base64
 import html
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from fibopolicy.attention.profile import environment
 from fibopolicy.errors import UserError
 from fibopolicy.evaluation.evaluate import Evaluation
+from fibopolicy.evaluation.rows import Row, success_rate
 from fibopolicy.evaluation.statistics import Rate
 from fibopolicy.files import written_aside
 from fibopolicy.policies.run_directory import read_config
@@ -108,6 +110,27 @@ def report(run: Path, evaluation: Evaluation, stages: Mapping[str, float] | None
 def _quality(env_args: Mapping[str, Any]) -> str:
     stored = env_args.get("render_quality") or env_args.get("env_kwargs", {}).get("quality")
     return str(stored or "not recorded in the file")
+
+
+def write_results(path: Path, found: Mapping[str, Sequence[Row]]) -> None:
+    """Write evaluations as one JSON file, small enough to be committed: rates, and per episode its start, outcome and steps."""
+    runs = []
+    for name, rows in found.items():
+        rate = success_rate(rows)
+        runs.append(
+            {
+                "evaluation": name,
+                "task": rows[0].task,
+                "successes": rate.successes,
+                "episodes": rate.episodes,
+                "wilson_95": [round(rate.low, 4), round(rate.high, 4)],
+                "index": [row.index for row in rows],
+                "success": [int(row.success) for row in rows],
+                "steps": [row.steps for row in rows],
+            }
+        )
+    with written_aside(path) as aside:
+        aside.write_text(json.dumps({"environment": environment(), "runs": runs}) + "\n")
 
 
 def write_page(

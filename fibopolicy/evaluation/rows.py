@@ -11,6 +11,9 @@ from fibopolicy.errors import UserError
 from fibopolicy.evaluation.statistics import Rate, wilson
 from fibopolicy.files import written_aside
 
+#: The rows' file in a run directory.
+ROWS = "episodes.jsonl"
+
 
 @dataclass(frozen=True)
 class Row:
@@ -76,6 +79,20 @@ def _parse(path: Path, number: int, line: str) -> Row:
         return Row(**json.loads(line))
     except (ValueError, TypeError) as error:
         raise UserError(f"{path}: line {number} is not an episode row ({error})") from error
+
+
+def evaluations(run: Path) -> dict[str, list[Row]]:
+    """The rows of each evaluation of a run directory, named by run, step, weights and set of start states.
+
+    Raises:
+        UserError: it has not been evaluated.
+    """
+    groups: dict[tuple[object, ...], list[Row]] = {}
+    for row in read_rows(run / ROWS):
+        groups.setdefault(row.evaluation, []).append(row)
+    if not groups:
+        raise UserError(f"{run}: holds no episode rows; run fibopolicy evaluate {run} first")
+    return {f"{run.name} step {step} {weights} starts {seed}": rows for (_, step, weights, seed, _), rows in groups.items()}
 
 
 def success_rate(rows: Sequence[Row]) -> Rate:
