@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import multiprocessing
 import os
-import shutil
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
@@ -20,12 +21,14 @@ from fibopolicy.datasets.writer import DemoWriter
 from fibopolicy.envs import TaskEnv, make, resolve
 from fibopolicy.envs.seeding import episode_seed
 from fibopolicy.errors import UserError
-from fibopolicy.files import StrPath, refuse_existing, written_aside
+from fibopolicy.files import StrPath, failure_told, refuse_existing, written_aside
 
 #: Episodes per shard: what a killed collection loses at most, per worker.
 SHARD = 20
 #: Attempts before an expert that never succeeds is given up.
 HOPELESS = 100
+#: The settings of the shards beside it.
+PLAN = "plan.json"
 
 
 @dataclass(frozen=True)
@@ -83,6 +86,12 @@ def collect(
         raise UserError(f"episodes must be at least 1, got {episodes}")
     if not 0 <= plan.noise <= 2:
         raise UserError(f"noise must be between 0 and 2 (action units), got {plan.noise}")
+    if resume and overwrite:
+        raise UserError("pass either --resume or --overwrite, not both")
+    if workers is not None and workers < 1:
+        raise UserError(f"workers must be at least 1, got {workers}")
+    if not 0 <= plan.seed < 1 << 63:
+        raise UserError(f"seed must be between 0 and 2^63 - 1, got {plan.seed}")
     refuse_existing(out, overwrite)
     env = plan.make_env()
     if type(env).expert_action is TaskEnv.expert_action:
@@ -93,13 +102,14 @@ def collect(
     env.close()
 
     parts = out.with_name(out.name + ".parts")
-    _claim(parts, plan, resume)
     workers = min(workers or os.cpu_count() or 1, -(-episodes // SHARD))
     kept = tried = steps = 0
     with (
         tqdm(total=episodes, desc=f"collect {plan.task}", unit="demo", disable=None) as bar,
         DemoWriter(out, env_args, attrs={"generator": "scripted expert", **_flat(plan)}, overwrite=overwrite) as writer,
     ):
+        # The writer holds the output by now, so no other collection is at work on these shards.
+        _open_parts(parts, plan, resume=resume, overwrite=overwrite)
         names: list[str] = []
         for episode in _episodes(plan, parts, workers):
             tried += 1
@@ -117,7 +127,7 @@ def collect(
         if valid := names[9::10]:
             writer.add_filter_key("train", [n for n in names if n not in set(valid)])
             writer.add_filter_key("valid", valid)
-    shutil.rmtree(parts)
+    _remove_parts(parts)
     return Collected(out, kept, tried, steps)
 
 
@@ -125,20 +135,35 @@ def _flat(plan: Plan) -> dict[str, str | int | float]:
     return {"seed": plan.seed, "noise": plan.noise, "quality": plan.quality}
 
 
-def _claim(parts: Path, plan: Plan, resume: bool) -> None:
+def _open_parts(parts: Path, plan: Plan, *, resume: bool, overwrite: bool) -> None:
     """Make the folder of shards, or check that the one there is of the same plan."""
     wanted = json.loads(json.dumps(asdict(plan)))
-    file = parts / "plan.json"
+    file = parts / PLAN
     if file.exists():
-        if not resume:
-            shutil.rmtree(parts)
+        if overwrite:
+            _remove_parts(parts)
+        elif not resume:
+            raise UserError(
+                f"{parts}: holds an unfinished collection; pass --resume to go on with it or --overwrite to start again"
+            )
         elif json.loads(file.read_text()) != wanted:
             raise UserError(
-                f"{parts}: holds a collection with other settings ({file.read_text()}); remove it or collect elsewhere"
+                f"{parts}: holds a collection with other settings ({file.read_text()}); pass --overwrite to start again"
             )
-    parts.mkdir(parents=True, exist_ok=True)
+    elif parts.exists() and any(parts.iterdir()):
+        raise UserError(f"{parts}: is in the way and no collection's; choose another --out")
+    with failure_told(parts):
+        parts.mkdir(parents=True, exist_ok=True)
     with written_aside(file) as aside:
         aside.write_text(json.dumps(wanted))
+
+
+def _remove_parts(parts: Path) -> None:
+    """Delete the shards and their plan, and nothing else."""
+    for path in (*parts.glob("shard_*.npz*"), parts / PLAN):
+        path.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):
+        parts.rmdir()
 
 
 def _episodes(plan: Plan, parts: Path, workers: int) -> Iterator[Arrays]:
@@ -162,7 +187,16 @@ _worker: tuple[Plan, TaskEnv] | None = None
 
 def _start_worker(plan: Plan) -> None:
     global _worker
+    # Should the parent be killed, nobody would ever tell this process to end.
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     _worker = (plan, plan.make_env())
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+    os._exit(1)
 
 
 def _make_shard(parts: Path, k: int) -> Path:

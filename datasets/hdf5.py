@@ -232,6 +232,8 @@ class DemoFile:
             raise self.error(f"data's attribute env_args is not valid JSON ({error}); write it anew with json.dumps") from error
         if not isinstance(env_args, dict) or not isinstance(env_args.get("env_name"), str):
             raise self.error('data\'s attribute env_args must be a JSON object with "env_name", "type" and "env_kwargs"')
+        if not isinstance(env_args.get("env_kwargs", {}), dict):
+            raise self.error("env_kwargs of data's attribute env_args must be a JSON object of keyword arguments")
         return env_args
 
     def _read_length(self, group: h5py.Group, demo: str) -> int:

@@ -54,6 +54,8 @@ def action_faults(file: DemoFile, demo: str) -> Iterator[str]:
     actions = file.read(demo, "actions")  # (N, A)
     if not np.issubdtype(actions.dtype, np.floating):
         yield f"{demo}: actions are {actions.dtype}, expected floats"
+    elif not actions.shape[1]:
+        yield f"{demo}: actions have no dimensions"
     elif actions.shape[1] != file.action_dim:
         yield f"{demo}: actions have {actions.shape[1]} dimensions, those of {file.demos[0]} have {file.action_dim}"
     else:

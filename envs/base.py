@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import gymnasium
 import numpy as np
 from numpy.typing import NDArray
+
+from fibopolicy.envs.rendering import Quality
 
 Observation = dict[str, NDArray[Any]]
 
@@ -37,6 +38,8 @@ class TaskEnv(gymnasium.Env[Observation, NDArray[np.float32]]):
 
     task_id: str
     control_hz: float
+    #: How frames are rendered; they look different otherwise.
+    quality: Quality
     #: Control steps after which an episode is truncated.
     horizon: int
     #: The observation keys that a policy uses as proprioception unless told otherwise.
@@ -70,7 +73,3 @@ class TaskEnv(gymnasium.Env[Observation, NDArray[np.float32]]):
     def step(self, action: NDArray[np.floating[Any]]) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
         reward, terminated, truncated, info = self.advance(action)
         return self.observe(), reward, terminated, truncated, info
-
-
-def is_success(info: Mapping[str, Any]) -> bool:
-    return bool(info["success"])

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-# Before torch loads OpenMP: its threads would spin while they wait for each other, and beside any other busy process they
-# wait long. Measured on two cores next to one busy process: sleeping threads multiply matrices 4 times as fast, and as fast
-# as spinning ones where nothing else runs.
+import contextlib
+import io
+import logging
 import os
-
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-
+import re
 import signal
 import sys
 import warnings
@@ -19,8 +17,10 @@ from typing import Any, Literal
 
 import tyro
 
+from fibopolicy.devices import resolve_device
 from fibopolicy.errors import UserError
 from fibopolicy.evaluation.config import EvaluateConfig
+from fibopolicy.files import refuse_existing
 from fibopolicy.quickstart import Quickstart
 from fibopolicy.training.config import TrainConfig
 
@@ -166,8 +166,8 @@ class Evaluate:
         from fibopolicy.evaluation.report import rate_table, report
 
         done = evaluate(self.config, resume=self.resume, overwrite=self.overwrite)
+        print(rate_table({str(self.config.run): done.rate}), flush=True)
         page = report(self.config.run, done)
-        print(rate_table({str(self.config.run): done.rate}))
         print(f"rows    {done.rows_path}\nstarts  {done.starts_path}")
         if done.video_path:
             print(f"video   {done.video_path}")
@@ -185,11 +185,17 @@ class Rates:
     """Run directories."""
     out: Path | None = None
     """JSON file to write: the rates, the outcome of every episode, hardware and versions."""
+    overwrite: bool = False
+    """Replace an existing file."""
 
     def run(self) -> None:
         from fibopolicy.evaluation.report import rate_table, write_results
         from fibopolicy.evaluation.rows import evaluations, success_rate
 
+        if not self.runs:
+            raise UserError("name at least one run directory")
+        if self.out is not None:
+            refuse_existing(self.out, self.overwrite)
         found = {name: rows for directory in self.runs for name, rows in evaluations(directory).items()}
         print(rate_table({name: success_rate(rows) for name, rows in found.items()}))
         if self.out is not None:
@@ -211,12 +217,19 @@ class Profile:
     """Where to run."""
     out: Path | None = None
     """JSON file to write; for attention, a picture of the crossover over N lies beside it."""
+    overwrite: bool = False
+    """Replace existing files."""
 
     def run(self) -> None:
         from fibopolicy.attention import profile as attention
         from fibopolicy.attention.drawing import draw_crossover
         from fibopolicy.encoders import profile as encoder
 
+        if self.turns < 1:
+            raise UserError(f"turns must be at least 1, got {self.turns}")
+        resolve_device(self.device)
+        if self.out is not None:
+            refuse_existing(self.out, self.overwrite)
         if self.what == "attention":
             report = attention.profile_attention(turns=self.turns, device=self.device)
             print(attention.table(report))
@@ -246,11 +259,14 @@ class ShowPattern:
     """The variant with two more offsets per head."""
     out: Path = Path("pattern.png")
     """PNG file to write."""
+    overwrite: bool = False
+    """Replace an existing file."""
 
     def run(self) -> None:
         from fibopolicy.attention import FibottentionPattern
         from fibopolicy.attention.drawing import draw_pattern
 
+        refuse_existing(self.out, self.overwrite)
         pattern = FibottentionPattern(self.tokens, self.heads, modified=self.modified, layer=self.layer)
         draw_pattern(pattern, self.out)
         print(f"{self.out}: {self.heads} heads keep {100 * pattern.density:.2f} % of the patch pairs")
@@ -276,22 +292,42 @@ def main() -> None:
     debug = len(arguments) < len(sys.argv) - 1
     signal.signal(signal.SIGTERM, _interrupt)
     warnings.showwarning = _print_warning
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("fibopolicy").setLevel(logging.INFO)
+    verb = None
     try:
-        verb = tyro.extras.subcommand_cli_from_dict(
-            VERBS, args=arguments, prog="fibopolicy", description=DESCRIPTION, config=PLAIN
-        )
+        verb = _parse(arguments)
         verb.run()
     except UserError as error:
         _end(error, debug, f"error: {error}", 2)
     except KeyboardInterrupt as error:
-        _end(error, debug, "interrupted; the same command with --resume goes on", 130)
+        advice = {Quickstart: "; the same command goes on", Collect: RESUME, Train: RESUME, Evaluate: RESUME}.get(type(verb), "")
+        _end(error, debug, f"interrupted{advice}", 130)
     except BrokenPipeError:
         os._exit(0)  # the reader of our output has gone
+    except OSError as error:
+        _end(error, debug, f"error: {error.filename or 'input or output'}: {error.strerror or error}", 2)
     except Exception as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         _end(error, debug, f"internal error: {reason} (--debug shows where; please report it)", 1)
 
 
+def _parse(arguments: list[str]) -> Any:
+    """The verb that the arguments ask for; a mistake in them becomes a `UserError` of one line instead of tyro's box."""
+    told = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(told):
+            return tyro.extras.subcommand_cli_from_dict(
+                VERBS, args=arguments, prog="fibopolicy", description=DESCRIPTION, config=PLAIN
+            )
+    except SystemExit as end:
+        if end.code != 2:
+            raise
+        text = re.sub("[\u2500-\u257f]+", " ", told.getvalue())  # the box
+        raise UserError(" ".join(text.split())) from end
+
+
+RESUME = "; the same command with --resume, and without --overwrite, goes on"
 #: A flag is given or not; there is no --no-flag.
 PLAIN = (tyro.conf.FlagCreatePairsOff,)
 DESCRIPTION = "Train visuomotor policies by behaviour cloning, measure them in simulation. --debug shows tracebacks."

@@ -24,7 +24,7 @@ def refuse_existing(path: Path, overwrite: bool) -> None:
     if path.is_dir():
         raise UserError(f"{path}: is a folder, expected the name of a file to write")
     if path.exists() and not overwrite:
-        raise UserError(f"{path}: exists already; choose another name or pass overwrite")
+        raise UserError(f"{path}: exists already; choose another name or pass --overwrite")
 
 
 @contextmanager
@@ -44,17 +44,36 @@ def written_aside(path: Path) -> Iterator[Path]:
             fcntl.flock(claim, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise UserError(f"{path}: another process is writing it; wait for it or choose another name") from error
+        renamed = False
         try:
             yield partial
             with failure_told(path):
                 os.chmod(partial, os.fstat(claim).st_mode)  # some writers replace the file by one that only its owner may read
                 flush(partial)
                 os.replace(partial, path)
+                renamed = True
                 flush(path.parent)
         finally:
-            partial.unlink(missing_ok=True)
+            if not renamed:  # afterwards the name may be another process's
+                partial.unlink(missing_ok=True)
     finally:
         os.close(claim)
+
+
+@contextmanager
+def claimed(folder: Path) -> Iterator[None]:
+    """Holds a folder, made if need be, for one process at a time; a second one gets a `UserError`."""
+    with failure_told(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UserError(f"{folder}: another process is at work there; wait for it or choose another name") from error
+        yield
+    finally:
+        os.close(handle)
 
 
 @contextmanager

@@ -51,7 +51,7 @@ def test_collect_inspect_train_evaluate(
     assert (tmp_path / "run/report.html").is_file()
     code, out, _ = call(monkeypatch, capsys, "rates", run, "--out", str(tmp_path / "rates.json"))
     assert code == 0
-    assert "run step 5 ema starts 0" in out
+    assert "step 5 ema, starts 0" in out
     stored = json.loads((tmp_path / "rates.json").read_text())["runs"][0]
     assert stored["index"] == [0, 1]
     assert sum(stored["success"]) == stored["successes"]

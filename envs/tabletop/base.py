@@ -22,6 +22,8 @@ except Exception as error:  # mujoco loads OpenGL at import, and each backend fa
 
 CAMERAS = ("workspace", "wrist")
 CONTROL_HZ = 20
+#: Pixels; more would be a slip of the finger.
+MAX_IMAGE_SIZE = 1024
 #: How far a full action moves the hand's target in one control step, metres.
 STEP = 0.01
 #: How far the target may run ahead of the hand, metres: bounds the force against an obstacle.
@@ -63,8 +65,8 @@ class TabletopEnv(TaskEnv):
                 raise unknown("camera", camera, CAMERAS)
         if quality not in ("fast", "full"):
             raise unknown("render quality", quality, ("fast", "full"))
-        if image_size < 8:
-            raise UserError(f"image_size must be at least 8 pixels, got {image_size}")
+        if not 8 <= image_size <= MAX_IMAGE_SIZE:
+            raise UserError(f"image_size must be between 8 and {MAX_IMAGE_SIZE} pixels, got {image_size}")
         if horizon is not None and horizon < 1:
             raise UserError(f"horizon must be at least 1 control step, got {horizon}")
         self.cameras = tuple(cameras)
@@ -74,6 +76,7 @@ class TabletopEnv(TaskEnv):
         self.render_mode = render_mode
         self._xml = scene(self.objects(), quality)
         self.model = mujoco.MjModel.from_xml_string(self._xml)
+        self.model.vis.global_.offwidth = self.model.vis.global_.offheight = image_size
         self.data = mujoco.MjData(self.model)
         self._substeps = round(1 / (CONTROL_HZ * self.model.opt.timestep))
         self._grip = self.model.site("grip").id

@@ -63,7 +63,11 @@ def build_encoder(name: str, *, image_size: tuple[int, int], **options: Any) -> 
     for option in options:
         if option not in known:
             raise unknown(f"option of encoder {name}:", option, known)
-    return factory(image_size=image_size, **{**defaults, **options})
+    try:
+        return factory(image_size=image_size, **{**defaults, **options})
+    except (TypeError, ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"encoder {name} cannot be built with {options or 'its defaults'}: {reason}") from error
 
 
 def encoder_options(name: str) -> tuple[str, ...]:

@@ -115,7 +115,7 @@ class ViT(Encoder):
         drop_remainder: bool = False,
     ) -> None:
         super().__init__()
-        self._check(image_size, patch_size, width, heads, depth, stem, drop_remainder)
+        self._check(image_size, patch_size, width, heads, depth, mlp_ratio, keypoints, stem, drop_remainder)
         if pool not in POOLS:
             raise unknown("pool", pool, POOLS)
         if "cls" in pool and not cls_token:
@@ -152,7 +152,15 @@ class ViT(Encoder):
 
     @staticmethod
     def _check(
-        image_size: tuple[int, int], patch_size: int, width: int, heads: int, depth: int, stem: str, drop_remainder: bool
+        image_size: tuple[int, int],
+        patch_size: int,
+        width: int,
+        heads: int,
+        depth: int,
+        mlp_ratio: float,
+        keypoints: int,
+        stem: str,
+        drop_remainder: bool,
     ) -> None:
         check_image_size(image_size)
         if stem not in ("patch", "conv"):
@@ -168,6 +176,8 @@ class ViT(Encoder):
             raise UserError(f"width {width} is not divisible by heads {heads}")
         if depth < 1:
             raise UserError(f"depth must be at least 1, got {depth}")
+        if keypoints < 1 or not width * mlp_ratio >= 1:
+            raise UserError(f"expected keypoints >= 1 and width * mlp_ratio >= 1, got {keypoints} and {width} * {mlp_ratio}")
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         b = images.shape[0]

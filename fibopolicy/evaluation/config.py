@@ -7,6 +7,8 @@ from pathlib import Path
 
 from tyro.conf import Positional
 
+from fibopolicy.errors import UserError
+
 
 @dataclass(frozen=True)
 class EvaluateConfig:
@@ -32,3 +34,8 @@ class EvaluateConfig:
     """Control steps until an episode is given up; the task's by default."""
     device: str = "cpu"
     """For the policy."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "run", Path(self.run).expanduser())
+        if self.episodes < 1 or self.seed < 0 or self.video < 0:
+            raise UserError(f"expected episodes >= 1, seed >= 0 and video >= 0, got {self.episodes}, {self.seed}, {self.video}")

@@ -6,8 +6,9 @@ import time
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import gymnasium
 from tqdm import tqdm
 
 from fibopolicy.envs import TaskEnv, from_env_args
@@ -42,14 +43,19 @@ def evaluate(config: EvaluateConfig, *, resume: bool = False, overwrite: bool = 
         UserError: no such run; rows of this evaluation are there already and neither `resume` nor `overwrite` is given;
             the start states belong to another task or do not look as they did when they were stored.
     """
+    if resume and overwrite:
+        raise UserError("pass either --resume or --overwrite, not both")
     began = time.perf_counter()
     loaded = load_policy(config.run, weights=config.weights, device=config.device)
     rows_path = config.run / ROWS
     camera = _video_camera(config, loaded)
+    if loaded.step < loaded.total_steps:
+        warnings.warn(f"{config.run}: its training stands at step {loaded.step} of {loaded.total_steps}", stacklevel=2)
     with make_env(config, loaded) as env:
+        _check_vectors(config, loaded, env)
         starts, starts_path = _starts(config, env)
-        evaluation = (env.task_id, loaded.step, config.weights, starts.seed, env.horizon)
-        rows = _kept(rows_path, evaluation, resume=resume, overwrite=overwrite)
+        evaluation = (env.task_id, loaded.step, config.weights, starts.seed, env.horizon, env.quality)
+        rows = _kept(rows_path, evaluation, starts, resume=resume, overwrite=overwrite)
         _run(config, loaded, env, starts, rows, rows_path)
         ordered = tuple(rows[i] for i in range(config.episodes))
         video_path = _film(config, loaded, env, starts, ordered, camera) if camera else None
@@ -88,7 +94,7 @@ def _video_camera(config: EvaluateConfig, loaded: Loaded) -> str | None:
 
 
 def _starts(config: EvaluateConfig, env: TaskEnv) -> tuple[Starts, Path]:
-    path = config.starts or config.run / f"starts_seed{config.seed}.npz"
+    path = config.starts or config.run / f"starts_seed{config.seed}_{env.quality}.npz"
     if config.starts is None:
         old = load_starts(path) if path.exists() else None
         if old is None or len(old) < config.episodes or old.env_args != env.env_args:
@@ -103,12 +109,21 @@ def _starts(config: EvaluateConfig, env: TaskEnv) -> tuple[Starts, Path]:
     return starts, path
 
 
-def _kept(path: Path, evaluation: tuple[Any, ...], *, resume: bool, overwrite: bool) -> dict[int, Row]:
+def _check_vectors(config: EvaluateConfig, loaded: Loaded, env: TaskEnv) -> None:
+    observations = cast("gymnasium.spaces.Dict", env.observation_space).spaces
+    if lacking := [key for key in loaded.policy.shapes.vectors if key not in observations]:
+        known = ", ".join(key for key, space in observations.items() if len(space.shape or ()) == 1)
+        raise UserError(f"{config.run}: was trained on {', '.join(lacking)}, which {env.task_id} does not give; it gives {known}")
+
+
+def _kept(path: Path, evaluation: tuple[Any, ...], starts: Starts, *, resume: bool, overwrite: bool) -> dict[int, Row]:
     """The rows that this evaluation has already; those of others stay in the file in any case."""
     stored = read_rows(path)
     mine = {row.index: row for row in stored if row.evaluation == evaluation}
     if mine and not resume and not overwrite:
         raise UserError(f"{path}: holds this evaluation already; pass --resume to complete it or --overwrite to replace it")
+    if not overwrite and any(row.start != starts.hashes[i] for i, row in mine.items() if i < len(starts)):
+        raise UserError(f"{path}: holds rows of other start states with the same seed; pass --overwrite to replace them")
     others = [row for row in stored if row.evaluation != evaluation]
     kept = {} if overwrite else mine
     if path.exists():
@@ -138,6 +153,8 @@ def _run(config: EvaluateConfig, loaded: Loaded, env: TaskEnv, starts: Starts, r
                 weights=config.weights,
                 starts_seed=starts.seed,
                 horizon=env.horizon,
+                quality=env.quality,
+                start=starts.hashes[index],
             )
             append_row(path, rows[index])
             bar.set_postfix_str(str(success_rate(list(rows.values()))), refresh=False)

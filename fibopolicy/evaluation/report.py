@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import html
 import json
 from collections.abc import Mapping, Sequence
@@ -10,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from fibopolicy.attention.profile import environment
-from fibopolicy.errors import UserError
 from fibopolicy.evaluation.evaluate import Evaluation
 from fibopolicy.evaluation.rows import Row, success_rate
 from fibopolicy.evaluation.statistics import Rate
@@ -35,21 +35,22 @@ img, video {{ max-width: 100%; height: auto }} .wide {{ overflow-x: auto }} p.no
 
 
 def read_metrics(run: Path) -> list[dict[str, float]]:
-    """The rows of a run's `metrics.jsonl`."""
+    """The whole rows of a run's `metrics.jsonl`; none where there is no such file."""
     path = run / "metrics.jsonl"
-    if not path.is_file():
-        raise UserError(f"{path}: no training has been logged there")
-    return [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")]
+    rows = []
+    for line in path.read_text(errors="replace").splitlines() if path.is_file() else []:
+        with contextlib.suppress(ValueError):  # a kill may have cut it short
+            rows.append(json.loads(line))
+    return [row for row in rows if {"step", "loss", "learning_rate"} <= row.keys()]
 
 
-def plot_curves(run: Path, path: Path) -> None:
-    """A PNG of loss and learning rate over the gradient steps."""
+def plot_curves(rows: Sequence[Mapping[str, float]], path: Path) -> None:
+    """A PNG of loss and learning rate over the gradient steps, from the rows of `read_metrics`."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    rows = read_metrics(run)
     steps = [row["step"] for row in rows]
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(9, 3.2), layout="constrained")
     left.plot(steps, [row["loss"] for row in rows], color="#0969da", linewidth=1)
@@ -81,8 +82,10 @@ def report(run: Path, evaluation: Evaluation, stages: Mapping[str, float] | None
         stages: wall time by stage, seconds; the evaluation's own by default.
     """
     document = read_config(run)
-    curves = run / "curves.png"
-    plot_curves(run, curves)
+    metrics = read_metrics(run)
+    curves = run / "curves.png" if metrics else None
+    if curves:
+        plot_curves(metrics, curves)
     page = run / "report.html"
     facts = {
         "task": evaluation.rows[0].task,
@@ -97,7 +100,7 @@ def report(run: Path, evaluation: Evaluation, stages: Mapping[str, float] | None
     }
     write_page(
         page,
-        title=f"{run.name}: {evaluation.rate}",
+        title=f"{run.resolve().name}: {evaluation.rate}",
         rates={document["policy"]["encoder"]: evaluation.rate},
         facts=facts,
         stages=stages or {"evaluation": evaluation.seconds},

@@ -31,6 +31,8 @@ class Row:
         weights: "ema" or "model".
         starts_seed: which set of start states.
         horizon: control steps after which it would have been given up.
+        quality: how the frames were rendered.
+        start: digest of the start state's frames.
     """
 
     task: str
@@ -44,11 +46,13 @@ class Row:
     weights: str
     starts_seed: int
     horizon: int
+    quality: str
+    start: str
 
     @property
-    def evaluation(self) -> tuple[str, int, str, int, int]:
+    def evaluation(self) -> tuple[str, int, str, int, int, str]:
         """What rows of one evaluation have in common; a file may hold several."""
-        return self.task, self.checkpoint_step, self.weights, self.starts_seed, self.horizon
+        return self.task, self.checkpoint_step, self.weights, self.starts_seed, self.horizon, self.quality
 
 
 def append_row(path: Path, row: Row) -> None:
@@ -60,7 +64,10 @@ def read_rows(path: Path) -> list[Row]:
     """The whole rows of a file; a last one that a kill cut short is left out."""
     if not path.exists():
         return []
-    whole = path.read_text().rpartition("\n")[0]
+    try:
+        whole = path.read_text().rpartition("\n")[0]
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: does not hold text ({error.reason}); remove it and evaluate again") from error
     return [_parse(path, number, line) for number, line in enumerate(whole.splitlines(), 1)]
 
 
@@ -82,7 +89,7 @@ def _parse(path: Path, number: int, line: str) -> Row:
 
 
 def evaluations(run: Path) -> dict[str, list[Row]]:
-    """The rows of each evaluation of a run directory, named by run, step, weights and set of start states.
+    """The rows of each evaluation of a run directory, named by everything that tells them apart.
 
     Raises:
         UserError: it has not been evaluated.
@@ -92,7 +99,10 @@ def evaluations(run: Path) -> dict[str, list[Row]]:
         groups.setdefault(row.evaluation, []).append(row)
     if not groups:
         raise UserError(f"{run}: holds no episode rows; run fibopolicy evaluate {run} first")
-    return {f"{run.name} step {step} {weights} starts {seed}": rows for (_, step, weights, seed, _), rows in groups.items()}
+    return {
+        f"{run}: step {step} {weights}, starts {seed}, horizon {horizon}, {quality}": rows
+        for (_, step, weights, seed, horizon, quality), rows in groups.items()
+    }
 
 
 def success_rate(rows: Sequence[Row]) -> Rate:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import zipfile
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -96,5 +98,5 @@ def load_starts(path: Path) -> Starts:
                 states,
                 tuple(str(h) for h in file["hashes"]),
             )
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise UserError(f"{path}: is not a file of start states ({' '.join(str(error).split())[:120]})") from error

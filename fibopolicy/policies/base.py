@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from fibopolicy.errors import unknown
+from fibopolicy.errors import UserError, unknown
 
 Statistics = Mapping[str, Mapping[str, NDArray[np.float64]]]
 #: What a policy carries from one call of `act` to the next within an episode; opaque to the caller.
@@ -63,6 +63,18 @@ class PolicyConfig:
     """Pixels: train on random crops of this size, act on the central one. None keeps the whole frame."""
     shift: int = 0
     """Pixels: train on frames shifted by up to this much, edges repeated."""
+
+    def __post_init__(self) -> None:
+        for name, least in (("history", 1), ("chunk", 1), ("execute", 1), ("hidden", 1), ("layers", 0), ("shift", 0)):
+            if getattr(self, name) < least:
+                raise UserError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        if self.execute > self.chunk:
+            raise UserError(f"execute must be between 1 and chunk = {self.chunk}, got {self.execute}")
+        if self.crop is not None and self.crop < 1:
+            raise UserError(f"crop must be at least 1 pixel, got {self.crop}")
+        for name in ("image_size", "num_views"):
+            if name in self.encoder_options:
+                raise UserError(f"encoder_options: {name} follows from the data and is not an option")
 
 
 class Policy(nn.Module):

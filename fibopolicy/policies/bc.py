@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fibopolicy.errors import UserError, unknown
+from fibopolicy.errors import unknown
 from fibopolicy.policies.base import Policy, PolicyConfig, Shapes, State, Statistics, register_policy
 from fibopolicy.policies.normalizer import Normalizer
 from fibopolicy.policies.observations import ObservationFeatures
@@ -23,8 +23,6 @@ class BCPolicy(Policy):
 
     def __init__(self, config: PolicyConfig, shapes: Shapes) -> None:
         super().__init__()
-        if not 1 <= config.execute <= config.chunk:
-            raise UserError(f"execute must be between 1 and chunk = {config.chunk}, got {config.execute}")
         if config.loss not in ("l1", "l2"):
             raise unknown("loss", config.loss, ("l1", "l2"))
         self.config, self.shapes = config, shapes

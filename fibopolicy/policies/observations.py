@@ -23,14 +23,14 @@ class ObservationFeatures(nn.Module):
 
     def __init__(self, config: PolicyConfig, shapes: Shapes) -> None:
         super().__init__()
-        if config.history < 1:
-            raise UserError(f"history must be at least 1 frame, got {config.history}")
         self.shift, self.history = config.shift, config.history
         for camera, size in shapes.images.items():
-            if config.crop is not None and not 0 < config.crop <= min(size):
+            if config.crop is not None and config.crop > min(size):
                 raise UserError(f"crop {config.crop} does not fit camera {camera} of {size[0]} x {size[1]} pixels")
         self.sizes = {c: (config.crop, config.crop) if config.crop else s for c, s in shapes.images.items()}
-        self.vectors = nn.ModuleDict({key: Normalizer(dim, "gaussian") for key, dim in shapes.vectors.items()})
+        # By position: a key of a dataset may hold a dot, which the name of a module may not.
+        self.vectors = tuple(shapes.vectors)
+        self.normalizers = nn.ModuleList(Normalizer(dim, "gaussian") for dim in shapes.vectors.values())
         self.encoder = ObservationEncoder(
             config.encoder,
             config.encoder_options,
@@ -41,12 +41,12 @@ class ObservationFeatures(nn.Module):
         self.output_dim = config.history * self.encoder.output_dim
 
     def fit(self, statistics: Statistics) -> None:
-        for key, normalizer in self.vectors.items():
+        for key, normalizer in zip(self.vectors, self.normalizers, strict=True):
             cast(Normalizer, normalizer).fit(statistics[key])
 
     def forward(self, obs: Mapping[str, Tensor]) -> Tensor:
         images = {camera: self._frames(obs[camera], size) for camera, size in self.sizes.items()}
-        parts = [normalizer(obs[key]).flatten(0, 1) for key, normalizer in self.vectors.items()]
+        parts = [normalizer(obs[key]).flatten(0, 1) for key, normalizer in zip(self.vectors, self.normalizers, strict=True)]
         first = next(iter(obs.values()))
         rows = first.shape[0] * first.shape[1]
         vectors = torch.cat(parts, dim=-1) if parts else torch.zeros(rows, 0, device=first.device)

@@ -9,6 +9,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
+from fibopolicy.devices import resolve_device
 from fibopolicy.errors import UserError, unknown
 from fibopolicy.policies.base import Policy, PolicyConfig, Shapes, build_policy
 
@@ -34,10 +35,16 @@ def read_config(run: Path) -> dict[str, Any]:
         raise UserError(f"{run}: is no run directory, it has no {CONFIG}; name the --out of a training")
     try:
         document = json.loads(path.read_text())
-        if not isinstance(document, dict) or not {"policy", "shapes", "train", "env_args"} <= document.keys():
-            raise ValueError("sections are missing")
-    except ValueError as error:
-        raise UserError(f"{path}: is not a run's configuration ({error})") from error
+        if not isinstance(document, dict):
+            raise ValueError("no JSON object")
+        for section in ("policy", "shapes", "train", "env_args"):
+            if not isinstance(document.get(section), dict):
+                raise ValueError(f"section {section!r} is missing")
+        PolicyConfig(**document["policy"])
+        _shapes(document["shapes"])
+        int(document["train"]["optimizer"]["steps"])
+    except (ValueError, TypeError, KeyError, IndexError, OSError) as error:
+        raise UserError(f"{path}: is not a run's configuration ({' '.join(str(error).split())})") from error
     return document
 
 
@@ -64,7 +71,7 @@ def load_policy(run: Path, *, weights: str = "ema", device: str = "cpu") -> Load
     except (SafetensorError, KeyError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{path}: does not fit {CONFIG} ({reason})") from error
-    policy.to(device).eval()
+    policy.to(resolve_device(device)).eval()
     return Loaded(policy, step, int(document["train"]["optimizer"]["steps"]), document["env_args"])
 
 

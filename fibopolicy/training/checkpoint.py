@@ -7,9 +7,9 @@ Order and randomness need no storing, being functions of (seed, step).
 
 from __future__ import annotations
 
+import contextlib
 import json
 import platform
-import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,19 @@ from fibopolicy.training.ema import EMA
 
 STATE = "state.pt"
 #: What a run and its evaluation write, beside the folder of videos; the configuration last, since it marks a run.
-RUN_FILES = ("*.safetensors", STATE, "*.jsonl", "events.out.tfevents.*", "starts_*.npz", "curves.png", "report.html", CONFIG)
+RUN_FILES = (
+    STATE,
+    WEIGHTS,
+    EMA_WEIGHTS,
+    "metrics.jsonl",
+    "episodes.jsonl",
+    "events.out.tfevents.*",
+    "starts_seed*.npz",
+    "videos/*_seed*.mp4",
+    "curves.png",
+    "report.html",
+    CONFIG,
+)
 
 
 @dataclass(frozen=True)
@@ -43,19 +55,19 @@ class TrainingState:
 
 
 def open_run(config: TrainConfig, dataset: WindowDataset, *, resume: bool, overwrite: bool) -> None:
-    """Make the run directory and its `config.json`, or check that the one there is of this very configuration."""
+    """Write `config.json` into the (claimed) run directory, or check that the one there is of this very configuration."""
     out = config.out
     document = describe(config, dataset)
-    if (out / CONFIG).exists() and not overwrite:
-        if not resume:
-            raise UserError(f"{out}: holds a run already; pass --resume to go on with it or --overwrite to replace it")
-        _refuse_other(out, read_config(out), document)
-        return
     if (out / CONFIG).exists():
+        found = read_config(out)  # refuses a configuration that is not a run's
+        if not overwrite:
+            if not resume:
+                raise UserError(f"{out}: holds a run already; pass --resume to go on with it or --overwrite to replace it")
+            _refuse_other(out, found, document)
+            return
         _remove_run(out)
-    elif out.exists() and any(out.iterdir()):
+    elif any(out.iterdir()):
         raise UserError(f"{out}: is not empty and holds no run; choose another directory")
-    out.mkdir(parents=True, exist_ok=True)
     with written_aside(out / CONFIG) as aside:
         aside.write_text(json.dumps(document, indent=2) + "\n")
 
@@ -65,7 +77,8 @@ def _remove_run(out: Path) -> None:
     for pattern in RUN_FILES:
         for path in out.glob(pattern):
             path.unlink()
-    shutil.rmtree(out / "videos", ignore_errors=True)
+    with contextlib.suppress(OSError):  # somebody else's videos, or none
+        (out / "videos").rmdir()
 
 
 def describe(config: TrainConfig, dataset: WindowDataset) -> dict[str, Any]:
@@ -125,6 +138,8 @@ def load_state(out: Path, state: TrainingState) -> int:
     """Restore the newest checkpoint into `state` and return the steps done; 0 where there is none yet."""
     path = out / STATE
     if not path.exists():
+        if (out / WEIGHTS).exists():
+            raise UserError(f"{path}: is missing, so the run cannot go on; pass --overwrite to start again")
         return 0
     try:
         document = torch.load(path, weights_only=True, map_location="cpu")
@@ -133,7 +148,7 @@ def load_state(out: Path, state: TrainingState) -> int:
         state.optimizer.load_state_dict(document["optimizer"])
         step = int(document["step"])
     except Exception as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(f"{path}: cannot be resumed from ({reason}); pass --overwrite to start again") from error
     _export(out, state, step)  # a kill may have come between the state and its exports
     return step

@@ -46,11 +46,13 @@ class OptimizerConfig:
                 raise UserError(f"{name} must be at least 1, got {getattr(self, name)}")
         if not self.learning_rate > 0:
             raise UserError(f"learning_rate must be positive, got {self.learning_rate}")
-        if self.warmup < 0 or self.weight_decay < 0 or not self.clip > 0 or not 0 <= self.ema < 1:
+        if not (self.warmup >= 0 and self.weight_decay >= 0 and self.clip > 0 and 0 <= self.ema < 1):
             raise UserError(
                 "expected warmup >= 0, weight_decay >= 0, clip > 0 and 0 <= ema < 1, got"
                 f" {self.warmup}, {self.weight_decay}, {self.clip}, {self.ema}"
             )
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise UserError(f"betas must be in [0, 1), got {self.betas}")
 
 
 @dataclass(frozen=True)
@@ -79,3 +81,12 @@ class TrainConfig:
     """Steps."""
     device: str | None = None
     """"cpu", "cuda", ...; by default a GPU where there is one."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "dataset", Path(self.dataset).expanduser())
+        object.__setattr__(self, "out", Path(self.out).expanduser())
+        for name in ("checkpoint_every", "log_every"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} must be at least 1 step, got {getattr(self, name)}")
+        if not 0 <= self.seed < 1 << 31:
+            raise UserError(f"seed must be between 0 and {(1 << 31) - 1}, got {self.seed}")

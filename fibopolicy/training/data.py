@@ -11,8 +11,10 @@ from fibopolicy.training.config import PROPRIOCEPTION, TrainConfig
 def open_dataset(config: TrainConfig) -> WindowDataset:
     """Resolve what the configuration leaves open against the file, check the file, and cut it into windows."""
     with DemoFile(config.dataset) as file:
-        # A key that calls itself an image but is none (floats, another shape) is an error to be told, not to be left out.
-        images = tuple(k for k in file.obs if k in file.image_keys or k.endswith("_image"))
+        # What looks like an image but is none (floats, channels first) is an error to be told.
+        images = tuple(
+            k for k, (shape, dtype) in file.obs.items() if k.endswith("_image") or (len(shape) == 3 and dtype == "uint8")
+        )
         cameras = images if config.cameras is None else config.cameras
         vectors = tuple(k for k in PROPRIOCEPTION if k in file.vector_keys) if config.vectors is None else config.vectors
         filter_key = config.filter_key or ("train" if "train" in file.filter_keys else None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 import warnings
@@ -15,13 +16,17 @@ from torch import nn
 from tqdm import tqdm
 
 from fibopolicy.datasets import WindowDataset, batch_indices
+from fibopolicy.devices import resolve_device
 from fibopolicy.errors import UserError
+from fibopolicy.files import claimed
 from fibopolicy.policies import Policy, build_policy
 from fibopolicy.training.checkpoint import TrainingState, load_state, open_run, save_checkpoint
 from fibopolicy.training.config import OptimizerConfig, TrainConfig
 from fibopolicy.training.data import open_dataset, shapes_of
 from fibopolicy.training.ema import EMA
 from fibopolicy.training.metrics import MetricsLog
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -44,7 +49,9 @@ def train(config: TrainConfig, *, resume: bool = False, overwrite: bool = False)
             is given, or it holds a run of another configuration; the loss stops being finite.
     """
     torch.manual_seed(config.seed)
-    device = torch.device(config.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if resume and overwrite:
+        raise UserError("pass either --resume or --overwrite, not both")
+    device = resolve_device(config.device)
     dataset = open_dataset(config)
     policy = build_policy(config.policy, shapes_of(dataset))
     policy.fit_normalizers(dataset.stats)
@@ -52,11 +59,23 @@ def train(config: TrainConfig, *, resume: bool = False, overwrite: bool = False)
     optimizer = build_optimizer(policy, config.optimizer)
     ema = EMA(policy, config.optimizer.ema)
     state = TrainingState(policy, ema, optimizer)
-    open_run(config, dataset, resume=resume, overwrite=overwrite)
-    for oddity in dataset.warnings:
-        warnings.warn(f"{config.dataset}: {oddity}", stacklevel=2)
-    start = load_state(config.out, state) if resume else 0
+    with claimed(config.out):
+        open_run(config, dataset, resume=resume, overwrite=overwrite)
+        for oddity in dataset.warnings:
+            warnings.warn(f"{config.dataset}: {oddity}", stacklevel=2)
+        _log.info("training on %s, see %s", _seen(dataset), config.out)
+        start = load_state(config.out, state) if resume else 0
+        seconds = _run(start, config, dataset, state, device)
+    return Trained(ema.average, max(start, config.optimizer.steps), seconds)
 
+
+def _seen(dataset: WindowDataset) -> str:
+    keys = ", ".join((*dataset.cameras, *dataset.vectors))
+    return f"{dataset.num_demos} demos, {len(dataset)} steps: {keys}"
+
+
+def _run(start: int, config: TrainConfig, dataset: WindowDataset, state: TrainingState, device: torch.device) -> float:
+    """All steps from `start` on, logged and saved; returns the seconds they took."""
     total, began = config.optimizer.steps, time.perf_counter()
     with (
         MetricsLog(config.out, start) as log,
@@ -72,7 +91,7 @@ def train(config: TrainConfig, *, resume: bool = False, overwrite: bool = False)
                 log.flush()
                 save_checkpoint(config.out, state, step + 1)
             bar.update()
-    return Trained(ema.average, max(start, total), time.perf_counter() - began)
+    return time.perf_counter() - began
 
 
 def _step(step: int, config: TrainConfig, dataset: WindowDataset, state: TrainingState, device: torch.device) -> dict[str, float]:

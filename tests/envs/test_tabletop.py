@@ -147,7 +147,7 @@ def test_malformed_actions_are_refused(action: np.ndarray) -> None:
     [
         ({"cameras": ("wrists",)}, "unknown camera 'wrists': did you mean 'wrist'"),
         ({"quality": "ultra"}, "unknown render quality 'ultra'"),
-        ({"image_size": 2}, "image_size must be at least 8"),
+        ({"image_size": 2}, "image_size must be between 8 and 1024"),
         ({"horizon": 0}, "horizon must be at least 1"),
         ({"camera": "wrist"}, "unexpected keyword argument 'camera'"),
     ],
@@ -179,7 +179,8 @@ def test_a_state_of_another_width_is_refused() -> None:
 
 @pytest.mark.slow
 def test_without_opengl_the_error_names_the_command_that_installs_it() -> None:
-    code = "import sys; sys.argv = 'fibopolicy collect Lift-v0 --episodes 1 --out x'.split(); import fibopolicy.__main__"
+    code = "import sys; sys.argv = 'fibopolicy collect Lift-v0 --episodes 1 --out x'.split()\n"
+    code += "from fibopolicy.__main__ import main; main()"
     # PyOpenGL looks its libraries up through ctypes; hiding them is what a machine without them looks like.
     hide = "import ctypes.util; ctypes.util.find_library = lambda name: None\n"
     env = {**os.environ, "MUJOCO_GL": "osmesa"}
