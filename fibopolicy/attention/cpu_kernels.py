@@ -8,7 +8,6 @@ computes the same numbers. Rows are gathered, never scattered: no two units writ
 from __future__ import annotations
 
 import functools
-import math
 from typing import Any
 
 import numpy as np
@@ -18,8 +17,10 @@ from fibopolicy.attention import simd
 from fibopolicy.attention.simd import (
     add_scaled,
     exponential,
+    first,
     highest,
     load,
+    logarithm,
     maximum,
     read,
     splat,
@@ -42,6 +43,10 @@ def _record(*tensors: str) -> np.dtype[Any]:
 
 FORWARD = _record("q", "k", "v", "out")
 BACKWARD = _record("q", "k", "v", "out", "grad", "dq", "dk", "dv")
+
+#: Rows go through the steps of a kernel in groups of this many: what a step leaves for the next one stays in cache, and
+#: within a step no row waits for the one before it. Taken alone, a row would spend most of its time waiting for itself.
+GROUP = 32
 
 #: BACKWARD's `phase`: a unit does all of a head; or only its rows' part of the first, or of the second pass.
 WHOLE, FIRST, SECOND = 0, 1, 2
@@ -98,14 +103,25 @@ def _dots(STORAGE, WIDTH, STEP, REAL, SIZE, x0, x, y, stride, keys, count, chunk
 
 
 @njit(inline="always")
-def _column_sum(STORAGE, WIDTH, STEP, REAL, SIZE, zero, values, stride, length, chunks, lse, target):  # type: ignore[no-untyped-def]
+def _weighted_sum(STORAGE, WIDTH, REAL, SIZE, result, weights, values, stride, keys, count):  # type: ignore[no-untyped-def]
+    """`result` + the sum of weight * (row of values), for each row named by `keys`."""
+    for i in range(count):
+        value = load(STORAGE, WIDTH, values + read("i32", keys + i * 4) * stride)
+        result = add_scaled(result, read(REAL, weights + i * SIZE), value)
+    return result
+
+
+@njit(inline="always")
+def _column_sum(STORAGE, WIDTH, STEP, REAL, SIZE, LANES, zero, values, stride, length, chunks, lse, target):  # type: ignore[no-untyped-def]
     """Sum over tokens of `values`, each divided by exp(lse) unless lse is 0, into `target`."""
     for c in range(chunks):
         result = splat(WIDTH, zero)
         for t in range(length):
             row = load(STORAGE, WIDTH, values + t * stride + c * STEP)
-            factor = math.exp(-read(REAL, lse + t * SIZE)) if lse else 1.0
-            result = add_scaled(result, zero + factor, row)
+            if lse:
+                result = add_scaled(result, first(exponential(splat(LANES, zero - read(REAL, lse + t * SIZE)))), row)
+            else:
+                result = result + row
         store(REAL, result, target + c * WIDTH * SIZE)
 
 
@@ -126,7 +142,10 @@ def _build(STORAGE: str, WIDTH: int, SINGLE: bool, VERSION: int, cache: bool) ->
         length, zero_logit, scale = p.length, p.zero_logit, real(p.scale)
         chunks = 1 if SINGLE else p.chunks  # a constant where it can be, so that its loops vanish
         own_sums = p.scratch + take_ticket(p.thread) * p.scratch_bytes
-        logits = own_sums + chunks * WIDTH * SIZE
+        peaks = own_sums + chunks * WIDTH * SIZE
+        masses = peaks + GROUP * SIZE
+        drops = masses + GROUP * SIZE
+        logits = drops + GROUP * SIZE
         while True:
             unit = take_ticket(p.ticket)
             if unit >= p.units:
@@ -134,48 +153,74 @@ def _build(STORAGE: str, WIDTH: int, SINGLE: bool, VERSION: int, cache: bool) ->
             block = unit % p.blocks
             head = (unit // p.blocks) % p.heads
             batch = unit // (p.blocks * p.heads)
-            k = p.k + batch * p.k_b + head * p.k_h
-            v = p.v + batch * p.v_b + head * p.v_h
+            k, k_t = p.k + batch * p.k_b + head * p.k_h, p.k_t
+            v, v_t = p.v + batch * p.v_b + head * p.v_h, p.v_t
             start = p.start + head * (length + 1) * 8
+            lse = p.lse + (batch * p.heads + head) * length * SIZE
             sums = p.sums + (batch * p.heads + head) * chunks * WIDTH * SIZE
             if zero_logit and not p.sums:
                 sums = own_sums
-                _column_sum(STORAGE, WIDTH, STEP, REAL, SIZE, ZERO, v, p.v_t, length, chunks, 0, sums)
-            for row in range(length * block // p.blocks, length * (block + 1) // p.blocks):
-                q = p.q + batch * p.q_b + head * p.q_h + row * p.q_t
-                out = p.out + batch * p.out_b + head * p.out_h + row * p.out_t
-                begin = read("i64", start + row * 8)
-                count = read("i64", start + row * 8 + 8) - begin
-                keys = p.key + begin * 4
-                _dots(STORAGE, WIDTH, STEP, REAL, SIZE, load(STORAGE, WIDTH, q), q, k, p.k_t, keys, count, chunks, logits)
-                # Whole vectors are read from here on: the lanes behind the last logit get weight exp(-inf) = 0.
-                store(REAL, splat(LANES, LOWEST), logits + count * SIZE)
-                peaks = splat(LANES, ZERO if zero_logit else LOWEST)
-                for i in range(0, count, LANES):
-                    peaks = maximum(peaks, splat(LANES, scale) * load(REAL, LANES, logits + i * SIZE))
-                peak = highest(peaks)
-                # Under zero_logit each dropped key has logit 0, so weight `dropped`; `sums` holds what they all add.
-                dropped = real(math.exp(-peak)) if zero_logit else ZERO
-                mass = splat(LANES, ZERO)
-                for i in range(0, count, LANES):
-                    logit = splat(LANES, scale) * load(REAL, LANES, logits + i * SIZE)
-                    weight = exponential(logit - splat(LANES, peak))
-                    mass = mass + weight
-                    store(REAL, weight - splat(LANES, dropped), logits + i * SIZE)
-                denominator = total(mass) + dropped * real(length - count)
-                if count == 0 and not zero_logit:
-                    denominator, peak = ONE, ZERO
-                at = (batch * p.heads + head) * length + row
-                write(REAL, p.lse + at * SIZE, peak + real(math.log(denominator)))
-                inverse = splat(WIDTH, ONE / denominator)
-                for c in range(chunks):
-                    result = splat(WIDTH, ZERO)
+                _column_sum(STORAGE, WIDTH, STEP, REAL, SIZE, LANES, ZERO, v, v_t, length, chunks, 0, sums)
+            row_end = length * (block + 1) // p.blocks
+            for top in range(length * block // p.blocks, row_end, GROUP):
+                bottom = min(top + GROUP, row_end)
+                # Each row's logits begin a vector of their own; the lanes behind the last one get weight exp(-inf) = 0.
+                row_logits = logits
+                for row in range(top, bottom):
+                    q = p.q + batch * p.q_b + head * p.q_h + row * p.q_t
+                    begin = read("i64", start + row * 8)
+                    count = read("i64", start + row * 8 + 8) - begin
+                    q0, keys = load(STORAGE, WIDTH, q), p.key + begin * 4
+                    _dots(STORAGE, WIDTH, STEP, REAL, SIZE, q0, q, k, k_t, keys, count, chunks, row_logits)
+                    store(REAL, splat(LANES, LOWEST), row_logits + count * SIZE)
+                    row_logits += (count + LANES - 1) // LANES * LANES * SIZE
+
+                row_logits = logits
+                for row in range(top, bottom):
+                    count = read("i64", start + row * 8 + 8) - read("i64", start + row * 8)
+                    row_peaks = splat(LANES, ZERO if zero_logit else LOWEST)
+                    for i in range(0, count, LANES):
+                        row_peaks = maximum(row_peaks, splat(LANES, scale) * load(REAL, LANES, row_logits + i * SIZE))
+                    peak = highest(row_peaks)
+                    # Under zero_logit each dropped key has logit 0, so weight `dropped`; `sums` holds what they all add.
+                    dropped = splat(LANES, ZERO)
                     if zero_logit:
-                        result = splat(WIDTH, dropped) * load(REAL, WIDTH, sums + c * WIDTH * SIZE)
-                    for i in range(count):
-                        value = load(STORAGE, WIDTH, v + read("i32", keys + i * 4) * p.v_t + c * STEP)
-                        result = add_scaled(result, read(REAL, logits + i * SIZE), value)
-                    store(STORAGE, result * inverse, out + c * STEP)
+                        dropped = exponential(splat(LANES, ZERO - peak))
+                    row_masses = splat(LANES, ZERO)
+                    for i in range(0, count, LANES):
+                        logit = splat(LANES, scale) * load(REAL, LANES, row_logits + i * SIZE)
+                        weight = exponential(logit - splat(LANES, peak))
+                        row_masses = row_masses + weight
+                        store(REAL, weight - dropped, row_logits + i * SIZE)
+                    mass = total(row_masses) + first(dropped) * real(length - count)
+                    if count == 0 and not zero_logit:
+                        mass, peak = ONE, ZERO
+                    write(REAL, peaks + (row - top) * SIZE, peak)
+                    write(REAL, masses + (row - top) * SIZE, mass)
+                    write(REAL, drops + (row - top) * SIZE, first(dropped))
+                    row_logits += (count + LANES - 1) // LANES * LANES * SIZE
+
+                for i in range(0, bottom - top, LANES):
+                    row_masses = load(REAL, LANES, masses + i * SIZE)
+                    row_lse = load(REAL, LANES, peaks + i * SIZE) + logarithm(row_masses)
+                    store_first(row_lse, lse + (top + i) * SIZE, bottom - top - i)
+                    store(REAL, splat(LANES, ONE) / row_masses, masses + i * SIZE)
+
+                row_logits = logits
+                for row in range(top, bottom):
+                    out = p.out + batch * p.out_b + head * p.out_h + row * p.out_t
+                    begin = read("i64", start + row * 8)
+                    count = read("i64", start + row * 8 + 8) - begin
+                    keys = p.key + begin * 4
+                    inverse = splat(WIDTH, read(REAL, masses + (row - top) * SIZE))
+                    for c in range(chunks):
+                        result = splat(WIDTH, ZERO)
+                        if zero_logit:
+                            drop = splat(WIDTH, read(REAL, drops + (row - top) * SIZE))
+                            result = drop * load(REAL, WIDTH, sums + c * WIDTH * SIZE)
+                        result = _weighted_sum(STORAGE, WIDTH, REAL, SIZE, result, row_logits, v + c * STEP, v_t, keys, count)
+                        store(STORAGE, result * inverse, out + c * STEP)
+                    row_logits += (count + LANES - 1) // LANES * LANES * SIZE
 
     @cfunc(types.void(types.CPointer(from_dtype(BACKWARD))), cache=cache, error_model="numpy")
     def backward(pointer):  # type: ignore[no-untyped-def]
@@ -199,34 +244,36 @@ def _build(STORAGE: str, WIDTH: int, SINGLE: bool, VERSION: int, cache: bool) ->
             out = p.out + batch * p.out_b + head * p.out_h
             grad = p.grad + batch * p.grad_b + head * p.grad_h
             start = p.start + head * (length + 1) * 8
-            first = read("i64", start)
-            pairs = read("i64", start + length * 8) - first
+            origin = read("i64", start)
+            pairs = read("i64", start + length * 8) - origin
             lse = p.lse + (batch * p.heads + head) * length * SIZE
             # Rows split over threads meet in memory of their head; else every thread has its own, and it stays in cache.
             weights = own_weights if p.phase == 0 else p.shared + (batch * p.heads + head) * p.shared_bytes
             slopes = weights + (pairs + LANES) * SIZE
 
             if p.phase != 2:  # the first pass: weights p and slopes dL/dlogit of this unit's rows, and their dq
-                end = read("i64", start + row_end * 8) - first
+                end = read("i64", start + row_end * 8) - origin
                 for row in range(row_begin, row_end):
                     q_row = q + row * p.q_t
                     grad_row = grad + row * p.grad_t
-                    begin = read("i64", start + row * 8) - first
-                    count = read("i64", start + row * 8 + 8) - first - begin
-                    keys = p.key + (first + begin) * 4
+                    begin = read("i64", start + row * 8) - origin
+                    count = read("i64", start + row * 8 + 8) - origin - begin
+                    keys = p.key + (origin + begin) * 4
                     q0 = load(STORAGE, WIDTH, q_row)
                     grad0 = load(STORAGE, WIDTH, grad_row)
                     mean = _dot(STORAGE, WIDTH, STEP, grad0, grad_row, out + row * p.out_t, chunks)
                     _dots(STORAGE, WIDTH, STEP, REAL, SIZE, q0, q_row, k, p.k_t, keys, count, chunks, weights + begin * SIZE)
                     _dots(STORAGE, WIDTH, STEP, REAL, SIZE, grad0, grad_row, v, p.v_t, keys, count, chunks, slopes + begin * SIZE)
                     row_lse = read(REAL, lse + row * SIZE)
-                    dropped = real(math.exp(-row_lse)) if zero_logit else ZERO
+                    dropped = splat(LANES, ZERO)
+                    if zero_logit:
+                        dropped = exponential(splat(LANES, ZERO - row_lse))
                     for i in range(begin, begin + count, LANES):
                         logit = splat(LANES, scale) * load(REAL, LANES, weights + i * SIZE)
                         weight = exponential(logit - splat(LANES, row_lse))
                         slope = load(REAL, LANES, slopes + i * SIZE) - splat(LANES, mean)
                         slope = slope * weight * splat(LANES, scale)
-                        weight = weight - splat(LANES, dropped)
+                        weight = weight - dropped
                         # Lanes behind this row's last key fall on rows still to come, which will overwrite them;
                         # behind this unit's last row they would fall on another thread's.
                         if i + LANES <= end:
@@ -237,16 +284,15 @@ def _build(STORAGE: str, WIDTH: int, SINGLE: bool, VERSION: int, cache: bool) ->
                             store_first(slope, slopes + i * SIZE, end - i)
                     for c in range(chunks):
                         result = splat(WIDTH, ZERO)
-                        for i in range(count):
-                            other = load(STORAGE, WIDTH, k + read("i32", keys + i * 4) * p.k_t + c * STEP)
-                            result = add_scaled(result, read(REAL, slopes + (begin + i) * SIZE), other)
+                        row_slopes = slopes + begin * SIZE
+                        result = _weighted_sum(STORAGE, WIDTH, REAL, SIZE, result, row_slopes, k + c * STEP, p.k_t, keys, count)
                         store(STORAGE, result, p.dq + batch * p.dq_b + head * p.dq_h + row * p.dq_t + c * STEP)
 
             if p.phase != 1:  # the second pass: dk and dv, gathered through the twins
                 sums = p.sums + (batch * p.heads + head) * chunks * WIDTH * SIZE
                 if zero_logit and not p.sums:
                     sums = own_sums
-                    _column_sum(STORAGE, WIDTH, STEP, REAL, SIZE, ZERO, grad, p.grad_t, length, chunks, lse, sums)
+                    _column_sum(STORAGE, WIDTH, STEP, REAL, SIZE, LANES, ZERO, grad, p.grad_t, length, chunks, lse, sums)
                 for row in range(row_begin, row_end):
                     begin = read("i64", start + row * 8)
                     count = read("i64", start + row * 8 + 8) - begin
