@@ -28,6 +28,8 @@ _CHUNK = 16
 _VECTOR_BYTES = 64
 #: A head whose rows spread over more than this is copied before use.
 _FAR_BYTES = 1 << 23
+#: The next head's keys and values are fetched ahead if they take no more than this, a share of the second-level cache.
+_AHEAD_BYTES = 1 << 19
 #: Below this many multiplications a second thread costs more than it saves.
 _SERIAL_BELOW = 1 << 17
 
@@ -185,12 +187,14 @@ class _Call:
         counters = np.zeros(32, np.int64)
         address = counters.ctypes.data
         near = self.neighbours
+        head_bytes = 2 * self.length * self.chunks * self.width * tensors[0].element_size()
+        ahead = self.blocks == 1 and head_bytes <= _AHEAD_BYTES
         values = [
             self.scale, address, address + 128, self.batch * self.heads * self.blocks, self.blocks, self.heads, self.length,
             self.chunks, int(self.zero_logit), phase, near.start.ctypes.data, near.key.ctypes.data, near.twin.ctypes.data,
             scratch_address, scratch_bytes, 0 if shared is None else shared.data_ptr(),
             0 if shared is None else shared.stride(0) * shared.element_size(), self.lse.data_ptr(),
-            0 if sums is None else sums.data_ptr(),
+            0 if sums is None else sums.data_ptr(), int(ahead),
         ]  # fmt: skip
         size = tensors[0].element_size()
         for x in tensors:

@@ -22,6 +22,7 @@ from fibopolicy.attention.simd import (
     load,
     logarithm,
     maximum,
+    prefetch,
     read,
     splat,
     store,
@@ -36,7 +37,7 @@ from fibopolicy.attention.simd import (
 def _record(*tensors: str) -> np.dtype[Any]:
     """A call: addresses, counts, and for each tensor its address and its byte strides over batch, head and token."""
     names = ["ticket", "thread", "units", "blocks", "heads", "length", "chunks", "zero_logit", "phase"]
-    names += ["start", "key", "twin", "scratch", "scratch_bytes", "shared", "shared_bytes", "lse", "sums"]
+    names += ["start", "key", "twin", "scratch", "scratch_bytes", "shared", "shared_bytes", "lse", "sums", "ahead"]
     names += [tensor + suffix for tensor in tensors for suffix in ("", "_b", "_h", "_t")]
     return np.dtype([("scale", np.float64), *((name, np.int64) for name in names)])
 
@@ -47,6 +48,8 @@ BACKWARD = _record("q", "k", "v", "out", "grad", "dq", "dk", "dv")
 #: Rows go through the steps of a kernel in groups of this many: what a step leaves for the next one stays in cache, and
 #: within a step no row waits for the one before it. Taken alone, a row would spend most of its time waiting for itself.
 GROUP = 32
+#: Long sums, as over all tokens for a prefix token, are sums of sums of this many terms, so that rounding does not pile up.
+TERMS = 64
 
 #: BACKWARD's `phase`: a unit does all of a head; or only its rows' part of the first, or of the second pass.
 WHOLE, FIRST, SECOND = 0, 1, 2
@@ -103,12 +106,22 @@ def _dots(STORAGE, WIDTH, STEP, REAL, SIZE, x0, x, y, stride, keys, count, chunk
 
 
 @njit(inline="always")
-def _weighted_sum(STORAGE, WIDTH, REAL, SIZE, result, weights, values, stride, keys, count):  # type: ignore[no-untyped-def]
+def _weighted_sum(STORAGE, WIDTH, REAL, SIZE, zero, result, weights, values, stride, keys, count):  # type: ignore[no-untyped-def]
     """`result` + the sum of weight * (row of values), for each row named by `keys`."""
-    for i in range(count):
-        value = load(STORAGE, WIDTH, values + read("i32", keys + i * 4) * stride)
-        result = add_scaled(result, read(REAL, weights + i * SIZE), value)
+    for low in range(0, count, TERMS):
+        part = splat(WIDTH, zero)
+        for i in range(low, min(low + TERMS, count)):
+            value = load(STORAGE, WIDTH, values + read("i32", keys + i * 4) * stride)
+            part = add_scaled(part, read(REAL, weights + i * SIZE), value)
+        result = result + part
     return result
+
+
+@njit(inline="always")
+def _ahead(STEP, chunks, address):  # type: ignore[no-untyped-def]
+    """Asks for a row that will be read soon. Where rows lie apart, the processor does not guess it by itself."""
+    for at in range(0, STEP * chunks, 64):
+        prefetch(address + at)
 
 
 @njit(inline="always")
@@ -146,10 +159,8 @@ def _build(STORAGE: str, WIDTH: int, SINGLE: bool, VERSION: int, cache: bool) ->
         masses = peaks + GROUP * SIZE
         drops = masses + GROUP * SIZE
         logits = drops + GROUP * SIZE
-        while True:
-            unit = take_ticket(p.ticket)
-            if unit >= p.units:
-                break
+        unit = take_ticket(p.ticket)
+        while unit < p.units:
             block = unit % p.blocks
             head = (unit // p.blocks) % p.heads
             batch = unit // (p.blocks * p.heads)
@@ -162,6 +173,12 @@ def _build(STORAGE: str, WIDTH: int, SINGLE: bool, VERSION: int, cache: bool) ->
                 sums = own_sums
                 _column_sum(STORAGE, WIDTH, STEP, REAL, SIZE, LANES, ZERO, v, v_t, length, chunks, 0, sums)
             row_end = length * (block + 1) // p.blocks
+            # While this head is computed, the next one's keys and values are on their way.
+            next_k, next_v = 0, 0
+            if p.ahead:
+                unit = take_ticket(p.ticket)
+                next_k = p.k + unit // p.heads * p.k_b + unit % p.heads * p.k_h
+                next_v = p.v + unit // p.heads * p.v_b + unit % p.heads * p.v_h
             for top in range(length * block // p.blocks, row_end, GROUP):
                 bottom = min(top + GROUP, row_end)
                 # Each row's logits begin a vector of their own; the lanes behind the last one get weight exp(-inf) = 0.
@@ -171,6 +188,7 @@ def _build(STORAGE: str, WIDTH: int, SINGLE: bool, VERSION: int, cache: bool) ->
                     begin = read("i64", start + row * 8)
                     count = read("i64", start + row * 8 + 8) - begin
                     q0, keys = load(STORAGE, WIDTH, q), p.key + begin * 4
+                    _ahead(STEP, chunks, q + 16 * p.q_t)
                     _dots(STORAGE, WIDTH, STEP, REAL, SIZE, q0, q, k, k_t, keys, count, chunks, row_logits)
                     store(REAL, splat(LANES, LOWEST), row_logits + count * SIZE)
                     row_logits += (count + LANES - 1) // LANES * LANES * SIZE
@@ -208,19 +226,24 @@ def _build(STORAGE: str, WIDTH: int, SINGLE: bool, VERSION: int, cache: bool) ->
 
                 row_logits = logits
                 for row in range(top, bottom):
+                    if p.ahead:
+                        _ahead(STEP, chunks, next_k + row * p.k_t)
+                        _ahead(STEP, chunks, next_v + row * p.v_t)
                     out = p.out + batch * p.out_b + head * p.out_h + row * p.out_t
                     begin = read("i64", start + row * 8)
                     count = read("i64", start + row * 8 + 8) - begin
                     keys = p.key + begin * 4
                     inverse = splat(WIDTH, read(REAL, masses + (row - top) * SIZE))
                     for c in range(chunks):
-                        result = splat(WIDTH, ZERO)
+                        result, values = splat(WIDTH, ZERO), v + c * STEP
                         if zero_logit:
                             drop = splat(WIDTH, read(REAL, drops + (row - top) * SIZE))
                             result = drop * load(REAL, WIDTH, sums + c * WIDTH * SIZE)
-                        result = _weighted_sum(STORAGE, WIDTH, REAL, SIZE, result, row_logits, v + c * STEP, v_t, keys, count)
+                        result = _weighted_sum(STORAGE, WIDTH, REAL, SIZE, ZERO, result, row_logits, values, v_t, keys, count)
                         store(STORAGE, result * inverse, out + c * STEP)
                     row_logits += (count + LANES - 1) // LANES * LANES * SIZE
+            if not p.ahead:
+                unit = take_ticket(p.ticket)
 
     @cfunc(types.void(types.CPointer(from_dtype(BACKWARD))), cache=cache, error_model="numpy")
     def backward(pointer):  # type: ignore[no-untyped-def]
@@ -230,10 +253,8 @@ def _build(STORAGE: str, WIDTH: int, SINGLE: bool, VERSION: int, cache: bool) ->
         chunks = 1 if SINGLE else p.chunks  # a constant where it can be, so that its loops vanish
         own_sums = p.scratch + take_ticket(p.thread) * p.scratch_bytes
         own_weights = own_sums + chunks * WIDTH * SIZE
-        while True:
-            unit = take_ticket(p.ticket)
-            if unit >= p.units:
-                break
+        unit = take_ticket(p.ticket)
+        while unit < p.units:
             block = unit % p.blocks
             head = (unit // p.blocks) % p.heads
             batch = unit // (p.blocks * p.heads)
@@ -261,6 +282,9 @@ def _build(STORAGE: str, WIDTH: int, SINGLE: bool, VERSION: int, cache: bool) ->
                     keys = p.key + (origin + begin) * 4
                     q0 = load(STORAGE, WIDTH, q_row)
                     grad0 = load(STORAGE, WIDTH, grad_row)
+                    _ahead(STEP, chunks, q_row + 8 * p.q_t)
+                    _ahead(STEP, chunks, grad_row + 8 * p.grad_t)
+                    _ahead(STEP, chunks, out + (row + 8) * p.out_t)
                     mean = _dot(STORAGE, WIDTH, STEP, grad0, grad_row, out + row * p.out_t, chunks)
                     _dots(STORAGE, WIDTH, STEP, REAL, SIZE, q0, q_row, k, p.k_t, keys, count, chunks, weights + begin * SIZE)
                     _dots(STORAGE, WIDTH, STEP, REAL, SIZE, grad0, grad_row, v, p.v_t, keys, count, chunks, slopes + begin * SIZE)
@@ -283,11 +307,15 @@ def _build(STORAGE: str, WIDTH: int, SINGLE: bool, VERSION: int, cache: bool) ->
                             store_first(weight, weights + i * SIZE, end - i)
                             store_first(slope, slopes + i * SIZE, end - i)
                     for c in range(chunks):
-                        result = splat(WIDTH, ZERO)
-                        row_slopes = slopes + begin * SIZE
-                        result = _weighted_sum(STORAGE, WIDTH, REAL, SIZE, result, row_slopes, k + c * STEP, p.k_t, keys, count)
+                        result, values, row_slopes = splat(WIDTH, ZERO), k + c * STEP, slopes + begin * SIZE
+                        result = _weighted_sum(STORAGE, WIDTH, REAL, SIZE, ZERO, result, row_slopes, values, p.k_t, keys, count)
                         store(STORAGE, result, p.dq + batch * p.dq_b + head * p.dq_h + row * p.dq_t + c * STEP)
 
+            next_k, next_v = 0, 0
+            if p.ahead:
+                unit = take_ticket(p.ticket)
+                next_k = p.k + unit // p.heads * p.k_b + unit % p.heads * p.k_h
+                next_v = p.v + unit // p.heads * p.v_b + unit % p.heads * p.v_h
             if p.phase != 1:  # the second pass: dk and dv, gathered through the twins
                 sums = p.sums + (batch * p.heads + head) * chunks * WIDTH * SIZE
                 if zero_logit and not p.sums:
@@ -297,6 +325,9 @@ def _build(STORAGE: str, WIDTH: int, SINGLE: bool, VERSION: int, cache: bool) ->
                     begin = read("i64", start + row * 8)
                     count = read("i64", start + row * 8 + 8) - begin
                     keys, twins = p.key + begin * 4, p.twin + begin * 4
+                    if p.ahead:
+                        _ahead(STEP, chunks, next_k + row * p.k_t)
+                        _ahead(STEP, chunks, next_v + row * p.v_t)
                     dk = p.dk + batch * p.dk_b + head * p.dk_h + row * p.dk_t
                     dv = p.dv + batch * p.dv_b + head * p.dv_h + row * p.dv_t
                     for c in range(chunks):
@@ -304,14 +335,20 @@ def _build(STORAGE: str, WIDTH: int, SINGLE: bool, VERSION: int, cache: bool) ->
                         v_result = splat(WIDTH, ZERO)
                         if zero_logit:
                             v_result = load(REAL, WIDTH, sums + c * WIDTH * SIZE)
-                        for i in range(count):
-                            other = read("i32", keys + i * 4)
-                            at = read("i32", twins + i * 4) * SIZE
-                            q_other = load(STORAGE, WIDTH, q + other * p.q_t + c * STEP)
-                            grad_other = load(STORAGE, WIDTH, grad + other * p.grad_t + c * STEP)
-                            k_result = add_scaled(k_result, read(REAL, slopes + at), q_other)
-                            v_result = add_scaled(v_result, read(REAL, weights + at), grad_other)
+                        for low in range(0, count, TERMS):
+                            k_part, v_part = splat(WIDTH, ZERO), splat(WIDTH, ZERO)
+                            for i in range(low, min(low + TERMS, count)):
+                                other = read("i32", keys + i * 4)
+                                at = read("i32", twins + i * 4) * SIZE
+                                q_other = load(STORAGE, WIDTH, q + other * p.q_t + c * STEP)
+                                grad_other = load(STORAGE, WIDTH, grad + other * p.grad_t + c * STEP)
+                                k_part = add_scaled(k_part, read(REAL, slopes + at), q_other)
+                                v_part = add_scaled(v_part, read(REAL, weights + at), grad_other)
+                            k_result = k_result + k_part
+                            v_result = v_result + v_part
                         store(STORAGE, k_result, dk + c * STEP)
                         store(STORAGE, v_result, dv + c * STEP)
+            if not p.ahead:
+                unit = take_ticket(p.ticket)
 
     return forward, backward

@@ -20,7 +20,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic, models, overload, register_model
 
-VERSION = 4
+VERSION = 5
 
 _INT64 = ir.IntType(64)
 _INT32 = ir.IntType(32)
@@ -402,6 +402,19 @@ def write(typing_context: Any, kind: Any, address: Any, value: Any) -> Any:
         return context.get_dummy_value()
 
     return types.void(kind, types.int64, real), codegen
+
+
+@intrinsic
+def prefetch(typing_context: Any, address: Any) -> Any:
+    """Asks for a byte address to be brought near; any address will do."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        byte = ir.IntType(8).as_pointer()
+        function = _declare(builder, "llvm.prefetch.p0", ir.VoidType(), [byte, _INT32, _INT32, _INT32])
+        builder.call(function, [builder.inttoptr(args[0], byte), *(ir.Constant(_INT32, x) for x in (0, 3, 1))])
+        return context.get_dummy_value()
+
+    return types.void(types.int64), codegen
 
 
 @intrinsic
