@@ -30,6 +30,8 @@ _VECTOR_BYTES = 64
 _FAR_BYTES = 1 << 23
 #: The next head's keys and values are fetched ahead if they take no more than this, a share of the second-level cache.
 _AHEAD_BYTES = 1 << 19
+#: Results larger than this would push everything else out of a core's cache, and are written past it.
+_CACHE_BYTES = 1 << 22
 #: Below this many multiplications a second thread costs more than it saves.
 _SERIAL_BELOW = 1 << 17
 
@@ -62,7 +64,7 @@ def forward(q: Tensor, k: Tensor, v: Tensor, pattern: AttentionPattern, zero_log
         logits = _pairs_within(call.neighbours, cpu_kernels.GROUP) * lse.element_size() + cpu_kernels.GROUP * _VECTOR_BYTES
         scratch = (q.shape[-1] + 3 * cpu_kernels.GROUP) * lse.element_size() + logits + _VECTOR_BYTES
         sums = v.sum(dim=2, dtype=lse.dtype) if zero_logit and call.blocks > 1 else None
-        call.run(0, cpu_kernels.FORWARD, 0, scratch, None, sums, (q, k, v, out))
+        call.run(0, cpu_kernels.FORWARD, 0, scratch, None, sums, (q, k, v), (out,))
     return out, lse
 
 
@@ -87,17 +89,17 @@ def backward(
 
         size = lse.element_size()
         pairs = 2 * (call.neighbours.pairs_per_head + _VECTOR_BYTES // size)  # a weight and a slope for each
-        tensors = (q, k, v, out, grad, *grads.unbind(0))
+        tensors = (q, k, v, out, grad), grads.unbind(0)
         scratch = q.shape[-1] * size
         if call.blocks == 1:
             scratch += pairs * size
-            call.run(1, cpu_kernels.BACKWARD, cpu_kernels.WHOLE, scratch, None, None, tensors)
+            call.run(1, cpu_kernels.BACKWARD, cpu_kernels.WHOLE, scratch, None, None, *tensors)
         else:
             # Rows of one head on several threads: all its weights must stand before anyone gathers them.
             shared = torch.empty(q.shape[0] * q.shape[1], pairs, dtype=lse.dtype)
             sums = (torch.exp(-lse)[:, :, None] @ grad.to(lse.dtype))[:, :, 0].contiguous() if zero_logit else None
             for phase in (cpu_kernels.FIRST, cpu_kernels.SECOND):
-                call.run(1, cpu_kernels.BACKWARD, phase, scratch, shared, sums, tensors)
+                call.run(1, cpu_kernels.BACKWARD, phase, scratch, shared, sums, *tensors)
     return grads
 
 
@@ -177,6 +179,7 @@ class _Call:
         shared: Tensor | None,
         sums: Tensor | None,
         tensors: tuple[Tensor, ...],
+        results: tuple[Tensor, ...],
     ) -> None:
         from fibopolicy.attention import cpu_kernels
 
@@ -188,16 +191,19 @@ class _Call:
         address = counters.ctypes.data
         near = self.neighbours
         head_bytes = 2 * self.length * self.chunks * self.width * tensors[0].element_size()
+        # Every row of a result begins at a multiple of 64 bytes if the first does: results are laid out without gaps.
+        step = self.width * tensors[0].element_size()
+        past = sum(x.nbytes for x in results) > _CACHE_BYTES and step % 64 == 0 and all(x.data_ptr() % 64 == 0 for x in results)
         ahead = self.blocks == 1 and head_bytes <= _AHEAD_BYTES
         values = [
             self.scale, address, address + 128, self.batch * self.heads * self.blocks, self.blocks, self.heads, self.length,
             self.chunks, int(self.zero_logit), phase, near.start.ctypes.data, near.key.ctypes.data, near.twin.ctypes.data,
             scratch_address, scratch_bytes, 0 if shared is None else shared.data_ptr(),
             0 if shared is None else shared.stride(0) * shared.element_size(), self.lse.data_ptr(),
-            0 if sums is None else sums.data_ptr(), int(ahead),
+            0 if sums is None else sums.data_ptr(), int(ahead), int(past),
         ]  # fmt: skip
         size = tensors[0].element_size()
-        for x in tensors:
+        for x in (*tensors, *results):
             b, h, t, _ = x.stride()
             values += [x.data_ptr(), b * size, h * size, t * size]
         call = np.array([tuple(values)], dtype=record)

@@ -24,9 +24,11 @@ from fibopolicy.attention.simd import (
     maximum,
     prefetch,
     read,
+    settle,
     splat,
     store,
     store_first,
+    stream,
     take_ticket,
     total,
     totals,
@@ -37,7 +39,7 @@ from fibopolicy.attention.simd import (
 def _record(*tensors: str) -> np.dtype[Any]:
     """A call: addresses, counts, and for each tensor its address and its byte strides over batch, head and token."""
     names = ["ticket", "thread", "units", "blocks", "heads", "length", "chunks", "zero_logit", "phase"]
-    names += ["start", "key", "twin", "scratch", "scratch_bytes", "shared", "shared_bytes", "lse", "sums", "ahead"]
+    names += ["start", "key", "twin", "scratch", "scratch_bytes", "shared", "shared_bytes", "lse", "sums", "ahead", "past"]
     names += [tensor + suffix for tensor in tensors for suffix in ("", "_b", "_h", "_t")]
     return np.dtype([("scale", np.float64), *((name, np.int64) for name in names)])
 
@@ -122,6 +124,15 @@ def _ahead(STEP, chunks, address):  # type: ignore[no-untyped-def]
     """Asks for a row that will be read soon. Where rows lie apart, the processor does not guess it by itself."""
     for at in range(0, STEP * chunks, 64):
         prefetch(address + at)
+
+
+@njit(inline="always")
+def _put(STORAGE, past, vector, address):  # type: ignore[no-untyped-def]
+    """Writes a part of a result; past the caches if the whole would not stay there, which spares reading it first."""
+    if past:
+        stream(STORAGE, vector, address)
+    else:
+        store(STORAGE, vector, address)
 
 
 @njit(inline="always")
@@ -240,10 +251,11 @@ def _build(STORAGE: str, WIDTH: int, SINGLE: bool, VERSION: int, cache: bool) ->
                             drop = splat(WIDTH, read(REAL, drops + (row - top) * SIZE))
                             result = drop * load(REAL, WIDTH, sums + c * WIDTH * SIZE)
                         result = _weighted_sum(STORAGE, WIDTH, REAL, SIZE, ZERO, result, row_logits, values, v_t, keys, count)
-                        store(STORAGE, result * inverse, out + c * STEP)
+                        _put(STORAGE, p.past, result * inverse, out + c * STEP)
                     row_logits += (count + LANES - 1) // LANES * LANES * SIZE
             if not p.ahead:
                 unit = take_ticket(p.ticket)
+        settle()
 
     @cfunc(types.void(types.CPointer(from_dtype(BACKWARD))), cache=cache, error_model="numpy")
     def backward(pointer):  # type: ignore[no-untyped-def]
@@ -309,7 +321,7 @@ def _build(STORAGE: str, WIDTH: int, SINGLE: bool, VERSION: int, cache: bool) ->
                     for c in range(chunks):
                         result, values, row_slopes = splat(WIDTH, ZERO), k + c * STEP, slopes + begin * SIZE
                         result = _weighted_sum(STORAGE, WIDTH, REAL, SIZE, ZERO, result, row_slopes, values, p.k_t, keys, count)
-                        store(STORAGE, result, p.dq + batch * p.dq_b + head * p.dq_h + row * p.dq_t + c * STEP)
+                        _put(STORAGE, p.past, result, p.dq + batch * p.dq_b + head * p.dq_h + row * p.dq_t + c * STEP)
 
             next_k, next_v = 0, 0
             if p.ahead:
@@ -346,9 +358,10 @@ def _build(STORAGE: str, WIDTH: int, SINGLE: bool, VERSION: int, cache: bool) ->
                                 v_part = add_scaled(v_part, read(REAL, weights + at), grad_other)
                             k_result = k_result + k_part
                             v_result = v_result + v_part
-                        store(STORAGE, k_result, dk + c * STEP)
-                        store(STORAGE, v_result, dv + c * STEP)
+                        _put(STORAGE, p.past, k_result, dk + c * STEP)
+                        _put(STORAGE, p.past, v_result, dv + c * STEP)
             if not p.ahead:
                 unit = take_ticket(p.ticket)
+        settle()
 
     return forward, backward

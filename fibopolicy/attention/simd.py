@@ -20,7 +20,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic, models, overload, register_model
 
-VERSION = 5
+VERSION = 6
 
 _INT64 = ir.IntType(64)
 _INT32 = ir.IntType(32)
@@ -99,16 +99,18 @@ def store(typing_context: Any, storage: Any, vector: Any, address: Any) -> Any:
     kind = storage.literal_value
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        value = args[1]
-        if kind == "f16":
-            value = builder.fptrunc(value, ir.VectorType(ir.HalfType(), vector.width))
-        elif kind == "bf16":
-            value = _to_bfloat16(builder, value, vector.width)
+        value = _rounded(builder, args[1], kind)
         pointer = builder.inttoptr(args[2], value.type.as_pointer())
         builder.store(value, pointer, align=_STORAGE[kind].get_abi_size(context.target_data))
         return context.get_dummy_value()
 
     return types.void(storage, vector, types.int64), codegen
+
+
+def _rounded(builder: Any, value: Any, kind: str) -> Any:
+    if kind == "f16":
+        return builder.fptrunc(value, ir.VectorType(ir.HalfType(), value.type.count))
+    return _to_bfloat16(builder, value, value.type.count) if kind == "bf16" else value
 
 
 def _to_bfloat16(builder: Any, value: Any, width: int) -> Any:
@@ -402,6 +404,37 @@ def write(typing_context: Any, kind: Any, address: Any, value: Any) -> Any:
         return context.get_dummy_value()
 
     return types.void(kind, types.int64, real), codegen
+
+
+@intrinsic(prefer_literal=True)
+def stream(typing_context: Any, storage: Any, vector: Any, address: Any) -> Any:
+    """As `store`, past the caches: for what nobody reads soon. The address has to be a multiple of 64."""
+    kind = storage.literal_value
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        value = _rounded(builder, args[1], kind)
+        size = _STORAGE[kind].get_abi_size(context.target_data)
+        count = min(64 // size, vector.width)
+        for i in range(0, vector.width, count):
+            lanes = ir.Constant(ir.VectorType(_INT32, count), list(range(i, i + count)))
+            part = builder.shuffle_vector(value, value, lanes)
+            pointer = builder.inttoptr(builder.add(args[2], ir.Constant(_INT64, i * size)), part.type.as_pointer())
+            written = builder.store(part, pointer, align=count * size)
+            written.set_metadata("nontemporal", builder.module.add_metadata([ir.Constant(_INT32, 1)]))
+        return context.get_dummy_value()
+
+    return types.void(storage, vector, types.int64), codegen
+
+
+@intrinsic
+def settle(typing_context: Any) -> Any:
+    """Everything written so far, also by `stream`, stands before anything that follows."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        builder.fence("seq_cst")
+        return context.get_dummy_value()
+
+    return types.void(), codegen
 
 
 @intrinsic
