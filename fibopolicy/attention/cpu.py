@@ -1,11 +1,12 @@
 """The CPU backend around the compiled kernels: what fits them, which one runs, and on how many threads.
 
 Memory beyond the results is linear in T: logits of a few rows per thread, in backward also two numbers per kept pair of
-one head per thread.
+one head per thread; and a copy of inputs whose rows lie far apart.
 """
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import math
 from typing import Any
@@ -25,6 +26,12 @@ _WHOLE_ROWS = (32, 64, 128)
 _CHUNK = 16
 #: The kernels read and write whole vectors; a row's scratch ends with room for one.
 _VECTOR_BYTES = 64
+#: A head whose rows spread over more than this is copied before use.
+_FAR_BYTES = 1 << 23
+#: The next head's keys and values are fetched ahead if they take no more than this, a share of the second-level cache.
+_AHEAD_BYTES = 1 << 19
+#: Results larger than this would push everything else out of a core's cache, and are written past it.
+_CACHE_BYTES = 1 << 22
 #: Below this many multiplications a second thread costs more than it saves.
 _SERIAL_BELOW = 1 << 17
 
@@ -46,16 +53,18 @@ def forward(q: Tensor, k: Tensor, v: Tensor, pattern: AttentionPattern, zero_log
         out: `(B, h, T, d)`, laid out by `empty_like`; and the logarithm of each query's sum of weights,
         `(B, h, T)` in float32 (float64 for float64 inputs).
     """
-    q, k, v = (_readable(x) for x in (q, k, v))
     out = empty_like(q)
+    q, k, v = _readable(q, k, v)
     lse = torch.empty(q.shape[:3], dtype=_compute_dtype(q))
     call = _Call(q, pattern, zero_logit, scale, lse)
     if q.numel():
         from fibopolicy.attention import cpu_kernels
 
-        scratch = (q.shape[-1] + call.neighbours.pairs_per_token) * lse.element_size() + _VECTOR_BYTES
+        # A peak, a sum and a dropped weight for each row of a group, and its logits, each row's in vectors of their own.
+        logits = _pairs_within(call.neighbours, cpu_kernels.GROUP) * lse.element_size() + cpu_kernels.GROUP * _VECTOR_BYTES
+        scratch = (q.shape[-1] + 3 * cpu_kernels.GROUP) * lse.element_size() + logits + _VECTOR_BYTES
         sums = v.sum(dim=2, dtype=lse.dtype) if zero_logit and call.blocks > 1 else None
-        call.run(0, cpu_kernels.FORWARD, 0, scratch, None, sums, (q, k, v, out))
+        call.run(0, cpu_kernels.FORWARD, 0, scratch, None, sums, (q, k, v), (out,))
     return out, lse
 
 
@@ -71,39 +80,39 @@ def backward(
     scale: float,
 ) -> Tensor:
     """The gradients of q, k and v, stacked: `(3, B, h, T, d)`, from those of `forward`'s `out`."""
-    grad, q, k, v, out = (_readable(x) for x in (grad, q, k, v, out))
+    grad, q, k, v, out = _readable(grad, q, k, v, out)
     # One block of memory: three would be given back to the system and faulted in again at every step.
-    grads = empty_like(q, 3)
+    grads = q.new_empty((3, *q.shape))
     call = _Call(q, pattern, zero_logit, scale, lse)
     if q.numel():
         from fibopolicy.attention import cpu_kernels
 
         size = lse.element_size()
         pairs = 2 * (call.neighbours.pairs_per_head + _VECTOR_BYTES // size)  # a weight and a slope for each
-        tensors = (q, k, v, out, grad, *grads.unbind(0))
-        scratch = q.shape[-1]
+        tensors = (q, k, v, out, grad), grads.unbind(0)
+        scratch = q.shape[-1] * size
         if call.blocks == 1:
-            call.run(1, cpu_kernels.BACKWARD, cpu_kernels.WHOLE, (scratch + pairs) * size, None, None, tensors)
+            scratch += pairs * size
+            call.run(1, cpu_kernels.BACKWARD, cpu_kernels.WHOLE, scratch, None, None, *tensors)
         else:
             # Rows of one head on several threads: all its weights must stand before anyone gathers them.
             shared = torch.empty(q.shape[0] * q.shape[1], pairs, dtype=lse.dtype)
             sums = (torch.exp(-lse)[:, :, None] @ grad.to(lse.dtype))[:, :, 0].contiguous() if zero_logit else None
             for phase in (cpu_kernels.FIRST, cpu_kernels.SECOND):
-                call.run(1, cpu_kernels.BACKWARD, phase, scratch * size, shared, sums, tensors)
+                call.run(1, cpu_kernels.BACKWARD, phase, scratch, shared, sums, *tensors)
     return grads
 
 
-def empty_like(q: Tensor, copies: int | None = None) -> Tensor:
-    """Memory for a result of q's shape `(B, h, T, d)`, or for several, `(copies, B, h, T, d)`.
+def empty_like(q: Tensor) -> Tensor:
+    """Memory for a result of q's shape `(B, h, T, d)`.
 
     It is laid out as `(B, T, h, d)` where q's heads of one token stand closer than its tokens, as after a packed projection:
     then `out.transpose(1, 2).reshape(B, T, h * d)` copies nothing.
     """
     batch, heads, length, dim = q.shape
-    lead = () if copies is None else (copies,)
-    if heads > 1 and q.stride(1) < q.stride(2):
-        return q.new_empty((*lead, batch, length, heads, dim)).transpose(-3, -2)
-    return q.new_empty((*lead, batch, heads, length, dim))
+    if q.stride(-1) == 1 and heads > 1 and q.stride(1) < q.stride(2):
+        return q.new_empty((batch, length, heads, dim)).transpose(1, 2)
+    return q.new_empty(q.shape)
 
 
 def padded_dim(head_dim: int) -> int:
@@ -117,13 +126,32 @@ def pad(x: Tensor) -> Tensor:
     return F.pad(x, (0, missing)) if missing else x
 
 
-def _readable(x: Tensor) -> Tensor:
-    """The kernels step freely over batch, head and token, but read a row's numbers side by side."""
-    return x if x.stride(-1) == 1 else x.contiguous()
+def _readable(*tensors: Tensor) -> list[Tensor]:
+    """The kernels step freely over batch, head and token, but read a row's numbers side by side.
+
+    Where the rows of a head lie far apart, as in long packed projections, each has a page of its own and they share few sets
+    of the cache. Every row is read as often as a token has neighbours, so that one copy costs less than it saves.
+    """
+    far = [_far(x) for x in tensors]
+    # One block of memory: several would be given back to the system and faulted in again at every step.
+    copies = iter(tensors[0].new_empty((sum(far), *tensors[0].shape)).unbind(0))
+    return [next(copies).copy_(x) if apart else x for x, apart in zip(tensors, far, strict=True)]
+
+
+def _far(x: Tensor) -> bool:
+    apart = x.stride(2) > x.shape[3] and x.shape[2] * x.stride(2) * x.element_size() > _FAR_BYTES
+    return apart or x.stride(-1) != 1
 
 
 def _compute_dtype(x: Tensor) -> torch.dtype:
     return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+@functools.lru_cache(maxsize=64)
+def _pairs_within(near: Neighbours, rows: int) -> int:
+    """The largest number of kept pairs that so many consecutive rows of one head have together."""
+    last = near.start.shape[1] - 1
+    return max(int((near.start[:, min(i + rows, last)] - near.start[:, i]).max()) for i in range(last))
 
 
 class _Call:
@@ -151,24 +179,31 @@ class _Call:
         shared: Tensor | None,
         sums: Tensor | None,
         tensors: tuple[Tensor, ...],
+        results: tuple[Tensor, ...],
     ) -> None:
         from fibopolicy.attention import cpu_kernels
 
         kernel = cpu_kernels.kernels(self.storage, self.width, self.single)[which]
         scratch_bytes = (scratch_bytes + 127) // 128 * 128  # threads keep off each other's cache lines
         scratch = np.empty(self.threads * scratch_bytes + 128, np.uint8)
+        scratch_address = (scratch.ctypes.data + 127) // 128 * 128
         counters = np.zeros(32, np.int64)
         address = counters.ctypes.data
         near = self.neighbours
+        head_bytes = 2 * self.length * self.chunks * self.width * tensors[0].element_size()
+        # Every row of a result begins at a multiple of 64 bytes if the first does: results are laid out without gaps.
+        step = self.width * tensors[0].element_size()
+        past = sum(x.nbytes for x in results) > _CACHE_BYTES and step % 64 == 0 and all(x.data_ptr() % 64 == 0 for x in results)
+        ahead = self.blocks == 1 and head_bytes <= _AHEAD_BYTES
         values = [
             self.scale, address, address + 128, self.batch * self.heads * self.blocks, self.blocks, self.heads, self.length,
             self.chunks, int(self.zero_logit), phase, near.start.ctypes.data, near.key.ctypes.data, near.twin.ctypes.data,
-            scratch.ctypes.data, scratch_bytes, 0 if shared is None else shared.data_ptr(),
+            scratch_address, scratch_bytes, 0 if shared is None else shared.data_ptr(),
             0 if shared is None else shared.stride(0) * shared.element_size(), self.lse.data_ptr(),
-            0 if sums is None else sums.data_ptr(),
+            0 if sums is None else sums.data_ptr(), int(ahead), int(past),
         ]  # fmt: skip
         size = tensors[0].element_size()
-        for x in tensors:
+        for x in (*tensors, *results):
             b, h, t, _ = x.stride()
             values += [x.data_ptr(), b * size, h * size, t * size]
         call = np.array([tuple(values)], dtype=record)

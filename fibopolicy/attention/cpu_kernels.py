@@ -8,7 +8,6 @@ computes the same numbers. Rows are gathered, never scattered: no two units writ
 from __future__ import annotations
 
 import functools
-import math
 from typing import Any
 
 import numpy as np
@@ -18,13 +17,18 @@ from fibopolicy.attention import simd
 from fibopolicy.attention.simd import (
     add_scaled,
     exponential,
+    first,
     highest,
     load,
+    logarithm,
     maximum,
+    prefetch,
     read,
+    settle,
     splat,
     store,
     store_first,
+    stream,
     take_ticket,
     total,
     totals,
@@ -35,13 +39,19 @@ from fibopolicy.attention.simd import (
 def _record(*tensors: str) -> np.dtype[Any]:
     """A call: addresses, counts, and for each tensor its address and its byte strides over batch, head and token."""
     names = ["ticket", "thread", "units", "blocks", "heads", "length", "chunks", "zero_logit", "phase"]
-    names += ["start", "key", "twin", "scratch", "scratch_bytes", "shared", "shared_bytes", "lse", "sums"]
+    names += ["start", "key", "twin", "scratch", "scratch_bytes", "shared", "shared_bytes", "lse", "sums", "ahead", "past"]
     names += [tensor + suffix for tensor in tensors for suffix in ("", "_b", "_h", "_t")]
     return np.dtype([("scale", np.float64), *((name, np.int64) for name in names)])
 
 
 FORWARD = _record("q", "k", "v", "out")
 BACKWARD = _record("q", "k", "v", "out", "grad", "dq", "dk", "dv")
+
+#: Rows go through the steps of a kernel in groups of this many: what a step leaves for the next one stays in cache, and
+#: within a step no row waits for the one before it. Taken alone, a row would spend most of its time waiting for itself.
+GROUP = 32
+#: Long sums, as over all tokens for a prefix token, are sums of sums of this many terms, so that rounding does not pile up.
+TERMS = 64
 
 #: BACKWARD's `phase`: a unit does all of a head; or only its rows' part of the first, or of the second pass.
 WHOLE, FIRST, SECOND = 0, 1, 2
@@ -98,14 +108,44 @@ def _dots(STORAGE, WIDTH, STEP, REAL, SIZE, x0, x, y, stride, keys, count, chunk
 
 
 @njit(inline="always")
-def _column_sum(STORAGE, WIDTH, STEP, REAL, SIZE, zero, values, stride, length, chunks, lse, target):  # type: ignore[no-untyped-def]
+def _weighted_sum(STORAGE, WIDTH, REAL, SIZE, zero, result, weights, values, stride, keys, count):  # type: ignore[no-untyped-def]
+    """`result` + the sum of weight * (row of values), for each row named by `keys`."""
+    for low in range(0, count, TERMS):
+        part = splat(WIDTH, zero)
+        for i in range(low, min(low + TERMS, count)):
+            value = load(STORAGE, WIDTH, values + read("i32", keys + i * 4) * stride)
+            part = add_scaled(part, read(REAL, weights + i * SIZE), value)
+        result = result + part
+    return result
+
+
+@njit(inline="always")
+def _ahead(STEP, chunks, address):  # type: ignore[no-untyped-def]
+    """Asks for a row that will be read soon. Where rows lie apart, the processor does not guess it by itself."""
+    for at in range(0, STEP * chunks, 64):
+        prefetch(address + at)
+
+
+@njit(inline="always")
+def _put(STORAGE, past, vector, address):  # type: ignore[no-untyped-def]
+    """Writes a part of a result; past the caches if the whole would not stay there, which spares reading it first."""
+    if past:
+        stream(STORAGE, vector, address)
+    else:
+        store(STORAGE, vector, address)
+
+
+@njit(inline="always")
+def _column_sum(STORAGE, WIDTH, STEP, REAL, SIZE, LANES, zero, values, stride, length, chunks, lse, target):  # type: ignore[no-untyped-def]
     """Sum over tokens of `values`, each divided by exp(lse) unless lse is 0, into `target`."""
     for c in range(chunks):
         result = splat(WIDTH, zero)
         for t in range(length):
             row = load(STORAGE, WIDTH, values + t * stride + c * STEP)
-            factor = math.exp(-read(REAL, lse + t * SIZE)) if lse else 1.0
-            result = add_scaled(result, zero + factor, row)
+            if lse:
+                result = add_scaled(result, first(exponential(splat(LANES, zero - read(REAL, lse + t * SIZE)))), row)
+            else:
+                result = result + row
         store(REAL, result, target + c * WIDTH * SIZE)
 
 
@@ -126,56 +166,96 @@ def _build(STORAGE: str, WIDTH: int, SINGLE: bool, VERSION: int, cache: bool) ->
         length, zero_logit, scale = p.length, p.zero_logit, real(p.scale)
         chunks = 1 if SINGLE else p.chunks  # a constant where it can be, so that its loops vanish
         own_sums = p.scratch + take_ticket(p.thread) * p.scratch_bytes
-        logits = own_sums + chunks * WIDTH * SIZE
-        while True:
-            unit = take_ticket(p.ticket)
-            if unit >= p.units:
-                break
+        peaks = own_sums + chunks * WIDTH * SIZE
+        masses = peaks + GROUP * SIZE
+        drops = masses + GROUP * SIZE
+        logits = drops + GROUP * SIZE
+        unit = take_ticket(p.ticket)
+        while unit < p.units:
             block = unit % p.blocks
             head = (unit // p.blocks) % p.heads
             batch = unit // (p.blocks * p.heads)
-            k = p.k + batch * p.k_b + head * p.k_h
-            v = p.v + batch * p.v_b + head * p.v_h
+            k, k_t = p.k + batch * p.k_b + head * p.k_h, p.k_t
+            v, v_t = p.v + batch * p.v_b + head * p.v_h, p.v_t
             start = p.start + head * (length + 1) * 8
+            lse = p.lse + (batch * p.heads + head) * length * SIZE
             sums = p.sums + (batch * p.heads + head) * chunks * WIDTH * SIZE
             if zero_logit and not p.sums:
                 sums = own_sums
-                _column_sum(STORAGE, WIDTH, STEP, REAL, SIZE, ZERO, v, p.v_t, length, chunks, 0, sums)
-            for row in range(length * block // p.blocks, length * (block + 1) // p.blocks):
-                q = p.q + batch * p.q_b + head * p.q_h + row * p.q_t
-                out = p.out + batch * p.out_b + head * p.out_h + row * p.out_t
-                begin = read("i64", start + row * 8)
-                count = read("i64", start + row * 8 + 8) - begin
-                keys = p.key + begin * 4
-                _dots(STORAGE, WIDTH, STEP, REAL, SIZE, load(STORAGE, WIDTH, q), q, k, p.k_t, keys, count, chunks, logits)
-                # Whole vectors are read from here on: the lanes behind the last logit get weight exp(-inf) = 0.
-                store(REAL, splat(LANES, LOWEST), logits + count * SIZE)
-                peaks = splat(LANES, ZERO if zero_logit else LOWEST)
-                for i in range(0, count, LANES):
-                    peaks = maximum(peaks, splat(LANES, scale) * load(REAL, LANES, logits + i * SIZE))
-                peak = highest(peaks)
-                # Under zero_logit each dropped key has logit 0, so weight `dropped`; `sums` holds what they all add.
-                dropped = real(math.exp(-peak)) if zero_logit else ZERO
-                mass = splat(LANES, ZERO)
-                for i in range(0, count, LANES):
-                    logit = splat(LANES, scale) * load(REAL, LANES, logits + i * SIZE)
-                    weight = exponential(logit - splat(LANES, peak))
-                    mass = mass + weight
-                    store(REAL, weight - splat(LANES, dropped), logits + i * SIZE)
-                denominator = total(mass) + dropped * real(length - count)
-                if count == 0 and not zero_logit:
-                    denominator, peak = ONE, ZERO
-                at = (batch * p.heads + head) * length + row
-                write(REAL, p.lse + at * SIZE, peak + real(math.log(denominator)))
-                inverse = splat(WIDTH, ONE / denominator)
-                for c in range(chunks):
-                    result = splat(WIDTH, ZERO)
+                _column_sum(STORAGE, WIDTH, STEP, REAL, SIZE, LANES, ZERO, v, v_t, length, chunks, 0, sums)
+            row_end = length * (block + 1) // p.blocks
+            # While this head is computed, the next one's keys and values are on their way.
+            next_k, next_v = 0, 0
+            if p.ahead:
+                unit = take_ticket(p.ticket)
+                next_k = p.k + unit // p.heads * p.k_b + unit % p.heads * p.k_h
+                next_v = p.v + unit // p.heads * p.v_b + unit % p.heads * p.v_h
+            for top in range(length * block // p.blocks, row_end, GROUP):
+                bottom = min(top + GROUP, row_end)
+                # Each row's logits begin a vector of their own; the lanes behind the last one get weight exp(-inf) = 0.
+                row_logits = logits
+                for row in range(top, bottom):
+                    q = p.q + batch * p.q_b + head * p.q_h + row * p.q_t
+                    begin = read("i64", start + row * 8)
+                    count = read("i64", start + row * 8 + 8) - begin
+                    q0, keys = load(STORAGE, WIDTH, q), p.key + begin * 4
+                    _ahead(STEP, chunks, q + 16 * p.q_t)
+                    _dots(STORAGE, WIDTH, STEP, REAL, SIZE, q0, q, k, k_t, keys, count, chunks, row_logits)
+                    store(REAL, splat(LANES, LOWEST), row_logits + count * SIZE)
+                    row_logits += (count + LANES - 1) // LANES * LANES * SIZE
+
+                row_logits = logits
+                for row in range(top, bottom):
+                    count = read("i64", start + row * 8 + 8) - read("i64", start + row * 8)
+                    row_peaks = splat(LANES, ZERO if zero_logit else LOWEST)
+                    for i in range(0, count, LANES):
+                        row_peaks = maximum(row_peaks, splat(LANES, scale) * load(REAL, LANES, row_logits + i * SIZE))
+                    peak = highest(row_peaks)
+                    # Under zero_logit each dropped key has logit 0, so weight `dropped`; `sums` holds what they all add.
+                    dropped = splat(LANES, ZERO)
                     if zero_logit:
-                        result = splat(WIDTH, dropped) * load(REAL, WIDTH, sums + c * WIDTH * SIZE)
-                    for i in range(count):
-                        value = load(STORAGE, WIDTH, v + read("i32", keys + i * 4) * p.v_t + c * STEP)
-                        result = add_scaled(result, read(REAL, logits + i * SIZE), value)
-                    store(STORAGE, result * inverse, out + c * STEP)
+                        dropped = exponential(splat(LANES, ZERO - peak))
+                    row_masses = splat(LANES, ZERO)
+                    for i in range(0, count, LANES):
+                        logit = splat(LANES, scale) * load(REAL, LANES, row_logits + i * SIZE)
+                        weight = exponential(logit - splat(LANES, peak))
+                        row_masses = row_masses + weight
+                        store(REAL, weight - dropped, row_logits + i * SIZE)
+                    mass = total(row_masses) + first(dropped) * real(length - count)
+                    if count == 0 and not zero_logit:
+                        mass, peak = ONE, ZERO
+                    write(REAL, peaks + (row - top) * SIZE, peak)
+                    write(REAL, masses + (row - top) * SIZE, mass)
+                    write(REAL, drops + (row - top) * SIZE, first(dropped))
+                    row_logits += (count + LANES - 1) // LANES * LANES * SIZE
+
+                for i in range(0, bottom - top, LANES):
+                    row_masses = load(REAL, LANES, masses + i * SIZE)
+                    row_lse = load(REAL, LANES, peaks + i * SIZE) + logarithm(row_masses)
+                    store_first(row_lse, lse + (top + i) * SIZE, bottom - top - i)
+                    store(REAL, splat(LANES, ONE) / row_masses, masses + i * SIZE)
+
+                row_logits = logits
+                for row in range(top, bottom):
+                    if p.ahead:
+                        _ahead(STEP, chunks, next_k + row * p.k_t)
+                        _ahead(STEP, chunks, next_v + row * p.v_t)
+                    out = p.out + batch * p.out_b + head * p.out_h + row * p.out_t
+                    begin = read("i64", start + row * 8)
+                    count = read("i64", start + row * 8 + 8) - begin
+                    keys = p.key + begin * 4
+                    inverse = splat(WIDTH, read(REAL, masses + (row - top) * SIZE))
+                    for c in range(chunks):
+                        result, values = splat(WIDTH, ZERO), v + c * STEP
+                        if zero_logit:
+                            drop = splat(WIDTH, read(REAL, drops + (row - top) * SIZE))
+                            result = drop * load(REAL, WIDTH, sums + c * WIDTH * SIZE)
+                        result = _weighted_sum(STORAGE, WIDTH, REAL, SIZE, ZERO, result, row_logits, values, v_t, keys, count)
+                        _put(STORAGE, p.past, result * inverse, out + c * STEP)
+                    row_logits += (count + LANES - 1) // LANES * LANES * SIZE
+            if not p.ahead:
+                unit = take_ticket(p.ticket)
+        settle()
 
     @cfunc(types.void(types.CPointer(from_dtype(BACKWARD))), cache=cache, error_model="numpy")
     def backward(pointer):  # type: ignore[no-untyped-def]
@@ -185,10 +265,8 @@ def _build(STORAGE: str, WIDTH: int, SINGLE: bool, VERSION: int, cache: bool) ->
         chunks = 1 if SINGLE else p.chunks  # a constant where it can be, so that its loops vanish
         own_sums = p.scratch + take_ticket(p.thread) * p.scratch_bytes
         own_weights = own_sums + chunks * WIDTH * SIZE
-        while True:
-            unit = take_ticket(p.ticket)
-            if unit >= p.units:
-                break
+        unit = take_ticket(p.ticket)
+        while unit < p.units:
             block = unit % p.blocks
             head = (unit // p.blocks) % p.heads
             batch = unit // (p.blocks * p.heads)
@@ -199,34 +277,39 @@ def _build(STORAGE: str, WIDTH: int, SINGLE: bool, VERSION: int, cache: bool) ->
             out = p.out + batch * p.out_b + head * p.out_h
             grad = p.grad + batch * p.grad_b + head * p.grad_h
             start = p.start + head * (length + 1) * 8
-            first = read("i64", start)
-            pairs = read("i64", start + length * 8) - first
+            origin = read("i64", start)
+            pairs = read("i64", start + length * 8) - origin
             lse = p.lse + (batch * p.heads + head) * length * SIZE
             # Rows split over threads meet in memory of their head; else every thread has its own, and it stays in cache.
             weights = own_weights if p.phase == 0 else p.shared + (batch * p.heads + head) * p.shared_bytes
             slopes = weights + (pairs + LANES) * SIZE
 
             if p.phase != 2:  # the first pass: weights p and slopes dL/dlogit of this unit's rows, and their dq
-                end = read("i64", start + row_end * 8) - first
+                end = read("i64", start + row_end * 8) - origin
                 for row in range(row_begin, row_end):
                     q_row = q + row * p.q_t
                     grad_row = grad + row * p.grad_t
-                    begin = read("i64", start + row * 8) - first
-                    count = read("i64", start + row * 8 + 8) - first - begin
-                    keys = p.key + (first + begin) * 4
+                    begin = read("i64", start + row * 8) - origin
+                    count = read("i64", start + row * 8 + 8) - origin - begin
+                    keys = p.key + (origin + begin) * 4
                     q0 = load(STORAGE, WIDTH, q_row)
                     grad0 = load(STORAGE, WIDTH, grad_row)
+                    _ahead(STEP, chunks, q_row + 8 * p.q_t)
+                    _ahead(STEP, chunks, grad_row + 8 * p.grad_t)
+                    _ahead(STEP, chunks, out + (row + 8) * p.out_t)
                     mean = _dot(STORAGE, WIDTH, STEP, grad0, grad_row, out + row * p.out_t, chunks)
                     _dots(STORAGE, WIDTH, STEP, REAL, SIZE, q0, q_row, k, p.k_t, keys, count, chunks, weights + begin * SIZE)
                     _dots(STORAGE, WIDTH, STEP, REAL, SIZE, grad0, grad_row, v, p.v_t, keys, count, chunks, slopes + begin * SIZE)
                     row_lse = read(REAL, lse + row * SIZE)
-                    dropped = real(math.exp(-row_lse)) if zero_logit else ZERO
+                    dropped = splat(LANES, ZERO)
+                    if zero_logit:
+                        dropped = exponential(splat(LANES, ZERO - row_lse))
                     for i in range(begin, begin + count, LANES):
                         logit = splat(LANES, scale) * load(REAL, LANES, weights + i * SIZE)
                         weight = exponential(logit - splat(LANES, row_lse))
                         slope = load(REAL, LANES, slopes + i * SIZE) - splat(LANES, mean)
                         slope = slope * weight * splat(LANES, scale)
-                        weight = weight - splat(LANES, dropped)
+                        weight = weight - dropped
                         # Lanes behind this row's last key fall on rows still to come, which will overwrite them;
                         # behind this unit's last row they would fall on another thread's.
                         if i + LANES <= end:
@@ -236,21 +319,27 @@ def _build(STORAGE: str, WIDTH: int, SINGLE: bool, VERSION: int, cache: bool) ->
                             store_first(weight, weights + i * SIZE, end - i)
                             store_first(slope, slopes + i * SIZE, end - i)
                     for c in range(chunks):
-                        result = splat(WIDTH, ZERO)
-                        for i in range(count):
-                            other = load(STORAGE, WIDTH, k + read("i32", keys + i * 4) * p.k_t + c * STEP)
-                            result = add_scaled(result, read(REAL, slopes + (begin + i) * SIZE), other)
-                        store(STORAGE, result, p.dq + batch * p.dq_b + head * p.dq_h + row * p.dq_t + c * STEP)
+                        result, values, row_slopes = splat(WIDTH, ZERO), k + c * STEP, slopes + begin * SIZE
+                        result = _weighted_sum(STORAGE, WIDTH, REAL, SIZE, ZERO, result, row_slopes, values, p.k_t, keys, count)
+                        _put(STORAGE, p.past, result, p.dq + batch * p.dq_b + head * p.dq_h + row * p.dq_t + c * STEP)
 
+            next_k, next_v = 0, 0
+            if p.ahead:
+                unit = take_ticket(p.ticket)
+                next_k = p.k + unit // p.heads * p.k_b + unit % p.heads * p.k_h
+                next_v = p.v + unit // p.heads * p.v_b + unit % p.heads * p.v_h
             if p.phase != 1:  # the second pass: dk and dv, gathered through the twins
                 sums = p.sums + (batch * p.heads + head) * chunks * WIDTH * SIZE
                 if zero_logit and not p.sums:
                     sums = own_sums
-                    _column_sum(STORAGE, WIDTH, STEP, REAL, SIZE, ZERO, grad, p.grad_t, length, chunks, lse, sums)
+                    _column_sum(STORAGE, WIDTH, STEP, REAL, SIZE, LANES, ZERO, grad, p.grad_t, length, chunks, lse, sums)
                 for row in range(row_begin, row_end):
                     begin = read("i64", start + row * 8)
                     count = read("i64", start + row * 8 + 8) - begin
                     keys, twins = p.key + begin * 4, p.twin + begin * 4
+                    if p.ahead:
+                        _ahead(STEP, chunks, next_k + row * p.k_t)
+                        _ahead(STEP, chunks, next_v + row * p.v_t)
                     dk = p.dk + batch * p.dk_b + head * p.dk_h + row * p.dk_t
                     dv = p.dv + batch * p.dv_b + head * p.dv_h + row * p.dv_t
                     for c in range(chunks):
@@ -258,14 +347,21 @@ def _build(STORAGE: str, WIDTH: int, SINGLE: bool, VERSION: int, cache: bool) ->
                         v_result = splat(WIDTH, ZERO)
                         if zero_logit:
                             v_result = load(REAL, WIDTH, sums + c * WIDTH * SIZE)
-                        for i in range(count):
-                            other = read("i32", keys + i * 4)
-                            at = read("i32", twins + i * 4) * SIZE
-                            q_other = load(STORAGE, WIDTH, q + other * p.q_t + c * STEP)
-                            grad_other = load(STORAGE, WIDTH, grad + other * p.grad_t + c * STEP)
-                            k_result = add_scaled(k_result, read(REAL, slopes + at), q_other)
-                            v_result = add_scaled(v_result, read(REAL, weights + at), grad_other)
-                        store(STORAGE, k_result, dk + c * STEP)
-                        store(STORAGE, v_result, dv + c * STEP)
+                        for low in range(0, count, TERMS):
+                            k_part, v_part = splat(WIDTH, ZERO), splat(WIDTH, ZERO)
+                            for i in range(low, min(low + TERMS, count)):
+                                other = read("i32", keys + i * 4)
+                                at = read("i32", twins + i * 4) * SIZE
+                                q_other = load(STORAGE, WIDTH, q + other * p.q_t + c * STEP)
+                                grad_other = load(STORAGE, WIDTH, grad + other * p.grad_t + c * STEP)
+                                k_part = add_scaled(k_part, read(REAL, slopes + at), q_other)
+                                v_part = add_scaled(v_part, read(REAL, weights + at), grad_other)
+                            k_result = k_result + k_part
+                            v_result = v_result + v_part
+                        _put(STORAGE, p.past, k_result, dk + c * STEP)
+                        _put(STORAGE, p.past, v_result, dv + c * STEP)
+            if not p.ahead:
+                unit = take_ticket(p.ticket)
+        settle()
 
     return forward, backward

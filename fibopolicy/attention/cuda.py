@@ -68,7 +68,7 @@ def backward(
     from fibopolicy.attention import triton_kernels as kernels
 
     grad, q, k, v = (_readable(x) for x in (grad, q, k, v))
-    grads = empty_like(q, 3)
+    grads = q.new_empty((3, *q.shape))
     batch, heads, length, d = q.shape
     prefix, block = pattern.num_prefix, _block(d)
     offsets, counts = _offsets(pattern, q.device)

@@ -31,11 +31,6 @@ class Neighbours:
         """The largest number of kept pairs of any head."""
         return int((self.start[:, -1] - self.start[:, 0]).max())
 
-    @functools.cached_property
-    def pairs_per_token(self) -> int:
-        """The largest number of keys of any token in any head."""
-        return int(np.diff(self.start, axis=1).max())
-
 
 @functools.lru_cache(maxsize=64)
 def neighbours(pattern: AttentionPattern) -> Neighbours:

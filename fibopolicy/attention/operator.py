@@ -28,7 +28,6 @@ def sparse_attention(
 
 @sparse_attention.register_fake
 def _(q: Tensor, k: Tensor, v: Tensor, pattern: str, zero_logit: bool, scale: float, backend: str) -> tuple[Tensor, Tensor]:
-    q = q if q.stride(-1) == 1 else q.contiguous()
     dtype = torch.float64 if q.dtype == torch.float64 else torch.float32
     return cpu.empty_like(q), q.new_empty(q.shape[:3], dtype=dtype)
 
@@ -63,7 +62,7 @@ def _(
     scale: float,
     backend: str,
 ) -> Tensor:
-    return cpu.empty_like(q if q.stride(-1) == 1 else q.contiguous(), 3)
+    return q.new_empty((3, *q.shape))
 
 
 def _remember(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:

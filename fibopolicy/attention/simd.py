@@ -20,7 +20,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic, models, overload, register_model
 
-VERSION = 3
+VERSION = 6
 
 _INT64 = ir.IntType(64)
 _INT32 = ir.IntType(32)
@@ -99,16 +99,18 @@ def store(typing_context: Any, storage: Any, vector: Any, address: Any) -> Any:
     kind = storage.literal_value
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        value = args[1]
-        if kind == "f16":
-            value = builder.fptrunc(value, ir.VectorType(ir.HalfType(), vector.width))
-        elif kind == "bf16":
-            value = _to_bfloat16(builder, value, vector.width)
+        value = _rounded(builder, args[1], kind)
         pointer = builder.inttoptr(args[2], value.type.as_pointer())
         builder.store(value, pointer, align=_STORAGE[kind].get_abi_size(context.target_data))
         return context.get_dummy_value()
 
     return types.void(storage, vector, types.int64), codegen
+
+
+def _rounded(builder: Any, value: Any, kind: str) -> Any:
+    if kind == "f16":
+        return builder.fptrunc(value, ir.VectorType(ir.HalfType(), value.type.count))
+    return _to_bfloat16(builder, value, value.type.count) if kind == "bf16" else value
 
 
 def _to_bfloat16(builder: Any, value: Any, width: int) -> Any:
@@ -144,7 +146,7 @@ def _binary(name: str) -> Any:
     return operation
 
 
-_add, _subtract, _multiply = _binary("fadd"), _binary("fsub"), _binary("fmul")
+_add, _subtract, _multiply, _divide = _binary("fadd"), _binary("fsub"), _binary("fmul"), _binary("fdiv")
 
 
 @overload(operator.add, strict=False)
@@ -165,6 +167,13 @@ def _overload_subtract(left: Any, right: Any) -> Any:
 def _overload_multiply(left: Any, right: Any) -> Any:
     if isinstance(left, Vector) and left == right:
         return lambda left, right: _multiply(left, right)
+    return None
+
+
+@overload(operator.truediv, strict=False)
+def _overload_divide(left: Any, right: Any) -> Any:
+    if isinstance(left, Vector) and left == right:
+        return lambda left, right: _divide(left, right)
     return None
 
 
@@ -252,6 +261,16 @@ def highest(typing_context: Any, vector: Any) -> Any:
 
 
 @intrinsic
+def first(typing_context: Any, vector: Any) -> Any:
+    """A vector's first number."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.extract_element(args[0], ir.Constant(_INT32, 0))
+
+    return _NUMBA_REAL[vector.real](vector), codegen
+
+
+@intrinsic
 def maximum(typing_context: Any, left: Any, right: Any) -> Any:
     """Elementwise: `right` where it is greater, else `left`."""
 
@@ -296,6 +315,45 @@ def exponential(typing_context: Any, vector: Any) -> Any:
         scaled = builder.bitcast(builder.add(builder.bitcast(value, words), exponent), kind)
         scaled = builder.select(builder.fcmp_unordered("uno", x, x), x, scaled)
         return builder.select(flushed, _constant(kind, 0.0), scaled)
+
+    return vector(vector), codegen
+
+
+@intrinsic
+def logarithm(typing_context: Any, vector: Any) -> Any:
+    """log(x) for finite x >= 1 up to rounding, NaN where x is NaN, infinite where x is.
+
+    x = 2^n m with m within [sqrt(1/2), sqrt(2)], then log(m) = 2 artanh((m - 1) / (m + 1)) by its Taylor polynomial.
+    """
+    single = vector.real == "f32"
+    # With s = (m - 1) / (m + 1), s^2 < 0.0295: the first dropped term of artanh(s) / s is below 0.0295^5 / 11 = 2e-9 in
+    # float32, 0.0295^11 / 23 = 6e-19 in float64.
+    terms, shift = (5, 23) if single else (11, 52)
+    ln2_high = 0.693359375 if single else 0.6931471803691238
+    ln2_low = math.log(2) - ln2_high if single else 1.9082149292705877e-10
+    half_root = 0x3F3504F3 if single else 0x3FE6A09E667F3BCD  # the bits of sqrt(1/2)
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        x = args[0]
+        kind = x.type
+        words = ir.VectorType(_INT32 if single else _INT64, kind.count)
+
+        def fma(a: Any, b: Any, c: Any) -> Any:
+            return builder.call(_declare(builder, f"llvm.fmuladd.{_suffix(kind)}", kind, [kind] * 3), [a, b, c])
+
+        bits = builder.bitcast(x, words)
+        above = builder.sub(bits, _constant(words, half_root))
+        mantissa = builder.and_(above, _constant(words, (1 << shift) - 1))
+        m = builder.bitcast(builder.add(mantissa, _constant(words, half_root)), kind)
+        n = builder.sitofp(builder.ashr(above, _constant(words, shift)), kind)
+        s = builder.fdiv(builder.fsub(m, _constant(kind, 1.0)), builder.fadd(m, _constant(kind, 1.0)))
+        square = builder.fmul(s, s)
+        value = _constant(kind, 2 / (2 * terms - 1))
+        for term in range(terms - 2, -1, -1):
+            value = fma(value, square, _constant(kind, 2 / (2 * term + 1)))
+        value = fma(n, _constant(kind, ln2_high), fma(n, _constant(kind, ln2_low), builder.fmul(value, s)))
+        finite = builder.fcmp_ordered("<", x, _constant(kind, math.inf))
+        return builder.select(finite, value, x)
 
     return vector(vector), codegen
 
@@ -346,6 +404,50 @@ def write(typing_context: Any, kind: Any, address: Any, value: Any) -> Any:
         return context.get_dummy_value()
 
     return types.void(kind, types.int64, real), codegen
+
+
+@intrinsic(prefer_literal=True)
+def stream(typing_context: Any, storage: Any, vector: Any, address: Any) -> Any:
+    """As `store`, past the caches: for what nobody reads soon. The address has to be a multiple of 64."""
+    kind = storage.literal_value
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        value = _rounded(builder, args[1], kind)
+        size = _STORAGE[kind].get_abi_size(context.target_data)
+        count = min(64 // size, vector.width)
+        for i in range(0, vector.width, count):
+            lanes = ir.Constant(ir.VectorType(_INT32, count), list(range(i, i + count)))
+            part = builder.shuffle_vector(value, value, lanes)
+            pointer = builder.inttoptr(builder.add(args[2], ir.Constant(_INT64, i * size)), part.type.as_pointer())
+            written = builder.store(part, pointer, align=count * size)
+            written.set_metadata("nontemporal", builder.module.add_metadata([ir.Constant(_INT32, 1)]))
+        return context.get_dummy_value()
+
+    return types.void(storage, vector, types.int64), codegen
+
+
+@intrinsic
+def settle(typing_context: Any) -> Any:
+    """Everything written so far, also by `stream`, stands before anything that follows."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        builder.fence("seq_cst")
+        return context.get_dummy_value()
+
+    return types.void(), codegen
+
+
+@intrinsic
+def prefetch(typing_context: Any, address: Any) -> Any:
+    """Asks for a byte address to be brought near; any address will do."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        byte = ir.IntType(8).as_pointer()
+        function = _declare(builder, "llvm.prefetch.p0", ir.VoidType(), [byte, _INT32, _INT32, _INT32])
+        builder.call(function, [builder.inttoptr(args[0], byte), *(ir.Constant(_INT32, x) for x in (0, 3, 1))])
+        return context.get_dummy_value()
+
+    return types.void(types.int64), codegen
 
 
 @intrinsic
