@@ -21,9 +21,9 @@ TINY_ENCODER = {"patch_size": 12, "width": 24, "depth": 2, "heads": 2, "keypoint
 
 @pytest.fixture(scope="session")
 def lift_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Six scripted Lift demonstrations with both cameras at 24 x 24 pixels."""
+    """Eleven scripted Lift demonstrations with both cameras at 24 x 24 pixels."""
     out = tmp_path_factory.mktemp("data") / "lift.hdf5"
-    collect(Plan("Lift-v0", image_size=24), 6, out, workers=1)
+    collect(Plan("Lift-v0", image_size=24), 11, out, workers=1)
     return out
 
 

@@ -79,6 +79,7 @@ def broken_files(good: Path, folder: Path) -> dict[str, Path]:
         del file["data/demo_0/obs/wrist_image"]
         file["data/demo_0/obs/wrist_image"] = frames.astype(np.float32)
     with h5py.File(files["mask"], "a") as file:
+        del file["mask/train"]
         file["mask/train"] = np.array([], dtype="S")
     return files
 
@@ -102,6 +103,7 @@ def test_harmless_oddities_are_told_and_trained_on(
     with h5py.File(odd, "a") as file:
         file["data"].attrs["total"] = 9666
         file.move("data/demo_2", "data/demo_77")
+        del file["mask"]
     code, _, err = call(
         monkeypatch, capsys, "train", "--dataset", str(odd), "--out", str(tmp_path / "run"), "--steps", "1", *TINY
     )

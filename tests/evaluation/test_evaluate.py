@@ -16,7 +16,7 @@ from fibopolicy.evaluation.config import EvaluateConfig
 from fibopolicy.evaluation.evaluate import evaluate
 from fibopolicy.evaluation.report import rate_table, report
 from fibopolicy.evaluation.rollout import rollout
-from fibopolicy.evaluation.rows import read_rows
+from fibopolicy.evaluation.rows import evaluations, read_rows
 from fibopolicy.evaluation.starts import load_starts, make_starts, save_starts
 from fibopolicy.evaluation.statistics import wilson
 from fibopolicy.evaluation.video import FAILURE, RUNNING, SUCCESS, grid_frames
@@ -192,3 +192,38 @@ def test_the_page_needs_no_other_file(fresh: EvaluateConfig) -> None:
 
 def test_the_table_states_counts_rate_and_interval() -> None:
     assert "47/50   94.0 %  [83.8, 97.9] %" in rate_table({"vit": wilson(47, 50)})
+
+
+def test_another_render_quality_is_another_evaluation(fresh: EvaluateConfig) -> None:
+    fast = evaluate(fresh).rows
+    full = evaluate(replace(fresh, quality="full"), resume=True).rows
+    assert {row.quality for row in full} == {"full"}
+    assert {row.start for row in full}.isdisjoint(row.start for row in fast)
+    assert len(evaluations(fresh.run)) == 2
+
+
+def test_rates_of_runs_with_one_name_stay_apart(fresh: EvaluateConfig, tmp_path: Path) -> None:
+    evaluate(fresh)
+    evaluate(replace(fresh, horizon=5))
+    names = set(evaluations(fresh.run))
+    assert len(names) == 2
+    assert all(str(fresh.run) in name for name in names)
+
+
+def test_a_page_is_made_without_the_training_log(fresh: EvaluateConfig) -> None:
+    (fresh.run / "metrics.jsonl").write_text('{"step":')
+    assert "95 % Wilson interval" in report(fresh.run, evaluate(fresh)).read_text()
+
+
+def test_vectors_that_the_simulator_lacks_are_named(fresh: EvaluateConfig) -> None:
+    document = json.loads((fresh.run / "config.json").read_text())
+    document["shapes"]["vectors"] = {"object": 3, "gripper_opening": 1}
+    (fresh.run / "config.json").write_text(json.dumps(document))
+    with pytest.raises(UserError, match=r"trained on object, which fibopolicy/Lift-v0 does not give; it gives gripper_opening"):
+        evaluate(fresh)
+
+
+@pytest.mark.parametrize("change", [{"episodes": 0}, {"seed": -1}])
+def test_impossible_evaluations_are_refused(change: dict[str, int], tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="expected episodes >= 1"):
+        EvaluateConfig(tmp_path, **change)

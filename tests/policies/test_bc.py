@@ -41,7 +41,7 @@ def test_loss_is_a_scalar_with_gradients_everywhere(history: int, loss: str) -> 
     value, figures = policy.loss(batch(history=history))
     value.backward()
     assert value.ndim == 0
-    assert figures["loss"] == pytest.approx(float(value))
+    assert figures["loss"] == pytest.approx(value.item())
     assert all(p.grad is not None for p in policy.parameters())
 
 
@@ -141,5 +141,5 @@ def test_reading_something_that_is_no_run_directory(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"has no config\.json"):
         load_policy(tmp_path)
     (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(UserError, match="sections are missing"):
+    with pytest.raises(UserError, match="section 'policy' is missing"):
         load_policy(tmp_path)

@@ -18,6 +18,7 @@ from torch import nn
 
 from fibopolicy.datasets import DemoFile, DemoWriter
 from fibopolicy.errors import UserError
+from fibopolicy.files import claimed
 from fibopolicy.policies.run_directory import load_policy
 from fibopolicy.training import OptimizerConfig, TrainConfig
 from fibopolicy.training.ema import EMA
@@ -190,3 +191,55 @@ def test_checkpoints_hold_no_code(tiny_config: TrainConfig, tmp_path: Path) -> N
     state = torch.load(tmp_path / "run/state.pt", weights_only=True)
     assert state["step"] == 12
     assert load_file(tmp_path / "run/model.safetensors").keys() == state["policy"].keys()
+
+
+def test_overwriting_spares_what_no_run_wrote(tiny_config: TrainConfig, tmp_path: Path) -> None:
+    config = replace(tiny_config, out=tmp_path / "run")
+    train(config)
+    for name in ("notes.jsonl", "other.safetensors", "videos/mine.mp4"):
+        (config.out / name).parent.mkdir(exist_ok=True)
+        (config.out / name).write_text("mine")
+    train(config, overwrite=True)
+    assert all((config.out / name).exists() for name in ("notes.jsonl", "other.safetensors", "videos/mine.mp4"))
+    foreign = tmp_path / "bert"
+    foreign.mkdir()
+    (foreign / "config.json").write_text('{"model_type": "bert"}')
+    with pytest.raises(UserError, match="is not a run's configuration"):
+        train(replace(config, out=foreign), overwrite=True)
+    assert (foreign / "config.json").exists()
+
+
+def test_two_trainings_do_not_share_a_directory(tiny_config: TrainConfig, tmp_path: Path) -> None:
+    config = replace(tiny_config, out=tmp_path / "run")
+    train(config)
+    kept = (config.out / "state.pt").read_bytes()
+    with claimed(config.out):
+        for options in ({"resume": True}, {"overwrite": True}):
+            with pytest.raises(UserError, match="another process is at work"):
+                train(replace(config, seed=1), **options)
+    assert (config.out / "state.pt").read_bytes() == kept
+
+
+def test_resume_and_overwrite_together_are_refused(tiny_config: TrainConfig, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="either --resume or --overwrite"):
+        train(replace(tiny_config, out=tmp_path / "run"), resume=True, overwrite=True)
+
+
+def test_a_run_without_its_state_does_not_start_over_its_weights(tiny_config: TrainConfig, tmp_path: Path) -> None:
+    config = replace(tiny_config, out=tmp_path / "run")
+    train(config)
+    (config.out / "state.pt").unlink()
+    with pytest.raises(UserError, match=r"state\.pt: is missing"):
+        train(config, resume=True)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"seed": -1}, {"seed": 1 << 40}, {"checkpoint_every": 0}, {"log_every": 0}, {"device": "foo"}, {"device": "cuda:99"}],
+)
+def test_values_out_of_range_are_refused_before_anything_is_written(
+    tiny_config: TrainConfig, tmp_path: Path, change: dict[str, object]
+) -> None:
+    with pytest.raises(UserError):
+        train(replace(tiny_config, out=tmp_path / "run", **change))
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,116 @@
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+from fibopolicy.datasets import DemoFile
+from fibopolicy.datasets.collect import Plan, collect
+from fibopolicy.errors import UserError
+
+PLAN = Plan("fibopolicy/Reach-v0", cameras=("workspace",), image_size=16)
+
+
+def contents(path: Path) -> dict[str, object]:
+    with h5py.File(path) as file:
+        found: dict[str, object] = {}
+        file.visititems(lambda name, item: found.update({name: item[()].tobytes()}) if isinstance(item, h5py.Dataset) else None)
+        return found
+
+
+@pytest.mark.slow
+def test_the_file_does_not_depend_on_the_number_of_workers(tmp_path: Path) -> None:
+    for workers in (1, 2):
+        collect(PLAN, 25, tmp_path / f"{workers}.hdf5", workers=workers)
+    assert contents(tmp_path / "1.hdf5") == contents(tmp_path / "2.hdf5")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["1.hdf5", "2.hdf5"]
+
+
+def test_recorded_actions_are_the_experts_and_executed_ones_carry_the_noise(lift_file: Path) -> None:
+    with DemoFile(lift_file) as file:
+        clean, executed = file.read("demo_0", "actions"), file.read("demo_0", "executed_actions")
+        assert np.abs(executed).max() <= 1
+        assert 0.05 < np.abs(clean - executed)[:, :3].mean() < 0.4
+        np.testing.assert_array_equal(clean[:, 3], executed[:, 3])
+        assert file.read("demo_0", "rewards")[-1] == 1
+        assert json.loads(json.dumps(file.env_args))["env_name"] == "fibopolicy/Lift-v0"
+
+
+def test_an_unfinished_collection_is_neither_lost_nor_mixed(tmp_path: Path) -> None:
+    out, parts = tmp_path / "demos.hdf5", tmp_path / "demos.hdf5.parts"
+    parts.mkdir()
+    (parts / "plan.json").write_text(json.dumps(asdict(Plan("fibopolicy/Reach-v0", seed=7))))
+    (parts / "shard_00000.npz").write_text("of seed 7")
+    with pytest.raises(UserError, match="holds an unfinished collection"):
+        collect(PLAN, 2, out, workers=1)
+    with pytest.raises(UserError, match="with other settings"):
+        collect(PLAN, 2, out, workers=1, resume=True)
+    assert (parts / "shard_00000.npz").exists()
+    collect(PLAN, 2, out, workers=1, overwrite=True)
+    assert not parts.exists()
+
+
+def test_a_folder_in_the_way_is_left_alone(tmp_path: Path) -> None:
+    parts = tmp_path / "demos.hdf5.parts"
+    parts.mkdir()
+    (parts / "precious").write_text("mine")
+    with pytest.raises(UserError, match="in the way"):
+        collect(PLAN, 2, tmp_path / "demos.hdf5", workers=1, overwrite=True)
+    assert (parts / "precious").exists()
+
+
+@pytest.mark.slow
+def test_a_killed_collection_resumes_and_leaves_no_process(tmp_path: Path) -> None:
+    out = tmp_path / "demos.hdf5"
+    command = [sys.executable, "-m", "fibopolicy", "collect", "Reach-v0", "--episodes", "3000", "--out", str(out)]
+    command += ["--image-size", "16", "--workers", "1"]
+    killed = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while not list(tmp_path.glob("demos.hdf5.parts/shard_*.npz")):
+        assert killed.poll() is None
+        time.sleep(0.01)
+    children = Path(f"/proc/{killed.pid}/task/{killed.pid}/children").read_text().split()
+    os.kill(killed.pid, signal.SIGKILL)
+    killed.wait()
+    assert not out.exists()
+    deadline = time.monotonic() + 30
+    while any(Path(f"/proc/{child}").exists() for child in children):
+        assert time.monotonic() < deadline, "workers outlive their parent"
+        time.sleep(0.05)
+    plan = Plan(**json.loads((tmp_path / "demos.hdf5.parts/plan.json").read_text()))
+    collect(plan, 30, out, workers=1, resume=True)
+    collect(plan, 30, tmp_path / "whole.hdf5", workers=1)
+    assert contents(out) == contents(tmp_path / "whole.hdf5")
+
+
+@pytest.mark.parametrize(
+    ("plan", "options", "message"),
+    [
+        (Plan("Reach-v0", noise=5), {}, "noise must be between"),
+        (Plan("Reach-v0", seed=-1), {}, "seed must be between"),
+        (Plan("Reach-v0"), {"workers": 0}, "workers must be at least 1"),
+        (Plan("Reach-v0"), {"resume": True, "overwrite": True}, "either --resume or --overwrite"),
+        (Plan("Reach-v0", image_size=50000), {}, "image_size must be between"),
+    ],
+)
+def test_impossible_collections_are_refused(plan: Plan, options: dict[str, object], message: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=message):
+        collect(plan, 1, tmp_path / "x.hdf5", **options)
+    assert not list(tmp_path.iterdir())
+
+
+def test_workers_are_spawned_not_forked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    methods: list[str | None] = []
+    original = multiprocessing.get_context
+    monkeypatch.setattr(multiprocessing, "get_context", lambda method=None: methods.append(method) or original(method))
+    collect(PLAN, 1, tmp_path / "x.hdf5", workers=1)
+    assert methods == ["spawn"]
