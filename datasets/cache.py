@@ -41,7 +41,7 @@ class FrameCache:
         file: the open file, validated.
         demos: which demos, in the order of the frames.
         cameras: which image observations.
-        cache_dir: the folder for caches; `None` means `frames` in `storage.cache_home()`.
+        cache_dir: the folder for caches; `None` means `frames` in `files.cache_home()`.
         resident_bytes: how much of the mapping may count as this process's memory before it is handed back to the system's
             page cache. What is dropped comes back without a disk access while the system has memory to spare.
 

@@ -178,7 +178,7 @@ class DemoFile:
         if group == "obs" and not self.obs:
             raise self.error(f"{demo} holds no observations, states and actions alone: render them before training")
         parent = self._demo(demo).get(group) if group else self._demo(demo)
-        raise self.error(f"{demo}: " + str(unknown(f"array {group}/" if group else "array", name, parent or ())))
+        raise self.error(f"{demo}: " + str(unknown(f"array of {group}" if group else "array", name, parent or ())))
 
     def _scan(self) -> None:
         data = self._file.get("data")

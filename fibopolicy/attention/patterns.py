@@ -12,6 +12,7 @@ import functools
 import json
 import math
 import random
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -56,7 +57,7 @@ def get_fibonacci(a: int, b: int, w: int) -> tuple[int, ...]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class AttentionPattern:
+class AttentionPattern(ABC):
     """What all patterns share: for each head, which pairs of patches are kept.
 
     Kept pairs are symmetric: (j, k) is kept iff (k, j) is. Tokens that stand before the patches (CLS, registers) see all
@@ -113,9 +114,9 @@ class AttentionPattern:
         """Whether every pair is kept in every head: plain dense attention."""
         return False
 
+    @abstractmethod
     def patch_pairs(self, head: int) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
         """The kept patch pairs (j, k) of a head slot as two arrays, ascending by j, then k. Linear in their number."""
-        raise NotImplementedError
 
     def mask(self, device: torch.device | str | None = None) -> Tensor:
         """Boolean (h, T, T), true where a pair is kept. Quadratic in T: for tests, pictures and masked dense attention."""
@@ -163,9 +164,9 @@ class OffsetPattern(AttentionPattern):
     """A pattern made of diagonals: patches (j, k) see each other iff |j - k| is an offset of the head."""
 
     @property
+    @abstractmethod
     def offsets(self) -> tuple[tuple[int, ...], ...]:
         """Per head slot: the kept |j - k|, ascending, each below N."""
-        raise NotImplementedError
 
     def patch_pairs(self, head: int) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
         return _diagonals(self.num_tokens, self.offsets[head])
