@@ -333,7 +333,9 @@ PLAIN = (tyro.conf.FlagCreatePairsOff,)
 DESCRIPTION = "Train visuomotor policies by behaviour cloning, measure them in simulation. --debug shows tracebacks."
 
 
-def _print_warning(message: Warning | str, category: type[Warning], *_: object) -> None:
+def _print_warning(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, file: object = None, line: str | None = None
+) -> None:
     """Ours, and only ours, are for the user; those of libraries are for us."""
     if category is UserWarning:
         print(f"fibopolicy: warning: {message}", file=sys.stderr)

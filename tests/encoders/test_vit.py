@@ -109,3 +109,28 @@ def test_unknown_encoders_get_a_suggestion() -> None:
     with pytest.raises(UserError, match="did you mean 'fibottention_vit_tiny'"):
         build_encoder("fibottention_vit_tinny", image_size=(84, 84))
     assert "vit_base" in encoder_names()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+def test_a_whole_encoder_compiles_without_a_break(backend: str) -> None:
+    torch.manual_seed(0)
+    encoder = build_encoder("fibottention_vit_tiny", image_size=(84, 84), depth=1)
+    images = torch.rand(2, 3, 84, 84)
+    expected = encoder(images)[1]
+    expected.square().mean().backward()
+    gradients = [p.grad.clone() for p in encoder.parameters()]
+    encoder.zero_grad()
+    compiled = torch.compile(encoder, fullgraph=True, backend=backend)(images)[1]
+    compiled.square().mean().backward()
+    torch.testing.assert_close(compiled, expected, atol=1e-5, rtol=1e-5)
+    for parameter, gradient in zip(encoder.parameters(), gradients, strict=True):
+        torch.testing.assert_close(parameter.grad, gradient, atol=1e-5, rtol=1e-4)
+
+
+def test_an_exported_encoder_does_not_depend_on_our_operators() -> None:
+    encoder = build_encoder("fibottention_vit_tiny", image_size=(84, 84), depth=1).eval()
+    images = torch.rand(2, 3, 84, 84)
+    exported = torch.export.export(encoder, (images,))
+    assert not any("fibopolicy" in str(node.target) for node in exported.graph.nodes)
+    torch.testing.assert_close(exported.module()(images)[1], encoder(images)[1], atol=1e-5, rtol=1e-5)
