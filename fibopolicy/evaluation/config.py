@@ -24,7 +24,7 @@ class EvaluateConfig:
     """A file of start states to use instead."""
     weights: str = "ema"
     """"ema" or "model"."""
-    video: int = 20
+    video: int = 10
     """Episodes shown in the video, 0 for none."""
     video_camera: str | None = None
     """Camera that films; the policy's first by default."""
