@@ -1,0 +1,23 @@
+"""What the README shows has to work."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+README = Path(__file__).parent.parent / "README.md"
+
+
+@pytest.mark.parametrize("block", re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL))
+def test_the_readmes_python_runs(block: str) -> None:
+    exec(compile(block, str(README), "exec"), {})
+
+
+def test_the_files_that_the_readme_names_exist() -> None:
+    root = README.parent
+    named = re.findall(r"`((?:fibopolicy|envs|datasets|docs|scripts)/[\w/.-]+)`", README.read_text())
+    named += re.findall(r"(?:src=\"|\]\()((?:docs)/[\w/.-]+)", README.read_text())
+    assert len(named) > 8
+    assert [name for name in named if not (root / name).exists()] == []
