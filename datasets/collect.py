@@ -21,7 +21,7 @@ from fibopolicy.datasets.writer import DemoWriter
 from fibopolicy.envs import TaskEnv, make, resolve
 from fibopolicy.envs.seeding import episode_seed
 from fibopolicy.errors import UserError
-from fibopolicy.files import StrPath, failure_told, refuse_existing, written_aside
+from fibopolicy.files import StrPath, failure_told, refuse_both, refuse_existing, written_aside
 
 #: Episodes per shard: what a killed collection loses at most, per worker.
 SHARD = 20
@@ -86,8 +86,7 @@ def collect(
         raise UserError(f"episodes must be at least 1, got {episodes}")
     if not 0 <= plan.noise <= 2:
         raise UserError(f"noise must be between 0 and 2 (action units), got {plan.noise}")
-    if resume and overwrite:
-        raise UserError("pass either --resume or --overwrite, not both")
+    refuse_both(resume=resume, overwrite=overwrite)
     if workers is not None and workers < 1:
         raise UserError(f"workers must be at least 1, got {workers}")
     if not 0 <= plan.seed < 1 << 63:

@@ -19,6 +19,12 @@ def cache_home() -> Path:
     return (Path(base) if base else Path.home() / ".cache") / "fibopolicy"
 
 
+def refuse_both(*, resume: bool, overwrite: bool) -> None:
+    """Raise `UserError` when what is there shall be both completed and replaced."""
+    if resume and overwrite:
+        raise UserError("pass either --resume or --overwrite, not both")
+
+
 def refuse_existing(path: Path, overwrite: bool) -> None:
     """Raise `UserError` when `path` exists and may not be replaced."""
     if path.is_dir():

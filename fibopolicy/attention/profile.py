@@ -7,8 +7,6 @@ reported are ratios within a turn. Absolute times are those of one machine on on
 from __future__ import annotations
 
 import json
-import os
-import platform
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -24,6 +22,7 @@ from fibopolicy.attention.functional import fibottention
 from fibopolicy.attention.neighbours import neighbours
 from fibopolicy.attention.patterns import FibottentionPattern
 from fibopolicy.attention.selection import choose
+from fibopolicy.environment import environment
 
 #: (B, h, N) of the published table.
 SHAPES = ((16, 6, 144), (16, 6, 196), (8, 6, 588), (4, 12, 784), (1, 12, 3136))
@@ -70,27 +69,6 @@ class Report:
     def write(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(asdict(self), indent=1) + "\n")
-
-
-def environment() -> dict[str, Any]:
-    """Hardware, versions and date, for a result file."""
-    return {
-        "date": time.strftime("%Y-%m-%d"),
-        "processor": _processor(),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "threads": torch.get_num_threads(),
-        "load": os.getloadavg() if hasattr(os, "getloadavg") else None,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-    }
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor()
 
 
 def profile_attention(

@@ -11,7 +11,7 @@ from typing import Any, cast
 import gymnasium
 from tqdm import tqdm
 
-from fibopolicy.envs import TaskEnv, from_env_args
+from fibopolicy.envs import Observation, TaskEnv, from_env_args
 from fibopolicy.errors import UserError
 from fibopolicy.evaluation.config import EvaluateConfig
 from fibopolicy.evaluation.rollout import rollout
@@ -19,6 +19,7 @@ from fibopolicy.evaluation.rows import ROWS, Row, append_row, read_rows, success
 from fibopolicy.evaluation.starts import Starts, frames_hash, load_starts, make_starts, save_starts
 from fibopolicy.evaluation.statistics import Rate
 from fibopolicy.evaluation.video import write_grid
+from fibopolicy.files import refuse_both
 from fibopolicy.policies.run_directory import Loaded, load_policy
 
 
@@ -43,8 +44,7 @@ def evaluate(config: EvaluateConfig, *, resume: bool = False, overwrite: bool = 
         UserError: no such run; rows of this evaluation are there already and neither `resume` nor `overwrite` is given;
             the start states belong to another task or do not look as they did when they were stored.
     """
-    if resume and overwrite:
-        raise UserError("pass either --resume or --overwrite, not both")
+    refuse_both(resume=resume, overwrite=overwrite)
     began = time.perf_counter()
     loaded = load_policy(config.run, weights=config.weights, device=config.device)
     rows_path = config.run / ROWS
@@ -139,8 +139,7 @@ def _run(config: EvaluateConfig, loaded: Loaded, env: TaskEnv, starts: Starts, r
     ) as bar:
         for index in missing:
             began = time.perf_counter()
-            _check_frames(env, starts, index)
-            episode = rollout(loaded.policy, env, starts.states[index])
+            episode = rollout(loaded.policy, env, _restore(env, starts, index))
             rows[index] = Row(
                 task=env.task_id,
                 index=index,
@@ -161,12 +160,15 @@ def _run(config: EvaluateConfig, loaded: Loaded, env: TaskEnv, starts: Starts, r
             bar.update()
 
 
-def _check_frames(env: TaskEnv, starts: Starts, index: int) -> None:
-    if frames_hash(env.set_state(starts.states[index])) != starts.hashes[index]:
+def _restore(env: TaskEnv, starts: Starts, index: int) -> Observation:
+    """Put the environment into a start state, which must look as it did when it was stored."""
+    obs = env.set_state(starts.states[index])
+    if frames_hash(obs) != starts.hashes[index]:
         raise UserError(
             f"start state {index} of {env.task_id} does not look as it did when it was stored: other cameras, image size, render"
             " quality or simulator version; make the start states anew"
         )
+    return obs
 
 
 def _film(config: EvaluateConfig, loaded: Loaded, env: TaskEnv, starts: Starts, rows: tuple[Row, ...], camera: str) -> Path:
@@ -174,7 +176,7 @@ def _film(config: EvaluateConfig, loaded: Loaded, env: TaskEnv, starts: Starts, 
     path = config.run / "videos" / f"{env.task_id.replace('/', '_')}_seed{starts.seed}.mp4"
     clips = []
     for row in tqdm(rows[: config.video], desc="film", unit="episode", disable=None):
-        episode = rollout(loaded.policy, env, starts.states[row.index], frames_from=camera)
+        episode = rollout(loaded.policy, env, _restore(env, starts, row.index), frames_from=camera)
         if (episode.success, episode.steps) != (row.success, row.steps):
             raise RuntimeError(f"episode {row.index} did not repeat: {episode.steps} steps, its row says {row.steps}")
         clips.append((episode.frames, episode.success))

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fibopolicy.attention.profile import environment
+from fibopolicy.environment import environment
 from fibopolicy.evaluation.evaluate import Evaluation
 from fibopolicy.evaluation.rows import Row, success_rate
 from fibopolicy.evaluation.statistics import Rate

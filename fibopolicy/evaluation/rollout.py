@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fibopolicy.envs import Observation, SimState, TaskEnv
+from fibopolicy.envs import Observation, TaskEnv
 from fibopolicy.policies import Policy
 
 
@@ -24,14 +24,13 @@ class Episode:
     frames: tuple[NDArray[np.uint8], ...]
 
 
-def rollout(policy: Policy, env: TaskEnv, start: SimState, *, frames_from: str | None = None) -> Episode:
-    """Run one episode from a stored start state until success or the task's horizon.
+def rollout(policy: Policy, env: TaskEnv, obs: Observation, *, frames_from: str | None = None) -> Episode:
+    """Run one episode until success or the task's horizon, from the restored start state that `obs` shows.
 
     Cameras are rendered only at instants that the policy reads, and at every step when `frames_from`, an observation
     key of a camera, asks for a video.
     """
     history = policy.config.history
-    obs = env.set_state(start)
     window = deque([obs] * history, maxlen=history)
     frames = [obs[frames_from]] if frames_from else []
     queue: deque[NDArray[np.float32]] = deque()

@@ -18,7 +18,7 @@ from tqdm import tqdm
 from fibopolicy.datasets import WindowDataset, batch_indices
 from fibopolicy.devices import resolve_device
 from fibopolicy.errors import UserError
-from fibopolicy.files import claimed
+from fibopolicy.files import claimed, refuse_both
 from fibopolicy.policies import Policy, build_policy
 from fibopolicy.training.checkpoint import TrainingState, load_state, open_run, save_checkpoint
 from fibopolicy.training.config import OptimizerConfig, TrainConfig
@@ -49,8 +49,7 @@ def train(config: TrainConfig, *, resume: bool = False, overwrite: bool = False)
             is given, or it holds a run of another configuration; the loss stops being finite.
     """
     torch.manual_seed(config.seed)
-    if resume and overwrite:
-        raise UserError("pass either --resume or --overwrite, not both")
+    refuse_both(resume=resume, overwrite=overwrite)
     device = resolve_device(config.device)
     dataset = open_dataset(config)
     policy = build_policy(config.policy, shapes_of(dataset))

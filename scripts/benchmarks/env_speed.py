@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import statistics
 import time
 from pathlib import Path
@@ -15,6 +14,7 @@ from pathlib import Path
 import mujoco
 
 from fibopolicy import envs
+from fibopolicy.environment import environment
 from fibopolicy.envs.registry import BUILT_IN
 
 
@@ -71,8 +71,7 @@ def main() -> None:
         print(rows[-1])
     result = {
         "what": "experts over seeds 0.., and control steps/s with one 84x84 camera rendered at every step, one process",
-        "hardware": platform.processor() or platform.machine(),
-        "versions": {"python": platform.python_version(), "mujoco": mujoco.__version__},
+        "environment": {**environment(), "mujoco": mujoco.__version__},
         "rows": rows,
     }
     if arguments.out:

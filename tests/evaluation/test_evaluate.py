@@ -56,7 +56,7 @@ class Scripted:
 def test_an_expert_succeeds_and_the_reward_counts_it() -> None:
     env = envs.make("Lift-v0", image_size=16)
     env.reset(seed=0)
-    episode = rollout(Scripted(env, 1, 1), env, env.get_state())
+    episode = rollout(Scripted(env, 1, 1), env, env.set_state(env.get_state()))
     assert episode.success
     assert episode.total_reward == 1.0
     assert episode.steps < 60
@@ -68,7 +68,7 @@ def test_the_policy_sees_the_last_steps_in_order_and_the_first_stands_for_those_
     env.reset(seed=0)
     policy = Scripted(env, history=2, execute=3)
     start = env.get_state()
-    rollout(policy, env, start)
+    rollout(policy, env, env.set_state(start))
     positions = [obs["hand_position"][0] for obs in policy.seen]  # (2, 3) each
     torch.testing.assert_close(positions[0][0], positions[0][1])
     env.set_state(start)
@@ -89,10 +89,10 @@ def test_frames_are_rendered_at_decisions_only_unless_filmed() -> None:
     start, rendered = env.get_state(), []
     original = env.render_camera
     env.render_camera = lambda camera: rendered.append(camera) or original(camera)  # type: ignore[method-assign]
-    rollout(Scripted(env, 1, 4), env, start)
+    rollout(Scripted(env, 1, 4), env, env.set_state(start))
     assert len(rendered) == 2
     rendered.clear()
-    episode = rollout(Scripted(env, 1, 4), env, start, frames_from="workspace_image")
+    episode = rollout(Scripted(env, 1, 4), env, env.set_state(start), frames_from="workspace_image")
     assert len(rendered) == len(episode.frames) == 9
     env.close()
 
