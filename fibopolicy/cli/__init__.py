@@ -1,0 +1,102 @@
+"""`fibopolicy <verb>`: parse, call, print. Each verb is a dataclass in a file beside this one; the work is done below."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import os
+import re
+import signal
+import sys
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import tyro
+
+from fibopolicy.cli.attention import Profile, ShowPattern
+from fibopolicy.cli.data import Collect, Fetch, Inspect, Split
+from fibopolicy.cli.evaluate import Evaluate, Rates
+from fibopolicy.cli.train import Train
+from fibopolicy.errors import UserError
+from fibopolicy.quickstart import Quickstart
+
+VERBS: dict[str, Callable[..., Any]] = {
+    "quickstart": Quickstart,
+    "collect": Collect,
+    "fetch": Fetch,
+    "inspect": Inspect,
+    "split": Split,
+    "train": Train,
+    "evaluate": Evaluate,
+    "rates": Rates,
+    "profile": Profile,
+    "show-pattern": ShowPattern,
+}
+
+
+def main() -> None:
+    """The console command. Exit codes: 0 done, 1 our mistake, 2 the user's, 130 interrupted."""
+    arguments = [a for a in sys.argv[1:] if a != "--debug"]
+    debug = len(arguments) < len(sys.argv) - 1
+    signal.signal(signal.SIGTERM, _interrupt)
+    warnings.showwarning = _print_warning
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("fibopolicy").setLevel(logging.INFO)
+    verb = None
+    try:
+        verb = _parse(arguments)
+        verb.run()
+    except UserError as error:
+        _end(error, debug, f"error: {error}", 2)
+    except KeyboardInterrupt as error:
+        advice = {Quickstart: "; the same command goes on", Collect: RESUME, Train: RESUME, Evaluate: RESUME}.get(type(verb), "")
+        _end(error, debug, f"interrupted{advice}", 130)
+    except BrokenPipeError:
+        os._exit(0)  # the reader of our output has gone
+    except OSError as error:
+        _end(error, debug, f"error: {error.filename or 'input or output'}: {error.strerror or error}", 2)
+    except Exception as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        _end(error, debug, f"internal error: {reason} (--debug shows where; please report it)", 1)
+
+
+def _parse(arguments: list[str]) -> Any:
+    """The verb that the arguments ask for; a mistake in them becomes a `UserError` of one line instead of tyro's box."""
+    told = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(told):
+            return tyro.extras.subcommand_cli_from_dict(
+                VERBS, args=arguments, prog="fibopolicy", description=DESCRIPTION, config=PLAIN
+            )
+    except SystemExit as end:
+        if end.code != 2:
+            raise
+        text = re.sub("[\u2500-\u257f]+", " ", told.getvalue())  # the box
+        raise UserError(" ".join(text.split())) from end
+
+
+RESUME = "; the same command with --resume, and without --overwrite, goes on"
+#: A flag is given or not; there is no --no-flag.
+PLAIN = (tyro.conf.FlagCreatePairsOff,)
+DESCRIPTION = "Train visuomotor policies by behaviour cloning, measure them in simulation. --debug shows tracebacks."
+
+
+def _print_warning(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, file: object = None, line: str | None = None
+) -> None:
+    """Ours, and only ours, are for the user; those of libraries are for us."""
+    if category is UserWarning:
+        print(f"fibopolicy: warning: {message}", file=sys.stderr)
+
+
+def _interrupt(number: int, frame: object) -> None:
+    raise KeyboardInterrupt
+
+
+def _end(error: BaseException, debug: bool, line: str, code: int) -> None:
+    if debug:
+        raise error
+    print(f"fibopolicy: {line}", file=sys.stderr)
+    sys.exit(code)

@@ -1,0 +1,66 @@
+"""The verbs that measure policies."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+
+from fibopolicy.errors import UserError
+from fibopolicy.evaluation.config import EvaluateConfig
+from fibopolicy.files import refuse_existing
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Roll a trained policy out over stored start states and print its success rate with a 95 % Wilson interval.
+
+    Example: fibopolicy evaluate runs/lift --episodes 50
+    """
+
+    config: tyro.conf.OmitArgPrefixes[EvaluateConfig]
+    resume: bool = False
+    """Run only the episodes that have no row yet."""
+    overwrite: bool = False
+    """Replace an existing evaluation."""
+
+    def run(self) -> None:
+        from fibopolicy.evaluation.evaluate import evaluate
+        from fibopolicy.evaluation.report import rate_table, report
+
+        done = evaluate(self.config, resume=self.resume, overwrite=self.overwrite)
+        print(rate_table({str(self.config.run): done.rate}), flush=True)
+        page = report(self.config.run, done)
+        print(f"rows    {done.rows_path}\nstarts  {done.starts_path}")
+        if done.video_path:
+            print(f"video   {done.video_path}")
+        print(f"page    {page}")
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Print the success rates of evaluated runs side by side, from their episode rows.
+
+    Example: fibopolicy rates runs/lift_seed0 runs/lift_seed1
+    """
+
+    runs: tyro.conf.Positional[tuple[Path, ...]]
+    """Run directories."""
+    out: Path | None = None
+    """JSON file to write: the rates, the outcome of every episode, hardware and versions."""
+    overwrite: bool = False
+    """Replace an existing file."""
+
+    def run(self) -> None:
+        from fibopolicy.evaluation.report import rate_table, write_results
+        from fibopolicy.evaluation.rows import evaluations, success_rate
+
+        if not self.runs:
+            raise UserError("name at least one run directory")
+        if self.out is not None:
+            refuse_existing(self.out, self.overwrite)
+        found = {name: rows for directory in self.runs for name, rows in evaluations(directory).items()}
+        print(rate_table({name: success_rate(rows) for name, rows in found.items()}))
+        if self.out is not None:
+            write_results(self.out, found)
