@@ -13,7 +13,7 @@ from fibopolicy.attention.controls import (
     SharedPattern,
     like,
 )
-from fibopolicy.attention.functional import BACKENDS, fibottention
+from fibopolicy.attention.functional import BACKENDS, fibottention, fibottention_qkvpacked
 from fibopolicy.attention.patterns import (
     AttentionPattern,
     FibottentionPattern,
@@ -36,6 +36,7 @@ __all__ = [
     "RandomPattern",
     "SharedPattern",
     "fibottention",
+    "fibottention_qkvpacked",
     "generate_fibomask",
     "get_fibonacci",
     "like",

@@ -1,7 +1,7 @@
 """The CPU backend around the compiled kernels: what fits them, which one runs, and on how many threads.
 
 Memory beyond the results is linear in T: logits of a few rows per thread, in backward also two numbers per kept pair of
-one head per thread; and a copy of inputs whose rows lie far apart.
+one head per thread.
 """
 
 from __future__ import annotations
@@ -9,9 +9,10 @@ from __future__ import annotations
 import functools
 import importlib.util
 import math
-from typing import Any
+import struct
+from array import array
+from types import ModuleType
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -26,19 +27,21 @@ _WHOLE_ROWS = (32, 64, 128)
 _CHUNK = 16
 #: The kernels read and write whole vectors; a row's scratch ends with room for one.
 _VECTOR_BYTES = 64
-#: A head whose rows spread over more than this is copied before use.
-_FAR_BYTES = 1 << 23
 #: The next head's keys and values are fetched ahead if they take no more than this, a share of the second-level cache.
 _AHEAD_BYTES = 1 << 19
 #: Results larger than this would push everything else out of a core's cache, and are written past it.
 _CACHE_BYTES = 1 << 22
+_COUNTERS = bytes(256)
 #: Below this many multiplications a second thread costs more than it saves.
 _SERIAL_BELOW = 1 << 17
 
 
+_INSTALLED = importlib.util.find_spec("numba") is not None
+
+
 def available() -> bool:
     """Whether the compiled kernels can be had: numba is installed."""
-    return importlib.util.find_spec("numba") is not None
+    return _INSTALLED
 
 
 def supports(dtype: torch.dtype) -> bool:
@@ -58,13 +61,12 @@ def forward(q: Tensor, k: Tensor, v: Tensor, pattern: AttentionPattern, zero_log
     lse = torch.empty(q.shape[:3], dtype=_compute_dtype(q))
     call = _Call(q, pattern, zero_logit, scale, lse)
     if q.numel():
-        from fibopolicy.attention import cpu_kernels
-
+        group = _kernels().GROUP
         # A peak, a sum and a dropped weight for each row of a group, and its logits, each row's in vectors of their own.
-        logits = _pairs_within(call.neighbours, cpu_kernels.GROUP) * lse.element_size() + cpu_kernels.GROUP * _VECTOR_BYTES
-        scratch = (q.shape[-1] + 3 * cpu_kernels.GROUP) * lse.element_size() + logits + _VECTOR_BYTES
+        logits = _pairs_within(call.neighbours, group) * lse.element_size() + group * _VECTOR_BYTES
+        scratch = (q.shape[-1] + 3 * group) * lse.element_size() + logits + _VECTOR_BYTES
         sums = v.sum(dim=2, dtype=lse.dtype) if zero_logit and call.blocks > 1 else None
-        call.run(0, cpu_kernels.FORWARD, 0, scratch, None, sums, (q, k, v), (out,))
+        call.run(0, 0, scratch, None, sums, (q, k, v), (out,))
     return out, lse
 
 
@@ -78,28 +80,29 @@ def backward(
     pattern: AttentionPattern,
     zero_logit: bool,
     scale: float,
+    grads: Tensor | None = None,
 ) -> Tensor:
-    """The gradients of q, k and v, stacked: `(3, B, h, T, d)`, from those of `forward`'s `out`."""
+    """The gradients of q, k and v, stacked: `(3, B, h, T, d)`, from those of `forward`'s `out`; into `grads` if given."""
     grad, q, k, v, out = _readable(grad, q, k, v, out)
-    # One block of memory: three would be given back to the system and faulted in again at every step.
-    grads = q.new_empty((3, *q.shape))
+    if grads is None:
+        # One block of memory: three would be given back to the system and faulted in again at every step.
+        grads = q.new_empty((3, *q.shape))
     call = _Call(q, pattern, zero_logit, scale, lse)
     if q.numel():
-        from fibopolicy.attention import cpu_kernels
-
+        kernels = _kernels()
         size = lse.element_size()
         pairs = 2 * (call.neighbours.pairs_per_head + _VECTOR_BYTES // size)  # a weight and a slope for each
         tensors = (q, k, v, out, grad), grads.unbind(0)
         scratch = q.shape[-1] * size
         if call.blocks == 1:
             scratch += pairs * size
-            call.run(1, cpu_kernels.BACKWARD, cpu_kernels.WHOLE, scratch, None, None, *tensors)
+            call.run(1, kernels.WHOLE, scratch, None, None, *tensors)
         else:
             # Rows of one head on several threads: all its weights must stand before anyone gathers them.
             shared = torch.empty(q.shape[0] * q.shape[1], pairs, dtype=lse.dtype)
             sums = (torch.exp(-lse)[:, :, None] @ grad.to(lse.dtype))[:, :, 0].contiguous() if zero_logit else None
-            for phase in (cpu_kernels.FIRST, cpu_kernels.SECOND):
-                call.run(1, cpu_kernels.BACKWARD, phase, scratch, shared, sums, *tensors)
+            for phase in (kernels.FIRST, kernels.SECOND):
+                call.run(1, phase, scratch, shared, sums, *tensors)
     return grads
 
 
@@ -127,20 +130,8 @@ def pad(x: Tensor) -> Tensor:
 
 
 def _readable(*tensors: Tensor) -> list[Tensor]:
-    """The kernels step freely over batch, head and token, but read a row's numbers side by side.
-
-    Where the rows of a head lie far apart, as in long packed projections, each has a page of its own and they share few sets
-    of the cache. Every row is read as often as a token has neighbours, so that one copy costs less than it saves.
-    """
-    far = [_far(x) for x in tensors]
-    # One block of memory: several would be given back to the system and faulted in again at every step.
-    copies = iter(tensors[0].new_empty((sum(far), *tensors[0].shape)).unbind(0))
-    return [next(copies).copy_(x) if apart else x for x, apart in zip(tensors, far, strict=True)]
-
-
-def _far(x: Tensor) -> bool:
-    apart = x.stride(2) > x.shape[3] and x.shape[2] * x.stride(2) * x.element_size() > _FAR_BYTES
-    return apart or x.stride(-1) != 1
+    """The kernels step freely over batch, head and token, but read a row's numbers side by side."""
+    return [x if x.stride(-1) == 1 else x.contiguous() for x in tensors]
 
 
 def _compute_dtype(x: Tensor) -> torch.dtype:
@@ -173,7 +164,6 @@ class _Call:
     def run(
         self,
         which: int,
-        record: np.dtype[Any],
         phase: int,
         scratch_bytes: int,
         shared: Tensor | None,
@@ -181,30 +171,44 @@ class _Call:
         tensors: tuple[Tensor, ...],
         results: tuple[Tensor, ...],
     ) -> None:
-        from fibopolicy.attention import cpu_kernels
-
-        kernel = cpu_kernels.kernels(self.storage, self.width, self.single)[which]
+        kernel = _kernels().kernels(self.storage, self.width, self.single)[which]
         scratch_bytes = (scratch_bytes + 127) // 128 * 128  # threads keep off each other's cache lines
-        scratch = np.empty(self.threads * scratch_bytes + 128, np.uint8)
-        scratch_address = (scratch.ctypes.data + 127) // 128 * 128
-        counters = np.zeros(32, np.int64)
-        address = counters.ctypes.data
+        scratch = torch.empty(self.threads * scratch_bytes + 128, dtype=torch.uint8)
+        scratch_address = (scratch.data_ptr() + 127) // 128 * 128
         near = self.neighbours
-        head_bytes = 2 * self.length * self.chunks * self.width * tensors[0].element_size()
+        size = tensors[0].element_size()
+        head_bytes = 2 * self.length * self.chunks * self.width * size
         # Every row of a result begins at a multiple of 64 bytes if the first does: results are laid out without gaps.
-        step = self.width * tensors[0].element_size()
-        past = sum(x.nbytes for x in results) > _CACHE_BYTES and step % 64 == 0 and all(x.data_ptr() % 64 == 0 for x in results)
+        past = sum(x.nbytes for x in results) > _CACHE_BYTES and self.width * size % 64 == 0
+        past = past and all(x.data_ptr() % 64 == 0 for x in results)
         ahead = self.blocks == 1 and head_bytes <= _AHEAD_BYTES
+        # What the kernel reads: two ticket counters, each alone on its cache lines, then its record, which names their places.
+        call = array("q", _COUNTERS)
         values = [
-            self.scale, address, address + 128, self.batch * self.heads * self.blocks, self.blocks, self.heads, self.length,
-            self.chunks, int(self.zero_logit), phase, near.start.ctypes.data, near.key.ctypes.data, near.twin.ctypes.data,
+            _bits(self.scale), 0, 0, self.batch * self.heads * self.blocks, self.blocks, self.heads, self.length,
+            self.chunks, int(self.zero_logit), phase, *near.addresses,
             scratch_address, scratch_bytes, 0 if shared is None else shared.data_ptr(),
             0 if shared is None else shared.stride(0) * shared.element_size(), self.lse.data_ptr(),
             0 if sums is None else sums.data_ptr(), int(ahead), int(past),
         ]  # fmt: skip
-        size = tensors[0].element_size()
         for x in (*tensors, *results):
             b, h, t, _ = x.stride()
-            values += [x.data_ptr(), b * size, h * size, t * size]
-        call = np.array([tuple(values)], dtype=record)
-        threads.run(kernel.address, call.ctypes.data, self.threads)
+            values += (x.data_ptr(), b * size, h * size, t * size)
+        call.extend(values)
+        address = call.buffer_info()[0]
+        call[33], call[34] = address, address + 128
+        threads.run(kernel.address, address + len(_COUNTERS), self.threads)
+
+
+@functools.lru_cache(maxsize=64)
+def _bits(number: float) -> int:
+    """A float64 as the integer of the same bits."""
+    return int(struct.unpack("q", struct.pack("d", number))[0])
+
+
+@functools.cache
+def _kernels() -> ModuleType:
+    """The compiled kernels, imported when they are needed first: they need numba."""
+    from fibopolicy.attention import cpu_kernels
+
+    return cpu_kernels

@@ -19,10 +19,12 @@ from fibopolicy.attention.patterns import AttentionPattern, OffsetPattern
 _ROWS = 32
 
 
-@functools.cache
+_INSTALLED = importlib.util.find_spec("triton") is not None
+
+
 def available() -> bool:
     """Whether Triton is installed."""
-    return importlib.util.find_spec("triton") is not None
+    return _INSTALLED
 
 
 def supports(dtype: torch.dtype, pattern: AttentionPattern) -> bool:
@@ -63,12 +65,13 @@ def backward(
     pattern: AttentionPattern,
     zero_logit: bool,
     scale: float,
+    grads: Tensor | None = None,
 ) -> Tensor:
     """As `cpu.backward`."""
     from fibopolicy.attention import triton_kernels as kernels
 
     grad, q, k, v = (_readable(x) for x in (grad, q, k, v))
-    grads = q.new_empty((3, *q.shape))
+    grads = q.new_empty((3, *q.shape)) if grads is None else grads
     batch, heads, length, d = q.shape
     prefix, block = pattern.num_prefix, _block(d)
     offsets, counts = _offsets(pattern, q.device)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable, Mapping
 from typing import Literal
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from fibopolicy.attention import cpu, cuda, selection
 from fibopolicy.attention.csr import csr_attention
-from fibopolicy.attention.operator import numba_attention, triton_attention
+from fibopolicy.attention.operator import sparse, sparse_packed, unpack
 from fibopolicy.attention.patterns import AttentionPattern
 from fibopolicy.attention.reference import reference
 from fibopolicy.attention.sdpa import masked_sdpa
@@ -25,8 +26,8 @@ BACKENDS: Mapping[str, Backend] = {
     "reference": reference,
     "sdpa": masked_sdpa,
     "csr": csr_attention,
-    "numba": numba_attention,
-    "triton": triton_attention,
+    "numba": functools.partial(sparse, backend="numba"),
+    "triton": functools.partial(sparse, backend="triton"),
 }
 
 
@@ -57,10 +58,53 @@ def fibottention(
     Raises:
         UserError: shapes, dtypes, devices or names that do not fit together.
     """
-    if torch.amp.is_autocast_available(q.device.type) and torch.is_autocast_enabled(q.device.type):
-        # As torch's own attention does under autocast: every floating input but float64 in the autocast dtype.
-        dtype = torch.get_autocast_dtype(q.device.type)
-        q, k, v = (x if x.dtype == torch.float64 else x.to(dtype) for x in (q, k, v))
+    q, k, v = _autocast(q, k, v)
+    backend = _checked(q, k, v, pattern, masking, backend)
+    return BACKENDS[backend](q, k, v, pattern, masking, q.shape[-1] ** -0.5 if scale is None else scale)
+
+
+def fibottention_qkvpacked(
+    qkv: Tensor,
+    pattern: AttentionPattern,
+    *,
+    masking: Masking = "neg_inf",
+    backend: str = "auto",
+    scale: float | None = None,
+) -> Tensor:
+    """`fibottention` of one projection that holds q, k and v: the sparse backends write its gradient in place.
+
+    Args:
+        qkv: `(B, T, 3, h, d)`, as `nn.Linear(D, 3 * D)` gives it.
+        pattern, masking, backend, scale: as for `fibottention`.
+
+    Returns:
+        `(B, T, h, d)`, ready to be flattened to `(B, T, h * d)`.
+
+    Raises:
+        UserError: as `fibottention`.
+    """
+    if qkv.ndim != 5 or qkv.shape[2] != 3:
+        raise UserError(f"qkv must have shape (B, T, 3, h, d), got {tuple(qkv.shape)}")
+    (qkv,) = _autocast(qkv)
+    q, k, v = unpack(qkv)
+    backend = _checked(q, k, v, pattern, masking, backend)
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    if backend in ("numba", "triton"):
+        return sparse_packed(qkv, pattern, masking, scale, backend).transpose(1, 2)
+    return BACKENDS[backend](q, k, v, pattern, masking, scale).transpose(1, 2)
+
+
+def _autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """As torch's own attention does under autocast: every floating input but float64 in the autocast dtype."""
+    device = tensors[0].device.type
+    if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
+        return tensors
+    dtype = torch.get_autocast_dtype(device)
+    return tuple(x if x.dtype == torch.float64 else x.to(dtype) for x in tensors)
+
+
+def _checked(q: Tensor, k: Tensor, v: Tensor, pattern: AttentionPattern, masking: str, backend: str) -> str:
+    """The backend to run, once everything fits together."""
     _check(q, k, v, pattern)
     if masking not in ("neg_inf", "zero_logit"):
         raise unknown("masking rule", masking, ("neg_inf", "zero_logit"))
@@ -69,7 +113,7 @@ def fibottention(
     if backend not in BACKENDS:
         raise unknown("attention backend", backend, ("auto", *BACKENDS))
     _check_backend(backend, q, pattern)
-    return BACKENDS[backend](q, k, v, pattern, masking, q.shape[-1] ** -0.5 if scale is None else scale)
+    return backend
 
 
 def _check_backend(backend: str, q: Tensor, pattern: AttentionPattern) -> None:

@@ -27,6 +27,11 @@ class Neighbours:
     twin: NDArray[np.int32]
 
     @functools.cached_property
+    def addresses(self) -> tuple[int, int, int]:
+        """Where `start`, `key` and `twin` lie in memory, for compiled code."""
+        return self.start.ctypes.data, self.key.ctypes.data, self.twin.ctypes.data
+
+    @functools.cached_property
     def pairs_per_head(self) -> int:
         """The largest number of kept pairs of any head."""
         return int((self.start[:, -1] - self.start[:, 0]).max())

@@ -6,16 +6,19 @@ backward pass; no gradient flows through it.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from fibopolicy.attention import cpu, cuda
 from fibopolicy.attention.patterns import AttentionPattern
 
 _FORWARD = {"numba": cpu.forward, "triton": cuda.forward}
-_BACKWARD = {"numba": cpu.backward, "triton": cuda.backward}
+_BACKWARD: Mapping[str, Callable[..., Tensor]] = {"numba": cpu.backward, "triton": cuda.backward}
 
 
 @torch.library.custom_op("fibopolicy::sparse_attention", mutates_args=())
@@ -66,8 +69,9 @@ def _(
 
 
 def _remember(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    q, k, v, *ctx.options = inputs
-    ctx.save_for_backward(q, k, v, *output)
+    tensors = [x for x in inputs if isinstance(x, Tensor)]
+    ctx.options = inputs[len(tensors) :]
+    ctx.save_for_backward(*tensors, *output)
     ctx.mark_non_differentiable(output[1])
     ctx.set_materialize_grads(False)
 
@@ -83,15 +87,75 @@ def _differentiate(ctx: Any, grad: Tensor | None, _: Tensor | None) -> tuple[Ten
 sparse_attention.register_autograd(_differentiate, setup_context=_remember)
 
 
-def numba_attention(q: Tensor, k: Tensor, v: Tensor, pattern: AttentionPattern, masking: str, scale: float) -> Tensor:
-    """The CPU kernels over `(B, h, T, d)`, differentiable."""
+class _Direct(torch.autograd.Function):
+    """The operator without its dispatch, which costs as much as a small problem itself."""
+
+    @staticmethod
+    def forward(
+        q: Tensor, k: Tensor, v: Tensor, pattern: AttentionPattern, zero_logit: bool, scale: float, backend: str
+    ) -> tuple[Tensor, Tensor]:
+        return _FORWARD[backend](q, k, v, pattern, zero_logit, scale)
+
+    setup_context = staticmethod(_remember)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
+        if grad is None:
+            return (None,) * 7
+        pattern, zero_logit, scale, backend = ctx.options
+        return (*_BACKWARD[backend](grad, *ctx.saved_tensors, pattern, zero_logit, scale).unbind(0), None, None, None, None)
+
+
+class _DirectPacked(torch.autograd.Function):
+    """The same from one packed projection `(B, T, 3, h, d)`, whose gradient is written in place, packed as well."""
+
+    @staticmethod
+    def forward(qkv: Tensor, pattern: AttentionPattern, zero_logit: bool, scale: float, backend: str) -> tuple[Tensor, Tensor]:
+        return _FORWARD[backend](*unpack(qkv), pattern, zero_logit, scale)
+
+    setup_context = staticmethod(_remember)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
+        if grad is None:
+            return (None,) * 5
+        qkv, out, lse = ctx.saved_tensors
+        pattern, zero_logit, scale, backend = ctx.options
+        packed = torch.empty_like(qkv, memory_format=torch.contiguous_format)
+        _BACKWARD[backend](grad, *unpack(qkv), out, lse, pattern, zero_logit, scale, packed.permute(2, 0, 3, 1, 4))
+        return packed, None, None, None, None
+
+
+def unpack(qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """q, k and v, `(B, h, T, d)` each, as views of a packed projection `(B, T, 3, h, d)`."""
+    q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+    return q, k, v
+
+
+def _eager() -> bool:
+    """Whether nobody watches: no compiler, no export, no mode and no transform (`torch.func`) that has to see an operator."""
+    watched = torch.compiler.is_compiling() or is_in_torch_dispatch_mode() or torch._C._are_functorch_transforms_active()
+    return not watched
+
+
+def sparse(q: Tensor, k: Tensor, v: Tensor, pattern: AttentionPattern, masking: str, scale: float, backend: str) -> Tensor:
+    """A compiled backend over `(B, h, T, d)`, differentiable."""
     dim = q.shape[-1]
-    q, k, v = cpu.pad(q), cpu.pad(k), cpu.pad(v)
-    out: Tensor = sparse_attention(q, k, v, pattern.spec, masking == "zero_logit", scale, "numba")[0]
+    if backend == "numba":
+        q, k, v = cpu.pad(q), cpu.pad(k), cpu.pad(v)
+    if _eager():
+        out: Tensor = _Direct.apply(q, k, v, pattern, masking == "zero_logit", scale, backend)[0]  # type: ignore[no-untyped-call]
+    else:
+        out = sparse_attention(q, k, v, pattern.spec, masking == "zero_logit", scale, backend)[0]
     return out if out.shape[-1] == dim else out[..., :dim]
 
 
-def triton_attention(q: Tensor, k: Tensor, v: Tensor, pattern: AttentionPattern, masking: str, scale: float) -> Tensor:
-    """The Triton kernels over `(B, h, T, d)`, differentiable."""
-    out: Tensor = sparse_attention(q, k, v, pattern.spec, masking == "zero_logit", scale, "triton")[0]
+def sparse_packed(qkv: Tensor, pattern: AttentionPattern, masking: str, scale: float, backend: str) -> Tensor:
+    """A compiled backend over a packed projection `(B, T, 3, h, d)`, differentiable -> `(B, h, T, d)`."""
+    padded = backend == "numba" and cpu.padded_dim(qkv.shape[-1]) != qkv.shape[-1]
+    if padded or not _eager():
+        return sparse(*unpack(qkv), pattern, masking, scale, backend)
+    out: Tensor = _DirectPacked.apply(qkv, pattern, masking == "zero_logit", scale, backend)[0]  # type: ignore[no-untyped-call]
     return out

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 
 import torch
@@ -14,9 +15,9 @@ from fibopolicy.attention.patterns import AttentionPattern
 #: Names a backend for every call that says "auto".
 VARIABLE = "FIBOPOLICY_ATTENTION_BACKEND"
 
-#: The share of all T^2 pairs up to which the sparse CPU kernels are taken over masked dense attention. A coarse rule: timed
-#: between T = 17 and 197 on a busy machine they mostly still won there, and a pattern this dense saves little either way.
-_SPARSE_UP_TO = 0.5
+#: (T, share): up to T tokens the sparse CPU kernels are taken where at most this share of all T^2 pairs is kept. Beyond it
+#: masked dense attention won, forward and backward together: `docs/benchmarks/attention_auto_*.json` has the timings.
+_CPU_TABLE = ((101, 0.95), (197, 0.75), (math.inf, 0.6))
 
 _log = logging.getLogger(__name__)
 
@@ -38,7 +39,8 @@ def _fastest(device: str, dtype: torch.dtype, pattern: AttentionPattern) -> str:
         return "triton" if cuda.available() and cuda.supports(dtype, pattern) else "csr"
     if device != "cpu" or not cpu.available() or not cpu.supports(dtype):
         return "sdpa"
-    return "numba" if kept_share(pattern) <= _SPARSE_UP_TO else "sdpa"
+    limit = next(share for length, share in _CPU_TABLE if pattern.sequence_length <= length)
+    return "numba" if kept_share(pattern) <= limit else "sdpa"
 
 
 def kept_share(pattern: AttentionPattern) -> float:

@@ -26,6 +26,8 @@ class Profile:
     """Timed turns of each contender."""
     device: str = "cpu"
     """Where to run."""
+    flex: bool = False
+    """Also time FlexAttention, which torch compiles first: minutes, and a C++ compiler on CPUs, where it has no backward."""
     out: Path | None = None
     """JSON file to write; for attention, a picture of the crossover over N lies beside it."""
     overwrite: bool = False
@@ -38,11 +40,13 @@ class Profile:
 
         if self.turns < 1:
             raise UserError(f"turns must be at least 1, got {self.turns}")
+        if self.flex and self.what == "encoder":
+            raise UserError("--flex is for profile attention; encoders are timed dense, with Fibottention and without attention")
         resolve_device(self.device)
         if self.out is not None:
             refuse_existing(self.out, self.overwrite)
         if self.what == "attention":
-            report = attention.profile_attention(turns=self.turns, device=self.device)
+            report = attention.profile_attention(turns=self.turns, device=self.device, flex=self.flex)
             print(attention.table(report))
         else:
             report = encoder.profile_encoder(turns=self.turns, device=self.device)

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
-from fibopolicy.attention import FibottentionPattern, fibottention
+from fibopolicy.attention import FibottentionPattern, fibottention, fibottention_qkvpacked
 from fibopolicy.encoders.vit import PRESETS, FibottentionPreset
 from fibopolicy.errors import UserError, unknown
 from fibopolicy.torchvision_shim import make_torchvision_importable
@@ -41,10 +41,13 @@ class FibottentionOfTimm(nn.Module):
         if t != pattern.sequence_length:
             pattern = _pattern(self.preset, t - self.num_prefix, self.num_heads, self.layer, self.num_prefix)
         qkv = self.qkv(x).reshape(b, t, 3, self.num_heads, -1)  # (B, T, 3, h, d)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # (B, h, T, d) each, views of qkv
-        q, k = self.q_norm(q), self.k_norm(k)
-        y = fibottention(q, k, v, pattern, masking=self.preset.masking, scale=self.scale)
-        y = self.norm(y.transpose(1, 2).reshape(b, t, -1))
+        if isinstance(self.q_norm, nn.Identity) and isinstance(self.k_norm, nn.Identity):
+            y = fibottention_qkvpacked(qkv, pattern, masking=self.preset.masking, scale=self.scale)  # (B, T, h, d)
+        else:
+            q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # (B, h, T, d) each, views of qkv
+            q, k = self.q_norm(q), self.k_norm(k)
+            y = fibottention(q, k, v, pattern, masking=self.preset.masking, scale=self.scale).transpose(1, 2)
+        y = self.norm(y.reshape(b, t, -1))
         if self.gate is not None:
             y = y * self.gate(x).sigmoid()
         z: Tensor = self.proj_drop(self.proj(y))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fibopolicy.attention import FibottentionPattern, fibottention
+from fibopolicy.attention import FibottentionPattern, fibottention_qkvpacked
 from fibopolicy.attention.functional import Masking
 from fibopolicy.encoders.base import Encoder, check_image_size, register_encoder
 from fibopolicy.encoders.pooling import SpatialSoftmax
@@ -52,12 +52,12 @@ class Attention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         b, t, d = x.shape
         qkv = self.qkv(x).view(b, t, 3, self.heads, d // self.heads)  # (B, T, 3, h, d)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # (B, h, T, d) each, views of qkv
         if self.pattern is None:
-            y = F.scaled_dot_product_attention(q, k, v)
+            q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # (B, h, T, d) each, views of qkv
+            y = F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
         else:
-            y = fibottention(q, k, v, self.pattern, masking=self.masking)
-        z: Tensor = self.out(y.transpose(1, 2).reshape(b, t, d))
+            y = fibottention_qkvpacked(qkv, self.pattern, masking=self.masking)  # (B, T, h, d)
+        z: Tensor = self.out(y.reshape(b, t, d))
         return z
 
 

@@ -23,11 +23,12 @@ def main() -> None:
     parser.add_argument("--hardware", required=True, help="what the result files call this machine")
     parser.add_argument("--turns", type=int, default=20, help="timed turns of each attention contender")
     parser.add_argument("--encoder-turns", type=int, default=4, help="timed turns of each encoder")
+    parser.add_argument("--flex", action="store_true", help="time FlexAttention too, which is compiled first")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--out", type=Path, default=Path("docs/benchmarks"))
     options = parser.parse_args()
 
-    report = profile_attention(turns=options.turns, device=options.device)
+    report = profile_attention(turns=options.turns, device=options.device, flex=options.flex)
     name = f"{options.hardware}_{report.environment['date']}"
     report.write(options.out / f"attention_{name}.json")
     draw_crossover(report, options.out / f"attention_{name}.png")

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fibopolicy.attention import FibottentionPattern, cpu, cuda, fibottention
+from fibopolicy.attention import FibottentionPattern, cpu, cuda, fibottention, fibottention_qkvpacked
 from fibopolicy.errors import UserError
 
 PATTERN = FibottentionPattern(10, 2)
@@ -29,6 +29,12 @@ def tensors(*shape: int, dtype: torch.dtype = torch.float32) -> list[torch.Tenso
 def test_tensors_that_do_not_fit(inputs: list[torch.Tensor], message: str) -> None:
     with pytest.raises(UserError, match=message):
         fibottention(*inputs, PATTERN)
+
+
+@pytest.mark.parametrize("shape", [(2, 11, 6, 4), (2, 11, 2, 2, 4), (2, 2, 11, 3, 4)])
+def test_a_projection_that_is_not_packed(shape: tuple[int, ...]) -> None:
+    with pytest.raises(UserError, match=r"shape \(B, T, 3, h, d\)"):
+        fibottention_qkvpacked(torch.randn(shape), PATTERN)
 
 
 @pytest.mark.parametrize("options", [{"masking": "neginf"}, {"backend": "nubma"}])

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fibopolicy.attention import FibottentionPattern, fibottention
+from fibopolicy.attention import FibottentionPattern, fibottention, fibottention_qkvpacked
 from fibopolicy.attention.operator import sparse_attention, sparse_attention_backward
 
 PATTERN = FibottentionPattern(60, 2)
@@ -94,3 +94,51 @@ def test_auto_says_what_it_chose_and_obeys_the_environment(
         monkeypatch.setenv("FIBOPOLICY_ATTENTION_BACKEND", "csr")
         fibottention(q, q, q, PATTERN)
     assert [record.getMessage().split()[2] for record in caplog.records] == ["numba", "csr"]
+
+
+@pytest.mark.parametrize("backend", ["numba", "csr", "sdpa"])
+@pytest.mark.parametrize("masking", ["neg_inf", "zero_logit"])
+@pytest.mark.parametrize("dim", [16, 20])
+def test_a_packed_projection_gives_the_same_and_gets_its_gradient_packed(backend: str, masking: str, dim: int) -> None:
+    qkv = torch.randn(2, 61, 3, 2, dim, requires_grad=True)
+    grad = torch.randn(2, 61, 2, dim)
+    q, k, v = qkv.permute(2, 0, 3, 1, 4)
+    expected = fibottention(q, k, v, PATTERN, masking=masking, backend=backend).transpose(1, 2)  # type: ignore[arg-type]
+    out = fibottention_qkvpacked(qkv, PATTERN, masking=masking, backend=backend)  # type: ignore[arg-type]
+    assert out.shape == (2, 61, 2, dim)
+    torch.testing.assert_close(out, expected)
+    (packed,) = torch.autograd.grad(out, qkv, grad)
+    torch.testing.assert_close(packed, torch.autograd.grad(expected, qkv, grad)[0])
+    if backend == "numba" and dim == 16:  # other head dimensions are padded first
+        assert packed.is_contiguous()
+
+
+def test_packed_from_a_slice_of_something_larger() -> None:
+    wide = torch.randn(2, 61, 4, 2, 16, requires_grad=True)
+    expected = fibottention(*wide[:, :, 1:].permute(2, 0, 3, 1, 4), PATTERN, backend="numba").square().sum()
+    out = fibottention_qkvpacked(wide[:, :, 1:], PATTERN, backend="numba").square().sum()
+    torch.testing.assert_close(torch.autograd.grad(out, wide)[0], torch.autograd.grad(expected, wide)[0])
+
+
+def test_packed_compiles_as_one_graph_and_exports() -> None:
+    run = lambda x: fibottention_qkvpacked(x, PATTERN)  # noqa: E731
+    qkv = torch.randn(1, 61, 3, 2, 16, requires_grad=True)
+    grad = torch.randn(1, 61, 2, 16)
+    compiled = torch.compile(run, fullgraph=True, backend="aot_eager")(qkv)
+    torch.testing.assert_close(compiled, run(qkv))
+    torch.testing.assert_close(torch.autograd.grad(compiled, qkv, grad), torch.autograd.grad(run(qkv), qkv, grad))
+
+
+def test_modes_that_watch_operators_see_one() -> None:
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    q = torch.randn(1, 2, 61, 16)
+    graph = make_fx(lambda x: fibottention(x, x, x, PATTERN, backend="numba"))(q)
+    assert "sparse_attention" in str(graph.graph)
+
+
+def test_differentiating_twice_is_refused() -> None:
+    q = torch.randn(1, 2, 61, 16, requires_grad=True)
+    (grad,) = torch.autograd.grad(fibottention(q, q, q, PATTERN, backend="numba").sum(), q, create_graph=True)
+    with pytest.raises(RuntimeError):
+        torch.autograd.grad(grad.sum(), q)
