@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 from fibopolicy.attention import cpu, cuda
 from fibopolicy.attention.patterns import AttentionPattern
 
-_FORWARD = {"numba": cpu.forward, "triton": cuda.forward}
+_FORWARD: Mapping[str, Callable[..., tuple[Tensor, Tensor]]] = {"numba": cpu.forward, "triton": cuda.forward}
 _BACKWARD: Mapping[str, Callable[..., Tensor]] = {"numba": cpu.backward, "triton": cuda.backward}
 
 
@@ -88,15 +88,18 @@ sparse_attention.register_autograd(_differentiate, setup_context=_remember)
 
 
 class _Direct(torch.autograd.Function):
-    """The operator without its dispatch, which costs as much as a small problem itself."""
+    """The operator without its dispatch, which costs as much as a small problem itself.
+
+    So would a `setup_context` apart from `forward`: for it, torch binds the arguments to their names at each call.
+    """
 
     @staticmethod
     def forward(
-        q: Tensor, k: Tensor, v: Tensor, pattern: AttentionPattern, zero_logit: bool, scale: float, backend: str
+        ctx: Any, q: Tensor, k: Tensor, v: Tensor, pattern: AttentionPattern, zero_logit: bool, scale: float, backend: str
     ) -> tuple[Tensor, Tensor]:
-        return _FORWARD[backend](q, k, v, pattern, zero_logit, scale)
-
-    setup_context = staticmethod(_remember)
+        results = _FORWARD[backend](q, k, v, pattern, zero_logit, scale)
+        _remember(ctx, (q, k, v, pattern, zero_logit, scale, backend), results)
+        return results
 
     @staticmethod
     @once_differentiable
@@ -111,10 +114,12 @@ class _DirectPacked(torch.autograd.Function):
     """The same from one packed projection `(B, T, 3, h, d)`, whose gradient is written in place, packed as well."""
 
     @staticmethod
-    def forward(qkv: Tensor, pattern: AttentionPattern, zero_logit: bool, scale: float, backend: str) -> tuple[Tensor, Tensor]:
-        return _FORWARD[backend](*unpack(qkv), pattern, zero_logit, scale)
-
-    setup_context = staticmethod(_remember)
+    def forward(
+        ctx: Any, qkv: Tensor, pattern: AttentionPattern, zero_logit: bool, scale: float, backend: str
+    ) -> tuple[Tensor, Tensor]:
+        results = _FORWARD[backend](*unpack(qkv), pattern, zero_logit, scale)
+        _remember(ctx, (qkv, pattern, zero_logit, scale, backend), results)
+        return results
 
     @staticmethod
     @once_differentiable
@@ -145,8 +150,10 @@ def sparse(q: Tensor, k: Tensor, v: Tensor, pattern: AttentionPattern, masking: 
     dim = q.shape[-1]
     if backend == "numba":
         q, k, v = cpu.pad(q), cpu.pad(k), cpu.pad(v)
-    if _eager():
-        out: Tensor = _Direct.apply(q, k, v, pattern, masking == "zero_logit", scale, backend)[0]  # type: ignore[no-untyped-call]
+    if _eager() and not (torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)):
+        out = _FORWARD[backend](q, k, v, pattern, masking == "zero_logit", scale)[0]
+    elif _eager():
+        out = _Direct.apply(q, k, v, pattern, masking == "zero_logit", scale, backend)[0]  # type: ignore[no-untyped-call]
     else:
         out = sparse_attention(q, k, v, pattern.spec, masking == "zero_logit", scale, backend)[0]
     return out if out.shape[-1] == dim else out[..., :dim]
