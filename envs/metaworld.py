@@ -48,7 +48,8 @@ class MetaWorldEnv(TaskEnv):
     1 closes). Observations: `<camera>_image` uint8 `(S, S, 3)`, upright; float32 `hand_position` `(3,)` metres, `gripper_opening`
     `(1,)` from 0 to 1 (10 cm between the fingers), `object_state` `(14,)`, position and quaternion of up to two objects and zeros
     for those that the task lacks, and `goal_position` `(3,)` metres. A policy reads the first two vectors unless told
-    otherwise. Rewards are Meta-World's, from 0 to 10. Unlike Meta-World's own, an episode ends when its goal is met.
+    otherwise. The reward is 1 at success and 0 before; `info["shaped_reward"]` is Meta-World's, from 0 to 10. Unlike
+    Meta-World's own, an episode ends when its goal is met.
 
     The corner cameras of Meta-World hang upside down: their frames are turned by 180 degrees here. "corner4" is "corner2" from
     nearer, the view that most published image policies use; it cuts off a part of the larger objects.
@@ -140,7 +141,7 @@ class MetaWorldEnv(TaskEnv):
         _, reward, _, _, info = self._env.step(np.clip(command, -1, 1).astype(np.float32))
         self._steps += 1
         success = bool(info["success"])
-        return float(reward), success, self._steps >= self.horizon, {"success": success}
+        return float(success), success, self._steps >= self.horizon, {"success": success, "shaped_reward": float(reward)}
 
     def observe(self) -> Observation:
         seen = self.metaworld_observation()
