@@ -153,7 +153,7 @@ class MetaWorldEnv(TaskEnv):
         return observation
 
     def get_state(self) -> SimState:
-        return SimState(_model_text(self.task_id), self._vector())
+        return SimState(_model_text(self.task_id, self._env.fullpath), self._vector())
 
     def set_state(self, state: SimState) -> Observation:
         """Restore an instant exactly and start counting steps from 0; returns its observation.
@@ -304,7 +304,7 @@ def _make(task_id: str) -> Any:
     import_metaworld()
     from metaworld.env_dict import ENV_CLS_MAP
 
-    env = ENV_CLS_MAP[task_id.partition("/")[2]]()
+    env: Any = ENV_CLS_MAP[task_id.partition("/")[2]]()
     env._partially_observable = False
     del env.sawyer_observation_space  # it was made for the partially observable one
     env._set_task_called = True
@@ -315,7 +315,8 @@ def _make(task_id: str) -> Any:
 def _expert(task_id: str) -> Any:
     from metaworld.policies import ENV_POLICY_MAP
 
-    return ENV_POLICY_MAP[task_id.partition("/")[2]]()
+    policies: Mapping[str, Any] = ENV_POLICY_MAP
+    return policies[task_id.partition("/")[2]]()
 
 
 def _copies(attributes: Mapping[str, Any]) -> dict[str, Any]:
@@ -325,11 +326,8 @@ def _copies(attributes: Mapping[str, Any]) -> dict[str, Any]:
 
 
 @functools.cache
-def _model_text(task_id: str) -> str:
+def _model_text(task_id: str, path: str) -> str:
     """The task's MJCF, named after it; its files lie in the metaworld package, relative to `assets/sawyer_xyz`."""
-    from metaworld.env_dict import ENV_CLS_MAP
-
-    path = ENV_CLS_MAP[task_id.partition("/")[2]].model_name.fget(None)
     spec = mujoco.MjSpec.from_file(path)
     spec.modelname = task_id
     spec.compile()
