@@ -10,6 +10,7 @@ from types import ModuleType
 import mujoco
 import numpy as np
 import pytest
+from gymnasium.utils.env_checker import check_env
 
 from fibopolicy import envs
 from fibopolicy.envs.metaworld import MetaWorldEnv
@@ -97,6 +98,11 @@ def test_another_process_draws_and_renders_the_same_bit_for_bit() -> None:
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == frames_after_a_restore()
     assert done.stderr == ""
+
+
+@pytest.mark.filterwarnings("ignore:.*Box observation space.*")
+def test_gymnasium_accepts_the_environment(reach: MetaWorldEnv) -> None:
+    check_env(reach, skip_render_check=True)
 
 
 def test_observations_are_what_the_space_says(reach: MetaWorldEnv) -> None:
