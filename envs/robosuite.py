@@ -19,11 +19,10 @@ from numpy.typing import NDArray
 from fibopolicy.envs.base import Observation, SimState, TaskEnv
 from fibopolicy.envs.rendering import Quality, configure_gl, no_gl
 from fibopolicy.envs.robosuite_legacy import adopt, composite_controller, portable
+from fibopolicy.envs.robosuite_tasks import TASKS, Defaults
 from fibopolicy.errors import UserError, unknown
 
 configure_gl()  # before anything imports mujoco, robosuite included
-
-CAMERAS = ("agentview", "robot0_eye_in_hand")
 
 #: What files say of rendering, episodes and seeds, in robosuite's and robomimic's words. Here this class decides them.
 # fmt: off
@@ -51,11 +50,12 @@ class RobosuiteEnv(TaskEnv):
 
     Args:
         task_id: "robosuite/" and the task's name, e.g. "robosuite/Lift".
-        cameras: the cameras to render; fewer are faster, and none needs no OpenGL.
+        cameras: the cameras to render, by default the task's in `robosuite_tasks`; fewer are faster, and none needs no OpenGL.
         image_size: pixels, one number or (height, width).
         quality: "fast" renders without shadows, reflections and multisampling.
-        horizon: control steps until truncation.
-        options: passed to `robosuite.make`, e.g. `robots`, `controller_configs` (of any generation), `control_freq`.
+        horizon: control steps until truncation, by default the task's.
+        options: passed to `robosuite.make`, e.g. `robots` (by default the task's), `controller_configs` (of any generation),
+            `control_freq`.
 
     Raises:
         UserError: robosuite is missing; no such task, robot, controller, camera or option.
@@ -67,10 +67,10 @@ class RobosuiteEnv(TaskEnv):
     def __init__(
         self,
         task_id: str = "robosuite/Lift",
-        cameras: tuple[str, ...] | list[str] = CAMERAS,
+        cameras: tuple[str, ...] | list[str] | None = None,
         image_size: int | tuple[int, int] = 84,
         quality: Quality = "fast",
-        horizon: int = 400,
+        horizon: int | None = None,
         render_mode: str | None = None,
         **options: Any,
     ) -> None:
@@ -79,15 +79,17 @@ class RobosuiteEnv(TaskEnv):
         self._shape = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
         if len(self._shape) != 2 or min(self._shape) < 8:
             raise UserError(f"image_size must be at least 8 pixels, got {image_size}")
+        defaults = TASKS.get(task_id.partition("/")[2], Defaults())
+        horizon = defaults.horizon if horizon is None else horizon
         if horizon < 1:
             raise UserError(f"horizon must be at least 1 control step, got {horizon}")
         self.task_id = task_id
-        self.cameras = tuple(cameras)
+        self.cameras = defaults.cameras if cameras is None else tuple(cameras)
         self.image_size = image_size
         self.quality = quality
         self.horizon = horizon
         self.render_mode = render_mode
-        self._options = _checked_options(task_id, options)
+        self._options = _checked_options(task_id, {"robots": list(defaults.robots), **options})
         self._env = _make(task_id, self._options)
         for camera in self.cameras:
             if camera not in self._env.sim.model.camera_names:
@@ -369,7 +371,7 @@ def _checked_options(task_id: str, options: Mapping[str, Any]) -> dict[str, Any]
     for option in options:
         if option not in known:
             raise unknown(f"option of {task_id}", option, {*known, "cameras", "image_size", "quality", "horizon"})
-    robots = options.get("robots", "Panda")
+    robots = options["robots"]
     robots = [robots] if isinstance(robots, str) else list(robots)
     for robot in robots:
         if robot not in ROBOT_CLASS_MAPPING:
