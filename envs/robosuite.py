@@ -5,7 +5,6 @@ from __future__ import annotations
 import atexit
 import inspect
 import logging
-import warnings
 import weakref
 import xml.etree.ElementTree as ET
 from collections.abc import Mapping
@@ -20,6 +19,7 @@ from fibopolicy.envs.base import Observation, SimState, TaskEnv
 from fibopolicy.envs.rendering import Quality, configure_gl, no_gl
 from fibopolicy.envs.robosuite_legacy import adopt, composite_controller, portable
 from fibopolicy.envs.robosuite_tasks import TASKS, Defaults
+from fibopolicy.envs.versions import warn_of_versions
 from fibopolicy.errors import UserError, unknown
 
 configure_gl()  # before anything imports mujoco, robosuite included
@@ -103,6 +103,7 @@ class RobosuiteEnv(TaskEnv):
         sensors = self._vectors()
         prefixes = [robot.robot_model.naming_prefix for robot in self._env.robots]
         hands = [f"{p}{arm}" for p in prefixes for arm in ("", "right_", "left_") if f"{p}{arm}eef_pos" in sensors]
+        self.hands = tuple(f"{hand}eef_pos" for hand in hands)
         self.proprioception = tuple(f"{hand}{key}" for hand in hands for key in ("eef_pos", "eef_quat", "gripper_qpos"))
         limit = np.inf if _absolute(self._options["controller_configs"]) else 1.0
         self.action_space = gymnasium.spaces.Box(-limit, limit, (self._env.action_dim,), np.float32)
@@ -124,7 +125,7 @@ class RobosuiteEnv(TaskEnv):
         import_robosuite()
         if env_args.get("type") != 1 or not isinstance(env_args.get("env_name"), str):
             raise UserError(f"env_args of robosuite have type 1 and an env_name, got {dict(env_args)}"[:300])
-        _warn_of_version(env_args.get("env_version"))
+        warn_of_versions(env_args)
         kwargs = dict(env_args.get("env_kwargs") or {})
         arguments = {key: value for key, value in kwargs.items() if key not in _DECIDED_HERE}
         if "mount_types" in arguments:  # its name until 1.4
@@ -429,12 +430,3 @@ def _one_size(heights: Any, widths: Any) -> int | tuple[int, int]:
         raise UserError(f"cameras of different sizes, {sorted(sizes)}: choose one with image_size")
     height, width = (int(n) for n in sizes.pop())
     return height if height == width else (height, width)
-
-
-def _warn_of_version(version: object) -> None:
-    installed = import_robosuite().__version__
-    if version is not None and str(version).split(".")[:2] != installed.split(".")[:2]:
-        warnings.warn(
-            f"the data come from robosuite {version}, and {installed} is installed: replay some before relying on them",
-            stacklevel=3,
-        )

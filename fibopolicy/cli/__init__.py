@@ -16,7 +16,7 @@ from typing import Any
 import tyro
 
 from fibopolicy.cli.attention import Profile, ShowPattern
-from fibopolicy.cli.data import Collect, Fetch, Inspect, Split
+from fibopolicy.cli.data import Collect, Fetch, Inspect, Replay, Split
 from fibopolicy.cli.evaluate import Evaluate, Rates
 from fibopolicy.cli.train import Train
 from fibopolicy.errors import UserError
@@ -28,6 +28,7 @@ VERBS: dict[str, Callable[..., Any]] = {
     "fetch": Fetch,
     "inspect": Inspect,
     "split": Split,
+    "replay": Replay,
     "train": Train,
     "evaluate": Evaluate,
     "rates": Rates,

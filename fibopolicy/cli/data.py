@@ -8,6 +8,8 @@ from typing import Literal
 
 import tyro
 
+from fibopolicy.files import refuse_existing
+
 
 @dataclass(frozen=True)
 class Collect:
@@ -109,3 +111,36 @@ class Split:
 
         keys = split(self.file, self.out, self.valid, self.seed, overwrite=self.overwrite)
         print(f"{self.out}: " + ", ".join(f"{name} {len(demos)} demos" for name, demos in keys.items()))
+
+
+@dataclass(frozen=True)
+class Replay:
+    """Replay demonstrations open loop from their first states: do data and simulator match?
+
+    Example: fibopolicy replay lift_human.hdf5
+    """
+
+    file: tyro.conf.Positional[Path]
+    """The file."""
+    filter_key: str | None = None
+    """Only the demos of this filter key."""
+    workers: int | None = None
+    """Processes, one simulator each (about 1 GB with robosuite); as many as cores by default."""
+    skip_damaged: bool = False
+    """Leave out demos that cannot be read or restored, and name them."""
+    out: Path | None = None
+    """JSON file to write: one row per demo, the rate, hardware and versions."""
+    overwrite: bool = False
+    """Replace an existing file."""
+
+    def run(self) -> None:
+        from fibopolicy.datasets.replay import replay, table, write_replay
+        from fibopolicy.evaluation.statistics import wilson
+
+        if self.out is not None:
+            refuse_existing(self.out, self.overwrite)
+        done = replay(self.file, filter_key=self.filter_key, workers=self.workers, skip_damaged=self.skip_damaged)
+        rate = wilson(done.successes, len(done.demos))
+        print(f"{table(done)}\nsuccess {rate} (95 % Wilson interval)")
+        if self.out is not None:
+            write_replay(self.out, done, {"value": rate.value, "low": rate.low, "high": rate.high, "confidence": 0.95})
