@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import json
+import multiprocessing
+import os
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +17,6 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from fibopolicy.datasets.workers import checked_workers, simulator_pool
 from fibopolicy.datasets.writer import DemoWriter
 from fibopolicy.envs import TaskEnv, make, resolve
 from fibopolicy.envs.seeding import episode_seed
@@ -84,7 +87,8 @@ def collect(
     if not 0 <= plan.noise <= 2:
         raise UserError(f"noise must be between 0 and 2 (action units), got {plan.noise}")
     refuse_both(resume=resume, overwrite=overwrite)
-    workers = checked_workers(workers, -(-episodes // SHARD))
+    if workers is not None and workers < 1:
+        raise UserError(f"workers must be at least 1, got {workers}")
     if not 0 <= plan.seed < 1 << 63:
         raise UserError(f"seed must be between 0 and 2^63 - 1, got {plan.seed}")
     refuse_existing(out, overwrite)
@@ -97,6 +101,7 @@ def collect(
     env.close()
 
     parts = out.with_name(out.name + ".parts")
+    workers = min(workers or os.cpu_count() or 1, -(-episodes // SHARD))
     kept = tried = steps = 0
     with (
         tqdm(total=episodes, desc=f"collect {plan.task}", unit="demo", disable=None) as bar,
@@ -162,14 +167,18 @@ def _remove_parts(parts: Path) -> None:
 
 def _episodes(plan: Plan, parts: Path, workers: int) -> Iterator[Arrays]:
     """All episodes from index 0 on, in order; shards are made ahead in spawned processes, one simulator each."""
-    with simulator_pool(workers, _start_worker, plan) as pool:
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=(plan,)) as pool:
         pending = [pool.submit(_make_shard, parts, k) for k in range(2 * workers)]
         ahead = len(pending)
-        while True:
-            shard = pending.pop(0).result()
-            pending.append(pool.submit(_make_shard, parts, ahead))
-            ahead += 1
-            yield from _load_shard(shard)
+        try:
+            while True:
+                shard = pending.pop(0).result()
+                pending.append(pool.submit(_make_shard, parts, ahead))
+                ahead += 1
+                yield from _load_shard(shard)
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
 
 
 _worker: tuple[Plan, TaskEnv] | None = None
@@ -177,7 +186,16 @@ _worker: tuple[Plan, TaskEnv] | None = None
 
 def _start_worker(plan: Plan) -> None:
     global _worker
+    # Should the parent be killed, nobody would ever tell this process to end.
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     _worker = (plan, plan.make_env())
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+    os._exit(1)
 
 
 def _make_shard(parts: Path, k: int) -> Path:

@@ -149,6 +149,10 @@ class DemoFile:
         with self._damage_told(demo):
             return isinstance(self._demo(demo).get(key), h5py.Dataset)
 
+    def group(self, demo: str) -> h5py.Group:
+        """A demo as HDF5 keeps it, for whoever copies it."""
+        return self._demo(demo)
+
     def keys(self, demo: str) -> tuple[str, ...]:
         """The arrays of a demo other than observations: "actions", "states", ..."""
         with self._damage_told(demo):

@@ -83,8 +83,9 @@ class DemoWriter:
         model_file: str | None = None,
         extra: Mapping[str, ArrayLike] | None = None,
         attrs: Mapping[str, Attribute] | None = None,
+        name: str | None = None,
     ) -> str:
-        """Append a demo of N steps and return its name, `demo_<k>`.
+        """Append a demo of N steps and return its name.
 
         Args:
             obs: per key `(N, ...)`; images uint8 `(N, H, W, 3)`, upright; `obs[t]` is seen before `actions[t]`.
@@ -96,6 +97,7 @@ class DemoWriter:
             model_file: the MJCF of the scene.
             extra: further arrays `(N, ...)`, say the noisy actions that were executed.
             attrs: attributes of the demo: where it came from.
+            name: `demo_<k>`; by default the next k.
 
         Raises:
             ValueError: the arrays differ in length.
@@ -109,7 +111,7 @@ class DemoWriter:
             if len(value) != steps:
                 raise ValueError(f"{key} has {len(value)} steps, actions have {steps}")
 
-        name = f"demo_{len(self.lengths)}"
+        name = f"demo_{len(self.lengths)}" if name is None else name
         with failure_told(self.path):
             group = self._data.create_group(name)
             group.attrs["num_samples"] = steps
@@ -124,6 +126,11 @@ class DemoWriter:
                 _write_next(group, key, stored, value, then.get(key))
         self.lengths[name] = steps
         return name
+
+    def copy(self, demo: str, source: h5py.Group, key: str) -> None:
+        """Copy `key`, an array or a group of them, from another file's demo as it is."""
+        with failure_told(self.path):
+            source.copy(source[key], self._data[demo], name=key)
 
     def add_filter_key(self, name: str, demos: Iterable[str]) -> None:
         """Store a named subset of the demos, under mask/<name>."""

@@ -24,7 +24,8 @@ def warn_of_versions(env_args: Mapping[str, Any]) -> None:
     told = env_args.get("env_version")
     if told is None:
         return
-    package = "robosuite" if env_args.get("type") == 1 else "mujoco"
+    suite = str(env_args.get("env_name")).partition("/")[0]
+    package = "robosuite" if env_args.get("type") == 1 else {"fibopolicy": "mujoco"}.get(suite, suite)
     here = installed(package).get(package)
     if here is not None and str(told).split(".")[:2] != here.split(".")[:2]:
         warnings.warn(

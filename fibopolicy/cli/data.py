@@ -114,6 +114,54 @@ class Split:
 
 
 @dataclass(frozen=True)
+class Render:
+    """Give demonstrations new images: restore each stored state and render it.
+
+    Example: fibopolicy render states_only.hdf5 --out images.hdf5
+    """
+
+    file: tyro.conf.Positional[Path]
+    """The file; it needs states, not observations, and is not changed."""
+    out: Path
+    """File to write."""
+    cameras: tuple[str, ...] | None = None
+    """Cameras to render; those that the file names by default, else the task's."""
+    image_size: int | None = None
+    """Height and width of the images, pixels; as the file says by default, else 84."""
+    quality: Literal["fast", "full"] = "fast"
+    """Render quality, fast without shadows, reflections and multisampling; evaluation uses the one stored here."""
+    filter_key: str | None = None
+    """Only the demos of this filter key."""
+    workers: int | None = None
+    """Processes, one simulator each (about 1 GB with robosuite); as many as cores by default. The file does not depend on it."""
+    skip_damaged: bool = False
+    """Leave out demos that cannot be read or restored, and name them."""
+    resume: bool = False
+    """Go on with a rendering that was stopped."""
+    overwrite: bool = False
+    """Replace an existing file."""
+
+    def run(self) -> None:
+        from fibopolicy.datasets.render import View, render
+
+        done = render(
+            self.file,
+            self.out,
+            View(self.cameras, self.image_size, self.quality),
+            filter_key=self.filter_key,
+            workers=self.workers,
+            skip_damaged=self.skip_damaged,
+            resume=self.resume,
+            overwrite=self.overwrite,
+        )
+        for demo, reason in done.skipped.items():
+            print(f"skipped {demo}: {reason}")
+        if done.dropped:
+            print(f"not rendered anew and left out: {', '.join(done.dropped)}; --cameras chooses")
+        print(f"{done.path}: {done.demos} demos, {done.steps} steps, seen by {', '.join(done.cameras) or 'no camera'}")
+
+
+@dataclass(frozen=True)
 class Replay:
     """Replay demonstrations open loop from their first states: do data and simulator match?
 
