@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import atexit
 import inspect
 import logging
-import weakref
 import xml.etree.ElementTree as ET
 from collections.abc import Mapping
 from copy import deepcopy
@@ -19,6 +17,7 @@ from fibopolicy.envs.base import Observation, SimState, TaskEnv
 from fibopolicy.envs.rendering import Quality, configure_gl, no_gl
 from fibopolicy.envs.robosuite_legacy import adopt, composite_controller, portable
 from fibopolicy.envs.robosuite_tasks import TASKS, Defaults
+from fibopolicy.envs.scene_renderer import SceneRenderer
 from fibopolicy.envs.versions import warn_of_versions
 from fibopolicy.errors import UserError, unknown
 
@@ -95,7 +94,7 @@ class RobosuiteEnv(TaskEnv):
             if camera not in self._env.sim.model.camera_names:
                 raise unknown("camera", camera, self._env.sim.model.camera_names)
         self.control_hz = float(self._env.control_freq)
-        self._renderer: Any = None
+        self._renderer: SceneRenderer | None = None
         self._steps = 0
         self._own_model = self._loaded = self._source = portable(self._env.model.get_xml())
         self._prepare_model()
@@ -237,31 +236,16 @@ class RobosuiteEnv(TaskEnv):
         return self.render_camera(self.cameras[0] if self.cameras else self._env.sim.model.camera_names[0])
 
     def render_camera(self, camera: str) -> NDArray[np.uint8]:
-        """One frame, uint8 `(H, W, 3)`, upright.
-
-        With MuJoCo's own renderer: robosuite's does not switch to its OpenGL context, so that two of them in one process
-        return each other's frames.
-        """
-        import mujoco
-
-        sim = self._env.sim
+        """One frame, uint8 `(H, W, 3)`, upright."""
         if self._renderer is None:
-            try:
-                self._renderer = mujoco.Renderer(sim.model._model, *self._shape)
-            except Exception as error:  # every OpenGL backend fails with a type of its own
-                # The half-made objects' destructors miss these, and would print tracebacks.
-                mujoco.Renderer._mjr_context = mujoco.GLContext._context = None
-                raise no_gl(error) from error
-            # At exit, handlers run last in, first out: registered now, this one comes before mujoco takes OpenGL down.
-            self._close_renderer = weakref.finalize(self, self._renderer.close)
-            self._close_renderer.atexit = False
-            atexit.register(self._close_renderer)
-        self._renderer.update_scene(sim.data._data, camera, self._visible)
-        frame: NDArray[np.uint8] = self._renderer.render()
-        return frame
+            self._renderer = SceneRenderer(*self._shape)
+            self._renderer.load(self._env.sim.model._model)
+        return self._renderer.render(self._env.sim.data._data, camera, cull=self.quality == "fast")
 
     def close(self) -> None:
-        self._drop_renderer()
+        if self._renderer is not None:
+            self._renderer.close()
+            self._renderer = None
         if self._env.sim is not None:
             self._env.close()
 
@@ -274,7 +258,6 @@ class RobosuiteEnv(TaskEnv):
             self._env._initialize_sim(xml_string=model)
         except ValueError as error:
             raise UserError(f"robosuite cannot load a state's model: {' '.join(str(error).split())}") from error
-        self._drop_renderer()
         old.free()
         self._loaded = self._source = model
         self._prepare_model()
@@ -282,17 +265,13 @@ class RobosuiteEnv(TaskEnv):
 
     def _prepare_model(self) -> None:
         """Set what rendering needs in a freshly loaded model."""
-        import mujoco
-
         model = self._env.sim.model._model
-        model.vis.global_.offheight, model.vis.global_.offwidth = self._shape
         if self.quality == "fast":
             model.vis.quality.shadowsize = 0
             model.vis.quality.offsamples = 0
             model.mat_reflectance[:] = 0
-        # Robosuite shows geom group 1, the visual meshes, and hides group 0, the collision shapes.
-        self._visible = mujoco.MjvOption()
-        self._visible.geomgroup[0] = 0
+        if self._renderer is not None:
+            self._renderer.load(model)
 
     def _reset_deterministically(self) -> None:
         """Robosuite's reset with nothing drawn: new controllers, counters at zero, references into the current simulation."""
@@ -325,12 +304,6 @@ class RobosuiteEnv(TaskEnv):
                 if observable.is_active() and values[name].ndim <= 1:
                     active.append(name)
         return {name: np.atleast_1d(values[name]).astype(np.float32) for name in active}
-
-    def _drop_renderer(self) -> None:
-        if self._renderer is not None:
-            self._close_renderer()
-            atexit.unregister(self._close_renderer)
-            self._renderer = None
 
 
 def import_robosuite() -> Any:
