@@ -76,8 +76,8 @@ class DemoWriter:
         obs: Mapping[str, ArrayLike],
         actions: ArrayLike,
         states: ArrayLike,
-        rewards: ArrayLike,
-        dones: ArrayLike,
+        rewards: ArrayLike | None,
+        dones: ArrayLike | None,
         *,
         next_obs: Mapping[str, ArrayLike] | None = None,
         model_file: str | None = None,
@@ -91,7 +91,7 @@ class DemoWriter:
             obs: per key `(N, ...)`; images uint8 `(N, H, W, 3)`, upright; `obs[t]` is seen before `actions[t]`.
             actions: `(N, A)` in [-1, 1].
             states: `(N, S)`, the simulator's state before each action.
-            rewards, dones: `(N,)`, after each action.
+            rewards, dones: `(N,)`, after each action; `None` where the recording had none.
             next_obs: per key `(N, ...)`, what is seen after each action. Where it is `obs` shifted by one step, its last row
                 alone is stored. `None`: the last observation is repeated.
             model_file: the MJCF of the scene.
@@ -102,8 +102,9 @@ class DemoWriter:
         Raises:
             ValueError: the arrays differ in length.
         """
-        main = {"actions": actions, "states": states, "rewards": rewards, "dones": np.asarray(dones, dtype=np.int64)}
-        arrays = {key: np.asarray(value) for key, value in {**main, **(extra or {})}.items()}
+        main = {"actions": actions, "states": states, "rewards": rewards}
+        main["dones"] = None if dones is None else np.asarray(dones, dtype=np.int64)
+        arrays = {key: np.asarray(value) for key, value in {**main, **(extra or {})}.items() if value is not None}
         seen = {key: np.asarray(value) for key, value in obs.items()}
         then = {key: np.asarray(value) for key, value in (next_obs or {}).items()}
         steps = len(arrays["actions"])

