@@ -184,8 +184,9 @@ class RobosuiteEnv(TaskEnv):
             UserError: the model does not fit this task or does not load; the state's width is not the model's.
         """
         if state.model not in (self._source, self._model_text()):
-            objects = [thing.root_body for thing in self._env.model.mujoco_objects]
-            self._load(adopt(state.model, self._own_model, objects))
+            if not self._moved_fixed(state.model):
+                objects = [thing.root_body for thing in self._env.model.mujoco_objects]
+                self._load(adopt(state.model, self._own_model, objects))
             self._source = state.model
         sim = self._env.sim
         width = 1 + sim.model.nq + sim.model.nv
@@ -281,18 +282,36 @@ class RobosuiteEnv(TaskEnv):
 
     def _model_text(self) -> str:
         """The loaded model's MJCF, with the places where the last reset put objects that cannot move, such as a door."""
-        model = self._env.sim.model
-        fixed = [thing.root_body for thing in self._env.model.mujoco_objects]
-        fixed = [name for name in fixed if model.body_jntnum[model.body_name2id(name)] == 0]
+        fixed = self._fixed_bodies()
         if not fixed:
             return self._loaded
-        root = ET.fromstring(self._loaded)
+        model, root = self._env.sim.model, ET.fromstring(self._loaded)
         for name in fixed:
             body = root.find(f"worldbody//body[@name='{name}']")
             assert body is not None
             for key, values in (("pos", model.body_pos), ("quat", model.body_quat)):
                 body.set(key, " ".join(map(repr, values[model.body_name2id(name)].tolist())))
         return ET.tostring(root, encoding="unicode")
+
+    def _moved_fixed(self, text: str) -> bool:
+        """Put the objects that cannot move where an MJCF text has them, if that is all that it changes: no loading needed."""
+        fixed = self._fixed_bodies()
+        if not fixed:
+            return False
+        ours, _ = _apart(self._model_text(), fixed)
+        theirs, places = _apart(text, fixed)
+        if ours != theirs:
+            return False
+        model = self._env.sim.model
+        for name, (position, quaternion) in places.items():
+            model.body_pos[model.body_name2id(name)] = position
+            model.body_quat[model.body_name2id(name)] = quaternion
+        return True
+
+    def _fixed_bodies(self) -> list[str]:
+        model = self._env.sim.model
+        roots = [thing.root_body for thing in self._env.model.mujoco_objects]
+        return [name for name in roots if model.body_jntnum[model.body_name2id(name)] == 0]
 
     def _vectors(self) -> Observation:
         """All of robosuite's active vector observables at this instant, float32."""
@@ -389,6 +408,22 @@ def _make(task_id: str, options: Mapping[str, Any]) -> Any:
     env._post_action = post_action_now
     env._update_observables = lambda force=False: None
     return env
+
+
+def _apart(text: str, bodies: list[str]) -> tuple[str, dict[str, tuple[list[float], list[float]]]]:
+    """An MJCF text without the places of some bodies, and these: position and quaternion. Of broken text, nothing."""
+    try:
+        root = ET.fromstring(text)
+    except ET.ParseError:
+        return "", {}
+    places = {}
+    for name in bodies:
+        body = root.find(f"worldbody//body[@name='{name}']")
+        if body is None or not {"pos", "quat"} <= body.attrib.keys():
+            return "", {}
+        position, quaternion = ([float(number) for number in body.attrib.pop(key).split()] for key in ("pos", "quat"))
+        places[name] = (position, quaternion)
+    return ET.tostring(root, encoding="unicode"), places
 
 
 def _absolute(configs: dict[str, Any] | list[dict[str, Any]]) -> bool:
