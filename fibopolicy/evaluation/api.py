@@ -12,7 +12,7 @@ from fibopolicy.errors import UserError
 from fibopolicy.evaluation.acting import Actor
 from fibopolicy.evaluation.measure import Identity, default_workers, make_actor, measure, weights_digest
 from fibopolicy.evaluation.rows import Row
-from fibopolicy.evaluation.starts import Starts, load_starts, make_starts
+from fibopolicy.evaluation.starts import Starts, default_starts, load_starts
 from fibopolicy.evaluation.vectorized import STEP_LIMIT, TRIES, VectorRollout
 
 
@@ -43,7 +43,7 @@ def evaluate(
             `(A,)` or a chunk `(T_a, A)`.
         task: a task's id; a dataset's `env_args`; or a function without arguments that makes the environment, importable
             by name, since it is called in each process.
-        starts: a file of start states, its contents, or a number of them, then drawn with seed 0.
+        starts: a file of start states, its contents, or a number of them: the first of the set with seed 0.
         workers: simulators, one process each; by default as many as cores, four times as many for the light built-in tasks.
         batch, threads: rows in each call of the policy, and torch's threads meanwhile: with other numbers the policy's last
             bits, and so the rows, may differ. By default 4 rows for a policy of this library and 1 for others.
@@ -77,7 +77,7 @@ def evaluate(
         info = rollouts.info()
         if isinstance(starts, int):
             with make_env() as env:
-                starts = make_starts(env, starts, 0)
+                starts = default_starts(env, starts, 0)
         if starts.env_args["env_name"] != info.env_args["env_name"]:
             raise UserError(f"start states of {starts.env_args['env_name']}, but the task is {info.task_id}")
         actor = make_actor(policy, batch, threads, info)

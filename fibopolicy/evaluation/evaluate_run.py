@@ -20,7 +20,7 @@ from fibopolicy.evaluation.config import EvaluateConfig
 from fibopolicy.evaluation.measure import Identity, default_workers, make_actor, measure, weights_digest
 from fibopolicy.evaluation.rows import ROWS, Row, append_row, read_rows, success_rate, write_rows
 from fibopolicy.evaluation.simulator import TaskInfo
-from fibopolicy.evaluation.starts import Starts, load_starts, make_starts, save_starts
+from fibopolicy.evaluation.starts import Starts, default_starts, load_starts, save_starts
 from fibopolicy.evaluation.statistics import Rate
 from fibopolicy.evaluation.vectorized import VectorRollout
 from fibopolicy.evaluation.video import write_grid
@@ -122,7 +122,7 @@ def _starts(config: EvaluateConfig, make: Callable[[], TaskEnv], info: TaskInfo)
         old = load_starts(path) if path.exists() else None
         if old is None or len(old) < config.episodes or old.env_args != info.env_args:
             with make() as env:
-                save_starts(make_starts(env, config.episodes, config.seed), path, overwrite=True)
+                save_starts(default_starts(env, config.episodes, config.seed), path, overwrite=True)
     starts = load_starts(path)
     if starts.env_args.get("env_name") != info.env_args["env_name"]:
         raise UserError(
