@@ -46,6 +46,8 @@ class EvaluateConfig:
     """Seconds that a control step or a frame may take until its process counts as hung."""
     tries: int = 3
     """Attempts for an episode whose simulator dies, hangs or fails; then it becomes an error row."""
+    viewer: bool = False
+    """Open MuJoCo's own viewer and run one episode after the other, in real time."""
     allow_mismatch: bool = False
     """Go on where start states do not look as they did when they were stored."""
 

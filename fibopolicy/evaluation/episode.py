@@ -23,12 +23,20 @@ class LiveEpisode:
         history: T_o, observations that the policy reads, the newest last; the first stands for those before it.
         film: observation key of a camera whose every frame is kept in `frames`, uint8 `(H, W, 3)` each.
         beat: called after every control step and every observation, as a sign of life.
+        show: called after every control step.
     """
 
     def __init__(
-        self, env: TaskEnv, obs: Observation, history: int, *, film: str | None = None, beat: Callable[[], None] = lambda: None
+        self,
+        env: TaskEnv,
+        obs: Observation,
+        history: int,
+        *,
+        film: str | None = None,
+        beat: Callable[[], None] = lambda: None,
+        show: Callable[[], None] = lambda: None,
     ) -> None:
-        self._env, self._history, self._film, self._beat = env, history, film, beat
+        self._env, self._history, self._film, self._beat, self._show = env, history, film, beat, show
         self.window: deque[Observation] = deque([obs] * history, maxlen=history)
         self.frames: list[NDArray[np.uint8]] = [obs[film]] if film else []
         self.steps, self.total_reward, self.success, self.done = 0, 0.0, False, False
@@ -38,6 +46,7 @@ class LiveEpisode:
         for left, action in zip(range(len(actions) - 1, -1, -1), actions, strict=True):
             reward, terminated, truncated, info = self._env.advance(action)
             self._beat()
+            self._show()
             self.steps, self.total_reward = self.steps + 1, self.total_reward + reward
             self.success, self.done = bool(info["success"]), terminated or truncated
             if self._film or (left < self._history and not self.done):

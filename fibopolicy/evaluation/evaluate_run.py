@@ -62,8 +62,10 @@ def evaluate_run(config: EvaluateConfig, *, resume: bool = False, overwrite: boo
     env_maker = make_env(config, loaded)
     robosuite = "robosuite/" if loaded.env_args.get("type") == 1 else ""
     workers = config.workers or default_workers(f"{robosuite}{loaded.env_args.get('env_name')}", config.episodes)
+    if config.viewer and config.workers is None:
+        workers = 1
     with VectorRollout(
-        env_maker, loaded.policy.config.history, workers, step_limit=config.step_limit, tries=config.tries
+        env_maker, loaded.policy.config.history, workers, step_limit=config.step_limit, tries=config.tries, viewer=config.viewer
     ) as rollouts:
         info = rollouts.info()
         _check_vectors(config, loaded, info)

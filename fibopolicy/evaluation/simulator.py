@@ -29,6 +29,7 @@ from fibopolicy.envs import Observation, SimState, TaskEnv
 from fibopolicy.errors import UserError
 from fibopolicy.evaluation.episode import LiveEpisode
 from fibopolicy.evaluation.starts import camera_hashes
+from fibopolicy.evaluation.viewer import Viewer
 
 #: Shape and dtype per observation key.
 Layout = Mapping[str, tuple[tuple[int, ...], np.dtype[Any]]]
@@ -84,16 +85,18 @@ class Simulator:
     Args:
         make_env: makes the environment; must be picklable.
         history: T_o, observations that the policy reads.
+        viewer: open MuJoCo's viewer beside it.
     """
 
-    def __init__(self, make_env: Callable[[], TaskEnv], history: int) -> None:
+    def __init__(self, make_env: Callable[[], TaskEnv], history: int, viewer: bool = False) -> None:
         context = multiprocessing.get_context("spawn")
         self.connection, theirs = context.Pipe()
-        self.process = context.Process(target=_serve, args=(theirs, make_env, history), daemon=True)
+        self.process = context.Process(target=_serve, args=(theirs, make_env, history, viewer), daemon=True)
         self.process.start()
         theirs.close()
         self.info: TaskInfo | None = None
         self.history = history
+        self._closed = False
         self._beats: NDArray[np.int64] | None = None
         self._views: dict[str, NDArray[Any]] = {}
         self._model: bytes | None = None
@@ -152,6 +155,9 @@ class Simulator:
 
     def close(self) -> None:
         """End the process, also one that hangs or was stopped; the system takes back all that it held."""
+        if self._closed:
+            return
+        self._closed = True
         self._views, self._beats = {}, None
         self.process.kill()
         self.process.join()
@@ -164,7 +170,7 @@ class Simulator:
 # The process's side.
 
 
-def _serve(connection: Connection, make_env: Callable[[], TaskEnv], history: int) -> None:
+def _serve(connection: Connection, make_env: Callable[[], TaskEnv], history: int, viewer: bool) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C goes to everyone, but the parent decides
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     threading.Thread(target=_end_with_parent, daemon=True).start()
@@ -174,7 +180,7 @@ def _serve(connection: Connection, make_env: Callable[[], TaskEnv], history: int
             env = make_env()
         told = tuple(str(w.message) for w in caught if w.category is UserWarning)  # once by the parent, not by every process
         try:
-            _run(connection, env, history, told)
+            _run(connection, env, history, told, Viewer(env).show if viewer else lambda: None)
         finally:
             env.close()
     except (EOFError, BrokenPipeError, ConnectionResetError):
@@ -200,7 +206,7 @@ def _end_with_parent() -> None:
         os._exit(1)
 
 
-def _run(connection: Connection, env: TaskEnv, history: int, told: tuple[str, ...]) -> None:
+def _run(connection: Connection, env: TaskEnv, history: int, told: tuple[str, ...], view: Callable[[], None]) -> None:
     spaces: Any = env.observation_space
     layout = {key: (tuple(space.shape), np.dtype(space.dtype)) for key, space in spaces.items()}
     memory = _offer(connection, env, layout, history, told)
@@ -223,7 +229,8 @@ def _run(connection: Connection, env: TaskEnv, history: int, told: tuple[str, ..
             model = model if changed is None else changed
             obs = env.set_state(SimState(model, state))
             beat()
-            episode = LiveEpisode(env, obs, history, film=film, beat=beat)
+            episode = LiveEpisode(env, obs, history, film=film, beat=beat, show=view)
+            view()
             show(episode.window)
             connection.send(Ready(camera_hashes(obs)))
         else:

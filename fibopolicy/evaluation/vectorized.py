@@ -8,6 +8,7 @@ episodes only while that costs less than half a call; which episodes share a cal
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import time
 import warnings
@@ -25,6 +26,7 @@ from fibopolicy.errors import UserError
 from fibopolicy.evaluation.acting import Actor, Request
 from fibopolicy.evaluation.simulator import Failed, Ready, Simulator, TaskInfo
 from fibopolicy.evaluation.starts import Starts
+from fibopolicy.evaluation.viewer import check_display
 
 _log = logging.getLogger(__name__)
 
@@ -111,6 +113,7 @@ class VectorRollout:
         workers: processes.
         step_limit: seconds that a control step or a picture may take before the process counts as hung.
         tries: attempts for an episode whose process dies, hangs or raises.
+        viewer: open MuJoCo's viewer beside the only worker.
     """
 
     def __init__(
@@ -121,10 +124,16 @@ class VectorRollout:
         *,
         step_limit: float = STEP_LIMIT,
         tries: int = TRIES,
+        viewer: bool = False,
     ) -> None:
         if workers < 1 or tries < 1 or step_limit <= 0:
             raise UserError(f"expected workers and tries >= 1 and a step limit > 0 s, got {workers}, {tries} and {step_limit}")
-        self._make_env, self._history, self._step_limit, self._tries = make_env, history, step_limit, tries
+        if viewer:
+            check_display()
+            if workers > 1:
+                raise UserError(f"the viewer shows one simulator, and {workers} workers were asked for")
+        self._simulator = functools.partial(Simulator, make_env, history, viewer)
+        self._step_limit, self._tries = step_limit, tries
         self._stillborn, self._told = 0, False
         self._call_s = 0.0
         self._idle_since = self._heard_at = time.perf_counter()
@@ -132,7 +141,7 @@ class VectorRollout:
         self._slots: list[_Slot] = []
         try:
             for _ in range(workers):
-                self._slots.append(_Slot(Simulator(make_env, history)))
+                self._slots.append(_Slot(self._simulator()))
         except BaseException:
             self.close()
             raise
@@ -281,7 +290,7 @@ class VectorRollout:
             if self._stillborn >= self._tries:
                 raise UserError(f"no simulator can be started: {reason}; tried {self._stillborn} times")
         request = slot.request
-        slot.simulator = Simulator(self._make_env, self._history)
+        slot.simulator = self._simulator()
         slot.request, slot.ready, slot.starting, slot.beats = None, False, True, 0
         slot.expect(START_LIMIT)
         if request is None:

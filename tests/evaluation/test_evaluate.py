@@ -37,7 +37,7 @@ def fresh(run: Path, tmp_path: Path) -> EvaluateConfig:
     """The trained run in a folder of its own, with short episodes."""
     for name in ("config.json", "ema.safetensors", "model.safetensors", "metrics.jsonl"):
         (tmp_path / name).write_bytes((run / name).read_bytes())
-    return EvaluateConfig(tmp_path, episodes=3, video=2, horizon=10)
+    return EvaluateConfig(tmp_path, episodes=3, video=2, horizon=10, workers=1)
 
 
 class Scripted:

@@ -21,8 +21,8 @@ from fibopolicy.evaluation.starts import Starts, make_starts
 from fibopolicy.evaluation.vectorized import Outcome, VectorRollout
 from fibopolicy.policies import Policy, PolicyConfig, Shapes, build_policy
 
-EPISODES = 7
-MAKE = partial(envs.make, "Lift-v0", image_size=32, horizon=14)
+EPISODES = 5
+MAKE = partial(envs.make, "Lift-v0", image_size=32, horizon=9)
 Short = tuple[int, bool, int, float]
 
 
