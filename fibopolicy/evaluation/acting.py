@@ -64,6 +64,8 @@ class Actor:
         self.function = not hasattr(policy, "act")
         if self.function and batch > 1:
             raise UserError("a function acts on one episode at a time, so its batch is 1; give an object with act(obs, state)")
+        if isinstance(policy, nn.Module) and policy.training:
+            raise UserError("the policy is in training mode, which augments or drops what it sees; call policy.eval() first")
         self.policy, self.batch, self.threads = policy, batch, threads
         config = getattr(policy, "config", None)
         self.history = int(getattr(config, "history", None) or getattr(policy, "history", 1))
@@ -103,7 +105,7 @@ class Actor:
         keys = [key for key in rows[0].window if self.reads is None or key in self.reads]
         obs = {key: torch.from_numpy(np.stack([r.window[key] for r in rows])).to(self.device) for key in keys}
         state = rows[0].state if self.batch == 1 else _joined([r.state for r in rows], self._state_dim)
-        with torch.inference_mode():
+        with torch.no_grad():  # inference mode would leave tensors in a policy's caches that no later training could use
             actions, state = self.policy.act(obs, state)
         if not isinstance(actions, Tensor | np.ndarray) or actions.ndim != 3 or len(actions) != self.batch:
             found = tuple(actions.shape) if hasattr(actions, "shape") else type(actions).__name__

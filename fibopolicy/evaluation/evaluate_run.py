@@ -76,7 +76,9 @@ def evaluate_run(config: EvaluateConfig, *, resume: bool = False, overwrite: boo
         rows = _kept(rows_path, evaluation, starts, identity, actor, resume=resume, overwrite=overwrite)
         missing = [index for index in range(config.episodes) if index not in rows]
         kept = [row for index, row in rows.items() if index < config.episodes]
-        for row in measure(rollouts, actor, starts, missing, identity, kept=kept, allow_mismatch=config.allow_mismatch):
+        for row in measure(
+            rollouts, actor, starts, missing, identity, kept=kept, allow_mismatch=config.allow_mismatch, source=starts_path
+        ):
             append_row(rows_path, row)
             rows[row.index] = row
         _in_order(rows_path, evaluation)

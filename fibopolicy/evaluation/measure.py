@@ -82,8 +82,13 @@ def measure(
     *,
     kept: Sequence[Row] = (),
     allow_mismatch: bool = False,
+    source: object = "start states",
 ) -> Iterator[Row]:
-    """A row for each index, in the order in which episodes end, with a live view beside `kept`, the rows there are already.
+    """A row for each index, in the order in which episodes end, with a live view.
+
+    Args:
+        kept: rows that are there already, for the live view.
+        source: where the start states come from, for errors.
 
     Raises:
         UserError: a start state does not look as it did when it was stored, and `allow_mismatch` is not given.
@@ -92,7 +97,7 @@ def measure(
 
     def check(index: int, hashes: Mapping[str, str]) -> None:
         if not allow_mismatch and (why := mismatch(starts, index, hashes, info)):
-            raise UserError(why)
+            raise UserError(f"{source}: {why}")
 
     with (
         own_randomness(),
@@ -137,7 +142,7 @@ def mismatch(starts: Starts, index: int, hashes: Mapping[str, str], info: TaskIn
     return (
         f"start state {index} of {info.task_id} does not look as it did when it was stored ({', '.join(differing)});"
         f" {'; '.join(changed) or 'settings and versions are the same, so OpenGL draws otherwise here'};"
-        " make the start states anew, or pass --allow-mismatch"
+        " make them anew, or pass --allow-mismatch"
     )
 
 

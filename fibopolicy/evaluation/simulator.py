@@ -16,7 +16,7 @@ import tempfile
 import threading
 import traceback
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from multiprocessing import reduction
 from multiprocessing.connection import Connection
@@ -92,7 +92,8 @@ class Simulator:
         context = multiprocessing.get_context("spawn")
         self.connection, theirs = context.Pipe()
         self.process = context.Process(target=_serve, args=(theirs, make_env, history, viewer), daemon=True)
-        self.process.start()
+        with _no_interrupts():  # a terminal's Ctrl-C goes to everyone in front of it, but this side decides what ends
+            self.process.start()
         theirs.close()
         self.info: TaskInfo | None = None
         self.history = history
@@ -167,12 +168,24 @@ class Simulator:
         self.connection.close()
 
 
+@contextlib.contextmanager
+def _no_interrupts() -> Iterator[None]:
+    """Hold Ctrl-C back; a process started meanwhile never gets it."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 # The process's side.
 
 
 def _serve(connection: Connection, make_env: Callable[[], TaskEnv], history: int, viewer: bool) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C goes to everyone, but the parent decides
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
         with warnings.catch_warnings(record=True) as caught:
