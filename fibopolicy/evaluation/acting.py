@@ -68,7 +68,7 @@ class Actor:
             raise UserError("the policy is in training mode, which augments or drops what it sees; call policy.eval() first")
         self.policy, self.batch, self.threads = policy, batch, threads
         config = getattr(policy, "config", None)
-        self.history = int(getattr(config, "history", None) or getattr(policy, "history", 1))
+        self.history = int(getattr(policy if config is None else config, "history", 1))
         parameters = policy.parameters() if isinstance(policy, nn.Module) else iter(())
         self.device = next((p.device for p in parameters), torch.device("cpu"))
         shapes = getattr(policy, "shapes", None)

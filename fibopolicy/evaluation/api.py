@@ -67,23 +67,25 @@ def evaluate(
     """
     if isinstance(starts, int) and starts < 1:
         raise UserError(f"starts must be at least 1, got {starts}")
-    starts = load_starts(Path(starts)) if isinstance(starts, str | Path) else starts
+    episodes = starts if isinstance(starts, int) else 0
+    stored = load_starts(Path(starts)) if isinstance(starts, str | Path) else starts
     make_env, name = _maker(task, options)
-    episodes = starts if isinstance(starts, int) else len(starts)
+    if isinstance(stored, Starts):
+        episodes = len(stored)
     history = Actor(policy).history
     with VectorRollout(
         make_env, history, workers or default_workers(name, episodes), step_limit=step_limit, tries=tries
     ) as rollouts:
         info = rollouts.info()
-        if isinstance(starts, int):
+        if not isinstance(stored, Starts):
             with make_env() as env:
-                starts = default_starts(env, starts, 0)
-        if starts.env_args["env_name"] != info.env_args["env_name"]:
-            raise UserError(f"start states of {starts.env_args['env_name']}, but the task is {info.task_id}")
+                stored = default_starts(env, episodes, 0)
+        if stored.env_args["env_name"] != info.env_args["env_name"]:
+            raise UserError(f"start states of {stored.env_args['env_name']}, but the task is {info.task_id}")
         actor = make_actor(policy, batch, threads, info)
         identity = Identity(policy=weights_digest(policy))
         rows = []
-        for row in measure(rollouts, actor, starts, range(len(starts)), identity, allow_mismatch=allow_mismatch):
+        for row in measure(rollouts, actor, stored, range(episodes), identity, allow_mismatch=allow_mismatch):
             rows.append(row)
             if on_row is not None:
                 on_row(row)

@@ -17,7 +17,7 @@ from fibopolicy.evaluation.evaluate_run import evaluate_run
 from fibopolicy.evaluation.report import rate_table, report
 from fibopolicy.evaluation.rollout import rollout
 from fibopolicy.evaluation.rows import evaluations, read_rows
-from fibopolicy.evaluation.starts import load_starts, make_starts, save_starts
+from fibopolicy.evaluation.starts import make_starts, save_starts
 from fibopolicy.evaluation.statistics import wilson
 from fibopolicy.evaluation.video import FAILURE, RUNNING, SUCCESS, grid_frames
 from fibopolicy.policies import PolicyConfig
@@ -126,22 +126,6 @@ def test_a_file_holds_several_evaluations_apart(fresh: EvaluateConfig) -> None:
     stored = read_rows(fresh.run / "episodes.jsonl")
     assert len(stored) == 9
     assert tuple(row for row in stored if row.evaluation == first[0].evaluation) == first
-
-
-def test_start_states_are_held_out_stored_and_restored(tmp_path: Path) -> None:
-    from fibopolicy.envs.seeding import episode_seed
-
-    env = envs.make("Push-v0", image_size=16)
-    starts = make_starts(env, 3, seed=1)
-    save_starts(starts, tmp_path / "starts.npz")
-    loaded = load_starts(tmp_path / "starts.npz")
-    for a, b in zip(starts.states, loaded.states, strict=True):
-        np.testing.assert_array_equal(a.state, b.state)
-        assert a.model == b.model
-    assert (loaded.seeds, loaded.hashes, loaded.env_args) == (starts.seeds, starts.hashes, env.env_args)
-    assert make_starts(env, 2, seed=1).hashes == starts.hashes[:2]
-    assert not {episode_seed("collect", s, i) for s in range(3) for i in range(500)} & set(starts.seeds)
-    env.close()
 
 
 def test_start_states_that_look_different_are_refused(fresh: EvaluateConfig, tmp_path: Path) -> None:
