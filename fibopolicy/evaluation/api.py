@@ -65,19 +65,20 @@ def evaluate(
         >>> [(row.index, row.success, row.steps) for row in rows]
         [(0, False, 5), (1, False, 5)]
     """
-    if isinstance(starts, int) and starts < 1:
-        raise UserError(f"starts must be at least 1, got {starts}")
-    episodes = starts if isinstance(starts, int) else 0
-    stored = load_starts(Path(starts)) if isinstance(starts, str | Path) else starts
+    if isinstance(starts, str | Path):
+        starts = load_starts(Path(starts))
+    episodes = starts if isinstance(starts, int) else len(starts)
+    if episodes < 1:
+        raise UserError(f"starts must be at least 1, got {episodes}")
     make_env, name = _maker(task, options)
-    if isinstance(stored, Starts):
-        episodes = len(stored)
     history = Actor(policy).history
     with VectorRollout(
         make_env, history, workers or default_workers(name, episodes), step_limit=step_limit, tries=tries
     ) as rollouts:
         info = rollouts.info()
-        if not isinstance(stored, Starts):
+        if isinstance(starts, Starts):
+            stored = starts
+        else:
             with make_env() as env:
                 stored = default_starts(env, episodes, 0)
         if stored.env_args["env_name"] != info.env_args["env_name"]:

@@ -67,7 +67,7 @@ def test_what_looks_different_is_an_error_that_names_settings_and_versions_unles
     assert len(evaluate(still, "Lift-v0", starts, image_size=24, allow_mismatch=True, **options)) == 2
     moved = [replace(state, state=state.state.copy()) for state in starts.states]
     moved[1].state[1] += 0.01  # after the time, the hand's position
-    with pytest.raises(UserError, match="start state 1 .*does not look as it did"):
+    with pytest.raises(UserError, match=r"start state 1 .*does not look as it did"):
         evaluate(still, "Lift-v0", replace(starts, states=tuple(moved)), image_size=16, **options)
 
 
