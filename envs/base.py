@@ -76,6 +76,10 @@ class TaskEnv(gymnasium.Env[Observation, NDArray[np.float32]]):
         """The scripted expert's action at this instant, a function of the simulator's state alone."""
         raise LookupError(f"{self.task_id} has no scripted expert")
 
+    def simulation(self) -> tuple[Any, Any]:
+        """MuJoCo's model and data behind this environment, as they are now; a state with another model replaces them."""
+        raise LookupError(f"{self.task_id} has no MuJoCo simulation to show")
+
     def step(self, action: NDArray[np.floating[Any]]) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
         reward, terminated, truncated, info = self.advance(action)
         return self.observe(), reward, terminated, truncated, info

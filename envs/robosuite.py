@@ -233,6 +233,9 @@ class RobosuiteEnv(TaskEnv):
         """Whether the task's goal is met at this instant."""
         return bool(self._env._check_success())
 
+    def simulation(self) -> tuple[Any, Any]:
+        return self._env.sim.model._model, self._env.sim.data._data
+
     def render(self) -> NDArray[np.uint8]:
         return self.render_camera(self.cameras[0] if self.cameras else self._env.sim.model.camera_names[0])
 

@@ -162,6 +162,9 @@ class TabletopEnv(TaskEnv):
         kwargs = {"cameras": list(self.cameras), "image_size": self.image_size, "quality": self.quality, "horizon": self.horizon}
         return {"env_name": self.task_id, "env_version": mujoco.__version__, "type": 2, "env_kwargs": kwargs}
 
+    def simulation(self) -> tuple[Any, Any]:
+        return self.model, self.data
+
     def render(self) -> NDArray[np.uint8]:
         return self.render_camera("workspace")
 

@@ -18,6 +18,7 @@ import tyro
 from fibopolicy.cli.attention import Profile, ShowPattern
 from fibopolicy.cli.data import Collect, Fetch, Inspect, Render, Replay, Split
 from fibopolicy.cli.evaluate import Evaluate, Rates
+from fibopolicy.cli.starts import Starts
 from fibopolicy.cli.train import Train
 from fibopolicy.errors import UserError
 from fibopolicy.quickstart import Quickstart
@@ -31,6 +32,7 @@ VERBS: dict[str, Callable[..., Any]] = {
     "replay": Replay,
     "render": Render,
     "train": Train,
+    "starts": Starts,
     "evaluate": Evaluate,
     "rates": Rates,
     "profile": Profile,
