@@ -30,12 +30,23 @@ ARRIVED, ARRIVED_TURN, ARRIVE_STEPS = 0.01, 0.1, 10
 RISE = 0.02
 #: Picking up ends at this share of the highest rise: clear of the table and of what stands there.
 LIFTED = 0.8
-#: A demonstration begins when the hand has moved by so much, metres.
-STIRRED = 0.005
+#: An approach begins where the hand last was so far from the thing, metres: a bridge leads there.
+NEAR = 0.15
 #: What lies otherwise in the hand than recorded by more than this was not grasped, metres.
 LOST = 0.03
 #: After the last recorded step, steps for things to come to rest.
 SETTLE_STEPS = 10
+
+
+def _turns(symmetry: int) -> list[Pose]:
+    """The turns about an upright axis that leave a thing of this symmetry as it was."""
+    turns = np.tile(np.eye(4), (symmetry, 1, 1))
+    turns[:, :3, :3] = Rotation.from_euler("z", np.arange(symmetry)[:, None] * 2 * np.pi / symmetry).as_matrix()
+    return list(turns)
+
+
+#: The fingers are alike: the hand may be turned by half a turn.
+FLIPS = _turns(2)
 
 
 @dataclass(frozen=True)
@@ -88,7 +99,7 @@ def take_apart(
     assert picked is not None
     closed = actions[:, 6] > 0
     close, release, lifted = _hold(closed, tracks[picked.body][:, 2, 3])
-    start = _begin(poses[:, :3, 3], closed, close)
+    start = _begin(poses[:, :3, 3], tracks[picked.body][:, :3, 3], close)
     met = np.flatnonzero(success[release:])
     end = release + int(met[0]) + 1 if len(met) else len(states)
     goals = hand.goals(poses, actions)
@@ -114,12 +125,10 @@ def _hold(closed: NDArray[np.bool_], height: Array) -> tuple[int, int, int]:
     raise UserError(f"no closed gripper raises the object by {100 * RISE:.0f} cm: there is no grasp to take over")
 
 
-def _begin(hand: Array, closed: NDArray[np.bool_], close: int) -> int:
-    """The step at which the approach to a grasp begins: what lies before is idle, or about other objects."""
-    opened = np.flatnonzero(closed[:close])
-    first = int(opened[-1]) + 1 if len(opened) else 0
-    stirred = np.linalg.norm(hand[first : close + 1] - hand[first], axis=1) > STIRRED
-    return first + max(int(np.argmax(stirred)) - 1, 0)
+def _begin(hand: Array, thing: Array, close: int) -> int:
+    """The step at which the approach to a grasp begins: what lies before is idle, or about other things."""
+    away = np.linalg.norm(hand[:close] - thing[:close], axis=1) > NEAR
+    return close - int(np.argmax(away[::-1])) - 1 if away.any() else 0
 
 
 def attempt(hand: Hand, segments: Sequence[Segment], act: Callable[[NDArray[np.float32]], bool]) -> bool:
@@ -156,22 +165,16 @@ def _moved(hand: Hand, segment: Segment, near: Pose) -> Callable[[Pose], Pose] |
     now = np.eye(4) if about is None else hand.body(about.body)
     moves = [_carry(segment.about, now @ turn) for turn in _turns(1 if about is None else about.symmetry)]
     if carried is None:
-        grips = _turns(2)  # the fingers are alike
+        grips = FLIPS
     else:
         assert segment.held is not None
         held = np.linalg.inv(hand.pose) @ hand.body(carried.body)
-        if np.linalg.norm(held[:3, 3] - segment.held[:3, 3]) > LOST:
+        if min(np.linalg.norm((turn @ held)[:3, 3] - segment.held[:3, 3]) for turn in FLIPS) > LOST:
             return None
         # What counts is where the thing goes: however it lies in the hand now, the hand makes up for it.
         grips = [segment.held @ turn @ np.linalg.inv(held) for turn in _turns(carried.symmetry)]
     move, grip = min(product(moves, grips), key=lambda choice: _apart(choice[0] @ segment.start @ choice[1], near)[1])
     return lambda pose: move @ pose @ grip
-
-
-def _turns(symmetry: int) -> list[Pose]:
-    turns = np.tile(np.eye(4), (symmetry, 1, 1))
-    turns[:, :3, :3] = Rotation.from_euler("z", np.arange(symmetry)[:, None] * 2 * np.pi / symmetry).as_matrix()
-    return list(turns)
 
 
 def _carry(then: Pose, now: Pose) -> Pose:
