@@ -76,32 +76,35 @@ class DemoWriter:
         obs: Mapping[str, ArrayLike],
         actions: ArrayLike,
         states: ArrayLike,
-        rewards: ArrayLike,
-        dones: ArrayLike,
+        rewards: ArrayLike | None,
+        dones: ArrayLike | None,
         *,
         next_obs: Mapping[str, ArrayLike] | None = None,
         model_file: str | None = None,
         extra: Mapping[str, ArrayLike] | None = None,
         attrs: Mapping[str, Attribute] | None = None,
+        name: str | None = None,
     ) -> str:
-        """Append a demo of N steps and return its name, `demo_<k>`.
+        """Append a demo of N steps and return its name.
 
         Args:
             obs: per key `(N, ...)`; images uint8 `(N, H, W, 3)`, upright; `obs[t]` is seen before `actions[t]`.
             actions: `(N, A)` in [-1, 1].
             states: `(N, S)`, the simulator's state before each action.
-            rewards, dones: `(N,)`, after each action.
+            rewards, dones: `(N,)`, after each action; `None` where the recording had none.
             next_obs: per key `(N, ...)`, what is seen after each action. Where it is `obs` shifted by one step, its last row
                 alone is stored. `None`: the last observation is repeated.
             model_file: the MJCF of the scene.
             extra: further arrays `(N, ...)`, say the noisy actions that were executed.
             attrs: attributes of the demo: where it came from.
+            name: `demo_<k>`; by default the next k.
 
         Raises:
             ValueError: the arrays differ in length.
         """
-        main = {"actions": actions, "states": states, "rewards": rewards, "dones": np.asarray(dones, dtype=np.int64)}
-        arrays = {key: np.asarray(value) for key, value in {**main, **(extra or {})}.items()}
+        main = {"actions": actions, "states": states, "rewards": rewards}
+        main["dones"] = None if dones is None else np.asarray(dones, dtype=np.int64)
+        arrays = {key: np.asarray(value) for key, value in {**main, **(extra or {})}.items() if value is not None}
         seen = {key: np.asarray(value) for key, value in obs.items()}
         then = {key: np.asarray(value) for key, value in (next_obs or {}).items()}
         steps = len(arrays["actions"])
@@ -109,7 +112,7 @@ class DemoWriter:
             if len(value) != steps:
                 raise ValueError(f"{key} has {len(value)} steps, actions have {steps}")
 
-        name = f"demo_{len(self.lengths)}"
+        name = f"demo_{len(self.lengths)}" if name is None else name
         with failure_told(self.path):
             group = self._data.create_group(name)
             group.attrs["num_samples"] = steps
@@ -129,6 +132,11 @@ class DemoWriter:
         """Store attributes of the data group that are known only now."""
         for name, value in attrs.items():
             self._data.attrs[name] = value
+
+    def copy(self, demo: str, source: h5py.Group, key: str) -> None:
+        """Copy `key`, an array or a group of them, from another file's demo as it is."""
+        with failure_told(self.path):
+            source.copy(source[key], self._data[demo], name=key)
 
     def add_filter_key(self, name: str, demos: Iterable[str]) -> None:
         """Store a named subset of the demos, under mask/<name>."""

@@ -44,6 +44,8 @@ class TaskEnv(gymnasium.Env[Observation, NDArray[np.float32]]):
     horizon: int
     #: The observation keys that a policy uses as proprioception unless told otherwise.
     proprioception: tuple[str, ...]
+    #: The observation keys of the hands' places, `(3,)` each, metres.
+    hands: tuple[str, ...] = ()
 
     @abstractmethod
     def advance(self, action: NDArray[np.floating[Any]]) -> tuple[float, bool, bool, dict[str, Any]]:
@@ -65,6 +67,10 @@ class TaskEnv(gymnasium.Env[Observation, NDArray[np.float32]]):
     @abstractmethod
     def env_args(self) -> dict[str, Any]:
         """What `fibopolicy.envs.from_env_args` needs to make this environment again; stored with every dataset."""
+
+    def success(self) -> bool:
+        """Whether the goal is met at this instant."""
+        raise NotImplementedError
 
     def expert_action(self) -> NDArray[np.float32]:
         """The scripted expert's action at this instant, a function of the simulator's state alone."""

@@ -9,6 +9,7 @@ from typing import Any, cast
 import gymnasium
 
 from fibopolicy.envs.base import TaskEnv
+from fibopolicy.envs.robosuite_tasks import TASKS
 from fibopolicy.errors import UserError, unknown
 
 #: Built-in tasks: id -> "module:class". They are also registered with gymnasium under the same ids.
@@ -18,7 +19,7 @@ BUILT_IN: Mapping[str, str] = {
     "fibopolicy/Reach-v0": "fibopolicy.envs.tabletop.reach:Reach",
     "fibopolicy/Stack-v0": "fibopolicy.envs.tabletop.stack:Stack",
 }
-ROBOSUITE = ("robosuite/Lift",)
+ROBOSUITE = tuple(f"robosuite/{name}" for name in TASKS)
 
 
 def register() -> None:

@@ -50,6 +50,7 @@ class TabletopEnv(TaskEnv):
     metadata = {"render_modes": ["rgb_array"], "render_fps": CONTROL_HZ}  # noqa: RUF012  (gymnasium's convention)
     control_hz = float(CONTROL_HZ)
     proprioception = ("hand_position", "gripper_opening")
+    hands = ("hand_position",)
     default_horizon = 120
 
     def __init__(

