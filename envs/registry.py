@@ -18,7 +18,13 @@ BUILT_IN: Mapping[str, str] = {
     "fibopolicy/Reach-v0": "fibopolicy.envs.tabletop.reach:Reach",
     "fibopolicy/Stack-v0": "fibopolicy.envs.tabletop.stack:Stack",
 }
-ROBOSUITE = ("robosuite/Lift",)
+ROBOSUITE = (
+    "robosuite/Door",
+    "robosuite/Lift",
+    "robosuite/NutAssemblySquare",
+    "robosuite/PickPlaceCan",
+    "robosuite/Stack",
+)
 
 
 def register() -> None:
