@@ -315,7 +315,7 @@ class RobosuiteEnv(TaskEnv):
         fixed = [name for name in fixed if model.body_jntnum[model.body_name2id(name)] == 0]
         if not fixed:
             return self._loaded
-        places = tuple(tuple([*model.body_pos[i], *model.body_quat[i]]) for i in map(model.body_name2id, fixed))
+        places = tuple((*model.body_pos[i], *model.body_quat[i]) for i in map(model.body_name2id, fixed))
         if self._placed[:2] == (self._loaded, places):
             return self._placed[2]
         root = ET.fromstring(self._loaded)

@@ -5,14 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from fibopolicy.envs.robosuite_experts.door import door
 from fibopolicy.envs.robosuite_experts.lift import lift
 from fibopolicy.envs.robosuite_experts.motion import Action, Arm
+from fibopolicy.envs.robosuite_experts.nut_assembly_square import nut_assembly_square
+from fibopolicy.envs.robosuite_experts.pick_place_can import pick_place_can
 from fibopolicy.envs.robosuite_experts.stack import stack
 from fibopolicy.errors import UserError
 
 #: Task id -> its expert.
 EXPERTS: Mapping[str, Callable[[Arm], Action]] = {
+    "robosuite/Door": door,
     "robosuite/Lift": lift,
+    "robosuite/NutAssemblySquare": nut_assembly_square,
+    "robosuite/PickPlaceCan": pick_place_can,
     "robosuite/Stack": stack,
 }
 
