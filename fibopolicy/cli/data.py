@@ -25,13 +25,14 @@ class Collect:
     out: Path
     """File to write."""
     cameras: tuple[str, ...] | None = None
-    """Cameras to render; all of the task's by default."""
+    """Cameras to render; all of the task's by default, and none at all after a bare --cameras."""
     image_size: int = 84
     """Height and width of the images, pixels."""
     quality: Literal["fast", "full"] = "fast"
     """Render quality; evaluation uses the one stored here."""
-    noise: float = 0.2
-    """Standard deviation of noise on executed actions, action units; recorded actions stay clean."""
+    noise: float | None = None
+    """Standard deviation of noise on executed actions, action units (0.2 in built-in tasks, 0.1 in robosuite's by default);
+    recorded actions stay clean."""
     seed: int = 0
     """Decides layouts and noise."""
     workers: int | None = None
