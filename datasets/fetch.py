@@ -200,6 +200,11 @@ def fetch(name: str, out: StrPath | None = None, overwrite: bool = False) -> Pat
     return path
 
 
+def published(path: Path) -> str | None:
+    """Who made the demonstrations of a file that is an exact copy of one of `SOURCES`; `None` for any other file."""
+    return "human" if any(_is_right(path, source) for source in SOURCES.values()) else None
+
+
 def _bring(archive: Path, source: Source, member: str, sha256: str, to: Path) -> None:
     """Write a member of the archive to `to`.
 

@@ -128,6 +128,11 @@ class DemoWriter:
         self.lengths[name] = steps
         return name
 
+    def set_attrs(self, attrs: Mapping[str, Attribute]) -> None:
+        """Store attributes of the data group that are known only now."""
+        for name, value in attrs.items():
+            self._data.attrs[name] = value
+
     def copy(self, demo: str, source: h5py.Group, key: str) -> None:
         """Copy `key`, an array or a group of them, from another file's demo as it is."""
         with failure_told(self.path):

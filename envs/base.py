@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fibopolicy.envs.rendering import Quality
+from fibopolicy.errors import UserError
 
 Observation = dict[str, NDArray[Any]]
 
@@ -42,6 +43,8 @@ class TaskEnv(gymnasium.Env[Observation, NDArray[np.float32]]):
     quality: Quality
     #: Control steps after which an episode is truncated.
     horizon: int
+    #: Standard deviation of the noise that an expert's executed actions carry unless told otherwise, action units.
+    expert_noise: float = 0.2
     #: The observation keys that a policy uses as proprioception unless told otherwise.
     proprioception: tuple[str, ...]
     #: The observation keys of the hands' places, `(3,)` each, metres.
@@ -73,8 +76,12 @@ class TaskEnv(gymnasium.Env[Observation, NDArray[np.float32]]):
         raise NotImplementedError
 
     def expert_action(self) -> NDArray[np.float32]:
-        """The scripted expert's action at this instant, a function of the simulator's state alone."""
-        raise LookupError(f"{self.task_id} has no scripted expert")
+        """The scripted expert's action at this instant, a function of the simulator's state alone.
+
+        Raises:
+            UserError: the task has no expert.
+        """
+        raise UserError(f"{self.task_id} has no scripted expert to collect from")
 
     def simulation(self) -> tuple[Any, Any]:
         """MuJoCo's model and data behind this environment, as they are now; a state with another model replaces them."""

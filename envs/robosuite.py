@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from fibopolicy.envs.base import Observation, SimState, TaskEnv
 from fibopolicy.envs.rendering import Quality, configure_gl, no_gl
+from fibopolicy.envs.robosuite_experts import expert_action
 from fibopolicy.envs.robosuite_legacy import adopt, composite_controller, portable
 from fibopolicy.envs.robosuite_tasks import TASKS, Defaults
 from fibopolicy.envs.scene_renderer import SceneRenderer
@@ -61,6 +62,7 @@ class RobosuiteEnv(TaskEnv):
     """
 
     metadata = {"render_modes": ["rgb_array"]}  # noqa: RUF012  (gymnasium's convention)
+    expert_noise = 0.1  # 5 mm and 0.05 rad per control step
     proprioception: tuple[str, ...] = ("robot0_eef_pos", "robot0_eef_quat", "robot0_gripper_qpos")
 
     def __init__(
@@ -96,6 +98,7 @@ class RobosuiteEnv(TaskEnv):
         self.control_hz = float(self._env.control_freq)
         self._renderer: SceneRenderer | None = None
         self._steps = 0
+        self._placed: tuple[str, tuple[Any, ...], str] = ("", (), "")
         self._own_model = self._loaded = self._source = portable(self._env.model.get_xml())
         self._prepare_model()
 
@@ -236,6 +239,14 @@ class RobosuiteEnv(TaskEnv):
     def simulation(self) -> tuple[Any, Any]:
         return self._env.sim.model._model, self._env.sim.data._data
 
+    def expert_action(self) -> NDArray[np.float32]:
+        """The scripted expert's action at this instant; see `fibopolicy.envs.robosuite_experts`.
+
+        Raises:
+            UserError: the task has no expert, or the robot or its controller is not the expert's.
+        """
+        return expert_action(self.task_id, self._env)
+
     def render(self) -> NDArray[np.uint8]:
         return self.render_camera(self.cameras[0] if self.cameras else self._env.sim.model.camera_names[0])
 
@@ -288,13 +299,18 @@ class RobosuiteEnv(TaskEnv):
         fixed = self._fixed_bodies()
         if not fixed:
             return self._loaded
-        model, root = self._env.sim.model, ET.fromstring(self._loaded)
+        model = self._env.sim.model
+        places = tuple((*model.body_pos[i], *model.body_quat[i]) for i in map(model.body_name2id, fixed))
+        if self._placed[:2] == (self._loaded, places):
+            return self._placed[2]
+        root = ET.fromstring(self._loaded)
         for name in fixed:
             body = root.find(f"worldbody//body[@name='{name}']")
             assert body is not None
             for key, values in (("pos", model.body_pos), ("quat", model.body_quat)):
                 body.set(key, " ".join(map(repr, values[model.body_name2id(name)].tolist())))
-        return ET.tostring(root, encoding="unicode")
+        self._placed = (self._loaded, places, ET.tostring(root, encoding="unicode"))
+        return self._placed[2]
 
     def _moved_fixed(self, text: str) -> bool:
         """Put the objects that cannot move where an MJCF text has them, if that is all that it changes: no loading needed."""

@@ -16,7 +16,7 @@ from typing import Any
 import tyro
 
 from fibopolicy.cli.attention import Profile, ShowPattern
-from fibopolicy.cli.data import Collect, Fetch, Inspect, Render, Replay, Split
+from fibopolicy.cli.data import Collect, Expand, Fetch, Inspect, Render, Replay, Split
 from fibopolicy.cli.evaluate import Evaluate, Rates
 from fibopolicy.cli.starts import Starts
 from fibopolicy.cli.train import Train
@@ -26,6 +26,7 @@ from fibopolicy.quickstart import Quickstart
 VERBS: dict[str, Callable[..., Any]] = {
     "quickstart": Quickstart,
     "collect": Collect,
+    "expand": Expand,
     "fetch": Fetch,
     "inspect": Inspect,
     "split": Split,
@@ -55,7 +56,7 @@ def main() -> None:
     except UserError as error:
         _end(error, debug, f"error: {error}", 2)
     except KeyboardInterrupt as error:
-        resumable = dict.fromkeys((Collect, Render, Train, Evaluate), RESUME)
+        resumable = dict.fromkeys((Collect, Expand, Render, Train, Evaluate), RESUME)
         advice = {Quickstart: "; the same command goes on", **resumable}.get(type(verb), "")
         _end(error, debug, f"interrupted{advice}", 130)
     except BrokenPipeError:

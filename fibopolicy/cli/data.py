@@ -25,13 +25,14 @@ class Collect:
     out: Path
     """File to write."""
     cameras: tuple[str, ...] | None = None
-    """Cameras to render; all of the task's by default."""
+    """Cameras to render; all of the task's by default, and none at all after a bare --cameras."""
     image_size: int = 84
     """Height and width of the images, pixels."""
     quality: Literal["fast", "full"] = "fast"
     """Render quality; evaluation uses the one stored here."""
-    noise: float = 0.2
-    """Standard deviation of noise on executed actions, action units; recorded actions stay clean."""
+    noise: float | None = None
+    """Standard deviation of noise on executed actions, action units (0.2 in built-in tasks, 0.1 in robosuite's by default);
+    recorded actions stay clean."""
     seed: int = 0
     """Decides layouts and noise."""
     workers: int | None = None
@@ -49,6 +50,60 @@ class Collect:
         print(
             f"{done.path}: {done.demos} demos, {done.steps} steps; the expert succeeded in {done.demos} of {done.tried} episodes"
         )
+
+
+@dataclass(frozen=True)
+class Expand:
+    """Make many demonstrations from a few: carry them over to new scenes of a robosuite task, and keep the successes.
+
+    Example: fibopolicy expand lift_human.hdf5 --demos 500 --out lift_500.hdf5
+    """
+
+    file: tyro.conf.Positional[Path]
+    """The robomimic HDF5 file of the few; it is not changed."""
+    demos: int
+    """Successful demonstrations to write."""
+    out: Path
+    """File to write: states, actions and vector observations, no images."""
+    task: str | None = None
+    """Robosuite's name of the task, where it is a part of the file's, e.g. PickPlaceCan of PickPlace."""
+    filter_key: str | None = None
+    """Take the demos of this filter key alone."""
+    origin: str | None = None
+    """Who made the source's demos, where the file does not say, e.g. human."""
+    noise: float = 0.05
+    """Standard deviation of noise on executed position actions, action units; recorded actions stay clean."""
+    seed: int = 0
+    """Decides scenes and noise."""
+    skip_broken: bool = False
+    """Leave out demos that cannot be used, with a warning each."""
+    workers: int | None = None
+    """Processes; as many as cores by default. The file does not depend on it."""
+    resume: bool = False
+    """Go on with an expansion that was stopped."""
+    overwrite: bool = False
+    """Replace an existing file."""
+
+    def run(self) -> None:
+        from fibopolicy.datasets.expand import expand
+        from fibopolicy.evaluation.statistics import wilson
+
+        done = expand(
+            self.file,
+            self.demos,
+            self.out,
+            task=self.task,
+            filter_key=self.filter_key,
+            origin=self.origin,
+            noise=self.noise,
+            seed=self.seed,
+            skip_broken=self.skip_broken,
+            workers=self.workers,
+            overwrite=self.overwrite,
+            resume=self.resume,
+        )
+        rate = wilson(done.demos, done.tried)
+        print(f"{done.path}: {done.demos} demos, {done.steps} steps; generation succeeded in {rate} attempts")
 
 
 @dataclass(frozen=True)
