@@ -28,6 +28,8 @@ from fibopolicy.files import StrPath, claimed, refuse_both, refuse_existing, wri
 
 #: What this module writes anew; everything else of a demo is copied.
 _OURS = {"obs", "next_obs", "last_obs", "actions", "states", "rewards", "dones"}
+#: What a state does not tell: accelerations follow from the motors' commands, which it leaves out.
+_UNKNOWN = "_joint_acc"
 
 
 @dataclass(frozen=True)
@@ -196,8 +198,9 @@ def render_trajectory(env: TaskEnv, trajectory: Trajectory) -> dict[str, NDArray
     model = env.get_state().model
     _, _, _, info = env.advance(trajectory.actions[-1])
     last = env.observe()
-    arrays = {f"obs/{key}": np.stack([obs[key] for obs in seen]) for key in last}
-    arrays |= {f"last_obs/{key}": value[None] for key, value in last.items()}
+    known = [key for key in last if not key.endswith(_UNKNOWN)]
+    arrays = {f"obs/{key}": np.stack([obs[key] for obs in seen]) for key in known}
+    arrays |= {f"last_obs/{key}": last[key][None] for key in known}
     return {**arrays, "success": np.array([*success, info["success"]]), "model": np.array(model)}
 
 

@@ -22,8 +22,9 @@ Attribute = str | int | float | bool
 class DemoWriter:
     """Writes a new file, which appears under its name when the `with` block ends well, and not at all otherwise.
 
-    Arrays are stored contiguous and uncompressed. Every observation also gets its `next_obs`, which robomimic's
-    `SequenceDataset` asks for; it is an HDF5 virtual dataset over `obs`, so that images do not lie in the file twice.
+    Arrays are stored contiguous, uncompressed and without the time of writing, so that the same content is the same bytes. Every
+    observation also gets its `next_obs`, which robomimic's `SequenceDataset` asks for; it is an HDF5 virtual dataset over
+    `obs`, so that images do not lie in the file twice.
 
     Args:
         path: the file to write.
@@ -121,7 +122,7 @@ class DemoWriter:
             for attribute, setting in (attrs or {}).items():
                 group.attrs[attribute] = setting
             for key, value in arrays.items():
-                group[key] = value
+                group.create_dataset(key, data=value)
             for key, value in seen.items():
                 stored = group.create_dataset(f"obs/{key}", data=value)
                 _write_next(group, key, stored, value, then.get(key))
@@ -153,7 +154,7 @@ def write_filter_key(file: h5py.File, name: str, demos: Iterable[str]) -> None:
     mask = file.require_group("mask")
     if name in mask:
         del mask[name]
-    mask[name] = np.array(names, dtype="S")
+    mask.create_dataset(name, data=np.array(names, dtype="S"))
 
 
 def _write_next(
@@ -161,12 +162,13 @@ def _write_next(
 ) -> None:
     """`next_obs/<key>`: rows 1.. of `obs/<key>` and one last row, which lies in `last_obs/<key>` where it is known."""
     if then is not None and not np.array_equal(then[:-1], seen[1:]):
-        group[f"next_obs/{key}"] = then
+        group.create_dataset(f"next_obs/{key}", data=then)
         return
     steps = len(seen)
     layout = h5py.VirtualLayout(shape=seen.shape, dtype=seen.dtype)
     if steps > 1:
         layout[:-1] = _source(stored)[1:]
+    layout.dcpl.set_obj_track_times(False)
     layout[-1:] = _source(stored if then is None else group.create_dataset(f"last_obs/{key}", data=then[-1:]))[-1:]
     group.create_virtual_dataset(f"next_obs/{key}", layout)
 
