@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -19,8 +18,10 @@ from tqdm import tqdm
 
 from fibopolicy.datasets.fetch import published
 from fibopolicy.datasets.hdf5 import DemoFile
+from fibopolicy.datasets.parts import open_parts, parts_folder, remove_parts
 from fibopolicy.datasets.segments import Segment, attempt, take_apart
-from fibopolicy.datasets.shards import Arrays, episodes, open_parts, parts_folder, remove_parts
+from fibopolicy.datasets.shards import Arrays, episodes
+from fibopolicy.datasets.workers import checked_workers
 from fibopolicy.datasets.writer import DemoWriter
 from fibopolicy.envs.robosuite import RobosuiteEnv
 from fibopolicy.envs.robosuite_subtasks import SUBTASKS, Hand
@@ -110,8 +111,7 @@ def expand(
         raise UserError(f"noise must be between 0 and 2 (action units), got {noise}")
     if not 0 <= seed < 1 << 63:
         raise UserError(f"seed must be between 0 and 2^63 - 1, got {seed}")
-    if workers is not None and workers < 1:
-        raise UserError(f"workers must be at least 1, got {workers}")
+    workers = checked_workers(workers, -(-demos // SHARD))
     refuse_both(resume=resume, overwrite=overwrite)
     refuse_existing(out, overwrite)
 
@@ -128,7 +128,6 @@ def expand(
     attrs = {"generator": _generator({s.origin for s in sources}), "seed": seed, "noise": noise, "source_file": source.path.name}
 
     parts = parts_folder(out)
-    workers = min(workers or os.cpu_count() or 1, -(-demos // SHARD))
     kept = tried = steps = 0
     with (
         tqdm(total=demos, desc=f"expand {env_args['env_name']}", unit="demo", disable=None) as bar,
@@ -137,7 +136,8 @@ def expand(
         # The writer holds the output by now, so no other expansion is at work on these shards.
         open_parts(parts, plan, resume=resume, overwrite=overwrite)
         names: list[str] = []
-        for episode in episodes(parts, partial(_start, env_args, sources, noise, seed), workers, SHARD):
+        start = partial(_start, env_args, sources, noise, seed)
+        for episode in episodes(parts, start, needed=demos, size=SHARD, workers=workers):
             tried += 1
             if episode["success"]:
                 names.append(_add(writer, episode, sources))
