@@ -120,7 +120,7 @@ def expand(
         if out.exists() and out.samefile(source.path):
             raise UserError(f"{out}: is the input itself, which is never modified; choose another name")
         env_args = _target(source, task)
-        sources = _sources(source, env_args, source.select(filter_key), origin, skip_broken=skip_broken)
+        sources, own_args = _sources(source, env_args, source.select(filter_key), origin, skip_broken=skip_broken)
     plan = {"task": env_args["env_name"], "source": _digest(sources, env_args), "noise": noise, "seed": seed}
     attrs = {"generator": _generator({s.origin for s in sources}), "seed": seed, "noise": noise, "source_file": source.path.name}
 
@@ -128,7 +128,7 @@ def expand(
     kept = tried = steps = 0
     with (
         tqdm(total=demos, desc=f"expand {env_args['env_name']}", unit="demo", disable=None) as bar,
-        DemoWriter(out, env.env_args, attrs=attrs, overwrite=overwrite) as writer,
+        DemoWriter(out, own_args, attrs=attrs, overwrite=overwrite) as writer,
     ):
         # The writer holds the output by now, so no other expansion is at work on these shards.
         open_parts(parts, plan, resume=resume, overwrite=overwrite)
@@ -175,8 +175,8 @@ def _target(source: DemoFile, task: str | None) -> dict[str, Any]:
 
 def _sources(
     file: DemoFile, env_args: Mapping[str, Any], demos: tuple[str, ...], origin: str | None, *, skip_broken: bool
-) -> tuple[Source, ...]:
-    """The demos taken apart, without those that cannot be, if these may be left out."""
+) -> tuple[tuple[Source, ...], dict[str, Any]]:
+    """The demos taken apart, without those that cannot be, if these may be left out; and the simulator's own `env_args`."""
 
     @contextmanager
     def broken_told() -> Iterator[None]:
@@ -205,7 +205,7 @@ def _sources(
         env.close()
     if not sources:
         raise file.error("no demo is left to expand")
-    return tuple(sources)
+    return tuple(sources), env.env_args
 
 
 def _recorded(file: DemoFile, demo: str) -> tuple[str, NDArray[np.float64], NDArray[np.float64]]:

@@ -84,12 +84,6 @@ def take_apart(
     Raises:
         UserError: the states do not fit the task; they never meet its goal; no object is grasped and lifted.
     """
-    if (
-        states.ndim != 2
-        or states.shape[:1] != actions.shape[:1]
-        or not (np.isfinite(states).all() and np.isfinite(actions).all())
-    ):
-        raise UserError(f"states {states.shape} and actions {actions.shape} must be finite and of one length")
     env.set_state(SimState(model, states[0]))
     poses, success = np.empty((len(states), 4, 4)), np.zeros(len(states), dtype=bool)
     bodies = {thing.body for subtask in subtasks for thing in (subtask.about, subtask.carried) if thing is not None}
