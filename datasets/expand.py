@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,8 +19,10 @@ from tqdm import tqdm
 
 from fibopolicy.datasets.fetch import published
 from fibopolicy.datasets.hdf5 import DemoFile
+from fibopolicy.datasets.parts import open_parts, parts_folder, remove_parts
 from fibopolicy.datasets.segments import Segment, attempt, take_apart
-from fibopolicy.datasets.shards import Arrays, episodes, open_parts, parts_folder, remove_parts
+from fibopolicy.datasets.shards import Arrays, episodes
+from fibopolicy.datasets.workers import checked_workers
 from fibopolicy.datasets.writer import DemoWriter
 from fibopolicy.envs.robosuite import RobosuiteEnv
 from fibopolicy.envs.robosuite_subtasks import SUBTASKS, Hand
@@ -110,8 +112,7 @@ def expand(
         raise UserError(f"noise must be between 0 and 2 (action units), got {noise}")
     if not 0 <= seed < 1 << 63:
         raise UserError(f"seed must be between 0 and 2^63 - 1, got {seed}")
-    if workers is not None and workers < 1:
-        raise UserError(f"workers must be at least 1, got {workers}")
+    workers = checked_workers(workers, -(-demos // SHARD))
     refuse_both(resume=resume, overwrite=overwrite)
     refuse_existing(out, overwrite)
 
@@ -119,25 +120,21 @@ def expand(
         if out.exists() and out.samefile(source.path):
             raise UserError(f"{out}: is the input itself, which is never modified; choose another name")
         env_args = _target(source, task)
-        env = RobosuiteEnv.from_env_args(env_args, cameras=())
-        try:
-            sources = _sources(source, env, source.select(filter_key), origin, skip_broken=skip_broken)
-        finally:
-            env.close()
+        sources, own_args = _sources(source, env_args, source.select(filter_key), origin, skip_broken=skip_broken)
     plan = {"task": env_args["env_name"], "source": _digest(sources, env_args), "noise": noise, "seed": seed}
     attrs = {"generator": _generator({s.origin for s in sources}), "seed": seed, "noise": noise, "source_file": source.path.name}
 
     parts = parts_folder(out)
-    workers = min(workers or os.cpu_count() or 1, -(-demos // SHARD))
     kept = tried = steps = 0
     with (
         tqdm(total=demos, desc=f"expand {env_args['env_name']}", unit="demo", disable=None) as bar,
-        DemoWriter(out, env.env_args, attrs=attrs, overwrite=overwrite) as writer,
+        DemoWriter(out, own_args, attrs=attrs, overwrite=overwrite) as writer,
     ):
         # The writer holds the output by now, so no other expansion is at work on these shards.
         open_parts(parts, plan, resume=resume, overwrite=overwrite)
         names: list[str] = []
-        for episode in episodes(parts, partial(_start, env_args, sources, noise, seed), workers, SHARD):
+        start = partial(_start, env_args, sources, noise, seed)
+        for episode in episodes(parts, start, needed=demos, size=SHARD, workers=workers):
             tried += 1
             if episode["success"]:
                 names.append(_add(writer, episode, sources))
@@ -177,30 +174,56 @@ def _target(source: DemoFile, task: str | None) -> dict[str, Any]:
 
 
 def _sources(
-    file: DemoFile, env: RobosuiteEnv, demos: tuple[str, ...], origin: str | None, *, skip_broken: bool
-) -> tuple[Source, ...]:
-    hand, subtasks = Hand(env), SUBTASKS[env.task_id.partition("/")[2]]
-    label = file.file_attrs.get("generator") or origin or published(file.path) or "demonstrations of unknown origin"
-    sources = []
-    for demo in tqdm(demos, desc="take apart", unit="demo", disable=None):
+    file: DemoFile, env_args: Mapping[str, Any], demos: tuple[str, ...], origin: str | None, *, skip_broken: bool
+) -> tuple[tuple[Source, ...], dict[str, Any]]:
+    """The demos taken apart, without those that cannot be, if these may be left out; and the simulator's own `env_args`."""
+
+    @contextmanager
+    def broken_told() -> Iterator[None]:
         try:
-            attrs = file.attrs(demo)
-            model, states, actions = attrs.get("model_file"), file.read(demo, "states"), file.read(demo, "actions")
-            if not model:
-                raise file.error(f"{demo}: has no attribute model_file, the MJCF of its scene; take a file that has it")
-            try:
-                segments = take_apart(env, hand, subtasks, model, states, actions)
-            except UserError as error:
-                raise file.error(f"{demo}: {error}") from error
+            yield
         except UserError as error:
             if not skip_broken:
                 raise UserError(f"{error} (--skip-broken leaves such demos out)") from error
             warnings.warn(f"left out: {error}", stacklevel=2)
-            continue
-        sources.append(Source(demo, str(attrs.get("generator") or label), segments))
+
+    # All are read before the simulator is made, which takes seconds.
+    recorded = {}
+    for demo in demos:
+        with broken_told():
+            recorded[demo] = _recorded(file, demo)
+    label = file.file_attrs.get("generator") or origin or published(file.path) or "demonstrations of unknown origin"
+    sources = []
+    env = RobosuiteEnv.from_env_args(env_args, cameras=())
+    try:
+        hand, subtasks = Hand(env), SUBTASKS[env_args["env_name"]]
+        for demo, (model, states, actions) in tqdm(recorded.items(), desc="take apart", unit="demo", disable=None):
+            with broken_told(), _named(file, demo):
+                segments = take_apart(env, hand, subtasks, model, states, actions)
+                sources.append(Source(demo, str(file.attrs(demo).get("generator") or label), segments))
+    finally:
+        env.close()
     if not sources:
         raise file.error("no demo is left to expand")
-    return tuple(sources)
+    return tuple(sources), env.env_args
+
+
+def _recorded(file: DemoFile, demo: str) -> tuple[str, NDArray[np.float64], NDArray[np.float64]]:
+    """A demo's model, states `(N, S)` and actions `(N, A)`."""
+    model, states, actions = file.attrs(demo).get("model_file"), file.read(demo, "states"), file.read(demo, "actions")
+    if not model:
+        raise file.error(f"{demo}: has no attribute model_file, the MJCF of its scene; take a file that has it")
+    if states.ndim != 2 or len(states) != len(actions) or not (np.isfinite(states).all() and np.isfinite(actions).all()):
+        raise file.error(f"{demo}: states {states.shape} and actions {actions.shape} must be finite and of one length")
+    return str(model), states, actions
+
+
+@contextmanager
+def _named(file: DemoFile, demo: str) -> Iterator[None]:
+    try:
+        yield
+    except UserError as error:
+        raise file.error(f"{demo}: {error}") from error
 
 
 def _digest(sources: tuple[Source, ...], env_args: Mapping[str, Any]) -> str:

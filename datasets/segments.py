@@ -32,6 +32,8 @@ RISE = 0.02
 LIFTED = 0.8
 #: An approach begins where the hand last was so far from the thing, metres: a bridge leads there.
 NEAR = 0.15
+#: The hand pauses where its goal moves by no more than this, metres and radians; fingers need so many steps to close.
+PAUSE, PAUSE_TURN, FINGER_STEPS = 0.003, 0.03, 12
 #: What lies otherwise in the hand than recorded by more than this was not grasped, metres.
 LOST = 0.03
 #: After the last recorded step, steps for things to come to rest.
@@ -111,7 +113,8 @@ def take_apart(
         about = np.eye(4) if subtask.about is None else tracks[subtask.about.body][when]
         first = poses[part.start]
         held = None if subtask.carried is None else np.linalg.inv(first) @ tracks[subtask.carried.body][part.start]
-        segments.append(Segment(subtask, first, goals[part], actions[part, 6], about, held))
+        moving = part.start + _moving(goals[part], closed[part])
+        segments.append(Segment(subtask, first, goals[moving], actions[moving, 6], about, held))
     return tuple(segments)
 
 
@@ -129,6 +132,17 @@ def _begin(hand: Array, thing: Array, close: int) -> int:
     """The step at which the approach to a grasp begins: what lies before is idle, or about other things."""
     away = np.linalg.norm(hand[:close] - thing[:close], axis=1) > NEAR
     return close - int(np.argmax(away[::-1])) - 1 if away.any() else 0
+
+
+def _moving(goals: Array, closed: NDArray[np.bool_]) -> NDArray[np.intp]:
+    """The steps at which the hand's goal moves on or the fingers do: the rest are a person's pauses."""
+    kept, switched = [0], 0
+    for t in range(1, len(goals)):
+        switched = t if closed[t] != closed[t - 1] else switched
+        distance, turn = _apart(goals[kept[-1]], goals[t])
+        if distance > PAUSE or turn > PAUSE_TURN or t - switched < FINGER_STEPS or t == len(goals) - 1:
+            kept.append(t)
+    return np.array(kept)
 
 
 def attempt(hand: Hand, segments: Sequence[Segment], act: Callable[[NDArray[np.float32]], bool]) -> bool:
