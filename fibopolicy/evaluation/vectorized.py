@@ -205,7 +205,8 @@ class VectorRollout:
         slot.request = Request(index, slot.simulator.window())
         slot.began = time.perf_counter()
         slot.expect(START_LIMIT)
-        slot.simulator.start(starts.states[index], film)
+        with contextlib.suppress(OSError):  # a process that has gone shows itself to `_hear`
+            slot.simulator.start(starts.states[index], film)
 
     def _due(self, batch: int) -> list[_Slot]:
         """The episodes to act for now, those that waited longest first; none if it is better to wait for more."""
@@ -230,7 +231,7 @@ class VectorRollout:
         for slot, action in zip(due, actions, strict=True):
             slot.ready = False
             slot.expect(self._step_limit)
-            with contextlib.suppress(OSError):  # a process that has gone shows itself to `_hear`
+            with contextlib.suppress(OSError):
                 slot.simulator.execute(action)
 
     def _hear(

@@ -185,6 +185,16 @@ def test_an_episode_that_fails_every_time_is_an_error_and_no_failure(tmp_path: P
     assert [outcomes[i].error for i in (0, 1, 3)] == ["", "", ""]
 
 
+def test_a_simulator_that_dies_between_episodes_costs_none(starts: Starts) -> None:
+    with VectorRollout(MAKE, 2, 1) as pool:
+        actor = Actor(Counting())
+        first = [short(outcome) for outcome in pool.run(actor, starts, [0])]
+        pool._slots[0].simulator.process.kill()
+        pool._slots[0].simulator.process.join()
+        again = list(pool.run(actor, starts, [0]))
+    assert [short(outcome) for outcome in again] == first
+
+
 def test_a_simulator_that_cannot_start_is_told_and_not_tried_for_ever() -> None:
     with VectorRollout(faulty_envs.unborn, 1, 1) as pool, pytest.raises(UserError, match=r"was ended by SIGKILL.*tried 3 times"):
         pool.info()
