@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import logging
 import time
 import warnings
 from collections.abc import Callable
@@ -26,8 +25,6 @@ from fibopolicy.evaluation.vectorized import VectorRollout
 from fibopolicy.evaluation.video import write_grid
 from fibopolicy.files import refuse_both
 from fibopolicy.policies.run_directory import Loaded, load_policy
-
-_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -82,8 +79,6 @@ def evaluate_run(config: EvaluateConfig, *, resume: bool = False, overwrite: boo
             append_row(rows_path, row)
             rows[row.index] = row
         _in_order(rows_path, evaluation)
-        if missing:
-            _log.info("%s", rollouts.load)
         ordered = tuple(rows[index] for index in range(config.episodes))
         video_path = _film(config, rollouts, actor, starts, ordered, camera, info) if camera else None
     return Evaluation(success_rate(ordered), ordered, time.perf_counter() - began, rows_path, starts_path, video_path)

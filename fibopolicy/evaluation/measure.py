@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,8 @@ from fibopolicy.evaluation.simulator import TaskInfo
 from fibopolicy.evaluation.starts import Starts, versions
 from fibopolicy.evaluation.vectorized import VectorRollout
 from fibopolicy.policies import Policy
+
+_log = logging.getLogger(__name__)
 
 #: Rows in a policy's call unless told otherwise: little dearer than one, and enough to share what a call costs.
 BATCH = 4
@@ -84,7 +87,7 @@ def measure(
     allow_mismatch: bool = False,
     source: object = "start states",
 ) -> Iterator[Row]:
-    """A row for each index, in the order in which episodes end, with a live view.
+    """A row for each index, in the order in which episodes end, with a live view; at the end tells where the time went.
 
     Args:
         kept: rows that are there already, for the live view.
@@ -129,6 +132,8 @@ def measure(
                 bar.set_postfix_str(f"{success_rate(rows)}, {rollouts.load.steps_per_s:.0f} steps/s", refresh=False)
             bar.update()
             yield row
+    if indices:
+        _log.info("%s", rollouts.load)
 
 
 def mismatch(starts: Starts, index: int, hashes: Mapping[str, str], info: TaskInfo) -> str:

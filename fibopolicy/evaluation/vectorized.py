@@ -33,7 +33,7 @@ _log = logging.getLogger(__name__)
 #: How often an episode is begun before it is given up as an error.
 TRIES = 3
 #: Seconds without a sign of life: while stepping or rendering, and while an environment is made or a start state restored.
-STEP_LIMIT, START_LIMIT = 60.0, 300.0
+STEP_LIMIT, START_LIMIT = 60.0, 600.0
 #: How long the loop sleeps at most, seconds. A pause of this process, as by Ctrl-Z, counts for no more than that.
 NAP = 0.5
 
@@ -205,7 +205,8 @@ class VectorRollout:
         slot.request = Request(index, slot.simulator.window())
         slot.began = time.perf_counter()
         slot.expect(START_LIMIT)
-        slot.simulator.start(starts.states[index], film)
+        with contextlib.suppress(OSError):  # a process that has gone shows itself to `_hear`
+            slot.simulator.start(starts.states[index], film)
 
     def _due(self, batch: int) -> list[_Slot]:
         """The episodes to act for now, those that waited longest first; none if it is better to wait for more."""
@@ -230,7 +231,7 @@ class VectorRollout:
         for slot, action in zip(due, actions, strict=True):
             slot.ready = False
             slot.expect(self._step_limit)
-            with contextlib.suppress(OSError):  # a process that has gone shows itself to `_hear`
+            with contextlib.suppress(OSError):
                 slot.simulator.execute(action)
 
     def _hear(
@@ -286,6 +287,7 @@ class VectorRollout:
         """Put a fresh process in the place of one that is no good; its episode runs again, or ends as an error."""
         slot.simulator.close()
         if slot.starting:
+            _log.warning("a simulator did not start: %s", reason)
             self._stillborn += 1
             if self._stillborn >= self._tries:
                 raise UserError(f"no simulator can be started: {reason}; tried {self._stillborn} times")
