@@ -132,8 +132,7 @@ class RobosuiteEnv(TaskEnv):
         arguments = {key: value for key, value in kwargs.items() if key not in _DECIDED_HERE}
         if "mount_types" in arguments:  # its name until 1.4
             arguments["base_types"] = arguments.pop("mount_types")
-        if "camera_names" in kwargs:
-            names = kwargs["camera_names"]
+        if names := kwargs.get("camera_names"):  # a file without images names none, and gets the task's own
             arguments["cameras"] = (names,) if isinstance(names, str) else tuple(names)
         if "camera_heights" in kwargs:
             heights = kwargs["camera_heights"]
