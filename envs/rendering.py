@@ -11,7 +11,7 @@ import sys
 import weakref
 from typing import Literal, Protocol
 
-from fibopolicy.errors import UserError
+from fibopolicy.errors import UserError, unknown
 
 INSTALL_GL = {
     "egl": "apt-get install -y libegl1 libgl1-mesa-dri",
@@ -20,6 +20,8 @@ INSTALL_GL = {
 
 #: full: the simulator's own lights, shadows and multisampling. fast: none of them, many times quicker in software.
 Quality = Literal["full", "fast"]
+#: Pixels; more would be a slip of the finger.
+MAX_IMAGE_SIZE = 1024
 
 
 def configure_gl() -> None:
@@ -37,6 +39,20 @@ def configure_gl() -> None:
     if importlib.util.find_spec("triton"):
         with contextlib.suppress(ImportError):
             importlib.import_module("triton._C.libtriton")
+
+
+def check_options(quality: str, image_size: int, horizon: int) -> None:
+    """Refuse what no environment can be made with.
+
+    Raises:
+        UserError: an unknown quality, an impossible image size or an episode without a step.
+    """
+    if quality not in ("fast", "full"):
+        raise unknown("render quality", quality, ("fast", "full"))
+    if not 8 <= image_size <= MAX_IMAGE_SIZE:
+        raise UserError(f"image_size must be between 8 and {MAX_IMAGE_SIZE} pixels, got {image_size}")
+    if horizon < 1:
+        raise UserError(f"horizon must be at least 1 control step, got {horizon}")
 
 
 def no_gl(error: BaseException) -> UserError:

@@ -57,6 +57,27 @@ def test_collect_inspect_train_evaluate(
     assert sum(stored["success"]) == stored["successes"]
 
 
+@pytest.mark.slow
+def test_a_meta_world_task_is_collected_trained_on_and_evaluated(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    pytest.importorskip("metaworld")
+    data, run = str(tmp_path / "press.hdf5"), str(tmp_path / "run")
+    collect = ["collect", "metaworld/handle-press", "--episodes", "2", "--out", data, "--workers", "1"]
+    code, out, _ = call(monkeypatch, capsys, *collect, "--image-size", "24", "--cameras", "gripperPOV")
+    assert code == 0
+    assert "2 demos" in out
+    code, out, _ = call(monkeypatch, capsys, "inspect", data)
+    assert "metaworld/handle-press-v3" in out
+    assert "scripted expert (2 demos)" in out
+    assert "successes     2 of 2" in out
+    code, _, _ = call(monkeypatch, capsys, "train", "--dataset", data, "--out", run, "--steps", "3", *TINY)
+    assert code == 0
+    code, out, _ = call(monkeypatch, capsys, "evaluate", run, "--episodes", "2", "--horizon", "8")
+    assert code == 0
+    assert "95 % Wilson interval" in out
+
+
 def broken_files(good: Path, folder: Path) -> dict[str, Path]:
     """Each a copy of a good file with one thing wrong."""
     files = {

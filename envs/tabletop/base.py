@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fibopolicy.envs.base import Observation, SimState, TaskEnv
-from fibopolicy.envs.rendering import Quality, close_at_exit, configure_gl, no_gl
+from fibopolicy.envs.rendering import Quality, check_options, close_at_exit, configure_gl, no_gl
 from fibopolicy.envs.tabletop.scene import MAX_OPENING, WORKSPACE_HIGH, WORKSPACE_LOW, scene
 from fibopolicy.errors import UserError, unknown
 
@@ -22,8 +22,6 @@ except Exception as error:  # mujoco loads OpenGL at import, and each backend fa
 
 CAMERAS = ("workspace", "wrist")
 CONTROL_HZ = 20
-#: Pixels; more would be a slip of the finger.
-MAX_IMAGE_SIZE = 1024
 #: How far a full action moves the hand's target in one control step, metres.
 STEP = 0.01
 #: How far the target may run ahead of the hand, metres: bounds the force against an obstacle.
@@ -64,16 +62,11 @@ class TabletopEnv(TaskEnv):
         for camera in cameras:
             if camera not in CAMERAS:
                 raise unknown("camera", camera, CAMERAS)
-        if quality not in ("fast", "full"):
-            raise unknown("render quality", quality, ("fast", "full"))
-        if not 8 <= image_size <= MAX_IMAGE_SIZE:
-            raise UserError(f"image_size must be between 8 and {MAX_IMAGE_SIZE} pixels, got {image_size}")
-        if horizon is not None and horizon < 1:
-            raise UserError(f"horizon must be at least 1 control step, got {horizon}")
+        self.horizon = self.default_horizon if horizon is None else horizon
+        check_options(quality, image_size, self.horizon)
         self.cameras = tuple(cameras)
         self.image_size = image_size
         self.quality = quality
-        self.horizon = self.default_horizon if horizon is None else horizon
         self.render_mode = render_mode
         self._xml = scene(self.objects(), quality)
         self.model = mujoco.MjModel.from_xml_string(self._xml)

@@ -1,0 +1,339 @@
+"""Meta-World's tasks behind the environment contract."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import math
+import re
+import warnings
+from collections.abc import Mapping
+from copy import deepcopy
+from typing import Any, cast
+
+import gymnasium
+import numpy as np
+from numpy.typing import NDArray
+
+from fibopolicy.envs.base import Observation, SimState, TaskEnv
+from fibopolicy.envs.metaworld_tasks import METAWORLD, import_metaworld, metaworld_version
+from fibopolicy.envs.rendering import Quality, check_options, close_at_exit, configure_gl, no_gl
+from fibopolicy.errors import UserError, unknown
+
+configure_gl()
+try:
+    import mujoco  # after its OpenGL has been chosen
+except Exception as error:  # mujoco loads OpenGL at import, and each backend fails with a type of its own
+    raise no_gl(error) from error
+
+CAMERAS = ("corner2", "gripperPOV")
+#: What of MuJoCo's state the next step depends on; forces from outside are never applied.
+_PHYSICS = (
+    mujoco.mjtState.mjSTATE_FULLPHYSICS
+    | mujoco.mjtState.mjSTATE_WARMSTART
+    | mujoco.mjtState.mjSTATE_CTRL
+    | mujoco.mjtState.mjSTATE_MOCAP_POS
+    | mujoco.mjtState.mjSTATE_MOCAP_QUAT
+)
+#: Meta-World's observation: this frame, the previous one, the goal; a frame is hand 3, gripper 1, two objects of 7.
+FRAME = 18
+
+Vector = NDArray[np.float64]
+
+
+class MetaWorldEnv(TaskEnv):
+    """A task of Meta-World 3: a Sawyer arm whose hand moves in x, y and z and never turns, at 80 Hz.
+
+    Action `(4,)` float32 in [-1, 1]: x, y, z displacement of the hand's target (1 = 1 cm) and the gripper's force (-1 opens,
+    1 closes). Observations: `<camera>_image` uint8 `(S, S, 3)`, upright; float32 `hand_position` `(3,)` metres, `gripper_opening`
+    `(1,)` from 0 to 1 (10 cm between the fingers), `object_state` `(14,)`, position and quaternion of up to two objects and zeros
+    for those that the task lacks, and `goal_position` `(3,)` metres. A policy reads the first two vectors unless told
+    otherwise. The reward is 1 at success and 0 before; `info["shaped_reward"]` is Meta-World's, from 0 to 10. Unlike
+    Meta-World's own, an episode ends when its goal is met.
+
+    The corner cameras of Meta-World hang upside down: their frames are turned by 180 degrees here. "corner4" is where published
+    image policies commonly move "corner2": nearer, so that small goals can be seen in small frames. In assembly, coffee-button,
+    disassemble, door-lock, door-unlock and sweep Meta-World draws no marker at the goal's place.
+
+    A layout is what `reset` draws: Meta-World's random vector, which with the task gives goal, places of objects and all that
+    Meta-World remembers in an episode. A state is MuJoCo's own, the layout, and the previous frame of Meta-World's observation:
+    episodes go on from it exactly, in any process.
+
+    Args:
+        task_id: "metaworld/<name>", e.g. "metaworld/reach-v3".
+        cameras: the cameras to render, of "topview", "corner", "corner2", "corner3", "corner4", "behindGripper" and "gripperPOV".
+        image_size: S, pixels.
+        quality: "fast" renders without shadows, multisampling and reflections.
+        horizon: control steps until truncation.
+        goal_visible: whether frames show the goal's markers, where Meta-World draws them, and `goal_position` tells the goal.
+            Without, it is zeros, as in Meta-World's meta-learning benchmarks.
+
+    Raises:
+        UserError: Meta-World is missing or not made for the installed mujoco; no such task, camera or option.
+    """
+
+    metadata = {"render_modes": ["rgb_array"], "render_fps": 80}  # noqa: RUF012  (gymnasium's convention)
+    proprioception = ("hand_position", "gripper_opening")
+
+    def __init__(
+        self,
+        task_id: str,
+        cameras: tuple[str, ...] | list[str] = CAMERAS,
+        image_size: int = 84,
+        quality: Quality = "fast",
+        horizon: int = 500,
+        goal_visible: bool = True,
+        render_mode: str | None = None,
+    ) -> None:
+        if task_id not in METAWORLD:
+            raise unknown("Meta-World task", task_id, METAWORLD)
+        check_options(quality, image_size, horizon)
+        self.task_id = task_id
+        self.cameras = tuple(cameras)
+        self.image_size = image_size
+        self.quality = quality
+        self.horizon = horizon
+        self.goal_visible = goal_visible
+        self.render_mode = render_mode
+        self._env = _make(task_id)
+        self.model: mujoco.MjModel = self._env.model
+        self.data: mujoco.MjData = self._env.data
+        names = [self.model.camera(i).name for i in range(self.model.ncam)]
+        for camera in self.cameras:
+            if camera not in names:
+                raise unknown(f"camera of {task_id}", camera, names)
+        self.control_hz = round(1 / float(self._env.dt), 6)
+        self._policy = _expert(task_id)
+        self._renderer: mujoco.Renderer | None = None
+        self._steps = 0
+        # Everything that Meta-World changes from one episode to the next, as it was made.
+        self._made = _copies(vars(self._env))
+        self._made_places = self.model.body_pos.copy(), self.model.site_pos.copy()
+        self._layout: Vector = np.zeros(self._env._random_reset_space.shape)
+        self._previous: Vector = np.zeros(FRAME)
+        self._prepare_rendering()
+        self.action_space = gymnasium.spaces.Box(-1.0, 1.0, (4,), np.float32)
+        spaces: dict[str, gymnasium.Space[Any]] = {
+            f"{camera}_image": gymnasium.spaces.Box(0, 255, (image_size, image_size, 3), np.uint8) for camera in self.cameras
+        }
+        spaces |= {
+            "hand_position": gymnasium.spaces.Box(-np.inf, np.inf, (3,), np.float32),
+            "gripper_opening": gymnasium.spaces.Box(0.0, 1.0, (1,), np.float32),
+            "object_state": gymnasium.spaces.Box(-np.inf, np.inf, (14,), np.float32),
+            "goal_position": gymnasium.spaces.Box(-np.inf, np.inf, (3,), np.float32),
+        }
+        self.observation_space = cast("gymnasium.Space[Observation]", gymnasium.spaces.Dict(spaces))
+
+    # The environment contract.
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Observation, dict[str, Any]]:
+        """Draw a layout from `seed`, in Meta-World's ranges: the same one whatever ran before."""
+        super().reset(seed=seed)
+        self._lay_out(self._draw())
+        # Restored, so that this episode and its replays from the stored start are one and the same.
+        obs = self._restore(self._vector())
+        return obs, {"success": self.success()}
+
+    def advance(self, action: NDArray[np.floating[Any]]) -> tuple[float, bool, bool, dict[str, Any]]:
+        command = np.asarray(action, dtype=np.float64)
+        if command.shape != (4,) or not np.isfinite(command).all():
+            raise UserError(f"{self.task_id} takes 4 finite actions in [-1, 1], got {np.asarray(action).tolist()}")
+        self._previous = self._env._prev_obs
+        _, reward, _, _, info = self._env.step(np.clip(command, -1, 1).astype(np.float32))
+        self._steps += 1
+        success = bool(info["success"])
+        return float(success), success, self._steps >= self.horizon, {"success": success, "shaped_reward": float(reward)}
+
+    def observe(self) -> Observation:
+        seen = self.metaworld_observation()
+        observation: Observation = {f"{camera}_image": self.render_camera(camera) for camera in self.cameras}
+        observation["hand_position"] = seen[:3].astype(np.float32)
+        observation["gripper_opening"] = seen[3:4].astype(np.float32)
+        observation["object_state"] = seen[4:FRAME].astype(np.float32)
+        observation["goal_position"] = (seen[-3:] * self.goal_visible).astype(np.float32)
+        return observation
+
+    def get_state(self) -> SimState:
+        return SimState(_model_text(self.task_id, self._env.fullpath), self._vector())
+
+    def set_state(self, state: SimState) -> Observation:
+        """Restore an instant exactly and start counting steps from 0; returns its observation.
+
+        Raises:
+            UserError: the state is of another task, or not as wide as this task's.
+        """
+        name = re.search(r'<mujoco model="([^"]*)"', state.model[:1000])
+        if name is None or name[1] != self.task_id:
+            raise UserError(f"a state of {name[1] if name else 'an unknown model'} does not fit {self.task_id}")
+        vector = np.ascontiguousarray(state.state, dtype=np.float64)
+        width = mujoco.mj_stateSize(self.model, _PHYSICS) + self._layout.size + FRAME
+        if vector.shape != (width,) or not np.isfinite(vector).all():
+            raise UserError(f"a state of {self.task_id} is {width} finite numbers, got shape {vector.shape}")
+        layout = vector[-FRAME - self._layout.size : -FRAME]
+        if not np.array_equal(layout, self._layout):
+            self._lay_out(layout)
+        return self._restore(vector)
+
+    @property
+    def env_args(self) -> dict[str, Any]:
+        kwargs = {
+            "cameras": list(self.cameras),
+            "image_size": self.image_size,
+            "quality": self.quality,
+            "horizon": self.horizon,
+            "goal_visible": self.goal_visible,
+        }
+        # robomimic's number for a gymnasium environment is 2.
+        return {"env_name": self.task_id, "env_version": metaworld_version(), "type": 2, "env_kwargs": kwargs}
+
+    def expert_action(self) -> NDArray[np.float32]:
+        """Meta-World's scripted policy; none of the 50 keeps a memory. It sees the goal whether or not `goal_visible`."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # it says so whenever it asks for more than the action's limit
+            action = self._policy.get_action(self.metaworld_observation())
+        clipped: NDArray[np.float32] = np.clip(action, -1, 1).astype(np.float32)
+        return clipped
+
+    def render(self) -> NDArray[np.uint8]:
+        return self.render_camera(self.cameras[0] if self.cameras else CAMERAS[0])
+
+    def render_camera(self, camera: str) -> NDArray[np.uint8]:
+        """One frame, uint8 `(S, S, 3)`, upright."""
+        if self._renderer is None:
+            try:
+                self._renderer = mujoco.Renderer(self.model, self.image_size, self.image_size)
+                close_at_exit(self._renderer)
+            except Exception as error:  # every OpenGL backend fails with a type of its own
+                raise no_gl(error) from error
+        self._renderer.update_scene(self.data, camera)
+        frame: NDArray[np.uint8] = self._renderer.render()
+        return np.ascontiguousarray(frame[::-1, ::-1]) if camera in self._upside_down else frame
+
+    def close(self) -> None:
+        if self._renderer is not None:
+            self._renderer.close()
+            self._renderer = None
+
+    # Beyond the contract.
+
+    def metaworld_observation(self) -> Vector:
+        """Meta-World's own observation of this instant with the goal in it, `(39,)` float64."""
+        env = self._env
+        seen = np.hstack((env._get_curr_obs_combined_no_goal(), self._previous, env._get_pos_goal()))
+        space = env.sawyer_observation_space
+        clipped: Vector = np.clip(seen, space.low, space.high)
+        return clipped
+
+    def simulation(self) -> tuple[Any, Any]:
+        """MuJoCo's model and data behind this environment."""
+        return self.model, self.data
+
+    def success(self) -> bool:
+        """Whether the task's goal is met at this instant."""
+        _, info = self._env.evaluate_state(self.metaworld_observation(), np.zeros(4, np.float32))
+        return bool(info["success"])
+
+    # Layouts and states.
+
+    def _draw(self) -> Vector:
+        """A layout that the task accepts, from `self.np_random`."""
+        env = self._start_afresh()
+        env._freeze_rand_vec, env.seeded_rand_vec, env.np_random = False, True, self.np_random
+        env.reset()
+        return np.array(env._last_rand_vec)
+
+    def _lay_out(self, layout: Vector) -> None:
+        """Bring the task to the start of the episode with this layout, whatever ran before."""
+        self._layout = np.full_like(self._layout, np.nan)  # none, should what follows fail
+        env = self._start_afresh()
+        asked = itertools.count()
+
+        def same_again() -> Vector:
+            if next(asked) > 9:  # Meta-World asks twice; a task that goes on asking has rejected it
+                raise UserError(f"{self.task_id} cannot be laid out as this state says: {layout.tolist()}")
+            return layout.copy()
+
+        env._get_state_rand_vec = same_again
+        env.reset()
+        # Meta-World moves bodies after its last look at them: bring everything up to this instant.
+        mujoco.mj_forward(self.model, self.data)
+        self._previous = env._get_curr_obs_combined_no_goal()
+        self.success()  # two tasks remember something of the first evaluation
+        self._layout = layout.copy()
+
+    def _start_afresh(self) -> Any:
+        """Meta-World's environment as it was made: its layouts depend on what the episode before left behind."""
+        vars(self._env).clear()
+        vars(self._env).update(_copies(self._made))
+        self.model.body_pos[:], self.model.site_pos[:] = self._made_places
+        mujoco.mj_resetData(self.model, self.data)
+        return self._env
+
+    def _vector(self) -> Vector:
+        """MuJoCo's state, the layout, the previous frame."""
+        physics = np.empty(mujoco.mj_stateSize(self.model, _PHYSICS))
+        mujoco.mj_getState(self.model, self.data, physics, _PHYSICS)
+        return np.concatenate([physics, self._layout, self._previous])
+
+    def _restore(self, vector: Vector) -> Observation:
+        """Go to the instant of a state of the present layout."""
+        physics = np.ascontiguousarray(vector[: mujoco.mj_stateSize(self.model, _PHYSICS)])
+        mujoco.mj_resetData(self.model, self.data)
+        mujoco.mj_setState(self.model, self.data, physics, _PHYSICS)
+        mujoco.mj_forward(self.model, self.data)
+        # mj_forward refreshes what the solver starts from; the stored values are the ones that continue the run exactly.
+        mujoco.mj_setState(self.model, self.data, physics, _PHYSICS)
+        self._previous = vector[-FRAME:].copy()
+        self._env._prev_obs = self._env._get_curr_obs_combined_no_goal()
+        self._steps = 0
+        return self.observe()
+
+    def _prepare_rendering(self) -> None:
+        model = self.model
+        model.vis.global_.offwidth = model.vis.global_.offheight = self.image_size
+        if self.quality == "fast":
+            model.vis.quality.shadowsize = 0
+            model.vis.quality.offsamples = 0
+            model.mat_reflectance[:] = 0
+        if not self.goal_visible:
+            for i in range(model.nsite):
+                if "goal" in model.site(i).name.lower() or model.site(i).name == "pegTop":
+                    model.site_rgba[i, 3] = 0
+        # Those that stand in the room and whose upper edge points down.
+        up = model.cam_mat0.reshape(-1, 3, 3)[:, 2, 1]
+        self._upside_down = {model.camera(i).name for i in range(model.ncam) if model.cam_bodyid[i] == 0 and up[i] < -0.1}
+
+
+def _make(task_id: str) -> Any:
+    """Meta-World's environment of one task, fully observable, with a task set."""
+    import_metaworld()
+    from metaworld.env_dict import ENV_CLS_MAP
+
+    env: Any = ENV_CLS_MAP[task_id.partition("/")[2]]()
+    env._partially_observable = False
+    del env.sawyer_observation_space  # it was made for the partially observable one
+    env._set_task_called = True
+    env.max_path_length = math.inf  # truncation is decided here
+    return env
+
+
+def _expert(task_id: str) -> Any:
+    from metaworld.policies import ENV_POLICY_MAP
+
+    policies: Mapping[str, Any] = ENV_POLICY_MAP
+    return policies[task_id.partition("/")[2]]()
+
+
+def _copies(attributes: Mapping[str, Any]) -> dict[str, Any]:
+    """Attributes with the values that could be changed in place copied; views into MuJoCo's data stay what they are."""
+    own = {k for k, v in attributes.items() if isinstance(v, dict) or (isinstance(v, np.ndarray) and v.flags.owndata)}
+    return {key: deepcopy(value) if key in own else value for key, value in attributes.items()}
+
+
+@functools.cache
+def _model_text(task_id: str, path: str) -> str:
+    """The task's MJCF, named after it; its files lie in the metaworld package, relative to `assets/sawyer_xyz`."""
+    spec = mujoco.MjSpec.from_file(path)
+    spec.modelname = task_id
+    spec.compile()
+    return str(spec.to_xml())
