@@ -7,9 +7,10 @@ import json
 import multiprocessing
 import os
 import threading
+from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass
+from concurrent.futures import Future, ProcessPoolExecutor
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from fibopolicy.errors import UserError
 from fibopolicy.files import StrPath, failure_told, refuse_both, refuse_existing, written_aside
 
 #: Episodes per shard: what a killed collection loses at most, per worker.
-SHARD = 20
+SHARD = 5
 #: Attempts before an expert that never succeeds is given up.
 HOPELESS = 100
 #: The settings of the shards beside it.
@@ -37,11 +38,12 @@ class Plan:
 
     Args:
         task: its id.
-        cameras, image_size, quality: how the frames are rendered; stored with the data. `cameras=None` is the task's own.
+        cameras, image_size, quality: how the frames are rendered; stored with the data. `cameras=None` is the task's own,
+            and `()` records states and vectors alone.
         seed: with an episode's index, gives its layout and noise.
         noise: standard deviation of the Gaussian noise added to the executed actions, in action units; the recorded
             `actions` are the expert's own, so that the data show how to recover (Laskey et al., DART). What was
-            executed is stored as `executed_actions`.
+            executed is stored as `executed_actions`. `None` is what suits the task, its `expert_noise`.
     """
 
     task: str
@@ -49,7 +51,7 @@ class Plan:
     image_size: int = 84
     quality: str = "fast"
     seed: int = 0
-    noise: float = 0.2
+    noise: float | None = None
 
     def make_env(self) -> TaskEnv:
         options = {} if self.cameras is None else {"cameras": self.cameras}
@@ -84,7 +86,7 @@ def collect(
     out = Path(out).expanduser()
     if episodes < 1:
         raise UserError(f"episodes must be at least 1, got {episodes}")
-    if not 0 <= plan.noise <= 2:
+    if plan.noise is not None and not 0 <= plan.noise <= 2:
         raise UserError(f"noise must be between 0 and 2 (action units), got {plan.noise}")
     refuse_both(resume=resume, overwrite=overwrite)
     if workers is not None and workers < 1:
@@ -93,12 +95,14 @@ def collect(
         raise UserError(f"seed must be between 0 and 2^63 - 1, got {plan.seed}")
     refuse_existing(out, overwrite)
     env = plan.make_env()
-    if type(env).expert_action is TaskEnv.expert_action:
-        raise UserError(f"{plan.task} has no scripted expert to collect from")
-    env.reset(seed=0)  # fails here, once and clearly, where nothing can be rendered
-    env_args = env.env_args
-    model = env.get_state().model
-    env.close()
+    try:
+        env.reset(seed=0)  # fails here, once and clearly, where nothing can be rendered
+        env.expert_action()  # and here, where the task has no expert
+        env_args = env.env_args
+        if plan.noise is None:
+            plan = replace(plan, noise=env.expert_noise)
+    finally:
+        env.close()
 
     parts = out.with_name(out.name + ".parts")
     workers = min(workers or os.cpu_count() or 1, -(-episodes // SHARD))
@@ -110,10 +114,10 @@ def collect(
         # The writer holds the output by now, so no other collection is at work on these shards.
         _open_parts(parts, plan, resume=resume, overwrite=overwrite)
         names: list[str] = []
-        for episode in _episodes(plan, parts, workers):
+        for episode in _episodes(plan, episodes, parts, workers):
             tried += 1
             if episode["success"]:
-                names.append(_add(writer, episode, model))
+                names.append(_add(writer, episode))
                 kept, steps = kept + 1, steps + len(episode["actions"])
                 bar.update()
             if kept == episodes:
@@ -131,6 +135,7 @@ def collect(
 
 
 def _flat(plan: Plan) -> dict[str, str | int | float]:
+    assert plan.noise is not None
     return {"seed": plan.seed, "noise": plan.noise, "quality": plan.quality}
 
 
@@ -165,18 +170,24 @@ def _remove_parts(parts: Path) -> None:
         parts.rmdir()
 
 
-def _episodes(plan: Plan, parts: Path, workers: int) -> Iterator[Arrays]:
-    """All episodes from index 0 on, in order; shards are made ahead in spawned processes, one simulator each."""
+def _episodes(plan: Plan, episodes: int, parts: Path, workers: int) -> Iterator[Arrays]:
+    """All episodes from index 0 on, in order; shards are made ahead in spawned processes, one simulator each.
+
+    `episodes` is how many are needed if none fails; more are made only once these are used up.
+    """
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=(plan,)) as pool:
-        pending = [pool.submit(_make_shard, parts, k) for k in range(2 * workers)]
-        ahead = len(pending)
+        pending: deque[Future[Path]] = deque()
+        started, enough = 0, -(-episodes // SHARD)
         try:
             while True:
-                shard = pending.pop(0).result()
-                pending.append(pool.submit(_make_shard, parts, ahead))
-                ahead += 1
-                yield from _load_shard(shard)
+                while len(pending) < 2 * workers and started < enough:
+                    pending.append(pool.submit(_make_shard, parts, started))
+                    started += 1
+                if pending:
+                    yield from _load_shard(pending.popleft().result())
+                else:
+                    enough += workers
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 
@@ -218,16 +229,23 @@ def _load_shard(path: Path) -> Iterator[Arrays]:
 
 
 def run_expert(env: TaskEnv, plan: Plan, index: int) -> Arrays:
-    """One episode: `actions`, `executed_actions` (N, A), `states` (N, S), `rewards`, `dones` (N,), `obs/*`, `success`, `seed`."""
+    """One episode.
+
+    Returns:
+        `actions`, `executed_actions` `(N, A)`, `states` `(N, S)`, `rewards`, `dones` `(N,)`, `obs/*` `(N, ...)`,
+        `last_obs/*` `(1, ...)`, and the scalars `success`, `seed` and `model`, the MJCF of this episode's scene.
+    """
+    noise = env.expert_noise if plan.noise is None else plan.noise
     seed = episode_seed("collect", plan.seed, index)
     rng = np.random.default_rng(seed)
     obs, info = env.reset(seed=seed)
+    model = env.get_state().model
     rows: dict[str, list[Any]] = {}
     done = False
     while not done:
         action = env.expert_action()
         # The gripper keeps its command: noise there would drop what is held, not show how to recover.
-        executed = action + np.array([*rng.normal(0, plan.noise, len(action) - 1), 0], dtype=np.float32)
+        executed = action + np.array([*rng.normal(0, noise, len(action) - 1), 0], dtype=np.float32)
         executed = np.clip(executed, -1, 1).astype(np.float32)
         row = {"actions": action, "executed_actions": executed, "states": env.get_state().state}
         row |= {f"obs/{key}": value for key, value in obs.items()}
@@ -237,10 +255,10 @@ def run_expert(env: TaskEnv, plan: Plan, index: int) -> Arrays:
             rows.setdefault(key, []).append(value)
     arrays = {key: np.stack(values) for key, values in rows.items()}
     arrays |= {f"last_obs/{key}": value[None] for key, value in obs.items()}
-    return {**arrays, "success": np.array(info["success"]), "seed": np.array(seed)}
+    return {**arrays, "success": np.array(info["success"]), "seed": np.array(seed), "model": np.array(model)}
 
 
-def _add(writer: DemoWriter, episode: Arrays, model: str) -> str:
+def _add(writer: DemoWriter, episode: Arrays) -> str:
     obs = {key.removeprefix("obs/"): value for key, value in episode.items() if key.startswith("obs/")}
     next_obs = {key: np.concatenate([value[1:], episode[f"last_obs/{key}"]]) for key, value in obs.items()}
     return writer.add(
@@ -250,7 +268,7 @@ def _add(writer: DemoWriter, episode: Arrays, model: str) -> str:
         episode["rewards"],
         episode["dones"],
         next_obs=next_obs,
-        model_file=model,
+        model_file=str(episode["model"]),
         extra={"executed_actions": episode["executed_actions"]},
         attrs={"seed": int(episode["seed"]), "generator": "scripted expert"},
     )

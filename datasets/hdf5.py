@@ -43,18 +43,24 @@ class DemoFile:
         filter_keys: named subsets of the demos, as the file gives them; read them through `select`.
         obs: shape without the time axis and dtype of every observation key, taken from the first demo.
         warnings: harmless oddities.
+        damaged: demos that are left out because they cannot be read, with the reason; only where `skip_damaged` allows it.
+
+    Args:
+        path: the file.
+        skip_damaged: leave out demos that cannot be read instead of refusing the file.
 
     Raises:
         UserError: the file is missing, damaged or of another format; a demo's `num_samples` disagrees with its actions.
     """
 
-    def __init__(self, path: StrPath) -> None:
+    def __init__(self, path: StrPath, *, skip_damaged: bool = False) -> None:
         self.path = Path(path).expanduser()
+        self.damaged: dict[str, str] = {}
         self.warnings: tuple[str, ...] = ()
         self._file = _open(self.path)
         try:
             with self._damage_told():
-                self._scan()
+                self._scan(skip_damaged)
         except BaseException:
             self._file.close()
             raise
@@ -121,14 +127,14 @@ class DemoFile:
         named = set(self.filter_keys[filter_key])
         if not named:
             raise self.error(f"filter key {filter_key!r} names no demos; choose another or make one with split")
-        missing = sorted(named.difference(self.demos))
+        missing = sorted(named.difference(self.demos, self.damaged))
         if missing:
             raise self.error(f"filter key {filter_key!r} names {missing[0]!r}, which is not in data ({len(missing)} such names)")
         return tuple(demo for demo in self.demos if demo in named)
 
     def attrs(self, demo: str) -> dict[str, Any]:
         """The attributes of a demo: `num_samples`, and where recorded `model_file`, `ep_meta` and provenance."""
-        with self._damage_told():
+        with self._damage_told(demo):
             return _attributes(self._demo(demo))
 
     @property
@@ -140,23 +146,27 @@ class DemoFile:
 
     def has(self, demo: str, key: str) -> bool:
         """Whether a demo holds an array, say "states" or "obs/agentview_image"."""
-        with self._damage_told():
+        with self._damage_told(demo):
             return isinstance(self._demo(demo).get(key), h5py.Dataset)
+
+    def group(self, demo: str) -> h5py.Group:
+        """A demo as HDF5 keeps it, for whoever copies it."""
+        return self._demo(demo)
 
     def keys(self, demo: str) -> tuple[str, ...]:
         """The arrays of a demo other than observations: "actions", "states", ..."""
-        with self._damage_told():
+        with self._damage_told(demo):
             return tuple(name for name, item in self._demo(demo).items() if isinstance(item, h5py.Dataset))
 
     def layout(self, demo: str, key: str) -> tuple[tuple[int, ...], np.dtype[Any]]:
         """Shape, time axis included, and dtype of an array, without reading it."""
-        with self._damage_told():
+        with self._damage_told(demo):
             dataset = self._array(demo, key)
             return tuple(dataset.shape), dataset.dtype
 
     def read(self, demo: str, key: str, start: int | None = None, stop: int | None = None) -> np.ndarray[Any, np.dtype[Any]]:
         """Steps `start:stop` of an array, say "actions", "states" or "obs/agentview_image", in the stored dtype."""
-        with self._damage_told():
+        with self._damage_told(demo):
             return np.asarray(self._array(demo, key)[start:stop])
 
     def error(self, message: str) -> UserError:
@@ -180,7 +190,7 @@ class DemoFile:
         parent = self._demo(demo).get(group) if group else self._demo(demo)
         raise self.error(f"{demo}: " + str(unknown(f"array of {group}" if group else "array", name, parent or ())))
 
-    def _scan(self) -> None:
+    def _scan(self, skip_damaged: bool) -> None:
         data = self._file.get("data")
         if not isinstance(data, h5py.Group):
             raise self.error(f"no group 'data', found {list(self._file) or 'nothing'}: not a robomimic dataset")
@@ -189,8 +199,18 @@ class DemoFile:
         if not numbers:
             raise self.error("no demos: expected groups data/demo_0, data/demo_1, ...; record some before reading")
         self.demos = tuple(sorted(numbers, key=numbers.__getitem__))
+        self._lengths: dict[str, int] = {}
+        for demo in self.demos:
+            try:
+                self._lengths[demo] = self._read_length(data, demo)
+            except UserError as error:
+                if not skip_damaged:
+                    raise
+                self.damaged[demo] = str(error)
+        self.demos = tuple(self._lengths)
+        if not self.demos:
+            raise self.error(f"all {len(numbers)} demos are damaged; {next(iter(self.damaged.values()))}")
         missing_count = [demo for demo in self.demos if "num_samples" not in data[demo].attrs]
-        self._lengths = {demo: self._read_length(data[demo], demo) for demo in self.demos}
         self.filter_keys = self._read_filter_keys()
         first = data[self.demos[0]]
         obs = first.get("obs")
@@ -236,14 +256,16 @@ class DemoFile:
             raise self.error("env_kwargs of data's attribute env_args must be a JSON object of keyword arguments")
         return env_args
 
-    def _read_length(self, group: h5py.Group, demo: str) -> int:
-        actions = group.get("actions") if isinstance(group, h5py.Group) else None
+    def _read_length(self, data: h5py.Group, demo: str) -> int:
+        with self._damage_told(demo):
+            group = data[demo]
+            actions = group.get("actions") if isinstance(group, h5py.Group) else None
+            told = group.attrs.get("num_samples")
         if not isinstance(actions, h5py.Dataset) or actions.ndim != 2:
             found = f"shape {actions.shape}" if isinstance(actions, h5py.Dataset) else "none"
             raise self.error(f"{demo}: expected actions of shape (N, A), found {found}")
         steps = int(actions.shape[0])
-        told = int(group.attrs.get("num_samples", steps))
-        if told != steps:
+        if told is not None and int(told) != steps:
             raise self.error(f"{demo}: num_samples says {told}, actions hold {steps} steps; mend the attribute or the arrays")
         if steps == 0:
             raise self.error(f"{demo}: holds no steps; delete it from the file")
@@ -257,11 +279,11 @@ class DemoFile:
         return {name: tuple(_text(item) for item in np.atleast_1d(array).tolist()) for name, array in arrays.items()}
 
     @contextmanager
-    def _damage_told(self) -> Iterator[None]:
+    def _damage_told(self, what: str = "the file") -> Iterator[None]:
         try:
             yield
         except (OSError, RuntimeError, KeyError, ValueError, TypeError) as error:  # what h5py and broken metadata give
-            raise self.error(f"the file is damaged ({_one_line(error)}); fetch or record it again") from error
+            raise self.error(f"{what} is damaged ({_one_line(error)}); fetch or record it again") from error
 
 
 def _open(path: Path) -> h5py.File:

@@ -22,8 +22,9 @@ Attribute = str | int | float | bool
 class DemoWriter:
     """Writes a new file, which appears under its name when the `with` block ends well, and not at all otherwise.
 
-    Arrays are stored contiguous and uncompressed. Every observation also gets its `next_obs`, which robomimic's
-    `SequenceDataset` asks for; it is an HDF5 virtual dataset over `obs`, so that images do not lie in the file twice.
+    Arrays are stored contiguous, uncompressed and without the time of writing, so that the same content is the same bytes. Every
+    observation also gets its `next_obs`, which robomimic's `SequenceDataset` asks for; it is an HDF5 virtual dataset over
+    `obs`, so that images do not lie in the file twice.
 
     Args:
         path: the file to write.
@@ -76,32 +77,35 @@ class DemoWriter:
         obs: Mapping[str, ArrayLike],
         actions: ArrayLike,
         states: ArrayLike,
-        rewards: ArrayLike,
-        dones: ArrayLike,
+        rewards: ArrayLike | None,
+        dones: ArrayLike | None,
         *,
         next_obs: Mapping[str, ArrayLike] | None = None,
         model_file: str | None = None,
         extra: Mapping[str, ArrayLike] | None = None,
         attrs: Mapping[str, Attribute] | None = None,
+        name: str | None = None,
     ) -> str:
-        """Append a demo of N steps and return its name, `demo_<k>`.
+        """Append a demo of N steps and return its name.
 
         Args:
             obs: per key `(N, ...)`; images uint8 `(N, H, W, 3)`, upright; `obs[t]` is seen before `actions[t]`.
             actions: `(N, A)` in [-1, 1].
             states: `(N, S)`, the simulator's state before each action.
-            rewards, dones: `(N,)`, after each action.
+            rewards, dones: `(N,)`, after each action; `None` where the recording had none.
             next_obs: per key `(N, ...)`, what is seen after each action. Where it is `obs` shifted by one step, its last row
                 alone is stored. `None`: the last observation is repeated.
             model_file: the MJCF of the scene.
             extra: further arrays `(N, ...)`, say the noisy actions that were executed.
             attrs: attributes of the demo: where it came from.
+            name: `demo_<k>`; by default the next k.
 
         Raises:
             ValueError: the arrays differ in length.
         """
-        main = {"actions": actions, "states": states, "rewards": rewards, "dones": np.asarray(dones, dtype=np.int64)}
-        arrays = {key: np.asarray(value) for key, value in {**main, **(extra or {})}.items()}
+        main = {"actions": actions, "states": states, "rewards": rewards}
+        main["dones"] = None if dones is None else np.asarray(dones, dtype=np.int64)
+        arrays = {key: np.asarray(value) for key, value in {**main, **(extra or {})}.items() if value is not None}
         seen = {key: np.asarray(value) for key, value in obs.items()}
         then = {key: np.asarray(value) for key, value in (next_obs or {}).items()}
         steps = len(arrays["actions"])
@@ -109,7 +113,7 @@ class DemoWriter:
             if len(value) != steps:
                 raise ValueError(f"{key} has {len(value)} steps, actions have {steps}")
 
-        name = f"demo_{len(self.lengths)}"
+        name = f"demo_{len(self.lengths)}" if name is None else name
         with failure_told(self.path):
             group = self._data.create_group(name)
             group.attrs["num_samples"] = steps
@@ -118,12 +122,22 @@ class DemoWriter:
             for attribute, setting in (attrs or {}).items():
                 group.attrs[attribute] = setting
             for key, value in arrays.items():
-                group[key] = value
+                group.create_dataset(key, data=value)
             for key, value in seen.items():
                 stored = group.create_dataset(f"obs/{key}", data=value)
                 _write_next(group, key, stored, value, then.get(key))
         self.lengths[name] = steps
         return name
+
+    def set_attrs(self, attrs: Mapping[str, Attribute]) -> None:
+        """Store attributes of the data group that are known only now."""
+        for name, value in attrs.items():
+            self._data.attrs[name] = value
+
+    def copy(self, demo: str, source: h5py.Group, key: str) -> None:
+        """Copy `key`, an array or a group of them, from another file's demo as it is."""
+        with failure_told(self.path):
+            source.copy(source[key], self._data[demo], name=key)
 
     def add_filter_key(self, name: str, demos: Iterable[str]) -> None:
         """Store a named subset of the demos, under mask/<name>."""
@@ -140,7 +154,7 @@ def write_filter_key(file: h5py.File, name: str, demos: Iterable[str]) -> None:
     mask = file.require_group("mask")
     if name in mask:
         del mask[name]
-    mask[name] = np.array(names, dtype="S")
+    mask.create_dataset(name, data=np.array(names, dtype="S"))
 
 
 def _write_next(
@@ -148,12 +162,13 @@ def _write_next(
 ) -> None:
     """`next_obs/<key>`: rows 1.. of `obs/<key>` and one last row, which lies in `last_obs/<key>` where it is known."""
     if then is not None and not np.array_equal(then[:-1], seen[1:]):
-        group[f"next_obs/{key}"] = then
+        group.create_dataset(f"next_obs/{key}", data=then)
         return
     steps = len(seen)
     layout = h5py.VirtualLayout(shape=seen.shape, dtype=seen.dtype)
     if steps > 1:
         layout[:-1] = _source(stored)[1:]
+    layout.dcpl.set_obj_track_times(False)
     layout[-1:] = _source(stored if then is None else group.create_dataset(f"last_obs/{key}", data=then[-1:]))[-1:]
     group.create_virtual_dataset(f"next_obs/{key}", layout)
 

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fibopolicy.envs.rendering import Quality
+from fibopolicy.errors import UserError
 
 Observation = dict[str, NDArray[Any]]
 
@@ -42,8 +43,12 @@ class TaskEnv(gymnasium.Env[Observation, NDArray[np.float32]]):
     quality: Quality
     #: Control steps after which an episode is truncated.
     horizon: int
+    #: Standard deviation of the noise that an expert's executed actions carry unless told otherwise, action units.
+    expert_noise: float = 0.2
     #: The observation keys that a policy uses as proprioception unless told otherwise.
     proprioception: tuple[str, ...]
+    #: The observation keys of the hands' places, `(3,)` each, metres.
+    hands: tuple[str, ...] = ()
 
     @abstractmethod
     def advance(self, action: NDArray[np.floating[Any]]) -> tuple[float, bool, bool, dict[str, Any]]:
@@ -66,9 +71,21 @@ class TaskEnv(gymnasium.Env[Observation, NDArray[np.float32]]):
     def env_args(self) -> dict[str, Any]:
         """What `fibopolicy.envs.from_env_args` needs to make this environment again; stored with every dataset."""
 
+    def success(self) -> bool:
+        """Whether the goal is met at this instant."""
+        raise NotImplementedError
+
     def expert_action(self) -> NDArray[np.float32]:
-        """The scripted expert's action at this instant, a function of the simulator's state alone."""
-        raise LookupError(f"{self.task_id} has no scripted expert")
+        """The scripted expert's action at this instant, a function of the simulator's state alone.
+
+        Raises:
+            UserError: the task has no expert.
+        """
+        raise UserError(f"{self.task_id} has no scripted expert to collect from")
+
+    def simulation(self) -> tuple[Any, Any]:
+        """MuJoCo's model and data behind this environment, as they are now; a state with another model replaces them."""
+        raise LookupError(f"{self.task_id} has no MuJoCo simulation to show")
 
     def step(self, action: NDArray[np.floating[Any]]) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
         reward, terminated, truncated, info = self.advance(action)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from importlib import metadata
 from typing import Any
 
@@ -24,16 +23,6 @@ METAWORLD: tuple[str, ...] = tuple(f"metaworld/{name}-v3" for name in (
 
 def metaworld_version() -> str:
     return metadata.version("metaworld")
-
-
-def warn_of_version(version: object) -> None:
-    """Warn where data come from another Meta-World than the installed one."""
-    import_metaworld()
-    if version != metaworld_version():
-        warnings.warn(
-            f"the data come from metaworld {version}, and {metaworld_version()} is installed: replay some before relying on them",
-            stacklevel=3,
-        )
 
 
 def import_metaworld() -> Any:

@@ -10,7 +10,9 @@ from typing import Any, cast
 import gymnasium
 
 from fibopolicy.envs.base import TaskEnv
-from fibopolicy.envs.metaworld_tasks import METAWORLD, warn_of_version
+from fibopolicy.envs.metaworld_tasks import METAWORLD
+from fibopolicy.envs.robosuite_tasks import TASKS
+from fibopolicy.envs.versions import warn_of_versions
 from fibopolicy.errors import UserError, unknown
 
 #: Built-in tasks: id -> "module:class". They are also registered with gymnasium under the same ids.
@@ -20,7 +22,7 @@ BUILT_IN: Mapping[str, str] = {
     "fibopolicy/Reach-v0": "fibopolicy.envs.tabletop.reach:Reach",
     "fibopolicy/Stack-v0": "fibopolicy.envs.tabletop.stack:Stack",
 }
-ROBOSUITE = ("robosuite/Lift",)
+ROBOSUITE = tuple(f"robosuite/{name}" for name in TASKS)
 #: Other suites: what stands before the slash -> "module:class", which takes a task id.
 SUITES: Mapping[str, str] = {
     "metaworld": "fibopolicy.envs.metaworld:MetaWorldEnv",
@@ -77,7 +79,7 @@ def from_env_args(env_args: Mapping[str, Any], **overrides: Any) -> TaskEnv:
     """The environment that a dataset's `env_args` describe.
 
     `overrides` replace single options, e.g. `cameras` or `image_size`. Robosuite's datasets have type 1 and its own
-    `env_name` and `env_kwargs`; ours carry a task id.
+    `env_name` and `env_kwargs`; ours carry a task id. A file without images names no camera, and gets the task's own.
     """
     kind, name = env_args.get("type"), str(env_args.get("env_name"))
     kwargs = dict(env_args.get("env_kwargs") or {})
@@ -86,9 +88,11 @@ def from_env_args(env_args: Mapping[str, Any], **overrides: Any) -> TaskEnv:
 
         return RobosuiteEnv.from_env_args(env_args, **overrides)
     if name.startswith("metaworld/"):
-        warn_of_version(env_args.get("env_version"))
+        warn_of_versions(env_args)
     elif name not in BUILT_IN:
         raise UserError(
             f"env_args name task {name!r} of type {kind!r}, which is neither built in nor Meta-World's nor robosuite's (type 1)"
         )
+    if not kwargs.get("cameras"):
+        kwargs.pop("cameras", None)
     return make(name, **{**kwargs, **overrides})

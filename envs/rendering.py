@@ -66,6 +66,15 @@ def no_gl(error: BaseException) -> UserError:
     )
 
 
+def renderer_name() -> str:
+    """What drew the last frame of this process, e.g. "llvmpipe (LLVM 15.0.6, 256 bits) through egl"."""
+    from OpenGL import GL
+
+    name = GL.glGetString(GL.GL_RENDERER)
+    told = name.decode() if isinstance(name, bytes) else "unknown"
+    return f"{told} through {os.environ.get('MUJOCO_GL', 'a window system')}"
+
+
 class _Closes(Protocol):
     def close(self) -> None: ...
 

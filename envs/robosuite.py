@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import atexit
 import inspect
 import logging
-import warnings
-import weakref
 import xml.etree.ElementTree as ET
 from collections.abc import Mapping
 from copy import deepcopy
@@ -18,12 +15,14 @@ from numpy.typing import NDArray
 
 from fibopolicy.envs.base import Observation, SimState, TaskEnv
 from fibopolicy.envs.rendering import Quality, configure_gl, no_gl
+from fibopolicy.envs.robosuite_experts import expert_action
 from fibopolicy.envs.robosuite_legacy import adopt, composite_controller, portable
+from fibopolicy.envs.robosuite_tasks import TASKS, Defaults
+from fibopolicy.envs.scene_renderer import SceneRenderer
+from fibopolicy.envs.versions import warn_of_versions
 from fibopolicy.errors import UserError, unknown
 
 configure_gl()  # before anything imports mujoco, robosuite included
-
-CAMERAS = ("agentview", "robot0_eye_in_hand")
 
 #: What files say of rendering, episodes and seeds, in robosuite's and robomimic's words. Here this class decides them.
 # fmt: off
@@ -51,26 +50,28 @@ class RobosuiteEnv(TaskEnv):
 
     Args:
         task_id: "robosuite/" and the task's name, e.g. "robosuite/Lift".
-        cameras: the cameras to render; fewer are faster, and none needs no OpenGL.
+        cameras: the cameras to render, by default the task's in `robosuite_tasks`; fewer are faster, and none needs no OpenGL.
         image_size: pixels, one number or (height, width).
         quality: "fast" renders without shadows, reflections and multisampling.
-        horizon: control steps until truncation.
-        options: passed to `robosuite.make`, e.g. `robots`, `controller_configs` (of any generation), `control_freq`.
+        horizon: control steps until truncation, by default the task's.
+        options: passed to `robosuite.make`, e.g. `robots` (by default the task's), `controller_configs` (of any generation),
+            `control_freq`.
 
     Raises:
         UserError: robosuite is missing; no such task, robot, controller, camera or option.
     """
 
     metadata = {"render_modes": ["rgb_array"]}  # noqa: RUF012  (gymnasium's convention)
+    expert_noise = 0.1  # 5 mm and 0.05 rad per control step
     proprioception: tuple[str, ...] = ("robot0_eef_pos", "robot0_eef_quat", "robot0_gripper_qpos")
 
     def __init__(
         self,
         task_id: str = "robosuite/Lift",
-        cameras: tuple[str, ...] | list[str] = CAMERAS,
+        cameras: tuple[str, ...] | list[str] | None = None,
         image_size: int | tuple[int, int] = 84,
         quality: Quality = "fast",
-        horizon: int = 400,
+        horizon: int | None = None,
         render_mode: str | None = None,
         **options: Any,
     ) -> None:
@@ -79,28 +80,32 @@ class RobosuiteEnv(TaskEnv):
         self._shape = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
         if len(self._shape) != 2 or min(self._shape) < 8:
             raise UserError(f"image_size must be at least 8 pixels, got {image_size}")
+        defaults = TASKS.get(task_id.partition("/")[2], Defaults())
+        horizon = defaults.horizon if horizon is None else horizon
         if horizon < 1:
             raise UserError(f"horizon must be at least 1 control step, got {horizon}")
         self.task_id = task_id
-        self.cameras = tuple(cameras)
+        self.cameras = defaults.cameras if cameras is None else tuple(cameras)
         self.image_size = image_size
         self.quality = quality
         self.horizon = horizon
         self.render_mode = render_mode
-        self._options = _checked_options(task_id, options)
+        self._options = _checked_options(task_id, {"robots": list(defaults.robots), **options})
         self._env = _make(task_id, self._options)
         for camera in self.cameras:
             if camera not in self._env.sim.model.camera_names:
                 raise unknown("camera", camera, self._env.sim.model.camera_names)
         self.control_hz = float(self._env.control_freq)
-        self._renderer: Any = None
+        self._renderer: SceneRenderer | None = None
         self._steps = 0
+        self._placed: tuple[str, tuple[Any, ...], str] = ("", (), "")
         self._own_model = self._loaded = self._source = portable(self._env.model.get_xml())
         self._prepare_model()
 
         sensors = self._vectors()
         prefixes = [robot.robot_model.naming_prefix for robot in self._env.robots]
         hands = [f"{p}{arm}" for p in prefixes for arm in ("", "right_", "left_") if f"{p}{arm}eef_pos" in sensors]
+        self.hands = tuple(f"{hand}eef_pos" for hand in hands)
         self.proprioception = tuple(f"{hand}{key}" for hand in hands for key in ("eef_pos", "eef_quat", "gripper_qpos"))
         limit = np.inf if _absolute(self._options["controller_configs"]) else 1.0
         self.action_space = gymnasium.spaces.Box(-limit, limit, (self._env.action_dim,), np.float32)
@@ -122,13 +127,12 @@ class RobosuiteEnv(TaskEnv):
         import_robosuite()
         if env_args.get("type") != 1 or not isinstance(env_args.get("env_name"), str):
             raise UserError(f"env_args of robosuite have type 1 and an env_name, got {dict(env_args)}"[:300])
-        _warn_of_version(env_args.get("env_version"))
+        warn_of_versions(env_args)
         kwargs = dict(env_args.get("env_kwargs") or {})
         arguments = {key: value for key, value in kwargs.items() if key not in _DECIDED_HERE}
         if "mount_types" in arguments:  # its name until 1.4
             arguments["base_types"] = arguments.pop("mount_types")
-        if "camera_names" in kwargs:
-            names = kwargs["camera_names"]
+        if names := kwargs.get("camera_names"):  # a file without images names none, and gets the task's own
             arguments["cameras"] = (names,) if isinstance(names, str) else tuple(names)
         if "camera_heights" in kwargs:
             heights = kwargs["camera_heights"]
@@ -182,8 +186,9 @@ class RobosuiteEnv(TaskEnv):
             UserError: the model does not fit this task or does not load; the state's width is not the model's.
         """
         if state.model not in (self._source, self._model_text()):
-            objects = [thing.root_body for thing in self._env.model.mujoco_objects]
-            self._load(adopt(state.model, self._own_model, objects))
+            if not self._moved_fixed(state.model):
+                objects = [thing.root_body for thing in self._env.model.mujoco_objects]
+                self._load(adopt(state.model, self._own_model, objects))
             self._source = state.model
         sim = self._env.sim
         width = 1 + sim.model.nq + sim.model.nv
@@ -230,35 +235,31 @@ class RobosuiteEnv(TaskEnv):
         """Whether the task's goal is met at this instant."""
         return bool(self._env._check_success())
 
+    def simulation(self) -> tuple[Any, Any]:
+        return self._env.sim.model._model, self._env.sim.data._data
+
+    def expert_action(self) -> NDArray[np.float32]:
+        """The scripted expert's action at this instant; see `fibopolicy.envs.robosuite_experts`.
+
+        Raises:
+            UserError: the task has no expert, or the robot or its controller is not the expert's.
+        """
+        return expert_action(self.task_id, self._env)
+
     def render(self) -> NDArray[np.uint8]:
         return self.render_camera(self.cameras[0] if self.cameras else self._env.sim.model.camera_names[0])
 
     def render_camera(self, camera: str) -> NDArray[np.uint8]:
-        """One frame, uint8 `(H, W, 3)`, upright.
-
-        With MuJoCo's own renderer: robosuite's does not switch to its OpenGL context, so that two of them in one process
-        return each other's frames.
-        """
-        import mujoco
-
-        sim = self._env.sim
+        """One frame, uint8 `(H, W, 3)`, upright."""
         if self._renderer is None:
-            try:
-                self._renderer = mujoco.Renderer(sim.model._model, *self._shape)
-            except Exception as error:  # every OpenGL backend fails with a type of its own
-                # The half-made objects' destructors miss these, and would print tracebacks.
-                mujoco.Renderer._mjr_context = mujoco.GLContext._context = None
-                raise no_gl(error) from error
-            # At exit, handlers run last in, first out: registered now, this one comes before mujoco takes OpenGL down.
-            self._close_renderer = weakref.finalize(self, self._renderer.close)
-            self._close_renderer.atexit = False
-            atexit.register(self._close_renderer)
-        self._renderer.update_scene(sim.data._data, camera, self._visible)
-        frame: NDArray[np.uint8] = self._renderer.render()
-        return frame
+            self._renderer = SceneRenderer(*self._shape)
+            self._renderer.load(self._env.sim.model._model)
+        return self._renderer.render(self._env.sim.data._data, camera, cull=self.quality == "fast")
 
     def close(self) -> None:
-        self._drop_renderer()
+        if self._renderer is not None:
+            self._renderer.close()
+            self._renderer = None
         if self._env.sim is not None:
             self._env.close()
 
@@ -271,7 +272,6 @@ class RobosuiteEnv(TaskEnv):
             self._env._initialize_sim(xml_string=model)
         except ValueError as error:
             raise UserError(f"robosuite cannot load a state's model: {' '.join(str(error).split())}") from error
-        self._drop_renderer()
         old.free()
         self._loaded = self._source = model
         self._prepare_model()
@@ -279,17 +279,13 @@ class RobosuiteEnv(TaskEnv):
 
     def _prepare_model(self) -> None:
         """Set what rendering needs in a freshly loaded model."""
-        import mujoco
-
         model = self._env.sim.model._model
-        model.vis.global_.offheight, model.vis.global_.offwidth = self._shape
         if self.quality == "fast":
             model.vis.quality.shadowsize = 0
             model.vis.quality.offsamples = 0
             model.mat_reflectance[:] = 0
-        # Robosuite shows geom group 1, the visual meshes, and hides group 0, the collision shapes.
-        self._visible = mujoco.MjvOption()
-        self._visible.geomgroup[0] = 0
+        if self._renderer is not None:
+            self._renderer.load(model)
 
     def _reset_deterministically(self) -> None:
         """Robosuite's reset with nothing drawn: new controllers, counters at zero, references into the current simulation."""
@@ -299,18 +295,41 @@ class RobosuiteEnv(TaskEnv):
 
     def _model_text(self) -> str:
         """The loaded model's MJCF, with the places where the last reset put objects that cannot move, such as a door."""
-        model = self._env.sim.model
-        fixed = [thing.root_body for thing in self._env.model.mujoco_objects]
-        fixed = [name for name in fixed if model.body_jntnum[model.body_name2id(name)] == 0]
+        fixed = self._fixed_bodies()
         if not fixed:
             return self._loaded
+        model = self._env.sim.model
+        places = tuple((*model.body_pos[i], *model.body_quat[i]) for i in map(model.body_name2id, fixed))
+        if self._placed[:2] == (self._loaded, places):
+            return self._placed[2]
         root = ET.fromstring(self._loaded)
         for name in fixed:
             body = root.find(f"worldbody//body[@name='{name}']")
             assert body is not None
             for key, values in (("pos", model.body_pos), ("quat", model.body_quat)):
                 body.set(key, " ".join(map(repr, values[model.body_name2id(name)].tolist())))
-        return ET.tostring(root, encoding="unicode")
+        self._placed = (self._loaded, places, ET.tostring(root, encoding="unicode"))
+        return self._placed[2]
+
+    def _moved_fixed(self, text: str) -> bool:
+        """Put the objects that cannot move where an MJCF text has them, if that is all that it changes: no loading needed."""
+        fixed = self._fixed_bodies()
+        if not fixed:
+            return False
+        ours, _ = _apart(self._model_text(), fixed)
+        theirs, places = _apart(text, fixed)
+        if ours != theirs:
+            return False
+        model = self._env.sim.model
+        for name, (position, quaternion) in places.items():
+            model.body_pos[model.body_name2id(name)] = position
+            model.body_quat[model.body_name2id(name)] = quaternion
+        return True
+
+    def _fixed_bodies(self) -> list[str]:
+        model = self._env.sim.model
+        roots = [thing.root_body for thing in self._env.model.mujoco_objects]
+        return [name for name in roots if model.body_jntnum[model.body_name2id(name)] == 0]
 
     def _vectors(self) -> Observation:
         """All of robosuite's active vector observables at this instant, float32."""
@@ -322,12 +341,6 @@ class RobosuiteEnv(TaskEnv):
                 if observable.is_active() and values[name].ndim <= 1:
                     active.append(name)
         return {name: np.atleast_1d(values[name]).astype(np.float32) for name in active}
-
-    def _drop_renderer(self) -> None:
-        if self._renderer is not None:
-            self._close_renderer()
-            atexit.unregister(self._close_renderer)
-            self._renderer = None
 
 
 def import_robosuite() -> Any:
@@ -369,7 +382,7 @@ def _checked_options(task_id: str, options: Mapping[str, Any]) -> dict[str, Any]
     for option in options:
         if option not in known:
             raise unknown(f"option of {task_id}", option, {*known, "cameras", "image_size", "quality", "horizon"})
-    robots = options.get("robots", "Panda")
+    robots = options["robots"]
     robots = [robots] if isinstance(robots, str) else list(robots)
     for robot in robots:
         if robot not in ROBOT_CLASS_MAPPING:
@@ -415,6 +428,22 @@ def _make(task_id: str, options: Mapping[str, Any]) -> Any:
     return env
 
 
+def _apart(text: str, bodies: list[str]) -> tuple[str, dict[str, tuple[list[float], list[float]]]]:
+    """An MJCF text without the places of some bodies, and these: position and quaternion. Of broken text, nothing."""
+    try:
+        root = ET.fromstring(text)
+    except ET.ParseError:
+        return "", {}
+    places = {}
+    for name in bodies:
+        body = root.find(f"worldbody//body[@name='{name}']")
+        if body is None or not {"pos", "quat"} <= body.attrib.keys():
+            return "", {}
+        position, quaternion = ([float(number) for number in body.attrib.pop(key).split()] for key in ("pos", "quat"))
+        places[name] = (position, quaternion)
+    return ET.tostring(root, encoding="unicode"), places
+
+
 def _absolute(configs: dict[str, Any] | list[dict[str, Any]]) -> bool:
     """Whether any arm's controller takes absolute commands."""
     every = configs if isinstance(configs, list) else [configs]
@@ -427,12 +456,3 @@ def _one_size(heights: Any, widths: Any) -> int | tuple[int, int]:
         raise UserError(f"cameras of different sizes, {sorted(sizes)}: choose one with image_size")
     height, width = (int(n) for n in sizes.pop())
     return height if height == width else (height, width)
-
-
-def _warn_of_version(version: object) -> None:
-    installed = import_robosuite().__version__
-    if version is not None and str(version).split(".")[:2] != installed.split(".")[:2]:
-        warnings.warn(
-            f"the data come from robosuite {version}, and {installed} is installed: replay some before relying on them",
-            stacklevel=3,
-        )

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import re
 import xml.etree.ElementTree as ET
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from copy import deepcopy
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 from fibopolicy.errors import UserError, unknown
@@ -48,16 +50,55 @@ def composite_controller(config: Mapping[str, Any], robot: str) -> dict[str, Any
 
 
 def portable(model: str) -> str:
-    """MJCF text with its paths into a robosuite installation cut to `robosuite/...`: robosuite completes them when it loads."""
-    return re.sub(r'file="[^"]*robosuite/', 'file="robosuite/', model)
+    """MJCF text with its paths into a robosuite installation cut to `robosuite/...`: robosuite completes them when it loads.
+
+    A path that names no robosuite, or a place that the installed one lacks, becomes that of the installed file with the same
+    name and the most folders in common; where there is none it stays, and loading names it.
+    """
+    return re.sub(r'file="([^"]*)"', lambda found: f'file="{_installed_asset(found[1])}"', model)
+
+
+@cache
+def _installed_asset(path: str) -> str:
+    root = _robosuite_folder()
+    _, within, below = path.replace("\\", "/").rpartition("robosuite/")
+    if within and (root / below).is_file():
+        return f"robosuite/{below}"
+    *folders, name = path.replace("\\", "/").split("/")
+    ranked = sorted(((_in_common(folders, asset.parts[:-1]), asset) for asset in _assets().get(name, ())), reverse=True)
+    if ranked and (len(ranked) == 1 or ranked[0][0] > ranked[1][0]):
+        return f"robosuite/{ranked[0][1].as_posix()}"
+    return f"robosuite/{below}" if within else path
+
+
+@cache
+def _assets() -> dict[str, list[Path]]:
+    """The installed robosuite's asset files by name, as paths below its folder."""
+    root, found = _robosuite_folder(), {}
+    for path in sorted((root / "models/assets").rglob("*")):
+        found.setdefault(path.name, []).append(path.relative_to(root))
+    return found
+
+
+def _robosuite_folder() -> Path:
+    import robosuite
+
+    return Path(robosuite.__file__).parent
+
+
+def _in_common(folders: Sequence[str], others: Sequence[str]) -> int:
+    """How many folders two paths have in common, counted from the file up."""
+    same = [a == b for a, b in zip(reversed(folders), reversed(others), strict=False)]
+    return same.index(False) if False in same else len(same)
 
 
 def adopt(model: str, own: str, objects: Collection[str]) -> str:
     """A file's MJCF text in a form that the installed robosuite can load.
 
-    Models of the installed generation pass, but for their paths. Older ones (1.0 to 1.4) name robot parts otherwise and want
-    meshes that are gone, while the robots' joints and masses are the same. So the installed scene is kept, and takes from the
-    file what a task varies: its objects, with their shapes, masses and places.
+    Models of the installed generation pass, but for their paths. Older ones (1.0 to 1.4) name parts otherwise and want meshes
+    that are gone, while the robots' joints and masses are the same. So the installed scene is kept, and takes from the file
+    what a task varies: its objects, with their shapes, masses and places. Robosuite 1.0 gave objects other names and fewer
+    parts: of those, the places are taken, and the sizes of boxes and the like.
 
     Args:
         model: the file's MJCF.
@@ -84,10 +125,15 @@ def adopt(model: str, own: str, objects: Collection[str]) -> str:
     assert world is not None
     for index, body in enumerate(world):
         if body.get("name") in objects:
-            replacement = theirs.find(f"worldbody/body[@name='{body.get('name')}']")
-            if replacement is None:
-                raise UserError(f"a state's model has no body {body.get('name')!r}, which this task needs")
-            world[index] = replacement
+            name = str(body.get("name"))
+            older = name.removesuffix("_main")
+            named = {str(other.get("name")): other for other in theirs.iterfind("worldbody/body")}
+            if name in named:
+                world[index] = named[name]
+            elif (found := named.get(older, named.get(f"{older}0"))) is not None:
+                _take_place_and_size(body, found)
+            else:
+                raise UserError(f"a state's model has no body {name!r}, which this task needs")
     return portable(ET.tostring(ours, encoding="unicode"))
 
 
@@ -96,6 +142,18 @@ def _joints(model: ET.Element) -> list[str]:
     return [e.get("name", "") for e in model.iterfind("worldbody//*") if e.tag in ("joint", "freejoint")]
 
 
+def _take_place_and_size(ours: ET.Element, theirs: ET.Element) -> None:
+    for key in ("pos", "quat"):
+        if (value := theirs.get(key)) is not None:
+            ours.set(key, value)
+    for geom in ours.iterfind("geom"):
+        same = [other for other in theirs.iterfind("geom") if other.get("type") == geom.get("type")]
+        if geom.get("type") != "mesh" and len(same) == 1 and same[0].get("size"):
+            geom.set("size", same[0].get("size", ""))
+
+
 def _plain(joint: str) -> str:
-    """A joint's name without the arm that robosuite 1.5 puts into a gripper's."""
-    return re.sub(r"^(gripper\d+)_(right|left)_", r"\1_", joint)
+    """A joint's name as all robosuites can be read: without the arm that 1.5 puts into a gripper's, and 1.0's endings."""
+    name = re.sub(r"^(gripper\d+)_(right|left)_", r"\1_", joint)
+    name = re.sub(r"0?_jnt0$", "_joint0", name)
+    return name.lower().removeprefix("door_")  # 1.0: door_hinge and latch_joint; 1.5: Door_hinge and Door_latch_joint

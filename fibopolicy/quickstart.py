@@ -44,7 +44,7 @@ class Quickstart:
     def run(self) -> None:
         # Heavy imports wait until the command line has been understood.
         from fibopolicy.datasets.collect import Plan, collect
-        from fibopolicy.evaluation.evaluate import evaluate
+        from fibopolicy.evaluation.evaluate_run import evaluate_run
         from fibopolicy.evaluation.report import rate_table, report
         from fibopolicy.training.loop import train
 
@@ -58,7 +58,7 @@ class Quickstart:
         with times.of(f"train {run.name}"):
             train(self.train_config(data, run), resume=True)
         with times.of(f"evaluate {run.name}"):
-            evaluation = evaluate(EvaluateConfig(run, self.episodes), resume=True)
+            evaluation = evaluate_run(EvaluateConfig(run, self.episodes), resume=True)
         mine = times.of_run(run.name)
         page = report(run, evaluation, mine)
         print(f"\n{TASK}, {self.episodes} held-out start states\n{rate_table({self.encoder: evaluation.rate})}")

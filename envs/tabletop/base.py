@@ -48,6 +48,7 @@ class TabletopEnv(TaskEnv):
     metadata = {"render_modes": ["rgb_array"], "render_fps": CONTROL_HZ}  # noqa: RUF012  (gymnasium's convention)
     control_hz = float(CONTROL_HZ)
     proprioception = ("hand_position", "gripper_opening")
+    hands = ("hand_position",)
     default_horizon = 120
 
     def __init__(
@@ -153,6 +154,9 @@ class TabletopEnv(TaskEnv):
         # robomimic's number for a gymnasium environment is 2.
         kwargs = {"cameras": list(self.cameras), "image_size": self.image_size, "quality": self.quality, "horizon": self.horizon}
         return {"env_name": self.task_id, "env_version": mujoco.__version__, "type": 2, "env_kwargs": kwargs}
+
+    def simulation(self) -> tuple[Any, Any]:
+        return self.model, self.data
 
     def render(self) -> NDArray[np.uint8]:
         return self.render_camera("workspace")

@@ -16,8 +16,9 @@ from typing import Any
 import tyro
 
 from fibopolicy.cli.attention import Profile, ShowPattern
-from fibopolicy.cli.data import Collect, Fetch, Inspect, Split
+from fibopolicy.cli.data import Collect, Expand, Fetch, Inspect, Render, Replay, Split
 from fibopolicy.cli.evaluate import Evaluate, Rates
+from fibopolicy.cli.starts import Starts
 from fibopolicy.cli.train import Train
 from fibopolicy.errors import UserError
 from fibopolicy.quickstart import Quickstart
@@ -25,10 +26,14 @@ from fibopolicy.quickstart import Quickstart
 VERBS: dict[str, Callable[..., Any]] = {
     "quickstart": Quickstart,
     "collect": Collect,
+    "expand": Expand,
     "fetch": Fetch,
     "inspect": Inspect,
     "split": Split,
+    "replay": Replay,
+    "render": Render,
     "train": Train,
+    "starts": Starts,
     "evaluate": Evaluate,
     "rates": Rates,
     "profile": Profile,
@@ -51,7 +56,8 @@ def main() -> None:
     except UserError as error:
         _end(error, debug, f"error: {error}", 2)
     except KeyboardInterrupt as error:
-        advice = {Quickstart: "; the same command goes on", Collect: RESUME, Train: RESUME, Evaluate: RESUME}.get(type(verb), "")
+        resumable = dict.fromkeys((Collect, Expand, Render, Train, Evaluate), RESUME)
+        advice = {Quickstart: "; the same command goes on", **resumable}.get(type(verb), "")
         _end(error, debug, f"interrupted{advice}", 130)
     except BrokenPipeError:
         os._exit(0)  # the reader of our output has gone

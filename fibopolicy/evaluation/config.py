@@ -34,8 +34,29 @@ class EvaluateConfig:
     """Control steps until an episode is given up; the task's by default."""
     device: str = "cpu"
     """For the policy."""
+    workers: int | None = None
+    """Simulators, one process each; by default as many as cores, or four times as many for the light built-in tasks. Rows do
+    not depend on it."""
+    batch: int | None = None
+    """Rows in each of the policy's calls, filled up where fewer episodes wait; 4 by default. Another number gives other last
+    bits, and so other rows."""
+    threads: int = 1
+    """Of torch during the policy's calls, fixed since another number may give other last bits too."""
+    step_limit: float = 60.0
+    """Seconds that a control step or a frame may take until its process counts as hung."""
+    tries: int = 3
+    """Attempts for an episode whose simulator dies, hangs or fails; then it becomes an error row."""
+    viewer: bool = False
+    """Open MuJoCo's own viewer and run one episode after the other, in real time."""
+    allow_mismatch: bool = False
+    """Go on where start states do not look as they did when they were stored."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "run", Path(self.run).expanduser())
         if self.episodes < 1 or self.seed < 0 or self.video < 0:
             raise UserError(f"expected episodes >= 1, seed >= 0 and video >= 0, got {self.episodes}, {self.seed}, {self.video}")
+        for name in ("workers", "batch", "threads", "tries"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise UserError(f"{name} must be at least 1, got {value}")
+        if not self.step_limit > 0:
+            raise UserError(f"step_limit must be more than 0 seconds, got {self.step_limit}")

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from fibopolicy.environment import environment
-from fibopolicy.evaluation.evaluate import Evaluation
+from fibopolicy.evaluation.evaluate_run import Evaluation
 from fibopolicy.evaluation.rows import Row, success_rate
 from fibopolicy.evaluation.statistics import Rate
 from fibopolicy.files import written_aside
@@ -71,8 +71,13 @@ def rate_table(rates: Mapping[str, Rate]) -> str:
     lines = [f"{'policy':<{width}}  successes   rate    95 % Wilson interval"]
     for name, rate in rates.items():
         counts = f"{rate.successes}/{rate.episodes}"
-        lines.append(f"{name:<{width}}  {counts:>9}  {100 * rate.value:5.1f} %  [{100 * rate.low:.1f}, {100 * rate.high:.1f}] %")
+        interval = f"[{100 * rate.low:.1f}, {100 * rate.high:.1f}] %{_errors(rate)}"
+        lines.append(f"{name:<{width}}  {counts:>9}  {100 * rate.value:5.1f} %  {interval}")
     return "\n".join(lines)
+
+
+def _errors(rate: Rate) -> str:
+    return f"  and {rate.errors} that the simulator could not run to their end" if rate.errors else ""
 
 
 def report(run: Path, evaluation: Evaluation, stages: Mapping[str, float] | None = None) -> Path:
@@ -126,6 +131,7 @@ def write_results(path: Path, found: Mapping[str, Sequence[Row]]) -> None:
                 "task": rows[0].task,
                 "successes": rate.successes,
                 "episodes": rate.episodes,
+                "errors": rate.errors,
                 "wilson_95": [round(rate.low, 4), round(rate.high, 4)],
                 "index": [row.index for row in rows],
                 "success": [int(row.success) for row in rows],
@@ -149,7 +155,8 @@ def write_page(
     """Write one HTML page that needs no other file: table, facts, wall times in seconds, curves and video embedded."""
     rows = "".join(
         f"<tr><td>{html.escape(name)}</td><td class=number>{r.successes}/{r.episodes}</td>"
-        f"<td class=number>{100 * r.value:.1f} %</td><td class=number>{100 * r.low:.1f} to {100 * r.high:.1f} %</td></tr>"
+        f"<td class=number>{100 * r.value:.1f} %</td>"
+        f"<td class=number>{100 * r.low:.1f} to {100 * r.high:.1f} %{_errors(r)}</td></tr>"
         for name, r in rates.items()
     )
     parts = [

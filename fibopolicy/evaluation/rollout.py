@@ -1,17 +1,16 @@
-"""One episode of a policy in a simulator."""
+"""One episode of a policy in a simulator of this process."""
 
 from __future__ import annotations
 
-from collections import deque
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from fibopolicy.envs import Observation, TaskEnv
-from fibopolicy.policies import Policy
+from fibopolicy.evaluation.acting import Actor, Request
+from fibopolicy.evaluation.episode import LiveEpisode
 
 
 @dataclass(frozen=True)
@@ -24,31 +23,18 @@ class Episode:
     frames: tuple[NDArray[np.uint8], ...]
 
 
-def rollout(policy: Policy, env: TaskEnv, obs: Observation, *, frames_from: str | None = None) -> Episode:
+def rollout(policy: Any, env: TaskEnv, obs: Observation, *, frames_from: str | None = None, index: int = 0) -> Episode:
     """Run one episode until success or the task's horizon, from the restored start state that `obs` shows.
 
-    Cameras are rendered only at instants that the policy reads, and at every step when `frames_from`, an observation
-    key of a camera, asks for a video.
+    Args:
+        policy: anything that `Actor` takes, or an `Actor`.
+        frames_from: observation key of a camera to film; otherwise cameras are rendered only where the policy reads them.
+        index: of the episode, which random policies are seeded with.
     """
-    history = policy.config.history
-    window = deque([obs] * history, maxlen=history)
-    frames = [obs[frames_from]] if frames_from else []
-    queue: deque[NDArray[np.float32]] = deque()
-    state: Any = None
-    steps, total, done, info = 0, 0.0, False, {"success": False}
-    while not done:
-        if not queue:
-            actions, state = policy.act(stack(window), state)
-            queue.extend(actions[0].cpu().numpy())
-        reward, terminated, truncated, info = env.advance(queue.popleft())
-        steps, total, done = steps + 1, total + reward, terminated or truncated
-        if frames_from or (len(queue) < history and not done):
-            window.append(env.observe())
-            if frames_from:
-                frames.append(window[-1][frames_from])
-    return Episode(bool(info["success"]), steps, total, tuple(frames))
-
-
-def stack(window: deque[Observation]) -> dict[str, torch.Tensor]:
-    """Observations of the last T_o steps as a batch of one: `(1, T_o, ...)` per key."""
-    return {key: torch.from_numpy(np.stack([o[key] for o in window])[None]) for key in window[0]}
+    actor = policy if isinstance(policy, Actor) else Actor(policy)
+    episode = LiveEpisode(env, obs, actor.history, film=frames_from)
+    request = Request(index, {})
+    while not episode.done:
+        request.window = {key: np.stack([o[key] for o in episode.window]) for key in obs}
+        episode.execute(actor.act([request])[0])
+    return Episode(episode.success, episode.steps, episode.total_reward, tuple(episode.frames))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from fibopolicy.errors import UserError
@@ -26,13 +26,19 @@ class Row:
         success: whether the goal was met at some step.
         steps: control steps taken.
         total_reward: summed over the episode.
-        wall_s: seconds it took.
+        wall_s: seconds it took, waiting for other episodes included.
         checkpoint_step: gradient steps behind the weights.
         weights: "ema" or "model".
         starts_seed: which set of start states.
         horizon: control steps after which it would have been given up.
         quality: how the frames were rendered.
-        start: digest of the start state's frames.
+        start: digest of the start state, the same however it is rendered: rows with equal ones can be paired.
+        policy: digest of the policy's weights; empty where it has none.
+        batch: rows in each of the policy's calls, which its last bits depend on.
+        threads: of torch, likewise.
+        error: empty, or why the simulator could not run this episode to its end in `tries` attempts; it then says nothing
+            about the policy and counts in no rate.
+        tries: attempts it took. With `wall_s`, the only field that differs between repetitions.
     """
 
     task: str
@@ -48,6 +54,15 @@ class Row:
     horizon: int
     quality: str
     start: str
+    policy: str = ""
+    batch: int = 1
+    threads: int = 1
+    error: str = ""
+    tries: int = 1
+
+    def repeatable(self) -> Row:
+        """This row without what differs between repetitions: how long it took and how often it was begun."""
+        return replace(self, wall_s=0.0, tries=1)
 
     @property
     def evaluation(self) -> tuple[str, int, str, int, int, str]:
@@ -106,5 +121,12 @@ def evaluations(run: Path) -> dict[str, list[Row]]:
 
 
 def success_rate(rows: Sequence[Row]) -> Rate:
-    """The rate over all rows with its 95 % Wilson interval."""
-    return wilson(sum(row.success for row in rows), len(rows))
+    """The rate over all rows with its 95 % Wilson interval; episodes that ended in an error are counted apart.
+
+    Raises:
+        UserError: no episode could be run to its end.
+    """
+    ended = [row for row in rows if not row.error]
+    if rows and not ended:
+        raise UserError(f"none of {len(rows)} episodes could be run to its end; the first: {rows[0].error}")
+    return replace(wilson(sum(row.success for row in ended), len(ended)), errors=len(rows) - len(ended))

@@ -17,12 +17,14 @@ class Rate:
     Args:
         successes, episodes: the counts.
         low, high: the interval's ends, in [0, 1].
+        errors: further episodes, which the simulator could not run to their end; they count nowhere else.
     """
 
     successes: int
     episodes: int
     low: float
     high: float
+    errors: int = 0
 
     @property
     def value(self) -> float:
@@ -30,7 +32,10 @@ class Rate:
 
     def __str__(self) -> str:
         """As it is printed: `47/50 = 94.0 % [83.8, 97.9]`."""
-        return f"{self.successes}/{self.episodes} = {100 * self.value:.1f} % [{100 * self.low:.1f}, {100 * self.high:.1f}]"
+        errors = f", {self.errors} errors" if self.errors else ""
+        return (
+            f"{self.successes}/{self.episodes} = {100 * self.value:.1f} % [{100 * self.low:.1f}, {100 * self.high:.1f}]{errors}"
+        )
 
 
 def wilson(successes: int, episodes: int, confidence: float = 0.95) -> Rate:

@@ -18,6 +18,11 @@ def open_dataset(config: TrainConfig) -> WindowDataset:
         cameras = images if config.cameras is None else config.cameras
         vectors = tuple(k for k in PROPRIOCEPTION if k in file.vector_keys) if config.vectors is None else config.vectors
         filter_key = config.filter_key or ("train" if "train" in file.filter_keys else None)
+        if not cameras and config.cameras is None:
+            raise UserError(
+                f"{config.dataset}: holds no images for the encoder to see; make them with `fibopolicy render {config.dataset}"
+                " --out NEW`, or pass an empty --cameras to train on vectors alone"
+            )
         if not cameras and not vectors:
             raise UserError(f"{config.dataset}: holds neither images nor known proprioception; name --vectors to train on")
     return WindowDataset(

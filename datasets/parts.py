@@ -1,0 +1,53 @@
+"""What a killed command leaves for `--resume`: finished parts of its output, in a folder beside it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from fibopolicy.errors import UserError
+from fibopolicy.files import failure_told, written_aside
+
+#: The settings that the parts beside it were made with.
+PLAN = "plan.json"
+
+
+def parts_folder(out: Path) -> Path:
+    """Where the parts of an output lie."""
+    return out.with_name(out.name + ".parts")
+
+
+def open_parts(parts: Path, plan: Mapping[str, Any], *, resume: bool, overwrite: bool) -> None:
+    """Make the folder of parts, or check that the one there is of the same plan.
+
+    Raises:
+        UserError: unfinished work lies there and is to be neither completed nor replaced, or is of another plan.
+    """
+    wanted = json.loads(json.dumps(plan))
+    file = parts / PLAN
+    if file.exists():
+        if overwrite:
+            remove_parts(parts)
+        elif not resume:
+            raise UserError(f"{parts}: holds unfinished work; pass --resume to go on with it or --overwrite to start again")
+        elif (found := json.loads(file.read_text())) != wanted:
+            changed = sorted(key for key in {*found, *wanted} if found.get(key) != wanted.get(key))
+            told = ", ".join(f"{key} was {found.get(key)!r} and is {wanted.get(key)!r}" for key in changed)
+            raise UserError(f"{parts}: holds work with other settings ({told}); pass --overwrite to start again")
+    elif parts.exists() and any(parts.iterdir()):
+        raise UserError(f"{parts}: is in the way and not ours; choose another --out")
+    with failure_told(parts):
+        parts.mkdir(parents=True, exist_ok=True)
+    with written_aside(file) as aside:
+        aside.write_text(json.dumps(wanted))
+
+
+def remove_parts(parts: Path) -> None:
+    """Delete the parts and their plan, and nothing else."""
+    for path in (*parts.glob("*.npz"), *parts.glob("*.npz.partial"), parts / PLAN):
+        path.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):
+        parts.rmdir()

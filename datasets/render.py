@@ -1,0 +1,272 @@
+"""Images for demonstrations: each stored state is restored and seen by the chosen cameras."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from concurrent.futures import as_completed
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from fibopolicy import __version__
+from fibopolicy.datasets.hdf5 import DemoFile
+from fibopolicy.datasets.parts import open_parts, parts_folder, remove_parts
+from fibopolicy.datasets.restore import Damaged, Restorer, Trajectory, by_model
+from fibopolicy.datasets.workers import checked_workers, simulator_pool
+from fibopolicy.datasets.writer import DemoWriter
+from fibopolicy.envs import Observation, SimState, TaskEnv
+from fibopolicy.envs.rendering import Quality, renderer_name
+from fibopolicy.envs.versions import installed, warn_of_versions
+from fibopolicy.errors import UserError
+from fibopolicy.files import StrPath, claimed, refuse_both, refuse_existing, written_aside
+
+#: What this module writes anew; everything else of a demo is copied.
+_OURS = {"obs", "next_obs", "last_obs", "actions", "states", "rewards", "dones"}
+#: What a state does not tell: accelerations follow from the motors' commands, which it leaves out.
+_UNKNOWN = "_joint_acc"
+
+
+@dataclass(frozen=True)
+class View:
+    """How the frames are rendered; stored with them.
+
+    Args:
+        cameras: their names; `None` takes those that the file's `env_args` name, else the task's own.
+        image_size: height and width, pixels; `None` takes the size that the file's `env_args` name, else 84.
+        quality: "fast" or "full", see `fibopolicy.envs.rendering`.
+    """
+
+    cameras: tuple[str, ...] | None = None
+    image_size: int | None = None
+    quality: Quality = "fast"
+
+    def overrides(self) -> dict[str, Any]:
+        """The settings of the environment that this decides."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """What a rendering gave.
+
+    Args:
+        path: the new file.
+        demos, steps: how many.
+        cameras: whose frames.
+        skipped: demos that could not be restored, with the reason.
+        dropped: image observations of the old file that are not in the new one.
+    """
+
+    path: Path
+    demos: int
+    steps: int
+    cameras: tuple[str, ...]
+    skipped: dict[str, str]
+    dropped: tuple[str, ...]
+
+
+def render(
+    src: StrPath,
+    out: StrPath,
+    view: View | None = None,
+    *,
+    filter_key: str | None = None,
+    workers: int | None = None,
+    skip_damaged: bool = False,
+    resume: bool = False,
+    overwrite: bool = False,
+) -> Rendered:
+    """Write `out`: the demonstrations of `src`, with the observations of each of their states in the installed simulator.
+
+    Observations are the cameras' frames and the simulator's vectors, `next_obs` what follows (after the last action, which is
+    executed for it). Vectors that this simulator does not give are copied; other images are not, since frames of two renderers
+    must not be mixed. Actions, states, attributes and filter keys stay. Rewards and dones stay, or where the file has
+    none, say after which actions the goal was met. `env_args` and the models become those of the installed simulator.
+
+    The bytes of `out` do not depend on `workers`, nor on whether a stopped rendering was resumed: finished demos lie in a
+    folder beside `out`, which is removed at the end.
+
+    Raises:
+        UserError: the file or one of its demos cannot be read or restored; a task or camera is unknown; `out` exists or is
+            `src`; another rendering was under way there.
+    """
+    src, out, view = Path(src).expanduser(), Path(out).expanduser(), view or View()
+    refuse_both(resume=resume, overwrite=overwrite)
+    if out.exists() and src.exists() and out.samefile(src):
+        raise UserError(f"{out}: is the input itself, which is never modified; choose another name")
+    refuse_existing(out, overwrite)
+    with DemoFile(src, skip_damaged=skip_damaged) as file:
+        demos = file.select(filter_key)
+        warn_of_versions(file.env_args)
+        parts = parts_folder(out)
+        with claimed(parts):
+            open_parts(parts, _plan(file, demos, view), resume=resume, overwrite=overwrite)
+            skipped = dict(file.damaged) | _render_all(file, demos, view, parts, workers, skip_damaged)
+            kept = [demo for demo in demos if demo not in skipped]
+            if not kept:
+                raise UserError(f"{src}: no demo could be rendered; {next(iter(skipped.values()))}")
+            done = _assemble(file, kept, view, parts, out, overwrite, skipped)
+            remove_parts(parts)
+    return done
+
+
+def _plan(file: DemoFile, demos: Sequence[str], view: View) -> dict[str, Any]:
+    """What a rendering depends on: parts of another one are not to be mixed with it."""
+    stat = file.path.stat()
+    source = {"source": str(file.path.resolve()), "size": stat.st_size, "mtime_ns": stat.st_mtime_ns}
+    return {**source, "demos": list(demos), **asdict(view), "versions": _versions()}
+
+
+def _versions() -> dict[str, str]:
+    return {"fibopolicy": __version__, **installed("robosuite", "metaworld", "mujoco")}
+
+
+def _render_all(
+    file: DemoFile, demos: Sequence[str], view: View, parts: Path, workers: int | None, skip_damaged: bool
+) -> dict[str, str]:
+    """Render the demos that have no part yet; returns those that cannot be restored, with the reason."""
+    missing = [demo for demo in by_model(file, demos) if not _part(parts, demo).exists()]
+    total, skipped = sum(map(file.length, demos)), {}
+    start = (file.path, skip_damaged, view, parts)
+    with tqdm(
+        total=total, initial=total - sum(map(file.length, missing)), desc=f"render {out_name(parts)}", unit="step", disable=None
+    ) as bar:
+        if not missing:
+            return {}
+        with simulator_pool(checked_workers(workers, len(missing)), _start_worker, *start) as pool:
+            for done in as_completed([pool.submit(_render_one, demo) for demo in missing]):
+                demo, damaged = done.result()
+                if damaged is not None:
+                    if not skip_damaged:
+                        raise UserError(f"{damaged.reason}; --skip-damaged leaves such demos out")
+                    skipped[demo] = damaged.reason
+                bar.update(file.length(demo))
+    return skipped
+
+
+def out_name(parts: Path) -> str:
+    return parts.name.removesuffix(".parts")
+
+
+def _part(parts: Path, demo: str) -> Path:
+    return parts / f"{demo}.npz"
+
+
+# In a worker
+
+_restorer: Restorer
+_parts: Path
+
+
+def _start_worker(path: Path, skip_damaged: bool, view: View, parts: Path) -> None:
+    global _restorer, _parts
+    _restorer, _parts = Restorer(path, skip_damaged, **view.overrides()), parts
+
+
+def _render_one(demo: str) -> tuple[str, Damaged | None]:
+    """Write a demo's part, or tell what is wrong with the demo."""
+    env = _restorer.env
+    arrays = _restorer.attempt(demo, lambda trajectory: render_trajectory(env, trajectory))
+    if isinstance(arrays, Damaged):
+        return demo, arrays
+    facts = {"env_args": env.env_args, "renderer": renderer_name() if env.cameras else "none"}
+    with written_aside(_part(_parts, demo)) as aside, aside.open("wb") as file:
+        np.savez(file, allow_pickle=False, facts=np.array(json.dumps(facts)), **arrays)
+    return demo, None
+
+
+def render_trajectory(env: TaskEnv, trajectory: Trajectory) -> dict[str, NDArray[Any]]:
+    """Everything that is seen along a demonstration of N steps.
+
+    Returns:
+        `obs/<key>` `(N, ...)` before each action and `last_obs/<key>` `(1, ...)` after the last, which is executed; `success`
+        `(N,)` bool after each action; `model`, the scene as the simulator took it.
+    """
+    start = trajectory.state(env, 0)
+    seen: list[Observation] = []
+    success = []
+    for step, state in enumerate(trajectory.states):
+        seen.append(env.set_state(SimState(start.model, state)))
+        if step:
+            success.append(env.success())
+    model = env.get_state().model
+    _, _, _, info = env.advance(trajectory.actions[-1])
+    last = env.observe()
+    known = [key for key in last if not key.endswith(_UNKNOWN)]
+    arrays = {f"obs/{key}": np.stack([obs[key] for obs in seen]) for key in known}
+    arrays |= {f"last_obs/{key}": last[key][None] for key in known}
+    return {**arrays, "success": np.array([*success, info["success"]]), "model": np.array(model)}
+
+
+# The new file
+
+
+def _assemble(
+    file: DemoFile, demos: Sequence[str], view: View, parts: Path, out: Path, overwrite: bool, skipped: dict[str, str]
+) -> Rendered:
+    facts = {demo: _facts(parts, demo) for demo in demos}
+    first = facts[demos[0]]
+    if other := next((demo for demo in demos if facts[demo] != first), None):
+        raise UserError(f"{parts}: {other} was rendered otherwise than {demos[0]}; pass --overwrite to start again")
+    old = {name: value for name, value in file.env_args.items() if name not in first["env_args"]}
+    attrs = {
+        **file.file_attrs,
+        "quality": view.quality,
+        "renderer": first["renderer"],
+        "rendered_with": ", ".join(f"{name} {version}" for name, version in _versions().items()),
+        "rendered_from": file.path.name,
+        "source_env_version": str(file.env_args.get("env_version", "unknown")),
+    }
+    steps = 0
+    with DemoWriter(out, {**old, **first["env_args"]}, attrs=attrs, overwrite=overwrite) as writer:
+        for demo in tqdm(demos, desc=f"write {out.name}", unit="demo", disable=None):
+            with np.load(_part(parts, demo), allow_pickle=False) as arrays:
+                _write(writer, file, demo, arrays)
+            steps += file.length(demo)
+        for name, members in file.filter_keys.items():
+            if present := [demo for demo in demos if demo in members]:
+                writer.add_filter_key(name, present)
+    images = [key for key in first["obs"] if key.endswith("_image")]
+    dropped = tuple(key for key in file.image_keys if key not in images)
+    return Rendered(out, len(demos), steps, tuple(key.removesuffix("_image") for key in images), skipped, dropped)
+
+
+def _facts(parts: Path, demo: str) -> dict[str, Any]:
+    with np.load(_part(parts, demo), allow_pickle=False) as arrays:
+        keys = [name.removeprefix("obs/") for name in arrays.files if name.startswith("obs/")]
+        return {**json.loads(str(arrays["facts"])), "obs": keys}
+
+
+def _write(writer: DemoWriter, file: DemoFile, demo: str, arrays: Mapping[str, NDArray[Any]]) -> None:
+    obs = {key.removeprefix("obs/"): arrays[key] for key in arrays if key.startswith("obs/")}
+    then = {key: np.concatenate([value[1:], arrays[f"last_obs/{key}"]]) for key, value in obs.items()}
+    source = file.group(demo)
+    for key in file.vector_keys:
+        if key not in obs and file.has(demo, f"obs/{key}"):
+            obs[key] = file.read(demo, f"obs/{key}")
+            if file.has(demo, f"next_obs/{key}"):
+                then[key] = file.read(demo, f"next_obs/{key}")
+            else:
+                then[key] = np.concatenate([obs[key][1:], obs[key][-1:]])
+    reached = arrays["success"]
+    ends = reached | (np.arange(len(reached)) == len(reached) - 1)
+    writer.add(
+        obs,
+        file.read(demo, "actions"),
+        file.read(demo, "states"),
+        file.read(demo, "rewards") if file.has(demo, "rewards") else reached.astype(np.float64),
+        file.read(demo, "dones") if file.has(demo, "dones") else ends,
+        next_obs=then,
+        model_file=str(arrays["model"]),
+        attrs={name: value for name, value in file.attrs(demo).items() if name not in ("num_samples", "model_file")},
+        name=demo,
+    )
+    for key in source:
+        if key not in _OURS and isinstance(source[key], h5py.Dataset | h5py.Group):
+            writer.copy(demo, source, key)

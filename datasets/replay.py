@@ -1,0 +1,166 @@
+"""Do data and simulator match? Demonstrations are replayed open loop, and compared with their recording."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from concurrent.futures import as_completed
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from fibopolicy.datasets.hdf5 import DemoFile
+from fibopolicy.datasets.restore import Damaged, Restorer, Trajectory, by_model
+from fibopolicy.datasets.workers import checked_workers, simulator_pool
+from fibopolicy.environment import environment
+from fibopolicy.envs import SimState, TaskEnv
+from fibopolicy.envs.versions import installed, warn_of_versions
+from fibopolicy.errors import UserError
+from fibopolicy.files import StrPath, written_aside
+
+
+@dataclass(frozen=True)
+class ReplayedDemo:
+    """One demonstration, replayed.
+
+    Args:
+        demo: its name.
+        steps: control steps.
+        success: whether the goal was met after some step.
+        success_step: after how many steps for the first time.
+        max_drift_cm, final_drift_cm: how far the gripper was from its recorded place, at worst and before the last action;
+            the farther one of two grippers. `None` where a task tells no gripper's place.
+    """
+
+    demo: str
+    steps: int
+    success: bool
+    success_step: int | None
+    max_drift_cm: float | None
+    final_drift_cm: float | None
+
+
+@dataclass(frozen=True)
+class Replay:
+    """A file's demonstrations, replayed; `skipped` maps what could not be replayed to why."""
+
+    path: Path
+    env_name: str
+    demos: tuple[ReplayedDemo, ...]
+    skipped: dict[str, str]
+
+    @property
+    def successes(self) -> int:
+        return sum(row.success for row in self.demos)
+
+
+def replay(path: StrPath, *, filter_key: str | None = None, workers: int | None = None, skip_damaged: bool = False) -> Replay:
+    """Execute each demonstration's actions from its first state, without correction.
+
+    What was executed is replayed: `executed_actions` where a file has them, else `actions`. The recorded places of the
+    gripper come from the recorded states, so that a file without observations will do.
+
+    Args:
+        path: a robomimic HDF5 file with states.
+        filter_key: only these demos.
+        workers: processes, one simulator each; as many as cores by default.
+        skip_damaged: leave out demos that cannot be read or restored, and tell them in `skipped`.
+
+    Raises:
+        UserError: the file or one of its demos cannot be read or restored; the task cannot be made.
+    """
+    with DemoFile(path, skip_damaged=skip_damaged) as file:
+        demos = file.select(filter_key)
+        jobs = by_model(file, demos)
+        env_args, skipped = file.env_args, dict(file.damaged)
+    warn_of_versions(env_args)
+    rows: dict[str, ReplayedDemo] = {}
+    with (
+        simulator_pool(checked_workers(workers, len(jobs)), _start_worker, Path(path), skip_damaged) as pool,
+        tqdm(total=len(jobs), desc=f"replay {env_args['env_name']}", unit="demo", disable=None) as bar,
+    ):
+        for done in as_completed([pool.submit(_replay_one, demo) for demo in jobs]):
+            demo, outcome = done.result()
+            if isinstance(outcome, ReplayedDemo):
+                rows[demo] = outcome
+            elif skip_damaged:
+                skipped[demo] = outcome.reason
+            else:
+                raise UserError(f"{outcome.reason}; --skip-damaged leaves such demos out")
+            bar.update()
+    if not rows:
+        raise UserError(f"{path}: no demo could be replayed; {next(iter(skipped.values()))}")
+    return Replay(Path(path), env_args["env_name"], tuple(rows[demo] for demo in demos if demo in rows), skipped)
+
+
+def table(done: Replay) -> str:
+    """A plain-text table: one line per demo, what was skipped, and the drift over all."""
+    width = max(len("demo"), *(len(row.demo) for row in done.demos))
+    lines = [f"{'demo':<{width}}  steps  success at  max drift  final drift"]
+    for row in done.demos:
+        reached = "never" if row.success_step is None else str(row.success_step)
+        drifts = [f"{d:.2f} cm" if d is not None else "-" for d in (row.max_drift_cm, row.final_drift_cm)]
+        lines.append(f"{row.demo:<{width}}  {row.steps:>5}  {reached:>10}  {drifts[0]:>9}  {drifts[1]:>11}")
+    lines += [f"skipped {demo}: {reason}" for demo, reason in done.skipped.items()]
+    drifts_cm = [row.max_drift_cm for row in done.demos if row.max_drift_cm is not None]
+    if drifts_cm:
+        lines.append(f"gripper drift: median {np.median(drifts_cm):.2f} cm, largest {max(drifts_cm):.2f} cm")
+    return "\n".join(lines)
+
+
+def write_replay(path: Path, done: Replay, rate: Mapping[str, float]) -> None:
+    """A JSON file of the rows and the success rate, with hardware and versions."""
+    document = {
+        "file": done.path.name,
+        "task": done.env_name,
+        "success_rate": {"successes": done.successes, "demos": len(done.demos), **rate},
+        "demos": [asdict(row) for row in done.demos],
+        "skipped": done.skipped,
+        "environment": {**environment(), **installed("robosuite", "mujoco")},
+    }
+    with written_aside(path) as aside:
+        aside.write_text(json.dumps(document, indent=2) + "\n")
+
+
+_restorer: Restorer
+
+
+def _start_worker(path: Path, skip_damaged: bool) -> None:
+    global _restorer
+    _restorer = Restorer(path, skip_damaged, cameras=())
+
+
+def _replay_one(demo: str) -> tuple[str, ReplayedDemo | Damaged]:
+    return demo, _restorer.attempt(demo, lambda trajectory: replay_trajectory(_restorer.env, trajectory))
+
+
+def replay_trajectory(env: TaskEnv, trajectory: Trajectory) -> ReplayedDemo:
+    """Replay one demonstration in a task's environment."""
+    start = trajectory.state(env, 0)
+    states = trajectory.states if env.hands else []
+    recorded = [_hands(env.set_state(SimState(start.model, state)), env) for state in states]
+    obs = env.set_state(start)
+    drift, success_step = [], None
+    for step, action in enumerate(trajectory.actions):
+        if env.hands:
+            drift.append(100 * float(np.linalg.norm(_hands(obs, env) - recorded[step], axis=1).max()))
+        _, _, _, info = env.advance(action)
+        if info["success"] and success_step is None:
+            success_step = step + 1
+        obs = env.observe()
+    return ReplayedDemo(
+        trajectory.demo,
+        len(trajectory.actions),
+        success_step is not None,
+        success_step,
+        round(max(drift), 4) if drift else None,
+        round(drift[-1], 4) if drift else None,
+    )
+
+
+def _hands(obs: dict[str, Any], env: TaskEnv) -> NDArray[np.floating[Any]]:
+    return np.stack([obs[key] for key in env.hands])  # (hands, 3), metres

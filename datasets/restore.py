@@ -1,0 +1,114 @@
+"""Demonstrations back in their simulator: which ones, from which scene, with which actions."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fibopolicy.datasets.hdf5 import DemoFile
+from fibopolicy.envs import SimState, TaskEnv, from_env_args
+from fibopolicy.errors import UserError
+
+_Result = TypeVar("_Result")
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """What a simulator needs of a demonstration.
+
+    Args:
+        demo: its name.
+        model: the MJCF of its scene; `None` where the file keeps none.
+        states: `(N, S)` float64, before each action.
+        actions: `(N, A)` float64, those that were executed.
+    """
+
+    demo: str
+    model: str | None
+    states: NDArray[np.float64]
+    actions: NDArray[np.float64]
+
+    def state(self, env: TaskEnv, step: int) -> SimState:
+        """The instant before action `step`, in the task's own scene where the file keeps none."""
+        model = self.model
+        if model is None:
+            env.reset(seed=0)
+            model = env.get_state().model
+        return SimState(model, self.states[step])
+
+
+def read_trajectory(file: DemoFile, demo: str) -> Trajectory:
+    """A demonstration's model, states and actions, checked.
+
+    Raises:
+        UserError: there are no states, or what is there cannot be simulated; the message names file and demo.
+    """
+    if not file.has(demo, "states"):
+        raise file.error(f"{demo}: holds no states, so that no simulator can restore it")
+    states = file.read(demo, "states")  # (N, S)
+    # Where noise was added for recovery, the scene moved by what was executed, not by what the expert wanted.
+    actions = file.read(demo, "executed_actions" if file.has(demo, "executed_actions") else "actions")  # (N, A)
+    for key, values in (("states", states), ("actions", actions)):
+        if values.ndim != 2 or len(values) != file.length(demo) or not np.issubdtype(values.dtype, np.number):
+            raise file.error(f"{demo}: expected {key} of shape ({file.length(demo)}, width), found {values.dtype} {values.shape}")
+        if len(faulty := np.argwhere(~np.isfinite(values))):
+            step, dim = faulty[0]
+            raise file.error(f"{demo}: {key} hold {values[step, dim]} at step {step}, dimension {dim}; must be finite")
+    model = file.attrs(demo).get("model_file")
+    return Trajectory(demo, None if model is None else str(model), states.astype(np.float64), actions.astype(np.float64))
+
+
+def by_model(file: DemoFile, demos: Sequence[str]) -> list[str]:
+    """The demos with those of one scene side by side: loading a scene takes seconds, another state of it milliseconds."""
+    first: dict[object, int] = {}
+    rank = {demo: first.setdefault(file.attrs(demo).get("model_file"), len(first)) for demo in demos}
+    return sorted(demos, key=rank.__getitem__)
+
+
+class Restorer:
+    """A demonstration file with its task's environment, in a worker process.
+
+    Both are opened when they are first used and not when the process starts, so that their errors reach the parent as they
+    are.
+
+    Args:
+        path: the file.
+        skip_damaged: see `DemoFile`.
+        overrides: of the environment, e.g. `cameras`.
+    """
+
+    def __init__(self, path: Path, skip_damaged: bool, **overrides: Any) -> None:
+        self._path, self._skip_damaged, self._overrides = path, skip_damaged, overrides
+
+    @cached_property
+    def file(self) -> DemoFile:
+        return DemoFile(self._path, skip_damaged=self._skip_damaged)
+
+    @cached_property
+    def env(self) -> TaskEnv:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # the parent has told them, once
+            return from_env_args(self.file.env_args, **self._overrides)
+
+    def attempt(self, demo: str, work: Callable[[Trajectory], _Result]) -> _Result | Damaged:
+        """Do something with a demo, or tell what is wrong with that demo, naming file and demo."""
+        self.env  # noqa: B018  (what is wrong with the task is no demo's fault)
+        try:
+            return work(read_trajectory(self.file, demo))
+        except UserError as error:
+            message = str(error)
+            return Damaged(message if message.startswith(str(self.file.path)) else str(self.file.error(f"{demo}: {message}")))
+
+
+@dataclass(frozen=True)
+class Damaged:
+    """Why a demo cannot be restored."""
+
+    reason: str

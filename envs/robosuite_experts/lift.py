@@ -1,0 +1,19 @@
+"""Lift: grasp the cube and raise it."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from fibopolicy.envs.robosuite_experts.motion import CLOSE, Action, Arm, nearest, yaw_of
+
+
+def lift(arm: Arm) -> Action:
+    half_width = float(arm.env.cube.size[0])
+    grasp = grasp_cube(arm, "cube_main", half_width)
+    return arm.toward(arm.position + [0, 0, 0.03], arm.yaw, CLOSE) if grasp is None else grasp
+
+
+def grasp_cube(arm: Arm, body: str, half_width: float) -> Action | None:
+    """Approach and grasp a cube from above; `None` once it is held."""
+    position, rotation = arm.body(body)
+    return arm.grasp(position, nearest(yaw_of(rotation), arm.yaw, np.pi / 2), half_width)

@@ -1,0 +1,42 @@
+"""NutAssemblySquare: grasp the square nut by its handle and thread it on the square peg."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from fibopolicy.envs.robosuite_experts.motion import CLOSE, MIDDLE_YAW, Action, Arm, nearest
+
+#: Where the handle is grasped, from the nut's centre, and half its width, metres.
+GRIP, HALF_WIDTH = 0.058, 0.0159
+#: Heights of the nut's centre above the peg's middle, metres: carried over the peg, around its top, down on it.
+OVER, AROUND, DOWN = 0.13, 0.105, 0.0
+
+
+def nut_assembly_square(arm: Arm) -> Action:
+    nut, rotation = arm.body("SquareNut_main")
+    peg, _ = arm.body("peg1")
+    handle = rotation[:, 0]
+    # On the peg the handle points at the robot: beside or behind the peg the arm does not reach.
+    turn = nearest(float(np.arctan2(-handle[1], -handle[0])), MIDDLE_YAW, 2 * np.pi)
+    # A handle can be grasped in two ways, half a turn apart. The one that needs no turn on the peg is preferred.
+    yaw = turn if -1.6 < turn < 3.5 else nearest(turn + np.pi, MIDDLE_YAW, 2 * np.pi)
+    grasp = arm.grasp(nut + GRIP * handle + [0, 0, 0.004], yaw, HALF_WIDTH)
+    if grasp is not None:
+        return grasp
+
+    # Held: turn the nut with the hand, which ends at 0 or at half a turn, whichever way it grasped.
+    final = 0.0 if np.cos(turn - arm.yaw) > 0 else np.pi
+    left = nearest(-turn, final - arm.yaw, 2 * np.pi)
+    c, s = np.cos(left), np.sin(left)
+    hand = arm.position - nut
+    place = peg + [c * hand[0] - s * hand[1], s * hand[0] + c * hand[1], hand[2]]
+    off = float(np.linalg.norm((nut - peg)[:2]))
+    height = nut[2] - peg[2]
+    threaded = height < AROUND and off < 0.012
+    if threaded or (off < 0.006 and abs(left) < 0.1):
+        place[2] += DOWN
+    else:
+        place[2] += OVER
+        if height < OVER - 0.015:
+            place[:2] = arm.position[:2]
+    return arm.toward(place, arm.yaw + left, CLOSE)

@@ -1,0 +1,205 @@
+"""Measure a trained policy: every start state once, one row each."""
+
+from __future__ import annotations
+
+import functools
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from fibopolicy.envs import TaskEnv, from_env_args
+from fibopolicy.errors import UserError
+from fibopolicy.evaluation.acting import Actor, own_randomness
+from fibopolicy.evaluation.config import EvaluateConfig
+from fibopolicy.evaluation.measure import Identity, default_workers, make_actor, measure, weights_digest
+from fibopolicy.evaluation.rows import ROWS, Row, append_row, read_rows, success_rate, write_rows
+from fibopolicy.evaluation.simulator import TaskInfo
+from fibopolicy.evaluation.starts import Starts, default_starts, load_starts, save_starts
+from fibopolicy.evaluation.statistics import Rate
+from fibopolicy.evaluation.vectorized import VectorRollout
+from fibopolicy.evaluation.video import write_grid
+from fibopolicy.files import refuse_both
+from fibopolicy.policies.run_directory import Loaded, load_policy
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What an evaluation gave."""
+
+    rate: Rate
+    rows: tuple[Row, ...]
+    seconds: float
+    rows_path: Path
+    starts_path: Path
+    video_path: Path | None
+
+
+def evaluate_run(config: EvaluateConfig, *, resume: bool = False, overwrite: bool = False) -> Evaluation:
+    """Roll a policy out over stored start states; rows go to `episodes.jsonl`, the video to `videos/` of the run.
+
+    Rows depend on the policy, the start states, `config.batch` and `config.threads`, and on nothing else: not on the number
+    of workers, nor on the order in which episodes run. Each is on disk as soon as its episode has ended.
+
+    Raises:
+        UserError: no such run; rows of this evaluation are there already and neither `resume` nor `overwrite` is given;
+            the start states belong to another task or do not look as they did when they were stored.
+    """
+    refuse_both(resume=resume, overwrite=overwrite)
+    began = time.perf_counter()
+    loaded = load_policy(config.run, weights=config.weights, device=config.device)
+    rows_path = config.run / ROWS
+    camera = _video_camera(config, loaded)
+    if loaded.step < loaded.total_steps:
+        warnings.warn(f"{config.run}: its training stands at step {loaded.step} of {loaded.total_steps}", stacklevel=2)
+    env_maker = make_env(config, loaded)
+    robosuite = "robosuite/" if loaded.env_args.get("type") == 1 else ""
+    workers = config.workers or default_workers(f"{robosuite}{loaded.env_args.get('env_name')}", config.episodes)
+    if config.viewer and config.workers is None:
+        workers = 1
+    with VectorRollout(
+        env_maker, loaded.policy.config.history, workers, step_limit=config.step_limit, tries=config.tries, viewer=config.viewer
+    ) as rollouts:
+        info = rollouts.info()
+        _check_vectors(config, loaded, info)
+        starts, starts_path = _starts(config, env_maker, info)
+        identity = Identity(loaded.step, config.weights, weights_digest(loaded.policy))
+        actor = make_actor(loaded.policy, config.batch, config.threads, info)
+        evaluation = (info.task_id, loaded.step, config.weights, starts.seed, info.horizon, info.quality)
+        rows = _kept(rows_path, evaluation, starts, identity, actor, resume=resume, overwrite=overwrite)
+        missing = [index for index in range(config.episodes) if index not in rows]
+        kept = [row for index, row in rows.items() if index < config.episodes]
+        for row in measure(
+            rollouts, actor, starts, missing, identity, kept=kept, allow_mismatch=config.allow_mismatch, source=starts_path
+        ):
+            append_row(rows_path, row)
+            rows[row.index] = row
+        _in_order(rows_path, evaluation)
+        ordered = tuple(rows[index] for index in range(config.episodes))
+        video_path = _film(config, rollouts, actor, starts, ordered, camera, info) if camera else None
+    return Evaluation(success_rate(ordered), ordered, time.perf_counter() - began, rows_path, starts_path, video_path)
+
+
+def make_env(config: EvaluateConfig, loaded: Loaded) -> Callable[[], TaskEnv]:
+    """Makes the task that the policy was trained on, seen by the same cameras at the same size; for any process."""
+    images = loaded.policy.shapes.images
+    options: dict[str, Any] = {"cameras": tuple(camera.removesuffix("_image") for camera in images)}
+    if sizes := set(images.values()):
+        height, width = sizes.pop()
+        if sizes or height != width:
+            raise UserError(f"{config.run}: cameras of several or non-square sizes cannot be rendered: {dict(images)}")
+        options["image_size"] = height
+    options |= {name: value for name in ("quality", "horizon") if (value := getattr(config, name)) is not None}
+    if loaded.env_args.get("type") == 1 and "render_quality" not in loaded.env_args:
+        warnings.warn(
+            f"{config.run}: its dataset does not say how its frames were rendered; other robosuite versions draw the same scene"
+            " differently, and a policy trained on their frames may fail on these",
+            stacklevel=2,
+        )
+    return functools.partial(from_env_args, loaded.env_args, **options)
+
+
+def _video_camera(config: EvaluateConfig, loaded: Loaded) -> str | None:
+    cameras = list(loaded.policy.shapes.images)
+    if config.video < 1 or not cameras:
+        return None
+    if config.video_camera is None:
+        return cameras[0]
+    key = config.video_camera.removesuffix("_image") + "_image"
+    if key not in cameras:
+        raise UserError(f"video_camera {config.video_camera!r} is not one of the policy's: {', '.join(cameras)}")
+    return key
+
+
+def _starts(config: EvaluateConfig, make: Callable[[], TaskEnv], info: TaskInfo) -> tuple[Starts, Path]:
+    path = config.starts or config.run / f"starts_seed{config.seed}_{info.quality}.npz"
+    if config.starts is None:
+        old = load_starts(path) if path.exists() else None
+        if old is None or len(old) < config.episodes or old.env_args != info.env_args:
+            with make() as env:
+                save_starts(default_starts(env, config.episodes, config.seed), path, overwrite=True)
+    starts = load_starts(path)
+    if starts.env_args.get("env_name") != info.env_args["env_name"]:
+        raise UserError(
+            f"{path}: start states of {starts.env_args.get('env_name')}, the policy is for {info.env_args['env_name']}"
+        )
+    if len(starts) < config.episodes:
+        raise UserError(f"{path}: holds {len(starts)} start states, {config.episodes} were asked for")
+    return starts, path
+
+
+def _check_vectors(config: EvaluateConfig, loaded: Loaded, info: TaskInfo) -> None:
+    if lacking := [key for key in loaded.policy.shapes.vectors if key not in info.layout]:
+        known = ", ".join(key for key, (shape, _) in info.layout.items() if len(shape) == 1)
+        raise UserError(
+            f"{config.run}: was trained on {', '.join(lacking)}, which {info.task_id} does not give; it gives {known}"
+        )
+
+
+def _kept(
+    path: Path,
+    evaluation: tuple[Any, ...],
+    starts: Starts,
+    identity: Identity,
+    actor: Actor,
+    *,
+    resume: bool,
+    overwrite: bool,
+) -> dict[int, Row]:
+    """The rows that this evaluation has already, errors apart; those of others stay in the file in any case."""
+    stored = read_rows(path)
+    mine = {row.index: row for row in stored if row.evaluation == evaluation}
+    if mine and not resume and not overwrite:
+        raise UserError(f"{path}: holds this evaluation already; pass --resume to complete it or --overwrite to replace it")
+    if not overwrite:
+        for index, row in mine.items():
+            if index < len(starts) and row.start != starts.identity(index):
+                raise UserError(f"{path}: holds rows of other start states with the same seed; pass --overwrite to replace them")
+            if row.policy != identity.policy:
+                raise UserError(f"{path}: holds rows of other weights at the same step; pass --overwrite to replace them")
+            if (row.batch, row.threads) != (actor.batch, actor.threads):
+                raise UserError(
+                    f"{path}: holds rows made with batch {row.batch} and {row.threads} threads, now they are {actor.batch} and"
+                    f" {actor.threads}, which gives other last bits; pass the same or --overwrite"
+                )
+    others = [row for row in stored if row.evaluation != evaluation]
+    kept = {} if overwrite else {index: row for index, row in mine.items() if not row.error}
+    if path.exists():
+        write_rows(path, [*others, *kept.values()])  # also drops a line that a kill cut short, so that more can be appended
+    return kept
+
+
+def _in_order(path: Path, evaluation: tuple[Any, ...]) -> None:
+    """Sort this evaluation's rows by index: they were written as episodes ended."""
+    stored = read_rows(path)
+    mine = [row for row in stored if row.evaluation == evaluation]
+    if mine != (mine := sorted(mine, key=lambda row: row.index)):
+        write_rows(path, [*(row for row in stored if row.evaluation != evaluation), *mine])
+
+
+def _film(
+    config: EvaluateConfig,
+    rollouts: VectorRollout,
+    actor: Actor,
+    starts: Starts,
+    rows: tuple[Row, ...],
+    camera: str,
+    info: TaskInfo,
+) -> Path:
+    """Run the first episodes once more, now with every frame: episodes repeat exactly, so these are the ones counted."""
+    path = config.run / "videos" / f"{info.task_id.replace('/', '_')}_seed{starts.seed}.mp4"
+    wanted = {row.index: row for row in rows[: config.video] if not row.error}
+    clips = {}
+    with own_randomness():
+        outcomes = rollouts.run(actor, starts, list(wanted), film=camera)
+        for outcome in tqdm(outcomes, total=len(wanted), desc="film", unit="episode", disable=None):
+            row = wanted[outcome.index]
+            if not outcome.error and (outcome.success, outcome.steps) != (row.success, row.steps):
+                raise RuntimeError(f"episode {row.index} did not repeat: {outcome.steps} steps, its row says {row.steps}")
+            clips[outcome.index] = (outcome.frames, outcome.success)
+    write_grid(path, [clips[index] for index in wanted if clips[index][0]], info.control_hz)
+    return path

@@ -1,0 +1,158 @@
+"""Rows from episodes: what an evaluation of any policy has in common."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+from tqdm import tqdm
+
+from fibopolicy.errors import UserError
+from fibopolicy.evaluation.acting import Actor, own_randomness
+from fibopolicy.evaluation.rows import Row, success_rate
+from fibopolicy.evaluation.simulator import TaskInfo
+from fibopolicy.evaluation.starts import Starts, versions
+from fibopolicy.evaluation.vectorized import VectorRollout
+from fibopolicy.policies import Policy
+
+_log = logging.getLogger(__name__)
+
+#: Rows in a policy's call unless told otherwise: little dearer than one, and enough to share what a call costs.
+BATCH = 4
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What was measured: gradient steps behind the weights, which weights, their digest."""
+
+    checkpoint_step: int = 0
+    weights: str = ""
+    policy: str = ""
+
+
+def weights_digest(policy: Any) -> str:
+    """A digest of a module's parameters and buffers; empty for what is no module."""
+    if not isinstance(policy, nn.Module):
+        return ""
+    digest = hashlib.sha256()
+    for name, tensor in policy.state_dict().items():
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().view(-1).numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def make_actor(policy: Any, batch: int | None, threads: int, info: TaskInfo) -> Actor:
+    """The policy behind calls of `batch` rows.
+
+    `None` takes `BATCH` for a policy of this library whose rows do not depend on each other, else 1: another's may draw
+    random numbers or mix its rows, and nothing but a batch of one is then repeatable.
+
+    Raises:
+        UserError: the rows of a larger batch depend on each other.
+    """
+    if batch == 1 or (batch is None and not isinstance(policy, Policy)):
+        return Actor(policy, batch=1, threads=threads)
+    actor = Actor(policy, batch=batch or BATCH, threads=threads)
+    with own_randomness():
+        if actor.independent(info.layout):
+            return actor
+    if batch is None:
+        return Actor(policy, batch=1, threads=threads)
+    raise UserError(
+        f"in a batch of {batch}, this policy's actions for an episode depend on the episodes beside it, or on chance: rows"
+        " would depend on the number of workers; use a batch of 1"
+    )
+
+
+def default_workers(task_id: str, episodes: int) -> int:
+    """Processes for a task: as many as cores where a simulator fills a core, four times as many where it is light."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(cores if task_id.startswith("robosuite/") else 4 * cores, episodes))
+
+
+def measure(
+    rollouts: VectorRollout,
+    actor: Actor,
+    starts: Starts,
+    indices: Sequence[int],
+    identity: Identity,
+    *,
+    kept: Sequence[Row] = (),
+    allow_mismatch: bool = False,
+    source: object = "start states",
+) -> Iterator[Row]:
+    """A row for each index, in the order in which episodes end, with a live view; at the end tells where the time went.
+
+    Args:
+        kept: rows that are there already, for the live view.
+        source: where the start states come from, for errors.
+
+    Raises:
+        UserError: a start state does not look as it did when it was stored, and `allow_mismatch` is not given.
+    """
+    info, rows = rollouts.info(), list(kept)
+
+    def check(index: int, hashes: Mapping[str, str]) -> None:
+        if not allow_mismatch and (why := mismatch(starts, index, hashes, info)):
+            raise UserError(f"{source}: {why}")
+
+    with (
+        own_randomness(),
+        tqdm(total=len(rows) + len(indices), initial=len(rows), desc="evaluate", unit="episode", disable=None) as bar,
+    ):
+        for outcome in rollouts.run(actor, starts, indices, check=check):
+            row = Row(
+                task=info.task_id,
+                index=outcome.index,
+                seed=starts.seeds[outcome.index],
+                success=outcome.success,
+                steps=outcome.steps,
+                total_reward=outcome.total_reward,
+                wall_s=round(outcome.wall_s, 4),
+                checkpoint_step=identity.checkpoint_step,
+                weights=identity.weights,
+                starts_seed=starts.seed,
+                horizon=info.horizon,
+                quality=info.quality,
+                start=starts.identity(outcome.index),
+                policy=identity.policy,
+                batch=actor.batch,
+                threads=actor.threads,
+                error=outcome.error,
+                tries=outcome.tries,
+            )
+            rows.append(row)
+            if any(not row.error for row in rows):
+                bar.set_postfix_str(f"{success_rate(rows)}, {rollouts.load.steps_per_s:.0f} steps/s", refresh=False)
+            bar.update()
+            yield row
+    if indices:
+        _log.info("%s", rollouts.load)
+
+
+def mismatch(starts: Starts, index: int, hashes: Mapping[str, str], info: TaskInfo) -> str:
+    """Empty, or in which way a restored start state does not look as it did when it was stored, and why that may be."""
+    stored = starts.hashes[index]
+    differing = [camera for camera, digest in hashes.items() if stored.get(camera) != digest]
+    if not differing:
+        return ""
+    then, now = _settings(starts.env_args, starts.versions), _settings(info.env_args, versions())
+    changed = [f"{key} {then.get(key, 'none')} then, {now.get(key, 'none')} now" for key in now if then.get(key) != now[key]]
+    return (
+        f"start state {index} of {info.task_id} does not look as it did when it was stored ({', '.join(differing)});"
+        f" {'; '.join(changed) or 'settings and versions are the same, so OpenGL draws otherwise here'};"
+        " make them anew, or pass --allow-mismatch"
+    )
+
+
+def _settings(env_args: Mapping[str, Any], versions: Mapping[str, str]) -> dict[str, str]:
+    kwargs = env_args.get("env_kwargs") or {}
+    settings = {**kwargs, "render quality": env_args.get("render_quality", kwargs.get("quality"))}
+    left_out = ("horizon", "quality")
+    return {**{k: json.dumps(v) for k, v in settings.items() if k not in left_out}, **versions}

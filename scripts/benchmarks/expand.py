@@ -1,0 +1,81 @@
+"""How often expansion succeeds, and what it costs: `python scripts/benchmarks/expand.py --out docs/benchmarks/expand_DATE.json`.
+
+The sources are fetched. Rows that the output holds already are kept, so that a run which was stopped goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import tempfile
+import time
+from importlib.metadata import version
+from pathlib import Path
+
+from fibopolicy.datasets import fetch
+from fibopolicy.datasets.expand import expand
+from fibopolicy.environment import environment
+from fibopolicy.files import written_aside
+
+#: Source, task, demos, noise on the executed position actions.
+CASES = [
+    ("lift-human", "Lift", 500, 0.05),
+    ("lift-human", "Lift", 100, 0.0),
+    ("stack-one", "Stack", 50, 0.05),
+    ("pick-place-one", "PickPlaceCan", 50, 0.05),
+    ("nut-assembly-one", "NutAssemblySquare", 50, 0.05),
+]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--workers", type=int)
+    parser.add_argument("--only", nargs="*", help="sources")
+    parser.add_argument("--demos", type=int, help="instead of each case's own number")
+    arguments = parser.parse_args()
+    rows = json.loads(arguments.out.read_text())["rows"] if arguments.out.exists() else []
+    for source, task, demos, noise in CASES:
+        demos = arguments.demos or demos
+        known = any((row["source"], row["noise"]) == (source, noise) for row in rows)
+        if known or (arguments.only and source not in arguments.only):
+            continue
+        rows.append(measure(source, task, demos, noise, arguments.workers))
+        packages = {name: version(name) for name in ("robosuite", "mujoco", "numpy")}
+        with written_aside(arguments.out) as aside:
+            aside.write_text(json.dumps({"environment": {**environment(), **packages}, "rows": rows}, indent=1) + "\n")
+        print(rows[-1], flush=True)
+
+
+def measure(source: str, task: str, demos: int, noise: float, workers: int | None) -> dict[str, object]:
+    path = fetch(source)
+    start, cpu = time.perf_counter(), _cpu()
+    with tempfile.TemporaryDirectory() as folder:
+        done = expand(path, demos, Path(folder) / "more.hdf5", task=task, noise=noise, workers=workers)
+        size = done.path.stat().st_size
+    return {
+        "source": source,
+        "task": task,
+        "noise": noise,
+        "seed": 0,
+        "demos": done.demos,
+        "attempts": done.tried,
+        "success_rate": done.demos / done.tried,
+        "interval_95": [done.low, done.high],
+        "steps_per_demo": done.steps / done.demos,
+        "bytes_per_demo": size // done.demos,
+        "wall_s": time.perf_counter() - start,
+        "cpu_s": _cpu() - cpu,
+        "workers": workers,
+    }
+
+
+def _cpu() -> float:
+    """CPU time of this process and of the children that have ended, seconds."""
+    usage = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(one.ru_utime + one.ru_stime for one in usage)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,246 @@
+"""Expansion of demonstrations, from two of the ten human ones (see `tests/envs/test_robosuite.py`)."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+from scipy.spatial.transform import Rotation
+
+from fibopolicy.datasets import DemoFile
+from fibopolicy.datasets.expand import Expanded, Source, expand, generate
+from fibopolicy.datasets.segments import attempt, take_apart
+from fibopolicy.datasets.writer import DemoWriter
+from fibopolicy.envs.base import SimState
+from fibopolicy.envs.robosuite import RobosuiteEnv
+from fibopolicy.envs.robosuite_subtasks import SUBTASKS, Hand
+from fibopolicy.envs.seeding import episode_seed
+from fibopolicy.errors import UserError
+
+pytest.importorskip("robosuite", reason="robosuite is not installed")
+
+HUMAN = np.load(Path(__file__).parents[1] / "envs/lift_human.npz")
+ENV_ARGS = json.loads(str(HUMAN["env_args"]))
+
+
+@pytest.fixture(scope="module")
+def env() -> RobosuiteEnv:
+    return RobosuiteEnv.from_env_args(ENV_ARGS, cameras=())
+
+
+@pytest.fixture(scope="module")
+def source(env: RobosuiteEnv, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("source") / "two.hdf5"
+    with DemoWriter(path, ENV_ARGS) as writer:
+        for demo in range(2):
+            end = int(HUMAN["lengths"][: demo + 1].sum())
+            actions = HUMAN["actions"][end - int(HUMAN["lengths"][demo]) : end]
+            model, states = HUMAN["models"][demo].decode(), []
+            env.set_state(SimState(model, HUMAN["starts"][demo]))
+            for action in actions:
+                states.append(env.get_state().state)
+                env.advance(action)
+            zeros = np.zeros(len(actions))
+            writer.add({}, actions, states, zeros, zeros, model_file=model)
+        writer.add_filter_key("first", ["demo_0"])
+    return path
+
+
+@pytest.fixture(scope="module")
+def expanded(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Expanded:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("fibopolicy.datasets.expand.SHARD", 2)
+        return expand(source, 4, tmp_path_factory.mktemp("out") / "more.hdf5", workers=1, origin="human")
+
+
+def changed(source: Path, folder: Path, change: Any) -> Path:
+    """A copy of the source, changed by `change(file)`."""
+    path = folder / "changed.hdf5"
+    path.write_bytes(source.read_bytes())
+    with h5py.File(path, "r+") as file:
+        change(file)
+    return path
+
+
+def contents(path: Path) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+
+    def take(name: str, item: Any) -> None:
+        found[name] = (item[()].tobytes() if isinstance(item, h5py.Dataset) else None, sorted(map(str, item.attrs.items())))
+
+    with h5py.File(path) as file:
+        file.visititems(take)
+    return found
+
+
+def test_new_scenes_are_solved_and_tell_where_they_come_from(expanded: Expanded) -> None:
+    assert expanded.demos == 4
+    assert expanded.tried <= 5
+    assert 0.3 < expanded.low < expanded.demos / expanded.tried <= expanded.high <= 1
+    with DemoFile(expanded.path) as file:
+        assert file.file_attrs["generator"] == "expanded from human"
+        assert file.file_attrs["attempts"] == expanded.tried
+        assert file.file_attrs["success_rate"] == expanded.demos / expanded.tried
+        seeds = {episode_seed("expand", 0, index) for index in range(expanded.tried)}
+        for k, demo in enumerate(file.demos):
+            attrs = file.attrs(demo)
+            assert attrs["generator"] == "expanded from human"
+            assert attrs["source_demo"] in ("demo_0", "demo_1")
+            assert attrs["seed"] in seeds
+            assert file.read(demo, "rewards")[-1] == 1, k
+            assert file.read(demo, "dones").tolist() == [0] * (file.length(demo) - 1) + [1]
+        cubes = np.array([file.read(demo, "obs/cube_pos")[0] for demo in file.demos])
+        assert len(np.unique(cubes, axis=0)) == 4
+        assert not file.image_keys
+
+
+def test_what_was_executed_carries_noise_on_the_position_alone(expanded: Expanded) -> None:
+    with DemoFile(expanded.path) as file:
+        clean, executed = file.read("demo_0", "actions"), file.read("demo_0", "executed_actions")
+    assert clean.shape[1] == 7
+    assert np.abs(executed).max() <= 1
+    assert 0.02 < (executed - clean)[:, :3].std() < 0.08
+    np.testing.assert_array_equal(executed[:, 3:], clean[:, 3:])
+
+
+def test_executed_actions_lead_through_the_recorded_states(expanded: Expanded) -> None:
+    with DemoFile(expanded.path) as file:
+        env = RobosuiteEnv.from_env_args(file.env_args, cameras=())
+        states, executed = file.read("demo_0", "states"), file.read("demo_0", "executed_actions")
+        env.set_state(SimState(file.attrs("demo_0")["model_file"], states[0]))
+        for t, action in enumerate(executed):
+            np.testing.assert_array_equal(env.get_state().state, states[t])
+            success = env.advance(action)[1]
+        assert success
+    env.close()
+
+
+def test_robomimic_reads_it(expanded: Expanded) -> None:
+    dataset = pytest.importorskip("robomimic.utils.dataset", exc_type=ImportError)
+    keys = ("robot0_eef_pos", "cube_pos")
+    read = dataset.SequenceDataset(
+        hdf5_path=str(expanded.path),
+        obs_keys=keys,
+        dataset_keys=("actions", "rewards", "dones"),
+        load_next_obs=True,
+    )
+    assert len(read) > 150
+    assert read[0]["obs"]["cube_pos"].shape == (1, 3)
+
+
+def test_the_hand_turns_by_the_cubes_symmetry_at_most(env: RobosuiteEnv, source: Path) -> None:
+    hand = Hand(env)
+    with DemoFile(source) as file:
+        model, states, actions = (
+            file.attrs("demo_0")["model_file"],
+            file.read("demo_0", "states"),
+            file.read("demo_0", "actions"),
+        )
+    (segment,) = segments = take_apart(env, hand, SUBTASKS["Lift"], model, states, actions)
+    grasp = segment.goals[np.argmax(segment.gripper > 0)]
+    for index in range(3):
+        env.reset(seed=index)
+        yaws: list[float] = []
+
+        def act(action: Any, yaws: list[float] = yaws) -> bool:
+            yaws.append(Rotation.from_matrix(hand.pose[:3, :3] @ grasp[:3, :3].T).as_euler("zyx")[0])
+            return env.advance(action)[1]
+
+        assert attempt(hand, segments, act), index
+        assert abs(yaws[-1]) < np.pi / 4 + 0.2
+
+
+def test_an_attempt_depends_on_its_index_alone(env: RobosuiteEnv, source: Path) -> None:
+    hand = Hand(env)
+    with DemoFile(source) as file:
+        model, states, actions = (
+            file.attrs("demo_1")["model_file"],
+            file.read("demo_1", "states"),
+            file.read("demo_1", "actions"),
+        )
+    sources = (Source("demo_1", "human", take_apart(env, hand, SUBTASKS["Lift"], model, states, actions)),)
+    first = generate(env, hand, sources, 0.05, 3, 4)
+    generate(env, hand, sources, 0.05, 3, 5)
+    second = generate(env, hand, sources, 0.05, 3, 4)
+    assert first.keys() == second.keys()
+    assert all(np.array_equal(first[key], second[key]) for key in first)
+
+
+@pytest.mark.slow
+def test_the_file_depends_neither_on_workers_nor_on_a_kill(source: Path, expanded: Expanded, tmp_path: Path) -> None:
+    out, parts = tmp_path / "more.hdf5", tmp_path / "more.hdf5.parts"
+
+    class Killed(BaseException):
+        pass
+
+    def kill(path: Path, *arguments: Any) -> Any:
+        raise Killed
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("fibopolicy.datasets.expand.SHARD", 2)
+        patch.setattr("fibopolicy.datasets.expand._add", kill)
+        with pytest.raises(Killed):
+            expand(source, 4, out, workers=2, origin="human")
+    assert not out.exists()
+    assert (parts / "shard_00000.npz").exists()
+    with pytest.raises(UserError, match="other settings"):
+        expand(source, 4, out, workers=2, origin="human", noise=0.1, resume=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("fibopolicy.datasets.expand.SHARD", 2)
+        expand(source, 4, out, workers=2, origin="human", resume=True)
+    assert contents(out) == contents(expanded.path)
+    assert not parts.exists()
+
+
+# The user's mistakes
+
+
+def test_sources_that_cannot_be_expanded_are_named(source: Path, tmp_path: Path) -> None:
+    def of(task: str, kind: int = 1) -> Any:
+        def change(file: h5py.File) -> None:
+            file["data"].attrs["env_args"] = json.dumps({**ENV_ARGS, "env_name": task, "type": kind})
+
+        return change
+
+    def still(file: h5py.File) -> None:
+        file["data/demo_1/states"][:] = file["data/demo_1/states"][0]
+        file["data/demo_1/actions"][:] = 0
+
+    cases = [
+        (lambda f: f["data/demo_1"].pop("states"), {}, r"demo_1: unknown array 'states'"),
+        (lambda f: f["data/demo_1"].attrs.pop("model_file"), {}, "demo_1: has no attribute model_file"),
+        (still, {}, "demo_1: its states do not meet the goal of robosuite/Lift"),
+        (
+            lambda f: f["data/demo_1/states"].write_direct(np.full((len(f["data/demo_1/states"]), 32), np.nan)),
+            {},
+            "demo_1: .*finite",
+        ),
+        (of("PickPlace"), {}, "did you mean 'PickPlaceCan'.*Lift.*--task"),
+        (of("Lift-v0", 4), {}, "not robosuite's"),
+        (lambda f: None, {"filter_key": "frist"}, "unknown filter key 'frist': did you mean 'first'"),
+        (lambda f: None, {"task": "Lyft"}, "did you mean 'Lift'"),
+    ]
+    for change, options, message in cases:
+        with pytest.raises(UserError, match=message) as caught:
+            expand(changed(source, tmp_path, change), 1, tmp_path / "x.hdf5", workers=1, **options)
+        assert "changed.hdf5" in str(caught.value)
+        assert [p.name for p in tmp_path.iterdir()] == ["changed.hdf5"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"demos": 0}, "demos must be at least 1"),
+        ({"noise": -0.1}, "noise must be between"),
+        ({"seed": -1}, "seed must be between"),
+        ({"workers": 0}, "workers must be at least 1"),
+        ({"resume": True, "overwrite": True}, "either --resume or --overwrite"),
+    ],
+)
+def test_impossible_settings_are_refused(options: dict[str, Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=message):
+        expand(tmp_path / "none.hdf5", **{"demos": 1, "out": tmp_path / "x.hdf5", **options})

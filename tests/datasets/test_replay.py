@@ -1,0 +1,74 @@
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+from fibopolicy import cli
+from fibopolicy.datasets.replay import replay, table, write_replay
+from fibopolicy.errors import UserError
+
+
+def test_what_was_executed_is_replayed_to_success_and_stays_on_the_recording(lift_file: Path) -> None:
+    done = replay(lift_file, workers=1)
+    assert done.successes == len(done.demos) == 11
+    for row in done.demos:
+        assert row.success_step == row.steps
+        assert row.max_drift_cm is not None
+        assert row.max_drift_cm < 0.1
+
+
+def test_other_actions_drift_and_fail(lift_file: Path, tmp_path: Path) -> None:
+    path = tmp_path / "wrong.hdf5"
+    path.write_bytes(lift_file.read_bytes())
+    with h5py.File(path, "r+") as file:
+        executed = file["data/demo_1/executed_actions"]
+        executed[...] = -executed[()]
+        del file["data/demo_2/states"]
+    with pytest.raises(UserError, match=r"wrong.hdf5: demo_2: holds no states.*--skip-damaged"):
+        replay(path, workers=1)
+    done = replay(path, filter_key="train", workers=1, skip_damaged=True)
+    rows = {row.demo: row for row in done.demos}
+    assert not rows["demo_1"].success
+    assert (rows["demo_1"].max_drift_cm or 0) > 2
+    assert rows["demo_0"].success
+    assert list(done.skipped) == ["demo_2"]
+    assert "demo_9" not in rows  # it is held out
+    assert "never" in table(done)
+    assert "skipped demo_2" in table(done)
+    write_replay(tmp_path / "rows.json", done, {"low": 0.1})
+    stored = json.loads((tmp_path / "rows.json").read_text())
+    assert stored["success_rate"] == {"successes": 8, "demos": 9, "low": 0.1}
+    assert stored["demos"][0]["demo"] == "demo_0"
+    assert stored["environment"]["mujoco"]
+
+
+@pytest.mark.slow
+def test_the_ten_human_demonstrations_replay(
+    human_file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    pytest.importorskip("robosuite", reason="robosuite is not installed")
+    monkeypatch.setattr(
+        sys, "argv", ["fibopolicy", "replay", str(human_file), "--workers", "1", "--out", str(tmp_path / "r.json")]
+    )
+    cli.main()
+    assert "success 10/10 = 100.0 % [72.2, 100.0]" in capsys.readouterr().out
+    drifts = [row["max_drift_cm"] for row in json.loads((tmp_path / "r.json").read_text())["demos"]]
+    assert np.max(drifts) < 0.2
+
+
+def test_a_file_of_another_version_is_warned_of_with_both(lift_file: Path, tmp_path: Path) -> None:
+    path = tmp_path / "old.hdf5"
+    path.write_bytes(lift_file.read_bytes())
+    with h5py.File(path, "r+") as file:
+        env_args = json.loads(file["data"].attrs["env_args"])
+        file["data"].attrs["env_args"] = json.dumps({**env_args, "env_version": "2.1.0"})
+        for demo in [name for name in file["data"] if name != "demo_0"]:
+            del file["data"][demo]
+        del file["mask"]
+    with pytest.warns(UserWarning, match=r"come from mujoco 2\.1\.0, and 3\.\d+\.\d+ is installed"):
+        replay(path, workers=1)

@@ -1,0 +1,111 @@
+"""Policies that were not made here are measured in a few lines."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from fibopolicy import envs
+from fibopolicy.errors import UserError
+from fibopolicy.evaluation import evaluate
+from fibopolicy.evaluation.rows import Row, success_rate
+from fibopolicy.evaluation.starts import make_starts, save_starts, shipped_starts
+
+
+class OutsideReach(nn.Module):
+    """Somebody's recurrent policy in torch: it looks at the hand, and remembers how often it was asked."""
+
+    history = 2
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.core = nn.GRUCell(3, 8)
+        self.out = nn.Linear(8, 4)
+
+    def act(self, obs, state):
+        assert obs["hand_position"].shape[1:] == (2, 3)
+        assert obs["workspace_image"].dtype == torch.uint8
+        state = self.core(obs["hand_position"][:, -1], state)
+        return self.out(state).tanh()[:, None].expand(-1, 3, -1), state
+
+
+def test_an_outside_torch_policy_gives_the_same_rows_with_any_number_of_workers(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    policy, seen = OutsideReach().eval(), []
+    options = {"cameras": ("workspace",), "image_size": 16, "horizon": 9}
+    one = evaluate(policy, "reach", 4, workers=1, on_row=seen.append, **options)
+    assert sorted(seen, key=lambda row: row.index) == one
+    assert [row.index for row in one] == [0, 1, 2, 3]
+    assert {(row.task, row.steps, row.batch, row.threads, row.error) for row in one} == {("fibopolicy/Reach-v0", 9, 1, 1, "")}
+    with envs.make("reach", **options) as env:
+        save_starts(make_starts(env, 4, seed=0), tmp_path / "starts.npz")
+    others = evaluate(policy, partial(envs.make, "reach", **options), tmp_path / "starts.npz", workers=2)
+    assert [row.repeatable() for row in others] == [row.repeatable() for row in one]
+    batched = evaluate(policy, "reach", 4, workers=2, batch=3, **options)
+    assert {row.batch for row in batched} == {3}
+
+
+def towards(obs: dict[str, np.ndarray]) -> np.ndarray:
+    """A chunk of two actions: down, and close the gripper."""
+    assert set(obs) == {"hand_position", "gripper_opening"}
+    return np.tile(np.array([0, 0, -1, 1], dtype=np.float64), (2, 1))
+
+
+def test_a_function_is_a_policy(capfd: pytest.CaptureFixture[str]) -> None:
+    rows = evaluate(towards, envs.make("Lift-v0").env_args, 2, workers=1, cameras=(), horizon=4)
+    assert [(row.success, row.steps) for row in rows] == [(False, 4)] * 2
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_the_callers_random_numbers_stay_as_they_were() -> None:
+    torch.manual_seed(3)
+    np.random.seed(3)  # noqa: NPY002
+    expected = torch.rand(1), np.random.rand()  # noqa: NPY002
+    torch.manual_seed(3)
+    np.random.seed(3)  # noqa: NPY002
+    evaluate(towards, "Lift-v0", 1, workers=1, cameras=(), horizon=2)
+    assert (torch.rand(1), np.random.rand()) == expected  # noqa: NPY002
+
+
+@pytest.mark.parametrize(
+    ("policy", "options", "message"),
+    [
+        (lambda obs: np.full(4, np.nan), {}, "not finite in episode 0"),
+        (lambda obs: np.zeros(3), {}, "takes 4 finite actions"),
+        (lambda obs: np.zeros((1, 1, 4)), {}, r"actions of shape \(1, 1, 4\)"),
+        (lambda obs: np.zeros(4), {"batch": 2}, "its batch is 1"),
+        (lambda obs: np.zeros(4), {"qualty": "fast"}, "qualty"),
+        (OutsideReach(), {}, "training mode"),
+        (None, {}, "a policy has a method act"),
+    ],
+)
+def test_what_is_wrong_with_a_policy_is_one_line(policy: object, options: dict[str, object], message: str) -> None:
+    with pytest.raises(UserError, match=message) as told:
+        evaluate(policy, "Lift-v0", 1, **{"workers": 1, "cameras": (), "horizon": 4, **options})
+    assert "\n" not in str(told.value)
+
+
+def test_shipped_start_states_are_those_of_the_tasks_as_they_are() -> None:
+    for task in envs.registry.BUILT_IN:
+        with envs.make(task) as env:
+            shipped, fresh = shipped_starts(task, 0), make_starts(env, 3, seed=0)
+        assert shipped is not None
+        assert len(shipped) == 100
+        assert shipped.env_args["env_name"] == task
+        assert [shipped.identity(i) for i in range(3)] == [fresh.identity(i) for i in range(3)]
+        assert shipped.seeds[:3] == fresh.seeds
+
+
+def test_errors_count_in_no_rate_and_are_stated() -> None:
+    row = Row("t", 0, 0, True, 5, 1.0, 0.1, 0, "", 0, 9, "fast", "x")
+    failed = Row("t", 1, 0, False, 0, 0.0, 0.1, 0, "", 0, 9, "fast", "y", error="its process was ended by SIGKILL", tries=3)
+    rate = success_rate([row, failed])
+    assert (rate.successes, rate.episodes, rate.errors) == (1, 1, 1)
+    assert str(rate).endswith(", 1 errors")
+    with pytest.raises(UserError, match="none of 1 episodes could be run"):
+        success_rate([failed])

@@ -1,0 +1,90 @@
+"""Start states are stored once and restored exactly, and what looks different is told."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fibopolicy import cli, envs
+from fibopolicy.errors import UserError
+from fibopolicy.evaluation import evaluate
+from fibopolicy.evaluation.starts import default_starts, load_starts, make_starts, save_starts, shipped_starts
+from fibopolicy.evaluation.viewer import check_display
+
+
+def still(obs: dict[str, np.ndarray]) -> np.ndarray:
+    return np.zeros(4)
+
+
+def test_start_states_are_held_out_stored_and_restored(tmp_path: Path) -> None:
+    from fibopolicy.envs.seeding import episode_seed
+
+    env = envs.make("Push-v0", image_size=16)
+    starts = make_starts(env, 3, seed=1)
+    save_starts(starts, tmp_path / "starts.npz")
+    loaded = load_starts(tmp_path / "starts.npz")
+    for a, b in zip(starts.states, loaded.states, strict=True):
+        np.testing.assert_array_equal(a.state, b.state)
+        assert a.model == b.model
+    assert (loaded.seeds, loaded.hashes, loaded.env_args) == (starts.seeds, starts.hashes, env.env_args)
+    assert make_starts(env, 2, seed=1).hashes == starts.hashes[:2]
+    assert not {episode_seed("collect", s, i) for s in range(3) for i in range(500)} & set(starts.seeds)
+    env.close()
+
+
+def test_the_verb_stores_them_for_any_cameras_and_evaluation_verifies_those_it_renders(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    out = tmp_path / "lift.npz"
+    arguments = ["starts", "make", "lift", "--episodes", "2", "--seed", "3", "--image-size", "16", "--out", str(out)]
+    monkeypatch.setattr(sys, "argv", ["fibopolicy", *arguments])
+    cli.main()
+    assert "2 start states of fibopolicy/Lift-v0" in capsys.readouterr().out
+    stored = load_starts(out)
+    assert stored.hashes[0].keys() == {"workspace_image", "wrist_image"}
+    assert stored.versions["mujoco"] == stored.env_args["env_version"]
+    rows = evaluate(still, "Lift-v0", out, workers=1, cameras=("wrist",), image_size=16, horizon=2)
+    assert [row.start for row in rows] == [stored.identity(0), stored.identity(1)]
+    assert {row.starts_seed for row in rows} == {3}
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    assert end.value.code == 2
+    assert "exists already" in capsys.readouterr().err
+
+
+def test_what_looks_different_is_an_error_that_names_settings_and_versions_unless_allowed(tmp_path: Path) -> None:
+    with envs.make("Lift-v0", image_size=16) as env:
+        starts = replace(make_starts(env, 2, seed=0), versions={"mujoco": "3.1.0"})
+    options = {"workers": 1, "cameras": ("wrist",), "horizon": 2}
+    with pytest.raises(
+        UserError, match=r"does not look as it did .*\(wrist_image\).*image_size 16 then, 24 now.*mujoco 3.1.0 then"
+    ):
+        evaluate(still, "Lift-v0", starts, image_size=24, **options)
+    assert len(evaluate(still, "Lift-v0", starts, image_size=24, allow_mismatch=True, **options)) == 2
+    moved = [replace(state, state=state.state.copy()) for state in starts.states]
+    moved[1].state[1] += 0.01  # after the time, the hand's position
+    with pytest.raises(UserError, match=r"start state 1 .*does not look as it did"):
+        evaluate(still, "Lift-v0", replace(starts, states=tuple(moved)), image_size=16, **options)
+
+
+def test_shipped_start_states_are_taken_where_there_are_enough() -> None:
+    shipped = shipped_starts("fibopolicy/Reach-v0", 0)
+    assert shipped is not None
+    with envs.make("Reach-v0", image_size=16, cameras=("wrist",)) as env:
+        taken, drawn = default_starts(env, 3, 0), default_starts(env, 1, 5)
+        assert [taken.identity(i) for i in range(3)] == [shipped.identity(i) for i in range(3)]
+        assert taken.hashes == make_starts(env, 3, 0).hashes
+        assert drawn.seed == 5
+        assert drawn.seeds[0] != taken.seeds[0]
+
+
+def test_without_a_display_the_viewer_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("DISPLAY", raising=False)
+    monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
+    monkeypatch.setattr(sys, "platform", "linux")
+    with pytest.raises(UserError, match="no display here"):
+        check_display()

@@ -1,0 +1,251 @@
+"""Rows are the same whatever runs beside an episode, and no fault of a simulator is charged to a policy."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+
+import faulty_envs
+import numpy as np
+import pytest
+import torch
+
+from fibopolicy import envs
+from fibopolicy.errors import UserError
+from fibopolicy.evaluation.acting import Actor
+from fibopolicy.evaluation.rollout import rollout
+from fibopolicy.evaluation.starts import Starts, make_starts
+from fibopolicy.evaluation.vectorized import Outcome, VectorRollout
+from fibopolicy.policies import Policy, PolicyConfig, Shapes, build_policy
+
+EPISODES = 5
+MAKE = partial(envs.make, "Lift-v0", image_size=32, horizon=9)
+Short = tuple[int, bool, int, float]
+
+
+@pytest.fixture(scope="module")
+def starts() -> Iterator[Starts]:
+    env = MAKE()
+    yield make_starts(env, EPISODES, seed=0)
+    env.close()
+
+
+@pytest.fixture(scope="module")
+def pools() -> Iterator[dict[int, VectorRollout]]:
+    """Simulators by their number, as the histories of the policies here are all 2."""
+    pools = {workers: VectorRollout(MAKE, 2, workers) for workers in (1, 3)}
+    yield pools
+    for pool in pools.values():
+        pool.close()
+
+
+def untrained(encoder: str, **options: int) -> Policy:
+    torch.manual_seed(0)
+    shapes = Shapes({"workspace_image": (32, 32), "wrist_image": (32, 32)}, {"hand_position": 3, "gripper_opening": 1}, 4)
+    config = PolicyConfig(encoder=encoder, encoder_options=options, history=2, chunk=5, execute=3)
+    return build_policy(config, shapes).eval()
+
+
+def short(outcome: Outcome) -> Short:
+    assert not outcome.error
+    return outcome.index, outcome.success, outcome.steps, outcome.total_reward
+
+
+class Recorder:
+    """Remembers every answer of a policy, bit for bit, by the observation that it was for."""
+
+    def __init__(self, actor: Actor) -> None:
+        self.actor, self.answers = actor, {}
+        act = actor.act
+
+        def recording(requests):
+            keys = [(r.index, r.decision) for r in requests]
+            actions = act(requests)
+            self.answers.update(zip(keys, (a.tobytes() for a in actions), strict=True))
+            return actions
+
+        actor.act = recording
+
+
+@pytest.mark.parametrize(
+    ("encoder", "options"),
+    [("fibottention_vit_tiny", {"patch_size": 8, "width": 32, "depth": 2, "heads": 2}), ("resnet18", {})],
+)
+@pytest.mark.parametrize("batch", [1, 4])
+def test_actions_and_outcomes_do_not_depend_on_workers_or_order(
+    encoder: str, options: dict[str, int], batch: int, starts: Starts, pools: dict[int, VectorRollout]
+) -> None:
+    policy = untrained(encoder, **options)
+    env = MAKE()
+    serial = Recorder(Actor(policy, batch=batch))
+    expected = []
+    for index in range(EPISODES):
+        episode = rollout(serial.actor, env, env.set_state(starts.states[index]), index=index)
+        expected.append((index, episode.success, episode.steps, episode.total_reward))
+    env.close()
+    shuffled = [int(i) for i in np.random.default_rng(0).permutation(EPISODES)]
+    for workers, order in ((1, range(EPISODES)), (3, range(EPISODES)), (3, shuffled)):
+        recorder = Recorder(Actor(policy, batch=batch))
+        got = [short(outcome) for outcome in pools[workers].run(recorder.actor, starts, list(order))]
+        assert sorted(got) == expected
+        assert recorder.answers == serial.answers
+
+
+class Counting:
+    """A recurrent policy: its actions depend on all that it saw in this episode; draws random numbers too if asked."""
+
+    history = 2
+
+    def __init__(self, noise: float = 0.0) -> None:
+        self.noise, self.rows = noise, set()
+
+    def act(self, obs, state):
+        self.rows.add(len(obs["hand_position"]))
+        seen = obs["hand_position"].sum((1, 2))[:, None]
+        memory = seen if state is None else state["memory"][0] + seen
+        actions = torch.sin(40 * memory[:, None] + torch.arange(8.0).view(1, 2, 4))
+        return actions + self.noise * torch.randn(actions.shape), {"memory": [memory], "calls": 1}
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_recurrent_state_stays_with_its_episode(batch: int, starts: Starts, pools: dict[int, VectorRollout]) -> None:
+    answers = []
+    for workers in (1, 3):
+        policy = Counting()
+        recorder = Recorder(Actor(policy, batch=batch))
+        list(pools[workers].run(recorder.actor, starts, range(EPISODES)))
+        answers.append(recorder.answers)
+        assert policy.rows == {batch}
+    assert answers[0] == answers[1]
+
+
+def test_a_policy_of_chance_repeats_in_a_batch_of_one(starts: Starts, pools: dict[int, VectorRollout]) -> None:
+    recorders = [Recorder(Actor(Counting(noise=0.1))) for _ in range(2)]
+    for workers, recorder in zip((1, 3), recorders, strict=True):
+        list(pools[workers].run(recorder.actor, starts, range(EPISODES)))
+    assert recorders[0].answers == recorders[1].answers
+    layout = pools[1].info().layout
+    assert not Actor(Counting(noise=0.1), batch=3).independent(layout)
+    assert Actor(Counting(), batch=3).independent(layout)
+
+
+def test_a_policy_whose_rows_mix_is_found_out(pools: dict[int, VectorRollout]) -> None:
+    class Mixing(Counting):
+        def act(self, obs, state):
+            actions, state = super().act(obs, state)
+            return actions - actions.mean(0), state
+
+    assert not Actor(Mixing(), batch=4).independent(pools[1].info().layout)
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="looks into /proc")
+def test_simulators_load_no_torch_and_run_no_script_again(pools: dict[int, VectorRollout], tmp_path: Path) -> None:
+    pools[3].info()
+    for slot in pools[3]._slots:
+        assert "libtorch" not in Path(f"/proc/{slot.simulator.process.pid}/maps").read_text()
+    script = tmp_path / "unguarded.py"
+    script.write_text(
+        "import numpy\nfrom fibopolicy.evaluation import evaluate\n"
+        "print('once', len(evaluate(lambda obs: numpy.zeros(4), 'Lift-v0', 1, workers=1, cameras=(), horizon=2)))\n"
+    )
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=True)
+    assert done.stdout == "once 1\n"
+
+
+def test_a_film_shows_every_step_and_changes_nothing(starts: Starts, pools: dict[int, VectorRollout]) -> None:
+    actor = Actor(Counting())
+    plain = {o.index: short(o) for o in pools[3].run(actor, starts, [0, 1])}
+    for outcome in pools[3].run(actor, starts, [0, 1], film="wrist_image"):
+        assert short(outcome) == plain[outcome.index]
+        assert len(outcome.frames) == outcome.steps + 1
+        assert outcome.frames[0].shape == (32, 32, 3)
+
+
+def faulty(fault: Callable[[], None], times: int, folder: Path, *, step_limit: float = 60.0) -> dict[int, Outcome]:
+    env = envs.make("Lift-v0", image_size=16, horizon=12)
+    starts = make_starts(env, 4, seed=0)
+    hand = env.set_state(starts.states[2])["hand_position"]
+    env.close()
+    make = faulty_envs.making(fault, folder, times, hand)
+    with VectorRollout(make, 2, 2, step_limit=step_limit) as pool:
+        outcomes = {o.index: o for o in pool.run(Actor(Counting()), starts, range(4))}
+        pids = [slot.simulator.process.pid for slot in pool._slots]
+    assert not [pid for pid in pids if Path(f"/proc/{pid}").exists()], "a process was left behind"
+    return outcomes
+
+
+@pytest.mark.parametrize(("fault", "limit"), [(faulty_envs.die, 60.0), (faulty_envs.stop, 2.0), (faulty_envs.crash, 60.0)])
+def test_an_episode_whose_simulator_fails_runs_again_elsewhere(
+    fault: Callable[[], None], limit: float, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    outcomes = faulty(fault, 1, tmp_path, step_limit=limit)
+    assert [(i, o.steps, o.tries, o.error) for i, o in sorted(outcomes.items())] == [
+        (0, 12, 1, ""),
+        (1, 12, 1, ""),
+        (2, 12, 2, ""),
+        (3, 12, 1, ""),
+    ]
+    assert "episode 2" in caplog.text
+
+
+def test_an_episode_that_fails_every_time_is_an_error_and_no_failure(tmp_path: Path) -> None:
+    outcomes = faulty(faulty_envs.crash, 99, tmp_path)
+    assert len(list(tmp_path.iterdir())) == 3
+    assert outcomes[2].tries == 3
+    assert "ArithmeticError: the simulation is unstable" in outcomes[2].error
+    assert [outcomes[i].error for i in (0, 1, 3)] == ["", "", ""]
+
+
+def test_a_simulator_that_dies_between_episodes_costs_none(starts: Starts) -> None:
+    with VectorRollout(MAKE, 2, 1) as pool:
+        actor = Actor(Counting())
+        first = [short(outcome) for outcome in pool.run(actor, starts, [0])]
+        pool._slots[0].simulator.process.kill()
+        pool._slots[0].simulator.process.join()
+        again = list(pool.run(actor, starts, [0]))
+    assert [short(outcome) for outcome in again] == first
+
+
+def test_a_simulator_that_cannot_start_is_told_and_not_tried_for_ever() -> None:
+    with VectorRollout(faulty_envs.unborn, 1, 1) as pool, pytest.raises(UserError, match=r"was ended by SIGKILL.*tried 3 times"):
+        pool.info()
+
+
+def test_a_killed_parent_leaves_no_process_and_no_memory(tmp_path: Path) -> None:
+    code = f"""
+import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})
+from functools import partial
+from pathlib import Path
+import faulty_envs
+from fibopolicy.evaluation.vectorized import VectorRollout
+if __name__ == "__main__":
+    with VectorRollout(partial(faulty_envs.sleepless, Path({str(tmp_path)!r})), 1, 2) as pool:
+        pool.info()
+        print("up", flush=True)
+        import time; time.sleep(60)
+"""
+    script = tmp_path.with_name(tmp_path.name + "_script.py")
+    script.write_text(code)
+    shared = set(os.listdir("/dev/shm")) if os.path.isdir("/dev/shm") else set()
+    for number in (signal.SIGKILL, signal.SIGINT):
+        for file in tmp_path.iterdir():
+            file.unlink()
+        parent = subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+        assert parent.stdout is not None
+        assert parent.stdout.readline() == b"up\n"
+        parent.send_signal(number)
+        parent.wait(20)
+        parent.stdout.close()
+        children = [int(file.name) for file in tmp_path.iterdir()]
+        assert children
+        deadline = time.monotonic() + 20
+        while any(Path(f"/proc/{child}").exists() for child in children):
+            assert time.monotonic() < deadline, "a process was left behind"
+            time.sleep(0.1)
+    assert not {name for name in (os.listdir("/dev/shm") if shared else []) if name not in shared and "psm" in name}
