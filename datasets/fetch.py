@@ -25,6 +25,9 @@ _BLOCK = 2**20
 #: The attribute of a converted file that says which published one it was made of.
 _SHA256 = "source_sha256"
 
+_OF_1_0 = "robosuite 1.5 restores and renders its states, but its controllers move otherwise, so that replays fail"
+_WIPE = "robosuite 1.5 cannot load its scene, so it can be inspected only"
+
 
 @dataclass(frozen=True)
 class Source:
@@ -97,7 +100,7 @@ SOURCES: dict[str, Source] = {
             Source(
                 name=f"{folder}-one",
                 summary=f"robosuite {task}, 1 human demonstration without images ({steps} steps), from robosuite 1.0.1,"
-                " licence MIT",
+                f" licence MIT; {_WIPE if task == 'Wipe' else _OF_1_0}",
                 package="robosuite",
                 version="1.0.1",
                 member=f"robosuite/models/assets/demonstrations/{folder}/panda/demo.hdf5",

@@ -135,7 +135,7 @@ def _render_all(
     total, skipped = sum(map(file.length, demos)), {}
     start = (file.path, skip_damaged, view, parts)
     with tqdm(
-        total=total, initial=total - sum(map(file.length, missing)), desc=f"render {out_name(parts)}", unit="step", disable=None
+        total=total, initial=total - sum(map(file.length, missing)), desc=f"render {file.path.name}", unit="step", disable=None
     ) as bar:
         if not missing:
             return {}
@@ -148,10 +148,6 @@ def _render_all(
                     skipped[demo] = damaged.reason
                 bar.update(file.length(demo))
     return skipped
-
-
-def out_name(parts: Path) -> str:
-    return parts.name.removesuffix(".parts")
 
 
 def _part(parts: Path, demo: str) -> Path:

@@ -74,7 +74,8 @@ def _installed_asset(path: str) -> str:
 @cache
 def _assets() -> dict[str, list[Path]]:
     """The installed robosuite's asset files by name, as paths below its folder."""
-    root, found = _robosuite_folder(), {}
+    root = _robosuite_folder()
+    found: dict[str, list[Path]] = {}
     for path in sorted((root / "models/assets").rglob("*")):
         found.setdefault(path.name, []).append(path.relative_to(root))
     return found
