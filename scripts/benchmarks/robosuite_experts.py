@@ -79,8 +79,8 @@ def main() -> None:
 
 def write(out: Path, horizon: int, rows: list[dict[str, Any]]) -> None:
     result = {
-        "what": f"robosuite's scripted experts over the layouts of episode_seed('evaluate', 0, 0 ..), {horizon} control steps at most,"
-        " no rendering; noise: standard deviation on executed arm actions, action units",
+        "what": "robosuite's scripted experts over the layouts of episode_seed('evaluate', 0, 0 ..), no rendering,"
+        f" {horizon} control steps at most; noise: standard deviation on executed arm actions, action units",
         "environment": {**environment(), "mujoco": mujoco.__version__, "robosuite": import_robosuite().__version__},
         "rows": rows,
     }
