@@ -228,6 +228,13 @@ def _load_shard(path: Path) -> Iterator[Arrays]:
             yield {key.removeprefix(prefix): arrays[key] for key in arrays.files if key.startswith(prefix)}
 
 
+def perturbed(action: NDArray[np.float32], noise: float, rng: np.random.Generator) -> NDArray[np.float32]:
+    """An action `(A,)` in [-1, 1] with Gaussian noise of standard deviation `noise` on all but the gripper's command."""
+    # Noise on the gripper would drop what is held, not show how to recover.
+    executed = action + np.array([*rng.normal(0, noise, len(action) - 1), 0], dtype=np.float32)
+    return np.clip(executed, -1, 1).astype(np.float32)
+
+
 def run_expert(env: TaskEnv, plan: Plan, index: int) -> Arrays:
     """One episode.
 
@@ -244,9 +251,7 @@ def run_expert(env: TaskEnv, plan: Plan, index: int) -> Arrays:
     done = False
     while not done:
         action = env.expert_action()
-        # The gripper keeps its command: noise there would drop what is held, not show how to recover.
-        executed = action + np.array([*rng.normal(0, noise, len(action) - 1), 0], dtype=np.float32)
-        executed = np.clip(executed, -1, 1).astype(np.float32)
+        executed = perturbed(action, noise, rng)
         row = {"actions": action, "executed_actions": executed, "states": env.get_state().state}
         row |= {f"obs/{key}": value for key, value in obs.items()}
         obs, reward, terminated, truncated, info = env.step(executed)

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
+
 from fibopolicy.envs.robosuite_experts.door import door
 from fibopolicy.envs.robosuite_experts.lift import lift
-from fibopolicy.envs.robosuite_experts.motion import Action, Arm
+from fibopolicy.envs.robosuite_experts.motion import POSITION_SCALE, ROTATION_SCALE, Action, Arm
 from fibopolicy.envs.robosuite_experts.nut_assembly_square import nut_assembly_square
 from fibopolicy.envs.robosuite_experts.pick_place_can import pick_place_can
 from fibopolicy.envs.robosuite_experts.stack import stack
@@ -30,5 +32,20 @@ def expert_action(task_id: str, env: Any) -> Action:
         UserError: the task has no expert, or the environment is not a Panda with the default controller.
     """
     if task_id not in EXPERTS:
-        raise UserError(f"{task_id} has no scripted expert; those that have one: {', '.join(EXPERTS)}")
+        raise UserError(f"{task_id} has no scripted expert; these have one: {', '.join(EXPERTS)}")
+    if not _is_usual(env):
+        raise UserError(
+            f"the expert of {task_id} moves one Panda with robosuite's default controller (OSC_POSE, delta), not this one"
+        )
     return EXPERTS[task_id](Arm(env))
+
+
+def _is_usual(env: Any) -> bool:
+    """Whether the arm and its commands are those that the experts are written for."""
+    if [robot.name for robot in env.robots] != ["Panda"]:
+        return False
+    robot = env.robots[0]
+    arm = robot.part_controllers["right"]
+    if arm.name != "OSC_POSE" or arm.input_type != "delta" or type(robot.gripper["right"]).__name__ != "PandaGripper":
+        return False
+    return bool(np.allclose(arm.output_max, [*[POSITION_SCALE] * 3, *[ROTATION_SCALE] * 3]))

@@ -8,8 +8,7 @@ from fibopolicy.envs.robosuite_experts.motion import CLOSE, Action, Arm, nearest
 
 
 def lift(arm: Arm) -> Action:
-    half_width = float(arm.env.cube.size[0])
-    grasp = grasp_cube(arm, "cube_main", half_width)
+    grasp = grasp_cube(arm, "cube_main", float(arm.geom_size("cube_g0")[0]))
     return arm.toward(arm.position + [0, 0, 0.03], arm.yaw, CLOSE) if grasp is None else grasp
 
 

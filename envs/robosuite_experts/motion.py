@@ -44,6 +44,7 @@ class Arm:
         #: The hand's axes as columns, `(3, 3)`: the fingers close along x and point along z.
         self.rotation: Vector = np.array(self._data.site_xmat[site]).reshape(3, 3)
         fingers = robot.gripper["right"].joints
+        #: How far each finger stands from the middle between them, 0 to 0.04, and how fast the faster one moves, metres/s.
         self.opening = 0.5 * float(np.abs([self._data.get_joint_qpos(joint) for joint in fingers]).sum())
         self.finger_speed = float(np.abs([self._data.get_joint_qvel(joint) for joint in fingers]).max())
 
@@ -56,6 +57,10 @@ class Arm:
         """A body's position `(3,)` and rotation `(3, 3)`."""
         index = self._model.body_name2id(name)
         return np.array(self._data.body_xpos[index]), np.array(self._data.body_xmat[index]).reshape(3, 3)
+
+    def geom_size(self, name: str) -> Vector:
+        """A shape's size `(3,)` as MuJoCo gives it: a box's half lengths."""
+        return np.array(self._model.geom_size[self._model.geom_name2id(name)])
 
     def joint(self, name: str) -> float:
         """A hinge's angle."""
@@ -84,16 +89,16 @@ class Arm:
         slack = 0.012 - 0.05 * max(0.0, abs(yaw - self.yaw) - 0.15)
         return self.toward(self.descent(target, hover=0.06, slack=slack), yaw, OPEN)
 
-    def descent(self, target: Vector, hover: float, slack: float, slope: float = 4.0, axis: Vector = DOWN) -> Vector:
+    def descent(self, target: Vector, hover: float, slack: float, axis: Vector = DOWN) -> Vector:
         """Where to go next so that `target` is reached from above, or against another approach `axis`.
 
         A funnel: within `slack` of the line through the target the way is free down to it; farther off the hand must be
-        up to `hover` higher, `slope` metres per metre, and rises before it moves sideways.
+        up to `hover` higher, 4 metres per metre, and rises before it moves sideways.
         """
         error = target - self.position
         depth = float(error @ axis)
         aside = error - depth * axis
-        height = float(np.clip(slope * (np.linalg.norm(aside) - slack), 0, hover))
+        height = float(np.clip(4 * (np.linalg.norm(aside) - slack), 0, hover))
         if depth < height - 0.02:
             return self.position + (depth - height) * axis
         return target - height * axis

@@ -15,7 +15,11 @@ import numpy as np
 import pytest
 
 from fibopolicy.datasets import DemoFile
-from fibopolicy.datasets.collect import Plan, collect
+from fibopolicy.datasets.collect import Plan, _add, collect, perturbed, run_expert
+from fibopolicy.datasets.writer import DemoWriter
+from fibopolicy.envs import make
+from fibopolicy.envs.base import SimState
+from fibopolicy.envs.tabletop.reach import Reach
 from fibopolicy.errors import UserError
 
 PLAN = Plan("fibopolicy/Reach-v0", cameras=("workspace",), image_size=16)
@@ -114,3 +118,38 @@ def test_workers_are_spawned_not_forked(monkeypatch: pytest.MonkeyPatch, tmp_pat
     monkeypatch.setattr(multiprocessing, "get_context", lambda method=None: methods.append(method) or original(method))
     collect(PLAN, 1, tmp_path / "x.hdf5", workers=1)
     assert methods == ["spawn"]
+
+
+def test_each_demo_keeps_the_model_of_its_own_scene(tmp_path: Path) -> None:
+    """A door cannot move about: where it stands is written in the model, not in the state."""
+    pytest.importorskip("robosuite", reason="robosuite is not installed")
+    env = make("robosuite/Door", cameras=())
+    plan = Plan("robosuite/Door", cameras=(), noise=0.0)
+    with DemoWriter(tmp_path / "door.hdf5", env.env_args) as writer:
+        names = [_add(writer, run_expert(env, plan, index)) for index in range(2)]
+    with h5py.File(tmp_path / "door.hdf5") as file:
+        models = [file[f"data/{name}"].attrs["model_file"] for name in names]
+        assert models[0] != models[1]
+        for name, model in zip(names, models, strict=True):
+            demo = file[f"data/{name}"]
+            assert demo.attrs["generator"] == "scripted expert"
+            seen = env.set_state(SimState(model, demo["states"][0]))
+            np.testing.assert_allclose(seen["handle_pos"], demo["obs/handle_pos"][0], atol=1e-6)
+    env.close()
+
+
+def test_the_noise_suits_the_simulator_unless_it_is_told() -> None:
+    assert make("fibopolicy/Reach-v0", cameras=()).expert_noise == 0.2
+    action = np.array([0.5, -1, 1], dtype=np.float32)
+    rng = np.random.default_rng(0)
+    many = np.array([perturbed(action, 0.1, rng) for _ in range(500)])
+    assert np.abs(many).max() <= 1
+    assert many[:, 0].std() == pytest.approx(0.1, rel=0.15)
+    assert (many[:, 2] == 1).all()
+
+
+def test_a_task_without_an_expert_is_refused_and_nothing_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(Reach, "expert_action")
+    with pytest.raises(UserError, match="fibopolicy/Reach-v0 has no scripted expert"):
+        collect(PLAN, 2, tmp_path / "demos.hdf5", workers=1)
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,85 @@
+"""Robosuite's scripted experts: they succeed, depend on the present state alone, and recover."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+
+from fibopolicy.envs.robosuite import RobosuiteEnv
+from fibopolicy.envs.robosuite_experts import EXPERTS
+from fibopolicy.errors import UserError
+
+pytest.importorskip("robosuite", reason="robosuite is not installed")
+
+
+@pytest.fixture(scope="module", params=EXPERTS)
+def env(request: pytest.FixtureRequest) -> Iterator[RobosuiteEnv]:
+    env = RobosuiteEnv(request.param, cameras=())
+    yield env
+    env.close()
+
+
+def run(env: RobosuiteEnv, steps: int = 400) -> list[np.ndarray]:
+    """The expert's actions until it succeeds, `steps` at most; the last one is NaN where it does not."""
+    actions = []
+    for _ in range(steps):
+        actions.append(env.expert_action())
+        _, succeeded, _, _ = env.advance(actions[-1])
+        if succeeded:
+            return actions
+    return [*actions, np.full(7, np.nan)]
+
+
+@pytest.mark.slow
+def test_it_succeeds_within_bounds_and_the_same_way_each_time(env: RobosuiteEnv) -> None:
+    env.reset(seed=11)
+    first = np.array(run(env))
+    assert np.isfinite(first).all()
+    assert first.shape[1:] == env.action_space.shape
+    assert np.abs(first).max() <= 1
+    env.reset(seed=12)
+    assert np.isfinite(run(env)[-1]).all()
+    env.reset(seed=11)
+    np.testing.assert_array_equal(run(env, 20)[:20], first[:20])
+
+
+@pytest.mark.slow
+def test_it_depends_on_the_state_alone_and_goes_on_from_wherever_it_is_put(env: RobosuiteEnv) -> None:
+    env.reset(seed=11)
+    seen = []
+    for step in range(400):
+        if step % 15 == 5:
+            seen.append((env.get_state(), env.expert_action()))
+        if env.advance(env.expert_action())[1]:
+            break
+    for state, action in reversed(seen):
+        env.set_state(state)
+        np.testing.assert_allclose(env.expert_action(), action, atol=1e-5)
+    env.set_state(seen[len(seen) // 2][0])
+    assert np.isfinite(run(env)[-1]).all()
+
+
+@pytest.mark.slow
+def test_it_recovers_from_a_push(env: RobosuiteEnv) -> None:
+    env.reset(seed=13)
+    for step in range(30):
+        # In its middle, half a second of something else, the hand open.
+        push = np.array([0.6, -0.6, 0.8, 0.2, -0.2, 0.3, -1.0])
+        env.advance(push if 18 <= step < 28 else env.expert_action())
+    assert np.isfinite(run(env)[-1]).all()
+
+
+def test_tasks_without_an_expert_name_those_that_have_one() -> None:
+    env = RobosuiteEnv("robosuite/Wipe", cameras=())
+    with pytest.raises(UserError, match=r"robosuite/Wipe has no scripted expert; these have one: robosuite/Door, robosuite/Lift"):
+        env.expert_action()
+    env.close()
+
+
+def test_other_robots_are_refused() -> None:
+    env = RobosuiteEnv("robosuite/Lift", cameras=(), robots="Sawyer")
+    with pytest.raises(UserError, match="one Panda with robosuite's default controller"):
+        env.expert_action()
+    env.close()
