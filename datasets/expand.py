@@ -23,7 +23,7 @@ from fibopolicy.datasets.parts import open_parts, parts_folder, remove_parts
 from fibopolicy.datasets.segments import Segment, attempt, take_apart
 from fibopolicy.datasets.shards import Arrays, episodes
 from fibopolicy.datasets.workers import checked_workers
-from fibopolicy.datasets.writer import DemoWriter
+from fibopolicy.datasets.writer import Attribute, DemoWriter
 from fibopolicy.envs.robosuite import RobosuiteEnv
 from fibopolicy.envs.robosuite_subtasks import SUBTASKS, Hand
 from fibopolicy.envs.seeding import episode_seed
@@ -122,7 +122,8 @@ def expand(
         env_args = _target(source, task)
         sources, own_args = _sources(source, env_args, source.select(filter_key), origin, skip_broken=skip_broken)
     plan = {"task": env_args["env_name"], "source": _digest(sources, env_args), "noise": noise, "seed": seed}
-    attrs = {"generator": _generator({s.origin for s in sources}), "seed": seed, "noise": noise, "source_file": source.path.name}
+    generator = _generator({s.origin for s in sources})
+    attrs: dict[str, Attribute] = {"generator": generator, "seed": seed, "noise": noise, "source_file": source.path.name}
 
     parts = parts_folder(out)
     kept = tried = steps = 0

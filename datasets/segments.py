@@ -155,6 +155,7 @@ def attempt(hand: Hand, segments: Sequence[Segment], act: Callable[[NDArray[np.f
     def follow(goals: Iterable[tuple[Pose, float]]) -> bool:
         return any(act(np.append(hand.action_toward(goal), command).astype(np.float32)) for goal, command in goals)
 
+    moved: Callable[[Pose], Pose] | None = None
     for segment in segments:
         moved = _moved(hand, segment, segment.start)
         if moved is None:
@@ -166,6 +167,7 @@ def attempt(hand: Hand, segments: Sequence[Segment], act: Callable[[NDArray[np.f
         moved = _moved(hand, segment, moved(segment.start)) or moved
         if follow((moved(goal), float(command)) for goal, command in zip(segment.goals, segment.gripper, strict=True)):
             return True
+    assert moved is not None  # there is a segment
     last = moved(segments[-1].goals[-1]), float(segments[-1].gripper[-1])
     return follow([last] * SETTLE_STEPS)
 

@@ -106,7 +106,8 @@ class Hand:
         now, frame = self.pose, self._frame()
         turn = Rotation.from_matrix(target[:3, :3] @ now[:3, :3].T).as_rotvec()
         error = np.concatenate([frame.T @ (target[:3, 3] - now[:3, 3]), frame.T @ turn])
-        return np.clip(error / self.scale, -1, 1)
+        action: NDArray[np.float64] = np.clip(error / self.scale, -1, 1)
+        return action
 
     def goals(self, poses: NDArray[np.float64], actions: NDArray[np.float64]) -> NDArray[np.float64]:
         """The poses `(N, 4, 4)` that the actions `(N, 7)`, taken at hand poses `(N, 4, 4)`, are commands toward."""
