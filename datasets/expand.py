@@ -21,7 +21,7 @@ from fibopolicy.datasets.fetch import published
 from fibopolicy.datasets.hdf5 import DemoFile
 from fibopolicy.datasets.parts import open_parts, parts_folder, remove_parts
 from fibopolicy.datasets.segments import Segment, attempt, take_apart
-from fibopolicy.datasets.shards import Arrays, episodes
+from fibopolicy.datasets.shards import Arrays, add_episode, made_ahead
 from fibopolicy.datasets.workers import checked_workers
 from fibopolicy.datasets.writer import Attribute, DemoWriter
 from fibopolicy.envs.robosuite import RobosuiteEnv
@@ -135,10 +135,12 @@ def expand(
         open_parts(parts, plan, resume=resume, overwrite=overwrite)
         names: list[str] = []
         start = partial(_start, env_args, sources, noise, seed)
-        for episode in episodes(parts, start, needed=demos, size=SHARD, workers=workers):
+        for episode in made_ahead(parts, start, needed=demos, size=SHARD, workers=workers):
             tried += 1
             if episode["success"]:
-                names.append(_add(writer, episode, sources))
+                source = sources[int(episode["source"])]
+                attrs = {"generator": _generator({source.origin}), "source_demo": source.demo}
+                names.append(add_episode(writer, episode, attrs))
                 kept, steps = kept + 1, steps + len(episode["actions"])
                 bar.update()
             bar.set_postfix_str(f"{kept} of {tried} attempts", refresh=False)
@@ -279,20 +281,3 @@ def generate(env: RobosuiteEnv, hand: Hand, sources: tuple[Source, ...], noise: 
     arrays |= {f"last_obs/{key}": value[None] for key, value in obs.items()}
     model = np.array(env.get_state().model.encode())
     return {**arrays, "model": model, "success": np.array(True), "source": np.array(source), "seed": np.array(own)}
-
-
-def _add(writer: DemoWriter, episode: Arrays, sources: tuple[Source, ...]) -> str:
-    obs = {key.removeprefix("obs/"): value for key, value in episode.items() if key.startswith("obs/")}
-    next_obs = {key: np.concatenate([value[1:], episode[f"last_obs/{key}"]]) for key, value in obs.items()}
-    source = sources[int(episode["source"])]
-    return writer.add(
-        obs,
-        episode["actions"],
-        episode["states"],
-        episode["rewards"],
-        episode["dones"],
-        next_obs=next_obs,
-        model_file=episode["model"].item().decode(),
-        extra={"executed_actions": episode["executed_actions"]},
-        attrs={"seed": int(episode["seed"]), "generator": _generator({source.origin}), "source_demo": source.demo},
-    )

@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import as_completed
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import gymnasium
 import h5py
 import numpy as np
 from numpy.typing import NDArray
@@ -171,10 +172,14 @@ def _render_one(demo: str) -> tuple[str, Damaged | None]:
     arrays = _restorer.attempt(demo, lambda trajectory: render_trajectory(env, trajectory))
     if isinstance(arrays, Damaged):
         return demo, arrays
-    facts = {"env_args": env.env_args, "renderer": renderer_name() if env.cameras else "none"}
+    facts = {"env_args": env.env_args, "renderer": renderer_name() if _images(env) else "none"}
     with written_aside(_part(_parts, demo)) as aside, aside.open("wb") as file:
         np.savez(file, allow_pickle=False, facts=np.array(json.dumps(facts)), **arrays)
     return demo, None
+
+
+def _images(env: TaskEnv) -> list[str]:
+    return [key for key in cast("gymnasium.spaces.Dict", env.observation_space).spaces if key.endswith("_image")]
 
 
 def render_trajectory(env: TaskEnv, trajectory: Trajectory) -> dict[str, NDArray[Any]]:

@@ -141,8 +141,7 @@ def _replay_one(demo: str) -> tuple[str, ReplayedDemo | Damaged]:
 def replay_trajectory(env: TaskEnv, trajectory: Trajectory) -> ReplayedDemo:
     """Replay one demonstration in a task's environment."""
     start = trajectory.state(env, 0)
-    states = trajectory.states if env.hands else []
-    recorded = [_hands(env.set_state(SimState(start.model, state)), env) for state in states]
+    recorded = [_hands(env.set_state(SimState(start.model, state)), env) for state in trajectory.states] if env.hands else []
     obs = env.set_state(start)
     drift, success_step = [], None
     for step, action in enumerate(trajectory.actions):

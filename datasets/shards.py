@@ -6,7 +6,7 @@ What an episode is depends on its index alone, so the output does not depend on 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
@@ -15,13 +15,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fibopolicy.datasets.workers import simulator_pool
+from fibopolicy.datasets.writer import DemoWriter
 from fibopolicy.files import written_aside
 
 #: What is known of one episode.
 Arrays = dict[str, NDArray[Any]]
 
 
-def episodes(
+def made_ahead(
     parts: Path, start: Callable[[], Callable[[int], Arrays]], *, needed: int, size: int, workers: int
 ) -> Iterator[Arrays]:
     """All episodes from index 0 on, in order, without end; shards are made ahead, and those that lie in `parts` are taken.
@@ -42,6 +43,28 @@ def episodes(
                 yield from _load_shard(pending.popleft().result(), size)
             else:
                 enough += workers
+
+
+def add_episode(writer: DemoWriter, episode: Arrays, attrs: Mapping[str, Any]) -> str:
+    """Write an episode as a demo; returns its name.
+
+    Args:
+        episode: `actions`, `executed_actions`, `states`, `rewards`, `dones` and `obs/*` `(N, ...)`, `last_obs/*` `(1, ...)`,
+            and the scalars `seed` and `model`, the scene's MJCF in UTF-8.
+        attrs: of the demo, beside its seed.
+    """
+    obs = {key.removeprefix("obs/"): value for key, value in episode.items() if key.startswith("obs/")}
+    return writer.add(
+        obs,
+        episode["actions"],
+        episode["states"],
+        episode["rewards"],
+        episode["dones"],
+        next_obs={key: np.concatenate([value[1:], episode[f"last_obs/{key}"]]) for key, value in obs.items()},
+        model_file=episode["model"].item().decode(),
+        extra={"executed_actions": episode["executed_actions"]},
+        attrs={"seed": int(episode["seed"]), **attrs},
+    )
 
 
 _make: Callable[[int], Arrays] | None = None

@@ -74,6 +74,7 @@ class MetaWorldEnv(TaskEnv):
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 80}  # noqa: RUF012  (gymnasium's convention)
     proprioception = ("hand_position", "gripper_opening")
+    hands = ("hand_position",)
 
     def __init__(
         self,
