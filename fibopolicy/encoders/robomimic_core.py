@@ -8,6 +8,8 @@ behind every core, which would cut off the negative half of keypoints, so a line
 
 from __future__ import annotations
 
+import contextlib
+import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -19,7 +21,8 @@ from fibopolicy.torchvision_shim import make_torchvision_importable
 
 make_torchvision_importable()
 try:
-    from robomimic.models.obs_core import EncoderCore
+    with contextlib.redirect_stdout(io.StringIO()):  # it asks for a file of private macros
+        from robomimic.models.obs_core import EncoderCore
 except ImportError as error:
     raise UserError(f"robomimic is needed and cannot be imported ({error}): pip install 'fibopolicy[robomimic]'") from error
 
@@ -33,7 +36,8 @@ class FibopolicyEncoder(EncoderCore):  # type: ignore[misc]
         input_shape: (3, H, W), after the randomizer's crop; robomimic gives it.
         encoder: as for `build_encoder`, e.g. "fibottention_vit_tiny", "vit_tiny", "resnet18", "timm:vit_small_patch16_224".
         encoder_options: its options, e.g. `{"depth": 4, "pool": "mean"}`.
-        feature_dimension: D, of a linear layer behind the encoder; None leaves it out, and D is the encoder's own.
+        feature_dimension: D, of a linear layer behind the encoder. None leaves it out, and D is the encoder's own; so does
+            the width of an encoder that ends in such a layer, as resnet18 does.
 
     Raises:
         UserError: an unknown encoder or option, or images that the encoder refuses.
@@ -50,15 +54,17 @@ class FibopolicyEncoder(EncoderCore):  # type: ignore[misc]
         if len(input_shape) != 3 or input_shape[0] != 3:
             raise UserError(f"{CORE} encodes images of 3 channels, got observations of shape {tuple(input_shape)}")
         options = dict(encoder_options or {})
-        if "image_size" in options:
-            raise UserError("encoder_options: image_size follows from the observations and is not an option")
+        for name in ("image_size", "num_views"):
+            if name in options:
+                raise UserError(f"encoder_options: {name} follows from the observations and is not an option")
         size = (int(input_shape[1]), int(input_shape[2]))
         self.encoder = build_encoder(encoder, image_size=size, **options)
         width = self.encoder.output_dim
         if feature_dimension is not None and not feature_dimension >= 1:
             raise UserError(f"feature_dimension must be at least 1 or null, got {feature_dimension}")
-        self.project = nn.Identity() if feature_dimension is None else nn.Linear(width, feature_dimension)
-        self.output_dim = feature_dimension or width
+        bare = feature_dimension is None or (self.encoder.ends_linear and feature_dimension == width)
+        self.output_dim = width if feature_dimension is None else feature_dimension
+        self.project = nn.Identity() if bare else nn.Linear(width, self.output_dim)
 
     def output_shape(self, input_shape: Sequence[int] | None = None) -> list[int]:
         return [self.output_dim]

@@ -155,7 +155,7 @@ def _check_keys(path: Path, given: Mapping[str, Any], config: Any, where: str) -
     for key, value in given.items():
         if key not in config:
             if config.key_lockable:
-                raise unknown(f"key in {path}: {where}", key, config)
+                raise unknown(f"key in {path},{f' section {where}' if where else ' top level'}:", key, config)
             continue
         known = config[key]
         if isinstance(known, dict) and known:
