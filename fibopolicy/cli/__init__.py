@@ -18,6 +18,7 @@ import tyro
 from fibopolicy.cli.attention import Profile, ShowPattern
 from fibopolicy.cli.data import Collect, Fetch, Inspect, Split
 from fibopolicy.cli.evaluate import Evaluate, Rates
+from fibopolicy.cli.export import Export
 from fibopolicy.cli.train import Train
 from fibopolicy.errors import UserError
 from fibopolicy.quickstart import Quickstart
@@ -31,6 +32,7 @@ VERBS: dict[str, Callable[..., Any]] = {
     "train": Train,
     "evaluate": Evaluate,
     "rates": Rates,
+    "export": Export,
     "profile": Profile,
     "show-pattern": ShowPattern,
 }

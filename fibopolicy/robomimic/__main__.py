@@ -37,7 +37,9 @@ def main() -> None:
 def _parse() -> argparse.Namespace:
     parser = _Parser(prog="python -m fibopolicy.robomimic", description="robomimic with fibopolicy's encoders")
     verb = parser.add_subparsers(dest="verb", required=True).add_parser(
-        "train", help="run robomimic's training", description="Run robomimic's own training with fibopolicy's encoders registered."
+        "train",
+        help="run robomimic's training",
+        description="Run robomimic's own training with fibopolicy's encoders registered.",
     )
     verb.add_argument("--config", type=Path, required=True, help="robomimic configuration, JSON")
     verb.add_argument("--dataset", type=Path, help="robomimic HDF5 file, instead of train.data")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import io
 import warnings
 from collections import OrderedDict
@@ -162,8 +163,7 @@ def _scales(statistics: Mapping[str, Mapping[str, Any]], device: torch.device) -
 
 def _build(checkpoint: Checkpoint, device: torch.device) -> Any:
     """The robomimic algorithm with its weights, ready to act."""
-    import fibopolicy.encoders.robomimic_core  # noqa: F401  (registers the core; says what to install)
-
+    importlib.import_module("fibopolicy.encoders.robomimic_core")  # registers the core; says what to install
     import robomimic.algo as algorithms
     import robomimic.utils.file_utils as file_utils
     import robomimic.utils.obs_utils as obs_utils
