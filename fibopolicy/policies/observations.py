@@ -37,16 +37,18 @@ class ObservationInputs(nn.Module):
     def prepare(self, obs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Camera keys uint8 `(B, T_o, H, W, 3)` to float `(B, T_o, 3, *sizes[key])` in [0, 1], vector keys `(B, T_o, D)`."""
         images = {camera: self._frames(obs[camera], size) for camera, size in self.sizes.items()}
+        images = {camera: frames.unflatten(0, obs[camera].shape[:2]) for camera, frames in images.items()}
         return images | {key: norm(obs[key]) for key, norm in zip(self.vectors, self.normalizers, strict=True)}
 
     def _frames(self, frames: Tensor, size: tuple[int, int]) -> Tensor:
+        """uint8 `(B, T_o, H, W, 3)` -> float `(B * T_o, 3, *size)` in [0, 1]."""
         full = (int(frames.shape[2]), int(frames.shape[3]))
         if self.training and (self.shift or size != full):
             frames = _window(frames, size, self.shift)
         elif size != full:
             top, left = (full[0] - size[0]) // 2, (full[1] - size[1]) // 2
             frames = frames[:, :, top : top + size[0], left : left + size[1]]
-        return frames.permute(0, 1, 4, 2, 3).float() / 255
+        return frames.flatten(0, 1).permute(0, 3, 1, 2).float() / 255
 
 
 class ObservationFeatures(ObservationInputs):

@@ -37,6 +37,10 @@ def gaussian(config: Any) -> None:
     config.algo.gaussian.enabled = True
 
 
+def mixture(config: Any) -> None:
+    config.algo.gmm.enabled = True
+
+
 def one_mode(config: Any) -> None:
     config.algo.gmm.enabled, config.algo.gmm.num_modes = True, 1
 
