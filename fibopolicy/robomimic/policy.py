@@ -179,6 +179,8 @@ def _build(checkpoint: Checkpoint, device: torch.device) -> Any:
             _refuse(checkpoint, config)
             for net in config.algo.optim_params.values():  # never used, and 0.5 has schedules that 0.3 refuses
                 net.learning_rate.epoch_schedule = []
+            for encoder in config.observation.encoder.values():
+                _without_downloads(encoder.get("core_kwargs") or {})
             config.lock()
             obs_utils.initialize_obs_utils_with_config(config)
             algorithm = algorithms.algo_factory(
@@ -196,6 +198,14 @@ def _build(checkpoint: Checkpoint, device: torch.device) -> Any:
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:240]
         raise UserError(f"{checkpoint.path}: robomimic 0.3.0 cannot build its networks ({reason})") from error
     return algorithm
+
+
+def _without_downloads(core_kwargs: dict[str, Any]) -> None:
+    """Published weights need not be fetched, since the checkpoint's take their place."""
+    for name in ("backbone_kwargs", "encoder_options"):
+        options = core_kwargs.get(name) or {}
+        if options.get("pretrained"):
+            options["pretrained"] = False
 
 
 def _refuse(checkpoint: Checkpoint, config: Any) -> None:

@@ -158,6 +158,16 @@ def test_an_episode_is_the_same_whatever_runs_beside_it(edit: Any, save: Save) -
     torch.testing.assert_close(torch.stack(together), torch.stack(alone))
 
 
+def test_published_weights_are_not_fetched_for_a_checkpoint(save: Save, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = save(shapes=SEEN)  # ResNet-18, robomimic's default
+    contents = torch.load(path, weights_only=True)
+    config = json.loads(contents["config"])
+    config["observation"]["encoder"]["rgb"]["core_kwargs"]["backbone_kwargs"] = {"pretrained": True}
+    torch.save({**contents, "config": json.dumps(config)}, path)
+    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", lambda *_, **__: pytest.fail("tried to download"))
+    assert RobomimicPolicy(read_checkpoint(path)).shapes.images == {"front_image": (24, 24)}
+
+
 @pytest.mark.parametrize("algo", ["bcq", "cql", "iql", "td3_bc"])
 def test_other_algorithms_without_memory_act(algo: str, save: Save) -> None:
     policy = RobomimicPolicy(read_checkpoint(save(algo=algo)))
