@@ -37,7 +37,7 @@ class ObservationInputs(nn.Module):
     def prepare(self, obs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Camera keys uint8 `(B, T_o, H, W, 3)` to float `(B, T_o, 3, *sizes[key])` in [0, 1], vector keys `(B, T_o, D)`."""
         images = {camera: self._frames(obs[camera], size) for camera, size in self.sizes.items()}
-        images = {camera: frames.unflatten(0, obs[camera].shape[:2]) for camera, frames in images.items()}
+        images = {camera: frames.view(*obs[camera].shape[:2], *frames.shape[1:]) for camera, frames in images.items()}
         return images | {key: norm(obs[key]) for key, norm in zip(self.vectors, self.normalizers, strict=True)}
 
     def _frames(self, frames: Tensor, size: tuple[int, int]) -> Tensor:

@@ -135,7 +135,7 @@ def log_likelihood(distribution: Any, actions: Tensor, mask: Tensor) -> Tensor:
         actions, mask = actions.unsqueeze(-2), mask.unsqueeze(-2)  # (..., 1, D)
     error = (actions - normal.loc) / normal.scale
     terms = -0.5 * error.square() - normal.scale.log() - 0.5 * math.log(2 * math.pi)
-    summed = (terms * mask).sum(-1)  # (...) or (..., K)
+    summed: Tensor = (terms * mask).sum(-1)  # (...) or (..., K)
     if mixture is None:
         return summed
     return torch.logsumexp(summed + mixture.logits.log_softmax(-1), dim=-1)
@@ -157,7 +157,7 @@ def encoder_kwargs(config: PolicyConfig, options: Mapping[str, Any]) -> dict[str
         "encoder_options": dict(config.encoder_options),
         "feature_dimension": options["feature_dimension"],
     }
-    none = {"obs_randomizer_class": None, "obs_randomizer_kwargs": {}}
+    none: dict[str, Any] = {"obs_randomizer_class": None, "obs_randomizer_kwargs": {}}
     return {
         "rgb": {"core_class": CORE, "core_kwargs": core, **none},
         "low_dim": {"core_class": None, "core_kwargs": {}, **none},

@@ -97,7 +97,7 @@ def check_config(config: Any) -> list[str]:
 
 def claim_output(config: Any, *, overwrite: bool) -> Path:
     """The folder of this experiment, which must not exist yet; `overwrite` removes the runs in it."""
-    folder = Path(config.train.output_dir) / config.experiment.name
+    folder: Path = Path(config.train.output_dir) / config.experiment.name
     if not folder.exists():
         return folder
     if not overwrite:

@@ -57,6 +57,8 @@ def train(
             traceback.print_exc(file=sys.stdout.log_file)
         raise
     finally:
+        if isinstance(sys.stdout, PrintLogger):
+            sys.stdout.log_file.close()
         sys.stdout, sys.stderr = terminal
     checkpoints = sorted(folder.glob("*/models/*.pth"), key=lambda path: path.stat().st_mtime_ns)
     return Trained(folder, tuple(checkpoints))

@@ -6,7 +6,7 @@ import contextlib
 import importlib.util
 import io
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +25,9 @@ ENV_ARGS = {"env_name": "Lift", "env_version": "1.5.2", "type": 1, "env_kwargs":
 
 
 @pytest.fixture(autouse=True)
-def _threads() -> Iterator[None]:
-    """Robomimic's training sets torch's threads for the whole process."""
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
+def _threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Robomimic's training would set torch's threads for the whole process."""
+    monkeypatch.setattr(torch, "set_num_threads", lambda threads: None)
 
 
 @pytest.fixture(scope="session")

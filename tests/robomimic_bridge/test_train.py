@@ -22,8 +22,8 @@ Write = Callable[..., Path]
 
 
 def shortened(document: dict[str, Any]) -> dict[str, Any]:
-    """Two gradient steps of two samples."""
-    document["train"].update(num_epochs=1, num_data_workers=0, batch_size=2, cuda=False, hdf5_filter_key="train")
+    """Two gradient steps of one sample."""
+    document["train"].update(num_epochs=1, num_data_workers=0, batch_size=1, cuda=False, hdf5_filter_key="train")
     document["experiment"]["epoch_every_n_steps"] = 2
     document["experiment"]["save"]["every_n_epochs"] = 1
     return document
@@ -109,7 +109,7 @@ def at(*keys: str, **values: Any) -> Callable[[dict[str, Any]], None]:
     [
         (at(*RGB, "core_kwargs", encoder="fibotention_vit_tiny"), "did you mean 'fibottention_vit_tiny'"),
         (at(*RGB, "core_kwargs", depth=4), r"'depth'.*encoder_options"),
-        (at(*RGB, "core_kwargs", encoder_option={}), "did you mean 'encoder_options'"),
+        (at(*RGB, "core_kwargs", encoder_option={"depth": 4}), "did you mean 'encoder_options'"),
         (at(*RGB, "core_kwargs", encoder_options={"dept": 4}), "did you mean 'depth'"),
         (at(*RGB, "core_kwargs", encoder_options={"pool": "mena"}), "did you mean 'mean'"),
         (at(*RGB, "core_kwargs", encoder_options={"num_views": 2}), "num_views follows from the observations"),
