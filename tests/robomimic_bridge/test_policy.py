@@ -17,11 +17,16 @@ import pytest
 import torch
 
 from fibopolicy.errors import UserError
-from fibopolicy.policies.base import Shapes
+from fibopolicy.evaluation.config import EvaluateConfig
+from fibopolicy.evaluation.evaluate import evaluate
+from fibopolicy.policies.base import PolicyConfig, Shapes
 from fibopolicy.policies.run_directory import CONFIG
 from fibopolicy.robomimic.checkpoint import read_checkpoint
+from fibopolicy.robomimic.export import export
 from fibopolicy.robomimic.policy import RobomimicPolicy
 from fibopolicy.robomimic.run_directory import adopted, load_policy
+from fibopolicy.training import OptimizerConfig, TrainConfig
+from fibopolicy.training.loop import train
 
 Save = Callable[..., Path]
 SEEN = Shapes({"front_image": (24, 24)}, {"hand": 3, "cube": 4}, 5)
@@ -230,3 +235,15 @@ def test_a_checkpoint_of_the_launcher_is_evaluated_in_robosuite(demos: Path, tmp
     assert done.returncode == 0, done.stderr
     rows = (checkpoint.parent / "model_epoch_1_evaluation" / "episodes.jsonl").read_text().splitlines()
     assert [json.loads(row)["steps"] for row in rows] == [6, 6]
+
+
+def test_an_exported_run_rolls_out_as_the_run_does(tiny_config: TrainConfig, tmp_path: Path) -> None:
+    policy = PolicyConfig(head="bc_rnn_gmm", head_options={"hidden_dim": 16}, encoder_options=TINY["encoder_options"], hidden=16)
+    run = tmp_path / "run"
+    train(replace(tiny_config, out=run, policy=policy, optimizer=OptimizerConfig(steps=2, batch_size=4, warmup=1)))
+    done = [
+        evaluate(EvaluateConfig(run=directory, episodes=2, video=0, horizon=12))
+        for directory in (run, adopted(export(run, tmp_path / "exported.pth")))
+    ]
+    mine, theirs = ([(row.start, row.steps, row.total_reward) for row in evaluation.rows] for evaluation in done)
+    assert mine == theirs
