@@ -135,7 +135,7 @@ class Policy(nn.Module):
             obs: the last T_o = `history` control steps as in a batch; an episode's first observation stands for those
                 before it.
             state: what the previous call of these episodes returned, `None` at their start. A head with memory returns
-                a list of one state per episode, and takes such lists in any composition, `None` for one that starts.
+                dicts and tuples of tensors whose first dimension counts the episodes, so that rows may be taken and joined.
         """
 
 

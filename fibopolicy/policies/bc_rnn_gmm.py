@@ -63,8 +63,8 @@ class BCRNNGMMPolicy(RobomimicHead):
 
     @torch.no_grad()
     def act(self, obs: Mapping[str, Tensor], state: State = None) -> tuple[Tensor, State]:
-        memories = self.recall(obs, state)
+        memory = self.recall(obs, state)
         actions, carried = forward_recurrent(
-            self.network, self.inputs(obs), memories, horizon=self.config.chunk, open_loop=self.options["open_loop"]
+            self.network, self.inputs(obs), memory, horizon=self.config.chunk, open_loop=self.options["open_loop"]
         )
         return self.actions.invert(actions).clamp(-1, 1).unsqueeze(1), carried

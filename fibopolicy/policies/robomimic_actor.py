@@ -1,16 +1,14 @@
-"""One control step of robomimic's policy networks, for a batch of episodes that each carry a state of their own.
+"""One control step of robomimic's policy networks, for a batch of episodes that each carry a memory of their own.
 
-Robomimic acts for one episode and keeps its memory inside the algorithm. Here memory is a value, one per episode, and what
-is drawn at random depends on the episode's first observation and step alone: an episode repeats exactly, whatever runs
-beside it.
+Robomimic acts for one episode and keeps its memory inside the algorithm. Here memory is a value, and what is drawn at random
+depends on an episode's first observation and step alone: an episode repeats exactly, whatever runs beside it.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from torch import Tensor
@@ -18,40 +16,43 @@ from torch import Tensor
 Observations = Mapping[str, Tensor]
 
 
-@dataclass(frozen=True)
-class Memory:
-    """What one episode carries from step to step.
+class Memory(TypedDict):
+    """What B episodes carry from step to step, as tensors whose first dimension counts them.
 
-    Args:
-        seed: of its random draws.
-        step: control steps taken.
-        hidden: of a recurrent network, tensors `(layers, H)`: LSTM two, GRU one.
-        first: of an open-loop recurrent network, the observation `(...)` per key that its actions follow from.
+    Attributes:
+        seed: of an episode's random draws, int64 `(B,)`.
+        step: control steps taken, int64 `(B,)`.
+        hidden: of a recurrent network, `(B, layers, H)` each: LSTM two, GRU one, others none.
+        first: of an open-loop recurrent network, the observations `(B, ...)` that its actions follow from; else empty.
     """
 
-    seed: int
-    step: int = 0
-    hidden: tuple[Tensor, ...] = ()
-    first: Mapping[str, Tensor] | None = None
-
-    @property
-    def draw_seed(self) -> int:
-        """Of the draws at this step."""
-        return (self.seed + 0x9E3779B97F4A7C15 * self.step) % (1 << 63)
+    seed: Tensor
+    step: Tensor
+    hidden: tuple[Tensor, ...]
+    first: dict[str, Tensor]
 
 
-def recall(raw: Observations, state: Sequence[Memory | None] | None) -> list[Memory]:
-    """The episodes' memories, those of beginning episodes made from their first observation.
+def recall(raw: Observations, state: Memory | None) -> Memory:
+    """The episodes' memory. That of beginning episodes, `None`, is made from what they see.
 
     Args:
         raw: observations `(B, ...)` as the simulator gave them.
-        state: one memory or None per episode, or None when all of them begin.
     """
-    rows = len(next(iter(raw.values())))
-    memories = list(state) if state is not None else [None] * rows
-    if len(memories) != rows:
-        raise ValueError(f"{len(memories)} states for {rows} episodes")
-    return [Memory(_seed(raw, row)) if memory is None else memory for row, memory in enumerate(memories)]
+    if state is not None:
+        return state
+    seeds = [_seed(raw, row) for row in range(len(next(iter(raw.values()))))]
+    return {"seed": torch.tensor(seeds), "step": torch.zeros(len(seeds), dtype=torch.int64), "hidden": (), "first": {}}
+
+
+def draw_seeds(memory: Memory) -> list[int]:
+    """Of the draws at this step, one per episode."""
+    pairs = zip(memory["seed"].tolist(), memory["step"].tolist(), strict=True)
+    return [(seed + 0x9E3779B97F4A7C15 * step) % (1 << 63) for seed, step in pairs]
+
+
+def moved_on(memory: Memory) -> Memory:
+    """One step later."""
+    return {**memory, "step": memory["step"] + 1}
 
 
 def _seed(raw: Observations, row: int) -> int:
@@ -61,51 +62,48 @@ def _seed(raw: Observations, row: int) -> int:
     return int.from_bytes(digest.digest())
 
 
-def forward(network: Any, obs: Observations, memories: Sequence[Memory]) -> tuple[Tensor, list[Memory]]:
+def forward(network: Any, obs: Observations, memory: Memory) -> tuple[Tensor, Memory]:
     """Actions `(B, A)` of a feed-forward or transformer network.
 
     Args:
         network: an actor of `robomimic.models.policy_nets`.
         obs: as the network takes it: `(B, ...)` per key, or `(B, T, ...)` for a transformer, whose last step counts.
     """
-    seeds = [memory.draw_seed for memory in memories]
-    actions = draw(network, network.forward_train(obs) if hasattr(network, "forward_train") else network(obs), seeds)
-    return actions, [Memory(memory.seed, memory.step + 1) for memory in memories]
+    out = network.forward_train(obs) if hasattr(network, "forward_train") else network(obs)
+    return draw(network, out, draw_seeds(memory)), moved_on(memory)
 
 
 def forward_recurrent(
-    network: Any, obs: Observations, memories: Sequence[Memory], *, horizon: int, open_loop: bool = False
-) -> tuple[Tensor, list[Memory]]:
+    network: Any, obs: Observations, memory: Memory, *, horizon: int, open_loop: bool = False
+) -> tuple[Tensor, Memory]:
     """Actions `(B, A)` of a recurrent network, which forgets every `horizon` steps, the length that it was trained on.
 
     Args:
         obs: `(B, ...)` per key.
         open_loop: act on the observation seen when it last forgot.
     """
-    afresh = [memory.step % horizon == 0 for memory in memories]
     device = next(iter(obs.values())).device
-    start = network.get_rnn_init_state(batch_size=len(memories), device=device)
+    afresh = (memory["step"] % horizon == 0).to(device)  # (B,)
+    start = network.get_rnn_init_state(batch_size=len(afresh), device=device)
     lstm = isinstance(start, tuple)
-    hidden = []
-    for i, zeros in enumerate(start if lstm else (start,)):  # (layers, B, H) each
-        rows = [zeros[:, b] if new else memory.hidden[i] for b, (new, memory) in enumerate(zip(afresh, memories, strict=True))]
-        hidden.append(torch.stack(rows, dim=1))
-    firsts: list[Mapping[str, Tensor] | None] = [None] * len(memories)
+    zeros = start if lstm else (start,)  # (layers, B, H) each
+    before = tuple(part.transpose(0, 1) for part in memory["hidden"]) or zeros
+    hidden = tuple(torch.where(afresh[None, :, None], zero, part).contiguous() for zero, part in zip(zeros, before, strict=True))
+    first = dict(memory["first"] or obs) if open_loop else {}
     if open_loop:
-        firsts = [
-            {key: value[b] for key, value in obs.items()} if new or memory.first is None else memory.first
-            for b, (new, memory) in enumerate(zip(afresh, memories, strict=True))
-        ]
-        obs = {key: torch.stack([first[key] for first in firsts if first is not None]) for key in obs}
+        first = {key: torch.where(_over(afresh, value), value, first[key]) for key, value in obs.items()}
+        obs = first
     sequence = {key: value.unsqueeze(1) for key, value in obs.items()}  # (B, 1, ...)
     step = getattr(network, "forward_train", network)
-    out, after = step(sequence, rnn_init_state=tuple(hidden) if lstm else hidden[0], return_state=True)
-    actions = draw(network, out, [memory.draw_seed for memory in memories])
-    after = after if lstm else (after,)
-    carried = [
-        Memory(memory.seed, memory.step + 1, tuple(part[:, b] for part in after), firsts[b]) for b, memory in enumerate(memories)
-    ]
-    return actions, carried
+    out, after = step(sequence, rnn_init_state=hidden if lstm else hidden[0], return_state=True)
+    actions = draw(network, out, draw_seeds(memory))
+    carried = tuple(part.transpose(0, 1) for part in (after if lstm else (after,)))  # (B, layers, H) each
+    return actions, {**moved_on(memory), "hidden": carried, "first": first}
+
+
+def _over(rows: Tensor, value: Tensor) -> Tensor:
+    """`(B,)` in the shape that broadcasts over `(B, ...)`."""
+    return rows.view(-1, *[1] * (value.ndim - 1))
 
 
 def draw(network: Any, out: Any, seeds: Sequence[int]) -> Tensor:

@@ -111,8 +111,8 @@ class RobomimicHead(Policy):
         """Over chunks of normalised actions `(chunk * A,)`, one per sample."""
         return self.network.forward_train(self.inputs(obs))
 
-    def recall(self, obs: Mapping[str, Tensor], state: State) -> list[Memory]:
-        """The episodes' memories; see `robomimic_actor.recall`."""
+    def recall(self, obs: Mapping[str, Tensor], state: State) -> Memory:
+        """The episodes' memory; see `robomimic_actor.recall`."""
         return recall({key: obs[key] for key in (*self.shapes.images, *self.shapes.vectors)}, state)
 
     def inputs(self, obs: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -121,8 +121,7 @@ class RobomimicHead(Policy):
 
     @torch.no_grad()
     def act(self, obs: Mapping[str, Tensor], state: State = None) -> tuple[Tensor, State]:
-        memories = self.recall(obs, state)
-        flat, carried = forward(self.network, self.inputs(obs), memories)
+        flat, carried = forward(self.network, self.inputs(obs), self.recall(obs, state))
         chunk = flat.view(-1, self.config.chunk, self.shapes.action_dim)[:, : self.config.execute]
         return self.actions.invert(chunk).clamp(-1, 1), carried
 

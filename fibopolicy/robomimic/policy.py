@@ -7,7 +7,7 @@ import importlib
 import io
 import warnings
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from fibopolicy.devices import resolve_device
 from fibopolicy.errors import UserError, unknown
 from fibopolicy.policies.base import Policy, PolicyConfig, Shapes, State, Statistics
-from fibopolicy.policies.robomimic_actor import Memory, forward, forward_recurrent, recall
+from fibopolicy.policies.robomimic_actor import Memory, draw_seeds, forward, forward_recurrent, moved_on, recall
 from fibopolicy.robomimic.checkpoint import Checkpoint
 from fibopolicy.robomimic.config import used_keys
 
@@ -28,8 +28,8 @@ ALGORITHMS = ("bc", "bcq", "cql", "iql", "td3_bc")
 class RobomimicPolicy(Policy):
     """Rolls out what robomimic trained; training it is robomimic's business.
 
-    `act` returns one action per call, unclipped where the checkpoint scales actions, and carries a list with one state per
-    episode.
+    `act` returns one action per call, unclipped where the checkpoint scales actions, and carries tensors whose
+    first dimension counts the episodes.
 
     Raises:
         UserError: an algorithm, network, core or option that robomimic 0.3.0 does not have, weights that do not fit, or
@@ -84,19 +84,19 @@ class RobomimicPolicy(Policy):
     @torch.no_grad()
     def act(self, obs: Mapping[str, Tensor], state: State = None) -> tuple[Tensor, State]:
         raw = {key: obs[key].to(self.device) for key in (*self.shapes.images, *self.shapes.vectors)}
-        memories = recall(raw, state)
+        memory = recall(raw, state)
         seen = self._observations(raw)
         if not self.transformer:
             seen = {key: value[:, -1] for key, value in seen.items()}  # (B, ...)
         if self.recurrent:
             rnn = self.algorithm.algo_config.rnn
             actions, carried = forward_recurrent(
-                self.networks["policy"], seen, memories, horizon=rnn.horizon, open_loop=rnn.get("open_loop", False)
+                self.networks["policy"], seen, memory, horizon=rnn.horizon, open_loop=rnn.get("open_loop", False)
             )
         elif self.algorithm.global_config.algo_name == "bc" and not self.algorithm.algo_config.vae.enabled:
-            actions, carried = forward(self.networks["policy"], seen, memories)
+            actions, carried = forward(self.networks["policy"], seen, memory)
         else:
-            actions, carried = self._one_by_one(seen, memories)
+            actions, carried = self._one_by_one(seen, memory)
         if self.action_scale is None:
             actions = actions.clamp(-1, 1)
         else:
@@ -123,15 +123,15 @@ class RobomimicPolicy(Policy):
             seen[key] = value.float()
         return seen
 
-    def _one_by_one(self, obs: Mapping[str, Tensor], memories: Sequence[Memory]) -> tuple[Tensor, list[Memory]]:
+    def _one_by_one(self, obs: Mapping[str, Tensor], memory: Memory) -> tuple[Tensor, Memory]:
         """Algorithms that draw from torch's global generator: each episode from its own seed."""
         actions = []
         devices = [self.device] if self.device.type == "cuda" else []
-        for row, memory in enumerate(memories):
+        for row, seed in enumerate(draw_seeds(memory)):
             with torch.random.fork_rng(devices=devices):
-                torch.manual_seed(memory.draw_seed)
+                torch.manual_seed(seed)
                 actions.append(self.algorithm.get_action({key: value[row : row + 1] for key, value in obs.items()}))
-        return torch.cat(actions), [Memory(memory.seed, memory.step + 1) for memory in memories]
+        return torch.cat(actions), moved_on(memory)
 
 
 def _object_signs(checkpoint: Checkpoint, shapes: Shapes) -> Tensor:

@@ -136,6 +136,21 @@ def test_actions_are_those_of_robomimics_own_rollout(edit: Any, normalised: bool
             np.testing.assert_allclose(mine[t][row].numpy(), theirs(obs), atol=tolerance)
 
 
+def taken(state: Any, row: int) -> Any:
+    if isinstance(state, torch.Tensor):
+        return state[row : row + 1]
+    return {k: taken(v, row) for k, v in state.items()} if isinstance(state, dict) else tuple(taken(v, row) for v in state)
+
+
+def joined(*states: Any) -> Any:
+    first = states[0]
+    if isinstance(first, torch.Tensor):
+        return torch.cat(states)
+    if isinstance(first, dict):
+        return {key: joined(*(state[key] for state in states)) for key in first}
+    return tuple(joined(*parts) for parts in zip(*states, strict=True))
+
+
 @pytest.mark.parametrize(
     "edit",
     [both(rnn, lambda c: c.algo.gmm.update(enabled=True)), lambda c: c.algo.vae.update(enabled=True)],
@@ -153,9 +168,10 @@ def test_an_episode_is_the_same_whatever_runs_beside_it(edit: Any, save: Save) -
         actions, state = act([1], t, state)
         alone.append(actions[0])
     together, states = [], None
-    for t in range(5):  # episode 0 is replaced by episode 2 after two steps
+    _, late = act([2], 0, None)
+    for t in range(5):  # episode 0 is replaced by episode 2, which is at another step, after two steps
         if t == 2:
-            states = [None, states[1]]
+            states = joined(late, taken(states, 1))
         rows = [0, 1] if t < 2 else [2, 1]
         torch.rand(5)
         actions, states = act(rows, t, states)
@@ -180,7 +196,7 @@ def test_other_algorithms_without_memory_act(algo: str, save: Save) -> None:
     first, state = policy.act(obs)
     again, _ = policy.act({key: value[1:] for key, value in obs.items()})
     assert first.shape == (2, 1, 5)
-    assert len(state) == 2
+    assert state["step"].tolist() == [1, 1]
     torch.testing.assert_close(first[1:], again)
 
 
