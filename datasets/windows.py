@@ -22,7 +22,7 @@ class Batch(TypedDict):
     """B windows, as numpy arrays that own their memory.
 
     Attributes:
-        obs: per camera uint8 `(B, history, H, W, 3)`, per vector float32 `(B, history, D)`, oldest first.
+        obs: per camera uint8 `(B, T_o, H, W, 3)`, per vector float32 `(B, T_o, D)`, oldest first.
         actions: float32 `(B, chunk, A)`.
         action_mask: bool `(B, chunk)`, false where an action is padding after the end of the demo.
     """
@@ -46,7 +46,9 @@ class WindowDataset:
         cameras, vectors: observation keys, in the order in which `batch` gives them.
         filter_key: which demos, `None` for all.
         chunk: actions per sample, at least 1.
-        history: observations per sample, at least 1.
+        history: observations per sample up to t, at least 1.
+        sequence: go on with the observations of the actions after t, so that T_o is history + chunk - 1 instead of history;
+            those after the demo's last step repeat it.
         cache_dir: the folder of the frame cache, see `FrameCache`.
 
     Attributes:
@@ -72,6 +74,7 @@ class WindowDataset:
         filter_key: str | None = None,
         chunk: int,
         history: int = 1,
+        sequence: bool = False,
         cache_dir: StrPath | None = None,
     ) -> None:
         for name, value in (("chunk", chunk), ("history", history)):
@@ -79,7 +82,7 @@ class WindowDataset:
                 raise UserError(f"{name} must be at least 1, got {value}")
         self.path = Path(path)
         self.cameras, self.vectors = tuple(cameras), tuple(vectors)
-        self.chunk, self.history = chunk, history
+        self.chunk, self.history, self.sequence = chunk, history, sequence
         with DemoFile(path) as file:
             self.env_args: dict[str, Any] = file.env_args
             self.warnings = file.warnings
@@ -106,8 +109,8 @@ class WindowDataset:
     def batch(self, indices: NDArray[np.int64]) -> Batch:
         """The samples of `indices` `(B,)`, each in 0 .. len - 1."""
         demo = np.searchsorted(self._ends, indices, side="right")  # (B,)
-        seen = indices[:, None] + np.arange(1 - self.history, 1)  # (B, history)
-        seen = np.maximum(seen, self._starts[demo][:, None])
+        seen = indices[:, None] + np.arange(1 - self.history, self.chunk if self.sequence else 1)  # (B, T_o)
+        seen = np.clip(seen, self._starts[demo][:, None], self._ends[demo][:, None] - 1)
         then = indices[:, None] + np.arange(self.chunk)  # (B, chunk)
         mask = then < self._ends[demo][:, None]
         then = np.minimum(then, self._ends[demo][:, None] - 1)

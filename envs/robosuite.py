@@ -340,7 +340,10 @@ class RobosuiteEnv(TaskEnv):
                 values[name] = np.asarray(observable._sensor(values))
                 if observable.is_active() and values[name].ndim <= 1:
                     active.append(name)
-        return {name: np.atleast_1d(values[name]).astype(np.float32) for name in active}
+        vectors = {name: np.atleast_1d(values[name]).astype(np.float32) for name in active}
+        if objects := [vectors[name] for name in active if self._env._observables[name].modality == "object"]:
+            vectors["object"] = np.concatenate(objects)  # as robosuite's "object-state", under robomimic's name
+        return vectors
 
 
 def import_robosuite() -> Any:

@@ -18,6 +18,7 @@ import tyro
 from fibopolicy.cli.attention import Profile, ShowPattern
 from fibopolicy.cli.data import Collect, Expand, Fetch, Inspect, Render, Replay, Split
 from fibopolicy.cli.evaluate import Evaluate, Rates
+from fibopolicy.cli.export import Export
 from fibopolicy.cli.starts import Starts
 from fibopolicy.cli.train import Train
 from fibopolicy.errors import UserError
@@ -36,6 +37,7 @@ VERBS: dict[str, Callable[..., Any]] = {
     "starts": Starts,
     "evaluate": Evaluate,
     "rates": Rates,
+    "export": Export,
     "profile": Profile,
     "show-pattern": ShowPattern,
 }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import tyro
@@ -16,6 +16,8 @@ from fibopolicy.files import refuse_existing
 class Evaluate:
     """Roll a trained policy out over stored start states and print its success rate with a 95 % Wilson interval.
 
+    A robomimic checkpoint is one too; rows, video and page then lie in a folder beside it.
+
     Example: fibopolicy evaluate runs/lift --episodes 50
     """
 
@@ -28,10 +30,13 @@ class Evaluate:
     def run(self) -> None:
         from fibopolicy.evaluation.evaluate_run import evaluate_run
         from fibopolicy.evaluation.report import rate_table, report
+        from fibopolicy.robomimic.run_directory import adopted
 
-        done = evaluate_run(self.config, resume=self.resume, overwrite=self.overwrite)
+        run = adopted(self.config.run)
+        config = self.config if run == self.config.run else replace(self.config, run=run, weights="model")
+        done = evaluate_run(config, resume=self.resume, overwrite=self.overwrite)
         print(rate_table({str(self.config.run): done.rate}), flush=True)
-        page = report(self.config.run, done)
+        page = report(config.run, done)
         print(f"rows    {done.rows_path}\nstarts  {done.starts_path}")
         if done.video_path:
             print(f"video   {done.video_path}")

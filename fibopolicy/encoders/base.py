@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from abc import abstractmethod
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from torch import Tensor, nn
 
@@ -20,6 +20,8 @@ class Encoder(nn.Module):
     """
 
     output_dim: int
+    #: Whether the feature comes out of a linear layer, so that a head needs none of its own before an activation.
+    ends_linear: ClassVar[bool] = False
 
     @abstractmethod
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]: ...

@@ -19,6 +19,8 @@ class ResNet18(Encoder):
         feature_dim: F.
     """
 
+    ends_linear = True
+
     def __init__(self, *, image_size: tuple[int, int], keypoints: int = 32, feature_dim: int = 64) -> None:
         super().__init__()
         check_image_size(image_size)

@@ -15,7 +15,7 @@ class EvaluateConfig:
     """An evaluation."""
 
     run: Positional[Path]
-    """Run directory of the policy."""
+    """Run directory of the policy, or a robomimic checkpoint (.pth)."""
     episodes: int = 50
     """Start states to run, from the first."""
     seed: int = 0

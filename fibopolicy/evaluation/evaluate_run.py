@@ -24,7 +24,8 @@ from fibopolicy.evaluation.statistics import Rate
 from fibopolicy.evaluation.vectorized import VectorRollout
 from fibopolicy.evaluation.video import write_grid
 from fibopolicy.files import refuse_both
-from fibopolicy.policies.run_directory import Loaded, load_policy
+from fibopolicy.policies.run_directory import Loaded
+from fibopolicy.robomimic.run_directory import load_policy
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar
 
 import numpy as np
@@ -33,38 +33,61 @@ class Shapes:
     action_dim: int
 
 
+#: In a `PolicyConfig`: what the head has by itself.
+OWN = -1
+AUTO = "auto"
+
+
+@dataclass(frozen=True)
+class HeadDefaults:
+    """What a head takes for the settings of a `PolicyConfig` that are left to it."""
+
+    history: int = 1
+    chunk: int = 8
+    execute: int = 4
+    hidden: int = 256
+    layers: int = 2
+    action_normalization: str = "minmax"
+
+
 @dataclass(frozen=True)
 class PolicyConfig:
-    """What to build; the same for every task."""
+    """What to build; the same for every task. Settings left to the head (-1, "auto") are resolved on construction."""
 
     head: str = "bc"
-    """Policy head: bc."""
+    """Policy head: bc (a chunk, deterministic), or robomimic's bc_gaussian, bc_gmm, bc_rnn_gmm, bc_transformer_gmm."""
+    head_options: Mapping[str, int | float | bool | str] = field(default_factory=dict)
+    """Its options as pairs, e.g. num_modes 10."""
     encoder: str = "fibottention_vit_tiny"
     """Image encoder, e.g. fibottention_vit_tiny, vit_tiny, resnet18."""
     encoder_options: Mapping[str, int | float | bool | str] = field(default_factory=dict)
     """Its options as pairs, e.g. depth 4 pool mean."""
     views: str = "separate"
     """Several cameras: "separate" encoders, one "shared", or "joint" tokens in one sequence."""
-    history: int = 1
-    """Observations that the policy sees, the newest last."""
-    chunk: int = 8
-    """Actions predicted at once."""
-    execute: int = 4
-    """How many of them are executed before the policy looks again."""
+    history: int = OWN
+    """Observations that the policy sees, the newest last; -1 is the head's own number: 1, bc_transformer_gmm 10."""
+    chunk: int = OWN
+    """Actions predicted at once, or the length of a recurrent head's sequences; -1: bc 8, bc_rnn_gmm 10, others 1."""
+    execute: int = OWN
+    """How many of them are executed before the policy looks again; -1: bc 4, others 1."""
     loss: str = "l1"
-    """"l1" or "l2", on normalised actions."""
-    hidden: int = 256
-    """Width of the head's MLP."""
-    layers: int = 2
-    """Hidden layers of the head's MLP."""
-    action_normalization: str = "minmax"
-    """"minmax" to [-1, 1], or "gaussian" to zero mean and unit variance."""
+    """"l1" or "l2", on normalised actions; for bc."""
+    hidden: int = OWN
+    """Width of the head's MLP; -1: bc 256, others 1024."""
+    layers: int = OWN
+    """Hidden layers of the head's MLP; -1: 2."""
+    action_normalization: str = AUTO
+    """"minmax" to [-1, 1], "gaussian" to zero mean and unit variance, or "none"; "auto": bc minmax, others none."""
     crop: int | None = None
     """Pixels: train on random crops of this size, act on the central one. None keeps the whole frame."""
     shift: int = 0
     """Pixels: train on frames shifted by up to this much, edges repeated."""
 
     def __post_init__(self) -> None:
+        head = _POLICIES.get(self.head)
+        for name, value in asdict(head.defaults if head else HeadDefaults()).items():
+            if getattr(self, name) in (OWN, AUTO):
+                object.__setattr__(self, name, value)
         for name, least in (("history", 1), ("chunk", 1), ("execute", 1), ("hidden", 1), ("layers", 0), ("shift", 0)):
             if getattr(self, name) < least:
                 raise UserError(f"{name} must be at least {least}, got {getattr(self, name)}")
@@ -82,9 +105,17 @@ class Policy(nn.Module):
 
     A batch holds `obs` (camera keys uint8 `(B, T_o, H, W, 3)`, vector keys float32 `(B, T_o, D)`), `actions` float32
     `(B, chunk, A)` and `action_mask` bool `(B, chunk)`, false where an action repeats the demonstration's last.
+
+    Attributes:
+        name: in the registry.
+        defaults: for the settings that are left to the head.
+        sequence: the observations of a training batch go on beyond the newest, to that of the last action:
+            T_o = history + chunk - 1.
     """
 
     name: ClassVar[str]
+    defaults: ClassVar[HeadDefaults] = HeadDefaults()
+    sequence: ClassVar[bool] = False
     config: PolicyConfig
     shapes: Shapes
 
@@ -103,7 +134,8 @@ class Policy(nn.Module):
         Args:
             obs: the last T_o = `history` control steps as in a batch; an episode's first observation stands for those
                 before it.
-            state: what the previous call of this episode returned, `None` at its start.
+            state: what the previous call of these episodes returned, `None` at their start. A head with memory returns
+                dicts and tuples of tensors whose first dimension counts the episodes, so that rows may be taken and joined.
         """
 
 
@@ -120,13 +152,22 @@ def policy_names() -> tuple[str, ...]:
     return tuple(sorted(_POLICIES))
 
 
+def policy_class(head: str) -> type[Policy]:
+    """The registered head of a name.
+
+    Raises:
+        UserError: no such head, with the nearest match suggested.
+    """
+    if head not in _POLICIES:
+        raise unknown("policy head", head, _POLICIES)
+    return _POLICIES[head]
+
+
 def build_policy(config: PolicyConfig, shapes: Shapes) -> Policy:
     """Build the policy that `config` describes, with fresh weights.
 
     Raises:
         UserError: an unknown head, encoder or option, or values that do not fit the images.
     """
-    if config.head not in _POLICIES:
-        raise unknown("policy head", config.head, _POLICIES)
-    factory: Callable[[PolicyConfig, Shapes], Policy] = _POLICIES[config.head]
+    factory: Callable[[PolicyConfig, Shapes], Policy] = policy_class(config.head)
     return factory(config, shapes)

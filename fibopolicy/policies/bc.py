@@ -25,6 +25,8 @@ class BCPolicy(Policy):
         super().__init__()
         if config.loss not in ("l1", "l2"):
             raise unknown("loss", config.loss, ("l1", "l2"))
+        for option in config.head_options:
+            raise unknown("option of head bc:", option, ())
         self.config, self.shapes = config, shapes
         self.observations = ObservationFeatures(config, shapes)
         self.actions = Normalizer(shapes.action_dim, config.action_normalization)

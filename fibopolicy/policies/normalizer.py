@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from fibopolicy.errors import unknown
 
+KINDS = ("minmax", "gaussian", "none")
 #: A dimension that varies less than this is constant: it is shifted, not scaled.
 CONSTANT = 1e-4
 
@@ -23,14 +24,16 @@ class Normalizer(nn.Module):
 
     def __init__(self, dim: int, kind: str) -> None:
         super().__init__()
-        if kind not in ("minmax", "gaussian"):
-            raise unknown("normalisation", kind, ("minmax", "gaussian"))
+        if kind not in KINDS:
+            raise unknown("normalisation", kind, KINDS)
         self.kind = kind
         self.register_buffer("offset", torch.zeros(dim))
         self.register_buffer("scale", torch.ones(dim))
 
     def fit(self, statistics: Mapping[str, NDArray[np.float64]]) -> None:
         """From arrays min, max, mean and std `(D,)`: "minmax" maps to [-1, 1], "gaussian" to mean 0 and variance 1."""
+        if self.kind == "none":
+            return
         if self.kind == "minmax":
             offset = (statistics["max"] + statistics["min"]) / 2
             scale = (statistics["max"] - statistics["min"]) / 2

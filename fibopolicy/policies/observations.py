@@ -1,4 +1,4 @@
-"""From a batch of raw observations to one feature vector per sample; shared by every head."""
+"""From a batch of raw observations to what a head reads; shared by every head."""
 
 from __future__ import annotations
 
@@ -14,11 +14,9 @@ from fibopolicy.policies.base import PolicyConfig, Shapes, Statistics
 from fibopolicy.policies.normalizer import Normalizer
 
 
-class ObservationFeatures(nn.Module):
-    """Crop or shift, scale and encode the frames; normalise and append the vectors; join the history.
-
-    `forward` takes camera keys uint8 `(B, T_o, H, W, 3)` and vector keys float32 `(B, T_o, D)` and returns
-    `(B, output_dim)`. In training mode frames are augmented: one offset per sample and camera, the same for all T_o frames.
+class ObservationInputs(nn.Module):
+    """Crop or shift and scale the frames; normalise the vectors. In training mode frames are augmented: one offset per sample
+    and camera, the same for all T_o frames.
     """
 
     def __init__(self, config: PolicyConfig, shapes: Shapes) -> None:
@@ -31,28 +29,16 @@ class ObservationFeatures(nn.Module):
         # By position: a key of a dataset may hold a dot, which the name of a module may not.
         self.vectors = tuple(shapes.vectors)
         self.normalizers = nn.ModuleList(Normalizer(dim, "gaussian") for dim in shapes.vectors.values())
-        self.encoder = ObservationEncoder(
-            config.encoder,
-            config.encoder_options,
-            self.sizes,
-            sum(shapes.vectors.values()),
-            config.views,
-        )
-        self.output_dim = config.history * self.encoder.output_dim
 
     def fit(self, statistics: Statistics) -> None:
         for key, normalizer in zip(self.vectors, self.normalizers, strict=True):
             cast(Normalizer, normalizer).fit(statistics[key])
 
-    def forward(self, obs: Mapping[str, Tensor]) -> Tensor:
+    def prepare(self, obs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Camera keys uint8 `(B, T_o, H, W, 3)` to float `(B, T_o, 3, *sizes[key])` in [0, 1], vector keys `(B, T_o, D)`."""
         images = {camera: self._frames(obs[camera], size) for camera, size in self.sizes.items()}
-        parts = [normalizer(obs[key]).flatten(0, 1) for key, normalizer in zip(self.vectors, self.normalizers, strict=True)]
-        first = next(iter(obs.values()))
-        rows = first.shape[0] * first.shape[1]
-        vectors = torch.cat(parts, dim=-1) if parts else torch.zeros(rows, 0, device=first.device)
-        features = self.encoder(images, vectors)  # (B * T_o, F)
-        joined: Tensor = features.reshape(first.shape[0], -1)
-        return joined
+        images = {camera: frames.view(*obs[camera].shape[:2], *frames.shape[1:]) for camera, frames in images.items()}
+        return images | {key: norm(obs[key]) for key, norm in zip(self.vectors, self.normalizers, strict=True)}
 
     def _frames(self, frames: Tensor, size: tuple[int, int]) -> Tensor:
         """uint8 `(B, T_o, H, W, 3)` -> float `(B * T_o, 3, *size)` in [0, 1]."""
@@ -63,6 +49,35 @@ class ObservationFeatures(nn.Module):
             top, left = (full[0] - size[0]) // 2, (full[1] - size[1]) // 2
             frames = frames[:, :, top : top + size[0], left : left + size[1]]
         return frames.flatten(0, 1).permute(0, 3, 1, 2).float() / 255
+
+
+class ObservationFeatures(ObservationInputs):
+    """Encode the prepared frames, append the vectors, join the history.
+
+    `forward` takes camera keys uint8 `(B, T_o, H, W, 3)` and vector keys float32 `(B, T_o, D)` and returns
+    `(B, output_dim)`.
+    """
+
+    def __init__(self, config: PolicyConfig, shapes: Shapes) -> None:
+        super().__init__(config, shapes)
+        self.encoder = ObservationEncoder(
+            config.encoder,
+            config.encoder_options,
+            self.sizes,
+            sum(shapes.vectors.values()),
+            config.views,
+        )
+        self.output_dim = config.history * self.encoder.output_dim
+
+    def forward(self, obs: Mapping[str, Tensor]) -> Tensor:
+        prepared = {key: value.flatten(0, 1) for key, value in self.prepare(obs).items()}  # (B * T_o, ...)
+        first = next(iter(obs.values()))
+        parts = [prepared[key] for key in self.vectors]
+        rows = first.shape[0] * first.shape[1]
+        vectors = torch.cat(parts, dim=-1) if parts else torch.zeros(rows, 0, device=first.device)
+        features = self.encoder({camera: prepared[camera] for camera in self.sizes}, vectors)  # (B * T_o, F)
+        joined: Tensor = features.reshape(first.shape[0], -1)
+        return joined
 
 
 def _window(frames: Tensor, size: tuple[int, int], shift: int) -> Tensor:

@@ -129,7 +129,8 @@ def _export(out: Path, state: TrainingState, step: int) -> None:
 
 
 def _save_weights(path: Path, module: nn.Module, step: int) -> None:
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in module.state_dict().items()}
+    # Copied, since safetensors refuses two names for one tensor, which robomimic's recurrent network has.
+    tensors = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in module.state_dict().items()}
     with written_aside(path) as aside:
         save_file(tensors, aside, metadata={"step": str(step)})
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from fibopolicy.datasets import DemoFile, WindowDataset
 from fibopolicy.errors import UserError
 from fibopolicy.policies import Shapes
+from fibopolicy.policies.base import policy_class
 from fibopolicy.training.config import PROPRIOCEPTION, TrainConfig
 
 
@@ -32,6 +33,7 @@ def open_dataset(config: TrainConfig) -> WindowDataset:
         filter_key=filter_key,
         chunk=config.policy.chunk,
         history=config.policy.history,
+        sequence=policy_class(config.policy.head).sequence,
     )
 
 

@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 
 from fibopolicy.datasets import DemoFile
-from fibopolicy.datasets.collect import Plan, _add, collect, perturbed, run_expert
+from fibopolicy.datasets.collect import Plan, collect, perturbed, run_expert
+from fibopolicy.datasets.shards import add_episode
 from fibopolicy.datasets.writer import DemoWriter
 from fibopolicy.envs import make
 from fibopolicy.envs.base import SimState
@@ -126,7 +127,7 @@ def test_each_demo_keeps_the_model_of_its_own_scene(tmp_path: Path) -> None:
     env = make("robosuite/Door", cameras=())
     plan = Plan("robosuite/Door", cameras=(), noise=0.0)
     with DemoWriter(tmp_path / "door.hdf5", env.env_args) as writer:
-        names = [_add(writer, run_expert(env, plan, index)) for index in range(2)]
+        names = [add_episode(writer, run_expert(env, plan, index), {}) for index in range(2)]
     with h5py.File(tmp_path / "door.hdf5") as file:
         models = [file[f"data/{name}"].attrs["model_file"] for name in names]
         assert models[0] != models[1]

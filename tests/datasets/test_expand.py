@@ -182,7 +182,7 @@ def test_the_file_depends_neither_on_workers_nor_on_a_kill(source: Path, expande
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("fibopolicy.datasets.expand.SHARD", 2)
-        patch.setattr("fibopolicy.datasets.expand._add", kill)
+        patch.setattr("fibopolicy.datasets.expand.add_episode", kill)
         with pytest.raises(Killed):
             expand(source, 4, out, workers=2, origin="human")
     assert not out.exists()

@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 from demo_files import CAMERAS, VECTORS, demo
 
+from fibopolicy.datasets import DemoFile, split
+
 if importlib.util.find_spec("robomimic") is None:
     pytest.skip("robomimic is not installed; install fibopolicy[robomimic]", allow_module_level=True)
 
@@ -57,3 +59,25 @@ def test_robomimics_own_report_accepts_the_file(path: Path) -> None:
     assert "total transitions: 15" in done.stdout
     assert "filter key train with 2 demos" in done.stdout
     assert "observation key wrist_image with shape (5, 8, 6, 3)" in done.stdout
+
+
+def test_filter_keys_made_here_select_demos_there_and_the_other_way_round(path: Path, tmp_path: Path) -> None:
+    from fibopolicy.torchvision_shim import make_torchvision_importable
+
+    make_torchvision_importable()
+    import robomimic.utils.file_utils as file_utils
+    import robomimic.utils.obs_utils as obs_utils
+    from robomimic.utils.dataset import SequenceDataset
+
+    out = tmp_path / "split.hdf5"
+    made = split(path, out, valid=0.4, subsets={"half": 0.5})
+    obs_utils.initialize_obs_utils_with_obs_specs({"obs": {"low_dim": list(VECTORS)}})
+    for key, demos in made.items():
+        dataset = SequenceDataset(str(out), VECTORS, ("actions",), hdf5_cache_mode=None, filter_by_attribute=key)
+        assert sorted(dataset.demos) == sorted(demos)
+        with DemoFile(out) as file:
+            assert len(dataset) == sum(map(file.length, file.select(key)))
+        dataset.close_and_delete_hdf5_handle()
+    file_utils.create_hdf5_filter_key(str(out), ["demo_2", "demo_0"], "theirs")
+    with DemoFile(out) as file:
+        assert file.select("theirs") == ("demo_0", "demo_2")

@@ -89,3 +89,17 @@ def test_faulty_content_is_refused_before_anything_is_cached(path: Path) -> None
     with pytest.raises(UserError, match="did you mean 'wrist_image'"):
         windows(path, cameras=["wrist_imag"])
     assert not (path.parent / "cache").exists()
+
+
+def test_a_sequence_goes_on_to_the_last_action(path: Path) -> None:
+    data = windows(path, history=2, sequence=True)
+    batch = data.batch(np.arange(len(data)))
+    sample = 0
+    for seed, steps in enumerate((5, 3, 7)):
+        arrays = demo(steps, seed)
+        for t in range(steps):
+            window = np.clip(np.arange(t - 1, t + 4), 0, steps - 1)
+            for key in (*CAMERAS, *VECTORS):
+                expected = arrays["obs"][key][window].astype(batch["obs"][key].dtype)
+                np.testing.assert_array_equal(batch["obs"][key][sample], expected)
+            sample += 1

@@ -407,3 +407,10 @@ def test_memory_does_not_grow_with_resets_and_models(env: RobosuiteEnv) -> None:
     before = use()
     use()
     assert use() - before < 100e6  # six models were loaded, of 70 MB each with their renderers
+
+
+def test_object_is_robosuites_object_state_under_robomimics_name(blind: RobosuiteEnv) -> None:
+    observation, _ = blind.reset(seed=0)
+    parts = [observation[key] for key in ("cube_pos", "cube_quat", "gripper_to_cube_pos")]
+    assert np.array_equal(observation["object"], np.concatenate(parts))
+    assert np.allclose(observation["gripper_to_cube_pos"], observation["cube_pos"] - observation["robot0_eef_pos"], atol=1e-6)

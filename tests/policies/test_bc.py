@@ -126,7 +126,7 @@ def test_shifts_repeat_the_edge_and_stop_when_acting() -> None:
         ({"loss": "l3"}, "unknown loss 'l3'"),
         ({"history": 0}, "history must be at least 1"),
         ({"crop": 30}, "crop 30 does not fit camera front_image of 24 x 24"),
-        ({"action_normalization": "none"}, "unknown normalisation 'none'"),
+        ({"action_normalization": "nothing"}, "unknown normalisation 'nothing'"),
         ({"encoder": "vit_tny"}, "did you mean 'vit_tiny'"),
     ],
 )

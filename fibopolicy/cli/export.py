@@ -1,0 +1,31 @@
+"""The verb that hands a policy to robomimic."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+
+
+@dataclass(frozen=True)
+class Export:
+    """Write a run's policy as a robomimic checkpoint; its head must be one of robomimic's.
+
+    Example: fibopolicy export runs/lift_gmm --out lift_gmm.pth
+    """
+
+    directory: tyro.conf.Positional[Path]
+    """Run directory."""
+    out: Path
+    """File to write, .pth."""
+    weights: str = "ema"
+    """"ema" or "model"."""
+    overwrite: bool = False
+    """Replace an existing file."""
+
+    def run(self) -> None:
+        from fibopolicy.robomimic.export import export
+
+        path = export(self.directory, self.out, weights=self.weights, overwrite=self.overwrite)
+        print(f"{path}: a robomimic checkpoint; import fibopolicy.encoders.robomimic_core before robomimic loads it")

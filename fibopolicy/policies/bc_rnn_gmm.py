@@ -1,0 +1,70 @@
+"""Behaviour cloning with a recurrent network and a mixture of Gaussians: robomimic's BC-RNN-GMM."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fibopolicy.errors import UserError
+from fibopolicy.policies.base import State, register_policy
+from fibopolicy.policies.robomimic_actor import forward_recurrent
+from fibopolicy.policies.robomimic_head import MIXTURE, ROBOMIMIC, RobomimicHead, log_likelihood
+
+
+@register_policy
+class BCRNNGMMPolicy(RobomimicHead):
+    """Trained on sequences of `chunk` steps (robomimic's `horizon` and `seq_length`); acts step by step, forgetting as often."""
+
+    name = "bc_rnn_gmm"
+    sequence = True
+    defaults = replace(ROBOMIMIC, chunk=10)
+    option_defaults = {**MIXTURE, "hidden_dim": 400, "rnn_type": "LSTM", "num_layers": 2, "open_loop": False}  # noqa: RUF012
+
+    def _check(self) -> None:
+        if self.config.history != 1 or self.config.execute != 1:
+            raise UserError(
+                f"head {self.name} takes one observation and one action at a time, got history {self.config.history} and"
+                f" execute {self.config.execute}; leave both out"
+            )
+        if self.options["rnn_type"] not in ("LSTM", "GRU"):
+            raise UserError(f"head {self.name}: rnn_type must be LSTM or GRU, got {self.options['rnn_type']!r}")
+
+    def _network(self, **arguments: Any) -> Any:
+        from robomimic.models.policy_nets import RNNGMMActorNetwork
+
+        return RNNGMMActorNetwork(
+            ac_dim=self.shapes.action_dim,
+            mlp_layer_dims=self.layer_dims,
+            rnn_hidden_dim=self.options["hidden_dim"],
+            rnn_num_layers=self.options["num_layers"],
+            rnn_type=self.options["rnn_type"],
+            rnn_kwargs={"bidirectional": False},
+            **{name: self.options[name] for name in ("num_modes", "min_std", "std_activation", "low_noise_eval")},
+            **arguments,
+        )
+
+    def loss(self, batch: Mapping[str, Any]) -> tuple[Tensor, dict[str, float]]:
+        actions, mask = self.actions(batch["actions"]), batch["action_mask"]  # (B, T, A), (B, T)
+        distribution = self.distribution(batch["obs"])
+        likelihood = log_likelihood(distribution, actions, mask.unsqueeze(-1))  # (B, T)
+        loss = -(likelihood * mask).sum() / mask.sum()
+        return loss, {"loss": float(loss.detach())}
+
+    def distribution(self, obs: Mapping[str, Tensor]) -> Any:
+        """Over actions `(A,)`, one per sample and step."""
+        sequence = self.observations.prepare(obs)  # (B, T, ...)
+        if self.options["open_loop"]:
+            sequence = {key: value[:, :1].expand_as(value) for key, value in sequence.items()}
+        return self.network.forward_train(sequence)
+
+    @torch.no_grad()
+    def act(self, obs: Mapping[str, Tensor], state: State = None) -> tuple[Tensor, State]:
+        memory = self.recall(obs, state)
+        actions, carried = forward_recurrent(
+            self.network, self.inputs(obs), memory, horizon=self.config.chunk, open_loop=self.options["open_loop"]
+        )
+        return self.actions.invert(actions).clamp(-1, 1).unsqueeze(1), carried

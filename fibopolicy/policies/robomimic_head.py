@@ -1,0 +1,180 @@
+"""What robomimic's behaviour-cloning heads share: its network with our encoders in it, its loss, acting with memory."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import io
+import math
+from abc import abstractmethod
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from fibopolicy.errors import UserError, unknown
+from fibopolicy.policies.base import HeadDefaults, Policy, PolicyConfig, Shapes, State, Statistics
+from fibopolicy.policies.normalizer import Normalizer
+from fibopolicy.policies.observations import ObservationInputs
+from fibopolicy.policies.robomimic_actor import Memory, forward, recall
+
+Option = int | float | bool | str
+#: Of the linear layer behind an encoder, which robomimic's own cores have too.
+FEATURES: dict[str, Option] = {"feature_dimension": 64}
+MIXTURE: dict[str, Option] = {
+    "num_modes": 5,
+    "min_std": 0.0001,
+    "std_activation": "softplus",
+    "low_noise_eval": True,
+    **FEATURES,
+}
+ROBOMIMIC = HeadDefaults(chunk=1, execute=1, hidden=1024, action_normalization="none")
+
+
+class RobomimicHead(Policy):
+    """A network of `robomimic.models.policy_nets` that predicts a distribution over actions, trained by its log-likelihood.
+
+    Options have the names and defaults of robomimic's configuration of BC, and `feature_dimension` that of its cores.
+    Several actions at once (`chunk`) are one larger action to the network; robomimic itself predicts one.
+
+    Attributes:
+        option_defaults: what `head_options` may set.
+        options: as they are set.
+        network: robomimic's; one core of its own per camera.
+    """
+
+    defaults = ROBOMIMIC
+    option_defaults: ClassVar[Mapping[str, Option]]
+
+    def __init__(self, config: PolicyConfig, shapes: Shapes) -> None:
+        super().__init__()
+        self.config, self.shapes = config, shapes
+        self.options = self._checked_options()
+        if config.views != "separate":
+            raise UserError(f"head {self.name} has one encoder per camera, as robomimic has; use views='separate'")
+        self._check()
+        self.observations = ObservationInputs(config, shapes)
+        self.actions = Normalizer(shapes.action_dim, config.action_normalization)
+        with robomimic_observations(shapes):
+            try:
+                self.network = self._network(
+                    obs_shapes=network_shapes(shapes, self.observations.sizes),
+                    encoder_kwargs=encoder_kwargs(config, self.options),
+                )
+            except (AssertionError, KeyError, TypeError, ValueError, RuntimeError) as error:
+                reason = " ".join(f"{type(error).__name__}: {error}".split())
+                raise UserError(f"head {self.name} cannot be built with {self.options}: {reason}") from error
+
+    @abstractmethod
+    def _network(self, **arguments: Any) -> Any:
+        """The robomimic network; `arguments` are those that all of them take."""
+
+    def _check(self) -> None:
+        """Refuse settings that this head cannot follow."""
+        if self.config.history != 1:
+            raise UserError(
+                f"head {self.name} sees one observation, as in robomimic, got history {self.config.history};"
+                " use bc_rnn_gmm or bc_transformer_gmm"
+            )
+        if self.config.layers < 1:
+            raise UserError(f"head {self.name} needs layers of at least 1, as robomimic's MLP does")
+
+    def _checked_options(self) -> dict[str, Any]:
+        for name, value in self.config.head_options.items():
+            if name not in self.option_defaults:
+                raise unknown(f"option of head {self.name}:", name, self.option_defaults)
+            default = self.option_defaults[name]
+            if type(value) is not type(default) and not (type(default) is float and type(value) is int):
+                raise UserError(f"head {self.name}: {name} must be like {default!r}, got {value!r}")
+        return {**self.option_defaults, **self.config.head_options}
+
+    @property
+    def layer_dims(self) -> tuple[int, ...]:
+        """robomimic's `actor_layer_dims`."""
+        return (self.config.hidden,) * self.config.layers
+
+    def fit_normalizers(self, statistics: Statistics) -> None:
+        self.observations.fit(statistics)
+        self.actions.fit(statistics["actions"])
+
+    def loss(self, batch: Mapping[str, Any]) -> tuple[Tensor, dict[str, float]]:
+        actions = self.actions(batch["actions"]).flatten(1)  # (B, chunk * A)
+        mask = batch["action_mask"].unsqueeze(-1).expand_as(batch["actions"]).flatten(1)
+        likelihood = log_likelihood(self.distribution(batch["obs"]), actions, mask)  # (B,)
+        loss = -likelihood.mean()
+        return loss, {"loss": float(loss.detach())}
+
+    def distribution(self, obs: Mapping[str, Tensor]) -> Any:
+        """Over chunks of normalised actions `(chunk * A,)`, one per sample."""
+        return self.network.forward_train(self.inputs(obs))
+
+    def recall(self, obs: Mapping[str, Tensor], state: State) -> Memory:
+        """The episodes' memory; see `robomimic_actor.recall`."""
+        return recall({key: obs[key] for key in (*self.shapes.images, *self.shapes.vectors)}, state)
+
+    def inputs(self, obs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Observations as the network takes them."""
+        return {key: value[:, -1] for key, value in self.observations.prepare(obs).items()}
+
+    @torch.no_grad()
+    def act(self, obs: Mapping[str, Tensor], state: State = None) -> tuple[Tensor, State]:
+        flat, carried = forward(self.network, self.inputs(obs), self.recall(obs, state))
+        chunk = flat.view(-1, self.config.chunk, self.shapes.action_dim)[:, : self.config.execute]
+        return self.actions.invert(chunk).clamp(-1, 1), carried
+
+
+def log_likelihood(distribution: Any, actions: Tensor, mask: Tensor) -> Tensor:
+    """Log-density `(...)` of actions `(..., D)` under a Gaussian or a mixture of them, of the numbers that `mask` counts."""
+    mixture = getattr(distribution, "mixture_distribution", None)
+    normal = (distribution if mixture is None else distribution.component_distribution).base_dist
+    if mixture is not None:
+        actions, mask = actions.unsqueeze(-2), mask.unsqueeze(-2)  # (..., 1, D)
+    error = (actions - normal.loc) / normal.scale
+    terms = -0.5 * error.square() - normal.scale.log() - 0.5 * math.log(2 * math.pi)
+    summed: Tensor = (terms * mask).sum(-1)  # (...) or (..., K)
+    if mixture is None:
+        return summed
+    return torch.logsumexp(summed + mixture.logits.log_softmax(-1), dim=-1)
+
+
+def network_shapes(shapes: Shapes, sizes: Mapping[str, tuple[int, int]]) -> OrderedDict[str, list[int]]:
+    """Shapes per observation key in robomimic's order, which is alphabetical; images (3, H, W) of `sizes`."""
+    every: dict[str, list[int]] = {key: [3, *size] for key, size in sizes.items()}
+    every |= {key: [dim] for key, dim in shapes.vectors.items()}
+    return OrderedDict(sorted(every.items()))
+
+
+def encoder_kwargs(config: PolicyConfig, options: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """robomimic's `observation.encoder` for our encoders."""
+    from fibopolicy.encoders.robomimic_core import CORE
+
+    core = {
+        "encoder": config.encoder,
+        "encoder_options": dict(config.encoder_options),
+        "feature_dimension": options["feature_dimension"],
+    }
+    none: dict[str, Any] = {"obs_randomizer_class": None, "obs_randomizer_kwargs": {}}
+    return {
+        "rgb": {"core_class": CORE, "core_kwargs": core, **none},
+        "low_dim": {"core_class": None, "core_kwargs": {}, **none},
+    }
+
+
+@contextmanager
+def robomimic_observations(shapes: Shapes) -> Iterator[None]:
+    """Within it robomimic's global table of modalities knows the keys of `shapes`, and robomimic prints nothing."""
+    importlib.import_module("fibopolicy.encoders.robomimic_core")  # registers the core; says what to install
+    import robomimic.utils.obs_utils as obs_utils
+
+    before = obs_utils.OBS_KEYS_TO_MODALITIES
+    table = obs_utils.ObservationKeyToModalityDict()
+    table.update(dict.fromkeys(shapes.images, "rgb") | dict.fromkeys(shapes.vectors, "low_dim"))
+    obs_utils.OBS_KEYS_TO_MODALITIES = table
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        obs_utils.OBS_KEYS_TO_MODALITIES = before or table  # robomimic's networks look into it when they are printed

@@ -1,0 +1,204 @@
+from __future__ import annotations
+
+import importlib.util
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from fibopolicy.errors import UserError
+from fibopolicy.policies import PolicyConfig, Shapes, build_policy
+from fibopolicy.policies.robomimic_head import log_likelihood
+from fibopolicy.policies.run_directory import load_policy
+from fibopolicy.training import OptimizerConfig, TrainConfig
+from fibopolicy.training.loop import train
+
+if importlib.util.find_spec("robomimic") is None:
+    pytest.skip("robomimic is not installed; install fibopolicy[robomimic]", allow_module_level=True)
+
+TINY = {"patch_size": 12, "width": 12, "depth": 1, "heads": 2, "keypoints": 4}
+SMALL = {
+    "bc_gaussian": {},
+    "bc_gmm": {},
+    "bc_rnn_gmm": {"hidden_dim": 16},
+    "bc_transformer_gmm": {"embed_dim": 16, "num_layers": 1, "num_heads": 2},
+}
+SHAPES = Shapes({"front_image": (30, 30), "wrist_image": (30, 30)}, {"hand": 3}, 4)
+
+
+def config(head: str, **changes: Any) -> PolicyConfig:
+    return PolicyConfig(
+        **{"head": head, "encoder_options": TINY, "head_options": SMALL[head], "hidden": 16, "crop": 24, **changes}
+    )
+
+
+def batch(settings: PolicyConfig, rows: int = 3) -> dict[str, Any]:
+    steps = settings.history + (settings.chunk - 1 if settings.head == "bc_rnn_gmm" else 0)
+    return {
+        "obs": observations(rows, steps),
+        "actions": torch.rand(rows, settings.chunk, 4) * 2 - 1,
+        "action_mask": torch.ones(rows, settings.chunk, dtype=torch.bool),
+    }
+
+
+def observations(rows: int, steps: int) -> dict[str, torch.Tensor]:
+    images = {key: torch.randint(0, 256, (rows, steps, 30, 30, 3), dtype=torch.uint8) for key in SHAPES.images}
+    return images | {"hand": torch.rand(rows, steps, 3)}
+
+
+@pytest.mark.parametrize("chunk", [-1, 3])
+@pytest.mark.parametrize("head", SMALL)
+def test_the_loss_reaches_every_weight_and_padding_does_not_count(head: str, chunk: int) -> None:
+    settings = config(head, chunk=chunk)
+    policy = build_policy(settings, SHAPES)
+    policy.eval()  # no dropout; the distributions become narrow
+    samples = batch(settings)
+    policy.loss(samples)[0].backward()
+    without = {name for name, parameter in policy.named_parameters() if parameter.grad is None}
+    assert all("scale" in name for name in without)
+    if settings.chunk > 1:
+        samples["action_mask"][:, -1] = False
+        before = policy.loss(samples)[0].detach()
+        samples["actions"][:, -1] += 1
+        torch.testing.assert_close(policy.loss(samples)[0].detach(), before)
+    policy.train()
+    policy.loss(samples)[0].backward()
+    assert all(parameter.grad is not None for parameter in policy.parameters())
+
+
+def test_the_likelihood_is_torchs_own() -> None:
+    actions, mask = torch.rand(2, 5, 4), torch.ones(2, 5, 4)
+    normal = torch.distributions.Normal(torch.rand(2, 5, 3, 4), torch.rand(2, 5, 3, 4) + 0.1)
+    mixture = torch.distributions.MixtureSameFamily(
+        torch.distributions.Categorical(logits=torch.rand(2, 5, 3)), torch.distributions.Independent(normal, 1)
+    )
+    torch.testing.assert_close(log_likelihood(mixture, actions, mask), mixture.log_prob(actions))
+    single = torch.distributions.Independent(torch.distributions.Normal(torch.rand(2, 5, 4), torch.rand(2, 5, 4) + 0.1), 1)
+    torch.testing.assert_close(log_likelihood(single, actions, mask), single.log_prob(actions))
+
+
+@pytest.mark.parametrize("head", SMALL)
+def test_settings_left_to_the_head_are_robomimics(head: str) -> None:
+    settings = PolicyConfig(head=head)
+    assert (settings.history, settings.chunk, settings.execute) == {
+        "bc_rnn_gmm": (1, 10, 1),
+        "bc_transformer_gmm": (10, 1, 1),
+    }.get(head, (1, 1, 1))
+    assert (settings.hidden, settings.layers, settings.action_normalization) == (1024, 2, "none")
+    assert PolicyConfig(**asdict(settings)) == settings
+
+
+@pytest.mark.parametrize(
+    ("head", "changes", "message"),
+    [
+        ("bc_gmm", {"head_options": {"num_mode": 3}}, "did you mean 'num_modes'"),
+        ("bc_gmm", {"head_options": {"num_modes": "3"}}, "num_modes must be like 5, got '3'"),
+        ("bc_gmm", {"head_options": {"std_activation": "relu"}}, "std_activation must be one of"),
+        ("bc_gmm", {"history": 2}, "sees one observation"),
+        ("bc_gaussian", {"layers": 0}, "layers of at least 1"),
+        ("bc_gmm", {"views": "joint"}, "views='separate'"),
+        ("bc_rnn_gmm", {"execute": 2}, "one action at a time"),
+        ("bc_rnn_gmm", {"head_options": {"rnn_type": "lstm"}}, "LSTM or GRU"),
+        ("bc_transformer_gmm", {"head_options": {"embed_dim": 15}}, "cannot be built"),
+        ("bc_gmm", {"encoder_options": {"dept": 3}}, "did you mean 'depth'"),
+    ],
+)
+def test_mistakes_in_the_settings(head: str, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        build_policy(config(head, **changes), SHAPES)
+
+
+@pytest.mark.parametrize("head", SMALL)
+def test_an_exported_policy_acts_alike(head: str, tmp_path: Path) -> None:
+    from fibopolicy.robomimic.checkpoint import read_checkpoint
+    from fibopolicy.robomimic.export import export
+    from fibopolicy.robomimic.policy import RobomimicPolicy
+
+    run = saved(config(head), tmp_path / "run")
+    out = export(run, tmp_path / "x.pth")
+    with pytest.raises(UserError, match="exists already"):
+        export(run, out)
+    policy, exported = load_policy(run).policy, RobomimicPolicy(read_checkpoint(out))
+    seen = [observations(2, policy.config.history) for _ in range(3)]
+    state = other = None
+    for step in range(12):
+        actions, state = policy.act(seen[step % 3], state)
+        theirs, other = exported.act(seen[step % 3], other)
+        torch.testing.assert_close(theirs, actions, atol=1e-5, rtol=0)
+    robomimics_rollout_agrees(out, policy, observations(1, policy.config.history))
+
+
+def robomimics_rollout_agrees(path: Path, policy: Any, obs: dict[str, torch.Tensor]) -> None:
+    """Robomimic's own wrapper around the file, given one observation: the same action, or the same modes to draw from."""
+    import robomimic.utils.file_utils as file_utils
+
+    theirs, _ = file_utils.policy_from_checkpoint(ckpt_path=str(path), device=torch.device("cpu"))
+    theirs.start_episode()
+    single = {key: value[0].numpy() for key, value in obs.items()}
+    single |= {key: (single[key].astype(np.float32) / 255).transpose(0, 3, 1, 2) for key in SHAPES.images}
+    if policy.name != "bc_transformer_gmm":
+        single = {key: value[0] for key, value in single.items()}
+    action = theirs(single)
+    if policy.name == "bc_gaussian":
+        np.testing.assert_allclose(action, policy.act(obs)[0][0, 0].numpy(), atol=1e-5)
+        return
+    modes = policy.distribution(obs).component_distribution.base_dist.loc.reshape(-1, 4).detach().numpy()
+    assert np.abs(modes - action).max(axis=-1).min() < 1e-3  # drawn with a deviation of 1e-4
+
+
+@pytest.mark.parametrize(
+    ("head", "changes", "message"),
+    [
+        ("bc_gmm", {"chunk": 3}, "train with chunk 1"),
+        ("bc_gmm", {"action_normalization": "minmax"}, "action_normalization none"),
+    ],
+)
+def test_what_robomimic_cannot_do_is_not_exported(head: str, changes: dict[str, Any], message: str, tmp_path: Path) -> None:
+    from fibopolicy.robomimic.export import export
+
+    with pytest.raises(UserError, match=message):
+        export(saved(config(head, **changes), tmp_path / "run"), tmp_path / "x.pth")
+    run = saved(PolicyConfig(encoder_options=TINY, crop=24, hidden=8), tmp_path / "bc")
+    with pytest.raises(UserError, match="no counterpart of head bc; it has one of bc_gaussian"):
+        export(run, tmp_path / "x.pth")
+    assert not (tmp_path / "x.pth").exists()
+
+
+def saved(settings: PolicyConfig, run: Path) -> Path:
+    """A run directory with fresh weights."""
+    torch.manual_seed(0)
+    policy = build_policy(settings, SHAPES)
+    spread = {"min": np.full(3, -1.0), "max": np.ones(3), "mean": np.full(3, 0.3), "std": np.full(3, 0.02)}
+    policy.fit_normalizers({"hand": spread, "actions": {key: value[0].repeat(4) for key, value in spread.items()}})
+    run.mkdir()
+    weights = {name: tensor.clone().contiguous() for name, tensor in policy.state_dict().items()}
+    save_file(weights, run / "ema.safetensors", metadata={"step": "1"})
+    train = {
+        "dataset": "x.hdf5",
+        "seed": 0,
+        "filter_key": None,
+        "optimizer": {"steps": 1, "batch_size": 4, "learning_rate": 1e-3},
+    }
+    document = {"policy": asdict(settings), "shapes": asdict(SHAPES), "train": train, "env_args": {"env_name": "Lift", "type": 1}}
+    (run / "config.json").write_text(json.dumps(document))
+    return run
+
+
+@pytest.mark.parametrize("head", ["bc_gmm", "bc_rnn_gmm"])
+def test_a_run_trains_and_loads(head: str, tiny_config: TrainConfig, tmp_path: Path) -> None:
+    settings = replace(
+        tiny_config,
+        out=tmp_path / "run",
+        policy=config(head, crop=None, chunk=4 if head == "bc_rnn_gmm" else 1),
+        optimizer=OptimizerConfig(steps=3, batch_size=4, warmup=1),
+    )
+    done = train(settings)
+    loaded = load_policy(tmp_path / "run")
+    assert loaded.step == 3
+    for mine, theirs in zip(done.policy.parameters(), loaded.policy.parameters(), strict=True):
+        torch.testing.assert_close(mine, theirs)
