@@ -58,7 +58,7 @@ def forward(q: Tensor, k: Tensor, v: Tensor, pattern: AttentionPattern, zero_log
     """
     out = empty_like(q)
     q, k, v = _readable(q, k, v)
-    lse = torch.empty(q.shape[:3], dtype=_compute_dtype(q))
+    lse = q.new_empty(q.shape[:3], dtype=_compute_dtype(q))
     call = _Call(q, pattern, zero_logit, scale, lse)
     if q.numel():
         group = _kernels().GROUP
@@ -99,11 +99,22 @@ def backward(
             call.run(1, kernels.WHOLE, scratch, None, None, *tensors)
         else:
             # Rows of one head on several threads: all its weights must stand before anyone gathers them.
-            shared = torch.empty(q.shape[0] * q.shape[1], pairs, dtype=lse.dtype)
-            sums = (torch.exp(-lse)[:, :, None] @ grad.to(lse.dtype))[:, :, 0].contiguous() if zero_logit else None
+            shared = lse.new_empty((q.shape[0] * q.shape[1], pairs))
+            drops = torch.from_numpy(call.neighbours.start).diff(dim=1) < q.shape[2]  # (h, T)
+            sums = dropped_sum(grad, lse, drops).contiguous() if zero_logit else None
             for phase in (kernels.FIRST, kernels.SECOND):
                 call.run(1, phase, scratch, shared, sums, *tensors)
     return grads
+
+
+def dropped_sum(grad: Tensor, lse: Tensor, drops: Tensor) -> Tensor:
+    """What the dropped pairs of "zero_logit" add to every key's gradient of v, as if all pairs were dropped: `(B, h, d)`.
+
+    `drops`, bool `(h, T)` or `(T,)`, leaves out rows that keep every key: exp(-lse) could overflow there.
+    """
+    weight = torch.exp(-lse).masked_fill(~drops, 0.0)  # (B, h, T)
+    # Not as a matrix product: under autocast that would be computed in half precision.
+    return (weight[..., None] * grad.to(lse.dtype)).sum(dim=2)
 
 
 def empty_like(q: Tensor) -> Tensor:
@@ -112,9 +123,10 @@ def empty_like(q: Tensor) -> Tensor:
     It is laid out as `(B, T, h, d)` where q's heads of one token stand closer than its tokens, as after a packed projection:
     then `out.transpose(1, 2).reshape(B, T, h * d)` copies nothing.
     """
-    batch, heads, length, dim = q.shape
+    _, heads, length, dim = q.shape
     if q.stride(-1) == 1 and heads > 1 and q.stride(1) < q.stride(2):
-        return q.new_empty((batch, length, heads, dim)).transpose(1, 2)
+        # Not as a view of something else, which an operator's result must not be.
+        return q.new_empty_strided(q.shape, (length * heads * dim, dim, heads * dim, 1))
     return q.new_empty(q.shape)
 
 
@@ -131,7 +143,7 @@ def pad(x: Tensor) -> Tensor:
 
 def _readable(*tensors: Tensor) -> list[Tensor]:
     """The kernels step freely over batch, head and token, but read a row's numbers side by side."""
-    return [x if x.stride(-1) == 1 else x.contiguous() for x in tensors]
+    return [(x if x.stride(-1) == 1 else x.contiguous()).resolve_neg() for x in tensors]
 
 
 def _compute_dtype(x: Tensor) -> torch.dtype:
@@ -173,7 +185,7 @@ class _Call:
     ) -> None:
         kernel = _kernels().kernels(self.storage, self.width, self.single)[which]
         scratch_bytes = (scratch_bytes + 127) // 128 * 128  # threads keep off each other's cache lines
-        scratch = torch.empty(self.threads * scratch_bytes + 128, dtype=torch.uint8)
+        scratch = self.lse.new_empty(self.threads * scratch_bytes + 128, dtype=torch.uint8)
         scratch_address = (scratch.data_ptr() + 127) // 128 * 128
         near = self.neighbours
         size = tensors[0].element_size()

@@ -136,13 +136,15 @@ def _put(STORAGE, past, vector, address):  # type: ignore[no-untyped-def]
 
 
 @njit(inline="always")
-def _column_sum(STORAGE, WIDTH, STEP, REAL, SIZE, LANES, zero, values, stride, length, chunks, lse, target):  # type: ignore[no-untyped-def]
-    """Sum over tokens of `values`, each divided by exp(lse) unless lse is 0, into `target`."""
+def _column_sum(STORAGE, WIDTH, STEP, REAL, SIZE, LANES, zero, values, stride, start, length, chunks, lse, target):  # type: ignore[no-untyped-def]
+    """Sum over tokens of `values`, or with an `lse`, of each over exp(lse) where a key was dropped, into `target`."""
     for c in range(chunks):
         result = splat(WIDTH, zero)
         for t in range(length):
             row = load(STORAGE, WIDTH, values + t * stride + c * STEP)
             if lse:
+                if read("i64", start + t * 8 + 8) - read("i64", start + t * 8) == length:
+                    continue
                 result = add_scaled(result, first(exponential(splat(LANES, zero - read(REAL, lse + t * SIZE)))), row)
             else:
                 result = result + row
@@ -182,7 +184,7 @@ def _build(STORAGE: str, WIDTH: int, SINGLE: bool, VERSION: int, cache: bool) ->
             sums = p.sums + (batch * p.heads + head) * chunks * WIDTH * SIZE
             if zero_logit and not p.sums:
                 sums = own_sums
-                _column_sum(STORAGE, WIDTH, STEP, REAL, SIZE, LANES, ZERO, v, v_t, length, chunks, 0, sums)
+                _column_sum(STORAGE, WIDTH, STEP, REAL, SIZE, LANES, ZERO, v, v_t, start, length, chunks, 0, sums)
             row_end = length * (block + 1) // p.blocks
             # While this head is computed, the next one's keys and values are on their way.
             next_k, next_v = 0, 0
@@ -207,13 +209,14 @@ def _build(STORAGE: str, WIDTH: int, SINGLE: bool, VERSION: int, cache: bool) ->
                 row_logits = logits
                 for row in range(top, bottom):
                     count = read("i64", start + row * 8 + 8) - read("i64", start + row * 8)
-                    row_peaks = splat(LANES, ZERO if zero_logit else LOWEST)
+                    drops_some = zero_logit and count < length
+                    row_peaks = splat(LANES, ZERO if drops_some else LOWEST)
                     for i in range(0, count, LANES):
                         row_peaks = maximum(row_peaks, splat(LANES, scale) * load(REAL, LANES, row_logits + i * SIZE))
                     peak = highest(row_peaks)
                     # Under zero_logit each dropped key has logit 0, so weight `dropped`; `sums` holds what they all add.
                     dropped = splat(LANES, ZERO)
-                    if zero_logit:
+                    if drops_some:
                         dropped = exponential(splat(LANES, ZERO - peak))
                     row_masses = splat(LANES, ZERO)
                     for i in range(0, count, LANES):
@@ -247,7 +250,7 @@ def _build(STORAGE: str, WIDTH: int, SINGLE: bool, VERSION: int, cache: bool) ->
                     inverse = splat(WIDTH, read(REAL, masses + (row - top) * SIZE))
                     for c in range(chunks):
                         result, values = splat(WIDTH, ZERO), v + c * STEP
-                        if zero_logit:
+                        if zero_logit and count < length:
                             drop = splat(WIDTH, read(REAL, drops + (row - top) * SIZE))
                             result = drop * load(REAL, WIDTH, sums + c * WIDTH * SIZE)
                         result = _weighted_sum(STORAGE, WIDTH, REAL, SIZE, ZERO, result, row_logits, values, v_t, keys, count)
@@ -302,7 +305,7 @@ def _build(STORAGE: str, WIDTH: int, SINGLE: bool, VERSION: int, cache: bool) ->
                     _dots(STORAGE, WIDTH, STEP, REAL, SIZE, grad0, grad_row, v, p.v_t, keys, count, chunks, slopes + begin * SIZE)
                     row_lse = read(REAL, lse + row * SIZE)
                     dropped = splat(LANES, ZERO)
-                    if zero_logit:
+                    if zero_logit and count < length:
                         dropped = exponential(splat(LANES, ZERO - row_lse))
                     for i in range(begin, begin + count, LANES):
                         logit = splat(LANES, scale) * load(REAL, LANES, weights + i * SIZE)
@@ -332,7 +335,7 @@ def _build(STORAGE: str, WIDTH: int, SINGLE: bool, VERSION: int, cache: bool) ->
                 sums = p.sums + (batch * p.heads + head) * chunks * WIDTH * SIZE
                 if zero_logit and not p.sums:
                     sums = own_sums
-                    _column_sum(STORAGE, WIDTH, STEP, REAL, SIZE, LANES, ZERO, grad, p.grad_t, length, chunks, lse, sums)
+                    _column_sum(STORAGE, WIDTH, STEP, REAL, SIZE, LANES, ZERO, grad, p.grad_t, start, length, chunks, lse, sums)
                 for row in range(row_begin, row_end):
                     begin = read("i64", start + row * 8)
                     count = read("i64", start + row * 8 + 8) - begin

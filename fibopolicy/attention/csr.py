@@ -62,13 +62,14 @@ class _Sparse(torch.autograd.Function):
         pairs = _Pairs(pattern, q.shape[0], q.device)
         flat_q, flat_k, flat_v = (_flatten(x) for x in (q, k, v))
         logits = pairs.products(flat_q, flat_k) * scale
-        peak = logits.new_full((pairs.rows,), 0.0 if zero_logit else float("-inf"))
+        drops_some = (pairs.count < pattern.sequence_length) & zero_logit
+        peak = logits.new_full((pairs.rows,), float("-inf")).masked_fill(drops_some, 0.0)
         peak = peak.scatter_reduce(0, pairs.row, logits, "amax")
         peak = torch.where(pairs.count == 0, 0.0, peak)
         weight = torch.exp(logits - peak[pairs.row])
         total = torch.zeros_like(peak).index_add(0, pairs.row, weight)
         # Under zero_logit each dropped key takes part with logit 0.
-        dropped = torch.exp(-peak) if zero_logit else torch.zeros_like(peak)
+        dropped = torch.where(drops_some, torch.exp(-peak), 0.0)
         total = total + dropped * (pattern.sequence_length - pairs.count)
         total = torch.where((pairs.count == 0) & (total == 0), 1.0, total)
         dropped = dropped / total

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fibopolicy.attention.cpu import empty_like
+from fibopolicy.attention.cpu import dropped_sum, empty_like
 from fibopolicy.attention.patterns import AttentionPattern, OffsetPattern
 
 #: Rows of one program.
@@ -76,7 +76,8 @@ def backward(
     prefix, block = pattern.num_prefix, _block(d)
     offsets, counts = _offsets(pattern, q.device)
     mean = (grad.float() * out.float()).sum(dim=-1).contiguous()  # (B, h, T)
-    sums = torch.einsum("bht,bhtd->bhd", torch.exp(-lse), grad.float()).contiguous() if zero_logit else mean
+    patches = torch.arange(length, device=q.device) >= prefix
+    sums = dropped_sum(grad, lse, patches).contiguous() if zero_logit else mean
     tensors: list[Any] = [x for tensor in (q, k, v, grad) for x in (tensor, *tensor.stride()[:3])]
     tensors += [*grads.unbind(0), *grads.stride()[1:4], lse, mean]
     if q.numel():

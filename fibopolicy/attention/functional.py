@@ -21,6 +21,7 @@ from fibopolicy.errors import UserError, unknown
 Masking = Literal["neg_inf", "zero_logit"]
 Backend = Callable[[Tensor, Tensor, Tensor, AttentionPattern, str, float], Tensor]
 
+_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 #: Every backend computes the same function; a faster one is one more entry here.
 BACKENDS: Mapping[str, Backend] = {
     "reference": reference,
@@ -139,12 +140,14 @@ def _check_backend(backend: str, q: Tensor, pattern: AttentionPattern) -> None:
 
 
 def _check(q: Tensor, k: Tensor, v: Tensor, pattern: AttentionPattern) -> None:
+    if not isinstance(pattern, AttentionPattern):
+        raise UserError(f"expected an attention pattern such as FibottentionPattern(196, 12), got {pattern!r}")
     if q.ndim != 4 or q.shape != k.shape or q.shape != v.shape:
         raise UserError(f"q, k and v must share one shape (B, h, T, d), got {tuple(q.shape)}, {tuple(k.shape)}, {tuple(v.shape)}")
     if q.shape[-1] == 0:
         raise UserError("q, k and v have head dimension 0; it must be at least 1")
-    if q.dtype != k.dtype or q.dtype != v.dtype or not q.is_floating_point():
-        raise UserError(f"q, k and v must share one floating dtype, got {q.dtype}, {k.dtype}, {v.dtype}")
+    if q.dtype != k.dtype or q.dtype != v.dtype or q.dtype not in _DTYPES:
+        raise UserError(f"q, k and v must share one floating dtype of 16, 32 or 64 bits, got {q.dtype}, {k.dtype}, {v.dtype}")
     if q.device != k.device or q.device != v.device:
         raise UserError(f"q, k and v must be on one device, got {q.device}, {k.device}, {v.device}")
     expected = (pattern.num_heads, pattern.sequence_length)

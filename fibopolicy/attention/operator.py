@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.autograd.function import once_differentiable
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
@@ -18,6 +19,8 @@ from fibopolicy.attention import cpu, cuda
 from fibopolicy.attention.patterns import AttentionPattern
 
 _FORWARD: Mapping[str, Callable[..., tuple[Tensor, Tensor]]] = {"numba": cpu.forward, "triton": cuda.forward}
+#: Smaller ones, and negative ones, are multiplied into q.
+_SMALLEST_SCALE = 1e-30
 _BACKWARD: Mapping[str, Callable[..., Tensor]] = {"numba": cpu.backward, "triton": cuda.backward}
 
 
@@ -141,8 +144,13 @@ def unpack(qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 def _eager() -> bool:
     """Whether nobody watches: no compiler, no export, no mode and no transform (`torch.func`) that has to see an operator."""
-    watched = torch.compiler.is_compiling() or is_in_torch_dispatch_mode() or torch._C._are_functorch_transforms_active()
-    return not watched
+    watched = torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None or is_in_torch_dispatch_mode()
+    return not (watched or torch._C._are_functorch_transforms_active())
+
+
+def _differentiates(*tensors: Tensor) -> bool:
+    """Whether a derivative may be asked for: backward, or forward, which these kernels refuse."""
+    return (torch.is_grad_enabled() and any(x.requires_grad for x in tensors)) or forward_ad._current_level >= 0
 
 
 def sparse(q: Tensor, k: Tensor, v: Tensor, pattern: AttentionPattern, masking: str, scale: float, backend: str) -> Tensor:
@@ -150,7 +158,9 @@ def sparse(q: Tensor, k: Tensor, v: Tensor, pattern: AttentionPattern, masking: 
     dim = q.shape[-1]
     if backend == "numba":
         q, k, v = cpu.pad(q), cpu.pad(k), cpu.pad(v)
-    if _eager() and not (torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)):
+    if scale < _SMALLEST_SCALE:  # the kernels mark what is no key by a logit of -infinity times scale
+        q, scale = q * scale, 1.0
+    if _eager() and not _differentiates(q, k, v):
         out = _FORWARD[backend](q, k, v, pattern, masking == "zero_logit", scale)[0]
     elif _eager():
         out = _Direct.apply(q, k, v, pattern, masking == "zero_logit", scale, backend)[0]  # type: ignore[no-untyped-call]
@@ -162,7 +172,7 @@ def sparse(q: Tensor, k: Tensor, v: Tensor, pattern: AttentionPattern, masking: 
 def sparse_packed(qkv: Tensor, pattern: AttentionPattern, masking: str, scale: float, backend: str) -> Tensor:
     """A compiled backend over a packed projection `(B, T, 3, h, d)`, differentiable -> `(B, h, T, d)`."""
     padded = backend == "numba" and cpu.padded_dim(qkv.shape[-1]) != qkv.shape[-1]
-    if padded or not _eager():
+    if padded or scale < _SMALLEST_SCALE or not _eager():
         return sparse(*unpack(qkv), pattern, masking, scale, backend)
     out: Tensor = _DirectPacked.apply(qkv, pattern, masking == "zero_logit", scale, backend)[0]  # type: ignore[no-untyped-call]
     return out

@@ -11,6 +11,7 @@ import dataclasses
 import functools
 import json
 import math
+import operator
 import random
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
@@ -84,6 +85,11 @@ class AttentionPattern(ABC):
         AttentionPattern._kinds[cls.__name__] = cls
 
     def __post_init__(self) -> None:
+        for name, value in (("num_tokens", self.num_tokens), ("num_heads", self.num_heads), ("layer", self.layer)):
+            try:
+                object.__setattr__(self, name, operator.index(value))  # numpy's integers too
+            except TypeError:
+                raise UserError(f"{name} of a pattern must be an integer, got {value!r}") from None
         if self.num_tokens < 1 or self.num_heads < 1:
             raise UserError(f"a pattern needs num_tokens >= 1 and num_heads >= 1, got {self.num_tokens} and {self.num_heads}")
         if self.layer < 0:

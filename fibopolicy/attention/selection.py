@@ -40,7 +40,13 @@ def _fastest(device: str, dtype: torch.dtype, pattern: AttentionPattern) -> str:
     if device != "cpu" or not cpu.available() or not cpu.supports(dtype):
         return "sdpa"
     limit = next(share for length, share in _CPU_TABLE if pattern.sequence_length <= length)
-    return "numba" if kept_share(pattern) <= limit else "sdpa"
+    return "numba" if _kept_share(pattern.spec) <= limit else "sdpa"
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _kept_share(spec: str) -> float:
+    """`kept_share` of a pattern by its `spec`, which a compiler can take for a constant."""
+    return kept_share(AttentionPattern.from_spec(spec))
 
 
 def kept_share(pattern: AttentionPattern) -> float:

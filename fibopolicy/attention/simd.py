@@ -20,7 +20,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic, models, overload, register_model
 
-VERSION = 6
+VERSION = 8
 
 _INT64 = ir.IntType(64)
 _INT32 = ir.IntType(32)

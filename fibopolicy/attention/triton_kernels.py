@@ -145,8 +145,8 @@ def backward_patches(
         weight = tl.where(kept, tl.exp(tl.sum(q_other * k_row, 1) * scale - lse_other), 0.0)
         slope = weight * (tl.sum(g_other * v_row, 1) - mean_other) * scale
         dk += slope[:, None] * q_other
-        if ZERO_LOGIT:
-            weight -= tl.where(kept, tl.exp(-lse_other), 0.0)
+        if ZERO_LOGIT:  # prefix tokens drop nothing, and are not in SUMS
+            weight -= tl.where(kept & (which >= prefix), tl.exp(-lse_other), 0.0)
         dv += weight[:, None] * g_other
     at = batch.to(tl.int64) * dq_b + head * dq_h
     _write(DQ + at, dq_t, row, inside, d, dq, D)

@@ -95,6 +95,10 @@ def convert(model: M, preset: str = "paper") -> M:
             )
     if not blocks or not hasattr(model, "num_prefix_tokens"):
         raise UserError(f"convert takes timm vision transformers (vit_*, deit*), {name} has no blocks and prefix tokens")
+    if not isinstance(getattr(parts, "patch_drop", None), nn.Identity | None):
+        raise UserError(
+            f"{name} drops patches while it trains, after which offsets mean nothing; build it with patch_drop_rate=0"
+        )
     for layer, block in enumerate(blocks):
         block.attn = FibottentionOfTimm(
             block.attn, PRESETS[preset], parts.patch_embed.num_patches, parts.num_prefix_tokens, layer

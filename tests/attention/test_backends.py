@@ -185,3 +185,31 @@ def test_packed_projections_need_no_copy_of_the_result() -> None:
     pattern = FibottentionPattern(30, 2)
     q, k, v = make("packed qkv", 2, 2, 31, 16, torch.float32)
     assert fibottention(q, k, v, pattern, backend="numba").transpose(1, 2).is_contiguous()
+
+
+@pytest.mark.parametrize("backend", ["numba", "csr"])
+@pytest.mark.parametrize("heads", [1, 6])  # rows split over threads or not
+@pytest.mark.parametrize("level", [-20.0, -3.0, 3.0])
+def test_zero_logit_keeps_its_precision_on_rows_that_keep_every_key(backend: str, heads: int, level: float) -> None:
+    pattern = FibottentionPattern(60, heads)
+    q = torch.ones(2, heads, 61, 64)
+    k = level + 0.01 * torch.randn(2, heads, 61, 64)
+    v, grad = torch.randn(2, 2, heads, 61, 64)
+    mask = dense_mask(offset_sets(60, heads), 60, 1)
+    got = differentiate(lambda *x: fibottention(*x, pattern, masking="zero_logit", backend=backend), [q, k, v], grad)
+    exact = differentiate(lambda *x: dense_attention(*x, mask, "zero_logit"), [x.double() for x in (q, k, v)], grad)
+    dense = differentiate(lambda *x: fibottention(*x, pattern, masking="zero_logit", backend="sdpa"), [q, k, v], grad)
+    for mine, theirs, right in zip(got, dense, exact, strict=True):
+        allowed = max(3 * float((theirs - right).abs().max()), 5e-6)
+        assert float((mine - right).abs().max()) <= allowed
+
+
+@pytest.mark.parametrize("masking", ["neg_inf", "zero_logit"])
+@pytest.mark.parametrize("scale", [-0.125, 0.0, 1e-46])
+def test_any_scale(masking: str, scale: float) -> None:
+    pattern = FibottentionPattern(60, 2)
+    inputs = list(torch.randn(3, 1, 2, 61, 64))
+    grad = torch.randn_like(inputs[0])
+    got = differentiate(lambda *x: fibottention(*x, pattern, masking=masking, backend="numba", scale=scale), inputs, grad)  # type: ignore[arg-type]
+    want = differentiate(lambda *x: fibottention(*x, pattern, masking=masking, backend="reference", scale=scale), inputs, grad)  # type: ignore[arg-type]
+    torch.testing.assert_close(got, want, atol=1e-5, rtol=1e-4)

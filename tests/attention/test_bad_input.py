@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
@@ -29,6 +30,14 @@ def tensors(*shape: int, dtype: torch.dtype = torch.float32) -> list[torch.Tenso
 def test_tensors_that_do_not_fit(inputs: list[torch.Tensor], message: str) -> None:
     with pytest.raises(UserError, match=message):
         fibottention(*inputs, PATTERN)
+
+
+def test_what_is_no_pattern_is_named() -> None:
+    with pytest.raises(UserError, match="expected an attention pattern"):
+        fibottention(*tensors(1, 2, 11, 4), None)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match=r"num_tokens of a pattern must be an integer, got 10\.5"):
+        FibottentionPattern(10.5, 2)  # type: ignore[arg-type]
+    assert FibottentionPattern(np.int64(10), np.int32(2)) == PATTERN
 
 
 @pytest.mark.parametrize("shape", [(2, 11, 6, 4), (2, 11, 2, 2, 4), (2, 2, 11, 3, 4)])

@@ -6,7 +6,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fibopolicy.attention import FibottentionPattern, fibottention, fibottention_qkvpacked
+from fibopolicy.attention import (
+    AttentionPattern,
+    FibottentionPattern,
+    LocalPattern,
+    fibottention,
+    fibottention_qkvpacked,
+)
 from fibopolicy.attention.operator import sparse_attention, sparse_attention_backward
 
 PATTERN = FibottentionPattern(60, 2)
@@ -142,3 +148,55 @@ def test_differentiating_twice_is_refused() -> None:
     (grad,) = torch.autograd.grad(fibottention(q, q, q, PATTERN, backend="numba").sum(), q, create_graph=True)
     with pytest.raises(RuntimeError):
         torch.autograd.grad(grad.sum(), q)
+
+
+@pytest.mark.parametrize("kind", [FibottentionPattern, LocalPattern])
+def test_a_pattern_never_used_before_compiles_as_one_graph(kind: type[AttentionPattern]) -> None:
+    options = {} if kind is FibottentionPattern else {"target": 0.1}
+    pattern = kind(53, 2, **options)  # type: ignore[arg-type]
+    q = torch.randn(1, 2, 54, 16)
+    run = torch.compile(lambda x: fibottention(x, x, x, pattern), fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(run(q), fibottention(q, q, q, pattern))
+
+
+def test_traced_programs_hold_the_operator() -> None:
+    q = torch.randn(1, 2, 61, 16)
+    traced = torch.jit.trace(lambda x: fibottention(x, x, x, PATTERN, backend="numba"), q)
+    other = torch.randn(1, 2, 61, 16)
+    torch.testing.assert_close(traced(other), fibottention(other, other, other, PATTERN))
+
+
+def test_forward_derivatives_are_refused_rather_than_wrong() -> None:
+    q = torch.randn(1, 2, 61, 16)
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(q, q)
+        with pytest.raises(NotImplementedError):
+            fibottention(dual, q, q, PATTERN, backend="numba")
+        with pytest.raises(NotImplementedError):
+            fibottention_qkvpacked(torch.stack([dual] * 3, dim=2).transpose(1, 3), PATTERN, backend="numba")
+
+
+def test_another_default_device_does_not_matter() -> None:
+    q = torch.randn(1, 2, 61, 16)
+    with torch.device("meta"):
+        out = fibottention(q, q, q, PATTERN, backend="numba")
+    torch.testing.assert_close(out, fibottention(q, q, q, PATTERN, backend="reference"))
+
+
+def test_the_result_of_a_packed_layout_can_be_changed_in_place_and_autograd_notices() -> None:
+    qkv = torch.randn(1, 61, 3, 2, 16, requires_grad=True)
+    changed = fibottention_qkvpacked(qkv, PATTERN, backend="numba").relu_()
+    torch.testing.assert_close(changed, fibottention_qkvpacked(qkv, PATTERN, backend="numba").relu())
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        changed.sum().backward()
+
+
+@pytest.mark.parametrize("heads", [1, 6])  # rows split over threads or not
+def test_backward_inside_autocast(heads: int) -> None:
+    pattern = FibottentionPattern(196, heads)
+    leaves = [torch.randn(1, heads, 197, 64, requires_grad=True) for _ in range(3)]
+    out = fibottention(*leaves, pattern, masking="zero_logit", backend="numba")
+    expected = torch.autograd.grad(out.sum(), leaves, retain_graph=True)
+    with torch.autocast("cpu"):
+        got = torch.autograd.grad(out, leaves, torch.ones_like(out))
+    torch.testing.assert_close(got, expected)
