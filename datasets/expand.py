@@ -138,8 +138,8 @@ def expand(
         for episode in made_ahead(parts, start, needed=demos, size=SHARD, workers=workers):
             tried += 1
             if episode["success"]:
-                source = sources[int(episode["source"])]
-                attrs = {"generator": _generator({source.origin}), "source_demo": source.demo}
+                made_from = sources[int(episode["source"])]
+                attrs = {"generator": _generator({made_from.origin}), "source_demo": made_from.demo}
                 names.append(add_episode(writer, episode, attrs))
                 kept, steps = kept + 1, steps + len(episode["actions"])
                 bar.update()

@@ -157,8 +157,14 @@ def _mask(pattern: AttentionPattern) -> NDArray[np.bool_]:
 def shared_mask(pattern: AttentionPattern, device: torch.device) -> Tensor:
     """`pattern.mask(device)`, made once per device. For reading only."""
     if device.type == "cpu" or torch.compiler.is_compiling():
-        return torch.from_numpy(_mask(pattern)).to(device)
+        mask: Tensor = _cpu_mask(pattern.spec)
+        return mask.to(device)
     return _device_mask(pattern, device)
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _cpu_mask(spec: str) -> Tensor:
+    return torch.from_numpy(_mask(AttentionPattern.from_spec(spec)))
 
 
 @functools.lru_cache(maxsize=64)

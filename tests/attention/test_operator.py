@@ -10,6 +10,7 @@ from fibopolicy.attention import (
     AttentionPattern,
     FibottentionPattern,
     LocalPattern,
+    RandomPattern,
     fibottention,
     fibottention_qkvpacked,
 )
@@ -150,13 +151,28 @@ def test_differentiating_twice_is_refused() -> None:
         torch.autograd.grad(grad.sum(), q)
 
 
-@pytest.mark.parametrize("kind", [FibottentionPattern, LocalPattern])
+@pytest.mark.parametrize("kind", [FibottentionPattern, LocalPattern, RandomPattern])
 def test_a_pattern_never_used_before_compiles_as_one_graph(kind: type[AttentionPattern]) -> None:
     options = {} if kind is FibottentionPattern else {"target": 0.1}
-    pattern = kind(53, 2, **options)  # type: ignore[arg-type]
     q = torch.randn(1, 2, 54, 16)
-    run = torch.compile(lambda x: fibottention(x, x, x, pattern), fullgraph=True, backend="aot_eager")
-    torch.testing.assert_close(run(q), fibottention(q, q, q, pattern))
+    for layer, backend in enumerate(("auto", "sdpa")):
+        pattern = kind(53, 2, layer=layer, **options)  # type: ignore[arg-type]
+        run = torch.compile(
+            lambda x, p=pattern, b=backend: fibottention(x, x, x, p, backend=b), fullgraph=True, backend="aot_eager"
+        )
+        torch.testing.assert_close(run(q), fibottention(q, q, q, pattern))
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_a_pattern_never_used_before_exports(strict: bool) -> None:
+    class Fresh(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return fibottention(x, x, x, pattern)
+
+    pattern = FibottentionPattern(47, 2, layer=int(strict))
+    q = torch.randn(1, 2, 48, 16)
+    program = torch.export.export(Fresh(), (q,), strict=strict)
+    torch.testing.assert_close(program.module()(q), fibottention(q, q, q, pattern), atol=1e-5, rtol=1e-5)
 
 
 def test_traced_programs_hold_the_operator() -> None:
