@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from fibopolicy.datasets import DemoFile
-from fibopolicy.datasets.collect import Plan, collect, perturbed, run_expert
+from fibopolicy.datasets.collect import GENERATOR, Plan, collect, perturbed, run_expert
 from fibopolicy.datasets.shards import add_episode
 from fibopolicy.datasets.writer import DemoWriter
 from fibopolicy.envs import make
@@ -56,7 +56,7 @@ def test_an_unfinished_collection_is_neither_lost_nor_mixed(tmp_path: Path) -> N
     parts.mkdir()
     (parts / "plan.json").write_text(json.dumps(asdict(Plan("fibopolicy/Reach-v0", seed=7))))
     (parts / "shard_00000.npz").write_text("of seed 7")
-    with pytest.raises(UserError, match="holds an unfinished collection"):
+    with pytest.raises(UserError, match="holds unfinished work"):
         collect(PLAN, 2, out, workers=1)
     with pytest.raises(UserError, match="with other settings"):
         collect(PLAN, 2, out, workers=1, resume=True)
@@ -127,7 +127,7 @@ def test_each_demo_keeps_the_model_of_its_own_scene(tmp_path: Path) -> None:
     env = make("robosuite/Door", cameras=())
     plan = Plan("robosuite/Door", cameras=(), noise=0.0)
     with DemoWriter(tmp_path / "door.hdf5", env.env_args) as writer:
-        names = [add_episode(writer, run_expert(env, plan, index), {}) for index in range(2)]
+        names = [add_episode(writer, run_expert(env, plan, index), {"generator": GENERATOR}) for index in range(2)]
     with h5py.File(tmp_path / "door.hdf5") as file:
         models = [file[f"data/{name}"].attrs["model_file"] for name in names]
         assert models[0] != models[1]
