@@ -8,9 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from fibopolicy.datasets.collect import Plan, collect
-from fibopolicy.policies import PolicyConfig
-from fibopolicy.training import OptimizerConfig, TrainConfig
+# Without a GPU the Triton kernels run in Triton's interpreter. Triton reads this once, when something first imports it.
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"
+
+from fibopolicy.datasets.collect import Plan, collect  # noqa: E402
+from fibopolicy.policies import PolicyConfig  # noqa: E402
+from fibopolicy.training import OptimizerConfig, TrainConfig  # noqa: E402
 
 # Many small tests run side by side: one thread each, or they wait for one another.
 torch.set_num_threads(1)
