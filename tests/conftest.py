@@ -12,9 +12,9 @@ import torch
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 
-from fibopolicy.datasets.collect import Plan, collect  # noqa: E402
-from fibopolicy.policies import PolicyConfig  # noqa: E402
-from fibopolicy.training import OptimizerConfig, TrainConfig  # noqa: E402
+from fibopolicy.datasets.collect import Plan, collect
+from fibopolicy.policies import PolicyConfig
+from fibopolicy.training import OptimizerConfig, TrainConfig
 
 # Many small tests run side by side: one thread each, or they wait for one another.
 torch.set_num_threads(1)
