@@ -133,6 +133,8 @@ def test_harmless_oddities_are_told_and_trained_on(
         (["inspect", "."], "folder"),
         (["evaluate", "nowhere"], "is no run directory"),
         (["rates", "nowhere"], "holds no episode rows"),
+        (["compare", "nowhere", "elsewhere"], "holds no episode rows"),
+        (["compare", "nowhere"], "needs a baseline and a candidate"),
     ],
 )
 def test_mistakes_are_one_line_and_code_2(

@@ -16,6 +16,7 @@ from typing import Any
 import tyro
 
 from fibopolicy.cli.attention import Profile, ShowPattern
+from fibopolicy.cli.compare import Compare
 from fibopolicy.cli.data import Collect, Fetch, Inspect, Split
 from fibopolicy.cli.evaluate import Evaluate, Rates
 from fibopolicy.cli.starts import Starts
@@ -33,6 +34,7 @@ VERBS: dict[str, Callable[..., Any]] = {
     "starts": Starts,
     "evaluate": Evaluate,
     "rates": Rates,
+    "compare": Compare,
     "profile": Profile,
     "show-pattern": ShowPattern,
 }
