@@ -195,7 +195,7 @@ def _without_main() -> Iterator[None]:
     `if __name__ == "__main__"` would start processes without end.
     """
     main = sys.modules["__main__"]
-    hidden = {name: vars(main)[name] for name in ("__spec__", "__file__") if name in vars(main)}
+    hidden: dict[str, Any] = {name: vars(main)[name] for name in ("__spec__", "__file__") if name in vars(main)}
     vars(main).update(dict.fromkeys(hidden))
     try:
         yield
