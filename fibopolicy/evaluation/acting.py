@@ -103,7 +103,8 @@ class Actor:
             return [_checked(np.atleast_2d(np.asarray(self.policy(newest), dtype=np.float32)), requests[0])], [None]
         rows = [*requests, *[requests[0]] * (self.batch - len(requests))]
         keys = [key for key in rows[0].window if self.reads is None or key in self.reads]
-        obs = {key: torch.from_numpy(np.stack([r.window[key] for r in rows])).to(self.device) for key in keys}
+        # In torch's own memory, which is aligned: the last bits of a product may depend on that, too.
+        obs = {key: torch.stack([torch.from_numpy(r.window[key]) for r in rows]).to(self.device) for key in keys}
         state = rows[0].state if self.batch == 1 else _joined([r.state for r in rows], self._state_dim)
         with torch.no_grad():  # inference mode would leave tensors in a policy's caches that no later training could use
             actions, state = self.policy.act(obs, state)

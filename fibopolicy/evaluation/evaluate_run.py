@@ -189,7 +189,7 @@ def _film(
     rows: tuple[Row, ...],
     camera: str,
     info: TaskInfo,
-) -> Path:
+) -> Path | None:
     """Run the first episodes once more, now with every frame: episodes repeat exactly, so these are the ones counted."""
     path = config.run / "videos" / f"{info.task_id.replace('/', '_')}_seed{starts.seed}.mp4"
     wanted = {row.index: row for row in rows[: config.video] if not row.error}
@@ -201,5 +201,8 @@ def _film(
             if not outcome.error and (outcome.success, outcome.steps) != (row.success, row.steps):
                 raise RuntimeError(f"episode {row.index} did not repeat: {outcome.steps} steps, its row says {row.steps}")
             clips[outcome.index] = (outcome.frames, outcome.success)
-    write_grid(path, [clips[index] for index in wanted if clips[index][0]], info.control_hz)
+    films = [clips[index] for index in wanted if clips[index][0]]
+    if not films:
+        return None
+    write_grid(path, films, info.control_hz)
     return path

@@ -11,7 +11,9 @@ import hashlib
 import mmap
 import multiprocessing
 import os
+import pickle
 import signal
+import sys
 import tempfile
 import threading
 import traceback
@@ -92,7 +94,8 @@ class Simulator:
         context = multiprocessing.get_context("spawn")
         self.connection, theirs = context.Pipe()
         self.process = context.Process(target=_serve, args=(theirs, make_env, history, viewer), daemon=True)
-        with _no_interrupts():  # a terminal's Ctrl-C goes to everyone in front of it, but this side decides what ends
+        main_needed = b"__main__" in pickle.dumps(make_env)
+        with _no_interrupts(), contextlib.nullcontext() if main_needed else _without_main():
             self.process.start()
         theirs.close()
         self.info: TaskInfo | None = None
@@ -170,7 +173,10 @@ class Simulator:
 
 @contextlib.contextmanager
 def _no_interrupts() -> Iterator[None]:
-    """Hold Ctrl-C back; a process started meanwhile never gets it."""
+    """Hold Ctrl-C back; a process started meanwhile never gets it.
+
+    A terminal sends it to everyone in front of it, but only the parent decides what ends.
+    """
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
@@ -179,6 +185,22 @@ def _no_interrupts() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextlib.contextmanager
+def _without_main() -> Iterator[None]:
+    """Keep processes that are started meanwhile from running the caller's script again.
+
+    Most scripts import torch, which takes longer than all else that a simulator loads; and one without
+    `if __name__ == "__main__"` would start processes without end.
+    """
+    main = sys.modules["__main__"]
+    hidden: dict[str, Any] = {name: vars(main)[name] for name in ("__spec__", "__file__") if name in vars(main)}
+    vars(main).update(dict.fromkeys(hidden))
+    try:
+        yield
+    finally:
+        vars(main).update(hidden)
 
 
 # The process's side.

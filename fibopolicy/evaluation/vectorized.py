@@ -33,7 +33,7 @@ _log = logging.getLogger(__name__)
 #: How often an episode is begun before it is given up as an error.
 TRIES = 3
 #: Seconds without a sign of life: while stepping or rendering, and while an environment is made or a start state restored.
-STEP_LIMIT, START_LIMIT = 60.0, 300.0
+STEP_LIMIT, START_LIMIT = 60.0, 600.0
 #: How long the loop sleeps at most, seconds. A pause of this process, as by Ctrl-Z, counts for no more than that.
 NAP = 0.5
 
@@ -287,6 +287,7 @@ class VectorRollout:
         """Put a fresh process in the place of one that is no good; its episode runs again, or ends as an error."""
         slot.simulator.close()
         if slot.starting:
+            _log.warning("a simulator did not start: %s", reason)
             self._stillborn += 1
             if self._stillborn >= self._tries:
                 raise UserError(f"no simulator can be started: {reason}; tried {self._stillborn} times")

@@ -204,7 +204,7 @@ def as_markdown(result: dict[str, Any]) -> str:
         "# Evaluation speed",
         "",
         f"{where['processor']}, {CORES} cores, {where['date']}, torch {where['torch']}, mujoco {where['mujoco']}; medians of"
-        f" {result['rounds']} rounds in which all sides took turns. Command: `{result['command']}`.",
+        f" {result['rounds']} rounds in which all sides took turns. Command: `{result['invocation']}`.",
     ]
     for title, key in (
         ("Built-in Lift, quickstart policy, chunks of 4", "tabletop"),
@@ -242,7 +242,7 @@ def main() -> None:
     with envs.make("Lift-v0") as env:
         starts = default_starts(env, 100, 0)
     result: dict[str, Any] = {
-        "command": "python scripts/benchmarks/evaluation_speed.py " + " ".join(sys.argv[1:]),
+        "invocation": "python scripts/benchmarks/evaluation_speed.py " + " ".join(sys.argv[1:]),
         "environment": {**environment(), "mujoco": mujoco.__version__, "cores": CORES},
         "rounds": arguments.rounds,
     }

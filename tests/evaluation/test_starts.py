@@ -13,7 +13,6 @@ from fibopolicy import cli, envs
 from fibopolicy.errors import UserError
 from fibopolicy.evaluation import evaluate
 from fibopolicy.evaluation.starts import default_starts, load_starts, make_starts, save_starts, shipped_starts
-from fibopolicy.evaluation.viewer import check_display
 
 
 def still(obs: dict[str, np.ndarray]) -> np.ndarray:
@@ -80,11 +79,3 @@ def test_shipped_start_states_are_taken_where_there_are_enough() -> None:
         assert taken.hashes == make_starts(env, 3, 0).hashes
         assert drawn.seed == 5
         assert drawn.seeds[0] != taken.seeds[0]
-
-
-def test_without_a_display_the_viewer_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("DISPLAY", raising=False)
-    monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
-    monkeypatch.setattr(sys, "platform", "linux")
-    with pytest.raises(UserError, match="no display here"):
-        check_display()

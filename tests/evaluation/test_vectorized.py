@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -141,6 +144,20 @@ def test_a_policy_whose_rows_mix_is_found_out(pools: dict[int, VectorRollout]) -
     assert not Actor(Mixing(), batch=4).independent(pools[1].info().layout)
 
 
+@pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="looks into /proc")
+def test_simulators_load_no_torch_and_run_no_script_again(pools: dict[int, VectorRollout], tmp_path: Path) -> None:
+    pools[3].info()
+    for slot in pools[3]._slots:
+        assert "libtorch" not in Path(f"/proc/{slot.simulator.process.pid}/maps").read_text()
+    script = tmp_path / "unguarded.py"
+    script.write_text(
+        "import numpy\nfrom fibopolicy.evaluation import evaluate\n"
+        "print('once', len(evaluate(lambda obs: numpy.zeros(4), 'Lift-v0', 1, workers=1, cameras=(), horizon=2)))\n"
+    )
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=True)
+    assert done.stdout == "once 1\n"
+
+
 def test_a_film_shows_every_step_and_changes_nothing(starts: Starts, pools: dict[int, VectorRollout]) -> None:
     actor = Actor(Counting())
     plain = {o.index: short(o) for o in pools[3].run(actor, starts, [0, 1])}
@@ -201,10 +218,6 @@ def test_a_simulator_that_cannot_start_is_told_and_not_tried_for_ever() -> None:
 
 
 def test_a_killed_parent_leaves_no_process_and_no_memory(tmp_path: Path) -> None:
-    import signal
-    import subprocess
-    import sys
-
     code = f"""
 import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})
 from functools import partial
@@ -219,6 +232,7 @@ if __name__ == "__main__":
 """
     script = tmp_path.with_name(tmp_path.name + "_script.py")
     script.write_text(code)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # some runners ignore it, which processes would inherit
     shared = set(os.listdir("/dev/shm")) if os.path.isdir("/dev/shm") else set()
     for number in (signal.SIGKILL, signal.SIGINT):
         for file in tmp_path.iterdir():

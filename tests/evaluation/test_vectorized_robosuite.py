@@ -1,0 +1,43 @@
+"""robosuite's episodes, too, are the same in whatever process and order they run."""
+
+from __future__ import annotations
+
+import importlib.util
+from functools import partial
+
+import numpy as np
+import pytest
+
+from fibopolicy import envs
+from fibopolicy.evaluation.acting import Actor
+from fibopolicy.evaluation.rollout import rollout
+from fibopolicy.evaluation.starts import camera_hashes, make_starts
+from fibopolicy.evaluation.vectorized import VectorRollout
+
+pytestmark = pytest.mark.skipif(importlib.util.find_spec("robosuite") is None, reason="robosuite is not installed")
+
+
+def reaching(obs: dict[str, np.ndarray]) -> np.ndarray:
+    """Down to the cube and against it, where contacts amplify the smallest difference; the pixels count as well."""
+    move = 20 * (obs["cube_pos"] - obs["robot0_eef_pos"])
+    turn = [obs["agentview_image"].mean() / 255 - 0.5, 0.0, 0.0]
+    return np.tile(np.clip([*move, *turn, 1.0], -1, 1), (4, 1))
+
+
+@pytest.mark.slow
+def test_robosuites_episodes_do_not_depend_on_process_or_order() -> None:
+    make = partial(envs.make, "robosuite/Lift", cameras=("agentview",), image_size=32, horizon=32)
+    env = make()
+    starts, actor, expected, frames = make_starts(env, 3, seed=0), Actor(reaching), {}, {}
+    for index in range(3):
+        obs = env.set_state(starts.states[index])
+        frames[index] = camera_hashes(obs)
+        episode = rollout(actor, env, obs, index=index)
+        expected[index] = (episode.success, episode.steps, episode.total_reward)
+    env.close()
+    seen = {}
+    with VectorRollout(make, 1, 2) as pool:
+        for order in ([2, 1, 0, 2], [0, 1, 2]):
+            for outcome in pool.run(actor, starts, order, check=seen.__setitem__):
+                assert (outcome.success, outcome.steps, outcome.total_reward) == expected[outcome.index]
+    assert seen == frames
