@@ -54,6 +54,10 @@ class ObservationFeatures(nn.Module):
         joined: Tensor = features.reshape(first.shape[0], -1)
         return joined
 
+    def encoder_input(self, camera: str, frames: Tensor) -> Tensor:
+        """What the encoder sees of a camera's frames: uint8 `(T, H, W, 3)` -> float `(T, 3, H', W')` in [0, 1], cropped."""
+        return self._frames(frames[None], self.sizes[camera])
+
     def _frames(self, frames: Tensor, size: tuple[int, int]) -> Tensor:
         """uint8 `(B, T_o, H, W, 3)` -> float `(B * T_o, 3, *size)` in [0, 1]."""
         full = (int(frames.shape[2]), int(frames.shape[3]))
