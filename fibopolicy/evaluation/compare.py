@@ -175,6 +175,11 @@ class Comparison:
         """Success `(S, n)` of a side's runs on `starts`."""
         return _outcomes(side, self.starts)
 
+    def shared_rows(self, side: Side) -> list[list[Row]]:
+        """Per run of a side its rows on `starts`, in that order."""
+        by_start = [{row.start: row for row in rows} for rows in side.rows]
+        return [[found[start] for start in self.starts] for found in by_start]
+
 
 def compare(sides: Sequence[Side], margin: float | None = None) -> Comparison:
     """Every further side against the first, on the same start states.

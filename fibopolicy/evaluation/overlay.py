@@ -77,7 +77,7 @@ def keypoints(encoder: nn.Module, pool: SpatialSoftmax, images: Tensor) -> NDArr
 
 
 def sensitivity(encoder: nn.Module, images: Tensor) -> NDArray[np.float64]:
-    """How much each patch moves the feature, `(T, h, w)`, the most of each image 1; images float `(T, 3, H, W)` in [0, 1]."""
+    """How much each patch moves the feature, `(T, h, w)`, from 0 to 1 in each image; images float `(T, 3, H, W)` in [0, 1]."""
     height, width = images.shape[2:]
     side = max(1, min(height, width) // PATCHES)
     maps = []
@@ -92,7 +92,8 @@ def sensitivity(encoder: nn.Module, images: Tensor) -> NDArray[np.float64]:
                 (gradient,) = torch.autograd.grad((feature @ along).sum(), part, retain_graph=direction + 1 < DIRECTIONS)
                 squares += gradient.square()
             pooled = torch.nn.functional.avg_pool2d(squares.sum(dim=1, keepdim=True), side, ceil_mode=True)[:, 0].sqrt()
-            maps.append(pooled / pooled.amax(dim=(1, 2), keepdim=True).clamp_min(1e-12))
+            least, most = pooled.amin(dim=(1, 2), keepdim=True), pooled.amax(dim=(1, 2), keepdim=True)
+            maps.append((pooled - least) / (most - least).clamp_min(1e-12))
     return torch.cat(maps).cpu().double().numpy()
 
 

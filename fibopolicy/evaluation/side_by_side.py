@@ -13,7 +13,7 @@ from fibopolicy.evaluation.compare import Comparison, Side
 from fibopolicy.evaluation.config import EvaluateConfig
 from fibopolicy.evaluation.evaluate_run import default_starts_path, make_env
 from fibopolicy.evaluation.film import Clip, film
-from fibopolicy.evaluation.measure import default_workers, make_actor
+from fibopolicy.evaluation.measure import default_workers, make_actor, weights_digest
 from fibopolicy.evaluation.starts import load_starts
 from fibopolicy.evaluation.vectorized import VectorRollout
 from fibopolicy.evaluation.video import write_grid
@@ -47,10 +47,10 @@ def _film_checkpoint(side: Side, shown: Sequence[str], starts: Path | None) -> t
     first = next(iter(rows.values()))
     config = EvaluateConfig(run, weights=first.weights, horizon=first.horizon, quality=first.quality, starts=starts)
     loaded = load_policy(run, weights=first.weights)
-    if loaded.step != first.checkpoint_step:
+    if (loaded.step, weights_digest(loaded.policy)) != (first.checkpoint_step, first.policy):
         raise UserError(
-            f"{run}: its checkpoint stands at step {loaded.step}, the compared rows are of step {first.checkpoint_step}, which"
-            " cannot be filmed any more"
+            f"{run}: its weights, now of step {loaded.step}, are not those that the compared rows of step {first.checkpoint_step}"
+            " are of; evaluate it again, or leave --video out"
         )
     cameras = list(loaded.policy.shapes.images)
     if not cameras:
@@ -59,9 +59,7 @@ def _film_checkpoint(side: Side, shown: Sequence[str], starts: Path | None) -> t
     stored = load_starts(path)
     place = {stored.identity(i): i for i in range(len(stored))}
     if missing := [row.index for row in rows.values() if row.start not in place]:
-        raise UserError(
-            f"{path}: does not hold start state {missing[0]} of {run}; name the file it was evaluated on with --starts"
-        )
+        raise UserError(f"{path}: lacks start state {missing[0]} of {run}; name the file that it was evaluated on with --starts")
     task = f"{'robosuite/' if loaded.env_args.get('type') == 1 else ''}{loaded.env_args.get('env_name')}"
     workers = default_workers(task, len(shown))
     with VectorRollout(make_env(config, loaded), loaded.policy.config.history, workers) as rollouts:
