@@ -57,4 +57,5 @@ def write_comparison_page(comparison: Comparison, differences: Sequence[float], 
             page.pairs({side.name: ", ".join(map(str, side.runs)) for side in comparison.sides}),
         ]
         names = [side.name for side in comparison.sides]
-        page.write_page(path, f"{', '.join(names[1:])} against {names[0]}: {comparison.verdicts[0]}", parts)
+        verdict = f": {comparison.verdicts[0]}" if len(comparison.verdicts) == 1 else ""
+        page.write_page(path, f"{', '.join(names[1:])} against {names[0]}{verdict}", parts)

@@ -18,7 +18,7 @@ h1 {{ font-size: 1.5rem; line-height: 1.3 }} h2 {{ font-size: 1.15rem; margin-to
 table {{ border-collapse: collapse; width: 100% }}
 th, td {{ text-align: left; vertical-align: top; padding: .35rem .6rem; border-bottom: 1px solid #d1d9e0 }}
 th {{ font-weight: 600 }} td.number, th.number {{ text-align: right; font-variant-numeric: tabular-nums }}
-table.pairs th {{ width: 11rem }}
+table.pairs th {{ width: 11rem }} td:first-child, th:first-child {{ padding-left: 0 }}
 img, video {{ display: block; max-width: 100%; height: auto }} .note {{ color: #59636e }}
 @media (max-width: 40rem) {{
   body {{ padding: 1rem }} table.pairs th {{ width: 7rem }}

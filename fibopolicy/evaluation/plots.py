@@ -44,7 +44,7 @@ def plot_success_by_step(sides: Mapping[str, Sequence[Sequence[Row]]], path: Pat
         axes[0].fill_between(steps, low, high, step="post", color=colour, alpha=0.15, linewidth=0)
     axes[0].set(xlabel="control step", ylabel="solved, %", ylim=(0, 101), xlim=(0, None))
     if len(sides) > 1:
-        axes[0].legend(frameon=False, loc="upper left")
+        figure.legend(frameon=False, loc="outside upper left")
     _save(figure, path)
 
 
