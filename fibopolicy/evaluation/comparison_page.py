@@ -37,12 +37,12 @@ def write_comparison_page(comparison: Comparison, differences: Sequence[float], 
             page.note("The share of episodes solved by each control step, with its 95 % interval."),
         ]
         if video is not None:
-            names = " and ".join(side.name for side in comparison.sides[:2])
+            both = " and ".join(side.name for side in comparison.sides[:2])
             parts += [
                 page.heading("Side by side"),
                 page.video(video),
                 page.note(
-                    f"{names} on the same start states, those first where they differ. Grey frame: running. Green: success."
+                    f"{both} on the same start states, those first where they differ. Grey frame: running. Green: success."
                     " Red: not solved within the horizon."
                 ),
             ]

@@ -41,7 +41,7 @@ def draw_look(policy: Any, camera: str, frames: Sequence[Frame]) -> list[Frame]:
         raise UserError("the overlay needs a policy of this library whose views are separate or shared; film without --overlay")
     encoder = observations.encoder.of(camera)
     images = torch.from_numpy(np.stack(frames)).to(next(policy.parameters()).device)
-    seen = torch.cat([observations.encoder_input(camera, part) for part in images.split(64)])  # (T, 3, H', W')
+    seen = torch.cat([observations.encoder_input(camera, part) for part in torch.split(images, 64)])  # (T, 3, H', W')
     top, left = ((full - part) // 2 for full, part in zip(images.shape[1:3], seen.shape[2:], strict=True))
     pools = [module for module in encoder.modules() if isinstance(module, SpatialSoftmax)]
     if pools:
@@ -63,7 +63,7 @@ def keypoints(encoder: nn.Module, pool: SpatialSoftmax, images: Tensor) -> NDArr
     handle = pool.register_forward_hook(keep)
     try:
         with torch.no_grad():
-            for part in images.split(64):
+            for part in torch.split(images, 64):
                 encoder(part)
     finally:
         handle.remove()
@@ -83,7 +83,7 @@ def sensitivity(encoder: nn.Module, images: Tensor) -> NDArray[np.float64]:
     maps = []
     with own_randomness(), torch.enable_grad():
         torch.manual_seed(0)
-        for part in images.split(16):
+        for part in torch.split(images, 16):
             part = part.detach().requires_grad_()
             _, feature = encoder(part)
             squares = torch.zeros_like(part)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -81,7 +82,7 @@ class Variation:
         return max(0.0, self.seeds - self.chance)
 
 
-def variation(outcomes: NDArray[np.floating]) -> Variation:
+def variation(outcomes: NDArray[np.floating[Any]]) -> Variation:
     """The variance of the mean of crossed outcomes `(S, n)`, n >= 2 (Cameron, Gelbach and Miller, 2011)."""
     seeds, n = outcomes.shape
     by_seed, by_start, mean = outcomes.mean(axis=1), outcomes.mean(axis=0), outcomes.mean()
