@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 
@@ -158,6 +157,8 @@ def test_harmless_oddities_are_told_and_trained_on(
         (["inspect", "."], "folder"),
         (["evaluate", "nowhere"], "is no run directory"),
         (["rates", "nowhere"], "holds no episode rows"),
+        (["compare", "nowhere", "elsewhere"], "holds no episode rows"),
+        (["compare", "nowhere"], "needs a baseline and a candidate"),
     ],
 )
 def test_mistakes_are_one_line_and_code_2(
@@ -191,10 +192,11 @@ def test_our_own_mistakes_exit_with_1_and_debug_shows_where(
         call(monkeypatch, capsys, "inspect", "x", "--debug")
 
 
-def test_every_verb_explains_itself_with_an_example() -> None:
+def test_every_verb_explains_itself_with_an_example(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     for verb in cli.VERBS:
-        done = subprocess.run([sys.executable, "-m", "fibopolicy", verb, "--help"], capture_output=True, text=True, check=True)
-        assert f"Example: fibopolicy {verb}" in done.stdout
+        code, out, _ = call(monkeypatch, capsys, verb, "--help")
+        assert code == 0
+        assert f"Example: fibopolicy {verb}" in out
 
 
 def test_the_quickstart_resumes_instead_of_repeating(

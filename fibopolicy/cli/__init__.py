@@ -16,6 +16,7 @@ from typing import Any
 import tyro
 
 from fibopolicy.cli.attention import Profile, ShowPattern
+from fibopolicy.cli.compare import Compare
 from fibopolicy.cli.data import Collect, Expand, Fetch, Inspect, Render, Replay, Split
 from fibopolicy.cli.evaluate import Evaluate, Rates
 from fibopolicy.cli.export import Export
@@ -37,6 +38,7 @@ VERBS: dict[str, Callable[..., Any]] = {
     "starts": Starts,
     "evaluate": Evaluate,
     "rates": Rates,
+    "compare": Compare,
     "export": Export,
     "profile": Profile,
     "show-pattern": ShowPattern,

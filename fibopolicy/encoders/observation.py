@@ -52,6 +52,10 @@ class ObservationEncoder(nn.Module):
         times = len(self.cameras) if views == "shared" else 1
         self.output_dim = times * sum(e.output_dim for e in encoders) + vector_dim
 
+    def of(self, camera: str) -> nn.Module:
+        """The encoder that sees this camera's frames; with joint views, the one that sees all."""
+        return self.encoders[self.cameras.index(camera) if self.views == "separate" else 0]
+
     def forward(self, images: Mapping[str, Tensor], vectors: Tensor) -> Tensor:
         """Camera -> `(B, C, H, W)` float in [0, 1], and vectors `(B, V)`, to features `(B, F)`."""
         frames = [images[camera] for camera in self.cameras]

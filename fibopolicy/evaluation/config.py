@@ -28,6 +28,10 @@ class EvaluateConfig:
     """Episodes shown in the video, 0 for none."""
     video_camera: str | None = None
     """Camera that films; the policy's first by default."""
+    failures_first: bool = False
+    """Film the failures first, then as many successes as there is room for."""
+    overlay: bool = False
+    """Draw on the video where the encoder looks: its softmax keypoints, or else how much each patch moves its feature."""
     quality: str | None = None
     """Render quality; the dataset's by default."""
     horizon: int | None = None

@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from fibopolicy.envs import TaskEnv, from_env_args
 from fibopolicy.errors import UserError
-from fibopolicy.evaluation.acting import Actor, own_randomness
+from fibopolicy.evaluation.acting import Actor
 from fibopolicy.evaluation.config import EvaluateConfig
+from fibopolicy.evaluation.film import film
 from fibopolicy.evaluation.measure import Identity, default_workers, make_actor, measure, weights_digest
+from fibopolicy.evaluation.overlay import draw_look
 from fibopolicy.evaluation.rows import ROWS, Row, append_row, read_rows, success_rate, write_rows
 from fibopolicy.evaluation.simulator import TaskInfo
 from fibopolicy.evaluation.starts import Starts, default_starts, load_starts, save_starts
@@ -116,8 +116,13 @@ def _video_camera(config: EvaluateConfig, loaded: Loaded) -> str | None:
     return key
 
 
+def default_starts_path(run: Path, seed: int, quality: str) -> Path:
+    """Where an evaluation without a file of start states keeps those that it used."""
+    return run / f"starts_seed{seed}_{quality}.npz"
+
+
 def _starts(config: EvaluateConfig, make: Callable[[], TaskEnv], info: TaskInfo) -> tuple[Starts, Path]:
-    path = config.starts or config.run / f"starts_seed{config.seed}_{info.quality}.npz"
+    path = config.starts or default_starts_path(config.run, config.seed, info.quality)
     if config.starts is None:
         old = load_starts(path) if path.exists() else None
         if old is None or len(old) < config.episodes or old.env_args != info.env_args:
@@ -191,19 +196,11 @@ def _film(
     camera: str,
     info: TaskInfo,
 ) -> Path | None:
-    """Run the first episodes once more, now with every frame: episodes repeat exactly, so these are the ones counted."""
+    """Run the shown episodes once more, now with every frame: episodes repeat exactly, so these are the ones counted."""
     path = config.run / "videos" / f"{info.task_id.replace('/', '_')}_seed{starts.seed}.mp4"
-    wanted = {row.index: row for row in rows[: config.video] if not row.error}
-    clips = {}
-    with own_randomness():
-        outcomes = rollouts.run(actor, starts, list(wanted), film=camera)
-        for outcome in tqdm(outcomes, total=len(wanted), desc="film", unit="episode", disable=None):
-            row = wanted[outcome.index]
-            if not outcome.error and (outcome.success, outcome.steps) != (row.success, row.steps):
-                raise RuntimeError(f"episode {row.index} did not repeat: {outcome.steps} steps, its row says {row.steps}")
-            clips[outcome.index] = (outcome.frames, outcome.success)
-    films = [clips[index] for index in wanted if clips[index][0]]
-    if not films:
-        return None
-    write_grid(path, films, info.control_hz)
+    shown = sorted(rows, key=lambda row: row.success) if config.failures_first else rows
+    clips = list(film(rollouts, actor, starts, [row for row in shown if not row.error][: config.video], camera).values())
+    if config.overlay:
+        clips = [(draw_look(actor.policy, camera, frames), success) for frames, success in clips]
+    write_grid(path, clips, info.control_hz)
     return path

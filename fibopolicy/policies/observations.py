@@ -40,6 +40,10 @@ class ObservationInputs(nn.Module):
         images = {camera: frames.view(*obs[camera].shape[:2], *frames.shape[1:]) for camera, frames in images.items()}
         return images | {key: norm(obs[key]) for key, norm in zip(self.vectors, self.normalizers, strict=True)}
 
+    def encoder_input(self, camera: str, frames: Tensor) -> Tensor:
+        """What the encoder sees of a camera's frames: uint8 `(T, H, W, 3)` -> float `(T, 3, H', W')` in [0, 1], cropped."""
+        return self._frames(frames[None], self.sizes[camera])
+
     def _frames(self, frames: Tensor, size: tuple[int, int]) -> Tensor:
         """uint8 `(B, T_o, H, W, 3)` -> float `(B * T_o, 3, *size)` in [0, 1]."""
         full = (int(frames.shape[2]), int(frames.shape[3]))

@@ -11,7 +11,9 @@ import pytest
 import torch
 
 from fibopolicy import envs
+from fibopolicy.cli.compare import Compare
 from fibopolicy.errors import UserError
+from fibopolicy.evaluation.compare import Choice
 from fibopolicy.evaluation.config import EvaluateConfig
 from fibopolicy.evaluation.evaluate_run import evaluate_run
 from fibopolicy.evaluation.report import rate_table, report
@@ -175,7 +177,7 @@ def test_the_page_needs_no_other_file(fresh: EvaluateConfig) -> None:
 
 
 def test_the_table_states_counts_rate_and_interval() -> None:
-    assert "47/50   94.0 %  [83.8, 97.9] %" in rate_table({"vit": wilson(47, 50)})
+    assert "47/50  94.0 %  [83.8, 97.9] %" in rate_table({"vit": wilson(47, 50)})
 
 
 def test_another_render_quality_is_another_evaluation(fresh: EvaluateConfig) -> None:
@@ -211,3 +213,30 @@ def test_vectors_that_the_simulator_lacks_are_named(fresh: EvaluateConfig) -> No
 def test_impossible_evaluations_are_refused(change: dict[str, int], tmp_path: Path) -> None:
     with pytest.raises(UserError, match="expected episodes >= 1"):
         EvaluateConfig(tmp_path, **change)
+
+
+def test_failures_are_filmed_first_and_the_overlay_is_drawn(fresh: EvaluateConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    from fibopolicy.evaluation import evaluate_run as module
+
+    filmed: list[tuple[int, bool]] = []
+    monkeypatch.setattr(module, "write_grid", lambda path, clips, fps: filmed.extend((len(f), s) for f, s in clips))
+    evaluate_run(replace(fresh, failures_first=True, overlay=True))
+    assert filmed == [(11, False), (11, False)]
+
+
+def test_two_checkpoints_are_filmed_side_by_side_on_the_same_start_states(fresh: EvaluateConfig, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    for name in ("config.json", "ema.safetensors", "model.safetensors"):
+        (other / name).write_bytes((fresh.run / name).read_bytes())
+    evaluate_run(replace(fresh, video=0))
+    evaluate_run(replace(fresh, run=other, weights="model", video=0))
+    page = tmp_path / "sides.html"
+    Compare((fresh.run, other), out=page, video=2).run()
+    frames = iio.imread(page.with_suffix(".mp4"))
+    assert frames.shape[:3] == (11 + 20, 2 * (2 * 24 + 6) + 24, 2 * (2 * 24 + 6))
+    assert "data:video/mp4;base64," in page.read_text()
+    evaluate_run(replace(fresh, run=other, weights="ema", video=0))
+    (other / "ema.safetensors").write_bytes((other / "model.safetensors").read_bytes())
+    with pytest.raises(UserError, match="are not those that the compared rows"):
+        Compare((fresh.run, other), out=page, video=1, overwrite=True, choice=Choice(weights="ema")).run()

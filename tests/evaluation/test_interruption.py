@@ -35,6 +35,7 @@ def alive(pid: int) -> bool:
 @pytest.mark.slow
 @pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="looks for processes in /proc")
 def test_an_interrupted_evaluation_goes_on_where_it_was(tiny_config: TrainConfig, tmp_path: Path) -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # some runners ignore it, which processes would inherit
     run = tmp_path / "run"
     train(replace(tiny_config, out=run))
     arguments = [sys.executable, "-m", "fibopolicy", "evaluate", str(run), "--episodes", "24", "--video", "0"]

@@ -232,6 +232,7 @@ if __name__ == "__main__":
 """
     script = tmp_path.with_name(tmp_path.name + "_script.py")
     script.write_text(code)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # some runners ignore it, which processes would inherit
     shared = set(os.listdir("/dev/shm")) if os.path.isdir("/dev/shm") else set()
     for number in (signal.SIGKILL, signal.SIGINT):
         for file in tmp_path.iterdir():

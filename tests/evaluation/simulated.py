@@ -1,0 +1,22 @@
+"""Outcomes with known rates: logit-normal effects of training seeds and of start states."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import norm
+
+
+def outcomes(
+    rng: np.random.Generator, seeds: int, starts: NDArray[np.floating], mean: float, seed_sd: float
+) -> NDArray[np.bool_]:
+    """Success `(S, n)`: the logit is `mean`, plus one draw per seed, plus the given effect of the start state."""
+    logits = mean + seed_sd * rng.normal(size=(seeds, 1)) + starts
+    return rng.random(logits.shape) < 1 / (1 + np.exp(-logits))
+
+
+def rate(mean: float, sd: float) -> float:
+    """The expected success when the logit's effects have this standard deviation in all."""
+    x = np.linspace(-8, 8, 4001)
+    weights = norm.pdf(x) / norm.pdf(x).sum()
+    return float((weights / (1 + np.exp(-(mean + sd * x)))).sum())

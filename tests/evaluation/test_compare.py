@@ -1,0 +1,170 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from made_rows import make_run
+
+from fibopolicy.cli.compare import Compare
+from fibopolicy.errors import UserError
+from fibopolicy.evaluation.compare import Choice, Comparison, compare, sides
+from fibopolicy.evaluation.comparison_text import power_rows, text
+from fibopolicy.evaluation.differences import Difference
+from fibopolicy.evaluation.rows import ROWS, read_rows, write_rows
+
+
+def of(*runs: Path, groups: tuple[str, ...] = (), margin: float | None = None, **choice: object) -> Comparison:
+    return compare(sides(runs, groups, Choice(**choice)), margin)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def pair(tmp_path: Path) -> tuple[Path, Path]:
+    """On 60 start states: 40 solved by both, 2 by the baseline alone, 12 by the candidate alone."""
+    baseline = make_run(tmp_path / "baseline", [True] * 42 + [False] * 18)
+    candidate = make_run(tmp_path / "candidate", [True] * 40 + [False] * 2 + [True] * 12 + [False] * 6)
+    return baseline, candidate
+
+
+def test_rows_are_paired_by_start_state_whatever_their_order_or_index(pair: tuple[Path, Path]) -> None:
+    rows = read_rows(pair[1] / ROWS)
+    write_rows(pair[1] / ROWS, [replace(row, index=99 - row.index) for row in rows])
+    found = of(*pair).verdicts[0]
+    assert found.difference.discordant == (2, 12)
+    assert found.difference.value == pytest.approx(10 / 60)
+    assert found.p == pytest.approx(0.0129, abs=1e-4)
+    assert str(found) == "better"
+
+
+def test_only_shared_start_states_count_and_the_rest_is_told(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    longer = make_run(tmp_path / "longer", [True] * 80)
+    found = of(pair[0], longer)
+    assert len(found.starts) == 60
+    assert found.left_out == 20
+    assert found.rates[1].episodes == 60
+    assert "20 that not every run has are left out" in text(found, ())
+
+
+def test_errors_count_in_no_rate_and_are_told(pair: tuple[Path, Path]) -> None:
+    rows = read_rows(pair[1] / ROWS)
+    write_rows(pair[1] / ROWS, [replace(row, success=False, error="hung") if row.index in (0, 59) else row for row in rows])
+    found = of(*pair)
+    assert found.faulty == 2
+    assert [(rate.successes, rate.episodes) for rate in found.rates] == [(41, 58), (51, 58)]
+    assert found.sides[1].errors == 2
+    assert "2 left out because a simulator failed there" in text(found, ())
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"task": "fibopolicy/Push-v0"},
+            r"has task fibopolicy/Lift-v0, .*has task fibopolicy/Push-v0: .* not one test",
+        ),
+        ({"horizon": 50}, "has horizon 50: these are not one test"),
+    ],
+)
+def test_other_tests_are_refused(pair: tuple[Path, Path], tmp_path: Path, changes: dict[str, object], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        of(pair[0], make_run(tmp_path / "other", [True] * 60, **changes))
+
+
+def test_unpaired_rows_are_refused_in_one_line(pair: tuple[Path, Path]) -> None:
+    write_rows(pair[1] / ROWS, [replace(row, start="x" + row.start, starts_seed=5) for row in read_rows(pair[1] / ROWS)])
+    with pytest.raises(
+        UserError, match=r"0 start states are shared.*baseline: 60 of seed 0; .*candidate: 60 of seed 5.*--starts"
+    ) as e:
+        of(*pair)
+    assert "\n" not in str(e.value)
+
+
+def test_the_last_checkpoint_counts_and_never_the_best(tmp_path: Path) -> None:
+    runs = [tmp_path / "a", tmp_path / "b"]
+    for run in runs:
+        make_run(run, [True] * 50, checkpoint_step=500)
+        make_run(run, [True] * 20 + [False] * 30, checkpoint_step=1000)
+    found = of(*runs)
+    assert [rate.successes for rate in found.rates] == [20, 20]
+    assert "100.0 %" not in text(found, ()).splitlines()[4]
+    assert [rate.successes for rate in of(*runs, step=500).rates] == [50, 50]
+    with pytest.raises(UserError, match="holds no evaluation with step 7"):
+        of(*runs, step=7)
+
+
+def test_several_evaluations_of_one_checkpoint_must_be_told_apart(pair: tuple[Path, Path]) -> None:
+    make_run(pair[0], [True] * 60, weights="model")
+    with pytest.raises(UserError, match=r"several weights: ema, model; choose one, e.g. --weights ema"):
+        of(*pair)
+    assert of(*pair, weights="ema").rates[0].successes == 42
+
+
+def test_groups_pool_training_seeds(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    outcomes = {name: rng.random((3, 80)) < rate for name, rate in (("dense", 0.6), ("fib", 0.9))}
+    for name, found in outcomes.items():
+        for seed, one in enumerate(found):
+            make_run(tmp_path / f"{name}_seed{seed}", one, policy=f"{name}{seed}")
+    groups = (f"dense={tmp_path}/dense_seed*", f"fib={tmp_path}/fib_seed0,{tmp_path}/fib_seed[12]")
+    comparison = of(groups=groups)
+    assert [len(side.runs) for side in comparison.sides] == [3, 3]
+    assert comparison.rates[1].episodes == 240
+    assert comparison.verdicts[0].difference.value == Difference(outcomes["dense"], outcomes["fib"]).value
+    mixed = of(tmp_path / "dense_seed0", groups=groups[1:])
+    assert "dense_seed0 is one checkpoint" in text(mixed, ())
+
+
+@pytest.mark.parametrize(
+    ("groups", "message"),
+    [
+        (("dense",), "expected NAME=RUNS"),
+        (("dense=nowhere*",), "no run directory matches"),
+        ((), "needs a baseline and a candidate, got 1"),
+        (("x={0}", "x={0}"), "x: named twice"),
+        (("x={0},{1}",), "hold the same weights"),
+    ],
+)
+def test_mistaken_groups_are_refused(tmp_path: Path, groups: tuple[str, ...], message: str) -> None:
+    a, b = (make_run(tmp_path / name, [True, False, True], policy="p") for name in "ab")
+    with pytest.raises(UserError, match=message):
+        of(a, groups=tuple(group.format(a, b) for group in groups))
+
+
+def test_holm_over_several_candidates(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    same = make_run(tmp_path / "same", [True] * 42 + [False] * 18)
+    found = of(*pair, same, margin=0.1)
+    better, equal = found.verdicts
+    assert better.p == pytest.approx(2 * better.difference.p)
+    assert str(better) == "better; not inferior"
+    assert str(equal) == "no difference shown; not inferior"
+    assert "p (Holm)" in text(found, ())
+
+
+def test_a_margin_decides_non_inferiority(tmp_path: Path) -> None:
+    a = make_run(tmp_path / "a", [True] * 45 + [False] * 5)
+    b = make_run(tmp_path / "b", [True] * 40 + [False] * 10)
+    assert "non-inferiority not shown" in str(of(a, b, margin=0.05).verdicts[0])
+    assert "; not inferior" in str(of(a, b, margin=0.4).verdicts[0])
+    with pytest.raises(UserError, match="margin must lie between 0 and 1"):
+        of(a, b, margin=5)
+
+
+def test_needed_episodes_stay_within_possible_rates(tmp_path: Path) -> None:
+    a, b = (make_run(tmp_path / name, [True] * k + [False] * (100 - k)) for name, k in (("a", 98), ("b", 100)))
+    table = power_rows(of(a, b), (0.05, 0.01))
+    assert [line[0] for line in table[1:]] == ["98.0 and 93.0 %", "98.0 and 99.0 %"]
+
+
+def test_the_verb_prints_it_all(pair: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    Compare(pair, margin=0.05).run()
+    printed = capsys.readouterr().out
+    for told in (
+        "60 shared start states",
+        "+16.7 %",
+        "better; not inferior",
+        "exact McNemar",
+        "two checkpoints apart",
+        "80 % power",
+    ):
+        assert told in printed

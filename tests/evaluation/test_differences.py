@@ -1,0 +1,105 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.stats import norm
+from simulated import outcomes, rate
+from statsmodels.stats.contingency_tables import mcnemar as oracle_mcnemar
+from statsmodels.stats.multitest import multipletests
+
+from fibopolicy.errors import UserError
+from fibopolicy.evaluation.differences import Difference, holm, mcnemar
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 60), st.integers(0, 60))
+def test_mcnemar_agrees_with_statsmodels(only_a: int, only_b: int) -> None:
+    expected = oracle_mcnemar([[7, only_a], [only_b, 9]], exact=True).pvalue if only_a + only_b else 1.0
+    assert mcnemar(only_a, only_b) == pytest.approx(expected, abs=1e-12)
+
+
+@settings(max_examples=10, deadline=None)
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=8))
+def test_holm_agrees_with_statsmodels(p_values: list[float]) -> None:
+    assert holm(p_values) == pytest.approx(list(multipletests(p_values, method="holm")[1]))
+
+
+def pair(both: int, only_a: int, only_b: int, neither: int) -> Difference:
+    a = [True] * (both + only_a) + [False] * (only_b + neither)
+    b = [True] * both + [False] * only_a + [True] * only_b + [False] * neither
+    return Difference(np.array([a]), np.array([b]))
+
+
+def test_a_pairs_interval_is_bonett_and_prices() -> None:
+    found, n = pair(800, 60, 100, 40), 1000
+    p12, p21 = (100 + 1) / (n + 2), (60 + 1) / (n + 2)
+    half = norm.ppf(0.975) * np.sqrt((p12 + p21 - (p12 - p21) ** 2) / (n + 2))
+    assert found.value == pytest.approx(0.04)
+    assert found.discordant == (60, 100)
+    assert found.low == pytest.approx(p12 - p21 - half, abs=1e-4)
+    assert found.high == pytest.approx(p12 - p21 + half, abs=1e-4)
+    assert found.p == mcnemar(60, 100)
+
+
+def test_equal_outcomes_leave_a_doubt() -> None:
+    found = pair(50, 0, 0, 0)
+    assert found.low < 0 < found.high
+    assert found.high < 0.06
+    assert found.p == 1
+
+
+def test_swapping_the_sides_changes_the_sign_alone() -> None:
+    rng = np.random.default_rng(0)
+    a, b = (outcomes(rng, s, np.zeros(40), 1, 0.5) for s in (3, 2))
+    one, other = Difference(a, b), Difference(b, a)
+    assert (one.value, one.low, one.high) == pytest.approx((-other.value, -other.high, -other.low))
+    assert one.p == pytest.approx(other.p)
+
+
+CASES = [(1, 0.0, 2.0, 2.0), (1, 0.0, 4.0, 4.0), (1, 0.0, 2.0, 3.0), (3, 0.5, 2.0, 2.0), (3, 1.0, 2.0, 2.0), (3, 0.5, 4.0, 4.0)]
+
+
+@pytest.mark.parametrize(("seeds", "seed_sd", "baseline", "candidate"), CASES)
+def test_the_interval_covers_and_compare_is_seldom_wrong(seeds: int, seed_sd: float, baseline: float, candidate: float) -> None:
+    rng, total = np.random.default_rng(2), float(np.hypot(seed_sd, 1.5))
+    true = rate(candidate, total) - rate(baseline, total)
+    covered, alarms = [], []
+    for _ in range(500):
+        starts = 1.5 * rng.normal(size=80)
+        found = Difference(outcomes(rng, seeds, starts, baseline, seed_sd), outcomes(rng, seeds, starts, candidate, seed_sd))
+        covered.append(found.low <= true <= found.high)
+        alarms.append(found.p <= 0.05)
+    assert np.mean(covered) >= 0.92
+    if baseline == candidate:
+        assert np.mean(alarms) <= 0.05 + 2 * np.sqrt(0.05 * 0.95 / 500)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("seeds", "seed_sd"), [(3, 0.0), (3, 0.5), (3, 1.0), (5, 0.5)])
+def test_non_inferiority_is_seldom_granted_to_what_is_worse_by_the_margin(seeds: int, seed_sd: float) -> None:
+    rng, total = np.random.default_rng(3), float(np.hypot(seed_sd, 1.5))
+    margin = rate(2.5, total) - rate(1.5, total)
+    granted = []
+    for _ in range(1500):
+        starts = 1.5 * rng.normal(size=100)
+        found = Difference(outcomes(rng, seeds, starts, 2.5, seed_sd), outcomes(rng, seeds, starts, 1.5, seed_sd))
+        granted.append(found.p_inferior(margin) <= 0.025)
+    assert np.mean(granted) <= 0.035
+
+
+def test_seeds_share_of_the_variance_is_told() -> None:
+    rng = np.random.default_rng(4)
+    alike = outcomes(rng, 3, np.zeros(200), 1, 0)
+    apart = np.stack([np.arange(200) < k for k in (60, 120, 190)])
+    assert Difference(alike, apart).seed_share > 0.8
+    assert Difference(alike, outcomes(rng, 3, np.zeros(200), 1, 0)).seed_share < 0.5
+
+
+def test_what_cannot_be_paired_is_refused() -> None:
+    with pytest.raises(UserError, match="the same start states"):
+        Difference(np.ones((1, 3), dtype=bool), np.ones((1, 4), dtype=bool))
+    for margin in (0.0, 1.0, 5.0):
+        with pytest.raises(UserError, match="margin must lie between 0 and 1"):
+            pair(5, 1, 1, 1).p_inferior(margin)

@@ -1,0 +1,95 @@
+"""The pages as a real browser lays them out, on a phone and on a desk."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import imageio.v3 as iio
+import numpy as np
+import pytest
+from made_rows import make_run, row
+
+from fibopolicy.cli.compare import Compare
+from fibopolicy.errors import UserError
+from fibopolicy.evaluation.plots import success_by_step
+from fibopolicy.evaluation.video import HEADING, write_grid
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+
+
+@pytest.fixture(scope="module")
+def comparison_page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("pages")
+    rng = np.random.default_rng(0)
+    for name, rate in (("a_method_with_a_long_name_and_no_space_in_it", 0.5), ("fib", 0.8), ("third", 0.7)):
+        for seed in range(2):
+            make_run(folder / f"{name}_{seed}", rng.random(40) < rate, policy=f"{name}{seed}")
+    groups = tuple(f"{path.name[:-2]}={str(path)[:-1]}*" for path in sorted(folder.glob("*_0")))
+    out = folder / "comparison.html"
+    Compare(group=groups, margin=0.1, out=out).run()
+    return out
+
+
+def test_the_comparison_page_needs_no_other_file(comparison_page: Path) -> None:
+    page = comparison_page.read_text()
+    assert not re.findall(r'(?:src|href)="(?!data:)', page)
+    for told in ("Differences", "Success against time", "Episodes needed", "p (Holm)"):
+        assert told in page
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no chromium here; on Debian: apt-get install chromium")
+@pytest.mark.parametrize("width", [390, 1280])
+def test_a_browser_shows_every_picture_and_never_scrolls_sideways(comparison_page: Path, tmp_path: Path, width: int) -> None:
+    frame = tmp_path / "frame.html"
+    frame.write_text(
+        f"<iframe id=f width={width} height=800 style='border:0' src='{comparison_page.as_uri()}'></iframe><pre id=told></pre>"
+        "<script>onload = () => { const d = f.contentDocument, e = d.documentElement; told.textContent = 'SEEN '"
+        " + [e.clientWidth, e.scrollWidth, [...d.images].filter(i => i.naturalWidth > 0).length].join(' ') }</script>"
+    )
+    done = subprocess.run(
+        [
+            str(CHROMIUM),
+            "--headless",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--allow-file-access-from-files",
+            f"--user-data-dir={tmp_path / 'profile'}",
+            "--dump-dom",
+            frame.as_uri(),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    seen = re.search(r"SEEN (\d+) (\d+) (\d+)", done.stdout)
+    assert seen, done.stdout + done.stderr
+    client, scroll, pictures = map(int, seen.groups())
+    assert client >= width - 20  # less a scroll bar
+    assert scroll <= client
+    assert pictures == 2
+
+
+def test_success_against_time_counts_what_is_solved_by_then() -> None:
+    rows = [row(0, True, steps=10), row(1, True, steps=40), row(2, False)]
+    steps, rates = success_by_step([rows])
+    assert steps.tolist() == [0, 10, 40, 100]
+    assert [rate.successes for rate in rates] == [0, 1, 2, 2]
+
+
+def test_columns_of_a_video_carry_headings(tmp_path: Path) -> None:
+    clip = ([np.full((20, 20, 3), 90, np.uint8)] * 2, True)
+    write_grid(tmp_path / "two.mp4", [clip, clip], fps=2, columns=2, scale=2, headings=["left", "a/very/long/name/of/a/run"])
+    frames = iio.imread(tmp_path / "two.mp4")
+    assert frames.shape[1:] == (40 + 6 + HEADING, 2 * 46, 3)
+    assert frames[0, :HEADING].min() < 128 < frames[0, :HEADING].mean()
+
+
+def test_a_video_needs_a_page_and_nothing_is_replaced_unasked(comparison_page: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="--out PAGE"):
+        Compare((tmp_path, tmp_path), video=2).run()
+    with pytest.raises(UserError, match="exists already"):
+        Compare((tmp_path, tmp_path), out=comparison_page).run()
