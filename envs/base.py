@@ -71,9 +71,9 @@ class TaskEnv(gymnasium.Env[Observation, NDArray[np.float32]]):
     def env_args(self) -> dict[str, Any]:
         """What `fibopolicy.envs.from_env_args` needs to make this environment again; stored with every dataset."""
 
+    @abstractmethod
     def success(self) -> bool:
         """Whether the goal is met at this instant."""
-        raise NotImplementedError
 
     def expert_action(self) -> NDArray[np.float32]:
         """The scripted expert's action at this instant, a function of the simulator's state alone.
