@@ -67,11 +67,14 @@ def written_aside(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def claimed(folder: Path) -> Iterator[None]:
-    """Holds a folder, made if need be, for one process at a time; a second one gets a `UserError`."""
+def claimed(folder: Path, name: str | None = None) -> Iterator[None]:
+    """Holds a folder, made if need be, for one process at a time; a second one gets a `UserError`.
+
+    With the name of a lock file in it, only against others of that name.
+    """
     with failure_told(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        handle = os.open(folder, os.O_RDONLY)
+        handle = os.open(folder / name, os.O_RDWR | os.O_CREAT, 0o666) if name else os.open(folder, os.O_RDONLY)
     try:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)

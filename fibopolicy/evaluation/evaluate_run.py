@@ -23,9 +23,12 @@ from fibopolicy.evaluation.starts import Starts, default_starts, load_starts, sa
 from fibopolicy.evaluation.statistics import Rate
 from fibopolicy.evaluation.vectorized import VectorRollout
 from fibopolicy.evaluation.video import write_grid
-from fibopolicy.files import refuse_both
+from fibopolicy.files import claimed, refuse_both
 from fibopolicy.policies.run_directory import Loaded
 from fibopolicy.robomimic.run_directory import load_policy
+
+#: Held while a run is being evaluated: two evaluations would write the same rows.
+LOCK = ".evaluating"
 
 
 @dataclass(frozen=True)
@@ -48,15 +51,20 @@ def evaluate_run(config: EvaluateConfig, *, resume: bool = False, overwrite: boo
 
     Raises:
         UserError: no such run; rows of this evaluation are there already and neither `resume` nor `overwrite` is given;
-            the start states belong to another task or do not look as they did when they were stored.
+            the start states belong to another task or do not look as they did when they were stored; another process is
+            evaluating this run.
     """
     refuse_both(resume=resume, overwrite=overwrite)
-    began = time.perf_counter()
     loaded = load_policy(config.run, weights=config.weights, device=config.device)
-    rows_path = config.run / ROWS
     camera = _video_camera(config, loaded)
     if loaded.step < loaded.total_steps:
         warnings.warn(f"{config.run}: its training stands at step {loaded.step} of {loaded.total_steps}", stacklevel=2)
+    with claimed(config.run, LOCK):
+        return _evaluate(config, loaded, camera, resume=resume, overwrite=overwrite)
+
+
+def _evaluate(config: EvaluateConfig, loaded: Loaded, camera: str | None, *, resume: bool, overwrite: bool) -> Evaluation:
+    began, rows_path = time.perf_counter(), config.run / ROWS
     env_maker = make_env(config, loaded)
     robosuite = "robosuite/" if loaded.env_args.get("type") == 1 else ""
     workers = config.workers or default_workers(f"{robosuite}{loaded.env_args.get('env_name')}", config.episodes)

@@ -98,10 +98,13 @@ def measure(
         UserError: a start state does not look as it did when it was stored, and `allow_mismatch` is not given.
     """
     info, rows = rollouts.info(), list(kept)
+    differing: dict[int, str] = {}
 
     def check(index: int, hashes: Mapping[str, str]) -> None:
-        if not allow_mismatch and (why := mismatch(starts, index, hashes, info)):
-            raise UserError(f"{source}: {why}")
+        if cameras := _differing(starts, index, hashes):
+            if not allow_mismatch:
+                raise UserError(f"{source}: {mismatch(starts, index, cameras, info)}")
+            differing[index] = ", ".join(cameras)
 
     with (
         own_randomness(),
@@ -127,6 +130,7 @@ def measure(
                 threads=actor.threads,
                 error=outcome.error,
                 tries=outcome.tries,
+                mismatch=differing.get(outcome.index, ""),
             )
             rows.append(row)
             if any(not row.error for row in rows):
@@ -135,14 +139,17 @@ def measure(
             yield row
     if indices:
         _log.info("%s", rollouts.load)
+    if differing:
+        _log.warning("%d of %d start states did not look as they did when they were stored", len(differing), len(indices))
 
 
-def mismatch(starts: Starts, index: int, hashes: Mapping[str, str], info: TaskInfo) -> str:
-    """Empty, or in which way a restored start state does not look as it did when it was stored, and why that may be."""
-    stored = starts.hashes[index]
-    differing = [camera for camera, digest in hashes.items() if stored.get(camera) != digest]
-    if not differing:
-        return ""
+def _differing(starts: Starts, index: int, hashes: Mapping[str, str]) -> list[str]:
+    """The cameras whose first frame is not the stored one."""
+    return [camera for camera, digest in hashes.items() if starts.hashes[index].get(camera) != digest]
+
+
+def mismatch(starts: Starts, index: int, differing: Sequence[str], info: TaskInfo) -> str:
+    """In which way a restored start state does not look as it did when it was stored, and why that may be."""
     then, now = _settings(starts.env_args, starts.versions), _settings(info.env_args, versions())
     changed = [f"{key} {then.get(key, 'none')} then, {now.get(key, 'none')} now" for key in now if then.get(key) != now[key]]
     return (

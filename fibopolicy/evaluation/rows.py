@@ -39,6 +39,7 @@ class Row:
         error: empty, or why the simulator could not run this episode to its end in `tries` attempts; it then says nothing
             about the policy and counts in no rate.
         tries: attempts it took. With `wall_s`, the only field that differs between repetitions.
+        mismatch: empty, or the cameras whose first frame differed from the stored one, where that was allowed.
     """
 
     task: str
@@ -59,6 +60,7 @@ class Row:
     threads: int = 1
     error: str = ""
     tries: int = 1
+    mismatch: str = ""
 
     def repeatable(self) -> Row:
         """This row without what differs between repetitions: how long it took and how often it was begun."""

@@ -41,6 +41,7 @@ RUN_FILES = (
     "videos/*_seed*.mp4",
     "curves.png",
     "report.html",
+    ".evaluating",
     CONFIG,
 )
 

@@ -15,13 +15,14 @@ from fibopolicy.cli.compare import Compare
 from fibopolicy.errors import UserError
 from fibopolicy.evaluation.compare import Choice
 from fibopolicy.evaluation.config import EvaluateConfig
-from fibopolicy.evaluation.evaluate_run import evaluate_run
+from fibopolicy.evaluation.evaluate_run import LOCK, evaluate_run
 from fibopolicy.evaluation.report import rate_table, report
 from fibopolicy.evaluation.rollout import rollout
 from fibopolicy.evaluation.rows import evaluations, read_rows
 from fibopolicy.evaluation.starts import make_starts, save_starts
 from fibopolicy.evaluation.statistics import wilson
 from fibopolicy.evaluation.video import FAILURE, RUNNING, SUCCESS, grid_frames
+from fibopolicy.files import claimed
 from fibopolicy.policies import PolicyConfig
 from fibopolicy.training import TrainConfig
 from fibopolicy.training.loop import train
@@ -117,6 +118,13 @@ def test_a_row_does_not_depend_on_the_episodes_before_it(fresh: EvaluateConfig) 
     resumed = evaluate_run(fresh, resume=True).rows
     assert [r.repeatable() for r in resumed] == [r.repeatable() for r in all_of_them]
     assert len(read_rows(fresh.run / "episodes.jsonl")) == 3
+
+
+def test_a_run_is_evaluated_by_one_process_at_a_time(fresh: EvaluateConfig) -> None:
+    with claimed(fresh.run, LOCK), pytest.raises(UserError, match="another process is at work there"):
+        evaluate_run(fresh)
+    with claimed(fresh.run):  # as while it is trained, which an evaluation may look into
+        assert len(evaluate_run(fresh).rows) == 3
 
 
 def test_a_file_holds_several_evaluations_apart(fresh: EvaluateConfig) -> None:

@@ -63,7 +63,9 @@ def test_what_looks_different_is_an_error_that_names_settings_and_versions_unles
         UserError, match=r"does not look as it did .*\(wrist_image\).*image_size 16 then, 24 now.*mujoco 3.1.0 then"
     ):
         evaluate(still, "Lift-v0", starts, image_size=24, **options)
-    assert len(evaluate(still, "Lift-v0", starts, image_size=24, allow_mismatch=True, **options)) == 2
+    allowed = evaluate(still, "Lift-v0", starts, image_size=24, allow_mismatch=True, **options)
+    assert [row.mismatch for row in allowed] == ["wrist_image"] * 2
+    assert [row.mismatch for row in evaluate(still, "Lift-v0", starts, image_size=16, **options)] == [""] * 2
     moved = [replace(state, state=state.state.copy()) for state in starts.states]
     moved[1].state[1] += 0.01  # after the time, the hand's position
     with pytest.raises(UserError, match=r"start state 1 .*does not look as it did"):
