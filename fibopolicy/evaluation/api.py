@@ -44,7 +44,8 @@ def evaluate(
         task: a task's id; a dataset's `env_args`; or a function without arguments that makes the environment, importable
             by name, since it is called in each process.
         starts: a file of start states, its contents, or a number of them: the first of the set with seed 0.
-        workers: simulators, one process each; by default as many as cores, four times as many for the light built-in tasks.
+        workers: simulators, one process each; by default as many as cores, or five times as many, up to 20, for the
+            light built-in tasks.
         batch, threads: rows in each call of the policy, and torch's threads meanwhile: with other numbers the policy's last
             bits, and so the rows, may differ. By default 4 rows for a policy of this library and 1 for others.
         step_limit: seconds that a control step or a frame may take until its process counts as hung.

@@ -39,8 +39,8 @@ class EvaluateConfig:
     device: str = "cpu"
     """For the policy."""
     workers: int | None = None
-    """Simulators, one process each; by default as many as cores, or four times as many for the light built-in tasks. Rows do
-    not depend on it."""
+    """Simulators, one process each; by default as many as cores, or five times as many, up to 20, for the light built-in
+    tasks. Rows do not depend on it."""
     batch: int | None = None
     """Rows in each of the policy's calls, filled up where fewer episodes wait; 4 by default. Another number gives other last
     bits, and so other rows."""

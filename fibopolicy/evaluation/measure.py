@@ -72,9 +72,12 @@ def make_actor(policy: Any, batch: int | None, threads: int, info: TaskInfo) -> 
 
 
 def default_workers(task_id: str, episodes: int) -> int:
-    """Processes for a task: as many as cores where a simulator fills a core, four times as many where it is light."""
+    """Processes for a task: as many as cores where a simulator fills a core, five times as many where it is light.
+
+    Light ones are at most 20 unless there are more cores: one policy has no answers for more.
+    """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(cores if task_id.startswith("robosuite/") else 4 * cores, episodes))
+    return max(1, min(cores if task_id.startswith("robosuite/") else max(cores, min(5 * cores, 20)), episodes))
 
 
 def measure(

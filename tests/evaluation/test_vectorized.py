@@ -158,6 +158,11 @@ def test_simulators_load_no_torch_and_run_no_script_again(pools: dict[int, Vecto
     assert done.stdout == "once 1\n"
 
 
+def test_the_policy_goes_before_the_simulators(pools: dict[int, VectorRollout]) -> None:
+    pids = [slot.simulator.process.pid for slot in pools[3]._slots]
+    assert all(os.getpriority(os.PRIO_PROCESS, pid) > os.getpriority(os.PRIO_PROCESS, 0) for pid in pids)
+
+
 def test_a_film_shows_every_step_and_changes_nothing(starts: Starts, pools: dict[int, VectorRollout]) -> None:
     actor = Actor(Counting())
     plain = {o.index: short(o) for o in pools[3].run(actor, starts, [0, 1])}
