@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import imageio.v3 as iio
@@ -14,8 +15,13 @@ from made_rows import make_run, row
 
 from fibopolicy.cli.compare import Compare
 from fibopolicy.errors import UserError
+from fibopolicy.evaluation.config import EvaluateConfig
+from fibopolicy.evaluation.evaluate_run import evaluate_run
 from fibopolicy.evaluation.plots import success_by_step
+from fibopolicy.evaluation.report import report
 from fibopolicy.evaluation.video import HEADING, write_grid
+from fibopolicy.training import TrainConfig
+from fibopolicy.training.loop import train
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 
@@ -40,12 +46,23 @@ def test_the_comparison_page_needs_no_other_file(comparison_page: Path) -> None:
         assert told in page
 
 
+@pytest.fixture(scope="module")
+def run_page(tiny_config: TrainConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = tmp_path_factory.mktemp("runs") / "run"
+    train(replace(tiny_config, out=run))
+    return report(run, evaluate_run(EvaluateConfig(run, episodes=2, video=2, horizon=8, workers=1)))
+
+
 @pytest.mark.skipif(CHROMIUM is None, reason="no chromium here; on Debian: apt-get install chromium")
 @pytest.mark.parametrize("width", [390, 1280])
-def test_a_browser_shows_every_picture_and_never_scrolls_sideways(comparison_page: Path, tmp_path: Path, width: int) -> None:
+@pytest.mark.parametrize(("which", "shown"), [("comparison_page", 2), ("run_page", 2)])
+def test_a_browser_shows_every_picture_and_never_scrolls_sideways(
+    which: str, shown: int, width: int, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    page: Path = request.getfixturevalue(which)
     frame = tmp_path / "frame.html"
     frame.write_text(
-        f"<iframe id=f width={width} height=800 style='border:0' src='{comparison_page.as_uri()}'></iframe><pre id=told></pre>"
+        f"<iframe id=f width={width} height=800 style='border:0' src='{page.as_uri()}'></iframe><pre id=told></pre>"
         "<script>onload = () => { const d = f.contentDocument, e = d.documentElement; told.textContent = 'SEEN '"
         " + [e.clientWidth, e.scrollWidth, [...d.images].filter(i => i.naturalWidth > 0).length].join(' ') }</script>"
     )
@@ -70,7 +87,7 @@ def test_a_browser_shows_every_picture_and_never_scrolls_sideways(comparison_pag
     client, scroll, pictures = map(int, seen.groups())
     assert client >= width - 20  # less a scroll bar
     assert scroll <= client
-    assert pictures == 2
+    assert pictures == shown
 
 
 def test_success_against_time_counts_what_is_solved_by_then() -> None:
