@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from fibopolicy.envs.base import Observation, SimState, TaskEnv
 from fibopolicy.envs.metaworld_tasks import METAWORLD, import_metaworld, metaworld_version
-from fibopolicy.envs.rendering import Quality, check_options, close_at_exit, configure_gl, no_gl
+from fibopolicy.envs.rendering import Quality, check_options, configure_gl, no_gl, open_renderer
 from fibopolicy.errors import UserError, unknown
 
 configure_gl()
@@ -201,11 +201,7 @@ class MetaWorldEnv(TaskEnv):
     def render_camera(self, camera: str) -> NDArray[np.uint8]:
         """One frame, uint8 `(S, S, 3)`, upright."""
         if self._renderer is None:
-            try:
-                self._renderer = mujoco.Renderer(self.model, self.image_size, self.image_size)
-                close_at_exit(self._renderer)
-            except Exception as error:  # every OpenGL backend fails with a type of its own
-                raise no_gl(error) from error
+            self._renderer = open_renderer(self.model, self.image_size)
         self._renderer.update_scene(self.data, camera)
         frame: NDArray[np.uint8] = self._renderer.render()
         return np.ascontiguousarray(frame[::-1, ::-1]) if camera in self._upside_down else frame

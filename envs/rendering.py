@@ -9,7 +9,7 @@ import importlib.util
 import os
 import sys
 import weakref
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from fibopolicy.errors import UserError, unknown
 
@@ -64,6 +64,22 @@ def no_gl(error: BaseException) -> UserError:
         f"cannot render: no OpenGL context could be made (MUJOCO_GL={backend}; {type(error).__name__}: {reason});"
         f" install the libraries with `{command}` or set MUJOCO_GL to egl or osmesa"
     )
+
+
+def open_renderer(model: Any, image_size: int) -> Any:
+    """A `mujoco.Renderer` of an `MjModel` for frames `(image_size, image_size, 3)`, closed at exit at the latest.
+
+    Raises:
+        UserError: no OpenGL context can be made.
+    """
+    import mujoco
+
+    try:
+        renderer = mujoco.Renderer(model, image_size, image_size)
+    except Exception as error:  # every OpenGL backend fails with a type of its own
+        raise no_gl(error) from error
+    close_at_exit(renderer)
+    return renderer
 
 
 def renderer_name() -> str:

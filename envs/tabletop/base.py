@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fibopolicy.envs.base import Observation, SimState, TaskEnv
-from fibopolicy.envs.rendering import Quality, check_options, close_at_exit, configure_gl, no_gl
+from fibopolicy.envs.rendering import Quality, check_options, configure_gl, no_gl, open_renderer
 from fibopolicy.envs.tabletop.scene import MAX_OPENING, WORKSPACE_HIGH, WORKSPACE_LOW, scene
 from fibopolicy.errors import UserError, unknown
 
@@ -164,11 +164,7 @@ class TabletopEnv(TaskEnv):
     def render_camera(self, camera: str) -> NDArray[np.uint8]:
         """One frame, uint8 `(S, S, 3)`, upright."""
         if self._renderer is None:
-            try:
-                self._renderer = mujoco.Renderer(self.model, self.image_size, self.image_size)
-                close_at_exit(self._renderer)
-            except Exception as error:  # every OpenGL backend fails with a type of its own
-                raise no_gl(error) from error
+            self._renderer = open_renderer(self.model, self.image_size)
         self._renderer.update_scene(self.data, camera)
         frame: NDArray[np.uint8] = self._renderer.render()
         return frame
