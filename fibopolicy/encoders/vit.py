@@ -148,6 +148,10 @@ class ViT(Encoder):
         )
         self.norm = nn.LayerNorm(width)
         self.keypoints = SpatialSoftmax(width, self.grid, keypoints) if "keypoints" in pool else None
+        if self.keypoints is not None:
+            # Tokens are normalised, so torch's own weights would start with softmaxes so flat that every keypoint lies in
+            # the middle, and gradients so small that they stay there.
+            nn.init.normal_(self.keypoints.heatmaps.weight, std=3 / width**0.5)
         self.output_dim = ("cls" in pool or pool == "mean") * width + ("keypoints" in pool) * num_views * 2 * keypoints
 
     @staticmethod

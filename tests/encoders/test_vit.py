@@ -29,6 +29,16 @@ def test_every_pool_and_stem_gives_the_stated_shapes(pool: str, stem: str, num_v
     assert pooled.shape == (3, vit.output_dim)
 
 
+def test_fresh_keypoints_move_with_what_the_image_shows() -> None:
+    torch.manual_seed(0)
+    vit = build_encoder("vit_tiny", image_size=(84, 84), pool="keypoints")
+    images = torch.zeros(7, 3, 84, 84)
+    for i in range(7):
+        images[i, :, 12 * i : 12 * i + 12, 36:48] = 1  # a square in each row of patches
+    # (B, K, 2) in [-1, 1]; a flat softmax would leave all of them within 0.02 of the middle
+    assert vit(images)[1].view(7, 16, 2).std(0).mean() > 0.05
+
+
 def test_fibottention_equals_a_dense_forward_masked_by_hand() -> None:
     torch.manual_seed(0)
     vit = ViT(image_size=(84, 84), depth=2, attention="fibottention")
