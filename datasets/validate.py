@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from fibopolicy.datasets.absolute import is_absolute
 from fibopolicy.datasets.hdf5 import DemoFile
 from fibopolicy.errors import unknown
 
@@ -44,13 +45,16 @@ def validate(file: DemoFile, cameras: Sequence[str], vectors: Sequence[str], dem
                 raise file.error(f"{demo}: {key} is {found_dtype} {_steps(found[1:])}, but {first}; keep one shape per file")
             _check_length(file, demo, key)
         if (fault := next(action_faults(file, demo), None)) is not None:
-            raise file.error(f"{fault}; actions must be finite and in [-1, 1]: rescale or drop the demo")
+            bounds = "" if is_absolute(file.env_args) else " and in [-1, 1]"
+            raise file.error(f"{fault}; actions must be finite{bounds}: rescale or drop the demo")
         for key in vectors:
             _check_finite(file, demo, f"obs/{key}")
 
 
 def action_faults(file: DemoFile, demo: str) -> Iterator[str]:
-    """One line for each action value that is not finite or not in [-1, 1], and for actions of the wrong width or type."""
+    """One line for each action value that is not finite, or, where actions are not absolute, not in [-1, 1], and for actions of
+    the wrong width or type.
+    """
     actions = file.read(demo, "actions")  # (N, A)
     if not np.issubdtype(actions.dtype, np.floating):
         yield f"{demo}: actions are {actions.dtype}, expected floats"
@@ -59,7 +63,8 @@ def action_faults(file: DemoFile, demo: str) -> Iterator[str]:
     elif actions.shape[1] != file.action_dim:
         yield f"{demo}: actions have {actions.shape[1]} dimensions, those of {file.demos[0]} have {file.action_dim}"
     else:
-        for step, dim in np.argwhere(~(np.abs(actions) <= 1 + ACTION_TOLERANCE)):  # NaN compares false
+        fit = np.isfinite(actions) if is_absolute(file.env_args) else np.abs(actions) <= 1 + ACTION_TOLERANCE
+        for step, dim in np.argwhere(~fit):  # NaN compares false
             yield f"{demo}: action {actions[step, dim]:g} at step {step}, dimension {dim}"
 
 

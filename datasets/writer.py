@@ -90,7 +90,7 @@ class DemoWriter:
 
         Args:
             obs: per key `(N, ...)`; images uint8 `(N, H, W, 3)`, upright; `obs[t]` is seen before `actions[t]`.
-            actions: `(N, A)` in [-1, 1].
+            actions: `(N, A)` in [-1, 1], or absolute.
             states: `(N, S)`, the simulator's state before each action.
             rewards, dones: `(N,)`, after each action; `None` where the recording had none.
             next_obs: per key `(N, ...)`, what is seen after each action. Where it is `obs` shifted by one step, its last row

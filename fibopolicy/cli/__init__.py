@@ -21,7 +21,7 @@ from fibopolicy.cli.data import Collect, Expand, Fetch, Inspect, Render, Replay,
 from fibopolicy.cli.evaluate import Evaluate, Rates
 from fibopolicy.cli.export import Export
 from fibopolicy.cli.starts import Starts
-from fibopolicy.cli.train import Train
+from fibopolicy.cli.train import Train, with_preset
 from fibopolicy.errors import UserError
 from fibopolicy.quickstart import Quickstart
 
@@ -74,7 +74,7 @@ def main() -> None:
 
 def _parse(arguments: list[str]) -> Any:
     """The verb that the arguments ask for; a mistake in them becomes a `UserError` of one line instead of tyro's box."""
-    told = io.StringIO()
+    told, arguments = io.StringIO(), with_preset(arguments)
     try:
         with contextlib.redirect_stderr(told):
             return tyro.extras.subcommand_cli_from_dict(

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import MISSING, dataclass, fields, is_dataclass
+from pathlib import Path
+from typing import Any
 
 import tyro
 
 from fibopolicy.training.config import TrainConfig
+from fibopolicy.training.presets import preset
 
 
 @dataclass(frozen=True)
@@ -17,6 +21,9 @@ class Train:
     """
 
     config: tyro.conf.OmitArgPrefixes[TrainConfig]
+    preset: str | None = None
+    """Start from a published run instead of the defaults: released_robot, Fibottention's authors' encoder with Diffusion
+    Policy. Other options override it."""
     resume: bool = False
     """Go on with a run that was stopped; it ends with the same weights as one that was not."""
     overwrite: bool = False
@@ -28,3 +35,34 @@ class Train:
         done = train(self.config, resume=self.resume, overwrite=self.overwrite)
         print(f"{self.config.out}: trained to step {done.step} ({done.seconds:.0f} s now)")
         print(f"next: fibopolicy evaluate {self.config.out} --episodes 50")
+
+
+def with_preset(arguments: Sequence[str]) -> list[str]:
+    """A command line whose `train --preset NAME`, if it has that, is preceded by all options of the preset; the last counts.
+
+    Raises:
+        UserError: no such preset.
+    """
+    pairs = zip(arguments, [*arguments[1:], ""], strict=True)
+    named = [value if word == "--preset" else word.removeprefix("--preset=") for word, value in pairs if _is_preset(word)]
+    if arguments[:1] != ["train"] or not any(named):
+        return list(arguments)
+    here = Path()  # the data and the run are named by the command line
+    return ["train", *_options(preset(named[-1], here, here)), *arguments[1:]]
+
+
+def _is_preset(word: str) -> bool:
+    return word == "--preset" or word.startswith("--preset=")
+
+
+def _options(config: Any) -> Iterator[str]:
+    """The words on the command line that make a config, but for what has no default."""
+    for field in fields(config):
+        value = getattr(config, field.name)
+        default = field.default if field.default_factory is MISSING else field.default_factory()
+        if is_dataclass(value):
+            yield from _options(value)
+        elif default is not MISSING and value != default:
+            yield f"--{field.name.replace('_', '-')}"
+            many = [word for pair in value.items() for word in pair] if isinstance(value, Mapping) else value
+            yield from map(str, many if isinstance(many, list | tuple) else [many])

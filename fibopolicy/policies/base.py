@@ -26,16 +26,22 @@ class Shapes:
         images: (H, W) per camera key.
         vectors: size per vector key.
         action_dim: A.
+        absolute: actions are poses in metres and radians, not displacements in [-1, 1].
+        rotations: the first of three columns of each axis-angle rotation in absolute actions, ascending.
     """
 
     images: Mapping[str, tuple[int, int]]
     vectors: Mapping[str, int]
     action_dim: int
+    absolute: bool = False
+    rotations: tuple[int, ...] = ()
 
 
+ROTATIONS = ("6d", "axis_angle")
 #: In a `PolicyConfig`: what the head has by itself.
 OWN = -1
 AUTO = "auto"
+Option = int | float | bool | str
 
 
 @dataclass(frozen=True)
@@ -55,29 +61,39 @@ class PolicyConfig:
     """What to build; the same for every task. Settings left to the head (-1, "auto") are resolved on construction."""
 
     head: str = "bc"
-    """Policy head: bc (a chunk, deterministic), or robomimic's bc_gaussian, bc_gmm, bc_rnn_gmm, bc_transformer_gmm."""
-    head_options: Mapping[str, int | float | bool | str] = field(default_factory=dict)
-    """Its options as pairs, e.g. num_modes 10."""
+    """Policy head: bc (a chunk, deterministic), diffusion, flow, or robomimic's bc_gaussian, bc_gmm, bc_rnn_gmm,
+    bc_transformer_gmm."""
+    head_options: Mapping[str, Option] = field(default_factory=dict)
+    """Its options as pairs, e.g. num_modes 10, or for diffusion and flow denoiser transformer."""
     encoder: str = "fibottention_vit_tiny"
     """Image encoder, e.g. fibottention_vit_tiny, vit_tiny, resnet18."""
-    encoder_options: Mapping[str, int | float | bool | str] = field(default_factory=dict)
+    encoder_options: Mapping[str, Option] = field(default_factory=dict)
     """Its options as pairs, e.g. depth 4 pool mean."""
     views: str = "separate"
     """Several cameras: "separate" encoders, one "shared", or "joint" tokens in one sequence."""
     history: int = OWN
-    """Observations that the policy sees, the newest last; -1 is the head's own number: 1, bc_transformer_gmm 10."""
+    """Observations that the policy sees, the newest last; -1 is the head's own number: 1, diffusion and flow 2,
+    bc_transformer_gmm 10."""
     chunk: int = OWN
-    """Actions predicted at once, or the length of a recurrent head's sequences; -1: bc 8, bc_rnn_gmm 10, others 1."""
+    """Actions predicted at once, or the length of a recurrent head's sequences; -1: bc 8, diffusion and flow 16,
+    bc_rnn_gmm 10, others 1."""
     execute: int = OWN
-    """How many of them are executed before the policy looks again; -1: bc 4, others 1."""
+    """How many of them are executed before the policy looks again; -1: bc 4, diffusion and flow 8, others 1; with
+    ensemble 1."""
+    ensemble: float | None = None
+    """Execute the average of all chunks' predictions for a step, the n-th oldest weighing exp(-ensemble * n): temporal
+    ensembling, 0.01 in ACT. For bc, diffusion and flow."""
     loss: str = "l1"
     """"l1" or "l2", on normalised actions; for bc."""
     hidden: int = OWN
-    """Width of the head's MLP; -1: bc 256, others 1024."""
+    """Width of the head's MLP, or of its denoiser (a U-Net's at full length); -1: bc 256, diffusion and flow 64, others 1024."""
     layers: int = OWN
-    """Hidden layers of the head's MLP; -1: 2."""
+    """Hidden layers of the head's MLP, levels of its U-Net or blocks of its transformer; -1: 2."""
     action_normalization: str = AUTO
-    """"minmax" to [-1, 1], "gaussian" to zero mean and unit variance, or "none"; "auto": bc minmax, others none."""
+    """"minmax" to [-1, 1], "gaussian" to zero mean and unit variance, or "none"; "auto": bc, diffusion and flow minmax, others
+    none."""
+    rotation: str = "6d"
+    """How rotations in absolute actions are predicted: "6d", or "axis_angle" as they are in the dataset."""
     crop: int | None = None
     """Pixels: train on random crops of this size, act on the central one. None keeps the whole frame."""
     shift: int = 0
@@ -85,6 +101,8 @@ class PolicyConfig:
 
     def __post_init__(self) -> None:
         head = _POLICIES.get(self.head)
+        if self.ensemble is not None and self.execute == OWN:
+            object.__setattr__(self, "execute", 1)
         for name, value in asdict(head.defaults if head else HeadDefaults()).items():
             if getattr(self, name) in (OWN, AUTO):
                 object.__setattr__(self, name, value)
@@ -93,6 +111,13 @@ class PolicyConfig:
                 raise UserError(f"{name} must be at least {least}, got {getattr(self, name)}")
         if self.execute > self.chunk:
             raise UserError(f"execute must be between 1 and chunk = {self.chunk}, got {self.execute}")
+        if self.ensemble is not None:
+            if head and not head.ensembles:
+                raise UserError(f"head {self.head} predicts no chunks that could be averaged; leave ensemble out")
+            if self.execute != 1 or not self.ensemble >= 0:
+                raise UserError(f"ensemble is at least 0 and needs execute 1, got {self.ensemble} with execute {self.execute}")
+        if self.rotation not in ROTATIONS:
+            raise unknown("rotation", self.rotation, ROTATIONS)
         if self.crop is not None and self.crop < 1:
             raise UserError(f"crop must be at least 1 pixel, got {self.crop}")
         for name in ("image_size", "num_views"):
@@ -111,11 +136,13 @@ class Policy(nn.Module):
         defaults: for the settings that are left to the head.
         sequence: the observations of a training batch go on beyond the newest, to that of the last action:
             T_o = history + chunk - 1.
+        ensembles: its chunks may be averaged over time, see `PolicyConfig.ensemble`.
     """
 
     name: ClassVar[str]
     defaults: ClassVar[HeadDefaults] = HeadDefaults()
     sequence: ClassVar[bool] = False
+    ensembles: ClassVar[bool] = False
     config: PolicyConfig
     shapes: Shapes
 
@@ -129,7 +156,7 @@ class Policy(nn.Module):
 
     @abstractmethod
     def act(self, obs: Mapping[str, Tensor], state: State = None) -> tuple[Tensor, State]:
-        """Actions `(B, execute, A)` in [-1, 1], to execute before the next call.
+        """Actions `(B, execute, A)` in [-1, 1], or absolute ones, to execute before the next call.
 
         Args:
             obs: the last T_o = `history` control steps as in a batch; an episode's first observation stands for those
@@ -171,3 +198,18 @@ def build_policy(config: PolicyConfig, shapes: Shapes) -> Policy:
     """
     factory: Callable[[PolicyConfig, Shapes], Policy] = policy_class(config.head)
     return factory(config, shapes)
+
+
+def checked_options(head: str, given: Mapping[str, Option], defaults: Mapping[str, Option]) -> dict[str, Any]:
+    """A head's options, with its defaults for those that are not given.
+
+    Raises:
+        UserError: no such option, with the nearest match suggested, or a value of another type than the default's.
+    """
+    for name, value in given.items():
+        if name not in defaults:
+            raise unknown(f"option of head {head}:", name, defaults)
+        default = defaults[name]
+        if type(value) is not type(default) and not (type(default) is float and type(value) is int):
+            raise UserError(f"head {head}: {name} must be like {default!r}, got {value!r}")
+    return {**defaults, **given}

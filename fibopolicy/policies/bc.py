@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from fibopolicy.errors import unknown
-from fibopolicy.policies.base import Policy, PolicyConfig, Shapes, State, Statistics, register_policy
-from fibopolicy.policies.normalizer import Normalizer
+from fibopolicy.policies.actions import ActionNormalizer
+from fibopolicy.policies.base import Policy, PolicyConfig, Shapes, State, Statistics, checked_options, register_policy
+from fibopolicy.policies.ensembling import ensemble
 from fibopolicy.policies.observations import ObservationFeatures
 
 
@@ -20,31 +21,31 @@ class BCPolicy(Policy):
     """Predicts `chunk` actions from `history` observations and executes the first `execute` of them."""
 
     name = "bc"
+    ensembles = True
 
     def __init__(self, config: PolicyConfig, shapes: Shapes) -> None:
         super().__init__()
         if config.loss not in ("l1", "l2"):
             raise unknown("loss", config.loss, ("l1", "l2"))
-        for option in config.head_options:
-            raise unknown("option of head bc:", option, ())
+        checked_options(self.name, config.head_options, {})
         self.config, self.shapes = config, shapes
         self.observations = ObservationFeatures(config, shapes)
-        self.actions = Normalizer(shapes.action_dim, config.action_normalization)
+        self.actions = ActionNormalizer(config, shapes)
         widths = [self.observations.output_dim, *[config.hidden] * config.layers]
         layers = [m for a, b in pairwise(widths) for m in (nn.Linear(a, b), nn.GELU())]
-        self.head = nn.Sequential(*layers, nn.Linear(widths[-1], config.chunk * shapes.action_dim))
+        self.head = nn.Sequential(*layers, nn.Linear(widths[-1], config.chunk * self.actions.dim))
 
     def fit_normalizers(self, statistics: Statistics) -> None:
         self.observations.fit(statistics)
         self.actions.fit(statistics["actions"])
 
     def predict(self, obs: Mapping[str, Tensor]) -> Tensor:
-        """Normalised actions `(B, chunk, A)` from a window of observations."""
+        """Normalised actions `(B, chunk, D)` from a window of observations."""
         flat: Tensor = self.head(self.observations(obs))
-        return flat.view(flat.shape[0], self.config.chunk, self.shapes.action_dim)
+        return flat.view(flat.shape[0], self.config.chunk, self.actions.dim)
 
     def loss(self, batch: Mapping[str, Any]) -> tuple[Tensor, dict[str, float]]:
-        error = self.predict(batch["obs"]) - self.actions(batch["actions"])  # (B, chunk, A)
+        error = self.predict(batch["obs"]) - self.actions(batch["actions"])  # (B, chunk, D)
         error = error.abs() if self.config.loss == "l1" else error.square()
         mask = batch["action_mask"].unsqueeze(-1)  # (B, chunk, 1)
         loss = (error * mask).sum() / (mask.sum() * error.shape[-1])
@@ -52,5 +53,7 @@ class BCPolicy(Policy):
 
     @torch.no_grad()
     def act(self, obs: Mapping[str, Tensor], state: State = None) -> tuple[Tensor, State]:
-        chunk = self.actions.invert(self.predict(obs)).clamp(-1, 1)
-        return chunk[:, : self.config.execute], None
+        chunk = self.predict(obs)
+        if self.config.ensemble is not None:
+            chunk, state = ensemble(chunk, self.config.ensemble, state)
+        return self.actions.invert(chunk[:, : self.config.execute]), state

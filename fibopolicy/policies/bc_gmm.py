@@ -19,7 +19,7 @@ class BCGMMPolicy(RobomimicHead):
         from robomimic.models.policy_nets import GMMActorNetwork
 
         return GMMActorNetwork(
-            ac_dim=self.config.chunk * self.shapes.action_dim,
+            ac_dim=self.config.chunk * self.actions.dim,
             mlp_layer_dims=self.layer_dims,
             **{name: self.options[name] for name in ("num_modes", "min_std", "std_activation", "low_noise_eval")},
             **arguments,

@@ -37,7 +37,7 @@ class BCRNNGMMPolicy(RobomimicHead):
         from robomimic.models.policy_nets import RNNGMMActorNetwork
 
         return RNNGMMActorNetwork(
-            ac_dim=self.shapes.action_dim,
+            ac_dim=self.actions.dim,
             mlp_layer_dims=self.layer_dims,
             rnn_hidden_dim=self.options["hidden_dim"],
             rnn_num_layers=self.options["num_layers"],
@@ -48,14 +48,14 @@ class BCRNNGMMPolicy(RobomimicHead):
         )
 
     def loss(self, batch: Mapping[str, Any]) -> tuple[Tensor, dict[str, float]]:
-        actions, mask = self.actions(batch["actions"]), batch["action_mask"]  # (B, T, A), (B, T)
+        actions, mask = self.actions(batch["actions"]), batch["action_mask"]  # (B, T, D), (B, T)
         distribution = self.distribution(batch["obs"])
         likelihood = log_likelihood(distribution, actions, mask.unsqueeze(-1))  # (B, T)
         loss = -(likelihood * mask).sum() / mask.sum()
         return loss, {"loss": float(loss.detach())}
 
     def distribution(self, obs: Mapping[str, Tensor]) -> Any:
-        """Over actions `(A,)`, one per sample and step."""
+        """Over normalised actions `(D,)`, one per sample and step."""
         sequence = self.observations.prepare(obs)  # (B, T, ...)
         if self.options["open_loop"]:
             sequence = {key: value[:, :1].expand_as(value) for key, value in sequence.items()}
@@ -67,4 +67,4 @@ class BCRNNGMMPolicy(RobomimicHead):
         actions, carried = forward_recurrent(
             self.network, self.inputs(obs), memory, horizon=self.config.chunk, open_loop=self.options["open_loop"]
         )
-        return self.actions.invert(actions).clamp(-1, 1).unsqueeze(1), carried
+        return self.actions.invert(actions).unsqueeze(1), carried

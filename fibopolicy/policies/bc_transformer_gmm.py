@@ -40,7 +40,7 @@ class BCTransformerGMMPolicy(RobomimicHead):
 
         own = [name for name in self.options if name not in MIXTURE]
         return TransformerGMMActorNetwork(
-            ac_dim=self.config.chunk * self.shapes.action_dim,
+            ac_dim=self.config.chunk * self.actions.dim,
             transformer_context_length=self.config.history,
             **{f"transformer_{name}": self.options[name] for name in own},
             **{name: self.options[name] for name in ("num_modes", "min_std", "std_activation", "low_noise_eval")},
@@ -48,7 +48,7 @@ class BCTransformerGMMPolicy(RobomimicHead):
         )
 
     def distribution(self, obs: Mapping[str, Tensor]) -> Any:
-        """Over chunks of normalised actions `(chunk * A,)`, of the newest step."""
+        """Over chunks of normalised actions `(chunk * D,)`, of the newest step."""
         every = self.network.forward_train(self.inputs(obs))
         normal = every.component_distribution.base_dist
         return torch.distributions.MixtureSameFamily(

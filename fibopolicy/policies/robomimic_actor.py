@@ -6,22 +6,21 @@ depends on an episode's first observation and step alone: an episode repeats exa
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
-from typing import Any, TypedDict
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from fibopolicy.policies.chance import Chance, beginning, draw_seeds
+
 Observations = Mapping[str, Tensor]
 
 
-class Memory(TypedDict):
+class Memory(Chance):
     """What B episodes carry from step to step, as tensors whose first dimension counts them.
 
     Attributes:
-        seed: of an episode's random draws, int64 `(B,)`.
-        step: control steps taken, int64 `(B,)`.
         hidden: of a recurrent network, `(B, layers, H)` each: LSTM two, GRU one, others none.
         first: of an open-loop recurrent network, the observations `(B, ...)` that its actions follow from; else empty.
     """
@@ -38,28 +37,12 @@ def recall(raw: Observations, state: Memory | None) -> Memory:
     Args:
         raw: observations `(B, ...)` as the simulator gave them.
     """
-    if state is not None:
-        return state
-    seeds = [_seed(raw, row) for row in range(len(next(iter(raw.values()))))]
-    return {"seed": torch.tensor(seeds), "step": torch.zeros(len(seeds), dtype=torch.int64), "hidden": (), "first": {}}
-
-
-def draw_seeds(memory: Memory) -> list[int]:
-    """Of the draws at this step, one per episode."""
-    pairs = zip(memory["seed"].tolist(), memory["step"].tolist(), strict=True)
-    return [(seed + 0x9E3779B97F4A7C15 * step) % (1 << 63) for seed, step in pairs]
+    return {**beginning(raw), "hidden": (), "first": {}} if state is None else state
 
 
 def moved_on(memory: Memory) -> Memory:
     """One step later."""
     return {**memory, "step": memory["step"] + 1}
-
-
-def _seed(raw: Observations, row: int) -> int:
-    digest = hashlib.blake2b(digest_size=7)
-    for key in sorted(raw):
-        digest.update(raw[key][row].cpu().contiguous().numpy().tobytes())
-    return int.from_bytes(digest.digest())
 
 
 def forward(network: Any, obs: Observations, memory: Memory) -> tuple[Tensor, Memory]:

@@ -15,13 +15,12 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from fibopolicy.errors import UserError, unknown
-from fibopolicy.policies.base import HeadDefaults, Policy, PolicyConfig, Shapes, State, Statistics
-from fibopolicy.policies.normalizer import Normalizer
+from fibopolicy.errors import UserError
+from fibopolicy.policies.actions import ActionNormalizer
+from fibopolicy.policies.base import HeadDefaults, Option, Policy, PolicyConfig, Shapes, State, Statistics, checked_options
 from fibopolicy.policies.observations import ObservationInputs
 from fibopolicy.policies.robomimic_actor import Memory, forward, recall
 
-Option = int | float | bool | str
 #: Of the linear layer behind an encoder, which robomimic's own cores have too.
 FEATURES: dict[str, Option] = {"feature_dimension": 64}
 MIXTURE: dict[str, Option] = {
@@ -52,12 +51,12 @@ class RobomimicHead(Policy):
     def __init__(self, config: PolicyConfig, shapes: Shapes) -> None:
         super().__init__()
         self.config, self.shapes = config, shapes
-        self.options = self._checked_options()
+        self.options = checked_options(self.name, config.head_options, self.option_defaults)
         if config.views != "separate":
             raise UserError(f"head {self.name} has one encoder per camera, as robomimic has; use views='separate'")
         self._check()
         self.observations = ObservationInputs(config, shapes)
-        self.actions = Normalizer(shapes.action_dim, config.action_normalization)
+        self.actions = ActionNormalizer(config, shapes)
         with robomimic_observations(shapes):
             try:
                 self.network = self._network(
@@ -82,15 +81,6 @@ class RobomimicHead(Policy):
         if self.config.layers < 1:
             raise UserError(f"head {self.name} needs layers of at least 1, as robomimic's MLP does")
 
-    def _checked_options(self) -> dict[str, Any]:
-        for name, value in self.config.head_options.items():
-            if name not in self.option_defaults:
-                raise unknown(f"option of head {self.name}:", name, self.option_defaults)
-            default = self.option_defaults[name]
-            if type(value) is not type(default) and not (type(default) is float and type(value) is int):
-                raise UserError(f"head {self.name}: {name} must be like {default!r}, got {value!r}")
-        return {**self.option_defaults, **self.config.head_options}
-
     @property
     def layer_dims(self) -> tuple[int, ...]:
         """robomimic's `actor_layer_dims`."""
@@ -101,14 +91,14 @@ class RobomimicHead(Policy):
         self.actions.fit(statistics["actions"])
 
     def loss(self, batch: Mapping[str, Any]) -> tuple[Tensor, dict[str, float]]:
-        actions = self.actions(batch["actions"]).flatten(1)  # (B, chunk * A)
-        mask = batch["action_mask"].unsqueeze(-1).expand_as(batch["actions"]).flatten(1)
-        likelihood = log_likelihood(self.distribution(batch["obs"]), actions, mask)  # (B,)
+        actions = self.actions(batch["actions"])  # (B, chunk, D)
+        mask = batch["action_mask"].unsqueeze(-1).expand_as(actions)
+        likelihood = log_likelihood(self.distribution(batch["obs"]), actions.flatten(1), mask.flatten(1))  # (B,)
         loss = -likelihood.mean()
         return loss, {"loss": float(loss.detach())}
 
     def distribution(self, obs: Mapping[str, Tensor]) -> Any:
-        """Over chunks of normalised actions `(chunk * A,)`, one per sample."""
+        """Over chunks of normalised actions `(chunk * D,)`, one per sample."""
         return self.network.forward_train(self.inputs(obs))
 
     def recall(self, obs: Mapping[str, Tensor], state: State) -> Memory:
@@ -122,8 +112,8 @@ class RobomimicHead(Policy):
     @torch.no_grad()
     def act(self, obs: Mapping[str, Tensor], state: State = None) -> tuple[Tensor, State]:
         flat, carried = forward(self.network, self.inputs(obs), self.recall(obs, state))
-        chunk = flat.view(-1, self.config.chunk, self.shapes.action_dim)[:, : self.config.execute]
-        return self.actions.invert(chunk).clamp(-1, 1), carried
+        chunk = flat.view(-1, self.config.chunk, self.actions.dim)[:, : self.config.execute]
+        return self.actions.invert(chunk), carried
 
 
 def log_likelihood(distribution: Any, actions: Tensor, mask: Tensor) -> Tensor:

@@ -76,4 +76,6 @@ def load_policy(run: Path, *, weights: str = "ema", device: str = "cpu") -> Load
 
 
 def _shapes(document: dict[str, Any]) -> Shapes:
-    return Shapes({k: (v[0], v[1]) for k, v in document["images"].items()}, document["vectors"], document["action_dim"])
+    images = {k: (v[0], v[1]) for k, v in document["images"].items()}
+    rotations = tuple(document.get("rotations", ()))
+    return Shapes(images, document["vectors"], document["action_dim"], document.get("absolute", False), rotations)

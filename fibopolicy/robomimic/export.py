@@ -27,8 +27,8 @@ def export(run: StrPath, out: StrPath, *, weights: str = "ema", overwrite: bool 
         overwrite: replace an existing `out`.
 
     Raises:
-        UserError: the head is none of robomimic's, or predicts several actions at once, or scales actions, neither of which
-            robomimic 0.3 can do; `out` exists.
+        UserError: the head is none of robomimic's, or predicts several actions at once, scaled ones or 6-D rotations, none of
+            which robomimic 0.3 can do; `out` exists.
     """
     run, out = Path(run).expanduser(), Path(out).expanduser()
     refuse_existing(out, overwrite)
@@ -47,6 +47,8 @@ def export(run: StrPath, out: StrPath, *, weights: str = "ema", overwrite: bool 
             f"{run}: scales actions ({policy.config.action_normalization}), which robomimic 0.3 does not;"
             " train with action_normalization none to export"
         )
+    if policy.actions.rotations:
+        raise UserError(f"{run}: predicts 6-D rotations, which robomimic 0.3 does not; train with rotation axis_angle to export")
     config = _config(policy, document)
     shapes = network_shapes(policy.shapes, policy.shapes.images)
     contents = {

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from fibopolicy.devices import resolve_device
 from fibopolicy.errors import UserError, unknown
 from fibopolicy.policies.base import Policy, PolicyConfig, Shapes, State, Statistics
-from fibopolicy.policies.robomimic_actor import Memory, draw_seeds, forward, forward_recurrent, moved_on, recall
+from fibopolicy.policies.chance import draw_seeds
+from fibopolicy.policies.robomimic_actor import Memory, forward, forward_recurrent, moved_on, recall
 from fibopolicy.robomimic.checkpoint import Checkpoint
 from fibopolicy.robomimic.config import used_keys
 

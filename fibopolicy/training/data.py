@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fibopolicy.datasets import DemoFile, WindowDataset
+from fibopolicy.datasets.absolute import is_absolute, rotation_columns
 from fibopolicy.errors import UserError
 from fibopolicy.policies import Shapes
 from fibopolicy.policies.base import policy_class
@@ -39,4 +40,5 @@ def open_dataset(config: TrainConfig) -> WindowDataset:
 
 def shapes_of(dataset: WindowDataset) -> Shapes:
     images = {camera: (shape[0], shape[1]) for camera, shape in dataset.image_shapes.items()}
-    return Shapes(images, dict(dataset.vector_dims), dataset.action_dim)
+    task, dim = dataset.env_args, dataset.action_dim
+    return Shapes(images, dict(dataset.vector_dims), dim, is_absolute(task), rotation_columns(task, dim))

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import faulty_envs
 import numpy as np
@@ -45,10 +46,10 @@ def pools() -> Iterator[dict[int, VectorRollout]]:
         pool.close()
 
 
-def untrained(encoder: str, **options: int) -> Policy:
+def untrained(encoder: str, options: dict[str, int], **settings: Any) -> Policy:
     torch.manual_seed(0)
     shapes = Shapes({"workspace_image": (32, 32), "wrist_image": (32, 32)}, {"hand_position": 3, "gripper_opening": 1}, 4)
-    config = PolicyConfig(encoder=encoder, encoder_options=options, history=2, chunk=5, execute=3)
+    config = PolicyConfig(**{"history": 2, "chunk": 5, "execute": 3, **settings}, encoder=encoder, encoder_options=options)
     return build_policy(config, shapes).eval()
 
 
@@ -73,15 +74,32 @@ class Recorder:
         actor.act = recording
 
 
+VIT = ("fibottention_vit_tiny", {"patch_size": 8, "width": 32, "depth": 2, "heads": 2})
+
+
 @pytest.mark.parametrize(
-    ("encoder", "options"),
-    [("fibottention_vit_tiny", {"patch_size": 8, "width": 32, "depth": 2, "heads": 2}), ("resnet18", {})],
+    ("encoder", "options", "settings", "batch"),
+    [
+        (*VIT, {}, 1),
+        (*VIT, {}, 4),
+        ("resnet18", {}, {}, 1),
+        ("resnet18", {}, {}, 4),
+        (*VIT, {"ensemble": 0.01, "execute": 1}, 4),
+        (*VIT, {"head": "flow"}, 4),
+        (*VIT, {"head": "diffusion", "head_options": {"denoiser": "transformer", "steps": 2}, "ensemble": 0.01, "execute": 1}, 4),
+    ],
 )
-@pytest.mark.parametrize("batch", [1, 4])
 def test_actions_and_outcomes_do_not_depend_on_workers_or_order(
-    encoder: str, options: dict[str, int], batch: int, starts: Starts, pools: dict[int, VectorRollout]
+    encoder: str,
+    options: dict[str, int],
+    settings: dict[str, Any],
+    batch: int,
+    starts: Starts,
+    pools: dict[int, VectorRollout],
 ) -> None:
-    policy = untrained(encoder, **options)
+    if settings.get("head") == "diffusion":
+        pytest.importorskip("diffusers")
+    policy = untrained(encoder, options, **settings)
     env = MAKE()
     serial = Recorder(Actor(policy, batch=batch))
     expected = []
@@ -227,6 +245,7 @@ def test_a_killed_parent_leaves_no_process_and_no_memory(tmp_path: Path) -> None
 import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})
 from functools import partial
 from pathlib import Path
+from typing import Any
 import faulty_envs
 from fibopolicy.evaluation.vectorized import VectorRollout
 if __name__ == "__main__":

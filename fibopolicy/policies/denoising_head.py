@@ -1,0 +1,113 @@
+"""What the diffusion and the flow head share: a chunk of actions is drawn from noise, given observations."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from typing import Any, ClassVar, TypedDict
+
+import torch
+from torch import Tensor
+
+from fibopolicy.errors import UserError
+from fibopolicy.policies.actions import ActionNormalizer
+from fibopolicy.policies.base import HeadDefaults, Option, Policy, PolicyConfig, Shapes, State, Statistics, checked_options
+from fibopolicy.policies.chance import Chance, beginning, gaussian, moved_on
+from fibopolicy.policies.denoisers import denoiser_class
+from fibopolicy.policies.ensembling import Predictions, ensemble
+from fibopolicy.policies.observations import ObservationFeatures
+
+DENOISING: dict[str, Option] = {"denoiser": "unet", "draws": 4}
+
+
+class Memory(TypedDict):
+    """What B episodes carry from one decision to the next, as tensors whose first dimension counts them.
+
+    Attributes:
+        chance: where their noise comes from.
+        predictions: of earlier chunks, with ensembling.
+    """
+
+    chance: Chance
+    predictions: Predictions | None
+
+
+class DenoisingHead(Policy):
+    """A denoiser that is trained on noisy chunks of the demonstrations, and acts by denoising a chunk of pure noise.
+
+    The noise of an episode's decisions follows from its first observation, so an episode repeats exactly, whatever runs
+    beside it.
+
+    Options: `denoiser`, unet or transformer, of the size that the settings hidden and layers give it; `draws`, how many
+    noises at how many times each chunk is trained with per step: encoding the observations costs most of a step, so that
+    further draws are cheap, and the loss is less noisy.
+
+    Attributes:
+        option_defaults: what `head_options` may set.
+        options: as they are set.
+    """
+
+    defaults = HeadDefaults(history=2, chunk=16, execute=8, hidden=64)
+    ensembles = True
+    option_defaults: ClassVar[Mapping[str, Option]]
+
+    def __init__(self, config: PolicyConfig, shapes: Shapes) -> None:
+        super().__init__()
+        self.config, self.shapes = config, shapes
+        self.options = checked_options(self.name, config.head_options, self.option_defaults)
+        for name, value in self.options.items():
+            if type(value) is int and value < 1:
+                raise UserError(f"head {self.name}: {name} must be at least 1, got {value}")
+        if config.layers < 1:
+            raise UserError(f"head {self.name} needs layers of at least 1")
+        self.observations = ObservationFeatures(config, shapes)
+        self.actions = ActionNormalizer(config, shapes)
+        self.denoiser = denoiser_class(self.options["denoiser"])(
+            action_dim=self.actions.dim,
+            chunk=config.chunk,
+            history=config.history,
+            feature_dim=self.observations.output_dim // config.history,
+            width=config.hidden,
+            layers=config.layers,
+        )
+
+    def fit_normalizers(self, statistics: Statistics) -> None:
+        self.observations.fit(statistics)
+        self.actions.fit(statistics["actions"])
+
+    def features(self, obs: Mapping[str, Tensor]) -> Tensor:
+        """What the denoiser is told of a window of observations, `(B, T_o, F)`."""
+        return self.observations(obs).unflatten(1, (self.config.history, -1))
+
+    def loss(self, batch: Mapping[str, Any]) -> tuple[Tensor, dict[str, float]]:
+        draws = self.options["draws"]
+        actions = self.actions(batch["actions"]).repeat_interleave(draws, dim=0)  # (B * draws, T, D)
+        features = self.features(batch["obs"]).repeat_interleave(draws, dim=0)  # (B * draws, T_o, F)
+        mask = batch["action_mask"].repeat_interleave(draws, dim=0).unsqueeze(-1)  # (B * draws, T, 1)
+        noise = torch.randn_like(actions)
+        times = torch.rand(len(actions), device=actions.device)  # (B * draws,)
+        error = self.error(actions, noise, times, features).square()
+        loss = (error * mask).sum() / (mask.sum() * error.shape[-1])
+        return loss, {"loss": float(loss.detach())}
+
+    @abstractmethod
+    def error(self, actions: Tensor, noise: Tensor, times: Tensor, features: Tensor) -> Tensor:
+        """How far the denoiser is off, `(B, T, D)`, from normalised actions and noise `(B, T, D)` and times `(B,)` in [0, 1)."""
+
+    @abstractmethod
+    def denoise(self, noise: Tensor, features: Tensor) -> Tensor:
+        """Noise `(B, T, D)` to normalised actions `(B, T, D)`."""
+
+    @torch.no_grad()
+    def act(self, obs: Mapping[str, Tensor], state: State = None) -> tuple[Tensor, State]:
+        memory: Memory = state or self._begin(obs)
+        features = self.features(obs)
+        noise = gaussian(memory["chance"], (self.config.chunk, self.actions.dim)).to(features)
+        chunk, predictions = self.denoise(noise, features), memory["predictions"]
+        if self.config.ensemble is not None:
+            chunk, predictions = ensemble(chunk, self.config.ensemble, predictions)
+        after: Memory = {"chance": moved_on(memory["chance"]), "predictions": predictions}
+        return self.actions.invert(chunk[:, : self.config.execute]), after
+
+    def _begin(self, obs: Mapping[str, Tensor]) -> Memory:
+        return {"chance": beginning({key: obs[key] for key in (*self.shapes.images, *self.shapes.vectors)}), "predictions": None}

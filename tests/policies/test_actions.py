@@ -1,0 +1,100 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from fibopolicy.datasets import DemoWriter
+from fibopolicy.errors import UserError
+from fibopolicy.policies import PolicyConfig, Shapes, build_policy
+from fibopolicy.policies.actions import ActionNormalizer
+from fibopolicy.policies.run_directory import load_policy
+from fibopolicy.training import OptimizerConfig, TrainConfig
+from fibopolicy.training.loop import train
+
+ABSOLUTE = Shapes({}, {"hand": 3}, 14, absolute=True, rotations=(3, 10))  # two arms: position, rotation, gripper
+
+
+def poses(rows: int = 40) -> torch.Tensor:
+    torch.manual_seed(0)
+    arm = [torch.rand(rows, 3) * 3 - 1, torch.nn.functional.normalize(torch.randn(rows, 3), dim=-1), torch.ones(rows, 1)]
+    return torch.cat([*arm, *arm], dim=-1)
+
+
+def statistics(actions: torch.Tensor) -> dict[str, np.ndarray]:
+    x = actions.double().numpy()
+    return {"min": x.min(0), "max": x.max(0), "mean": x.mean(0), "std": x.std(0)}
+
+
+@pytest.mark.parametrize("kind", ["minmax", "gaussian", "none"])
+def test_absolute_actions_come_back_and_their_rotations_are_not_normalised(kind: str) -> None:
+    actions = poses()
+    normalizer = ActionNormalizer(PolicyConfig(action_normalization=kind), ABSOLUTE)
+    normalizer.fit(statistics(actions))
+    converted = normalizer(actions)
+    assert converted.shape == (40, normalizer.dim) == (40, 20)
+    torch.testing.assert_close(normalizer.invert(converted), actions, atol=1e-5, rtol=0)
+    for start in (3, 13):
+        columns = converted[:, start : start + 6].view(40, 2, 3)
+        torch.testing.assert_close(columns.norm(dim=-1), torch.ones(40, 2))
+    if kind == "minmax":
+        torch.testing.assert_close(converted[:, :3].amax(0), torch.ones(3))
+        torch.testing.assert_close(converted[:, 10:13].amin(0), -torch.ones(3))
+
+
+def test_axis_angles_may_be_kept() -> None:
+    actions = poses()
+    normalizer = ActionNormalizer(PolicyConfig(rotation="axis_angle"), ABSOLUTE)
+    normalizer.fit(statistics(actions))
+    assert normalizer.dim == 14
+    torch.testing.assert_close(normalizer.invert(normalizer(actions)), actions)
+    with pytest.raises(UserError, match="unknown rotation '6D': did you mean '6d'"):
+        PolicyConfig(rotation="6D")
+
+
+def test_displacements_stay_in_range_and_poses_do_not() -> None:
+    far = torch.full((1, 14), 5.0)
+    bounded = ActionNormalizer(PolicyConfig(), Shapes({}, {}, 14))
+    assert float(bounded.invert(far).max()) == 1
+    free = ActionNormalizer(PolicyConfig(rotation="axis_angle"), ABSOLUTE)
+    assert float(free.invert(far).max()) == 5
+
+
+@pytest.mark.parametrize("head", ["bc", "diffusion", "flow", "bc_gaussian", "bc_gmm", "bc_rnn_gmm", "bc_transformer_gmm"])
+def test_every_head_trains_and_acts_on_absolute_actions(head: str) -> None:
+    pytest.importorskip("diffusers" if head == "diffusion" else "robomimic" if head.startswith("bc_") else "torch")
+    sizes: dict[str, Any] = {"bc_rnn_gmm": {"hidden_dim": 8}, "bc_transformer_gmm": {"embed_dim": 8, "num_layers": 1}}
+    config = PolicyConfig(head=head, hidden=16, chunk=3, execute=1, history=1, head_options=sizes.get(head, {}))
+    policy = build_policy(config, ABSOLUTE)
+    actions = poses(12)
+    numbers = statistics(torch.rand(5, 3))
+    policy.fit_normalizers({"actions": statistics(actions), "hand": numbers})
+    steps = 3 if policy.sequence else 1
+    batch = {
+        "obs": {"hand": torch.rand(4, steps, 3)},
+        "actions": actions.view(4, 3, 14),
+        "action_mask": torch.ones(4, 3, dtype=torch.bool),
+    }
+    policy.loss(batch)[0].backward()
+    acted, _ = policy.eval().act({"hand": torch.rand(4, 1, 3)})
+    assert acted.shape == (4, 1, 14)
+    assert acted[..., 3:6].norm(dim=-1).max() <= np.pi + 1e-4
+
+
+def test_a_run_on_a_file_of_absolute_actions_keeps_their_layout(tmp_path: Path) -> None:
+    controller = {"type": "OSC_POSE", "control_delta": False}
+    task = {"env_name": "Lift", "type": 1, "env_kwargs": {"robots": ["Panda"], "controller_configs": controller}}
+    actions = poses(6)[:, :7].numpy()
+    with DemoWriter(tmp_path / "absolute.hdf5", task) as writer:
+        hand = {"robot0_eef_pos": np.random.default_rng(0).random((6, 3))}
+        writer.add(hand, actions=actions, states=np.zeros((6, 2)), rewards=None, dones=None)
+    policy = PolicyConfig(hidden=16, chunk=2, execute=1)
+    optimizer = OptimizerConfig(steps=2, batch_size=4)
+    train(TrainConfig(tmp_path / "absolute.hdf5", tmp_path / "run", cameras=(), policy=policy, optimizer=optimizer))
+    loaded = load_policy(tmp_path / "run").policy
+    assert loaded.shapes == Shapes({}, {"robot0_eef_pos": 3}, 7, absolute=True, rotations=(3,))
+    acted, _ = loaded.act({"robot0_eef_pos": torch.zeros(1, 1, 3)})
+    assert acted.shape == (1, 1, 7)

@@ -1,0 +1,175 @@
+from __future__ import annotations
+
+import sys
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from fibopolicy.errors import UserError
+from fibopolicy.evaluation.acting import Actor
+from fibopolicy.policies import Policy, PolicyConfig, Shapes, build_policy
+
+HEADS = ("diffusion", "flow")
+TINY = {"patch_size": 12, "width": 12, "depth": 1, "heads": 2, "keypoints": 4}
+SIZE = 24
+SHAPES = Shapes({"front_image": (SIZE, SIZE), "wrist_image": (SIZE, SIZE)}, {"hand": 3}, 4)
+pytest.importorskip("diffusers", reason="install fibopolicy[diffusion]")
+
+
+def config(head: str, **changes: Any) -> PolicyConfig:
+    return PolicyConfig(**{"head": head, "encoder_options": TINY, "hidden": 32, "chunk": 6, "execute": 3, **changes})
+
+
+def observations(settings: PolicyConfig, rows: int = 3) -> dict[str, torch.Tensor]:
+    images = {key: torch.randint(0, 256, (rows, settings.history, SIZE, SIZE, 3), dtype=torch.uint8) for key in SHAPES.images}
+    return images | {"hand": torch.rand(rows, settings.history, 3)}
+
+
+def batch(settings: PolicyConfig, rows: int = 3) -> dict[str, Any]:
+    return {
+        "obs": observations(settings, rows),
+        "actions": torch.rand(rows, settings.chunk, 4) * 2 - 1,
+        "action_mask": torch.ones(rows, settings.chunk, dtype=torch.bool),
+    }
+
+
+def test_settings_left_to_the_head_are_diffusion_policys() -> None:
+    for head in HEADS:
+        settings = PolicyConfig(head=head)
+        assert (settings.history, settings.chunk, settings.execute, settings.action_normalization) == (2, 16, 8, "minmax")
+        assert PolicyConfig(**asdict(settings)) == settings
+
+
+@pytest.mark.parametrize("views", ["separate", "shared", "joint"])
+@pytest.mark.parametrize("denoiser", ["unet", "transformer"])
+@pytest.mark.parametrize("head", HEADS)
+def test_the_loss_reaches_every_weight(head: str, denoiser: str, views: str) -> None:
+    settings = config(head, views=views, head_options={"denoiser": denoiser})
+    policy = build_policy(settings, SHAPES)
+    loss, figures = policy.loss(batch(settings))
+    loss.backward()
+    assert figures["loss"] == pytest.approx(loss.item())
+    assert all(parameter.grad is not None for parameter in policy.parameters())
+
+
+@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("encoder", ["resnet18", "released_robot"])
+def test_other_encoders_will_do(head: str, encoder: str) -> None:
+    options = {"width": 12, "depth": 1, "heads": 2} if encoder == "released_robot" else {}
+    settings = config(head, encoder=encoder, encoder_options=options, history=1, views="shared")
+    policy = build_policy(settings, SHAPES)
+    policy.loss(batch(settings, 2))[0].backward()
+    assert policy.eval().act(observations(settings, 1))[0].shape == (1, 3, 4)
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_padded_actions_have_no_share_in_the_loss(head: str) -> None:
+    settings = config(head, head_options={"draws": 1})
+    policy = build_policy(settings, SHAPES).eval()
+    samples = batch(settings)
+    samples["action_mask"][:, 4:] = False
+    policy.error = lambda actions, noise, times, features: actions  # type: ignore[method-assign]
+    before = float(policy.loss(samples)[0])
+    samples["actions"][:, 4:] = 9
+    assert float(policy.loss(samples)[0]) == pytest.approx(before)
+    samples["actions"][:, :4] *= 2
+    assert float(policy.loss(samples)[0]) == pytest.approx(4 * before)
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_a_perfect_denoiser_has_no_error_and_acts_as_was_demonstrated(head: str) -> None:
+    """Of the distribution that is one chunk alone, the ideal network is known in closed form."""
+    settings = config(head, history=1)
+    policy = build_policy(settings, Shapes({}, {"hand": 3}, 4)).eval()
+    shown = (torch.rand(1, 6, 4) * 2 - 1).expand(5, 6, 4)
+    policy.denoiser = Ideal(policy, shown[:1])
+    error = policy.error(shown, torch.randn(5, 6, 4), torch.rand(5), torch.zeros(5, 1, 3))
+    assert float(error.abs().max()) < 2e-3
+    actions, _ = policy.act({"hand": torch.rand(2, 1, 3)})
+    torch.testing.assert_close(actions, shown[:2, :3], atol=2e-3, rtol=0)
+
+
+class Ideal(torch.nn.Module):
+    """Finds the noise in, or the velocity of, noisy versions of one chunk."""
+
+    def __init__(self, policy: Any, chunk: torch.Tensor) -> None:
+        super().__init__()
+        self.policy, self.chunk = policy, chunk
+
+    def forward(self, noisy: torch.Tensor, time: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
+        if self.policy.name == "flow":
+            return (self.chunk - noisy) / (1 - time / 100)[:, None, None].clamp(min=1e-6)
+        kept = self.policy.sampling.alphas_cumprod[time.long()][:, None, None]
+        return (noisy - kept.sqrt() * self.chunk) / (1 - kept).sqrt()
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_an_episode_repeats_exactly_alone_and_beside_others(head: str) -> None:
+    policy = build_policy(config(head), SHAPES).eval()
+    torch.manual_seed(3)
+    seen = [observations(policy.config, 4) for _ in range(3)]
+    runs = []
+    for rows in (slice(0, 4), slice(1, 2), [3, 1, 1, 0]):
+        torch.manual_seed(len(runs))  # another state of torch's generator changes nothing
+        state, acted = None, []
+        for obs in seen:
+            actions, state = policy.act({key: value[rows] for key, value in obs.items()}, state)
+            acted.append(actions)
+        runs.append(torch.stack(acted, dim=1))  # (B, decisions, execute, A)
+    torch.testing.assert_close(runs[0][1], runs[1][0], atol=1e-5, rtol=0)
+    torch.testing.assert_close(runs[0][[3, 1, 1, 0]], runs[2], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_noise_differs_between_decisions_and_between_episodes(head: str) -> None:
+    policy = build_policy(config(head), SHAPES).eval()
+    policy.denoise = lambda noise, features: noise  # type: ignore[method-assign]
+    first, state = policy.act(observations(policy.config, 2))
+    second, _ = policy.act(observations(policy.config, 2), state)
+    assert not torch.equal(first[0], first[1])
+    assert not torch.equal(first[0], second[0])
+
+
+@pytest.mark.parametrize("denoiser", ["unet", "transformer"])
+@pytest.mark.parametrize("head", HEADS)
+def test_an_evaluation_may_batch_it(head: str, denoiser: str) -> None:
+    policy: Policy = build_policy(config(head, head_options={"denoiser": denoiser}), SHAPES).eval()
+    layout = {key: ((SIZE, SIZE, 3), np.dtype(np.uint8)) for key in SHAPES.images} | {"hand": ((3,), np.dtype(np.float32))}
+    assert Actor(policy, batch=4).independent(layout)
+
+
+def test_ddim_visits_fewer_steps_than_were_trained_and_more_change_the_answer() -> None:
+    settings = config("diffusion", head_options={"train_steps": 50, "steps": 7})
+    policy: Any = build_policy(settings, SHAPES).eval()
+    assert len(policy.sampling.timesteps) == 7
+    assert policy.sampling.config.num_train_timesteps == 50
+    assert policy.sampling.config.clip_sample
+    unbounded: Any = build_policy(config("diffusion", action_normalization="gaussian"), SHAPES)
+    assert not unbounded.sampling.config.clip_sample
+
+
+@pytest.mark.parametrize(
+    ("head", "changes", "message"),
+    [
+        ("diffusion", {"head_options": {"step": 3}}, "did you mean 'steps'"),
+        ("diffusion", {"head_options": {"steps": 101}}, "at most train_steps = 100, got 101"),
+        ("flow", {"head_options": {"steps": 0}}, "steps must be at least 1"),
+        ("flow", {"head_options": {"draws": "4"}}, "draws must be like 4, got '4'"),
+        ("flow", {"head_options": {"denoiser": "mlp"}}, "unknown denoiser 'mlp'"),
+        ("flow", {"layers": 0}, "layers of at least 1"),
+        ("flow", {"hidden": 30}, "divisible by 8"),
+    ],
+)
+def test_mistakes_in_the_settings(head: str, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        build_policy(config(head, **changes), SHAPES)
+
+
+def test_without_diffusers_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "diffusers.schedulers.scheduling_ddim", None)
+    with pytest.raises(UserError, match=r"pip install 'fibopolicy\[diffusion\]'"):
+        build_policy(config("diffusion"), SHAPES)
+    build_policy(config("flow"), SHAPES)

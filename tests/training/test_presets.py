@@ -1,0 +1,45 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from fibopolicy import cli
+from fibopolicy.errors import UserError
+from fibopolicy.training.config import TrainConfig
+from fibopolicy.training.presets import PRESETS, preset
+
+DATA, RUN = Path("can.hdf5"), Path("runs/can")
+COMMAND = ["train", "--dataset", str(DATA), "--out", str(RUN)]
+
+
+def parsed(*arguments: str) -> TrainConfig:
+    config: TrainConfig = cli._parse([*COMMAND, *arguments]).config
+    return config
+
+
+@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("form", ["--preset {}", "--preset={}"])
+def test_the_command_line_makes_the_same_run_as_python(name: str, form: str) -> None:
+    assert parsed(*form.format(name).split()) == preset(name, DATA, RUN)
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_other_options_override_a_preset_wherever_they_stand(order: int) -> None:
+    words = [["--preset", "released_robot"], ["--steps", "7", "--hidden", "64"]][::order]
+    expected = preset("released_robot", DATA, RUN)
+    changed = replace(expected, optimizer=replace(expected.optimizer, steps=7), policy=replace(expected.policy, hidden=64))
+    assert parsed(*words[0], *words[1]) == changed
+
+
+def test_without_a_preset_nothing_changes_and_unknown_ones_are_named() -> None:
+    assert parsed() == TrainConfig(DATA, RUN)
+    with pytest.raises(UserError, match="did you mean 'released_robot'"):
+        parsed("--preset", "released_robots")
+
+
+def test_released_robot_is_the_authors_encoder_in_diffusion_policy() -> None:
+    policy = preset("released_robot", DATA, RUN).policy
+    assert (policy.head, policy.encoder, policy.crop) == ("diffusion", "released_robot", 76)
+    assert (policy.history, policy.chunk, policy.execute, policy.hidden, policy.layers) == (2, 16, 8, 256, 3)
