@@ -22,7 +22,8 @@ from fibopolicy.files import claimed
 from fibopolicy.policies.run_directory import load_policy
 from fibopolicy.training import OptimizerConfig, TrainConfig
 from fibopolicy.training.ema import EMA
-from fibopolicy.training.loop import build_optimizer, learning_rate, train
+from fibopolicy.training.loop import train
+from fibopolicy.training.optimizer import build_optimizer, learning_rate
 
 
 def losses(run: Path) -> list[float]:
