@@ -7,6 +7,7 @@ their next exchange.
 
 from __future__ import annotations
 
+import copy
 import os
 import signal
 import threading
@@ -23,6 +24,8 @@ from torch.nn.parallel import DistributedDataParallel
 from fibopolicy.devices import resolve_device
 from fibopolicy.errors import UserError
 from fibopolicy.policies import Policy
+from fibopolicy.training.batch_norm import share_batch_norms
+from fibopolicy.training.encoders import training_mode
 
 T = TypeVar("T")
 
@@ -78,13 +81,16 @@ class World:
         share = count // self.size
         return slice(self.rank * share, (self.rank + 1) * share)
 
-    def wrapped(self, module: PolicyLoss) -> nn.Module:
-        """A module of the same `forward` whose gradients become the mean over all processes."""
+    def wrapped(self, module: PolicyLoss, batch: Mapping[str, Any]) -> nn.Module:
+        """A module of the same `forward` whose gradients become the mean over all processes, and whose batch norms are shared.
+
+        Args:
+            batch: on which to see whether the loss reaches all parameters, or some have to be looked for at each step.
+        """
         if self.size == 1:
             return module
-        # Heads and encoders may hold weights that their loss does not reach; torch warns where none does.
-        warnings.filterwarnings("ignore", message="find_unused_parameters=True")
-        return DistributedDataParallel(module, find_unused_parameters=True)
+        share_batch_norms(module)
+        return DistributedDataParallel(module, find_unused_parameters=_leaves_some(module, batch))
 
     def sum(self, values: Tensor) -> Tensor:
         """The sum over all processes."""
@@ -131,6 +137,14 @@ class World:
         return error if self.leads else SystemExit(2)
 
 
+def _leaves_some(module: PolicyLoss, batch: Mapping[str, Any]) -> bool:
+    """Whether parameters get no gradient from the loss."""
+    trial = copy.deepcopy(module)
+    training_mode(trial.policy)
+    trial(batch)[0].backward()
+    return any(parameter.requires_grad and parameter.grad is None for parameter in trial.parameters())
+
+
 def leads() -> bool:
     """Whether this process is the one that prints, before and after it is part of a `World`."""
     return os.environ.get("RANK", "0") == "0"
@@ -155,7 +169,11 @@ def joined(device: str | None) -> Iterator[World]:
     gpu = torch.cuda.is_available() and torch.device(device or "cuda").type == "cuda"
     try:
         distributed.init_process_group("cpu:gloo,cuda:nccl" if gpu else "gloo")
-        yield world
+        try:
+            yield world
+        except (UserError, SystemExit):  # which the others have come upon as well, so that they part too
+            distributed.destroy_process_group()
+            raise
         distributed.destroy_process_group()
     except KeyboardInterrupt:
         raise KeyboardInterrupt if world.leads else SystemExit(130) from None

@@ -66,7 +66,7 @@ def train(config: TrainConfig, *, resume: bool = False, overwrite: bool = False)
     A step's batch, augmentation and learning rate are functions of (seed, step), so a run that was killed and is
     resumed ends with the same weights as one that was not, bit for bit on the same machine. They depend neither on the number
     of processes nor on `accumulate`, which may both change on resume; then weights agree up to rounding. Two things do
-    depend on them: dropout, and batch norm when parts of a batch go through it one after the other.
+    depend on them: what dropout drops, and batch norm, which sees one part of a batch (of all processes) at a time.
 
     Raises:
         UserError: the data or the configuration are at fault; `config.out` exists and neither `resume` nor `overwrite`
@@ -91,7 +91,8 @@ def train(config: TrainConfig, *, resume: bool = False, overwrite: bool = False)
         if config.compute.compile:  # after the average was copied, which nobody runs
             compile_encoders(state.policy, engine.device)
         config = replace(config, compute=replace(config.compute, precision=precision))
-        seconds = _run(start, replace(engine, config=config, module=world.wrapped(PolicyLoss(state.policy))))
+        module = world.wrapped(PolicyLoss(state.policy), _load(0, engine)[1][0])
+        seconds = _run(start, replace(engine, config=config, module=module))
     return Trained(state.ema.average, max(start, config.optimizer.steps), seconds)
 
 
