@@ -166,7 +166,7 @@ def joined(device: str | None) -> Iterator[World]:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)  # in the midst of an exchange no Python code would run to heed it
     if not world.leads:
         warnings.simplefilter("ignore")
-    gpu = torch.cuda.is_available() and torch.device(device or "cuda").type == "cuda"
+    gpu = torch.cuda.is_available() and (device or "cuda").startswith("cuda")
     try:
         distributed.init_process_group("cpu:gloo,cuda:nccl" if gpu else "gloo")
         try:

@@ -16,6 +16,7 @@ from fibopolicy.encoders.vit import ViT
 from fibopolicy.errors import UserError
 from fibopolicy.policies import Policy, PolicyConfig, Shapes, build_policy
 from fibopolicy.policies.run_directory import load_policy
+from fibopolicy.torchvision_shim import make_torchvision_importable
 from fibopolicy.training import ComputeConfig, TrainConfig
 from fibopolicy.training.encoder_weights import camera_encoders, load_encoder_weights
 from fibopolicy.training.encoders import checkpoint_gradients, compile_encoders, freeze, training_mode
@@ -145,6 +146,7 @@ def test_unreadable_weights_are_refused_and_run_no_code(tiny_config: TrainConfig
 
 
 def test_a_timm_checkpoint_loses_its_classifier_and_gets_other_positions(tmp_path: Path) -> None:
+    make_torchvision_importable()
     timm = pytest.importorskip("timm")
     torch.manual_seed(0)
     model = timm.create_model("vit_tiny_patch16_224", img_size=64, depth=1)
@@ -212,6 +214,7 @@ def test_encoders_that_cannot_checkpoint_say_so() -> None:
 
 
 def test_timm_checkpoints_gradients_itself() -> None:
+    make_torchvision_importable()
     pytest.importorskip("timm")
     encoder = build_encoder("timm:vit_tiny_patch16_224", image_size=(32, 32))
     encoder.checkpoint_gradients()

@@ -10,6 +10,7 @@ from torch import nn
 from fibopolicy.encoders import build_encoder
 from fibopolicy.errors import UserError
 from fibopolicy.policies import Policy, PolicyConfig, Shapes, build_policy
+from fibopolicy.torchvision_shim import make_torchvision_importable
 from fibopolicy.training import OptimizerConfig, TrainConfig
 from fibopolicy.training.encoders import freeze
 from fibopolicy.training.optimizer import build_optimizer, learning_rate, set_learning_rate
@@ -41,6 +42,7 @@ def test_weight_decay_spares_biases_norms_and_positions(policy: Policy) -> None:
 
 
 def test_weight_decay_spares_the_learned_tokens_of_timm() -> None:
+    make_torchvision_importable()
     pytest.importorskip("timm")
     encoder = build_encoder("timm:vit_tiny_patch16_224", image_size=(32, 32))
     _, spared = build_optimizer(encoder, OptimizerConfig()).param_groups
