@@ -114,6 +114,8 @@ def _prepare(config: TrainConfig, world: World, *, resume: bool, overwrite: bool
         load_encoder_weights(policy, config.encoder_weights)
     if config.freeze_encoder:
         freeze(policy)
+        if config.encoder_weights is None and not config.policy.encoder_options.get("pretrained"):
+            warnings.warn("the frozen encoder has random weights; name others by --encoder-weights", stacklevel=2)
     if config.compute.gradient_checkpointing:
         checkpoint_gradients(policy)
     policy.to(device)

@@ -38,11 +38,12 @@ def same(one: nn.Module, other: nn.Module) -> bool:
 # --- freezing
 
 
+@pytest.mark.filterwarnings("ignore:the frozen encoder has random weights")
 def test_a_frozen_encoder_stays_as_it_was_and_the_head_learns(tiny_config: TrainConfig, tmp_path: Path) -> None:
     for name, frozen in (("trained", False), ("frozen", True)):
         train(replace(tiny_config, out=tmp_path / name, freeze_encoder=frozen, checkpoint_every=100))
-    torch.manual_seed(tiny_config.seed)
     shapes = load_policy(tmp_path / "frozen").policy.shapes
+    torch.manual_seed(tiny_config.seed)
     fresh = build_policy(tiny_config.policy, shapes).state_dict()
     for name, frozen in (("trained", False), ("frozen", True)):
         for weights in ("model", "ema"):
