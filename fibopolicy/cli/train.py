@@ -18,6 +18,8 @@ class Train:
     """Train a policy on demonstrations.
 
     Example: fibopolicy train --dataset lift.hdf5 --out runs/lift --encoder vit_tiny --encoder-options depth 4 pool mean
+
+    In several processes, one per GPU: torchrun --nproc-per-node 2 -m fibopolicy.train --dataset lift.hdf5 --out runs/lift
     """
 
     config: tyro.conf.OmitArgPrefixes[TrainConfig]
@@ -30,9 +32,12 @@ class Train:
     """Replace an existing run."""
 
     def run(self) -> None:
+        from fibopolicy.training.distributed import leads
         from fibopolicy.training.loop import train
 
         done = train(self.config, resume=self.resume, overwrite=self.overwrite)
+        if not leads():  # one of several processes that trained together
+            return
         print(f"{self.config.out}: trained to step {done.step} ({done.seconds:.0f} s now)")
         print(f"next: fibopolicy evaluate {self.config.out} --episodes 50")
 

@@ -26,6 +26,14 @@ class Encoder(nn.Module):
     @abstractmethod
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]: ...
 
+    def checkpoint_gradients(self) -> None:
+        """From now on, keep less of a training forward pass and compute it again in backward; gradients stay the same.
+
+        Raises:
+            UserError: the encoder cannot, which is so unless it overrides this.
+        """
+        raise UserError(f"{type(self).__name__} cannot checkpoint its gradients, vision transformers can; leave the option out")
+
 
 EncoderFactory = Callable[..., Encoder]
 _ENCODERS: dict[str, tuple[EncoderFactory, dict[str, Any]]] = {}

@@ -22,4 +22,5 @@ class SpatialSoftmax(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         attention = torch.softmax(self.heatmaps(features).flatten(2), dim=-1)  # (B, K, HW)
-        return (attention @ self.positions).flatten(1)  # (B, 2K)
+        with torch.autocast(features.device.type, enabled=False):  # bfloat16 would round positions to a third of a pixel
+            return (attention.float() @ self.positions).flatten(1)  # (B, 2K)

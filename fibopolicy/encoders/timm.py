@@ -66,6 +66,15 @@ class TimmEncoder(Encoder):
             return features.flatten(2).transpose(1, 2), pooled
         return features[:, self.prefix :], pooled
 
+    def checkpoint_gradients(self) -> None:
+        """As timm does it; not every model of it can."""
+        try:
+            self.model.set_grad_checkpointing()
+        except (AttributeError, AssertionError) as error:
+            raise UserError(
+                f"timm's {type(self.model).__name__} cannot checkpoint its gradients; leave the option out"
+            ) from error
+
 
 def _create(timm: Any, name: str, image_size: tuple[int, int], pretrained: bool) -> Any:
     try:

@@ -8,6 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from fibopolicy.attention import FibottentionPattern, fibottention_qkvpacked
 from fibopolicy.attention.functional import Masking
@@ -147,6 +148,7 @@ class ViT(Encoder):
             for layer in range(depth)
         )
         self.norm = nn.LayerNorm(width)
+        self.recomputes = False
         self.keypoints = SpatialSoftmax(width, self.grid, keypoints) if "keypoints" in pool else None
         if self.keypoints is not None:
             # Tokens are normalised, so torch's own weights would start with softmaxes so flat that every keypoint lies in
@@ -193,10 +195,14 @@ class ViT(Encoder):
         if self.cls is not None:
             x = torch.cat([self.cls.expand(b, -1, -1), x], dim=1)  # (B, T, D)
         for block in self.blocks:
-            x = block(x)
+            x = checkpoint(block, x, use_reentrant=False) if self.recomputes and self.training else block(x)
         x = self.norm(x)
         patches = x if self.cls is None else x[:, 1:]  # (B, N, D)
         return patches, self._pool(x, patches)
+
+    def checkpoint_gradients(self) -> None:
+        """Keep one block's input each, and compute the rest of the block again in backward."""
+        self.recomputes = True
 
     def _pool(self, x: Tensor, patches: Tensor) -> Tensor:
         if self.pool == "mean":

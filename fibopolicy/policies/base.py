@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -152,7 +153,19 @@ class Policy(nn.Module):
 
     @abstractmethod
     def loss(self, batch: Mapping[str, Any]) -> tuple[Tensor, dict[str, float]]:
-        """A scalar to minimise, and figures to log. Random augmentation draws from torch's global generator."""
+        """A scalar to minimise, and figures to log.
+
+        What is drawn per sample (augmentation, noise) is drawn by `per_sample`, the rest (dropout) from torch's global
+        generator.
+        """
+
+    def loss_weight(self, batch: Mapping[str, Any]) -> Tensor:
+        """What `loss` is a mean over, as a scalar: the loss of several batches together is the mean of theirs by this weight.
+
+        The number of samples, unless a head overrides it.
+        """
+        mask: Tensor = batch["action_mask"]
+        return torch.tensor(float(len(mask)), device=mask.device)
 
     @abstractmethod
     def act(self, obs: Mapping[str, Tensor], state: State = None) -> tuple[Tensor, State]:

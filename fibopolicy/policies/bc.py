@@ -51,6 +51,10 @@ class BCPolicy(Policy):
         loss = (error * mask).sum() / (mask.sum() * error.shape[-1])
         return loss, {"loss": float(loss.detach())}
 
+    def loss_weight(self, batch: Mapping[str, Any]) -> Tensor:
+        weight: Tensor = batch["action_mask"].sum().float()
+        return weight
+
     @torch.no_grad()
     def act(self, obs: Mapping[str, Tensor], state: State = None) -> tuple[Tensor, State]:
         chunk = self.predict(obs)

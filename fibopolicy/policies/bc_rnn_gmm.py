@@ -54,6 +54,10 @@ class BCRNNGMMPolicy(RobomimicHead):
         loss = -(likelihood * mask).sum() / mask.sum()
         return loss, {"loss": float(loss.detach())}
 
+    def loss_weight(self, batch: Mapping[str, Any]) -> Tensor:
+        weight: Tensor = batch["action_mask"].sum().float()
+        return weight
+
     def distribution(self, obs: Mapping[str, Tensor]) -> Any:
         """Over normalised actions `(D,)`, one per sample and step."""
         sequence = self.observations.prepare(obs)  # (B, T, ...)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import cast
 
 import torch
@@ -12,6 +13,7 @@ from fibopolicy.encoders import ObservationEncoder
 from fibopolicy.errors import UserError
 from fibopolicy.policies.base import PolicyConfig, Shapes, Statistics
 from fibopolicy.policies.normalizer import Normalizer
+from fibopolicy.policies.per_sample import per_sample
 
 
 class ObservationInputs(nn.Module):
@@ -86,12 +88,17 @@ class ObservationFeatures(ObservationInputs):
 
 def _window(frames: Tensor, size: tuple[int, int], shift: int) -> Tensor:
     """A window of `size` at a random place of each sample's frames; beyond the edge, the edge is repeated."""
-    b = frames.shape[0]
+    b, device = frames.shape[0], frames.device
     index = []
     for full, part in ((frames.shape[2], size[0]), (frames.shape[3], size[1])):
-        start = torch.randint(-shift, full - part + shift + 1, (b, 1), device=frames.device)
-        index.append((start + torch.arange(part, device=frames.device)).clamp(0, full - 1))  # (B, part)
-    sample = torch.arange(b, device=frames.device)
+        low, high = -shift, full - part + shift + 1
+        start = per_sample(partial(_starts, low, high, device), b)  # (B, 1)
+        index.append((start + torch.arange(part, device=device)).clamp(0, full - 1))  # (B, part)
+    sample = torch.arange(b, device=device)
     # Indexed dimensions come first: (B, h, w, T_o, 3).
     picked = frames[sample[:, None, None], :, index[0][:, :, None], index[1][:, None, :]]
     return picked.permute(0, 3, 1, 2, 4)
+
+
+def _starts(low: int, high: int, device: torch.device, rows: int, generator: torch.Generator | None) -> Tensor:
+    return torch.randint(low, high, (rows, 1), device=device, generator=generator)

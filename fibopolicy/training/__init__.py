@@ -1,5 +1,5 @@
 """Training: configuration, loop, checkpoints."""
 
-from fibopolicy.training.config import OptimizerConfig, TrainConfig
+from fibopolicy.training.config import ComputeConfig, OptimizerConfig, TrainConfig
 
-__all__ = ["OptimizerConfig", "TrainConfig"]
+__all__ = ["ComputeConfig", "OptimizerConfig", "TrainConfig"]

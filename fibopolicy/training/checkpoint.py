@@ -9,12 +9,17 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import platform
+import re
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import nn
 
@@ -26,7 +31,9 @@ from fibopolicy.policies import Policy
 from fibopolicy.policies.run_directory import CONFIG, EMA_WEIGHTS, WEIGHTS, read_config
 from fibopolicy.training.config import TrainConfig
 from fibopolicy.training.data import shapes_of
+from fibopolicy.training.divergence import Divergence
 from fibopolicy.training.ema import EMA
+from fibopolicy.weights import load_strictly
 
 STATE = "state.pt"
 #: What a run and its evaluation write, beside the folder of videos; the configuration last, since it marks a run.
@@ -53,6 +60,7 @@ class TrainingState:
     policy: Policy
     ema: EMA[Policy]
     optimizer: torch.optim.Optimizer
+    divergence: Divergence
 
 
 def open_run(config: TrainConfig, dataset: WindowDataset, *, resume: bool, overwrite: bool) -> None:
@@ -90,6 +98,7 @@ def describe(config: TrainConfig, dataset: WindowDataset) -> dict[str, Any]:
     document = {
         "policy": policy,
         "shapes": asdict(shapes_of(dataset)),
+        "statistics": {key: {n: v.tolist() for n, v in stats.items()} for key, stats in dataset.stats.items()},
         "train": train,
         "env_args": dataset.env_args,
         "versions": {"fibopolicy": fibopolicy.__version__, "torch": torch.__version__, "python": platform.python_version()},
@@ -98,29 +107,61 @@ def describe(config: TrainConfig, dataset: WindowDataset) -> dict[str, Any]:
     return plain
 
 
+def stored_precision(out: Path) -> str | None:
+    """The precision that a run was started with; `None` where there is no run."""
+    return str(read_config(out)["train"]["compute"]["precision"]) if (out / CONFIG).exists() else None
+
+
 def _refuse_other(out: Path, found: dict[str, Any], wanted: dict[str, Any]) -> None:
     for section in ("policy", "shapes", "train"):
         for key in wanted[section] | found[section]:
-            # Where the data lie and how often to log or save do not change the weights.
-            if key in ("out", "dataset", "device", "log_every", "checkpoint_every"):
+            # Where the data lie, how steps are computed and how often to log or save do not change what is learnt.
+            if key in ("out", "dataset", "device", "compute", "log_every", "checkpoint_every"):
                 continue
             old, new = found[section].get(key), wanted[section].get(key)
             if old != new:
                 raise UserError(
-                    f"{out}: was trained with {section}.{key} = {old}, not {new}; use that value or another directory"
+                    f"{out}: was trained with {_difference(f'{section}.{key}', old, new)}; use that or another directory"
+                )
+    for key, statistics in wanted["statistics"].items():
+        for name, new in statistics.items():
+            old = found.get("statistics", {}).get(key, {}).get(name)
+            if old is None or not np.allclose(old, new, rtol=1e-6, atol=1e-9):
+                raise UserError(
+                    f"{out}: was trained on other data than {wanted['train']['dataset']}: {name} of {key} was {_short(old)}, not"
+                    f" {_short(new)}; resume with the data it was started on, or use another directory"
                 )
 
 
+def _difference(name: str, old: Any, new: Any) -> str:
+    """Down to the one setting that differs: `train.optimizer.steps = 10, not 20`."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in old | new:
+            if old.get(key) != new.get(key):
+                return _difference(f"{name}.{key}", old.get(key), new.get(key))
+    return f"{name} = {old}, not {new}"
+
+
+def _short(values: Any) -> str:
+    return "unknown" if values is None else "[" + ", ".join(f"{value:.6g}" for value in values) + "]"
+
+
 def save_checkpoint(out: Path, state: TrainingState, step: int) -> None:
-    """Write the state after `step` gradient steps; at every moment each file on disk is a whole one."""
+    """Write the state after `step` gradient steps; at every moment each file on disk is a whole one.
+
+    Raises:
+        UserError: a file cannot be written, say because the disk is full; the one of its name on disk is still the one before.
+    """
     document = {
         "step": step,
         "policy": state.policy.state_dict(),
         "ema": state.ema.average.state_dict(),
         "optimizer": state.optimizer.state_dict(),
+        "losses": list(state.divergence.recent),
+        "high_losses": state.divergence.streak,
     }
-    with written_aside(out / STATE) as aside:
-        torch.save(document, aside)
+    with written_aside(out / STATE) as aside, _failure_told(out / STATE), aside.open("wb") as file:
+        torch.save(document, file)
     _export(out, state, step)
 
 
@@ -132,25 +173,51 @@ def _export(out: Path, state: TrainingState, step: int) -> None:
 def _save_weights(path: Path, module: nn.Module, step: int) -> None:
     # Copied, since safetensors refuses two names for one tensor, which robomimic's recurrent network has.
     tensors = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in module.state_dict().items()}
-    with written_aside(path) as aside:
+    with written_aside(path) as aside, _failure_told(path):
         save_file(tensors, aside, metadata={"step": str(step)})
 
 
-def load_state(out: Path, state: TrainingState) -> int:
-    """Restore the newest checkpoint into `state` and return the steps done; 0 where there is none yet."""
+@contextlib.contextmanager
+def _failure_told(path: Path) -> Iterator[None]:
+    """Turns a failure to write into one line. An `OSError` is what torch hides and what safetensors tells the number of."""
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:
+        told = re.search(r"os error (\d+)", str(error))
+        cause = error if isinstance(error, OSError) else error.__context__
+        if told is None and not isinstance(cause, OSError):
+            raise
+        reason = os.strerror(int(told[1])) if told else str(getattr(cause, "strerror", cause))
+        raise UserError(
+            f"{path}: cannot be written: {reason}; the checkpoint before it is whole: make room, and --resume goes on from there"
+        ) from error
+
+
+def load_state(out: Path, state: TrainingState, *, writes: bool) -> int:
+    """Restore the newest checkpoint into `state` and return the steps done; 0 where there is none yet.
+
+    Args:
+        writes: make what others read anew, since a kill may have come between the state and its exports.
+    """
     path = out / STATE
     if not path.exists():
         if (out / WEIGHTS).exists():
             raise UserError(f"{path}: is missing, so the run cannot go on; pass --overwrite to start again")
         return 0
+    advice = "pass --overwrite to start again"
     try:
         document = torch.load(path, weights_only=True, map_location="cpu")
-        state.policy.load_state_dict(document["policy"])
-        state.ema.average.load_state_dict(document["ema"])
+        load_strictly(state.policy, document["policy"], path, advice)
+        load_strictly(state.ema.average, document["ema"], path, advice)
         state.optimizer.load_state_dict(document["optimizer"])
+        state.divergence.recent.extend(document["losses"])
+        state.divergence.streak = int(document["high_losses"])
         step = int(document["step"])
+    except UserError:
+        raise
     except Exception as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UserError(f"{path}: cannot be resumed from ({reason}); pass --overwrite to start again") from error
-    _export(out, state, step)  # a kill may have come between the state and its exports
+        raise UserError(f"{path}: cannot be resumed from ({reason}); {advice}") from error
+    if writes:
+        _export(out, state, step)
     return step

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from fibopolicy.errors import UserError
+from fibopolicy.errors import UserError, unknown
 from fibopolicy.policies.base import PolicyConfig
 
 #: Proprioception under the names of the built-in tasks and of robosuite. Object poses are never taken by default:
@@ -17,6 +17,7 @@ PROPRIOCEPTION = (
     "robot0_eef_quat",
     "robot0_gripper_qpos",
 )
+PRECISIONS = ("auto", "fp32", "bf16")
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,8 @@ class OptimizerConfig:
     """Steps until then."""
     weight_decay: float = 1e-2
     """On matrices only, not on biases, norms and positions."""
+    encoder_rate: float = 1.0
+    """The encoder's learning rate as a factor of the others'."""
     betas: tuple[float, float] = (0.9, 0.95)
     """Adam's."""
     clip: float = 1.0
@@ -44,8 +47,9 @@ class OptimizerConfig:
         for name in ("steps", "batch_size"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if not self.learning_rate > 0:
-            raise UserError(f"learning_rate must be positive, got {self.learning_rate}")
+        for name in ("learning_rate", "encoder_rate"):
+            if not getattr(self, name) > 0:
+                raise UserError(f"{name} must be positive, got {getattr(self, name)}")
         if not (self.warmup >= 0 and self.weight_decay >= 0 and self.clip > 0 and 0 <= self.ema < 1):
             raise UserError(
                 "expected warmup >= 0, weight_decay >= 0, clip > 0 and 0 <= ema < 1, got"
@@ -53,6 +57,26 @@ class OptimizerConfig:
             )
         if not all(0 <= beta < 1 for beta in self.betas):
             raise UserError(f"betas must be in [0, 1), got {self.betas}")
+
+
+@dataclass(frozen=True)
+class ComputeConfig:
+    """How steps are computed: their speed and memory, not, rounding apart, what is learnt. May change on resume."""
+
+    accumulate: int = 1
+    """Parts of a batch that go through the network one after the other, for memory; the step is the whole batch's."""
+    gradient_checkpointing: bool = False
+    """Compute a vision transformer's activations twice instead of keeping them."""
+    precision: str = "auto"
+    """"fp32", "bf16" (autocast), or "auto": bf16 where the device has units for it and a trial shows it to be quicker."""
+    compile: bool = False
+    """torch.compile the encoders; takes minutes at the start, and a C++ compiler on CPUs."""
+
+    def __post_init__(self) -> None:
+        if self.accumulate < 1:
+            raise UserError(f"accumulate must be at least 1, got {self.accumulate}")
+        if self.precision not in PRECISIONS:
+            raise unknown("precision", self.precision, PRECISIONS)
 
 
 @dataclass(frozen=True)
@@ -71,8 +95,14 @@ class TrainConfig:
     """Which demos; by default "train" where the file has it, else all."""
     policy: PolicyConfig = field(default_factory=PolicyConfig)
     """What is trained."""
+    encoder_weights: Path | None = None
+    """Start the encoders from these: a run directory, or a safetensors or .pth file of the encoder or of its timm model."""
+    freeze_encoder: bool = False
+    """Train the head alone; the encoders stay as they are, batch norm included."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     """How."""
+    compute: ComputeConfig = field(default_factory=ComputeConfig)
+    """With what speed and memory."""
     seed: int = 0
     """Decides initial weights, order and augmentation."""
     checkpoint_every: int = 250
@@ -85,6 +115,8 @@ class TrainConfig:
     def __post_init__(self) -> None:
         object.__setattr__(self, "dataset", Path(self.dataset).expanduser())
         object.__setattr__(self, "out", Path(self.out).expanduser())
+        if self.encoder_weights is not None:
+            object.__setattr__(self, "encoder_weights", Path(self.encoder_weights).expanduser())
         for name in ("checkpoint_every", "log_every"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} must be at least 1 step, got {getattr(self, name)}")

@@ -3,28 +3,34 @@
 from __future__ import annotations
 
 import logging
-import math
 import time
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from fibopolicy.datasets import WindowDataset, batch_indices
-from fibopolicy.devices import resolve_device
 from fibopolicy.errors import UserError
 from fibopolicy.files import claimed, refuse_both
 from fibopolicy.policies import Policy, build_policy
-from fibopolicy.training.checkpoint import TrainingState, load_state, open_run, save_checkpoint
-from fibopolicy.training.config import OptimizerConfig, TrainConfig
+from fibopolicy.policies.per_sample import part_of_batch
+from fibopolicy.training.checkpoint import STATE, TrainingState, load_state, open_run, save_checkpoint, stored_precision
+from fibopolicy.training.config import TrainConfig
 from fibopolicy.training.data import open_dataset, shapes_of
+from fibopolicy.training.distributed import PolicyLoss, World, joined, unsynchronised
+from fibopolicy.training.divergence import Divergence
 from fibopolicy.training.ema import EMA
+from fibopolicy.training.encoder_weights import load_encoder_weights
+from fibopolicy.training.encoders import checkpoint_gradients, compile_encoders, freeze, training_mode
 from fibopolicy.training.metrics import MetricsLog
+from fibopolicy.training.optimizer import build_optimizer, learning_rate, set_learning_rate
+from fibopolicy.training.precision import autocast, has_bf16_units, quicker
 
 _log = logging.getLogger(__name__)
 
@@ -38,109 +44,193 @@ class Trained:
     seconds: float
 
 
+@dataclass(frozen=True)
+class Engine:
+    """What a step needs.
+
+    Attributes:
+        module: `state.policy.loss` as a module; its gradients are the mean over all processes.
+    """
+
+    config: TrainConfig
+    dataset: WindowDataset
+    state: TrainingState
+    module: nn.Module
+    world: World
+    device: torch.device
+
+
 def train(config: TrainConfig, *, resume: bool = False, overwrite: bool = False) -> Trained:
-    """Train a policy; everything lands in `config.out`.
+    """Train a policy; everything lands in `config.out`. Under torchrun, this process is one of several that train it together.
 
     A step's batch, augmentation and learning rate are functions of (seed, step), so a run that was killed and is
-    resumed ends with the same weights as one that was not, bit for bit on the same machine.
+    resumed ends with the same weights as one that was not, bit for bit on the same machine. They depend neither on the number
+    of processes nor on `accumulate`, which may both change on resume; then weights agree up to rounding. Two things do
+    depend on them: what dropout drops, and batch norm, which sees one part of a batch (of all processes) at a time.
 
     Raises:
         UserError: the data or the configuration are at fault; `config.out` exists and neither `resume` nor `overwrite`
-            is given, or it holds a run of another configuration; the loss stops being finite.
+            is given, or it holds a run of another configuration or of data with other statistics; the loss diverges.
     """
-    torch.manual_seed(config.seed)
+    with joined(config.device) as world, ExitStack() as until_done:
+        engine = world.in_turn(lambda: _prepare(config, world, resume=resume, overwrite=overwrite))
+        out, state = config.out, engine.state
+
+        def open_run_here() -> str:
+            until_done.enter_context(claimed(out))
+            precision = _precision(engine, resume)
+            resolved = replace(config, compute=replace(config.compute, precision=precision))
+            open_run(resolved, engine.dataset, resume=resume, overwrite=overwrite)
+            for oddity in engine.dataset.warnings:
+                warnings.warn(f"{config.dataset}: {oddity}", stacklevel=2)
+            _log.info("training on %s, see %s", _seen(engine), out)
+            return precision
+
+        precision = world.lead(open_run_here)
+        start = world.in_turn(lambda: load_state(out, state, writes=world.leads)) if resume else 0
+        if config.compute.compile:  # after the average was copied, which nobody runs
+            compile_encoders(state.policy, engine.device)
+        config = replace(config, compute=replace(config.compute, precision=precision))
+        module = world.wrapped(PolicyLoss(state.policy), _load(0, engine)[1][0])
+        seconds = _run(start, replace(engine, config=config, module=module))
+    return Trained(state.ema.average, max(start, config.optimizer.steps), seconds)
+
+
+def _prepare(config: TrainConfig, world: World, *, resume: bool, overwrite: bool) -> Engine:
+    """The dataset, and a fresh policy with all that goes with it, on the device; nothing is written."""
     refuse_both(resume=resume, overwrite=overwrite)
-    device = resolve_device(config.device)
+    parts = world.size * config.compute.accumulate
+    if config.optimizer.batch_size % parts:
+        raise UserError(
+            f"batch_size {config.optimizer.batch_size} cannot be split evenly over {world.size} processes, each accumulating over"
+            f" {config.compute.accumulate} parts; choose a multiple of {parts}"
+        )
+    device = world.device(config.device)
+    torch.manual_seed(config.seed)
     dataset = open_dataset(config)
     policy = build_policy(config.policy, shapes_of(dataset))
     policy.fit_normalizers(dataset.stats)
+    if config.encoder_weights is not None and not (resume and (config.out / STATE).exists()):
+        load_encoder_weights(policy, config.encoder_weights)
+    if config.freeze_encoder:
+        freeze(policy)
+        if config.encoder_weights is None and not config.policy.encoder_options.get("pretrained"):
+            warnings.warn("the frozen encoder has random weights; name others by --encoder-weights", stacklevel=2)
+    if config.compute.gradient_checkpointing:
+        checkpoint_gradients(policy)
     policy.to(device)
-    optimizer = build_optimizer(policy, config.optimizer)
     ema = EMA(policy, config.optimizer.ema)
-    state = TrainingState(policy, ema, optimizer)
-    with claimed(config.out):
-        open_run(config, dataset, resume=resume, overwrite=overwrite)
-        for oddity in dataset.warnings:
-            warnings.warn(f"{config.dataset}: {oddity}", stacklevel=2)
-        _log.info("training on %s, see %s", _seen(dataset), config.out)
-        start = load_state(config.out, state) if resume else 0
-        seconds = _run(start, config, dataset, state, device)
-    return Trained(ema.average, max(start, config.optimizer.steps), seconds)
+    state = TrainingState(policy, ema, build_optimizer(policy, config.optimizer), Divergence())
+    return Engine(config, dataset, state, PolicyLoss(policy), world, device)
 
 
-def _seen(dataset: WindowDataset) -> str:
-    keys = ", ".join((*dataset.cameras, *dataset.vectors))
-    return f"{dataset.num_demos} demos, {len(dataset)} steps: {keys}"
+def _precision(engine: Engine, resume: bool) -> str:
+    """ "fp32" or "bf16": as configured, as the run had it before, or what a trial shows to be quicker here."""
+    asked, device = engine.config.compute.precision, engine.device
+    if asked == "bf16" and not has_bf16_units(device):
+        warnings.warn(f"this {device.type} has no bfloat16 units: precision bf16 will be slower than fp32", stacklevel=2)
+    if asked != "auto":
+        return asked
+    before = stored_precision(engine.config.out) if resume else None
+    if before is not None or not has_bf16_units(device):
+        return before or "fp32"
+    return quicker(engine.state.policy, _load(0, engine)[1][0], device)
 
 
-def _run(start: int, config: TrainConfig, dataset: WindowDataset, state: TrainingState, device: torch.device) -> float:
+def _seen(engine: Engine) -> str:
+    keys = ", ".join((*engine.dataset.cameras, *engine.dataset.vectors))
+    several = f" in {engine.world.size} processes" if engine.world.size > 1 else ""
+    return f"{engine.dataset.num_demos} demos, {len(engine.dataset)} steps: {keys}{several}"
+
+
+def _run(start: int, engine: Engine) -> float:
     """All steps from `start` on, logged and saved; returns the seconds they took."""
+    config, state, leads = engine.config, engine.state, engine.world.leads
     total, began = config.optimizer.steps, time.perf_counter()
-    with (
-        MetricsLog(config.out, start) as log,
-        tqdm(total=total, initial=start, desc="train", unit="step", disable=None) as bar,
-    ):
+    with ExitStack() as until_done:
+        log = until_done.enter_context(MetricsLog(config.out, start)) if leads else None
+        bar = until_done.enter_context(
+            tqdm(total=total, initial=start, desc="train", unit="step", disable=None if leads else True)
+        )
         for step in range(start, total):
-            figures = _step(step, config, dataset, state, device)
+            figures = _step(step, engine)
             last = step + 1 == total
-            if last or step % config.log_every == 0:
+            if log and (last or step % config.log_every == 0):
                 log.write(step, figures)
                 bar.set_postfix(loss=f"{figures['loss']:.4f}", refresh=False)
-            if last or (step + 1) % config.checkpoint_every == 0:
+            if log and (last or ((step + 1) % config.checkpoint_every == 0 and state.divergence.calm)):
                 log.flush()
                 save_checkpoint(config.out, state, step + 1)
             bar.update()
     return time.perf_counter() - began
 
 
-def _step(step: int, config: TrainConfig, dataset: WindowDataset, state: TrainingState, device: torch.device) -> dict[str, float]:
+def _step(step: int, engine: Engine) -> dict[str, float]:
     """One gradient step, numbered from 0; returns what to log."""
+    config, state, world, device = engine.config, engine.state, engine.world, engine.device
     began = time.perf_counter()
-    indices = batch_indices(len(dataset), config.optimizer.batch_size, config.seed, step)
-    batch = to_device(dataset.batch(indices), device)
+    indices, parts = _load(step, engine)
     loaded = time.perf_counter()
 
-    torch.manual_seed((config.seed << 32) + step)  # augmentation and dropout of this step
     rate = learning_rate(step, config.optimizer)
-    for group in state.optimizer.param_groups:
-        group["lr"] = rate
-    state.policy.train()
-    loss, figures = state.policy.loss(batch)
-    if not math.isfinite(float(loss.detach())):
-        raise UserError(
-            f"{config.out}: the loss is {float(loss.detach())} at step {step} (samples {indices[:8].tolist()}...);"
-            " lower learning_rate or look at these samples"
-        )
+    set_learning_rate(state.optimizer, rate)
+    training_mode(state.policy)
     state.optimizer.zero_grad(set_to_none=True)
-    loss.backward()  # type: ignore[no-untyped-call]
-    norm = nn.utils.clip_grad_norm_(state.policy.parameters(), config.optimizer.clip)
+    # The loss is a mean over what parts may hold unequal amounts of, say actions that are no padding.
+    weights = torch.stack([state.policy.loss_weight(part) for part in parts])
+    shares = weights / world.sum(weights.sum())
+    sums: dict[str, Tensor] = {}
+    for number, (part, share) in enumerate(zip(parts, shares, strict=True)):
+        position = world.rank * len(parts) + number
+        _seed(config.seed, step, position)
+        chance = torch.Generator(device).manual_seed((config.seed << 32) + step)  # the same for every part
+        with unsynchronised(engine.module, last=number + 1 == len(parts)):
+            start = position * len(indices) // (world.size * len(parts))
+            with part_of_batch(chance, total=len(indices), start=start), autocast(config.compute.precision, device):
+                loss, figures = engine.module(part)
+            (loss * (share * world.size)).backward()  # which the mean over the processes divides by again
+        for name, value in {**figures, "loss": loss.detach()}.items():
+            sums[name] = sums.get(name, 0) + share * value
+    norm = float(nn.utils.clip_grad_norm_(state.policy.parameters(), config.optimizer.clip))
+    logged = dict(zip(sums, world.sum(torch.stack(list(sums.values())).float()).tolist(), strict=True))
+    reason = state.divergence.reason(logged["loss"], norm)
+    if reason is not None:
+        raise world.same(
+            UserError(
+                f"{config.out}: {reason} at step {step} (samples {', '.join(map(str, indices))}); lower learning_rate or look"
+                " at these samples; the last checkpoint is from before"
+            )
+        )
     state.optimizer.step()
     state.ema.update(state.policy, step)
     ended = time.perf_counter()
     return {
-        **figures,
+        **logged,
         "learning_rate": rate,
-        "gradient_norm": float(norm),
+        "gradient_norm": norm,
         "samples_per_s": config.optimizer.batch_size / (ended - began),
         "data_share": (loaded - began) / (ended - began),
     }
 
 
-def learning_rate(step: int, config: OptimizerConfig) -> float:
-    """Linear from 0 over `warmup` steps, then half a cosine to 0 at the last step."""
-    if step < config.warmup:
-        return config.learning_rate * (step + 1) / config.warmup
-    progress = (step - config.warmup) / max(1, config.steps - config.warmup)
-    return config.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
+def _load(step: int, engine: Engine) -> tuple[np.ndarray[Any, np.dtype[np.int64]], list[dict[str, Any]]]:
+    """The samples of a step's whole batch, and this process's rows of it on the device, in `accumulate` parts."""
+    config, world = engine.config, engine.world
+    indices = batch_indices(len(engine.dataset), config.optimizer.batch_size, config.seed, step)
+    mine = indices[world.rows(len(indices))]
+    batch = to_device(engine.dataset.batch(mine), engine.device)
+    size = len(mine) // config.compute.accumulate
+    return indices, [rows(batch, slice(start, start + size)) for start in range(0, len(mine), size)]
 
 
-def build_optimizer(policy: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
-    """AdamW with weight decay on matrices alone."""
-    parameters = [(n, p) for n, p in policy.named_parameters() if p.requires_grad]
-    decayed = [p for n, p in parameters if p.ndim > 1 and not n.endswith(("positions", ".cls"))]
-    others = [p for n, p in parameters if not (p.ndim > 1 and not n.endswith(("positions", ".cls")))]
-    groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, foreach=True)
+def _seed(seed: int, step: int, part: int) -> None:
+    """Torch's global generators, from which dropout draws, for one part of a step's batch."""
+    torch.manual_seed(int(np.random.SeedSequence((seed, step, part)).generate_state(1, np.uint64)[0]))
+
+
+def rows(batch: Mapping[str, Any], which: slice) -> dict[str, Any]:
+    """Some samples of a nested batch of tensors, as views."""
+    return {key: rows(value, which) if isinstance(value, Mapping) else value[which] for key, value in batch.items()}
 
 
 def to_device(batch: Mapping[str, Any], device: torch.device) -> dict[str, Any]:

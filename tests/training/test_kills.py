@@ -1,0 +1,190 @@
+"""A training killed at any moment leaves a whole checkpoint and goes on to the weights of one that was not killed."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import random
+import resource
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from fibopolicy import files
+from fibopolicy.errors import UserError
+from fibopolicy.policies.run_directory import load_policy
+from fibopolicy.training import OptimizerConfig, TrainConfig, checkpoint
+from fibopolicy.training.loop import train
+
+KILLS = 50
+
+
+def outcome(run: Path) -> tuple[bytes, bytes, list[float]]:
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return (run / "model.safetensors").read_bytes(), (run / "ema.safetensors").read_bytes(), [row["loss"] for row in rows]
+
+
+def check_whole(run: Path) -> int:
+    """Every file of the run can be read; returns the step of its state, -1 without one."""
+    if not (run / "state.pt").exists():
+        return -1
+    for weights in ("model", "ema"):
+        if (run / f"{weights}.safetensors").exists():
+            load_policy(run, weights=weights)
+    return int(torch.load(run / "state.pt", weights_only=True)["step"])
+
+
+def forked(task: Callable[[], object], kill_after: float | None = None) -> int:
+    """Runs `task` in a copy of this process, which has all imports and kernels; returns the signal that ended it, or 0."""
+    child = os.fork()
+    if child == 0:
+        try:
+            task()
+        finally:
+            os._exit(0)
+    if kill_after is not None:
+        time.sleep(kill_after)
+        os.kill(child, signal.SIGKILL)
+    _, status = os.waitpid(child, 0)
+    return os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
+
+
+def apart(task: Callable[..., None], *arguments: Any) -> None:
+    """Runs `task` in a fresh process, which may fork since it has no other threads."""
+    process = multiprocessing.get_context("spawn").Process(target=task, args=arguments)
+    process.start()
+    process.join()
+    assert process.exitcode == 0
+
+
+def killed_at_random(config: TrainConfig, folder: Path) -> None:
+    torch.set_num_threads(1)
+    began = time.perf_counter()
+    train(replace(config, out=folder / "whole"))
+    expected, span = outcome(folder / "whole"), (time.perf_counter() - began) / 4
+    chance, kills, runs, steps = random.Random(0), 0, 0, set()
+    while kills < KILLS:
+        run = replace(config, out=folder / f"killed{runs}")
+        while kills < KILLS:
+            if forked(lambda: train(run, resume=True), chance.uniform(0, span)) != signal.SIGKILL:  # noqa: B023  (runs at once)
+                break  # it came to its end
+            kills += 1
+            if run.out.exists():
+                steps.add(check_whole(run.out))
+        train(run, resume=True)
+        assert outcome(run.out) == expected
+        runs += 1
+    assert len(steps) > 5, f"the kills fell on steps {steps} only"
+
+
+@pytest.mark.slow
+def test_fifty_kills_at_random_moments(tiny_config: TrainConfig, tmp_path: Path) -> None:
+    config = replace(tiny_config, optimizer=OptimizerConfig(steps=60, batch_size=4, warmup=2), checkpoint_every=1)
+    apart(killed_at_random, config, tmp_path)
+
+
+def die(*_: object, **__: object) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def dies_at_call(module: Any, name: str, call: int, *, after: bool) -> None:
+    """From now on the `call`-th use of a function, from 1, kills this process before or after it does its work."""
+    original, calls = getattr(module, name), 0
+
+    def counted(*arguments: Any, **options: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == call and not after:
+            die()
+        result = original(*arguments, **options)
+        if calls == call:
+            die()
+        return result
+
+    setattr(module, name, counted)
+
+
+def dies_in_the_midst_of(name: str) -> None:
+    """From now on `torch.save` or `save_file` leaves half a file, and kills this process."""
+    module = torch if name == "save" else checkpoint
+    original = getattr(module, name)
+
+    def half(document: Any, target: Any, **options: Any) -> None:
+        original(document, target, **options)
+        path = Path(target.name if name == "save" else target)
+        os.truncate(path, path.stat().st_size // 2)
+        die()
+
+    setattr(module, name, half)
+
+
+def killed_while_saving(config: TrainConfig, folder: Path) -> None:
+    torch.set_num_threads(1)
+    train(replace(config, out=folder / "whole"))
+    expected = outcome(folder / "whole")
+    # A checkpoint is three files, each flushed, renamed, and its folder flushed.
+    places: list[Callable[[], None]] = [lambda: dies_in_the_midst_of("save"), lambda: dies_in_the_midst_of("save_file")]
+    for call in (1, 2, 3):
+        places += [lambda call=call, a=a: dies_at_call(files.os, "replace", call + 1, after=a) for a in (False, True)]  # type: ignore[misc]
+    places += [lambda call=call: dies_at_call(files, "flush", call + 2, after=False) for call in range(1, 7)]  # type: ignore[misc]
+    for number, place in enumerate(places):
+        run = replace(config, out=folder / f"killed{number}")
+
+        def until_there(run: TrainConfig = run, place: Callable[[], None] = place) -> None:
+            place()
+            train(run)
+
+        assert forked(until_there) == signal.SIGKILL
+        assert check_whole(run.out) in (-1, config.checkpoint_every)
+        train(run, resume=True)
+        assert outcome(run.out) == expected
+
+
+@pytest.mark.slow
+def test_kills_at_every_place_of_saving(tiny_config: TrainConfig, tmp_path: Path) -> None:
+    apart(killed_while_saving, tiny_config, tmp_path)
+
+
+def disk_fills_up(config: TrainConfig, out: Path, tell: Any) -> None:
+    """Goes on with a run where no file may grow as large as its checkpoint, which is what a full disk looks like."""
+    torch.set_num_threads(1)
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    for limited in ("state.pt", "model.safetensors"):
+        size = (out / limited).stat().st_size - 1000
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
+        try:
+            train(replace(config, out=out), resume=True)
+        except UserError as error:
+            tell.send(str(error))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+        tell.send(check_whole(out))
+
+
+def test_a_full_disk_is_told_in_one_line_and_spares_the_checkpoint(tiny_config: TrainConfig, tmp_path: Path) -> None:
+    config = replace(tiny_config, out=tmp_path / "run")
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    save = checkpoint.save_checkpoint
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("fibopolicy.training.loop.save_checkpoint", lambda *a: (save(*a), stop()))
+        with pytest.raises(KeyboardInterrupt):
+            train(config)
+    receiver, sender = multiprocessing.get_context("spawn").Pipe(duplex=False)
+    apart(disk_fills_up, config, config.out, sender)
+    told = [receiver.recv() for _ in range(4)]
+    for message, name in ((told[0], "state.pt"), (told[2], "model.safetensors")):
+        assert f"{config.out}/{name}: cannot be written: File too large; the checkpoint before it is whole" in message
+        assert "\n" not in message
+    assert told[1] == 4
+    train(config, resume=True)
+    train(replace(config, out=tmp_path / "whole"))
+    assert outcome(config.out) == outcome(tmp_path / "whole")

@@ -1,0 +1,83 @@
+from __future__ import annotations
+
+import itertools
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from fibopolicy.encoders import build_encoder
+from fibopolicy.errors import UserError
+from fibopolicy.policies import Policy, PolicyConfig, Shapes, build_policy
+from fibopolicy.torchvision_shim import make_torchvision_importable
+from fibopolicy.training import OptimizerConfig, TrainConfig
+from fibopolicy.training.encoders import freeze
+from fibopolicy.training.optimizer import build_optimizer, learning_rate, set_learning_rate
+
+
+@pytest.fixture
+def policy(tiny_config: TrainConfig) -> Policy:
+    return build_policy(tiny_config.policy, Shapes({"front_image": (24, 24)}, {"hand": 3}, 4))
+
+
+def test_learning_rate_warms_up_and_ends_at_zero() -> None:
+    config = OptimizerConfig(steps=100, warmup=10, learning_rate=1.0)
+    rates = [learning_rate(step, config) for step in range(101)]
+    assert rates[0] == pytest.approx(0.1)
+    assert max(rates) == rates[9] == rates[10] == 1.0
+    assert all(a >= b for a, b in itertools.pairwise(rates[10:]))
+    assert rates[100] == pytest.approx(0.0)
+
+
+def test_weight_decay_spares_biases_norms_and_positions(policy: Policy) -> None:
+    decayed, spared = build_optimizer(policy, OptimizerConfig(weight_decay=0.1)).param_groups
+    assert (decayed["weight_decay"], spared["weight_decay"]) == (0.1, 0.0)
+    names = {id(p): n for n, p in policy.named_parameters()}
+    assert all(p.ndim > 1 for p in decayed["params"])
+    assert {name.rsplit(".", 1)[-1] for name in names.values() if "positions" in name or name.endswith("cls")} == {
+        name.rsplit(".", 1)[-1] for name in (names[id(p)] for p in spared["params"]) if not name.endswith(("bias", "weight"))
+    }
+    assert len(decayed["params"]) + len(spared["params"]) == len(names)
+
+
+def test_weight_decay_spares_the_learned_tokens_of_timm() -> None:
+    make_torchvision_importable()
+    pytest.importorskip("timm")
+    encoder = build_encoder("timm:vit_tiny_patch16_224", image_size=(32, 32))
+    _, spared = build_optimizer(encoder, OptimizerConfig()).param_groups
+    assert {id(encoder.model.pos_embed), id(encoder.model.cls_token)} <= {id(p) for p in spared["params"]}
+
+
+def test_the_encoder_learns_at_its_own_rate(policy: Policy) -> None:
+    optimizer = build_optimizer(policy, OptimizerConfig(encoder_rate=0.1))
+    set_learning_rate(optimizer, 2.0)
+    inside = {id(p) for name, p in policy.named_parameters() if ".encoders." in name}
+    assert len(optimizer.param_groups) == 4
+    for group in optimizer.param_groups:
+        assert {id(p) in inside for p in group["params"]} == {group["lr"] == pytest.approx(0.2)}
+        assert group["lr"] == pytest.approx(0.2 if id(group["params"][0]) in inside else 2.0)
+
+
+def test_a_frozen_encoder_is_not_in_the_optimiser(policy: Policy) -> None:
+    freeze(policy)
+    trained = {id(p) for group in build_optimizer(policy, OptimizerConfig()).param_groups for p in group["params"]}
+    assert trained == {id(p) for name, p in policy.named_parameters() if ".encoders." not in name}
+
+
+def test_shared_encoders_are_counted_once(tiny_config: TrainConfig) -> None:
+    config: PolicyConfig = replace(tiny_config.policy, views="shared")
+    policy = build_policy(config, Shapes({"a_image": (24, 24), "b_image": (24, 24)}, {}, 4))
+    found = [p for group in build_optimizer(policy, OptimizerConfig(encoder_rate=0.5)).param_groups for p in group["params"]]
+    assert len(found) == len({id(p) for p in found}) == len(list(policy.parameters()))
+
+
+@pytest.mark.parametrize("change", [{"encoder_rate": 0.0}, {"learning_rate": -1.0}, {"clip": 0.0}, {"betas": (0.9, 1.0)}])
+def test_values_out_of_range_are_refused(change: dict[str, float]) -> None:
+    with pytest.raises(UserError, match=next(iter(change))):
+        OptimizerConfig(**change)
+
+
+def test_an_optimiser_can_be_built_where_nothing_is_decayed() -> None:
+    assert len(build_optimizer(nn.LayerNorm(3), OptimizerConfig()).param_groups) == 1
+    assert isinstance(build_optimizer(nn.Linear(2, 2), OptimizerConfig()), torch.optim.AdamW)
