@@ -16,6 +16,7 @@ from fibopolicy.policies.chance import Chance, beginning, gaussian, moved_on
 from fibopolicy.policies.denoisers import denoiser_class
 from fibopolicy.policies.ensembling import Predictions, ensemble
 from fibopolicy.policies.observations import ObservationFeatures
+from fibopolicy.policies.per_sample import per_sample
 
 DENOISING: dict[str, Option] = {"denoiser": "unet", "draws": 4}
 
@@ -80,15 +81,20 @@ class DenoisingHead(Policy):
         return self.observations(obs).unflatten(1, (self.config.history, -1))
 
     def loss(self, batch: Mapping[str, Any]) -> tuple[Tensor, dict[str, float]]:
-        draws = self.options["draws"]
+        draws, device = self.options["draws"], batch["actions"].device
         actions = self.actions(batch["actions"]).repeat_interleave(draws, dim=0)  # (B * draws, T, D)
         features = self.features(batch["obs"]).repeat_interleave(draws, dim=0)  # (B * draws, T_o, F)
         mask = batch["action_mask"].repeat_interleave(draws, dim=0).unsqueeze(-1)  # (B * draws, T, 1)
-        noise = torch.randn_like(actions)
-        times = torch.rand(len(actions), device=actions.device)  # (B * draws,)
+        shape = (draws, *actions.shape[1:])
+        noise = per_sample(lambda n, g: torch.randn((n, *shape), generator=g, device=device), len(batch["actions"])).flatten(0, 1)
+        times = per_sample(lambda n, g: torch.rand((n, draws), generator=g, device=device), len(batch["actions"])).flatten()
         error = self.error(actions, noise, times, features).square()
         loss = (error * mask).sum() / (mask.sum() * error.shape[-1])
         return loss, {"loss": float(loss.detach())}
+
+    def loss_weight(self, batch: Mapping[str, Any]) -> Tensor:
+        weight: Tensor = batch["action_mask"].sum().float()
+        return weight
 
     @abstractmethod
     def error(self, actions: Tensor, noise: Tensor, times: Tensor, features: Tensor) -> Tensor:
