@@ -26,5 +26,5 @@ class Train:
         from fibopolicy.training.loop import train
 
         done = train(self.config, resume=self.resume, overwrite=self.overwrite)
-        print(f"{self.config.out}: trained to step {done.step} ({done.seconds:.0f} s now)")
+        print(f"{self.config.out}: trained to step {done.step}\n{done.summary.table()}")
         print(f"next: fibopolicy evaluate {self.config.out} --episodes 50")

@@ -55,7 +55,7 @@ def evaluate_run(config: EvaluateConfig, *, resume: bool = False, overwrite: boo
     loaded = load_policy(config.run, weights=config.weights, device=config.device)
     rows_path = config.run / ROWS
     camera = _video_camera(config, loaded)
-    if loaded.step < loaded.total_steps:
+    if loaded.step < loaded.total_steps and config.weights in ("ema", "model"):
         warnings.warn(f"{config.run}: its training stands at step {loaded.step} of {loaded.total_steps}", stacklevel=2)
     env_maker = make_env(config, loaded)
     robosuite = "robosuite/" if loaded.env_args.get("type") == 1 else ""

@@ -6,36 +6,36 @@ import logging
 import math
 import time
 import warnings
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 from tqdm import tqdm
 
-from fibopolicy.datasets import WindowDataset, batch_indices
+from fibopolicy.datasets import Windows
 from fibopolicy.devices import resolve_device
 from fibopolicy.errors import UserError
 from fibopolicy.files import claimed, refuse_both
 from fibopolicy.policies import Policy, build_policy
-from fibopolicy.training.checkpoint import TrainingState, load_state, open_run, save_checkpoint
+from fibopolicy.training.batches import to_device
+from fibopolicy.training.checkpoint import TrainingState, describe, load_state, open_run, save_checkpoint
 from fibopolicy.training.config import OptimizerConfig, TrainConfig
-from fibopolicy.training.data import open_dataset, shapes_of
+from fibopolicy.training.data import open_dataset, open_validation, shapes_of
 from fibopolicy.training.ema import EMA
+from fibopolicy.training.meter import Meter, Summary, peak_gb
 from fibopolicy.training.metrics import MetricsLog
+from fibopolicy.training.watch import Watch
 
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Trained:
-    """What a run gave: the averaged policy, the last step's number, seconds spent now (not before a resume)."""
+    """What a run gave: the averaged policy, the last step's number, what it took now (not before a resume)."""
 
     policy: Policy
     step: int
-    seconds: float
+    summary: Summary
 
 
 def train(config: TrainConfig, *, resume: bool = False, overwrite: bool = False) -> Trained:
@@ -52,6 +52,7 @@ def train(config: TrainConfig, *, resume: bool = False, overwrite: bool = False)
     refuse_both(resume=resume, overwrite=overwrite)
     device = resolve_device(config.device)
     dataset = open_dataset(config)
+    validation = open_validation(config, dataset)
     policy = build_policy(config.policy, shapes_of(dataset))
     policy.fit_normalizers(dataset.stats)
     policy.to(device)
@@ -61,42 +62,58 @@ def train(config: TrainConfig, *, resume: bool = False, overwrite: bool = False)
     with claimed(config.out):
         open_run(config, dataset, resume=resume, overwrite=overwrite)
         for oddity in dataset.warnings:
-            warnings.warn(f"{config.dataset}: {oddity}", stacklevel=2)
+            warnings.warn(oddity, stacklevel=2)
         _log.info("training on %s, see %s", _seen(dataset), config.out)
         start = load_state(config.out, state) if resume else 0
-        seconds = _run(start, config, dataset, state, device)
-    return Trained(ema.average, max(start, config.optimizer.steps), seconds)
+        summary = _run(start, config, dataset, validation, state, device)
+    return Trained(ema.average, summary.steps, summary)
 
 
-def _seen(dataset: WindowDataset) -> str:
+def _seen(dataset: Windows) -> str:
     keys = ", ".join((*dataset.cameras, *dataset.vectors))
     return f"{dataset.num_demos} demos, {len(dataset)} steps: {keys}"
 
 
-def _run(start: int, config: TrainConfig, dataset: WindowDataset, state: TrainingState, device: torch.device) -> float:
-    """All steps from `start` on, logged and saved; returns the seconds they took."""
-    total, began = config.optimizer.steps, time.perf_counter()
+def _run(
+    start: int, config: TrainConfig, dataset: Windows, validation: Windows | None, state: TrainingState, device: torch.device
+) -> Summary:
+    """All steps from `start` on, logged, watched and saved."""
+    total, began, meter = config.optimizer.steps, time.perf_counter(), Meter(device)
     with (
-        MetricsLog(config.out, start) as log,
+        MetricsLog(config.out, start, wandb=config.wandb, config=describe(config, dataset)) as log,
+        Watch(config, state.ema.average, validation, log, device, start) as watch,
         tqdm(total=total, initial=start, desc="train", unit="step", disable=None) as bar,
     ):
         for step in range(start, total):
-            figures = _step(step, config, dataset, state, device)
+            figures = _step(step, config, dataset, state, device, meter)
             last = step + 1 == total
             if last or step % config.log_every == 0:
-                log.write(step, figures)
+                log.write(step, figures | meter.figures())
                 bar.set_postfix(loss=f"{figures['loss']:.4f}", refresh=False)
+            watch.after(step)
             if last or (step + 1) % config.checkpoint_every == 0:
                 log.flush()
                 save_checkpoint(config.out, state, step + 1)
             bar.update()
-    return time.perf_counter() - began
+        watch.finish()
+        return Summary(
+            steps=max(start, total),
+            loss=log.recent("loss"),
+            validation_loss=log.last("validation_loss"),
+            seconds=time.perf_counter() - began,
+            samples_per_s=meter.total.samples_per_s,
+            data_share=meter.total.data_share,
+            peak_gb=peak_gb(),
+            gpu_gb=torch.cuda.max_memory_allocated(device) / 1e9 if device.type == "cuda" else None,
+        )
 
 
-def _step(step: int, config: TrainConfig, dataset: WindowDataset, state: TrainingState, device: torch.device) -> dict[str, float]:
+def _step(
+    step: int, config: TrainConfig, dataset: Windows, state: TrainingState, device: torch.device, meter: Meter
+) -> dict[str, float]:
     """One gradient step, numbered from 0; returns what to log."""
     began = time.perf_counter()
-    indices = batch_indices(len(dataset), config.optimizer.batch_size, config.seed, step)
+    indices = dataset.indices(config.optimizer.batch_size, config.seed, step)
     batch = to_device(dataset.batch(indices), device)
     loaded = time.perf_counter()
 
@@ -116,14 +133,8 @@ def _step(step: int, config: TrainConfig, dataset: WindowDataset, state: Trainin
     norm = nn.utils.clip_grad_norm_(state.policy.parameters(), config.optimizer.clip)
     state.optimizer.step()
     state.ema.update(state.policy, step)
-    ended = time.perf_counter()
-    return {
-        **figures,
-        "learning_rate": rate,
-        "gradient_norm": float(norm),
-        "samples_per_s": config.optimizer.batch_size / (ended - began),
-        "data_share": (loaded - began) / (ended - began),
-    }
+    meter.add(config.optimizer.batch_size, loaded - began, time.perf_counter() - began)
+    return {**figures, "learning_rate": rate, "gradient_norm": float(norm)}
 
 
 def learning_rate(step: int, config: OptimizerConfig) -> float:
@@ -141,14 +152,3 @@ def build_optimizer(policy: nn.Module, config: OptimizerConfig) -> torch.optim.A
     others = [p for n, p in parameters if not (p.ndim > 1 and not n.endswith(("positions", ".cls")))]
     groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
     return torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, foreach=True)
-
-
-def to_device(batch: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
-    """The same nested batch with torch tensors for numpy arrays."""
-    moved: dict[str, Any] = {}
-    for key, value in batch.items():
-        if isinstance(value, Mapping):
-            moved[key] = to_device(value, device)
-        else:
-            moved[key] = torch.from_numpy(np.ascontiguousarray(value)).to(device, non_blocking=True)
-    return moved
