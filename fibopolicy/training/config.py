@@ -79,7 +79,7 @@ class ValidationConfig:
             )
         if self.validate_on is None and (self.keep_best or self.criterion != "validation_loss"):
             raise UserError(
-                f"criterion {self.criterion} is of a validation, and there is none: name its demos with --validate-on"
+                f"criterion {self.criterion} needs a validation, and there is none: name its demos with --validate-on"
             )
         if not self.criterion.startswith("validation_"):
             raise UserError(f"criterion must be a figure of the validation, such as validation_loss, got {self.criterion!r}")
