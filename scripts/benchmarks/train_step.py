@@ -148,7 +148,7 @@ def measure(path: Path, turns: int, steps: int, threads: int) -> dict[str, Any]:
     pipes, processes, parameters = {}, [], {}
     for name in names:
         pipes[name], end = multiprocessing.Pipe()
-        processes.append(multiprocessing.Process(target=serve, args=(end, name, path, threads)))
+        processes.append(multiprocessing.Process(target=serve, args=(end, name, path, threads), daemon=True))
         processes[-1].start()
     for name in names:
         parameters[name] = pipes[name].recv()
