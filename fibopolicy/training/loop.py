@@ -24,6 +24,7 @@ from fibopolicy.training.data import open_dataset, open_validation, shapes_of
 from fibopolicy.training.ema import EMA
 from fibopolicy.training.meter import Meter, Summary, peak_gb
 from fibopolicy.training.metrics import MetricsLog
+from fibopolicy.training.wandb_log import require_wandb
 from fibopolicy.training.watch import Watch
 
 _log = logging.getLogger(__name__)
@@ -50,6 +51,7 @@ def train(config: TrainConfig, *, resume: bool = False, overwrite: bool = False)
     """
     torch.manual_seed(config.seed)
     refuse_both(resume=resume, overwrite=overwrite)
+    require_wandb(config.wandb)
     device = resolve_device(config.device)
     dataset = open_dataset(config)
     validation = open_validation(config, dataset)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import secrets
 from pathlib import Path
@@ -22,10 +23,9 @@ class WandbLog:
     """
 
     def __init__(self, out: Path, project: str, config: dict[str, Any]) -> None:
-        try:
-            import wandb
-        except ImportError as error:
-            raise UserError(f"--wandb needs Weights & Biases ({error}): pip install 'fibopolicy[wandb]'") from error
+        require_wandb(project)
+        import wandb
+
         try:
             self._run = wandb.init(project=project, id=_identity(out), name=out.name, dir=str(out), config=config, resume="allow")
         except (wandb.errors.Error, OSError, ValueError) as error:
@@ -41,6 +41,16 @@ class WandbLog:
 
     def close(self, *, failed: bool) -> None:
         self._run.finish(exit_code=1 if failed else 0)
+
+
+def require_wandb(project: str | None) -> None:
+    """Raise `UserError` when a project is to be logged to and wandb is not installed."""
+    if project is None:
+        return
+    try:
+        importlib.import_module("wandb")
+    except ImportError as error:
+        raise UserError(f"--wandb needs Weights & Biases ({error}): pip install 'fibopolicy[wandb]'") from error
 
 
 def _identity(out: Path) -> str:

@@ -36,3 +36,4 @@ def test_its_absence_is_told(tiny_config: TrainConfig, tmp_path: Path, monkeypat
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(UserError, match=r"pip install 'fibopolicy\[wandb\]'"):
         train(replace(tiny_config, out=tmp_path / "run", wandb="fibopolicy-tests"))
+    assert not (tmp_path / "run").exists()
