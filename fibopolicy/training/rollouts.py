@@ -22,7 +22,7 @@ from torch import nn
 
 from fibopolicy.policies.run_directory import CONFIG, EMA_WEIGHTS
 from fibopolicy.training.checkpoint import save_weights
-from fibopolicy.training.config import RolloutConfig
+from fibopolicy.training.watch_config import RolloutConfig
 
 _log = logging.getLogger(__name__)
 

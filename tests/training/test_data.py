@@ -12,9 +12,9 @@ from safetensors.torch import load_file
 from fibopolicy.datasets import Mixture
 from fibopolicy.errors import UserError
 from fibopolicy.training import TrainConfig
-from fibopolicy.training.config import ValidationConfig
 from fibopolicy.training.data import open_dataset, open_validation
 from fibopolicy.training.loop import train
+from fibopolicy.training.watch_config import ValidationConfig
 
 
 @pytest.fixture

@@ -19,9 +19,9 @@ from fibopolicy.errors import UserError
 from fibopolicy.policies.run_directory import load_policy
 from fibopolicy.training import TrainConfig
 from fibopolicy.training.checkpoint import save_weights
-from fibopolicy.training.config import RolloutConfig
 from fibopolicy.training.loop import train
 from fibopolicy.training.rollouts import Rollouts
+from fibopolicy.training.watch_config import RolloutConfig
 
 #: Stands in for the evaluation: writes its result after a while, or fails.
 FAKE = """

@@ -15,10 +15,10 @@ from fibopolicy.policies.run_directory import load_policy
 from fibopolicy.training import TrainConfig
 from fibopolicy.training.batches import to_device
 from fibopolicy.training.best import BestWeights
-from fibopolicy.training.config import ValidationConfig
 from fibopolicy.training.data import open_dataset, shapes_of
 from fibopolicy.training.loop import train
 from fibopolicy.training.validation import validation_figures
+from fibopolicy.training.watch_config import ValidationConfig
 
 CPU = torch.device("cpu")
 
