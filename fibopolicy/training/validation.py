@@ -13,7 +13,7 @@ from fibopolicy.training.batches import to_device
 def validation_figures(
     policy: Policy, dataset: Windows, *, samples: int, batch_size: int, device: torch.device, seed: int = 0
 ) -> dict[str, float]:
-    """The figures of `policy.loss`, each as `validation_<name>`, without augmentation and averaged over windows.
+    """The loss and the figures of `policy.loss`, each as `validation_<name>`, without augmentation and averaged over windows.
 
     Args:
         policy: in evaluation mode.
@@ -28,7 +28,7 @@ def validation_figures(
         for start in range(0, count, batch_size):
             indices = chosen[start : start + batch_size]
             torch.manual_seed((seed << 32) + start)
-            _, figures = policy.loss(to_device(dataset.batch(indices), device))
-            for name, value in figures.items():
-                sums[name] = sums.get(name, 0.0) + value * len(indices)
+            loss, figures = policy.loss(to_device(dataset.batch(indices), device))
+            for name, value in {**figures, "loss": loss}.items():
+                sums[name] = sums.get(name, 0.0) + float(value) * len(indices)
     return {f"validation_{name}": total / count for name, total in sums.items()}
