@@ -22,7 +22,9 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from fibopolicy.datasets.buffers import Buffers
 from fibopolicy.datasets.hdf5 import DemoFile
+from fibopolicy.errors import UserError
 from fibopolicy.files import StrPath, cache_home, failure_told, flush
 
 _META = "meta.json"
@@ -63,6 +65,7 @@ class FrameCache:
         self.path = _ensure(file, demos, cameras, Path(cache_dir) if cache_dir is not None else cache_home() / "frames")
         self._resident_bytes = resident_bytes
         self._touched = 0
+        self._buffers = Buffers()
         self._maps = {camera: _map(self.path / _frame_file(i)) for i, camera in enumerate(cameras)}
         self._frames: dict[str, NDArray[np.uint8]] = {
             camera: np.frombuffer(mapping, dtype=np.uint8).reshape(-1, *self.shapes[camera])
@@ -70,11 +73,13 @@ class FrameCache:
         }
 
     def gather(self, camera: str, indices: NDArray[np.int64]) -> NDArray[np.uint8]:
-        """The frames of `indices` `(B, T)`, rows of nearby steps, as a new array uint8 `(B, T, H, W, 3)`.
+        """The frames of `indices` `(B, T)`, rows of nearby steps, as an array uint8 `(B, T, H, W, 3)` of the caller's own.
 
         Frame i is step i of the demos in a row.
         """
-        frames = np.take(self._frames[camera], indices, axis=0)
+        frames = self._buffers.array((*indices.shape, *self.shapes[camera]))
+        # Not checked again, which would go through a buffer; WindowDataset gives no index beyond its demos.
+        np.take(self._frames[camera], indices, axis=0, out=frames, mode="clip")
         self._touched += frames.nbytes + len(indices) * _FAULT_AROUND
         if self._touched > self._resident_bytes:
             self._touched = 0
@@ -97,12 +102,13 @@ def _ensure(file: DemoFile, demos: Sequence[str], cameras: Sequence[str], folder
     final = folder / hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:32]
     frames = sum(file.length(demo) for demo in demos)
     sizes = {_frame_file(i): frames * int(np.prod(file.image_shape(camera))) for i, camera in enumerate(cameras)}
-    if _is_whole(final, sizes):
+    if _is_whole(final, identity, sizes):
         return final
     with failure_told(final):
         folder.mkdir(parents=True, exist_ok=True)
         with _lock(final.with_suffix(".lock")):
-            if not _is_whole(final, sizes):  # else another process built it while this one waited
+            if not _is_whole(final, identity, sizes):  # else another process built it while this one waited
+                _check_room(final, sum(sizes.values()))
                 _build(file, demos, cameras, final, identity)
                 _remove_outdated(folder, source)
     return final
@@ -135,11 +141,21 @@ def _blocks(file: DemoFile, demos: Sequence[str], camera: str) -> Iterator[NDArr
             yield np.ascontiguousarray(file.read(demo, f"obs/{camera}", start, start + _CHUNK_STEPS))
 
 
-def _is_whole(final: Path, sizes: dict[str, int]) -> bool:
+def _is_whole(final: Path, identity: dict[str, Any], sizes: dict[str, int]) -> bool:
+    """Whether the cache is there, complete, and of these very frames: a name can be moved."""
     try:
-        return (final / _META).is_file() and all((final / name).stat().st_size == size for name, size in sizes.items())
-    except FileNotFoundError:
+        found = json.loads((final / _META).read_text())
+        return bool(found == identity) and all((final / name).stat().st_size == size for name, size in sizes.items())
+    except (FileNotFoundError, ValueError):
         return False
+
+
+def _check_room(final: Path, size: int) -> None:
+    if size > (free := shutil.disk_usage(final.parent).free):
+        raise UserError(
+            f"{final.parent}: the cache of frames needs {size / 1e9:.1f} GB, {free / 1e9:.1f} GB are free; remove old caches from"
+            " it or set XDG_CACHE_HOME to a folder on another disk"
+        )
 
 
 def _remove_outdated(folder: Path, source: dict[str, Any]) -> None:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from fibopolicy.datasets.cache import FrameCache
 from fibopolicy.datasets.hdf5 import DemoFile
+from fibopolicy.datasets.sampling import batch_indices
 from fibopolicy.datasets.validate import validate
 from fibopolicy.errors import UserError
 from fibopolicy.files import StrPath
@@ -53,7 +54,7 @@ class WindowDataset:
 
     Attributes:
         env_args: the task, as the file gives it.
-        warnings: the file's harmless oddities, one line each.
+        warnings: the file's harmless oddities, one line each, which names it.
         demos: the selected demos.
         image_shapes: (H, W, 3) per camera.
         vector_dims: D per vector key.
@@ -85,7 +86,7 @@ class WindowDataset:
         self.chunk, self.history, self.sequence = chunk, history, sequence
         with DemoFile(path) as file:
             self.env_args: dict[str, Any] = file.env_args
-            self.warnings = file.warnings
+            self.warnings = tuple(f"{self.path}: {oddity}" for oddity in file.warnings)
             self.demos = file.select(filter_key)
             validate(file, cameras, vectors, self.demos)
             self.image_shapes = {camera: file.image_shape(camera) for camera in cameras}
@@ -105,6 +106,10 @@ class WindowDataset:
     def num_demos(self) -> int:
         """How many demos are selected."""
         return len(self.demos)
+
+    def indices(self, batch_size: int, seed: int, step: int) -> NDArray[np.int64]:
+        """The `(batch_size,)` samples of global step `step >= 0`: a function of these numbers alone."""
+        return batch_indices(len(self), batch_size, seed, step)
 
     def batch(self, indices: NDArray[np.int64]) -> Batch:
         """The samples of `indices` `(B,)`, each in 0 .. len - 1."""

@@ -15,11 +15,12 @@ from typing import Any
 
 import tyro
 
-from fibopolicy.cli.attention import Profile, ShowPattern
+from fibopolicy.cli.attention import ShowPattern
 from fibopolicy.cli.compare import Compare
 from fibopolicy.cli.data import Collect, Expand, Fetch, Inspect, Render, Replay, Split
 from fibopolicy.cli.evaluate import Evaluate, Rates
 from fibopolicy.cli.export import Export
+from fibopolicy.cli.profile import Profile
 from fibopolicy.cli.starts import Starts
 from fibopolicy.cli.train import Train, with_preset
 from fibopolicy.errors import UserError

@@ -38,7 +38,7 @@ class Train:
         done = train(self.config, resume=self.resume, overwrite=self.overwrite)
         if not leads():  # one of several processes that trained together
             return
-        print(f"{self.config.out}: trained to step {done.step} ({done.seconds:.0f} s now)")
+        print(f"{self.config.out}: trained to step {done.step}\n{done.summary.table()}")
         print(f"next: fibopolicy evaluate {self.config.out} --episodes 50")
 
 

@@ -23,7 +23,7 @@ class EvaluateConfig:
     starts: Path | None = None
     """A file of start states to use instead."""
     weights: str = "ema"
-    """"ema" or "model"."""
+    """"ema", the moving average, or "model"; or one that a validation liked, as best/step_001000."""
     video: int = 10
     """Episodes shown in the video, 0 for none."""
     video_camera: str | None = None

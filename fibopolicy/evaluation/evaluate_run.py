@@ -57,7 +57,7 @@ def evaluate_run(config: EvaluateConfig, *, resume: bool = False, overwrite: boo
     refuse_both(resume=resume, overwrite=overwrite)
     loaded = load_policy(config.run, weights=config.weights, device=config.device)
     camera = _video_camera(config, loaded)
-    if loaded.step < loaded.total_steps:
+    if loaded.step < loaded.total_steps and config.weights in ("ema", "model"):
         warnings.warn(f"{config.run}: its training stands at step {loaded.step} of {loaded.total_steps}", stacklevel=2)
     with claimed(config.run, LOCK):
         return _evaluate(config, loaded, camera, resume=resume, overwrite=overwrite)

@@ -68,7 +68,7 @@ def report(run: Path, evaluation: Evaluation, stages: Mapping[str, float] | None
         "task": evaluation.rows[0].task,
         "encoder": f"{document['policy']['encoder']} {document['policy']['encoder_options'] or ''}".strip(),
         "policy head": document["policy"]["head"],
-        "demonstrations": f"{document['train']['demos']} from {Path(document['train']['dataset']).name}",
+        "demonstrations": f"{document['train']['demos']} from {_names(document['train']['dataset'])}",
         "gradient steps": str(evaluation.rows[0].checkpoint_step),
         "training seed": str(document["train"]["seed"]),
         "start states": f"{len(evaluation.rows)}, set of seed {evaluation.rows[0].starts_seed}, held out from training",
@@ -98,6 +98,10 @@ def report(run: Path, evaluation: Evaluation, stages: Mapping[str, float] | None
     parts += [page.heading("How it was made"), page.pairs(facts)]
     page.write_page(path, f"{run.resolve().name}: {evaluation.rate}", parts)
     return path
+
+
+def _names(dataset: str | list[str]) -> str:
+    return ", ".join(Path(path).name for path in ([dataset] if isinstance(dataset, str) else dataset))
 
 
 def _quality(env_args: Mapping[str, Any]) -> str:

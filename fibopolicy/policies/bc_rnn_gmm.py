@@ -12,7 +12,7 @@ from torch import Tensor
 from fibopolicy.errors import UserError
 from fibopolicy.policies.base import State, register_policy
 from fibopolicy.policies.robomimic_actor import forward_recurrent
-from fibopolicy.policies.robomimic_head import MIXTURE, ROBOMIMIC, RobomimicHead, log_likelihood
+from fibopolicy.policies.robomimic_head import MIXTURE, ROBOMIMIC, RobomimicHead, learned_noise, log_likelihood
 
 
 @register_policy
@@ -49,7 +49,8 @@ class BCRNNGMMPolicy(RobomimicHead):
 
     def loss(self, batch: Mapping[str, Any]) -> tuple[Tensor, dict[str, float]]:
         actions, mask = self.actions(batch["actions"]), batch["action_mask"]  # (B, T, D), (B, T)
-        distribution = self.distribution(batch["obs"])
+        with learned_noise(self.network):
+            distribution = self.distribution(batch["obs"])
         likelihood = log_likelihood(distribution, actions, mask.unsqueeze(-1))  # (B, T)
         loss = -(likelihood * mask).sum() / mask.sum()
         return loss, {"loss": float(loss.detach())}

@@ -93,7 +93,8 @@ class RobomimicHead(Policy):
     def loss(self, batch: Mapping[str, Any]) -> tuple[Tensor, dict[str, float]]:
         actions = self.actions(batch["actions"])  # (B, chunk, D)
         mask = batch["action_mask"].unsqueeze(-1).expand_as(actions)
-        likelihood = log_likelihood(self.distribution(batch["obs"]), actions.flatten(1), mask.flatten(1))  # (B,)
+        with learned_noise(self.network):
+            likelihood = log_likelihood(self.distribution(batch["obs"]), actions.flatten(1), mask.flatten(1))  # (B,)
         loss = -likelihood.mean()
         return loss, {"loss": float(loss.detach())}
 
@@ -114,6 +115,19 @@ class RobomimicHead(Policy):
         flat, carried = forward(self.network, self.inputs(obs), self.recall(obs, state))
         chunk = flat.view(-1, self.config.chunk, self.actions.dim)[:, : self.config.execute]
         return self.actions.invert(chunk), carried
+
+
+@contextmanager
+def learned_noise(network: Any) -> Iterator[None]:
+    """Within it a network in evaluation mode predicts the standard deviations that it has learned, as in training.
+
+    Otherwise, with `low_noise_eval`, it puts 1e-4 in their place, and a likelihood of held-out actions says nothing.
+    """
+    low_noise, network.low_noise_eval = network.low_noise_eval, False
+    try:
+        yield
+    finally:
+        network.low_noise_eval = low_noise
 
 
 def log_likelihood(distribution: Any, actions: Tensor, mask: Tensor) -> Tensor:

@@ -16,6 +16,8 @@ from fibopolicy.policies.base import Policy, PolicyConfig, Shapes, build_policy
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 EMA_WEIGHTS = "ema.safetensors"
+#: Folder of checkpoints that a validation liked best.
+BEST = "best"
 
 
 @dataclass(frozen=True)
@@ -52,15 +54,17 @@ def load_policy(run: Path, *, weights: str = "ema", device: str = "cpu") -> Load
     """Load the last checkpoint of a run.
 
     Args:
-        weights: "ema", the moving average, or "model".
+        weights: "ema", the moving average, or "model"; "best/step_<steps>" for one that a validation liked.
 
     Raises:
         UserError: no run, no checkpoint yet, or weights that do not fit the configuration.
     """
-    if weights not in ("ema", "model"):
-        raise unknown("weights", weights, ("ema", "model"))
     document = read_config(run)
-    path = run / (EMA_WEIGHTS if weights == "ema" else WEIGHTS)
+    files = {"ema": run / EMA_WEIGHTS, "model": run / WEIGHTS}
+    files |= {f"{BEST}/{path.stem}": path for path in sorted((run / BEST).glob("step_*.safetensors"))}
+    if weights not in files:
+        raise unknown("weights", weights, files)
+    path = files[weights]
     if not path.is_file():
         raise UserError(f"{path}: no checkpoint has been written yet")
     policy = build_policy(PolicyConfig(**document["policy"]), _shapes(document["shapes"]))

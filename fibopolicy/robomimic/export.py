@@ -78,8 +78,9 @@ def _config(policy: RobomimicHead, document: dict[str, Any]) -> Any:
     config = config_factory("bc")
     config.experiment.name = policy.name
     config.experiment.rollout.enabled = False
-    config.train.data = str(train["dataset"])
-    config.train.hdf5_filter_key = train.get("filter_key")
+    dataset, filter_key = train["dataset"], train.get("filter_key")
+    config.train.data = dataset if isinstance(dataset, str) else ", ".join(dataset)  # one path is all that its release knows
+    config.train.hdf5_filter_key = filter_key if isinstance(filter_key, str) else None
     config.train.hdf5_normalize_obs = True
     config.train.frame_stack = policy.config.history
     config.train.seq_length = policy.config.chunk

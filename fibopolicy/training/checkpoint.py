@@ -24,11 +24,11 @@ from safetensors.torch import save_file
 from torch import nn
 
 import fibopolicy
-from fibopolicy.datasets import WindowDataset
+from fibopolicy.datasets import Windows
 from fibopolicy.errors import UserError
 from fibopolicy.files import written_aside
 from fibopolicy.policies import Policy
-from fibopolicy.policies.run_directory import CONFIG, EMA_WEIGHTS, WEIGHTS, read_config
+from fibopolicy.policies.run_directory import BEST, CONFIG, EMA_WEIGHTS, WEIGHTS, read_config
 from fibopolicy.training.config import TrainConfig
 from fibopolicy.training.data import shapes_of
 from fibopolicy.training.divergence import Divergence
@@ -49,8 +49,15 @@ RUN_FILES = (
     "curves.png",
     "report.html",
     ".evaluating",
+    f"{BEST}/step_*.safetensors",
+    *(f"monitoring/{name}" for name in (EMA_WEIGHTS, "episodes.jsonl", "starts_seed*.npz", "result.json", "log.txt", CONFIG)),
+    "wandb.json",
     CONFIG,
 )
+#: Folders that a run makes in its directory.
+RUN_FOLDERS = ("videos", BEST, "monitoring")
+#: Settings that do not change what is learnt: where the data lie, how steps are computed, how often to log, save and measure.
+_INDIFFERENT = ("out", "dataset", "device", "compute", "log_every", "checkpoint_every", "validation", "rollouts", "wandb")
 
 
 @dataclass(frozen=True)
@@ -63,7 +70,7 @@ class TrainingState:
     divergence: Divergence
 
 
-def open_run(config: TrainConfig, dataset: WindowDataset, *, resume: bool, overwrite: bool) -> None:
+def open_run(config: TrainConfig, dataset: Windows, *, resume: bool, overwrite: bool) -> None:
     """Write `config.json` into the (claimed) run directory, or check that the one there is of this very configuration."""
     out = config.out
     document = describe(config, dataset)
@@ -86,11 +93,12 @@ def _remove_run(out: Path) -> None:
     for pattern in RUN_FILES:
         for path in out.glob(pattern):
             path.unlink()
-    with contextlib.suppress(OSError):  # somebody else's videos, or none
-        (out / "videos").rmdir()
+    for folder in RUN_FOLDERS:
+        with contextlib.suppress(OSError):  # not there, or somebody else's files in it
+            (out / folder).rmdir()
 
 
-def describe(config: TrainConfig, dataset: WindowDataset) -> dict[str, Any]:
+def describe(config: TrainConfig, dataset: Windows) -> dict[str, Any]:
     """The contents of `config.json`: everything that made the run, as plain JSON."""
     train = asdict(config)
     policy = train.pop("policy")
@@ -115,8 +123,7 @@ def stored_precision(out: Path) -> str | None:
 def _refuse_other(out: Path, found: dict[str, Any], wanted: dict[str, Any]) -> None:
     for section in ("policy", "shapes", "train"):
         for key in wanted[section] | found[section]:
-            # Where the data lie, how steps are computed and how often to log or save do not change what is learnt.
-            if key in ("out", "dataset", "device", "compute", "log_every", "checkpoint_every"):
+            if key in _INDIFFERENT:
                 continue
             old, new = found[section].get(key), wanted[section].get(key)
             if old != new:
@@ -166,15 +173,16 @@ def save_checkpoint(out: Path, state: TrainingState, step: int) -> None:
 
 
 def _export(out: Path, state: TrainingState, step: int) -> None:
-    _save_weights(out / WEIGHTS, state.policy, step)
-    _save_weights(out / EMA_WEIGHTS, state.ema.average, step)
+    save_weights(out / WEIGHTS, state.policy, {"step": str(step)})
+    save_weights(out / EMA_WEIGHTS, state.ema.average, {"step": str(step)})
 
 
-def _save_weights(path: Path, module: nn.Module, step: int) -> None:
+def save_weights(path: Path, module: nn.Module, metadata: dict[str, str]) -> None:
+    """Write a module's parameters and buffers as safetensors, whole or not at all."""
     # Copied, since safetensors refuses two names for one tensor, which robomimic's recurrent network has.
     tensors = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in module.state_dict().items()}
     with written_aside(path) as aside, _failure_told(path):
-        save_file(tensors, aside, metadata={"step": str(step)})
+        save_file(tensors, aside, metadata=metadata)
 
 
 @contextlib.contextmanager

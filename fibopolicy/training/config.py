@@ -7,6 +7,7 @@ from pathlib import Path
 
 from fibopolicy.errors import UserError, unknown
 from fibopolicy.policies.base import PolicyConfig
+from fibopolicy.training.watch_config import RolloutConfig, ValidationConfig
 
 #: Proprioception under the names of the built-in tasks and of robosuite. Object poses are never taken by default:
 #: a policy that reads them has no use for its cameras.
@@ -83,16 +84,18 @@ class ComputeConfig:
 class TrainConfig:
     """A training run."""
 
-    dataset: Path
-    """Robomimic HDF5 file."""
+    dataset: Path | tuple[Path, ...]
+    """Robomimic HDF5 file, or several."""
     out: Path
     """Run directory."""
+    weights: tuple[float, ...] | None = None
+    """With several files: the share of each in every batch, one number per file; by default as many as it has steps."""
     cameras: tuple[str, ...] | None = None
     """Image keys to see; all of the file's by default."""
     vectors: tuple[str, ...] | None = None
     """Vector keys to see; by default the proprioception among them."""
-    filter_key: str | None = None
-    """Which demos; by default "train" where the file has it, else all."""
+    filter_key: str | tuple[str, ...] | None = None
+    """Which demos, for all files or one per file; "all" for all. By default "train" where a file has it, else all."""
     policy: PolicyConfig = field(default_factory=PolicyConfig)
     """What is trained."""
     encoder_weights: Path | None = None
@@ -103,6 +106,12 @@ class TrainConfig:
     """How."""
     compute: ComputeConfig = field(default_factory=ComputeConfig)
     """With what speed and memory."""
+    validation: ValidationConfig = field(default_factory=ValidationConfig)
+    """Loss on other demonstrations, and what is kept for it."""
+    rollouts: RolloutConfig = field(default_factory=RolloutConfig)
+    """Success while training."""
+    wandb: str | None = None
+    """Weights & Biases project to log to as well."""
     seed: int = 0
     """Decides initial weights, order and augmentation."""
     checkpoint_every: int = 250
@@ -113,7 +122,12 @@ class TrainConfig:
     """"cpu", "cuda", ...; by default a GPU where there is one."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "dataset", Path(self.dataset).expanduser())
+        paths = tuple(Path(p).expanduser() for p in (self.dataset if isinstance(self.dataset, tuple | list) else (self.dataset,)))
+        if not paths:
+            raise UserError("dataset: name at least one file")
+        object.__setattr__(self, "dataset", paths[0] if len(paths) == 1 else paths)
+        if isinstance(self.filter_key, tuple) and len(self.filter_key) not in (1, len(paths)):
+            raise UserError(f"filter_key: got {len(self.filter_key)} for {len(paths)} files; give one for all or one per file")
         object.__setattr__(self, "out", Path(self.out).expanduser())
         if self.encoder_weights is not None:
             object.__setattr__(self, "encoder_weights", Path(self.encoder_weights).expanduser())
@@ -122,3 +136,10 @@ class TrainConfig:
                 raise UserError(f"{name} must be at least 1 step, got {getattr(self, name)}")
         if not 0 <= self.seed < 1 << 31:
             raise UserError(f"seed must be between 0 and {(1 << 31) - 1}, got {self.seed}")
+
+    @property
+    def files(self) -> tuple[tuple[Path, str | None], ...]:
+        """Each file with the filter key that was asked of it."""
+        paths = self.dataset if isinstance(self.dataset, tuple) else (self.dataset,)
+        keys = self.filter_key if isinstance(self.filter_key, tuple) else (self.filter_key,)
+        return tuple(zip(paths, keys * len(paths) if len(keys) == 1 else keys, strict=True))

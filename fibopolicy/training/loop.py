@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import time
 import warnings
-from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any
@@ -15,33 +14,37 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from fibopolicy.datasets import WindowDataset, batch_indices
+from fibopolicy.datasets import Windows
 from fibopolicy.errors import UserError
 from fibopolicy.files import claimed, refuse_both
 from fibopolicy.policies import Policy, build_policy
 from fibopolicy.policies.per_sample import part_of_batch
-from fibopolicy.training.checkpoint import STATE, TrainingState, load_state, open_run, save_checkpoint, stored_precision
+from fibopolicy.training.batches import rows, to_device
+from fibopolicy.training.checkpoint import STATE, TrainingState, describe, load_state, open_run, save_checkpoint, stored_precision
 from fibopolicy.training.config import TrainConfig
-from fibopolicy.training.data import open_dataset, shapes_of
+from fibopolicy.training.data import open_dataset, open_validation, shapes_of
 from fibopolicy.training.distributed import PolicyLoss, World, joined, unsynchronised
 from fibopolicy.training.divergence import Divergence
 from fibopolicy.training.ema import EMA
 from fibopolicy.training.encoder_weights import load_encoder_weights
 from fibopolicy.training.encoders import checkpoint_gradients, compile_encoders, freeze, training_mode
+from fibopolicy.training.meter import Meter, Summary, peak_gb
 from fibopolicy.training.metrics import MetricsLog
 from fibopolicy.training.optimizer import build_optimizer, learning_rate, set_learning_rate
 from fibopolicy.training.precision import autocast, has_bf16_units, quicker
+from fibopolicy.training.wandb_log import require_wandb
+from fibopolicy.training.watch import Watch
 
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Trained:
-    """What a run gave: the averaged policy, the last step's number, seconds spent now (not before a resume)."""
+    """What a run gave: the averaged policy, the last step's number, what it took now (not before a resume)."""
 
     policy: Policy
     step: int
-    seconds: float
+    summary: Summary
 
 
 @dataclass(frozen=True)
@@ -49,15 +52,18 @@ class Engine:
     """What a step needs.
 
     Attributes:
+        validation: the windows to validate on, or `None`.
         module: `state.policy.loss` as a module; its gradients are the mean over all processes.
     """
 
     config: TrainConfig
-    dataset: WindowDataset
+    dataset: Windows
+    validation: Windows | None
     state: TrainingState
     module: nn.Module
     world: World
     device: torch.device
+    meter: Meter
 
 
 def train(config: TrainConfig, *, resume: bool = False, overwrite: bool = False) -> Trained:
@@ -82,7 +88,7 @@ def train(config: TrainConfig, *, resume: bool = False, overwrite: bool = False)
             resolved = replace(config, compute=replace(config.compute, precision=precision))
             open_run(resolved, engine.dataset, resume=resume, overwrite=overwrite)
             for oddity in engine.dataset.warnings:
-                warnings.warn(f"{config.dataset}: {oddity}", stacklevel=2)
+                warnings.warn(oddity, stacklevel=2)
             _log.info("training on %s, see %s", _seen(engine), out)
             return precision
 
@@ -92,22 +98,24 @@ def train(config: TrainConfig, *, resume: bool = False, overwrite: bool = False)
             compile_encoders(state.policy, engine.device)
         config = replace(config, compute=replace(config.compute, precision=precision))
         module = world.wrapped(PolicyLoss(state.policy), _load(0, engine)[1][0])
-        seconds = _run(start, replace(engine, config=config, module=module))
-    return Trained(state.ema.average, max(start, config.optimizer.steps), seconds)
+        summary = _run(start, replace(engine, config=config, module=module))
+    return Trained(state.ema.average, summary.steps, summary)
 
 
 def _prepare(config: TrainConfig, world: World, *, resume: bool, overwrite: bool) -> Engine:
     """The dataset, and a fresh policy with all that goes with it, on the device; nothing is written."""
     refuse_both(resume=resume, overwrite=overwrite)
+    require_wandb(config.wandb)
     parts = world.size * config.compute.accumulate
     if config.optimizer.batch_size % parts:
         raise UserError(
-            f"batch_size {config.optimizer.batch_size} cannot be split evenly over {world.size} processes, each accumulating over"
+            f"batch_size {config.optimizer.batch_size} cannot be split evenly into {world.size} processes x accumulate"
             f" {config.compute.accumulate} parts; choose a multiple of {parts}"
         )
     device = world.device(config.device)
     torch.manual_seed(config.seed)
     dataset = open_dataset(config)
+    validation = open_validation(config, dataset)
     policy = build_policy(config.policy, shapes_of(dataset))
     policy.fit_normalizers(dataset.stats)
     if config.encoder_weights is not None and not (resume and (config.out / STATE).exists()):
@@ -121,7 +129,7 @@ def _prepare(config: TrainConfig, world: World, *, resume: bool, overwrite: bool
     policy.to(device)
     ema = EMA(policy, config.optimizer.ema)
     state = TrainingState(policy, ema, build_optimizer(policy, config.optimizer), Divergence())
-    return Engine(config, dataset, state, PolicyLoss(policy), world, device)
+    return Engine(config, dataset, validation, state, PolicyLoss(policy), world, device, Meter(device))
 
 
 def _precision(engine: Engine, resume: bool) -> str:
@@ -143,12 +151,17 @@ def _seen(engine: Engine) -> str:
     return f"{engine.dataset.num_demos} demos, {len(engine.dataset)} steps: {keys}{several}"
 
 
-def _run(start: int, engine: Engine) -> float:
-    """All steps from `start` on, logged and saved; returns the seconds they took."""
+def _run(start: int, engine: Engine) -> Summary:
+    """All steps from `start` on, logged, watched and saved by the process that leads."""
     config, state, leads = engine.config, engine.state, engine.world.leads
-    total, began = config.optimizer.steps, time.perf_counter()
+    total, began, meter = config.optimizer.steps, time.perf_counter(), engine.meter
     with ExitStack() as until_done:
-        log = until_done.enter_context(MetricsLog(config.out, start)) if leads else None
+        log = watch = None
+        if leads:
+            log = MetricsLog(config.out, start, wandb=config.wandb, config=describe(config, engine.dataset))
+            until_done.enter_context(log)
+            watch = Watch(config, state.ema.average, engine.validation, log, engine.device, start)
+            until_done.enter_context(watch)
         bar = until_done.enter_context(
             tqdm(total=total, initial=start, desc="train", unit="step", disable=None if leads else True)
         )
@@ -156,13 +169,26 @@ def _run(start: int, engine: Engine) -> float:
             figures = _step(step, engine)
             last = step + 1 == total
             if log and (last or step % config.log_every == 0):
-                log.write(step, figures)
+                log.write(step, figures | meter.figures())
                 bar.set_postfix(loss=f"{figures['loss']:.4f}", refresh=False)
+            if watch:
+                watch.after(step)
             if log and (last or ((step + 1) % config.checkpoint_every == 0 and state.divergence.calm)):
                 log.flush()
                 save_checkpoint(config.out, state, step + 1)
             bar.update()
-    return time.perf_counter() - began
+        if watch:
+            watch.finish()
+        return Summary(
+            steps=max(start, total),
+            loss=log.recent("loss") if log else None,
+            validation_loss=log.last("validation_loss") if log else None,
+            seconds=time.perf_counter() - began,
+            samples_per_s=meter.total.samples_per_s,
+            data_share=meter.total.data_share,
+            peak_gb=peak_gb(),
+            gpu_gb=torch.cuda.max_memory_allocated(engine.device) / 1e9 if engine.device.type == "cuda" else None,
+        )
 
 
 def _step(step: int, engine: Engine) -> dict[str, float]:
@@ -203,20 +229,14 @@ def _step(step: int, engine: Engine) -> dict[str, float]:
         )
     state.optimizer.step()
     state.ema.update(state.policy, step)
-    ended = time.perf_counter()
-    return {
-        **logged,
-        "learning_rate": rate,
-        "gradient_norm": norm,
-        "samples_per_s": config.optimizer.batch_size / (ended - began),
-        "data_share": (loaded - began) / (ended - began),
-    }
+    engine.meter.add(config.optimizer.batch_size, loaded - began, time.perf_counter() - began)
+    return {**logged, "learning_rate": rate, "gradient_norm": norm}
 
 
 def _load(step: int, engine: Engine) -> tuple[np.ndarray[Any, np.dtype[np.int64]], list[dict[str, Any]]]:
     """The samples of a step's whole batch, and this process's rows of it on the device, in `accumulate` parts."""
     config, world = engine.config, engine.world
-    indices = batch_indices(len(engine.dataset), config.optimizer.batch_size, config.seed, step)
+    indices = engine.dataset.indices(config.optimizer.batch_size, config.seed, step)
     mine = indices[world.rows(len(indices))]
     batch = to_device(engine.dataset.batch(mine), engine.device)
     size = len(mine) // config.compute.accumulate
@@ -226,19 +246,3 @@ def _load(step: int, engine: Engine) -> tuple[np.ndarray[Any, np.dtype[np.int64]
 def _seed(seed: int, step: int, part: int) -> None:
     """Torch's global generators, from which dropout draws, for one part of a step's batch."""
     torch.manual_seed(int(np.random.SeedSequence((seed, step, part)).generate_state(1, np.uint64)[0]))
-
-
-def rows(batch: Mapping[str, Any], which: slice) -> dict[str, Any]:
-    """Some samples of a nested batch of tensors, as views."""
-    return {key: rows(value, which) if isinstance(value, Mapping) else value[which] for key, value in batch.items()}
-
-
-def to_device(batch: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
-    """The same nested batch with torch tensors for numpy arrays."""
-    moved: dict[str, Any] = {}
-    for key, value in batch.items():
-        if isinstance(value, Mapping):
-            moved[key] = to_device(value, device)
-        else:
-            moved[key] = torch.from_numpy(np.ascontiguousarray(value)).to(device, non_blocking=True)
-    return moved

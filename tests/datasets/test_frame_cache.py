@@ -2,12 +2,16 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from demo_files import CAMERAS, ENV_ARGS, demo, write
 
 from fibopolicy.datasets import DemoFile, DemoWriter, FrameCache
@@ -93,6 +97,82 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(path: Path, monkeypatch: pyt
     with pytest.raises(UserError, match="cannot be written: No space left on device"):
         build(path)
     assert folders(path) == []
+
+
+def test_a_disk_without_room_is_told_before_anything_is_written(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=4000))
+    with pytest.raises(UserError, match=r"cache of frames needs 0\.0 GB, 0\.0 GB are free; .* XDG_CACHE_HOME"):
+        build(path)
+    assert folders(path) == []
+
+
+def in_a_process(path: Path, prelude: str) -> subprocess.CompletedProcess[str]:
+    """Builds the cache of a file in a process of its own, after some lines of Python."""
+    script = (
+        "import os, resource, signal, sys\n"
+        "from fibopolicy.datasets import DemoFile, FrameCache, cache\n"
+        f"{prelude}\n"
+        "with DemoFile(sys.argv[1]) as file:\n"
+        "    FrameCache(file, file.demos, file.image_keys, sys.argv[2])\n"
+    )
+    command = [sys.executable, "-c", script, str(path), str(path.parent / "cache")]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+
+
+def test_a_write_that_fails_amid_the_frames_leaves_nothing(path: Path) -> None:
+    ended = in_a_process(path, "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))")
+    assert "UserError" in ended.stderr
+    assert "cannot be written: File too large" in ended.stderr
+    assert folders(path) == []
+
+
+def test_a_builder_that_is_killed_leaves_nothing_that_is_taken_for_a_cache(path: Path) -> None:
+    ended = in_a_process(
+        path,
+        "blocks = cache._blocks\n"
+        "def killed(*arguments):\n"
+        "    yield next(blocks(*arguments))\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+        "cache._blocks = killed",
+    )
+    assert ended.returncode == -signal.SIGKILL
+    assert [name.endswith(".building") for name in folders(path)] == [True]
+    cache = build(path)  # does not wait for the lock of the dead
+    np.testing.assert_array_equal(cache.gather("wrist_image", np.arange(15)[None])[0], expected((0, 5), (1, 3), (2, 7)))
+    assert folders(path) == [cache.path.name]
+
+
+def test_a_cache_of_other_settings_is_not_taken_for_this_one(path: Path) -> None:
+    """Neither cameras in another order, which look alike in size, nor another cache under this one's name."""
+    folder = build(path).path
+    with DemoFile(path) as file:
+        turned = FrameCache(file, file.demos, CAMERAS[::-1], path.parent / "cache")
+    assert turned.path != folder
+    frames = [cache.gather("wrist_image", np.array([[3]])) for cache in (build(path), turned)]
+    np.testing.assert_array_equal(*frames)
+    shutil.rmtree(folder)
+    turned.path.rename(folder)
+    cache = build(path)
+    for camera in CAMERAS:
+        frames_of = expected((0, 5), (1, 3), (2, 7), camera=camera)
+        np.testing.assert_array_equal(cache.gather(camera, np.arange(15)[None])[0], frames_of)
+
+
+def test_frames_stay_the_callers_own(path: Path) -> None:
+    """Their memory is used again, but not before the caller, a view and a tensor have let go of it."""
+    cache = build(path)
+    every = expected((0, 5), (1, 3), (2, 7))
+    held = cache.gather("wrist_image", np.array([[0, 1]]))
+    view = cache.gather("wrist_image", np.array([[2, 3]]))[0][1:]
+    tensor = torch.from_numpy(cache.gather("wrist_image", np.array([[4, 5]])))[:, 0]
+    for i in range(12):
+        cache.gather("wrist_image", np.array([[i, i + 1]]))
+    np.testing.assert_array_equal(held[0], every[:2])
+    np.testing.assert_array_equal(view[0], every[3])
+    np.testing.assert_array_equal(tensor[0].numpy(), every[4])
+    address = held.ctypes.data
+    del held
+    assert cache.gather("wrist_image", np.array([[6, 7]])).ctypes.data == address
 
 
 @pytest.mark.slow

@@ -14,8 +14,9 @@ from fibopolicy.policies import PolicyConfig, Shapes, build_policy, policy_names
 from fibopolicy.policies.base import Policy
 from fibopolicy.policies.per_sample import part_of_batch, per_sample
 from fibopolicy.training import ComputeConfig, TrainConfig
+from fibopolicy.training.batches import rows
 from fibopolicy.training.distributed import World
-from fibopolicy.training.loop import _prepare, _step, rows, train
+from fibopolicy.training.loop import _prepare, _step, train
 
 SHAPES = Shapes({"front_image": (24, 24)}, {"hand": 3}, 4)
 #: Small ones, where a head has them.

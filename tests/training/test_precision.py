@@ -10,8 +10,9 @@ import torch
 from fibopolicy.errors import UserError
 from fibopolicy.policies import build_policy
 from fibopolicy.training import ComputeConfig, TrainConfig, loop, precision
+from fibopolicy.training.batches import to_device
 from fibopolicy.training.data import open_dataset, shapes_of
-from fibopolicy.training.loop import to_device, train
+from fibopolicy.training.loop import train
 from fibopolicy.training.precision import autocast, has_bf16_units, quicker
 
 CPU = torch.device("cpu")
@@ -48,7 +49,8 @@ def test_auto_is_float32_without_units_and_else_what_a_trial_says_and_stays(
     assert chosen(tmp_path / "tried") == "bf16"
     seen: list[str] = []
     monkeypatch.setattr(loop, "quicker", lambda *_: pytest.fail("timed again"))
-    monkeypatch.setattr(loop, "_run", lambda start, engine: seen.append(engine.config.compute.precision) or 0.0)
+    run = loop._run
+    monkeypatch.setattr(loop, "_run", lambda start, engine: seen.append(engine.config.compute.precision) or run(start, engine))
     train(replace(tiny_config, out=tmp_path / "tried"), resume=True)
     assert seen == ["bf16"]
 

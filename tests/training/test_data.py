@@ -1,0 +1,99 @@
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+from safetensors.torch import load_file
+
+from fibopolicy.datasets import Mixture
+from fibopolicy.errors import UserError
+from fibopolicy.training import TrainConfig
+from fibopolicy.training.data import open_dataset, open_validation
+from fibopolicy.training.loop import train
+from fibopolicy.training.watch_config import ValidationConfig
+
+
+@pytest.fixture
+def second_file(lift_file: Path, tmp_path: Path) -> Path:
+    """The same demonstrations in a file of their own, where filter key good names two of them and train is missing."""
+    path = tmp_path / "second.hdf5"
+    path.write_bytes(lift_file.read_bytes())
+    with h5py.File(path, "a") as file:
+        del file["mask"]
+        file["mask/good"] = np.array(["demo_1", "demo_4"], dtype="S")
+    return path
+
+
+def demos(config: TrainConfig) -> list[int]:
+    dataset = open_dataset(config)
+    return [part.num_demos for part in dataset.parts] if isinstance(dataset, Mixture) else [dataset.num_demos]
+
+
+def test_filter_keys_are_for_all_files_or_for_each(tiny_config: TrainConfig, second_file: Path) -> None:
+    both = replace(tiny_config, dataset=(tiny_config.dataset, second_file))
+    assert demos(both) == [10, 11]  # by default train where a file has it, else all
+    assert demos(replace(both, filter_key=("valid", "good"))) == [1, 2]
+    assert demos(replace(both, filter_key="all")) == [11, 11]
+    assert demos(replace(tiny_config, dataset=(second_file, second_file), filter_key="good")) == [2, 2]
+    with pytest.raises(UserError, match=r"second\.hdf5: unknown filter key 'god': did you mean 'good'"):
+        open_dataset(replace(both, filter_key=("train", "god")))
+    with pytest.raises(UserError, match="filter_key: got 2 for 1 files"):
+        replace(tiny_config, filter_key=("train", "good"))
+    with pytest.raises(UserError, match="name at least one file"):
+        replace(tiny_config, dataset=())
+    with pytest.raises(UserError, match="weights: got 2 for 1 files"):
+        open_dataset(replace(tiny_config, weights=(1.0, 2.0)))
+
+
+def test_a_list_of_one_file_is_that_file(tiny_config: TrainConfig) -> None:
+    assert replace(tiny_config, dataset=(tiny_config.dataset,)) == tiny_config
+
+
+def test_a_run_on_a_mixture_resumes_to_the_same_weights(tiny_config: TrainConfig, second_file: Path, tmp_path: Path) -> None:
+    config = replace(tiny_config, dataset=(tiny_config.dataset, second_file), weights=(1.0, 3.0), out=tmp_path / "whole")
+    train(config)
+    cut = replace(config, out=tmp_path / "cut", checkpoint_every=5)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("fibopolicy.training.watch.Watch.after", lambda self, step: stop_at(step, 7))
+        with pytest.raises(RuntimeError, match="wanted elsewhere"):
+            train(cut)
+    train(cut, resume=True)
+    whole, resumed = (load_file(tmp_path / name / "ema.safetensors") for name in ("whole", "cut"))
+    assert all((whole[name] == resumed[name]).all() for name in whole)
+    stored = json.loads((tmp_path / "whole/config.json").read_text())["train"]
+    assert (stored["weights"], stored["demos"]) == ([1.0, 3.0], 21)
+    with pytest.raises(UserError, match=r"train\.weights = \[1.0, 3.0\], not \[1.0, 1.0\]"):
+        train(replace(config, weights=(1.0, 1.0)), resume=True)
+
+
+def stop_at(step: int, last: int) -> None:
+    if step == last:
+        raise RuntimeError("the machine is wanted elsewhere")
+
+
+def validating(config: TrainConfig, key: str, **options: object) -> TrainConfig:
+    return replace(config, validation=ValidationConfig(validate_on=key, **options))  # type: ignore[arg-type]
+
+
+def test_validation_reads_the_demos_of_its_key_in_every_file_that_has_it(tiny_config: TrainConfig, second_file: Path) -> None:
+    config = validating(replace(tiny_config, dataset=(tiny_config.dataset, second_file)), "valid")
+    validation = open_validation(config, open_dataset(config))
+    assert validation is not None
+    assert validation.num_demos == 1
+    assert open_validation(tiny_config, open_dataset(tiny_config)) is None
+
+
+def test_validating_on_what_is_trained_on_is_refused(tiny_config: TrainConfig) -> None:
+    config = validating(replace(tiny_config, filter_key="all"), "valid")
+    with pytest.raises(UserError, match="1 of 1 demos of filter key 'valid' are trained on as well, say demo_"):
+        open_validation(config, open_dataset(config))
+
+
+def test_an_unknown_validation_key_is_answered_with_the_nearest(tiny_config: TrainConfig, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="validate_on: unknown filter key 'vaild': did you mean 'valid'"):
+        train(replace(validating(tiny_config, "vaild"), out=tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
