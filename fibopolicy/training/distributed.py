@@ -112,7 +112,7 @@ class World:
         box = [result[0] if result else None]
         distributed.broadcast_object_list(box, src=0)
         told: Any = box[0]
-        return told  # type: ignore[no-any-return]
+        return told
 
     def _agree(self, task: Callable[[], T] | None) -> list[T]:
         """[what `task` returns], or [] without a task; a `UserError` of any process ends all."""

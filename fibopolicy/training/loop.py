@@ -102,7 +102,7 @@ def _prepare(config: TrainConfig, world: World, *, resume: bool, overwrite: bool
     parts = world.size * config.compute.accumulate
     if config.optimizer.batch_size % parts:
         raise UserError(
-            f"batch_size {config.optimizer.batch_size} cannot be split evenly over {world.size} processes, each accumulating over"
+            f"batch_size {config.optimizer.batch_size} cannot be split evenly into {world.size} processes x accumulate"
             f" {config.compute.accumulate} parts; choose a multiple of {parts}"
         )
     device = world.device(config.device)
