@@ -112,7 +112,7 @@ class World:
         box = [result[0] if result else None]
         distributed.broadcast_object_list(box, src=0)
         told: Any = box[0]
-        return told
+        return told  # type: ignore[no-any-return]
 
     def _agree(self, task: Callable[[], T] | None) -> list[T]:
         """[what `task` returns], or [] without a task; a `UserError` of any process ends all."""
@@ -188,7 +188,7 @@ def unsynchronised(module: nn.Module, *, last: bool) -> AbstractContextManager[o
     """Around all backward passes of a step but the last, after which alone gradients are exchanged."""
     if last or not isinstance(module, DistributedDataParallel):
         return nullcontext()
-    context: AbstractContextManager[object] = module.no_sync()  # type: ignore[no-untyped-call]
+    context: AbstractContextManager[object] = module.no_sync()
     return context
 
 
