@@ -23,7 +23,7 @@ class SharedBatchNorm2d(nn.BatchNorm2d):
         self._parameters, self._buffers = of._parameters, of._buffers
         self.train(of.training)
 
-    @torch.compiler.disable
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def forward(self, x: Tensor) -> Tensor:
         if not self.training:
             return super().forward(x)

@@ -188,7 +188,7 @@ def unsynchronised(module: nn.Module, *, last: bool) -> AbstractContextManager[o
     """Around all backward passes of a step but the last, after which alone gradients are exchanged."""
     if last or not isinstance(module, DistributedDataParallel):
         return nullcontext()
-    context: AbstractContextManager[object] = module.no_sync()  # type: ignore[no-untyped-call]
+    context: AbstractContextManager[object] = module.no_sync()
     return context
 
 

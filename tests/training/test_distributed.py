@@ -92,7 +92,7 @@ def test_a_batch_that_cannot_be_split_is_told_once_and_ends_all(
     folder, outcome = two
     number = list(configs).index("uneven")
     assert outcome.endings[0][number] == (
-        "batch_size 9 cannot be split evenly over 2 processes, each accumulating over 1 parts; choose a multiple of 2"
+        "batch_size 9 cannot be split evenly into 2 processes x accumulate 1 parts; choose a multiple of 2"
     )
     assert outcome.endings[1][number] == 2
     assert not (folder / "uneven").exists()
