@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import math
 import weakref
-from collections import defaultdict
 
 import numpy as np
 from numpy.typing import NDArray
 
-#: Free buffers of one size that are kept.
+#: Free buffers that are kept.
 _KEPT = 4
 
 
@@ -21,19 +20,22 @@ class Buffers:
     """
 
     def __init__(self) -> None:
-        self._free: defaultdict[int, list[bytearray]] = defaultdict(list)
+        self._free: list[bytearray] = []
 
     def array(self, shape: tuple[int, ...]) -> NDArray[np.uint8]:
         """An array of this shape, its content left over from whatever used it before."""
         size = math.prod(shape)
-        free = self._free[size]
-        raw = free.pop() if free else bytearray(size)
+        newest_first = range(len(self._free) - 1, -1, -1)
+        fitting = [position for position in newest_first if len(self._free[position]) >= size]
+        smallest = min(fitting, key=lambda position: len(self._free[position]), default=None)
+        raw = bytearray(size) if smallest is None else self._free.pop(smallest)
         # Views of an array refer to the last array before another kind of object: to this one, whose end is theirs too.
-        array = np.frombuffer(raw, dtype=np.uint8)
-        weakref.finalize(array, _give_back, free, raw).atexit = False
+        array = np.frombuffer(raw, dtype=np.uint8, count=size)
+        weakref.finalize(array, _give_back, self._free, raw).atexit = False
         return array.reshape(shape)
 
 
 def _give_back(free: list[bytearray], raw: bytearray) -> None:
-    if len(free) < _KEPT:
-        free.append(raw)
+    free.append(raw)
+    if len(free) > _KEPT:
+        free.pop(min(range(len(free)), key=lambda position: len(free[position])))

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fibopolicy.datasets.buffers import Buffers
 from fibopolicy.datasets.sampling import batch_indices, mixed_indices
 from fibopolicy.datasets.windows import Batch, WindowDataset
 from fibopolicy.errors import UserError
@@ -46,6 +47,7 @@ class Mixture:
         self.env_args = first.env_args
         told = (line for part in parts[1:] for line in _differences(first, part))
         self.warnings = (*(line for part in parts for line in part.warnings), *told)
+        self._buffers = Buffers()
         self._ends = np.cumsum([len(part) for part in parts])
         self.stats = _mixed_stats(parts, np.array(weights or [len(part) for part in parts], dtype=np.float64))
 
@@ -74,10 +76,18 @@ class Mixture:
         if len(batches) == 1:
             return batches[0]
         return {
-            "obs": {key: _joined(rows, [b["obs"][key] for b in batches]) for key in (*self.cameras, *self.vectors)},
-            "actions": _joined(rows, [b["actions"] for b in batches]),
-            "action_mask": _joined(rows, [b["action_mask"] for b in batches]),
+            "obs": {key: self._joined(rows, [b["obs"][key] for b in batches]) for key in (*self.cameras, *self.vectors)},
+            "actions": self._joined(rows, [b["actions"] for b in batches]),
+            "action_mask": self._joined(rows, [b["action_mask"] for b in batches]),
         }
+
+    def _joined(self, rows: Sequence[NDArray[np.int64]], arrays: Sequence[NDArray[Any]]) -> NDArray[Any]:
+        """Arrays `(n, ...)` of which each knows its rows of the result `(B, ...)`."""
+        shape, dtype = (sum(map(len, rows)), *arrays[0].shape[1:]), arrays[0].dtype
+        joined = self._buffers.array(shape) if dtype == np.uint8 else np.empty(shape, dtype)
+        for where, array in zip(rows, arrays, strict=True):
+            joined[where] = array
+        return joined
 
 
 #: What training reads from.
@@ -90,14 +100,6 @@ def check_weights(weights: Sequence[float], paths: Sequence[Path]) -> None:
         raise UserError(f"weights: got {len(weights)} for {len(paths)} files ({', '.join(map(str, paths))}); give one per file")
     if not all(0 < weight < float("inf") for weight in weights):
         raise UserError(f"weights must be positive numbers, got {' '.join(f'{w:g}' for w in weights)}; leave a file out instead")
-
-
-def _joined(rows: Sequence[NDArray[np.int64]], arrays: Sequence[NDArray[Any]]) -> NDArray[Any]:
-    """Arrays `(n, ...)` of which each knows its rows of the result `(B, ...)`."""
-    joined = np.empty((sum(map(len, rows)), *arrays[0].shape[1:]), dtype=arrays[0].dtype)
-    for where, array in zip(rows, arrays, strict=True):
-        joined[where] = array
-    return joined
 
 
 def _check_agreement(first: WindowDataset, part: WindowDataset) -> None:

@@ -78,21 +78,26 @@ def ours(path: Path, connection: Connection) -> None:
     from fibopolicy.training import OptimizerConfig, TrainConfig
     from fibopolicy.training.loop import train
 
-    held: dict[str, Any] = {"left": 0, "asked": 0, "began": 0.0, "busy": 0.0}
-    indices = WindowDataset.indices
+    held: dict[str, Any] = {"left": 0, "asked": 0, "began": 0.0, "busy": 0.0, "data": 0.0}
+    indices, batch = WindowDataset.indices, WindowDataset.batch
 
     def gate(self: WindowDataset, batch_size: int, seed: int, step: int) -> Any:
         if held["left"] == 0:
             if held["asked"]:
-                seconds = (time.perf_counter() - held["began"]) / held["asked"]
-                busy = (time.process_time() - held["busy"]) / held["asked"]
-                connection.send((seconds, busy, data_share(out / "metrics.jsonl", held["asked"])))
+                seconds, busy = time.perf_counter() - held["began"], time.process_time() - held["busy"]
+                connection.send((seconds / held["asked"], busy / held["asked"], held["data"] / seconds))
             steps = connection.recv()
             if steps is None:
                 raise SystemExit
-            held.update(left=steps, asked=steps, began=time.perf_counter(), busy=time.process_time())
+            held.update(left=steps, asked=steps, began=time.perf_counter(), busy=time.process_time(), data=0.0)
         held["left"] -= 1
-        return indices(self, batch_size, seed, step)
+        return timed(indices, self, batch_size, seed, step)
+
+    def timed(read: Callable[..., Any], *arguments: Any) -> Any:
+        began = time.perf_counter()
+        result = read(*arguments)
+        held["data"] += time.perf_counter() - began
+        return result
 
     with tempfile.TemporaryDirectory(prefix="fibopolicy-step-") as folder:
         out = Path(folder) / "run"
@@ -115,13 +120,8 @@ def ours(path: Path, connection: Connection) -> None:
         connection.send(sum(p.numel() for p in policy.parameters()))
         del policy
         WindowDataset.indices = gate  # type: ignore[method-assign]
+        WindowDataset.batch = lambda *arguments: timed(batch, *arguments)  # type: ignore[method-assign]
         train(config)
-
-
-def data_share(metrics: Path, steps: int) -> float:
-    """Over the last steps, each of which has a row."""
-    lines = metrics.read_text().splitlines() if metrics.exists() else []
-    return float(np.mean([json.loads(line)["data_share"] for line in lines[-steps:]])) if lines else 0.0
 
 
 def serve(connection: Connection, kind: str, path: Path, threads: int) -> None:

@@ -15,6 +15,7 @@ import torch
 from demo_files import CAMERAS, ENV_ARGS, demo, write
 
 from fibopolicy.datasets import DemoFile, DemoWriter, FrameCache
+from fibopolicy.datasets.buffers import Buffers
 from fibopolicy.errors import UserError
 
 
@@ -173,6 +174,14 @@ def test_frames_stay_the_callers_own(path: Path) -> None:
     address = held.ctypes.data
     del held
     assert cache.gather("wrist_image", np.array([[6, 7]])).ctypes.data == address
+
+
+def test_batches_of_changing_sizes_do_not_pile_up_memory() -> None:
+    buffers = Buffers()
+    for size in range(1, 200):
+        buffers.array((size, 3))
+    assert len(buffers._free) <= 4
+    assert buffers.array((5, 3)).shape == (5, 3)
 
 
 @pytest.mark.slow
