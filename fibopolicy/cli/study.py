@@ -1,0 +1,116 @@
+"""The verbs of encoder-swap studies."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from fibopolicy.errors import UserError
+
+
+@dataclass(frozen=True)
+class Run:
+    """Carry out a study: every cell of its grid, trained and evaluated for every seed. The same command goes on after a stop.
+
+    Example: fibopolicy study run my_study.py --out studies/encoders
+    """
+
+    study: tyro.conf.Positional[str]
+    """The study: FILE.py[:FUNCTION], a function without arguments that returns a StudyConfig; `study` by default."""
+    out: Path
+    """Directory of the study, new or one that was stopped."""
+    jobs: int | None = None
+    """Processes at a time; as many as GPUs, or else as cores for the study's threads, by default."""
+    only: tuple[str, ...] = ()
+    """Runs (CELL/seedN) or cells to carry out; several such jobs may share the directory."""
+    index: int | None = None
+    """The run to carry out, counted from 0: for array jobs."""
+    prepare_only: bool = False
+    """Check, collect, measure the encoders and estimate the time, and stop there."""
+
+    def run(self) -> None:
+        from fibopolicy.study.cells import runs
+        from fibopolicy.study.executors.local import Local
+        from fibopolicy.study.runner import prepare_alone, run_some, run_study
+        from fibopolicy.study.source import load_study
+
+        config, folder = load_study(self.study)
+        executor = Local(self.jobs, config.threads, config.device)
+        chosen = list(self.only)
+        if self.index is not None:
+            every = runs(config)
+            if not 0 <= self.index < len(every):
+                raise UserError(f"index counts the study's {len(every)} runs from 0, got {self.index}")
+            chosen.append(every[self.index].name)
+        if self.prepare_only:
+            if chosen:
+                raise UserError("--prepare-only is for the whole study; leave --only and --index out")
+            prepare_alone(config, self.out)
+            return
+        if chosen:
+            outcome = run_some(config, self.out, chosen, executor, folder)
+        else:
+            outcome = run_study(config, self.out, executor, folder)
+        print(f"{self.out}: {outcome.done} of {outcome.total} runs done")
+        if outcome.failed:
+            names = ", ".join(run.name for run in outcome.failed[:3]) + (", ..." if len(outcome.failed) > 3 else "")
+            raise UserError(
+                f"{self.out}: {len(outcome.failed)} of {outcome.total} runs failed ({names}); their logs are named by"
+                f" `fibopolicy study status {self.out}`, and the same command tries them again"
+            )
+        print(f"next: fibopolicy study report {self.out}")
+
+
+@dataclass(frozen=True)
+class Status:
+    """Tell what of a study is done, under way, failed and to do.
+
+    Example: fibopolicy study status studies/encoders
+    """
+
+    directory: tyro.conf.Positional[Path]
+    """Directory of the study."""
+
+    def run(self) -> None:
+        from fibopolicy.study.directory import open_directory
+        from fibopolicy.study.status import status
+
+        print(status(open_directory(self.directory)))
+
+
+@dataclass(frozen=True)
+class Report:
+    """Write a study's tables, pictures and page from what is there.
+
+    Example: fibopolicy study report studies/encoders
+    """
+
+    directory: tyro.conf.Positional[Path]
+    """Directory of the study."""
+
+    def run(self) -> None:
+        from fibopolicy.study.report import write_report
+
+        print(write_report(self.directory))
+
+
+@dataclass(frozen=True)
+class Study:
+    """Swap the visual encoder, keep everything else, and see what it does to the policy.
+
+    Example: fibopolicy study run my_study.py --out studies/encoders
+    """
+
+    what: tyro.conf.OmitSubcommandPrefixes[
+        tyro.conf.OmitArgPrefixes[
+            Annotated[Run, tyro.conf.subcommand("run")]
+            | Annotated[Status, tyro.conf.subcommand("status")]
+            | Annotated[Report, tyro.conf.subcommand("report")]
+        ]
+    ]
+
+    def run(self) -> None:
+        self.what.run()
