@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
 from fibopolicy.errors import UserError
+
+if TYPE_CHECKING:
+    from fibopolicy.study.config import StudyConfig
+    from fibopolicy.study.executors import Executor
 
 
 @dataclass(frozen=True)
@@ -24,6 +28,8 @@ class Run:
     """Directory of the study, new or one that was stopped."""
     jobs: int | None = None
     """Processes at a time; as many as GPUs, or else as cores for the study's threads, by default."""
+    ray: str | None = None
+    """Carry the runs out on the Ray cluster at this address instead: HOST:PORT, ray://HOST:PORT, or auto for the one here."""
     only: tuple[str, ...] = ()
     """Runs (CELL/seedN) or cells to carry out; several such jobs may share the directory."""
     index: int | None = None
@@ -33,12 +39,11 @@ class Run:
 
     def run(self) -> None:
         from fibopolicy.study.cells import runs
-        from fibopolicy.study.executors.local import Local
-        from fibopolicy.study.runner import prepare_alone, run_some, run_study
+        from fibopolicy.study.runner import prepare_study, run_some, run_study
         from fibopolicy.study.source import load_study
 
         config, folder = load_study(self.study)
-        executor = Local(self.jobs, config.threads, config.device)
+        executor = self._executor(config)
         chosen = list(self.only)
         if self.index is not None:
             every = runs(config)
@@ -48,7 +53,7 @@ class Run:
         if self.prepare_only:
             if chosen:
                 raise UserError("--prepare-only is for the whole study; leave --only and --index out")
-            prepare_alone(config, self.out)
+            prepare_study(config, self.out, executor.slots)
             return
         if chosen:
             outcome = run_some(config, self.out, chosen, executor, folder)
@@ -62,6 +67,16 @@ class Run:
                 f" `fibopolicy study status {self.out}`, and the same command tries them again"
             )
         print(f"next: fibopolicy study report {self.out}")
+
+    def _executor(self, config: StudyConfig) -> Executor:
+        from fibopolicy.study.executors.local import Local
+        from fibopolicy.study.executors.ray_cluster import RayCluster
+
+        if self.ray is None:
+            return Local(self.jobs, config.threads, config.device)
+        if self.jobs is not None:
+            raise UserError("--jobs is for this machine alone; with --ray the cluster's resources decide")
+        return RayCluster(self.ray, config.threads, config.device)
 
 
 @dataclass(frozen=True)

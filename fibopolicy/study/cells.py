@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -81,18 +82,26 @@ def train_config(config: StudyConfig, cell: Cell, seed: int, dataset: Path, out:
         optimizer=OptimizerConfig(steps=config.steps, **config.optimizer),
         seed=seed,
         device=config.device,
+        **_start_weights(cell),
     )
 
 
 def policy_config(config: StudyConfig, cell: Cell) -> PolicyConfig:
     """The policy of a cell; what the study leaves open is the head's own."""
-    if cell.regime != "scratch":
+    options = {k: v for k, v in cell.encoder.options.items() if k != "pretrained" or cell.regime != "scratch"}
+    return PolicyConfig(head=cell.head, encoder=cell.encoder.encoder, encoder_options=options, **config.policy)
+
+
+def _start_weights(cell: Cell) -> dict[str, Any]:
+    """The settings of training that a regime is made of."""
+    if cell.regime == "scratch":
+        return {}
+    settings = {"encoder_weights": cell.encoder.weights, "freeze_encoder": cell.regime == "frozen"}
+    if settings.keys() - {item.name for item in dataclasses.fields(TrainConfig)}:
         raise UserError(
-            f"study {config.name}: regime {cell.regime!r} needs encoders with weights to start from, which training cannot"
-            " load yet; use regimes=('scratch',)"
+            f"regime {cell.regime!r}: this version's training starts every encoder from scratch; use regimes=('scratch',)"
         )
-    options: dict[str, Any] = {"head": cell.head, "encoder": cell.encoder.encoder, "encoder_options": cell.encoder.options}
-    return PolicyConfig(**options, **config.policy)
+    return settings
 
 
 def evaluate_config(config: StudyConfig, cell: Cell, run: Path, starts: Path) -> EvaluateConfig:

@@ -69,16 +69,21 @@ class StudyEncoder:
     Args:
         encoder: what `build_encoder` takes: a registered name, "timm:<name>", or "module:function".
         options: its options.
+        weights: what it starts from in the regimes "fine-tune" and "frozen": a run directory, or a file of an encoder's weights.
+            A timm model may have its published weights instead, with the option `pretrained`, which "scratch" ignores.
         name: what the study calls it; the encoder's by default. Two entries of one encoder need two names.
     """
 
     encoder: str
     options: Mapping[str, Option] = field(default_factory=dict)
+    weights: Path | None = None
     name: str = ""
 
     def __post_init__(self) -> None:
         if not self.name:
             object.__setattr__(self, "name", self.encoder)
+        if self.weights is not None:
+            object.__setattr__(self, "weights", Path(self.weights).expanduser().absolute())
         object.__setattr__(self, "options", dict(self.options))
 
 
@@ -157,6 +162,12 @@ class StudyConfig:
         for regime in self.regimes:
             if regime not in REGIMES:
                 raise unknown("regime", regime, REGIMES)
+            for encoder in self.encoders:
+                if regime != "scratch" and encoder.weights is None and not encoder.options.get("pretrained"):
+                    raise UserError(
+                        f"study {self.name}: regime {regime!r} needs weights to start from, and encoder {encoder.name} has none;"
+                        " give its StudyEncoder weights=, or a timm model the option pretrained"
+                    )
         if any(not isinstance(seed, int) or seed < 0 for seed in self.seeds):
             raise UserError(f"study {self.name}: seeds are integers from 0, got {self.seeds}")
         if not self.control:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import platform
 import resource
 import signal
 import sys
@@ -23,10 +24,14 @@ if TYPE_CHECKING:
     from fibopolicy.study.cells import Run
     from fibopolicy.study.directory import StudyDirectory
 
+_log = logging.getLogger("fibopolicy.study")
+
 #: Exit codes: the run failed and says so in `failed.json`; it was interrupted.
 FAILED, INTERRUPTED = 1, 130
-#: How long the process of a run that was lost may take to notice it, seconds.
-PATIENCE = 30.0
+#: How long a run waits for a lost process of its own to end, and a shared file system to let go of its lock, seconds.
+PATIENCE = 120.0
+#: How long an interrupted process may take to end, seconds.
+LAST_WORDS = 10.0
 
 
 def main() -> None:
@@ -56,6 +61,7 @@ def carry_out(study: StudyDirectory, run: Run) -> bool:
         if study.done(run).exists():
             return True
         attempts = attempts_before(study, run) + 1
+        _log.info("%s: process %d on %s", run.name, os.getpid(), platform.node())
         study.failed(run).unlink(missing_ok=True)  # training takes no directory with something in it that is no run
         try:
             _train_and_evaluate(study, run)
@@ -87,8 +93,8 @@ def _train_and_evaluate(study: StudyDirectory, run: Run) -> None:
 
     from fibopolicy.errors import UserError
     from fibopolicy.evaluation.evaluate_run import evaluate_run
-    from fibopolicy.study.cost import measured_costs
     from fibopolicy.study.directory import write_json
+    from fibopolicy.study.records import measured_costs
     from fibopolicy.training.loop import train
 
     torch.set_num_threads(study.config.threads)
@@ -119,7 +125,7 @@ def _end_with_the_parent() -> None:
     while os.read(0, 1024):
         pass
     os.kill(os.getpid(), signal.SIGTERM)
-    time.sleep(PATIENCE / 3)
+    time.sleep(LAST_WORDS)
     os.kill(os.getpid(), signal.SIGKILL)  # whatever it hangs in
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,13 +12,20 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from fibopolicy.errors import unknown
+from fibopolicy.files import written_aside
+from fibopolicy.study.built import Built, build_cells
+from fibopolicy.study.calibration import calibrate, threads, told
 from fibopolicy.study.cells import Run, runs
+from fibopolicy.study.checks import check
 from fibopolicy.study.config import StudyConfig
-from fibopolicy.study.directory import StudyDirectory, create_directory, locked, read_json
+from fibopolicy.study.costs import encoder_costs
+from fibopolicy.study.directory import STUDY, StudyDirectory, create_directory, locked, read_json, write_json
 from fibopolicy.study.executors import Executor
 from fibopolicy.study.prepare import prepare_task
 
 _log = logging.getLogger("fibopolicy.study")
+LOCK, AT_WORK = "study.lock", "running this study"
 #: How long one run of an array job waits while another prepares the study, seconds.
 PREPARATION = 12 * 3600.0
 
@@ -32,22 +40,18 @@ class Outcome:
     seconds: float
 
 
-def prepare_study(config: StudyConfig, out: Path) -> StudyDirectory:
-    """Check the study, collect its data, store its start states, measure its encoders, estimate its time.
+def prepare_study(config: StudyConfig, out: Path, slots: int, *, wait_s: float = 1.0) -> StudyDirectory:
+    """Check the study, measure its encoders, collect its data, store its start states, estimate its time.
 
-    What is there already is not made again. Only one process at a time may do so.
+    What is there already is not made again. Nothing is written before every policy of the study has been built once.
+
+    Args:
+        slots: runs at a time, for the estimate.
+        wait_s: how long to wait for another process that prepares it, seconds.
     """
-    study = create_directory(out, config)
-    with logged(study):
-        for task in config.tasks:
-            prepare_task(study, task)
-    return study
-
-
-def prepare_alone(config: StudyConfig, out: Path) -> StudyDirectory:
-    """`prepare_study`, refused while another process runs the study."""
-    with locked(out / "study.lock", "running this study", wait_s=1.0):
-        return prepare_study(config, out)
+    built = None if (out / STUDY).exists() else build_cells(config)
+    with locked(out / LOCK, AT_WORK, wait_s=wait_s):
+        return _prepare(config, out, slots, built)
 
 
 def run_study(config: StudyConfig, out: Path, executor: Executor, folder: Path) -> Outcome:
@@ -59,8 +63,9 @@ def run_study(config: StudyConfig, out: Path, executor: Executor, folder: Path) 
     Raises:
         UserError: another process runs this study; `out` holds something else; a check failed.
     """
-    with locked(out / "study.lock", "running this study", wait_s=1.0):
-        study = prepare_study(config, out)
+    built = None if (out / STUDY).exists() else build_cells(config)
+    with locked(out / LOCK, AT_WORK, wait_s=1.0):
+        study = _prepare(config, out, executor.slots, built)
         with logged(study):
             return _carry_out(study, runs(config), executor, folder)
 
@@ -74,15 +79,46 @@ def run_some(config: StudyConfig, out: Path, chosen: Sequence[str], executor: Ex
     Raises:
         UserError: no such run; a check failed.
     """
-    with locked(out / "study.lock", "running this study", wait_s=PREPARATION):
-        study = prepare_study(config, out)
     wanted = [run for run in runs(config) if run.name in chosen or run.cell.name in chosen]
     known = {name for run in wanted for name in (run.name, run.cell.name)}
     for name in chosen:
         if name not in known:
-            study.find(name)
+            raise unknown("run of the study", name, [run.name for run in runs(config)])
+    study = prepare_study(config, out, executor.slots, wait_s=PREPARATION)
     with logged(study):
         return _carry_out(study, wanted, executor, folder)
+
+
+def _prepare(config: StudyConfig, out: Path, slots: int, built: list[Built] | None) -> StudyDirectory:
+    study = create_directory(out, config)
+    with logged(study):
+        _check_and_measure(study, built)
+        for task in config.tasks:
+            prepare_task(study, task)
+        if not study.calibration.exists():
+            _log.info("calibrating: a few steps of each cell")
+            write_json(study.calibration, {"cells": calibrate(study)})
+        for line in told(study, read_json(study.calibration)["cells"], slots):
+            _log.info("%s", line)
+    return study
+
+
+def _check_and_measure(study: StudyDirectory, built: list[Built] | None) -> None:
+    """What can be known before there is any data: that the cells are comparable, and what their encoders cost."""
+    if study.checks.exists():
+        return
+    built = built or build_cells(study.config)
+    lines, doubts = check(study.config, built)
+    for line in lines:
+        _log.info("%s", line)
+    for doubt in doubts:
+        warnings.warn(doubt, stacklevel=2)
+    _log.info("measuring %d encoders side by side", len(study.config.encoders))
+    with threads(study.config.threads):
+        for one, cost in zip(built, encoder_costs(built, study.config.device), strict=True):
+            write_json(study.cost(one.cell), cost)
+    with written_aside(study.checks) as aside:  # last, since it marks that all of this is done
+        aside.write_text("".join(f"{line}\n" for line in (*lines, *(f"warning: {doubt}" for doubt in doubts))))
 
 
 def _carry_out(study: StudyDirectory, chosen: Sequence[Run], executor: Executor, folder: Path) -> Outcome:
@@ -112,10 +148,13 @@ def logged(study: StudyDirectory) -> Iterator[None]:
     """Within it, what this package tells goes to the study's log, too."""
     handler = logging.FileHandler(study.log)
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
-    root = logging.getLogger("fibopolicy")
-    root.addHandler(handler)
+    package = logging.getLogger("fibopolicy")
+    level = package.level
+    package.addHandler(handler)
+    package.setLevel(logging.INFO)
     try:
         yield
     finally:
-        root.removeHandler(handler)
+        package.removeHandler(handler)
+        package.setLevel(level)
         handler.close()

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from fibopolicy.study.cells import Run
 from fibopolicy.study.directory import StudyDirectory
-from fibopolicy.study.one_run import FAILED, INTERRUPTED, PATIENCE, attempts_before, fail
+from fibopolicy.study.one_run import FAILED, INTERRUPTED, LAST_WORDS, attempts_before, fail
 
 
 class RunProcess:
@@ -60,7 +60,7 @@ class RunProcess:
         """End it, kindly at first."""
         self._process.terminate()
         try:
-            self._process.wait(PATIENCE / 3)
+            self._process.wait(LAST_WORDS)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
