@@ -105,11 +105,13 @@ class Report:
 
     directory: tyro.conf.Positional[Path]
     """Directory of the study."""
+    videos: bool = False
+    """Film control and candidates side by side, which runs the shown episodes once more."""
 
     def run(self) -> None:
         from fibopolicy.study.report import write_report
 
-        print(write_report(self.directory))
+        print(f"page    {write_report(self.directory, videos=self.videos)}")
 
 
 @dataclass(frozen=True)

@@ -64,7 +64,9 @@ def task_shapes(task: StudyTask) -> Shapes:
     """What a policy of this task sees and does: from its file, or from the environment that the study will collect from."""
     if task.dataset is not None:
         with DemoFile(task.dataset) as file:
-            images = {k: (shape[0], shape[1]) for k, (shape, _) in file.obs.items() if k in file.image_keys}
+            seen = None if task.cameras is None else {camera.removesuffix("_image") for camera in task.cameras}
+            cameras = [k for k in file.image_keys if seen is None or k.removesuffix("_image") in seen]
+            images = {k: (file.image_shape(k)[0], file.image_shape(k)[1]) for k in cameras}
             vectors = {k: file.vector_dim(k) for k in PROPRIOCEPTION if k in file.vector_keys}
             return Shapes(images, vectors, file.action_dim)
     with plan_of(task).make_env() as env:

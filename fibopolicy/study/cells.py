@@ -77,6 +77,7 @@ def train_config(config: StudyConfig, cell: Cell, seed: int, dataset: Path, out:
     return TrainConfig(
         dataset=dataset,
         out=out,
+        cameras=None if cell.task.cameras is None else tuple(f"{c.removesuffix('_image')}_image" for c in cell.task.cameras),
         filter_key=cell.task.filter_key,
         policy=policy_config(config, cell),
         optimizer=OptimizerConfig(steps=config.steps, **config.optimizer),

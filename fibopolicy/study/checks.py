@@ -22,7 +22,7 @@ NAMED = {
         *(f"policy.{name}" for name in ("history", "chunk", "execute", "hidden", "layers", "action_normalization")),
     ),
     "regime": ("policy.encoder_options", "encoder_weights", "freeze_encoder"),
-    "task": ("dataset", "filter_key"),
+    "task": ("dataset", "cameras", "filter_key"),
     "seed": ("seed",),
     "place": ("out",),
 }

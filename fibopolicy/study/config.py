@@ -29,7 +29,8 @@ class StudyTask:
         task: its id, or short: "Lift-v0".
         dataset: a robomimic HDF5 file; `None` collects `demos` episodes of the task's scripted expert into the study.
         demos: how many to collect.
-        cameras, image_size, quality: of what is collected; `cameras=None` is the task's own. A file has its own.
+        cameras: that the policy sees, e.g. "wrist"; all of the task's or the file's by default.
+        image_size, quality: of what is collected; a file has its own.
         collect_seed: of the collection.
         filter_key: the demonstrations to train on; "train" by default, where the file has it.
         horizon: control steps until an evaluated episode is given up; the task's by default.

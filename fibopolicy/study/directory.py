@@ -9,6 +9,7 @@ import os
 import platform
 import socket
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -125,6 +126,11 @@ def create_directory(path: Path, config: StudyConfig) -> StudyDirectory:
         found = open_directory(path)
         if difference := _difference(to_json(found.config), to_json(config)):
             raise UserError(f"{path}: holds a study of another configuration: {difference}; use that value or another directory")
+        then, now = read_json(path / STUDY).get("versions", {}), versions()
+        differing = [name for name in {**then, **now} if then.get(name) != now.get(name)]
+        if differing:
+            told = ", ".join(f"{name} {then.get(name, 'none')}, now {now.get(name, 'none')}" for name in differing)
+            warnings.warn(f"{path}: was begun with {told}; rows of both may differ", stacklevel=2)
         return found
     if path.exists() and (not path.is_dir() or any(p.name != "study.lock" for p in path.iterdir())):
         raise UserError(f"{path}: is not empty and holds no study; choose another directory")
@@ -188,6 +194,10 @@ def read_json(path: Path) -> dict[str, Any]:
     return document
 
 
+class Held(UserError):
+    """Another process is at work there."""
+
+
 @contextmanager
 def locked(path: Path, what: str, *, wait_s: float = 0.0) -> Iterator[None]:
     """Holds a file, which names the holder's process, for one process at a time.
@@ -197,7 +207,7 @@ def locked(path: Path, what: str, *, wait_s: float = 0.0) -> Iterator[None]:
         wait_s: how long to wait for another holder, seconds.
 
     Raises:
-        UserError: another process holds it.
+        Held: another process holds it.
     """
     with failure_told(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -207,7 +217,7 @@ def locked(path: Path, what: str, *, wait_s: float = 0.0) -> Iterator[None]:
         while not _taken(handle):
             if time.monotonic() >= deadline:
                 holder = os.pread(handle, 200, 0).decode(errors="replace").strip() or "another process"
-                raise UserError(f"{path.parent}: {holder} is {what}; wait for it, or end it first")
+                raise Held(f"{path.parent}: {holder} is {what}; wait for it, or end it first")
             time.sleep(0.1)
         os.ftruncate(handle, 0)
         os.pwrite(handle, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)

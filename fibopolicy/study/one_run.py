@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("fibopolicy.study")
 
-#: Exit codes: the run failed and says so in `failed.json`; it was interrupted.
-FAILED, INTERRUPTED = 1, 130
+#: Exit codes: the run failed and says so in `failed.json`; it was interrupted; another process is at work on it.
+FAILED, INTERRUPTED, BUSY = 1, 130, 75
 #: How long a run waits for a lost process of its own to end, and a shared file system to let go of its lock, seconds.
 PATIENCE = 120.0
 #: How long an interrupted process may take to end, seconds.
@@ -42,10 +42,14 @@ def main() -> None:
     logging.basicConfig(format="%(asctime)s %(message)s")
     logging.getLogger("fibopolicy").setLevel(logging.INFO)
     try:
-        from fibopolicy.study.directory import open_directory
+        from fibopolicy.study.directory import Held, open_directory
 
         study = open_directory(Path(sys.argv[1]))
-        sys.exit(0 if carry_out(study, study.find(sys.argv[2])) else FAILED)
+        try:
+            sys.exit(0 if carry_out(study, study.find(sys.argv[2])) else FAILED)
+        except Held as error:
+            print(error, file=sys.stderr)
+            sys.exit(BUSY)
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
 

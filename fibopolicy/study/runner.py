@@ -140,7 +140,7 @@ def _carry_out(study: StudyDirectory, chosen: Sequence[Run], executor: Executor,
 
 def _reason(study: StudyDirectory, run: Run) -> str:
     failed = study.failed(run)
-    return str(read_json(failed).get("error")) if failed.exists() else "it was interrupted"
+    return str(read_json(failed).get("error")) if failed.exists() else "it was interrupted, or another process is at work on it"
 
 
 @contextmanager

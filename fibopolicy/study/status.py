@@ -7,6 +7,7 @@ from collections import Counter
 from pathlib import Path
 
 from fibopolicy.evaluation.rows import ROWS
+from fibopolicy.study.calibration import duration, estimate
 from fibopolicy.study.cells import Run, cells, runs
 from fibopolicy.study.directory import StudyDirectory, held, read_json, state_of
 
@@ -29,6 +30,10 @@ def status(study: StudyDirectory) -> str:
     summed = ", ".join(f"{count[state]} {state}" for state in ("done", "running", "failed", "waiting") if count[state])
     at_work = "a runner is at work" if held(study.path / "study.lock") else "no runner is at work"
     lines.append(f"{len(every)} runs: {summed}; {at_work}")
+    if study.calibration.exists():
+        seconds, left = estimate(study, read_json(study.calibration)["cells"], 1)
+        if left:
+            lines.append(f"at most about {duration(seconds)} of work left, as calibrated before the start")
     return "\n".join(lines)
 
 

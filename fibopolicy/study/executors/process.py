@@ -12,7 +12,7 @@ from pathlib import Path
 
 from fibopolicy.study.cells import Run
 from fibopolicy.study.directory import StudyDirectory
-from fibopolicy.study.one_run import FAILED, INTERRUPTED, LAST_WORDS, attempts_before, fail
+from fibopolicy.study.one_run import BUSY, FAILED, INTERRUPTED, LAST_WORDS, attempts_before, fail
 
 
 class RunProcess:
@@ -51,7 +51,7 @@ class RunProcess:
         self._close()
         if self.study.done(self.run).exists():
             return True
-        if code not in (FAILED, INTERRUPTED) or (code == FAILED and not self.study.failed(self.run).exists()):
+        if code not in (FAILED, INTERRUPTED, BUSY) or (code == FAILED and not self.study.failed(self.run).exists()):
             how = f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
             fail(self.study, self.run, f"its process {how} and left no word", self._attempts + 1)
         return False
