@@ -69,7 +69,8 @@ def task_shapes(task: StudyTask) -> Shapes:
             images = {k: (file.image_shape(k)[0], file.image_shape(k)[1]) for k in cameras}
             vectors = {k: file.vector_dim(k) for k in PROPRIOCEPTION if k in file.vector_keys}
             return Shapes(images, vectors, file.action_dim)
-    with plan_of(task).make_env() as env:
+    env = plan_of(task).make_env()
+    try:
         observation, _ = env.reset(seed=0)
         assert env.action_space.shape is not None
         return Shapes(
@@ -77,3 +78,5 @@ def task_shapes(task: StudyTask) -> Shapes:
             {key: len(observation[key]) for key in PROPRIOCEPTION if key in observation},
             env.action_space.shape[0],
         )
+    finally:
+        env.close()

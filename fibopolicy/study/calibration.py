@@ -70,7 +70,9 @@ def _cell(study: StudyDirectory, cell: Cell) -> dict[str, float]:
 
 def _control_step(study: StudyDirectory, cell: Cell, policy: Policy) -> tuple[float, int]:
     """Seconds of a control step, its share of the policy's call included, and the steps of a whole episode."""
-    actor, calls, simulated = Actor(policy, batch=BATCH), [], []
+    actor = Actor(policy, batch=BATCH)
+    calls: list[float] = []
+    simulated: list[float] = []
     with task_env(study, cell.task) as env:
         horizon = env.horizon
         observation = env.set_state(load_starts(study.starts(cell.task)).states[0])

@@ -2,16 +2,10 @@
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import json
 import os
 import platform
-import socket
-import time
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -20,11 +14,14 @@ from typing import Any
 import fibopolicy
 from fibopolicy.environment import environment
 from fibopolicy.errors import UserError, unknown
-from fibopolicy.files import failure_told, written_aside
+from fibopolicy.evaluation.config import EvaluateConfig
+from fibopolicy.files import written_aside
 from fibopolicy.study.cells import Cell, Run, cells, evaluate_config, runs, train_config
 from fibopolicy.study.config import StudyConfig, StudyTask, from_json, to_json
+from fibopolicy.study.lock import held
+from fibopolicy.training.config import TrainConfig
 
-STUDY = "study.json"
+STUDY, LOCK = "study.json", "study.lock"
 _VERSIONED = ("torch", "numpy", "mujoco", "gymnasium", "robosuite", "metaworld", "robomimic", "timm", "ray")
 
 
@@ -39,6 +36,10 @@ class StudyDirectory:
 
     path: Path
     config: StudyConfig
+
+    @property
+    def lock(self) -> Path:
+        return self.path / LOCK
 
     @property
     def log(self) -> Path:
@@ -83,10 +84,10 @@ class StudyDirectory:
     def failed(self, run: Run) -> Path:
         return self.run(run) / "failed.json"
 
-    def train_config(self, run: Run) -> Any:
+    def train_config(self, run: Run) -> TrainConfig:
         return train_config(self.config, run.cell, run.seed, self.dataset(run.cell.task), self.run(run))
 
-    def evaluate_config(self, run: Run) -> Any:
+    def evaluate_config(self, run: Run) -> EvaluateConfig:
         return evaluate_config(self.config, run.cell, self.run(run), self.starts(run.cell.task))
 
     def find(self, name: str) -> Run:
@@ -131,16 +132,29 @@ def create_directory(path: Path, config: StudyConfig) -> StudyDirectory:
         if differing:
             told = ", ".join(f"{name} {then.get(name, 'none')}, now {now.get(name, 'none')}" for name in differing)
             warnings.warn(f"{path}: was begun with {told}; rows of both may differ", stacklevel=2)
-        return found
-    if path.exists() and (not path.is_dir() or any(p.name != "study.lock" for p in path.iterdir())):
-        raise UserError(f"{path}: is not empty and holds no study; choose another directory")
-    study = StudyDirectory(path, config)
-    write_json(path / "environment.json", {**environment(), "host": platform.node(), "cores": cores()})
-    for cell in cells(config):
-        document = {"cell": cell.name, "task": cell.task.task, "encoder": cell.encoder.name}
-        write_json(study.cell(cell) / "cell.json", {**document, "head": cell.head, "regime": cell.regime})
-    # The configuration last, since it marks a study.
+        return _described(found)
+    refuse_foreign(path)
     write_json(path / STUDY, {**to_json(config), "versions": versions()})
+    return _described(StudyDirectory(path, config))
+
+
+def refuse_foreign(path: Path) -> None:
+    """Raise `UserError` where something lies that is no study."""
+    leftover = {LOCK, f"{STUDY}.partial"}
+    if (path / STUDY).exists() or not path.exists():
+        return
+    if not path.is_dir() or any(p.name not in leftover for p in path.iterdir()):
+        raise UserError(f"{path}: is not empty and holds no study; choose another directory")
+
+
+def _described(study: StudyDirectory) -> StudyDirectory:
+    """The same, with its small descriptions in place: a kill may have come before all of them were written."""
+    if not (study.path / "environment.json").exists():
+        write_json(study.path / "environment.json", {**environment(), "host": platform.node(), "cores": cores()})
+    for cell in cells(study.config):
+        if not (file := study.cell(cell) / "cell.json").exists():
+            document = {"cell": cell.name, "task": cell.task.task, "encoder": cell.encoder.name}
+            write_json(file, {**document, "head": cell.head, "regime": cell.regime})
     return study
 
 
@@ -192,61 +206,6 @@ def read_json(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be read ({error}); remove it, and it is made again") from error
     return document
-
-
-class Held(UserError):
-    """Another process is at work there."""
-
-
-@contextmanager
-def locked(path: Path, what: str, *, wait_s: float = 0.0) -> Iterator[None]:
-    """Holds a file, which names the holder's process, for one process at a time.
-
-    Args:
-        what: is at work there, for the message to a second one.
-        wait_s: how long to wait for another holder, seconds.
-
-    Raises:
-        Held: another process holds it.
-    """
-    with failure_told(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-    try:
-        deadline = time.monotonic() + wait_s
-        while not _taken(handle):
-            if time.monotonic() >= deadline:
-                holder = os.pread(handle, 200, 0).decode(errors="replace").strip() or "another process"
-                raise Held(f"{path.parent}: {holder} is {what}; wait for it, or end it first")
-            time.sleep(0.1)
-        os.ftruncate(handle, 0)
-        os.pwrite(handle, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
-        yield
-    finally:
-        os.close(handle)
-
-
-def held(path: Path) -> bool:
-    """Whether a process holds this lock now."""
-    if not path.exists():
-        return False
-    handle = os.open(path, os.O_RDWR)
-    try:
-        return not _taken(handle)
-    finally:
-        os.close(handle)
-
-
-def _taken(handle: int) -> bool:
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError as error:
-        if error.errno == errno.ENOLCK:  # a file system without locks
-            raise UserError("the study's file system knows no locks; put the study elsewhere") from error
-        raise
-    return True
 
 
 def cores() -> int:

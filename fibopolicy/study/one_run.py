@@ -42,7 +42,8 @@ def main() -> None:
     logging.basicConfig(format="%(asctime)s %(message)s")
     logging.getLogger("fibopolicy").setLevel(logging.INFO)
     try:
-        from fibopolicy.study.directory import Held, open_directory
+        from fibopolicy.study.directory import open_directory
+        from fibopolicy.study.lock import Held
 
         study = open_directory(Path(sys.argv[1]))
         try:
@@ -59,7 +60,7 @@ def carry_out(study: StudyDirectory, run: Run) -> bool:
 
     What an earlier process has done is not repeated.
     """
-    from fibopolicy.study.directory import locked
+    from fibopolicy.study.lock import locked
 
     with locked(study.run_lock(run), f"at work on {run.name}", wait_s=PATIENCE):
         if study.done(run).exists():

@@ -20,12 +20,22 @@ from fibopolicy.study.cells import Run, runs
 from fibopolicy.study.checks import check
 from fibopolicy.study.config import StudyConfig
 from fibopolicy.study.costs import encoder_costs
-from fibopolicy.study.directory import STUDY, StudyDirectory, create_directory, locked, read_json, write_json
+from fibopolicy.study.directory import (
+    LOCK,
+    STUDY,
+    StudyDirectory,
+    create_directory,
+    open_directory,
+    read_json,
+    refuse_foreign,
+    write_json,
+)
 from fibopolicy.study.executors import Executor
+from fibopolicy.study.lock import locked
 from fibopolicy.study.prepare import prepare_task
 
 _log = logging.getLogger("fibopolicy.study")
-LOCK, AT_WORK = "study.lock", "running this study"
+AT_WORK = "running this study"
 #: How long one run of an array job waits while another prepares the study, seconds.
 PREPARATION = 12 * 3600.0
 
@@ -49,7 +59,7 @@ def prepare_study(config: StudyConfig, out: Path, slots: int, *, wait_s: float =
         slots: runs at a time, for the estimate.
         wait_s: how long to wait for another process that prepares it, seconds.
     """
-    built = None if (out / STUDY).exists() else build_cells(config)
+    built = _first_look(config, out)
     with locked(out / LOCK, AT_WORK, wait_s=wait_s):
         return _prepare(config, out, slots, built)
 
@@ -63,7 +73,7 @@ def run_study(config: StudyConfig, out: Path, executor: Executor, folder: Path) 
     Raises:
         UserError: another process runs this study; `out` holds something else; a check failed.
     """
-    built = None if (out / STUDY).exists() else build_cells(config)
+    built = _first_look(config, out)
     with locked(out / LOCK, AT_WORK, wait_s=1.0):
         study = _prepare(config, out, executor.slots, built)
         with logged(study):
@@ -84,9 +94,20 @@ def run_some(config: StudyConfig, out: Path, chosen: Sequence[str], executor: Ex
     for name in chosen:
         if name not in known:
             raise unknown("run of the study", name, [run.name for run in runs(config)])
-    study = prepare_study(config, out, executor.slots, wait_s=PREPARATION)
+    if (out / STUDY).exists() and open_directory(out).calibration.exists():
+        study = create_directory(out, config)  # a whole study may be under way: each run has a lock of its own
+    else:
+        study = prepare_study(config, out, executor.slots, wait_s=PREPARATION)
     with logged(study):
         return _carry_out(study, wanted, executor, folder)
+
+
+def _first_look(config: StudyConfig, out: Path) -> list[Built] | None:
+    """Build every policy of a new study, before anything is written; `None` for one that is there already."""
+    if (out / STUDY).exists():
+        return None
+    refuse_foreign(out)
+    return build_cells(config)
 
 
 def _prepare(config: StudyConfig, out: Path, slots: int, built: list[Built] | None) -> StudyDirectory:

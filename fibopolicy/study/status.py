@@ -9,7 +9,8 @@ from pathlib import Path
 from fibopolicy.evaluation.rows import ROWS
 from fibopolicy.study.calibration import duration, estimate
 from fibopolicy.study.cells import Run, cells, runs
-from fibopolicy.study.directory import StudyDirectory, held, read_json, state_of
+from fibopolicy.study.directory import StudyDirectory, read_json, state_of
+from fibopolicy.study.lock import held
 
 
 def status(study: StudyDirectory) -> str:
@@ -28,7 +29,7 @@ def status(study: StudyDirectory) -> str:
             lines.append(f"failed {run.name} ({told['attempts']} times): {told['error']}; log {study.path / told['log']}")
     count = Counter(every.values())
     summed = ", ".join(f"{count[state]} {state}" for state in ("done", "running", "failed", "waiting") if count[state])
-    at_work = "a runner is at work" if held(study.path / "study.lock") else "no runner is at work"
+    at_work = "a runner is at work" if held(study.lock) else "no runner is at work"
     lines.append(f"{len(every)} runs: {summed}; {at_work}")
     if study.calibration.exists():
         seconds, left = estimate(study, read_json(study.calibration)["cells"], 1)

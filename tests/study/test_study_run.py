@@ -78,6 +78,7 @@ def test_a_folder_with_something_else_is_left_alone(config: StudyConfig, tmp_pat
     (tmp_path / "thesis.tex").write_text("years of work")
     with pytest.raises(UserError, match="is not empty and holds no study"):
         run_study(config, tmp_path, Here(), tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
 def test_the_status_names_what_is_done(finished: StudyDirectory) -> None:
@@ -105,6 +106,7 @@ def test_a_killed_study_goes_on_and_ends_with_the_same_rows(finished: StudyDirec
     while not metrics.exists():
         assert first.poll() is None, first.communicate()[1]
         time.sleep(0.02)
+    os.kill(first.pid, signal.SIGSTOP)  # so that it cannot be done before the second start looks
     second = subprocess.run(command, capture_output=True, text=True, check=False)
     assert second.returncode == 2
     assert f"process {first.pid} on" in second.stderr
