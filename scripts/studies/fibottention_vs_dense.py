@@ -20,4 +20,5 @@ def study() -> StudyConfig:
         steps=1000,
         episodes=100,
         margin=0.05,
+        optimizer={"batch_size": 32},
     )
