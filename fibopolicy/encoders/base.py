@@ -119,6 +119,9 @@ def _imported(name: str) -> EncoderFactory:
     try:
         found = getattr(importlib.import_module(module), function)
     except Exception as error:
+        if isinstance(error, ModuleNotFoundError) and error.name == module.partition(".")[0]:
+            # Also what a misspelt "timm:" or a name with a colon too many comes to.
+            raise unknown("encoder", name, (*_ENCODERS, f"timm:{function}", "<module>:<function>")) from error
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise UserError(
             f"encoder {name}: cannot be imported ({reason}); expected <module>:<function>, found from here or on PYTHONPATH"
