@@ -22,6 +22,7 @@ from fibopolicy.cli.evaluate import Evaluate, Rates
 from fibopolicy.cli.export import Export
 from fibopolicy.cli.profile import Profile
 from fibopolicy.cli.starts import Starts
+from fibopolicy.cli.study import Study
 from fibopolicy.cli.train import Train, with_preset
 from fibopolicy.errors import UserError
 from fibopolicy.quickstart import Quickstart
@@ -40,6 +41,7 @@ VERBS: dict[str, Callable[..., Any]] = {
     "evaluate": Evaluate,
     "rates": Rates,
     "compare": Compare,
+    "study": Study,
     "export": Export,
     "profile": Profile,
     "show-pattern": ShowPattern,
@@ -62,7 +64,7 @@ def main() -> None:
         _end(error, debug, f"error: {error}", 2)
     except KeyboardInterrupt as error:
         resumable = dict.fromkeys((Collect, Expand, Render, Train, Evaluate), RESUME)
-        advice = {Quickstart: "; the same command goes on", **resumable}.get(type(verb), "")
+        advice = {Quickstart: SAME, Study: SAME, **resumable}.get(type(verb), "")
         _end(error, debug, f"interrupted{advice}", 130)
     except BrokenPipeError:
         os._exit(0)  # the reader of our output has gone
@@ -88,6 +90,7 @@ def _parse(arguments: list[str]) -> Any:
         raise UserError(" ".join(text.split())) from end
 
 
+SAME = "; the same command goes on"
 RESUME = "; the same command with --resume, and without --overwrite, goes on"
 #: A flag is given or not; there is no --no-flag.
 PLAIN = (tyro.conf.FlagCreatePairsOff,)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
+import os
+import sys
 from abc import abstractmethod
 from collections.abc import Callable
 from typing import Any, ClassVar, TypeVar
@@ -61,12 +64,15 @@ def build_encoder(name: str, *, image_size: tuple[int, int], **options: Any) -> 
     """Build a registered encoder.
 
     Args:
-        name: one of `encoder_names()`, or "timm:" and the name of a timm model.
+        name: one of `encoder_names()`, "timm:" and the name of a timm model, or "module:function": a function or class of
+            yours that takes `image_size` and its options by keyword and returns an `Encoder`. Its module is imported, from
+            where Python finds modules or else from the current folder.
         image_size: (H, W), pixels.
         options: the encoder's own, e.g. `depth=4`.
 
     Raises:
-        UserError: an unknown name or option (the nearest match is suggested), or a value that the encoder refuses.
+        UserError: an unknown name or option (the nearest match is suggested), a value that the encoder refuses, or a function
+            of yours that cannot be imported or returns no `Encoder`.
     """
     known = encoder_options(name)
     factory, defaults = _find(name)
@@ -74,10 +80,13 @@ def build_encoder(name: str, *, image_size: tuple[int, int], **options: Any) -> 
         if option not in known:
             raise unknown(f"option of encoder {name}:", option, known)
     try:
-        return factory(image_size=image_size, **{**defaults, **options})
+        encoder = factory(image_size=image_size, **{**defaults, **options})
     except (TypeError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"encoder {name} cannot be built with {options or 'its defaults'}: {reason}") from error
+    if not isinstance(encoder, Encoder) or not hasattr(encoder, "output_dim"):
+        raise UserError(f"encoder {name} must be a fibopolicy.encoders.Encoder with an output_dim, got {type(encoder).__name__}")
+    return encoder
 
 
 def encoder_options(name: str) -> tuple[str, ...]:
@@ -87,14 +96,58 @@ def encoder_options(name: str) -> tuple[str, ...]:
     return tuple(n for n in inspect.signature(factory).parameters if n not in fixed)
 
 
+def encoder_settings(name: str, **options: Any) -> dict[str, Any]:
+    """Every option with the value that `build_encoder` would give it."""
+    factory, defaults = _find(name)
+    parameters = inspect.signature(factory).parameters
+    own = {n: parameters[n].default for n in encoder_options(name) if parameters[n].default is not inspect.Parameter.empty}
+    return {**own, **{k: v for k, v in defaults.items() if k != "name"}, **options}
+
+
 def _find(name: str) -> tuple[EncoderFactory, dict[str, Any]]:
     if name.startswith("timm:"):
         from fibopolicy.encoders.timm import TimmEncoder
 
         return TimmEncoder, {"name": name.removeprefix("timm:")}
+    if ":" in name:
+        return _imported(name), {}
     if name not in _ENCODERS:
-        raise unknown("encoder", name, (*_ENCODERS, "timm:<name>"))
+        raise unknown("encoder", name, (*_ENCODERS, "timm:<name>", "<module>:<function>"))
     return _ENCODERS[name]
+
+
+def _imported(name: str) -> EncoderFactory:
+    """The function or class of "module:function"."""
+    module, _, function = name.partition(":")
+    if not module or not function:
+        raise UserError(f"encoder {name!r}: expected timm:<name> or <module>:<function>")
+    added = os.getcwd() not in sys.path
+    if added:
+        sys.path.append(os.getcwd())
+    try:
+        found = getattr(importlib.import_module(module), function)
+    except Exception as error:
+        if isinstance(error, ModuleNotFoundError) and error.name == module.partition(".")[0]:
+            # Also what a misspelt "timm:" or a name with a colon too many comes to.
+            raise unknown("encoder", name, (*_ENCODERS, f"timm:{function}", "<module>:<function>")) from error
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise UserError(
+            f"encoder {name}: cannot be imported ({reason}); expected <module>:<function>, found from here or on PYTHONPATH"
+        ) from error
+    finally:
+        if added:
+            sys.path.remove(os.getcwd())
+    # Named by a file of settings, so it must be meant as an encoder: no other callable has this parameter.
+    try:
+        takes = inspect.signature(found).parameters
+    except (TypeError, ValueError):  # not callable, or a built-in that does not tell
+        takes = inspect.Signature().parameters
+    if "image_size" not in takes:
+        raise UserError(
+            f"encoder {name}: expected a function or class that takes image_size=(H, W) by keyword and returns an Encoder"
+        )
+    factory: EncoderFactory = found
+    return factory
 
 
 def check_image_size(image_size: tuple[int, int]) -> None:

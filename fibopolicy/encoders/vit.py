@@ -1,4 +1,4 @@
-"""Vision transformer with dense attention or Fibottention."""
+"""Vision transformer with dense attention, Fibottention, or a control that is as dense as Fibottention."""
 
 from __future__ import annotations
 
@@ -10,13 +10,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from fibopolicy.attention import FibottentionPattern, fibottention_qkvpacked
+from fibopolicy.attention import CONTROLS, AttentionPattern, FibottentionPattern, fibottention_qkvpacked, like
 from fibopolicy.attention.functional import Masking
 from fibopolicy.encoders.base import Encoder, check_image_size, register_encoder
 from fibopolicy.encoders.pooling import SpatialSoftmax
 from fibopolicy.errors import UserError, unknown
 
 POOLS = ("cls", "mean", "keypoints", "cls+keypoints")
+#: The patterns of `fibopolicy.attention.like`, each with the density of Fibottention for the same tokens and heads.
+SPARSE_CONTROLS = tuple(name for name in CONTROLS if name != "dense")
+ATTENTIONS = ("dense", "fibottention", *SPARSE_CONTROLS)
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,7 @@ PRESETS = {
 class Attention(nn.Module):
     """Multi-head self-attention, `(B, T, D)` -> `(B, T, D)`; dense where no pattern is given."""
 
-    def __init__(self, width: int, heads: int, pattern: FibottentionPattern | None, masking: Masking) -> None:
+    def __init__(self, width: int, heads: int, pattern: AttentionPattern | None, masking: Masking) -> None:
         super().__init__()
         self.heads, self.pattern, self.masking = heads, pattern, masking
         self.qkv = nn.Linear(width, 3 * width)
@@ -91,8 +94,9 @@ class ViT(Encoder):
         pool: the feature: "cls", "mean" of the patches, "keypoints" (softmax keypoints over the patch grid), or
             "cls+keypoints".
         keypoints: K per view, for the pools that have them.
-        attention: "dense" or "fibottention".
-        preset: which Fibottention, one of `PRESETS`.
+        attention: "dense", "fibottention", or a control as dense as that: "local", "random", "dilated", "bigbird", "shared"
+            (one set of offsets for all heads and layers), "unpermuted" (the same heads in every layer).
+        preset: which Fibottention, one of `PRESETS`; a control takes its density and masking.
         num_views: V images of one moment that share the sequence; offsets then cross from one view into the next.
         drop_remainder: drop pixels at the right and bottom that fill no patch, as the released robot code does.
     """
@@ -110,7 +114,7 @@ class ViT(Encoder):
         cls_token: bool = True,
         pool: str = "cls+keypoints",
         keypoints: int = 16,
-        attention: Literal["dense", "fibottention"] = "dense",
+        attention: str = "dense",
         preset: str = "paper",
         num_views: int = 1,
         drop_remainder: bool = False,
@@ -121,8 +125,8 @@ class ViT(Encoder):
             raise unknown("pool", pool, POOLS)
         if "cls" in pool and not cls_token:
             raise UserError(f"pool={pool!r} reads the CLS token; set cls_token=True or choose 'mean' or 'keypoints'")
-        if attention not in ("dense", "fibottention"):
-            raise unknown("attention", attention, ("dense", "fibottention"))
+        if attention not in ATTENTIONS:
+            raise unknown("attention", attention, ATTENTIONS)
         if preset not in PRESETS:
             raise unknown("Fibottention preset", preset, PRESETS)
         self.grid = (image_size[0] // patch_size, image_size[1] // patch_size)
@@ -141,7 +145,7 @@ class ViT(Encoder):
                 Attention(
                     width,
                     heads,
-                    chosen.pattern(tokens, heads, layer, cls_token) if attention == "fibottention" else None,
+                    _pattern(attention, chosen.pattern(tokens, heads, layer, cls_token)),
                     chosen.masking,
                 ),
             )
@@ -215,6 +219,12 @@ class ViT(Encoder):
         return torch.cat(parts, dim=-1)
 
 
+def _pattern(attention: str, fibottention: FibottentionPattern) -> AttentionPattern | None:
+    if attention == "dense":
+        return None
+    return fibottention if attention == "fibottention" else like(fibottention, attention)
+
+
 def _stem(kind: str, patch_size: int, width: int) -> nn.Module:
     if kind == "patch":
         return nn.Conv2d(3, width, patch_size, patch_size)
@@ -236,7 +246,8 @@ _SIZES: dict[str, dict[str, Any]] = {
 
 for _size, _options in _SIZES.items():
     register_encoder(f"vit_{_size}", attention="dense", **_options)(ViT)
-    register_encoder(f"fibottention_vit_{_size}", attention="fibottention", **_options)(ViT)
+    for _attention in ("fibottention", *SPARSE_CONTROLS):
+        register_encoder(f"{_attention}_vit_{_size}", attention=_attention, **_options)(ViT)
 # What the authors ran for robots: ViT-B, 8 x 8 patches, on crops of 76 x 76 (9 x 9 patches, 4 pixels dropped).
 register_encoder(
     "released_robot",

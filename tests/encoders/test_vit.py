@@ -5,7 +5,8 @@ import torch
 from torch.nn import functional as F
 
 from fibopolicy.encoders import build_encoder, encoder_names
-from fibopolicy.encoders.vit import PRESETS, ViT
+from fibopolicy.encoders.base import encoder_settings
+from fibopolicy.encoders.vit import PRESETS, SPARSE_CONTROLS, ViT
 from fibopolicy.errors import UserError
 
 
@@ -144,3 +145,20 @@ def test_an_exported_encoder_does_not_depend_on_our_operators() -> None:
     exported = torch.export.export(encoder, (images,))
     assert not any("fibopolicy" in str(node.target) for node in exported.graph.nodes)
     torch.testing.assert_close(exported.module()(images)[1], encoder(images)[1], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("control", SPARSE_CONTROLS)
+def test_a_control_differs_from_fibottention_in_its_pattern_alone(control: str) -> None:
+    torch.manual_seed(0)
+    ours = build_encoder("fibottention_vit_tiny", image_size=(84, 84))
+    torch.manual_seed(0)
+    theirs = build_encoder(f"{control}_vit_tiny", image_size=(84, 84))
+    assert {k: v.shape for k, v in ours.state_dict().items()} == {k: v.shape for k, v in theirs.state_dict().items()}
+    for mine, other in zip(ours.blocks, theirs.blocks, strict=True):
+        assert mine.attention.masking == other.attention.masking
+        # As near as whole diagonals allow.
+        assert other.attention.pattern.density == pytest.approx(mine.attention.pattern.density, rel=0.05)
+    assert [b.attention.pattern for b in ours.blocks] != [b.attention.pattern for b in theirs.blocks]
+    images = torch.rand(2, 3, 84, 84)
+    assert not torch.equal(ours(images)[1], theirs(images)[1])
+    assert encoder_settings(f"{control}_vit_tiny") | {"attention": "fibottention"} == encoder_settings("fibottention_vit_tiny")

@@ -1,0 +1,5 @@
+"""Encoder-swap studies: a grid of runs in which only what the study names differs."""
+
+from fibopolicy.study.config import StudyConfig, StudyEncoder, StudyTask
+
+__all__ = ["StudyConfig", "StudyEncoder", "StudyTask"]

@@ -1,0 +1,82 @@
+"""Every cell's policy, built once before anything is trained: what it sees, and how large it is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import nn
+
+from fibopolicy.datasets import DemoFile
+from fibopolicy.encoders import ObservationEncoder
+from fibopolicy.policies import Shapes, build_policy
+from fibopolicy.study.cells import Cell, cells, policy_config
+from fibopolicy.study.config import StudyConfig, StudyTask
+from fibopolicy.study.prepare import plan_of
+from fibopolicy.training.config import PROPRIOCEPTION
+
+
+@dataclass(frozen=True)
+class Built:
+    """A cell's size.
+
+    Attributes:
+        parameters: of the policy.
+        encoder: all cameras' encoders together, without the head; its feature is what the head reads of the cameras.
+        sizes: (H, W) per camera, as the encoder sees them.
+    """
+
+    cell: Cell
+    parameters: int
+    encoder: ObservationEncoder
+    sizes: Mapping[str, tuple[int, int]]
+
+    @property
+    def encoder_parameters(self) -> int:
+        return count(self.encoder)
+
+
+def count(module: nn.Module) -> int:
+    """Its numbers to learn, frozen ones included."""
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def build_cells(config: StudyConfig) -> list[Built]:
+    """Build every cell's policy for the observations of its task.
+
+    Raises:
+        UserError: an unknown head, encoder or option, or values that do not fit the images; a dataset that cannot be read.
+    """
+    shapes = {task.task: task_shapes(task) for task in config.tasks}
+    return [_build(config, cell, shapes[cell.task.task]) for cell in cells(config)]
+
+
+def _build(config: StudyConfig, cell: Cell, shapes: Shapes) -> Built:
+    policy = policy_config(config, cell)
+    crop = policy.crop
+    sizes = {camera: (crop, crop) if crop else size for camera, size in shapes.images.items()}
+    parameters = count(build_policy(policy, shapes))
+    encoder = ObservationEncoder(policy.encoder, policy.encoder_options, sizes, 0, policy.views)
+    return Built(cell, parameters, encoder.eval(), sizes)
+
+
+def task_shapes(task: StudyTask) -> Shapes:
+    """What a policy of this task sees and does: from its file, or from the environment that the study will collect from."""
+    if task.dataset is not None:
+        with DemoFile(task.dataset) as file:
+            seen = None if task.cameras is None else {camera.removesuffix("_image") for camera in task.cameras}
+            cameras = [k for k in file.image_keys if seen is None or k.removesuffix("_image") in seen]
+            images = {k: (file.image_shape(k)[0], file.image_shape(k)[1]) for k in cameras}
+            vectors = {k: file.vector_dim(k) for k in PROPRIOCEPTION if k in file.vector_keys}
+            return Shapes(images, vectors, file.action_dim)
+    env = plan_of(task).make_env()
+    try:
+        observation, _ = env.reset(seed=0)
+        assert env.action_space.shape is not None
+        return Shapes(
+            {key: (value.shape[0], value.shape[1]) for key, value in observation.items() if value.ndim == 3},
+            {key: len(observation[key]) for key in PROPRIOCEPTION if key in observation},
+            env.action_space.shape[0],
+        )
+    finally:
+        env.close()

@@ -1,0 +1,132 @@
+"""How long a study will take, from a few steps of every cell."""
+
+from __future__ import annotations
+
+import json
+import logging
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from fibopolicy.evaluation.acting import Actor, Request
+from fibopolicy.evaluation.episode import LiveEpisode
+from fibopolicy.evaluation.measure import BATCH
+from fibopolicy.evaluation.starts import load_starts
+from fibopolicy.policies import Policy
+from fibopolicy.study.cells import Cell, cells, runs, train_config
+from fibopolicy.study.directory import StudyDirectory
+from fibopolicy.study.prepare import task_env
+from fibopolicy.training.loop import train
+
+#: Gradient steps and policy calls of a calibration; the first ones do not count, since they compile and fill caches.
+STEPS, CALLS = 6, 4
+WARM_UP = 2
+
+
+def calibrate(study: StudyDirectory) -> dict[str, dict[str, Any]]:
+    """Seconds that one run of each cell is expected to take: `train_s`, and `evaluate_s`, at most, as if all episodes failed.
+
+    A cell that fails already here has its `error` instead: it is told, and the others go on.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    with threads(study.config.threads):
+        for cell in cells(study.config):
+            try:
+                found[cell.name] = _cell(study, cell)
+            except Exception as error:
+                found[cell.name] = {"error": " ".join(f"{type(error).__name__}: {error}".split())}
+    return found
+
+
+@contextmanager
+def threads(number: int) -> Iterator[None]:
+    """Within it, torch computes with as many threads as the runs will."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _cell(study: StudyDirectory, cell: Cell) -> dict[str, float]:
+    with tempfile.TemporaryDirectory(prefix="fibopolicy-calibration-") as folder, _quiet():
+        out = Path(folder) / "run"
+        config = train_config(study.config, cell, 0, study.dataset(cell.task), out)
+        policy = train(replace(config, optimizer=replace(config.optimizer, steps=STEPS), log_every=1)).policy
+        rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    step_s = statistics.median(config.optimizer.batch_size / row["samples_per_s"] for row in rows[WARM_UP:])
+    control_step_s, horizon = _control_step(study, cell, policy.eval())
+    return {"train_s": study.config.steps * step_s, "evaluate_s": study.config.episodes * horizon * control_step_s}
+
+
+def _control_step(study: StudyDirectory, cell: Cell, policy: Policy) -> tuple[float, int]:
+    """Seconds of a control step, its share of the policy's call included, and the steps of a whole episode."""
+    actor = Actor(policy, batch=BATCH)
+    calls: list[float] = []
+    simulated: list[float] = []
+    with task_env(study, cell.task) as env:
+        horizon = env.horizon
+        observation = env.set_state(load_starts(study.starts(cell.task)).states[0])
+        episode, requests = LiveEpisode(env, observation, actor.history), [Request(i, {}) for i in range(BATCH)]
+        while len(calls) < CALLS and not episode.done:
+            for request in requests:
+                request.window = {key: np.stack([o[key] for o in episode.window]) for key in observation}
+            began = time.perf_counter()
+            actions = actor.act(requests)[0]
+            called, before = time.perf_counter(), episode.steps
+            episode.execute(actions)
+            calls.append((called - began) / BATCH / len(actions))
+            simulated.append((time.perf_counter() - called) / (episode.steps - before))
+    return statistics.median(calls) + statistics.median(simulated), horizon
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Within it, training does not announce itself."""
+    logger = logging.getLogger("fibopolicy.training")
+    before = logger.level
+    logger.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
+
+
+def estimate(study: StudyDirectory, calibrated: Mapping[str, Mapping[str, Any]], slots: int) -> tuple[float, int]:
+    """Seconds that the runs which are not done will take, `slots` at a time, and their number."""
+    left: list[float] = []
+    for run in runs(study.config):
+        if not study.done(run).exists():
+            found = calibrated.get(run.cell.name, {})
+            left.append(found.get("train_s", 0.0) + found.get("evaluate_s", 0.0))
+    return max(sum(left) / slots, max(left, default=0.0)), len(left)
+
+
+def told(study: StudyDirectory, calibrated: Mapping[str, Mapping[str, Any]], slots: int) -> list[str]:
+    """The estimate in words, cell by cell and in all."""
+    lines = [f"{name}: {_cell_told(found)}" for name, found in calibrated.items()]
+    seconds, left = estimate(study, calibrated, slots)
+    return [*lines, f"{left} runs to do, {slots} at a time: at most about {duration(seconds)}"]
+
+
+def _cell_told(found: Mapping[str, Any]) -> str:
+    if "error" in found:
+        return f"fails already while it is calibrated: {found['error']}"
+    return f"train {duration(found['train_s'])}, evaluate at most {duration(found['evaluate_s'])}"
+
+
+def duration(seconds: float) -> str:
+    """ "35 s", "12 min" or "3 h 20 min"."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60:02d} min"

@@ -1,0 +1,215 @@
+"""One study as a value: tasks x encoders x heads x regimes x training seeds, and what all of them share."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fibopolicy.envs import resolve
+from fibopolicy.errors import UserError, unknown
+from fibopolicy.policies.base import PolicyConfig
+from fibopolicy.training.config import OptimizerConfig
+
+Option = int | float | bool | str
+
+#: How an encoder gets its weights.
+REGIMES = ("scratch", "fine-tune", "frozen")
+
+
+@dataclass(frozen=True)
+class StudyTask:
+    """A task and its demonstrations.
+
+    Args:
+        task: its id, or short: "Lift-v0".
+        dataset: a robomimic HDF5 file; `None` collects `demos` episodes of the task's scripted expert into the study.
+        demos: how many to collect.
+        cameras: that the policy sees, e.g. "wrist"; all of the task's or the file's by default.
+        image_size, quality: of what is collected; a file has its own.
+        collect_seed: of the collection.
+        filter_key: the demonstrations to train on; "train" by default, where the file has it.
+        horizon: control steps until an evaluated episode is given up; the task's by default.
+    """
+
+    task: str
+    dataset: Path | None = None
+    demos: int = 400
+    cameras: tuple[str, ...] | None = None
+    image_size: int = 84
+    quality: str = "fast"
+    collect_seed: int = 0
+    filter_key: str | None = None
+    horizon: int | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "task", resolve(self.task))
+        if self.dataset is not None:
+            object.__setattr__(self, "dataset", Path(self.dataset).expanduser().absolute())
+        if self.cameras is not None:
+            object.__setattr__(self, "cameras", tuple(self.cameras))
+        if self.demos < 1 or self.image_size < 1:
+            raise UserError(f"{self.task}: demos and image_size must be at least 1, got {self.demos} and {self.image_size}")
+
+    @property
+    def short(self) -> str:
+        """The task's name in names of cells and files: "lift" of "fibopolicy/Lift-v0", "robosuite-Lift" of robosuite's."""
+        suite, _, name = self.task.partition("/")
+        bare = re.sub(r"-v\d+$", "", name)
+        return bare.lower() if suite == "fibopolicy" else f"{suite}-{bare}"
+
+
+@dataclass(frozen=True)
+class StudyEncoder:
+    """An encoder under a name of its own.
+
+    Args:
+        encoder: what `build_encoder` takes: a registered name, "timm:<name>", or "module:function".
+        options: its options.
+        weights: what it starts from in the regimes "fine-tune" and "frozen": a run directory, or a file of an encoder's weights.
+            A timm model may have its published weights instead, with the option `pretrained`, which "scratch" ignores.
+        name: what the study calls it; the encoder's by default. Two entries of one encoder need two names.
+    """
+
+    encoder: str
+    options: Mapping[str, Option] = field(default_factory=dict)
+    weights: Path | None = None
+    name: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.name:
+            object.__setattr__(self, "name", self.encoder)
+        if self.weights is not None:
+            object.__setattr__(self, "weights", Path(self.weights).expanduser().absolute())
+        object.__setattr__(self, "options", dict(self.options))
+
+
+@dataclass(frozen=True)
+class StudyConfig:
+    """Everything that decides a study's rows. Each task is a `StudyTask` or its id, each encoder a `StudyEncoder` or its name.
+
+    Args:
+        name: of the study.
+        tasks, encoders, heads, regimes, seeds: the grid; each combination is trained and evaluated once.
+        control: the encoder that the others are compared with; the first whose name has no pattern in it ("vit_*"), else
+            the first of all.
+        steps: gradient steps of every run.
+        optimizer: options of `OptimizerConfig` beside `steps`, for every run.
+        policy: options of `PolicyConfig` beside the encoder and the head, for every run, e.g. `{"views": "joint"}`.
+        episodes: start states that every run is measured on.
+        starts_seed: of the set of start states.
+        margin: how much lower a success rate may be and still count as not inferior.
+        expected_rate: the success rate to expect, for the number of start states that the margin needs.
+        videos: start states that are filmed for each run, from the first.
+        threads: of torch in each run. Another number gives other last bits, and so other weights and rows, which is why it
+            belongs to the study and not to the machine.
+        device: "cpu", "cuda", ...; by default a GPU where there is one.
+    """
+
+    name: str
+    tasks: tuple[StudyTask, ...]
+    encoders: tuple[StudyEncoder, ...]
+    heads: tuple[str, ...] = ("bc",)
+    regimes: tuple[str, ...] = ("scratch",)
+    seeds: tuple[int, ...] = (0, 1, 2)
+    control: str = ""
+    steps: int = 1000
+    optimizer: Mapping[str, Any] = field(default_factory=dict)
+    policy: Mapping[str, Any] = field(default_factory=dict)
+    episodes: int = 100
+    starts_seed: int = 0
+    margin: float = 0.05
+    expected_rate: float = 0.85
+    videos: int = 6
+    threads: int = 1
+    device: str | None = None
+
+    def __post_init__(self) -> None:
+        tasks = tuple(StudyTask(t) if isinstance(t, str) else t for t in _several(self.tasks, "tasks"))
+        encoders = tuple(StudyEncoder(e) if isinstance(e, str) else e for e in _several(self.encoders, "encoders"))
+        settings: dict[str, Any] = {"tasks": tasks, "encoders": encoders}
+        settings |= {name: _several(getattr(self, name), name) for name in ("heads", "regimes", "seeds")}
+        settings |= {name: dict(getattr(self, name)) for name in ("optimizer", "policy")}
+        for name, value in settings.items():
+            object.__setattr__(self, name, value)
+        self._check_grid()
+        self._check_options()
+        for name in ("steps", "episodes", "threads"):
+            if getattr(self, name) < 1:
+                raise UserError(f"study {self.name}: {name} must be at least 1, got {getattr(self, name)}")
+        if not 0 < self.margin < 1 or not 0 < self.expected_rate < 1:
+            raise UserError(
+                f"study {self.name}: margin and expected_rate are shares of the episodes, between 0 and 1, got {self.margin}"
+                f" and {self.expected_rate}"
+            )
+        if self.videos < 0 or self.starts_seed < 0:
+            raise UserError(
+                f"study {self.name}: videos and starts_seed must be at least 0, got {self.videos} and {self.starts_seed}"
+            )
+
+    def _check_grid(self) -> None:
+        names = {
+            "tasks": [task.short for task in self.tasks],
+            "encoders": [encoder.name for encoder in self.encoders],
+            **{kind: list(getattr(self, kind)) for kind in ("heads", "regimes", "seeds")},
+        }
+        for kind, found in names.items():
+            if repeated := sorted({str(name) for name in found if found.count(name) > 1}):
+                raise UserError(f"study {self.name}: {', '.join(repeated)} stands twice among its {kind}; name each once")
+        for regime in self.regimes:
+            if regime not in REGIMES:
+                raise unknown("regime", regime, REGIMES)
+            for encoder in self.encoders:
+                if regime != "scratch" and encoder.weights is None and not encoder.options.get("pretrained"):
+                    raise UserError(
+                        f"study {self.name}: regime {regime!r} needs weights to start from, and encoder {encoder.name} has none;"
+                        " give its StudyEncoder weights=, or a timm model the option pretrained"
+                    )
+        if any(not isinstance(seed, int) or seed < 0 for seed in self.seeds):
+            raise UserError(f"study {self.name}: seeds are integers from 0, got {self.seeds}")
+        if not self.control:
+            plain = [name for name in names["encoders"] if str(name).startswith("vit_")]
+            object.__setattr__(self, "control", (plain or names["encoders"])[0])
+        if self.control not in names["encoders"]:
+            raise unknown("control: encoder of the study", self.control, map(str, names["encoders"]))
+
+    def _check_options(self) -> None:
+        named = {"policy": ("head", "encoder", "encoder_options"), "optimizer": ("steps",)}
+        for kind, config in (("policy", PolicyConfig), ("optimizer", OptimizerConfig)):
+            known = [item.name for item in dataclasses.fields(config) if item.name not in named[kind]]
+            for option in getattr(self, kind):
+                if option in named[kind]:
+                    raise UserError(f"study {self.name}: {kind} option {option} follows from the grid; set it there")
+                if option not in known:
+                    raise unknown(f"{kind} option", option, known)
+
+
+def _several(value: Any, name: str) -> tuple[Any, ...]:
+    if isinstance(value, str) or not isinstance(value, Iterable):
+        raise UserError(f"{name} of a study is a sequence, got {value!r}; write ({value!r},)")
+    if not (found := tuple(value)):
+        raise UserError(f"a study needs at least one of {name}")
+    return found
+
+
+def to_json(config: StudyConfig) -> dict[str, Any]:
+    """The configuration as plain JSON; `from_json` reads it back."""
+    document: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(config), default=str))
+    return document
+
+
+def from_json(document: Mapping[str, Any]) -> StudyConfig:
+    """Read back what `to_json` wrote; what it does not know, such as versions, is left out.
+
+    Raises:
+        UserError: a value is out of range.
+    """
+    known = {item.name for item in dataclasses.fields(StudyConfig)}
+    values = {name: value for name, value in document.items() if name in known}
+    values["tasks"] = tuple(StudyTask(**task) for task in document["tasks"])
+    values["encoders"] = tuple(StudyEncoder(**encoder) for encoder in document["encoders"])
+    return StudyConfig(**values)

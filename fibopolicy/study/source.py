@@ -1,0 +1,59 @@
+"""A study from a file of Python: `my_study.py`, or `my_study.py:function`."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+
+from fibopolicy.errors import UserError, unknown
+from fibopolicy.study.config import StudyConfig
+
+#: The function that a file without a named one is asked for.
+FUNCTION = "study"
+
+
+def load_study(source: str) -> tuple[StudyConfig, Path]:
+    """Call the function that `source` names; returns its study and the folder of its file.
+
+    The folder is importable meanwhile and afterwards, so that "module:function" encoders may lie beside the study.
+
+    Raises:
+        UserError: no such file or function, an error inside it, or something else than a `StudyConfig` comes out.
+    """
+    name, _, function = source.partition(":")
+    function = function or FUNCTION
+    path = Path(name).expanduser()
+    if path.suffix != ".py" or not path.is_file():
+        raise UserError(f"{source}: expected a file of Python with a function that returns a StudyConfig: my_study.py[:function]")
+    folder = path.resolve().parent
+    if str(folder) not in sys.path:
+        sys.path.append(str(folder))
+    spec = importlib.util.spec_from_file_location(f"fibopolicy_study_{path.stem}", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up
+    try:
+        spec.loader.exec_module(module)
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"{path}: cannot be run: {_told(error)}") from error
+    found = getattr(module, function, None)
+    if not callable(found):
+        functions = [n for n, v in vars(module).items() if callable(v) and getattr(v, "__module__", "") == spec.name]
+        raise unknown(f"function of {path}:", function, functions)
+    try:
+        config = found()
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"{path}: {function}() failed: {_told(error)}") from error
+    if not isinstance(config, StudyConfig):
+        raise UserError(f"{path}: {function}() must return a StudyConfig, got {type(config).__name__}")
+    return config, folder
+
+
+def _told(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())

@@ -1,0 +1,89 @@
+"""What the runner of a study adds to the time of its runs: processes, checks, costs, calibration, files.
+
+    python scripts/benchmarks/study_overhead.py --steps 400 --episodes 50
+
+Carries a study of two encoders and one seed out, one run at a time, then the same trainings and evaluations in this process, in a
+directory of their own. Demonstrations are collected before. Prints both, in seconds of the clock and of processors, the
+latter with those of all child processes, which other work on the machine disturbs less.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from fibopolicy.environment import environment
+from fibopolicy.evaluation.evaluate_run import evaluate_run
+from fibopolicy.study import StudyConfig, StudyTask
+from fibopolicy.study.cells import runs
+from fibopolicy.study.directory import StudyDirectory
+from fibopolicy.study.executors.local import Local
+from fibopolicy.study.prepare import prepare_task
+from fibopolicy.study.runner import run_study
+from fibopolicy.training.loop import train
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=400, help="gradient steps of each run")
+    parser.add_argument("--episodes", type=int, default=50, help="episodes of each run")
+    parser.add_argument("--demos", type=int, default=50, help="demonstrations")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="fibopolicy-overhead-") as folder:
+        config = StudyConfig(
+            "overhead",
+            tasks=[StudyTask("Lift-v0", demos=options.demos)],
+            encoders=["fibottention_vit_tiny", "vit_tiny"],
+            seeds=(0,),
+            steps=options.steps,
+            episodes=options.episodes,
+        )
+        data = Path(folder) / "lift.hdf5"
+        source = StudyDirectory(Path(folder) / "source", config)
+        prepare_task(source, config.tasks[0])
+        source.dataset(config.tasks[0]).rename(data)
+        config = replace(config, tasks=(StudyTask("Lift-v0", dataset=data),))
+
+        torch.set_num_threads(config.threads)
+        began = now()
+        run_study(config, Path(folder) / "study", Local(1, config.threads, "cpu"), Path(folder))
+        whole = since(began)
+
+        alone = StudyDirectory(Path(folder) / "alone", config)
+        prepare_task(alone, config.tasks[0])
+        began = now()
+        for run in runs(config):
+            train(alone.train_config(run))
+            evaluate_run(alone.evaluate_config(run))
+        cells = since(began)
+    result = {
+        clock: {
+            "study_s": whole[clock],
+            "runs_s": cells[clock],
+            "overhead": whole[clock] / cells[clock] - 1,
+            "added_s_per_run": (whole[clock] - cells[clock]) / len(runs(config)),
+        }
+        for clock in whole
+    }
+    print(json.dumps({**result, **vars(options), "environment": environment()}, indent=1))
+
+
+def now() -> dict[str, float]:
+    """Seconds of the clock and of processors, ended child processes included."""
+    times = os.times()
+    return {"wall": time.perf_counter(), "processors": times.user + times.system + times.children_user + times.children_system}
+
+
+def since(began: dict[str, float]) -> dict[str, float]:
+    return {clock: seconds - began[clock] for clock, seconds in now().items()}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,29 @@
+"""Where sparse attention pays: two cameras in one sequence of 648 tokens.
+
+fibopolicy study run scripts/studies/long_sequences.py --out runs/studies/long_sequences
+
+Success and training throughput with Fibottention, dense attention and a local window of the same density. Prints how long it
+will take before it starts; the same command goes on where it was stopped.
+"""
+
+from __future__ import annotations
+
+from fibopolicy.study import StudyConfig, StudyEncoder, StudyTask
+
+#: Patches of 4 pixels on 72 x 72: 18 x 18 per camera.
+FINE = {"patch_size": 4}
+
+
+def study() -> StudyConfig:
+    return StudyConfig(
+        "long_sequences",
+        tasks=[StudyTask(task, demos=400, image_size=72) for task in ("Lift-v0", "Push-v0")],
+        encoders=[StudyEncoder(f"{attention}vit_tiny", FINE) for attention in ("fibottention_", "", "local_")],
+        control="vit_tiny",
+        seeds=(0, 1, 2),
+        steps=1000,
+        episodes=100,
+        margin=0.05,
+        policy={"views": "joint"},
+        optimizer={"batch_size": 32},
+    )

@@ -1,0 +1,81 @@
+"""What is known before a study starts."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny_study import SMALL, Here
+
+from fibopolicy.errors import UserError
+from fibopolicy.study import StudyConfig, StudyEncoder, StudyTask, checks
+from fibopolicy.study.built import build_cells
+from fibopolicy.study.checks import check, differences, power
+from fibopolicy.study.directory import StudyDirectory
+from fibopolicy.study.runner import run_study
+from fibopolicy.training import TrainConfig
+
+
+def test_what_differs_is_what_the_study_names(config: StudyConfig) -> None:
+    lines, _ = check(config, build_cells(config))
+    assert lines[0] == "runs differ in place: out; encoder: policy.encoder"
+    assert "equal in all 2 runs" in lines[1]
+    assert "encoder fibottention_vit_tiny is vit_tiny with attention fibottention instead of dense" in lines
+    grid = replace(config, tasks=("reach", "lift"), seeds=(0, 1), heads=("bc", "bc_gmm"))
+    told = differences(grid)[0]
+    for part in ("task: dataset", "seed: seed", "policy.head", "policy.chunk"):
+        assert part in told
+
+
+def test_a_difference_that_no_part_of_the_grid_names_is_refused(config: StudyConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    def sloppy(study: StudyConfig, cell: Any, seed: int, dataset: Path, out: Path) -> TrainConfig:
+        return TrainConfig(dataset, out, log_every=3 if cell.encoder.name == "vit_tiny" else 4)
+
+    monkeypatch.setattr(checks, "train_config", sloppy)
+    with pytest.raises(UserError, match="its cells differ in log_every, which no part of the grid names"):
+        differences(config)
+
+
+def test_unequal_numbers_of_parameters_are_stated(config: StudyConfig) -> None:
+    wider = replace(config, encoders=("vit_tiny", StudyEncoder("vit_tiny", {"depth": 4}, name="deeper"), "resnet18"))
+    wider = replace(wider, tasks=(StudyTask("reach", image_size=48),))
+    lines, _ = check(wider, build_cells(wider))
+    told = "\n".join(lines)
+    assert "encoder deeper is vit_tiny with depth 4 instead of 3" in told
+    assert "encoder resnet18 is another network than vit_tiny, with pooling of its own (keypoints 32, feature_dim 64)" in told
+    assert "but deeper" in lines[-1]
+    assert "resnet18" in lines[-1]
+
+
+def test_too_few_start_states_are_warned_of_with_the_number_needed(config: StudyConfig) -> None:
+    assert "to tell 0.85 from 0.80 with 80 % power takes 671" in power(config)[0]
+    assert power(replace(config, episodes=700)) == []
+    assert power(replace(config, episodes=240, seeds=(0, 1, 2))) == []
+    assert power(replace(config, encoders=("vit_tiny",))) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"encoders": ("vit_tinny",), "control": ""}, "did you mean 'vit_tiny'"),
+        ({"encoders": (StudyEncoder("vit_tiny", {"dept": 2}),)}, "did you mean 'depth'"),
+        ({"encoders": (StudyEncoder("vit_tiny", {**SMALL, "patch_size": 7}),)}, "does not divide the image of 24 x 24"),
+        ({"heads": ("bcc",)}, "did you mean 'bc'"),
+        ({"tasks": (StudyTask("reach", dataset=Path("nowhere.hdf5")),)}, r"nowhere\.hdf5"),
+    ],
+)
+def test_mistakes_are_found_before_anything_is_made(
+    config: StudyConfig, tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        run_study(replace(config, **changes), tmp_path / "out", Here(), tmp_path)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_study_keeps_its_checks_and_its_estimate(finished: StudyDirectory) -> None:
+    text = finished.checks.read_text()
+    assert "runs differ in place: out; encoder: policy.encoder" in text
+    assert "warning: 2 episodes a cell" in text
+    assert "2 runs to do, 1 at a time: at most about" in finished.log.read_text()

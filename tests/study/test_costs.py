@@ -1,0 +1,59 @@
+"""What encoders cost."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from fibopolicy.attention import FibottentionPattern
+from fibopolicy.encoders import ObservationEncoder
+from fibopolicy.study.cells import cells
+from fibopolicy.study.costs import count_macs
+from fibopolicy.study.directory import StudyDirectory
+
+N, D, LAYERS, HEADS, PATCH, KEYPOINTS = 49, 96, 3, 6, 12, 16
+#: Of one ViT over one image: patches, projections and MLPs of all tokens, keypoints.
+DENSE_PARTS = (
+    N * 3 * PATCH**2 * D + LAYERS * (N + 1) * (3 * D * D + D * D + 2 * D * 4 * D) + N * D * KEYPOINTS + KEYPOINTS * N * 2
+)
+
+
+@pytest.mark.parametrize(("cameras", "views"), [(1, "separate"), (2, "separate"), (2, "shared")])
+def test_multiply_accumulates_are_those_counted_by_hand(cameras: int, views: str) -> None:
+    sizes = {f"camera_{i}": (84, 84) for i in range(cameras)}
+    macs, share = count_macs(ObservationEncoder("vit_tiny", {}, sizes, 0, views), sizes)
+    assert macs == cameras * (DENSE_PARTS + LAYERS * 2 * (N + 1) ** 2 * D)
+    assert share == 1.0
+    macs, share = count_macs(ObservationEncoder("fibottention_vit_tiny", {}, sizes, 0, views), sizes)
+    pattern = FibottentionPattern(N, HEADS)
+    kept = int(pattern.mask().sum())  # over heads, CLS included
+    assert macs == cameras * (DENSE_PARTS + LAYERS * kept * 2 * D // HEADS)
+    assert share == pytest.approx(pattern.density)
+
+
+def test_joint_views_are_one_sequence() -> None:
+    sizes = {"a": (84, 84), "b": (84, 84)}
+    macs, _ = count_macs(ObservationEncoder("vit_tiny", {"keypoints": 16}, sizes, 0, "joint"), sizes)
+    separate, _ = count_macs(ObservationEncoder("vit_tiny", {"keypoints": 16}, sizes, 0), sizes)
+    one_cls_less = LAYERS * 12 * D * D
+    assert macs == separate - one_cls_less + LAYERS * 2 * D * ((2 * N + 1) ** 2 - 2 * (N + 1) ** 2)
+
+
+def test_convolutions_keep_no_pairs() -> None:
+    sizes = {"camera": (84, 84)}
+    macs, share = count_macs(ObservationEncoder("resnet18", {}, sizes, 0).eval(), sizes)
+    assert share is None
+    assert 250e6 < macs < 350e6
+
+
+def test_every_cell_has_the_costs_of_its_encoder(finished: StudyDirectory) -> None:
+    costs = {cell.encoder.name: json.loads(finished.cost(cell).read_text()) for cell in cells(finished.config)}
+    ours, dense = costs["fibottention_vit_tiny"], costs["vit_tiny"]
+    assert ours["parameters"] == dense["parameters"] > ours["encoder_parameters"] == dense["encoder_parameters"]
+    assert ours["encoder_macs"] < dense["encoder_macs"]
+    assert 0 < ours["attention_pairs"] < dense["attention_pairs"] == 1
+    for cost in (ours, dense):
+        for batch in (1, 64):
+            told = cost[f"encoder_ms_batch_{batch}"]
+            assert 0 < told["p25"] <= told["median"] <= told["p75"]

@@ -1,0 +1,120 @@
+"""A study as a value, and from a file."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from tiny_study import SMALL, SOURCE
+
+from fibopolicy.errors import UserError
+from fibopolicy.study import StudyConfig, StudyEncoder, StudyTask
+from fibopolicy.study.cells import Cell, cells, runs, train_config
+from fibopolicy.study.config import from_json, to_json
+from fibopolicy.study.source import load_study
+from fibopolicy.training import TrainConfig
+
+
+def test_a_study_survives_its_file(config: StudyConfig) -> None:
+    full = replace(
+        config,
+        tasks=(StudyTask("lift", dataset=Path("some.hdf5"), cameras=("wrist",)), StudyTask("robosuite/Lift")),
+        encoders=("resnet18", StudyEncoder("vit_tiny", SMALL, name="small")),
+        control="small",
+        optimizer={"betas": (0.9, 0.99)},
+    )
+    again = from_json(json.loads(json.dumps(to_json(full))))
+    assert to_json(again) == to_json(full)
+    assert again.tasks == full.tasks
+    assert again.tasks[0].dataset == Path("some.hdf5").absolute()
+
+
+def test_the_grid_has_every_combination_once(config: StudyConfig) -> None:
+    grid = replace(config, tasks=("Lift-v0", "robosuite/Lift"), heads=("bc", "bc_gmm"), seeds=(3, 1))
+    names = [cell.name for cell in cells(grid)]
+    assert len(names) == len(set(names)) == 8
+    assert "lift__vit_tiny__bc_gmm__scratch" in names
+    assert "robosuite-Lift__fibottention_vit_tiny__bc__scratch" in names
+    every = runs(grid)
+    assert [run.seed for run in every] == [3] * 8 + [1] * 8  # whole grids of the first seeds first
+    assert every[0].name.endswith("/seed3")
+
+
+def test_names_of_cells_are_names_of_folders(config: StudyConfig) -> None:
+    odd = replace(config, encoders=("timm:vit_tiny.in1k", "mine.models:make"), control="")
+    assert [cell.name for cell in cells(odd)] == [
+        "reach__timm-vit_tiny.in1k__bc__scratch",
+        "reach__mine.models-make__bc__scratch",
+    ]
+    with pytest.raises(UserError, match="two cells would be called reach__a-b"):
+        cells(replace(config, encoders=(StudyEncoder("vit_tiny", name="a:b"), StudyEncoder("vit_tiny", name="a b")), control=""))
+
+
+def test_the_control_is_the_plain_vit_unless_named(config: StudyConfig) -> None:
+    assert config.control == "vit_tiny"
+    assert replace(config, encoders=("resnet18", "local_vit_tiny"), control="").control == "resnet18"
+    with pytest.raises(UserError, match="unknown control: encoder of the study 'vit_tny': did you mean 'vit_tiny'"):
+        replace(config, control="vit_tny")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"tasks": ("Lyft-v0",)}, "did you mean 'Lift-v0'"),
+        ({"tasks": "lift"}, "tasks of a study is a sequence"),
+        ({"encoders": ()}, "at least one of encoders"),
+        ({"seeds": (0, 0)}, "0 stands twice among its seeds"),
+        ({"seeds": (-1,)}, "integers from 0"),
+        ({"encoders": ("vit_tiny", "vit_tiny")}, "vit_tiny stands twice among its encoders"),
+        ({"regimes": ("frozn",)}, "did you mean 'frozen'"),
+        ({"regimes": ("frozen",)}, "needs weights to start from, and encoder fibottention_vit_tiny has none"),
+        ({"policy": {"hiden": 3}}, "did you mean 'hidden'"),
+        ({"policy": {"encoder": "resnet18"}}, "follows from the grid"),
+        ({"optimizer": {"steps": 3}}, "follows from the grid"),
+        ({"optimizer": {"learning_rat": 3}}, "did you mean 'learning_rate'"),
+        ({"steps": 0}, "steps must be at least 1"),
+        ({"margin": 5}, "between 0 and 1"),
+    ],
+)
+def test_values_that_make_no_study_are_named(config: StudyConfig, changes: dict[str, object], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        replace(config, **changes)
+
+
+def test_regimes_decide_the_weights_that_training_starts_from(config: StudyConfig, tmp_path: Path) -> None:
+    encoder = StudyEncoder("timm:vit_tiny_patch16_224", {"pretrained": True}, weights=tmp_path / "vit.safetensors")
+    task = config.tasks[0]
+    scratch = train_config(config, Cell(task, encoder, "bc", "scratch"), 0, tmp_path, tmp_path)
+    assert scratch.policy.encoder_options == {}
+    cell = Cell(task, encoder, "bc", "frozen")
+    if "freeze_encoder" not in {item.name for item in dataclasses.fields(TrainConfig)}:
+        with pytest.raises(UserError, match="training starts every encoder from scratch"):
+            train_config(config, cell, 0, tmp_path, tmp_path)
+        return
+    frozen = dataclasses.asdict(train_config(config, cell, 0, tmp_path, tmp_path))
+    assert frozen["freeze_encoder"]
+    assert frozen["encoder_weights"] == tmp_path / "vit.safetensors"
+    assert frozen["policy"]["encoder_options"] == {"pretrained": True}
+
+
+def test_a_file_names_its_function(tmp_path: Path) -> None:
+    path = tmp_path / "my_study.py"
+    path.write_text(SOURCE + "\n\ndef other():\n    return 3\n\n\ndef broken():\n    return 1 / 0\n")
+    found, folder = load_study(str(path))
+    assert (found.name, folder) == ("tiny", tmp_path)
+    assert load_study(f"{path}:study")[0] == found
+    for name, message in (
+        ("studdy", "unknown function of .*: 'studdy': did you mean 'study'"),
+        ("other", "must return a StudyConfig, got int"),
+        ("broken", r"broken\(\) failed: ZeroDivisionError"),
+    ):
+        with pytest.raises(UserError, match=message):
+            load_study(f"{path}:{name}")
+    with pytest.raises(UserError, match="expected a file of Python"):
+        load_study(str(tmp_path / "nowhere.py"))
+    (tmp_path / "bad.py").write_text("import nothing_of_this_name")
+    with pytest.raises(UserError, match=r"bad\.py: cannot be run: ModuleNotFoundError"):
+        load_study(str(tmp_path / "bad.py"))

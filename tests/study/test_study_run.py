@@ -1,0 +1,120 @@
+"""A study from its file to its rows, and again where it was stopped."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from tiny_study import SOURCE, Here
+
+from fibopolicy.errors import UserError
+from fibopolicy.evaluation.rows import read_rows
+from fibopolicy.study import StudyConfig
+from fibopolicy.study.cells import runs
+from fibopolicy.study.directory import StudyDirectory, open_directory
+from fibopolicy.study.runner import run_some, run_study
+from fibopolicy.study.status import status
+
+
+def test_a_study_leaves_the_directory_of_its_contract(finished: StudyDirectory) -> None:
+    path = finished.path
+    for name in ("study.json", "environment.json", "study.log", "study.lock", "data/reach.hdf5", "starts/reach.npz"):
+        assert (path / name).is_file(), name
+    assert open_directory(path).config == finished.config
+    assert {p.name for p in (path / "cells").iterdir()} == {
+        "reach__fibottention_vit_tiny__bc__scratch",
+        "reach__vit_tiny__bc__scratch",
+    }
+    cell = json.loads((path / "cells/reach__vit_tiny__bc__scratch/cell.json").read_text())
+    assert cell == {
+        "cell": "reach__vit_tiny__bc__scratch",
+        "task": "fibopolicy/Reach-v0",
+        "encoder": "vit_tiny",
+        "head": "bc",
+        "regime": "scratch",
+    }
+    done = json.loads((path / "cells/reach__vit_tiny__bc__scratch/seed0/done.json").read_text())
+    assert (done["steps"], done["episodes"]) == (6, 2)
+    assert all(done[key] > 0 for key in ("train_s", "evaluate_s", "samples_per_s", "peak_memory_mb", "rollout_steps_per_s"))
+
+
+def test_every_cell_is_measured_on_the_same_start_states(finished: StudyDirectory) -> None:
+    starts = [[row.start for row in read_rows(finished.run(run) / "episodes.jsonl")] for run in runs(finished.config)]
+    assert len(starts[0]) == 2
+    assert starts[0] == starts[1]
+    assert {row.checkpoint_step for run in runs(finished.config) for row in read_rows(finished.run(run) / "episodes.jsonl")} == {
+        6
+    }
+
+
+def test_a_second_start_repeats_nothing(finished: StudyDirectory) -> None:
+    before = {path: path.stat().st_mtime_ns for path in finished.path.rglob("*") if path.suffix not in (".log", ".lock")}
+    here = Here()
+    outcome = run_study(finished.config, finished.path, here, finished.path)
+    assert outcome.done == 2
+    assert here.carried_out == []
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
+def test_another_configuration_is_refused_with_its_difference(finished: StudyDirectory) -> None:
+    for changes, message in (
+        ({"steps": 7}, "steps = 6 there, 7 now"),
+        ({"seeds": (0, 1)}, r"seeds = \[0\] there, \[0, 1\] now"),
+        ({"encoders": ("vit_tiny",), "control": ""}, r"encoders = \[fibottention_vit_tiny, vit_tiny\] there, \[vit_tiny\] now"),
+        ({"policy": {"hidden": 33}}, r"policy\.hidden = 32 there, 33 now"),
+    ):
+        with pytest.raises(UserError, match=message):
+            run_study(replace(finished.config, **changes), finished.path, Here(), finished.path)
+
+
+def test_a_folder_with_something_else_is_left_alone(config: StudyConfig, tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(UserError, match="is not empty and holds no study"):
+        run_study(config, tmp_path, Here(), tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_the_status_names_what_is_done(finished: StudyDirectory) -> None:
+    told = status(finished)
+    assert "2 runs: 2 done; no runner is at work" in told
+    assert "/2 successes" in told
+
+
+def test_chosen_runs_alone_are_carried_out(config: StudyConfig, finished: StudyDirectory) -> None:
+    here = Here()
+    run_some(config, finished.path, ["reach__vit_tiny__bc__scratch"], here, finished.path)
+    assert here.carried_out == []
+    with pytest.raises(UserError, match="did you mean 'reach__vit_tiny__bc__scratch/seed0'"):
+        run_some(config, finished.path, ["reach__vit_tiny__bc__scratch/seed1"], here, finished.path)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="looks for processes in /proc")
+def test_a_killed_study_goes_on_and_ends_with_the_same_rows(finished: StudyDirectory, tmp_path: Path) -> None:
+    (tmp_path / "my_study.py").write_text(SOURCE)
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "fibopolicy", "study", "run", str(tmp_path / "my_study.py"), "--out", str(out)]
+    first = subprocess.Popen([*command, "--jobs", "1"], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    metrics = out / "cells/reach__fibottention_vit_tiny__bc__scratch/seed0/metrics.jsonl"
+    while not metrics.exists():
+        assert first.poll() is None, first.communicate()[1]
+        time.sleep(0.02)
+    os.kill(first.pid, signal.SIGSTOP)  # so that it cannot be done before the second start looks
+    second = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert second.returncode == 2
+    assert f"process {first.pid} on" in second.stderr
+    assert second.stderr.count("\n") == 1, second.stderr
+    os.kill(first.pid, signal.SIGKILL)  # its run's process ends by itself, and the next start waits for that
+    first.communicate()
+    assert subprocess.run(command, capture_output=True, text=True, check=False).returncode == 0
+    study = open_directory(out)
+    for run in runs(finished.config):
+        mine, theirs = (read_rows(one.run(run) / "episodes.jsonl") for one in (study, finished))
+        assert [row.repeatable() for row in mine] == [row.repeatable() for row in theirs]

@@ -1,0 +1,64 @@
+"""A study of seconds."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from fibopolicy import cli
+from fibopolicy.study.cells import Run
+from fibopolicy.study.directory import StudyDirectory
+from fibopolicy.study.executors import Ended
+from fibopolicy.study.one_run import carry_out
+
+SMALL = {"patch_size": 12, "width": 24, "depth": 1, "heads": 2, "keypoints": 4}
+
+#: The same study as a file of its user.
+SOURCE = f"""
+from fibopolicy.study import StudyConfig, StudyEncoder, StudyTask
+
+SMALL = {SMALL}
+
+def study():
+    return StudyConfig(
+        "tiny",
+        tasks=[StudyTask("reach", demos=11, image_size=24, horizon=6)],
+        encoders=[StudyEncoder("fibottention_vit_tiny", SMALL), StudyEncoder("vit_tiny", SMALL)],
+        seeds=(0,),
+        steps=6,
+        episodes=2,
+        videos=1,
+        optimizer={{"batch_size": 8, "warmup": 2}},
+        policy={{"hidden": 32}},
+    )
+"""
+
+
+@dataclass
+class Here:
+    """Carries runs out in this process, so that a test waits for no imports; keeps their names."""
+
+    carried_out: list[str] = field(default_factory=list)
+    slots: int = 1
+
+    def carry_out(self, study: StudyDirectory, runs: Sequence[Run], folder: Path) -> Iterator[Ended]:
+        for run in runs:
+            self.carried_out.append(run.name)
+            yield Ended(run, carry_out(study, run), 0.0)
+
+
+def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
+    """The command in this process: exit code, output, errors."""
+    monkeypatch.setattr(sys, "argv", ["fibopolicy", *arguments])
+    capsys.readouterr()
+    try:
+        cli.main()
+        code = 0
+    except SystemExit as end:
+        code = int(end.code or 0)
+    printed = capsys.readouterr()
+    return code, printed.out, printed.err
