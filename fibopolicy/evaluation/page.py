@@ -24,6 +24,7 @@ body { margin: 0 auto; padding: 1.5rem; max-width: 60rem; overflow-wrap: anywher
 h1 { font-size: 1.5rem; line-height: 1.3 } h2 { font-size: 1.15rem; margin-top: 2rem } h3 { font-size: 1rem; margin-top: 1.5rem }
 table { border-collapse: collapse; width: 100% }
 th, td { text-align: left; vertical-align: top; padding: .35rem .6rem; border-bottom: 1px solid var(--line) }
+td, th { overflow-wrap: break-word } td:first-child, th:first-child { overflow-wrap: anywhere }
 th { font-weight: 600 } td.number, th.number { text-align: right; font-variant-numeric: tabular-nums }
 table.pairs th { width: 11rem } td:first-child, th:first-child { padding-left: 0 }
 td:last-child, th:last-child { padding-right: 0 }
@@ -32,11 +33,12 @@ details { margin: 1rem 0 } summary { cursor: pointer; color: var(--link) } nav a
 ul.answers { list-style: none; padding: 0 } ul.answers li { margin: .75rem 0; padding-left: .9rem; border-left: .3rem solid }
 li.good { border-color: var(--good) !important } li.bad { border-color: var(--bad) !important }
 li.open { border-color: var(--open) !important }
+td.good { color: var(--good) } td.bad { color: var(--bad) } td.open { color: var(--open) }
 @media (max-width: 40rem) {
   body { padding: 1rem } table.pairs th { width: 7rem }
   table.wide, table.wide tbody, table.wide tr, table.wide td { display: block } table.wide tr.head { display: none }
   table.wide tr { border-bottom: 1px solid var(--line); padding: .4rem 0 }
-  table.wide td { border: 0; padding: .1rem 0; text-align: left; display: flex; gap: 1rem }
+  table.wide td { overflow-wrap: anywhere; border: 0; padding: .1rem 0; text-align: left; display: flex; gap: 1rem }
   table.wide td::before { content: attr(data-name); flex: 0 0 8rem; color: var(--faint) }
   table.wide td:first-child { font-weight: 600 } table.wide td:first-child::before { content: none }
 }
@@ -97,7 +99,15 @@ class Link:
     href: str
 
 
-Cell = str | Link
+@dataclass(frozen=True)
+class Marked:
+    """A cell that is "good", "bad" or "open"."""
+
+    text: str
+    mark: str
+
+
+Cell = str | Link | Marked
 
 
 def table(rows: Sequence[Sequence[Cell]], words: Collection[str] = ()) -> str:
@@ -106,13 +116,13 @@ def table(rows: Sequence[Sequence[Cell]], words: Collection[str] = ()) -> str:
     Args:
         words: titles of the columns, beside the first, that hold words and not numbers.
     """
-    titles = [str(title) for title in rows[0]]
-    kinds = ["" if i == 0 or title in words else " class=number" for i, title in enumerate(titles)]
-    head = "".join(f"<th{kind}>{html.escape(title)}</th>" for kind, title in zip(kinds, titles, strict=True))
+    titles = [title for title in rows[0] if isinstance(title, str)]
+    kinds = ["" if i == 0 or title in words else "number" for i, title in enumerate(titles)]
+    head = "".join(f"<th{_class(kind)}>{html.escape(title)}</th>" for kind, title in zip(kinds, titles, strict=True))
     body = "".join(
         "<tr>"
         + "".join(
-            f'<td{kind} data-name="{html.escape(title)}">{_told(cell)}</td>'
+            f'<td{_class(kind, getattr(cell, "mark", ""))} data-name="{html.escape(title)}">{_told(cell)}</td>'
             for kind, title, cell in zip(kinds, titles, row, strict=True)
         )
         + "</tr>"
@@ -121,10 +131,15 @@ def table(rows: Sequence[Sequence[Cell]], words: Collection[str] = ()) -> str:
     return f"<table class=wide><tr class=head>{head}</tr>{body}</table>"
 
 
+def _class(*names: str) -> str:
+    given = " ".join(filter(None, names))
+    return f' class="{given}"' if given else ""
+
+
 def _told(cell: Cell) -> str:
     if isinstance(cell, Link):
         return f'<a href="{html.escape(cell.href)}">{html.escape(cell.text)}</a>'
-    return html.escape(cell)
+    return html.escape(cell if isinstance(cell, str) else cell.text)
 
 
 def pairs(facts: Mapping[str, str]) -> str:

@@ -118,7 +118,7 @@ def needed(found: Estimate, bound: float, *, alpha: float, power: float = 0.8) -
         alpha: of the one-sided test, after any correction.
 
     Returns:
-        `None` where `MOST` start states, or `MOST_SEEDS` seeds, are not enough.
+        `None` where `MOST` episodes, start states times seeds, are not enough.
     """
 
     def reached(seeds: int, starts: int) -> bool:
@@ -126,8 +126,8 @@ def needed(found: Estimate, bound: float, *, alpha: float, power: float = 0.8) -
         return bool(stdtr(left.df, abs(found.value - bound) / left.error - stdtrit(left.df, 1 - alpha)) >= power)
 
     single = found.seeds == 1
-    most = MOST if single else MOST_STARTS
     for seeds in range(found.seeds, 2 if single else MOST_SEEDS + 1):
+        most = MOST if single else min(MOST_STARTS, MOST // seeds)
         if reached(seeds, most):
             low, high = 1, most
             while high - low > 1:
