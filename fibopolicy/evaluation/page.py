@@ -77,8 +77,9 @@ def contents(headings: Sequence[str]) -> str:
 
 
 def answers(lines: Sequence[tuple[str, str]]) -> str:
-    """What a page has to say, marked as "good", "bad" or "open"."""
-    return "<ul class=answers>" + "".join(f"<li class={mark}>{html.escape(text)}</li>" for mark, text in lines) + "</ul>"
+    """What a page has to say, marked as "good", "bad" or "open"; words between ** are bold."""
+    told = [(mark, re.sub(r"\*\*(.+?)\*\*", r"<b>\1</b>", html.escape(text))) for mark, text in lines]
+    return "<ul class=answers>" + "".join(f"<li class={mark}>{text}</li>" for mark, text in told) + "</ul>"
 
 
 def folded(summary: str, parts: Sequence[str]) -> str:
@@ -139,7 +140,8 @@ def _class(*names: str) -> str:
 def _told(cell: Cell) -> str:
     if isinstance(cell, Link):
         return f'<a href="{html.escape(cell.href)}">{html.escape(cell.text)}</a>'
-    return html.escape(cell if isinstance(cell, str) else cell.text)
+    text = html.escape(cell if isinstance(cell, str) else cell.text)
+    return re.sub(r"\[[^\]]*\]", lambda interval: interval[0].replace(" ", "&nbsp;"), text)  # an interval stays on one line
 
 
 def pairs(facts: Mapping[str, str]) -> str:

@@ -76,13 +76,14 @@ def _claim(study: Study, verdict: Verdict, candidate: str) -> str:
     control = study.control
     if study.margin is None:
         if verdict is Verdict.UNDECIDED:
-            return f"No difference between {candidate} and {control} is shown" if candidate else "no difference is shown"
-        than = f"{'better' if verdict is Verdict.NOT_INFERIOR else 'worse'} than {control}"
+            told = f"between {candidate} and {control} is shown" if candidate else "is shown"
+            return f"{'No' if candidate else 'no'} difference {told}"
+        than = f"**{'better' if verdict is Verdict.NOT_INFERIOR else 'worse'}** than {control}"
         return f"{candidate} is {than}" if candidate else than
     by = f"by more than {100 * study.margin:g} points"
     if verdict is Verdict.UNDECIDED:
-        return f"Whether {candidate} is inferior to {control} {by} is undecided" if candidate else "undecided"
-    return f"{candidate} is {verdict.value} to {control} {by}" if candidate else f"{verdict.value} {by}"
+        return f"Whether {candidate} is inferior to {control} {by} is **undecided**" if candidate else "**undecided**"
+    return f"{candidate} is **{verdict.value}** to {control} {by}" if candidate else f"**{verdict.value}** {by}"
 
 
 def _on(one: Compared, study: Study, design: str, first: bool) -> str:

@@ -35,7 +35,7 @@ class Heading(Block):
 
 @dataclass(frozen=True)
 class Answers(Block):
-    """The first lines: a mark ("good", "bad", "open") and a sentence each."""
+    """The first lines: a mark ("good", "bad", "open") and a sentence each, with bold words between **."""
 
     lines: Sequence[tuple[str, str]]
 
@@ -43,7 +43,7 @@ class Answers(Block):
         return page.answers(self.lines)
 
     def markdown(self) -> str:
-        return "\n".join(f"- {_escaped(text)}" for _, text in self.lines)
+        return "\n".join(f"- {text}" for _, text in self.lines)
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from fibopolicy.study.report.directory import printed
 from fibopolicy.study.report.results import Compared, Results, Verdict
 
 #: Told apart in grey, too: by shape.
-_LOOKS = {Verdict.NOT_INFERIOR: (COLOURS[2], "o"), Verdict.INFERIOR: (COLOURS[1], "X"), Verdict.UNDECIDED: (FAINT, "D")}
+_LOOKS = {Verdict.NOT_INFERIOR: (COLOURS[2], "o"), Verdict.INFERIOR: (COLOURS[1], "s"), Verdict.UNDECIDED: (FAINT, "D")}
 
 
 def plot_forest(comparisons: Sequence[Compared], control: str, margin: float | None, path: Path) -> None:
