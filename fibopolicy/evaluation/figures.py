@@ -9,13 +9,13 @@ from typing import Any
 
 from fibopolicy.files import written_aside
 
-#: Told apart by readers with any colour vision (Okabe and Ito), also in grey.
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
 #: Wide enough for a phone and no wider, inches.
 WIDTH = 5.2
 #: Of text and axes; `save_svg` turns both light where the reader's screen is dark.
 INK, FAINT = "#1f2328", "#59636e"
-_ON_DARK = {INK: "#e6edf3", FAINT: "#9198a1", "#000000": "#e6edf3"}
+_ON_DARK = {INK: "#e6edf3", FAINT: "#9198a1"}
+#: Told apart by readers with any colour vision (Okabe and Ito), also in grey.
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", INK)
 
 
 def figure(rows: int, columns: int = 1, *, height: float = 2.8, **options: Any) -> tuple[Any, Any]:
@@ -38,6 +38,21 @@ def figure(rows: int, columns: int = 1, *, height: float = 2.8, **options: Any) 
         one.spines[["top", "right"]].set_visible(False)
         one.grid(alpha=0.25)
     return drawn, axes
+
+
+def legend(drawn: Any, columns: int = 1) -> None:
+    """The names of what is drawn, above it."""
+    drawn.legend(frameon=False, loc="outside upper left", ncols=columns, labelcolor=INK)
+
+
+def few_ticks(axes: Any, most: int = 4) -> None:
+    """At most so many labels on either axis of a small panel, and none between; they also take most of the time to draw."""
+    from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
+
+    for axis in (axes.xaxis, axes.yaxis):
+        log = axis.get_scale() == "log"
+        axis.set_major_locator(LogLocator(numticks=most) if log else MaxNLocator(most, steps=[1, 2, 2.5, 5, 10]))
+        axis.set_minor_locator(NullLocator())
 
 
 def short(name: str, most: int = 24) -> str:

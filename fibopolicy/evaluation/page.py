@@ -27,12 +27,13 @@ th, td { text-align: left; vertical-align: top; padding: .35rem .6rem; border-bo
 td, th { overflow-wrap: break-word } td:first-child, th:first-child { overflow-wrap: anywhere }
 th { font-weight: 600 } td.number, th.number { text-align: right; font-variant-numeric: tabular-nums }
 table.pairs th { width: 11rem } td:first-child, th:first-child { padding-left: 0 }
-td:last-child, th:last-child { padding-right: 0 }
+td:last-child, th:last-child { padding-right: 0 } table.wide th:first-child { min-width: 9rem }
 img, video { display: block; max-width: 100%; height: auto } img.paper { background: #fff } .note { color: var(--faint) }
 details { margin: 1rem 0 } summary { cursor: pointer; color: var(--link) } nav a { margin-right: 1rem; white-space: nowrap }
 ul.answers { list-style: none; padding: 0 } ul.answers li { margin: .75rem 0; padding-left: .9rem; border-left: .3rem solid }
 li.good { border-color: var(--good) !important } li.bad { border-color: var(--bad) !important }
 li.open { border-color: var(--open) !important }
+td.good, td.bad, td.open { white-space: nowrap }
 td.good { color: var(--good) } td.bad { color: var(--bad) } td.open { color: var(--open) }
 @media (max-width: 40rem) {
   body { padding: 1rem } table.pairs th { width: 7rem }

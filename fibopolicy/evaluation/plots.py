@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from fibopolicy.evaluation.figures import COLOURS, colours, figure, save_png, short
+from fibopolicy.evaluation.figures import COLOURS, colours, figure, legend, save_png, short
 from fibopolicy.evaluation.rows import Row
 from fibopolicy.evaluation.statistics import Rate, pooled
 
@@ -39,7 +39,7 @@ def plot_success_by_step(sides: Mapping[str, Sequence[Sequence[Row]]], path: Pat
         axes[0, 0].fill_between(steps, low, high, step="post", color=colour, alpha=0.15, linewidth=0)
     axes[0, 0].set(xlabel="control step", ylabel="solved, %", ylim=(0, 101), xlim=(0, None))
     if len(sides) > 1:
-        drawn.legend(frameon=False, loc="outside upper left")
+        legend(drawn)
     save_png(drawn, path)
 
 

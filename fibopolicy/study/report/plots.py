@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fibopolicy.evaluation.figures import COLOURS, FAINT, colours, figure, save_svg, short
+from fibopolicy.evaluation.figures import COLOURS, FAINT, colours, few_ticks, figure, legend, save_svg, short
 from fibopolicy.evaluation.statistics import Rate
 from fibopolicy.study.report.costs import cost
 from fibopolicy.study.report.curves import Band
@@ -32,18 +32,18 @@ def plot_forest(comparisons: Sequence[Compared], control: str, margin: float | N
     drawn, axes = figure(1, height=0.9 + 0.24 * len(lines))
     one_axes = axes[0, 0]
     edge = _edge(comparisons, margin)
-    for y, (_, one) in enumerate(lines):
-        if one is None:
+    drawn_lines = [(y, one) for y, (_, one) in enumerate(lines) if one is not None]
+    for verdict, (colour, marker) in _LOOKS.items():
+        if not (mine := [(y, one) for y, one in drawn_lines if one.verdict is verdict]):
             continue
-        colour, marker = _LOOKS[one.verdict]
-        low, value, high = (
-            float(np.clip(100 * x, -edge, edge)) for x in (one.difference.low, one.difference.value, one.difference.high)
-        )
-        one_axes.plot([low, high], [y, y], color=colour, linewidth=2)
-        one_axes.plot(value, y, marker, color=colour, markersize=7 if one.task is None else 5.5)
-        for end, arrow in ((low, "<"), (high, ">")):
-            if abs(end) == edge:  # it goes on
-                one_axes.plot(end, y, arrow, color=colour, markersize=6)
+        places = [y for y, _ in mine]
+        low, value, high = (np.array([100 * getattr(one.difference, end) for _, one in mine]) for end in ("low", "value", "high"))
+        one_axes.hlines(places, np.maximum(low, -edge), np.minimum(high, edge), color=colour, linewidth=2)
+        sizes = [52 if one.task is None else 30 for _, one in mine]
+        one_axes.scatter(np.clip(value, -edge, edge), places, sizes, color=colour, marker=marker, label=verdict.value, zorder=3)
+        for beyond, end, arrow in ((low < -edge, -edge, "<"), (high > edge, edge, ">")):  # an interval that goes on
+            shown = np.array(places)[beyond]
+            one_axes.scatter(np.full(len(shown), end), shown, 36, color=colour, marker=arrow)
     one_axes.axvline(0, color=FAINT, linewidth=1)
     if margin is not None:
         one_axes.axvline(-100 * margin, color=COLOURS[1], linewidth=1, linestyle="--")
@@ -55,10 +55,7 @@ def plot_forest(comparisons: Sequence[Compared], control: str, margin: float | N
     one_axes.tick_params(axis="y", length=0)
     one_axes.grid(visible=False, axis="y")
     one_axes.set_xlabel(f"points above {short(control)}")
-    for verdict, (colour, marker) in _LOOKS.items():
-        if any(one.verdict is verdict for one in comparisons):
-            one_axes.plot([], [], marker, color=colour, label=verdict.value)
-    drawn.legend(frameon=False, loc="outside upper left", ncols=3)
+    legend(drawn, columns=3)
     save_svg(drawn, path)
 
 
@@ -91,12 +88,14 @@ def plot_pareto(found: Results, setting: tuple[str, str], path: Path) -> bool:
         return False
     drawn, axes = figure(len(panels), 2, height=2.1, sharex="col", sharey="row")
     for row, (task, points) in zip(axes, panels, strict=True):
-        for column, (one_axes, faster) in enumerate(zip(row, (min, max), strict=True)):
+        for column, one_axes in enumerate(row):
+            few_ticks(one_axes)
             shown = [(encoder, rate, x) for encoder, rate, *xs in points if (x := xs[column]) is not None]
-            for encoder, rate, x in shown:
-                one_axes.plot([x, x], [100 * rate.low, 100 * rate.high], color=looks[encoder], linewidth=1.5, alpha=0.6)
-                one_axes.plot(x, 100 * rate.value, "o", color=looks[encoder], markersize=6)
-            front = pareto_front([(x, rate.value) for _, rate, x in shown], lower_is_better=faster is min)
+            places, tints = [x for _, _, x in shown], [looks[encoder] for encoder, _, _ in shown]
+            low, value, high = ([100 * getattr(rate, end) for _, rate, _ in shown] for end in ("low", "value", "high"))
+            one_axes.vlines(places, low, high, colors=tints, linewidth=1.5, alpha=0.6)
+            one_axes.scatter(places, value, 36, color=tints, zorder=3)
+            front = pareto_front([(x, rate.value) for _, rate, x in shown], lower_is_better=column == 0)
             one_axes.plot(
                 [x for x, _ in front], [100 * y for _, y in front], color=FAINT, linewidth=1, drawstyle="steps-post", zorder=0
             )
@@ -104,8 +103,8 @@ def plot_pareto(found: Results, setting: tuple[str, str], path: Path) -> bool:
     axes[-1, 0].set_xlabel("encoder, ms (batch 1)")
     axes[-1, 1].set_xlabel("training samples/s")
     for encoder in study.encoders:
-        axes[0, 0].plot([], [], "o", color=looks[encoder], label=short(encoder))
-    drawn.legend(frameon=False, loc="outside upper left", ncols=2)
+        axes[0, 0].scatter([], [], color=looks[encoder], label=short(encoder))
+    legend(drawn, columns=2)
     save_svg(drawn, path)
     return True
 
@@ -134,14 +133,15 @@ def plot_curves(curves: Mapping[str, Mapping[str, Mapping[str, Band]]], encoders
             for encoder, band in bands.items():
                 one_axes.plot(band.step, band.mean, color=looks[encoder], linewidth=1.2)
                 one_axes.fill_between(band.step, band.low, band.high, color=looks[encoder], alpha=0.15, linewidth=0)
-            if bands and all((band.low > 0).all() for band in bands.values()) and "success" not in quantity:
+            ends = [end for band in bands.values() for end in (band.low.min(), band.high.max())]
+            if ends and min(ends) > 0 and max(ends) > 10 * min(ends):
                 one_axes.set_yscale("log")
-            if row is axes[0]:
-                one_axes.set_title(quantity, fontsize="medium")
+            few_ticks(one_axes)
+            one_axes.set_title(quantity if task == next(iter(curves)) else "", fontsize="medium")
         row[0].set_ylabel(short(task, 18))
     for one_axes in axes[-1]:
         one_axes.set_xlabel("gradient step")
     for encoder in encoders:
         axes[0, 0].plot([], [], color=looks[encoder], label=short(encoder))
-    drawn.legend(frameon=False, loc="outside upper left", ncols=2)
+    legend(drawn, columns=2)
     save_svg(drawn, path)

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
 from pathlib import Path
 
 from fibopolicy.errors import UserError
 from fibopolicy.evaluation.rows import ROWS
-from fibopolicy.evaluation.side_by_side import film_side_by_side
-from fibopolicy.evaluation.starts import load_starts
 from fibopolicy.study.report.directory import Study, printed
 from fibopolicy.study.report.results import Compared, Results
 
@@ -43,8 +40,7 @@ def films(found: Results, folder: Path, *, make: bool) -> tuple[list[tuple[Compa
             _log.info("filming %s against %s on %s", one.candidate, one.control, one.subject)
             differing = int((control != candidate).sum())
             try:
-                starts = _starts(found.study, one, pair.starts)
-                film_side_by_side(pair, path, min(EPISODES, differing), starts)
+                film(found.study, one, path, min(EPISODES, differing))
                 shown.append((one, path))
             except UserError as error:
                 told.append(f"{one.candidate} on {one.subject}, {one.head}, {one.regime} could not be filmed: {error}")
@@ -54,10 +50,20 @@ def films(found: Results, folder: Path, *, make: bool) -> tuple[list[tuple[Compa
     return shown[:MOST], told
 
 
-def _starts(study: Study, one: Compared, wanted: Sequence[str]) -> Path:
-    """The study's file of start states that the episodes of a comparison began in."""
-    for path in sorted((study.directory / "starts").glob("*.npz")):
-        stored = load_starts(path)
-        if set(wanted) <= {stored.identity(i) for i in range(len(stored))}:
-            return path
+def film(study: Study, one: Compared, path: Path, episodes: int) -> None:
+    """Write the video of one comparison.
+
+    Raises:
+        UserError: the study holds no weights or start states any more, or they are not those of the rows.
+    """
+    # They load torch and the simulators, which a report without videos does without.
+    from fibopolicy.evaluation.side_by_side import film_side_by_side
+    from fibopolicy.evaluation.starts import load_starts
+
+    pair = one.pairs[0]
+    for starts in sorted((study.directory / "starts").glob("*.npz")):
+        stored = load_starts(starts)
+        if set(pair.starts) <= {stored.identity(i) for i in range(len(stored))}:
+            film_side_by_side(pair, path, episodes, starts)
+            return
     raise UserError(f"{study.directory / 'starts'}: holds no file with the start states of {printed(one.tasks[0])}")
