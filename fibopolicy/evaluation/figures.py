@@ -30,7 +30,8 @@ def figure(rows: int, columns: int = 1, *, height: float = 2.8, **options: Any) 
     from matplotlib import pyplot
 
     names = ("text.color", "axes.edgecolor", "axes.labelcolor", "axes.titlecolor", "xtick.color", "ytick.color")
-    with pyplot.rc_context(dict.fromkeys(names, INK)):
+    inks: Any = dict.fromkeys(names, INK)
+    with pyplot.rc_context(inks):
         drawn, axes = pyplot.subplots(
             rows, columns, figsize=(WIDTH, rows * height), layout="constrained", squeeze=False, **options
         )

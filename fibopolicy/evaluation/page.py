@@ -24,7 +24,7 @@ body { margin: 0 auto; padding: 1.5rem; max-width: 60rem; overflow-wrap: anywher
 h1 { font-size: 1.5rem; line-height: 1.3 } h2 { font-size: 1.15rem; margin-top: 2rem } h3 { font-size: 1rem; margin-top: 1.5rem }
 table { border-collapse: collapse; width: 100% }
 th, td { text-align: left; vertical-align: top; padding: .35rem .6rem; border-bottom: 1px solid var(--line) }
-td, th { overflow-wrap: break-word } td:first-child, th:first-child { overflow-wrap: anywhere }
+.number { overflow-wrap: break-word } table.wide td.words { min-width: 5rem }
 th { font-weight: 600 } td.number, th.number { text-align: right; font-variant-numeric: tabular-nums }
 table.pairs th { width: 11rem } td:first-child, th:first-child { padding-left: 0 }
 td:last-child, th:last-child { padding-right: 0 } table.wide th:first-child { min-width: 9rem }
@@ -39,7 +39,8 @@ td.good { color: var(--good) } td.bad { color: var(--bad) } td.open { color: var
   body { padding: 1rem } table.pairs th { width: 7rem }
   table.wide, table.wide tbody, table.wide tr, table.wide td { display: block } table.wide tr.head { display: none }
   table.wide tr { border-bottom: 1px solid var(--line); padding: .4rem 0 }
-  table.wide td { overflow-wrap: anywhere; border: 0; padding: .1rem 0; text-align: left; display: flex; gap: 1rem }
+  table.wide td { border: 0; padding: .1rem 0; text-align: left; display: flex; gap: 1rem }
+  table.wide td { overflow-wrap: anywhere; white-space: normal }
   table.wide td::before { content: attr(data-name); flex: 0 0 8rem; color: var(--faint) }
   table.wide td:first-child { font-weight: 600 } table.wide td:first-child::before { content: none }
 }
@@ -119,7 +120,7 @@ def table(rows: Sequence[Sequence[Cell]], words: Collection[str] = ()) -> str:
         words: titles of the columns, beside the first, that hold words and not numbers.
     """
     titles = [title for title in rows[0] if isinstance(title, str)]
-    kinds = ["" if i == 0 or title in words else "number" for i, title in enumerate(titles)]
+    kinds = ["" if i == 0 else "words" if title in words else "number" for i, title in enumerate(titles)]
     head = "".join(f"<th{_class(kind)}>{html.escape(title)}</th>" for kind, title in zip(kinds, titles, strict=True))
     body = "".join(
         "<tr>"

@@ -57,7 +57,7 @@ def _counted(found: Results, candidate: str) -> tuple[str, str]:
     single = [one for one in comparisons if one.task is not None]
     if not single:
         return "open", f"{candidate} against {study.control}: no answer yet, nothing has finished runs of both."
-    clauses = []
+    clauses: list[str] = []
     for verdict in Verdict:
         if group := [one for one in single if one.verdict is verdict]:
             where = listed([f"{one.subject} ({one.head}, {one.regime})" for one in group])

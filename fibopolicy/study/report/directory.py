@@ -119,10 +119,6 @@ class Study:
         """Every head and regime that some cell has."""
         return list(dict.fromkeys(cell.setting for cell in self.cells))
 
-    def cell(self, task: str, encoder: str, head: str, regime: str) -> Cell | None:
-        key = (task, encoder, head, regime)
-        return next((cell for cell in self.cells if (cell.task, cell.encoder, *cell.setting) == key), None)
-
 
 def read_study(directory: Path) -> Study:
     """Read a study directory. A run that cannot be read counts as not done, and a warning names the file.
