@@ -83,7 +83,7 @@ def finish(
     successes: Sequence[bool] | NDArray[np.bool_],
     *,
     speed: float = 1.0,
-    curves: bool = True,
+    curves: bool = False,
     **changes: Any,
 ) -> Path:
     """A finished run whose outcomes are these, on start states 0, 1, ..."""

@@ -119,10 +119,9 @@ def to_decide(one: Compared) -> str:
 def _design(one: Compared) -> str:
     """How much was measured: `3 seeds x 100 starts`."""
     control, candidate = one.seeds
-    seeds = f"{candidate} seed{'s' * (candidate != 1)}"
     if control != candidate:
-        seeds += f" against {control}"
-    return f"{seeds} x {one.starts} starts"
+        return f"{candidate} seeds against {control} of {one.control} x {one.starts} starts"
+    return f"{candidate} seed{'s' * (candidate != 1)} x {one.starts} starts"
 
 
 def _mark(comparisons: Sequence[Compared], lacking: bool) -> str:

@@ -114,11 +114,17 @@ def _short(value: float | None) -> str:
 
 def run_table(study: Study) -> Table:
     """Every run: how far it is, its own rate, its times, and where it lies."""
-    table: Table = [["run", "state", "solved", "step", "training", "evaluation"]]
+    table: Table = [["run", "state", "solved", "step", "training", "evaluation", "video"]]
     for cell in study.cells:
         for run in cell.runs:
-            table.append([_linked(study, cell, run), run.state.value, *_figures(run)])
+            table.append([_linked(study, cell, run), run.state.value, *_figures(run), _video(study, run)])
     return table
+
+
+def _video(study: Study, run: SeedRun) -> TableCell:
+    """A link to what the evaluation filmed."""
+    found = [] if run.folder is None else sorted((run.folder / "videos").glob("*.mp4"))
+    return Link("episodes", f"../{found[0].relative_to(study.directory).as_posix()}") if found else NONE
 
 
 def _linked(study: Study, cell: Cell, run: SeedRun) -> TableCell:

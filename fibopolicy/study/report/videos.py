@@ -42,7 +42,7 @@ def films(found: Results, folder: Path, *, make: bool) -> tuple[list[tuple[Compa
             try:
                 film(found.study, one, path, min(EPISODES, differing))
                 shown.append((one, path))
-            except UserError as error:
+            except (UserError, RuntimeError) as error:  # RuntimeError: episodes do not repeat on this machine
                 told.append(f"{one.candidate} on {one.subject}, {one.head}, {one.regime} could not be filmed: {error}")
         elif make:
             told.append(f"Only {MOST} pairs are filmed.")

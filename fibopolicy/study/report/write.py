@@ -246,7 +246,7 @@ def _made(study: Study) -> list[Block]:
     return [
         Heading("How it was made"),
         Facts({name: fact for name, fact in facts.items() if fact}),
-        Folded("Every run", [Table(run_table(study), words=("state",))]),
+        Folded("Every run", [Table(run_table(study), words=("state", "video"))]),
         Table([["file", "what it holds"], *zip(files, _HOLDS, strict=True)], words=("what it holds",)),
     ]
 
