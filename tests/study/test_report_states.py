@@ -128,6 +128,9 @@ def test_what_is_no_study_is_refused(tmp_path: Path) -> None:
     directory = describe(tmp_path / "damaged", [LIFT], ["dense", "fib"], margin=5)
     with pytest.raises(UserError, match="margin must lie between 0 and 1"):
         write_report(directory)
+    describe(directory, [LIFT], ["dense", "fib"], control="dance")
+    with pytest.raises(UserError, match="control dance is none of its encoders: dense, fib"):
+        write_report(directory)
     (directory / "study.json").write_text('{"tasks": [')
     with pytest.raises(UserError, match=r"study\.json: is not whole JSON"):
         write_report(directory)

@@ -145,18 +145,9 @@ def read_study(directory: Path) -> Study:
         raise UserError(f"{path}: is not the description of a study ({' '.join(repr(error).split())})") from error
     if margin is not None and not 0 < margin < 1:
         raise UserError(f"{path}: margin must lie between 0 and 1, e.g. 0.05 for five percentage points, got {margin}")
-    found: dict[tuple[str, ...], Path | None] = dict.fromkeys(itertools.product(*axes.values()))
-    for description in sorted((directory / "cells").glob("*/cell.json")):
-        told = _object(description)
-        if lacking := [name for name in axes if not isinstance(told.get(name), str)]:
-            raise UserError(f"{description}: lacks {', '.join(lacking)}; run the study again to restore it")
-        key = tuple(told[name] for name in axes)
-        for name, value in zip(axes, key, strict=True):
-            if value not in axes[name]:
-                axes[name].append(value)
-        found[key] = description.parent
-    order = {name: {value: i for i, value in enumerate(values)} for name, values in axes.items()}
-    keys = sorted(found, key=lambda key: [order[name][value] for name, value in zip(axes, key, strict=True)])
+    if control not in axes["encoder"]:
+        raise UserError(f"{path}: control {control} is none of its encoders: {', '.join(axes['encoder'])}")
+    found = _cells(directory, axes)
     environment = directory / "environment.json"
     return Study(
         directory,
@@ -173,8 +164,24 @@ def read_study(directory: Path) -> Study:
         control=control,
         document=document,
         environment=_object(environment) if environment.is_file() else {},
-        cells=tuple(_cell(directory, key, found[key], seeds, Choice(step=steps, starts_seed=starts_seed)) for key in keys),
+        cells=tuple(_cell(directory, key, found[key], seeds, Choice(step=steps, starts_seed=starts_seed)) for key in found),
     )
+
+
+def _cells(directory: Path, axes: dict[str, list[str]]) -> dict[tuple[str, ...], Path | None]:
+    """The folder of every combination, `None` where it has none, in the order of the axes, which grow by what lies there."""
+    found: dict[tuple[str, ...], Path | None] = dict.fromkeys(itertools.product(*axes.values()))
+    for description in sorted((directory / "cells").glob("*/cell.json")):
+        told = _object(description)
+        if lacking := [name for name in axes if not isinstance(told.get(name), str)]:
+            raise UserError(f"{description}: lacks {', '.join(lacking)}; run the study again to restore it")
+        key = tuple(told[name] for name in axes)
+        for name, value in zip(axes, key, strict=True):
+            if value not in axes[name]:
+                axes[name].append(value)
+        found[key] = description.parent
+    order = [{value: i for i, value in enumerate(values)} for values in axes.values()]
+    return {key: found[key] for key in sorted(found, key=lambda key: [o[v] for o, v in zip(order, key, strict=True)])}
 
 
 def _cell(directory: Path, key: tuple[str, ...], folder: Path | None, seeds: Sequence[int], choice: Choice) -> Cell:
