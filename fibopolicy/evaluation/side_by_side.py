@@ -42,10 +42,11 @@ def film_side_by_side(comparison: Comparison, path: Path, episodes: int, starts:
 
 def by_turns(baseline: NDArray[np.bool_], candidate: NDArray[np.bool_]) -> list[int]:
     """Indices of paired outcomes `(n,)`: solved by one alone, now the baseline, now the candidate; then the others in order."""
-    alone = np.flatnonzero(baseline & ~candidate), np.flatnonzero(candidate & ~baseline)
-    turns = itertools.zip_longest(*(indices.tolist() for indices in alone))
-    differ: list[int] = [index for turn in turns for index in turn if index is not None]
-    return differ + np.flatnonzero(baseline == candidate).tolist()
+    first, second, rest = (
+        np.flatnonzero(one).tolist() for one in (baseline > candidate, candidate > baseline, baseline == candidate)
+    )
+    turns = itertools.zip_longest(first, second)
+    return [*(index for turn in turns for index in turn if index is not None), *rest]
 
 
 def _film_checkpoint(side: Side, shown: Sequence[str], starts: Path | None) -> tuple[dict[str, Clip], float]:
