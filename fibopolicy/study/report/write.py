@@ -138,14 +138,13 @@ def _differences(found: Results, folder: Path) -> list[Block]:
     blocks += [Note(reason) for reason in found.unpaired]
     if not found.comparisons:
         return blocks
-    m = len(found.comparisons)
-    blocks.append(
-        Note(
-            "Points are percent of episodes, candidate minus control on the same start states; 95 % intervals, each for itself."
-            f" p values and verdicts are corrected by Holm for all {m} comparisons of this study, so a verdict can be stricter"
-            " than its interval looks."
+    told = "Points are percent of episodes, candidate minus control on the same start states, with 95 % intervals."
+    if (m := len(found.comparisons)) > 1:
+        told += (
+            f" Each interval stands for itself; p values and verdicts are corrected by Holm for all {m} comparisons of this study,"
+            " so a verdict can be stricter than its interval looks."
         )
-    )
+    blocks.append(Note(told))
     if study.margin is not None:
         blocks.append(
             Note(
