@@ -92,15 +92,23 @@ def side(name: str, runs: Sequence[Path], choice: Choice) -> Side:
     """Read a side.
 
     Raises:
-        UserError: as `Choice.of`; or the same weights stand for two training seeds.
+        UserError: as `Choice.of` and `assembled`.
     """
-    rows = tuple(choice.of(run) for run in runs)
+    return assembled(name, runs, [choice.of(run) for run in runs])
+
+
+def assembled(name: str, runs: Sequence[Path], rows: Sequence[Sequence[Row]]) -> Side:
+    """A side from the rows of its runs.
+
+    Raises:
+        UserError: the same weights stand for two training seeds.
+    """
     digests: dict[str, Path] = {}
     for run, (first, *_) in zip(runs, rows, strict=True):
         if first.policy and first.policy in digests:
             raise UserError(f"{name}: {digests[first.policy]} and {run} hold the same weights, which are no two training seeds")
         digests[first.policy] = run
-    return Side(name, tuple(runs), rows)
+    return Side(name, tuple(runs), tuple(map(tuple, rows)))
 
 
 def sides(runs: Sequence[Path], groups: Sequence[str], choice: Choice) -> list[Side]:

@@ -27,7 +27,7 @@ def write_comparison_page(comparison: Comparison, differences: Sequence[float], 
         parts = [
             page.note(summary(comparison)),
             page.heading("Differences"),
-            page.table(difference_rows(comparison)),
+            page.table(difference_rows(comparison), words=("verdict",)),
             page.picture(found, "differences from the baseline with 95 % intervals"),
             *map(page.note, notes(comparison)),
             page.heading("Success rates"),

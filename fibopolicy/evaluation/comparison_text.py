@@ -68,15 +68,15 @@ def difference_rows(comparison: Comparison) -> Table:
                 verdict.name,
                 f"{100 * d.value:+.1f} %",
                 f"[{100 * d.low:+.1f}, {100 * d.high:+.1f}] %",
-                _p(d.p),
-                *[_p(verdict.p)] * several,
+                p_value(d.p),
+                *[p_value(verdict.p)] * several,
                 str(verdict),
             ]
         )
     return table
 
 
-def _p(p: float) -> str:
+def p_value(p: float) -> str:
     return f"{p:.3f}" if p >= 0.001 else f"{p:.0e}"
 
 

@@ -2,20 +2,122 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import binomtest, t
+from scipy.special import stdtr
+from scipy.stats import binomtest
 
 from fibopolicy.errors import UserError
 from fibopolicy.evaluation.statistics import Variation, degrees_of_freedom, quantile, variation
 
+#: A variance and the degrees of freedom that it was estimated with.
+Part = tuple[float, int]
+
 
 @dataclass(frozen=True)
-class Difference:
+class Expected:
+    """What another number of training seeds and start states would leave to doubt.
+
+    Args:
+        error: standard error of the difference, in [0, 1].
+        df: degrees of freedom of its estimate.
+    """
+
+    error: float
+    df: float
+
+
+class Estimate(ABC):
+    """A difference of success rates, candidate minus baseline, with what is uncertain about it."""
+
+    confidence: float
+
+    @property
+    @abstractmethod
+    def value(self) -> float:
+        """In [-1, 1]."""
+
+    @property
+    @abstractmethod
+    def p(self) -> float:
+        """Two-sided p value of no difference."""
+
+    @property
+    def low(self) -> float:
+        return max(-1.0, self._centre - self._half)
+
+    @property
+    def high(self) -> float:
+        return min(1.0, self._centre + self._half)
+
+    def p_inferior(self, margin: float) -> float:
+        """One-sided p value of the candidate being worse than the baseline by `margin`, in (0, 1), or more."""
+        if not 0 < margin < 1:
+            raise UserError(f"margin must lie between 0 and 1, e.g. 0.05 for five percentage points, got {margin}")
+        return float(stdtr(self._df, -(self._centre + margin) / self._error))
+
+    @property
+    def seed_share(self) -> float:
+        """The share of the variance, in [0, 1], that training seeds cause beyond chance: more episodes do not reduce it."""
+        return self._beyond_chance / self._error**2
+
+    @abstractmethod
+    def expected(self, seeds: int, starts: int) -> Expected:
+        """What `seeds` training seeds of either side on `starts` start states (of each task) would leave, varying as these do.
+
+        Variation that a single seed cannot tell counts as none.
+        """
+
+    @property
+    @abstractmethod
+    def seeds(self) -> int:
+        """Training seeds of the side with more."""
+
+    @property
+    @abstractmethod
+    def starts(self) -> int:
+        """Start states, of the task with most."""
+
+    @property
+    @abstractmethod
+    def checkpoint_pair(self) -> bool:
+        """Whether each side is a single checkpoint (per task)."""
+
+    @property
+    @abstractmethod
+    def _centre(self) -> float: ...
+
+    @property
+    @abstractmethod
+    def _beyond_chance(self) -> float: ...
+
+    @cached_property
+    @abstractmethod
+    def _error(self) -> float: ...
+
+    @cached_property
+    @abstractmethod
+    def _degrees(self) -> tuple[Part, ...]: ...
+
+    @cached_property
+    def _df(self) -> float:
+        return degrees_of_freedom(self._error**2, self._degrees)
+
+    @property
+    def _half(self) -> float:
+        return self._error * quantile(self._error**2, self._degrees, self.confidence)
+
+    def _student(self) -> float:
+        return float(2 * stdtr(self._df, -abs(self._centre) / self._error))
+
+
+@dataclass(frozen=True)
+class Difference(Estimate):
     """Candidate minus baseline, on the same n start states.
 
     Args:
@@ -54,14 +156,6 @@ class Difference:
         return len(self.baseline) == len(self.candidate) == 1
 
     @property
-    def low(self) -> float:
-        return max(-1.0, self._centre - self._half)
-
-    @property
-    def high(self) -> float:
-        return min(1.0, self._centre + self._half)
-
-    @property
     def discordant(self) -> tuple[int, int]:
         """Of a checkpoint pair: start states that only the baseline solved, and that only the candidate solved."""
         a, b = self.baseline[0], self.candidate[0]
@@ -72,18 +166,33 @@ class Difference:
         """Two-sided p value of no difference: exact McNemar for a checkpoint pair, Student's for several seeds."""
         if self.checkpoint_pair:
             return mcnemar(*self.discordant)
-        return float(2 * t.sf(abs(self._centre) / self._error, self._df))
-
-    def p_inferior(self, margin: float) -> float:
-        """One-sided p value of the candidate being worse than the baseline by `margin`, in (0, 1), or more."""
-        if not 0 < margin < 1:
-            raise UserError(f"margin must lie between 0 and 1, e.g. 0.05 for five percentage points, got {margin}")
-        return float(t.sf((self._centre + margin) / self._error, self._df))
+        return self._student()
 
     @property
-    def seed_share(self) -> float:
-        """The share of the variance, in [0, 1], that training seeds cause beyond chance: more episodes do not reduce it."""
-        return (self._parts[1].beyond_chance + self._parts[2].beyond_chance) / self._error**2
+    def seeds(self) -> int:
+        return max(len(self.baseline), len(self.candidate))
+
+    @property
+    def starts(self) -> int:
+        return int(self.baseline.shape[1])
+
+    def expected(self, seeds: int, starts: int) -> Expected:
+        variance, degrees = self.planned(seeds, starts)
+        return Expected(variance**0.5, degrees_of_freedom(variance, degrees))
+
+    def planned(self, seeds: int, starts: int) -> tuple[float, tuple[Part, ...]]:
+        """The variance of the difference with so many training seeds and start states, and the parts that it consists of."""
+        by_start, *sides = self._parts
+        n, planned = self.starts + 2, starts + 2
+        chance = sum(side.chance for side in sides)
+        chances, beyond, apart = 0.0, 0.0, []
+        for side, trained in zip(sides, (self.baseline, self.candidate), strict=True):
+            left = side.chance * len(trained) * n / (seeds * planned)
+            between = side.beyond_chance * len(trained) / seeds
+            chances, beyond = chances + left, beyond + between
+            apart.append((between + left, seeds - 1))
+        varying = max(0.0, by_start.starts - chance) * n / planned + chances
+        return varying + beyond, ((varying, planned - 1), *apart)
 
     @cached_property
     def _padded(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -105,23 +214,80 @@ class Difference:
         return float(b.mean() - a.mean())
 
     @property
+    def _beyond_chance(self) -> float:
+        return self._parts[1].beyond_chance + self._parts[2].beyond_chance
+
+    @cached_property
     def _error(self) -> float:
         starts, a, b = self._parts
         return float((starts.starts + a.beyond_chance + b.beyond_chance) ** 0.5)
 
-    @property
-    def _degrees(self) -> tuple[tuple[float, int], ...]:
+    @cached_property
+    def _degrees(self) -> tuple[Part, ...]:
         starts, a, b = self._parts
         n = self._padded[0].shape[1]
         return (starts.starts, n - 1), (a.seeds, len(self.baseline) - 1), (b.seeds, len(self.candidate) - 1)
 
-    @property
-    def _df(self) -> float:
-        return degrees_of_freedom(self._error**2, self._degrees)
+
+@dataclass(frozen=True)
+class MeanDifference(Estimate):
+    """The mean of differences on several tasks, each task counted alike, whose runs and start states are independent.
+
+    It speaks of these tasks, not of others like them: tasks are no random draw.
+
+    Args:
+        parts: per task.
+        confidence: of the interval.
+    """
+
+    parts: tuple[Difference, ...]
+    confidence: float = 0.95
 
     @property
-    def _half(self) -> float:
-        return self._error * quantile(self._error**2, self._degrees, self.confidence)
+    def value(self) -> float:
+        return sum(part.value for part in self.parts) / len(self.parts)
+
+    @property
+    def p(self) -> float:
+        """Two-sided p value of no difference on average: Student's, for single checkpoints too."""
+        return self._student()
+
+    @property
+    def seeds(self) -> int:
+        return max(part.seeds for part in self.parts)
+
+    @property
+    def starts(self) -> int:
+        return max(part.starts for part in self.parts)
+
+    @property
+    def checkpoint_pair(self) -> bool:
+        return all(part.checkpoint_pair for part in self.parts)
+
+    def expected(self, seeds: int, starts: int) -> Expected:
+        degrees: list[Part] = []
+        total = 0.0
+        for part in self.parts:
+            variance, parts = part.planned(seeds, starts)
+            total += variance
+            degrees += parts
+        return Expected(total**0.5 / len(self.parts), degrees_of_freedom(total, tuple(degrees)))
+
+    @property
+    def _centre(self) -> float:
+        return sum(part._centre for part in self.parts) / len(self.parts)
+
+    @property
+    def _beyond_chance(self) -> float:
+        return float(sum(part._beyond_chance for part in self.parts)) / len(self.parts) ** 2
+
+    @cached_property
+    def _error(self) -> float:
+        return float(sum(part._error**2 for part in self.parts) ** 0.5) / len(self.parts)
+
+    @cached_property
+    def _degrees(self) -> tuple[Part, ...]:
+        return tuple((variance / len(self.parts) ** 2, df) for part in self.parts for variance, df in part._degrees)
 
 
 def mcnemar(only_a: int, only_b: int) -> float:

@@ -4,18 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fibopolicy.evaluation.figures import COLOURS, colours, figure, legend, save_png, short
 from fibopolicy.evaluation.rows import Row
 from fibopolicy.evaluation.statistics import Rate, pooled
-from fibopolicy.files import written_aside
-
-#: Told apart by readers with any colour vision (Okabe and Ito), also in grey.
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
-WIDTH = 5.2
 
 
 def success_by_step(runs: Sequence[Sequence[Row]]) -> tuple[NDArray[np.int64], list[Rate]]:
@@ -36,16 +31,16 @@ def plot_success_by_step(sides: Mapping[str, Sequence[Sequence[Row]]], path: Pat
     Args:
         sides: per name the rows of each training seed, as `success_by_step` takes them.
     """
-    figure, axes = _figure(1)
-    for colour, (name, runs) in zip(_colours(len(sides)), sides.items(), strict=True):
+    drawn, axes = figure(1)
+    for colour, (name, runs) in zip(colours(len(sides)), sides.items(), strict=True):
         steps, rates = success_by_step(runs)
-        axes[0].step(steps, [100 * rate.value for rate in rates], where="post", color=colour, label=name)
+        axes[0, 0].step(steps, [100 * rate.value for rate in rates], where="post", color=colour, label=name)
         low, high = ([100 * getattr(rate, end) for rate in rates] for end in ("low", "high"))
-        axes[0].fill_between(steps, low, high, step="post", color=colour, alpha=0.15, linewidth=0)
-    axes[0].set(xlabel="control step", ylabel="solved, %", ylim=(0, 101), xlim=(0, None))
+        axes[0, 0].fill_between(steps, low, high, step="post", color=colour, alpha=0.15, linewidth=0)
+    axes[0, 0].set(xlabel="control step", ylabel="solved, %", ylim=(0, 101), xlim=(0, None))
     if len(sides) > 1:
-        figure.legend(frameon=False, loc="outside upper left")
-    _save(figure, path)
+        legend(drawn)
+    save_png(drawn, path)
 
 
 def plot_differences(
@@ -57,55 +52,26 @@ def plot_differences(
         differences: per candidate its difference and the interval's ends, in [-1, 1].
         margin: of non-inferiority, drawn as a line.
     """
-    figure, axes = _figure(1, height=1.1 + 0.35 * len(differences))
+    drawn, axes = figure(1, height=1.1 + 0.35 * len(differences))
     for y, (value, low, high) in enumerate(differences.values()):
-        axes[0].plot([100 * low, 100 * high], [y, y], color=COLOURS[0], linewidth=2)
-        axes[0].plot(100 * value, y, "o", color=COLOURS[0])
-    axes[0].axvline(0, color="#59636e", linewidth=1)
+        axes[0, 0].plot([100 * low, 100 * high], [y, y], color=COLOURS[0], linewidth=2)
+        axes[0, 0].plot(100 * value, y, "o", color=COLOURS[0])
+    axes[0, 0].axvline(0, color="#59636e", linewidth=1)
     if margin is not None:
-        axes[0].axvline(-100 * margin, color=COLOURS[1], linewidth=1, linestyle="--")
-    axes[0].set(
-        yticks=range(len(differences)), yticklabels=[_short(name) for name in differences], ylim=(len(differences) - 0.5, -0.5)
+        axes[0, 0].axvline(-100 * margin, color=COLOURS[1], linewidth=1, linestyle="--")
+    axes[0, 0].set(
+        yticks=range(len(differences)), yticklabels=[short(name) for name in differences], ylim=(len(differences) - 0.5, -0.5)
     )
-    axes[0].set_xlabel(f"points more than {_short(baseline)}")
-    _save(figure, path)
+    axes[0, 0].set_xlabel(f"points more than {short(baseline)}")
+    save_png(drawn, path)
 
 
 def plot_curves(rows: Sequence[Mapping[str, float]], path: Path) -> None:
     """A PNG of loss and learning rate over the gradient steps, from rows with these three."""
     steps = [row["step"] for row in rows]
-    figure, axes = _figure(2)
-    axes[0].plot(steps, [row["loss"] for row in rows], color=COLOURS[0], linewidth=1)
-    axes[0].set(ylabel="training loss, by batch", yscale="log")
-    axes[1].plot(steps, [row["learning_rate"] for row in rows], color=COLOURS[0])
-    axes[1].set(ylabel="learning rate", xlabel="gradient step", ylim=(0, None))
-    _save(figure, path)
-
-
-def _short(name: str, most: int = 24) -> str:
-    return name if len(name) <= most else "…" + name[1 - most :]
-
-
-def _colours(number: int) -> list[str]:
-    return [COLOURS[i % len(COLOURS)] for i in range(number)]
-
-
-def _figure(panels: int, height: float = 2.8) -> tuple[Any, Any]:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(panels, 1, figsize=(WIDTH, panels * height), layout="constrained", squeeze=False)
-    for one in axes[:, 0]:
-        one.spines[["top", "right"]].set_visible(False)
-        one.grid(alpha=0.25)
-    return figure, axes[:, 0]
-
-
-def _save(figure: Any, path: Path) -> None:
-    from matplotlib import pyplot
-
-    with written_aside(path) as aside:
-        figure.savefig(aside, format="png", dpi=160)
-    pyplot.close(figure)
+    drawn, axes = figure(2)
+    axes[0, 0].plot(steps, [row["loss"] for row in rows], color=COLOURS[0], linewidth=1)
+    axes[0, 0].set(ylabel="training loss, by batch", yscale="log")
+    axes[1, 0].plot(steps, [row["learning_rate"] for row in rows], color=COLOURS[0])
+    axes[1, 0].set(ylabel="learning rate", xlabel="gradient step", ylim=(0, None))
+    save_png(drawn, path)

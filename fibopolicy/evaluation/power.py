@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import stdtr, stdtrit
 from scipy.stats import binom, norm
 
 from fibopolicy.errors import UserError
+from fibopolicy.evaluation.differences import Estimate
 
 #: Beyond this many episodes a difference counts as out of reach.
 MOST = 20_000
+#: Rather than on more start states than this, several training seeds are continued by further ones, up to so many.
+MOST_STARTS, MOST_SEEDS = 2000, 50
 
 
 def discordance(a: float, b: float, correlation: float) -> tuple[float, float]:
@@ -92,3 +97,41 @@ def episodes_needed(a: float, b: float, *, correlation: float | None, power: flo
         middle = (low + high) // 2
         low, high = (low, middle) if reached(middle) else (middle, high)
     return high
+
+
+@dataclass(frozen=True)
+class Needed:
+    """Training seeds of either side, and start states (of each task) that each of them is measured on."""
+
+    seeds: int
+    starts: int
+
+
+def needed(found: Estimate, bound: float, *, alpha: float, power: float = 0.8) -> Needed | None:
+    """What would tell a difference from `bound` with a chance of `power`, if it is the one found and varies as it did.
+
+    The fewest seeds, not fewer than there are, for which `MOST_STARTS` start states are enough, and with these the fewest
+    start states. Single checkpoints stay single: how seeds would differ is unknown.
+
+    Args:
+        bound: 0 to see a difference at all, minus the margin to see whether the candidate is inferior by it; in (-1, 1).
+        alpha: of the one-sided test, after any correction.
+
+    Returns:
+        `None` where `MOST` episodes, start states times seeds, are not enough.
+    """
+
+    def reached(seeds: int, starts: int) -> bool:
+        left = found.expected(seeds, starts)
+        return bool(stdtr(left.df, abs(found.value - bound) / left.error - stdtrit(left.df, 1 - alpha)) >= power)
+
+    single = found.seeds == 1
+    for seeds in range(found.seeds, 2 if single else MOST_SEEDS + 1):
+        most = MOST if single else min(MOST_STARTS, MOST // seeds)
+        if reached(seeds, most):
+            low, high = 1, most
+            while high - low > 1:
+                middle = (low + high) // 2
+                low, high = (low, middle) if reached(seeds, middle) else (middle, high)
+            return Needed(seeds, high)
+    return None

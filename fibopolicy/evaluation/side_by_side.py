@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fibopolicy.errors import UserError
 from fibopolicy.evaluation.compare import Comparison, Side
@@ -23,7 +25,7 @@ from fibopolicy.robomimic.run_directory import load_policy
 def film_side_by_side(comparison: Comparison, path: Path, episodes: int, starts: Path | None = None) -> None:
     """Write an mp4 of the baseline's and the candidate's first checkpoint, one row per start state.
 
-    Start states come first on which the two differ.
+    Start states come first that one of them alone solves, the baseline's and the candidate's by turns.
 
     Args:
         starts: file of the start states; by default, what `fibopolicy evaluate` left in the baseline's run directory.
@@ -32,12 +34,19 @@ def film_side_by_side(comparison: Comparison, path: Path, episodes: int, starts:
         UserError: a checkpoint is not the evaluated one any more; the start states cannot be found.
     """
     sides = comparison.sides[:2]
-    outcomes = [comparison.outcomes(side)[0] for side in sides]
-    order = np.argsort(outcomes[0] == outcomes[1], kind="stable")[:episodes]
-    shown = [comparison.starts[i] for i in order]
+    shown = [comparison.starts[i] for i in by_turns(*(comparison.outcomes(side)[0] for side in sides))[:episodes]]
     (left, fps), (right, _) = (_film_checkpoint(side, shown, starts) for side in sides)
     clips = [clip for start in shown if start in left and start in right for clip in (left[start], right[start])]
     write_grid(path, clips, fps, columns=2, headings=[side.name for side in sides])
+
+
+def by_turns(baseline: NDArray[np.bool_], candidate: NDArray[np.bool_]) -> list[int]:
+    """Indices of paired outcomes `(n,)`: solved by one alone, now the baseline, now the candidate; then the others in order."""
+    first, second, rest = (
+        np.flatnonzero(one).tolist() for one in (baseline > candidate, candidate > baseline, baseline == candidate)
+    )
+    turns = itertools.zip_longest(first, second)
+    return [*(index for turn in turns for index in turn if index is not None), *rest]
 
 
 def _film_checkpoint(side: Side, shown: Sequence[str], starts: Path | None) -> tuple[dict[str, Clip], float]:

@@ -13,6 +13,7 @@ from fibopolicy.evaluation.compare import Choice, Comparison, compare, sides
 from fibopolicy.evaluation.comparison_text import power_rows, text
 from fibopolicy.evaluation.differences import Difference
 from fibopolicy.evaluation.rows import ROWS, read_rows, write_rows
+from fibopolicy.evaluation.side_by_side import by_turns
 
 
 def of(*runs: Path, groups: tuple[str, ...] = (), margin: float | None = None, **choice: object) -> Comparison:
@@ -168,3 +169,8 @@ def test_the_verb_prints_it_all(pair: tuple[Path, Path], capsys: pytest.CaptureF
         "80 % power",
     ):
         assert told in printed
+
+
+def test_a_film_shows_by_turns_what_one_side_alone_solved() -> None:
+    baseline, candidate = (np.array([int(x) for x in told], dtype=bool) for told in ("1110100", "0100111"))
+    assert by_turns(baseline, candidate) == [0, 5, 2, 6, 1, 3, 4]

@@ -4,13 +4,14 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import stats
 from scipy.stats import norm
 from simulated import outcomes, rate
 from statsmodels.stats.contingency_tables import mcnemar as oracle_mcnemar
 from statsmodels.stats.multitest import multipletests
 
 from fibopolicy.errors import UserError
-from fibopolicy.evaluation.differences import Difference, holm, mcnemar
+from fibopolicy.evaluation.differences import Difference, MeanDifference, holm, mcnemar
 
 
 @settings(max_examples=25, deadline=None)
@@ -103,3 +104,42 @@ def test_what_cannot_be_paired_is_refused() -> None:
     for margin in (0.0, 1.0, 5.0):
         with pytest.raises(UserError, match="margin must lie between 0 and 1"):
             pair(5, 1, 1, 1).p_inferior(margin)
+
+
+def test_the_mean_over_one_task_is_that_task() -> None:
+    rng = np.random.default_rng(5)
+    one = Difference(*(outcomes(rng, 3, np.zeros(50), 1, 0.5) for _ in range(2)))
+    mean = MeanDifference((one,))
+    assert (mean.value, mean.low, mean.high, mean.p) == pytest.approx((one.value, one.low, one.high, one.p))
+    assert (mean.p_inferior(0.05), mean.seed_share) == pytest.approx((one.p_inferior(0.05), one.seed_share))
+
+
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_the_mean_over_tasks_covers_and_finds_more_than_one_task(seeds: int) -> None:
+    rng = np.random.default_rng(6)
+    logits = [(1.0, 1.6), (0.0, 0.6), (2.0, 2.6)]
+    sd = float(np.hypot(0.4, 1.5))
+    true = float(np.mean([rate(b, sd) - rate(a, sd) for a, b in logits]))
+    covered, widths = [], []
+    for _ in range(400):
+        parts = []
+        for a, b in logits:
+            starts = 1.5 * rng.normal(size=60)
+            parts.append(Difference(outcomes(rng, seeds, starts, a, 0.4), outcomes(rng, seeds, starts, b, 0.4)))
+        mean = MeanDifference(tuple(parts))
+        covered.append(mean.low <= true <= mean.high)
+        widths.append((mean.high - mean.low) / np.mean([part.high - part.low for part in parts]))
+    # One seed speaks of its checkpoint, whose own rate is not the method's.
+    assert np.mean(covered) >= (0.92 if seeds > 1 else 0.85)
+    assert np.mean(widths) < 0.75
+
+
+def test_what_is_expected_of_the_same_seeds_and_starts_is_what_was_found() -> None:
+    rng = np.random.default_rng(7)
+    starts = rng.normal(size=80)
+    one, other = (Difference(outcomes(rng, 3, starts, 1, 0.8), outcomes(rng, 3, starts, 1, 0.8)) for _ in range(2))
+    for found in (one, MeanDifference((one, other))):
+        left = found.expected(3, 80)
+        assert 2 * stats.t.ppf(0.975, left.df) * left.error == pytest.approx(found.high - found.low)
+        assert found.expected(3, 8000).error < left.error
+        assert found.expected(30, 8000).error < 0.5 * found.expected(3, 8000).error  # what differs by seed stays

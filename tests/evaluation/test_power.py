@@ -3,10 +3,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from scipy.stats import binomtest
+from simulated import outcomes, rate
 
 from fibopolicy.errors import UserError
-from fibopolicy.evaluation.differences import mcnemar
-from fibopolicy.evaluation.power import discordance, episodes_needed, paired_power, unpaired_power
+from fibopolicy.evaluation.differences import Difference, mcnemar
+from fibopolicy.evaluation.power import MOST, discordance, episodes_needed, needed, paired_power, unpaired_power
 
 #: Found by Monte Carlo elsewhere: rates, episodes, power of the paired exact McNemar test and of the unpaired z test, at an
 #: outcome correlation of 0.6.
@@ -65,3 +66,43 @@ def test_a_test_that_cannot_reject_has_no_power() -> None:
     assert paired_power(0.0, 1.0, 6) == pytest.approx(float(binomtest(0, 6).pvalue <= 0.05))
     with pytest.raises(UserError, match="between 0 and 1"):
         paired_power(0.9, 1.1, 10)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("seeds", "seed_sd"), [(1, 0.0), (3, 0.5)])
+def test_as_many_as_are_said_to_be_needed_show_non_inferiority(seeds: int, seed_sd: float) -> None:
+    """A pilot whose difference happens to be the true one, then studies of the size that it asks for."""
+    rng, logits, margin, alpha = np.random.default_rng(3), (1.0, 1.1), 0.08, 0.025
+    true = rate(logits[1], float(np.hypot(seed_sd, 1.5))) - rate(logits[0], float(np.hypot(seed_sd, 1.5)))
+
+    def study(seeds: int, n: int) -> Difference:
+        starts = 1.5 * rng.normal(size=n)
+        first, second = (outcomes(rng, seeds, starts, logit, seed_sd) for logit in logits)
+        return Difference(first, second)
+
+    sizes = []
+    while len(sizes) < 15:
+        pilot = study(max(seeds, 1), 150)
+        if abs(pilot.value - true) < 0.01:
+            sizes.append(needed(pilot, -margin, alpha=alpha))
+    known = [size for size in sizes if size is not None]
+    assert len(known) >= 10
+    reached = [study(size.seeds, size.starts).p_inferior(margin) <= alpha for size in known for _ in range(30)]
+    assert 0.65 <= np.mean(reached) <= 0.95
+
+
+def test_what_is_needed_is_no_less_than_there_is_in_seeds_and_none_at_the_bound() -> None:
+    rng = np.random.default_rng(4)
+    a, b = (outcomes(rng, 3, rng.normal(size=60), 1, 0.5) for _ in range(2))
+    found = Difference(a, b)
+    wanted = needed(found, found.value - 0.05, alpha=0.025)
+    assert wanted is not None
+    assert wanted.seeds >= 3
+    assert wanted.seeds * wanted.starts <= MOST
+    easier = needed(found, found.value - 0.2, alpha=0.025)
+    assert easier is not None
+    assert easier.seeds * easier.starts < wanted.seeds * wanted.starts
+    assert needed(found, found.value - 1e-5, alpha=0.025) is None
+    single = needed(Difference(a[:1], b[:1]), 0.5, alpha=0.025)
+    assert single is not None
+    assert single.seeds == 1

@@ -1,0 +1,135 @@
+"""The answer of a study in plain words: what stands in the first lines of its report."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from fibopolicy.evaluation.power import MOST
+from fibopolicy.study.report.directory import Study, printed
+from fibopolicy.study.report.results import Compared, Results, Verdict
+
+#: More sentences than this are counted instead.
+MOST_SENTENCES = 8
+
+#: How a page marks a verdict.
+MARKS = {Verdict.NOT_INFERIOR: "good", Verdict.INFERIOR: "bad", Verdict.UNDECIDED: "open"}
+
+
+def answers(found: Results) -> list[tuple[str, str]]:
+    """Per encoder beside the control a mark ("good", "bad", "open") and a sentence."""
+    study = found.study
+    candidates = [encoder for encoder in study.encoders if encoder != study.control]
+    if not candidates:
+        return [("open", f"The study holds no encoder beside {study.control}, so nothing is compared.")]
+    if len(candidates) * len(study.settings) > MOST_SENTENCES:
+        return [_counted(found, candidate) for candidate in candidates]
+    return [_sentence(found, candidate, setting) for candidate in candidates for setting in study.settings]
+
+
+def _sentence(found: Results, candidate: str, setting: tuple[str, str]) -> tuple[str, str]:
+    study = found.study
+    prefix = f"{setting[0]}, {setting[1]}: " if len(study.settings) > 1 else ""
+    comparisons = [one for one in found.of(setting) if one.candidate == candidate]
+    if not comparisons:
+        return "open", f"{prefix}{candidate} against {study.control}: no answer yet, no task has finished runs of both."
+    comparisons.sort(key=lambda one: one.task is not None)  # the mean over tasks first
+    designs = {_design(one) for one in comparisons}
+    clauses: list[str] = []
+    for verdict in Verdict:
+        if group := [one for one in comparisons if one.verdict is verdict]:
+            first = not clauses
+            told = listed(
+                [_on(one, study, "" if len(designs) == 1 else f", {_design(one)}", first and one is group[0]) for one in group]
+            )
+            clauses.append(f"{_claim(study, verdict, candidate if first else '')} {told}")
+    if lacking := [printed(task) for task in study.tasks if task not in {one.task for one in comparisons}]:
+        clauses.append(f"no answer yet on {listed(lacking)}")
+    closing = f" {designs.pop()} each." if len(designs) == 1 else ""
+    if all(one.difference.checkpoint_pair for one in comparisons):
+        closing += " These are single checkpoints; how other training seeds would differ is unknown."
+    return _mark(comparisons, bool(lacking)), f"{prefix}{'; '.join(clauses)}.{closing}"
+
+
+def _counted(found: Results, candidate: str) -> tuple[str, str]:
+    """One sentence for all tasks, heads and regimes of an encoder, where there are too many for one each."""
+    study = found.study
+    comparisons = [one for one in found.comparisons if one.candidate == candidate]
+    single = [one for one in comparisons if one.task is not None]
+    if not single:
+        return "open", f"{candidate} against {study.control}: no answer yet, nothing has finished runs of both."
+    clauses: list[str] = []
+    for verdict in Verdict:
+        if group := [one for one in single if one.verdict is verdict]:
+            where = listed([f"{one.subject} ({one.head}, {one.regime})" for one in group])
+            named = f": {where}" if verdict is Verdict.INFERIOR and len(group) <= MOST_SENTENCES else ""
+            clauses.append(
+                f"{_claim(study, verdict, candidate if not clauses else '')} in {len(group)} of {len(single)} cells{named}"
+            )
+    lacking = len(study.tasks) * len(study.settings) - len(single)
+    if lacking:
+        clauses.append(f"no answer yet in {lacking} more")
+    return _mark(single, bool(lacking)), f"{'; '.join(clauses)}."
+
+
+def _claim(study: Study, verdict: Verdict, candidate: str) -> str:
+    """The words of a verdict, before where it holds; with the candidate's name where they begin a sentence."""
+    control = study.control
+    if study.margin is None:
+        if verdict is Verdict.UNDECIDED:
+            told = f"between {candidate} and {control} is shown" if candidate else "is shown"
+            return f"{'No' if candidate else 'no'} difference {told}"
+        than = f"**{'better' if verdict is Verdict.NOT_INFERIOR else 'worse'}** than {control}"
+        return f"{candidate} is {than}" if candidate else than
+    by = f"by more than {100 * study.margin:g} points"
+    if verdict is Verdict.UNDECIDED:
+        return f"Whether {candidate} is inferior to {control} {by} is **undecided**" if candidate else "**undecided**"
+    return f"{candidate} is **{verdict.value}** to {control} {by}" if candidate else f"**{verdict.value}** {by}"
+
+
+def _on(one: Compared, study: Study, design: str, first: bool) -> str:
+    """Where, and with what difference: `on Lift (difference -0.7 points [-3.1, +1.7])`; after the first without the words."""
+    d = one.difference
+    value = f"difference {100 * d.value:+.1f} points" if first else f"{100 * d.value:+.1f}"
+    told = f"{value} [{100 * d.low:+.1f}, {100 * d.high:+.1f}]{design}"
+    if beside := beside_verdict(one, study):
+        told += f", {beside} than {study.control}"
+    if one.verdict is Verdict.UNDECIDED:
+        need, tasks = one.needed, "" if one.task is not None else " on each task"
+        episodes = f"more than {MOST:,}" if need is None else f"{need.seeds * need.starts:,}"
+        told += f": {episodes} episodes{tasks} would be needed"
+    where = one.subject if one.task is not None else f"average over {len(one.tasks)} tasks"
+    return f"on {where} ({told})"
+
+
+def beside_verdict(one: Compared, study: Study) -> str:
+    """Whether it is better or worse, where that is shown and the verdict does not say it."""
+    if not one.differs or study.margin is None or one.verdict is Verdict.INFERIOR:
+        return ""
+    return "better" if one.difference.value > 0 else "worse"
+
+
+def to_decide(one: Compared) -> str:
+    """What an undecided comparison needs, per encoder (and task): `412 episodes: 4 seeds x 103 starts`."""
+    if one.needed is None:
+        return f"more than {MOST:,} episodes"
+    seeds, starts = one.needed.seeds, one.needed.starts
+    return f"{seeds * starts:,} episodes: {seeds} seed{'s' * (seeds != 1)} x {starts} starts"
+
+
+def _design(one: Compared) -> str:
+    """How much was measured: `3 seeds x 100 starts`."""
+    control, candidate = one.seeds
+    if control != candidate:
+        return f"{candidate} seeds against {control} of {one.control} x {one.starts} starts"
+    return f"{candidate} seed{'s' * (candidate != 1)} x {one.starts} starts"
+
+
+def _mark(comparisons: Sequence[Compared], lacking: bool) -> str:
+    """The gravest of some verdicts."""
+    marks = {MARKS[one.verdict] for one in comparisons} | ({"open"} if lacking else set())
+    return next(mark for mark in ("bad", "open", "good") if mark in marks)
+
+
+def listed(names: Sequence[str]) -> str:
+    """`a, b and c`."""
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)

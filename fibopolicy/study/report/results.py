@@ -1,0 +1,204 @@
+"""What a study's rows say: a rate per cell, differences from the control, verdicts corrected for their number."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from enum import Enum
+
+from fibopolicy.errors import UserError
+from fibopolicy.evaluation.compare import ALPHA, Comparison, Side, assembled, compare
+from fibopolicy.evaluation.comparison_text import POWER, observed_correlation
+from fibopolicy.evaluation.differences import Difference, Estimate, MeanDifference, holm
+from fibopolicy.evaluation.power import Needed, needed
+from fibopolicy.evaluation.statistics import Rate
+from fibopolicy.study.report.directory import Cell, Study, printed
+
+
+@dataclass(frozen=True)
+class CellResult:
+    """A cell's success.
+
+    Args:
+        side: its finished runs; `None` where there is none.
+        rate: over the start states that all of them ran to their end, with the interval over training seeds and start states.
+        starts: how many these are.
+        errors: episodes that the simulator could not run to their end; they count nowhere.
+        problem: why there is no rate although runs are finished; empty otherwise.
+    """
+
+    cell: Cell
+    side: Side | None
+    rate: Rate | None
+    starts: int = 0
+    errors: int = 0
+    problem: str = ""
+
+
+class Verdict(Enum):
+    """What a comparison with the control shows, after Holm's correction over all comparisons of the study."""
+
+    NOT_INFERIOR = "not inferior"
+    INFERIOR = "inferior"
+    UNDECIDED = "undecided"
+
+
+@dataclass(frozen=True)
+class Compared:
+    """An encoder against the control: same task, head, regime and start states.
+
+    Args:
+        task: `None` for the mean over several.
+        tasks: those that count.
+        head, regime, control, candidate: what is compared.
+        difference: candidate minus control, in shares of episodes.
+        pairs: per task the comparison on the same start states.
+        p: adjusted by Holm over all comparisons of the study, of no difference.
+        p_inferior: likewise, of being worse by the margin or more; `None` without a margin.
+        p_within: likewise, of being worse by less than the margin, or better.
+        needed: seeds and start states that would decide, if the difference is the one found; `None` where it is decided or
+            out of reach.
+    """
+
+    task: str | None
+    tasks: tuple[str, ...]
+    head: str
+    regime: str
+    control: str
+    candidate: str
+    difference: Estimate
+    pairs: tuple[Comparison, ...]
+    p: float = 1.0
+    p_inferior: float | None = None
+    p_within: float | None = None
+    needed: Needed | None = None
+
+    @property
+    def subject(self) -> str:
+        """The task as it is printed."""
+        return printed(self.task) if self.task is not None else f"mean of {len(self.tasks)} tasks"
+
+    @property
+    def differs(self) -> bool:
+        return self.p <= ALPHA
+
+    @property
+    def verdict(self) -> Verdict:
+        """Against the margin; without one, whether the candidate is shown to be worse, or not to be."""
+        if self.p_inferior is None or self.p_within is None:
+            if not self.differs:
+                return Verdict.UNDECIDED
+            return Verdict.NOT_INFERIOR if self.difference.value > 0 else Verdict.INFERIOR
+        if self.p_inferior <= ALPHA / 2:
+            return Verdict.NOT_INFERIOR
+        return Verdict.INFERIOR if self.p_within <= ALPHA / 2 else Verdict.UNDECIDED
+
+    @property
+    def seeds(self) -> tuple[int, int]:
+        """Training seeds of control and candidate, fewest over the tasks."""
+        first, second = (min(len(pair.sides[i].runs) for pair in self.pairs) for i in (0, 1))
+        return first, second
+
+    @property
+    def starts(self) -> int:
+        """Start states that both ran to their end, fewest over the tasks."""
+        return min(len(pair.starts) for pair in self.pairs)
+
+    @property
+    def correlation(self) -> float:
+        """Of the outcomes of two checkpoints on the same start state, mean over tasks."""
+        return sum(map(observed_correlation, self.pairs)) / len(self.pairs)
+
+
+@dataclass(frozen=True)
+class Results:
+    """All of a study.
+
+    Args:
+        cells: in the study's order.
+        comparisons: every encoder but the control, per head and regime: task by task, then the mean over tasks.
+        unpaired: comparisons that could not be made, and why, one line each.
+    """
+
+    study: Study
+    cells: tuple[CellResult, ...]
+    comparisons: tuple[Compared, ...]
+    unpaired: tuple[str, ...]
+
+    def cell(self, task: str, encoder: str, setting: tuple[str, str]) -> CellResult | None:
+        key = (task, encoder, setting)
+        return next((one for one in self.cells if (one.cell.task, one.cell.encoder, one.cell.setting) == key), None)
+
+    def of(self, setting: tuple[str, str]) -> list[Compared]:
+        return [one for one in self.comparisons if (one.head, one.regime) == setting]
+
+
+def results(study: Study) -> Results:
+    """Everything that the rows of a study say; missing cells are simply not compared.
+
+    Holm's correction counts every comparison that could be made, the means over tasks included: separately for differences,
+    for non-inferiority, and for inferiority by more than the margin.
+
+    Raises:
+        UserError: two training seeds of a cell hold the same weights.
+    """
+    cells = [_result(cell) for cell in study.cells]
+    sides = {(one.cell.task, one.cell.encoder, one.cell.setting): one.side for one in cells if one.rate is not None}
+    comparisons: list[Compared] = []
+    unpaired: list[str] = []
+    for setting in study.settings:
+        for candidate in study.encoders:
+            if candidate == study.control:
+                continue
+            pairs: dict[str, Comparison] = {}
+            for task in study.tasks:
+                control, other = (sides.get((task, encoder, setting)) for encoder in (study.control, candidate))
+                if control is None or other is None:
+                    continue
+                try:
+                    pairs[task] = compare([control, other])
+                except UserError as error:
+                    unpaired.append(f"{candidate} against {study.control} on {printed(task)}, {', '.join(setting)}: {error}")
+            comparisons += _compared(pairs, setting, study.control, candidate)
+    return Results(study, tuple(cells), tuple(_judged(comparisons, study.margin)), tuple(unpaired))
+
+
+def _result(cell: Cell) -> CellResult:
+    runs = [(run.folder, run.rows) for run in cell.done if run.folder is not None]
+    if not runs:
+        return CellResult(cell, None, None)
+    side = assembled(cell.encoder, [folder for folder, _ in runs], [rows for _, rows in runs])
+    try:
+        found = compare([side])
+    except UserError:
+        problem = f"fewer than two start states were run to their end by all of {len(runs)} seeds"
+        return CellResult(cell, side, None, errors=side.errors, problem=problem)
+    return CellResult(cell, side, found.rates[0], len(found.starts), side.errors)
+
+
+def _compared(pairs: dict[str, Comparison], setting: tuple[str, str], control: str, candidate: str) -> list[Compared]:
+    """The comparisons of one encoder: per task, and their mean where there are several."""
+    differences: dict[str, Difference] = {task: pair.verdicts[0].difference for task, pair in pairs.items()}
+    found = [
+        Compared(task, (task,), *setting, control, candidate, difference, (pairs[task],))
+        for task, difference in differences.items()
+    ]
+    if len(found) > 1:
+        mean = MeanDifference(tuple(differences.values()))
+        found.append(Compared(None, tuple(pairs), *setting, control, candidate, mean, tuple(pairs.values())))
+    return found
+
+
+def _judged(comparisons: Sequence[Compared], margin: float | None) -> list[Compared]:
+    p = holm([one.difference.p for one in comparisons])
+    inferior: list[float | None] = [None] * len(p)
+    within: list[float | None] = [None] * len(p)
+    if margin is not None:
+        raw = [one.difference.p_inferior(margin) for one in comparisons]
+        inferior, within = [*holm(raw)], [*holm([1 - each for each in raw])]
+    judged = [replace(one, p=p[i], p_inferior=inferior[i], p_within=within[i]) for i, one in enumerate(comparisons)]
+    bound, alpha = (0.0 if margin is None else -margin), ALPHA / 2 / max(1, len(judged))
+    return [
+        replace(one, needed=needed(one.difference, bound, alpha=alpha, power=POWER)) if one.verdict is Verdict.UNDECIDED else one
+        for one in judged
+    ]

@@ -1,0 +1,162 @@
+"""The tables of a study's report."""
+
+from __future__ import annotations
+
+from collections import Counter
+from statistics import fmean
+
+from fibopolicy.evaluation.comparison_text import p_value
+from fibopolicy.evaluation.page import Cell as TableCell
+from fibopolicy.evaluation.page import Link, Marked
+from fibopolicy.study.report.answer import MARKS, beside_verdict, to_decide
+from fibopolicy.study.report.costs import Cost, cost
+from fibopolicy.study.report.directory import Cell, SeedRun, State, Study, printed
+from fibopolicy.study.report.results import CellResult, Compared, Results, Verdict
+
+Table = list[list[TableCell]]
+#: Where there is nothing to tell.
+NONE = "-"
+
+
+def success_table(found: Results, setting: tuple[str, str]) -> Table:
+    """Encoders against tasks: percent of episodes solved, with the interval; how many seeds, where some are missing."""
+    study = found.study
+    several = len(study.tasks) > 1
+    table: Table = [["success, %", *map(printed, study.tasks), *["mean"] * several]]
+    for encoder in study.encoders:
+        cells = [found.cell(task, encoder, setting) for task in study.tasks]
+        rates = [one.rate.value for one in cells if one is not None and one.rate is not None]
+        mean = f"{100 * fmean(rates):.1f}" if len(rates) == len(study.tasks) else NONE
+        name = f"{encoder} (control)" if encoder == study.control else encoder
+        table.append([name, *(_success(one, study) for one in cells), *[mean] * several])
+    return table
+
+
+def _success(one: CellResult | None, study: Study) -> str:
+    if one is None:
+        return "not in the study"
+    if one.rate is None:
+        return one.problem or states(one.cell)
+    told = f"{100 * one.rate.value:.1f} [{100 * one.rate.low:.1f}, {100 * one.rate.high:.1f}]"
+    if len(one.cell.done) < len(study.seeds):
+        told += f", {len(one.cell.done)} of {len(study.seeds)} seeds"
+    if one.starts < study.episodes:
+        told += f", {one.starts} of {study.episodes} starts"
+    return told
+
+
+def states(cell: Cell) -> str:
+    """How far the runs of a cell are: `1 failed, 2 not started`."""
+    counts = Counter(run.state for run in cell.runs)
+    if len(counts) == 1:
+        return next(iter(counts)).value
+    return ", ".join(f"{counts[state]} {state.value}" for state in State if counts[state])
+
+
+def difference_table(comparisons: list[Compared], study: Study) -> Table:
+    """Per task and encoder the difference from the control, and what it shows."""
+    table: Table = [["", "points", "95 % interval", "p (Holm)", "verdict", "to decide"]]
+    for one in sorted(comparisons, key=lambda one: (one.task is None, one.tasks)):
+        d = one.difference
+        beside = beside_verdict(one, study)
+        table.append(
+            [
+                f"{one.subject}: {one.candidate}",
+                f"{100 * d.value:+.1f}",
+                f"[{100 * d.low:+.1f}, {100 * d.high:+.1f}]",
+                p_value(one.p),
+                Marked(f"{one.verdict.value}, {beside}" if beside else one.verdict.value, MARKS[one.verdict]),
+                to_decide(one) if one.verdict is Verdict.UNDECIDED else NONE,
+            ]
+        )
+    return table
+
+
+def cost_table(study: Study, setting: tuple[str, str]) -> Table:
+    """Per encoder its costs, medians over tasks and seeds; times also as a multiple of the control's."""
+    costs = {
+        encoder: cost(cell for cell in study.cells if cell.encoder == encoder and cell.setting == setting)
+        for encoder in study.encoders
+    }
+    control = costs.get(study.control, Cost())
+    columns: list[tuple[str, str, bool]] = [
+        ("parameters", "encoder_parameters", False),
+        ("MACs", "encoder_macs", False),
+        ("pairs kept", "attention_pairs", False),
+        ("ms, batch 1", "encoder_ms_1", True),
+        ("ms, batch 64", "encoder_ms_64", True),
+        ("training samples/s", "samples_per_s", True),
+        ("peak MB", "peak_memory_mb", False),
+        ("rollout steps/s", "rollout_steps_per_s", False),
+    ]
+    table: Table = [["encoder", *(title for title, _, _ in columns)]]
+    for encoder, one in costs.items():
+        row: list[TableCell] = [encoder]
+        for _, name, relative in columns:
+            value, base = getattr(one, name), getattr(control, name)
+            told = f"{100 * value:.3g} %" if name == "attention_pairs" and value is not None else _short(value)
+            if relative and value is not None and base and one is not control:
+                told += f" ({value / base:.2f}x)"
+            row.append(told)
+        table.append(row)
+    return table
+
+
+def _short(value: float | None) -> str:
+    """Three figures, with the unit's prefix: 5.53M."""
+    if value is None:
+        return NONE
+    for power, prefix in ((1e9, "G"), (1e6, "M"), (1e4, "k")):
+        if abs(value) >= power:
+            return f"{value / (1e3 if prefix == 'k' else power):.3g}{prefix}"
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def run_table(study: Study) -> Table:
+    """Every run: how far it is, its own rate, its times, and where it lies."""
+    table: Table = [["run", "state", "solved", "step", "training", "evaluation", "video"]]
+    for cell in study.cells:
+        for run in cell.runs:
+            table.append([_linked(study, cell, run), run.state.value, *_figures(run), _video(study, run)])
+    return table
+
+
+def _video(study: Study, run: SeedRun) -> TableCell:
+    """A link to what the evaluation filmed."""
+    found = [] if run.folder is None else sorted((run.folder / "videos").glob("*.mp4"))
+    return Link("episodes", f"../{found[0].relative_to(study.directory).as_posix()}") if found else NONE
+
+
+def _linked(study: Study, cell: Cell, run: SeedRun) -> TableCell:
+    name = f"{printed(cell.task)}, {cell.encoder}, {cell.head}, {cell.regime}, seed {run.seed}"
+    if run.folder is None or not run.folder.is_dir():
+        return name
+    return Link(name, f"../{run.folder.relative_to(study.directory).as_posix()}/")
+
+
+def _figures(run: SeedRun) -> list[str]:
+    if run.state is not State.DONE:
+        return [NONE] * 4
+    ended = [row for row in run.rows if not row.error]
+    seconds = [(run.figures or {}).get(name) for name in ("train_s", "evaluate_s")]
+    return [
+        f"{sum(row.success for row in ended)}/{len(ended)}",
+        str(run.rows[0].checkpoint_step),
+        *(NONE if value is None else f"{value:.0f} s" for value in seconds),
+    ]
+
+
+def missing_table(study: Study) -> Table:
+    """Every run that does not count, why, and where its log is; only the heading where all count."""
+    table: Table = [["run", "state", "error", "log"]]
+    for cell in study.cells:
+        if all(run.state is State.MISSING for run in cell.runs):
+            table.append(
+                [f"{printed(cell.task)}, {cell.encoder}, {cell.head}, {cell.regime}, all seeds", State.MISSING.value, NONE, NONE]
+            )
+            continue
+        for run in cell.runs:
+            if run.state is not State.DONE:
+                log = Link(run.log, f"../{run.log}") if run.log else NONE
+                table.append([_linked(study, cell, run), run.state.value, run.error or NONE, log])
+    return table

@@ -1,0 +1,69 @@
+"""Where the encoders differ, to look at: both on the same start states, side by side."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from fibopolicy.errors import UserError
+from fibopolicy.evaluation.rows import ROWS
+from fibopolicy.study.report.directory import Study, printed
+from fibopolicy.study.report.results import Compared, Results
+
+_log = logging.getLogger(__name__)
+
+#: Start states in each video, and videos in a report.
+EPISODES, MOST = 4, 12
+
+
+def films(found: Results, folder: Path, *, make: bool) -> tuple[list[tuple[Compared, Path]], list[str]]:
+    """Videos of control and candidate on start states that one of them alone solved, by the first seed of each.
+
+    Args:
+        folder: where they lie; one that is newer than the rows of both is kept.
+        make: whether to film what is missing; else only what is there counts.
+
+    Returns:
+        the videos, and why others are missing, one line each.
+    """
+    shown: list[tuple[Compared, Path]] = []
+    told: list[str] = []
+    for one in [one for one in found.comparisons if one.task is not None]:
+        pair = one.pairs[0]
+        control, candidate = (pair.outcomes(side)[0] for side in pair.sides)
+        if (control == candidate).all():
+            continue
+        path = folder / f"{'__'.join((one.subject, one.candidate, one.head, one.regime)).replace('/', '-').replace(':', '-')}.mp4"
+        if path.is_file() and all(path.stat().st_mtime > (side.runs[0] / ROWS).stat().st_mtime for side in pair.sides):
+            shown.append((one, path))
+        elif make and len(shown) < MOST:
+            _log.info("filming %s against %s on %s", one.candidate, one.control, one.subject)
+            differing = int((control != candidate).sum())
+            try:
+                film(found.study, one, path, min(EPISODES, differing))
+                shown.append((one, path))
+            except (UserError, RuntimeError) as error:  # RuntimeError: episodes do not repeat on this machine
+                told.append(f"{one.candidate} on {one.subject}, {one.head}, {one.regime} could not be filmed: {error}")
+        elif make:
+            told.append(f"Only {MOST} pairs are filmed.")
+            break
+    return shown[:MOST], told
+
+
+def film(study: Study, one: Compared, path: Path, episodes: int) -> None:
+    """Write the video of one comparison.
+
+    Raises:
+        UserError: the study holds no weights or start states any more, or they are not those of the rows.
+    """
+    # They load torch and the simulators, which a report without videos does without.
+    from fibopolicy.evaluation.side_by_side import film_side_by_side
+    from fibopolicy.evaluation.starts import load_starts
+
+    pair = one.pairs[0]
+    for starts in sorted((study.directory / "starts").glob("*.npz")):
+        stored = load_starts(starts)
+        if set(pair.starts) <= {stored.identity(i) for i in range(len(stored))}:
+            film_side_by_side(pair, path, episodes, starts)
+            return
+    raise UserError(f"{study.directory / 'starts'}: holds no file with the start states of {printed(one.tasks[0])}")

@@ -1,0 +1,272 @@
+"""Write a study's report: Markdown, CSV, pictures, and one HTML page that needs no other file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from fibopolicy.evaluation import page
+from fibopolicy.evaluation.compare import ALPHA
+from fibopolicy.evaluation.comparison_text import POWER
+from fibopolicy.files import claimed, written_aside
+from fibopolicy.study.report.answer import answers, listed
+from fibopolicy.study.report.csv_files import write_cells, write_comparisons, write_seeds
+from fibopolicy.study.report.curves import QUANTITIES, Band, band, read_curves
+from fibopolicy.study.report.directory import State, Study, printed, read_study
+from fibopolicy.study.report.document import (
+    Answers,
+    Block,
+    Contents,
+    Facts,
+    Film,
+    Folded,
+    Heading,
+    Note,
+    Picture,
+    Table,
+    to_markdown,
+)
+from fibopolicy.study.report.plots import plot_curves, plot_forest, plot_pareto
+from fibopolicy.study.report.results import Results, results
+from fibopolicy.study.report.tables import cost_table, difference_table, missing_table, run_table, success_table
+from fibopolicy.study.report.videos import films
+
+#: The report's folder within a study.
+REPORT = "report"
+
+
+def write_report(directory: Path, *, videos: bool = False) -> Path:
+    """Write `report/` of a study: `report.html`, `report.md`, `cells.csv`, `seeds.csv`, `comparisons.csv` and the pictures.
+
+    Everything comes from the rows as they are now; runs that are missing or failed are shown as such, and an earlier report
+    is replaced.
+
+    Args:
+        directory: of the study, finished or not.
+        videos: film control and candidates side by side, which simulates the shown episodes once more.
+
+    Returns:
+        the page.
+
+    Raises:
+        UserError: no study, a damaged description, two seeds with the same weights, another process writing the report.
+    """
+    study = read_study(directory)
+    found = results(study)
+    folder = directory / REPORT
+    with claimed(folder):
+        write_cells(found, folder / "cells.csv")
+        write_seeds(found, folder / "seeds.csv")
+        write_comparisons(found, folder / "comparisons.csv")
+        blocks = _blocks(found, folder, videos=videos)
+        with written_aside(folder / "report.md") as aside:
+            aside.write_text(to_markdown(study.name, blocks), encoding="utf-8")
+        path = folder / "report.html"
+        page.write_page(path, study.name, [block.html() for block in blocks])
+    return path
+
+
+def _blocks(found: Results, folder: Path, *, videos: bool) -> list[Block]:
+    sections = [
+        *_success(found),
+        *_differences(found, folder),
+        *_costs(found, folder),
+        *_curves(found.study, folder),
+        *_films(found, folder, make=videos),
+        *_missing(found),
+        *_made(found.study),
+    ]
+    headings = [block.text for block in sections if isinstance(block, Heading) and block.level == 2]
+    return [Answers(answers(found)), Note(_design(found.study, len(found.comparisons))), Contents(headings), *sections]
+
+
+def _design(study: Study, comparisons: int) -> str:
+    """What was compared, how often, and what does not count, in one paragraph."""
+    runs = [run for cell in study.cells for run in cell.runs]
+    done = sum(run.state is State.DONE for run in runs)
+    counts = [
+        _number(len(study.tasks), "task"),
+        _number(len(study.encoders), "encoder"),
+        _number(len(study.heads), "policy head"),
+        _number(len(study.regimes), "regime"),
+        _number(len(study.seeds), "training seed"),
+    ]
+    together = f" Verdicts hold for all {comparisons} comparisons together (Holm)." if comparisons > 1 else ""
+    ready = "all are finished" if done == len(runs) else f"{done} are finished, the others are listed below and count nowhere"
+    return (
+        f"{' x '.join(counts)}: {len(runs)} runs of {study.steps} gradient steps, of which {ready}. Each is measured on the same"
+        f" {study.episodes} start states of its task, which no training saw. The last checkpoint counts; none was selected."
+        f"{together}"
+    )
+
+
+def _number(n: int, name: str) -> str:
+    return f"{n} {name}{'s' * (n != 1)}"
+
+
+def _titled(study: Study, setting: tuple[str, str]) -> list[Block]:
+    return [Heading(", ".join(setting), 3)] if len(study.settings) > 1 else []
+
+
+def _success(found: Results) -> list[Block]:
+    blocks: list[Block] = [Heading("Success")]
+    for setting in found.study.settings:
+        blocks += [*_titled(found.study, setting), Table(success_table(found, setting))]
+    blocks.append(
+        Note(
+            "Percent of episodes solved, over training seeds, with 95 % intervals for what other seeds and other start states"
+            " would give (the limit of a two-level bootstrap over both)."
+        )
+    )
+    errors = sum(one.errors for one in found.cells)
+    if errors:
+        blocks.append(Note(f"{_number(errors, 'episode')} that a simulator could not run to the end: they count nowhere."))
+    return blocks
+
+
+def _differences(found: Results, folder: Path) -> list[Block]:
+    study = found.study
+    if not found.comparisons and not found.unpaired:
+        return []
+    blocks: list[Block] = [Heading(f"Differences from {study.control}")]
+    for i, setting in enumerate(study.settings):
+        if comparisons := found.of(setting):
+            path = folder / _named("differences", i, study)
+            plot_forest(comparisons, study.control, study.margin, path)
+            told = f"differences from {study.control} with 95 % intervals, by task, {', '.join(setting)}"
+            blocks += [*_titled(study, setting), Picture(path, told)]
+            blocks.append(Table(difference_table(comparisons, study), words=("verdict", "to decide")))
+    blocks += [Note(reason) for reason in found.unpaired]
+    if not found.comparisons:
+        return blocks
+    told = "Points are percent of episodes, candidate minus control on the same start states, with 95 % intervals."
+    if (m := len(found.comparisons)) > 1:
+        told += (
+            f" Each interval stands for itself; p values and verdicts are corrected by Holm for all {m} comparisons of this study,"
+            " so a verdict can be stricter than its interval looks."
+        )
+    blocks.append(Note(told))
+    if study.margin is not None:
+        blocks.append(
+            Note(
+                f"Not inferior: worse by less than {100 * study.margin:g} points, the margin in study.json; inferior: worse by"
+                f" more; each at {100 * ALPHA / 2:g} % one-sided. The margin counts only if it was fixed before the rows were"
+                " seen."
+            )
+        )
+    blocks.append(
+        Note(
+            "To decide: the episodes per encoder and task that would settle it with"
+            f" {100 * POWER:.0f} % power after the same correction, if the true difference is the one seen and varies as it did."
+            " Where training seeds differ much, more seeds are asked for, not more episodes."
+        )
+    )
+    return blocks
+
+
+def _costs(found: Results, folder: Path) -> list[Block]:
+    study = found.study
+    blocks: list[Block] = [Heading("Success against cost")]
+    for i, setting in enumerate(study.settings):
+        path = folder / _named("cost", i, study)
+        blocks += _titled(study, setting)
+        if plot_pareto(found, setting, path):
+            blocks.append(Picture(path, f"success against encoder latency and training throughput, {', '.join(setting)}"))
+        blocks.append(Table(cost_table(study, setting)))
+    blocks.append(
+        Note(
+            "Dots: success with its 95 % interval. Line: encoders that no other beats in both. Parameters, MACs (one frame) and"
+            " milliseconds are the encoder's, all timed in one interleaved run; in brackets the multiple of the control's."
+            " Samples, memory and steps are medians over runs, which may have shared their machine."
+        )
+    )
+    return blocks
+
+
+def _curves(study: Study, folder: Path) -> list[Block]:
+    blocks: list[Block] = []
+    for i, setting in enumerate(study.settings):
+        curves: dict[str, dict[str, dict[str, Band]]] = {}
+        for cell in study.cells:
+            if cell.setting == setting:
+                logged = [read_curves(run.folder) for run in cell.done if run.folder is not None]
+                for name, title in QUANTITIES.items():
+                    if drawn := band([one[name] for one in logged if name in one], study.steps):
+                        curves.setdefault(printed(cell.task), {}).setdefault(title, {})[cell.encoder] = drawn
+        if curves:
+            path = folder / _named("curves", i, study)
+            plot_curves(curves, study.encoders, path)
+            blocks += [*_titled(study, setting), Picture(path, f"learning curves, {', '.join(setting)}")]
+    if blocks:
+        note = Note("Mean over training seeds and over neighbouring steps; the band reaches from the lowest to the highest seed.")
+        blocks = [Heading("Learning curves"), *blocks, note]
+    return blocks
+
+
+def _films(found: Results, folder: Path, *, make: bool) -> list[Block]:
+    shown, told = films(found, folder / "videos", make=make)
+    if not shown and not told:
+        return []
+    blocks: list[Block] = [Heading("Side by side")]
+    for one, path in shown:
+        where = one.subject if len(found.study.settings) == 1 else f"{one.subject}, {one.head}, {one.regime}"
+        blocks += [Heading(f"{where}: {one.control} and {one.candidate}", 3), Film(path)]
+    blocks.append(
+        Note(
+            "The same start states, by the first training seed of either, those that one alone solved: chosen to show failures,"
+            " not to count them. Grey frame: running. Green: success. Red: not solved within the horizon."
+        )
+    )
+    return [*blocks, *map(Note, told)]
+
+
+def _missing(found: Results) -> list[Block]:
+    table = missing_table(found.study)
+    if len(table) == 1:
+        return []
+    return [Heading("Missing and failed"), Table(table, words=("state", "error", "log"))]
+
+
+def _made(study: Study) -> list[Block]:
+    document, environment = study.document, study.environment
+    facts = {
+        "tasks": listed([str(one["task"]) for one in document["tasks"]]),
+        "encoders": "; ".join(_encoder(one) for one in document["encoders"]),
+        "policy heads": ", ".join(study.heads),
+        "regimes": ", ".join(study.regimes),
+        "training seeds": ", ".join(map(str, study.seeds)),
+        "start states": f"{study.episodes} per task, set of seed {study.starts_seed}",
+        "margin": "none" if study.margin is None else f"{100 * study.margin:g} points",
+        "hardware": ", ".join(str(environment[name]) for name in ("processor", "gpu") if environment.get(name)),
+        "versions": ", ".join(f"{name} {version}" for name, version in dict(document.get("versions") or {}).items()),
+        "date": str(environment.get("date") or ""),
+    }
+    files = [page.Link(name, name) for name in ("cells.csv", "seeds.csv", "comparisons.csv", "report.md")]
+    files += [page.Link("study.json", "../study.json"), page.Link("environment.json", "../environment.json")]
+    return [
+        Heading("How it was made"),
+        Facts({name: fact for name, fact in facts.items() if fact}),
+        Folded("Every run", [Table(run_table(study), words=("state", "video"))]),
+        Table([["file", "what it holds"], *zip(files, _HOLDS, strict=True)], words=("what it holds",)),
+    ]
+
+
+_HOLDS = (
+    "success and costs per cell, unrounded",
+    "every run: rate, state, times",
+    "every difference: interval, p raw and corrected, verdict",
+    "this report in Markdown",
+    "the study",
+    "where it ran",
+)
+
+
+def _encoder(one: dict[str, object]) -> str:
+    name, built = str(one["name"]), str(one.get("encoder") or "")
+    options = one.get("options")
+    told = f"{name} = {built}" if built and built != name else name
+    return f"{told} {options}" if options else told
+
+
+def _named(picture: str, i: int, study: Study) -> str:
+    """A picture's file name: numbered where there are several heads or regimes."""
+    return f"{picture}.svg" if len(study.settings) == 1 else f"{picture}_{'_'.join(study.settings[i])}.svg"

@@ -1,0 +1,181 @@
+"""Study directories with a known truth: rates, effects of training seeds, difficulty of start states."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fibopolicy.evaluation.rows import ROWS, Row, write_rows
+
+STEPS = 1000
+
+
+def write_json(path: Path, document: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(document))
+
+
+def describe(
+    directory: Path,
+    tasks: Sequence[str],
+    encoders: Sequence[str],
+    *,
+    heads: Sequence[str] = ("bc",),
+    regimes: Sequence[str] = ("scratch",),
+    seeds: Sequence[int] = (0, 1, 2),
+    episodes: int = 100,
+    margin: float | None = 0.05,
+    **changes: Any,
+) -> Path:
+    """An empty study: its description, and no cell begun."""
+    document = {
+        "name": directory.name,
+        "tasks": [{"task": task, "dataset": None, "demos": 400} for task in tasks],
+        "encoders": [{"name": name, "encoder": name, "options": {}} for name in encoders],
+        "heads": list(heads),
+        "regimes": list(regimes),
+        "seeds": list(seeds),
+        "control": encoders[0],
+        "steps": STEPS,
+        "episodes": episodes,
+        "starts_seed": 0,
+        "margin": margin,
+        "versions": {"fibopolicy": "0.1.0", "torch": "2.6.0"},
+    }
+    write_json(directory / "study.json", document | changes)
+    write_json(directory / "environment.json", {"date": "2026-11-24", "processor": "a processor", "gpu": None})
+    return directory
+
+
+def begin(directory: Path, task: str, encoder: str, head: str = "bc", regime: str = "scratch") -> Path:
+    """A cell's folder."""
+    name = f"{task.split('/')[-1]}__{encoder}__{head}__{regime}".replace(":", "-").lower()
+    document = {"cell": name, "task": task, "encoder": encoder, "head": head, "regime": regime}
+    write_json(directory / "cells" / name / "cell.json", document)
+    return directory / "cells" / name
+
+
+def add_cost(cell: Path, speed: float = 1.0) -> None:
+    timed = {
+        f"encoder_ms_batch_{n}": dict(zip(("median", "p25", "p75"), np.array([4, 3.8, 4.4]) * n**0.9 / speed, strict=True))
+        for n in (1, 64)
+    }
+    write_json(
+        cell / "cost.json",
+        {
+            "parameters": 5_530_000,
+            "encoder_parameters": 5_400_000,
+            "encoder_macs": 1_080_000_000,
+            "attention_pairs": 0.056,
+            **timed,
+        },
+    )
+
+
+def finish(
+    cell: Path,
+    seed: int,
+    successes: Sequence[bool] | NDArray[np.bool_],
+    *,
+    speed: float = 1.0,
+    curves: bool = False,
+    **changes: Any,
+) -> Path:
+    """A finished run whose outcomes are these, on start states 0, 1, ..."""
+    run = cell / f"seed{seed}"
+    run.mkdir(parents=True, exist_ok=True)
+    task = json.loads((cell / "cell.json").read_text())["task"]
+    rng = np.random.default_rng(seed)
+    rows = [
+        Row(
+            **(
+                {
+                    "task": task,
+                    "index": i,
+                    "seed": i,
+                    "success": bool(success),
+                    "steps": 40 + i % 30 if success else 120,
+                    "total_reward": float(success),
+                    "wall_s": 0.5,
+                    "checkpoint_step": STEPS,
+                    "weights": "ema",
+                    "starts_seed": 0,
+                    "horizon": 120,
+                    "quality": "fast",
+                    "start": f"{task}{i}",
+                    "policy": f"{cell.name}{seed}",
+                }
+                | changes
+            )
+        )
+        for i, success in enumerate(successes)
+    ]
+    write_rows(run / ROWS, rows)
+    if curves:
+        steps = np.arange(0, STEPS, 10)
+        loss = 0.2 * np.exp(-steps / (200 + 40 * seed)) * rng.lognormal(0, 0.1, len(steps)) + 0.01
+        (run / "metrics.jsonl").write_text(
+            "".join(
+                json.dumps({"step": int(s), "loss": float(v), "learning_rate": 1e-3}) + "\n"
+                for s, v in zip(steps, loss, strict=True)
+            )
+        )
+    write_json(
+        run / "done.json",
+        {
+            "train_s": 300.0 / speed,
+            "evaluate_s": 50.0,
+            "samples_per_s": 420.0 * speed,
+            "peak_memory_mb": 900.0,
+            "rollout_steps_per_s": 350.0,
+            "steps": STEPS,
+            "episodes": len(rows),
+        },
+    )
+    return run
+
+
+def fail(cell: Path, seed: int, error: str = "RuntimeError: out of memory") -> None:
+    log = f"cells/{cell.name}/seed{seed}.log"
+    write_json(cell / f"seed{seed}" / "failed.json", {"error": error, "log": log, "attempts": 2})
+    (cell / f"seed{seed}.log").write_text(error)
+
+
+def simulate(
+    directory: Path,
+    logits: Mapping[str, Mapping[str, float]],
+    *,
+    rng: np.random.Generator,
+    seed_sd: float = 0.3,
+    starts_sd: float = 1.5,
+    heads: Sequence[str] = ("bc",),
+    regimes: Sequence[str] = ("scratch",),
+    seeds: Sequence[int] = (0, 1, 2),
+    episodes: int = 100,
+    margin: float | None = 0.05,
+    curves: bool = True,
+) -> Path:
+    """A finished study. `logits`: per task and encoder the logit of success at a middling start state and training seed.
+
+    An encoder's true rate is `simulated.rate(logit, hypot(seed_sd, starts_sd))`; start states are as hard for all encoders.
+    """
+    tasks = list(logits)
+    encoders = list(logits[tasks[0]])
+    describe(directory, tasks, encoders, heads=heads, regimes=regimes, seeds=seeds, episodes=episodes, margin=margin)
+    for task in tasks:
+        difficulty = starts_sd * rng.normal(size=episodes)
+        for head in heads:
+            for regime in regimes:
+                for i, encoder in enumerate(encoders):
+                    cell = begin(directory, task, encoder, head, regime)
+                    add_cost(cell, speed=1 + 0.3 * i)
+                    for seed in seeds:
+                        logit = logits[task][encoder] + seed_sd * rng.normal() + difficulty
+                        solved = rng.random(episodes) < 1 / (1 + np.exp(-logit))
+                        finish(cell, seed, solved, speed=1 + 0.3 * i, curves=curves)
+    return directory

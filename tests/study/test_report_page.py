@@ -1,0 +1,122 @@
+"""The report as a reader sees it: one file, in a real browser on a phone and on a desk, and its Markdown."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+from made_study import begin, fail, simulate
+
+from fibopolicy.study.report import read_study, results, videos, write, write_report
+from fibopolicy.study.report.directory import Study
+from fibopolicy.study.report.plots import pareto_front
+from fibopolicy.study.report.results import Compared
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+TASKS = ("fibopolicy/Lift-v0", "fibopolicy/Push-v0", "robosuite/NutAssemblySquare")
+ENCODERS = {"vit_tiny": 0.0, "an_encoder_with_a_long_name_and_no_space_in_it": 0.2, "module:function": -2.0}
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("page") / "study"
+    logits = {task: {name: 1.5 + shift for name, shift in ENCODERS.items()} for task in TASKS}
+    simulate(directory, logits, rng=np.random.default_rng(0), regimes=("scratch", "frozen"), seeds=(0, 1), episodes=30)
+    cell = begin(directory, TASKS[1], "module:function")
+    shutil.rmtree(cell / "seed1")
+    fail(cell, 1, "UserError: " + "/a/very/long/path/without/any/space" * 4)
+    write_report(directory)
+    return directory
+
+
+def test_the_page_needs_no_other_file(study: Path) -> None:
+    page = (study / "report" / "report.html").read_text()
+    assert not re.findall(r'src="(?!data:)', page)
+    assert not re.findall(r'href="(?!data:|#|\.\./|[a-z_]+\.(?:csv|md)")', page)
+    assert "prefers-color-scheme: dark" in page
+    for link in re.findall(r'href="#([^"]+)"', page):
+        assert f'id="{link}"' in page
+    for link in re.findall(r'href="(?!data:|#)([^"]+)"', page):
+        assert (study / "report" / link).exists(), link
+
+
+def test_the_markdown_says_the_same_and_its_files_are_there(study: Path) -> None:
+    told = (study / "report" / "report.md").read_text()
+    assert told.startswith("# study\n\n- ")
+    for link in re.findall(r"\]\(([^)]+)\)", told):
+        assert (study / "report" / link).exists(), link
+    tables = re.findall(r"(?:^\|.*\n)+", told, flags=re.MULTILINE)
+    for table in tables:
+        assert len({len(re.findall(r"(?<!\\)\|", line)) for line in table.splitlines()}) == 1
+    assert len(tables) == 8
+    page = (study / "report" / "report.html").read_text()
+    for title in re.findall(r"^#+ (.+)$", told, flags=re.MULTILINE):
+        assert f">{title}</h" in page
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no chromium here; on Debian: apt-get install chromium")
+@pytest.mark.parametrize("width", [390, 1280])
+def test_a_browser_shows_every_picture_and_never_scrolls_sideways(study: Path, tmp_path: Path, width: int) -> None:
+    page = study / "report" / "report.html"
+    frame = tmp_path / "frame.html"
+    frame.write_text(
+        f"<iframe id=f width={width} height=800 style='border:0' src='{page.as_uri()}'></iframe><pre id=told></pre>"
+        "<script>onload = () => { const d = f.contentDocument, e = d.documentElement;"
+        " d.querySelectorAll('details').forEach(one => one.open = true); told.textContent = 'SEEN '"
+        " + [e.clientWidth, e.scrollWidth, [...d.images].filter(i => i.naturalWidth > 0).length].join(' ') }</script>"
+    )
+    command = [str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", "--allow-file-access-from-files"]
+    command += [f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", frame.as_uri()]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    seen = re.search(r"SEEN (\d+) (\d+) (\d+)", done.stdout)
+    assert seen, done.stdout + done.stderr
+    client, scroll, pictures = map(int, seen.groups())
+    assert client >= width - 20  # less a scroll bar
+    assert scroll <= client
+    assert pictures == len(list(page.parent.glob("*.svg"))) == 6
+
+
+def test_the_pareto_line_joins_what_no_other_beats_in_both() -> None:
+    points = [(1.0, 0.5), (2.0, 0.4), (3.0, 0.9), (2.5, 0.9), (4.0, 0.8)]
+    assert pareto_front(points, lower_is_better=True) == [(1.0, 0.5), (2.5, 0.9)]
+    assert pareto_front(points, lower_is_better=False) == [(4.0, 0.8), (3.0, 0.9)]
+
+
+def test_films_are_of_pairs_that_differ_kept_while_fresh_and_bounded(study: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    filmed: list[tuple[str, int]] = []
+
+    def film(_: Study, one: Compared, path: Path, episodes: int) -> None:
+        filmed.append((one.candidate, episodes))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"film")
+
+    monkeypatch.setattr(videos, "film", film)
+    monkeypatch.setattr(videos, "MOST", 3)
+    page = write_report(study, videos=True).read_text()
+    assert len(filmed) == 3
+    assert all(0 < episodes <= videos.EPISODES for _, episodes in filmed)
+    assert page.count("<video") == 3
+    assert "Only 3 pairs are filmed" in page
+    assert write_report(study, videos=True).read_text().count("<video") == 3
+    assert len(filmed) == 3  # they are still those of the rows
+    (study / "report" / "videos").rename(study / "elsewhere")
+    assert "Side by side" not in write_report(study).read_text()
+
+
+def test_a_film_that_cannot_be_made_is_told(study: Path) -> None:
+    page = write_report(study, videos=True).read_text()
+    assert "could not be filmed" in page
+    assert "starts: holds no file with the start states of Lift" in page
+
+
+def test_many_comparisons_are_counted_in_the_first_lines(tmp_path: Path) -> None:
+    logits = {TASKS[0]: {"dense": 9.0, "fib": 9.0, "local": -9.0}}
+    heads = tuple(f"head{i}" for i in range(5))
+    directory = simulate(tmp_path / "many", logits, rng=np.random.default_rng(0), heads=heads, seeds=(0,), curves=False)
+    (_, fib), (_, local) = write.answers(results(read_study(directory)))
+    assert fib == "fib is **not inferior** to dense by more than 5 points in 5 of 5 cells."
+    assert local.startswith("local is **inferior** to dense by more than 5 points in 5 of 5 cells: Lift (head0, scratch), Lift")

@@ -1,0 +1,157 @@
+"""Reports of studies that are not whole: missing, failed, partial and damaged runs."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+from made_study import add_cost, begin, describe, fail, finish
+
+from fibopolicy.errors import UserError
+from fibopolicy.evaluation.rows import ROWS
+from fibopolicy.study.report import write_report
+
+LIFT, PUSH = "fibopolicy/Lift-v0", "fibopolicy/Push-v0"
+
+
+def solved(rate: float, seed: int, n: int = 40) -> np.ndarray:
+    return np.random.default_rng(seed).random(n) < rate
+
+
+def lines(study: Path, name: str) -> list[dict[str, str]]:
+    with (study / "report" / name).open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> Path:
+    """Lift: dense with three seeds, fib with two and a failed one, local not begun. Push: dense alone, one seed unfinished."""
+    directory = describe(tmp_path / "partial", [LIFT, PUSH], ["dense", "fib", "local"], episodes=40)
+    for seed in range(3):
+        finish(begin(directory, LIFT, "dense"), seed, solved(0.7, seed))
+    for seed in range(2):
+        finish(begin(directory, LIFT, "fib"), seed, solved(0.7, 10 + seed))
+        finish(begin(directory, PUSH, "dense"), seed, solved(0.5, 20 + seed))
+    fail(begin(directory, LIFT, "fib"), 2, "UserError: the loss is nan at step 7")
+    (begin(directory, PUSH, "dense") / "seed2").mkdir()
+    return directory
+
+
+def test_missing_and_failed_runs_are_shown_and_count_nowhere(study: Path) -> None:
+    page = write_report(study).read_text()
+    told = (study / "report" / "report.md").read_text()
+    for text in (page, told):
+        assert "18 runs of 1000 gradient steps, of which 7 are finished" in text
+        assert "the loss is nan at step 7" in text
+        assert "Push, local, bc, scratch, all seeds" in text
+        assert "2 of 3 seeds" in text
+        assert "no answer yet on Push" in text
+    assert 'href="../cells/lift-v0__fib__bc__scratch/seed2.log"' in page
+    assert (study / "report" / "../cells/lift-v0__fib__bc__scratch/seed2.log").is_file()
+    states = {(line["task"], line["encoder"], line["seed"]): line["state"] for line in lines(study, "seeds.csv")}
+    assert states[LIFT, "fib", "2"] == "failed"
+    assert states[PUSH, "dense", "2"] == "unfinished"
+    assert states[PUSH, "local", "0"] == "not started"
+    (compared,) = lines(study, "comparisons.csv")
+    assert (compared["control_seeds"], compared["candidate_seeds"], compared["starts"]) == ("3", "2", "40")
+
+
+def test_a_study_that_has_only_been_described_has_a_report(tmp_path: Path) -> None:
+    directory = describe(tmp_path / "empty", [LIFT], ["dense", "fib"])
+    page = write_report(directory).read_text()
+    assert "no answer yet" in page
+    assert "6 runs of 1000 gradient steps, of which 0 are finished" in page
+    assert lines(directory, "comparisons.csv") == []
+    assert [line["seeds_not_started"] for line in lines(directory, "cells.csv")] == ["3", "3"]
+
+
+def test_one_encoder_alone_is_reported_without_comparison(tmp_path: Path) -> None:
+    directory = describe(tmp_path / "alone", [LIFT], ["dense"], seeds=[0])
+    finish(begin(directory, LIFT, "dense"), 0, solved(0.5, 0))
+    assert "no encoder beside dense" in write_report(directory).read_text()
+
+
+def test_a_damaged_row_file_is_named_and_its_run_does_not_count(study: Path) -> None:
+    rows = begin(study, LIFT, "fib") / "seed1" / ROWS
+    rows.write_text(rows.read_text().replace('"success": ', '"success"', 1))
+    with pytest.warns(UserWarning, match=r"seed1/episodes\.jsonl: line 1 is not an episode row"):
+        page = write_report(study).read_text()
+    assert "cells/lift-v0__fib__bc__scratch/seed1/episodes.jsonl: line 1 is not an episode row" in page
+    assert "unreadable" in page
+
+
+def test_rows_of_another_task_or_step_do_not_count(study: Path) -> None:
+    finish(begin(study, LIFT, "fib"), 0, solved(0.9, 0), task=PUSH)
+    finish(begin(study, LIFT, "fib"), 1, solved(0.9, 0), checkpoint_step=500)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        write_report(study)
+    assert any(f"holds episodes of {PUSH}, expected {LIFT}" in str(one.message) for one in told)
+    assert any("holds no evaluation with step 1000" in str(one.message) for one in told)
+    assert lines(study, "comparisons.csv") == []
+
+
+def test_starts_where_a_simulator_failed_or_that_one_side_lacks_are_left_out(study: Path) -> None:
+    rows = begin(study, LIFT, "dense") / "seed0" / ROWS
+    first, *others = map(json.loads, rows.read_text().splitlines())
+    rows.write_text("".join(json.dumps(row) + "\n" for row in [first | {"error": "unstable", "success": False}, *others[:-1]]))
+    page = write_report(study).read_text()
+    (compared,) = lines(study, "comparisons.csv")
+    assert compared["starts"] == "38"
+    assert "38 of 40 starts" in page
+    assert "1 episode that a simulator could not run to the end" in page
+
+
+def test_two_seeds_of_the_same_weights_are_refused(study: Path) -> None:
+    finish(begin(study, LIFT, "dense"), 1, solved(0.7, 1), policy="same")
+    finish(begin(study, LIFT, "dense"), 2, solved(0.7, 2), policy="same")
+    with pytest.raises(UserError, match=r"seed1.*seed2 hold the same weights"):
+        write_report(study)
+
+
+def test_start_states_that_are_not_shared_are_told(study: Path) -> None:
+    for seed in range(2):
+        rows = begin(study, LIFT, "fib") / f"seed{seed}" / ROWS
+        rows.write_text(rows.read_text().replace(f'"start": "{LIFT}', '"start": "other'))
+    page = write_report(study).read_text()
+    assert "fib against dense on Lift, bc, scratch: 0 start states are shared" in page
+
+
+def test_what_is_no_study_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"no study\.json"):
+        write_report(tmp_path)
+    directory = describe(tmp_path / "damaged", [LIFT], ["dense", "fib"], margin=5)
+    with pytest.raises(UserError, match="margin must lie between 0 and 1"):
+        write_report(directory)
+    describe(directory, [LIFT], ["dense", "fib"], control="dance")
+    with pytest.raises(UserError, match="control dance is none of its encoders: dense, fib"):
+        write_report(directory)
+    (directory / "study.json").write_text('{"tasks": [')
+    with pytest.raises(UserError, match=r"study\.json: is not whole JSON"):
+        write_report(directory)
+    (directory / "study.json").write_text('{"tasks": []}')
+    with pytest.raises(UserError, match=r"is not the description of a study.*encoders"):
+        write_report(directory)
+    assert not (directory / "report").exists()
+
+
+def test_a_report_can_be_written_again_and_says_the_same(study: Path) -> None:
+    add_cost(begin(study, LIFT, "dense"))
+    first = write_report(study).read_bytes()
+    shutil.rmtree(study / "report")
+    assert write_report(study).read_bytes() == first
+    fail(begin(study, PUSH, "dense"), 2)
+    assert write_report(study).read_bytes() != first
+
+
+def test_without_a_margin_only_differences_are_told(study: Path) -> None:
+    document = json.loads((study / "study.json").read_text()) | {"margin": None}
+    (study / "study.json").write_text(json.dumps(document))
+    page = write_report(study).read_text()
+    assert "No difference between fib and dense is shown" in page
+    assert "inferior" not in page
