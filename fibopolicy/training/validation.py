@@ -24,11 +24,15 @@ def validation_figures(
     count = min(samples, len(dataset))
     chosen = np.linspace(0, len(dataset) - 1, count).round().astype(np.int64)
     sums: dict[str, float] = {}
+    whole = 0.0  # what the loss is a mean over
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), torch.no_grad():
         for start in range(0, count, batch_size):
             indices = chosen[start : start + batch_size]
             torch.manual_seed((seed << 32) + start)
-            loss, figures = policy.loss(to_device(dataset.batch(indices), device))
-            for name, value in {**figures, "loss": loss}.items():
-                sums[name] = sums.get(name, 0.0) + float(value) * len(indices)
-    return {f"validation_{name}": total / count for name, total in sums.items()}
+            batch = to_device(dataset.batch(indices), device)
+            loss, figures = policy.loss(batch)
+            weight = float(policy.loss_weight(batch))
+            whole += weight
+            for name, value in {**figures, "loss": float(loss)}.items():
+                sums[name] = sums.get(name, 0.0) + float(value) * weight
+    return {f"validation_{name}": total / whole for name, total in sums.items()}

@@ -141,7 +141,7 @@ def _differences(found: Results, folder: Path) -> list[Block]:
     told = "Points are percent of episodes, candidate minus control on the same start states, with 95 % intervals."
     if (m := len(found.comparisons)) > 1:
         told += (
-            f" Each interval stands for itself; p values and verdicts are corrected by Holm for all {m} comparisons of this study,"
+            f" Each interval stands for itself; p values and verdicts are corrected by Holm for all {m} comparisons here,"
             " so a verdict can be stricter than its interval looks."
         )
     blocks.append(Note(told))
