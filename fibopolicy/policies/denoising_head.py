@@ -77,7 +77,8 @@ class DenoisingHead(Policy):
 
     def features(self, obs: Mapping[str, Tensor]) -> Tensor:
         """What the denoiser is told of a window of observations, `(B, T_o, F)`."""
-        return self.observations(obs).unflatten(1, (self.config.history, -1))
+        features: Tensor = self.observations(obs).unflatten(1, (self.config.history, -1))
+        return features
 
     def loss(self, batch: Mapping[str, Any]) -> tuple[Tensor, dict[str, float]]:
         draws = self.options["draws"]
