@@ -57,8 +57,8 @@ class DiffusionPolicy(DenoisingHead):
         return actions
 
     def _told(self, steps: Tensor) -> Tensor:
-        told: Tensor = steps * (100 / self.options["train_steps"])
-        return told
+        times: Tensor = steps * (100 / self.options["train_steps"])
+        return times
 
 
 def _schedulers() -> tuple[Any, Any]:
