@@ -20,7 +20,7 @@ from fibopolicy.policies.run_directory import load_policy
 from fibopolicy.torchvision_shim import make_torchvision_importable
 from fibopolicy.training import ComputeConfig, TrainConfig
 from fibopolicy.training.encoder_weights import camera_encoders, load_encoder_weights
-from fibopolicy.training.encoders import checkpoint_gradients, compile_encoders, freeze, training_mode
+from fibopolicy.training.encoders import checkpoint_gradients, freeze, training_mode
 from fibopolicy.training.loop import train
 
 SHAPES = Shapes({"front_image": (24, 24), "wrist_image": (24, 24)}, {"hand": 3}, 4)
@@ -259,10 +259,11 @@ def test_a_run_with_compiled_encoders_has_the_same_losses_and_names(tiny_config:
     assert load_policy(tmp_path / "compiled").step == 12
 
 
-def test_a_missing_compiler_is_named(tiny_config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_compiler_is_named(tiny_config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXX", "no-such-compiler")
     with pytest.raises(UserError, match="--compile needs a C\\+\\+ compiler on a CPU and found no no-such-compiler; install"):
-        compile_encoders(policy_of(tiny_config, 0), torch.device("cpu"))
+        train(replace(tiny_config, out=tmp_path / "run", compute=ComputeConfig(compile=True)))
+    assert not (tmp_path / "run").exists()
 
 
 def test_every_encoder_of_a_policy_is_found(tiny_config: TrainConfig) -> None:
