@@ -94,8 +94,6 @@ def train(config: TrainConfig, *, resume: bool = False, overwrite: bool = False)
 
         precision = world.lead(open_run_here)
         start = world.in_turn(lambda: load_state(out, state, writes=world.leads)) if resume else 0
-        if config.compute.compile:  # after the average was copied, which nobody runs
-            compile_encoders(state.policy, engine.device)
         config = replace(config, compute=replace(config.compute, precision=precision))
         module = world.wrapped(PolicyLoss(state.policy), _load(0, engine)[1][0])
         summary = _run(start, replace(engine, config=config, module=module))
@@ -128,6 +126,8 @@ def _prepare(config: TrainConfig, world: World, *, resume: bool, overwrite: bool
         checkpoint_gradients(policy)
     policy.to(device)
     ema = EMA(policy, config.optimizer.ema)
+    if config.compute.compile:  # once the average is copied, which nobody trains
+        compile_encoders(policy, device)
     state = TrainingState(policy, ema, build_optimizer(policy, config.optimizer), Divergence())
     return Engine(config, dataset, validation, state, PolicyLoss(policy), world, device, Meter(device))
 
