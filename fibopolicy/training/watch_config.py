@@ -13,7 +13,7 @@ class ValidationConfig:
     weights."""
 
     validate_on: str | None = None
-    """Filter key of demos to validate on, say valid; none by default."""
+    """Filter key of demos to validate on, say valid, in the files that have it; none by default."""
     validate_every: int = 250
     """Steps."""
     validate_samples: int = 2048
