@@ -141,8 +141,8 @@ def _differences(found: Results, folder: Path) -> list[Block]:
     told = "Points are percent of episodes, candidate minus control on the same start states, with 95 % intervals."
     if (m := len(found.comparisons)) > 1:
         told += (
-            f" Each interval stands for itself; p values and verdicts are corrected by Holm for all {m} comparisons here,"
-            " so a verdict can be stricter than its interval looks."
+            f" Each interval stands for itself; p values and verdicts are corrected by Holm for all {m} comparisons of this"
+            " study, so a verdict can be stricter than its interval looks."
         )
     blocks.append(Note(told))
     if study.margin is not None:
@@ -240,24 +240,29 @@ def _made(study: Study) -> list[Block]:
         "versions": ", ".join(f"{name} {version}" for name, version in dict(document.get("versions") or {}).items()),
         "date": str(environment.get("date") or ""),
     }
-    files = [page.Link(name, name) for name in ("cells.csv", "seeds.csv", "comparisons.csv", "report.md")]
-    files += [page.Link("study.json", "../study.json"), page.Link("environment.json", "../environment.json")]
+    files: list[list[page.Cell]] = [[page.Link(name, name), holds] for name, holds in _FILES.items()]
+    files += [
+        [page.Link(name, f"../{name}"), holds] for name, holds in _STUDY_FILES.items() if (study.directory / name).is_file()
+    ]
     return [
         Heading("How it was made"),
         Facts({name: fact for name, fact in facts.items() if fact}),
         Folded("Every run", [Table(run_table(study), words=("state", "video"))]),
-        Table([["file", "what it holds"], *zip(files, _HOLDS, strict=True)], words=("what it holds",)),
+        Table([["file", "what it holds"], *files], words=("what it holds",)),
     ]
 
 
-_HOLDS = (
-    "success and costs per cell, unrounded",
-    "every run: rate, state, times",
-    "every difference: interval, p raw and corrected, verdict",
-    "this report in Markdown",
-    "the study",
-    "where it ran",
-)
+_FILES = {
+    "cells.csv": "success and costs per cell, unrounded",
+    "seeds.csv": "every run: rate, state, times",
+    "comparisons.csv": "every difference: interval, p raw and corrected, verdict",
+    "report.md": "this report in Markdown",
+}
+_STUDY_FILES = {
+    "study.json": "the study",
+    "environment.json": "where it ran",
+    "checks.txt": "what was checked before the first run",
+}
 
 
 def _encoder(one: dict[str, object]) -> str:
