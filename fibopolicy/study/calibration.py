@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from tqdm import tqdm
 
 from fibopolicy.evaluation.acting import Actor, Request
 from fibopolicy.evaluation.episode import LiveEpisode
@@ -38,7 +39,7 @@ def calibrate(study: StudyDirectory) -> dict[str, dict[str, Any]]:
     """
     found: dict[str, dict[str, Any]] = {}
     with threads(study.config.threads):
-        for cell in cells(study.config):
+        for cell in tqdm(cells(study.config), desc="calibrate", unit="cell", disable=None):
             try:
                 found[cell.name] = _cell(study, cell)
             except Exception as error:
