@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 #: What may be logged, and how it is called in print.
-QUANTITIES = {"loss": "training loss", "validation_loss": "validation loss", "success": "monitored success"}
+QUANTITIES = {"loss": "training loss", "validation_loss": "validation loss", "monitoring_success": "monitored success"}
 #: Points along a curve.
 POINTS = 60
 
