@@ -2,7 +2,7 @@
 
 With "bf16" the forward pass runs under torch's autocast: products in bfloat16, weights, sums and losses in float32. "auto" means
 float32 on a device without bfloat16 units: there a step of the smallest ViT took 8 times as long in bfloat16 (processor time on
-an AMD EPYC of Zen 3; batch 16, two cameras of 84 x 84). On a device that has them, the policy's own step is timed in both when a
+a Zen 3 EPYC; batch 16, two cameras of 84 x 84). On a device that has them, the policy's own step is timed in both when the
 run starts, since small networks are often slower under autocast. What was chosen is written to `config.json` and kept on resume.
 """
 
