@@ -29,6 +29,7 @@ def validation_figures(
             indices = chosen[start : start + batch_size]
             torch.manual_seed((seed << 32) + start)
             loss, figures = policy.loss(to_device(dataset.batch(indices), device))
-            for name, value in {**figures, "loss": loss}.items():
-                sums[name] = sums.get(name, 0.0) + float(value) * len(indices)
+            told = {name: float(value) for name, value in figures.items()} | {"loss": float(loss)}
+            for name, value in told.items():
+                sums[name] = sums.get(name, 0.0) + value * len(indices)
     return {f"validation_{name}": total / count for name, total in sums.items()}
