@@ -192,7 +192,8 @@ def main() -> None:
         options.out.with_name(options.out.name + ".json").write_text(json.dumps(result, indent=2) + "\n")
         options.out.with_name(options.out.name + ".md").write_text(
             f"# Ready batches\n\n{__doc__}\n{where['processor']}, two cores, no GPU; robomimic {where['robomimic']}, torch"
-            f" {where['torch']}, h5py {where['h5py']}, {where['date']}.\n\n{table(result)}\n"
+            f" {where['torch']}, h5py {where['h5py']}, {where['date']}, load average"
+            f" at the end {where['load'][0]:.0f}.\n\n{table(result)}\n"
         )
 
 

@@ -234,7 +234,8 @@ def main() -> None:
         options.out.with_name(options.out.name + ".json").write_text(json.dumps(result, indent=2) + "\n")
         options.out.with_name(options.out.name + ".md").write_text(
             f"# One training step\n\n{__doc__}\n{where['processor']}, {options.threads} threads, no GPU; robomimic"
-            f" {where['robomimic']}, torch {where['torch']}, {where['date']}.\n\n{table(result)}\n"
+            f" {where['robomimic']}, torch {where['torch']}, {where['date']}, load average"
+            f" at the end {where['load'][0]:.0f}.\n\n{table(result)}\n"
         )
 
 
