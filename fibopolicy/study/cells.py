@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from fibopolicy.errors import UserError
 from fibopolicy.evaluation.config import EvaluateConfig
 from fibopolicy.policies.base import PolicyConfig
 from fibopolicy.study.config import StudyConfig, StudyEncoder, StudyTask
-from fibopolicy.training.config import OptimizerConfig, TrainConfig
+from fibopolicy.training.config import ComputeConfig, OptimizerConfig, TrainConfig
 
 
 @dataclass(frozen=True)
@@ -72,7 +70,7 @@ def train_config(config: StudyConfig, cell: Cell, seed: int, dataset: Path, out:
     """What trains a run.
 
     Raises:
-        UserError: options that do not fit together; a regime that training does not know.
+        UserError: options that do not fit together.
     """
     return TrainConfig(
         dataset=dataset,
@@ -83,7 +81,10 @@ def train_config(config: StudyConfig, cell: Cell, seed: int, dataset: Path, out:
         optimizer=OptimizerConfig(steps=config.steps, **config.optimizer),
         seed=seed,
         device=config.device,
-        **_start_weights(cell),
+        # Never by a trial of speed, which could decide otherwise in another run.
+        compute=ComputeConfig(precision="fp32"),
+        encoder_weights=None if cell.regime == "scratch" else cell.encoder.weights,
+        freeze_encoder=cell.regime == "frozen",
     )
 
 
@@ -91,18 +92,6 @@ def policy_config(config: StudyConfig, cell: Cell) -> PolicyConfig:
     """The policy of a cell; what the study leaves open is the head's own."""
     options = {k: v for k, v in cell.encoder.options.items() if k != "pretrained" or cell.regime != "scratch"}
     return PolicyConfig(head=cell.head, encoder=cell.encoder.encoder, encoder_options=options, **config.policy)
-
-
-def _start_weights(cell: Cell) -> dict[str, Any]:
-    """The settings of training that a regime is made of."""
-    if cell.regime == "scratch":
-        return {}
-    settings = {"encoder_weights": cell.encoder.weights, "freeze_encoder": cell.regime == "frozen"}
-    if settings.keys() - {item.name for item in dataclasses.fields(TrainConfig)}:
-        raise UserError(
-            f"regime {cell.regime!r}: this version's training starts every encoder from scratch; use regimes=('scratch',)"
-        )
-    return settings
 
 
 def evaluate_config(config: StudyConfig, cell: Cell, run: Path, starts: Path) -> EvaluateConfig:
