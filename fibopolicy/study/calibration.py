@@ -117,13 +117,13 @@ def told(study: StudyDirectory, calibrated: Mapping[str, Mapping[str, Any]], slo
     """The estimate in words, cell by cell and in all."""
     lines = [f"{name}: {_cell_told(found)}" for name, found in calibrated.items()]
     seconds, left = estimate(study, calibrated, slots)
-    return [*lines, f"{left} runs to do, {slots} at a time: at most about {duration(seconds)}"]
+    return [*lines, f"{left} runs to do, {slots} at a time: about {duration(seconds)}, and what each run takes to start up"]
 
 
 def _cell_told(found: Mapping[str, Any]) -> str:
     if "error" in found:
         return f"fails already while it is calibrated: {found['error']}"
-    return f"train {duration(found['train_s'])}, evaluate at most {duration(found['evaluate_s'])}"
+    return f"train {duration(found['train_s'])}, evaluate up to {duration(found['evaluate_s'])}"
 
 
 def duration(seconds: float) -> str:

@@ -14,7 +14,7 @@ from fibopolicy.training.config import OptimizerConfig
 
 
 def measured_costs(run: Path, config: StudyConfig, rows: Sequence[Row], workers: int, peak_memory_mb: float) -> dict[str, Any]:
-    """The contents of `done.json`.
+    """The contents of `done.json`: costs, and what tells the study's own evaluation from others of the run.
 
     Seconds are of gradient steps and of episodes, from `metrics.jsonl` and the rows, so that a run which was killed and resumed
     counts like one which was not; loading, checkpoints and the video are not in them.
@@ -31,4 +31,6 @@ def measured_costs(run: Path, config: StudyConfig, rows: Sequence[Row], workers:
         "rollout_steps_per_s": sum(row.steps for row in rows) / max(evaluate_s, 1e-9),
         "steps": config.steps,
         "episodes": len(rows),
+        "horizon": rows[0].horizon,
+        "quality": rows[0].quality,
     }

@@ -6,6 +6,7 @@ import json
 from collections import Counter
 from pathlib import Path
 
+from fibopolicy.evaluation.compare import Choice
 from fibopolicy.evaluation.rows import ROWS
 from fibopolicy.study.calibration import duration, estimate
 from fibopolicy.study.cells import Run, cells, runs
@@ -34,16 +35,19 @@ def status(study: StudyDirectory) -> str:
     if study.calibration.exists():
         seconds, left = estimate(study, read_json(study.calibration)["cells"], 1)
         if left:
-            lines.append(f"at most about {duration(seconds)} of work left, as calibrated before the start")
+            lines.append(f"about {duration(seconds)} of work left, as calibrated before the start")
     return "\n".join(lines)
 
 
 def _told(study: StudyDirectory, run: Run, state: str) -> str:
     folder = study.run(run)
     if state == "done":
-        rows = (folder / ROWS).read_text().splitlines() if (folder / ROWS).exists() else []
-        successes = sum(bool(json.loads(row)["success"]) for row in rows)
-        return f"{successes}/{len(rows)} successes"
+        done = read_json(study.done(run))
+        choice = Choice(
+            study.config.steps, "ema", study.config.starts_seed, horizon=done.get("horizon"), quality=done.get("quality")
+        )
+        rows = [row for row in choice.of(folder) if row.index < study.config.episodes]
+        return f"{sum(row.success for row in rows)}/{len(rows)} successes"
     if state == "failed":
         return state
     steps, episodes = _last_step(folder / "metrics.jsonl"), _lines(folder / ROWS)

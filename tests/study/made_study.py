@@ -135,6 +135,8 @@ def finish(
             "rollout_steps_per_s": 350.0,
             "steps": STEPS,
             "episodes": len(rows),
+            "horizon": rows[0].horizon,
+            "quality": rows[0].quality,
         },
     )
     return run

@@ -78,4 +78,4 @@ def test_a_study_keeps_its_checks_and_its_estimate(finished: StudyDirectory) -> 
     text = finished.checks.read_text()
     assert "runs differ in place: out; encoder: policy.encoder" in text
     assert "warning: 2 episodes a cell" in text
-    assert "2 runs to do, 1 at a time: at most about" in finished.log.read_text()
+    assert "2 runs to do, 1 at a time: about" in finished.log.read_text()

@@ -96,6 +96,18 @@ def test_rows_of_another_task_or_step_do_not_count(study: Path) -> None:
     assert lines(study, "comparisons.csv") == []
 
 
+def test_further_evaluations_of_a_run_change_nothing(study: Path) -> None:
+    write_report(study)
+    before = lines(study, "seeds.csv")
+    path = begin(study, LIFT, "fib") / "seed0" / ROWS
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    others = [{"horizon": 7}, {"quality": "full"}, {"weights": "model"}, {"index": len(rows)}]
+    more = [rows[0] | {"success": not rows[0]["success"]} | other for other in others]
+    path.write_text("".join(json.dumps(row) + "\n" for row in [*rows, *more]))
+    write_report(study)
+    assert lines(study, "seeds.csv") == before
+
+
 def test_starts_where_a_simulator_failed_or_that_one_side_lacks_are_left_out(study: Path) -> None:
     rows = begin(study, LIFT, "dense") / "seed0" / ROWS
     first, *others = map(json.loads, rows.read_text().splitlines())

@@ -7,7 +7,7 @@ import json
 import re
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -199,10 +199,13 @@ def _cell(directory: Path, key: tuple[str, ...], folder: Path | None, seeds: Seq
 def _run(directory: Path, folder: Path, task: str, seed: int, choice: Choice) -> SeedRun:
     try:
         if (folder / "done.json").is_file():
-            rows = choice.of(folder)
+            done = _object(folder / "done.json")
+            # The run may have been evaluated again since, in other ways or on more start states.
+            mine = replace(choice, weights="ema", horizon=done.get("horizon"), quality=done.get("quality"))
+            rows = tuple(row for row in mine.of(folder) if row.index < int(done.get("episodes", row.index + 1)))
             if rows[0].task != task:
                 raise UserError(f"{folder / ROWS}: holds episodes of {rows[0].task}, expected {task}")
-            return SeedRun(seed, folder, State.DONE, rows, _object(folder / "done.json"))
+            return SeedRun(seed, folder, State.DONE, rows, done)
         if (folder / "failed.json").is_file():
             told = _object(folder / "failed.json")
             error, log = (" ".join(str(told.get(name) or "").split()) for name in ("error", "log"))
