@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import MISSING, dataclass, fields, is_dataclass
+from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import tyro
 
+from fibopolicy.policies.base import PolicyConfig
 from fibopolicy.training.config import TrainConfig
 from fibopolicy.training.presets import preset
 
@@ -53,7 +54,10 @@ def with_preset(arguments: Sequence[str]) -> list[str]:
     if arguments[:1] != ["train"] or not any(named):
         return list(arguments)
     here = Path()  # the data and the run are named by the command line
-    return ["train", *_options(preset(named[-1], here, here)), *arguments[1:]]
+    chosen = preset(named[-1], here, here)
+    if any(word == "--head" or word.startswith("--head=") for word in arguments):
+        chosen = replace(chosen, policy=replace(chosen.policy, head_options={}))  # which only its own head knows
+    return ["train", *_options(chosen), *arguments[1:]]
 
 
 def _is_preset(word: str) -> bool:
@@ -62,9 +66,13 @@ def _is_preset(word: str) -> bool:
 
 def _options(config: Any) -> Iterator[str]:
     """The words on the command line that make a config, but for what has no default."""
+    # What a head settles by itself is left to the head, which may be another.
+    own = PolicyConfig(head=config.head) if isinstance(config, PolicyConfig) else None
     for field in fields(config):
         value = getattr(config, field.name)
         default = field.default if field.default_factory is MISSING else field.default_factory()
+        if own is not None and field.name != "head":
+            default = getattr(own, field.name)
         if is_dataclass(value):
             yield from _options(value)
         elif default is not MISSING and value != default:

@@ -33,6 +33,13 @@ def test_other_options_override_a_preset_wherever_they_stand(order: int) -> None
     assert parsed(*words[0], *words[1]) == changed
 
 
+def test_another_head_brings_its_own_settings() -> None:
+    policy = parsed("--preset", "released_robot", "--head", "bc").policy
+    assert (policy.head, policy.history, policy.chunk, policy.execute, policy.head_options) == ("bc", 1, 8, 4, {})
+    assert policy.encoder == "released_robot"
+    assert parsed("--preset", "released_robot", "--ensemble", "0.01").policy.execute == 1
+
+
 def test_without_a_preset_nothing_changes_and_unknown_ones_are_named() -> None:
     assert parsed() == TrainConfig(DATA, RUN)
     with pytest.raises(UserError, match="did you mean 'released_robot'"):
