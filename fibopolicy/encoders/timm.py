@@ -84,4 +84,9 @@ def _create(timm: Any, name: str, image_size: tuple[int, int], pretrained: bool)
             raise
     except AssertionError as error:
         raise UserError(f"timm:{name} does not take images of {image_size[0]} x {image_size[1]} pixels: {error}") from error
-    return timm.create_model(name, pretrained=pretrained, num_classes=0)  # convolutional: any size
+    except OSError as error:
+        raise UserError(f"timm:{name}: its published weights cannot be fetched ({' '.join(str(error).split())[:200]})") from error
+    try:
+        return timm.create_model(name, pretrained=pretrained, num_classes=0)  # convolutional: any size
+    except OSError as error:
+        raise UserError(f"timm:{name}: its published weights cannot be fetched ({' '.join(str(error).split())[:200]})") from error

@@ -17,7 +17,7 @@ from fibopolicy.evaluation.config import EvaluateConfig
 from fibopolicy.evaluation.film import film
 from fibopolicy.evaluation.measure import Identity, default_workers, make_actor, measure, weights_digest
 from fibopolicy.evaluation.overlay import draw_look
-from fibopolicy.evaluation.rows import ROWS, Row, append_row, read_rows, success_rate, write_rows
+from fibopolicy.evaluation.rows import ROWS, Row, append_row, read_rows, success_rate, suffix, write_rows
 from fibopolicy.evaluation.simulator import TaskInfo
 from fibopolicy.evaluation.starts import Starts, default_starts, load_starts, save_starts
 from fibopolicy.evaluation.statistics import Rate
@@ -205,7 +205,7 @@ def _film(
     info: TaskInfo,
 ) -> Path | None:
     """Run the shown episodes once more, now with every frame: episodes repeat exactly, so these are the ones counted."""
-    path = config.run / "videos" / f"{info.task_id.replace('/', '_')}_seed{starts.seed}.mp4"
+    path = config.run / "videos" / f"{info.task_id.replace('/', '_')}_seed{starts.seed}{suffix(config.weights)}.mp4"
     shown = sorted(rows, key=lambda row: row.success) if config.failures_first else rows
     clips = list(film(rollouts, actor, starts, [row for row in shown if not row.error][: config.video], camera).values())
     if config.overlay:

@@ -70,8 +70,10 @@ def plot_curves(rows: Sequence[Mapping[str, float]], path: Path) -> None:
     """A PNG of loss and learning rate over the gradient steps, from rows with these three."""
     steps = [row["step"] for row in rows]
     drawn, axes = figure(2)
-    axes[0, 0].plot(steps, [row["loss"] for row in rows], color=COLOURS[0], linewidth=1)
-    axes[0, 0].set(ylabel="training loss, by batch", yscale="log")
+    losses = [row["loss"] for row in rows]
+    axes[0, 0].plot(steps, losses, color=COLOURS[0], linewidth=1)
+    # A likelihood's loss may be below zero.
+    axes[0, 0].set(ylabel="training loss, by batch", yscale="log" if min(losses) > 0 else "linear")
     axes[1, 0].plot(steps, [row["learning_rate"] for row in rows], color=COLOURS[0])
     axes[1, 0].set(ylabel="learning rate", xlabel="gradient step", ylim=(0, None))
     save_png(drawn, path)

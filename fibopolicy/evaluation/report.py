@@ -13,10 +13,12 @@ from fibopolicy.evaluation import page
 from fibopolicy.evaluation.comparison_text import columns
 from fibopolicy.evaluation.evaluate_run import Evaluation
 from fibopolicy.evaluation.plots import plot_curves, plot_success_by_step
-from fibopolicy.evaluation.rows import Row, success_rate
+from fibopolicy.evaluation.rows import Row, success_rate, suffix
 from fibopolicy.evaluation.statistics import Rate
 from fibopolicy.files import written_aside
 from fibopolicy.policies.run_directory import read_config
+
+_WEIGHTS = {"ema": "moving average of the last checkpoint", "model": "last checkpoint"}
 
 
 def read_metrics(run: Path) -> list[dict[str, float]]:
@@ -61,15 +63,17 @@ def report(run: Path, evaluation: Evaluation, stages: Mapping[str, float] | None
     curves = run / "curves.png" if metrics else None
     if curves:
         plot_curves(metrics, curves)
-    success = run / "success_by_step.png"
+    weights = evaluation.rows[0].weights
+    success = run / f"success_by_step{suffix(weights)}.png"
     plot_success_by_step({"": [[row for row in evaluation.rows if not row.error]]}, success)
-    path = run / "report.html"
+    path = run / f"report{suffix(weights)}.html"
     facts = {
         "task": evaluation.rows[0].task,
         "encoder": f"{document['policy']['encoder']} {document['policy']['encoder_options'] or ''}".strip(),
         "policy head": document["policy"]["head"],
         "demonstrations": f"{document['train']['demos']} from {_names(document['train']['dataset'])}",
         "gradient steps": str(evaluation.rows[0].checkpoint_step),
+        "weights": _WEIGHTS.get(weights, f"{weights}, which a validation liked; the last checkpoint is the run's result"),
         "training seed": str(document["train"]["seed"]),
         "start states": f"{len(evaluation.rows)}, set of seed {evaluation.rows[0].starts_seed}, held out from training",
         "render quality of the data": _quality(document["env_args"]),

@@ -72,6 +72,11 @@ class Row:
         return self.task, self.checkpoint_step, self.weights, self.starts_seed, self.horizon, self.quality
 
 
+def suffix(weights: str) -> str:
+    """Of the names of pages, pictures and videos: empty for the last checkpoint, which is a run's result."""
+    return f"_{weights.replace('/', '_')}" if "/" in weights else ""
+
+
 def append_row(path: Path, row: Row) -> None:
     with path.open("a") as file:
         file.write(_line(row))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -124,6 +124,10 @@ class PolicyConfig:
         for name in ("image_size", "num_views"):
             if name in self.encoder_options:
                 raise UserError(f"encoder_options: {name} follows from the data and is not an option")
+
+    def as_loaded(self) -> PolicyConfig:
+        """The same network, whose encoders fetch no published weights: others are loaded into it."""
+        return replace(self, encoder_options={k: v for k, v in self.encoder_options.items() if k != "pretrained"})
 
 
 class Policy(nn.Module):

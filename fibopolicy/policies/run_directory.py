@@ -67,7 +67,7 @@ def load_policy(run: Path, *, weights: str = "ema", device: str = "cpu") -> Load
     path = files[weights]
     if not path.is_file():
         raise UserError(f"{path}: no checkpoint has been written yet")
-    policy = build_policy(PolicyConfig(**document["policy"]), _shapes(document["shapes"]))
+    policy = build_policy(PolicyConfig(**document["policy"]).as_loaded(), _shapes(document["shapes"]))
     try:
         with safe_open(path, framework="pt") as file:
             step = int((file.metadata() or {})["step"])

@@ -27,12 +27,10 @@ class BestWeights:
         """After `step` gradient steps: keep the weights if they are among the best so far; a tie goes to the earlier.
 
         Raises:
-            UserError: the validation has no such figure, or a file cannot be written.
+            UserError: a file cannot be written.
         """
         if not self._keep:
             return
-        if self._criterion not in figures:
-            raise UserError(f"criterion {self._criterion!r} is no figure of this validation; it has {', '.join(figures)}")
         value = figures[self._criterion]
         if not math.isfinite(value):
             return

@@ -47,10 +47,14 @@ RUN_FILES = (
     "starts_seed*.npz",
     "videos/*_seed*.mp4",
     "curves.png",
-    "report.html",
+    "success_by_step*.png",
+    "report*.html",
     ".evaluating",
     f"{BEST}/step_*.safetensors",
-    *(f"monitoring/{name}" for name in (EMA_WEIGHTS, "episodes.jsonl", "starts_seed*.npz", "result.json", "log.txt", CONFIG)),
+    *(
+        f"monitoring/{name}"
+        for name in (EMA_WEIGHTS, "episodes.jsonl", "starts_seed*.npz", "result.json", "log.txt", ".evaluating", CONFIG)
+    ),
     "wandb.json",
     CONFIG,
 )
@@ -117,7 +121,7 @@ def describe(config: TrainConfig, dataset: Windows) -> dict[str, Any]:
 
 def stored_precision(out: Path) -> str | None:
     """The precision that a run was started with; `None` where there is no run."""
-    return str(read_config(out)["train"]["compute"]["precision"]) if (out / CONFIG).exists() else None
+    return read_config(out)["train"].get("compute", {}).get("precision") if (out / CONFIG).exists() else None
 
 
 def _refuse_other(out: Path, found: dict[str, Any], wanted: dict[str, Any]) -> None:

@@ -130,7 +130,7 @@ class TrainConfig:
             raise UserError(f"filter_key: got {len(self.filter_key)} for {len(paths)} files; give one for all or one per file")
         object.__setattr__(self, "out", Path(self.out).expanduser())
         if self.encoder_weights is not None:
-            object.__setattr__(self, "encoder_weights", Path(self.encoder_weights).expanduser())
+            object.__setattr__(self, "encoder_weights", Path(self.encoder_weights).expanduser().absolute())
         for name in ("checkpoint_every", "log_every"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} must be at least 1 step, got {getattr(self, name)}")

@@ -32,6 +32,7 @@ from fibopolicy.training.meter import Meter, Summary, peak_gb
 from fibopolicy.training.metrics import MetricsLog
 from fibopolicy.training.optimizer import build_optimizer, learning_rate, set_learning_rate
 from fibopolicy.training.precision import autocast, has_bf16_units, quicker
+from fibopolicy.training.validation import check_criterion
 from fibopolicy.training.wandb_log import require_wandb
 from fibopolicy.training.watch import Watch
 
@@ -114,9 +115,10 @@ def _prepare(config: TrainConfig, world: World, *, resume: bool, overwrite: bool
     torch.manual_seed(config.seed)
     dataset = open_dataset(config)
     validation = open_validation(config, dataset)
-    policy = build_policy(config.policy, shapes_of(dataset))
+    resumes = resume and (config.out / STATE).exists()
+    policy = build_policy(config.policy.as_loaded() if resumes else config.policy, shapes_of(dataset))
     policy.fit_normalizers(dataset.stats)
-    if config.encoder_weights is not None and not (resume and (config.out / STATE).exists()):
+    if config.encoder_weights is not None and not resumes:
         load_encoder_weights(policy, config.encoder_weights)
     if config.freeze_encoder:
         freeze(policy)
@@ -128,6 +130,8 @@ def _prepare(config: TrainConfig, world: World, *, resume: bool, overwrite: bool
     ema = EMA(policy, config.optimizer.ema)
     if config.compute.compile:  # once the average is copied, which nobody trains
         compile_encoders(policy, device)
+    if validation is not None:
+        check_criterion(config.validation.criterion, ema.average, validation, device)
     state = TrainingState(policy, ema, build_optimizer(policy, config.optimizer), Divergence())
     return Engine(config, dataset, validation, state, PolicyLoss(policy), world, device, Meter(device))
 

@@ -6,8 +6,20 @@ import numpy as np
 import torch
 
 from fibopolicy.datasets import Windows
+from fibopolicy.errors import unknown
 from fibopolicy.policies import Policy
 from fibopolicy.training.batches import to_device
+
+
+def check_criterion(criterion: str, average: Policy, dataset: Windows, device: torch.device) -> None:
+    """Refuse the name of a figure that validation will not have.
+
+    Raises:
+        UserError: with the nearest that it has.
+    """
+    figures = validation_figures(average, dataset, samples=1, batch_size=1, device=device)
+    if criterion not in figures:
+        raise unknown("criterion", criterion, figures)
 
 
 def validation_figures(

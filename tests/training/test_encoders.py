@@ -3,7 +3,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from fibopolicy.policies import Policy, PolicyConfig, Shapes, build_policy
 from fibopolicy.policies.run_directory import load_policy
 from fibopolicy.torchvision_shim import make_torchvision_importable
 from fibopolicy.training import ComputeConfig, TrainConfig
+from fibopolicy.training.checkpoint import save_weights
 from fibopolicy.training.encoder_weights import camera_encoders, load_encoder_weights
 from fibopolicy.training.encoders import checkpoint_gradients, freeze, training_mode
 from fibopolicy.training.loop import train
@@ -149,6 +150,7 @@ def test_unreadable_weights_are_refused_and_run_no_code(tiny_config: TrainConfig
 
 def test_a_timm_checkpoint_loses_its_classifier_and_gets_other_positions(tmp_path: Path) -> None:
     make_torchvision_importable()
+    make_torchvision_importable()
     timm = pytest.importorskip("timm")
     torch.manual_seed(0)
     model = timm.create_model("vit_tiny_patch16_224", img_size=64, depth=1)
@@ -272,3 +274,24 @@ def test_every_encoder_of_a_policy_is_found(tiny_config: TrainConfig) -> None:
         assert found.keys() == SHAPES.images.keys()
         assert all(isinstance(encoder, Encoder) for encoder in found.values())
         assert len({id(encoder) for encoder in found.values()}) == (2 if views == "separate" else 1)
+
+
+def test_a_run_with_published_weights_is_loaded_without_fetching_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_torchvision_importable()
+    timm = pytest.importorskip("timm")
+    config = PolicyConfig(encoder="timm:resnet10t", encoder_options={"pretrained": True})
+    shapes = Shapes({"front_image": (32, 32)}, {"hand": 3}, 4)
+    document = {"policy": asdict(config), "shapes": asdict(shapes), "train": {"optimizer": {"steps": 1}}, "env_args": {}}
+    (tmp_path / "config.json").write_text(json.dumps(document))
+    policy = build_policy(replace(config, encoder_options={}), shapes)
+    save_weights(tmp_path / "ema.safetensors", policy, {"step": "1"})
+    create = timm.create_model
+    monkeypatch.setattr(timm, "create_model", lambda *args, pretrained, **rest: _refused(pretrained) or create(*args, **rest))
+    assert load_policy(tmp_path).step == 1
+    with pytest.raises(UserError, match=r"timm:resnet10t: its published weights cannot be fetched \(no network\)"):
+        build_policy(config, shapes)
+
+
+def _refused(pretrained: bool) -> None:
+    if pretrained:
+        raise OSError("no network")

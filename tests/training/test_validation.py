@@ -96,8 +96,13 @@ def test_ranking_goes_on_from_the_files_alone(tmp_path: Path) -> None:
     for step, value in ((1, 3.0), (2, 1.0), (3, float("nan")), (4, 2.0), (2, 1.0), (5, 2.0)):
         BestWeights(tmp_path, 2, "validation_loss").offer(step, {"validation_loss": value}, module)
     assert sorted(path.stem for path in (tmp_path / "best").iterdir()) == ["step_000002", "step_000004"]
-    with pytest.raises(UserError, match="'validation_l2' is no figure of this validation; it has validation_loss"):
-        BestWeights(tmp_path, 2, "validation_l2").offer(1, {"validation_loss": 1.0}, module)
+
+
+def test_a_criterion_that_is_no_figure_is_refused_before_anything_is_written(watched: TrainConfig) -> None:
+    mistyped = replace(watched.validation, criterion="validation_los")
+    with pytest.raises(UserError, match="unknown criterion 'validation_los': did you mean 'validation_loss'"):
+        train(replace(watched, validation=mistyped))
+    assert not watched.out.exists()
 
 
 @pytest.mark.parametrize(
