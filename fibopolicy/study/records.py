@@ -4,13 +4,28 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from fibopolicy.evaluation.compare import Choice
 from fibopolicy.evaluation.rows import Row
 from fibopolicy.study.config import StudyConfig
 from fibopolicy.training.config import OptimizerConfig
+
+
+def own_rows(run: Path, done: Mapping[str, Any], steps: int, starts_seed: int) -> tuple[Row, ...]:
+    """The rows of the study's own evaluation of a run, by index: it may have been evaluated again, otherwise or on more starts.
+
+    Args:
+        done: its `done.json`.
+
+    Raises:
+        UserError: there are none.
+    """
+    choice = Choice(steps, "ema", starts_seed, horizon=done.get("horizon"), quality=done.get("quality"))
+    episodes = done.get("episodes")
+    return tuple(row for row in choice.of(run) if episodes is None or row.index < episodes)
 
 
 def measured_costs(run: Path, config: StudyConfig, rows: Sequence[Row], workers: int, peak_memory_mb: float) -> dict[str, Any]:

@@ -6,12 +6,12 @@ import json
 from collections import Counter
 from pathlib import Path
 
-from fibopolicy.evaluation.compare import Choice
 from fibopolicy.evaluation.rows import ROWS
 from fibopolicy.study.calibration import duration, estimate
 from fibopolicy.study.cells import Run, cells, runs
 from fibopolicy.study.directory import StudyDirectory, read_json, state_of
 from fibopolicy.study.lock import held
+from fibopolicy.study.records import own_rows
 
 
 def status(study: StudyDirectory) -> str:
@@ -42,11 +42,7 @@ def status(study: StudyDirectory) -> str:
 def _told(study: StudyDirectory, run: Run, state: str) -> str:
     folder = study.run(run)
     if state == "done":
-        done = read_json(study.done(run))
-        choice = Choice(
-            study.config.steps, "ema", study.config.starts_seed, horizon=done.get("horizon"), quality=done.get("quality")
-        )
-        rows = [row for row in choice.of(folder) if row.index < study.config.episodes]
+        rows = own_rows(folder, read_json(study.done(run)), study.config.steps, study.config.starts_seed)
         return f"{sum(row.success for row in rows)}/{len(rows)} successes"
     if state == "failed":
         return state

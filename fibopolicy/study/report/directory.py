@@ -7,14 +7,14 @@ import json
 import re
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 from typing import Any
 
 from fibopolicy.errors import UserError
-from fibopolicy.evaluation.compare import Choice
 from fibopolicy.evaluation.rows import ROWS, Row
+from fibopolicy.study.records import own_rows
 
 
 class State(Enum):
@@ -164,7 +164,7 @@ def read_study(directory: Path) -> Study:
         control=control,
         document=document,
         environment=_object(environment) if environment.is_file() else {},
-        cells=tuple(_cell(directory, key, found[key], seeds, Choice(step=steps, starts_seed=starts_seed)) for key in found),
+        cells=tuple(_cell(directory, key, found[key], seeds, steps, starts_seed) for key in found),
     )
 
 
@@ -184,25 +184,25 @@ def _cells(directory: Path, axes: dict[str, list[str]]) -> dict[tuple[str, ...],
     return {key: found[key] for key in sorted(found, key=lambda key: [o[v] for o, v in zip(order, key, strict=True)])}
 
 
-def _cell(directory: Path, key: tuple[str, ...], folder: Path | None, seeds: Sequence[int], choice: Choice) -> Cell:
+def _cell(directory: Path, key: tuple[str, ...], folder: Path | None, seeds: Sequence[int], steps: int, starts_seed: int) -> Cell:
     cost: Mapping[str, Any] = {}
     if folder is not None and (folder / "cost.json").is_file():
         cost = _object(folder / "cost.json")
     runs = tuple(
-        SeedRun(seed, None, State.MISSING) if folder is None else _run(directory, folder / f"seed{seed}", key[0], seed, choice)
+        SeedRun(seed, None, State.MISSING)
+        if folder is None
+        else _run(directory, folder / f"seed{seed}", key[0], seed, steps, starts_seed)
         for seed in seeds
     )
     task, encoder, head, regime = key
     return Cell(task, encoder, head, regime, folder, cost, runs)
 
 
-def _run(directory: Path, folder: Path, task: str, seed: int, choice: Choice) -> SeedRun:
+def _run(directory: Path, folder: Path, task: str, seed: int, steps: int, starts_seed: int) -> SeedRun:
     try:
         if (folder / "done.json").is_file():
             done = _object(folder / "done.json")
-            # The run may have been evaluated again since, in other ways or on more start states.
-            mine = replace(choice, weights="ema", horizon=done.get("horizon"), quality=done.get("quality"))
-            rows = tuple(row for row in mine.of(folder) if row.index < int(done.get("episodes", row.index + 1)))
+            rows = own_rows(folder, done, steps, starts_seed)
             if rows[0].task != task:
                 raise UserError(f"{folder / ROWS}: holds episodes of {rows[0].task}, expected {task}")
             return SeedRun(seed, folder, State.DONE, rows, done)
