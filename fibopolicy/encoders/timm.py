@@ -50,7 +50,11 @@ class TimmEncoder(Encoder):
             raise UserError(f"encoder timm:{name} needs timm: pip install 'fibopolicy[timm]'") from error
         if name.split(".")[0] not in timm.list_models():
             raise unknown("timm model", name, timm.list_models())
-        self.model: Any = _create(timm, name, image_size, pretrained)
+        try:
+            self.model: Any = _create(timm, name, image_size, pretrained)
+        except OSError as error:
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(f"timm:{name}: its published weights cannot be fetched ({reason})") from error
         config = timm.data.resolve_model_data_config(self.model)
         for key in ("mean", "std"):
             self.register_buffer(key, torch.tensor(config[key]).view(-1, 1, 1), persistent=False)
@@ -84,9 +88,4 @@ def _create(timm: Any, name: str, image_size: tuple[int, int], pretrained: bool)
             raise
     except AssertionError as error:
         raise UserError(f"timm:{name} does not take images of {image_size[0]} x {image_size[1]} pixels: {error}") from error
-    except OSError as error:
-        raise UserError(f"timm:{name}: its published weights cannot be fetched ({' '.join(str(error).split())[:200]})") from error
-    try:
-        return timm.create_model(name, pretrained=pretrained, num_classes=0)  # convolutional: any size
-    except OSError as error:
-        raise UserError(f"timm:{name}: its published weights cannot be fetched ({' '.join(str(error).split())[:200]})") from error
+    return timm.create_model(name, pretrained=pretrained, num_classes=0)  # convolutional: any size
