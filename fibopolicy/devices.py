@@ -1,6 +1,9 @@
-"""Where tensors live."""
+"""Where tensors live, and how many threads compute with them."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
@@ -22,3 +25,14 @@ def resolve_device(name: str | None) -> torch.device:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(f"device {name!r} is not to be had here ({reason}); use cpu, or leave --device out") from error
     return device
+
+
+@contextmanager
+def torch_threads(number: int) -> Iterator[None]:
+    """Within it, torch computes with as many threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

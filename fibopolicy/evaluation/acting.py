@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from fibopolicy.devices import torch_threads
 from fibopolicy.errors import UserError
 
 #: Observations of one episode: `(T_o, ...)` per key.
@@ -87,7 +88,7 @@ class Actor:
         groups: dict[Any, list[int]] = {}
         for i, request in enumerate(requests):
             groups.setdefault(_kind(request.state) if self.batch > 1 else i, []).append(i)
-        with _threads(self.threads):
+        with torch_threads(self.threads):
             for group in groups.values():
                 actions, states = self._call([requests[i] for i in group])
                 for i, action, state in zip(group, actions, states, strict=True):
@@ -141,16 +142,6 @@ def _checked(actions: NDArray[np.float32], request: Request) -> NDArray[np.float
 
 def _noise(rng: np.random.Generator, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
     return rng.integers(0, 256, shape, dtype=np.uint8) if dtype == np.uint8 else rng.normal(size=shape).astype(dtype)
-
-
-@contextlib.contextmanager
-def _threads(number: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(number)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _seed(index: int, decision: int) -> None:

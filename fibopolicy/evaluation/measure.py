@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +13,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
+from fibopolicy.environment import usable_cores
 from fibopolicy.errors import UserError
 from fibopolicy.evaluation.acting import Actor, own_randomness
 from fibopolicy.evaluation.rows import Row, success_rate
@@ -76,7 +76,7 @@ def default_workers(task_id: str, episodes: int) -> int:
 
     Light ones are at most 20 unless there are more cores: one policy has no answers for more.
     """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = usable_cores()
     return max(1, min(cores if task_id.startswith("robosuite/") else max(cores, min(5 * cores, 20)), episodes))
 
 

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from tqdm import tqdm
 
+from fibopolicy.devices import torch_threads
 from fibopolicy.evaluation.acting import Actor, Request
 from fibopolicy.evaluation.episode import LiveEpisode
 from fibopolicy.evaluation.measure import BATCH
@@ -39,24 +39,13 @@ def calibrate(study: StudyDirectory) -> dict[str, dict[str, Any]]:
     A cell that fails already here has its `error` instead: it is told, and the others go on.
     """
     found: dict[str, dict[str, Any]] = {}
-    with threads(study.config.threads):
+    with torch_threads(study.config.threads):
         for cell in tqdm(cells(study.config), desc="calibrate", unit="cell", disable=None):
             try:
                 found[cell.name] = _cell(study, cell)
             except Exception as error:
                 found[cell.name] = {"error": " ".join(f"{type(error).__name__}: {error}".split())}
     return found
-
-
-@contextmanager
-def threads(number: int) -> Iterator[None]:
-    """Within it, torch computes with as many threads as the runs will."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(number)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _cell(study: StudyDirectory, cell: Cell) -> dict[str, float]:

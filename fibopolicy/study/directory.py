@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import platform
 import warnings
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import fibopolicy
-from fibopolicy.environment import environment
+from fibopolicy.environment import environment, usable_cores
 from fibopolicy.errors import UserError, unknown
 from fibopolicy.evaluation.config import EvaluateConfig
 from fibopolicy.files import written_aside
@@ -150,7 +149,7 @@ def refuse_foreign(path: Path) -> None:
 def _described(study: StudyDirectory) -> StudyDirectory:
     """The same, with its small descriptions in place: a kill may have come before all of them were written."""
     if not (study.path / "environment.json").exists():
-        write_json(study.path / "environment.json", {**environment(), "host": platform.node(), "cores": cores()})
+        write_json(study.path / "environment.json", {**environment(), "host": platform.node(), "cores": usable_cores()})
     for cell in cells(study.config):
         if not (file := study.cell(cell) / "cell.json").exists():
             document = {"cell": cell.name, "task": cell.task.task, "encoder": cell.encoder.name}
@@ -206,11 +205,6 @@ def read_json(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be read ({error}); remove it, and it is made again") from error
     return document
-
-
-def cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def state_of(study: StudyDirectory, run: Run) -> str:

@@ -12,10 +12,11 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from fibopolicy.devices import torch_threads
 from fibopolicy.errors import unknown
 from fibopolicy.files import written_aside
 from fibopolicy.study.built import Built, build_cells
-from fibopolicy.study.calibration import calibrate, threads, told
+from fibopolicy.study.calibration import calibrate, told
 from fibopolicy.study.cells import Run, runs
 from fibopolicy.study.checks import check
 from fibopolicy.study.config import StudyConfig
@@ -135,7 +136,7 @@ def _check_and_measure(study: StudyDirectory, built: list[Built] | None) -> None
     for doubt in doubts:
         warnings.warn(doubt, stacklevel=2)
     _log.info("measuring %d encoders side by side", len(study.config.encoders))
-    with threads(study.config.threads):
+    with torch_threads(study.config.threads):
         for one, cost in zip(built, encoder_costs(built, study.config.device), strict=True):
             write_json(study.cost(one.cell), cost)
     with written_aside(study.checks) as aside:  # last, since it marks that all of this is done

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import torch
 
+from fibopolicy.environment import usable_cores
 from fibopolicy.errors import UserError
 from fibopolicy.study.cells import Run
-from fibopolicy.study.directory import StudyDirectory, cores
+from fibopolicy.study.directory import StudyDirectory
 from fibopolicy.study.executors import Ended
 from fibopolicy.study.executors.process import RunProcess
 
@@ -31,7 +32,7 @@ class Local:
         if jobs is not None and jobs < 1:
             raise UserError(f"jobs must be at least 1, got {jobs}")
         self.gpus = torch.cuda.device_count() if device in (None, "cuda") else 0
-        self._jobs = jobs or self.gpus or max(1, cores() // threads)
+        self._jobs = jobs or self.gpus or max(1, usable_cores() // threads)
 
     @property
     def slots(self) -> int:
