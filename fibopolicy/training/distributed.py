@@ -14,7 +14,7 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import torch
@@ -54,6 +54,7 @@ class World:
     rank: int = 0
     size: int = 1
     local_rank: int = 0
+    _wrapped: list[DistributedDataParallel] = field(default_factory=list, compare=False, repr=False)
 
     @property
     def leads(self) -> bool:
@@ -90,7 +91,18 @@ class World:
         if self.size == 1:
             return module
         share_batch_norms(module)
-        return DistributedDataParallel(module, find_unused_parameters=_leaves_some(module, batch))
+        self._wrapped.append(DistributedDataParallel(module, find_unused_parameters=_leaves_some(module, batch)))
+        return self._wrapped[-1]
+
+    def part(self) -> None:
+        """Ends the connection to the other processes.
+
+        The modules' gradient exchange goes first. Were it the last to hold the connection, it would wait for the connection's
+        threads while it holds Python's lock, and these wait for that lock to drop their last tensor: for ever, now and then.
+        """
+        for module in self._wrapped:
+            del module.reducer, module.logger
+        distributed.destroy_process_group()
 
     def sum(self, values: Tensor) -> Tensor:
         """The sum over all processes."""
@@ -172,9 +184,9 @@ def joined(device: str | None) -> Iterator[World]:
         try:
             yield world
         except (UserError, SystemExit):  # which the others have come upon as well, so that they part too
-            distributed.destroy_process_group()
+            world.part()
             raise
-        distributed.destroy_process_group()
+        world.part()
     except KeyboardInterrupt:
         raise KeyboardInterrupt if world.leads else SystemExit(130) from None
     except RuntimeError as error:

@@ -8,6 +8,7 @@ import os
 import signal
 import socket
 import sys
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,8 +21,8 @@ from fibopolicy.encoders import Encoder, register_encoder
 from fibopolicy.errors import UserError
 from fibopolicy.training import TrainConfig, loop
 
-#: Seconds that a test waits for processes which should have ended long before.
-PATIENCE = 600.0
+#: Seconds that a test waits for both processes, which should have ended long before.
+PATIENCE = 300.0
 
 
 @register_encoder("tiny_cnn")
@@ -69,8 +70,9 @@ def in_two_processes(calls: Sequence[Call], folder: Path) -> Outcome:
     for _, sender in pipes:
         sender.close()
     endings: tuple[list[object], list[object]] = ([], [])
+    deadline = time.monotonic() + PATIENCE
     for process in processes:
-        process.join(PATIENCE)
+        process.join(max(0.0, deadline - time.monotonic()))
         process.kill()
         process.join()
     for (receiver, _), told in zip(pipes, endings, strict=True):
