@@ -15,6 +15,7 @@ from fibopolicy.files import StrPath
 
 _ENV_TYPES: dict[Any, str] = {1: "robosuite", 2: "gym", 3: "iGibson"}  # robomimic's EnvType
 _LISTED = 3  # how many of a kind are spelt out
+_PILED = 0.1  # share of an action's values at its limits that is worth a word: likelihoods then need a `min_std`
 
 
 def inspect(path: StrPath) -> str:
@@ -78,8 +79,10 @@ def _actions(file: DemoFile) -> Iterator[tuple[str, str]]:
     blocks = [block for block in blocks if block.shape[1] == file.action_dim and np.issubdtype(block.dtype, np.floating)]
     if blocks:
         actions = np.concatenate(blocks)
-        for dim, (low, high) in enumerate(zip(actions.min(axis=0), actions.max(axis=0), strict=True)):
-            yield "", f"{dim}: {low:+.3f} .. {high:+.3f}"
+        low, high = actions.min(axis=0), actions.max(axis=0)
+        extreme = ((actions == low) | (actions == high)).mean(axis=0)
+        for dim, (least, most, share) in enumerate(zip(low, high, extreme, strict=True)):
+            yield "", f"{dim}: {least:+.3f} .. {most:+.3f}" + (f", {share:.0%} at either end" if share >= _PILED else "")
 
 
 def _provenance(file: DemoFile) -> Iterator[tuple[str, str]]:

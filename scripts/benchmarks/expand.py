@@ -20,7 +20,7 @@ from fibopolicy.files import written_aside
 
 #: Source, task, demos, noise on the executed position actions.
 CASES = [
-    ("lift-human", "Lift", 500, 0.05),
+    ("lift-human", "Lift", 500, 0.2),
     ("lift-human", "Lift", 100, 0.0),
     ("stack-one", "Stack", 50, 0.05),
     ("pick-place-one", "PickPlaceCan", 50, 0.05),

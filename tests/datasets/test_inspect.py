@@ -25,7 +25,8 @@ def test_the_human_file(human_file: Path) -> None:
         "train (7 demos)",
         "valid (3 demos)",
         "uint8 (84, 84, 3)",
-        "6: -1.000 .. +1.000",
+        "2: -0.894 .. +1.000\n",
+        "6: -1.000 .. +1.000, 100% at either end",
         "warning: attribute total says 9666, the demos hold 531 steps",
     ):
         assert told in report
