@@ -11,7 +11,7 @@ import pytest
 from tiny_study import SMALL, SOURCE
 
 from fibopolicy.errors import UserError
-from fibopolicy.study import StudyConfig, StudyEncoder, StudyTask
+from fibopolicy.study import StudyConfig, StudyEncoder, StudyHead, StudyTask
 from fibopolicy.study.cells import Cell, cells, runs, train_config
 from fibopolicy.study.config import from_json, to_json
 from fibopolicy.study.source import load_study
@@ -71,8 +71,8 @@ def test_the_control_is_the_plain_vit_unless_named(config: StudyConfig) -> None:
         ({"regimes": ("frozn",)}, "did you mean 'frozen'"),
         ({"regimes": ("frozen",)}, "needs weights to start from, and encoder fibottention_vit_tiny has none"),
         ({"policy": {"hiden": 3}}, "did you mean 'hidden'"),
-        ({"policy": {"encoder": "resnet18"}}, "follows from the grid"),
-        ({"optimizer": {"steps": 3}}, "follows from the grid"),
+        ({"policy": {"encoder": "resnet18"}}, "follows from the study"),
+        ({"optimizer": {"steps": 3}}, "follows from the study"),
         ({"optimizer": {"learning_rat": 3}}, "did you mean 'learning_rate'"),
         ({"steps": 0}, "steps must be at least 1"),
         ({"margin": 5}, "between 0 and 1"),
@@ -86,9 +86,9 @@ def test_values_that_make_no_study_are_named(config: StudyConfig, changes: dict[
 def test_regimes_decide_the_weights_that_training_starts_from(config: StudyConfig, tmp_path: Path) -> None:
     encoder = StudyEncoder("timm:vit_tiny_patch16_224", {"pretrained": True}, weights=tmp_path / "vit.safetensors")
     task = config.tasks[0]
-    scratch = train_config(config, Cell(task, encoder, "bc", "scratch"), 0, tmp_path, tmp_path)
+    scratch = train_config(config, Cell(task, encoder, StudyHead("bc"), "scratch"), 0, tmp_path, tmp_path)
     assert scratch.policy.encoder_options == {}
-    cell = Cell(task, encoder, "bc", "frozen")
+    cell = Cell(task, encoder, StudyHead("bc"), "frozen")
     frozen = dataclasses.asdict(train_config(config, cell, 0, tmp_path, tmp_path))
     assert frozen["freeze_encoder"]
     assert frozen["encoder_weights"] == tmp_path / "vit.safetensors"
