@@ -45,7 +45,8 @@ def test_heads_that_see_the_cameras_otherwise_are_told_apart(config: StudyConfig
     cropped = replace(config, heads=("bc", StudyHead("bc", {"crop": 12}, name="cropped")))
     lines = sizes(cropped, build_cells(cropped))
     assert [line.split(":")[0] for line in lines] == ["reach, bc", "reach, cropped"]
-    assert len(sizes(alike := replace(config, heads=("bc", "bc_gmm")), build_cells(alike))) == 1
+    alike = replace(config, heads=("bc", "bc_gmm"))
+    assert len(sizes(alike, build_cells(alike))) == 1
 
 
 def test_a_difference_that_no_part_of_the_grid_names_is_refused(config: StudyConfig, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -152,7 +152,7 @@ def _success_tables(found: Results) -> list[Block]:
     tasks: list[str | None] = [*study.tasks, *[None] * (len(study.tasks) > 1)]
     for regime in study.regimes:
         for task in tasks:
-            title = [printed(task) if task is not None else "mean over tasks", *[regime] * (len(study.regimes) > 1)]
+            title = [printed(task) if task is not None else "Mean over tasks", *[regime] * (len(study.regimes) > 1)]
             blocks += [Heading(", ".join(title), 3), Table(success_by_head_table(found, task, regime))]
     note = "Encoders are compared along a row. Heads differ in more than their network: how each was trained stands below."
     return [*blocks, Note(note)]
@@ -282,6 +282,7 @@ def _made(study: Study) -> list[Block]:
         Heading("How it was made"),
         Facts({name: fact for name, fact in facts.items() if fact}),
         Table(head_settings_table(study), words=("policy", "optimiser")),
+        Note("What the study sets of each head's runs; all else is the head's own or training's default."),
         Folded("Every run", [Table(run_table(study), words=("state", "video"))]),
         Table([["file", "what it holds"], *files], words=("what it holds",)),
     ]
