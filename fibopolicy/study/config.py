@@ -186,10 +186,10 @@ class StudyConfig:
             object.__setattr__(self, name, value)
         self._check_grid()
         _check_options(self, f"study {self.name}")
-        self._check_values()
         for name in ("steps", "episodes", "threads"):
             if getattr(self, name) < 1:
                 raise UserError(f"study {self.name}: {name} must be at least 1, got {getattr(self, name)}")
+        self._check_values()
         if not 0 < self.margin < 1 or not 0 < self.expected_rate < 1:
             raise UserError(
                 f"study {self.name}: margin and expected_rate are shares of the episodes, between 0 and 1, got {self.margin}"

@@ -14,8 +14,11 @@ from tiny_study import SMALL, SOURCE
 from fibopolicy.errors import UserError
 from fibopolicy.study import StudyConfig, StudyEncoder, StudyHead, StudyTask
 from fibopolicy.study.cells import Cell, cells, runs, train_config
+from fibopolicy.study.checks import differences
 from fibopolicy.study.config import from_json, to_json
 from fibopolicy.study.source import load_study
+
+STUDIES = Path(__file__).parents[2] / "scripts" / "studies"
 
 
 def test_a_study_survives_its_file(config: StudyConfig) -> None:
@@ -130,6 +133,14 @@ def test_regimes_decide_the_weights_that_training_starts_from(config: StudyConfi
     assert frozen["freeze_encoder"]
     assert frozen["encoder_weights"] == tmp_path / "vit.safetensors"
     assert frozen["policy"]["encoder_options"] == {"pretrained": True}
+
+
+@pytest.mark.parametrize("path", sorted(STUDIES.glob("*.py")), ids=lambda path: path.stem)
+def test_the_studies_that_come_with_the_project_hold_together(path: Path) -> None:
+    found, _ = load_study(str(path))
+    assert found.name == path.stem
+    assert from_json(to_json(found)) == found
+    assert f"equal in all {len(runs(found))} runs" in differences(found)[1]
 
 
 def test_a_file_names_its_function(tmp_path: Path) -> None:
