@@ -56,7 +56,7 @@ def _cell(study: StudyDirectory, cell: Cell) -> dict[str, float]:
         rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     step_s = min(config.optimizer.batch_size / row["samples_per_s"] for row in rows[WARM_UP:])
     control_step_s, horizon = _control_step(study, cell, policy.eval())
-    return {"train_s": study.config.steps * step_s, "evaluate_s": study.config.episodes * horizon * control_step_s}
+    return {"train_s": config.optimizer.steps * step_s, "evaluate_s": study.config.episodes * horizon * control_step_s}
 
 
 def _control_step(study: StudyDirectory, cell: Cell, policy: Policy) -> tuple[float, int]:

@@ -9,8 +9,8 @@ from pathlib import Path
 from fibopolicy.errors import UserError
 from fibopolicy.evaluation.config import EvaluateConfig
 from fibopolicy.policies.base import PolicyConfig
-from fibopolicy.study.config import StudyConfig, StudyEncoder, StudyTask
-from fibopolicy.training.config import ComputeConfig, OptimizerConfig, TrainConfig
+from fibopolicy.study.config import StudyConfig, StudyEncoder, StudyHead, StudyTask
+from fibopolicy.training.config import ComputeConfig, TrainConfig
 
 
 @dataclass(frozen=True)
@@ -19,14 +19,18 @@ class Cell:
 
     task: StudyTask
     encoder: StudyEncoder
-    head: str
+    head: StudyHead
     regime: str
 
     @property
     def name(self) -> str:
         """Of its folder: `lift__vit_tiny__bc__scratch`."""
-        parts = (self.task.short, self.encoder.name, self.head, self.regime)
-        return "__".join(re.sub(r"[^A-Za-z0-9_.-]", "-", part) for part in parts)
+        return "__".join(map(in_file_name, (self.task.short, self.encoder.name, self.head.name, self.regime)))
+
+
+def in_file_name(part: str) -> str:
+    """A name as it stands in names of files and folders."""
+    return re.sub(r"[^A-Za-z0-9_.-]", "-", part)
 
 
 @dataclass(frozen=True)
@@ -57,7 +61,7 @@ def cells(config: StudyConfig) -> tuple[Cell, ...]:
     )
     names = [cell.name for cell in found]
     if repeated := sorted({name for name in names if names.count(name) > 1}):
-        raise UserError(f"study {config.name}: two cells would be called {repeated[0]}; give their encoders other names")
+        raise UserError(f"study {config.name}: two cells would be called {repeated[0]}; give their encoders or heads other names")
     return found
 
 
@@ -78,7 +82,7 @@ def train_config(config: StudyConfig, cell: Cell, seed: int, dataset: Path, out:
         cameras=None if cell.task.cameras is None else tuple(f"{c.removesuffix('_image')}_image" for c in cell.task.cameras),
         filter_key=cell.task.filter_key,
         policy=policy_config(config, cell),
-        optimizer=OptimizerConfig(steps=config.steps, **config.optimizer),
+        optimizer=config.optimizer_config(cell.head),
         seed=seed,
         device=config.device,
         # Never by a trial of speed, which could decide otherwise in another run.
@@ -91,7 +95,9 @@ def train_config(config: StudyConfig, cell: Cell, seed: int, dataset: Path, out:
 def policy_config(config: StudyConfig, cell: Cell) -> PolicyConfig:
     """The policy of a cell; what the study leaves open is the head's own."""
     options = {k: v for k, v in cell.encoder.options.items() if k != "pretrained" or cell.regime != "scratch"}
-    return PolicyConfig(head=cell.head, encoder=cell.encoder.encoder, encoder_options=options, **config.policy)
+    return PolicyConfig(
+        head=cell.head.head, encoder=cell.encoder.encoder, encoder_options=options, **config.policy_options(cell.head)
+    )
 
 
 def evaluate_config(config: StudyConfig, cell: Cell, run: Path, starts: Path) -> EvaluateConfig:

@@ -12,9 +12,10 @@ from fibopolicy.errors import UserError
 from fibopolicy.evaluation.power import episodes_needed
 from fibopolicy.study.built import Built
 from fibopolicy.study.cells import cells, train_config
-from fibopolicy.study.config import StudyConfig
+from fibopolicy.study.config import StudyConfig, StudyHead
 
-#: What each part of the grid sets in a run's configuration. A head also brings settings of its own, where the study has none.
+#: What each part of the grid sets in a run's configuration. A head also brings settings of its own, where the study has none,
+#: and what its `StudyHead` sets.
 NAMED = {
     "encoder": ("policy.encoder", "policy.encoder_options", "encoder_weights"),
     "head": (
@@ -39,7 +40,7 @@ def check(config: StudyConfig, built: Sequence[Built]) -> tuple[list[str], list[
     Raises:
         UserError: cells differ in something that the study does not name.
     """
-    return [*differences(config), *encoders(config), *sizes(config, built)], [*power(config)]
+    return [*differences(config), *heads(config), *encoders(config), *sizes(config, built)], [*power(config)]
 
 
 def differences(config: StudyConfig) -> list[str]:
@@ -52,9 +53,10 @@ def differences(config: StudyConfig) -> list[str]:
     keys = dict.fromkeys(key for document in every for key in document)
     values = {key: {repr(document.get(key)) for document in every} for key in keys}
     differing = [key for key, found in values.items() if len(found) > 1]
+    names = NAMED | {"head": (*NAMED["head"], *(key for head in config.heads for key in own_settings(head)))}
     parts: dict[str, list[str]] = {}
     for key in differing:
-        part = next((part for part, named in NAMED.items() if any(key == n or key.startswith(f"{n}.") for n in named)), None)
+        part = next((part for part, named in names.items() if any(key == n or key.startswith(f"{n}.") for n in named)), None)
         if part is None:
             raise UserError(f"study {config.name}: its cells differ in {key}, which no part of the grid names; set it for all")
         parts.setdefault(part, []).append(key)
@@ -73,6 +75,22 @@ def flat(document: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         name = f"{prefix}{key}"
         found |= flat(value, f"{name}.") if isinstance(value, Mapping) else {name: value}
     return found
+
+
+def own_settings(head: StudyHead) -> dict[str, Any]:
+    """What a head's runs have of their own, under the names of a run's configuration: `policy.chunk`, `optimizer.steps`."""
+    steps = {} if head.steps is None else {"optimizer.steps": head.steps}
+    kinds = {"policy": head.policy, "optimizer": head.optimizer}
+    return {f"{kind}.{name}": value for kind, given in kinds.items() for name, value in given.items()} | steps
+
+
+def heads(config: StudyConfig) -> list[str]:
+    """What the study sets for the runs of one head alone."""
+    told = []
+    for head in config.heads:
+        if settings := flat(own_settings(head)):
+            told.append(f"head {head.name} has {', '.join(f'{name} {value}' for name, value in settings.items())}")
+    return told
 
 
 def encoders(config: StudyConfig) -> list[str]:
@@ -96,16 +114,21 @@ def encoders(config: StudyConfig) -> list[str]:
 
 
 def sizes(config: StudyConfig, built: Sequence[Built]) -> list[str]:
-    """Whether the encoders of a task have as many parameters as the control."""
+    """Whether the encoders of a task have as many parameters as the control, head by head where heads see it differently."""
     told = []
     for task in config.tasks:
-        of_task = {b.cell.encoder.name: b.encoder_parameters for b in built if b.cell.task is task}
-        ours = of_task[config.control]
-        others = {name: number for name, number in of_task.items() if abs(number - ours) > MATCHED * ours}
-        line = f"{task.short}: encoders have {ours:,} parameters"
-        if others:
-            line += ", but " + ", ".join(f"{name} {number:,} ({number / ours:.2f}x)" for name, number in others.items())
-        told.append(line)
+        lines: dict[str, list[str]] = {}
+        for head in config.heads:
+            of_task = {b.cell.encoder.name: b.encoder_parameters for b in built if (b.cell.task, b.cell.head) == (task, head)}
+            ours = of_task[config.control]
+            others = {name: number for name, number in of_task.items() if abs(number - ours) > MATCHED * ours}
+            line = f"encoders have {ours:,} parameters"
+            if others:
+                line += ", but " + ", ".join(f"{name} {number:,} ({number / ours:.2f}x)" for name, number in others.items())
+            lines.setdefault(line, []).append(head.name)
+        for line, names in lines.items():
+            where = [task.short, *names] if len(lines) > 1 else [task.short]
+            told.append(f"{', '.join(where)}: {line}")
     return told
 
 

@@ -19,6 +19,11 @@ Option = int | float | bool | str
 
 #: How an encoder gets its weights.
 REGIMES = ("scratch", "fine-tune", "frozen")
+#: What may be set for all runs of a study or for those of one head; and the options among these with a place of their own.
+_CONFIGURED = {
+    "policy": (PolicyConfig, {"head": "its heads", "encoder": "its encoders", "encoder_options": "its encoders"}),
+    "optimizer": (OptimizerConfig, {"steps": "its steps"}),
+}
 
 
 @dataclass(frozen=True)
@@ -88,16 +93,58 @@ class StudyEncoder:
         object.__setattr__(self, "options", dict(self.options))
 
 
+def _check_options(given: StudyConfig | StudyHead, where: str) -> None:
+    """Raise `UserError` for an option of policy or optimiser that does not exist or that has a place of its own."""
+    for kind, (config, placed) in _CONFIGURED.items():
+        known = [item.name for item in dataclasses.fields(config) if item.name not in placed]
+        for option in getattr(given, kind):
+            if option in placed:
+                raise UserError(f"{where}: {kind} option {option} follows from the study, from {placed[option]}; set it there")
+            if option not in known:
+                raise unknown(f"{kind} option of {where}:", option, known)
+
+
+@dataclass(frozen=True)
+class StudyHead:
+    """A policy head with settings of its own, under a name of its own.
+
+    Args:
+        head: what `PolicyConfig.head` takes.
+        policy: options of `PolicyConfig` for its runs, e.g. `{"chunk": 8, "head_options": {"min_std": 0.05}}`. Each replaces
+            the study's, `head_options` as a whole.
+        optimizer: options of `OptimizerConfig` beside `steps`, likewise.
+        steps: gradient steps of its runs; the study's by default.
+        name: what the study calls it; the head's by default. Two entries of one head need two names.
+    """
+
+    head: str
+    policy: Mapping[str, Any] = field(default_factory=dict)
+    optimizer: Mapping[str, Any] = field(default_factory=dict)
+    steps: int | None = None
+    name: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.name:
+            object.__setattr__(self, "name", self.head)
+        for kind in _CONFIGURED:
+            object.__setattr__(self, kind, dict(getattr(self, kind)))
+        _check_options(self, f"head {self.name}")
+        if self.steps is not None and self.steps < 1:
+            raise UserError(f"head {self.name}: steps must be at least 1, got {self.steps}")
+
+
 @dataclass(frozen=True)
 class StudyConfig:
-    """Everything that decides a study's rows. Each task is a `StudyTask` or its id, each encoder a `StudyEncoder` or its name.
+    """Everything that decides a study's rows.
+
+    Each task is a `StudyTask` or its id, each encoder a `StudyEncoder` or its name, each head a `StudyHead` or its name.
 
     Args:
         name: of the study.
         tasks, encoders, heads, regimes, seeds: the grid; each combination is trained and evaluated once.
         control: the encoder that the others are compared with; the first whose name has no pattern in it ("vit_*"), else
             the first of all.
-        steps: gradient steps of every run.
+        steps: gradient steps of every run whose head names none.
         optimizer: options of `OptimizerConfig` beside `steps`, for every run.
         policy: options of `PolicyConfig` beside the encoder and the head, for every run, e.g. `{"views": "joint"}`.
         episodes: start states that every run is measured on.
@@ -113,7 +160,7 @@ class StudyConfig:
     name: str
     tasks: tuple[StudyTask, ...]
     encoders: tuple[StudyEncoder, ...]
-    heads: tuple[str, ...] = ("bc",)
+    heads: tuple[StudyHead, ...] = (StudyHead("bc"),)
     regimes: tuple[str, ...] = ("scratch",)
     seeds: tuple[int, ...] = (0, 1, 2)
     control: str = ""
@@ -131,16 +178,18 @@ class StudyConfig:
     def __post_init__(self) -> None:
         tasks = tuple(StudyTask(t) if isinstance(t, str) else t for t in _several(self.tasks, "tasks"))
         encoders = tuple(StudyEncoder(e) if isinstance(e, str) else e for e in _several(self.encoders, "encoders"))
-        settings: dict[str, Any] = {"tasks": tasks, "encoders": encoders}
-        settings |= {name: _several(getattr(self, name), name) for name in ("heads", "regimes", "seeds")}
-        settings |= {name: dict(getattr(self, name)) for name in ("optimizer", "policy")}
+        heads = tuple(StudyHead(h) if isinstance(h, str) else h for h in _several(self.heads, "heads"))
+        settings: dict[str, Any] = {"tasks": tasks, "encoders": encoders, "heads": heads}
+        settings |= {name: _several(getattr(self, name), name) for name in ("regimes", "seeds")}
+        settings |= {kind: dict(getattr(self, kind)) for kind in _CONFIGURED}
         for name, value in settings.items():
             object.__setattr__(self, name, value)
         self._check_grid()
-        self._check_options()
+        _check_options(self, f"study {self.name}")
         for name in ("steps", "episodes", "threads"):
             if getattr(self, name) < 1:
                 raise UserError(f"study {self.name}: {name} must be at least 1, got {getattr(self, name)}")
+        self._check_values()
         if not 0 < self.margin < 1 or not 0 < self.expected_rate < 1:
             raise UserError(
                 f"study {self.name}: margin and expected_rate are shares of the episodes, between 0 and 1, got {self.margin}"
@@ -155,7 +204,8 @@ class StudyConfig:
         names = {
             "tasks": [task.short for task in self.tasks],
             "encoders": [encoder.name for encoder in self.encoders],
-            **{kind: list(getattr(self, kind)) for kind in ("heads", "regimes", "seeds")},
+            "heads": [head.name for head in self.heads],
+            **{kind: list(getattr(self, kind)) for kind in ("regimes", "seeds")},
         }
         for kind, found in names.items():
             if repeated := sorted({str(name) for name in found if found.count(name) > 1}):
@@ -177,15 +227,27 @@ class StudyConfig:
         if self.control not in names["encoders"]:
             raise unknown("control: encoder of the study", self.control, map(str, names["encoders"]))
 
-    def _check_options(self) -> None:
-        named = {"policy": ("head", "encoder", "encoder_options"), "optimizer": ("steps",)}
-        for kind, config in (("policy", PolicyConfig), ("optimizer", OptimizerConfig)):
-            known = [item.name for item in dataclasses.fields(config) if item.name not in named[kind]]
-            for option in getattr(self, kind):
-                if option in named[kind]:
-                    raise UserError(f"study {self.name}: {kind} option {option} follows from the grid; set it there")
-                if option not in known:
-                    raise unknown(f"{kind} option", option, known)
+    def _check_values(self) -> None:
+        """Build every head's settings, since what one head takes may be out of range for another."""
+        for head in self.heads:
+            try:
+                self.optimizer_config(head)
+                PolicyConfig(head=head.head, **self.policy_options(head))
+            except UserError as error:
+                raise UserError(f"study {self.name}, head {head.name}: {error}") from error
+
+    def policy_options(self, head: StudyHead) -> dict[str, Any]:
+        """Options of `PolicyConfig` for the runs of a head, its own over the study's."""
+        return {**self.policy, **head.policy}
+
+    def optimizer_config(self, head: StudyHead) -> OptimizerConfig:
+        """What the runs of a head are optimised with.
+
+        Raises:
+            UserError: a value is out of range.
+        """
+        steps = self.steps if head.steps is None else head.steps
+        return OptimizerConfig(steps=steps, **{**self.optimizer, **head.optimizer})
 
 
 def _several(value: Any, name: str) -> tuple[Any, ...]:
@@ -212,4 +274,6 @@ def from_json(document: Mapping[str, Any]) -> StudyConfig:
     values = {name: value for name, value in document.items() if name in known}
     values["tasks"] = tuple(StudyTask(**task) for task in document["tasks"])
     values["encoders"] = tuple(StudyEncoder(**encoder) for encoder in document["encoders"])
+    # Heads were names alone before they could have settings.
+    values["heads"] = tuple(head if isinstance(head, str) else StudyHead(**head) for head in document["heads"])
     return StudyConfig(**values)

@@ -31,7 +31,7 @@ def encoder_costs(built: Sequence[Built], device: str | None) -> list[dict[str, 
     """The contents of each cell's `cost.json`, in the order of `built`.
 
     Latency is of all cameras' frames of one moment, forward only; encoders take turns in one process, so that whatever else the
-    machine does falls on all alike. Cells with the same encoder and the same frames share one measurement.
+    machine does falls on all alike. Cells whose encoder sees the same frames in the same way share one measurement.
 
     Raises:
         UserError: an encoder fails on its task's frames.
@@ -52,7 +52,7 @@ def encoder_costs(built: Sequence[Built], device: str | None) -> list[dict[str, 
 
 
 def _key(built: Built) -> str:
-    return f"{built.cell.encoder.name} {sorted(built.sizes.values())}"
+    return f"{built.cell.encoder.name} {built.encoder.views} {sorted(built.sizes.values())}"
 
 
 def _counted(built: Built) -> tuple[int, float | None]:

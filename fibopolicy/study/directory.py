@@ -153,7 +153,7 @@ def _described(study: StudyDirectory) -> StudyDirectory:
     for cell in cells(study.config):
         if not (file := study.cell(cell) / "cell.json").exists():
             document = {"cell": cell.name, "task": cell.task.task, "encoder": cell.encoder.name}
-            write_json(file, {**document, "head": cell.head, "regime": cell.regime})
+            write_json(file, {**document, "head": cell.head.name, "regime": cell.regime})
     return study
 
 

@@ -103,13 +103,14 @@ def _train_and_evaluate(study: StudyDirectory, run: Run) -> None:
     from fibopolicy.training.loop import train
 
     torch.set_num_threads(study.config.threads)
-    train(study.train_config(run), resume=True)
+    training = study.train_config(run)
+    train(training, resume=True)
     memory = _peak_memory_mb()
     config = study.evaluate_config(run)
     rows = evaluate_run(config, resume=True).rows
     if broken := [row for row in rows if row.error]:
         raise UserError(f"{len(broken)} of {len(rows)} episodes could not be run to their end; the first: {broken[0].error}")
-    write_json(study.done(run), measured_costs(study.run(run), study.config, rows, config.workers or 1, memory))
+    write_json(study.done(run), measured_costs(study.run(run), training.optimizer, rows, config.workers or 1, memory))
 
 
 def _peak_memory_mb() -> float:

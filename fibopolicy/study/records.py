@@ -10,7 +10,6 @@ from typing import Any
 
 from fibopolicy.evaluation.compare import Choice
 from fibopolicy.evaluation.rows import Row
-from fibopolicy.study.config import StudyConfig
 from fibopolicy.training.config import OptimizerConfig
 
 
@@ -28,7 +27,9 @@ def own_rows(run: Path, done: Mapping[str, Any], steps: int, starts_seed: int) -
     return tuple(row for row in choice.of(run) if episodes is None or row.index < episodes)
 
 
-def measured_costs(run: Path, config: StudyConfig, rows: Sequence[Row], workers: int, peak_memory_mb: float) -> dict[str, Any]:
+def measured_costs(
+    run: Path, optimizer: OptimizerConfig, rows: Sequence[Row], workers: int, peak_memory_mb: float
+) -> dict[str, Any]:
     """The contents of `done.json`: costs, and what tells the study's own evaluation from others of the run.
 
     Seconds are of gradient steps and of episodes, from `metrics.jsonl` and the rows, so that a run which was killed and resumed
@@ -36,15 +37,14 @@ def measured_costs(run: Path, config: StudyConfig, rows: Sequence[Row], workers:
     """
     metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     samples_per_s = statistics.median(row["samples_per_s"] for row in metrics)
-    batch_size = OptimizerConfig(**config.optimizer).batch_size
     evaluate_s = sum(row.wall_s for row in rows) / workers  # simulators work side by side
     return {
-        "train_s": config.steps * batch_size / samples_per_s,
+        "train_s": optimizer.steps * optimizer.batch_size / samples_per_s,
         "evaluate_s": evaluate_s,
         "samples_per_s": samples_per_s,
         "peak_memory_mb": peak_memory_mb,
         "rollout_steps_per_s": sum(row.steps for row in rows) / max(evaluate_s, 1e-9),
-        "steps": config.steps,
+        "steps": optimizer.steps,
         "episodes": len(rows),
         "horizon": rows[0].horizon,
         "quality": rows[0].quality,

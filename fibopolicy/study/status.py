@@ -40,16 +40,16 @@ def status(study: StudyDirectory) -> str:
 
 
 def _told(study: StudyDirectory, run: Run, state: str) -> str:
-    folder = study.run(run)
+    folder, steps = study.run(run), study.config.optimizer_config(run.cell.head).steps
     if state == "done":
-        rows = own_rows(folder, read_json(study.done(run)), study.config.steps, study.config.starts_seed)
+        rows = own_rows(folder, read_json(study.done(run)), steps, study.config.starts_seed)
         return f"{sum(row.success for row in rows)}/{len(rows)} successes"
     if state == "failed":
         return state
-    steps, episodes = _last_step(folder / "metrics.jsonl"), _lines(folder / ROWS)
+    step, episodes = _last_step(folder / "metrics.jsonl"), _lines(folder / ROWS)
     if episodes:
         return f"{state}, {episodes}/{study.config.episodes} episodes"
-    return f"{state}, step {steps}/{study.config.steps}" if steps else state
+    return f"{state}, step {step}/{steps}" if step else state
 
 
 def _last_step(path: Path) -> int:

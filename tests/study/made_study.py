@@ -25,14 +25,14 @@ def describe(
     tasks: Sequence[str],
     encoders: Sequence[str],
     *,
-    heads: Sequence[str] = ("bc",),
+    heads: Sequence[str | dict[str, Any]] = ("bc",),
     regimes: Sequence[str] = ("scratch",),
     seeds: Sequence[int] = (0, 1, 2),
     episodes: int = 100,
     margin: float | None = 0.05,
     **changes: Any,
 ) -> Path:
-    """An empty study: its description, and no cell begun."""
+    """An empty study: its description, and no cell begun. Heads are names, or what `to_json` makes of a `StudyHead`."""
     document = {
         "name": directory.name,
         "tasks": [{"task": task, "dataset": None, "demos": 400} for task in tasks],
@@ -84,6 +84,7 @@ def finish(
     *,
     speed: float = 1.0,
     curves: bool = False,
+    trained: int = STEPS,
     **changes: Any,
 ) -> Path:
     """A finished run whose outcomes are these, on start states 0, 1, ..."""
@@ -102,7 +103,7 @@ def finish(
                     "steps": 40 + i % 30 if success else 120,
                     "total_reward": float(success),
                     "wall_s": 0.5,
-                    "checkpoint_step": STEPS,
+                    "checkpoint_step": trained,
                     "weights": "ema",
                     "starts_seed": 0,
                     "horizon": 120,
@@ -117,7 +118,7 @@ def finish(
     ]
     write_rows(run / ROWS, rows)
     if curves:
-        steps = np.arange(0, STEPS, 10)
+        steps = np.arange(0, trained, 10)
         loss = 0.2 * np.exp(-steps / (200 + 40 * seed)) * rng.lognormal(0, 0.1, len(steps)) + 0.01
         (run / "metrics.jsonl").write_text(
             "".join(
@@ -133,7 +134,7 @@ def finish(
             "samples_per_s": 420.0 * speed,
             "peak_memory_mb": 900.0,
             "rollout_steps_per_s": 350.0,
-            "steps": STEPS,
+            "steps": trained,
             "episodes": len(rows),
             "horizon": rows[0].horizon,
             "quality": rows[0].quality,
@@ -155,7 +156,7 @@ def simulate(
     rng: np.random.Generator,
     seed_sd: float = 0.3,
     starts_sd: float = 1.5,
-    heads: Sequence[str] = ("bc",),
+    heads: Sequence[str | dict[str, Any]] = ("bc",),
     regimes: Sequence[str] = ("scratch",),
     seeds: Sequence[int] = (0, 1, 2),
     episodes: int = 100,
@@ -171,7 +172,8 @@ def simulate(
     describe(directory, tasks, encoders, heads=heads, regimes=regimes, seeds=seeds, episodes=episodes, margin=margin)
     for task in tasks:
         difficulty = starts_sd * rng.normal(size=episodes)
-        for head in heads:
+        for described in heads:
+            head, steps = (described["name"], described["steps"]) if isinstance(described, dict) else (described, None)
             for regime in regimes:
                 for i, encoder in enumerate(encoders):
                     cell = begin(directory, task, encoder, head, regime)
@@ -179,5 +181,5 @@ def simulate(
                     for seed in seeds:
                         logit = logits[task][encoder] + seed_sd * rng.normal() + difficulty
                         solved = rng.random(episodes) < 1 / (1 + np.exp(-logit))
-                        finish(cell, seed, solved, speed=1 + 0.3 * i, curves=curves)
+                        finish(cell, seed, solved, speed=1 + 0.3 * i, curves=curves, trained=steps or STEPS)
     return directory

@@ -10,9 +10,9 @@ import pytest
 from tiny_study import SMALL, Here
 
 from fibopolicy.errors import UserError
-from fibopolicy.study import StudyConfig, StudyEncoder, StudyTask, checks
+from fibopolicy.study import StudyConfig, StudyEncoder, StudyHead, StudyTask, checks
 from fibopolicy.study.built import build_cells
-from fibopolicy.study.checks import check, differences, power
+from fibopolicy.study.checks import check, differences, heads, power, sizes
 from fibopolicy.study.directory import StudyDirectory
 from fibopolicy.study.runner import run_study
 from fibopolicy.training import TrainConfig
@@ -27,6 +27,26 @@ def test_what_differs_is_what_the_study_names(config: StudyConfig) -> None:
     told = differences(grid)[0]
     for part in ("task: dataset", "seed: seed", "policy.head", "policy.chunk"):
         assert part in told
+
+
+def test_what_a_head_sets_is_named_and_nothing_else(config: StudyConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    own = StudyHead("bc_gmm", {"head_options": {"min_std": 0.05}}, {"batch_size": 4}, steps=9)
+    both = replace(config, heads=("bc", own))
+    told = differences(both)[0]
+    for setting in ("policy.head_options.min_std", "optimizer.steps", "optimizer.batch_size"):
+        assert setting in told
+    assert heads(both) == ["head bc_gmm has policy.head_options.min_std 0.05, optimizer.batch_size 4, optimizer.steps 9"]
+    monkeypatch.setattr(checks, "own_settings", lambda head: {})
+    with pytest.raises(UserError, match=r"its cells differ in optimizer\.steps, which no part of the grid names"):
+        differences(both)
+
+
+def test_heads_that_see_the_cameras_otherwise_are_told_apart(config: StudyConfig) -> None:
+    cropped = replace(config, heads=("bc", StudyHead("bc", {"crop": 12}, name="cropped")))
+    lines = sizes(cropped, build_cells(cropped))
+    assert [line.split(":")[0] for line in lines] == ["reach, bc", "reach, cropped"]
+    alike = replace(config, heads=("bc", "bc_gmm"))
+    assert len(sizes(alike, build_cells(alike))) == 1
 
 
 def test_a_difference_that_no_part_of_the_grid_names_is_refused(config: StudyConfig, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -63,6 +83,7 @@ def test_too_few_start_states_are_warned_of_with_the_number_needed(config: Study
         ({"encoders": (StudyEncoder("vit_tiny", {"dept": 2}),)}, "did you mean 'depth'"),
         ({"encoders": (StudyEncoder("vit_tiny", {**SMALL, "patch_size": 7}),)}, "does not divide the image of 24 x 24"),
         ({"heads": ("bcc",)}, "did you mean 'bc'"),
+        ({"heads": (StudyHead("bc_gmm", {"head_options": {"min_sd": 1.0}}),)}, "did you mean 'min_std'"),
         ({"tasks": (StudyTask("reach", dataset=Path("nowhere.hdf5")),)}, r"nowhere\.hdf5"),
     ],
 )

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
 from fibopolicy.attention import FibottentionPattern
 from fibopolicy.encoders import ObservationEncoder
+from fibopolicy.study import StudyConfig, StudyHead
+from fibopolicy.study.built import build_cells
 from fibopolicy.study.cells import cells
-from fibopolicy.study.costs import count_macs
+from fibopolicy.study.costs import count_macs, encoder_costs
 from fibopolicy.study.directory import StudyDirectory
 
 N, D, LAYERS, HEADS, PATCH, KEYPOINTS = 49, 96, 3, 6, 12, 16
@@ -45,6 +48,13 @@ def test_convolutions_keep_no_pairs() -> None:
     macs, share = count_macs(ObservationEncoder("resnet18", {}, sizes, 0).eval(), sizes)
     assert share is None
     assert 250e6 < macs < 350e6
+
+
+def test_heads_that_see_the_cameras_otherwise_have_costs_of_their_own(config: StudyConfig) -> None:
+    heads = ("bc", "bc_gmm", StudyHead("bc", {"views": "joint"}, name="joint"))
+    built = build_cells(replace(config, encoders=config.encoders[1:], heads=heads))
+    bc, gmm, joint = (cost["encoder_macs"] for cost in encoder_costs(built, "cpu"))
+    assert bc == gmm != joint
 
 
 def test_every_cell_has_the_costs_of_its_encoder(finished: StudyDirectory) -> None:

@@ -52,7 +52,7 @@ def test_the_markdown_says_the_same_and_its_files_are_there(study: Path) -> None
     tables = re.findall(r"(?:^\|.*\n)+", told, flags=re.MULTILINE)
     for table in tables:
         assert len({len(re.findall(r"(?<!\\)\|", line)) for line in table.splitlines()}) == 1
-    assert len(tables) == 8
+    assert len(tables) == 9
     page = (study / "report" / "report.html").read_text()
     for title in re.findall(r"^#+ (.+)$", told, flags=re.MULTILINE):
         assert f">{title}</h" in page

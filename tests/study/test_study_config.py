@@ -6,15 +6,19 @@ import dataclasses
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tiny_study import SMALL, SOURCE
 
 from fibopolicy.errors import UserError
-from fibopolicy.study import StudyConfig, StudyEncoder, StudyTask
+from fibopolicy.study import StudyConfig, StudyEncoder, StudyHead, StudyTask
 from fibopolicy.study.cells import Cell, cells, runs, train_config
+from fibopolicy.study.checks import differences
 from fibopolicy.study.config import from_json, to_json
 from fibopolicy.study.source import load_study
+
+STUDIES = Path(__file__).parents[2] / "scripts" / "studies"
 
 
 def test_a_study_survives_its_file(config: StudyConfig) -> None:
@@ -22,13 +26,46 @@ def test_a_study_survives_its_file(config: StudyConfig) -> None:
         config,
         tasks=(StudyTask("lift", dataset=Path("some.hdf5"), cameras=("wrist",)), StudyTask("robosuite/Lift")),
         encoders=("resnet18", StudyEncoder("vit_tiny", SMALL, name="small")),
+        heads=("bc", StudyHead("bc_gmm", {"chunk": 8, "head_options": {"min_std": 0.05}}, {"batch_size": 16}, 300, "gmm")),
         control="small",
         optimizer={"betas": (0.9, 0.99)},
     )
     again = from_json(json.loads(json.dumps(to_json(full))))
     assert to_json(again) == to_json(full)
     assert again.tasks == full.tasks
+    assert again.heads == full.heads
     assert again.tasks[0].dataset == Path("some.hdf5").absolute()
+
+
+def test_a_study_of_before_heads_had_settings_is_read(config: StudyConfig) -> None:
+    document = to_json(replace(config, heads=("bc", "flow"))) | {"heads": ["bc", "flow"]}
+    assert from_json(document).heads == (StudyHead("bc"), StudyHead("flow"))
+
+
+def test_a_heads_settings_go_before_the_studys(config: StudyConfig, tmp_path: Path) -> None:
+    own = StudyHead("bc_gmm", {"hidden": 16, "head_options": {"min_std": 0.05}}, {"batch_size": 4}, steps=9, name="gmm")
+    both = replace(config, heads=("bc", own))
+    plain, gmm = (train_config(both, cell, 0, tmp_path, tmp_path) for cell in cells(both)[::2])
+    assert (plain.policy.head, plain.policy.hidden, plain.policy.head_options) == ("bc", 32, {})
+    assert (plain.optimizer.steps, plain.optimizer.batch_size, plain.optimizer.warmup) == (6, 8, 2)
+    assert (gmm.policy.head, gmm.policy.hidden, gmm.policy.head_options) == ("bc_gmm", 16, {"min_std": 0.05})
+    assert (gmm.optimizer.steps, gmm.optimizer.batch_size, gmm.optimizer.warmup) == (9, 4, 2)
+    assert cells(both)[2].name == "reach__fibottention_vit_tiny__gmm__scratch"
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"policy": {"hiden": 3}}, "unknown policy option of head bc: 'hiden': did you mean 'hidden'"),
+        ({"policy": {"encoder": "resnet18"}}, "head bc: policy option encoder follows from the study, from its encoders"),
+        ({"optimizer": {"batch": 3}}, "unknown optimizer option of head bc: 'batch': did you mean 'batch_size'"),
+        ({"optimizer": {"steps": 3}}, "head bc: optimizer option steps follows from the study, from its steps"),
+        ({"steps": 0}, "head bc: steps must be at least 1, got 0"),
+    ],
+)
+def test_settings_that_no_head_has_are_named(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        StudyHead("bc", **settings)
 
 
 def test_the_grid_has_every_combination_once(config: StudyConfig) -> None:
@@ -71,9 +108,12 @@ def test_the_control_is_the_plain_vit_unless_named(config: StudyConfig) -> None:
         ({"regimes": ("frozn",)}, "did you mean 'frozen'"),
         ({"regimes": ("frozen",)}, "needs weights to start from, and encoder fibottention_vit_tiny has none"),
         ({"policy": {"hiden": 3}}, "did you mean 'hidden'"),
-        ({"policy": {"encoder": "resnet18"}}, "follows from the grid"),
-        ({"optimizer": {"steps": 3}}, "follows from the grid"),
+        ({"policy": {"encoder": "resnet18"}}, "follows from the study"),
+        ({"optimizer": {"steps": 3}}, "follows from the study"),
         ({"optimizer": {"learning_rat": 3}}, "did you mean 'learning_rate'"),
+        ({"heads": (StudyHead("bc"), StudyHead("bc", steps=9))}, "bc stands twice among its heads"),
+        ({"heads": (StudyHead("bc", {"chunk": 2}),)}, "study tiny, head bc: execute must be between 1 and chunk = 2, got 4"),
+        ({"heads": (StudyHead("bc", optimizer={"batch_size": 0}),)}, "study tiny, head bc: batch_size must be at least 1"),
         ({"steps": 0}, "steps must be at least 1"),
         ({"margin": 5}, "between 0 and 1"),
     ],
@@ -86,13 +126,21 @@ def test_values_that_make_no_study_are_named(config: StudyConfig, changes: dict[
 def test_regimes_decide_the_weights_that_training_starts_from(config: StudyConfig, tmp_path: Path) -> None:
     encoder = StudyEncoder("timm:vit_tiny_patch16_224", {"pretrained": True}, weights=tmp_path / "vit.safetensors")
     task = config.tasks[0]
-    scratch = train_config(config, Cell(task, encoder, "bc", "scratch"), 0, tmp_path, tmp_path)
+    scratch = train_config(config, Cell(task, encoder, StudyHead("bc"), "scratch"), 0, tmp_path, tmp_path)
     assert scratch.policy.encoder_options == {}
-    cell = Cell(task, encoder, "bc", "frozen")
+    cell = Cell(task, encoder, StudyHead("bc"), "frozen")
     frozen = dataclasses.asdict(train_config(config, cell, 0, tmp_path, tmp_path))
     assert frozen["freeze_encoder"]
     assert frozen["encoder_weights"] == tmp_path / "vit.safetensors"
     assert frozen["policy"]["encoder_options"] == {"pretrained": True}
+
+
+@pytest.mark.parametrize("path", sorted(STUDIES.glob("*.py")), ids=lambda path: path.stem)
+def test_the_studies_that_come_with_the_project_hold_together(path: Path) -> None:
+    found, _ = load_study(str(path))
+    assert found.name == path.stem
+    assert from_json(to_json(found)) == found
+    assert f"equal in all {len(runs(found))} runs" in differences(found)[1]
 
 
 def test_a_file_names_its_function(tmp_path: Path) -> None:

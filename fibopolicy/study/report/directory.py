@@ -88,7 +88,7 @@ class Study:
         name: its own.
         tasks, encoders, heads, regimes: what it crosses, in its order; tasks by their ids.
         seeds: of the trainings.
-        steps: gradient steps of each run.
+        steps: gradient steps of the runs of each head.
         episodes: start states per run.
         starts_seed: of their set.
         margin: by how much a candidate may be worse and still count as not inferior, in (0, 1); `None` where none was fixed.
@@ -105,7 +105,7 @@ class Study:
     heads: tuple[str, ...]
     regimes: tuple[str, ...]
     seeds: tuple[int, ...]
-    steps: int
+    steps: Mapping[str, int]
     episodes: int
     starts_seed: int
     margin: float | None
@@ -134,11 +134,13 @@ def read_study(directory: Path) -> Study:
         axes = {
             "task": [str(one["task"]) for one in document["tasks"]],
             "encoder": [str(one["name"]) for one in document["encoders"]],
-            "head": [str(one) for one in document["heads"]],
+            "head": [_head_name(one) for one in document["heads"]],
             "regime": [str(one) for one in document["regimes"]],
         }
         seeds = tuple(int(seed) for seed in document["seeds"])
         steps, episodes, starts_seed = (int(document[name]) for name in ("steps", "episodes", "starts_seed"))
+        own_steps = {_head_name(one): one.get("steps") for one in document["heads"] if isinstance(one, dict)}
+        steps_of = {name: int(own) for name, own in own_steps.items() if own is not None}
         margin = None if document.get("margin") is None else float(document["margin"])
         control = str(document["control"])
     except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -157,15 +159,20 @@ def read_study(directory: Path) -> Study:
         heads=tuple(axes["head"]),
         regimes=tuple(axes["regime"]),
         seeds=seeds,
-        steps=steps,
+        steps={head: steps_of.get(head, steps) for head in axes["head"]},
         episodes=episodes,
         starts_seed=starts_seed,
         margin=margin,
         control=control,
         document=document,
         environment=_object(environment) if environment.is_file() else {},
-        cells=tuple(_cell(directory, key, found[key], seeds, steps, starts_seed) for key in found),
+        cells=tuple(_cell(directory, key, found[key], seeds, steps_of.get(key[2], steps), starts_seed) for key in found),
     )
+
+
+def _head_name(one: object) -> str:
+    """Of a head in `study.json`; it is a name alone in studies of before it could have settings."""
+    return str(one["name"]) if isinstance(one, dict) else str(one)
 
 
 def _cells(directory: Path, axes: dict[str, list[str]]) -> dict[tuple[str, ...], Path | None]:

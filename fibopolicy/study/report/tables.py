@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from statistics import fmean
+from typing import Any
 
 from fibopolicy.evaluation.comparison_text import p_value
 from fibopolicy.evaluation.page import Cell as TableCell
@@ -25,11 +27,31 @@ def success_table(found: Results, setting: tuple[str, str]) -> Table:
     table: Table = [["success, %", *map(printed, study.tasks), *["mean"] * several]]
     for encoder in study.encoders:
         cells = [found.cell(task, encoder, setting) for task in study.tasks]
-        rates = [one.rate.value for one in cells if one is not None and one.rate is not None]
-        mean = f"{100 * fmean(rates):.1f}" if len(rates) == len(study.tasks) else NONE
-        name = f"{encoder} (control)" if encoder == study.control else encoder
-        table.append([name, *(_success(one, study) for one in cells), *[mean] * several])
+        table.append([_named(encoder, study), *(_success(one, study) for one in cells), *[_mean(cells)] * several])
     return table
+
+
+def success_by_head_table(found: Results, task: str | None, regime: str) -> Table:
+    """Heads against encoders: percent of a task's episodes solved, with the interval; without a task the mean over all."""
+    study = found.study
+    table: Table = [["success, %", *(_named(encoder, study) for encoder in study.encoders)]]
+    for head in study.heads:
+        row: list[TableCell] = [head]
+        for encoder in study.encoders:
+            cells = [found.cell(one, encoder, (head, regime)) for one in study.tasks if task in (one, None)]
+            row.append(_mean(cells) if task is None else _success(cells[0], study))
+        table.append(row)
+    return table
+
+
+def _named(encoder: str, study: Study) -> str:
+    return f"{encoder} (control)" if encoder == study.control else encoder
+
+
+def _mean(cells: Sequence[CellResult | None]) -> str:
+    """The mean of all tasks' rates, in percent; none before all are there."""
+    rates = [one.rate.value for one in cells if one is not None and one.rate is not None]
+    return f"{100 * fmean(rates):.1f}" if len(rates) == len(cells) else NONE
 
 
 def _success(one: CellResult | None, study: Study) -> str:
@@ -144,6 +166,25 @@ def _figures(run: SeedRun) -> list[str]:
         str(run.rows[0].checkpoint_step),
         *(NONE if value is None else f"{value:.0f} s" for value in seconds),
     ]
+
+
+def head_settings_table(study: Study) -> Table:
+    """Per head its gradient steps, and what the study sets of policy and optimiser for it; the rest is as by default."""
+    document = study.document
+    own = {one["name"]: one for one in document["heads"] if isinstance(one, dict)}
+    table: Table = [["policy head", "steps", "policy", "optimiser"]]
+    for head in study.heads:
+        one = own.get(head, {})
+        built = one.get("head", head)
+        settings = [_settings({**(document.get(kind) or {}), **one.get(kind, {})}) for kind in ("policy", "optimizer")]
+        table.append([head if built == head else f"{head} = {built}", str(study.steps[head]), *settings])
+    return table
+
+
+def _settings(options: Mapping[str, Any]) -> str:
+    """`chunk 8, min_std 0.05`."""
+    told = [_settings(value) if isinstance(value, dict) else f"{name} {value}" for name, value in options.items()]
+    return ", ".join(one for one in told if one != NONE) or NONE
 
 
 def missing_table(study: Study) -> Table:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from fibopolicy.errors import UserError
 from fibopolicy.evaluation.rows import ROWS
+from fibopolicy.study.cells import in_file_name
 from fibopolicy.study.report.directory import Study, printed
 from fibopolicy.study.report.results import Compared, Results
 
@@ -33,7 +34,7 @@ def films(found: Results, folder: Path, *, make: bool) -> tuple[list[tuple[Compa
         control, candidate = (pair.outcomes(side)[0] for side in pair.sides)
         if (control == candidate).all():
             continue
-        path = folder / f"{'__'.join((one.subject, one.candidate, one.head, one.regime)).replace('/', '-').replace(':', '-')}.mp4"
+        path = folder / f"{'__'.join(map(in_file_name, (one.subject, one.candidate, one.head, one.regime)))}.mp4"
         if path.is_file() and all(path.stat().st_mtime > (side.runs[0] / ROWS).stat().st_mtime for side in pair.sides):
             shown.append((one, path))
         elif make and len(shown) < MOST:

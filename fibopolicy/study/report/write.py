@@ -8,6 +8,7 @@ from fibopolicy.evaluation import page
 from fibopolicy.evaluation.compare import ALPHA
 from fibopolicy.evaluation.comparison_text import POWER
 from fibopolicy.files import claimed, written_aside
+from fibopolicy.study.cells import in_file_name
 from fibopolicy.study.report.answer import answers, listed
 from fibopolicy.study.report.csv_files import write_cells, write_comparisons, write_seeds
 from fibopolicy.study.report.curves import QUANTITIES, Band, band, read_curves
@@ -27,7 +28,15 @@ from fibopolicy.study.report.document import (
 )
 from fibopolicy.study.report.plots import plot_curves, plot_forest, plot_pareto
 from fibopolicy.study.report.results import Results, results
-from fibopolicy.study.report.tables import cost_table, difference_table, missing_table, run_table, success_table
+from fibopolicy.study.report.tables import (
+    cost_table,
+    difference_table,
+    head_settings_table,
+    missing_table,
+    run_table,
+    success_by_head_table,
+    success_table,
+)
 from fibopolicy.study.report.videos import films
 
 #: The report's folder within a study.
@@ -93,10 +102,21 @@ def _design(study: Study, comparisons: int) -> str:
     together = f" Verdicts hold for all {comparisons} comparisons together (Holm)." if comparisons > 1 else ""
     ready = "all are finished" if done == len(runs) else f"{done} are finished, the others are listed below and count nowhere"
     return (
-        f"{' x '.join(counts)}: {len(runs)} runs of {study.steps} gradient steps, of which {ready}. Each is measured on the same"
+        f"{' x '.join(counts)}: {len(runs)} runs of {_steps(study)}, of which {ready}. Each is measured on the same"
         f" {study.episodes} start states of its task, which no training saw. The last checkpoint counts; none was selected."
         f"{together}"
     )
+
+
+def _steps(study: Study) -> str:
+    """`1000 gradient steps`, or where heads differ `800 gradient steps with bc and bc_gmm, 500 with flow`."""
+    heads: dict[int, list[str]] = {}
+    for head, steps in study.steps.items():
+        heads.setdefault(steps, []).append(head)
+    if len(heads) == 1:
+        return f"{next(iter(heads))} gradient steps"
+    told = [f"{steps}{' gradient steps' * (i == 0)} with {listed(names)}" for i, (steps, names) in enumerate(heads.items())]
+    return ", ".join(told)
 
 
 def _number(n: int, name: str) -> str:
@@ -108,9 +128,7 @@ def _titled(study: Study, setting: tuple[str, str]) -> list[Block]:
 
 
 def _success(found: Results) -> list[Block]:
-    blocks: list[Block] = [Heading("Success")]
-    for setting in found.study.settings:
-        blocks += [*_titled(found.study, setting), Table(success_table(found, setting))]
+    blocks: list[Block] = [Heading("Success"), *_success_tables(found)]
     blocks.append(
         Note(
             "Percent of episodes solved, over training seeds, with 95 % intervals for what other seeds and other start states"
@@ -121,6 +139,23 @@ def _success(found: Results) -> list[Block]:
     if errors:
         blocks.append(Note(f"{_number(errors, 'episode')} that a simulator could not run to the end: they count nowhere."))
     return blocks
+
+
+def _success_tables(found: Results) -> list[Block]:
+    """Encoders against tasks, regime by regime; with several heads those against encoders, task by task."""
+    study = found.study
+    blocks: list[Block] = []
+    if len(study.heads) == 1:
+        for setting in study.settings:
+            blocks += [*_titled(study, setting), Table(success_table(found, setting))]
+        return blocks
+    tasks: list[str | None] = [*study.tasks, *[None] * (len(study.tasks) > 1)]
+    for regime in study.regimes:
+        for task in tasks:
+            title = [printed(task) if task is not None else "Mean over tasks", *[regime] * (len(study.regimes) > 1)]
+            blocks += [Heading(", ".join(title), 3), Table(success_by_head_table(found, task, regime))]
+    note = "Encoders are compared along a row. Heads differ in more than their network: how each was trained stands below."
+    return [*blocks, Note(note)]
 
 
 def _differences(found: Results, folder: Path) -> list[Block]:
@@ -190,7 +225,7 @@ def _curves(study: Study, folder: Path) -> list[Block]:
             if cell.setting == setting:
                 logged = [read_curves(run.folder) for run in cell.done if run.folder is not None]
                 for name, title in QUANTITIES.items():
-                    if drawn := band([one[name] for one in logged if name in one], study.steps):
+                    if drawn := band([one[name] for one in logged if name in one], study.steps[cell.head]):
                         curves.setdefault(printed(cell.task), {}).setdefault(title, {})[cell.encoder] = drawn
         if curves:
             path = folder / _named("curves", i, study)
@@ -231,7 +266,6 @@ def _made(study: Study) -> list[Block]:
     facts = {
         "tasks": listed([str(one["task"]) for one in document["tasks"]]),
         "encoders": "; ".join(_encoder(one) for one in document["encoders"]),
-        "policy heads": ", ".join(study.heads),
         "regimes": ", ".join(study.regimes),
         "training seeds": ", ".join(map(str, study.seeds)),
         "start states": f"{study.episodes} per task, set of seed {study.starts_seed}",
@@ -247,6 +281,8 @@ def _made(study: Study) -> list[Block]:
     return [
         Heading("How it was made"),
         Facts({name: fact for name, fact in facts.items() if fact}),
+        Table(head_settings_table(study), words=("policy", "optimiser")),
+        Note("What the study sets of each head's runs; all else is the head's own or training's default."),
         Folded("Every run", [Table(run_table(study), words=("state", "video"))]),
         Table([["file", "what it holds"], *files], words=("what it holds",)),
     ]
@@ -274,4 +310,4 @@ def _encoder(one: dict[str, object]) -> str:
 
 def _named(picture: str, i: int, study: Study) -> str:
     """A picture's file name: numbered where there are several heads or regimes."""
-    return f"{picture}.svg" if len(study.settings) == 1 else f"{picture}_{'_'.join(study.settings[i])}.svg"
+    return f"{picture}.svg" if len(study.settings) == 1 else f"{picture}_{'_'.join(map(in_file_name, study.settings[i]))}.svg"
