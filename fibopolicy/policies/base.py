@@ -89,7 +89,7 @@ class PolicyConfig:
     hidden: int = OWN
     """Width of the head's MLP, or of its denoiser (a U-Net's at full length); -1: bc 256, diffusion and flow 64, others 1024."""
     layers: int = OWN
-    """Hidden layers of the head's MLP, levels of its U-Net or blocks of its transformer; -1: 2."""
+    """Hidden layers of the head's MLP, levels of its U-Net or blocks of its transformer; -1: 2, bc_rnn_gmm none."""
     action_normalization: str = AUTO
     """"minmax" to [-1, 1], "gaussian" to zero mean and unit variance, or "none"; "auto": bc, diffusion and flow minmax, others
     none."""

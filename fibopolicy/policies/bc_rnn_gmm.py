@@ -17,11 +17,14 @@ from fibopolicy.policies.robomimic_head import MIXTURE, ROBOMIMIC, RobomimicHead
 
 @register_policy
 class BCRNNGMMPolicy(RobomimicHead):
-    """Trained on sequences of `chunk` steps (robomimic's `horizon` and `seq_length`); acts step by step, forgetting as often."""
+    """Trained on sequences of `chunk` steps (robomimic's `horizon` and `seq_length`); acts step by step, forgetting as often.
+
+    No MLP follows the recurrent network by default, as in the configurations of robomimic's paper.
+    """
 
     name = "bc_rnn_gmm"
     sequence = True
-    defaults = replace(ROBOMIMIC, chunk=10)
+    defaults = replace(ROBOMIMIC, chunk=10, layers=0)
     option_defaults = {**MIXTURE, "hidden_dim": 400, "rnn_type": "LSTM", "num_layers": 2, "open_loop": False}  # noqa: RUF012
 
     def _check(self) -> None:
