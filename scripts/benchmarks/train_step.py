@@ -128,10 +128,9 @@ def serve(connection: Connection, kind: str, path: Path, threads: int) -> None:
     os.environ["TQDM_DISABLE"] = "1"
     warnings.simplefilter("ignore")
     if kind != PLAIN:
-        from fibopolicy.__main__ import _keep_freed_memory
+        from fibopolicy.process import set_up
 
-        os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
-        _keep_freed_memory()
+        set_up()
     import torch
 
     from fibopolicy.torchvision_shim import make_torchvision_importable
