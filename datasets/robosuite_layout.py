@@ -20,13 +20,17 @@ from fibopolicy.errors import UserError
 
 #: Of robosuite's recording script.
 CONTROL_HZ = 20
+#: Of an OSC_POSE command of one arm, which all of robosuite 1.0's recordings hold.
+_ROTATION = slice(3, 6)
 
 
 def convert(src: Path, out: Path, attrs: Mapping[str, Any], models: Mapping[str, str], *, overwrite: bool = False) -> None:
     """Write `out` in robomimic's layout; names of demos, states and models stay.
 
     Devices were recorded with commands beyond [-1, 1], which robosuite's controllers clip before anything moves: so they are
-    clipped here, and mean the same. There are no rewards, dones and observations; `render` makes them.
+    clipped here, and mean the same. Robosuite 1.0 turned arms the other way round than its successors (its
+    `set_goal_orientation` applies the transposed rotation): rotations of its files are negated. There are no rewards, dones
+    and observations; `render` makes them.
 
     Args:
         src: a file of robosuite's script.
@@ -50,9 +54,12 @@ def convert(src: Path, out: Path, attrs: Mapping[str, Any], models: Mapping[str,
             for demo in sorted(data, key=lambda name: int(name.removeprefix("demo_"))):
                 group = data[demo]
                 model = str(group.attrs["model_file"])
+                actions = np.clip(group["actions"][()], -1, 1)
+                if str(version).startswith("1.0."):
+                    actions[:, _ROTATION] *= -1
                 writer.add(
                     {},
-                    np.clip(group["actions"][()], -1, 1),
+                    actions,
                     group["states"][()],
                     None,
                     None,

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from fibopolicy.envs.base import Observation, SimState, TaskEnv
 from fibopolicy.envs.rendering import Quality, configure_gl, no_gl
 from fibopolicy.envs.robosuite_experts import expert_action
-from fibopolicy.envs.robosuite_legacy import adopt, composite_controller, portable
+from fibopolicy.envs.robosuite_legacy import adopt, composite_controller, hold_orientation, portable
 from fibopolicy.envs.robosuite_tasks import TASKS, Defaults
 from fibopolicy.envs.scene_renderer import SceneRenderer
 from fibopolicy.envs.versions import warn_of_versions
@@ -205,6 +205,7 @@ class RobosuiteEnv(TaskEnv):
             for robot in self._env.robots:
                 for controller in robot.composite_controller.part_controllers.values():
                     controller.update(force=True)
+        hold_orientation(self._env.robots)
         self._steps = 0
         return self.observe()
 

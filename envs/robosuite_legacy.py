@@ -6,7 +6,7 @@ import re
 import xml.etree.ElementTree as ET
 from collections.abc import Collection, Mapping, Sequence
 from copy import deepcopy
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +14,16 @@ from fibopolicy.errors import UserError, unknown
 
 #: Names of the flat arm controllers of robosuite 1.0 to 1.4 -> those of 1.5, which ignores the old ones silently.
 _RENAMED = {"damping": "damping_ratio", "damping_limits": "damping_ratio_limits"}
+#: The setting of an arm's controller that has it hold its orientation; robosuite itself ignores what it does not know.
+_HOLDS = "holds_orientation"
 
 
 def composite_controller(config: Mapping[str, Any], robot: str) -> dict[str, Any]:
     """A robot's controller config in the composite form of robosuite 1.5; one that has it already is only checked.
 
     A flat config describes the arms alone. Its operational-space commands are in the world's frame, as they were until 1.4,
-    and `control_delta: false` makes them absolute (metres and axis-angle radians).
+    and `control_delta: false` makes them absolute (metres and axis-angle radians). Deltas have the arm hold its orientation:
+    see `hold_orientation`.
 
     Raises:
         UserError: no such controller, with the nearest match suggested.
@@ -45,8 +48,33 @@ def composite_controller(config: Mapping[str, Any], robot: str) -> dict[str, Any
     if str(kind).startswith("OSC"):
         arm["input_ref_frame"] = "world"
         arm["input_type"] = "delta" if config.get("control_delta", True) else "absolute"
+        arm[_HOLDS] = arm["input_type"] == "delta"
     composite: dict[str, Any] = refactor_composite_controller_config(arm, robot, REGISTERED_ROBOTS[robot].arms)
     return composite
+
+
+def hold_orientation(robots: Sequence[Any]) -> None:
+    """Have the arms of older files keep the orientation that they were last told, as robosuite did until 1.4.
+
+    There a delta without any rotation changed the wanted place alone. In 1.5 it also makes the orientation that was reached
+    the wanted one, so that an arm which sags or is pushed does not turn back: recordings of keyboards and of devices with a
+    dead zone, whose rotations are exactly 0 for long stretches, then drift.
+
+    Args:
+        robots: of a robosuite environment, with controllers that were just made or have been brought up to the present.
+    """
+    for robot in robots:
+        composite = robot.composite_controller
+        for part, controller in composite.part_controllers.items():
+            if composite.part_controller_config.get(part, {}).get(_HOLDS):
+                controller.reset_goal()
+                controller.compute_goal_ori = partial(_goal_orientation, controller)
+
+
+def _goal_orientation(controller: Any, delta: Any, goal_update_mode: str | None = None) -> Any:
+    """The class's `compute_goal_ori`, but that nothing changes without a rotation."""
+    held = controller.goal_ori is not None and not any(delta)
+    return controller.goal_ori if held else type(controller).compute_goal_ori(controller, delta, goal_update_mode)
 
 
 def portable(model: str) -> str:

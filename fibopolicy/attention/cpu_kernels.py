@@ -16,6 +16,7 @@ from numba import carray, cfunc, from_dtype, njit, types
 from fibopolicy.attention import simd
 from fibopolicy.attention.simd import (
     add_scaled,
+    difference,
     exponential,
     first,
     highest,
@@ -221,7 +222,8 @@ def _build(STORAGE: str, WIDTH: int, SINGLE: bool, VERSION: int, cache: bool) ->
                     row_masses = splat(LANES, ZERO)
                     for i in range(0, count, LANES):
                         logit = splat(LANES, scale) * load(REAL, LANES, row_logits + i * SIZE)
-                        weight = exponential(logit - splat(LANES, peak))
+                        # Fused, a logit above 1e9 and its own rounded value, the peak, would differ by more than exp can take.
+                        weight = exponential(difference(logit, splat(LANES, peak)))
                         row_masses = row_masses + weight
                         store(REAL, weight - dropped, row_logits + i * SIZE)
                     mass = total(row_masses) + first(dropped) * real(length - count)
@@ -309,7 +311,7 @@ def _build(STORAGE: str, WIDTH: int, SINGLE: bool, VERSION: int, cache: bool) ->
                         dropped = exponential(splat(LANES, ZERO - row_lse))
                     for i in range(begin, begin + count, LANES):
                         logit = splat(LANES, scale) * load(REAL, LANES, weights + i * SIZE)
-                        weight = exponential(logit - splat(LANES, row_lse))
+                        weight = exponential(difference(logit, splat(LANES, row_lse)))
                         slope = load(REAL, LANES, slopes + i * SIZE) - splat(LANES, mean)
                         slope = slope * weight * splat(LANES, scale)
                         weight = weight - dropped

@@ -20,7 +20,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic, models, overload, register_model
 
-VERSION = 8
+VERSION = 9
 
 _INT64 = ir.IntType(64)
 _INT32 = ir.IntType(32)
@@ -175,6 +175,16 @@ def _overload_divide(left: Any, right: Any) -> Any:
     if isinstance(left, Vector) and left == right:
         return lambda left, right: _divide(left, right)
     return None
+
+
+@intrinsic
+def difference(typing_context: Any, left: Any, right: Any) -> Any:
+    """left - right of numbers that were rounded before: not fused with the product that made one of them."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.fsub(*args)
+
+    return left(left, left), codegen
 
 
 @intrinsic

@@ -15,6 +15,7 @@ from fibopolicy.environment import environment, usable_cores
 from fibopolicy.errors import UserError, unknown
 from fibopolicy.evaluation.config import EvaluateConfig
 from fibopolicy.files import written_aside
+from fibopolicy.settings import first_difference
 from fibopolicy.study.cells import Cell, Run, cells, evaluate_config, runs, train_config
 from fibopolicy.study.config import StudyConfig, StudyTask, from_json, to_json
 from fibopolicy.study.lock import held
@@ -124,7 +125,7 @@ def create_directory(path: Path, config: StudyConfig) -> StudyDirectory:
     """
     if (path / STUDY).exists():
         found = open_directory(path)
-        if difference := _difference(to_json(found.config), to_json(config)):
+        if difference := first_difference(to_json(found.config), to_json(config)):
             raise UserError(f"{path}: holds a study of another configuration: {difference}; use that value or another directory")
         then, now = read_json(path / STUDY).get("versions", {}), versions()
         differing = [name for name in {**then, **now} if then.get(name) != now.get(name)]
@@ -155,25 +156,6 @@ def _described(study: StudyDirectory) -> StudyDirectory:
             document = {"cell": cell.name, "task": cell.task.task, "encoder": cell.encoder.name}
             write_json(file, {**document, "head": cell.head.name, "regime": cell.regime})
     return study
-
-
-def _difference(old: Any, new: Any, name: str = "") -> str:
-    """The first value of two JSON documents that differs, in words; empty if none does."""
-    if old == new:
-        return ""
-    if isinstance(old, dict) and isinstance(new, dict):
-        pairs = [(f"{name}.{key}" if name else str(key), old.get(key), new.get(key)) for key in {**old, **new}]
-    elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
-        pairs = [(f"{name}[{i}]", a, b) for i, (a, b) in enumerate(zip(old, new, strict=True))]
-    else:
-        return f"{name} = {_brief(old)} there, {_brief(new)} now"
-    return next(told for key, a, b in pairs if (told := _difference(a, b, key)))
-
-
-def _brief(value: Any) -> str:
-    if isinstance(value, list):
-        return f"[{', '.join(map(_brief, value))}]"
-    return str(value.get("name") or value.get("task") or value) if isinstance(value, dict) else str(value)
 
 
 def versions() -> dict[str, str]:

@@ -29,6 +29,7 @@ from fibopolicy.errors import UserError
 from fibopolicy.files import written_aside
 from fibopolicy.policies import Policy
 from fibopolicy.policies.run_directory import BEST, CONFIG, EMA_WEIGHTS, WEIGHTS, read_config
+from fibopolicy.settings import first_difference
 from fibopolicy.training.config import TrainConfig
 from fibopolicy.training.data import shapes_of
 from fibopolicy.training.divergence import Divergence
@@ -129,11 +130,8 @@ def _refuse_other(out: Path, found: dict[str, Any], wanted: dict[str, Any]) -> N
         for key in wanted[section] | found[section]:
             if key in _INDIFFERENT:
                 continue
-            old, new = found[section].get(key), wanted[section].get(key)
-            if old != new:
-                raise UserError(
-                    f"{out}: was trained with {_difference(f'{section}.{key}', old, new)}; use that or another directory"
-                )
+            if difference := first_difference(found[section].get(key), wanted[section].get(key), f"{section}.{key}"):
+                raise UserError(f"{out}: holds a run of another configuration: {difference}; use that value or another directory")
     for key, statistics in wanted["statistics"].items():
         for name, new in statistics.items():
             old = found.get("statistics", {}).get(key, {}).get(name)
@@ -142,15 +140,6 @@ def _refuse_other(out: Path, found: dict[str, Any], wanted: dict[str, Any]) -> N
                     f"{out}: was trained on other data than {wanted['train']['dataset']}: {name} of {key} was {_short(old)}, not"
                     f" {_short(new)}; resume with the data it was started on, or use another directory"
                 )
-
-
-def _difference(name: str, old: Any, new: Any) -> str:
-    """Down to the one setting that differs: `train.optimizer.steps = 10, not 20`."""
-    if isinstance(old, dict) and isinstance(new, dict):
-        for key in old | new:
-            if old.get(key) != new.get(key):
-                return _difference(f"{name}.{key}", old.get(key), new.get(key))
-    return f"{name} = {old}, not {new}"
 
 
 def _short(values: Any) -> str:

@@ -13,8 +13,6 @@ system may take back. Linux only.
 
 from __future__ import annotations
 
-import argparse
-import json
 import multiprocessing
 import os
 import tempfile
@@ -25,6 +23,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import results
+from results import ratio_text, spread
+from usage import resident_mb
 
 CAMERAS = ("agentview_image", "robot0_eye_in_hand_image")
 VECTORS = ("robot0_eef_pos", "robot0_eef_quat", "robot0_gripper_qpos")
@@ -85,7 +86,7 @@ def serve(connection: Connection, kind: str, path: Path, cache: str) -> None:
     make_torchvision_importable()
     import robomimic.utils.dataset  # noqa: F401  (both libraries in every process, so that memory compares)
 
-    before = resident()
+    before = resident_mb()
     began = time.perf_counter()
     with open(os.devnull, "w") as sink:
         os.dup2(sink.fileno(), 1)  # robomimic prints
@@ -96,13 +97,7 @@ def serve(connection: Connection, kind: str, path: Path, cache: str) -> None:
         while time.process_time() - busy < least:
             samples += sum(contender.epoch())
         connection.send((samples / (time.process_time() - busy), samples / (time.perf_counter() - began)))
-    connection.send({name: round(now - was) for (name, now), was in zip(resident().items(), before.values(), strict=True)})
-
-
-def resident() -> dict[str, float]:
-    """Resident memory in MB: all of it, and of that what no file backs."""
-    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-    return {"resident": float(status["VmRSS"].split()[0]) / 1024, "anonymous": float(status["RssAnon"].split()[0]) / 1024}
+    connection.send({name: round(now - was) for (name, now), was in zip(resident_mb().items(), before.values(), strict=True)})
 
 
 def measure(path: Path, turns: int, seconds: float) -> dict[str, Any]:
@@ -128,16 +123,11 @@ def measure(path: Path, turns: int, seconds: float) -> dict[str, Any]:
     every = {name: np.array(values) for name, values in rates.items()}  # (turns, 2)
     return {
         clock: {
-            "samples_per_s": {name: spread(values[:, column]) for name, values in every.items()},
-            "ratios": {name: spread(every["fibopolicy"][:, column] / every[name][:, column]) for name in THEIRS},
+            "samples_per_s": {name: spread(values[:, column], 2) for name, values in every.items()},
+            "ratios": {name: spread(every["fibopolicy"][:, column] / every[name][:, column], 2) for name in THEIRS},
         }
         for column, clock in enumerate(("processor_time", "wall_time"))
     } | {"memory_mb": memory, "opening_s": {name: round(value, 2) for name, value in opened.items()}}
-
-
-def spread(values: Any) -> dict[str, float]:
-    low, median, high = np.percentile(values, [25, 50, 75])
-    return {"median": round(float(median), 2), "q1": round(float(low), 2), "q3": round(float(high), 2), "n": len(values)}
 
 
 def table(result: dict[str, Any]) -> str:
@@ -161,40 +151,22 @@ def table(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def ratio_text(ratio: dict[str, float]) -> str:
-    return f"{ratio['median']:.2f}x ({ratio['q1']:.2f} .. {ratio['q3']:.2f})"
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = results.parser(__doc__)
     parser.add_argument("--dataset", type=Path, required=True, help="robomimic file with agentview and robot0_eye_in_hand")
-    parser.add_argument("--out", type=Path, help="result files to write, without the ending: NAME.json and NAME.md")
     parser.add_argument("--turns", type=int, default=15)
     parser.add_argument("--seconds", type=float, default=0.5, help="of processor time of each contender per turn, at least")
     options = parser.parse_args()
     multiprocessing.set_start_method("spawn")
     began = time.perf_counter()
     result = measure(options.dataset.expanduser().resolve(), options.turns, options.seconds)
-    from importlib.metadata import version
-
-    from fibopolicy.environment import environment
-
-    result |= {
-        "what": __doc__,
-        "command": "python scripts/benchmarks/data_speed.py --dataset lift_human.hdf5",
-        "settings": {"turns": options.turns, "seconds": options.seconds, "window": WINDOW, "batch": BATCH, "seed": 0},
-        "environment": {**environment(), **{name: version(name) for name in ("robomimic", "h5py", "numpy")}},
-        "seconds": round(time.perf_counter() - began),
-    }
+    command = "python scripts/benchmarks/data_speed.py --dataset lift_human.hdf5"
+    settings = {"turns": options.turns, "seconds": options.seconds, "window": WINDOW, "batch": BATCH, "seed": 0}
+    result |= results.described(__doc__, command, settings, began, "robomimic", "h5py", "numpy")
     print(table(result))
     if options.out:
-        where = result["environment"]
-        options.out.with_name(options.out.name + ".json").write_text(json.dumps(result, indent=2) + "\n")
-        options.out.with_name(options.out.name + ".md").write_text(
-            f"# Ready batches\n\n{__doc__}\n{where['processor']}, two cores, no GPU; robomimic {where['robomimic']}, torch"
-            f" {where['torch']}, h5py {where['h5py']}, {where['date']}, load average"
-            f" at the end {where['load'][0]:.0f}.\n\n{table(result)}\n"
-        )
+        page = results.page("Ready batches", result, "two cores", ("robomimic", "torch", "h5py"), table(result))
+        results.write(options.out, result, page)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ rollouts do; neither side's start-up counts, except where a whole command is tim
 
 from __future__ import annotations
 
-import argparse
 import functools
 import json
 import os
@@ -25,7 +24,9 @@ from typing import Any
 
 import mujoco
 import numpy as np
+import results
 import torch
+from usage import resident_mb
 
 from fibopolicy import envs
 from fibopolicy.environment import environment
@@ -184,14 +185,15 @@ def growth(policy: Policy, starts: Starts, episodes: int) -> list[dict[str, Any]
     for done in range(0, episodes + 1, 100):
         if done:
             ours.run(range(100))
-        readings.append({"episodes": done, "MB": [*map(_resident, processes)], "files": [*map(_open_files, processes)]})
+        readings.append(
+            {
+                "episodes": done,
+                "MB": [round(resident_mb(pid)["resident"]) for pid in processes],
+                "files": [*map(_open_files, processes)],
+            }
+        )
     ours.rollouts.close()
     return readings
-
-
-def _resident(pid: int) -> int:
-    status = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
-    return round(int(status["VmRSS"].split()[0]) / 1024)
 
 
 def _open_files(pid: int) -> int:
@@ -229,13 +231,12 @@ def as_markdown(result: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = results.parser(__doc__)
     parser.add_argument("--run", type=Path, required=True, help="a quickstart's run directory")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--episodes", type=int, default=50, help="of built-in Lift in each round")
     parser.add_argument("--robosuite-episodes", type=int, default=4, help="of robosuite Lift in each round")
     parser.add_argument("--growth-episodes", type=int, default=1000)
-    parser.add_argument("--out", type=Path, help="name of the results, without an ending")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     arguments = parser.parse_args()
     policy = load_policy(arguments.run).policy
@@ -257,8 +258,7 @@ def main() -> None:
         print(json.dumps({name: result[name]}, indent=1), flush=True)
     print(as_markdown(result))
     if arguments.out:
-        arguments.out.with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n")
-        arguments.out.with_suffix(".md").write_text(as_markdown(result))
+        results.write(arguments.out, result, as_markdown(result), indent=1)
 
 
 if __name__ == "__main__":

@@ -7,15 +7,16 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import tempfile
 import time
-from importlib.metadata import version
 from pathlib import Path
+
+from usage import processor_seconds
 
 from fibopolicy.datasets import fetch
 from fibopolicy.datasets.expand import expand
 from fibopolicy.environment import environment
+from fibopolicy.envs.versions import installed
 from fibopolicy.files import written_aside
 
 #: Source, task, demos, noise on the executed position actions.
@@ -42,15 +43,15 @@ def main() -> None:
         if known or (arguments.only and source not in arguments.only):
             continue
         rows.append(measure(source, task, demos, noise, arguments.workers))
-        packages = {name: version(name) for name in ("robosuite", "mujoco", "numpy")}
         with written_aside(arguments.out) as aside:
-            aside.write_text(json.dumps({"environment": {**environment(), **packages}, "rows": rows}, indent=1) + "\n")
+            where = {**environment(), **installed("robosuite", "mujoco", "numpy")}
+            aside.write_text(json.dumps({"environment": where, "rows": rows}, indent=1) + "\n")
         print(rows[-1], flush=True)
 
 
 def measure(source: str, task: str, demos: int, noise: float, workers: int | None) -> dict[str, object]:
     path = fetch(source)
-    start, cpu = time.perf_counter(), _cpu()
+    start, cpu = time.perf_counter(), processor_seconds()
     with tempfile.TemporaryDirectory() as folder:
         done = expand(path, demos, Path(folder) / "more.hdf5", task=task, noise=noise, workers=workers)
         size = done.path.stat().st_size
@@ -66,15 +67,9 @@ def measure(source: str, task: str, demos: int, noise: float, workers: int | Non
         "steps_per_demo": done.steps / done.demos,
         "bytes_per_demo": size // done.demos,
         "wall_s": time.perf_counter() - start,
-        "cpu_s": _cpu() - cpu,
+        "cpu_s": processor_seconds() - cpu,
         "workers": workers,
     }
-
-
-def _cpu() -> float:
-    """CPU time of this process and of the children that have ended, seconds."""
-    usage = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    return sum(one.ru_utime + one.ru_stime for one in usage)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+from usage import resident_mb
 
 from fibopolicy.datasets import DemoWriter, WindowDataset, batch_indices
 
@@ -35,18 +36,18 @@ def main() -> None:
         path = Path(folder) / "synthetic.hdf5"
         write(path, options.gigabytes)
         print(f"{'file':<34}{path.stat().st_size / 1e9:8.2f} GB")
-        tell("start", *resident())
+        tell("start", resident_mb())
         with peak("building the cache"):
             dataset = WindowDataset(
                 path, cameras=CAMERAS, vectors=("robot0_eef_pos",), chunk=8, history=10, cache_dir=Path(folder) / "cache"
             )
-        tell("cache built", *resident())
+        tell("cache built", resident_mb())
         began = time.perf_counter()
         with peak(f"{options.batches} random batches"):
             for step in range(options.batches):
                 dataset.batch(batch_indices(len(dataset), 16, seed=0, step=step))
         rate = 16 * options.batches / (time.perf_counter() - began)
-        tell("after", *resident())
+        tell("after", resident_mb())
         print(f"{'windows':<34}{len(dataset):8d} of 10 x {len(CAMERAS)} frames, {rate:.0f} samples/s")
 
 
@@ -61,20 +62,14 @@ def write(path: Path, gigabytes: float) -> None:
             writer.add(obs, actions, np.zeros((STEPS, 32)), np.zeros(STEPS), np.zeros(STEPS))
 
 
-def resident() -> tuple[float, float]:
-    """(anonymous, total) resident memory of this process in MB."""
-    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-    return float(status["RssAnon"].split()[0]) / 1024, float(status["VmRSS"].split()[0]) / 1024
-
-
 @contextmanager
 def peak(stage: str) -> Iterator[None]:
     """Prints the highest readings, taken every 5 ms, of anonymous and of total memory during the block."""
-    highest, done = [0.0, 0.0], threading.Event()
+    highest, done = resident_mb(), threading.Event()
 
     def watch() -> None:
         while not done.wait(0.005):
-            highest[:] = map(max, highest, resident())
+            highest.update({name: max(highest[name], value) for name, value in resident_mb().items()})
 
     thread = threading.Thread(target=watch)
     thread.start()
@@ -83,11 +78,11 @@ def peak(stage: str) -> Iterator[None]:
     finally:
         done.set()
         thread.join()
-        tell(f"peak, {stage}", *highest)
+        tell(f"peak, {stage}", highest)
 
 
-def tell(stage: str, anonymous: float, total: float) -> None:
-    print(f"{stage:<34}{anonymous:8.0f} MB anonymous {total:8.0f} MB total", flush=True)
+def tell(stage: str, memory: dict[str, float]) -> None:
+    print(f"{stage:<34}{memory['anonymous']:8.0f} MB anonymous {memory['resident']:8.0f} MB total", flush=True)
 
 
 if __name__ == "__main__":

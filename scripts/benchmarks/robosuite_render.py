@@ -11,18 +11,17 @@ at once, on two cores. Creation, resets, restored states and memory are ours, `f
 
 from __future__ import annotations
 
-import argparse
-import json
 import multiprocessing
 import os
 import resource
 import time
 from collections.abc import Callable
 from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import Any
 
 import numpy as np
+import results
+from results import spread
 
 CAMERAS = ("agentview", "robot0_eye_in_hand")
 SIZE = 84
@@ -167,12 +166,12 @@ def side_by_side(turns: int, frames: int, steps: int, core: int) -> dict[str, An
     for contender in contenders.values():
         contender.close()
     ratios = {
-        f"{work}, {kind} over robosuite": spread(np.divide(rates[work][kind], rates[work]["robosuite"]))
+        f"{work}, {kind} over robosuite": spread(np.divide(rates[work][kind], rates[work]["robosuite"]), 3)
         for work in rates
         for kind in ("fast", "full")
     }
     return {
-        "per_second": {work: {kind: spread(values) for kind, values in by.items()} for work, by in rates.items()},
+        "per_second": {work: {kind: spread(values, 3) for kind, values in by.items()} for work, by in rates.items()},
         "ratios": ratios,
         "peak_memory_gb": memory,
     }
@@ -194,7 +193,7 @@ def together(turns: int, steps: int, cores: tuple[int, int]) -> dict[str, Any]:
         ratios.append(2 * alone / (time.perf_counter() - began))
     for contender in pair:
         contender.close()
-    return spread(ratios)
+    return spread(ratios, 3)
 
 
 def lifecycle(core: int, creations: int, count: int) -> dict[str, Any]:
@@ -207,16 +206,11 @@ def lifecycle(core: int, creations: int, count: int) -> dict[str, Any]:
         memory = contender.do("memory")[1]
         contender.close()
     return {
-        "creation_with_imports_s": spread(made),
-        "soft_reset_s": spread(resets),
-        "restored_start_s": spread(restores),
+        "creation_with_imports_s": spread(made, 3),
+        "soft_reset_s": spread(resets, 3),
+        "restored_start_s": spread(restores, 3),
         "peak_memory_gb": round(memory, 2),
     }
-
-
-def spread(values: Any) -> dict[str, float]:
-    low, median, high = np.percentile(values, [25, 50, 75])
-    return {"median": round(float(median), 3), "q1": round(float(low), 3), "q3": round(float(high), 3), "n": len(values)}
 
 
 def judged(result: dict[str, Any]) -> list[tuple[str, dict[str, float], str, bool]]:
@@ -249,8 +243,7 @@ def table(result: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, help="result files to write, without the ending: NAME.json and NAME.md")
+    parser = results.parser(__doc__)
     parser.add_argument("--turns", type=int, default=9)
     parser.add_argument("--frames", type=int, default=20, help="of each camera, per turn")
     parser.add_argument("--steps", type=int, default=20, help="control steps per turn")
@@ -266,24 +259,14 @@ def main() -> None:
         "one_process": side_by_side(options.turns, options.frames, options.steps, cores[0]),
         "two_processes": together(options.turns, 3 * options.steps, (cores[0], cores[1])),
     }
-    from fibopolicy.environment import environment
-    from fibopolicy.envs.versions import installed
-
-    result |= {
-        "what": __doc__,
-        "command": "python scripts/benchmarks/robosuite_render.py",
-        "settings": {name: getattr(options, name) for name in ("turns", "frames", "steps")},
-        "environment": {**environment(), **installed("robosuite", "mujoco", "numpy")},
-        "seconds": round(time.perf_counter() - began),
-    }
+    settings = {name: getattr(options, name) for name in ("turns", "frames", "steps")}
+    command = "python scripts/benchmarks/robosuite_render.py"
+    result |= results.described(__doc__, command, settings, began, "robosuite", "mujoco", "numpy")
     print(table(result))
     if options.out:
-        where = result["environment"]
-        options.out.with_name(options.out.name + ".json").write_text(json.dumps(result, indent=2) + "\n")
-        options.out.with_name(options.out.name + ".md").write_text(
-            f"# Rendering robosuite Lift\n\n{__doc__}\n{where['processor']}, two cores, no GPU; robosuite {where['robosuite']},"
-            f" mujoco {where['mujoco']}, {where['date']}.\n\n{table(result)}\n"
-        )
+        versions = ("robosuite", "mujoco")
+        page = results.page("Rendering robosuite Lift", result, "two cores", versions, table(result), load=False)
+        results.write(options.out, result, page)
 
 
 if __name__ == "__main__":

@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
 
 import torch
+from usage import processor_seconds
 
 from fibopolicy.environment import environment
 from fibopolicy.evaluation.evaluate_run import evaluate_run
@@ -77,8 +77,7 @@ def main() -> None:
 
 def now() -> dict[str, float]:
     """Seconds of the clock and of processors, ended child processes included."""
-    times = os.times()
-    return {"wall": time.perf_counter(), "processors": times.user + times.system + times.children_user + times.children_system}
+    return {"wall": time.perf_counter(), "processors": processor_seconds()}
 
 
 def since(began: dict[str, float]) -> dict[str, float]:

@@ -13,8 +13,6 @@ the average of the weights, which robomimic has not. Each in a process of its ow
 
 from __future__ import annotations
 
-import argparse
-import json
 import multiprocessing
 import os
 import tempfile
@@ -26,6 +24,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import results
+from results import ratio_text, spread
 
 CAMERAS = ["agentview_image", "robot0_eye_in_hand_image"]
 VECTORS = ["robot0_eef_pos", "robot0_eef_quat", "robot0_gripper_qpos"]
@@ -128,10 +128,9 @@ def serve(connection: Connection, kind: str, path: Path, threads: int) -> None:
     os.environ["TQDM_DISABLE"] = "1"
     warnings.simplefilter("ignore")
     if kind != PLAIN:
-        from fibopolicy.__main__ import _keep_freed_memory
+        from fibopolicy.process import set_up
 
-        os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
-        _keep_freed_memory()
+        set_up()
     import torch
 
     from fibopolicy.torchvision_shim import make_torchvision_importable
@@ -168,19 +167,14 @@ def measure(path: Path, turns: int, steps: int, threads: int) -> dict[str, Any]:
     every = {name: np.array(rows) for name, rows in seen.items()}  # (turns, 3)
     return {
         "parameters": parameters[OURS],
-        "data_share": {name: spread(rows[:, 2]) for name, rows in every.items()},
+        "data_share": {name: spread(rows[:, 2], 4) for name, rows in every.items()},
     } | {
         clock: {
-            "seconds_per_step": {name: spread(rows[:, column]) for name, rows in every.items()},
-            "ratios": {name: spread(every[name][:, column] / every[OURS][:, column]) for name in (PLAIN, SAME)},
+            "seconds_per_step": {name: spread(rows[:, column], 4) for name, rows in every.items()},
+            "ratios": {name: spread(every[name][:, column] / every[OURS][:, column], 4) for name in (PLAIN, SAME)},
         }
         for column, clock in enumerate(("wall_time", "processor_time"))
     }
-
-
-def spread(values: Any) -> dict[str, float]:
-    low, median, high = np.percentile(values, [25, 50, 75])
-    return {"median": round(float(median), 4), "q1": round(float(low), 4), "q3": round(float(high), 4), "n": len(values)}
 
 
 def table(result: dict[str, Any]) -> str:
@@ -198,14 +192,9 @@ def table(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def ratio_text(ratio: dict[str, float] | None) -> str:
-    return f"{ratio['median']:.2f}x ({ratio['q1']:.2f} .. {ratio['q3']:.2f})" if ratio else ""
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = results.parser(__doc__)
     parser.add_argument("--dataset", type=Path, required=True, help="robomimic file with agentview and robot0_eye_in_hand")
-    parser.add_argument("--out", type=Path, help="result files to write, without the ending: NAME.json and NAME.md")
     parser.add_argument("--turns", type=int, default=9)
     parser.add_argument("--steps", type=int, default=1, help="of each contender per turn")
     parser.add_argument("--threads", type=int, default=2)
@@ -213,30 +202,13 @@ def main() -> None:
     multiprocessing.set_start_method("spawn")
     began = time.perf_counter()
     result = measure(options.dataset.expanduser().resolve(), options.turns, options.steps, options.threads)
-    from importlib.metadata import version
-
-    from fibopolicy.environment import environment
-
-    result |= {
-        "what": __doc__,
-        "command": "python scripts/benchmarks/train_step.py --dataset lift_human.hdf5",
-        "settings": {
-            **{name: getattr(options, name) for name in ("turns", "steps", "threads")},
-            "window": WINDOW,
-            "batch": BATCH,
-        },
-        "environment": {**environment(), **{name: version(name) for name in ("robomimic", "numpy")}},
-        "seconds": round(time.perf_counter() - began),
-    }
+    command = "python scripts/benchmarks/train_step.py --dataset lift_human.hdf5"
+    settings = {**{name: getattr(options, name) for name in ("turns", "steps", "threads")}, "window": WINDOW, "batch": BATCH}
+    result |= results.described(__doc__, command, settings, began, "robomimic", "numpy")
     print(table(result))
     if options.out:
-        where = result["environment"]
-        options.out.with_name(options.out.name + ".json").write_text(json.dumps(result, indent=2) + "\n")
-        options.out.with_name(options.out.name + ".md").write_text(
-            f"# One training step\n\n{__doc__}\n{where['processor']}, {options.threads} threads, no GPU; robomimic"
-            f" {where['robomimic']}, torch {where['torch']}, {where['date']}, load average"
-            f" at the end {where['load'][0]:.0f}.\n\n{table(result)}\n"
-        )
+        page = results.page("One training step", result, f"{options.threads} threads", ("robomimic", "torch"), table(result))
+        results.write(options.out, result, page)
 
 
 if __name__ == "__main__":

@@ -158,6 +158,20 @@ def test_large_logits_neither_overflow_nor_lose_the_answer(masking: str, scale: 
     torch.testing.assert_close(got.double(), want, atol=2e-4, rtol=1e-4)  # the logits themselves are rounded
 
 
+@pytest.mark.parametrize("masking", ["neg_inf", "zero_logit"])
+@pytest.mark.parametrize("magnitude", [1e9, 1e15, 1e37])
+def test_logits_of_any_finite_size_pick_the_largest(masking: str, magnitude: float) -> None:
+    torch.manual_seed(0)
+    pattern = FibottentionPattern(40, 2)
+    q, k, v, grad = torch.randn(4, 1, 2, 41, 32)
+    inputs = [magnitude * q, k, v]
+    ours = differentiate(lambda *x: fibottention(*x, pattern, masking=masking, backend="numba"), inputs, grad)  # type: ignore[arg-type]
+    wide = (x.double() for x in inputs)
+    want = fibottention(*wide, pattern, masking=masking, backend="reference")  # type: ignore[arg-type]
+    torch.testing.assert_close(ours[0].double(), want, atol=1e-6, rtol=1e-6)
+    assert all(x.isfinite().all() for x in ours)
+
+
 @pytest.mark.parametrize("needed", [(True, False, False), (False, True, False), (False, False, True)])
 def test_gradients_of_some_inputs_alone(needed: tuple[bool, bool, bool]) -> None:
     pattern = FibottentionPattern(30, 2)

@@ -40,6 +40,20 @@ def test_a_recording_becomes_a_robomimic_file(tmp_path: Path) -> None:
         assert set(file.keys("demo_2")) == {"actions", "states"}
 
 
+def test_rotations_of_robosuite_1_0_are_turned_round(tmp_path: Path) -> None:
+    actions = np.linspace(-0.9, 0.9, 14).reshape(2, 7)
+    with h5py.File(tmp_path / "demo.hdf5", "w") as file:
+        data = file.create_group("data")
+        data.attrs["env_info"] = json.dumps({"env_name": "Lift", "robots": "Panda", "controller_configs": {"type": "OSC_POSE"}})
+        data.attrs["repository_version"] = "1.0.0"
+        demo = data.create_group("demo_1")
+        demo.attrs["model_file"] = "<mujoco/>"
+        demo["actions"], demo["states"] = actions, np.ones((2, 3))
+    convert(tmp_path / "demo.hdf5", tmp_path / "out.hdf5", {}, {})
+    with DemoFile(tmp_path / "out.hdf5") as file:
+        np.testing.assert_array_equal(file.read("demo_1", "actions"), actions * [1, 1, 1, -1, -1, -1, 1])
+
+
 def test_other_files_are_refused(path: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="not a recording of robosuite's script"):
         convert(path, tmp_path / "out.hdf5", {}, {})

@@ -287,6 +287,17 @@ def test_an_old_model_keeps_its_own_cube(blind: RobosuiteEnv) -> None:
     assert model.geom_size[model.geom_name2id("cube_g0")].tolist() == [0.0212431, 0.020076, 0.0214241]
 
 
+def test_an_arm_of_an_older_file_returns_to_the_orientation_it_was_told(blind: RobosuiteEnv) -> None:
+    blind.reset(seed=0)
+    told = np.array(blind._env.robots[0].composite_controller.part_controllers["right"].goal_ori)
+    for _ in range(20):  # the arm begins beside its nominal pose, and sags
+        blind.advance(np.zeros(7))
+    controller = blind._env.robots[0].composite_controller.part_controllers["right"]
+    np.testing.assert_array_equal(controller.goal_ori, told)
+    blind.advance(np.array([0, 0, 0, 0, 0, 0.2, 0]))
+    assert np.abs(controller.goal_ori - told).max() > 0.01
+
+
 def test_flat_controllers_become_composite_ones() -> None:
     arm = composite_controller({**FLAT, "damping": 0.7}, "Panda")["body_parts"]["right"]
     assert (arm["damping_ratio"], arm["input_type"], arm["input_ref_frame"]) == (0.7, "delta", "world")

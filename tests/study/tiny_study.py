@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import pytest
+from command import call as call
 
-from fibopolicy import cli
 from fibopolicy.study.cells import Run
 from fibopolicy.study.directory import StudyDirectory
 from fibopolicy.study.executors import Ended
@@ -49,16 +47,3 @@ class Here:
         for run in runs:
             self.carried_out.append(run.name)
             yield Ended(run, carry_out(study, run), 0.0)
-
-
-def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
-    """The command in this process: exit code, output, errors."""
-    monkeypatch.setattr(sys, "argv", ["fibopolicy", *arguments])
-    capsys.readouterr()
-    try:
-        cli.main()
-        code = 0
-    except SystemExit as end:
-        code = int(end.code or 0)
-    printed = capsys.readouterr()
-    return code, printed.out, printed.err

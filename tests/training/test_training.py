@@ -93,11 +93,11 @@ def test_resuming_another_configuration_is_refused_by_name(tiny_config: TrainCon
     train(config)
     with pytest.raises(UserError, match="already; pass --resume"):
         train(config)
-    with pytest.raises(UserError, match=r"train\.seed = 0, not 3"):
+    with pytest.raises(UserError, match=r"train\.seed = 0 there, 3 now"):
         train(replace(config, seed=3), resume=True)
-    with pytest.raises(UserError, match=r"policy\.chunk = 8, not 6"):
+    with pytest.raises(UserError, match=r"policy\.chunk = 8 there, 6 now"):
         train(replace(config, policy=replace(config.policy, chunk=6)), resume=True)
-    with pytest.raises(UserError, match=r"train\.optimizer\.encoder_rate = 1\.0, not 0\.5; use that"):
+    with pytest.raises(UserError, match=r"train\.optimizer\.encoder_rate = 1\.0 there, 0\.5 now; use that"):
         train(replace(config, optimizer=replace(config.optimizer, encoder_rate=0.5)), resume=True)
 
 

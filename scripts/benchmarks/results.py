@@ -1,0 +1,67 @@
+"""What the benchmarks' results have in common: quartiles, and the two files of a result.
+
+The scripts beside this file import it, as they are run by their path: `python scripts/benchmarks/data_speed.py`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+
+def spread(values: Any, digits: int) -> dict[str, float]:
+    """Median, quartiles and number of some figures."""
+    low, median, high = (round(float(value), digits) for value in np.percentile(values, [25, 50, 75]))
+    return {"median": median, "q1": low, "q3": high, "n": len(values)}
+
+
+def ratio_text(ratio: dict[str, float] | None) -> str:
+    """A `spread` of ratios for a table; empty for none."""
+    return f"{ratio['median']:.2f}x ({ratio['q1']:.2f} .. {ratio['q3']:.2f})" if ratio else ""
+
+
+def parser(what: str | None) -> argparse.ArgumentParser:
+    """For the options of a script that writes two files; `what` is its docstring."""
+    made = argparse.ArgumentParser(description=what, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made.add_argument("--out", type=Path, help="result files to write, without the ending: NAME.json and NAME.md")
+    return made
+
+
+def described(what: str | None, command: str, settings: dict[str, Any], began: float, *packages: str) -> dict[str, Any]:
+    """What a result file says beside its figures.
+
+    Args:
+        what: the script's docstring.
+        began: `time.perf_counter()` at the beginning.
+        packages: whose versions count, beside torch's.
+    """
+    from fibopolicy.environment import environment
+    from fibopolicy.envs.versions import installed
+
+    return {
+        "what": what,
+        "command": command,
+        "settings": settings,
+        "environment": {**environment(), **installed(*packages)},
+        "seconds": round(time.perf_counter() - began),
+    }
+
+
+def page(title: str, result: dict[str, Any], cores: str, packages: tuple[str, ...], table: str, *, load: bool = True) -> str:
+    """A result as a Markdown page: what was measured, on what, and the table."""
+    where = result["environment"]
+    versions = ", ".join(f"{package} {where[package]}" for package in packages)
+    busy = f", load average at the end {where['load'][0]:.0f}" if load else ""
+    machine = f"{where['processor']}, {cores}, no GPU; {versions}, {where['date']}{busy}."
+    return f"# {title}\n\n{result['what']}\n{machine}\n\n{table}\n"
+
+
+def write(out: Path, result: dict[str, Any], markdown: str, indent: int = 2) -> None:
+    """`<out>.json` and `<out>.md`."""
+    out.with_name(out.name + ".json").write_text(json.dumps(result, indent=indent) + "\n")
+    out.with_name(out.name + ".md").write_text(markdown)

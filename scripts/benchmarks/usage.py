@@ -1,0 +1,18 @@
+"""What a process has taken of the machine, for the benchmarks beside this file."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+
+def resident_mb(process: int | str = "self") -> dict[str, float]:
+    """Resident memory in MB: all of it, and of that what no file backs. Linux only."""
+    status = dict(line.split(":", 1) for line in Path(f"/proc/{process}/status").read_text().splitlines())
+    return {name: float(status[key].split()[0]) / 1024 for name, key in (("resident", "VmRSS"), ("anonymous", "RssAnon"))}
+
+
+def processor_seconds() -> float:
+    """Of this process and of its children that have ended."""
+    times = os.times()
+    return times.user + times.system + times.children_user + times.children_system

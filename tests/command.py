@@ -1,0 +1,22 @@
+"""The command line, run within a test's own process."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+
+from fibopolicy import cli
+
+
+def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
+    """`fibopolicy ARGUMENTS`: exit code, output, errors."""
+    monkeypatch.setattr(sys, "argv", ["fibopolicy", *arguments])
+    capsys.readouterr()
+    try:
+        cli.main()
+        code = 0
+    except SystemExit as end:
+        code = int(end.code or 0)
+    printed = capsys.readouterr()
+    return code, printed.out, printed.err
