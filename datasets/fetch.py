@@ -25,7 +25,7 @@ _BLOCK = 2**20
 #: The attribute of a converted file that says which published one it was made of.
 _SHA256 = "source_sha256"
 
-_OF_1_0 = "robosuite 1.5 restores and renders its states, and follows its actions to about 2 cm: replay before relying on it"
+_OF_1_0 = "robosuite 1.5 restores and renders its states, but follows its actions to 3 cm at best: replay before relying on it"
 _WIPE = "robosuite 1.5 cannot load its scene, so it can be inspected only"
 
 
