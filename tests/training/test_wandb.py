@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,9 +24,11 @@ def test_figures_go_to_weights_and_biases_without_a_network(
     identity = (config.out / "wandb.json").read_text()
     stored = list((config.out / "wandb").glob("offline-run-*/*.wandb"))
     assert len(stored) == 1
-    content = stored[0].read_bytes()
-    for name in (b"learning_rate", b"gradient_norm", b"data_share", b"fibottention_vit_tiny"):
-        assert name in content
+    names = (b"learning_rate", b"gradient_norm", b"data_share", b"fibottention_vit_tiny")
+    deadline = time.monotonic() + 60  # a process of wandb's writes the file, and may end after the run has
+    while not all(name in (content := stored[0].read_bytes()) for name in names) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert [name for name in names if name not in content] == []
     train(config, resume=True)
     assert (config.out / "wandb.json").read_text() == identity  # the same run there
     train(config, overwrite=True)
