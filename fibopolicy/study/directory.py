@@ -6,12 +6,12 @@ import json
 import platform
 import warnings
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import fibopolicy
 from fibopolicy.environment import environment, usable_cores
+from fibopolicy.envs.versions import installed
 from fibopolicy.errors import UserError, unknown
 from fibopolicy.evaluation.config import EvaluateConfig
 from fibopolicy.files import written_aside
@@ -160,13 +160,7 @@ def _described(study: StudyDirectory) -> StudyDirectory:
 
 def versions() -> dict[str, str]:
     """Of everything that a row may depend on."""
-    found = {"fibopolicy": fibopolicy.__version__, "python": platform.python_version()}
-    for package in _VERSIONED:
-        try:
-            found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
+    return {"fibopolicy": fibopolicy.__version__, "python": platform.python_version(), **installed(*_VERSIONED)}
 
 
 def write_json(path: Path, document: Any) -> None:

@@ -93,7 +93,7 @@ class Study:
         starts_seed: of their set.
         margin: by how much a candidate may be worse and still count as not inferior, in (0, 1); `None` where none was fixed.
         control: the encoder that all others are compared with.
-        document: all of `study.json`.
+        document: all of `study.json`, each head with its settings.
         environment: hardware and versions.
         cells: every combination, in the order of the axes.
     """
@@ -134,13 +134,12 @@ def read_study(directory: Path) -> Study:
         axes = {
             "task": [str(one["task"]) for one in document["tasks"]],
             "encoder": [str(one["name"]) for one in document["encoders"]],
-            "head": [_head_name(one) for one in document["heads"]],
+            "head": [str(one["name"]) for one in _heads(document)],
             "regime": [str(one) for one in document["regimes"]],
         }
         seeds = tuple(int(seed) for seed in document["seeds"])
         steps, episodes, starts_seed = (int(document[name]) for name in ("steps", "episodes", "starts_seed"))
-        own_steps = {_head_name(one): one.get("steps") for one in document["heads"] if isinstance(one, dict)}
-        steps_of = {name: int(own) for name, own in own_steps.items() if own is not None}
+        own_steps = {str(one["name"]): int(one["steps"]) for one in _heads(document) if one.get("steps") is not None}
         margin = None if document.get("margin") is None else float(document["margin"])
         control = str(document["control"])
     except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -150,6 +149,7 @@ def read_study(directory: Path) -> Study:
     if control not in axes["encoder"]:
         raise UserError(f"{path}: control {control} is none of its encoders: {', '.join(axes['encoder'])}")
     found = _cells(directory, axes)
+    steps_of = {head: own_steps.get(head, steps) for head in axes["head"]}
     environment = directory / "environment.json"
     return Study(
         directory,
@@ -159,20 +159,20 @@ def read_study(directory: Path) -> Study:
         heads=tuple(axes["head"]),
         regimes=tuple(axes["regime"]),
         seeds=seeds,
-        steps={head: steps_of.get(head, steps) for head in axes["head"]},
+        steps=steps_of,
         episodes=episodes,
         starts_seed=starts_seed,
         margin=margin,
         control=control,
-        document=document,
+        document={**document, "heads": _heads(document)},
         environment=_object(environment) if environment.is_file() else {},
-        cells=tuple(_cell(directory, key, found[key], seeds, steps_of.get(key[2], steps), starts_seed) for key in found),
+        cells=tuple(_cell(directory, key, found[key], seeds, steps_of[key[2]], starts_seed) for key in found),
     )
 
 
-def _head_name(one: object) -> str:
-    """Of a head in `study.json`; it is a name alone in studies of before it could have settings."""
-    return str(one["name"]) if isinstance(one, dict) else str(one)
+def _heads(document: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Of `study.json`, where heads are names alone in studies of before they could have settings."""
+    return [one if isinstance(one, dict) else {"name": one} for one in document["heads"]]
 
 
 def _cells(directory: Path, axes: dict[str, list[str]]) -> dict[tuple[str, ...], Path | None]:

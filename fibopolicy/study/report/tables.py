@@ -171,7 +171,7 @@ def _figures(run: SeedRun) -> list[str]:
 def head_settings_table(study: Study) -> Table:
     """Per head its gradient steps, and what the study sets of policy and optimiser for it; the rest is as by default."""
     document = study.document
-    own = {one["name"]: one for one in document["heads"] if isinstance(one, dict)}
+    own = {one["name"]: one for one in document["heads"]}
     table: Table = [["policy head", "steps", "policy", "optimiser"]]
     for head in study.heads:
         one = own.get(head, {})
