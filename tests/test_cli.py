@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import NoReturn
 
 import h5py
 import numpy as np
@@ -11,6 +12,9 @@ import pytest
 from command import call
 
 from fibopolicy import cli
+from fibopolicy.errors import UserError
+from fibopolicy.policies.base import PolicyConfig
+from fibopolicy.training import TrainConfig
 
 TINY = ["--encoder-options", "patch_size", "12", "width", "24", "depth", "1", "heads", "2"]
 
@@ -185,6 +189,24 @@ def test_our_own_mistakes_exit_with_1_and_debug_shows_where(
     assert len(err.strip().splitlines()) == 1
     with pytest.raises(ZeroDivisionError):
         call(monkeypatch, capsys, "inspect", "x", "--debug")
+
+
+@pytest.mark.parametrize("head", ["bc", "flow"])
+@pytest.mark.parametrize("verb", ["train", "profile train"])
+def test_a_head_keeps_its_own_defaults_on_the_command_line(
+    verb: str, head: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    policies = []
+
+    def take(config: TrainConfig, **_: object) -> NoReturn:
+        policies.append(config.policy)
+        raise UserError("seen")
+
+    monkeypatch.setattr("fibopolicy.training.loop.train", take)
+    monkeypatch.setattr("fibopolicy.training.profile.profile_train", take)
+    where = ["--out", "run"] if verb == "train" else []
+    call(monkeypatch, capsys, *verb.split(), "--dataset", "any.hdf5", *where, "--head", head)
+    assert policies == [PolicyConfig(head=head)]
 
 
 def test_every_verb_explains_itself_with_an_example(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

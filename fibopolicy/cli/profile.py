@@ -92,9 +92,9 @@ class _OnData(_Timed):
     """Vector keys; the proprioception by default."""
     filter_key: str | None = None
     """Which demos; by default "train" where a file has it, else all."""
-    policy: tyro.conf.OmitArgPrefixes[PolicyConfig] = field(default_factory=PolicyConfig)
+    policy: PolicyConfig = field(default_factory=PolicyConfig)
     """Decides the form of windows, and for `profile train` the network."""
-    optimizer: tyro.conf.OmitArgPrefixes[OptimizerConfig] = field(default_factory=OptimizerConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     """Decides the size of batches."""
 
     def config(self) -> TrainConfig:
@@ -159,8 +159,8 @@ class Profile:
     what: tyro.conf.OmitSubcommandPrefixes[
         Annotated[ProfileAttention, tyro.conf.subcommand("attention")]
         | Annotated[ProfileEncoder, tyro.conf.subcommand("encoder")]
-        | Annotated[ProfileData, tyro.conf.subcommand("data")]
-        | Annotated[ProfileTrain, tyro.conf.subcommand("train")]
+        | Annotated[tyro.conf.OmitArgPrefixes[ProfileData], tyro.conf.subcommand("data")]
+        | Annotated[tyro.conf.OmitArgPrefixes[ProfileTrain], tyro.conf.subcommand("train")]
     ]
     """What to time."""
 

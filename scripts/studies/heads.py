@@ -16,8 +16,8 @@ PATCHES = {"patch_size": 6}
 MIN_STD = {"head_options": {"min_std": 0.05}}
 #: As much as `bc` predicts and executes at once.
 CHUNKED = {**MIN_STD, "chunk": 8, "execute": 4}
-#: A recurrent network's outputs are small at first, so that it begins late: at 1e-3 it had learnt nothing after 400 steps. One layer
-#: of LSTM instead of robomimic's two halves the way.
+#: A recurrent network's outputs are small at first, so that it begins late: at 1e-3 it had learnt nothing after 400 steps. One
+#: layer of LSTM instead of robomimic's two halves the way.
 RECURRENT = {"head_options": {"min_std": 0.05, "num_layers": 1}, "chunk": 5}
 #: Five frames per sample, or three: half the samples keep the cost of a step near that of other heads.
 SEQUENCE = {"batch_size": 16}
