@@ -107,7 +107,7 @@ def ours(path: Path, connection: Connection) -> None:
             cameras=tuple(CAMERAS),
             vectors=tuple(VECTORS),
             filter_key="all",
-            policy=PolicyConfig(head="bc_rnn_gmm", encoder="resnet18", chunk=WINDOW),
+            policy=PolicyConfig(head="bc_rnn_gmm", encoder="resnet18", chunk=WINDOW, layers=2),
             optimizer=OptimizerConfig(steps=10**6, batch_size=BATCH, learning_rate=1e-4),
             log_every=1,
             checkpoint_every=10**6,
