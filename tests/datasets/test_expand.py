@@ -12,6 +12,7 @@ import pytest
 from scipy.spatial.transform import Rotation
 
 from fibopolicy.datasets import DemoFile
+from fibopolicy.datasets.collect import Plan, collect
 from fibopolicy.datasets.expand import Expanded, Source, expand, generate
 from fibopolicy.datasets.segments import attempt, take_apart
 from fibopolicy.datasets.writer import DemoWriter
@@ -196,6 +197,19 @@ def test_the_file_depends_neither_on_workers_nor_on_a_kill(source: Path, expande
     assert not parts.exists()
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("task", ["Stack", "PickPlaceCan", "NutAssemblySquare"])
+def test_tasks_of_several_objects_are_expanded_from_a_scripted_demonstration(task: str, tmp_path: Path) -> None:
+    collect(Plan(f"robosuite/{task}", cameras=()), 1, tmp_path / "one.hdf5", workers=1)
+    done = expand(tmp_path / "one.hdf5", 1, tmp_path / "more.hdf5", workers=1)
+    assert done.tried <= 3
+    with DemoFile(tmp_path / "one.hdf5") as one, DemoFile(tmp_path / "more.hdf5") as more:
+        assert more.attrs("demo_0")["generator"] == "expanded from scripted expert"
+        assert more.attrs("demo_0")["source_demo"] == "demo_0"
+        assert more.read("demo_0", "rewards")[-1] == 1
+        assert not np.array_equal(more.read("demo_0", "states")[0], one.read("demo_0", "states")[0])
+
+
 # The user's mistakes
 
 
@@ -229,6 +243,14 @@ def test_sources_that_cannot_be_expanded_are_named(source: Path, tmp_path: Path)
             expand(changed(source, tmp_path, change), 1, tmp_path / "x.hdf5", workers=1, **options)
         assert "changed.hdf5" in str(caught.value)
         assert [p.name for p in tmp_path.iterdir()] == ["changed.hdf5"]
+
+
+def test_broken_sources_are_left_out_on_request_and_named(source: Path, tmp_path: Path) -> None:
+    broken = changed(source, tmp_path, lambda f: f["data/demo_0"].attrs.pop("model_file"))
+    with pytest.warns(UserWarning, match="left out: .*demo_0: has no attribute model_file"):
+        expand(broken, 2, tmp_path / "more.hdf5", workers=1, skip_broken=True)
+    with DemoFile(tmp_path / "more.hdf5") as file:
+        assert {file.attrs(demo)["source_demo"] for demo in file.demos} == {"demo_1"}
 
 
 @pytest.mark.parametrize(
