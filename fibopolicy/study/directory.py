@@ -126,7 +126,7 @@ def create_directory(path: Path, config: StudyConfig) -> StudyDirectory:
     if (path / STUDY).exists():
         found = open_directory(path)
         if difference := first_difference(to_json(found.config), to_json(config)):
-            raise UserError(f"{path}: holds a study of another configuration: {difference}; use that value or another directory")
+            raise other_study(path, difference)
         then, now = read_json(path / STUDY).get("versions", {}), versions()
         differing = [name for name in {**then, **now} if then.get(name) != now.get(name)]
         if differing:
@@ -136,6 +136,12 @@ def create_directory(path: Path, config: StudyConfig) -> StudyDirectory:
     refuse_foreign(path)
     write_json(path / STUDY, {**to_json(config), "versions": versions()})
     return _described(StudyDirectory(path, config))
+
+
+def other_study(path: Path, difference: str, why: str = "") -> UserError:
+    """The error of a directory that holds another study, and why it may not become this one."""
+    told = f"{path}: holds a study of another configuration: {difference}"
+    return UserError(f"{told}{f'; {why}' if why else ''}; use that value or another directory")
 
 
 def refuse_foreign(path: Path) -> None:

@@ -19,7 +19,7 @@ from fibopolicy.study.built import Built, build_cells
 from fibopolicy.study.calibration import calibrate, told
 from fibopolicy.study.cells import Run, runs
 from fibopolicy.study.checks import check
-from fibopolicy.study.config import StudyConfig
+from fibopolicy.study.config import StudyConfig, to_json
 from fibopolicy.study.costs import encoder_costs
 from fibopolicy.study.directory import (
     LOCK,
@@ -32,6 +32,7 @@ from fibopolicy.study.directory import (
     write_json,
 )
 from fibopolicy.study.executors import Executor
+from fibopolicy.study.growth import grow, refuse_change
 from fibopolicy.study.lock import locked
 from fibopolicy.study.prepare import prepare_task
 
@@ -66,7 +67,7 @@ def prepare_study(config: StudyConfig, out: Path, slots: int, *, wait_s: float =
 
 
 def run_study(config: StudyConfig, out: Path, executor: Executor, folder: Path) -> Outcome:
-    """Carry out everything that is not done yet; a second start goes on where the first was stopped.
+    """Carry out everything that is not done yet; a second start goes on where the first was stopped, with a larger grid, too.
 
     Args:
         folder: where "module:function" encoders are found, that of the study's file.
@@ -104,14 +105,19 @@ def run_some(config: StudyConfig, out: Path, chosen: Sequence[str], executor: Ex
 
 
 def _first_look(config: StudyConfig, out: Path) -> list[Built] | None:
-    """Build every policy of a new study, before anything is written; `None` for one that is there already."""
+    """Build every policy of a new or changed study, before anything is written; `None` for one that is there already."""
     if (out / STUDY).exists():
-        return None
-    refuse_foreign(out)
+        found = open_directory(out)
+        if to_json(found.config) == to_json(config):
+            return None
+        refuse_change(found, config)
+    else:
+        refuse_foreign(out)
     return build_cells(config)
 
 
 def _prepare(config: StudyConfig, out: Path, slots: int, built: list[Built] | None) -> StudyDirectory:
+    grow(out, config)
     study = create_directory(out, config)
     with logged(study):
         _check_and_measure(study, built)

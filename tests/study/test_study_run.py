@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from tiny_study import SOURCE, Here
 
 from fibopolicy.errors import UserError
 from fibopolicy.evaluation.rows import read_rows
-from fibopolicy.study import StudyConfig
+from fibopolicy.study import StudyConfig, StudyHead
 from fibopolicy.study.cells import runs
 from fibopolicy.study.directory import StudyDirectory, open_directory
 from fibopolicy.study.runner import run_some, run_study
@@ -66,12 +67,53 @@ def test_a_second_start_repeats_nothing(finished: StudyDirectory) -> None:
 def test_another_configuration_is_refused_with_its_difference(finished: StudyDirectory) -> None:
     for changes, message in (
         ({"steps": 7}, "steps = 6 there, 7 now"),
-        ({"seeds": (0, 1)}, r"seeds = \[0\] there, \[0, 1\] now"),
-        ({"encoders": ("vit_tiny",), "control": ""}, r"encoders = \[fibottention_vit_tiny, vit_tiny\] there, \[vit_tiny\] now"),
         ({"policy": {"hidden": 33}}, r"policy\.hidden = 32 there, 33 now"),
+        ({"seeds": (1,)}, r"seeds\[0\] = 0 there, 1 now; reach__fib.*/seed0 has begun, and would be left out"),
+        (
+            {"heads": (StudyHead("bc", steps=7),)},
+            r"steps = None there, 7 now; .*/seed0 has begun with optimizer\.steps = 6 there, 7 now",
+        ),
+        (
+            {"tasks": (replace(finished.config.tasks[0], demos=12),)},
+            "demos = 11 there, 12 now; the data of reach are there already",
+        ),
     ):
         with pytest.raises(UserError, match=message):
             run_study(replace(finished.config, **changes), finished.path, Here(), finished.path)
+
+
+def test_a_study_grows_and_repeats_nothing(finished: StudyDirectory, tmp_path: Path) -> None:
+    out = tmp_path / "study"
+    shutil.copytree(finished.path, out)
+    dense, sparse = (f"reach__{encoder}__bc__scratch" for encoder in ("vit_tiny", "fibottention_vit_tiny"))
+    before = {path: path.read_bytes() for path in out.glob("cells/*/seed0/*") if path.is_file()}
+    first, second = finished.config.encoders
+    wider = replace(second, options={**second.options, "width": 32}, name="wider")
+    larger = replace(finished.config, seeds=(0, 1), encoders=(first, second, wider))
+    with pytest.raises(UserError, match="another configuration"):
+        run_some(larger, out, [f"{dense}/seed1"], Here(), out)  # beside a job that may be at work
+    here = Here()
+    assert run_study(larger, out, here, out).done == 6
+    wide = "reach__wider__bc__scratch"
+    assert here.carried_out == [f"{wide}/seed0", f"{sparse}/seed1", f"{dense}/seed1", f"{wide}/seed1"]
+    assert {path: path.read_bytes() for path in before} == before
+    assert open_directory(out).config == larger
+    assert "reach__wider" in (out / "calibration.json").read_text()
+    assert "the study changes: encoders = [fibottention_vit_tiny, vit_tiny] there" in (out / "study.log").read_text()
+
+
+def test_what_has_not_begun_may_be_replaced(finished: StudyDirectory, tmp_path: Path) -> None:
+    out = tmp_path / "study"
+    shutil.copytree(finished.path, out)
+    first, second = finished.config.encoders
+    gone, kept = (StudyDirectory(out, finished.config).cell(run.cell) for run in runs(finished.config))
+    shutil.rmtree(gone / "seed0")
+    changed = replace(finished.config, encoders=(second, replace(first, name="again")))
+    here = Here()
+    run_study(changed, out, here, out)
+    assert here.carried_out == ["reach__again__bc__scratch/seed0"]
+    assert kept.exists()
+    assert not gone.exists()
 
 
 def test_a_folder_with_something_else_is_left_alone(config: StudyConfig, tmp_path: Path) -> None:
