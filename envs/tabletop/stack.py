@@ -12,13 +12,16 @@ from fibopolicy.envs.tabletop.scene import CUBE, cube
 BASE = 0.025
 #: The fingers have let go of the cube when they are this far from the middle, metres.
 RELEASED = CUBE + 0.008
+#: How far above the cube's centre the hand has withdrawn, metres. Were letting go the end, each demonstration would show it for one
+#: step only, and policies would stack the cube and hold it for ever.
+WITHDRAWN = 0.04
 
 
 class Stack(TabletopEnv):
-    """Put the red cube on the larger green one and let go.
+    """Put the red cube on the larger green one, let go and withdraw.
 
     Layouts: both cubes' x and y uniform in [-0.1, 0.1] m, at least 11 cm apart; yaw uniform in [-0.3, 0.3] rad.
-    Success: the red cube rests on the green one, centres within 2 cm sideways, and the gripper has let go.
+    Success: the red cube rests on the green one, centres within 2 cm sideways, the gripper has let go and the hand is above.
     """
 
     task_id = "fibopolicy/Stack-v0"
@@ -36,7 +39,8 @@ class Stack(TabletopEnv):
         self.put("base", [*green, BASE], rng.uniform(-0.3, 0.3))
 
     def success(self) -> bool:
-        return self._resting(tolerance=0.02) and self.opening > RELEASED
+        withdrawn = self.hand[2] > self.position("cube")[2] + WITHDRAWN
+        return bool(self._resting(tolerance=0.02) and self.opening > RELEASED and withdrawn)
 
     def _resting(self, tolerance: float) -> bool:
         gap = self.position("cube") - self.position("base") - [0, 0, BASE + CUBE]

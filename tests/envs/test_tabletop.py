@@ -111,17 +111,22 @@ def test_images_are_upright_and_the_cameras_differ() -> None:
     env.close()
 
 
-def test_success_of_stacking_needs_the_gripper_to_let_go() -> None:
+def test_success_of_stacking_needs_the_gripper_to_let_go_and_withdraw() -> None:
     env = Stack(cameras=())
     env.reset(seed=0)
-    held = False
+    held, opening = False, 0
     for _ in range(env.horizon):
-        _, terminated, _, _ = env.advance(env.expert_action())
-        held = held or (env._resting(0.012) and env.opening < 0.023 and not terminated)
+        action = env.expert_action()
+        _, terminated, _, _ = env.advance(action)
+        resting = env._resting(0.012)
+        held = held or (resting and env.opening < 0.023 and not terminated)
+        opening += bool(resting and action[3] < 0)
         if terminated:
             break
     assert held
     assert env.opening > 0.023
+    assert env.hand[2] > env.position("cube")[2] + 0.04
+    assert opening >= 4  # steps of letting go that a demonstration shows
 
 
 def test_doing_nothing_never_succeeds() -> None:
