@@ -12,8 +12,8 @@ from fibopolicy.envs.tabletop.scene import CUBE, cube
 BASE = 0.025
 #: The fingers have let go of the cube when they are this far from the middle, metres.
 RELEASED = CUBE + 0.008
-#: How far above the cube's centre the hand has withdrawn, metres. Were letting go the end, each demonstration would show it for one
-#: step only, and policies would stack the cube and hold it for ever.
+#: How far above the cube's centre the hand has withdrawn, metres. Were letting go the end, each demonstration would show it for
+#: one step only, and policies would stack the cube and hold it for ever.
 WITHDRAWN = 0.04
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from fibopolicy.study import StudyConfig, StudyEncoder, StudyTask
 
-#: Patches of 6 pixels on 48 x 48: 64 per camera, more than the 49 of 12 on the usual 84 x 84, and a ResNet at less than half the cost.
+#: Patches of 6 pixels on 48 x 48: 64 per camera, more than the 49 of 12 on the usual 84 x 84, and a ResNet at half the cost.
 PATCHES = {"patch_size": 6}
 
 
