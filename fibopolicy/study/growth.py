@@ -29,10 +29,12 @@ def refuse_change(study: StudyDirectory, config: StudyConfig) -> None:
             continue
         if run.name not in known:
             raise other_study(study.path, difference, f"{run.name} has begun, and would be left out")
-        before = (study.train_config(run), study.evaluate_config(run))
-        for old, new in zip(before, (after.train_config(known[run.name]), after.evaluate_config(known[run.name])), strict=True):
-            if change := first_difference(asdict(old), asdict(new)):
-                raise other_study(study.path, difference, f"{run.name} has begun with {change}")
+        same = known[run.name]
+        change = first_difference(asdict(study.train_config(run)), asdict(after.train_config(same))) or first_difference(
+            asdict(study.evaluate_config(run)), asdict(after.evaluate_config(same))
+        )
+        if change:
+            raise other_study(study.path, difference, f"{run.name} has begun with {change}")
     tasks = {task.short: task for task in config.tasks}
     for task in study.config.tasks:
         made = study.starts(task).exists() or (task.dataset is None and study.dataset(task).exists())
