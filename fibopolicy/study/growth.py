@@ -6,10 +6,12 @@ import shutil
 from dataclasses import asdict
 from pathlib import Path
 
+from fibopolicy.datasets.parts import parts_folder, remove_parts
 from fibopolicy.settings import first_difference
 from fibopolicy.study.cells import cells, runs
-from fibopolicy.study.config import StudyConfig, to_json
+from fibopolicy.study.config import StudyConfig, from_json, to_json
 from fibopolicy.study.directory import STUDY, StudyDirectory, open_directory, other_study, read_json, write_json
+from fibopolicy.study.lock import held
 
 #: What of a study's configuration may change while it is under way.
 GRID = ("tasks", "encoders", "heads", "regimes", "seeds")
@@ -19,13 +21,14 @@ def refuse_change(study: StudyDirectory, config: StudyConfig) -> None:
     """Raise `UserError` unless the study may become `config`: its grid alone differs, and each run that has begun, and each
     task's data, stay what they are."""
     there, now = to_json(study.config), to_json(config)
+    if fixed := first_difference({**there, **{name: now[name] for name in GRID}}, now):
+        raise other_study(study.path, fixed)
     difference = first_difference(there, now)
-    if first_difference({**there, **{name: now[name] for name in GRID}}, now):
-        raise other_study(study.path, difference)
+    config = from_json(now)  # lists where the other has lists
     after = StudyDirectory(study.path, config)
     known = {run.name: run for run in runs(config)}
     for run in runs(study.config):
-        if not study.run(run).exists():
+        if not (study.run(run).exists() or held(study.run_lock(run))):
             continue
         if run.name not in known:
             raise other_study(study.path, difference, f"{run.name} has begun, and would be left out")
@@ -38,7 +41,7 @@ def refuse_change(study: StudyDirectory, config: StudyConfig) -> None:
     tasks = {task.short: task for task in config.tasks}
     for task in study.config.tasks:
         made = study.starts(task).exists() or (task.dataset is None and study.dataset(task).exists())
-        if made and tasks.get(task.short, task) != task:
+        if made and tasks.get(task.short) != task:
             raise other_study(study.path, difference, f"the data of {task.short} are there already")
 
 
@@ -62,6 +65,9 @@ def grow(path: Path, config: StudyConfig) -> None:
     for cell in cells(study.config):
         if cell.name not in kept:
             shutil.rmtree(study.cell(cell), ignore_errors=True)
+    for task in study.config.tasks:
+        if task.dataset is None and task not in config.tasks:
+            remove_parts(parts_folder(study.dataset(task)))  # of a collection that was stopped
     write_json(path / STUDY, {**to_json(config), "versions": read_json(path / STUDY).get("versions", {})})
     with study.log.open("a") as log:
         log.write(f"the study changes: {difference}\n")

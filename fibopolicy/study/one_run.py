@@ -60,9 +60,12 @@ def carry_out(study: StudyDirectory, run: Run) -> bool:
 
     What an earlier process has done is not repeated.
     """
+    from fibopolicy.study.directory import open_directory
     from fibopolicy.study.lock import locked
 
     with locked(study.run_lock(run), f"at work on {run.name}", wait_s=PATIENCE):
+        study = open_directory(study.path)  # it may have grown before this run was held
+        run = study.find(run.name)
         if study.done(run).exists():
             return True
         attempts = attempts_before(study, run) + 1

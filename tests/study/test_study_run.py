@@ -15,11 +15,14 @@ from pathlib import Path
 import pytest
 from tiny_study import SOURCE, Here
 
+from fibopolicy.datasets.parts import parts_folder
 from fibopolicy.errors import UserError
 from fibopolicy.evaluation.rows import read_rows
 from fibopolicy.study import StudyConfig, StudyHead
 from fibopolicy.study.cells import runs
-from fibopolicy.study.directory import StudyDirectory, open_directory
+from fibopolicy.study.directory import StudyDirectory, create_directory, open_directory
+from fibopolicy.study.growth import grow
+from fibopolicy.study.lock import locked
 from fibopolicy.study.runner import run_some, run_study
 from fibopolicy.study.status import status
 
@@ -68,6 +71,7 @@ def test_another_configuration_is_refused_with_its_difference(finished: StudyDir
     for changes, message in (
         ({"steps": 7}, "steps = 6 there, 7 now"),
         ({"policy": {"hidden": 33}}, r"policy\.hidden = 32 there, 33 now"),
+        ({"seeds": (0, 1), "steps": 7}, "configuration: steps = 6 there, 7 now"),
         ({"seeds": (1,)}, r"seeds\[0\] = 0 there, 1 now; reach__fib.*/seed0 has begun, and would be left out"),
         (
             {"heads": (StudyHead("bc", steps=7),)},
@@ -100,6 +104,32 @@ def test_a_study_grows_and_repeats_nothing(finished: StudyDirectory, tmp_path: P
     assert open_directory(out).config == larger
     assert "reach__wider" in (out / "calibration.json").read_text()
     assert "the study changes: encoders = [fibottention_vit_tiny, vit_tiny] there" in (out / "study.log").read_text()
+
+
+def test_what_stands_in_the_way_of_growing(config: StudyConfig, tmp_path: Path) -> None:
+    reach = replace(config.tasks[0], demos=2)
+    first = replace(config, tasks=(reach, replace(reach, task="Push-v0")), optimizer={**config.optimizer, "betas": (0.9, 0.9)})
+    study = create_directory(tmp_path, first)
+    for done in (study.starts(reach), study.run(runs(first)[0]) / "config.json"):
+        done.parent.mkdir(parents=True, exist_ok=True)
+        done.touch()
+    pushing = parts_folder(study.dataset(first.tasks[1]))
+    pushing.mkdir(parents=True)
+    (pushing / "plan.json").touch()
+    with pytest.raises(UserError, match=r"reach__.* has begun, and would be left out"):
+        grow(tmp_path, replace(first, tasks=first.tasks[1:]))
+    shutil.rmtree(study.run(runs(first)[0]))
+    with pytest.raises(UserError, match="the data of reach are there already"):  # they would be taken for those of a later task
+        grow(tmp_path, replace(first, tasks=first.tasks[1:]))
+    with (
+        locked(study.run_lock(runs(first)[1]), "starting"),
+        pytest.raises(UserError, match=r"has begun with optimizer\.steps = 6 there, 7 now"),
+    ):
+        grow(tmp_path, replace(first, heads=(StudyHead("bc", steps=7),)))
+    other = replace(first, tasks=(reach, replace(first.tasks[1], image_size=36)), seeds=(0, 1))
+    grow(tmp_path, other)
+    assert open_directory(tmp_path).config.seeds == (0, 1)
+    assert not pushing.exists()
 
 
 def test_what_has_not_begun_may_be_replaced(finished: StudyDirectory, tmp_path: Path) -> None:
