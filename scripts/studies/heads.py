@@ -17,7 +17,7 @@ MIN_STD = {"head_options": {"min_std": 0.05}}
 #: As much as `bc` predicts and executes at once.
 CHUNKED = {**MIN_STD, "chunk": 8, "execute": 4}
 #: A recurrent network's outputs are small at first, so that it begins late: it takes many steps, and short windows.
-RECURRENT = {"head_options": {"min_std": 0.05, "num_layers": 1}, "chunk": 3}
+RECURRENT = {"head_options": {**MIN_STD["head_options"], "num_layers": 1}, "chunk": 3}
 
 
 def study() -> StudyConfig:
