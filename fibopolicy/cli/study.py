@@ -115,6 +115,26 @@ class Report:
 
 
 @dataclass(frozen=True)
+class Publish:
+    """Copy what a study's report rests on, to commit or to hand on: no demonstrations, weights or videos.
+
+    The copy can be reported on, and gone on with, like the study itself.
+
+    Example: fibopolicy study publish runs/encoders --out published/encoders
+    """
+
+    directory: tyro.conf.Positional[Path]
+    """Directory of the study."""
+    out: Path
+    """Folder of the copy, new or an earlier one, which is brought up to date."""
+
+    def run(self) -> None:
+        from fibopolicy.study.publish import publish
+
+        print(f"page    {publish(self.directory, self.out)}")
+
+
+@dataclass(frozen=True)
 class Study:
     """Swap the visual encoder, keep everything else, and see what it does to the policy.
 
@@ -126,6 +146,7 @@ class Study:
             Annotated[Run, tyro.conf.subcommand("run")]
             | Annotated[Status, tyro.conf.subcommand("status")]
             | Annotated[Report, tyro.conf.subcommand("report")]
+            | Annotated[Publish, tyro.conf.subcommand("publish")]
         ]
     ]
 

@@ -23,7 +23,7 @@ RECURRENT = {"head_options": {**MIN_STD["head_options"], "num_layers": 1}, "chun
 def study() -> StudyConfig:
     return StudyConfig(
         "heads",
-        tasks=[StudyTask("Lift-v0", demos=400, image_size=48)],
+        tasks=[StudyTask("Lift-v0", demos=400, cameras=("wrist",), image_size=48)],
         encoders=[StudyEncoder("fibottention_vit_tiny", PATCHES), StudyEncoder("vit_tiny", PATCHES), "resnet18"],
         heads=[
             StudyHead("bc", steps=1200),
