@@ -16,7 +16,11 @@ PATCHES = {"patch_size": 6}
 def study() -> StudyConfig:
     return StudyConfig(
         "fibottention_vs_dense",
-        tasks=[StudyTask(task, demos=400, image_size=48) for task in ("Lift-v0", "Push-v0", "Stack-v0")],
+        tasks=[
+            StudyTask("Lift-v0", demos=400, cameras=("wrist",), image_size=48),
+            StudyTask("Push-v0", demos=400, cameras=("wrist",), image_size=48),
+            StudyTask("Stack-v0", demos=400, image_size=48),  # once the cube is held, the wrist camera sees little else
+        ],
         encoders=[
             *(StudyEncoder(f"{attention}vit_tiny", PATCHES) for attention in ("fibottention_", "", "local_", "random_")),
             "resnet18",
