@@ -10,6 +10,7 @@ import numpy as np
 
 from fibopolicy.datasets.hdf5 import DemoFile
 from fibopolicy.datasets.validate import validate
+from fibopolicy.datasets.windows import share_at_limits
 from fibopolicy.errors import UserError
 from fibopolicy.files import StrPath
 
@@ -80,8 +81,7 @@ def _actions(file: DemoFile) -> Iterator[tuple[str, str]]:
     if blocks:
         actions = np.concatenate(blocks)
         low, high = actions.min(axis=0), actions.max(axis=0)
-        extreme = ((actions == low) | (actions == high)).mean(axis=0)
-        for dim, (least, most, share) in enumerate(zip(low, high, extreme, strict=True)):
+        for dim, (least, most, share) in enumerate(zip(low, high, share_at_limits(actions), strict=True)):
             yield "", f"{dim}: {least:+.3f} .. {most:+.3f}" + (f", {share:.0%} at either end" if share >= _PILED else "")
 
 

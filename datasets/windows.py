@@ -59,6 +59,7 @@ class WindowDataset:
         image_shapes: (H, W, 3) per camera.
         vector_dims: D per vector key.
         action_dim: A.
+        actions: of all steps of the selected demos, float32 `(len, A)`.
         stats: per vector key and for "actions": `min`, `max`, `mean` and (population) `std`, float64 `(D,)`, over all steps of
             the selected demos.
 
@@ -93,14 +94,14 @@ class WindowDataset:
             self.vector_dims = {key: file.vector_dim(key) for key in vectors}
             self.action_dim = file.action_dim
             self._vectors = {key: self._load(file, f"obs/{key}") for key in vectors}  # (F, D) each
-            self._actions = self._load(file, "actions")  # (F, A)
+            self.actions = self._load(file, "actions")  # (F, A)
             self._ends = np.cumsum([file.length(demo) for demo in self.demos])  # (demos,) one past each demo's last step
             self._starts = np.concatenate([[0], self._ends[:-1]])
             self._frames = FrameCache(file, self.demos, cameras, cache_dir)
-        self.stats = {key: _stats(values) for key, values in {**self._vectors, "actions": self._actions}.items()}
+        self.stats = {key: _stats(values) for key, values in {**self._vectors, "actions": self.actions}.items()}
 
     def __len__(self) -> int:
-        return len(self._actions)
+        return len(self.actions)
 
     @property
     def num_demos(self) -> int:
@@ -121,10 +122,15 @@ class WindowDataset:
         then = np.minimum(then, self._ends[demo][:, None] - 1)
         images = {camera: self._frames.gather(camera, seen) for camera in self.cameras}
         vectors = {key: values[seen] for key, values in self._vectors.items()}
-        return {"obs": {**images, **vectors}, "actions": self._actions[then], "action_mask": mask}
+        return {"obs": {**images, **vectors}, "actions": self.actions[then], "action_mask": mask}
 
     def _load(self, file: DemoFile, key: str) -> Floats:
         return np.concatenate([file.read(demo, key).astype(np.float32) for demo in self.demos])
+
+
+def share_at_limits(actions: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
+    """Of actions `(n, A)` per dimension `(A,)`: the share that equals its least or its greatest value, 1 where there are two."""
+    return ((actions == actions.min(axis=0)) | (actions == actions.max(axis=0))).mean(axis=0)
 
 
 def _stats(values: Floats) -> dict[str, NDArray[np.float64]]:

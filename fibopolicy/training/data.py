@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 from fibopolicy.datasets import DemoFile, Mixture, WindowDataset, Windows
 from fibopolicy.datasets.absolute import is_absolute, rotation_columns
 from fibopolicy.datasets.mixture import check_weights
+from fibopolicy.datasets.windows import share_at_limits
 from fibopolicy.errors import UserError, unknown
-from fibopolicy.policies import Shapes
+from fibopolicy.policies import Policy, Shapes
 from fibopolicy.policies.base import policy_class
 from fibopolicy.training.config import PROPRIOCEPTION, TrainConfig
 
+#: A head's least standard deviation, and the share of an action at its limits, that do not go together.
+NARROW, PILED = 0.01, 0.5
 #: As a filter key: every demo, also of a file that has filter keys.
 ALL = "all"
 
@@ -63,6 +67,24 @@ def shapes_of(dataset: Windows) -> Shapes:
     images = {camera: (shape[0], shape[1]) for camera, shape in dataset.image_shapes.items()}
     task, dim = dataset.env_args, dataset.action_dim
     return Shapes(images, dict(dataset.vector_dims), dim, is_absolute(task), rotation_columns(task, dim))
+
+
+def narrow_distributions(config: TrainConfig, policy: Policy, dataset: Windows) -> str:
+    """A warning where a likelihood can be had from actions that repeat instead of from what the cameras show; "" elsewhere.
+
+    Actions of two values, as a gripper's, are left out: they are the same in human demonstrations, which learn well.
+    """
+    min_std = getattr(policy, "options", {}).get("min_std", math.inf)
+    shares = share_at_limits(dataset.actions)
+    shares[shares == 1] = 0
+    dim = int(shares.argmax())
+    if min_std > NARROW or shares[dim] < PILED:
+        return ""
+    return (
+        f"{config.files[0][0]}: {shares[dim]:.0%} of action {dim} lie at its limits, where {config.policy.head} with min_std"
+        f" {min_std:g} gains more from narrow distributions than from what it sees, and may not learn the task; try"
+        " --head-options min_std 0.05, see docs/heads.md"
+    )
 
 
 def _keys(config: TrainConfig) -> tuple[tuple[str, ...], tuple[str, ...]]:

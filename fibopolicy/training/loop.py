@@ -22,7 +22,7 @@ from fibopolicy.policies.per_sample import part_of_batch
 from fibopolicy.training.batches import rows, to_device
 from fibopolicy.training.checkpoint import STATE, TrainingState, describe, load_state, open_run, save_checkpoint, stored_precision
 from fibopolicy.training.config import TrainConfig
-from fibopolicy.training.data import open_dataset, open_validation, shapes_of
+from fibopolicy.training.data import narrow_distributions, open_dataset, open_validation, shapes_of
 from fibopolicy.training.distributed import PolicyLoss, World, joined, unsynchronised
 from fibopolicy.training.divergence import Divergence
 from fibopolicy.training.ema import EMA
@@ -88,7 +88,8 @@ def train(config: TrainConfig, *, resume: bool = False, overwrite: bool = False)
             precision = _precision(engine, resume)
             resolved = replace(config, compute=replace(config.compute, precision=precision))
             open_run(resolved, engine.dataset, resume=resume, overwrite=overwrite)
-            for oddity in engine.dataset.warnings:
+            doubt = narrow_distributions(config, state.policy, engine.dataset)
+            for oddity in (*engine.dataset.warnings, *filter(None, [doubt])):
                 warnings.warn(oddity, stacklevel=2)
             _log.info("training on %s, see %s", _seen(engine), out)
             return precision

@@ -11,8 +11,9 @@ from safetensors.torch import load_file
 
 from fibopolicy.datasets import Mixture
 from fibopolicy.errors import UserError
+from fibopolicy.policies import PolicyConfig, build_policy
 from fibopolicy.training import TrainConfig
-from fibopolicy.training.data import open_dataset, open_validation
+from fibopolicy.training.data import narrow_distributions, open_dataset, open_validation, shapes_of
 from fibopolicy.training.loop import train
 from fibopolicy.training.watch_config import ValidationConfig
 
@@ -97,3 +98,26 @@ def test_an_unknown_validation_key_is_answered_with_the_nearest(tiny_config: Tra
     with pytest.raises(UserError, match="validate_on: unknown filter key 'vaild': did you mean 'valid'"):
         train(replace(validating(tiny_config, "vaild"), out=tmp_path / "run"))
     assert not (tmp_path / "run").exists()
+
+
+def test_narrow_distributions_on_actions_at_their_limits_are_warned_of(
+    tiny_config: TrainConfig, second_file: Path, tmp_path: Path
+) -> None:
+    with h5py.File(second_file, "a") as file:
+        for name, demo in file["data"].items():
+            actions = np.random.default_rng(int(name.removeprefix("demo_"))).uniform(-1, 1, demo["actions"].shape)
+            actions[:, 1] = np.where(actions[:, 1] < 0.2, -1, actions[:, 1])  # 60 % of one axis at a limit
+            actions[:, 3] = np.sign(actions[:, 3])  # the gripper
+            demo["actions"][...] = actions
+
+    def told(head: str, **options: float) -> str:
+        config = replace(tiny_config, dataset=(second_file,), policy=PolicyConfig(head=head, head_options=options))
+        dataset = open_dataset(config)
+        return narrow_distributions(config, build_policy(config.policy, shapes_of(dataset)), dataset)
+
+    warning = told("bc_gmm")
+    assert "of action 1 lie at its limits, where bc_gmm with min_std 0.0001" in warning
+    assert "--head-options min_std 0.05" in warning
+    assert "bc_gaussian with min_std 0.01" in told("bc_gaussian")
+    assert told("bc_gmm", min_std=0.05) == ""
+    assert told("bc") == ""
