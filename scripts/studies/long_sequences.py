@@ -17,7 +17,7 @@ FINE = {"patch_size": 4}
 def study() -> StudyConfig:
     return StudyConfig(
         "long_sequences",
-        tasks=[StudyTask(task, demos=400, image_size=72) for task in ("Lift-v0", "Push-v0")],
+        tasks=[StudyTask("Lift-v0", demos=400, image_size=72)],
         encoders=[StudyEncoder(f"{attention}vit_tiny", FINE) for attention in ("fibottention_", "", "local_")],
         control="vit_tiny",
         seeds=(0, 1, 2),
@@ -25,5 +25,5 @@ def study() -> StudyConfig:
         episodes=100,
         margin=0.05,
         policy={"views": "joint"},
-        optimizer={"batch_size": 32},
+        optimizer={"batch_size": 16, "learning_rate": 2e-3},
     )
