@@ -59,11 +59,6 @@ class Mixture:
         """How many demos are selected, of all files."""
         return sum(part.num_demos for part in self.parts)
 
-    @property
-    def actions(self) -> NDArray[np.float32]:
-        """Of all steps of all files, float32 `(len, A)`."""
-        return np.concatenate([part.actions for part in self.parts])
-
     def indices(self, batch_size: int, seed: int, step: int) -> NDArray[np.int64]:
         """The `(batch_size,)` samples of global step `step >= 0`: a function of these numbers alone."""
         if self.weights is None:

@@ -2,27 +2,26 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 from fibopolicy.errors import UserError
 from fibopolicy.evaluation.rows import ROWS
-from fibopolicy.files import claimed, written_aside
-from fibopolicy.study.cells import Run, runs
+from fibopolicy.files import claimed, failure_told
+from fibopolicy.study.cells import cells, runs
 from fibopolicy.study.directory import STUDY, StudyDirectory, open_directory, refuse_foreign
 from fibopolicy.study.growth import refuse_change
+from fibopolicy.study.lock import held
 from fibopolicy.study.report import write_report
-
-#: Of the study, and of each run that is done; `done.json` last, since it says that the others are there.
-SHARED = (STUDY, "environment.json", "checks.txt", "calibration.json", "starts/*.npz", "cells/*/cell.json", "cells/*/cost.json")
-OF_A_RUN = (ROWS, "metrics.jsonl", "done.json")
 
 
 def publish(directory: Path, out: Path) -> Path:
     """Copy a study's settings, checks, costs, start states, rows and learning curves, and write its report there.
 
-    The copy is a study's directory: it can be reported on and gone on with anywhere. Runs that are not done are left out; a copy
-    that was made before is brought up to date.
+    The copy is a study's directory: it can be reported on, and gone on with where the files that the study names lie in the same
+    place. Of a run that failed it holds the reason and the log; what is under way is left out. An earlier copy is replaced.
 
     Args:
         directory: of the study, finished or not.
@@ -32,38 +31,62 @@ def publish(directory: Path, out: Path) -> Path:
         the report's page.
 
     Raises:
-        UserError: no study; `out` lies in it, or holds something else, or a run that the study lacks.
+        UserError: no study; a finished run lacks its rows; `out` lies in the study, holds something else, runs of its own, or a
+            finished run that the study lacks.
     """
     study = open_directory(directory)
     if out.resolve().is_relative_to(directory.resolve()):
         raise UserError(f"{out}: lies in the study itself; name a folder outside of it")
-    done = [run for run in runs(study.config) if study.done(run).exists()]
-    _refuse_loss(study, done, out)
-    with claimed(out):
-        for pattern in SHARED:
-            for path in sorted(directory.glob(pattern)):
-                _copy(path, out / path.relative_to(directory))
-        for run in done:
-            for name in OF_A_RUN:
-                path = study.run(run) / name
-                _copy(path, out / path.relative_to(directory))
-    return write_report(out)
+    _refuse_loss(study, out)
+    files = list(_files(study))
+    aside = out.with_name(f"{out.name}.partial")
+    with claimed(aside), failure_told(out):
+        for entry in aside.iterdir():  # of an attempt that was killed
+            shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+        for path in files:
+            to = aside / path.relative_to(directory)
+            to.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, to)
+        page = write_report(aside)
+        out.mkdir(exist_ok=True)
+        for entry in sorted(aside.iterdir()):
+            if (there := out / entry.name).is_dir():
+                shutil.rmtree(there)
+            os.replace(entry, there)
+        aside.rmdir()
+    return out / page.relative_to(aside)
 
 
-def _refuse_loss(study: StudyDirectory, done: list[Run], out: Path) -> None:
+def _files(study: StudyDirectory) -> Iterator[Path]:
+    """What is copied. Not the calibration: its times are this machine's, and it says that the data are there."""
+    yield study.path / STUDY
+    yield from filter(Path.exists, (study.path / "environment.json", study.checks))
+    yield from filter(Path.exists, (study.starts(task) for task in study.config.tasks))
+    for cell in cells(study.config):
+        yield from filter(Path.exists, (study.cell(cell) / "cell.json", study.cost(cell)))
+    for run in runs(study.config):
+        folder = study.run(run)
+        if study.done(run).exists():
+            if not (folder / ROWS).exists():
+                raise UserError(f"{folder}: is finished but has no {ROWS}; remove the folder, and the study does the run over")
+            yield from filter(Path.exists, (study.done(run), folder / ROWS, folder / "metrics.jsonl"))
+        elif study.failed(run).exists():
+            yield from filter(Path.exists, (study.failed(run), study.run_log(run)))
+
+
+def _refuse_loss(study: StudyDirectory, out: Path) -> None:
+    """Raise `UserError` unless `out` is new, or an earlier copy with nothing in it that would be lost."""
     if not (out / STUDY).exists():
         refuse_foreign(out)
         return
     there = open_directory(out)
+    if held(there.lock):
+        raise UserError(f"{out}: is no mere copy, a study is at work there; name another folder")
     refuse_change(there, study.config)
-    names = {run.name for run in done}
     for run in runs(there.config):
-        if there.done(run).exists() and run.name not in names:
+        if (there.run(run) / "config.json").exists() or held(there.run_lock(run)):
+            raise UserError(f"{out}: is no mere copy, {run.name} was begun there; name another folder")
+        if there.done(run).exists() and not study.done(run).exists():
             raise UserError(
                 f"{out}: holds {run.name} finished, which {study.path} lacks; go on from a copy of {out}, or name another folder"
             )
-
-
-def _copy(path: Path, to: Path) -> None:
-    with written_aside(to) as aside:
-        shutil.copyfile(path, aside)

@@ -69,22 +69,26 @@ def shapes_of(dataset: Windows) -> Shapes:
     return Shapes(images, dict(dataset.vector_dims), dim, is_absolute(task), rotation_columns(task, dim))
 
 
-def narrow_distributions(config: TrainConfig, policy: Policy, dataset: Windows) -> str:
-    """A warning where a likelihood can be had from actions that repeat instead of from what the cameras show; "" elsewhere.
+def narrow_distributions(policy: Policy, dataset: Windows) -> list[str]:
+    """Warnings of files where a likelihood can be had from actions that repeat instead of from what the cameras show.
 
     Actions of two values, as a gripper's, are left out: they are the same in human demonstrations, which learn well.
     """
-    min_std = getattr(policy, "options", {}).get("min_std", math.inf)
-    shares = share_at_limits(dataset.actions)
-    shares[shares == 1] = 0
-    dim = int(shares.argmax())
-    if min_std > NARROW or shares[dim] < PILED:
-        return ""
-    return (
-        f"{config.files[0][0]}: {shares[dim]:.0%} of action {dim} lie at its limits, where {config.policy.head} with min_std"
-        f" {min_std:g} gains more from narrow distributions than from what it sees, and may not learn the task; try"
-        " --head-options min_std 0.05, see docs/heads.md"
-    )
+    options = getattr(policy, "options", {})
+    if options.get("min_std", math.inf) > NARROW or options.get("fixed_std"):
+        return []
+    told = []
+    for part in dataset.parts if isinstance(dataset, Mixture) else (dataset,):
+        shares = share_at_limits(part.actions)
+        shares[shares == 1] = 0
+        dim = int(shares.argmax())
+        if shares[dim] >= PILED:
+            told.append(
+                f"{part.path}: {shares[dim]:.0%} of action {dim} lie at its limits, where {policy.name} with min_std"
+                f" {options['min_std']:g} gains more from narrow distributions than from what it sees, and may not learn the"
+                " task; try --head-options min_std 0.05, see docs/heads.md"
+            )
+    return told
 
 
 def _keys(config: TrainConfig) -> tuple[tuple[str, ...], tuple[str, ...]]:

@@ -88,8 +88,7 @@ def train(config: TrainConfig, *, resume: bool = False, overwrite: bool = False)
             precision = _precision(engine, resume)
             resolved = replace(config, compute=replace(config.compute, precision=precision))
             open_run(resolved, engine.dataset, resume=resume, overwrite=overwrite)
-            doubt = narrow_distributions(config, state.policy, engine.dataset)
-            for oddity in (*engine.dataset.warnings, *filter(None, [doubt])):
+            for oddity in (*engine.dataset.warnings, *narrow_distributions(state.policy, engine.dataset)):
                 warnings.warn(oddity, stacklevel=2)
             _log.info("training on %s, see %s", _seen(engine), out)
             return precision

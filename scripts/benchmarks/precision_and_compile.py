@@ -47,14 +47,12 @@ def measure(encoder: str, turns: int, device: Any) -> dict[str, Any]:
         with autocast(precision, device):
             loss, _ = policy.loss(batch)
         loss.backward()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
         policy.zero_grad(set_to_none=True)
         return time.perf_counter() - began
 
     policies, first = {}, {}
+    torch.compiler.reset()
     for name, (precision, compiled) in VARIANTS.items():
-        torch.compiler.reset()
         torch.manual_seed(0)
         policies[name] = build_policy(PolicyConfig(encoder=encoder), shapes).to(device).train()
         if compiled:
@@ -72,19 +70,17 @@ def measure(encoder: str, turns: int, device: Any) -> dict[str, Any]:
 
 def main() -> None:
     parser = results.parser(__doc__)
-    parser.add_argument("--turns", type=int, default=21, help="the first warms up")
+    parser.add_argument("--turns", type=int, default=21, help="at least 2; the first warms up")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--device", default="cpu")
     arguments = parser.parse_args()
     began = time.perf_counter()
     set_up()
     import torch
 
-    from fibopolicy.devices import resolve_device
     from fibopolicy.training.precision import has_bf16_units
 
     torch.set_num_threads(arguments.threads)
-    device = resolve_device(arguments.device)
+    device = torch.device("cpu")
     settings = {
         "turns": arguments.turns,
         "threads": arguments.threads,
