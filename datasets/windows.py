@@ -130,7 +130,8 @@ class WindowDataset:
 
 def share_at_limits(actions: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
     """Of actions `(n, A)` per dimension `(A,)`: the share that equals its least or its greatest value, 1 where there are two."""
-    return ((actions == actions.min(axis=0)) | (actions == actions.max(axis=0))).mean(axis=0)
+    at_a_limit = (actions == actions.min(axis=0)) | (actions == actions.max(axis=0))
+    return np.asarray(at_a_limit.mean(axis=0), dtype=np.float64)
 
 
 def _stats(values: Floats) -> dict[str, NDArray[np.float64]]:
