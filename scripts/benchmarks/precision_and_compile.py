@@ -93,7 +93,7 @@ def main() -> None:
     result["seconds"] = round(time.perf_counter() - began)
     variants = [name for name in VARIANTS if name != FLOAT32]
     rows = [
-        f"| encoder | float32, ms | {' | '.join(variants)} | first compiled step, s |",
+        f"| encoder | float32, ms | {' | '.join(variants)} | first compiled step, s (torch's cache as it was) |",
         f"|---|---|{'---|' * len(variants)}---|",
     ]
     for encoder, told in result["encoders"].items():
