@@ -40,7 +40,7 @@ def open_validation(config: TrainConfig, dataset: Windows) -> Windows | None:
     key = config.validation.validate_on
     if key is None:
         return None
-    trained = dataset.parts if isinstance(dataset, Mixture) else (dataset,)
+    trained = _parts(dataset)
     parts: dict[Path, WindowDataset] = {}
     known: set[str] = set()
     for path in dict.fromkeys(part.path.resolve() for part in trained):
@@ -78,7 +78,7 @@ def narrow_distributions(policy: Policy, dataset: Windows) -> list[str]:
     if options.get("min_std", math.inf) > NARROW or options.get("fixed_std"):
         return []
     told = []
-    for part in dataset.parts if isinstance(dataset, Mixture) else (dataset,):
+    for part in _parts(dataset):
         shares = share_at_limits(part.actions)
         shares[shares == 1] = 0
         dim = int(shares.argmax())
@@ -89,6 +89,10 @@ def narrow_distributions(policy: Policy, dataset: Windows) -> list[str]:
                 " task; try --head-options min_std 0.05, see docs/heads.md"
             )
     return told
+
+
+def _parts(dataset: Windows) -> tuple[WindowDataset, ...]:
+    return dataset.parts if isinstance(dataset, Mixture) else (dataset,)
 
 
 def _keys(config: TrainConfig) -> tuple[tuple[str, ...], tuple[str, ...]]:

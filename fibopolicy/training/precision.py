@@ -54,14 +54,15 @@ def quicker(policy: Policy, batch: Mapping[str, Any], device: torch.device) -> s
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         for turn in range(1 + TURNS):  # the first warms up
             for precision, times in seconds.items():
-                took = _time(trial, batch, device, precision)
+                took = step_seconds(trial, batch, device, precision)
                 if turn:
                     times.append(took)
     gain = statistics.median(seconds["fp32"]) / statistics.median(seconds["bf16"])
     return "bf16" if gain >= WORTHWHILE else "fp32"
 
 
-def _time(policy: Policy, batch: Mapping[str, Any], device: torch.device, precision: str) -> float:
+def step_seconds(policy: Policy, batch: Mapping[str, Any], device: torch.device, precision: str) -> float:
+    """How long forward and backward take in "fp32" or "bf16"; the gradients are dropped."""
     began = time.perf_counter()
     with autocast(precision, device):
         loss, _ = policy.loss(batch)

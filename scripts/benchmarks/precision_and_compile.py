@@ -31,7 +31,7 @@ def measure(encoder: str, turns: int, device: Any) -> dict[str, Any]:
     from fibopolicy.policies import PolicyConfig, build_policy
     from fibopolicy.policies.base import Shapes
     from fibopolicy.training.encoders import compile_encoders
-    from fibopolicy.training.precision import autocast
+    from fibopolicy.training.precision import step_seconds
 
     cameras = ("front", "wrist")
     shapes = Shapes(dict.fromkeys(cameras, (SIZE, SIZE)), {"hand": 3}, action_dim=4)
@@ -42,14 +42,6 @@ def measure(encoder: str, turns: int, device: Any) -> dict[str, Any]:
         "action_mask": torch.ones(BATCH, 8, dtype=torch.bool, device=device),
     }
 
-    def step(policy: Any, precision: str) -> float:
-        began = time.perf_counter()
-        with autocast(precision, device):
-            loss, _ = policy.loss(batch)
-        loss.backward()
-        policy.zero_grad(set_to_none=True)
-        return time.perf_counter() - began
-
     policies, first = {}, {}
     torch.compiler.reset()
     for name, (precision, compiled) in VARIANTS.items():
@@ -57,9 +49,14 @@ def measure(encoder: str, turns: int, device: Any) -> dict[str, Any]:
         policies[name] = build_policy(PolicyConfig(encoder=encoder), shapes).to(device).train()
         if compiled:
             compile_encoders(policies[name], device)
-        first[name] = step(policies[name], precision)
+        first[name] = step_seconds(policies[name], batch, device, precision)
     print(f"{encoder}: timing", flush=True)
-    seconds = np.array([[step(policies[name], precision) for name, (precision, _) in VARIANTS.items()] for _ in range(turns)])
+    seconds = np.array(
+        [
+            [step_seconds(policies[name], batch, device, precision) for name, (precision, _) in VARIANTS.items()]
+            for _ in range(turns)
+        ]
+    )
     print(f"{encoder}: done", flush=True)
     return {
         "seconds": {name: spread(seconds[1:, i], 4) for i, name in enumerate(VARIANTS)},

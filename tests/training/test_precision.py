@@ -68,7 +68,7 @@ def test_the_trial_takes_what_is_quicker_and_leaves_policy_and_randomness_alone(
     assert all(torch.equal(tensor, before[name]) for name, tensor in policy.state_dict().items())
     assert all(p.grad is None for p in policy.parameters())
     for times, winner in (({"fp32": 1.0, "bf16": 0.5}, "bf16"), ({"fp32": 1.0, "bf16": 0.95}, "fp32")):
-        monkeypatch.setattr(precision, "_time", lambda policy, batch, device, name, times=times: times[name])
+        monkeypatch.setattr(precision, "step_seconds", lambda policy, batch, device, name, times=times: times[name])
         assert quicker(policy, batch, CPU) == winner
 
 
