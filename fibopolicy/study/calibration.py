@@ -22,7 +22,7 @@ from fibopolicy.evaluation.measure import BATCH
 from fibopolicy.evaluation.starts import load_starts
 from fibopolicy.policies import Policy
 from fibopolicy.study.cells import Cell, cells, runs, train_config
-from fibopolicy.study.directory import StudyDirectory
+from fibopolicy.study.directory import StudyDirectory, progress_of
 from fibopolicy.study.prepare import task_env
 from fibopolicy.training.loop import train
 
@@ -93,12 +93,14 @@ def _quiet() -> Iterator[None]:
 
 
 def estimate(study: StudyDirectory, calibrated: Mapping[str, Mapping[str, Any]], slots: int) -> tuple[float, int]:
-    """Seconds that the runs which are not done will take, `slots` at a time, and their number."""
+    """Seconds that the runs which are not done will still take, `slots` at a time, and their number."""
     left: list[float] = []
     for run in runs(study.config):
         if not study.done(run).exists():
-            found = calibrated.get(run.cell.name, {})
-            left.append(found.get("train_s", 0.0) + found.get("evaluate_s", 0.0))
+            found, (steps, episodes) = calibrated.get(run.cell.name, {}), progress_of(study, run)
+            training = 1 - min(steps / study.config.optimizer_config(run.cell.head).steps, 1.0)
+            measuring = 1 - min(episodes / study.config.episodes, 1.0)
+            left.append(training * found.get("train_s", 0.0) + measuring * found.get("evaluate_s", 0.0))
     return max(sum(left) / slots, max(left, default=0.0)), len(left)
 
 

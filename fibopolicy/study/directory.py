@@ -14,6 +14,7 @@ from fibopolicy.environment import environment, usable_cores
 from fibopolicy.envs.versions import installed
 from fibopolicy.errors import UserError, unknown
 from fibopolicy.evaluation.config import EvaluateConfig
+from fibopolicy.evaluation.rows import ROWS
 from fibopolicy.files import written_aside
 from fibopolicy.settings import first_difference
 from fibopolicy.study.cells import Cell, Run, cells, evaluate_config, runs, train_config
@@ -196,3 +197,15 @@ def state_of(study: StudyDirectory, run: Run) -> str:
     if held(study.run_lock(run)):
         return "running"
     return "failed" if study.failed(run).exists() else "waiting"
+
+
+def progress_of(study: StudyDirectory, run: Run) -> tuple[int, int]:
+    """Gradient steps logged and episodes recorded so far."""
+    metrics, rows = study.run(run) / "metrics.jsonl", study.run(run) / ROWS
+    episodes = rows.read_text().count("\n") if rows.exists() else 0
+    for line in reversed(metrics.read_text().splitlines() if metrics.exists() else []):
+        try:
+            return int(json.loads(line)["step"]) + 1, episodes
+        except ValueError:  # cut short by a kill
+            continue
+    return 0, episodes

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
-from pathlib import Path
 
-from fibopolicy.evaluation.rows import ROWS
 from fibopolicy.study.calibration import duration, estimate
 from fibopolicy.study.cells import Run, cells, runs
-from fibopolicy.study.directory import StudyDirectory, read_json, state_of
+from fibopolicy.study.directory import StudyDirectory, progress_of, read_json, state_of
 from fibopolicy.study.lock import held
 from fibopolicy.study.records import own_rows
 
@@ -18,16 +15,16 @@ def status(study: StudyDirectory) -> str:
     """A line per cell with a column per seed, then what failed and why, then the sum."""
     config = study.config
     every = {run.name: state_of(study, run) for run in runs(config)}
-    width = max(len(cell.name) for cell in cells(config))
-    lines = [" " * width + "".join(f"  {f'seed {seed}':<20}" for seed in config.seeds)]
+    table = [["", *(f"seed {seed}" for seed in config.seeds)]]
     for cell in cells(config):
-        shown = [_told(study, run, every[run.name]) for run in (Run(cell, seed) for seed in config.seeds)]
-        lines.append(f"{cell.name:<{width}}" + "".join(f"  {text:<20}" for text in shown))
-    lines = [line.rstrip() for line in lines]
+        told = [_told(study, run, every[run.name]) for run in (Run(cell, seed) for seed in config.seeds)]
+        table.append([cell.name, *told])
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    lines = ["  ".join(f"{text:<{width}}" for text, width in zip(row, widths, strict=True)).rstrip() for row in table]
     for run in runs(config):
         if every[run.name] == "failed":
-            told = read_json(study.failed(run))
-            lines.append(f"failed {run.name} ({told['attempts']} times): {told['error']}; log {study.path / told['log']}")
+            failed = read_json(study.failed(run))
+            lines.append(f"failed {run.name} ({failed['attempts']} times): {failed['error']}; log {study.path / failed['log']}")
     count = Counter(every.values())
     summed = ", ".join(f"{count[state]} {state}" for state in ("done", "running", "failed", "waiting") if count[state])
     at_work = "a runner is at work" if held(study.lock) else "no runner is at work"
@@ -35,7 +32,7 @@ def status(study: StudyDirectory) -> str:
     if study.calibration.exists():
         seconds, left = estimate(study, read_json(study.calibration)["cells"], 1)
         if left:
-            lines.append(f"about {duration(seconds)} of work left, as calibrated before the start")
+            lines.append(f"about {duration(seconds)} left, one run at a time, as calibrated before the start")
     return "\n".join(lines)
 
 
@@ -46,21 +43,7 @@ def _told(study: StudyDirectory, run: Run, state: str) -> str:
         return f"{sum(row.success for row in rows)}/{len(rows)} successes"
     if state == "failed":
         return state
-    step, episodes = _last_step(folder / "metrics.jsonl"), _lines(folder / ROWS)
+    step, episodes = progress_of(study, run)
     if episodes:
         return f"{state}, {episodes}/{study.config.episodes} episodes"
     return f"{state}, step {step}/{steps}" if step else state
-
-
-def _last_step(path: Path) -> int:
-    lines = path.read_text().splitlines() if path.exists() else []
-    for line in reversed(lines):
-        try:
-            return int(json.loads(line)["step"]) + 1
-        except ValueError:  # cut short by a kill
-            continue
-    return 0
-
-
-def _lines(path: Path) -> int:
-    return path.read_text().count("\n") if path.exists() else 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,12 @@ from tiny_study import SMALL, Here
 from fibopolicy.errors import UserError
 from fibopolicy.study import StudyConfig, StudyEncoder, StudyHead, StudyTask, checks
 from fibopolicy.study.built import build_cells
+from fibopolicy.study.calibration import estimate
+from fibopolicy.study.cells import cells, runs
 from fibopolicy.study.checks import check, differences, heads, power, sizes
-from fibopolicy.study.directory import StudyDirectory
+from fibopolicy.study.directory import StudyDirectory, write_json
 from fibopolicy.study.runner import run_study
+from fibopolicy.study.status import status
 from fibopolicy.training import TrainConfig
 
 
@@ -100,3 +104,22 @@ def test_a_study_keeps_its_checks_and_its_estimate(finished: StudyDirectory) -> 
     assert "runs differ in place: out; encoder: policy.encoder" in text
     assert "warning: 2 episodes a cell" in text
     assert "2 runs to do, 1 at a time: about" in finished.log.read_text()
+
+
+def test_the_estimate_counts_what_a_run_has_done(finished: StudyDirectory, tmp_path: Path) -> None:
+    shutil.copytree(finished.path, tmp_path / "out")
+    study = StudyDirectory(tmp_path / "out", finished.config)
+    calibrated = {cell.name: {"train_s": 60.0, "evaluate_s": 20.0} for cell in cells(study.config)}
+    assert estimate(study, calibrated, 1) == (0.0, 0)
+    first, second = runs(study.config)
+    for run in (first, second):
+        study.done(run).unlink()
+    assert estimate(study, calibrated, 1) == (0.0, 2)
+    (study.run(first) / "episodes.jsonl").write_text((study.run(first) / "episodes.jsonl").read_text().splitlines(True)[0])
+    (study.run(second) / "episodes.jsonl").unlink()
+    assert estimate(study, calibrated, 1) == (10.0 + 20.0, 2)
+    (study.run(second) / "metrics.jsonl").write_text('{"step": 2}\n{"st')
+    assert estimate(study, calibrated, 1) == (10.0 + 20.0 + 30.0, 2)
+    assert estimate(study, calibrated, 2) == (50.0, 2)
+    write_json(study.calibration, {"cells": calibrated})
+    assert "about 60 s left, one run at a time" in status(study)
