@@ -9,8 +9,10 @@ from typing import NoReturn
 import h5py
 import numpy as np
 import pytest
+import torch
 from command import call
 
+import fibopolicy
 from fibopolicy import cli
 from fibopolicy.errors import UserError
 from fibopolicy.policies.base import PolicyConfig
@@ -45,6 +47,13 @@ def test_collect_inspect_train_evaluate(
     stored = json.loads((tmp_path / "rates.json").read_text())["runs"][0]
     assert stored["index"] == [0, 1]
     assert sum(stored["success"]) == stored["successes"]
+
+
+def test_the_version_names_what_a_result_depends_on(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = call(monkeypatch, capsys, "--version")
+    assert code == 0
+    assert out.startswith(f"fibopolicy {fibopolicy.__version__}, python 3.")
+    assert f"torch {torch.__version__.split('+')[0]}" in out
 
 
 @pytest.mark.slow

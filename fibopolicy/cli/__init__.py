@@ -26,6 +26,7 @@ from fibopolicy.cli.study import Study
 from fibopolicy.cli.train import Train, with_preset
 from fibopolicy.errors import UserError
 from fibopolicy.quickstart import Quickstart
+from fibopolicy.study.directory import versions
 
 VERBS: dict[str, Callable[..., Any]] = {
     "quickstart": Quickstart,
@@ -58,6 +59,9 @@ def main() -> None:
     logging.getLogger("fibopolicy").setLevel(logging.INFO)
     verb = None
     try:
+        if arguments == ["--version"]:
+            print(*(f"{name} {version}" for name, version in versions().items()), sep=", ")
+            return
         verb = _parse(arguments)
         verb.run()
     except UserError as error:
@@ -94,7 +98,10 @@ SAME = "; the same command goes on"
 RESUME = "; the same command with --resume, and without --overwrite, goes on"
 #: A flag is given or not; there is no --no-flag.
 PLAIN = (tyro.conf.FlagCreatePairsOff,)
-DESCRIPTION = "Train visuomotor policies by behaviour cloning, measure them in simulation. --debug shows tracebacks."
+DESCRIPTION = (
+    "Train visuomotor policies by behaviour cloning, measure them in simulation. "
+    "--debug shows tracebacks, --version what is installed."
+)
 
 
 def _print_warning(
