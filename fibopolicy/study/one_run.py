@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import os
 import platform
-import resource
 import signal
 import sys
 import threading
@@ -120,10 +119,11 @@ def _peak_memory_mb() -> float:
     """The most that this process has held so far: on the GPU if it uses one, else resident."""
     import torch
 
+    from fibopolicy.environment import peak_memory_bytes
+
     if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
         return torch.cuda.max_memory_allocated() / 2**20
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (2**20 if sys.platform == "darwin" else 2**10)
+    return peak_memory_bytes() / 2**20
 
 
 def _interrupt(number: int, frame: object) -> None:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from fibopolicy.datasets import Windows
+from fibopolicy.environment import peak_memory_bytes
 from fibopolicy.errors import UserError
 from fibopolicy.files import claimed, refuse_both
 from fibopolicy.policies import Policy, build_policy
@@ -28,7 +29,7 @@ from fibopolicy.training.divergence import Divergence
 from fibopolicy.training.ema import EMA
 from fibopolicy.training.encoder_weights import load_encoder_weights
 from fibopolicy.training.encoders import checkpoint_gradients, compile_encoders, freeze, training_mode
-from fibopolicy.training.meter import Meter, Summary, peak_gb
+from fibopolicy.training.meter import Meter, Summary
 from fibopolicy.training.metrics import MetricsLog
 from fibopolicy.training.optimizer import build_optimizer, learning_rate, set_learning_rate
 from fibopolicy.training.precision import autocast, has_bf16_units, quicker
@@ -190,7 +191,7 @@ def _run(start: int, engine: Engine) -> Summary:
             seconds=time.perf_counter() - began,
             samples_per_s=meter.total.samples_per_s,
             data_share=meter.total.data_share,
-            peak_gb=peak_gb(),
+            peak_gb=peak_memory_bytes() / 1e9,
             gpu_gb=torch.cuda.max_memory_allocated(engine.device) / 1e9 if engine.device.type == "cuda" else None,
         )
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import resource
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+
+from fibopolicy.environment import peak_memory_bytes
 
 
 class Meter:
@@ -59,13 +60,7 @@ def resident_gb() -> float:
     try:
         return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 1e9
     except OSError:
-        return peak_gb()
-
-
-def peak_gb() -> float:
-    """The highest resident memory of this process."""
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
+        return peak_memory_bytes() / 1e9
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import resource
 import time
 from collections.abc import Callable
 from multiprocessing.connection import Connection
@@ -22,6 +21,8 @@ from typing import Any
 import numpy as np
 import results
 from results import spread
+
+from fibopolicy.environment import peak_memory_bytes
 
 CAMERAS = ("agentview", "robot0_eye_in_hand")
 SIZE = 84
@@ -115,12 +116,8 @@ def serve(connection: Connection, kind: str, core: int) -> None:
     while (order := connection.recv()) is not None:
         name, count = order
         began = time.perf_counter()
-        result = peak_gb() if name == "memory" else getattr(contender, name)(count)
+        result = peak_memory_bytes() / 2**30 if name == "memory" else getattr(contender, name)(count)
         connection.send((time.perf_counter() - began, result))
-
-
-def peak_gb() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
 class Contender:
