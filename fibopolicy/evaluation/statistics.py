@@ -82,15 +82,22 @@ class Variation:
         return max(0.0, self.seeds - self.chance)
 
 
-def variation(outcomes: NDArray[np.floating[Any]]) -> Variation:
-    """The variance of the mean of crossed outcomes `(S, n)`, n >= 2 (Cameron, Gelbach and Miller, 2011)."""
-    seeds, n = outcomes.shape
-    by_seed, by_start, mean = outcomes.mean(axis=1), outcomes.mean(axis=0), outcomes.mean()
-    starts = float(by_start.var(ddof=1)) / n
+def variation(outcomes: NDArray[np.floating[Any]], weights: NDArray[np.floating[Any]] | None = None) -> Variation:
+    """The variance of the mean of crossed outcomes `(S, n)`, n >= 2 (Cameron, Gelbach and Miller, 2011).
+
+    Args:
+        weights: `(n,)`: how many start states each column stands for; 1 by default.
+    """
+    seeds = len(outcomes)
+    weights = np.ones(outcomes.shape[1]) if weights is None else weights
+    n = float(weights.sum())
+    by_seed, by_start = outcomes @ weights / n, outcomes.mean(axis=0)
+    mean = by_seed.mean()
+    starts = float(weights @ (by_start - mean) ** 2) / (n - 1) / n
     if seeds == 1:
         return Variation(starts, 0.0, 0.0)
     rest = outcomes - by_seed[:, None] - by_start + mean
-    chance = float((rest**2).sum()) / ((seeds - 1) * (n - 1)) / (seeds * n)
+    chance = float((rest**2 @ weights).sum()) / ((seeds - 1) * (n - 1)) / (seeds * n)
     return Variation(starts, float(by_seed.var(ddof=1)) / seeds, chance)
 
 
@@ -114,8 +121,9 @@ def pooled(outcomes: NDArray[np.bool_], confidence: float = 0.95) -> Rate:
     Wilson's own: it says how good this checkpoint is, and nothing about the next seed.
 
     In simulation (logit-normal seeds and start states; 3 and 5 seeds, 50 and 200 start states, rates of 50 to 98 %) the 95 %
-    interval covers 91 to 99.7 %; a two-level percentile bootstrap of 3 seeds covers 78 to 100 %. Nothing sees a kind of seed
-    that none of those trained was.
+    interval covers 91 to 99.7 % where seeds differ by a standard deviation of up to 1 logit; a two-level percentile bootstrap
+    of 3 seeds covers 78 to 100 %. Nothing sees a kind of seed that none of those trained was: at a rate of 94 % and 1.5 logits
+    3 seeds cover 84 %.
 
     Raises:
         UserError: no outcome.

@@ -106,3 +106,17 @@ def test_what_is_needed_is_no_less_than_there_is_in_seeds_and_none_at_the_bound(
     single = needed(Difference(a[:1], b[:1]), 0.5, alpha=0.025)
     assert single is not None
     assert single.seeds == 1
+
+
+@pytest.mark.parametrize("seeds", [1, 2, 3])
+def test_equal_outcomes_ask_for_little_more_than_equal_outcomes_would_need(seeds: int) -> None:
+    def passes(n: int) -> bool:
+        same = np.ones((seeds, n), dtype=bool)
+        return Difference(same, same).p_inferior(0.05) <= 0.002
+
+    enough = next(n for n in range(8, 400) if passes(n))
+    seen = np.ones((seeds, 20), dtype=bool)
+    wanted = needed(Difference(seen, seen), -0.05, alpha=0.002)
+    assert wanted is not None
+    assert wanted.seeds == seeds
+    assert enough <= wanted.starts <= 1.4 * enough
