@@ -105,6 +105,11 @@ def notes(comparison: Comparison) -> list[str]:
             f"Not inferior: worse by less than the margin of {100 * comparison.margin:g} points, at 2.5 % one-sided. The margin"
             " counts only if it was fixed before the rows were seen."
         )
+        if comparison.rates[0].value <= comparison.margin:
+            told.append(
+                f"{comparison.sides[0].name} itself solves no more than the margin: nothing can be worse by as much, so that"
+                " not inferior says nothing here."
+            )
     return told
 
 

@@ -60,7 +60,7 @@ def begin(directory: Path, task: str, encoder: str, head: str = "bc", regime: st
     return directory / "cells" / name
 
 
-def add_cost(cell: Path, speed: float = 1.0) -> None:
+def add_cost(cell: Path, speed: float = 1.0, **changes: Any) -> None:
     timed = {
         f"encoder_ms_batch_{n}": dict(zip(("median", "p25", "p75"), np.array([4, 3.8, 4.4]) * n**0.9 / speed, strict=True))
         for n in (1, 64)
@@ -73,6 +73,7 @@ def add_cost(cell: Path, speed: float = 1.0) -> None:
             "encoder_macs": 1_080_000_000,
             "attention_pairs": 0.056,
             **timed,
+            **changes,
         },
     )
 

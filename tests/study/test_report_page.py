@@ -118,5 +118,20 @@ def test_many_comparisons_are_counted_in_the_first_lines(tmp_path: Path) -> None
     heads = tuple(f"head{i}" for i in range(5))
     directory = simulate(tmp_path / "many", logits, rng=np.random.default_rng(0), heads=heads, seeds=(0,), curves=False)
     (_, fib), (_, local) = write.answers(results(read_study(directory)))
-    assert fib == "fib is **not inferior** to dense by more than 5 points in 5 of 5 cells."
-    assert local.startswith("local is **inferior** to dense by more than 5 points in 5 of 5 cells: Lift (head0, scratch), Lift")
+    single = " These are single checkpoints; how other training seeds would differ is unknown."
+    assert fib == f"fib is **not inferior** to dense by more than 5 points in 5 of 5 cells.{single}"
+    assert local.startswith(
+        "local is **inferior** to dense by more than 5 points in 5 of 5 cells (Lift head0 scratch, Lift head1"
+    )
+    assert local.endswith(single)
+    told = write.write_report(directory).parent.joinpath("report.md").read_text()
+    assert "by one training seed, with 95 % Wilson intervals" in told
+    assert "two-level bootstrap" not in told
+
+
+def test_what_is_better_is_named_where_comparisons_are_counted(tmp_path: Path) -> None:
+    logits = {TASKS[0]: {"dense": 0.0, "fib": 9.0}}
+    heads = tuple(f"head{i}" for i in range(9))
+    directory = simulate(tmp_path / "many", logits, rng=np.random.default_rng(0), heads=heads, seeds=(0,), curves=False)
+    ((_, fib),) = write.answers(results(read_study(directory)))
+    assert " in 9 of 9 cells, better in 9 of these." in fib

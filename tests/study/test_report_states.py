@@ -76,6 +76,41 @@ def test_one_encoder_alone_is_reported_without_comparison(tmp_path: Path) -> Non
     assert "no encoder beside dense" in write_report(directory).read_text()
 
 
+def test_where_the_control_solves_nothing_not_inferior_says_nothing(tmp_path: Path) -> None:
+    directory = describe(tmp_path / "floor", [LIFT], ["dense", "same", "better"], episodes=100)
+    for encoder, rate in (("dense", 0.0), ("same", 0.0), ("better", 0.9)):
+        for seed in range(3):
+            finish(begin(directory, LIFT, encoder), seed, solved(rate, seed, 100))
+    write_report(directory)
+    told = (directory / "report" / "report.md").read_text()
+    assert "Whether same is inferior to dense by more than 5 points is **untestable**, since dense itself solves no more" in told
+    assert "better is **not inferior** to dense by more than 5 points on Lift" in told
+    verdicts = {line["candidate"]: (line["verdict"], line["needed_starts"]) for line in lines(directory, "comparisons.csv")}
+    assert verdicts == {"same": ("untestable", ""), "better": ("not inferior", "")}
+
+
+def test_an_encoder_all_of_whose_runs_failed_is_said_to_have_failed(tmp_path: Path) -> None:
+    directory = describe(tmp_path / "failed", [LIFT], ["dense", "nan"], seeds=(0, 1))
+    for seed in range(2):
+        finish(begin(directory, LIFT, "dense"), seed, solved(0.5, seed))
+        fail(begin(directory, LIFT, "nan"), seed, "UserError: the loss is nan")
+    text = write_report(directory).read_text()
+    assert "nan against dense: no answer, 2 of the 2 runs of nan failed and none is finished." in text
+
+
+def test_costs_that_differ_by_task_are_each_told_and_runs_with_their_range(tmp_path: Path) -> None:
+    directory = describe(tmp_path / "costs", [LIFT, PUSH], ["dense"], seeds=(0, 1))
+    for task, parameters in ((LIFT, 1000), (PUSH, 2000)):
+        cell = begin(directory, task, "dense")
+        add_cost(cell, encoder_parameters=parameters)
+        for seed in range(2):
+            finish(cell, seed, solved(0.5, seed), speed=1.0 + seed)
+    write_report(directory)
+    told = (directory / "report" / "report.md").read_text()
+    assert "| dense | 1000 / 2000 |" in told
+    assert "| 630 [420, 840] |" in told
+
+
 def test_a_damaged_row_file_is_named_and_its_run_does_not_count(study: Path) -> None:
     rows = begin(study, LIFT, "fib") / "seed1" / ROWS
     rows.write_text(rows.read_text().replace('"success": ', '"success"', 1))

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from fibopolicy.evaluation.power import MOST
-from fibopolicy.study.report.directory import Study, printed
+from fibopolicy.study.report.directory import State, Study, printed
 from fibopolicy.study.report.results import Compared, Results, Verdict
 
 #: More sentences than this are counted instead.
 MOST_SENTENCES = 8
 
 #: How a page marks a verdict.
-MARKS = {Verdict.NOT_INFERIOR: "good", Verdict.INFERIOR: "bad", Verdict.UNDECIDED: "open"}
+MARKS = {Verdict.NOT_INFERIOR: "good", Verdict.INFERIOR: "bad", Verdict.UNDECIDED: "open", Verdict.UNTESTABLE: "open"}
 
 
 def answers(found: Results) -> list[tuple[str, str]]:
@@ -31,7 +31,7 @@ def _sentence(found: Results, candidate: str, setting: tuple[str, str]) -> tuple
     prefix = f"{setting[0]}, {setting[1]}: " if len(study.settings) > 1 else ""
     comparisons = [one for one in found.of(setting) if one.candidate == candidate]
     if not comparisons:
-        return "open", f"{prefix}{candidate} against {study.control}: no answer yet, no task has finished runs of both."
+        return "open", f"{prefix}{candidate} against {study.control}: {_lacking(found, candidate, [setting])}."
     comparisons.sort(key=lambda one: one.task is not None)  # the mean over tasks first
     designs = {_design(one) for one in comparisons}
     clauses: list[str] = []
@@ -45,9 +45,7 @@ def _sentence(found: Results, candidate: str, setting: tuple[str, str]) -> tuple
     if lacking := [printed(task) for task in study.tasks if task not in {one.task for one in comparisons}]:
         clauses.append(f"no answer yet on {listed(lacking)}")
     closing = f" {designs.pop()} each." if len(designs) == 1 else ""
-    if all(one.difference.checkpoint_pair for one in comparisons):
-        closing += " These are single checkpoints; how other training seeds would differ is unknown."
-    return _mark(comparisons, bool(lacking)), f"{prefix}{'; '.join(clauses)}.{closing}"
+    return _mark(comparisons, bool(lacking)), f"{prefix}{'; '.join(clauses)}.{closing}{_single(comparisons)}"
 
 
 def _counted(found: Results, candidate: str) -> tuple[str, str]:
@@ -56,19 +54,44 @@ def _counted(found: Results, candidate: str) -> tuple[str, str]:
     comparisons = [one for one in found.comparisons if one.candidate == candidate]
     single = [one for one in comparisons if one.task is not None]
     if not single:
-        return "open", f"{candidate} against {study.control}: no answer yet, nothing has finished runs of both."
+        return "open", f"{candidate} against {study.control}: {_lacking(found, candidate, study.settings)}."
     clauses: list[str] = []
     for verdict in Verdict:
         if group := [one for one in single if one.verdict is verdict]:
-            where = listed([f"{one.subject} ({one.head}, {one.regime})" for one in group])
-            named = f": {where}" if verdict is Verdict.INFERIOR and len(group) <= MOST_SENTENCES else ""
-            clauses.append(
-                f"{_claim(study, verdict, candidate if not clauses else '')} in {len(group)} of {len(single)} cells{named}"
-            )
+            told = f"{_claim(study, verdict, candidate if not clauses else '')} in {len(group)} of {len(single)} cells"
+            if verdict is Verdict.INFERIOR:
+                told += _places(group)
+            for beside in ("better", "worse"):
+                if shown := [one for one in group if beside_verdict(one, study) == beside]:
+                    told += f", {beside} in {len(shown)} of these{_places(shown)}"
+            clauses.append(told)
     lacking = len(study.tasks) * len(study.settings) - len(single)
     if lacking:
         clauses.append(f"no answer yet in {lacking} more")
-    return _mark(single, bool(lacking)), f"{'; '.join(clauses)}."
+    return _mark(single, bool(lacking)), f"{'; '.join(clauses)}.{_single(single)}"
+
+
+def _lacking(found: Results, candidate: str, settings: Sequence[tuple[str, str]]) -> str:
+    """Why there is nothing to compare."""
+    for encoder in (candidate, found.study.control):
+        of = [one.cell for one in found.cells if one.cell.encoder == encoder and one.cell.setting in settings]
+        states = [run.state for cell in of for run in cell.runs]
+        if State.FAILED in states and State.DONE not in states:
+            return f"no answer, {states.count(State.FAILED)} of the {len(states)} runs of {encoder} failed and none is finished"
+    return "no answer yet, no task has finished runs of both"
+
+
+def _places(group: Sequence[Compared]) -> str:
+    """Where, unless that is in too many places to tell."""
+    if len(group) > MOST_SENTENCES:
+        return ""
+    return f" ({listed([f'{one.subject} {one.head} {one.regime}' for one in group])})"
+
+
+def _single(comparisons: Sequence[Compared]) -> str:
+    if all(one.difference.checkpoint_pair for one in comparisons):
+        return " These are single checkpoints; how other training seeds would differ is unknown."
+    return ""
 
 
 def _claim(study: Study, verdict: Verdict, candidate: str) -> str:
@@ -81,6 +104,9 @@ def _claim(study: Study, verdict: Verdict, candidate: str) -> str:
         than = f"**{'better' if verdict is Verdict.NOT_INFERIOR else 'worse'}** than {control}"
         return f"{candidate} is {than}" if candidate else than
     by = f"by more than {100 * study.margin:g} points"
+    if verdict is Verdict.UNTESTABLE:
+        told = f"**untestable**, since {control} itself solves no more than these {100 * study.margin:g} %"
+        return f"Whether {candidate} is inferior to {control} {by} is {told}" if candidate else told
     if verdict is Verdict.UNDECIDED:
         return f"Whether {candidate} is inferior to {control} {by} is **undecided**" if candidate else "**undecided**"
     return f"{candidate} is **{verdict.value}** to {control} {by}" if candidate else f"**{verdict.value}** {by}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from statistics import median
 
 from fibopolicy.study.report.directory import Cell
@@ -45,15 +45,19 @@ _OF_RUNS = ("samples_per_s", "peak_memory_mb", "rollout_steps_per_s", "train_s",
 def cost(cells: Iterable[Cell]) -> Cost:
     """Medians over the finished runs of a cell, and over cells."""
     cells = list(cells)
-    found = {name: _median(cell.cost.get(name) for cell in cells) for name in _OF_CELLS}
-    for batch in (1, 64):
-        timed = [cell.cost.get(f"encoder_ms_batch_{batch}") for cell in cells]
-        found[f"encoder_ms_{batch}"] = _median(one.get("median") for one in timed if isinstance(one, dict))
-    for name in _OF_RUNS:
-        found[name] = _median((run.figures or {}).get(name) for cell in cells for run in cell.done)
-    return Cost(**found)
+    found = {field.name: values(cells, field.name) for field in fields(Cost)}
+    return Cost(**{name: median(numbers) if numbers else None for name, numbers in found.items()})
 
 
-def _median(values: Iterable[object]) -> float | None:
-    numbers = [float(value) for value in values if isinstance(value, int | float)]
-    return median(numbers) if numbers else None
+def values(cells: Iterable[Cell], name: str) -> list[float]:
+    """What was measured for one field of `Cost`: a value per cell, or per finished run of a cell."""
+    found: list[object] = []
+    for cell in cells:
+        if name in _OF_RUNS:
+            found += [(run.figures or {}).get(name) for run in cell.done]
+        elif name in _OF_CELLS:
+            found.append(cell.cost.get(name))
+        else:
+            timed = cell.cost.get(name.replace("_ms_", "_ms_batch_"))
+            found.append(timed.get("median") if isinstance(timed, dict) else None)
+    return [float(value) for value in found if isinstance(value, int | float)]

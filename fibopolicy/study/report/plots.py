@@ -15,7 +15,12 @@ from fibopolicy.study.report.directory import printed
 from fibopolicy.study.report.results import Compared, Results, Verdict
 
 #: Told apart in grey, too: by shape.
-_LOOKS = {Verdict.NOT_INFERIOR: (COLOURS[2], "o"), Verdict.INFERIOR: (COLOURS[1], "s"), Verdict.UNDECIDED: (FAINT, "D")}
+_LOOKS = {
+    Verdict.NOT_INFERIOR: (COLOURS[2], "o"),
+    Verdict.INFERIOR: (COLOURS[1], "s"),
+    Verdict.UNDECIDED: (FAINT, "D"),
+    Verdict.UNTESTABLE: (FAINT, "X"),
+}
 
 
 def plot_forest(comparisons: Sequence[Compared], control: str, margin: float | None, path: Path) -> None:
@@ -46,7 +51,7 @@ def plot_forest(comparisons: Sequence[Compared], control: str, margin: float | N
             one_axes.scatter(np.full(len(shown), end), shown, 36, color=colour, marker=arrow)
     one_axes.axvline(0, color=FAINT, linewidth=1)
     if margin is not None:
-        one_axes.axvline(-100 * margin, color=COLOURS[1], linewidth=1, linestyle="--")
+        one_axes.axvline(-100 * margin, color=COLOURS[1], linewidth=1, linestyle="--", label="margin")
     labels = [short(label, 30) for label, _ in lines]
     one_axes.set(yticks=range(len(lines)), ylim=(len(lines) - 0.5, -0.7))
     one_axes.set_yticklabels(labels)
@@ -55,7 +60,7 @@ def plot_forest(comparisons: Sequence[Compared], control: str, margin: float | N
     one_axes.tick_params(axis="y", length=0)
     one_axes.grid(visible=False, axis="y")
     one_axes.set_xlabel(f"points above {short(control)}")
-    legend(drawn, columns=3)
+    legend(drawn, columns=4)
     save_svg(drawn, path)
 
 
@@ -90,19 +95,20 @@ def plot_pareto(found: Results, setting: tuple[str, str], path: Path) -> bool:
     for row, (task, points) in zip(axes, panels, strict=True):
         for column, one_axes in enumerate(row):
             few_ticks(one_axes)
-            shown = [(encoder, rate, x) for encoder, rate, *xs in points if (x := xs[column]) is not None]
-            places, tints = [x for _, _, x in shown], [looks[encoder] for encoder, _, _ in shown]
-            low, value, high = ([100 * getattr(rate, end) for _, rate, _ in shown] for end in ("low", "value", "high"))
+            placed = [(encoder, rate, x) for encoder, rate, *xs in points if (x := xs[column]) is not None]
+            places, tints = [x for _, _, x in placed], [looks[encoder] for encoder, _, _ in placed]
+            low, value, high = ([100 * getattr(rate, end) for _, rate, _ in placed] for end in ("low", "value", "high"))
             one_axes.vlines(places, low, high, colors=tints, linewidth=1.5, alpha=0.6)
             one_axes.scatter(places, value, 36, color=tints, zorder=3)
-            front = pareto_front([(x, rate.value) for _, rate, x in shown], lower_is_better=column == 0)
+            front = pareto_front([(x, rate.value) for _, rate, x in placed], lower_is_better=column == 0)
             one_axes.plot(
                 [x for x, _ in front], [100 * y for _, y in front], color=FAINT, linewidth=1, drawstyle="steps-post", zorder=0
             )
         row[0].set_ylabel(f"{short(printed(task), 18)}\nsuccess, %")
     axes[-1, 0].set_xlabel("encoder, ms (batch 1)")
     axes[-1, 1].set_xlabel("training samples/s")
-    for encoder in study.encoders:
+    shown = {encoder for _, points in panels for encoder, *_ in points}
+    for encoder in (one for one in study.encoders if one in shown):
         axes[0, 0].scatter([], [], color=looks[encoder], label=short(encoder))
     legend(drawn, columns=2)
     save_svg(drawn, path)
@@ -141,7 +147,8 @@ def plot_curves(curves: Mapping[str, Mapping[str, Mapping[str, Band]]], encoders
         row[0].set_ylabel(short(task, 18))
     for one_axes in axes[-1]:
         one_axes.set_xlabel("gradient step")
-    for encoder in encoders:
+    shown = {encoder for by_quantity in curves.values() for bands in by_quantity.values() for encoder in bands}
+    for encoder in (one for one in encoders if one in shown):
         axes[0, 0].plot([], [], color=looks[encoder], label=short(encoder))
     legend(drawn, columns=2)
     save_svg(drawn, path)

@@ -41,6 +41,7 @@ class Verdict(Enum):
     NOT_INFERIOR = "not inferior"
     INFERIOR = "inferior"
     UNDECIDED = "undecided"
+    UNTESTABLE = "untestable"
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,7 @@ class Compared:
         p: adjusted by Holm over all comparisons of the study, of no difference.
         p_inferior: likewise, of being worse by the margin or more; `None` without a margin.
         p_within: likewise, of being worse by less than the margin, or better.
+        testable: whether the control solves more than the margin; below it nothing can be worse by as much.
         needed: seeds and start states that would decide, if the difference is the one found; `None` where it is decided or
             out of reach.
     """
@@ -71,6 +73,7 @@ class Compared:
     p: float = 1.0
     p_inferior: float | None = None
     p_within: float | None = None
+    testable: bool = True
     needed: Needed | None = None
 
     @property
@@ -89,8 +92,10 @@ class Compared:
             if not self.differs:
                 return Verdict.UNDECIDED
             return Verdict.NOT_INFERIOR if self.difference.value > 0 else Verdict.INFERIOR
-        if self.p_inferior <= ALPHA / 2:
+        if self.p_inferior <= ALPHA / 2 and (self.testable or (self.differs and self.difference.value > 0)):
             return Verdict.NOT_INFERIOR
+        if not self.testable:
+            return Verdict.UNTESTABLE
         return Verdict.INFERIOR if self.p_within <= ALPHA / 2 else Verdict.UNDECIDED
 
     @property
@@ -98,6 +103,11 @@ class Compared:
         """Training seeds of control and candidate, fewest over the tasks."""
         first, second = (min(len(pair.sides[i].runs) for pair in self.pairs) for i in (0, 1))
         return first, second
+
+    @property
+    def control_rate(self) -> float:
+        """The control's success, mean over tasks."""
+        return sum(pair.rates[0].value for pair in self.pairs) / len(self.pairs)
 
     @property
     def starts(self) -> int:
@@ -196,7 +206,10 @@ def _judged(comparisons: Sequence[Compared], margin: float | None) -> list[Compa
     if margin is not None:
         raw = [one.difference.p_inferior(margin) for one in comparisons]
         inferior, within = [*holm(raw)], [*holm([1 - each for each in raw])]
-    judged = [replace(one, p=p[i], p_inferior=inferior[i], p_within=within[i]) for i, one in enumerate(comparisons)]
+    judged = [
+        replace(one, p=p[i], p_inferior=inferior[i], p_within=within[i], testable=margin is None or one.control_rate > margin)
+        for i, one in enumerate(comparisons)
+    ]
     bound, alpha = (0.0 if margin is None else -margin), ALPHA / 2 / max(1, len(judged))
     return [
         replace(one, needed=needed(one.difference, bound, alpha=alpha, power=POWER)) if one.verdict is Verdict.UNDECIDED else one

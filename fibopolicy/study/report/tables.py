@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from statistics import fmean
+from statistics import fmean, median
 from typing import Any
 
 from fibopolicy.evaluation.comparison_text import p_value
 from fibopolicy.evaluation.page import Cell as TableCell
 from fibopolicy.evaluation.page import Link, Marked
 from fibopolicy.study.report.answer import MARKS, beside_verdict, to_decide
-from fibopolicy.study.report.costs import Cost, cost
+from fibopolicy.study.report.costs import values
 from fibopolicy.study.report.directory import Cell, SeedRun, State, Study, printed
 from fibopolicy.study.report.results import CellResult, Compared, Results, Verdict
 
@@ -78,7 +78,8 @@ def states(cell: Cell) -> str:
 def difference_table(comparisons: list[Compared], study: Study) -> Table:
     """Per task and encoder the difference from the control, and what it shows."""
     table: Table = [["", "points", "95 % interval", "p (Holm)", "verdict", "to decide"]]
-    for one in sorted(comparisons, key=lambda one: (one.task is None, one.tasks)):
+    subjects = list(dict.fromkeys(one.subject for one in sorted(comparisons, key=lambda one: one.task is None)))
+    for one in sorted(comparisons, key=lambda one: subjects.index(one.subject)):
         d = one.difference
         beside = beside_verdict(one, study)
         table.append(
@@ -95,39 +96,47 @@ def difference_table(comparisons: list[Compared], study: Study) -> Table:
 
 
 def cost_table(study: Study, setting: tuple[str, str]) -> Table:
-    """Per encoder its costs, medians over tasks and seeds; times also as a multiple of the control's."""
-    costs = {
-        encoder: cost(cell for cell in study.cells if cell.encoder == encoder and cell.setting == setting)
-        for encoder in study.encoders
-    }
-    control = costs.get(study.control, Cost())
-    columns: list[tuple[str, str, bool]] = [
-        ("parameters", "encoder_parameters", False),
-        ("MACs", "encoder_macs", False),
-        ("pairs kept", "attention_pairs", False),
-        ("ms, batch 1", "encoder_ms_1", True),
-        ("ms, batch 64", "encoder_ms_64", True),
-        ("training samples/s", "samples_per_s", True),
-        ("peak MB", "peak_memory_mb", False),
-        ("rollout steps/s", "rollout_steps_per_s", False),
-    ]
-    table: Table = [["encoder", *(title for title, _, _ in columns)]]
-    for encoder, one in costs.items():
+    """Per encoder its costs: what it has, by task where tasks differ, and medians of what was timed, with those of runs from the
+    lowest to the highest; times also as a multiple of the control's."""
+    table: Table = [["encoder", *(title for title, _, _ in _COSTS)]]
+    cells = {encoder: [c for c in study.cells if c.encoder == encoder and c.setting == setting] for encoder in study.encoders}
+    for encoder in study.encoders:
         row: list[TableCell] = [encoder]
-        for _, name, relative in columns:
-            value, base = getattr(one, name), getattr(control, name)
-            told = f"{100 * value:.3g} %" if name == "attention_pairs" and value is not None else _short(value)
-            if relative and value is not None and base and one is not control:
-                told += f" ({value / base:.2f}x)"
-            row.append(told)
+        for _, name, kind in _COSTS:
+            found = values(cells[encoder], name)
+            if not found:
+                row.append(NONE)
+            elif kind == "has":
+                shown = (f"{100 * value:.3g} %" if name == "attention_pairs" else _short(value) for value in found)
+                row.append(" / ".join(dict.fromkeys(shown)))
+            else:
+                told = _short(median(found))
+                if kind == "run" and len(found) > 1:
+                    told += f" [{_short(min(found))}, {_short(max(found))}]"
+                base = values(cells[study.control], name)
+                if name in _RELATIVE and base and encoder != study.control:
+                    told += f" ({median(found) / median(base):.2f}x)"
+                row.append(told)
         table.append(row)
     return table
 
 
-def _short(value: float | None) -> str:
+#: Title, field of `Cost`, and whether an encoder has it, or it was timed for an encoder or for a run.
+_COSTS = (
+    ("parameters", "encoder_parameters", "has"),
+    ("MACs", "encoder_macs", "has"),
+    ("pairs kept", "attention_pairs", "has"),
+    ("ms, batch 1", "encoder_ms_1", "encoder"),
+    ("ms, batch 64", "encoder_ms_64", "encoder"),
+    ("training samples/s", "samples_per_s", "run"),
+    ("peak MB", "peak_memory_mb", "run"),
+    ("rollout steps/s", "rollout_steps_per_s", "run"),
+)
+_RELATIVE = ("encoder_ms_1", "encoder_ms_64", "samples_per_s")
+
+
+def _short(value: float) -> str:
     """Three figures, with the unit's prefix: 5.53M."""
-    if value is None:
-        return NONE
     for power, prefix in ((1e9, "G"), (1e6, "M"), (1e4, "k")):
         if abs(value) >= power:
             return f"{value / (1e3 if prefix == 'k' else power):.3g}{prefix}"

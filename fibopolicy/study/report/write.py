@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from fibopolicy.evaluation import page
 from fibopolicy.evaluation.compare import ALPHA
@@ -39,6 +41,11 @@ from fibopolicy.study.report.tables import (
 )
 from fibopolicy.study.report.videos import films
 
+#: What no interval over a few seeds holds; measured for `fibopolicy.evaluation.differences.Difference`.
+FEW_SEEDS = (
+    "Few seeds cannot show a kind of seed that is rare: where a method trains badly once in a while, three seeds often miss it,"
+    " and its intervals are too good."
+)
 #: The report's folder within a study.
 REPORT = "report"
 
@@ -131,8 +138,12 @@ def _success(found: Results) -> list[Block]:
     blocks: list[Block] = [Heading("Success"), *_success_tables(found)]
     blocks.append(
         Note(
-            "Percent of episodes solved, over training seeds, with 95 % intervals for what other seeds and other start states"
-            " would give (the limit of a two-level bootstrap over both)."
+            "Percent of episodes solved by one training seed, with 95 % Wilson intervals for what other start states would give;"
+            " what other seeds would give is unknown."
+            if len(found.study.seeds) == 1
+            else "Percent of episodes solved, over training seeds, with 95 % intervals for what other seeds and other start"
+            " states would give (the limit of a two-level bootstrap over both); where one seed alone is finished, for other"
+            f" start states only. {FEW_SEEDS}"
         )
     )
     errors = sum(one.errors for one in found.cells)
@@ -173,7 +184,10 @@ def _differences(found: Results, folder: Path) -> list[Block]:
     blocks += [Note(reason) for reason in found.unpaired]
     if not found.comparisons:
         return blocks
-    told = "Points are percent of episodes, candidate minus control on the same start states, with 95 % intervals."
+    told = (
+        "Points are percent of episodes, candidate minus control on the same start states, with 95 % intervals: Bonett and"
+        " Price's for a checkpoint against a checkpoint, beside McNemar's exact p; else Student's over seeds and start states."
+    )
     if (m := len(found.comparisons)) > 1:
         told += (
             f" Each interval stands for itself; p values and verdicts are corrected by Holm for all {m} comparisons of this"
@@ -185,7 +199,7 @@ def _differences(found: Results, folder: Path) -> list[Block]:
             Note(
                 f"Not inferior: worse by less than {100 * study.margin:g} points, the margin in study.json; inferior: worse by"
                 f" more; each at {100 * ALPHA / 2:g} % one-sided. The margin counts only if it was fixed before the rows were"
-                " seen."
+                " seen. Untestable: the control itself solves no more than the margin."
             )
         )
     blocks.append(
@@ -211,7 +225,8 @@ def _costs(found: Results, folder: Path) -> list[Block]:
         Note(
             "Dots: success with its 95 % interval. Line: encoders that no other beats in both. Parameters, MACs (one frame) and"
             " milliseconds are the encoder's, all timed in one interleaved run; in brackets the multiple of the control's."
-            " Samples, memory and steps are medians over runs, which may have shared their machine."
+            " Samples, memory and steps are medians over runs with the lowest and the highest. Runs may have shared their"
+            " machine: where they scatter, the interleaved milliseconds tell encoders apart, not these."
         )
     )
     return blocks
@@ -264,13 +279,14 @@ def _missing(found: Results) -> list[Block]:
 def _made(study: Study) -> list[Block]:
     document, environment = study.document, study.environment
     facts = {
-        "tasks": listed([str(one["task"]) for one in document["tasks"]]),
+        **{f"task {printed(str(one['task']))}": _task(one) for one in document["tasks"]},
         "encoders": "; ".join(_encoder(one) for one in document["encoders"]),
         "regimes": ", ".join(study.regimes),
         "training seeds": ", ".join(map(str, study.seeds)),
         "start states": f"{study.episodes} per task, set of seed {study.starts_seed}",
         "margin": "none" if study.margin is None else f"{100 * study.margin:g} points",
-        "hardware": ", ".join(str(environment[name]) for name in ("processor", "gpu") if environment.get(name)),
+        "hardware": _hardware(environment),
+        "threads": f"{document['threads']} per run" if "threads" in document else "",
         "versions": ", ".join(f"{name} {version}" for name, version in dict(document.get("versions") or {}).items()),
         "date": str(environment.get("date") or ""),
     }
@@ -301,11 +317,37 @@ _STUDY_FILES = {
 }
 
 
-def _encoder(one: dict[str, object]) -> str:
+def _task(one: Mapping[str, Any]) -> str:
+    """Its demonstrations, and what the policy sees of it."""
+    if one.get("dataset"):
+        told = [f"demonstrations of {Path(one['dataset']).name}"]
+    else:
+        size = one.get("image_size")
+        told = [f"{one.get('demos')} demonstrations of its scripted expert (seed {one.get('collect_seed', 0)})"]
+        told += [f"{size} x {size} pixels in {one.get('quality')} quality"] * (size is not None)
+    if one.get("filter_key"):
+        told.append(f"filter key {one['filter_key']}")
+    told.append("all cameras" if one.get("cameras") is None else f"camera {listed(one['cameras'])}")
+    if one.get("horizon") is not None:
+        told.append(f"{one['horizon']} control steps at most")
+    return ", ".join(told)
+
+
+def _hardware(environment: Mapping[str, Any]) -> str:
+    told = [str(environment[name]) for name in ("processor", "gpu") if environment.get(name)]
+    if cores := environment.get("cores"):
+        told.append(_number(cores, "core"))
+    if load := environment.get("load"):
+        told.append(f"load {load[0]:.1f} when the study was begun")
+    return ", ".join(told)
+
+
+def _encoder(one: Mapping[str, Any]) -> str:
     name, built = str(one["name"]), str(one.get("encoder") or "")
-    options = one.get("options")
     told = f"{name} = {built}" if built and built != name else name
-    return f"{told} {options}" if options else told
+    if options := one.get("options"):
+        told += f" ({', '.join(f'{key} {value}' for key, value in options.items())})"
+    return f"{told}, from {Path(one['weights']).name}" if one.get("weights") else told
 
 
 def _named(picture: str, i: int, study: Study) -> str:
