@@ -39,6 +39,7 @@ class Run:
 
     def run(self) -> None:
         from fibopolicy.study.cells import runs
+        from fibopolicy.study.directory import read_json
         from fibopolicy.study.runner import prepare_study, run_some, run_study
         from fibopolicy.study.source import load_study
 
@@ -53,7 +54,13 @@ class Run:
         if self.prepare_only:
             if chosen:
                 raise UserError("--prepare-only is for the whole study; leave --only and --index out")
-            prepare_study(config, self.out, executor.slots)
+            study = prepare_study(config, self.out, executor.slots)
+            calibrated = read_json(study.calibration)["cells"]
+            if broken := [name for name, found in calibrated.items() if "error" in found]:
+                raise UserError(
+                    f"{self.out}: {len(broken)} of {len(calibrated)} cells fail already while they are calibrated, as told above"
+                    f" ({', '.join(broken[:3])}{', ...' * (len(broken) > 3)}); the others can be carried out"
+                )
             return
         if chosen:
             outcome = run_some(config, self.out, chosen, executor, folder)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import inspect
 import os
@@ -128,8 +129,11 @@ def _imported(name: str) -> EncoderFactory:
         found = getattr(importlib.import_module(module), function)
     except Exception as error:
         if isinstance(error, ModuleNotFoundError) and error.name == module.partition(".")[0]:
-            # Also what a misspelt "timm:" or a name with a colon too many comes to.
-            raise unknown("encoder", name, (*_ENCODERS, f"timm:{function}", "<module>:<function>")) from error
+            near = " (did you mean timm:...?)" if difflib.get_close_matches(module, ["timm"]) else ""
+            raise UserError(
+                f"encoder {name}: there is no module {error.name}{near}; put its file into the current folder, beside the study,"
+                " or on PYTHONPATH"
+            ) from error
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise UserError(
             f"encoder {name}: cannot be imported ({reason}); expected <module>:<function>, found from here or on PYTHONPATH"

@@ -8,12 +8,14 @@ from dataclasses import dataclass
 from torch import nn
 
 from fibopolicy.datasets import DemoFile
+from fibopolicy.devices import resolve_device
 from fibopolicy.encoders import ObservationEncoder
 from fibopolicy.policies import Shapes, build_policy
 from fibopolicy.study.cells import Cell, cells, policy_config
 from fibopolicy.study.config import StudyConfig, StudyTask
 from fibopolicy.study.prepare import plan_of
 from fibopolicy.training.config import PROPRIOCEPTION
+from fibopolicy.training.encoder_weights import load_encoder_weights
 
 
 @dataclass(frozen=True)
@@ -45,8 +47,10 @@ def build_cells(config: StudyConfig) -> list[Built]:
     """Build every cell's policy for the observations of its task.
 
     Raises:
-        UserError: an unknown head, encoder or option, or values that do not fit the images; a dataset that cannot be read.
+        UserError: an unknown head, encoder or option, or values that do not fit the images; a dataset or weights that cannot be
+            read, or weights of another network; a device that is not to be had.
     """
+    resolve_device(config.device)
     shapes = {task.task: task_shapes(task) for task in config.tasks}
     return [_build(config, cell, shapes[cell.task.task]) for cell in cells(config)]
 
@@ -55,9 +59,11 @@ def _build(config: StudyConfig, cell: Cell, shapes: Shapes) -> Built:
     policy = policy_config(config, cell)
     crop = policy.crop
     sizes = {camera: (crop, crop) if crop else size for camera, size in shapes.images.items()}
-    parameters = count(build_policy(policy, shapes))
+    whole = build_policy(policy, shapes)
+    if cell.regime != "scratch" and cell.encoder.weights is not None:
+        load_encoder_weights(whole, cell.encoder.weights)
     encoder = ObservationEncoder(policy.encoder, policy.encoder_options, sizes, 0, policy.views)
-    return Built(cell, parameters, encoder.eval(), sizes)
+    return Built(cell, count(whole), encoder.eval(), sizes)
 
 
 def task_shapes(task: StudyTask) -> Shapes:

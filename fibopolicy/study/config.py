@@ -32,7 +32,8 @@ class StudyTask:
 
     Args:
         task: its id, or short: "Lift-v0".
-        dataset: a robomimic HDF5 file; `None` collects `demos` episodes of the task's scripted expert into the study.
+        dataset: a robomimic HDF5 file, in a study's file relative to that; `None` collects `demos` episodes of the task's
+            scripted expert into the study.
         demos: how many to collect.
         cameras: that the policy sees, e.g. "wrist"; all of the task's or the file's by default.
         image_size, quality: of what is collected; a file has its own.
@@ -56,7 +57,9 @@ class StudyTask:
         if self.dataset is not None:
             object.__setattr__(self, "dataset", Path(self.dataset).expanduser().absolute())
         if self.cameras is not None:
-            object.__setattr__(self, "cameras", tuple(self.cameras))
+            object.__setattr__(self, "cameras", _several(self.cameras, f"cameras of {self.task}:"))
+        if self.horizon is not None and self.horizon < 1:
+            raise UserError(f"{self.task}: horizon must be at least 1 control step, got {self.horizon}")
         if self.demos < 1 or self.image_size < 1:
             raise UserError(f"{self.task}: demos and image_size must be at least 1, got {self.demos} and {self.image_size}")
 
@@ -75,7 +78,8 @@ class StudyEncoder:
     Args:
         encoder: what `build_encoder` takes: a registered name, "timm:<name>", or "module:function".
         options: its options.
-        weights: what it starts from in the regimes "fine-tune" and "frozen": a run directory, or a file of an encoder's weights.
+        weights: what it starts from in the regimes "fine-tune" and "frozen": a run directory, or a file of an encoder's weights,
+            in a study's file relative to that.
             A timm model may have its published weights instead, with the option `pretrained`, which "scratch" ignores.
         name: what the study calls it; the encoder's by default. Two entries of one encoder need two names.
     """
@@ -176,11 +180,11 @@ class StudyConfig:
     device: str | None = None
 
     def __post_init__(self) -> None:
-        tasks = tuple(StudyTask(t) if isinstance(t, str) else t for t in _several(self.tasks, "tasks"))
-        encoders = tuple(StudyEncoder(e) if isinstance(e, str) else e for e in _several(self.encoders, "encoders"))
-        heads = tuple(StudyHead(h) if isinstance(h, str) else h for h in _several(self.heads, "heads"))
+        tasks = tuple(StudyTask(t) if isinstance(t, str) else t for t in _several(self.tasks, "tasks of a study:"))
+        encoders = tuple(StudyEncoder(e) if isinstance(e, str) else e for e in _several(self.encoders, "encoders of a study:"))
+        heads = tuple(StudyHead(h) if isinstance(h, str) else h for h in _several(self.heads, "heads of a study:"))
         settings: dict[str, Any] = {"tasks": tasks, "encoders": encoders, "heads": heads}
-        settings |= {name: _several(getattr(self, name), name) for name in ("regimes", "seeds")}
+        settings |= {name: _several(getattr(self, name), f"{name} of a study:") for name in ("regimes", "seeds")}
         settings |= {kind: dict(getattr(self, kind)) for kind in _CONFIGURED}
         for name, value in settings.items():
             object.__setattr__(self, name, value)
@@ -225,7 +229,7 @@ class StudyConfig:
             plain = [name for name in names["encoders"] if str(name).startswith("vit_")]
             object.__setattr__(self, "control", (plain or names["encoders"])[0])
         if self.control not in names["encoders"]:
-            raise unknown("control: encoder of the study", self.control, map(str, names["encoders"]))
+            raise unknown("encoder as the control", self.control, map(str, names["encoders"]))
 
     def _check_values(self) -> None:
         """Build every head's settings, since what one head takes may be out of range for another."""
@@ -233,8 +237,10 @@ class StudyConfig:
             try:
                 self.optimizer_config(head)
                 PolicyConfig(head=head.head, **self.policy_options(head))
-            except UserError as error:
-                raise UserError(f"study {self.name}, head {head.name}: {error}") from error
+            except (UserError, TypeError) as error:
+                told = {**self.optimizer, **head.optimizer, **self.policy_options(head)}
+                given = f" (given {told})" if isinstance(error, TypeError) else ""
+                raise UserError(f"study {self.name}, head {head.name}: {error}{given}") from error
 
     def policy_options(self, head: StudyHead) -> dict[str, Any]:
         """Options of `PolicyConfig` for the runs of a head, its own over the study's."""
@@ -252,9 +258,9 @@ class StudyConfig:
 
 def _several(value: Any, name: str) -> tuple[Any, ...]:
     if isinstance(value, str) or not isinstance(value, Iterable):
-        raise UserError(f"{name} of a study is a sequence, got {value!r}; write ({value!r},)")
+        raise UserError(f"{name} expected a sequence, got {value!r}; for one alone write ({value!r},)")
     if not (found := tuple(value)):
-        raise UserError(f"a study needs at least one of {name}")
+        raise UserError(f"{name} expected at least one, got none")
     return found
 
 

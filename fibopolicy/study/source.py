@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+from contextlib import chdir
 from pathlib import Path
 
 from fibopolicy.errors import UserError, unknown
@@ -16,7 +17,8 @@ FUNCTION = "study"
 def load_study(source: str) -> tuple[StudyConfig, Path]:
     """Call the function that `source` names; returns its study and the folder of its file.
 
-    The folder is importable meanwhile and afterwards, so that "module:function" encoders may lie beside the study.
+    The folder is importable meanwhile and afterwards, so that "module:function" encoders may lie beside the study, and the
+    current one meanwhile, so that relative paths of data and weights are found from there, too.
 
     Raises:
         UserError: no such file or function, an error inside it, or something else than a `StudyConfig` comes out.
@@ -24,8 +26,11 @@ def load_study(source: str) -> tuple[StudyConfig, Path]:
     name, _, function = source.partition(":")
     function = function or FUNCTION
     path = Path(name).expanduser()
-    if path.suffix != ".py" or not path.is_file():
+    if path.suffix != ".py":
         raise UserError(f"{source}: expected a file of Python with a function that returns a StudyConfig: my_study.py[:function]")
+    if not path.is_file():
+        raise UserError(f"{path}: no such file")
+    path = path.absolute()
     folder = path.resolve().parent
     if str(folder) not in sys.path:
         sys.path.append(str(folder))
@@ -35,7 +40,8 @@ def load_study(source: str) -> tuple[StudyConfig, Path]:
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # dataclasses look their module up
     try:
-        spec.loader.exec_module(module)
+        with chdir(folder):
+            spec.loader.exec_module(module)
     except UserError:
         raise
     except Exception as error:
@@ -45,7 +51,8 @@ def load_study(source: str) -> tuple[StudyConfig, Path]:
         functions = [n for n, v in vars(module).items() if callable(v) and getattr(v, "__module__", "") == spec.name]
         raise unknown(f"function of {path}:", function, functions)
     try:
-        config = found()
+        with chdir(folder):
+            config = found()
     except UserError:
         raise
     except Exception as error:

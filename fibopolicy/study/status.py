@@ -24,7 +24,7 @@ def status(study: StudyDirectory) -> str:
     for run in runs(config):
         if every[run.name] == "failed":
             failed = read_json(study.failed(run))
-            lines.append(f"failed {run.name} ({failed['attempts']} times): {failed['error']}; log {study.path / failed['log']}")
+            lines.append(f"failed {run.name} (attempt {failed['attempts']}): {failed['error']}; log {study.path / failed['log']}")
     count = Counter(every.values())
     summed = ", ".join(f"{count[state]} {state}" for state in ("done", "running", "failed", "waiting") if count[state])
     at_work = "a runner is at work" if held(study.lock) else "no runner is at work"
@@ -32,7 +32,7 @@ def status(study: StudyDirectory) -> str:
     if study.calibration.exists():
         seconds, left = estimate(study, read_json(study.calibration)["cells"], 1)
         if left:
-            lines.append(f"about {duration(seconds)} left, one run at a time, as calibrated before the start")
+            lines.append(f"about {duration(seconds)} left, one run at a time and start-up aside, as calibrated at the beginning")
     return "\n".join(lines)
 
 

@@ -89,6 +89,11 @@ def test_too_few_start_states_are_warned_of_with_the_number_needed(config: Study
         ({"heads": ("bcc",)}, "did you mean 'bc'"),
         ({"heads": (StudyHead("bc_gmm", {"head_options": {"min_sd": 1.0}}),)}, "did you mean 'min_std'"),
         ({"tasks": (StudyTask("reach", dataset=Path("nowhere.hdf5")),)}, r"nowhere\.hdf5"),
+        ({"device": "cuda:99"}, "device 'cuda:99' is not to be had here"),
+        (
+            {"regimes": ("frozen",), "encoders": (StudyEncoder("vit_tiny", SMALL, weights=Path("nope.safetensors")),)},
+            r"nope\.safetensors: no such file or run directory",
+        ),
     ],
 )
 def test_mistakes_are_found_before_anything_is_made(
@@ -122,4 +127,4 @@ def test_the_estimate_counts_what_a_run_has_done(finished: StudyDirectory, tmp_p
     assert estimate(study, calibrated, 1) == (10.0 + 20.0 + 30.0, 2)
     assert estimate(study, calibrated, 2) == (50.0, 2)
     write_json(study.calibration, {"cells": calibrated})
-    assert "about 60 s left, one run at a time" in status(study)
+    assert "about 60 s left, one run at a time and start-up aside" in status(study)

@@ -57,7 +57,7 @@ def test_the_other_cells_go_on(fragile: StudyConfig, tmp_path: Path) -> None:
         }
         assert (state_of(study, broken), state_of(study, sound)) == ("failed", "done")
     text = status(study)
-    assert "failed reach__fragile__bc__scratch/seed0 (2 times): OverflowError: out of words; log " in text
+    assert "failed reach__fragile__bc__scratch/seed0 (attempt 2): OverflowError: out of words; log " in text
     assert "2 runs: 1 done, 1 failed" in text
     assert "reach__fragile__bc__scratch: fails already while it is calibrated: OverflowError" in study.log.read_text()
 

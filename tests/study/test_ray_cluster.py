@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from fibopolicy.evaluation.rows import read_rows
 from fibopolicy.study import StudyConfig
 from fibopolicy.study.cells import runs
 from fibopolicy.study.directory import StudyDirectory, state_of
+from fibopolicy.study.executors import ray_cluster
 from fibopolicy.study.executors.ray_cluster import RayCluster
 from fibopolicy.study.runner import run_study
 
@@ -35,6 +37,14 @@ def test_an_address_that_does_not_answer_is_one_line() -> None:
             RayCluster(address, 1, "cpu")
         assert "\n" not in str(told.value)
         assert time.monotonic() - began < 10
+
+
+def test_what_answers_and_is_no_cluster_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray_cluster, "PROOF", 4.0)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        with pytest.raises(UserError, match=f"ray {address}: what answers there is no Ray cluster"):
+            RayCluster(address, 1, "cpu")
 
 
 @pytest.fixture

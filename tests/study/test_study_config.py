@@ -92,7 +92,7 @@ def test_names_of_cells_are_names_of_folders(config: StudyConfig) -> None:
 def test_the_control_is_the_plain_vit_unless_named(config: StudyConfig) -> None:
     assert config.control == "vit_tiny"
     assert replace(config, encoders=("resnet18", "local_vit_tiny"), control="").control == "resnet18"
-    with pytest.raises(UserError, match="unknown control: encoder of the study 'vit_tny': did you mean 'vit_tiny'"):
+    with pytest.raises(UserError, match="unknown encoder as the control 'vit_tny': did you mean 'vit_tiny'"):
         replace(config, control="vit_tny")
 
 
@@ -100,8 +100,8 @@ def test_the_control_is_the_plain_vit_unless_named(config: StudyConfig) -> None:
     ("changes", "message"),
     [
         ({"tasks": ("Lyft-v0",)}, "did you mean 'Lift-v0'"),
-        ({"tasks": "lift"}, "tasks of a study is a sequence"),
-        ({"encoders": ()}, "at least one of encoders"),
+        ({"tasks": "lift"}, "tasks of a study: expected a sequence"),
+        ({"encoders": ()}, "encoders of a study: expected at least one"),
         ({"seeds": (0, 0)}, "0 stands twice among its seeds"),
         ({"seeds": (-1,)}, "integers from 0"),
         ({"encoders": ("vit_tiny", "vit_tiny")}, "vit_tiny stands twice among its encoders"),
@@ -114,6 +114,7 @@ def test_the_control_is_the_plain_vit_unless_named(config: StudyConfig) -> None:
         ({"heads": (StudyHead("bc"), StudyHead("bc", steps=9))}, "bc stands twice among its heads"),
         ({"heads": (StudyHead("bc", {"chunk": 2}),)}, "study tiny, head bc: execute must be between 1 and chunk = 2, got 4"),
         ({"heads": (StudyHead("bc", optimizer={"batch_size": 0}),)}, "study tiny, head bc: batch_size must be at least 1"),
+        ({"heads": (StudyHead("bc", {"chunk": "x"}),)}, r"study tiny, head bc: .* \(given .*'chunk': 'x'"),
         ({"steps": 0}, "steps must be at least 1"),
         ({"margin": 5}, "between 0 and 1"),
     ],
@@ -156,8 +157,31 @@ def test_a_file_names_its_function(tmp_path: Path) -> None:
     ):
         with pytest.raises(UserError, match=message):
             load_study(f"{path}:{name}")
-    with pytest.raises(UserError, match="expected a file of Python"):
+    with pytest.raises(UserError, match=r"nowhere\.py: no such file"):
         load_study(str(tmp_path / "nowhere.py"))
+    with pytest.raises(UserError, match="expected a file of Python"):
+        load_study(str(tmp_path / "study.yaml"))
     (tmp_path / "bad.py").write_text("import nothing_of_this_name")
     with pytest.raises(UserError, match=r"bad\.py: cannot be run: ModuleNotFoundError"):
         load_study(str(tmp_path / "bad.py"))
+
+
+def test_paths_of_a_study_are_found_from_its_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "my_study.py").write_text(
+        SOURCE.replace("demos=11", 'dataset="data/reach.hdf5"').replace('"vit_tiny", SMALL', '"vit_tiny", SMALL, weights="run"')
+    )
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    found, _ = load_study("../my_study.py")
+    assert found.tasks[0].dataset == tmp_path / "data/reach.hdf5"
+    assert found.encoders[1].weights == tmp_path / "run"
+    assert Path.cwd() == tmp_path / "elsewhere"
+
+
+def test_a_task_that_cannot_be_is_refused() -> None:
+    with pytest.raises(UserError, match="horizon must be at least 1 control step, got 0"):
+        StudyTask("reach", horizon=0)
+    with pytest.raises(
+        UserError, match=r"cameras of fibopolicy/Reach-v0: expected a sequence, .* write \('wrist',\)"
+    ):
+        StudyTask("reach", cameras="wrist")  # type: ignore[arg-type]

@@ -6,6 +6,8 @@ import importlib
 import logging
 import os
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -18,8 +20,8 @@ from fibopolicy.study.executors import Ended
 from fibopolicy.study.executors.process import RunProcess
 from fibopolicy.study.one_run import attempts_before, fail
 
-#: How long an address may take to answer, seconds.
-ANSWER = 5.0
+#: How long an address may take to answer, and what answers to prove that it is a cluster, seconds.
+ANSWER, PROOF = 5.0, 60.0
 #: How often a run is begun again because its node or its worker was lost.
 LOSSES = 5
 
@@ -109,7 +111,7 @@ def _connected(address: str) -> Any:
 
 
 def _check_answer(address: str) -> None:
-    """Ask for a connection first: Ray itself would try for minutes."""
+    """Ask for a connection first, and whether Ray is behind it: `ray.init` would try for minutes, or for ever."""
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if not host or not port.isdigit():
         raise UserError(f"ray {address}: expected auto, HOST:PORT or ray://HOST:PORT")
@@ -117,3 +119,12 @@ def _check_answer(address: str) -> None:
         socket.create_connection((host, int(port)), timeout=ANSWER).close()
     except (OSError, OverflowError) as error:
         raise UserError(f"ray {address}: does not answer ({error}); is the cluster up, and its port open from here?") from error
+    if address.startswith("ray://"):
+        return
+    asked = [sys.executable, "-m", "ray.scripts.scripts", "health-check", "--address", address]
+    try:
+        healthy = not subprocess.run(asked, stdin=subprocess.DEVNULL, capture_output=True, timeout=PROOF).returncode
+    except subprocess.TimeoutExpired:
+        healthy = False
+    if not healthy:
+        raise UserError(f"ray {address}: what answers there is no Ray cluster, or not a sound one; name the head's HOST:PORT")

@@ -145,9 +145,8 @@ def to_decide(one: Compared) -> str:
 def _design(one: Compared) -> str:
     """How much was measured: `3 seeds x 100 starts`."""
     control, candidate = one.seeds
-    if control != candidate:
-        return f"{candidate} seeds against {control} of {one.control} x {one.starts} starts"
-    return f"{candidate} seed{'s' * (candidate != 1)} x {one.starts} starts"
+    told = f"{candidate} seed{'s' * (candidate != 1)}"
+    return f"{told}{f' against {control} of {one.control}' if control != candidate else ''} x {one.starts} starts"
 
 
 def _mark(comparisons: Sequence[Compared], lacking: bool) -> str:
