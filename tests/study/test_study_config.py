@@ -181,7 +181,5 @@ def test_paths_of_a_study_are_found_from_its_file(tmp_path: Path, monkeypatch: p
 def test_a_task_that_cannot_be_is_refused() -> None:
     with pytest.raises(UserError, match="horizon must be at least 1 control step, got 0"):
         StudyTask("reach", horizon=0)
-    with pytest.raises(
-        UserError, match=r"cameras of fibopolicy/Reach-v0: expected a sequence, .* write \('wrist',\)"
-    ):
+    with pytest.raises(UserError, match=r"cameras of fibopolicy/Reach-v0: expected a sequence, .* write \('wrist',\)"):
         StudyTask("reach", cameras="wrist")  # type: ignore[arg-type]
