@@ -23,7 +23,7 @@ def resolve_device(name: str | None) -> torch.device:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UserError(f"device {name!r} is not to be had here ({reason}); use cpu, or leave --device out") from error
+        raise UserError(f"device {name!r} is not to be had here ({reason}); use cpu, or leave the device out") from error
     return device
 
 

@@ -26,7 +26,6 @@ from fibopolicy.cli.study import Study
 from fibopolicy.cli.train import Train, with_preset
 from fibopolicy.errors import UserError
 from fibopolicy.quickstart import Quickstart
-from fibopolicy.study.directory import versions
 
 VERBS: dict[str, Callable[..., Any]] = {
     "quickstart": Quickstart,
@@ -60,6 +59,8 @@ def main() -> None:
     verb = None
     try:
         if arguments == ["--version"]:
+            from fibopolicy.study.directory import versions
+
             print(*(f"{name} {version}" for name, version in versions().items()), sep=", ")
             return
         verb = _parse(arguments)

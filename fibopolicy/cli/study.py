@@ -59,7 +59,7 @@ class Run:
             if broken := [name for name, found in calibrated.items() if "error" in found]:
                 raise UserError(
                     f"{self.out}: {len(broken)} of {len(calibrated)} cells fail already while they are calibrated, as told above"
-                    f" ({', '.join(broken[:3])}{', ...' * (len(broken) > 3)}); the others can be carried out"
+                    f" ({', '.join(broken[:3])}{', ...' * (len(broken) > 3)}); the same command tries them again"
                 )
             return
         if chosen:

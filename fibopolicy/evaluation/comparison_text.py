@@ -105,10 +105,11 @@ def notes(comparison: Comparison) -> list[str]:
             f"Not inferior: worse by less than the margin of {100 * comparison.margin:g} points, at 2.5 % one-sided. The margin"
             " counts only if it was fixed before the rows were seen."
         )
-        if comparison.rates[0].value <= comparison.margin:
+        floor = comparison.rates[0].value <= comparison.margin
+        if empty := [v.name for v in comparison.verdicts if floor and not (v.p <= ALPHA and v.difference.value > 0)]:
             told.append(
-                f"{comparison.sides[0].name} itself solves no more than the margin: nothing can be worse by as much, so that"
-                " not inferior says nothing here."
+                f"{comparison.sides[0].name} itself solves no more than the margin, and nothing can be worse by as much:"
+                f" whether {', '.join(empty)} is inferior cannot be tested."
             )
     return told
 

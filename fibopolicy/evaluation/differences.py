@@ -188,14 +188,16 @@ class Difference(Estimate):
         # As if each start state had been seen more often; the two that nobody has seen remain two.
         weights = np.array([*[starts / self.starts] * self.starts, 1.0, 1.0])
         by_start, *sides = self._varying(weights)
-        chance = sum(side.chance for side in sides)
+        # Repeated start states vary less than as many new ones.
+        new = (1 - 1 / max(starts, 2)) / (1 - 1 / max(self.starts, 2))
+        chance = new * sum(side.chance for side in sides)
         chances, beyond, apart = 0.0, 0.0, []
         for side, seen, trained in zip(sides, self._parts[1:], (self.baseline, self.candidate), strict=True):
-            left = side.chance * len(trained) / seeds
+            left = new * side.chance * len(trained) / seeds
             between = seen.beyond_chance * len(trained) / seeds
             chances, beyond = chances + left, beyond + between
             apart.append((between + left, seeds - 1))
-        varying = max(0.0, by_start.starts - chance) + chances
+        varying = max(0.0, new * by_start.starts - chance) + chances
         return varying + beyond, ((varying, starts + 1), *apart)
 
     @cached_property

@@ -10,6 +10,7 @@ from torch import nn
 from fibopolicy.datasets import DemoFile
 from fibopolicy.devices import resolve_device
 from fibopolicy.encoders import ObservationEncoder
+from fibopolicy.errors import unknown
 from fibopolicy.policies import Shapes, build_policy
 from fibopolicy.study.cells import Cell, cells, policy_config
 from fibopolicy.study.config import StudyConfig, StudyTask
@@ -70,8 +71,13 @@ def task_shapes(task: StudyTask) -> Shapes:
     """What a policy of this task sees and does: from its file, or from the environment that the study will collect from."""
     if task.dataset is not None:
         with DemoFile(task.dataset) as file:
-            seen = None if task.cameras is None else {camera.removesuffix("_image") for camera in task.cameras}
-            cameras = [k for k in file.image_keys if seen is None or k.removesuffix("_image") in seen]
+            known = {key.removesuffix("_image"): key for key in file.image_keys}
+            seen = known if task.cameras is None else [camera.removesuffix("_image") for camera in task.cameras]
+            for camera in seen:
+                if camera not in known:
+                    raise unknown(f"camera of {task.dataset}:", camera, known)
+            cameras = [key for name, key in known.items() if name in seen]
+            file.select(task.filter_key)
             images = {k: (file.image_shape(k)[0], file.image_shape(k)[1]) for k in cameras}
             vectors = {k: file.vector_dim(k) for k in PROPRIOCEPTION if k in file.vector_keys}
             return Shapes(images, vectors, file.action_dim)

@@ -31,16 +31,21 @@ STEPS, CALLS = 6, 4
 WARM_UP = 2
 
 
-def calibrate(study: StudyDirectory) -> dict[str, dict[str, Any]]:
+def calibrate(study: StudyDirectory, known: Mapping[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """Seconds that one run of each cell is expected to take: `train_s`, and `evaluate_s`, at most, as if all episodes failed.
 
     They are those of the quickest step seen, so of a machine with nothing else to do.
 
     A cell that fails already here has its `error` instead: it is told, and the others go on.
+
+    Args:
+        known: what was found before; cells that did not fail then are not timed again.
     """
-    found: dict[str, dict[str, Any]] = {}
+    found = {name: one for name, one in known.items() if "error" not in one}
     with torch_threads(study.config.threads):
         for cell in tqdm(cells(study.config), desc="calibrate", unit="cell", disable=None):
+            if cell.name in found:
+                continue
             try:
                 found[cell.name] = _cell(study, cell)
             except Exception as error:

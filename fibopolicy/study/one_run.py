@@ -107,7 +107,7 @@ def _train_and_evaluate(study: StudyDirectory, run: Run) -> None:
     torch.set_num_threads(study.config.threads)
     training = study.train_config(run)
     train(training, resume=True)
-    memory = _peak_memory_mb()
+    memory = _peak_mb()
     config = study.evaluate_config(run)
     rows = evaluate_run(config, resume=True).rows
     if broken := [row for row in rows if row.error]:
@@ -115,7 +115,7 @@ def _train_and_evaluate(study: StudyDirectory, run: Run) -> None:
     write_json(study.done(run), measured_costs(study.run(run), training.optimizer, rows, config.workers or 1, memory))
 
 
-def _peak_memory_mb() -> float:
+def _peak_mb() -> float:
     """The most that this process has held so far: on the GPU if it uses one, else resident."""
     import torch
 

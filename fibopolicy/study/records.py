@@ -27,9 +27,7 @@ def own_rows(run: Path, done: Mapping[str, Any], steps: int, starts_seed: int) -
     return tuple(row for row in choice.of(run) if episodes is None or row.index < episodes)
 
 
-def measured_costs(
-    run: Path, optimizer: OptimizerConfig, rows: Sequence[Row], workers: int, peak_memory_mb: float
-) -> dict[str, Any]:
+def measured_costs(run: Path, optimizer: OptimizerConfig, rows: Sequence[Row], workers: int, peak_mb: float) -> dict[str, Any]:
     """The contents of `done.json`: costs, and what tells the study's own evaluation from others of the run.
 
     Seconds are of gradient steps and of episodes, from `metrics.jsonl` and the rows, so that a run which was killed and resumed
@@ -42,7 +40,8 @@ def measured_costs(
         "train_s": optimizer.steps * optimizer.batch_size / samples_per_s,
         "evaluate_s": evaluate_s,
         "samples_per_s": samples_per_s,
-        "peak_memory_mb": peak_memory_mb,
+        # Under another name than once, when it could be that of the process which started the run.
+        "peak_mb": peak_mb,
         "rollout_steps_per_s": sum(row.steps for row in rows) / max(evaluate_s, 1e-9),
         "steps": optimizer.steps,
         "episodes": len(rows),

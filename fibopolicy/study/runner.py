@@ -123,9 +123,10 @@ def _prepare(config: StudyConfig, out: Path, slots: int, built: list[Built] | No
         _check_and_measure(study, built)
         for task in config.tasks:
             prepare_task(study, task)
-        if not study.calibration.exists():
+        known = read_json(study.calibration)["cells"] if study.calibration.exists() else {}
+        if not known or any("error" in found for found in known.values()):
             _log.info("calibrating: a few steps of each cell")
-            write_json(study.calibration, {"cells": calibrate(study)})
+            write_json(study.calibration, {"cells": calibrate(study, known)})
         for line in told(study, read_json(study.calibration)["cells"], slots):
             _log.info("%s", line)
     return study

@@ -133,7 +133,7 @@ def finish(
             "train_s": 300.0 / speed,
             "evaluate_s": 50.0,
             "samples_per_s": 420.0 * speed,
-            "peak_memory_mb": 900.0,
+            "peak_mb": 900.0,
             "rollout_steps_per_s": 350.0,
             "steps": trained,
             "episodes": len(rows),

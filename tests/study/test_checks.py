@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_study import SMALL, Here
+from tiny_study import SMALL, SOURCE, Here, call
 
 from fibopolicy.errors import UserError
-from fibopolicy.study import StudyConfig, StudyEncoder, StudyHead, StudyTask, checks
+from fibopolicy.study import StudyConfig, StudyEncoder, StudyHead, StudyTask, calibration, checks
 from fibopolicy.study.built import build_cells
 from fibopolicy.study.calibration import estimate
-from fibopolicy.study.cells import cells, runs
+from fibopolicy.study.cells import Cell, cells, runs
 from fibopolicy.study.checks import check, differences, heads, power, sizes
 from fibopolicy.study.directory import StudyDirectory, write_json
 from fibopolicy.study.runner import run_study
@@ -102,6 +102,45 @@ def test_mistakes_are_found_before_anything_is_made(
     with pytest.raises(UserError, match=message):
         run_study(replace(config, **changes), tmp_path / "out", Here(), tmp_path)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"cameras": ("wrist", "frnt")}, r"unknown camera of .*reach\.hdf5: 'frnt': known: "),
+        ({"filter_key": "trian"}, "did you mean 'train'"),
+    ],
+)
+def test_what_a_file_does_not_have_is_named(config: StudyConfig, finished: StudyDirectory, changes: Any, message: str) -> None:
+    task = StudyTask("reach", dataset=finished.dataset(config.tasks[0]), **changes)
+    with pytest.raises(UserError, match=message):
+        build_cells(replace(config, tasks=(task,)))
+
+
+def test_a_cell_that_failed_while_calibrated_is_calibrated_again(
+    finished: StudyDirectory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(finished.path, out)
+    (tmp_path / "my_study.py").write_text(SOURCE)
+    study = StudyDirectory(out, finished.config)
+    sound, broken = (cell.name for cell in cells(study.config))
+    write_json(study.calibration, {"cells": {sound: {"train_s": 1.0, "evaluate_s": 1.0}, broken: {"error": "no space left"}}})
+    tried: list[str] = []
+
+    def cell(study: StudyDirectory, cell: Cell) -> dict[str, float]:
+        tried.append(cell.name)
+        if len(tried) == 1:
+            raise OSError("no space left")
+        return {"train_s": 2.0, "evaluate_s": 2.0}
+
+    monkeypatch.setattr(calibration, "_cell", cell)
+    command = ("study", "run", str(tmp_path / "my_study.py"), "--out", str(out), "--prepare-only")
+    code, _, err = call(monkeypatch, capsys, *command)
+    assert code == 2
+    assert f"1 of 2 cells fail already while they are calibrated, as told above ({broken})" in err
+    assert call(monkeypatch, capsys, *command)[0] == 0
+    assert tried == [broken, broken]
 
 
 def test_a_study_keeps_its_checks_and_its_estimate(finished: StudyDirectory) -> None:

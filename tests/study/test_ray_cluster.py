@@ -43,7 +43,7 @@ def test_what_answers_and_is_no_cluster_is_one_line(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(ray_cluster, "PROOF", 4.0)
     with socket.create_server(("127.0.0.1", 0)) as server:
         address = f"127.0.0.1:{server.getsockname()[1]}"
-        with pytest.raises(UserError, match=f"ray {address}: what answers there is no Ray cluster"):
+        with pytest.raises(UserError, match=f"ray {address}: something listens there, but did not prove"):
             RayCluster(address, 1, "cpu")
 
 

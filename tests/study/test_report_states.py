@@ -50,7 +50,7 @@ def test_missing_and_failed_runs_are_shown_and_count_nowhere(study: Path) -> Non
         assert "the loss is nan at step 7" in text
         assert "Push, local, bc, scratch, all seeds" in text
         assert "2 of 3 seeds" in text
-        assert "no answer yet on Push" in text
+        assert "on Push no answer yet" in text
     assert 'href="../cells/lift-v0__fib__bc__scratch/seed2.log"' in page
     assert (study / "report" / "../cells/lift-v0__fib__bc__scratch/seed2.log").is_file()
     states = {(line["task"], line["encoder"], line["seed"]): line["state"] for line in lines(study, "seeds.csv")}
@@ -95,7 +95,24 @@ def test_an_encoder_all_of_whose_runs_failed_is_said_to_have_failed(tmp_path: Pa
         finish(begin(directory, LIFT, "dense"), seed, solved(0.5, seed))
         fail(begin(directory, LIFT, "nan"), seed, "UserError: the loss is nan")
     text = write_report(directory).read_text()
-    assert "nan against dense: no answer, 2 of the 2 runs of nan failed and none is finished." in text
+    assert "nan against dense: no answer: 2 of 2 runs of nan failed, none is finished." in text
+
+
+def test_a_task_at_the_floor_leaves_the_mean_untested(tmp_path: Path) -> None:
+    directory = describe(tmp_path / "mean", [LIFT, PUSH], ["dense", "worse"], episodes=100, margin=0.05)
+    for task, rates in ((LIFT, (0.9, 0.82)), (PUSH, (0.0, 0.0))):
+        for encoder, rate in zip(("dense", "worse"), rates, strict=True):
+            for seed in range(3):
+                finish(begin(directory, task, encoder), seed, solved(rate, seed, 100))
+    write_report(directory)
+    verdicts = {line["task"]: line["verdict"] for line in lines(directory, "comparisons.csv")}
+    assert verdicts[PUSH] == verdicts["mean over tasks"] == "untestable"
+    assert verdicts[LIFT] in ("undecided", "inferior")
+
+
+def test_why_a_task_has_no_comparison_is_told(study: Path) -> None:
+    fail(begin(study, PUSH, "fib"), 0)
+    assert "on Push no answer yet: 1 of 3 runs of fib failed, none is finished" in write_report(study).read_text()
 
 
 def test_costs_that_differ_by_task_are_each_told_and_runs_with_their_range(tmp_path: Path) -> None:

@@ -46,7 +46,7 @@ def test_a_study_leaves_the_directory_of_its_contract(finished: StudyDirectory) 
     }
     done = json.loads((path / "cells/reach__vit_tiny__bc__scratch/seed0/done.json").read_text())
     assert (done["steps"], done["episodes"]) == (6, 2)
-    assert all(done[key] > 0 for key in ("train_s", "evaluate_s", "samples_per_s", "peak_memory_mb", "rollout_steps_per_s"))
+    assert all(done[key] > 0 for key in ("train_s", "evaluate_s", "samples_per_s", "peak_mb", "rollout_steps_per_s"))
 
 
 def test_every_cell_is_measured_on_the_same_start_states(finished: StudyDirectory) -> None:

@@ -123,8 +123,12 @@ def _check_answer(address: str) -> None:
         return
     asked = [sys.executable, "-m", "ray.scripts.scripts", "health-check", "--address", address]
     try:
-        healthy = not subprocess.run(asked, stdin=subprocess.DEVNULL, capture_output=True, timeout=PROOF).returncode
-    except subprocess.TimeoutExpired:
-        healthy = False
-    if not healthy:
-        raise UserError(f"ray {address}: what answers there is no Ray cluster, or not a sound one; name the head's HOST:PORT")
+        found = subprocess.run(asked, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=PROOF)
+    except subprocess.TimeoutExpired as error:
+        raise UserError(
+            f"ray {address}: something listens there, but did not prove to be a Ray cluster in {PROOF:.0f} s; name the head's"
+            " HOST:PORT"
+        ) from error
+    if found.returncode:
+        reason = (found.stderr.strip().splitlines() or ["no reason given"])[-1]
+        raise UserError(f"ray {address}: is no sound Ray cluster ({reason}); name the head's HOST:PORT")

@@ -31,7 +31,7 @@ def _sentence(found: Results, candidate: str, setting: tuple[str, str]) -> tuple
     prefix = f"{setting[0]}, {setting[1]}: " if len(study.settings) > 1 else ""
     comparisons = [one for one in found.of(setting) if one.candidate == candidate]
     if not comparisons:
-        return "open", f"{prefix}{candidate} against {study.control}: {_lacking(found, candidate, [setting])}."
+        return "open", f"{prefix}{candidate} against {study.control}: {_lacking(found, candidate, study.tasks, [setting])}."
     comparisons.sort(key=lambda one: one.task is not None)  # the mean over tasks first
     designs = {_design(one) for one in comparisons}
     clauses: list[str] = []
@@ -42,8 +42,8 @@ def _sentence(found: Results, candidate: str, setting: tuple[str, str]) -> tuple
                 [_on(one, study, "" if len(designs) == 1 else f", {_design(one)}", first and one is group[0]) for one in group]
             )
             clauses.append(f"{_claim(study, verdict, candidate if first else '')} {told}")
-    if lacking := [printed(task) for task in study.tasks if task not in {one.task for one in comparisons}]:
-        clauses.append(f"no answer yet on {listed(lacking)}")
+    lacking = [task for task in study.tasks if task not in {one.task for one in comparisons}]
+    clauses += [f"on {printed(task)} {_lacking(found, candidate, [task], [setting])}" for task in lacking]
     closing = f" {designs.pop()} each." if len(designs) == 1 else ""
     return _mark(comparisons, bool(lacking)), f"{prefix}{'; '.join(clauses)}.{closing}{_single(comparisons)}"
 
@@ -54,7 +54,7 @@ def _counted(found: Results, candidate: str) -> tuple[str, str]:
     comparisons = [one for one in found.comparisons if one.candidate == candidate]
     single = [one for one in comparisons if one.task is not None]
     if not single:
-        return "open", f"{candidate} against {study.control}: {_lacking(found, candidate, study.settings)}."
+        return "open", f"{candidate} against {study.control}: {_lacking(found, candidate, study.tasks, study.settings)}."
     clauses: list[str] = []
     for verdict in Verdict:
         if group := [one for one in single if one.verdict is verdict]:
@@ -71,14 +71,17 @@ def _counted(found: Results, candidate: str) -> tuple[str, str]:
     return _mark(single, bool(lacking)), f"{'; '.join(clauses)}.{_single(single)}"
 
 
-def _lacking(found: Results, candidate: str, settings: Sequence[tuple[str, str]]) -> str:
+def _lacking(found: Results, candidate: str, tasks: Sequence[str], settings: Sequence[tuple[str, str]]) -> str:
     """Why there is nothing to compare."""
+    ready = True
     for encoder in (candidate, found.study.control):
-        of = [one.cell for one in found.cells if one.cell.encoder == encoder and one.cell.setting in settings]
-        states = [run.state for cell in of for run in cell.runs]
+        of = [one.cell for one in found.cells if one.cell.encoder == encoder and one.cell.task in tasks]
+        states = [run.state for cell in of if cell.setting in settings for run in cell.runs]
+        ready &= State.DONE in states
         if State.FAILED in states and State.DONE not in states:
-            return f"no answer, {states.count(State.FAILED)} of the {len(states)} runs of {encoder} failed and none is finished"
-    return "no answer yet, no task has finished runs of both"
+            failed, yet = states.count(State.FAILED), "" if set(states) == {State.FAILED} else " yet"
+            return f"no answer{yet}: {failed} of {len(states)} runs of {encoder} failed, none is finished"
+    return "no answer: what is finished cannot be paired, see below" if ready else "no answer yet: both need finished runs"
 
 
 def _places(group: Sequence[Compared]) -> str:

@@ -20,7 +20,7 @@ class Cost:
         attention_pairs: share of token pairs that attention keeps, in [0, 1].
         encoder_ms_1, encoder_ms_64: forward pass of a batch of 1 and of 64, milliseconds, median of repetitions.
         samples_per_s: windows trained on per second, data and optimiser included.
-        peak_memory_mb: of a run's process.
+        peak_mb: of a run's process.
         rollout_steps_per_s: control steps per second of evaluation.
         train_s, evaluate_s: of a run.
     """
@@ -32,14 +32,14 @@ class Cost:
     encoder_ms_1: float | None = None
     encoder_ms_64: float | None = None
     samples_per_s: float | None = None
-    peak_memory_mb: float | None = None
+    peak_mb: float | None = None
     rollout_steps_per_s: float | None = None
     train_s: float | None = None
     evaluate_s: float | None = None
 
 
 _OF_CELLS = ("parameters", "encoder_parameters", "encoder_macs", "attention_pairs")
-_OF_RUNS = ("samples_per_s", "peak_memory_mb", "rollout_steps_per_s", "train_s", "evaluate_s")
+_OF_RUNS = ("samples_per_s", "peak_mb", "rollout_steps_per_s", "train_s", "evaluate_s")
 
 
 def cost(cells: Iterable[Cell]) -> Cost:

@@ -75,7 +75,7 @@ def write_seeds(found: Results, path: Path) -> None:
     _write(rows, path)
 
 
-_FIGURES = ("train_s", "evaluate_s", "samples_per_s", "peak_memory_mb", "rollout_steps_per_s")
+_FIGURES = ("train_s", "evaluate_s", "samples_per_s", "peak_mb", "rollout_steps_per_s")
 
 
 def write_comparisons(found: Results, path: Path) -> None:

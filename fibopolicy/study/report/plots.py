@@ -60,7 +60,7 @@ def plot_forest(comparisons: Sequence[Compared], control: str, margin: float | N
     one_axes.tick_params(axis="y", length=0)
     one_axes.grid(visible=False, axis="y")
     one_axes.set_xlabel(f"points above {short(control)}")
-    legend(drawn, columns=4)
+    legend(drawn, columns=3)
     save_svg(drawn, path)
 
 

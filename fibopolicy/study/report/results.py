@@ -57,7 +57,8 @@ class Compared:
         p: adjusted by Holm over all comparisons of the study, of no difference.
         p_inferior: likewise, of being worse by the margin or more; `None` without a margin.
         p_within: likewise, of being worse by less than the margin, or better.
-        testable: whether the control solves more than the margin; below it nothing can be worse by as much.
+        testable: whether the control solves more than the margin, on every task that counts; below it nothing can be worse by
+            as much, and a mean would hide what others lose.
         needed: seeds and start states that would decide, if the difference is the one found; `None` where it is decided or
             out of reach.
     """
@@ -105,9 +106,9 @@ class Compared:
         return first, second
 
     @property
-    def control_rate(self) -> float:
-        """The control's success, mean over tasks."""
-        return sum(pair.rates[0].value for pair in self.pairs) / len(self.pairs)
+    def lowest_control(self) -> float:
+        """The control's success, on the task where it is lowest."""
+        return min(pair.rates[0].value for pair in self.pairs)
 
     @property
     def starts(self) -> int:
@@ -207,7 +208,7 @@ def _judged(comparisons: Sequence[Compared], margin: float | None) -> list[Compa
         raw = [one.difference.p_inferior(margin) for one in comparisons]
         inferior, within = [*holm(raw)], [*holm([1 - each for each in raw])]
     judged = [
-        replace(one, p=p[i], p_inferior=inferior[i], p_within=within[i], testable=margin is None or one.control_rate > margin)
+        replace(one, p=p[i], p_inferior=inferior[i], p_within=within[i], testable=margin is None or one.lowest_control > margin)
         for i, one in enumerate(comparisons)
     ]
     bound, alpha = (0.0 if margin is None else -margin), ALPHA / 2 / max(1, len(judged))

@@ -129,7 +129,7 @@ _COSTS = (
     ("ms, batch 1", "encoder_ms_1", "encoder"),
     ("ms, batch 64", "encoder_ms_64", "encoder"),
     ("training samples/s", "samples_per_s", "run"),
-    ("peak MB", "peak_memory_mb", "run"),
+    ("peak MB", "peak_mb", "run"),
     ("rollout steps/s", "rollout_steps_per_s", "run"),
 )
 _RELATIVE = ("encoder_ms_1", "encoder_ms_64", "samples_per_s")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,8 +43,8 @@ from fibopolicy.study.report.videos import films
 
 #: What no interval over a few seeds holds; measured for `fibopolicy.evaluation.differences.Difference`.
 FEW_SEEDS = (
-    "Few seeds cannot show a kind of seed that is rare: where a method trains badly once in a while, three seeds often miss it,"
-    " and its intervals are too good."
+    "Few seeds cannot show a kind of seed that is rare: where a method trains badly once in a while, few seeds often miss"
+    " that, and its intervals are too good."
 )
 #: The report's folder within a study.
 REPORT = "report"
@@ -280,7 +280,7 @@ def _made(study: Study) -> list[Block]:
     document, environment = study.document, study.environment
     facts = {
         **{f"task {printed(str(one['task']))}": _task(one) for one in document["tasks"]},
-        "encoders": "; ".join(_encoder(one) for one in document["encoders"]),
+        "encoders": "; ".join(_encoder(one, study.regimes) for one in document["encoders"]),
         "regimes": ", ".join(study.regimes),
         "training seeds": ", ".join(map(str, study.seeds)),
         "start states": f"{study.episodes} per task, set of seed {study.starts_seed}",
@@ -327,7 +327,8 @@ def _task(one: Mapping[str, Any]) -> str:
         told += [f"{size} x {size} pixels in {one.get('quality')} quality"] * (size is not None)
     if one.get("filter_key"):
         told.append(f"filter key {one['filter_key']}")
-    told.append("all cameras" if one.get("cameras") is None else f"camera {listed(one['cameras'])}")
+    cameras = one.get("cameras")
+    told.append("all cameras" if cameras is None else f"camera{'s' * (len(cameras) != 1)} {listed(cameras)}")
     if one.get("horizon") is not None:
         told.append(f"{one['horizon']} control steps at most")
     return ", ".join(told)
@@ -342,12 +343,12 @@ def _hardware(environment: Mapping[str, Any]) -> str:
     return ", ".join(told)
 
 
-def _encoder(one: Mapping[str, Any]) -> str:
+def _encoder(one: Mapping[str, Any], regimes: Sequence[str]) -> str:
     name, built = str(one["name"]), str(one.get("encoder") or "")
     told = f"{name} = {built}" if built and built != name else name
     if options := one.get("options"):
         told += f" ({', '.join(f'{key} {value}' for key, value in options.items())})"
-    return f"{told}, from {Path(one['weights']).name}" if one.get("weights") else told
+    return f"{told}, from {Path(one['weights']).name}" if one.get("weights") and set(regimes) != {"scratch"} else told
 
 
 def _named(picture: str, i: int, study: Study) -> str:
