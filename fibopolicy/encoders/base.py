@@ -129,7 +129,7 @@ def _imported(name: str) -> EncoderFactory:
         found = getattr(importlib.import_module(module), function)
     except Exception as error:
         if isinstance(error, ModuleNotFoundError) and error.name == module.partition(".")[0]:
-            near = " (did you mean timm:...?)" if difflib.get_close_matches(module, ["timm"]) else ""
+            near = f" (did you mean 'timm:{function}'?)" if difflib.get_close_matches(module, ["timm"]) else ""
             raise UserError(
                 f"encoder {name}: there is no module {error.name}{near}; put its file into the current folder, beside the study,"
                 " or on PYTHONPATH"

@@ -55,7 +55,7 @@ def test_a_function_and_a_class_are_found_in_the_current_folder() -> None:
     ("name", "message"),
     [
         ("own_encoder:mke", r"own_encoder:mke: cannot be imported \(AttributeError"),
-        ("own_encoders:make", "unknown encoder 'own_encoders:make'"),
+        ("own_encoders:make", "own_encoders:make: there is no module own_encoders"),
         ("tmm:resnet18", "did you mean 'timm:resnet18'"),
         ("broken_encoder:make", r"cannot be imported \(ZeroDivisionError"),
         ("own_encoder:", "expected timm:<name> or <module>:<function>"),
