@@ -117,7 +117,7 @@ def test_images_are_normalised_as_the_model_was_trained() -> None:
         ("timm:vit_tinny_patch16_224", {}, "unknown timm model.*did you mean"),
         ("timm:resnet18", {"attention": "fibottention"}, "convert takes timm vision transformers"),
         ("timm:resnet18", {"atention": "dense"}, "did you mean 'attention'"),
-        ("tim:resnet18", {}, r"no module tim \(did you mean timm:"),
+        ("tim:resnet18", {}, r"no module tim \(did you mean 'timm:resnet18'"),
     ],
 )
 def test_bad_names_and_options(name: str, options: dict[str, str], message: str) -> None:
