@@ -143,10 +143,9 @@ def power(config: StudyConfig) -> list[str]:
     if needed is not None and have >= needed:
         return []
     enough = "more than 20,000" if needed is None else f"{needed}"
-    each = (
-        "" if needed is None else f"; {-(-needed // len(config.seeds))} episodes for each of {len(config.seeds)} seeds would do"
-    )
+    seeds = f"{len(config.seeds)} seed{'s' * (len(config.seeds) != 1)}"
+    each = "" if needed is None else f"; {-(-needed // len(config.seeds))} episodes for each of {seeds} would do"
     return [
-        f"{have} episodes a cell ({config.episodes} start states x {len(config.seeds)} seeds) are few for a margin of"
+        f"{have} episodes a cell ({config.episodes} start states x {seeds}) are few for a margin of"
         f" {config.margin:g}: to tell {rate:.2f} from {low:.2f} with 80 % power takes {enough}{each}, and more where seeds differ"
     ]

@@ -98,6 +98,17 @@ def test_an_encoder_all_of_whose_runs_failed_is_said_to_have_failed(tmp_path: Pa
     assert "nan against dense: no answer: 2 of 2 runs of nan failed, none is finished." in text
 
 
+def test_a_ratio_is_of_the_same_task(tmp_path: Path) -> None:
+    directory = describe(tmp_path / "ratio", [LIFT, PUSH], ["dense", "fib"], seeds=(0,))
+    for task, speed in ((LIFT, 4.0), (PUSH, 1.0)):
+        for encoder, times in (("dense", 1.0), ("fib", 1.5)):
+            cell = begin(directory, task, encoder)
+            if (task, encoder) != (LIFT, "fib"):  # it is missing, so that medians over all runs would say the opposite
+                finish(cell, 0, solved(0.5, 0), speed=speed * times)
+    write_report(directory)
+    assert "| 630 (1.50x) |" in (directory / "report" / "report.md").read_text()
+
+
 def test_a_task_at_the_floor_leaves_the_mean_untested(tmp_path: Path) -> None:
     directory = describe(tmp_path / "mean", [LIFT, PUSH], ["dense", "worse"], episodes=100, margin=0.05)
     for task, rates in ((LIFT, (0.9, 0.82)), (PUSH, (0.0, 0.0))):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from statistics import fmean, median
+from statistics import fmean, geometric_mean, median
 from typing import Any
 
 from fibopolicy.evaluation.comparison_text import p_value
@@ -113,12 +113,17 @@ def cost_table(study: Study, setting: tuple[str, str]) -> Table:
                 told = _short(median(found))
                 if kind == "run" and len(found) > 1:
                     told += f" [{_short(min(found))}, {_short(max(found))}]"
-                base = values(cells[study.control], name)
-                if name in _RELATIVE and base and encoder != study.control:
-                    told += f" ({median(found) / median(base):.2f}x)"
-                row.append(told)
+                ratio = None if encoder == study.control else _ratio(cells[encoder], cells[study.control], name)
+                row.append(told if ratio is None or name not in _RELATIVE else f"{told} ({ratio:.2f}x)")
         table.append(row)
     return table
+
+
+def _ratio(cells: Sequence[Cell], control: Sequence[Cell], name: str) -> float | None:
+    """How many times the control's on the same task, geometric mean over tasks, since one task may take longer than another."""
+    medians = [{cell.task: median(found) for cell in side if (found := values([cell], name))} for side in (cells, control)]
+    ratios = [medians[0][task] / base for task, base in medians[1].items() if task in medians[0] and base]
+    return geometric_mean(ratios) if ratios else None
 
 
 #: Title, field of `Cost`, and whether an encoder has it, or it was timed for an encoder or for a run.

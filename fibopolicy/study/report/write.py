@@ -224,7 +224,8 @@ def _costs(found: Results, folder: Path) -> list[Block]:
     blocks.append(
         Note(
             "Dots: success with its 95 % interval. Line: encoders that no other beats in both. Parameters, MACs (one frame) and"
-            " milliseconds are the encoder's, all timed in one interleaved run; in brackets the multiple of the control's."
+            " milliseconds are the encoder's, all timed in one interleaved run; in brackets the multiple of the control's"
+            " on the same task, geometric mean over tasks."
             " Samples, memory and steps are medians over runs with the lowest and the highest. Runs may have shared their"
             " machine: where they scatter, the interleaved milliseconds tell encoders apart, not these."
         )
