@@ -34,11 +34,16 @@ def usable_cores() -> int:
 def peak_memory_bytes() -> int:
     """The most memory that this process has had resident so far."""
     try:
-        lines = Path("/proc/self/status").read_text().splitlines()
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
+        return status_bytes("VmHWM")
     except (OSError, StopIteration):
         # Not so on Linux, where it survives exec: whoever a large process started would tell that one's memory as its own.
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def status_bytes(key: str) -> int:
+    """A figure that Linux keeps of this process's memory, such as "VmRSS" or "VmHWM"; elsewhere `OSError`."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(key))
 
 
 def _processor() -> str:

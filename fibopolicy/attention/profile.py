@@ -22,7 +22,7 @@ from fibopolicy.attention.functional import fibottention
 from fibopolicy.attention.neighbours import neighbours
 from fibopolicy.attention.patterns import FibottentionPattern
 from fibopolicy.attention.selection import choose
-from fibopolicy.environment import environment
+from fibopolicy.environment import environment, status_bytes
 
 #: (B, h, N) of the published table.
 SHAPES = ((16, 6, 144), (16, 6, 196), (8, 6, 588), (4, 12, 784), (1, 12, 3136))
@@ -210,16 +210,11 @@ def _peak(run: Callable[[], object], results: int, device: str) -> int | None:
         return max(torch.cuda.max_memory_allocated(device) - before - results, 0)
     try:
         Path("/proc/self/clear_refs").write_text("5")  # Linux: forget the highest resident size so far
-        before = _status("VmRSS")
+        before = status_bytes("VmRSS")
         run()
-        return max(_status("VmHWM") - before - results, 0)
+        return max(status_bytes("VmHWM") - before - results, 0)
     except OSError:
         return None
-
-
-def _status(key: str) -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(key))
 
 
 def table(report: Report) -> str:

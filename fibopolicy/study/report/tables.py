@@ -113,8 +113,9 @@ def cost_table(study: Study, setting: tuple[str, str]) -> Table:
                 told = _short(median(found))
                 if kind == "run" and len(found) > 1:
                     told += f" [{_short(min(found))}, {_short(max(found))}]"
-                ratio = None if encoder == study.control else _ratio(cells[encoder], cells[study.control], name)
-                row.append(told if ratio is None or name not in _RELATIVE else f"{told} ({ratio:.2f}x)")
+                compared = name in _RELATIVE and encoder != study.control
+                ratio = _ratio(cells[encoder], cells[study.control], name) if compared else None
+                row.append(told if ratio is None else f"{told} ({ratio:.2f}x)")
         table.append(row)
     return table
 
