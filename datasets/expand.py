@@ -235,7 +235,7 @@ def _digest(sources: tuple[Source, ...], env_args: Mapping[str, Any]) -> str:
     for source in sources:
         digest.update(f"{source.demo} {source.origin}".encode())
         for segment in source.segments:
-            for array in (segment.goals, segment.gripper, segment.about):
+            for array in (segment.poses, segment.goals, segment.gripper, segment.about):
                 digest.update(array.tobytes())
     return digest.hexdigest()[:16]
 

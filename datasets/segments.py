@@ -32,6 +32,9 @@ RISE = 0.02
 LIFTED = 0.8
 #: An approach begins where the hand last was so far from the thing, metres: a bridge leads there.
 NEAR = 0.15
+#: When the way is planned: every so many recorded poses are looked at; what the arm stays within of is reached (metres, see
+#: `Hand.follow`); and starts that differ by less than this turn are one, radians.
+PLAN_EVERY, REACHED, ALIKE = 4, 0.02, 0.5
 #: The hand pauses where its goal moves by no more than this, metres and radians; fingers need so many steps to close.
 PAUSE, PAUSE_TURN, FINGER_STEPS = 0.003, 0.03, 12
 #: What lies otherwise in the hand than recorded by more than this was not grasped, metres.
@@ -57,7 +60,7 @@ class Segment:
 
     Args:
         subtask: which.
-        start: where the hand was at the first step.
+        poses: `(N, 4, 4)`, where the hand was.
         goals: `(N, 4, 4)`, the poses that the recorded actions were commands toward.
         gripper: `(N,)`, the recorded gripper commands.
         about: where the thing that the subtask is about was.
@@ -65,11 +68,17 @@ class Segment:
     """
 
     subtask: Subtask
-    start: Pose
+    poses: Array
     goals: Array
     gripper: Array
     about: Pose
     held: Pose | None
+
+    @property
+    def start(self) -> Pose:
+        """Where the hand was at the first step."""
+        first: Pose = self.poses[0]
+        return first
 
 
 def take_apart(
@@ -111,10 +120,9 @@ def take_apart(
         # A thing may still fall into place at first, or be nudged: what counts is where it is when the fingers close on it.
         when = close if subtask.carried is None else part.start
         about = np.eye(4) if subtask.about is None else tracks[subtask.about.body][when]
-        first = poses[part.start]
-        held = None if subtask.carried is None else np.linalg.inv(first) @ tracks[subtask.carried.body][part.start]
+        held = None if subtask.carried is None else np.linalg.inv(poses[part.start]) @ tracks[subtask.carried.body][part.start]
         moving = part.start + _moving(goals[part], closed[part])
-        segments.append(Segment(subtask, first, goals[moving], actions[moving, 6], about, held))
+        segments.append(Segment(subtask, poses[moving], goals[moving], actions[moving, 6], about, held))
     return tuple(segments)
 
 
@@ -155,9 +163,10 @@ def attempt(hand: Hand, segments: Sequence[Segment], act: Callable[[NDArray[np.f
     def follow(goals: Iterable[tuple[Pose, float]]) -> bool:
         return any(act(np.append(hand.action_toward(goal), command).astype(np.float32)) for goal, command in goals)
 
+    starts = _plan(hand, segments, hand.pose, hand.joints) or [segment.start for segment in segments]
     moved: Callable[[Pose], Pose] | None = None
-    for segment in segments:
-        moved = _moved(hand, segment, segment.start)
+    for segment, start in zip(segments, starts, strict=True):
+        moved = _moved(hand, segment, start)
         if moved is None:
             return False
         command = float(segment.gripper[0])
@@ -172,25 +181,61 @@ def attempt(hand: Hand, segments: Sequence[Segment], act: Callable[[NDArray[np.f
     return follow([last] * SETTLE_STEPS)
 
 
+def _plan(hand: Hand, segments: Sequence[Segment], pose: Pose, joints: Array, grip: Pose | None = None) -> list[Pose] | None:
+    """Where each segment is to start so that the arm can follow them all from `pose`; `None` when it cannot.
+
+    Of the ways that symmetries leave open, the first that lies within the joints' reach and stops, by the turn they ask for.
+
+    Args:
+        grip: how the hand was turned, against the recording, when it picked up what it carries.
+    """
+    if not segments:
+        return []
+    segment, tried = segments[0], list[Pose]()
+    held = None if segment.held is None or grip is None else np.linalg.inv(grip) @ segment.held
+    for move, turn in _ways(hand, segment, held, segment.start):
+        start, *others = (move @ recorded @ turn for recorded in (*segment.poses[::PLAN_EVERY], segment.poses[-1]))
+        if any(_apart(start, other)[1] < ALIKE for other in tried):
+            continue
+        tried.append(start)
+        reached, missed = hand.follow(joints, np.stack([*_way(pose, start), start, *others]))
+        if missed < REACHED and (rest := _plan(hand, segments[1:], others[-1], reached, turn)) is not None:
+            return [start, *rest]
+    return None
+
+
 def _moved(hand: Hand, segment: Segment, near: Pose) -> Callable[[Pose], Pose] | None:
     """Takes recorded poses of the hand to the present scene; `None` when what should be in the hand is not.
 
     Of the ways that symmetries leave open, the one that takes the segment's start nearest to the orientation of `near`.
     """
-    about, carried = segment.subtask.about, segment.subtask.carried
-    now = np.eye(4) if about is None else hand.body(about.body)
-    moves = [_carry(segment.about, now @ turn) for turn in _turns(1 if about is None else about.symmetry)]
-    if carried is None:
-        grips = FLIPS
-    else:
+    carried, held = segment.subtask.carried, None
+    if carried is not None:
         assert segment.held is not None
         held = np.linalg.inv(hand.pose) @ hand.body(carried.body)
         if min(np.linalg.norm((turn @ held)[:3, 3] - segment.held[:3, 3]) for turn in FLIPS) > LOST:
             return None
+    move, grip = _ways(hand, segment, held, near)[0]
+    return lambda pose: move @ pose @ grip
+
+
+def _ways(hand: Hand, segment: Segment, held: Pose | None, near: Pose) -> list[tuple[Pose, Pose]]:
+    """The ways to take recorded poses of the hand to the present scene, as factors before and after a pose.
+
+    Those first that take the segment's start nearer to the orientation of `near`.
+
+    Args:
+        held: where what is carried lies in the hand now.
+    """
+    about, carried = segment.subtask.about, segment.subtask.carried
+    now = np.eye(4) if about is None else hand.body(about.body)
+    moves = [_carry(segment.about, now @ turn) for turn in _turns(1 if about is None else about.symmetry)]
+    if carried is None or segment.held is None or held is None:
+        grips = FLIPS
+    else:
         # What counts is where the thing goes: however it lies in the hand now, the hand makes up for it.
         grips = [segment.held @ turn @ np.linalg.inv(held) for turn in _turns(carried.symmetry)]
-    move, grip = min(product(moves, grips), key=lambda choice: _apart(choice[0] @ segment.start @ choice[1], near)[1])
-    return lambda pose: move @ pose @ grip
+    return sorted(product(moves, grips), key=lambda way: _apart(way[0] @ segment.start @ way[1], near)[1])
 
 
 def _carry(then: Pose, now: Pose) -> Pose:
@@ -205,7 +250,16 @@ def _carry(then: Pose, now: Pose) -> Pose:
 
 def _bridge(hand: Hand, end: Pose) -> Iterator[Pose]:
     """Goals on the straight way from where the hand is to `end`, and that one again until it is there."""
-    start = hand.pose
+    yield from _way(hand.pose, end)
+    for _ in range(ARRIVE_STEPS):
+        distance, turn = _apart(hand.pose, end)
+        if distance < ARRIVED and turn < ARRIVED_TURN:
+            return
+        yield end
+
+
+def _way(start: Pose, end: Pose) -> Iterator[Pose]:
+    """Goals on the straight way between two poses, without these."""
     distance, turn = _apart(start, end)
     steps = max(int(np.ceil(distance / BRIDGE_STEP)), int(np.ceil(turn / BRIDGE_TURN)))
     rotations = Slerp([0, 1], Rotation.from_matrix([start[:3, :3], end[:3, :3]]))
@@ -214,11 +268,6 @@ def _bridge(hand: Hand, end: Pose) -> Iterator[Pose]:
         goal[:3, 3] = (1 - share) * start[:3, 3] + share * end[:3, 3]
         goal[:3, :3] = rotations(share).as_matrix()
         yield goal
-    for _ in range(ARRIVE_STEPS):
-        distance, turn = _apart(hand.pose, end)
-        if distance < ARRIVED and turn < ARRIVED_TURN:
-            return
-        yield end
 
 
 def _apart(a: Pose, b: Pose) -> tuple[float, float]:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import mujoco
 import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
@@ -15,6 +16,10 @@ from fibopolicy.errors import UserError
 
 #: A rigid pose: homogeneous `(4, 4)`, metres, in the world's frame.
 Pose = NDArray[np.float64]
+
+#: Inverse kinematics: steps for each goal, how far each goes (metres, radians), damping, and the share of the way back to the
+#: arm's usual posture.
+IK_STEPS, IK_REACH, IK_DAMPING, IK_POSTURE = 4, 0.1, 1e-3, 0.05
 
 #: The symmetry of what is round: turns of one degree.
 ROUND = 360
@@ -79,6 +84,8 @@ class Hand:
                 f" this file's has {len(arms)} arm(s) under {arm.name} and {env.action_space.shape} actions"
             )
         self._in_base = arm.input_ref_frame == "base"
+        self._joints: list[str] = list(robots[0].robot_joints)
+        self._rest = np.array(robots[0].init_qpos, dtype=np.float64)
         #: Of an action of 1: metres (3,), radians (3,).
         self.scale = np.asarray(arm.output_max, dtype=np.float64)
 
@@ -116,6 +123,53 @@ class Hand:
         goals[:, :3, 3] += moves[:, :3] @ frame.T
         goals[:, :3, :3] = Rotation.from_rotvec(moves[:, 3:] @ frame.T).as_matrix() @ poses[:, :3, :3]
         return goals
+
+    @property
+    def joints(self) -> NDArray[np.float64]:
+        """The arm's joints `(7,)` at this instant, radians."""
+        return np.array(self._env._env.sim.data.qpos[self._addresses()[1]])
+
+    def follow(self, joints: NDArray[np.float64], goals: NDArray[np.float64]) -> tuple[NDArray[np.float64], float]:
+        """Where the arm ends that follows `goals` `(N, 4, 4)` from `joints` `(7,)`, and how far from one it stays at most.
+
+        By inverse kinematics with the joints' stops, bodies left aside. The distance is in metres, a radian counted as 0.1.
+        """
+        env = self._env._env
+        model, robot = env.sim.model._model, env.robots[0]
+        ids, positions, velocities = self._addresses()
+        low, high = model.jnt_range[ids].T
+        data = mujoco.MjData(model)
+        data.qpos[:] = env.sim.data.qpos
+        site = robot.eef_site_id[robot.arms[0]]
+        full, joints, worst = np.empty((6, model.nv)), joints.copy(), 0.0
+
+        def error_to(goal: NDArray[np.float64]) -> NDArray[np.float64]:
+            """What is missing `(6,)`, metres and radians."""
+            data.qpos[positions] = joints
+            mujoco.mj_kinematics(model, data)
+            turn = Rotation.from_matrix(goal[:3, :3] @ data.site_xmat[site].reshape(3, 3).T).as_rotvec()
+            return np.concatenate([goal[:3, 3] - data.site_xpos[site], turn])
+
+        for goal in goals:
+            error = error_to(goal)
+            for _ in range(IK_STEPS):
+                mujoco.mj_comPos(model, data)
+                mujoco.mj_jacSite(model, data, full[:3], full[3:], site)
+                jacobian = full[:, velocities]
+                inverse = jacobian.T @ np.linalg.inv(jacobian @ jacobian.T + IK_DAMPING * np.eye(6))
+                # What the hand does not need brings the joints back to their usual posture, as the controller does.
+                free = np.eye(len(joints)) - inverse @ jacobian
+                near = error / max(1.0, float(np.abs(error).max()) / IK_REACH)
+                joints = np.clip(joints + inverse @ near + IK_POSTURE * free @ (self._rest - joints), low, high)
+                error = error_to(goal)
+            worst = max(worst, float(np.linalg.norm(error[:3]) + 0.1 * np.linalg.norm(error[3:])))
+        return joints, worst
+
+    def _addresses(self) -> tuple[list[int], NDArray[np.intp], NDArray[np.intp]]:
+        """Of the arm's joints in the model: ids, and places among positions and velocities."""
+        model = self._env._env.sim.model
+        ids = [model.joint_name2id(joint) for joint in self._joints]
+        return ids, np.array(model.jnt_qposadr[ids]), np.array(model.jnt_dofadr[ids])
 
     def _frame(self) -> NDArray[Any]:
         """The axes of the actions, as columns."""

@@ -155,6 +155,56 @@ def test_the_hand_turns_by_the_cubes_symmetry_at_most(env: RobosuiteEnv, source:
         assert abs(yaws[-1]) < np.pi / 4 + 0.2
 
 
+def test_a_way_that_the_arm_cannot_follow_is_not_taken(env: RobosuiteEnv, source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hand, follow = Hand(env), Hand.follow
+    with DemoFile(source) as file:
+        model, states, actions = (
+            file.attrs("demo_0")["model_file"],
+            file.read("demo_0", "states"),
+            file.read("demo_0", "actions"),
+        )
+    segments = take_apart(env, hand, SUBTASKS["Lift"], model, states, actions)
+    start = segments[0].start[:3, :3]
+
+    def turn_from(pose: Any) -> float:
+        return float(np.abs(Rotation.from_matrix(pose[:3, :3] @ start.T).as_euler("zyx")[0]))
+
+    def hindered(hand: Hand, joints: Any, goals: Any) -> tuple[Any, float]:
+        joints, missed = follow(hand, joints, goals)
+        return joints, max(missed, 1.0 if turn_from(goals[-1]) < np.pi / 4 else 0.0)
+
+    monkeypatch.setattr(Hand, "follow", hindered)
+    env.reset(seed=0)
+    assert attempt(hand, segments, lambda action: env.advance(action)[1])
+    assert turn_from(hand.pose) > np.pi / 4 - 0.2
+
+
+def test_inverse_kinematics_follow_what_the_arm_did_and_stop_at_its_joints_stops(env: RobosuiteEnv, source: Path) -> None:
+    hand = Hand(env)
+    with DemoFile(source) as file:
+        env.set_state(SimState(file.attrs("demo_0")["model_file"], file.read("demo_0", "states")[0]))
+        poses, joints = [], []
+        for state in file.read("demo_0", "states"):
+            hand.show(state)
+            poses.append(hand.pose)
+            joints.append(hand.joints)
+    reached, missed = hand.follow(joints[0], np.stack(poses))
+    assert missed < 0.001
+    np.testing.assert_allclose(reached, joints[-1], atol=0.2)  # the elbow is free
+
+    np.testing.assert_array_equal(hand.joints, joints[-1])  # the simulator stays as it is
+    away = poses[-1].copy()
+    away[:3, 3] += [1.5, 0, 0]
+    assert 0.5 < hand.follow(joints[-1], away[None])[1] < 2
+    missed_turning = []
+    for direction in (1, -1):
+        turns = np.tile(poses[-1], (32, 1, 1))
+        yaws = Rotation.from_euler("z", direction * np.linspace(0, 3.1, 32)[:, None]).as_matrix()
+        turns[:, :3, :3] = yaws @ poses[-1][:3, :3]
+        missed_turning.append(hand.follow(joints[-1], turns)[1])
+    assert min(missed_turning) < 0.02 < max(missed_turning), "the last joint turns by half a turn one way, not the other"
+
+
 def test_an_attempt_depends_on_its_index_alone(env: RobosuiteEnv, source: Path) -> None:
     hand = Hand(env)
     with DemoFile(source) as file:
