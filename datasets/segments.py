@@ -1,8 +1,8 @@
 """Demonstrations taken apart at object interactions, and their parts put together again in new scenes.
 
 The method is MimicGen's (Mandlekar et al., 2023): what a hand does to an object is, relative to the object, the same wherever
-the object lies. A recorded approach and grasp is therefore moved with the object, turned by the object's symmetry so that the
-hand turns least, reached over a straight bridge, and followed closed-loop in the simulator.
+the object lies. A recorded approach and grasp is therefore moved with the object, turned by its symmetry so that the hand turns
+least of all ways that the arm can follow, reached over a straight bridge, and followed closed-loop in the simulator.
 """
 
 from __future__ import annotations
