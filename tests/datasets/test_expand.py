@@ -14,7 +14,7 @@ from scipy.spatial.transform import Rotation
 from fibopolicy.datasets import DemoFile
 from fibopolicy.datasets.collect import Plan, collect
 from fibopolicy.datasets.expand import Expanded, Source, expand, generate
-from fibopolicy.datasets.segments import attempt, take_apart
+from fibopolicy.datasets.segments import Segment, attempt, take_apart
 from fibopolicy.datasets.writer import DemoWriter
 from fibopolicy.envs.base import SimState
 from fibopolicy.envs.robosuite import RobosuiteEnv
@@ -65,6 +65,12 @@ def changed(source: Path, folder: Path, change: Any) -> Path:
     with h5py.File(path, "r+") as file:
         change(file)
     return path
+
+
+def taken_apart(env: RobosuiteEnv, hand: Hand, source: Path, demo: str) -> tuple[Segment, ...]:
+    with DemoFile(source) as file:
+        model, states, actions = file.attrs(demo)["model_file"], file.read(demo, "states"), file.read(demo, "actions")
+    return take_apart(env, hand, SUBTASKS["Lift"], model, states, actions)
 
 
 def contents(path: Path) -> dict[str, Any]:
@@ -135,13 +141,7 @@ def test_robomimic_reads_it(expanded: Expanded) -> None:
 
 def test_the_hand_turns_by_the_cubes_symmetry_at_most(env: RobosuiteEnv, source: Path) -> None:
     hand = Hand(env)
-    with DemoFile(source) as file:
-        model, states, actions = (
-            file.attrs("demo_0")["model_file"],
-            file.read("demo_0", "states"),
-            file.read("demo_0", "actions"),
-        )
-    (segment,) = segments = take_apart(env, hand, SUBTASKS["Lift"], model, states, actions)
+    (segment,) = segments = taken_apart(env, hand, source, "demo_0")
     grasp = segment.goals[np.argmax(segment.gripper > 0)]
     for index in range(3):
         env.reset(seed=index)
@@ -157,13 +157,7 @@ def test_the_hand_turns_by_the_cubes_symmetry_at_most(env: RobosuiteEnv, source:
 
 def test_a_way_that_the_arm_cannot_follow_is_not_taken(env: RobosuiteEnv, source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     hand, follow = Hand(env), Hand.follow
-    with DemoFile(source) as file:
-        model, states, actions = (
-            file.attrs("demo_0")["model_file"],
-            file.read("demo_0", "states"),
-            file.read("demo_0", "actions"),
-        )
-    segments = take_apart(env, hand, SUBTASKS["Lift"], model, states, actions)
+    segments = taken_apart(env, hand, source, "demo_0")
     start = segments[0].start[:3, :3]
 
     def turn_from(pose: Any) -> float:
@@ -207,13 +201,7 @@ def test_inverse_kinematics_follow_what_the_arm_did_and_stop_at_its_joints_stops
 
 def test_an_attempt_depends_on_its_index_alone(env: RobosuiteEnv, source: Path) -> None:
     hand = Hand(env)
-    with DemoFile(source) as file:
-        model, states, actions = (
-            file.attrs("demo_1")["model_file"],
-            file.read("demo_1", "states"),
-            file.read("demo_1", "actions"),
-        )
-    sources = (Source("demo_1", "human", take_apart(env, hand, SUBTASKS["Lift"], model, states, actions)),)
+    sources = (Source("demo_1", "human", taken_apart(env, hand, source, "demo_1")),)
     first = generate(env, hand, sources, 0.05, 3, 4)
     generate(env, hand, sources, 0.05, 3, 5)
     second = generate(env, hand, sources, 0.05, 3, 4)
