@@ -8,8 +8,11 @@ from fibopolicy.envs.robosuite_experts.motion import CLOSE, MIDDLE_YAW, Action, 
 
 #: Where the handle is grasped, from the nut's centre, and half its width, metres.
 GRIP, HALF_WIDTH = 0.058, 0.0159
-#: Heights of the nut's centre above the peg's middle, metres: carried over the peg, around its top, down on it.
-OVER, AROUND, DOWN = 0.13, 0.105, 0.0
+#: Heights of the nut's centre above the peg's middle, metres: carried over the peg, just over its top, surely around it.
+OVER, TOP, AROUND = 0.13, 0.105, 0.085
+#: How far the nut may be off the peg's axis, metres, to go down, to be held just over the top, and to be carried high up.
+#: In between the height is in between: a hand that changed its mind at a line would teach policies to wait there.
+MISS = (0.005, 0.008, 0.02)
 
 
 def nut_assembly_square(arm: Arm) -> Action:
@@ -32,11 +35,13 @@ def nut_assembly_square(arm: Arm) -> Action:
     place = peg + [c * hand[0] - s * hand[1], s * hand[0] + c * hand[1], hand[2]]
     off = float(np.linalg.norm((nut - peg)[:2]))
     height = nut[2] - peg[2]
-    threaded = height < AROUND and off < 0.012
-    if threaded or (off < 0.006 and abs(left) < 0.1):
-        place[2] += DOWN
-    else:
-        place[2] += OVER
-        if height < OVER - 0.015:
-            place[:2] = arm.position[:2]
+    lift = float(np.interp(off + 0.1 * max(0.0, abs(left) - 0.05), MISS, [0, TOP, OVER]))
+    if height < AROUND and off < 0.012:
+        lift = 0.0
+    if height < lift - 0.02 and off > MISS[-1]:
+        place[:2] = arm.position[:2]
+    # The hand slows down over the last 12 centimetres: at full speed it shoots past the peg.
+    aside = place[:2] - arm.position[:2]
+    place[:2] = arm.position[:2] + aside * min(1.0, max(0.01 / (np.linalg.norm(aside) + 1e-9), 0.2))
+    place[2] += lift
     return arm.toward(place, arm.yaw + left, CLOSE)

@@ -17,9 +17,9 @@ def pick_place_can(arm: Arm) -> Action:
     can, rotation = arm.body("Can_main")
     bin_ = arm.env.target_bin_placements[arm.env.object_to_id["can"]]
     off = float(np.abs((can - bin_)[:2]).max())
-    if off < 0.06 and can[2] < bin_[2] + 0.08:
-        retreat = 0.1 if arm.opening > RADIUS + 0.005 else 0.0
-        return arm.toward(arm.position + [0, 0, retreat], arm.yaw, OPEN)
+    place = bin_ + [0, 0, 0.07] + (arm.position - can)
+    if off < 0.06 and can[2] < bin_[2] + 0.1:
+        return arm.toward(arm.position + [0, 0, 0.1] if arm.opening > RADIUS + 0.005 else place, arm.yaw, OPEN)
     axis = rotation[:, 2]
     if abs(axis[2]) > 0.8:
         target, yaw = can + [0, 0, GRASP_HEIGHT], 0.0
@@ -28,5 +28,4 @@ def pick_place_can(arm: Arm) -> Action:
     grasp = arm.grasp(target, yaw, RADIUS)
     if grasp is not None:
         return grasp
-    place = bin_ + [0, 0, 0.07] + (arm.position - can)
     return arm.toward(arm.descent(place, hover=CLEARANCE, slack=0.04), arm.yaw, CLOSE)
