@@ -77,18 +77,24 @@ class Arm:
         move = np.concatenate([(position - self.position) / POSITION_SCALE, turn / ROTATION_SCALE])
         return np.array([*np.clip(GAIN * move, -1, 1), grip], dtype=np.float32)
 
-    def grasp(self, target: Vector, yaw: float, half_width: float) -> Action | None:
-        """Approach and grasp from above what is `2 * half_width` metres wide at `target`; `None` once it is held."""
+    def grasp(self, target: Vector, yaw: float, half_width: float, turn_within: float = np.inf) -> Action | None:
+        """Approach and grasp from above what is `2 * half_width` metres wide at `target`; `None` once it is held.
+
+        The hand turns to `yaw` once it is less than `turn_within` metres aside of the target.
+        """
         error = target - self.position
         distance = max(float(np.linalg.norm(error[:2])), abs(float(error[2])))
         # Grasped off its middle a round thing is narrower, and things slip a little between the fingers.
         if distance < 0.025 and -0.006 < self.opening - half_width < 0.003 and self.finger_speed < 0.02:
             return None
-        if distance < 0.015 and abs(yaw - self.yaw) < 0.2:
+        # Fingers that have begun to close go on, even where the hand trembles.
+        slack, crooked = (0.015, 0.2) if self.opening > 0.038 else (0.02, 0.3)
+        if distance < slack and abs(yaw - self.yaw) < crooked:
             return self.toward(target, yaw, CLOSE)
         # The fingers may come down beside the target only once they stand across it.
-        slack = 0.012 - 0.05 * max(0.0, abs(yaw - self.yaw) - 0.15)
-        return self.toward(self.descent(target, hover=0.06, slack=slack), yaw, OPEN)
+        slack = 0.012 - 0.1 * max(0.0, abs(yaw - self.yaw) - 0.15)
+        seen = np.linalg.norm(error[:2]) < turn_within
+        return self.toward(self.descent(target, hover=0.06, slack=slack), yaw if seen else self.yaw, OPEN)
 
     def descent(self, target: Vector, hover: float, slack: float, axis: Vector = DOWN) -> Vector:
         """Where to go next so that `target` is reached from above, or against another approach `axis`.
