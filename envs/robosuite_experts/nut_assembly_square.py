@@ -8,6 +8,8 @@ from fibopolicy.envs.robosuite_experts.motion import CLOSE, MIDDLE_YAW, Action, 
 
 #: Where the handle is grasped, from the nut's centre, and half its width, metres.
 GRIP, HALF_WIDTH = 0.058, 0.0159
+#: A hand farther aside of the handle than this does not turn yet, metres: as with a cube, policies must look before they turn.
+SEEN = 0.05
 #: Heights of the nut's centre above the peg's middle, metres: carried over the peg, just over its top, surely around it.
 OVER, TOP, AROUND = 0.13, 0.105, 0.085
 #: How far the nut may be off the peg's axis, metres, to go down, to be held just over the top, and to be carried high up.
@@ -21,9 +23,9 @@ def nut_assembly_square(arm: Arm) -> Action:
     handle = rotation[:, 0]
     # On the peg the handle points at the robot: beside or behind the peg the arm does not reach.
     turn = nearest(float(np.arctan2(-handle[1], -handle[0])), MIDDLE_YAW, 2 * np.pi)
-    # A handle can be grasped in two ways, half a turn apart. The one that needs no turn on the peg is preferred.
-    yaw = turn if -1.6 < turn < 3.5 else nearest(turn + np.pi, MIDDLE_YAW, 2 * np.pi)
-    grasp = arm.grasp(nut + GRIP * handle + [0, 0, 0.004], yaw, HALF_WIDTH)
+    # A handle can be grasped in two ways, half a turn apart.
+    yaw = nearest(turn, arm.yaw, np.pi)
+    grasp = arm.grasp(nut + GRIP * handle + [0, 0, 0.004], yaw, HALF_WIDTH, turn_within=SEEN)
     if grasp is not None:
         return grasp
 
