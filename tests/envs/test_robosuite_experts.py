@@ -9,6 +9,8 @@ import pytest
 
 from fibopolicy.envs.robosuite import RobosuiteEnv
 from fibopolicy.envs.robosuite_experts import EXPERTS
+from fibopolicy.envs.robosuite_experts.lift import SEEN
+from fibopolicy.envs.robosuite_experts.motion import Arm
 from fibopolicy.errors import UserError
 
 pytest.importorskip("robosuite", reason="robosuite is not installed")
@@ -69,6 +71,23 @@ def test_it_recovers_from_a_push(env: RobosuiteEnv) -> None:
         push = np.array([0.6, -0.6, 0.8, 0.2, -0.2, 0.3, -1.0])
         env.advance(push if 18 <= step < 28 else env.expert_action())
     assert np.isfinite(run(env)[-1]).all()
+
+
+@pytest.mark.slow
+def test_a_hand_turns_to_a_cube_where_it_sees_how_it_lies() -> None:
+    env = RobosuiteEnv("robosuite/Stack", cameras=())
+    turned, aside = [], []
+    for seed in range(5):
+        env.reset(seed=seed)
+        first = Arm(env._env).yaw
+        while (action := env.expert_action())[6] < 0:
+            arm = Arm(env._env)
+            aside.append(float(np.linalg.norm((arm.position - arm.body("cubeA_main")[0])[:2])))
+            turned.append(abs(arm.yaw - first))
+            env.advance(action)
+    env.close()
+    assert max(turn for turn, off in zip(turned, aside, strict=True) if off > SEEN) < 0.1
+    assert max(turned) > 0.3
 
 
 def test_tasks_without_an_expert_name_those_that_have_one() -> None:
