@@ -88,8 +88,8 @@ class Arm:
         if distance < 0.025 and -0.006 < self.opening - half_width < 0.003 and self.finger_speed < 0.02:
             return None
         # Fingers that have begun to close go on, even where the hand trembles.
-        slack, crooked = (0.015, 0.2) if self.opening > 0.038 else (0.02, 0.3)
-        if distance < slack and abs(yaw - self.yaw) < crooked:
+        far, crooked = (0.015, 0.2) if self.opening > 0.038 else (0.02, 0.3)
+        if distance < far and abs(yaw - self.yaw) < crooked:
             return self.toward(target, yaw, CLOSE)
         # The fingers may come down beside the target only once they stand across it.
         slack = 0.012 - 0.1 * max(0.0, abs(yaw - self.yaw) - 0.15)

@@ -23,8 +23,8 @@ def nut_assembly_square(arm: Arm) -> Action:
     handle = rotation[:, 0]
     # On the peg the handle points at the robot: beside or behind the peg the arm does not reach.
     turn = nearest(float(np.arctan2(-handle[1], -handle[0])), MIDDLE_YAW, 2 * np.pi)
-    # A handle can be grasped in two ways, half a turn apart.
-    yaw = nearest(turn, arm.yaw, np.pi)
+    # A handle can be grasped in two ways, half a turn apart: by the smaller turn, away from the stops of the last joint.
+    yaw = nearest(turn, float(np.clip(arm.yaw, MIDDLE_YAW - 1.5, MIDDLE_YAW + 1.5)), np.pi)
     grasp = arm.grasp(nut + GRIP * handle + [0, 0, 0.004], yaw, HALF_WIDTH, turn_within=SEEN)
     if grasp is not None:
         return grasp
