@@ -103,7 +103,8 @@ def take_apart(
         for body, track in tracks.items():
             track[t] = hand.body(body)
     env.set_state(SimState(model, states[-1]))
-    if not env.advance(actions[-1])[1] and not success.any():
+    # No state follows the last action, and a restored controller starts anew, so that it may take a step or two longer.
+    if not success.any() and not any(env.advance(actions[-1])[1] for _ in range(5)):
         raise UserError(f"its states do not meet the goal of {env.task_id} when they are restored: it is no demonstration of it")
 
     picked = subtasks[0].about
