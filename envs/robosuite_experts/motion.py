@@ -83,18 +83,26 @@ class Arm:
         The hand turns to `yaw` once it is less than `turn_within` metres aside of the target.
         """
         error = target - self.position
-        distance = max(float(np.linalg.norm(error[:2])), abs(float(error[2])))
+        aside, crooked = float(np.linalg.norm(error[:2])), abs(yaw - self.yaw)
+        distance = max(aside, abs(float(error[2])))
         # Grasped off its middle a round thing is narrower, and things slip a little between the fingers.
         if distance < 0.025 and -0.006 < self.opening - half_width < 0.003 and self.finger_speed < 0.02:
             return None
         # Fingers that have begun to close go on, even where the hand trembles.
-        far, crooked = (0.015, 0.2) if self.opening > 0.038 else (0.02, 0.3)
-        if distance < far and abs(yaw - self.yaw) < crooked:
+        reach, across = (0.015, 0.2) if self.opening > 0.038 else (0.02, 0.3)
+        if distance < reach and crooked < across:
             return self.toward(target, yaw, CLOSE)
         # The fingers may come down beside the target only once they stand across it.
-        slack = 0.012 - 0.1 * max(0.0, abs(yaw - self.yaw) - 0.15)
-        seen = np.linalg.norm(error[:2]) < turn_within
-        return self.toward(self.descent(target, hover=0.06, slack=slack), yaw if seen else self.yaw, OPEN)
+        slack = 0.012 - 0.1 * max(0.0, crooked - 0.15)
+        return self.toward(self.descent(target, hover=0.06, slack=slack), yaw if aside < turn_within else self.yaw, OPEN)
+
+    def release(self, place: Vector, half_width: float, retreat: float) -> Action:
+        """Let go of what is `2 * half_width` metres wide, then rise by `retreat` metres.
+
+        The fingers take half a second to open. Until they have, the hand keeps to `place`.
+        """
+        opened = self.opening > half_width + 0.005
+        return self.toward(self.position + [0, 0, retreat] if opened else place, self.yaw, OPEN)
 
     def descent(self, target: Vector, hover: float, slack: float, axis: Vector = DOWN) -> Vector:
         """Where to go next so that `target` is reached from above, or against another approach `axis`.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from fibopolicy.envs.robosuite_experts.motion import CLOSE, OPEN, Action, Arm, nearest
+from fibopolicy.envs.robosuite_experts.motion import CLOSE, Action, Arm, nearest
 
 RADIUS = 0.025
 #: A standing can is grasped this far above its middle, so that the hand stays clear of the walls.
@@ -19,7 +19,7 @@ def pick_place_can(arm: Arm) -> Action:
     off = float(np.abs((can - bin_)[:2]).max())
     place = bin_ + [0, 0, 0.07] + (arm.position - can)
     if off < 0.06 and can[2] < bin_[2] + 0.1:
-        return arm.toward(arm.position + [0, 0, 0.1] if arm.opening > RADIUS + 0.005 else place, arm.yaw, OPEN)
+        return arm.release(place, RADIUS, retreat=0.1)
     axis = rotation[:, 2]
     if abs(axis[2]) > 0.8:
         target, yaw = can + [0, 0, GRASP_HEIGHT], 0.0

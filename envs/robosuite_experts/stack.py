@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from fibopolicy.envs.robosuite_experts.lift import grasp_cube
-from fibopolicy.envs.robosuite_experts.motion import CLOSE, OPEN, Action, Arm
+from fibopolicy.envs.robosuite_experts.motion import CLOSE, Action, Arm
 
 HALF_RED, HALF_GREEN = 0.02, 0.025
 #: How far above the green cube the red one may be let go, metres. It drops unharmed; waiting for less teaches policies to wait.
@@ -16,11 +16,9 @@ def stack(arm: Arm) -> Action:
     red, _ = arm.body("cubeA_main")
     green, _ = arm.body("cubeB_main")
     gap = red - green - [0, 0, HALF_RED + HALF_GREEN]
-    held = arm.position - red
-    place = green + [0, 0, HALF_RED + HALF_GREEN - 0.001] + held
+    place = green + [0, 0, HALF_RED + HALF_GREEN - 0.001] + (arm.position - red)
     if np.linalg.norm(gap[:2]) < 0.015 and abs(gap[2]) < RELEASE:
-        # The fingers take half a second to open. Until they have, the hand keeps to the middle.
-        return arm.toward(arm.position + [0, 0, 0.05] if arm.opening > HALF_RED + 0.005 else place, arm.yaw, OPEN)
+        return arm.release(place, HALF_RED, retreat=0.05)
     grasp = grasp_cube(arm, "cubeA_main", HALF_RED)
     if grasp is not None:
         return grasp
