@@ -1,6 +1,7 @@
 """The CUDA backend around the Triton kernels. On a CPU they run in Triton's interpreter, for tests: TRITON_INTERPRET=1.
 
-Written and tested in the interpreter; no timing on a GPU exists yet.
+Timed on one GPU, an H200: `docs/benchmarks/attention_h200_*.md`. In float32 they beat dense attention from some 600 tokens on; in
+bfloat16, where dense attention has the tensor cores, nowhere.
 """
 
 from __future__ import annotations

@@ -19,6 +19,10 @@ VARIABLE = "FIBOPOLICY_ATTENTION_BACKEND"
 #: masked dense attention won, forward and backward together: `docs/benchmarks/attention_auto_*.json` has the timings.
 _CPU_TABLE = ((101, 0.95), (197, 0.75), (math.inf, 0.6))
 
+#: Up to so many tokens a GPU takes masked dense attention: what is launched costs more than what is computed, and ours launches
+#: more, forward and backward together. `docs/benchmarks/attention_h200_*.md` has the timings.
+_CUDA_SHORT = 197
+
 _log = logging.getLogger(__name__)
 
 
@@ -35,7 +39,7 @@ def choose(q: Tensor, pattern: AttentionPattern) -> str:
 def _fastest(device: str, dtype: torch.dtype, pattern: AttentionPattern) -> str:
     if pattern.keeps_all:
         return "sdpa"
-    if device == "cuda":
+    if device == "cuda" and pattern.sequence_length > _CUDA_SHORT:
         return "triton" if cuda.available() and cuda.supports(dtype, pattern) else "csr"
     if device != "cpu" or not cpu.available() or not cpu.supports(dtype):
         return "sdpa"

@@ -11,8 +11,10 @@ from fibopolicy.attention import (
     FibottentionPattern,
     LocalPattern,
     RandomPattern,
+    cuda,
     fibottention,
     fibottention_qkvpacked,
+    selection,
 )
 from fibopolicy.attention.operator import sparse_attention, sparse_attention_backward
 
@@ -101,6 +103,12 @@ def test_auto_says_what_it_chose_and_obeys_the_environment(
         monkeypatch.setenv("FIBOPOLICY_ATTENTION_BACKEND", "csr")
         fibottention(q, q, q, PATTERN)
     assert [record.getMessage().split()[2] for record in caplog.records] == ["numba", "csr"]
+
+
+def test_auto_on_a_gpu_takes_the_kernels_where_they_pay(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cuda, "available", lambda: True)
+    chosen = [selection._fastest("cuda", torch.float32, FibottentionPattern(tokens, 6)) for tokens in (64, 196, 588)]
+    assert chosen == ["sdpa", "sdpa", "triton"]
 
 
 @pytest.mark.parametrize("backend", ["numba", "csr", "sdpa"])
