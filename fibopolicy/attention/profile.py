@@ -102,7 +102,7 @@ def profile_attention(
         contenders = _contenders(pattern, qkv[0], flex)
         pairs = batch * len(neighbours(pattern).key)
         for passes in ("forward", "forward+backward"):
-            runs = {name: _passes(run, qkv, grad, passes) for name, run in contenders.items()}
+            runs = {name: one_pass(run, qkv, grad, passes) for name, run in contenders.items()}
             runs = {name: run for name, run in runs.items() if _works(run)}
             seconds = interleave(runs, turns, device)
             tensor = qkv[0].numel() * qkv.element_size()
@@ -151,7 +151,8 @@ def _flex(pattern: FibottentionPattern, device: torch.device) -> Contender:
     return lambda q, k, v: run(q, k, v, block_mask=blocks)
 
 
-def _passes(run: Contender, qkv: Tensor, grad: Tensor, passes: str) -> Callable[[], object]:
+def one_pass(run: Contender, qkv: Tensor, grad: Tensor, passes: str) -> Callable[[], object]:
+    """A contender's "forward" or "forward+backward", to be called; `qkv` `(3, B, h, T, d)`, `grad` the output's gradient."""
     if passes == "forward":
         q, k, v = qkv.unbind(0)
         return lambda: run(q, k, v)

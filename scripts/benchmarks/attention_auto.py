@@ -7,9 +7,7 @@ Writes docs/benchmarks/attention_auto_<hardware>_<date>.json; `fibopolicy/attent
 
 from __future__ import annotations
 
-import argparse
-from pathlib import Path
-
+import results
 import torch
 
 from fibopolicy.attention import LocalPattern, fibottention
@@ -22,11 +20,7 @@ BATCHES = (1, 16)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--hardware", required=True, help="what the result file calls this machine")
-    parser.add_argument("--turns", type=int, default=9)
-    parser.add_argument("--out", type=Path, default=Path("docs/benchmarks"))
-    options = parser.parse_args()
+    options = results.hardware_options(__doc__, turns=9)
 
     torch.manual_seed(0)
     rows = []

@@ -32,6 +32,15 @@ def parser(what: str | None) -> argparse.ArgumentParser:
     return made
 
 
+def hardware_options(what: str | None, turns: int) -> argparse.Namespace:
+    """The options of a script that names its files after the machine; `what` is its docstring."""
+    made = argparse.ArgumentParser(description=what, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made.add_argument("--hardware", required=True, help="what the result files call this machine")
+    made.add_argument("--turns", type=int, default=turns)
+    made.add_argument("--out", type=Path, default=Path("docs/benchmarks"))
+    return made.parse_args()
+
+
 def described(what: str | None, command: str, settings: dict[str, Any], began: float, *packages: str) -> dict[str, Any]:
     """What a result file says beside its figures.
 
