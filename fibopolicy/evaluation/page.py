@@ -25,7 +25,7 @@ h1 { font-size: 1.5rem; line-height: 1.3 } h2 { font-size: 1.15rem; margin-top: 
 table { border-collapse: collapse; width: 100% }
 th, td { text-align: left; vertical-align: top; padding: .35rem .6rem; border-bottom: 1px solid var(--line) }
 .number { overflow-wrap: break-word } table.wide td.words { min-width: 5rem }
-th { font-weight: 600 } td.number, th.number { text-align: right; font-variant-numeric: tabular-nums }
+th { font-weight: 600; overflow-wrap: break-word } td.number, th.number { text-align: right; font-variant-numeric: tabular-nums }
 table.pairs th { width: 11rem } td:first-child, th:first-child { padding-left: 0 }
 td:last-child, th:last-child { padding-right: 0 } table.wide th:first-child { min-width: 9rem }
 img, video { display: block; max-width: 100%; height: auto } img.paper { background: #fff } .note { color: var(--faint) }
@@ -35,8 +35,11 @@ li.good { border-color: var(--good) !important } li.bad { border-color: var(--ba
 li.open { border-color: var(--open) !important }
 td.good, td.bad, td.open { white-space: nowrap }
 td.good { color: var(--good) } td.bad { color: var(--bad) } td.open { color: var(--open) }
+@media print {
+  body { padding: 0 } h2, h3 { break-after: avoid } tr, img { break-inside: avoid } table.wide { font-size: .7rem }
+}
 @media (max-width: 40rem) {
-  body { padding: 1rem } table.pairs th { width: 7rem }
+  body { padding: 1rem } th { overflow-wrap: anywhere } table.pairs th { width: 9.5rem }
   table.wide, table.wide tbody, table.wide tr, table.wide td { display: block } table.wide tr.head { display: none }
   table.wide tr { border-bottom: 1px solid var(--line); padding: .4rem 0 }
   table.wide td { border: 0; padding: .1rem 0; text-align: left; display: flex; gap: 1rem }

@@ -67,21 +67,22 @@ def report(run: Path, evaluation: Evaluation, stages: Mapping[str, float] | None
     success = run / f"success_by_step{suffix(weights)}.png"
     plot_success_by_step({"": [[row for row in evaluation.rows if not row.error]]}, success)
     path = run / f"report{suffix(weights)}.html"
+    policy = document["policy"]
     facts = {
         "task": evaluation.rows[0].task,
-        "encoder": f"{document['policy']['encoder']} {document['policy']['encoder_options'] or ''}".strip(),
-        "policy head": document["policy"]["head"],
+        "encoder": ", ".join([policy["encoder"], *(f"{name} {value}" for name, value in policy["encoder_options"].items())]),
+        "policy head": policy["head"],
         "demonstrations": f"{document['train']['demos']} from {_names(document['train']['dataset'])}",
         "gradient steps": str(evaluation.rows[0].checkpoint_step),
         "weights": _WEIGHTS.get(weights, f"{weights}, which a validation liked; the last checkpoint is the run's result"),
         "training seed": str(document["train"]["seed"]),
         "start states": f"{len(evaluation.rows)}, set of seed {evaluation.rows[0].starts_seed}, held out from training",
         "render quality of the data": _quality(document["env_args"]),
-        "versions": ", ".join(f"{k} {v}" for k, v in document["versions"].items()),
+        "trained with": ", ".join(f"{k} {v}" for k, v in document["versions"].items()),
     }
     parts = [
         page.heading("Success rate"),
-        page.table(_rate_rows({document["policy"]["encoder"]: evaluation.rate})),
+        page.table(_rate_rows({policy["encoder"]: evaluation.rate})),
         page.note(_errors(evaluation.rate)),
     ]
     if evaluation.video_path is not None:
