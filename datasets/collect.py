@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from fibopolicy.datasets.parts import open_parts, parts_folder, remove_parts
+from fibopolicy.datasets.parts import opened_parts, parts_folder, remove_parts
 from fibopolicy.datasets.shards import Arrays, add_episode, made_ahead
 from fibopolicy.datasets.workers import checked_workers
 from fibopolicy.datasets.writer import DemoWriter
@@ -103,9 +103,9 @@ def collect(
     with (
         tqdm(total=episodes, desc=f"collect {plan.task}", unit="demo", disable=None) as bar,
         DemoWriter(out, env_args, attrs={"generator": GENERATOR, **_flat(plan)}, overwrite=overwrite) as writer,
-    ):
         # The writer holds the output by now, so no other collection is at work on these shards.
-        open_parts(parts, asdict(plan), resume=resume, overwrite=overwrite)
+        opened_parts(parts, asdict(plan), resume=resume, overwrite=overwrite),
+    ):
         names: list[str] = []
         for episode in made_ahead(parts, functools.partial(_start, plan), needed=episodes, size=SHARD, workers=workers):
             tried += 1

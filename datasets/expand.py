@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from fibopolicy.datasets.fetch import published
 from fibopolicy.datasets.hdf5 import DemoFile
-from fibopolicy.datasets.parts import open_parts, parts_folder, remove_parts
+from fibopolicy.datasets.parts import opened_parts, parts_folder, remove_parts
 from fibopolicy.datasets.segments import Segment, attempt, take_apart
 from fibopolicy.datasets.shards import Arrays, add_episode, made_ahead
 from fibopolicy.datasets.workers import checked_workers
@@ -114,11 +114,9 @@ def expand(
         raise UserError(f"seed must be between 0 and 2^63 - 1, got {seed}")
     workers = checked_workers(workers, -(-demos // SHARD))
     refuse_both(resume=resume, overwrite=overwrite)
-    refuse_existing(out, overwrite)
+    refuse_existing(out, overwrite, [Path(file).expanduser()])
 
     with DemoFile(file) as source:
-        if out.exists() and out.samefile(source.path):
-            raise UserError(f"{out}: is the input itself, which is never modified; choose another name")
         env_args = _target(source, task)
         sources, own_args = _sources(source, env_args, source.select(filter_key), origin, skip_broken=skip_broken)
     plan = {"task": env_args["env_name"], "source": _digest(sources, env_args), "noise": noise, "seed": seed}
@@ -130,9 +128,9 @@ def expand(
     with (
         tqdm(total=demos, desc=f"expand {env_args['env_name']}", unit="demo", disable=None) as bar,
         DemoWriter(out, own_args, attrs=attrs, overwrite=overwrite) as writer,
-    ):
         # The writer holds the output by now, so no other expansion is at work on these shards.
-        open_parts(parts, plan, resume=resume, overwrite=overwrite)
+        opened_parts(parts, plan, resume=resume, overwrite=overwrite),
+    ):
         names: list[str] = []
         start = partial(_start, env_args, sources, noise, seed)
         for episode in made_ahead(parts, start, needed=demos, size=SHARD, workers=workers):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +21,19 @@ def parts_folder(out: Path) -> Path:
     return out.with_name(out.name + ".parts")
 
 
-def open_parts(parts: Path, plan: Mapping[str, Any], *, resume: bool, overwrite: bool) -> None:
-    """Make the folder of parts, or check that the one there is of the same plan.
+@contextmanager
+def opened_parts(parts: Path, plan: Mapping[str, Any], *, resume: bool, overwrite: bool) -> Iterator[None]:
+    """Make the folder of parts, or check that the one there is of the same plan; for the block that does the work.
+
+    A block that fails before its first part, as with a mistaken setting, leaves no folder.
 
     Raises:
         UserError: unfinished work lies there and is to be neither completed nor replaced, or is of another plan.
     """
     wanted = json.loads(json.dumps(plan))
     file = parts / PLAN
-    if file.exists():
+    begun = any(not path.name.startswith(PLAN) for path in parts.glob("*"))
+    if begun and file.exists():
         if overwrite:
             remove_parts(parts)
         elif not resume:
@@ -37,12 +42,18 @@ def open_parts(parts: Path, plan: Mapping[str, Any], *, resume: bool, overwrite:
             changed = sorted(key for key in {*found, *wanted} if found.get(key) != wanted.get(key))
             told = ", ".join(f"{key} was {found.get(key)!r} and is {wanted.get(key)!r}" for key in changed)
             raise UserError(f"{parts}: holds work with other settings ({told}); pass --overwrite to start again")
-    elif parts.exists() and any(parts.iterdir()):
+    elif begun:
         raise UserError(f"{parts}: is in the way and not ours; choose another --out")
     with failure_told(parts):
         parts.mkdir(parents=True, exist_ok=True)
     with written_aside(file) as aside:
         aside.write_text(json.dumps(wanted))
+    try:
+        yield
+    except BaseException:
+        if not any(parts.glob("*.npz")):
+            remove_parts(parts)
+        raise
 
 
 def remove_parts(parts: Path) -> None:

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from fibopolicy import __version__
 from fibopolicy.datasets.hdf5 import DemoFile
-from fibopolicy.datasets.parts import open_parts, parts_folder, remove_parts
+from fibopolicy.datasets.parts import opened_parts, parts_folder, remove_parts
 from fibopolicy.datasets.restore import Damaged, Restorer, Trajectory, by_model
 from fibopolicy.datasets.workers import checked_workers, simulator_pool
 from fibopolicy.datasets.writer import DemoWriter
@@ -99,15 +99,12 @@ def render(
     """
     src, out, view = Path(src).expanduser(), Path(out).expanduser(), view or View()
     refuse_both(resume=resume, overwrite=overwrite)
-    if out.exists() and src.exists() and out.samefile(src):
-        raise UserError(f"{out}: is the input itself, which is never modified; choose another name")
-    refuse_existing(out, overwrite)
+    refuse_existing(out, overwrite, [src])
     with DemoFile(src, skip_damaged=skip_damaged) as file:
         demos = file.select(filter_key)
         warn_of_versions(file.env_args)
         parts = parts_folder(out)
-        with claimed(parts):
-            open_parts(parts, _plan(file, demos, view), resume=resume, overwrite=overwrite)
+        with claimed(parts), opened_parts(parts, _plan(file, demos, view), resume=resume, overwrite=overwrite):
             skipped = dict(file.damaged) | _render_all(file, demos, view, parts, workers, skip_damaged)
             kept = [demo for demo in demos if demo not in skipped]
             if not kept:

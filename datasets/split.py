@@ -45,9 +45,7 @@ def split(
     for name, share in {**(subsets or {}), "valid": valid}.items():
         if not (0 <= share < 1 if name == "valid" else 0 < share <= 1):
             raise UserError(f"split: the share of {name!r} must be in {'[0, 1)' if name == 'valid' else '(0, 1]'}, got {share}")
-    if out.exists() and src.exists() and out.samefile(src):
-        raise UserError(f"{out}: is the input itself, which is never modified; choose another name")
-    refuse_existing(out, overwrite)
+    refuse_existing(out, overwrite, [src])
 
     with DemoFile(src) as file:
         demos = file.demos

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -25,10 +25,12 @@ def refuse_both(*, resume: bool, overwrite: bool) -> None:
         raise UserError("pass either --resume or --overwrite, not both")
 
 
-def refuse_existing(path: Path, overwrite: bool) -> None:
-    """Raise `UserError` when `path` exists and may not be replaced."""
+def refuse_existing(path: Path, overwrite: bool, inputs: Iterable[Path] = ()) -> None:
+    """Raise `UserError` when `path` exists and may not be replaced, as none of the command's own `inputs` may be."""
     if path.is_dir():
         raise UserError(f"{path}: is a folder, expected the name of a file to write")
+    if path.exists() and any(source.exists() and path.samefile(source) for source in inputs):
+        raise UserError(f"{path}: is the input itself, which is never modified; choose another name")
     if path.exists() and not overwrite:
         raise UserError(f"{path}: exists already; choose another name or pass --overwrite")
 

@@ -45,13 +45,14 @@ class Compare:
     def run(self) -> None:
         from fibopolicy.evaluation.compare import compare, sides
         from fibopolicy.evaluation.comparison_text import text
+        from fibopolicy.evaluation.rows import ROWS
 
         film = self.out.with_suffix(".mp4") if self.out is not None and self.video else None
         if self.video < 0 or (self.video and self.out is None):
             raise UserError(f"--video {self.video}: expected a number of start states, and --out PAGE to show them in")
         for path in (self.out, film):
             if path is not None:
-                refuse_existing(path, self.overwrite)
+                refuse_existing(path, self.overwrite, [run / ROWS for run in self.runs])
         comparison = compare(sides(self.runs, self.group, self.choice), self.margin)
         print(text(comparison, self.difference), flush=True)
         if film is not None:

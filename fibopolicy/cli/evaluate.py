@@ -59,12 +59,12 @@ class Rates:
 
     def run(self) -> None:
         from fibopolicy.evaluation.report import rate_table, write_results
-        from fibopolicy.evaluation.rows import evaluations, success_rate
+        from fibopolicy.evaluation.rows import ROWS, evaluations, success_rate
 
         if not self.runs:
             raise UserError("name at least one run directory")
         if self.out is not None:
-            refuse_existing(self.out, self.overwrite)
+            refuse_existing(self.out, self.overwrite, [run / ROWS for run in self.runs])
         found = {name: rows for directory in self.runs for name, rows in evaluations(directory).items()}
         print(rate_table({name: success_rate(rows) for name, rows in found.items()}))
         if self.out is not None:

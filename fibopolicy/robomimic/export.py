@@ -13,7 +13,7 @@ from fibopolicy.policies import policy_names
 from fibopolicy.policies.base import policy_class
 from fibopolicy.policies.normalizer import Normalizer
 from fibopolicy.policies.robomimic_head import RobomimicHead, encoder_kwargs, network_shapes
-from fibopolicy.policies.run_directory import load_policy, read_config
+from fibopolicy.policies.run_directory import CONFIG, load_policy, read_config
 from fibopolicy.robomimic.run_directory import SECTION
 
 
@@ -31,7 +31,7 @@ def export(run: StrPath, out: StrPath, *, weights: str = "ema", overwrite: bool 
             which robomimic 0.3 can do; `out` exists.
     """
     run, out = Path(run).expanduser(), Path(out).expanduser()
-    refuse_existing(out, overwrite)
+    refuse_existing(out, overwrite, [*run.glob("*.safetensors"), run / CONFIG])
     document = read_config(run)
     if SECTION in document:
         raise UserError(f"{run}: is the evaluation of a robomimic checkpoint, {document[SECTION]['checkpoint']}; take that file")
