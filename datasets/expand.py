@@ -20,6 +20,7 @@ from tqdm import tqdm
 from fibopolicy.datasets.fetch import published
 from fibopolicy.datasets.hdf5 import DemoFile
 from fibopolicy.datasets.parts import opened_parts, parts_folder, remove_parts
+from fibopolicy.datasets.restore import read_motion
 from fibopolicy.datasets.segments import Segment, attempt, take_apart
 from fibopolicy.datasets.shards import Arrays, add_episode, made_ahead
 from fibopolicy.datasets.workers import checked_workers
@@ -80,7 +81,7 @@ def expand(
     origin: str | None = None,
     noise: float = 0.05,
     seed: int = 0,
-    skip_broken: bool = False,
+    skip_damaged: bool = False,
     workers: int | None = None,
     overwrite: bool = False,
     resume: bool = False,
@@ -99,7 +100,7 @@ def expand(
         noise: standard deviation of the Gaussian noise on the executed position actions, in action units; the recorded
             `actions` are clean, so that the data show how to recover. What was executed is stored as `executed_actions`.
         seed: with an attempt's index, gives its scene and noise.
-        skip_broken: leave out demos that cannot be taken apart, with a warning each, instead of refusing the file.
+        skip_damaged: leave out demos that cannot be taken apart, with a warning each, instead of refusing the file.
 
     Raises:
         UserError: the task's structure is not known; a demo lacks states or model, or does not replay; hardly any attempt
@@ -116,9 +117,11 @@ def expand(
     refuse_both(resume=resume, overwrite=overwrite)
     refuse_existing(out, overwrite, [Path(file).expanduser()])
 
-    with DemoFile(file) as source:
+    with DemoFile(file, skip_damaged=skip_damaged) as source:
+        for reason in source.damaged.values():
+            warnings.warn(f"left out: {reason}", stacklevel=2)
         env_args = _target(source, task)
-        sources, own_args = _sources(source, env_args, source.select(filter_key), origin, skip_broken=skip_broken)
+        sources, own_args = _sources(source, env_args, source.select(filter_key), origin, skip_damaged=skip_damaged)
     plan = {"task": env_args["env_name"], "source": _digest(sources, env_args), "noise": noise, "seed": seed}
     generator = _generator({s.origin for s in sources})
     attrs: dict[str, Attribute] = {"generator": generator, "seed": seed, "noise": noise, "source_file": source.path.name}
@@ -175,31 +178,34 @@ def _target(source: DemoFile, task: str | None) -> dict[str, Any]:
 
 
 def _sources(
-    file: DemoFile, env_args: Mapping[str, Any], demos: tuple[str, ...], origin: str | None, *, skip_broken: bool
+    file: DemoFile, env_args: Mapping[str, Any], demos: tuple[str, ...], origin: str | None, *, skip_damaged: bool
 ) -> tuple[tuple[Source, ...], dict[str, Any]]:
     """The demos taken apart, without those that cannot be, if these may be left out; and the simulator's own `env_args`."""
 
     @contextmanager
-    def broken_told() -> Iterator[None]:
+    def damage_told() -> Iterator[None]:
         try:
             yield
         except UserError as error:
-            if not skip_broken:
-                raise UserError(f"{error} (--skip-broken leaves such demos out)") from error
+            if not skip_damaged:
+                raise UserError(f"{error} (--skip-damaged leaves such demos out)") from error
             warnings.warn(f"left out: {error}", stacklevel=2)
 
     # All are read before the simulator is made, which takes seconds.
     recorded = {}
     for demo in demos:
-        with broken_told():
+        with damage_told():
             recorded[demo] = _recorded(file, demo)
     label = file.file_attrs.get("generator") or origin or published(file.path) or "demonstrations of unknown origin"
     sources = []
-    env = RobosuiteEnv.from_env_args(env_args, cameras=())
+    with file.named():
+        env = RobosuiteEnv.from_env_args(env_args, cameras=())
     try:
         hand, subtasks = Hand(env), SUBTASKS[env_args["env_name"]]
         for demo, (model, states, actions) in tqdm(recorded.items(), desc="take apart", unit="demo", disable=None):
-            with broken_told(), _named(file, demo):
+            with damage_told(), file.named(f"{demo}: "):
+                if actions.shape[1:] != env.action_space.shape:
+                    raise UserError(f"has {actions.shape[1]} actions a step, this task's robot takes {env.action_space.shape[0]}")
                 segments = take_apart(env, hand, subtasks, model, states, actions)
                 sources.append(Source(demo, str(file.attrs(demo).get("generator") or label), segments))
     finally:
@@ -211,20 +217,10 @@ def _sources(
 
 def _recorded(file: DemoFile, demo: str) -> tuple[str, NDArray[np.float64], NDArray[np.float64]]:
     """A demo's model, states `(N, S)` and actions `(N, A)`."""
-    model, states, actions = file.attrs(demo).get("model_file"), file.read(demo, "states"), file.read(demo, "actions")
+    model = file.attrs(demo).get("model_file")
     if not model:
         raise file.error(f"{demo}: has no attribute model_file, the MJCF of its scene; take a file that has it")
-    if states.ndim != 2 or len(states) != len(actions) or not (np.isfinite(states).all() and np.isfinite(actions).all()):
-        raise file.error(f"{demo}: states {states.shape} and actions {actions.shape} must be finite and of one length")
-    return str(model), states, actions
-
-
-@contextmanager
-def _named(file: DemoFile, demo: str) -> Iterator[None]:
-    try:
-        yield
-    except UserError as error:
-        raise file.error(f"{demo}: {error}") from error
+    return str(model), read_motion(file, demo, "states"), read_motion(file, demo, "actions")
 
 
 def _digest(sources: tuple[Source, ...], env_args: Mapping[str, Any]) -> str:

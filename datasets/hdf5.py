@@ -173,6 +173,14 @@ class DemoFile:
         """A `UserError` that names this file."""
         return UserError(f"{self.path}: {message}")
 
+    @contextmanager
+    def named(self, what: str = "") -> Iterator[None]:
+        """Has a `UserError` of the block name this file, and `what` of it."""
+        try:
+            yield
+        except UserError as error:
+            raise self.error(f"{what}{error}") from error
+
     # how it is found out
 
     def _demo(self, demo: str) -> h5py.Group:
@@ -265,7 +273,7 @@ class DemoFile:
             found = f"shape {actions.shape}" if isinstance(actions, h5py.Dataset) else "none"
             raise self.error(f"{demo}: expected actions of shape (N, A), found {found}")
         steps = int(actions.shape[0])
-        if told is not None and int(told) != steps:
+        if told is not None and told != steps:
             raise self.error(f"{demo}: num_samples says {told}, actions hold {steps} steps; mend the attribute or the arrays")
         if steps == 0:
             raise self.error(f"{demo}: holds no steps; delete it from the file")

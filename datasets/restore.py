@@ -50,19 +50,24 @@ def read_trajectory(file: DemoFile, demo: str) -> Trajectory:
     Raises:
         UserError: there are no states, or what is there cannot be simulated; the message names file and demo.
     """
-    if not file.has(demo, "states"):
-        raise file.error(f"{demo}: holds no states, so that no simulator can restore it")
-    states = file.read(demo, "states")  # (N, S)
+    states = read_motion(file, demo, "states")
     # Where noise was added for recovery, the scene moved by what was executed, not by what the expert wanted.
-    actions = file.read(demo, "executed_actions" if file.has(demo, "executed_actions") else "actions")  # (N, A)
-    for key, values in (("states", states), ("actions", actions)):
-        if values.ndim != 2 or len(values) != file.length(demo) or not np.issubdtype(values.dtype, np.number):
-            raise file.error(f"{demo}: expected {key} of shape ({file.length(demo)}, width), found {values.dtype} {values.shape}")
-        if len(faulty := np.argwhere(~np.isfinite(values))):
-            step, dim = faulty[0]
-            raise file.error(f"{demo}: {key} hold {values[step, dim]} at step {step}, dimension {dim}; must be finite")
+    actions = read_motion(file, demo, "executed_actions" if file.has(demo, "executed_actions") else "actions")
     model = file.attrs(demo).get("model_file")
-    return Trajectory(demo, None if model is None else str(model), states.astype(np.float64), actions.astype(np.float64))
+    return Trajectory(demo, None if model is None else str(model), states, actions)
+
+
+def read_motion(file: DemoFile, demo: str, key: str) -> NDArray[np.float64]:
+    """A demonstration's states or actions `(N, width)`, checked as `read_trajectory` says."""
+    if key == "states" and not file.has(demo, key):
+        raise file.error(f"{demo}: holds no states, so that no simulator can restore it")
+    values = file.read(demo, key)
+    if values.ndim != 2 or len(values) != file.length(demo) or not np.issubdtype(values.dtype, np.number):
+        raise file.error(f"{demo}: expected {key} of shape ({file.length(demo)}, width), found {values.dtype} {values.shape}")
+    if len(faulty := np.argwhere(~np.isfinite(values))):
+        step, dim = faulty[0]
+        raise file.error(f"{demo}: {key} hold {values[step, dim]} at step {step}, dimension {dim}; must be finite")
+    return values.astype(np.float64)
 
 
 def by_model(file: DemoFile, demos: Sequence[str]) -> list[str]:
@@ -95,7 +100,8 @@ class Restorer:
     def env(self) -> TaskEnv:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # the parent has told them, once
-            return from_env_args(self.file.env_args, **self._overrides)
+            with self.file.named():
+                return from_env_args(self.file.env_args, **self._overrides)
 
     def attempt(self, demo: str, work: Callable[[Trajectory], _Result]) -> _Result | Damaged:
         """Do something with a demo, or tell what is wrong with that demo, naming file and demo."""

@@ -51,8 +51,8 @@ def check_options(quality: str, image_size: int, horizon: int) -> None:
         raise unknown("render quality", quality, ("fast", "full"))
     if not 8 <= image_size <= MAX_IMAGE_SIZE:
         raise UserError(f"image_size must be between 8 and {MAX_IMAGE_SIZE} pixels, got {image_size}")
-    if horizon < 1:
-        raise UserError(f"horizon must be at least 1 control step, got {horizon}")
+    if not isinstance(horizon, int) or horizon < 1:
+        raise UserError(f"horizon must be at least 1 control step, got {horizon!r}")
 
 
 def no_gl(error: BaseException) -> UserError:

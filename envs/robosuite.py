@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fibopolicy.envs.base import Observation, SimState, TaskEnv
-from fibopolicy.envs.rendering import Quality, configure_gl, no_gl
+from fibopolicy.envs.rendering import Quality, check_options, configure_gl, no_gl
 from fibopolicy.envs.robosuite_experts import expert_action
 from fibopolicy.envs.robosuite_legacy import adopt, composite_controller, hold_orientation, portable
 from fibopolicy.envs.robosuite_tasks import TASKS, Defaults
@@ -75,15 +75,13 @@ class RobosuiteEnv(TaskEnv):
         render_mode: str | None = None,
         **options: Any,
     ) -> None:
-        if quality not in ("fast", "full"):
-            raise unknown("render quality", quality, ("fast", "full"))
         self._shape = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
-        if len(self._shape) != 2 or min(self._shape) < 8:
-            raise UserError(f"image_size must be at least 8 pixels, got {image_size}")
+        if len(self._shape) != 2:
+            raise UserError(f"image_size must be one number of pixels or (height, width), got {image_size}")
         defaults = TASKS.get(task_id.partition("/")[2], Defaults())
         horizon = defaults.horizon if horizon is None else horizon
-        if horizon < 1:
-            raise UserError(f"horizon must be at least 1 control step, got {horizon}")
+        for size in self._shape:
+            check_options(quality, size, horizon)
         self.task_id = task_id
         self.cameras = defaults.cameras if cameras is None else tuple(cameras)
         self.image_size = image_size
@@ -133,7 +131,7 @@ class RobosuiteEnv(TaskEnv):
         if "mount_types" in arguments:  # its name until 1.4
             arguments["base_types"] = arguments.pop("mount_types")
         if names := kwargs.get("camera_names"):  # a file without images names none, and gets the task's own
-            arguments["cameras"] = (names,) if isinstance(names, str) else tuple(names)
+            arguments["cameras"] = _names("camera_names", names)
         if "camera_heights" in kwargs:
             heights = kwargs["camera_heights"]
             arguments["image_size"] = _one_size(heights, kwargs.get("camera_widths", heights))
@@ -271,12 +269,17 @@ class RobosuiteEnv(TaskEnv):
         old = self._env.sim
         try:
             self._env._initialize_sim(xml_string=model)
-        except ValueError as error:
+            self._prepare_model()
+            self._reset_deterministically()  # which looks up the parts that the task needs
+        except (ValueError, KeyError) as error:
+            if self._env.sim is not old:
+                self._env.sim.free()
+                self._env.sim = old
+                self._prepare_model()
+                self._reset_deterministically()
             raise UserError(f"robosuite cannot load a state's model: {' '.join(str(error).split())}") from error
         old.free()
         self._loaded = self._source = model
-        self._prepare_model()
-        self._reset_deterministically()
 
     def _prepare_model(self) -> None:
         """Set what rendering needs in a freshly loaded model."""
@@ -291,8 +294,10 @@ class RobosuiteEnv(TaskEnv):
     def _reset_deterministically(self) -> None:
         """Robosuite's reset with nothing drawn: new controllers, counters at zero, references into the current simulation."""
         self._env.deterministic_reset = True
-        self._env.reset()
-        self._env.deterministic_reset = False
+        try:
+            self._env.reset()
+        finally:
+            self._env.deterministic_reset = False
 
     def _model_text(self) -> str:
         """The loaded model's MJCF, with the places where the last reset put objects that cannot move, such as a door."""
@@ -386,8 +391,7 @@ def _checked_options(task_id: str, options: Mapping[str, Any]) -> dict[str, Any]
     for option in options:
         if option not in known:
             raise unknown(f"option of {task_id}", option, {*known, "cameras", "image_size", "quality", "horizon"})
-    robots = options["robots"]
-    robots = [robots] if isinstance(robots, str) else list(robots)
+    robots = list(_names("robots", options["robots"]))
     for robot in robots:
         if robot not in ROBOT_CLASS_MAPPING:
             raise unknown("robosuite robot", robot, ROBOT_CLASS_MAPPING)
@@ -405,8 +409,11 @@ def _checked_options(task_id: str, options: Mapping[str, Any]) -> dict[str, Any]
 
 def _make(task_id: str, options: Mapping[str, Any]) -> Any:
     """The robosuite environment, without a renderer of its own."""
+    robosuite = import_robosuite()
+    from robosuite.utils import SimulationError
+
     try:
-        env = import_robosuite().make(
+        env = robosuite.make(
             task_id.partition("/")[2],
             **deepcopy(dict(options)),
             has_renderer=False,
@@ -417,7 +424,7 @@ def _make(task_id: str, options: Mapping[str, Any]) -> Any:
             hard_reset=False,
             seed=0,  # draws what a model varies, such as the cube's size: the same in every process
         )
-    except (AssertionError, KeyError, TypeError, ValueError) as error:
+    except (AssertionError, KeyError, TypeError, ValueError, SimulationError) as error:
         raise UserError(f"robosuite cannot make {task_id}: {type(error).__name__}: {' '.join(str(error).split())}") from error
     # Robosuite's observations lag by most of a control step, and its reward by one physics step. Here observations are read
     # when they are asked for, and a control step ends with everything brought up to the instant that its state tells.
@@ -454,9 +461,19 @@ def _absolute(configs: dict[str, Any] | list[dict[str, Any]]) -> bool:
     return any(part.get("input_type") == "absolute" for config in every for part in config["body_parts"].values())
 
 
+def _names(what: str, given: Any) -> tuple[str, ...]:
+    names = [given] if isinstance(given, str) else given
+    if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
+        raise UserError(f"{what} must be a name or a list of names, got {given!r}")
+    return tuple(names)
+
+
 def _one_size(heights: Any, widths: Any) -> int | tuple[int, int]:
-    sizes = {*np.broadcast(heights, widths)}
+    try:
+        sizes = {(int(height), int(width)) for height, width in np.broadcast(heights, widths)}
+    except (TypeError, ValueError) as error:
+        raise UserError(f"camera_heights and camera_widths must be numbers of pixels, got {heights!r} and {widths!r}") from error
     if len(sizes) != 1:
         raise UserError(f"cameras of different sizes, {sorted(sizes)}: choose one with image_size")
-    height, width = (int(n) for n in sizes.pop())
+    height, width = sizes.pop()
     return height if height == width else (height, width)

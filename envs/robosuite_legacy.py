@@ -38,7 +38,10 @@ def composite_controller(config: Mapping[str, Any], robot: str) -> dict[str, Any
     if "body_parts" in config:
         if kind not in robosuite.ALL_COMPOSITE_CONTROLLERS:
             raise unknown("robosuite composite controller", kind, robosuite.ALL_COMPOSITE_CONTROLLERS)
-        for part in config["body_parts"].values():
+        parts = config["body_parts"]
+        if not isinstance(parts, Mapping) or not all(isinstance(part, Mapping) for part in parts.values()):
+            raise UserError(f"body_parts of a robosuite controller config map each part to its own config, got {parts!r}"[:300])
+        for part in parts.values():
             if part.get("type") not in arm_controllers:
                 raise unknown("robosuite controller", part.get("type"), arm_controllers)
         return deepcopy(dict(config))

@@ -75,7 +75,7 @@ class Expand:
     """Standard deviation of noise on executed position actions, action units; recorded actions stay clean."""
     seed: int = 0
     """Decides scenes and noise."""
-    skip_broken: bool = False
+    skip_damaged: bool = False
     """Leave out demos that cannot be used, with a warning each."""
     workers: int | None = None
     """Processes; as many as cores by default. The file does not depend on it."""
@@ -97,7 +97,7 @@ class Expand:
             origin=self.origin,
             noise=self.noise,
             seed=self.seed,
-            skip_broken=self.skip_broken,
+            skip_damaged=self.skip_damaged,
             workers=self.workers,
             overwrite=self.overwrite,
             resume=self.resume,

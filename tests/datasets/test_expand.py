@@ -262,8 +262,15 @@ def test_sources_that_cannot_be_expanded_are_named(source: Path, tmp_path: Path)
         file["data/demo_1/states"][:] = file["data/demo_1/states"][0]
         file["data/demo_1/actions"][:] = 0
 
+    def of_width(width: int) -> Any:
+        def change(file: h5py.File) -> None:
+            demo = file["data/demo_1"]
+            demo["actions"] = demo.pop("actions")[:, :width]
+
+        return change
+
     cases = [
-        (lambda f: f["data/demo_1"].pop("states"), {}, r"demo_1: unknown array 'states'"),
+        (lambda f: f["data/demo_1"].pop("states"), {}, "demo_1: holds no states"),
         (lambda f: f["data/demo_1"].attrs.pop("model_file"), {}, "demo_1: has no attribute model_file"),
         (still, {}, "demo_1: its states do not meet the goal of robosuite/Lift"),
         (
@@ -271,6 +278,7 @@ def test_sources_that_cannot_be_expanded_are_named(source: Path, tmp_path: Path)
             {},
             "demo_1: .*finite",
         ),
+        (of_width(6), {}, "demo_1: has 6 actions a step, this task's robot takes 7"),
         (of("PickPlace"), {}, "did you mean 'PickPlaceCan'.*Lift.*--task"),
         (of("Lift-v0", 4), {}, "not robosuite's"),
         (lambda f: None, {"filter_key": "frist"}, "unknown filter key 'frist': did you mean 'first'"),
@@ -286,9 +294,12 @@ def test_sources_that_cannot_be_expanded_are_named(source: Path, tmp_path: Path)
 def test_broken_sources_are_left_out_on_request_and_named(source: Path, tmp_path: Path) -> None:
     broken = changed(source, tmp_path, lambda f: f["data/demo_0"].attrs.pop("model_file"))
     with pytest.warns(UserWarning, match="left out: .*demo_0: has no attribute model_file"):
-        expand(broken, 2, tmp_path / "more.hdf5", workers=1, skip_broken=True)
+        expand(broken, 2, tmp_path / "more.hdf5", workers=1, skip_damaged=True)
     with DemoFile(tmp_path / "more.hdf5") as file:
         assert {file.attrs(demo)["source_demo"] for demo in file.demos} == {"demo_1"}
+    broken = changed(source, tmp_path, lambda f: f["data/demo_0"].attrs.modify("num_samples", 3))
+    with pytest.warns(UserWarning, match="left out: .*demo_0: num_samples says 3"):
+        expand(broken, 1, tmp_path / "more.hdf5", workers=1, skip_damaged=True, overwrite=True)
 
 
 @pytest.mark.parametrize(

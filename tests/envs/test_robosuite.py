@@ -255,6 +255,15 @@ def test_a_missing_asset_is_named(blind: RobosuiteEnv) -> None:
     assert equal(blind.set_state(state), before)
 
 
+def test_a_model_without_a_part_that_the_task_needs_is_refused_and_leaves_the_environment_whole(blind: RobosuiteEnv) -> None:
+    before, _ = blind.reset(seed=0)
+    state = blind.get_state()
+    with pytest.raises(UserError, match='No "geom" with name cube_g0'):
+        blind.set_state(dataclasses.replace(state, model=state.model.replace('"cube_g0"', '"cube_g7"')))
+    assert equal(blind.set_state(state), before)
+    assert equal(blind.reset(seed=0)[0], before)
+
+
 @pytest.mark.slow
 def test_a_door_that_a_reset_moved_is_part_of_the_state() -> None:
     env = RobosuiteEnv("robosuite/Door", cameras=())
@@ -363,6 +372,18 @@ def test_data_of_another_robosuite_are_warned_of() -> None:
         ({"env_kwargs": {"camera_names": ["agentveiw"]}}, "unknown camera 'agentveiw': did you mean 'agentview'"),
         ({"env_kwargs": {"camera_heights": [84, 100], "camera_widths": 84}}, "cameras of different sizes"),
         ({"render_quality": "best"}, "unknown render quality 'best'"),
+        ({"env_kwargs": {"robots": None}}, "robots must be a name or a list of names, got None"),
+        ({"env_kwargs": {"robots": [["Panda"]]}}, "robots must be a name or a list of names"),
+        ({"env_kwargs": {"control_freq": 0}}, "cannot make robosuite/Lift: SimulationError: Control frequency 0"),
+        ({"env_kwargs": {"controller_configs": {"type": "BASIC", "body_parts": []}}}, "body_parts .* map each part"),
+        (
+            {"env_kwargs": {"controller_configs": {"type": "BASIC", "body_parts": {"right": "OSC"}}}},
+            "body_parts .* map each part",
+        ),
+        ({"env_kwargs": {"camera_names": 3}}, "camera_names must be a name or a list of names, got 3"),
+        ({"env_kwargs": {"camera_heights": [84, 84, 84], "camera_widths": [84, 84]}}, "must be numbers of pixels"),
+        ({"env_kwargs": {"camera_heights": 100_000}}, "image_size must be between 8 and 1024 pixels, got 100000"),
+        ({"env_kwargs": {"horizon": "400"}}, "horizon must be at least 1 control step, got '400'"),
     ],
 )
 def test_env_args_that_name_what_is_not_there(change: dict[str, Any], message: str) -> None:
