@@ -17,13 +17,17 @@ def environment() -> dict[str, Any]:
     """Hardware, versions and date, for a result file."""
     return {
         "date": time.strftime("%Y-%m-%d"),
-        "processor": _processor(),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        **hardware(),
         "threads": torch.get_num_threads(),
         "load": os.getloadavg() if hasattr(os, "getloadavg") else None,
         "python": platform.python_version(),
         "torch": torch.__version__,
     }
+
+
+def hardware() -> dict[str, str | None]:
+    """The names of the processor and of the GPU, if there is one."""
+    return {"processor": _processor(), "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None}
 
 
 def usable_cores() -> int:

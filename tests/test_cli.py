@@ -45,6 +45,7 @@ def test_collect_inspect_train_evaluate(
     assert code == 0
     assert "step 5 ema, starts 0" in out
     stored = json.loads((tmp_path / "rates.json").read_text())["runs"][0]
+    assert {"fibopolicy", "torch", "python", "processor"} <= stored["trained_with"].keys()
     assert stored["index"] == [0, 1]
     assert sum(stored["success"]) == stored["successes"]
 

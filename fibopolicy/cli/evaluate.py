@@ -58,14 +58,16 @@ class Rates:
     """Replace an existing file."""
 
     def run(self) -> None:
-        from fibopolicy.evaluation.report import rate_table, write_results
+        from fibopolicy.evaluation.report import rate_table, trained_with, write_results
         from fibopolicy.evaluation.rows import ROWS, evaluations, success_rate
 
         if not self.runs:
             raise UserError("name at least one run directory")
         if self.out is not None:
             refuse_existing(self.out, self.overwrite, [run / ROWS for run in self.runs])
-        found = {name: rows for directory in self.runs for name, rows in evaluations(directory).items()}
+        of_runs = {run: evaluations(run) for run in self.runs}
+        found = {name: rows for named in of_runs.values() for name, rows in named.items()}
+        trained = {name: trained_with(run) for run, named in of_runs.items() for name in named}
         print(rate_table({name: success_rate(rows) for name, rows in found.items()}))
         if self.out is not None:
-            write_results(self.out, found)
+            write_results(self.out, found, trained)

@@ -16,7 +16,7 @@ from fibopolicy.evaluation.plots import plot_curves, plot_success_by_step
 from fibopolicy.evaluation.rows import Row, success_rate, suffix
 from fibopolicy.evaluation.statistics import Rate
 from fibopolicy.files import written_aside
-from fibopolicy.policies.run_directory import read_config
+from fibopolicy.policies.run_directory import CONFIG, read_config
 
 _WEIGHTS = {"ema": "moving average of the last checkpoint", "model": "last checkpoint"}
 
@@ -55,6 +55,8 @@ def _errors(rate: Rate) -> str:
 def report(run: Path, evaluation: Evaluation, stages: Mapping[str, float] | None = None) -> Path:
     """Write `report.html` and its pictures into a run directory; returns the page.
 
+    Another set of start states than that of seed 0 has a page of its own, such as `report_seed1.html`.
+
     Args:
         stages: wall time by stage, seconds; the evaluation's own by default.
     """
@@ -63,10 +65,11 @@ def report(run: Path, evaluation: Evaluation, stages: Mapping[str, float] | None
     curves = run / "curves.png" if metrics else None
     if curves:
         plot_curves(metrics, curves)
-    weights = evaluation.rows[0].weights
-    success = run / f"success_by_step{suffix(weights)}.png"
+    weights, starts_seed = evaluation.rows[0].weights, evaluation.rows[0].starts_seed
+    ending = suffix(weights) + (f"_seed{starts_seed}" if starts_seed else "")
+    success = run / f"success_by_step{ending}.png"
     plot_success_by_step({"": [[row for row in evaluation.rows if not row.error]]}, success)
-    path = run / f"report{suffix(weights)}.html"
+    path = run / f"report{ending}.html"
     policy = document["policy"]
     facts = {
         "task": evaluation.rows[0].task,
@@ -76,9 +79,9 @@ def report(run: Path, evaluation: Evaluation, stages: Mapping[str, float] | None
         "gradient steps": str(evaluation.rows[0].checkpoint_step),
         "weights": _WEIGHTS.get(weights, f"{weights}, which a validation liked; the last checkpoint is the run's result"),
         "training seed": str(document["train"]["seed"]),
-        "start states": f"{len(evaluation.rows)}, set of seed {evaluation.rows[0].starts_seed}, held out from training",
+        "start states": f"{len(evaluation.rows)}, set of seed {starts_seed}, held out from training",
         "render quality of the data": _quality(document["env_args"]),
-        "trained with": ", ".join(f"{k} {v}" for k, v in document["versions"].items()),
+        "trained with": ", ".join(f"{name} {value}" for name, value in trained_with(run).items()),
     }
     parts = [
         page.heading("Success rate"),
@@ -114,8 +117,20 @@ def _quality(env_args: Mapping[str, Any]) -> str:
     return str(stored or "not recorded in the file")
 
 
-def write_results(path: Path, found: Mapping[str, Sequence[Row]]) -> None:
-    """Write evaluations as one JSON file, small enough to be committed: rates, and per episode its start, outcome and steps."""
+def trained_with(run: Path) -> dict[str, str]:
+    """The versions and the hardware that a run was trained with, as far as it tells."""
+    document = read_config(run) if (run / CONFIG).exists() else {}
+    told = {**document.get("versions", {}), **document.get("hardware", {})}
+    return {name: value for name, value in told.items() if value is not None}
+
+
+def write_results(path: Path, found: Mapping[str, Sequence[Row]], trained: Mapping[str, Mapping[str, str]]) -> None:
+    """Write evaluations as one JSON file, small enough to be committed: rates, and per episode its start, outcome and steps.
+
+    Args:
+        found: the rows of each evaluation.
+        trained: what each was trained with; `environment` in the file is where it was written.
+    """
     runs = []
     for name, rows in found.items():
         rate = success_rate(rows)
@@ -123,6 +138,7 @@ def write_results(path: Path, found: Mapping[str, Sequence[Row]]) -> None:
             {
                 "evaluation": name,
                 "task": rows[0].task,
+                "trained_with": trained[name],
                 "successes": rate.successes,
                 "episodes": rate.episodes,
                 "errors": rate.errors,

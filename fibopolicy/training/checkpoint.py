@@ -25,6 +25,7 @@ from torch import nn
 
 import fibopolicy
 from fibopolicy.datasets import Windows
+from fibopolicy.environment import hardware
 from fibopolicy.errors import UserError
 from fibopolicy.files import written_aside
 from fibopolicy.policies import Policy
@@ -115,6 +116,7 @@ def describe(config: TrainConfig, dataset: Windows) -> dict[str, Any]:
         "train": train,
         "env_args": dataset.env_args,
         "versions": {"fibopolicy": fibopolicy.__version__, "torch": torch.__version__, "python": platform.python_version()},
+        "hardware": hardware(),
     }
     plain: dict[str, Any] = json.loads(json.dumps(document, default=str))
     return plain

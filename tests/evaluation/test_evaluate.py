@@ -182,6 +182,8 @@ def test_the_page_needs_no_other_file(fresh: EvaluateConfig) -> None:
     assert "data:video/mp4;base64," in page
     assert "data:image/png;base64," in page
     assert "95 % Wilson interval" in page
+    assert "processor " in page
+    assert report(fresh.run, evaluate_run(replace(fresh, seed=1))).name == "report_seed1.html"  # beside the other
 
 
 def test_the_table_states_counts_rate_and_interval() -> None:
