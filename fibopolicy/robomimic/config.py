@@ -63,6 +63,8 @@ def read_config(path: StrPath, *, dataset: StrPath | None = None, name: str | No
             config.train.output_dir = str(out)
         if not config.train.data:
             raise UserError(f"{path}: names no dataset; set train.data or pass --dataset")
+        if not isinstance(config.train.data, str):
+            raise UserError(f"{path}: train.data must be the path of one HDF5 file, as in robomimic 0.3; got {config.train.data!r}"[:300])
         for key in ("data", "output_dir"):  # robomimic would take output_dir from inside its own package
             config.train[key] = os.path.abspath(os.path.expanduser(config.train[key]))
     return config
@@ -78,6 +80,11 @@ def check_config(config: Any) -> list[str]:
             that cannot be built for these images.
     """
     told = []
+    for name in ("num_epochs", "batch_size"):
+        if not isinstance(number := config.train[name], int) or number < 1:
+            raise UserError(f"train.{name} must be a whole number of at least 1, got {number!r}")
+    if not any(used_keys(section) for section in observation_sections(config.observation)):
+        raise UserError("observation.modalities names no observation; fibopolicy inspect shows those of a file")
     with config.values_unlocked():
         if config.experiment.rollout.enabled:
             config.experiment.rollout.enabled = False

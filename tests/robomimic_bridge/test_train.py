@@ -124,6 +124,9 @@ def at(*keys: str, **values: Any) -> Callable[[dict[str, Any]], None]:
         (at("train", hdf5_validation_filter_key="valid"), r"set experiment\.validate"),
         (at("experiment", validate=True), "hdf5_validation_filter_key"),
         (at("train", batchsize=3), "did you mean 'batch_size'"),
+        (at("train", batch_size="8"), "train.batch_size must be a whole number of at least 1, got '8'"),
+        (at("train", num_epochs=0), "train.num_epochs must be a whole number of at least 1, got 0"),
+        (at("observation", "modalities", obs={"rgb": [], "low_dim": []}), "modalities names no observation"),
         (at(train=3), "must be a JSON object"),
         (at(algo_name="bcc"), "did you mean 'bcq'|did you mean 'bc'"),
         (at("algo", transformer={"enabled": True, "context_length": 5}), "frame_stack 1; they must agree"),
@@ -142,6 +145,8 @@ def test_missing_files(config: Write, demos: Path, tmp_path: Path) -> None:
         train(config(), dataset=tmp_path / "nowhere.hdf5")
     with pytest.raises(UserError, match=r"set train\.data or pass --dataset"):
         train(config())
+    with pytest.raises(UserError, match="must be the path of one HDF5 file, as in robomimic 0.3"):
+        train(config(at("train", data=[{"path": "nowhere.hdf5"}])))
     broken = tmp_path / "broken.json"
     broken.write_text("{")
     with pytest.raises(UserError, match="not valid JSON"):
