@@ -205,7 +205,7 @@ def _sources(
         for demo, (model, states, actions) in tqdm(recorded.items(), desc="take apart", unit="demo", disable=None):
             with damage_told(), file.named(f"{demo}: "):
                 if actions.shape[1:] != env.action_space.shape:
-                    raise UserError(f"has {actions.shape[1]} actions a step, this task's robot takes {env.action_space.shape[0]}")
+                    raise UserError(f"its actions are of shape {actions.shape[1:]}, this robot's of {env.action_space.shape}")
                 segments = take_apart(env, hand, subtasks, model, states, actions)
                 sources.append(Source(demo, str(file.attrs(demo).get("generator") or label), segments))
     finally:

@@ -12,7 +12,7 @@ import tyro
 class Export:
     """Write a run's policy as a robomimic checkpoint; its head must be one of robomimic's.
 
-    Example: fibopolicy export runs/lift_gmm --out lift_gmm.pth
+    Example: fibopolicy export runs/lift_rnn --out lift_rnn.pth
     """
 
     directory: tyro.conf.Positional[Path]

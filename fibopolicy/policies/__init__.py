@@ -10,5 +10,6 @@ from fibopolicy.policies import (  # noqa: F401  (they register themselves)
     flow,
 )
 from fibopolicy.policies.base import Policy, PolicyConfig, Shapes, build_policy, policy_names, register_policy
+from fibopolicy.policies.run_directory import load_policy
 
-__all__ = ["Policy", "PolicyConfig", "Shapes", "build_policy", "policy_names", "register_policy"]
+__all__ = ["Policy", "PolicyConfig", "Shapes", "build_policy", "load_policy", "policy_names", "register_policy"]

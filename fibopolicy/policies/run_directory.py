@@ -11,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 
 from fibopolicy.devices import resolve_device
 from fibopolicy.errors import UserError, unknown
+from fibopolicy.files import StrPath
 from fibopolicy.policies.base import Policy, PolicyConfig, Shapes, build_policy
 
 CONFIG = "config.json"
@@ -50,8 +51,8 @@ def read_config(run: Path) -> dict[str, Any]:
     return document
 
 
-def load_policy(run: Path, *, weights: str = "ema", device: str = "cpu") -> Loaded:
-    """Load the last checkpoint of a run.
+def load_policy(run: StrPath, *, weights: str = "ema", device: str = "cpu") -> Loaded:
+    """Load the last checkpoint of a run; the result's `policy` acts.
 
     Args:
         weights: "ema", the moving average, or "model"; "best/step_<steps>" for one that a validation liked.
@@ -59,6 +60,7 @@ def load_policy(run: Path, *, weights: str = "ema", device: str = "cpu") -> Load
     Raises:
         UserError: no run, no checkpoint yet, or weights that do not fit the configuration.
     """
+    run = Path(run).expanduser()
     document = read_config(run)
     files = {"ema": run / EMA_WEIGHTS, "model": run / WEIGHTS}
     files |= {f"{BEST}/{path.stem}": path for path in sorted((run / BEST).glob("step_*.safetensors"))}

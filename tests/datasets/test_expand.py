@@ -278,7 +278,7 @@ def test_sources_that_cannot_be_expanded_are_named(source: Path, tmp_path: Path)
             {},
             "demo_1: .*finite",
         ),
-        (of_width(6), {}, "demo_1: has 6 actions a step, this task's robot takes 7"),
+        (of_width(6), {}, r"demo_1: its actions are of shape \(6,\), this robot's of \(7,\)"),
         (of("PickPlace"), {}, "did you mean 'PickPlaceCan'.*Lift.*--task"),
         (of("Lift-v0", 4), {}, "not robosuite's"),
         (lambda f: None, {"filter_key": "frist"}, "unknown filter key 'frist': did you mean 'first'"),
