@@ -64,7 +64,9 @@ def read_config(path: StrPath, *, dataset: StrPath | None = None, name: str | No
         if not config.train.data:
             raise UserError(f"{path}: names no dataset; set train.data or pass --dataset")
         if not isinstance(config.train.data, str):
-            raise UserError(f"{path}: train.data must be the path of one HDF5 file, as in robomimic 0.3; got {config.train.data!r}"[:300])
+            raise UserError(
+                f"{path}: train.data must be the path of one HDF5 file, as in robomimic 0.3; got {config.train.data!r}"[:300]
+            )
         for key in ("data", "output_dir"):  # robomimic would take output_dir from inside its own package
             config.train[key] = os.path.abspath(os.path.expanduser(config.train[key]))
     return config

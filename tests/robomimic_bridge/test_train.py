@@ -145,7 +145,7 @@ def test_missing_files(config: Write, demos: Path, tmp_path: Path) -> None:
         train(config(), dataset=tmp_path / "nowhere.hdf5")
     with pytest.raises(UserError, match=r"set train\.data or pass --dataset"):
         train(config())
-    with pytest.raises(UserError, match="must be the path of one HDF5 file, as in robomimic 0.3"):
+    with pytest.raises(UserError, match=r"must be the path of one HDF5 file, as in robomimic 0\.3"):
         train(config(at("train", data=[{"path": "nowhere.hdf5"}])))
     broken = tmp_path / "broken.json"
     broken.write_text("{")
