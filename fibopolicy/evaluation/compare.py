@@ -27,7 +27,7 @@ class Choice:
     weights: str | None = None
     """"ema" or "model"."""
     starts_seed: int | None = None
-    """Of the set of start states."""
+    """Take the rows of this set of start states."""
     horizon: int | None = None
     """Control steps until an episode was given up."""
     quality: str | None = None

@@ -19,7 +19,7 @@ class EvaluateConfig:
     episodes: int = 50
     """Start states to run, from the first."""
     seed: int = 0
-    """Of the set of start states; other seeds are other layouts."""
+    """Which set of start states is drawn; other seeds are other layouts."""
     starts: Path | None = None
     """A file of start states to use instead."""
     weights: str = "ema"
@@ -33,11 +33,11 @@ class EvaluateConfig:
     overlay: bool = False
     """Draw on the video where the encoder looks: its softmax keypoints, or else how much each patch moves its feature."""
     quality: str | None = None
-    """Render quality; the dataset's by default."""
+    """Render quality, fast or full; the dataset's by default."""
     horizon: int | None = None
     """Control steps until an episode is given up; the task's by default."""
     device: str = "cpu"
-    """For the policy."""
+    """Where the policy runs: "cpu", "cuda", ..."""
     workers: int | None = None
     """Simulators, one process each; by default as many as cores, or five times as many, up to 20, for the light built-in
     tasks. Rows do not depend on it."""

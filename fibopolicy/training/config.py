@@ -30,15 +30,15 @@ class OptimizerConfig:
     batch_size: int = 64
     """Windows per step."""
     learning_rate: float = 1e-3
-    """The highest."""
+    """At its highest, after the warm-up; it then falls to 0 along a cosine."""
     warmup: int = 100
-    """Steps until then."""
+    """Gradient steps in which the learning rate rises from 0."""
     weight_decay: float = 1e-2
     """On matrices only, not on biases, norms and positions."""
     encoder_rate: float = 1.0
     """The encoder's learning rate as a factor of the others'."""
     betas: tuple[float, float] = (0.9, 0.95)
-    """Adam's."""
+    """AdamW's decay rates of the gradient's mean and square."""
     clip: float = 1.0
     """Largest gradient norm; larger ones are scaled down to it."""
     ema: float = 0.995
@@ -103,7 +103,7 @@ class TrainConfig:
     freeze_encoder: bool = False
     """Train the head alone; the encoders stay as they are, batch norm included."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
-    """How."""
+    """How it is optimised."""
     compute: ComputeConfig = field(default_factory=ComputeConfig)
     """With what speed and memory."""
     validation: ValidationConfig = field(default_factory=ValidationConfig)
@@ -115,9 +115,9 @@ class TrainConfig:
     seed: int = 0
     """Decides initial weights, order and augmentation."""
     checkpoint_every: int = 250
-    """Steps."""
+    """Gradient steps between checkpoints: what a killed run loses at most."""
     log_every: int = 10
-    """Steps."""
+    """Gradient steps between lines of metrics.jsonl."""
     device: str | None = None
     """"cpu", "cuda", ...; by default a GPU where there is one."""
 

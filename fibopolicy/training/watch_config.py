@@ -15,7 +15,7 @@ class ValidationConfig:
     validate_on: str | None = None
     """Filter key of demos to validate on, say valid, in the files that have it; none by default."""
     validate_every: int = 250
-    """Steps."""
+    """Gradient steps between validations."""
     validate_samples: int = 2048
     """Windows at most, evenly spread over those demos."""
     keep_best: int = 0
