@@ -48,6 +48,10 @@ def test_collect_inspect_train_evaluate(
     assert {"fibopolicy", "torch", "python", "processor"} <= stored["trained_with"].keys()
     assert stored["index"] == [0, 1]
     assert sum(stored["success"]) == stored["successes"]
+    for verb in (["rates", run], ["compare", run, run]):
+        code, _, err = call(monkeypatch, capsys, *verb, "--out", f"{run}/episodes.jsonl", "--overwrite")
+        assert code == 2
+        assert "is the input itself" in err
 
 
 def test_the_version_names_what_a_result_depends_on(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
