@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,7 +29,7 @@ class SimState:
     state: NDArray[np.float64]
 
 
-class TaskEnv(gymnasium.Env[Observation, NDArray[np.float32]]):
+class TaskEnv(gymnasium.Env[Observation, NDArray[np.float32]], ABC):
     """A manipulation task: images and proprioception in, normalised actions out, success as a predicate.
 
     Observations are a dict: `<camera>_image` uint8 `(H, W, 3)`, upright, and float32 vectors. Actions are float32 in

@@ -14,6 +14,7 @@ from fibopolicy.envs.metaworld_tasks import METAWORLD
 from fibopolicy.envs.robosuite_tasks import TASKS
 from fibopolicy.envs.versions import warn_of_versions
 from fibopolicy.errors import UserError, unknown
+from fibopolicy.own_code import own_code
 
 #: Built-in tasks: id -> "module:class". They are also registered with gymnasium under the same ids.
 BUILT_IN: Mapping[str, str] = {
@@ -45,11 +46,14 @@ def resolve(name: str) -> str:
     """The full id for a task's name.
 
     "Lift-v0" and "lift" are short for "fibopolicy/Lift-v0", "reach-v3" and "button-press" for Meta-World's tasks; a name
-    that several have is the built-in task's.
+    that several have is the built-in task's. "module:class" names a `TaskEnv` of the user's own.
 
     Raises:
-        UserError: no such task, with the nearest match suggested.
+        UserError: no such task, with the nearest match suggested; what is named so is no `TaskEnv` or cannot be imported.
     """
+    if ":" in name:
+        _own(name)
+        return name
     if name in task_ids():
         return name
     for task_id in task_ids():
@@ -57,22 +61,50 @@ def resolve(name: str) -> str:
         names = (task_id, short, *(re.sub(r"-v\d+$", "", n) for n in (task_id, short)))
         if name.lower() in (n.lower() for n in names):
             return task_id
-    raise unknown("task", name, (*task_ids(), *(i.partition("/")[2] for i in (*BUILT_IN, *METAWORLD))))
+    known = (*task_ids(), *(i.partition("/")[2] for i in (*BUILT_IN, *METAWORLD)))
+    listed = ", ".join(i.removeprefix("fibopolicy/") for i in (*BUILT_IN, *ROBOSUITE))
+    listed += f", Meta-World's {len(METAWORLD)} as {METAWORLD[0]}, your own as <module>:<class>"
+    raise unknown("task", name, known, listed)
 
 
 def make(task: str, **options: Any) -> TaskEnv:
     """Make a task's environment; `options` are its constructor's (cameras, image_size, quality, ...)."""
     task_id = resolve(task)
-    entry_point = BUILT_IN.get(task_id) or SUITES[task_id.partition("/")[0]]
-    module, _, name = entry_point.partition(":")
-    if task_id not in BUILT_IN:
-        options = {"task_id": task_id, **options}
+    if ":" in task_id:
+        found: Any = _own(task_id)
+    else:
+        entry_point = BUILT_IN.get(task_id) or SUITES[task_id.partition("/")[0]]
+        module, _, name = entry_point.partition(":")
+        found = getattr(importlib.import_module(module), name)
+        if task_id not in BUILT_IN:
+            options = {"task_id": task_id, **options}
     try:
-        return cast(TaskEnv, getattr(importlib.import_module(module), name)(**options))
+        env = cast(TaskEnv, found(**options))
     except TypeError as error:
         if "unexpected keyword argument" not in str(error):
             raise
         raise UserError(f"{task_id}: {str(error).partition('() ')[2] or error}") from error
+    return _named(env, task_id) if ":" in task_id else env
+
+
+def _own(name: str) -> type[TaskEnv]:
+    """The class of "module:class"."""
+    found = own_code("task", name)
+    if not (isinstance(found, type) and issubclass(found, TaskEnv)):
+        raise UserError(f"task {name}: expected a class derived from fibopolicy.envs.TaskEnv")
+    if missing := sorted(found.__abstractmethods__):
+        raise UserError(f"task {name}: its class lacks {', '.join(missing)}; see fibopolicy.envs.TaskEnv")
+    return found
+
+
+def _named(env: TaskEnv, task_id: str) -> TaskEnv:
+    """`env`, answering to the name that makes it again, which data and start states carry."""
+    env.task_id = task_id
+    if missing := [name for name in TaskEnv.__annotations__ if not hasattr(env, name)]:
+        raise UserError(f"task {task_id}: its class lacks {', '.join(missing)}; see fibopolicy.envs.TaskEnv")
+    if (told := env.env_args.get("env_name")) != task_id:
+        raise UserError(f"task {task_id}: its env_args have env_name {told!r}, which names another; give self.task_id there")
+    return env
 
 
 def from_env_args(env_args: Mapping[str, Any], **overrides: Any) -> TaskEnv:
@@ -89,9 +121,10 @@ def from_env_args(env_args: Mapping[str, Any], **overrides: Any) -> TaskEnv:
         return RobosuiteEnv.from_env_args(env_args, **overrides)
     if name.startswith("metaworld/"):
         warn_of_versions(env_args)
-    elif name not in BUILT_IN:
+    elif name not in BUILT_IN and ":" not in name:
         raise UserError(
             f"env_args name task {name!r} of type {kind!r}, which is neither built in nor Meta-World's nor robosuite's (type 1)"
+            " nor <module>:<class> of a task of your own"
         )
     if not kwargs.get("cameras"):
         kwargs.pop("cameras", None)

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import difflib
-import importlib
 import inspect
-import os
-import sys
 from abc import abstractmethod
 from collections.abc import Callable
 from typing import Any, ClassVar, TypeVar
@@ -14,6 +10,7 @@ from typing import Any, ClassVar, TypeVar
 from torch import Tensor, nn
 
 from fibopolicy.errors import UserError, unknown
+from fibopolicy.own_code import own_code
 
 
 class Encoder(nn.Module):
@@ -111,36 +108,15 @@ def _find(name: str) -> tuple[EncoderFactory, dict[str, Any]]:
 
         return TimmEncoder, {"name": name.removeprefix("timm:")}
     if ":" in name:
-        return _imported(name), {}
+        return _own(name), {}
     if name not in _ENCODERS:
-        raise unknown("encoder", name, (*_ENCODERS, "timm:<name>", "<module>:<function>"))
+        raise unknown("encoder", name, (*_ENCODERS, "timm:<name>", "<module>:<name>"))
     return _ENCODERS[name]
 
 
-def _imported(name: str) -> EncoderFactory:
+def _own(name: str) -> EncoderFactory:
     """The function or class of "module:function"."""
-    module, _, function = name.partition(":")
-    if not module or not function:
-        raise UserError(f"encoder {name!r}: expected timm:<name> or <module>:<function>")
-    added = os.getcwd() not in sys.path
-    if added:
-        sys.path.append(os.getcwd())
-    try:
-        found = getattr(importlib.import_module(module), function)
-    except Exception as error:
-        if isinstance(error, ModuleNotFoundError) and error.name == module.partition(".")[0]:
-            near = f" (did you mean 'timm:{function}'?)" if difflib.get_close_matches(module, ["timm"]) else ""
-            raise UserError(
-                f"encoder {name}: there is no module {error.name}{near}; put its file into the current folder, beside the study,"
-                " or on PYTHONPATH"
-            ) from error
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
-        raise UserError(
-            f"encoder {name}: cannot be imported ({reason}); expected <module>:<function>, found from here or on PYTHONPATH"
-        ) from error
-    finally:
-        if added:
-            sys.path.remove(os.getcwd())
+    found = own_code("encoder", name, ["timm"])
     # Named by a file of settings, so it must be meant as an encoder: no other callable has this parameter.
     try:
         takes = inspect.signature(found).parameters

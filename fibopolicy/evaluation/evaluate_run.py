@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 import time
 import warnings
 from collections.abc import Callable
@@ -205,7 +206,8 @@ def _film(
     info: TaskInfo,
 ) -> Path | None:
     """Run the shown episodes once more, now with every frame: episodes repeat exactly, so these are the ones counted."""
-    path = config.run / "videos" / f"{info.task_id.replace('/', '_')}_seed{starts.seed}{suffix(config.weights)}.mp4"
+    task = re.sub("[/:]", "_", info.task_id)
+    path = config.run / "videos" / f"{task}_seed{starts.seed}{suffix(config.weights)}.mp4"
     shown = sorted(rows, key=lambda row: row.success) if config.failures_first else rows
     clips = list(film(rollouts, actor, starts, [row for row in shown if not row.error][: config.video], camera).values())
     if config.overlay:

@@ -31,7 +31,7 @@ class StudyTask:
     """A task and its demonstrations.
 
     Args:
-        task: its id, or short: "Lift-v0".
+        task: its id, or short: "Lift-v0"; or "module:class" of your own.
         dataset: a robomimic HDF5 file, in a study's file relative to that; `None` collects `demos` episodes of the task's
             scripted expert into the study.
         demos: how many to collect.
@@ -65,7 +65,9 @@ class StudyTask:
 
     @property
     def short(self) -> str:
-        """The task's name in names of cells and files: "lift" of "fibopolicy/Lift-v0", "robosuite-Lift" of robosuite's."""
+        """The task's name in names of cells and files: "lift" of "fibopolicy/Lift-v0", "robosuite-Lift", "my_reach-Far"."""
+        if ":" in self.task:
+            return self.task.replace(":", "-")
         suite, _, name = self.task.partition("/")
         bare = re.sub(r"-v\d+$", "", name)
         return bare.lower() if suite == "fibopolicy" else f"{suite}-{bare}"

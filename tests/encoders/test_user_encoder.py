@@ -58,7 +58,7 @@ def test_a_function_and_a_class_are_found_in_the_current_folder() -> None:
         ("own_encoders:make", "own_encoders:make: there is no module own_encoders"),
         ("tmm:resnet18", "did you mean 'timm:resnet18'"),
         ("broken_encoder:make", r"cannot be imported \(ZeroDivisionError"),
-        ("own_encoder:", "expected timm:<name> or <module>:<function>"),
+        ("own_encoder:", "expected timm:<name> or <module>:<name>"),
         ("own_encoder:linear", "must be a fibopolicy.encoders.Encoder with an output_dim, got Linear"),
         ("own_encoder:other", "takes image_size"),
         ("os:system", "takes image_size"),

@@ -1,0 +1,49 @@
+"""Classes and functions of the user's own, by "module:name"."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import os
+import sys
+from collections.abc import Iterable
+from typing import Any
+
+from fibopolicy.errors import UserError
+
+
+def own_code(kind: str, name: str, prefixes: Iterable[str] = ()) -> Any:
+    """What "module:name" names; modules are found in the current folder and on the path.
+
+    Args:
+        kind: what it should be, for messages: "encoder".
+        prefixes: words that mean something else before a colon, suggested where `module` may be one of them mistyped.
+
+    Raises:
+        UserError: it is not of this form, or cannot be imported.
+    """
+    module, _, attribute = name.partition(":")
+    if not module or not attribute:
+        raise UserError(f"{kind} {name!r}: expected {''.join(f'{p}:<name> or ' for p in prefixes)}<module>:<name>")
+    if module.endswith(".py"):
+        raise UserError(f"{kind} {name}: name the module, not its file: {module.removesuffix('.py')}:{attribute}")
+    added = os.getcwd() not in sys.path
+    if added:
+        sys.path.append(os.getcwd())
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except Exception as error:
+        if isinstance(error, ModuleNotFoundError) and error.name == module.partition(".")[0]:
+            meant = difflib.get_close_matches(module, prefixes)
+            near = f" (did you mean '{meant[0]}:{attribute}'?)" if meant else ""
+            raise UserError(
+                f"{kind} {name}: there is no module {error.name}{near}; put its file into the current folder, beside the study,"
+                " or on PYTHONPATH"
+            ) from error
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise UserError(
+            f"{kind} {name}: cannot be imported ({reason}); expected <module>:<name>, found from here or on PYTHONPATH"
+        ) from error
+    finally:
+        if added:
+            sys.path.remove(os.getcwd())
