@@ -194,6 +194,31 @@ def test_mistakes_are_one_line_and_code_2(
     assert not list(tmp_path.iterdir()), "something was left behind"
 
 
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (
+            "train --stepss 3 --dataset x --out y",
+            "Unrecognized options: --stepss, 3, did you mean --steps?; see fibopolicy train --help",
+        ),
+        ("collect --episodes 1 --out x", "Missing from fibopolicy collect: TASK Task id"),
+        ("trin", "unknown verb 'trin': did you mean 'train'?"),
+        ("--hepl", "Unrecognized options: --hepl; see fibopolicy --help"),
+    ],
+)
+def test_a_mistake_in_the_command_line_is_told_without_ornament(
+    arguments: str, told: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, _, err = call(monkeypatch, capsys, *arguments.split())
+    assert (code, len(err.splitlines())) == (2, 1)
+    assert err.startswith(f"fibopolicy: error: {told}")
+
+
+def test_the_command_alone_lists_the_verbs(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    _, out, _ = call(monkeypatch, capsys)
+    assert all(verb in out for verb in cli.VERBS)
+
+
 def test_our_own_mistakes_exit_with_1_and_debug_shows_where(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

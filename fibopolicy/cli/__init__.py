@@ -24,7 +24,7 @@ from fibopolicy.cli.profile import Profile
 from fibopolicy.cli.starts import Starts
 from fibopolicy.cli.study import Study
 from fibopolicy.cli.train import Train, with_preset
-from fibopolicy.errors import UserError
+from fibopolicy.errors import UserError, unknown
 from fibopolicy.quickstart import Quickstart
 
 VERBS: dict[str, Callable[..., Any]] = {
@@ -82,7 +82,9 @@ def main() -> None:
 
 def _parse(arguments: list[str]) -> Any:
     """The verb that the arguments ask for; a mistake in them becomes a `UserError` of one line instead of tyro's box."""
-    told, arguments = io.StringIO(), with_preset(arguments)
+    if arguments and not arguments[0].startswith("-") and arguments[0] not in VERBS:
+        raise unknown("verb", arguments[0], VERBS)
+    told, arguments = io.StringIO(), with_preset(arguments or ["--help"])
     try:
         with contextlib.redirect_stderr(told):
             return tyro.extras.subcommand_cli_from_dict(
@@ -91,8 +93,23 @@ def _parse(arguments: list[str]) -> Any:
     except SystemExit as end:
         if end.code != 2:
             raise
-        text = re.sub("[\u2500-\u257f]+", " ", told.getvalue())  # the box
-        raise UserError(" ".join(text.split())) from end
+        raise UserError(_mistake(told.getvalue(), " ".join(arguments))) from end
+
+
+def _mistake(box: str, command: str) -> str:
+    """tyro's box in one line: what is wrong, which option of this verb may have been meant, and where help is."""
+    lines = [line.strip("\u2502\u256d\u256e\u256f\u2570 ") for line in box.splitlines()]
+    # A title, and parts between rules; in ASCII where the terminal knows no better.
+    _, *parts = re.split("^(?:\u2500.*|-{3,})\n", "\n".join(lines), flags=re.MULTILINE)
+    near, option = "", ""
+    for line in "".join(part for part in parts if part.startswith("Perhaps")).splitlines():
+        option = line.split()[0] if line.startswith("--") else option
+        place = re.fullmatch("in fibopolicy (.+) --help", line)
+        if place and command.startswith(place[1]) and not near:
+            near = f", did you mean {option}?"
+    what = " ".join(parts[0].replace("(required)", "").split()).rstrip(".")
+    verb = command.partition(" ")[0]
+    return f"{what}{near}; see fibopolicy {f'{verb} ' if verb in VERBS else ''}--help"
 
 
 SAME = "; the same command goes on"

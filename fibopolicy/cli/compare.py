@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated
 
 import tyro
 
@@ -31,7 +32,7 @@ class Compare:
     """How much worse a candidate may be and still count as not inferior, e.g. 0.05; fix it before you see the rows."""
     difference: tuple[float, ...] = (0.02, 0.05, 0.1)
     """Differences of rates whose needed episodes are printed."""
-    choice: tyro.conf.OmitArgPrefixes[Choice] = field(default_factory=Choice)
+    choice: Annotated[Choice, tyro.conf.arg(name="")] = field(default_factory=Choice)
 
     out: Path | None = None
     """HTML page to write: tables, intervals, success against time."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import tyro
 
@@ -18,8 +18,8 @@ class Collect:
     Example: fibopolicy collect Lift-v0 --episodes 400 --out lift.hdf5
     """
 
-    task: tyro.conf.Positional[str]
-    """Task id, e.g. fibopolicy/Lift-v0, or short: Lift-v0."""
+    task: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="TASK")]
+    """Task id, e.g. fibopolicy/Lift-v0, or short: Lift-v0; module:class of a task of your own."""
     episodes: int
     """Successful episodes to record."""
     out: Path
@@ -59,7 +59,7 @@ class Expand:
     Example: fibopolicy expand lift_human.hdf5 --demos 500 --out lift_500.hdf5
     """
 
-    file: tyro.conf.Positional[Path]
+    file: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="FILE")]
     """The robomimic HDF5 file of the few; it is not changed."""
     demos: int
     """Successful demonstrations to write."""
@@ -113,7 +113,7 @@ class Fetch:
     Example: fibopolicy fetch lift-human
     """
 
-    name: tyro.conf.Positional[str]
+    name: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="NAME")]
     """What to fetch: lift-human (with images); without images lift-teleop, handover-teleop, and one demonstration each of
     lift-one, stack-one, nut-assembly-one, pick-place-one, door-one, wipe-one."""
     out: Path | None = None
@@ -136,7 +136,7 @@ class Inspect:
     Example: fibopolicy inspect lift.hdf5
     """
 
-    file: tyro.conf.Positional[Path]
+    file: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="FILE")]
     """The file."""
 
     def run(self) -> None:
@@ -152,7 +152,7 @@ class Split:
     Example: fibopolicy split mine.hdf5 --out mine_split.hdf5 --valid 0.1
     """
 
-    file: tyro.conf.Positional[Path]
+    file: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="FILE")]
     """The file to copy; it is not changed."""
     out: Path
     """File to write."""
@@ -177,7 +177,7 @@ class Render:
     Example: fibopolicy render states_only.hdf5 --out images.hdf5
     """
 
-    file: tyro.conf.Positional[Path]
+    file: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="FILE")]
     """The file; it needs states, not observations, and is not changed."""
     out: Path
     """File to write."""
@@ -225,7 +225,7 @@ class Replay:
     Example: fibopolicy replay lift_human.hdf5
     """
 
-    file: tyro.conf.Positional[Path]
+    file: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="FILE")]
     """The file."""
     filter_key: str | None = None
     """Only the demos of this filter key."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Annotated
 
 import tyro
 
@@ -21,7 +22,7 @@ class Evaluate:
     Example: fibopolicy evaluate runs/lift --episodes 50
     """
 
-    config: tyro.conf.OmitArgPrefixes[EvaluateConfig]
+    config: Annotated[EvaluateConfig, tyro.conf.arg(name="")]
     resume: bool = False
     """Run only the episodes that have no row yet."""
     overwrite: bool = False

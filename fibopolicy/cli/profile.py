@@ -156,11 +156,14 @@ class Profile:
     Example: fibopolicy profile train --dataset lift.hdf5
     """
 
-    what: tyro.conf.OmitSubcommandPrefixes[
-        Annotated[ProfileAttention, tyro.conf.subcommand("attention")]
-        | Annotated[ProfileEncoder, tyro.conf.subcommand("encoder")]
-        | Annotated[tyro.conf.OmitArgPrefixes[ProfileData], tyro.conf.subcommand("data")]
-        | Annotated[tyro.conf.OmitArgPrefixes[ProfileTrain], tyro.conf.subcommand("train")]
+    what: Annotated[
+        tyro.conf.OmitSubcommandPrefixes[
+            Annotated[ProfileAttention, tyro.conf.subcommand("attention")]
+            | Annotated[ProfileEncoder, tyro.conf.subcommand("encoder")]
+            | Annotated[tyro.conf.OmitArgPrefixes[ProfileData], tyro.conf.subcommand("data")]
+            | Annotated[tyro.conf.OmitArgPrefixes[ProfileTrain], tyro.conf.subcommand("train")]
+        ],
+        tyro.conf.arg(name=""),
     ]
     """What to time."""
 

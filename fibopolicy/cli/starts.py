@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import tyro
 
@@ -20,7 +20,7 @@ class Starts:
 
     what: tyro.conf.Positional[Literal["make"]]
     """What to do: make."""
-    task: tyro.conf.Positional[str]
+    task: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="TASK")]
     """Task id, or the dataset whose task, cameras and rendering are meant."""
     episodes: int
     """How many."""

@@ -22,7 +22,7 @@ class Run:
     Example: fibopolicy study run my_study.py --out studies/encoders
     """
 
-    study: tyro.conf.Positional[str]
+    study: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="STUDY")]
     """The study: FILE.py[:FUNCTION], a function without arguments that returns a StudyConfig; `study` by default."""
     out: Path
     """Directory of the study, new or one that was stopped."""
@@ -93,7 +93,7 @@ class Status:
     Example: fibopolicy study status studies/encoders
     """
 
-    directory: tyro.conf.Positional[Path]
+    directory: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="DIRECTORY")]
     """Directory of the study."""
 
     def run(self) -> None:
@@ -110,7 +110,7 @@ class Report:
     Example: fibopolicy study report studies/encoders
     """
 
-    directory: tyro.conf.Positional[Path]
+    directory: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="DIRECTORY")]
     """Directory of the study."""
     videos: bool = False
     """Film control and candidates side by side, which runs the shown episodes once more."""
@@ -130,7 +130,7 @@ class Publish:
     Example: fibopolicy study publish runs/encoders --out published/encoders
     """
 
-    directory: tyro.conf.Positional[Path]
+    directory: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="DIRECTORY")]
     """Directory of the study."""
     out: Path
     """Folder of the copy, new or an earlier one, which is brought up to date."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import tyro
 
@@ -23,7 +23,7 @@ class Train:
     In several processes, one per GPU: torchrun --nproc-per-node 2 -m fibopolicy.train --dataset lift.hdf5 --out runs/lift
     """
 
-    config: tyro.conf.OmitArgPrefixes[TrainConfig]
+    config: Annotated[tyro.conf.OmitArgPrefixes[TrainConfig], tyro.conf.arg(name="")]
     preset: str | None = None
     """Start from a published run instead of the defaults: released_robot, Fibottention's authors' encoder with Diffusion
     Policy. Other options override it."""

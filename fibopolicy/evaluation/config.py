@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
-from tyro.conf import Positional
+from tyro.conf import Positional, arg
 
 from fibopolicy.errors import UserError
 
@@ -14,7 +15,7 @@ from fibopolicy.errors import UserError
 class EvaluateConfig:
     """An evaluation."""
 
-    run: Positional[Path]
+    run: Annotated[Positional[Path], arg(metavar="RUN")]
     """Run directory of the policy, or a robomimic checkpoint (.pth)."""
     episodes: int = 50
     """Start states to run, from the first."""
