@@ -46,15 +46,12 @@ def resolve(name: str) -> str:
     """The full id for a task's name.
 
     "Lift-v0" and "lift" are short for "fibopolicy/Lift-v0", "reach-v3" and "button-press" for Meta-World's tasks; a name
-    that several have is the built-in task's. "module:class" names a `TaskEnv` of the user's own.
+    that several have is the built-in task's. "module:class" names a `TaskEnv` of the user's own, which `make` imports.
 
     Raises:
-        UserError: no such task, with the nearest match suggested; what is named so is no `TaskEnv` or cannot be imported.
+        UserError: no such task, with the nearest match suggested.
     """
-    if ":" in name:
-        _own(name)
-        return name
-    if name in task_ids():
+    if ":" in name or name in task_ids():
         return name
     for task_id in task_ids():
         short = task_id.partition("/")[2]
@@ -68,7 +65,11 @@ def resolve(name: str) -> str:
 
 
 def make(task: str, **options: Any) -> TaskEnv:
-    """Make a task's environment; `options` are its constructor's (cameras, image_size, quality, ...)."""
+    """Make a task's environment; `options` are its constructor's (cameras, image_size, quality, ...).
+
+    Raises:
+        UserError: no such task; one of the user's own is no `TaskEnv` or cannot be imported; an unknown option.
+    """
     task_id = resolve(task)
     if ":" in task_id:
         found: Any = _own(task_id)

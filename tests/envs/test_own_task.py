@@ -62,6 +62,8 @@ def test_it_is_collected_replayed_and_rolled_out_like_any_other() -> None:
     rows = evaluate(lambda obs: [0, 0, 1, -1], "own_task:High", 2, workers=1, cameras=(), horizon=3)
     assert [row.task for row in rows] == ["own_task:High"] * 2
     assert StudyTask("own_task:High").short == "own_task-High"
+    with pytest.raises(UserError, match="own_task:Bare: its class lacks advance"):
+        evaluate(lambda obs: [0, 0, 1, -1], "own_task:Bare", 2, workers=1)
 
 
 @pytest.mark.usefixtures("here")
