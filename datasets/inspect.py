@@ -94,8 +94,10 @@ def _provenance(file: DemoFile) -> Iterator[tuple[str, str]]:
             if name not in ("num_samples", "model_file", "ep_meta"):
                 seen.setdefault(name, Counter())[_short(value)] += 1
     for name, values in seen.items():
-        told = ", ".join(f"{value} ({count} demos)" for value, count in values.most_common(_LISTED))
-        yield name, told + (f", {len(values) - _LISTED} other values" if len(values) > _LISTED else "")
+        if dict(values) == {_short(file.file_attrs.get(name)): len(file.demos)}:
+            continue  # the file has told it
+        told = ", ".join(f"{value} ({count} demo{'s' * (count > 1)})" for value, count in values.most_common(_LISTED))
+        yield f"{name} of demos", told + (f", {len(values) - _LISTED} other values" if len(values) > _LISTED else "")
 
 
 def _filter_key_faults(file: DemoFile) -> Iterator[str]:

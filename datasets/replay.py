@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from fibopolicy.datasets.hdf5 import DemoFile
-from fibopolicy.datasets.restore import Damaged, Restorer, Trajectory, by_model
+from fibopolicy.datasets.restore import Damaged, Restorer, Trajectory, by_model, warn_of_scenes
 from fibopolicy.datasets.workers import checked_workers, simulator_pool
 from fibopolicy.environment import environment
 from fibopolicy.envs import SimState, TaskEnv
@@ -77,6 +77,7 @@ def replay(path: StrPath, *, filter_key: str | None = None, workers: int | None 
         demos = file.select(filter_key)
         jobs = by_model(file, demos)
         env_args, skipped = file.env_args, dict(file.damaged)
+        warn_of_scenes(file, demos)
     warn_of_versions(env_args)
     rows: dict[str, ReplayedDemo] = {}
     with (

@@ -77,6 +77,17 @@ def by_model(file: DemoFile, demos: Sequence[str]) -> list[str]:
     return sorted(demos, key=rank.__getitem__)
 
 
+def warn_of_scenes(file: DemoFile, demos: Sequence[str]) -> None:
+    """Warn of demos that keep no scene: they are restored in the task's own, whatever the installed versions make of it."""
+    if lacking := [demo for demo in demos if file.attrs(demo).get("model_file") is None]:
+        others = f" and {len(lacking) - 1} more" if len(lacking) > 1 else ""
+        warnings.warn(
+            f"{file.path}: {lacking[0]}{others} keep no scene (attribute model_file); the installed versions' own is taken,"
+            " which may not be the one they were recorded in",
+            stacklevel=3,
+        )
+
+
 class Restorer:
     """A demonstration file with its task's environment, in a worker process.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import NoReturn
 
@@ -73,8 +74,8 @@ def test_a_meta_world_task_is_collected_trained_on_and_evaluated(
     assert "2 demos" in out
     code, out, _ = call(monkeypatch, capsys, "inspect", data)
     assert "metaworld/handle-press-v3" in out
-    assert "scripted expert (2 demos)" in out
-    assert "successes     2 of 2" in out
+    assert "scripted expert\n" in out
+    assert re.search("successes +2 of 2", out)
     code, _, _ = call(monkeypatch, capsys, "train", "--dataset", data, "--out", run, "--steps", "3", *TINY)
     assert code == 0
     code, out, _ = call(monkeypatch, capsys, "evaluate", run, "--episodes", "2", "--horizon", "8")

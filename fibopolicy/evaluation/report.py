@@ -81,7 +81,7 @@ def report(run: Path, evaluation: Evaluation, stages: Mapping[str, float] | None
         "training seed": str(document["train"]["seed"]),
         "start states": f"{len(evaluation.rows)}, set of seed {starts_seed}, held out from training",
         "render quality of the data": _quality(document["env_args"]),
-        "trained with": ", ".join(f"{name} {value}" for name, value in trained_with(run).items()),
+        "trained with": ", ".join(f"{name} {value}" for name, value in _trained_with(document).items()),
     }
     parts = [
         page.heading("Success rate"),
@@ -119,7 +119,10 @@ def _quality(env_args: Mapping[str, Any]) -> str:
 
 def trained_with(run: Path) -> dict[str, str]:
     """The versions and the hardware that a run was trained with, as far as it tells."""
-    document = read_config(run) if (run / CONFIG).exists() else {}
+    return _trained_with(read_config(run) if (run / CONFIG).exists() else {})
+
+
+def _trained_with(document: Mapping[str, Any]) -> dict[str, str]:
     told = {**document.get("versions", {}), **document.get("hardware", {})}
     return {name: value for name, value in told.items() if value is not None}
 

@@ -72,3 +72,13 @@ def test_a_file_of_another_version_is_warned_of_with_both(lift_file: Path, tmp_p
         del file["mask"]
     with pytest.warns(UserWarning, match=r"come from mujoco 2\.1\.0, and 3\.\d+\.\d+ is installed"):
         replay(path, workers=1)
+
+
+def test_a_file_without_scenes_is_replayed_in_the_installed_one_and_says_so(lift_file: Path, tmp_path: Path) -> None:
+    path = tmp_path / "no_scene.hdf5"
+    path.write_bytes(lift_file.read_bytes())
+    with h5py.File(path, "r+") as file:
+        for name in ("demo_0", "demo_2"):
+            del file[f"data/{name}"].attrs["model_file"]
+    with pytest.warns(UserWarning, match=r"no_scene.hdf5: demo_0 and 1 more keep no scene"):
+        assert replay(path, workers=1).successes == 11
