@@ -35,6 +35,10 @@ class TaskEnv(gymnasium.Env[Observation, NDArray[np.float32]], ABC):
     Observations are a dict: `<camera>_image` uint8 `(H, W, 3)`, upright, and float32 vectors. Actions are float32 in
     [-1, 1]. `info["success"]` says whether the goal is met at this instant; an episode terminates when it is.
     `step` is `advance` followed by `observe`: whoever needs no picture of an instant calls `advance` alone.
+
+    A class of your own that is named as "module:class" is made with the keyword arguments `cameras`, `image_size` and
+    `quality`, and `horizon` where one is asked for; `env_args` give its `task_id` as `env_name`, `type` 2, and these
+    arguments as `env_kwargs`.
     """
 
     task_id: str

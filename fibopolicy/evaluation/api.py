@@ -41,8 +41,8 @@ def evaluate(
             `T_o` is its attribute `history`, or 1. B is `batch`; see `acting.Actor` for states in batches.
             Or a function of one episode's newest observation, a dict of arrays without B and T_o, that returns an action
             `(A,)` or a chunk `(T_a, A)`.
-        task: a task's id; a dataset's `env_args`; or a function without arguments that makes the environment, importable
-            by name, since it is called in each process.
+        task: a task's id, or "module:class" of your own; a dataset's `env_args`; or a function without arguments that makes
+            the environment, importable by name, since it is called in each process.
         starts: a file of start states, its contents, or a number of them: the first of the set with seed 0.
         workers: simulators, one process each; by default as many as cores, or five times as many, up to 20, for the
             light built-in tasks.
