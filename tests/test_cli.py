@@ -200,11 +200,19 @@ def test_mistakes_are_one_line_and_code_2(
     [
         (
             "train --stepss 3 --dataset x --out y",
-            "Unrecognized options: --stepss, 3, did you mean --steps?; see fibopolicy train --help",
+            "train has no option --stepss, did you mean --steps?; see fibopolicy train --help",
         ),
-        ("collect --episodes 1 --out x", "Missing from fibopolicy collect: TASK Task id"),
+        ("collect --episodes 1 --out x", "collect needs TASK; see fibopolicy collect --help"),
+        ("train --dataset a --out b --workers 1", "train has no option --workers, did you mean --rollout-workers?"),
+        ("train --dataset a --outt b", "train needs --out; did you mean that by --outt?"),
+        ("train --dataset a --out b --steps x", "--steps: expected a whole number, got 'x'"),
+        ("train --dataset a --out", "--out needs a value"),
+        ("profile trein", "unknown verb of profile: 'trein': did you mean 'train'?"),
+        ("profile train --stepps 3", "profile train has no option --stepps, did you mean --steps?; see fibopolicy profile train"),
+        ("inspect a b", "inspect does not know what to do with 'b'"),
+        ("starts mkae x", "starts: expected 'make', got 'mkae'"),
         ("trin", "unknown verb 'trin': did you mean 'train'?"),
-        ("--hepl", "Unrecognized options: --hepl; see fibopolicy --help"),
+        ("--hepl", "fibopolicy has no option --hepl; see fibopolicy --help"),
     ],
 )
 def test_a_mistake_in_the_command_line_is_told_without_ornament(

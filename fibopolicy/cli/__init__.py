@@ -6,7 +6,6 @@ import contextlib
 import io
 import logging
 import os
-import re
 import signal
 import sys
 import warnings
@@ -20,6 +19,7 @@ from fibopolicy.cli.compare import Compare
 from fibopolicy.cli.data import Collect, Expand, Fetch, Inspect, Render, Replay, Split
 from fibopolicy.cli.evaluate import Evaluate, Rates
 from fibopolicy.cli.export import Export
+from fibopolicy.cli.mistakes import mistake
 from fibopolicy.cli.profile import Profile
 from fibopolicy.cli.starts import Starts
 from fibopolicy.cli.study import Study
@@ -93,23 +93,7 @@ def _parse(arguments: list[str]) -> Any:
     except SystemExit as end:
         if end.code != 2:
             raise
-        raise UserError(_mistake(told.getvalue(), " ".join(arguments))) from end
-
-
-def _mistake(box: str, command: str) -> str:
-    """tyro's box in one line: what is wrong, which option of this verb may have been meant, and where help is."""
-    lines = [line.strip("\u2502\u256d\u256e\u256f\u2570 ") for line in box.splitlines()]
-    # A title, and parts between rules; in ASCII where the terminal knows no better.
-    _, *parts = re.split("^(?:\u2500.*|-{3,})\n", "\n".join(lines), flags=re.MULTILINE)
-    near, option = "", ""
-    for line in "".join(part for part in parts if part.startswith("Perhaps")).splitlines():
-        option = line.split()[0] if line.startswith("--") else option
-        place = re.fullmatch("in fibopolicy (.+) --help", line)
-        if place and command.startswith(place[1]) and not near:
-            near = f", did you mean {option}?"
-    what = " ".join(parts[0].replace("(required)", "").split()).rstrip(".")
-    verb = command.partition(" ")[0]
-    return f"{what}{near}; see fibopolicy {f'{verb} ' if verb in VERBS else ''}--help"
+        raise mistake(told.getvalue(), arguments, VERBS) from end
 
 
 SAME = "; the same command goes on"
