@@ -17,6 +17,7 @@ from fibopolicy.datasets.shards import Arrays, add_episode, made_ahead
 from fibopolicy.datasets.workers import checked_workers
 from fibopolicy.datasets.writer import DemoWriter
 from fibopolicy.envs import TaskEnv, make, resolve
+from fibopolicy.envs.registry import check_observation
 from fibopolicy.envs.seeding import episode_seed
 from fibopolicy.errors import UserError
 from fibopolicy.files import StrPath, refuse_both, refuse_existing
@@ -89,7 +90,9 @@ def collect(
     refuse_existing(out, overwrite)
     env = plan.make_env()
     try:
-        env.reset(seed=0)  # fails here, once and clearly, where nothing can be rendered
+        obs, _ = env.reset(seed=0)  # fails here, once and clearly, where nothing can be rendered
+        if ":" in plan.task:
+            check_observation(env, obs)
         env.expert_action()  # and here, where the task has no expert
         env_args = env.env_args
         if plan.noise is None:

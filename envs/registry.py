@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import importlib
+import json
 import re
 from collections.abc import Mapping
 from typing import Any, cast
 
 import gymnasium
+import numpy as np
 
-from fibopolicy.envs.base import TaskEnv
+from fibopolicy.envs.base import Observation, TaskEnv
 from fibopolicy.envs.metaworld_tasks import METAWORLD
 from fibopolicy.envs.robosuite_tasks import TASKS
 from fibopolicy.envs.versions import warn_of_versions
@@ -84,7 +86,8 @@ def make(task: str, **options: Any) -> TaskEnv:
     except TypeError as error:
         if "unexpected keyword argument" not in str(error):
             raise
-        raise UserError(f"{task_id}: {str(error).partition('() ')[2] or error}") from error
+        takes = "; a task of your own takes cameras, image_size, quality and horizon" if ":" in task_id else ""
+        raise UserError(f"{task_id}: {str(error).partition('() ')[2] or error}{takes}") from error
     return _named(env, task_id) if ":" in task_id else env
 
 
@@ -100,12 +103,38 @@ def _own(name: str) -> type[TaskEnv]:
 
 def _named(env: TaskEnv, task_id: str) -> TaskEnv:
     """`env`, answering to the name that makes it again, which data and start states carry."""
-    env.task_id = task_id
+    try:
+        env.task_id = task_id
+    except AttributeError as error:
+        raise UserError(f"task {task_id}: its task_id must be an attribute that can be set, not a property") from error
     if missing := [name for name in TaskEnv.__annotations__ if not hasattr(env, name)]:
         raise UserError(f"task {task_id}: its class lacks {', '.join(missing)}; see fibopolicy.envs.TaskEnv")
-    if (told := env.env_args.get("env_name")) != task_id:
-        raise UserError(f"task {task_id}: its env_args have env_name {told!r}, which names another; give self.task_id there")
+    told = env.env_args
+    if not isinstance(told, dict) or not {"env_name", "type", "env_kwargs"} <= told.keys():
+        raise UserError(f"task {task_id}: its env_args must be a dict with env_name, type and env_kwargs, got {told!r}"[:300])
+    if told["env_name"] != task_id or told["type"] == 1:
+        raise UserError(
+            f"task {task_id}: its env_args name {told['env_name']!r} of type {told['type']!r}, which is another task;"
+            " override them with self.task_id and type 2"
+        )
+    try:
+        json.dumps(told)
+    except TypeError as error:
+        raise UserError(f"task {task_id}: its env_args cannot be stored as JSON: {error}") from error
     return env
+
+
+def check_observation(env: TaskEnv, obs: Observation) -> None:
+    """Raise `UserError` where an observation is not what `TaskEnv` promises, before hours of it are recorded."""
+    for key, value in obs.items():
+        array = np.asarray(value)
+        expected = "uint8 (H, W, 3)" if key.endswith("_image") else "float (D,)"
+        image = array.dtype == np.uint8 and array.ndim == 3 and array.shape[2] == 3
+        vector = np.issubdtype(array.dtype, np.floating) and array.ndim == 1 and isinstance(value, np.ndarray)
+        if not (image if key.endswith("_image") else vector):
+            raise UserError(f"{env.task_id}: observation {key} is {array.dtype} {array.shape}, expected {expected}")
+    if lacking := [key for key in (*env.proprioception, *env.hands) if key not in obs]:
+        raise UserError(f"{env.task_id}: its observations lack {', '.join(lacking)}, which it calls proprioception or hands")
 
 
 def from_env_args(env_args: Mapping[str, Any], **overrides: Any) -> TaskEnv:
@@ -116,7 +145,7 @@ def from_env_args(env_args: Mapping[str, Any], **overrides: Any) -> TaskEnv:
     """
     kind, name = env_args.get("type"), str(env_args.get("env_name"))
     kwargs = dict(env_args.get("env_kwargs") or {})
-    if kind == 1:
+    if kind == 1 and ":" not in name:
         from fibopolicy.envs.robosuite import RobosuiteEnv
 
         return RobosuiteEnv.from_env_args(env_args, **overrides)

@@ -82,7 +82,7 @@ class RobosuiteEnv(TaskEnv):
         horizon = defaults.horizon if horizon is None else horizon
         for size in self._shape:
             check_options(quality, size, horizon)
-        self.task_id = task_id
+        self.task_id = self._suite_id = task_id
         self.cameras = defaults.cameras if cameras is None else tuple(cameras)
         self.image_size = image_size
         self.quality = quality
@@ -223,7 +223,7 @@ class RobosuiteEnv(TaskEnv):
             "horizon": self.horizon,
         }
         return {
-            "env_name": self.task_id.partition("/")[2],
+            "env_name": self._suite_id.partition("/")[2],
             "env_version": import_robosuite().__version__,
             "type": 1,
             "env_kwargs": kwargs,
@@ -243,7 +243,7 @@ class RobosuiteEnv(TaskEnv):
         Raises:
             UserError: the task has no expert, or the robot or its controller is not the expert's.
         """
-        return expert_action(self.task_id, self._env)
+        return expert_action(self._suite_id, self._env)
 
     def render(self) -> NDArray[np.uint8]:
         return self.render_camera(self.cameras[0] if self.cameras else self._env.sim.model.camera_names[0])

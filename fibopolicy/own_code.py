@@ -11,6 +11,9 @@ from typing import Any
 
 from fibopolicy.errors import UserError
 
+#: Modules that were found so in this process: whose mistake an unexpected error may be.
+IMPORTED: set[str] = set()
+
 
 def own_code(kind: str, name: str, prefixes: Iterable[str] = ()) -> Any:
     """What "module:name" names; modules are found in the current folder and on the path.
@@ -25,25 +28,30 @@ def own_code(kind: str, name: str, prefixes: Iterable[str] = ()) -> Any:
     module, _, attribute = name.partition(":")
     if not module or not attribute:
         raise UserError(f"{kind} {name!r}: expected {''.join(f'{p}:<name> or ' for p in prefixes)}<module>:<name>")
-    if module.endswith(".py"):
-        raise UserError(f"{kind} {name}: name the module, not its file: {module.removesuffix('.py')}:{attribute}")
+    if module.endswith(".py") or "/" in module or module.startswith("."):
+        plain = module.removesuffix(".py").strip("./").replace("/", ".")
+        raise UserError(f"{kind} {name}: name the module, not its file: {plain}:{attribute}")
     added = os.getcwd() not in sys.path
     if added:
         sys.path.append(os.getcwd())
     try:
-        return getattr(importlib.import_module(module), attribute)
-    except Exception as error:
+        found = importlib.import_module(module)
+    except (Exception, SystemExit) as error:
         if isinstance(error, ModuleNotFoundError) and error.name == module.partition(".")[0]:
             meant = difflib.get_close_matches(module, prefixes)
             near = f" (did you mean '{meant[0]}:{attribute}'?)" if meant else ""
             raise UserError(
-                f"{kind} {name}: there is no module {error.name}{near}; put its file into the current folder, beside the study,"
-                " or on PYTHONPATH"
+                f"{kind} {name}: there is no module {error.name}{near}; put its file into the current folder, beside the study"
+                " that names it, or on PYTHONPATH"
             ) from error
         reason = " ".join(f"{type(error).__name__}: {error}".split())
-        raise UserError(
-            f"{kind} {name}: cannot be imported ({reason}); expected <module>:<name>, found from here or on PYTHONPATH"
-        ) from error
+        raise UserError(f"{kind} {name}: importing {module} fails: {reason}") from error
     finally:
         if added:
             sys.path.remove(os.getcwd())
+    if not hasattr(found, attribute):
+        near = "".join(f", did you mean {name}?" for name in difflib.get_close_matches(attribute, dir(found), 1))
+        where = getattr(found, "__file__", None) or f"{module}, a module of Python's own,"
+        raise UserError(f"{kind} {name}: {where} has no {attribute}{near}")
+    IMPORTED.add(module)
+    return getattr(found, attribute)

@@ -25,6 +25,7 @@ from fibopolicy.cli.starts import Starts
 from fibopolicy.cli.study import Study
 from fibopolicy.cli.train import Train, with_preset
 from fibopolicy.errors import UserError, unknown
+from fibopolicy.own_code import IMPORTED
 from fibopolicy.quickstart import Quickstart
 
 VERBS: dict[str, Callable[..., Any]] = {
@@ -77,7 +78,8 @@ def main() -> None:
         _end(error, debug, f"error: {error.filename or 'input or output'}: {error.strerror or error}", 2)
     except Exception as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())
-        _end(error, debug, f"internal error: {reason} (--debug shows where; please report it)", 1)
+        ours = "please report it" if not IMPORTED else f"in this library, or in your own {', '.join(sorted(IMPORTED))}"
+        _end(error, debug, f"internal error: {reason} (--debug shows where; {ours})", 1)
 
 
 def _parse(arguments: list[str]) -> Any:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import sys
 from pathlib import Path
 
+import h5py
 import pytest
 
 from fibopolicy.datasets import DemoFile
@@ -14,8 +17,11 @@ from fibopolicy.envs import from_env_args, make
 from fibopolicy.errors import UserError
 from fibopolicy.evaluation import evaluate
 from fibopolicy.study import StudyTask
+from fibopolicy.training import TrainConfig, train
+from fibopolicy.training.watch_config import RolloutConfig
 
 SOURCE = """
+import numpy as np
 from fibopolicy.envs import TaskEnv
 from fibopolicy.envs.tabletop.reach import Reach
 from fibopolicy.policies import PolicyConfig
@@ -32,6 +38,25 @@ class Nameless(Reach):
     def env_args(self):
         return {**super().env_args, "env_name": "fibopolicy/Reach-v0"}
 
+class Fixed(High):
+    task_id = property(lambda self: "fixed")
+
+class Untold(High):
+    env_args = None
+
+class Unstored(High):
+    @property
+    def env_args(self):
+        return {**super().env_args, "env_kwargs": {"size": np.float32(1)}}
+
+class Floats(High):
+    def observe(self):
+        return {key: value / 1.0 for key, value in super().observe().items()}
+
+class Blind(High):
+    def observe(self):
+        return {key: value for key, value in super().observe().items() if key != "hand_position"}
+
 class NoHertz(High):
     def __init__(self, **options):
         super().__init__(**options)
@@ -47,6 +72,7 @@ class NoHertz(High):
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "own_task.py").write_text(SOURCE)
+    (tmp_path / "ends.py").write_text("raise SystemExit(3)")
     monkeypatch.chdir(tmp_path)
     monkeypatch.delitem(sys.modules, "own_task", raising=False)
 
@@ -70,21 +96,53 @@ def test_it_is_collected_replayed_and_rolled_out_like_any_other() -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("own_task:Hihg", r"own_task:Hihg: cannot be imported \(AttributeError"),
+        ("own_task:Hihg", r"own_task.py has no Hihg, did you mean High\?"),
         ("own_tasks:High", "there is no module own_tasks"),
         ("own_task.py:High", "name the module, not its file: own_task:High"),
+        ("./own_task:High", "name the module, not its file: own_task:High"),
+        ("calendar:High", "calendar.py has no High"),
+        ("ends:High", "importing ends fails: SystemExit: 3"),
+        ("own_task:Fixed", "its task_id must be an attribute that can be set"),
+        ("own_task:Untold", "must be a dict with env_name, type and env_kwargs, got None"),
+        ("own_task:Unstored", "cannot be stored as JSON: Object of type float32"),
         ("own_task:", "expected <module>:<name>"),
         ("own_task:PolicyConfig", "expected a class derived from fibopolicy.envs.TaskEnv"),
         ("os:system", "expected a class derived from fibopolicy.envs.TaskEnv"),
         ("own_task:Bare", "lacks advance, env_args, get_state, observe, set_state, success; see"),
         ("own_task:NoHertz", "lacks control_hz; see"),
-        ("own_task:Nameless", "env_name 'fibopolicy/Reach-v0', which names another; give self.task_id there"),
+        ("own_task:Nameless", "its env_args name 'fibopolicy/Reach-v0' of type 2, which is another task"),
     ],
 )
 def test_what_is_no_task_is_told_in_one_line(name: str, message: str) -> None:
     with pytest.raises(UserError, match=message) as told:
         make(name)
     assert "\n" not in str(told.value)
+
+
+@pytest.mark.usefixtures("here")
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("Floats", r"observation wrist_image is float64 \(84, 84, 3\), expected uint8 \(H, W, 3\)"),
+        ("Blind", "its observations lack hand_position"),
+    ],
+)
+def test_observations_that_no_policy_could_read_are_refused_before_they_are_recorded(name: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        collect(Plan(f"own_task:{name}", cameras=("wrist",)), 1, "none.hdf5", workers=1)
+    assert not list(Path().glob("none*"))
+
+
+@pytest.mark.usefixtures("here")
+def test_rollouts_in_a_task_that_is_not_found_are_refused_before_training(lift_file: Path) -> None:
+    shutil.copy(lift_file, "gone.hdf5")
+    with h5py.File("gone.hdf5", "r+") as file:
+        env_args = json.loads(file["data"].attrs["env_args"])
+        file["data"].attrs["env_args"] = json.dumps({**env_args, "env_name": "gone:High"})
+    config = TrainConfig(Path("gone.hdf5"), Path("run"), rollouts=RolloutConfig(rollout_every=1))
+    with pytest.raises(UserError, match="task gone:High: there is no module gone"):
+        train(config)
+    assert not Path("run").exists()
 
 
 @pytest.mark.usefixtures("here")
