@@ -74,10 +74,12 @@ def make_actor(policy: Any, batch: int | None, threads: int, info: TaskInfo) -> 
 def default_workers(task_id: str, episodes: int) -> int:
     """Processes for a task: as many as cores where a simulator fills a core, five times as many where it is light.
 
-    Light ones are at most 20 unless there are more cores: one policy has no answers for more.
+    Light ones are at most 20 unless there are more cores: one policy has no answers for more. A task of the user's own may be
+    as heavy as any.
     """
     cores = usable_cores()
-    return max(1, min(cores if task_id.startswith("robosuite/") else max(cores, min(5 * cores, 20)), episodes))
+    heavy = task_id.startswith("robosuite/") or ":" in task_id
+    return max(1, min(cores if heavy else max(cores, min(5 * cores, 20)), episodes))
 
 
 def measure(

@@ -16,6 +16,7 @@ from fibopolicy.datasets.replay import replay
 from fibopolicy.envs import from_env_args, make
 from fibopolicy.errors import UserError
 from fibopolicy.evaluation import evaluate
+from fibopolicy.evaluation.measure import default_workers
 from fibopolicy.study import StudyTask
 from fibopolicy.training import TrainConfig, train
 from fibopolicy.training.watch_config import RolloutConfig
@@ -87,6 +88,7 @@ def test_it_is_collected_replayed_and_rolled_out_like_any_other() -> None:
     assert all(demo.success for demo in replay(Path("high.hdf5"), workers=1).demos)
     rows = evaluate(lambda obs: [0, 0, 1, -1], "own_task:High", 2, workers=1, cameras=(), horizon=3)
     assert [row.task for row in rows] == ["own_task:High"] * 2
+    assert default_workers("own_task:High", 1000) == default_workers("robosuite/Lift", 1000)  # it may be as heavy
     assert StudyTask("own_task:High").short == "own_task-High"
     with pytest.raises(UserError, match="own_task:Bare: its class lacks advance"):
         evaluate(lambda obs: [0, 0, 1, -1], "own_task:Bare", 2, workers=1)
