@@ -21,6 +21,7 @@ from fibopolicy.envs.registry import check_observation
 from fibopolicy.envs.seeding import episode_seed
 from fibopolicy.errors import UserError
 from fibopolicy.files import StrPath, refuse_both, refuse_existing
+from fibopolicy.own_code import is_own
 
 #: Episodes per shard: what a killed collection loses at most, per worker.
 SHARD = 5
@@ -91,7 +92,7 @@ def collect(
     env = plan.make_env()
     try:
         obs, _ = env.reset(seed=0)  # fails here, once and clearly, where nothing can be rendered
-        if ":" in plan.task:
+        if is_own(plan.task):
             check_observation(env, obs)
         env.expert_action()  # and here, where the task has no expert
         env_args = env.env_args

@@ -26,6 +26,7 @@ import numpy as np
 
 from fibopolicy.errors import UserError, unknown
 from fibopolicy.files import StrPath
+from fibopolicy.own_code import is_own
 
 _DEMO_NAME = re.compile(r"demo_(\d+)")
 
@@ -243,7 +244,7 @@ class DemoFile:
                 yield "no filter keys (group mask): train and valid have to be split off"
             if "dones" in first and first["dones"].dtype == np.bool_:
                 yield "dones are stored as bool, integers are usual"
-            if "env_version" not in self.env_args and ":" not in self.env_args["env_name"]:
+            if "env_version" not in self.env_args and not is_own(self.env_args["env_name"]):
                 yield "env_args names no env_version: the simulator's version is unknown"
             if not self.obs:
                 yield "no observations are stored, states and actions alone: render them before training"

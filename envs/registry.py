@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 import gymnasium
@@ -16,7 +16,7 @@ from fibopolicy.envs.metaworld_tasks import METAWORLD
 from fibopolicy.envs.robosuite_tasks import TASKS
 from fibopolicy.envs.versions import warn_of_versions
 from fibopolicy.errors import UserError, unknown
-from fibopolicy.own_code import own_code
+from fibopolicy.own_code import is_own, own_code
 
 #: Built-in tasks: id -> "module:class". They are also registered with gymnasium under the same ids.
 BUILT_IN: Mapping[str, str] = {
@@ -53,7 +53,7 @@ def resolve(name: str) -> str:
     Raises:
         UserError: no such task, with the nearest match suggested.
     """
-    if ":" in name or name in task_ids():
+    if is_own(name) or name in task_ids():
         return name
     for task_id in task_ids():
         short = task_id.partition("/")[2]
@@ -73,22 +73,28 @@ def make(task: str, **options: Any) -> TaskEnv:
         UserError: no such task; one of the user's own is no `TaskEnv` or cannot be imported; an unknown option.
     """
     task_id = resolve(task)
-    if ":" in task_id:
-        found: Any = _own(task_id)
-    else:
-        entry_point = BUILT_IN.get(task_id) or SUITES[task_id.partition("/")[0]]
-        module, _, name = entry_point.partition(":")
-        found = getattr(importlib.import_module(module), name)
-        if task_id not in BUILT_IN:
-            options = {"task_id": task_id, **options}
+    if is_own(task_id):
+        takes = "; a task of your own takes cameras, image_size, quality and horizon"
+        return _named(_construct(_own(task_id), task_id, options, takes), task_id)
+    entry_point = BUILT_IN.get(task_id) or SUITES[task_id.partition("/")[0]]
+    module, _, name = entry_point.partition(":")
+    if task_id not in BUILT_IN:
+        options = {"task_id": task_id, **options}
+    return _construct(getattr(importlib.import_module(module), name), task_id, options)
+
+
+def is_heavy(task_id: str) -> bool:
+    """Whether one simulator of a task may fill a core: robosuite's do, and one of the user's own may."""
+    return task_id.startswith("robosuite/") or is_own(task_id)
+
+
+def _construct(found: Callable[..., Any], task_id: str, options: Mapping[str, Any], takes: str = "") -> TaskEnv:
     try:
-        env = cast(TaskEnv, found(**options))
+        return cast(TaskEnv, found(**options))
     except TypeError as error:
         if "unexpected keyword argument" not in str(error):
             raise
-        takes = "; a task of your own takes cameras, image_size, quality and horizon" if ":" in task_id else ""
         raise UserError(f"{task_id}: {str(error).partition('() ')[2] or error}{takes}") from error
-    return _named(env, task_id) if ":" in task_id else env
 
 
 def _own(name: str) -> type[TaskEnv]:
@@ -145,13 +151,13 @@ def from_env_args(env_args: Mapping[str, Any], **overrides: Any) -> TaskEnv:
     """
     kind, name = env_args.get("type"), str(env_args.get("env_name"))
     kwargs = dict(env_args.get("env_kwargs") or {})
-    if kind == 1 and ":" not in name:
+    if kind == 1 and not is_own(name):
         from fibopolicy.envs.robosuite import RobosuiteEnv
 
         return RobosuiteEnv.from_env_args(env_args, **overrides)
     if name.startswith("metaworld/"):
         warn_of_versions(env_args)
-    elif name not in BUILT_IN and ":" not in name:
+    elif name not in BUILT_IN and not is_own(name):
         raise UserError(
             f"env_args name task {name!r} of type {kind!r}, which is neither built in nor Meta-World's nor robosuite's (type 1)"
             " nor <module>:<class> of a task of your own"

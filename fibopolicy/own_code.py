@@ -15,6 +15,11 @@ from fibopolicy.errors import UserError
 IMPORTED: set[str] = set()
 
 
+def is_own(name: str) -> bool:
+    """Whether a name is of this form; no name of the library's has a colon, but for an encoder's `timm:`."""
+    return ":" in name
+
+
 def own_code(kind: str, name: str, prefixes: Iterable[str] = ()) -> Any:
     """What "module:name" names; modules are found in the current folder and on the path.
 

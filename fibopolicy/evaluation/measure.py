@@ -14,6 +14,7 @@ from torch import nn
 from tqdm import tqdm
 
 from fibopolicy.environment import usable_cores
+from fibopolicy.envs.registry import is_heavy
 from fibopolicy.errors import UserError
 from fibopolicy.evaluation.acting import Actor, own_randomness
 from fibopolicy.evaluation.rows import Row, success_rate
@@ -74,12 +75,10 @@ def make_actor(policy: Any, batch: int | None, threads: int, info: TaskInfo) -> 
 def default_workers(task_id: str, episodes: int) -> int:
     """Processes for a task: as many as cores where a simulator fills a core, five times as many where it is light.
 
-    Light ones are at most 20 unless there are more cores: one policy has no answers for more. A task of the user's own may be
-    as heavy as any.
+    Light ones are at most 20 unless there are more cores: one policy has no answers for more.
     """
     cores = usable_cores()
-    heavy = task_id.startswith("robosuite/") or ":" in task_id
-    return max(1, min(cores if heavy else max(cores, min(5 * cores, 20)), episodes))
+    return max(1, min(cores if is_heavy(task_id) else max(cores, min(5 * cores, 20)), episodes))
 
 
 def measure(

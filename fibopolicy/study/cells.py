@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from fibopolicy.envs.registry import is_heavy
 from fibopolicy.errors import UserError
 from fibopolicy.evaluation.config import EvaluateConfig
 from fibopolicy.policies.base import PolicyConfig
@@ -116,5 +117,5 @@ def evaluate_config(config: StudyConfig, cell: Cell, run: Path, starts: Path) ->
 
 def simulators(config: StudyConfig, cell: Cell) -> int:
     """Processes that simulate for one run: a light built-in task leaves room for several beside the policy."""
-    per_thread = 1 if cell.task.task.startswith("robosuite/") else 4
+    per_thread = 1 if is_heavy(cell.task.task) else 4
     return max(1, min(per_thread * config.threads, config.episodes))

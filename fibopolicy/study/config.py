@@ -12,6 +12,7 @@ from typing import Any
 
 from fibopolicy.envs import resolve
 from fibopolicy.errors import UserError, unknown
+from fibopolicy.own_code import is_own
 from fibopolicy.policies.base import PolicyConfig
 from fibopolicy.training.config import OptimizerConfig
 
@@ -66,7 +67,7 @@ class StudyTask:
     @property
     def short(self) -> str:
         """The task's name in names of cells and files: "lift" of "fibopolicy/Lift-v0", "robosuite-Lift", "my_reach-Far"."""
-        if ":" in self.task:
+        if is_own(self.task):
             return self.task.replace(":", "-")
         suite, _, name = self.task.partition("/")
         bare = re.sub(r"-v\d+$", "", name)

@@ -18,7 +18,7 @@ from fibopolicy.datasets import Windows
 from fibopolicy.environment import peak_memory_bytes
 from fibopolicy.errors import UserError
 from fibopolicy.files import claimed, refuse_both
-from fibopolicy.own_code import own_code
+from fibopolicy.own_code import is_own, own_code
 from fibopolicy.policies import Policy, build_policy
 from fibopolicy.policies.per_sample import part_of_batch
 from fibopolicy.training.batches import rows, to_device
@@ -116,7 +116,7 @@ def _prepare(config: TrainConfig, world: World, *, resume: bool, overwrite: bool
     device = world.device(config.device)
     torch.manual_seed(config.seed)
     dataset = open_dataset(config)
-    if config.rollouts.rollout_every is not None and ":" in (task := str(dataset.env_args["env_name"])):
+    if config.rollouts.rollout_every is not None and is_own(task := str(dataset.env_args["env_name"])):
         own_code("task", task)  # told before the first step, not by every rollout
     validation = open_validation(config, dataset)
     resumes = resume and (config.out / STATE).exists()
