@@ -120,8 +120,9 @@ def collect(
             if kept == episodes:
                 break
             if tried >= HOPELESS and kept < tried // 10:
+                advice = "lower it" if plan.noise else "it does not solve its task"
                 raise UserError(
-                    f"the expert of {plan.task} succeeded in {kept} of {tried} episodes with noise {plan.noise}; lower it"
+                    f"the expert of {plan.task} succeeded in {kept} of {tried} episodes with noise {plan.noise}; {advice}"
                 )
         # Every tenth demo is held out, the same ones whatever the number of workers.
         if valid := names[9::10]:

@@ -17,7 +17,8 @@ class UserError(Exception):
 def unknown(kind: str, name: object, known: Iterable[str], summary: str = "") -> UserError:
     """The error for a name that is not registered: the nearest match, and what is known, or a `summary` of it."""
     names = sorted(known)
-    near = difflib.get_close_matches(str(name), names, n=1, cutoff=0.5)
+    any_case = {entry.lower(): entry for entry in names}
+    near = [any_case[match] for match in difflib.get_close_matches(str(name).lower(), any_case, n=1, cutoff=0.5)]
     if near and not summary and len(names) > 60:
         return UserError(f"unknown {kind} {str(name)!r}: did you mean {near[0]!r}? ({len(names)} are known)")
     hint = f"did you mean {near[0]!r}? " if near else ""

@@ -207,11 +207,13 @@ def test_mistakes_are_one_line_and_code_2(
         ("train --dataset a --outt b", "train needs --out; did you mean that by --outt?"),
         ("train --dataset a --out b --steps x", "--steps: expected a whole number, got 'x'"),
         ("train --dataset a --out", "--out needs a value"),
+        ("train --preset --steps 4", "--preset needs a value"),
         ("profile trein", "unknown verb of profile: 'trein': did you mean 'train'?"),
         ("profile train --stepps 3", "profile train has no option --stepps, did you mean --steps?; see fibopolicy profile train"),
         ("inspect a b", "inspect does not know what to do with 'b'"),
         ("starts mkae x", "starts: expected 'make', got 'mkae'"),
         ("trin", "unknown verb 'trin': did you mean 'train'?"),
+        ("TRAIN", "unknown verb 'TRAIN': did you mean 'train'?"),
         ("--hepl", "fibopolicy has no option --hepl; see fibopolicy --help"),
     ],
 )
@@ -223,8 +225,11 @@ def test_a_mistake_in_the_command_line_is_told_without_ornament(
     assert err.startswith(f"fibopolicy: error: {told}")
 
 
-def test_the_command_alone_lists_the_verbs(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    _, out, _ = call(monkeypatch, capsys)
+@pytest.mark.parametrize("arguments", [[], ["help"]])
+def test_the_command_alone_lists_the_verbs(
+    arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, out, _ = call(monkeypatch, capsys, *arguments)
     assert all(verb in out for verb in cli.VERBS)
 
 

@@ -84,9 +84,11 @@ def main() -> None:
 
 def _parse(arguments: list[str]) -> Any:
     """The verb that the arguments ask for; a mistake in them becomes a `UserError` of one line instead of tyro's box."""
-    if arguments and not arguments[0].startswith("-") and arguments[0] not in VERBS:
+    if arguments in ([], ["help"]):
+        arguments = ["--help"]
+    if not arguments[0].startswith("-") and arguments[0] not in VERBS:
         raise unknown("verb", arguments[0], VERBS)
-    told, arguments = io.StringIO(), with_preset(arguments or ["--help"])
+    told, arguments = io.StringIO(), with_preset(arguments)
     try:
         with contextlib.redirect_stderr(told):
             return tyro.extras.subcommand_cli_from_dict(

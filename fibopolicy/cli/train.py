@@ -51,7 +51,7 @@ def with_preset(arguments: Sequence[str]) -> list[str]:
     """
     pairs = zip(arguments, [*arguments[1:], ""], strict=True)
     named = [value if word == "--preset" else word.removeprefix("--preset=") for word, value in pairs if _is_preset(word)]
-    if arguments[:1] != ["train"] or not any(named):
+    if arguments[:1] != ["train"] or not any(named) or named[-1].startswith("-"):
         return list(arguments)
     here = Path()  # the data and the run are named by the command line
     chosen = preset(named[-1], here, here)
