@@ -54,6 +54,10 @@ class Floats(High):
     def observe(self):
         return {key: value / 1.0 for key, value in super().observe().items()}
 
+class Idle(High):
+    def expert_action(self):
+        return np.zeros(4, dtype=np.float32)
+
 class Blind(High):
     def observe(self):
         return {key: value for key, value in super().observe().items() if key != "hand_position"}
@@ -133,6 +137,16 @@ def test_observations_that_no_policy_could_read_are_refused_before_they_are_reco
     with pytest.raises(UserError, match=message):
         collect(Plan(f"own_task:{name}", cameras=("wrist",)), 1, "none.hdf5", workers=1)
     assert not list(Path().glob("none*"))
+
+
+@pytest.mark.usefixtures("here")
+@pytest.mark.parametrize(("noise", "advice"), [(0.0, "it does not solve its task"), (0.2, "lower it")])
+def test_only_an_expert_that_is_disturbed_is_told_to_lower_its_noise(
+    noise: float, advice: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fibopolicy.datasets.collect.HOPELESS", 10)
+    with pytest.raises(UserError, match=f"succeeded in 0 of 10 episodes with noise {noise}; {advice}"):
+        collect(Plan("own_task:Idle", cameras=(), noise=noise), 10, "none.hdf5", workers=1)
 
 
 @pytest.mark.usefixtures("here")
