@@ -1,30 +1,44 @@
 """Demonstrations in robomimic's HDF5 format: fetch, inspect, read, write, check, split, and cut into training windows."""
 
-from fibopolicy.datasets.cache import FrameCache
-from fibopolicy.datasets.fetch import SOURCES, fetch
-from fibopolicy.datasets.hdf5 import DemoFile
-from fibopolicy.datasets.inspect import inspect
-from fibopolicy.datasets.mixture import Mixture, Windows
-from fibopolicy.datasets.sampling import batch_indices, epoch_order, mixed_indices
-from fibopolicy.datasets.split import split
-from fibopolicy.datasets.validate import validate
-from fibopolicy.datasets.windows import Batch, WindowDataset
-from fibopolicy.datasets.writer import DemoWriter
+if __name__ == "datasets":
+    # The clone's root is on sys.path, and somebody means Hugging Face's package of this name: load that one instead.
+    import importlib.util
+    import sys
+    from importlib.machinery import PathFinder
+    from pathlib import Path
 
-__all__ = [
-    "SOURCES",
-    "Batch",
-    "DemoFile",
-    "DemoWriter",
-    "FrameCache",
-    "Mixture",
-    "WindowDataset",
-    "Windows",
-    "batch_indices",
-    "epoch_order",
-    "fetch",
-    "inspect",
-    "mixed_indices",
-    "split",
-    "validate",
-]
+    root = Path(__file__).resolve().parent.parent
+    spec = PathFinder.find_spec(__name__, [entry for entry in sys.path if Path(entry).resolve() != root])
+    if spec is None or spec.loader is None:
+        raise ModuleNotFoundError(f"No module named {__name__!r}", name=__name__)
+    sys.modules[__name__] = module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+else:
+    from fibopolicy.datasets.cache import FrameCache
+    from fibopolicy.datasets.fetch import SOURCES, fetch
+    from fibopolicy.datasets.hdf5 import DemoFile
+    from fibopolicy.datasets.inspect import inspect
+    from fibopolicy.datasets.mixture import Mixture, Windows
+    from fibopolicy.datasets.sampling import batch_indices, epoch_order, mixed_indices
+    from fibopolicy.datasets.split import split
+    from fibopolicy.datasets.validate import validate
+    from fibopolicy.datasets.windows import Batch, WindowDataset
+    from fibopolicy.datasets.writer import DemoWriter
+
+    __all__ = [
+        "SOURCES",
+        "Batch",
+        "DemoFile",
+        "DemoWriter",
+        "FrameCache",
+        "Mixture",
+        "WindowDataset",
+        "Windows",
+        "batch_indices",
+        "epoch_order",
+        "fetch",
+        "inspect",
+        "mixed_indices",
+        "split",
+        "validate",
+    ]
