@@ -152,7 +152,7 @@ def save_checkpoint(out: Path, state: TrainingState, step: int) -> None:
     """Write the state after `step` gradient steps; at every moment each file on disk is a whole one.
 
     Raises:
-        UserError: a file cannot be written, say because the disk is full; the one of its name on disk is still the one before.
+        UserError: a file cannot be written, say because the disk is full; an older one of its name stays as it is.
     """
     document = {
         "step": step,
@@ -191,9 +191,8 @@ def _failure_told(path: Path) -> Iterator[None]:
         if told is None and not isinstance(cause, OSError):
             raise
         reason = os.strerror(int(told[1])) if told else str(getattr(cause, "strerror", cause))
-        raise UserError(
-            f"{path}: cannot be written: {reason}; the checkpoint before it is whole: make room, and --resume goes on from there"
-        ) from error
+        kept = "; the checkpoint before it is whole: make room, then continue with --resume" if path.exists() else ""
+        raise UserError(f"{path}: cannot be written: {reason}{kept}") from error
 
 
 def load_state(out: Path, state: TrainingState, *, writes: bool) -> int:

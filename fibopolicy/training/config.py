@@ -69,7 +69,7 @@ class ComputeConfig:
     gradient_checkpointing: bool = False
     """Compute a vision transformer's activations twice instead of keeping them."""
     precision: str = "auto"
-    """"fp32", "bf16" (autocast), or "auto": bf16 where the device has units for it and a trial shows it to be quicker."""
+    """"fp32", "bf16" (autocast), or "auto": bf16 on a GPU that computes it, fp32 elsewhere; a resumed run keeps its own."""
     compile: bool = False
     """torch.compile the encoders; takes minutes at the start, and a C++ compiler on CPUs."""
 

@@ -29,7 +29,7 @@ def load_encoder_weights(policy: Policy, source: Path) -> None:
         source: a run directory, whose averaged encoders are taken, camera by camera, or its only one for every camera; or a
             file (.safetensors, else a `torch.save` of tensors alone) of one encoder, which every camera gets: under the
             encoder's own names or, for "timm:<name>", those of the timm model. A timm classifier is left out, and positions
-            are resampled to the size of the images.
+            are resampled to the size of the images. A prefix of DataParallel or torch.compile before all names is dropped.
 
     Raises:
         UserError: no such source; it cannot be read without running code; weights are missing, unknown or of another shape.
@@ -46,7 +46,7 @@ def load_encoder_weights(policy: Policy, source: Path) -> None:
             found = theirs[camera] if camera in theirs else next(iter(theirs.values()))
             load_strictly(encoder, found.state_dict(), f"{source}: {camera}", ADVICE)
     else:
-        tensors = _read(source)
+        tensors = _unwrapped(_read(source))
         for encoder in ours.values():
             fitted = _of_timm(encoder, tensors) if isinstance(encoder, TimmEncoder) else tensors
             load_strictly(encoder, fitted, source, ADVICE)
@@ -79,6 +79,14 @@ def _read(path: Path) -> dict[str, Tensor]:
     if not isinstance(document, Mapping) or not all(isinstance(value, Tensor) for value in document.values()):
         raise UserError(f"{path}: holds no mapping from names to tensors; save the encoder's state_dict()")
     return {str(name): value for name, value in document.items()}
+
+
+def _unwrapped(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """Without what DataParallel and torch.compile put before every name."""
+    for prefix in ("module.", "_orig_mod."):
+        if tensors and all(name.startswith(prefix) for name in tensors):
+            return _unwrapped({name.removeprefix(prefix): value for name, value in tensors.items()})
+    return tensors
 
 
 def _of_timm(encoder: TimmEncoder, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -33,7 +33,7 @@ from fibopolicy.training.encoders import checkpoint_gradients, compile_encoders,
 from fibopolicy.training.meter import Meter, Summary
 from fibopolicy.training.metrics import MetricsLog
 from fibopolicy.training.optimizer import build_optimizer, learning_rate, set_learning_rate
-from fibopolicy.training.precision import autocast, has_bf16_units, quicker
+from fibopolicy.training.precision import autocast, resolve_precision
 from fibopolicy.training.validation import check_criterion
 from fibopolicy.training.wandb_log import require_wandb
 from fibopolicy.training.watch import Watch
@@ -87,12 +87,14 @@ def train(config: TrainConfig, *, resume: bool = False, overwrite: bool = False)
 
         def open_run_here() -> str:
             until_done.enter_context(claimed(out))
-            precision = _precision(engine, resume)
+            # A resumed run keeps what it was started with, also on another device.
+            kept = stored_precision(out) if resume and config.compute.precision == "auto" else None
+            precision = kept or resolve_precision(config.compute.precision, engine.device)
             resolved = replace(config, compute=replace(config.compute, precision=precision))
             open_run(resolved, engine.dataset, resume=resume, overwrite=overwrite)
             for oddity in (*engine.dataset.warnings, *narrow_distributions(state.policy, engine.dataset)):
                 warnings.warn(oddity, stacklevel=2)
-            _log.info("training on %s, see %s", _seen(engine), out)
+            _log.info("training on %s; on %s in %s, see %s", _seen(engine), engine.device, precision, out)
             return precision
 
         precision = world.lead(open_run_here)
@@ -138,19 +140,6 @@ def _prepare(config: TrainConfig, world: World, *, resume: bool, overwrite: bool
         check_criterion(config.validation.criterion, ema.average, validation, device)
     state = TrainingState(policy, ema, build_optimizer(policy, config.optimizer), Divergence())
     return Engine(config, dataset, validation, state, PolicyLoss(policy), world, device, Meter(device))
-
-
-def _precision(engine: Engine, resume: bool) -> str:
-    """ "fp32" or "bf16": as configured, as the run had it before, or what a trial shows to be quicker here."""
-    asked, device = engine.config.compute.precision, engine.device
-    if asked == "bf16" and not has_bf16_units(device):
-        warnings.warn(f"this {device.type} has no bfloat16 units: precision bf16 will be slower than fp32", stacklevel=2)
-    if asked != "auto":
-        return asked
-    before = stored_precision(engine.config.out) if resume else None
-    if before is not None or not has_bf16_units(device):
-        return before or "fp32"
-    return quicker(engine.state.policy, _load(0, engine)[1][0], device)
 
 
 def _seen(engine: Engine) -> str:
@@ -229,10 +218,11 @@ def _step(step: int, engine: Engine) -> dict[str, float]:
     logged = dict(zip(sums, world.sum(torch.stack(list(sums.values())).float()).tolist(), strict=True))
     reason = state.divergence.reason(logged["loss"], norm)
     if reason is not None:
+        kept = "; the last checkpoint is from before" if (config.out / STATE).exists() else ""
         raise world.same(
             UserError(
                 f"{config.out}: {reason} at step {step} (samples {', '.join(map(str, indices))}); lower learning_rate or look"
-                " at these samples; the last checkpoint is from before"
+                f" at these samples{kept}"
             )
         )
     state.optimizer.step()

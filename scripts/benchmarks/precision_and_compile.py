@@ -10,6 +10,7 @@ float32's time over the variant's within a turn, so above 1 is quicker.
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -25,13 +26,28 @@ VARIANTS = {FLOAT32: ("fp32", False), "bf16": ("bf16", False), "compiled": ("fp3
 SIZE, BATCH = 84, 16
 
 
+def step_seconds(policy: Any, batch: Mapping[str, Any], device: Any, precision: str) -> float:
+    """How long forward and backward take in "fp32" or "bf16"; the gradients are dropped."""
+    import torch
+
+    from fibopolicy.training.precision import autocast
+
+    began = time.perf_counter()
+    with autocast(precision, device):
+        loss, _ = policy.loss(batch)
+    loss.backward()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    policy.zero_grad(set_to_none=True)
+    return time.perf_counter() - began
+
+
 def measure(encoder: str, turns: int, device: Any) -> dict[str, Any]:
     import torch
 
     from fibopolicy.policies import PolicyConfig, build_policy
     from fibopolicy.policies.base import Shapes
     from fibopolicy.training.encoders import compile_encoders
-    from fibopolicy.training.precision import step_seconds
 
     cameras = ("front", "wrist")
     shapes = Shapes(dict.fromkeys(cameras, (SIZE, SIZE)), {"hand": 3}, action_dim=4)

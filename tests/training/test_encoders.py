@@ -102,11 +102,13 @@ def test_a_run_of_other_cameras_is_refused(tiny_config: TrainConfig, tmp_path: P
     assert same(encoders["front_image"], encoders["wrist_image"])
 
 
+@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "module._orig_mod."])
 @pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
-def test_encoders_start_from_a_file(tiny_config: TrainConfig, tmp_path: Path, suffix: str) -> None:
+def test_encoders_start_from_a_file(tiny_config: TrainConfig, tmp_path: Path, suffix: str, prefix: str) -> None:
     source = camera_encoders(policy_of(tiny_config, 1))["front_image"].state_dict()
     path = tmp_path / f"weights{suffix}"
-    save_file(source, path) if suffix == ".safetensors" else torch.save({"state_dict": source, "epoch": 3}, path)
+    saved = {f"{prefix}{name}": tensor for name, tensor in source.items()}
+    save_file(saved, path) if suffix == ".safetensors" else torch.save({"state_dict": saved, "epoch": 3}, path)
     policy = policy_of(tiny_config, 2)
     load_encoder_weights(policy, path)
     for encoder in camera_encoders(policy).values():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import multiprocessing
@@ -194,3 +195,17 @@ def test_a_full_disk_is_told_in_one_line_and_spares_the_checkpoint(tiny_config: 
     train(config, resume=True)
     train(replace(config, out=tmp_path / "whole"))
     assert outcome(config.out) == outcome(tmp_path / "whole")
+
+
+def test_the_first_checkpoints_failure_speaks_of_no_earlier_one(tiny_config: TrainConfig, tmp_path: Path) -> None:
+    config = replace(tiny_config, out=tmp_path / "run")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checkpoint, "save_file", _disk_full)
+        patch.setattr(torch, "save", _disk_full)
+        with pytest.raises(UserError, match=r"run/state\.pt: cannot be written: No space left on device$"):
+            train(config)
+    train(config, resume=True)
+
+
+def _disk_full(*_: object, **__: object) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

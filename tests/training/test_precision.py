@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import itertools
 import json
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,71 +10,56 @@ import pytest
 import torch
 
 from fibopolicy.errors import UserError
-from fibopolicy.policies import build_policy
-from fibopolicy.training import ComputeConfig, TrainConfig, loop, precision
-from fibopolicy.training.batches import to_device
-from fibopolicy.training.data import open_dataset, shapes_of
+from fibopolicy.training import ComputeConfig, TrainConfig, loop
 from fibopolicy.training.loop import train
-from fibopolicy.training.precision import autocast, has_bf16_units, quicker
+from fibopolicy.training.precision import autocast, resolve_precision
 
-CPU = torch.device("cpu")
-ZEN_3 = "processor\t: 0\nflags\t\t: fpu avx avx2 fma f16c vaes\n"
-SAPPHIRE_RAPIDS = "processor\t: 0\nflags\t\t: fpu avx2 avx512_bf16 amx_bf16 amx_tile\n"
-GRAVITON_3 = "processor\t: 0\nFeatures\t: fp asimd bf16 i8mm\n"
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
 
-@pytest.mark.parametrize(("told", "expected"), [(ZEN_3, False), (SAPPHIRE_RAPIDS, True), (GRAVITON_3, True), (None, False)])
-def test_units_are_known_from_the_processors_flags(told: str | None, expected: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    def read(path: Path) -> str:
-        if told is None:
-            raise FileNotFoundError
-        return told
-
-    monkeypatch.setattr(Path, "read_text", read)
-    assert has_bf16_units(CPU) is expected
+@pytest.mark.parametrize(
+    ("device", "capability", "expected"),
+    [(CPU, None, "fp32"), (CUDA, (7, 5), "fp32"), (CUDA, (8, 0), "bf16"), (CUDA, (9, 0), "bf16")],
+)
+def test_auto_goes_by_what_the_device_can_do(
+    device: torch.device, capability: tuple[int, int] | None, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    assert resolve_precision("auto", device) == expected
+    assert resolve_precision("bf16", device) == "bf16"
+    assert resolve_precision("fp32", device) == "fp32"
 
 
 def chosen(run: Path) -> str:
     return str(json.loads((run / "config.json").read_text())["train"]["compute"]["precision"])
 
 
-def test_auto_is_float32_without_units_and_else_what_a_trial_says_and_stays(
+def test_auto_is_float32_on_a_cpu_with_bfloat16_units_beside_load(
+    tiny_config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True, raising=False)
+    monkeypatch.setattr(time, "perf_counter", itertools.count().__next__)  # no timing can favour one of them
+    with caplog.at_level("INFO", logger="fibopolicy"):
+        train(replace(tiny_config, out=tmp_path / "run"))
+    assert chosen(tmp_path / "run") == "fp32"
+    assert "on cpu in fp32" in caplog.text
+
+
+def test_a_resumed_run_keeps_the_precision_that_it_was_started_with(
     tiny_config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loop, "has_bf16_units", lambda device: False)
-    monkeypatch.setattr(loop, "quicker", lambda *_: pytest.fail("timed in vain"))
-    train(replace(tiny_config, out=tmp_path / "plain"))
-    assert chosen(tmp_path / "plain") == "fp32"
-    monkeypatch.setattr(loop, "has_bf16_units", lambda device: True)
-    monkeypatch.setattr(loop, "quicker", lambda *_: "bf16")
-    train(replace(tiny_config, out=tmp_path / "tried"))
-    assert chosen(tmp_path / "tried") == "bf16"
     seen: list[str] = []
-    monkeypatch.setattr(loop, "quicker", lambda *_: pytest.fail("timed again"))
     run = loop._run
     monkeypatch.setattr(loop, "_run", lambda start, engine: seen.append(engine.config.compute.precision) or run(start, engine))
-    train(replace(tiny_config, out=tmp_path / "tried"), resume=True)
-    assert seen == ["bf16"]
+    monkeypatch.setattr(loop, "resolve_precision", lambda precision, device: "bf16")  # as on a GPU
+    train(replace(tiny_config, out=tmp_path / "run"))
+    monkeypatch.undo()
+    monkeypatch.setattr(loop, "_run", lambda start, engine: seen.append(engine.config.compute.precision) or run(start, engine))
+    train(replace(tiny_config, out=tmp_path / "run"), resume=True)
+    assert seen == ["bf16", "bf16"]
+    assert chosen(tmp_path / "run") == "bf16"
 
 
-def test_the_trial_takes_what_is_quicker_and_leaves_policy_and_randomness_alone(
-    tiny_config: TrainConfig, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    dataset = open_dataset(tiny_config)
-    policy = build_policy(tiny_config.policy, shapes_of(dataset))
-    batch = to_device(dataset.batch(torch.arange(4).numpy()), CPU)
-    before = {name: tensor.clone() for name, tensor in policy.state_dict().items()}
-    state = torch.get_rng_state()
-    assert quicker(policy, batch, CPU) in ("fp32", "bf16")
-    assert torch.equal(torch.get_rng_state(), state)
-    assert all(torch.equal(tensor, before[name]) for name, tensor in policy.state_dict().items())
-    assert all(p.grad is None for p in policy.parameters())
-    for times, winner in (({"fp32": 1.0, "bf16": 0.5}, "bf16"), ({"fp32": 1.0, "bf16": 0.95}, "fp32")):
-        monkeypatch.setattr(precision, "step_seconds", lambda policy, batch, device, name, times=times: times[name])
-        assert quicker(policy, batch, CPU) == winner
-
-
-@pytest.mark.filterwarnings("ignore:this cpu has no bfloat16 units")
 def test_bf16_trains_to_a_like_loss_with_weights_in_float32(tiny_config: TrainConfig, tmp_path: Path) -> None:
     curves = []
     for name in ("fp32", "bf16"):
