@@ -5,8 +5,9 @@ from __future__ import annotations
 import inspect
 from abc import abstractmethod
 from collections.abc import Callable
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar, cast
 
+import torch
 from torch import Tensor, nn
 
 from fibopolicy.errors import UserError, unknown
@@ -16,13 +17,24 @@ from fibopolicy.own_code import own_code
 class Encoder(nn.Module):
     """Images to features.
 
-    `forward` takes `(B, C, H, W)` float in [0, 1] and returns tokens `(B, N, D)` and a pooled feature `(B, F)`, where F
-    is `output_dim`. Encoders built with `num_views` = V > 1 take `(B, V, C, H, W)`: the views share one token sequence.
+    `forward` takes `(B, 3, H, W)` float in [0, 1] and returns tokens `(B, N, D)` and a pooled feature `(B, F)`, where F
+    is `output_dim`. Encoders built with `num_views` = V > 1 take `(B, V, 3, H, W)`: the views share one token sequence.
+    Images of another shape or type raise a `UserError`.
+
+    Attributes:
+        image_size: (H, W), pixels, which `build_encoder` sets where the encoder itself does not.
     """
 
     output_dim: int
+    image_size: tuple[int, int] | None = None
+    num_views: int = 1
     #: Whether the feature comes out of a linear layer, so that a head needs none of its own before an activation.
     ends_linear: ClassVar[bool] = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        # Before every forward, so that no encoder, a user's own included, crops or stretches what it was not built for.
+        self.register_forward_pre_hook(_check_images)
 
     @abstractmethod
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]: ...
@@ -34,6 +46,24 @@ class Encoder(nn.Module):
             UserError: the encoder cannot, which is so unless it overrides this.
         """
         raise UserError(f"{type(self).__name__} cannot checkpoint its gradients, vision transformers can; leave the option out")
+
+
+def _check_images(encoder: nn.Module, arguments: tuple[Any, ...]) -> None:
+    """Raises `UserError` for images that an encoder was not built for."""
+    size, views = cast(Encoder, encoder).image_size, cast(Encoder, encoder).num_views
+    if size is None or not arguments or torch.jit.is_tracing():
+        return
+    images = arguments[0]
+    if not isinstance(images, Tensor) or not images.dtype.is_floating_point:
+        found = images.dtype if isinstance(images, Tensor) else type(images).__name__
+        raise UserError(f"{type(encoder).__name__} reads images as floats in [0, 1], got {found}; divide uint8 frames by 255")
+    shape = tuple(images.shape)
+    if shape[-3:] != (3, *size) or not ((len(shape) == 4 and views == 1) or (len(shape) == 5 and shape[1] == views)):
+        expected = ("B", *([views] if views > 1 else []), 3, *size)
+        raise UserError(
+            f"{type(encoder).__name__} was built for images ({', '.join(map(str, expected))}), got {shape}; resize the images, or"
+            " build it for their size"
+        )
 
 
 EncoderFactory = Callable[..., Encoder]
@@ -84,6 +114,8 @@ def build_encoder(name: str, *, image_size: tuple[int, int], **options: Any) -> 
         raise UserError(f"encoder {name} cannot be built with {options or 'its defaults'}: {reason}") from error
     if not isinstance(encoder, Encoder) or not hasattr(encoder, "output_dim"):
         raise UserError(f"encoder {name} must be a fibopolicy.encoders.Encoder with an output_dim, got {type(encoder).__name__}")
+    if encoder.image_size is None:
+        encoder.image_size, encoder.num_views = tuple(image_size), int(options.get("num_views", 1))
     return encoder
 
 

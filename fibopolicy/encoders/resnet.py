@@ -24,6 +24,7 @@ class ResNet18(Encoder):
     def __init__(self, *, image_size: tuple[int, int], keypoints: int = 32, feature_dim: int = 64) -> None:
         super().__init__()
         check_image_size(image_size)
+        self.image_size = image_size
         make_torchvision_importable()
         from torchvision.models import resnet18
 

@@ -131,7 +131,7 @@ class ViT(Encoder):
             raise unknown("Fibottention preset", preset, PRESETS)
         self.grid = (image_size[0] // patch_size, image_size[1] // patch_size)
         self.cropped = (self.grid[0] * patch_size, self.grid[1] * patch_size)
-        self.num_views, self.pool = num_views, pool
+        self.image_size, self.num_views, self.pool = image_size, num_views, pool
         tokens = num_views * self.grid[0] * self.grid[1]
         self.patches = _stem(stem, patch_size, width)
         self.cls = nn.Parameter(torch.zeros(1, 1, width)) if cls_token else None

@@ -160,7 +160,7 @@ class Policy(nn.Module):
         """A scalar to minimise, and figures to log.
 
         What is drawn per sample (augmentation, noise) is drawn by `per_sample`, the rest (dropout) from torch's global
-        generator.
+        generator. Observations are checked as in `act`.
         """
 
     def loss_weight(self, batch: Mapping[str, Any]) -> Tensor:
@@ -177,9 +177,12 @@ class Policy(nn.Module):
 
         Args:
             obs: the last T_o = `history` control steps as in a batch; an episode's first observation stands for those
-                before it.
+                before it. Keys that the policy does not read are ignored.
             state: what the previous call of these episodes returned, `None` at their start. A head with memory returns
                 dicts and tuples of tensors whose first dimension counts the episodes, so that rows may be taken and joined.
+
+        Raises:
+            UserError: observations that are not like those of training: a key is missing, or another size, type or layout.
         """
 
 

@@ -64,15 +64,15 @@ class BCRNNGMMPolicy(RobomimicHead):
 
     def distribution(self, obs: Mapping[str, Tensor]) -> Any:
         """Over normalised actions `(D,)`, one per sample and step."""
-        sequence = self.observations.prepare(obs)  # (B, T, ...)
+        sequence = self.prepared(obs)  # (B, T, ...)
         if self.options["open_loop"]:
             sequence = {key: value[:, :1].expand_as(value) for key, value in sequence.items()}
         return self.network.forward_train(sequence)
 
     @torch.no_grad()
     def act(self, obs: Mapping[str, Tensor], state: State = None) -> tuple[Tensor, State]:
-        memory = self.recall(obs, state)
+        inputs, memory = self.inputs(obs), self.recall(obs, state)
         actions, carried = forward_recurrent(
-            self.network, self.inputs(obs), memory, horizon=self.config.chunk, open_loop=self.options["open_loop"]
+            self.network, inputs, memory, horizon=self.config.chunk, open_loop=self.options["open_loop"]
         )
         return self.actions.invert(actions).unsqueeze(1), carried

@@ -57,4 +57,4 @@ class BCTransformerGMMPolicy(RobomimicHead):
         )
 
     def inputs(self, obs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        return self.observations.prepare(obs)  # (B, T, ...)
+        return self.prepared(obs)  # (B, T, ...)

@@ -107,8 +107,8 @@ class DenoisingHead(Policy):
 
     @torch.no_grad()
     def act(self, obs: Mapping[str, Tensor], state: State = None) -> tuple[Tensor, State]:
-        memory: Memory = state or self._begin(obs)
         features = self.features(obs)
+        memory: Memory = state or self._begin(obs)
         noise = gaussian(memory["chance"], (self.config.chunk, self.actions.dim)).to(features)
         chunk, predictions = self.denoise(noise, features), memory["predictions"]
         if self.config.ensemble is not None:

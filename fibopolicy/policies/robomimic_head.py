@@ -55,7 +55,7 @@ class RobomimicHead(Policy):
         if config.views != "separate":
             raise UserError(f"head {self.name} has one encoder per camera, as robomimic has; use views='separate'")
         self._check()
-        self.observations = ObservationInputs(config, shapes)
+        self.observations = ObservationInputs(config, shapes, sequence=self.sequence)
         self.actions = ActionNormalizer(config, shapes)
         with robomimic_observations(shapes):
             try:
@@ -108,7 +108,11 @@ class RobomimicHead(Policy):
 
     def inputs(self, obs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Observations as the network takes them."""
-        return {key: value[:, -1] for key, value in self.observations.prepare(obs).items()}
+        return {key: value[:, -1] for key, value in self.prepared(obs).items()}
+
+    def prepared(self, obs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """All steps of the observations, `(B, T_o, ...)`, under the names that the network's modules have."""
+        return {module_name(key): value for key, value in self.observations.prepare(obs).items()}
 
     @torch.no_grad()
     def act(self, obs: Mapping[str, Tensor], state: State = None) -> tuple[Tensor, State]:
@@ -144,10 +148,15 @@ def log_likelihood(distribution: Any, actions: Tensor, mask: Tensor) -> Tensor:
     return torch.logsumexp(summed + mixture.logits.log_softmax(-1), dim=-1)
 
 
+def module_name(key: str) -> str:
+    """An observation key as the name of a module, which may hold no dot."""
+    return key.replace(".", "|")
+
+
 def network_shapes(shapes: Shapes, sizes: Mapping[str, tuple[int, int]]) -> OrderedDict[str, list[int]]:
-    """Shapes per observation key in robomimic's order, which is alphabetical; images (3, H, W) of `sizes`."""
-    every: dict[str, list[int]] = {key: [3, *size] for key, size in sizes.items()}
-    every |= {key: [dim] for key, dim in shapes.vectors.items()}
+    """Shapes per observation in robomimic's order, which is alphabetical; images (3, H, W) of `sizes`."""
+    every: dict[str, list[int]] = {module_name(key): [3, *size] for key, size in sizes.items()}
+    every |= {module_name(key): [dim] for key, dim in shapes.vectors.items()}
     return OrderedDict(sorted(every.items()))
 
 
@@ -175,7 +184,7 @@ def robomimic_observations(shapes: Shapes) -> Iterator[None]:
 
     before = obs_utils.OBS_KEYS_TO_MODALITIES
     table = obs_utils.ObservationKeyToModalityDict()
-    table.update(dict.fromkeys(shapes.images, "rgb") | dict.fromkeys(shapes.vectors, "low_dim"))
+    table.update({module_name(key): "rgb" for key in shapes.images} | {module_name(key): "low_dim" for key in shapes.vectors})
     obs_utils.OBS_KEYS_TO_MODALITIES = table
     try:
         with contextlib.redirect_stdout(io.StringIO()):

@@ -49,6 +49,8 @@ def export(run: StrPath, out: StrPath, *, weights: str = "ema", overwrite: bool 
         )
     if policy.actions.rotations:
         raise UserError(f"{run}: predicts 6-D rotations, which robomimic 0.3 does not; train with rotation axis_angle to export")
+    if dotted := [key for key in (*policy.shapes.images, *policy.shapes.vectors) if "." in key]:
+        raise UserError(f"{run}: reads {', '.join(dotted)}; robomimic's networks take no observation with a dot in its name")
     config = _config(policy, document)
     shapes = network_shapes(policy.shapes, policy.shapes.images)
     contents = {

@@ -18,6 +18,7 @@ from fibopolicy.devices import resolve_device
 from fibopolicy.errors import UserError, unknown
 from fibopolicy.policies.base import Policy, PolicyConfig, Shapes, State, Statistics
 from fibopolicy.policies.chance import draw_seeds
+from fibopolicy.policies.observations import check_observations
 from fibopolicy.policies.robomimic_actor import Memory, forward, forward_recurrent, moved_on, recall
 from fibopolicy.robomimic.checkpoint import Checkpoint
 from fibopolicy.robomimic.config import used_keys
@@ -84,6 +85,7 @@ class RobomimicPolicy(Policy):
 
     @torch.no_grad()
     def act(self, obs: Mapping[str, Tensor], state: State = None) -> tuple[Tensor, State]:
+        check_observations(obs, self.shapes, (self.config.history,))
         raw = {key: obs[key].to(self.device) for key in (*self.shapes.images, *self.shapes.vectors)}
         memory = recall(raw, state)
         seen = self._observations(raw)
@@ -111,11 +113,6 @@ class RobomimicPolicy(Policy):
         for key, value in raw.items():
             if key in self.shapes.images:
                 value = value.float().div(255).permute(0, 1, 4, 2, 3)
-            elif value.shape[-1] != self.shapes.vectors[key]:
-                raise UserError(
-                    f"{key} has {value.shape[-1]} numbers here and had {self.shapes.vectors[key]} in training:"
-                    " another robot, task or simulator version"
-                )
             if key == "object":
                 value = value * self.object_signs
             if self.obs_scales:

@@ -16,6 +16,7 @@ from fibopolicy.encoders import Encoder, ObservationEncoder
 from fibopolicy.encoders.timm import TimmEncoder
 from fibopolicy.errors import UserError
 from fibopolicy.policies import Policy
+from fibopolicy.policies.robomimic_head import module_name
 from fibopolicy.policies.run_directory import load_policy
 from fibopolicy.weights import load_strictly
 
@@ -59,7 +60,7 @@ def camera_encoders(policy: Policy) -> dict[str, Encoder]:
     every: dict[str, Any] = {}
     for camera in policy.shapes.images:
         # robomimic's networks keep one encoder per camera under its name
-        every[camera] = joined.of(camera) if joined else next(m for n, m in named.items() if camera in n.split("."))
+        every[camera] = joined.of(camera) if joined else next(m for n, m in named.items() if module_name(camera) in n.split("."))
     return every
 
 
