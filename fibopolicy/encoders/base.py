@@ -51,7 +51,7 @@ class Encoder(nn.Module):
 def _check_images(encoder: nn.Module, arguments: tuple[Any, ...]) -> None:
     """Raises `UserError` for images that an encoder was not built for."""
     size, views = cast(Encoder, encoder).image_size, cast(Encoder, encoder).num_views
-    if size is None or not arguments or torch.jit.is_tracing():
+    if size is None or not arguments or torch.jit.is_tracing():  # type: ignore[attr-defined,no-untyped-call]
         return
     images = arguments[0]
     if not isinstance(images, Tensor) or not images.dtype.is_floating_point:
@@ -115,7 +115,7 @@ def build_encoder(name: str, *, image_size: tuple[int, int], **options: Any) -> 
     if not isinstance(encoder, Encoder) or not hasattr(encoder, "output_dim"):
         raise UserError(f"encoder {name} must be a fibopolicy.encoders.Encoder with an output_dim, got {type(encoder).__name__}")
     if encoder.image_size is None:
-        encoder.image_size, encoder.num_views = tuple(image_size), int(options.get("num_views", 1))
+        encoder.image_size, encoder.num_views = (image_size[0], image_size[1]), int(options.get("num_views", 1))
     return encoder
 
 

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from fibopolicy.devices import torch_threads
 from fibopolicy.errors import UserError
+from fibopolicy.policies import Shapes
 
 #: Observations of one episode: `(T_o, ...)` per key.
 Window = Mapping[str, NDArray[Any]]
@@ -51,7 +52,7 @@ class Actor:
             where there is no such attribute) counts the rows; anything else in it must be equal for rows to share a call.
             A batch of one hands the state through untouched, whatever it is.
             Or a plain function of one episode's newest observation, a dict of arrays, that returns an action `(A,)` or a
-            chunk `(T_a, A)`.
+            chunk `(T_a, A)`. Both are called without gradients and may return whatever numpy reads as numbers.
         batch: rows in every call. With 1, random numbers that the policy draws from torch, numpy or random depend on the
             episode and its decision alone; with more, no policy that draws any is repeatable.
         threads: of torch, during the calls; others give other bits.
@@ -74,7 +75,7 @@ class Actor:
         self.device = next((p.device for p in parameters), torch.device("cpu"))
         shapes = getattr(policy, "shapes", None)
         #: The observation keys that the policy reads; `None` when it does not say.
-        self.reads = None if shapes is None else {*shapes.images, *shapes.vectors}
+        self.reads = None if not isinstance(shapes, Shapes) else {*shapes.images, *shapes.vectors}
         self._state_dim = int(getattr(policy, "state_batch_dim", 0))
 
     def act(self, requests: Sequence[Request]) -> list[NDArray[np.float32]]:
@@ -101,18 +102,24 @@ class Actor:
             _seed(requests[0].index, requests[0].decision)
         if self.function:
             newest = {key: np.array(values[-1]) for key, values in requests[0].window.items()}
-            return [_checked(np.atleast_2d(np.asarray(self.policy(newest), dtype=np.float32)), requests[0])], [None]
+            with torch.no_grad():
+                returned = self.policy(newest)
+            actions = _array(returned, "the policy", "an action (A,) or a chunk of them (T_a, A)")
+            return [_checked(np.atleast_2d(actions), requests[0])], [None]
         rows = [*requests, *[requests[0]] * (self.batch - len(requests))]
         keys = [key for key in rows[0].window if self.reads is None or key in self.reads]
         # In torch's own memory, which is aligned: the last bits of a product may depend on that, too.
         obs = {key: torch.stack([torch.from_numpy(r.window[key]) for r in rows]).to(self.device) for key in keys}
         state = rows[0].state if self.batch == 1 else _joined([r.state for r in rows], self._state_dim)
         with torch.no_grad():  # inference mode would leave tensors in a policy's caches that no later training could use
-            actions, state = self.policy.act(obs, state)
-        if not isinstance(actions, Tensor | np.ndarray) or actions.ndim != 3 or len(actions) != self.batch:
-            found = tuple(actions.shape) if hasattr(actions, "shape") else type(actions).__name__
-            raise UserError(f"the policy's act returned {found}, expected actions ({self.batch}, T_a, A) and a state")
-        array = torch.as_tensor(actions).to("cpu", torch.float32).numpy()
+            returned = self.policy.act(obs, state)
+        expected = f"actions ({self.batch}, T_a, A) and a state"
+        if not isinstance(returned, tuple | list) or len(returned) != 2:
+            raise UserError(f"the policy's act returned {_described(returned)}, expected a pair: {expected}")
+        actions, state = returned
+        array = _array(actions, "the policy's act", expected)
+        if array.ndim != 3 or len(array) != self.batch:
+            raise UserError(f"the policy's act returned actions {array.shape}, expected {expected}")
         states = [state] if self.batch == 1 else [_row(state, i, self._state_dim) for i in range(len(requests))]
         return [_checked(array[i], request) for i, request in enumerate(requests)], states
 
@@ -130,6 +137,28 @@ class Actor:
         back = self.act([Request(i, window) for i, window in enumerate(windows)][::-1])[::-1]
         few = self.act([Request(0, windows[0])])
         return all(map(np.array_equal, [*there, there[0]], [*back, few[0]]))
+
+
+def _array(returned: Any, source: str, expected: str) -> NDArray[np.float32]:
+    """Numbers of whatever kind as float32.
+
+    Raises:
+        UserError: it holds anything else, such as a dictionary or nothing.
+    """
+    try:
+        if isinstance(returned, Tensor):
+            return returned.detach().to("cpu", torch.float32).numpy()
+        array = np.asarray(returned)
+        if array.dtype.kind in "iuf":
+            return array.astype(np.float32)
+    except (TypeError, ValueError, RuntimeError):  # ragged lists, lists of tensors with gradients, complex tensors
+        pass
+    raise UserError(f"{source} returned {_described(returned)}, expected {expected} as numbers")
+
+
+def _described(value: Any) -> str:
+    shape = f" of shape {tuple(value.shape)}" if isinstance(value, Tensor | np.ndarray) else ""
+    return f"{value!r}"[:60] if value is None or isinstance(value, str) else f"a {type(value).__name__}{shape}"
 
 
 def _checked(actions: NDArray[np.float32], request: Request) -> NDArray[np.float32]:

@@ -10,7 +10,15 @@ from typing import Any
 from fibopolicy.envs import TaskEnv, from_env_args, make, resolve
 from fibopolicy.errors import UserError
 from fibopolicy.evaluation.acting import Actor
-from fibopolicy.evaluation.measure import Identity, default_workers, make_actor, measure, weights_digest
+from fibopolicy.evaluation.measure import (
+    Identity,
+    check_view,
+    default_workers,
+    make_actor,
+    measure,
+    view_options,
+    weights_digest,
+)
 from fibopolicy.evaluation.rows import Row
 from fibopolicy.evaluation.starts import Starts, default_starts, load_starts
 from fibopolicy.evaluation.vectorized import STEP_LIMIT, TRIES, VectorRollout
@@ -52,10 +60,12 @@ def evaluate(
         tries: attempts for an episode whose simulator dies, hangs or fails; then its row is an error, not a failure.
         allow_mismatch: go on where start states do not look as they did when they were stored.
         on_row: called with each row as soon as its episode has ended, in that order.
-        options: of the environment, e.g. `cameras`, `image_size`, `quality`, `horizon`.
+        options: of the environment, e.g. `cameras`, `image_size`, `quality`, `horizon`. Cameras, sizes and quality are by
+            default those that the policy was trained on, where it has an attribute `shapes` as this library's have.
 
     Raises:
-        UserError: an unknown task or option; unusable start states; actions that are not what is described above.
+        UserError: an unknown task or option; unusable start states; an environment that does not show what the policy
+            reads; actions that are not what is described above.
 
     Example:
         >>> import numpy as np
@@ -71,12 +81,13 @@ def evaluate(
     episodes = starts if isinstance(starts, int) else len(starts)
     if episodes < 1:
         raise UserError(f"starts must be at least 1, got {episodes}")
-    make_env, name = _maker(task, options)
+    make_env, name = _maker(task, {**({} if callable(task) else view_options(policy)), **options})
     history = Actor(policy).history
     with VectorRollout(
         make_env, history, workers or default_workers(name, episodes), step_limit=step_limit, tries=tries
     ) as rollouts:
         info = rollouts.info()
+        check_view(policy, info, "the policy")
         if isinstance(starts, Starts):
             stored = starts
         else:

@@ -16,7 +16,7 @@ from fibopolicy.errors import UserError
 from fibopolicy.evaluation.acting import Actor
 from fibopolicy.evaluation.config import EvaluateConfig
 from fibopolicy.evaluation.film import film
-from fibopolicy.evaluation.measure import Identity, default_workers, make_actor, measure, weights_digest
+from fibopolicy.evaluation.measure import Identity, check_view, default_workers, make_actor, measure, view_options, weights_digest
 from fibopolicy.evaluation.overlay import draw_look
 from fibopolicy.evaluation.rows import ROWS, Row, append_row, read_rows, success_rate, suffix, write_rows
 from fibopolicy.evaluation.simulator import TaskInfo
@@ -75,7 +75,7 @@ def _evaluate(config: EvaluateConfig, loaded: Loaded, camera: str | None, *, res
         env_maker, loaded.policy.config.history, workers, step_limit=config.step_limit, tries=config.tries, viewer=config.viewer
     ) as rollouts:
         info = rollouts.info()
-        _check_vectors(config, loaded, info)
+        check_view(loaded.policy, info, f"{config.run}:")
         starts, starts_path = _starts(config, env_maker, info)
         identity = Identity(loaded.step, config.weights, weights_digest(loaded.policy))
         actor = make_actor(loaded.policy, config.batch, config.threads, info)
@@ -95,14 +95,8 @@ def _evaluate(config: EvaluateConfig, loaded: Loaded, camera: str | None, *, res
 
 
 def make_env(config: EvaluateConfig, loaded: Loaded) -> Callable[[], TaskEnv]:
-    """Makes the task that the policy was trained on, seen by the same cameras at the same size; for any process."""
-    images = loaded.policy.shapes.images
-    options: dict[str, Any] = {"cameras": tuple(camera.removesuffix("_image") for camera in images)}
-    if sizes := set(images.values()):
-        height, width = sizes.pop()
-        if sizes or height != width:
-            raise UserError(f"{config.run}: cameras of several or non-square sizes cannot be rendered: {dict(images)}")
-        options["image_size"] = height
+    """Makes the task that the policy was trained on, seen by the same cameras at the same sizes; for any process."""
+    options = view_options(loaded.policy)
     options |= {name: value for name in ("quality", "horizon") if (value := getattr(config, name)) is not None}
     if loaded.env_args.get("type") == 1 and "render_quality" not in loaded.env_args:
         warnings.warn(
@@ -145,14 +139,6 @@ def _starts(config: EvaluateConfig, make: Callable[[], TaskEnv], info: TaskInfo)
     if len(starts) < config.episodes:
         raise UserError(f"{path}: holds {len(starts)} start states, {config.episodes} were asked for")
     return starts, path
-
-
-def _check_vectors(config: EvaluateConfig, loaded: Loaded, info: TaskInfo) -> None:
-    if lacking := [key for key in loaded.policy.shapes.vectors if key not in info.layout]:
-        known = ", ".join(key for key, (shape, _) in info.layout.items() if len(shape) == 1)
-        raise UserError(
-            f"{config.run}: was trained on {', '.join(lacking)}, which {info.task_id} does not give; it gives {known}"
-        )
 
 
 def _kept(

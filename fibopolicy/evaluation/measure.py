@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,7 +22,8 @@ from fibopolicy.evaluation.rows import Row, success_rate
 from fibopolicy.evaluation.simulator import TaskInfo
 from fibopolicy.evaluation.starts import Starts, versions
 from fibopolicy.evaluation.vectorized import VectorRollout
-from fibopolicy.policies import Policy
+from fibopolicy.policies import Policy, Shapes
+from fibopolicy.policies.run_directory import render_quality
 
 _log = logging.getLogger(__name__)
 
@@ -70,6 +72,52 @@ def make_actor(policy: Any, batch: int | None, threads: int, info: TaskInfo) -> 
         f"in a batch of {batch}, this policy's actions for an episode depend on the episodes beside it, or on chance: rows"
         " would depend on the number of workers; use a batch of 1"
     )
+
+
+def view_options(policy: Any) -> dict[str, Any]:
+    """The options with which an environment shows what a policy was trained on: `cameras`, `image_size`, `quality`.
+
+    None for a policy that does not say, with an attribute `shapes` of type `fibopolicy.policies.Shapes`.
+    """
+    shapes = getattr(policy, "shapes", None)
+    if not isinstance(shapes, Shapes):
+        return {}
+    sizes = {camera.removesuffix("_image"): tuple(size) for camera, size in shapes.images.items()}
+    options: dict[str, Any] = {"cameras": tuple(sizes)}
+    if sizes:
+        height, width = one = next(iter(sizes.values()))
+        alike = set(sizes.values()) == {one}
+        options["image_size"] = (height if height == width else one) if alike else sizes
+    if quality := getattr(policy, "render_quality", None):
+        options["quality"] = quality
+    return options
+
+
+def check_view(policy: Any, info: TaskInfo, source: str) -> None:
+    """Check that an environment shows what a policy reads, before its first step.
+
+    Args:
+        source: names the policy in errors.
+
+    Raises:
+        UserError: it lacks a camera or a vector, or gives it in another shape.
+    """
+    shapes = getattr(policy, "shapes", None)
+    if not isinstance(shapes, Shapes):
+        return
+    read = {key: (*size, 3) for key, size in shapes.images.items()} | {key: (dim,) for key, dim in shapes.vectors.items()}
+    for key, shape in read.items():
+        if key not in info.layout:
+            known = ", ".join(k for k, (found, _) in info.layout.items() if len(found) == len(shape)) or "none of its kind"
+            raise UserError(f"{source} was trained on {key}, which {info.task_id} does not give; it gives {known}")
+        if (found := tuple(info.layout[key][0])) != shape:
+            raise UserError(f"{source} was trained on {key} of shape {shape}, which {info.task_id} gives as {found}")
+    trained = getattr(policy, "render_quality", None)
+    if shapes.images and trained and info.quality != trained:
+        warnings.warn(
+            f"{source} was trained on frames of render quality {trained} and sees {info.quality}, which look different",
+            stacklevel=2,
+        )
 
 
 def default_workers(task_id: str, episodes: int) -> int:
@@ -165,6 +213,6 @@ def mismatch(starts: Starts, index: int, differing: Sequence[str], info: TaskInf
 
 def _settings(env_args: Mapping[str, Any], versions: Mapping[str, str]) -> dict[str, str]:
     kwargs = env_args.get("env_kwargs") or {}
-    settings = {**kwargs, "render quality": env_args.get("render_quality", kwargs.get("quality"))}
+    settings = {**kwargs, "render quality": render_quality(env_args)}
     left_out = ("horizon", "quality")
     return {**{k: json.dumps(v) for k, v in settings.items() if k not in left_out}, **versions}

@@ -142,6 +142,7 @@ class Policy(nn.Module):
         sequence: the observations of a training batch go on beyond the newest, to that of the last action:
             T_o = history + chunk - 1.
         ensembles: its chunks may be averaged over time, see `PolicyConfig.ensemble`.
+        render_quality: how the frames that it was trained on were rendered, where its data say so.
     """
 
     name: ClassVar[str]
@@ -150,6 +151,7 @@ class Policy(nn.Module):
     ensembles: ClassVar[bool] = False
     config: PolicyConfig
     shapes: Shapes
+    render_quality: str | None = None
 
     @abstractmethod
     def fit_normalizers(self, statistics: Statistics) -> None:

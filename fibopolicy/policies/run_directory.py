@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -77,8 +78,15 @@ def load_policy(run: StrPath, *, weights: str = "ema", device: str = "cpu") -> L
     except (SafetensorError, KeyError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{path}: does not fit {CONFIG} ({reason})") from error
+    policy.render_quality = render_quality(document["env_args"])
     policy.to(resolve_device(device)).eval()
     return Loaded(policy, step, int(document["train"]["optimizer"]["steps"]), document["env_args"])
+
+
+def render_quality(env_args: Mapping[str, Any]) -> str | None:
+    """The quality of a dataset's frames, "fast" or "full"; `None` where its `env_args` do not say."""
+    quality = env_args.get("render_quality") or (env_args.get("env_kwargs") or {}).get("quality")
+    return None if quality is None else str(quality)
 
 
 def _shapes(document: dict[str, Any]) -> Shapes:

@@ -19,7 +19,7 @@ import fibopolicy
 from fibopolicy.errors import UserError
 from fibopolicy.files import StrPath, written_aside
 from fibopolicy.policies import run_directory
-from fibopolicy.policies.run_directory import CONFIG, Loaded, read_config
+from fibopolicy.policies.run_directory import CONFIG, Loaded, read_config, render_quality
 from fibopolicy.robomimic.checkpoint import Checkpoint, read_checkpoint
 
 SECTION = "robomimic"
@@ -74,8 +74,10 @@ def load_policy(run: Path, *, weights: str = "ema", device: str = "cpu") -> Load
     from fibopolicy.robomimic.policy import RobomimicPolicy
 
     checkpoint = read_checkpoint(run.parent / str(document[SECTION]["checkpoint"]))
+    policy = RobomimicPolicy(checkpoint, device)
+    policy.render_quality = render_quality(document["env_args"])
     steps = int(document["train"]["optimizer"]["steps"])
-    return Loaded(RobomimicPolicy(checkpoint, device), steps, steps, document["env_args"])
+    return Loaded(policy, steps, steps, document["env_args"])
 
 
 def _env_args(checkpoint: Checkpoint) -> dict[str, Any]:

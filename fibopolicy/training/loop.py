@@ -21,6 +21,7 @@ from fibopolicy.files import claimed, refuse_both
 from fibopolicy.own_code import is_own, own_code
 from fibopolicy.policies import Policy, build_policy
 from fibopolicy.policies.per_sample import part_of_batch
+from fibopolicy.policies.run_directory import render_quality
 from fibopolicy.training.batches import rows, to_device
 from fibopolicy.training.checkpoint import STATE, TrainingState, describe, load_state, open_run, save_checkpoint, stored_precision
 from fibopolicy.training.config import TrainConfig
@@ -124,6 +125,7 @@ def _prepare(config: TrainConfig, world: World, *, resume: bool, overwrite: bool
     resumes = resume and (config.out / STATE).exists()
     policy = build_policy(config.policy.as_loaded() if resumes else config.policy, shapes_of(dataset))
     policy.fit_normalizers(dataset.stats)
+    policy.render_quality = render_quality(dataset.env_args)
     if config.encoder_weights is not None and not resumes:
         load_encoder_weights(policy, config.encoder_weights)
     if config.freeze_encoder:

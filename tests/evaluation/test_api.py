@@ -13,6 +13,7 @@ from torch import nn
 from fibopolicy import envs
 from fibopolicy.errors import UserError
 from fibopolicy.evaluation import evaluate
+from fibopolicy.evaluation.acting import Actor, Request
 from fibopolicy.evaluation.rows import Row, success_rate
 from fibopolicy.evaluation.starts import make_starts, save_starts, shipped_starts
 
@@ -62,6 +63,39 @@ def test_a_function_is_a_policy(capfd: pytest.CaptureFixture[str]) -> None:
     assert "Traceback" not in capfd.readouterr().err
 
 
+class Returns:
+    """A policy whose `act` returns a given value."""
+
+    def __init__(self, value: object) -> None:
+        self.value = value
+
+    def act(self, obs: object, state: object) -> object:
+        return self.value
+
+
+WEIGHT = torch.zeros(4, requires_grad=True)
+
+
+@pytest.mark.parametrize(
+    "policy",
+    [
+        lambda obs: (WEIGHT + 0.5).requires_grad_(),
+        lambda obs: WEIGHT.bfloat16() + 0.5,
+        lambda obs: [0.5] * 4,
+        lambda obs: ((0.5,) * 4, [0.5] * 4),
+        lambda obs: np.full((3, 4), 0.5),
+        Returns(((WEIGHT + 0.5).view(1, 1, 4), None)),
+        Returns([np.full((1, 2, 4), 0.5), "any state"]),
+        Returns(([[[0.5] * 4]], None)),
+    ],
+)
+def test_actions_may_be_whatever_numpy_reads(policy: object) -> None:
+    actions = Actor(policy).act([Request(0, {"hand_position": np.zeros((1, 3), np.float32)})])[0]
+    assert actions.dtype == np.float32
+    assert actions.shape[1:] == (4,)
+    assert (actions == 0.5).all()
+
+
 def test_the_callers_random_numbers_stay_as_they_were() -> None:
     torch.manual_seed(3)
     np.random.seed(3)  # noqa: NPY002
@@ -81,6 +115,15 @@ def test_the_callers_random_numbers_stay_as_they_were() -> None:
         (lambda obs: np.zeros(4), {"batch": 2}, "its batch is 1"),
         (lambda obs: np.zeros(4), {"qualty": "fast"}, "qualty"),
         (OutsideReach(), {}, "training mode"),
+        (lambda obs: None, {}, r"the policy returned None, expected an action \(A,\) or a chunk of them"),
+        (lambda obs: {"action": np.zeros(4)}, {}, "the policy returned a dict, expected an action"),
+        (lambda obs: "0 0 0 0", {}, "the policy returned '0 0 0 0'"),
+        (lambda obs: [[0, 0, 0, 0], [0, 0]], {}, "the policy returned a list, expected an action"),
+        (lambda obs: torch.zeros(4, dtype=torch.complex64).numpy(), {}, r"a ndarray of shape \(4,\), expected an action"),
+        (Returns(torch.zeros(1, 2, 4)), {}, r"returned a Tensor of shape \(1, 2, 4\), expected a pair: actions \(1, T_a, A\)"),
+        (Returns(None), {}, "act returned None, expected a pair"),
+        (Returns((None, None)), {}, r"act returned None, expected actions \(1, T_a, A\) and a state as numbers"),
+        (Returns((torch.zeros(4), None)), {}, r"returned actions \(4,\), expected actions \(1, T_a, A\)"),
         (None, {}, "a policy has a method act"),
     ],
 )

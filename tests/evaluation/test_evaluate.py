@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import imageio.v3 as iio
@@ -13,6 +14,7 @@ import torch
 from fibopolicy import envs
 from fibopolicy.cli.compare import Compare
 from fibopolicy.errors import UserError
+from fibopolicy.evaluation import evaluate
 from fibopolicy.evaluation.compare import Choice
 from fibopolicy.evaluation.config import EvaluateConfig
 from fibopolicy.evaluation.evaluate_run import LOCK, evaluate_run
@@ -23,7 +25,7 @@ from fibopolicy.evaluation.starts import make_starts, save_starts
 from fibopolicy.evaluation.statistics import wilson
 from fibopolicy.evaluation.video import FAILURE, RUNNING, SUCCESS, grid_frames
 from fibopolicy.files import claimed
-from fibopolicy.policies import PolicyConfig
+from fibopolicy.policies import PolicyConfig, load_policy
 from fibopolicy.training import TrainConfig
 from fibopolicy.training.loop import train
 
@@ -209,6 +211,20 @@ def test_rates_of_runs_with_one_name_stay_apart(fresh: EvaluateConfig, tmp_path:
 def test_a_page_is_made_without_the_training_log(fresh: EvaluateConfig) -> None:
     (fresh.run / "metrics.jsonl").write_text('{"step":')
     assert "95 % Wilson interval" in report(fresh.run, evaluate_run(fresh)).read_text()
+
+
+def test_from_python_a_policy_sees_what_it_was_trained_on(fresh: EvaluateConfig) -> None:
+    expected = [(row.success, row.steps, row.total_reward, row.policy) for row in evaluate_run(fresh).rows]
+    policy = load_policy(fresh.run).policy
+    count = len(expected)
+    rows = evaluate(policy, "Lift-v0", count, workers=1, horizon=fresh.horizon)
+    assert [(row.success, row.steps, row.total_reward, row.policy) for row in rows] == expected
+    with pytest.raises(UserError, match=r"trained on workspace_image of shape \(24, 24, 3\), which .* gives as \(84, 84, 3\)"):
+        evaluate(policy, "Lift-v0", count, workers=1, image_size=84)
+    with pytest.raises(UserError, match=r"trained on wrist_image, which .* does not give; it gives workspace_image"):
+        evaluate(policy, partial(envs.make, "Lift-v0", cameras=("workspace",), image_size=24), count, workers=1)
+    with pytest.warns(UserWarning, match="trained on frames of render quality fast and sees full"):
+        evaluate(policy, "Lift-v0", 1, workers=1, horizon=2, quality="full")
 
 
 def test_vectors_that_the_simulator_lacks_are_named(fresh: EvaluateConfig) -> None:
