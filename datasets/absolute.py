@@ -25,7 +25,7 @@ def is_absolute(env_args: Mapping[str, Any]) -> bool:
 
 
 def is_unit(env_args: Mapping[str, Any]) -> bool:
-    """Whether the task's simulator clips actions to [-1, 1]: robosuite's unless they are absolute, Meta-World's, the built-in ones.
+    """Whether the task's simulator clips actions to [-1, 1]: robosuite unless they are absolute, Meta-World, the built-in one.
 
     Others take actions of any range, say joint targets in radians and a gripper of 0 to 255.
     """

@@ -384,7 +384,7 @@ def _not_arrays(obs: h5py.Group) -> Iterator[str]:
 def _unreadable(shape: tuple[int, ...], dtype: np.dtype[Any]) -> str:
     told = f"{dtype} ({', '.join(['N', *map(str, shape)])})"
     channels = {shape[0], shape[-1]} if len(shape) == 3 else set()
-    if dtype == object or dtype.kind in "SV" or (dtype == np.uint8 and len(shape) == 1):
+    if dtype.kind in "OSV" or (dtype == np.uint8 and len(shape) == 1):
         return f"{told}: encoded frames or text; frames must be decoded, uint8 (N, H, W, 3)"
     if len(shape) == 3 and shape[-1] == 3:
         return f"{told}: frames must be uint8, 0 to 255"

@@ -38,6 +38,8 @@ def inspect(path: StrPath) -> str:
 
 
 def _task(file: DemoFile) -> Iterator[tuple[str, str]]:
+    from fibopolicy.envs.registry import unavailable  # here, since it imports gymnasium
+
     if "env_name" not in file.env_args:
         yield "task", "none is named"
         return
@@ -45,6 +47,8 @@ def _task(file: DemoFile) -> Iterator[tuple[str, str]]:
     kind = file.env_args.get("type")
     version = file.env_args.get("env_version", "unknown")
     yield "task", f"{file.env_args['env_name']} (type {kind}: {_ENV_TYPES.get(kind, 'other')}, version {version})"
+    if (reason := unavailable(file.env_args)) is not None:
+        yield "rollouts", f"not possible: {reason}"
     if (controller := _controller(settings.get("controller_configs"))) is not None:
         yield "controller", controller
     if (frequency := settings.get("control_freq")) is not None:
@@ -75,7 +79,7 @@ def _demos(file: DemoFile) -> Iterator[tuple[str, str]]:
 def _observations(file: DemoFile) -> Iterator[tuple[str, str]]:
     width = max((len(key) for key in file.obs), default=0)
     own = proprioception(file.vector_keys)
-    roles = {key: f"not read: {reason}" for key, reason in file.unreadable.items()}
+    roles = {key: f"not read: {reason.partition(': ')[2]}" for key, reason in file.unreadable.items()}
     roles |= dict.fromkeys(file.image_keys, "camera")
     roles |= {key: "proprioception" if key in own else "left out unless --vectors names it" for key in file.vector_keys}
     for number, (key, (shape, dtype)) in enumerate(file.obs.items()):
@@ -121,10 +125,6 @@ def _filter_key_faults(file: DemoFile) -> Iterator[str]:
 
 
 def _content_faults(file: DemoFile) -> Iterator[str]:
-    from fibopolicy.envs.registry import unavailable  # here, since it imports gymnasium
-
-    if (reason := unavailable(file.env_args)) is not None and "env_name" in file.env_args:
-        yield reason
     if len(blocks := _action_blocks(file)):
         try:
             _, warning = clipped(np.concatenate(blocks), file.env_args)

@@ -25,11 +25,13 @@ _MARKS: Mapping[str, frozenset[str]] = {
     "RoboCasa": frozenset({"layout_ids", "style_ids", "layout_and_style_ids", "obj_registries"}),
 }
 #: Tasks of robosuite 1.5, without importing it.
-ROBOSUITE_NAMES = frozenset(
-    "Door Lift NutAssembly NutAssemblyRound NutAssemblySingle NutAssemblySquare PickPlace PickPlaceBread PickPlaceCan"
-    " PickPlaceCereal PickPlaceMilk PickPlaceSingle Stack ToolHang TwoArmHandover TwoArmLift TwoArmPegInHole TwoArmTransport"
-    " Wipe".split()
-)
+# fmt: off
+ROBOSUITE_NAMES = frozenset({
+    "Door", "Lift", "NutAssembly", "NutAssemblyRound", "NutAssemblySingle", "NutAssemblySquare", "PickPlace", "PickPlaceBread",
+    "PickPlaceCan", "PickPlaceCereal", "PickPlaceMilk", "PickPlaceSingle", "Stack", "ToolHang", "TwoArmHandover", "TwoArmLift",
+    "TwoArmPegInHole", "TwoArmTransport", "Wipe",
+})
+# fmt: on
 
 
 def other_suite(name: str, kwargs: Mapping[str, Any] | None = None) -> str | None:
