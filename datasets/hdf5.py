@@ -30,7 +30,6 @@ import numpy as np
 from fibopolicy.datasets.robosuite_layout import recorded_task
 from fibopolicy.errors import UserError, unknown
 from fibopolicy.files import StrPath
-from fibopolicy.own_code import is_own
 
 _DEMO_NAME = re.compile(r"demo_(\d+)")
 
@@ -269,7 +268,7 @@ class DemoFile:
                 yield "dones are stored as bool, integers are usual"
             if "env_name" not in self.env_args:
                 yield "no task is named (attribute env_args): training works, replays and rollouts do not"
-            elif "env_version" not in self.env_args and not is_own(self.env_args["env_name"]):
+            elif "env_version" not in self.env_args and self.env_args.get("type") == 1:
                 yield "env_args names no env_version: the simulator's version is unknown"
             if left := sorted(_not_arrays(obs)) if isinstance(obs, h5py.Group) else []:
                 yield f"ignored in obs: {', '.join(left)} (expected arrays, in groups of at most one level)"
