@@ -50,7 +50,7 @@ def rotation_columns(env_args: Mapping[str, Any], action_dim: int) -> tuple[int,
 
 def _custom_range(part: Mapping[str, Any]) -> bool:
     """Whether a controller scales commands from another range than [-1, 1]."""
-    return part.get("input_max", 1) != 1 or part.get("input_min", -1) != -1
+    return bool(part.get("input_max", 1) != 1 or part.get("input_min", -1) != -1)
 
 
 def _options(env_args: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -242,9 +242,9 @@ class DemoFile:
         self.filter_keys = self._read_filter_keys()
         first = data[self.demos[0]]
         obs = first.get("obs")
-        found = dict(_arrays(obs)) if isinstance(obs, h5py.Group) else {}
+        arrays = dict(_arrays(obs)) if isinstance(obs, h5py.Group) else {}
         self.obs: dict[str, tuple[tuple[int, ...], np.dtype[Any]]] = {
-            key: (tuple(item.shape[1:]), item.dtype) for key, item in found.items() if item.shape is not None
+            key: (tuple(item.shape[1:]), item.dtype) for key, item in arrays.items() if item.shape is not None
         }
 
         def notes() -> Iterator[str]:

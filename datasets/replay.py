@@ -200,12 +200,14 @@ def _compare_frames(demo: str) -> dict[str, FrameMatch] | str:
         trajectory = read_trajectory(file, demo)
         with compared.env as env:
             obs = env.set_state(trajectory.state(env, 0))
-            return {key: _match(file.read(demo, f"obs/{key}", 0, 1)[0], obs[f"{cameras[key]}_image"]) for key in cameras}
+        return {key: _match(file.read(demo, f"obs/{key}", 0, 1)[0], obs[f"{cameras[key]}_image"]) for key in cameras}
     except UserError as error:
         return str(error).removeprefix(f"{file.path}: ")
 
 
 def _match(stored: NDArray[np.uint8], rendered: NDArray[np.uint8]) -> FrameMatch:
+    if stored.shape != rendered.shape:
+        raise UserError(f"stored frames are {stored.shape}, rendered ones {rendered.shape}")
     upright, flipped = (float(np.abs(a - rendered.astype(np.float64)).mean()) for a in (stored, stored[::-1]))
     return FrameMatch(round(upright, 2), round(flipped, 2))
 
