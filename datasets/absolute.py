@@ -1,9 +1,11 @@
-"""Which actions of a robosuite file are absolute poses, and where their rotations are."""
+"""Which actions of a file are absolute, where their rotations are, and which must lie in [-1, 1]."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from typing import Any
+
+from fibopolicy.own_code import is_own
 
 #: Of an arm under OSC_POSE with its gripper: x, y, z in metres, axis times angle in radians, the gripper's command.
 ARM_DIM = 7
@@ -22,6 +24,17 @@ def is_absolute(env_args: Mapping[str, Any]) -> bool:
     )
 
 
+def is_unit(env_args: Mapping[str, Any]) -> bool:
+    """Whether the task's simulator clips actions to [-1, 1]: robosuite unless they are absolute, Meta-World, the built-in one.
+
+    Others take actions of any range, say joint targets in radians and a gripper of 0 to 255.
+    """
+    name = str(env_args.get("env_name"))
+    if env_args.get("type") == 1 and not is_own(name):
+        return not is_absolute(env_args) and not any(_custom_range(part) for part in _arms(env_args))
+    return name.startswith(("fibopolicy/", "metaworld/"))
+
+
 def rotation_columns(env_args: Mapping[str, Any], action_dim: int) -> tuple[int, ...]:
     """The first of three columns of each axis-angle rotation among absolute actions; none where actions are displacements.
 
@@ -35,6 +48,11 @@ def rotation_columns(env_args: Mapping[str, Any], action_dim: int) -> tuple[int,
     return tuple(range(ROTATION, action_dim, ARM_DIM)) if action_dim == count * ARM_DIM else ()
 
 
+def _custom_range(part: Mapping[str, Any]) -> bool:
+    """Whether a controller scales commands from another range than [-1, 1]."""
+    return bool(part.get("input_max", 1) != 1 or part.get("input_min", -1) != -1)
+
+
 def _options(env_args: Mapping[str, Any]) -> Mapping[str, Any]:
     options = env_args.get("env_kwargs")
     return options if isinstance(options, Mapping) else {}
@@ -43,12 +61,14 @@ def _options(env_args: Mapping[str, Any]) -> Mapping[str, Any]:
 def _arms(env_args: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
     """Every arm's controller config: the flat one of robosuite 1.0 to 1.4, or those in a composite one of 1.5."""
     configs = _options(env_args).get("controller_configs") or ()
-    for config in [configs] if isinstance(configs, Mapping) else configs:
-        yield from _parts(config) if "body_parts" in config else (config,)
+    for config in configs if isinstance(configs, list | tuple) else [configs]:
+        if isinstance(config, Mapping):
+            yield from _parts(config) if isinstance(config.get("body_parts"), Mapping) else (config,)
 
 
 def _parts(config: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
     parts = config["body_parts"]
-    for part in {**parts, **parts.get("arms", {})}.values():
-        if str(part.get("type", "")).startswith("OSC"):
+    arms = parts.get("arms")
+    for name, part in {**parts, **(arms if isinstance(arms, Mapping) else {})}.items():
+        if name in ("right", "left") and isinstance(part, Mapping):
             yield part

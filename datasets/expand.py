@@ -20,7 +20,7 @@ from tqdm import tqdm
 from fibopolicy.datasets.fetch import published
 from fibopolicy.datasets.hdf5 import DemoFile
 from fibopolicy.datasets.parts import opened_parts, parts_folder, remove_parts
-from fibopolicy.datasets.restore import read_motion
+from fibopolicy.datasets.restore import read_motion, require_task
 from fibopolicy.datasets.segments import Segment, attempt, take_apart
 from fibopolicy.datasets.shards import Arrays, add_episode, made_ahead
 from fibopolicy.datasets.workers import checked_workers
@@ -168,6 +168,7 @@ def expand(
 
 def _target(source: DemoFile, task: str | None) -> dict[str, Any]:
     """The `env_args` of the new scenes."""
+    require_task(source)
     if source.env_args.get("type") != 1:
         raise source.error(f"is of task {source.env_args['env_name']!r}, which is not robosuite's (type 1); expand takes those")
     name = task or source.env_args["env_name"]

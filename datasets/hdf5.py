@@ -3,18 +3,21 @@
 The format:
 
     data/                 attrs: total (int), env_args (JSON: env_name, env_version, type, env_kwargs)
-      demo_<k>/           attrs: num_samples (int), model_file (MJCF), ep_meta (JSON)
+      demo_<k>/           attrs: num_samples (int), model_file (MJCF), ep_meta (JSON); any group with actions counts as a demo
         actions (N, A)    rewards (N,)    dones (N,)    states (N, S)
         obs/<key> (N, ...)    next_obs/<key> (N, ...)
     mask/<filter_key>     names of demos
 
-Images are uint8 `(N, H, W, 3)`, upright; `obs[t]` is what was seen before `actions[t]`.
+Images are uint8 `(N, H, W, 3)`, upright; `obs[t]` is what was seen before `actions[t]`. Observations may lie in groups, one level
+deep: `obs/images/front` has the key "images/front". Robosuite's own recordings, which have `env_info` instead of `env_args`, are
+read as well.
 """
 
 from __future__ import annotations
 
 import json
 import re
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,9 +27,9 @@ from typing import Any, Self
 import h5py
 import numpy as np
 
+from fibopolicy.datasets.robosuite_layout import recorded_task
 from fibopolicy.errors import UserError, unknown
 from fibopolicy.files import StrPath
-from fibopolicy.own_code import is_own
 
 _DEMO_NAME = re.compile(r"demo_(\d+)")
 
@@ -39,8 +42,8 @@ class DemoFile:
 
     Attributes:
         path: the file.
-        env_args: the task: `env_name`, `type`, `env_kwargs`, and maybe `env_version`.
-        demos: the names of the demos in numeric order.
+        env_args: the task: `env_name`, `type`, `env_kwargs`, and maybe `env_version`; empty where the file names none.
+        demos: the names of the demos in numeric order: demo_2 before demo_10.
         filter_keys: named subsets of the demos, as the file gives them; read them through `select`.
         obs: shape without the time axis and dtype of every observation key, taken from the first demo.
         warnings: harmless oddities.
@@ -87,6 +90,21 @@ class DemoFile:
     def vector_keys(self) -> tuple[str, ...]:
         """Observation keys that hold floating-point `(N, D)` vectors."""
         return tuple(k for k, (shape, dtype) in self.obs.items() if len(shape) == 1 and np.issubdtype(dtype, np.floating))
+
+    @property
+    def unreadable(self) -> dict[str, str]:
+        """Observation keys that are neither images nor vectors as training reads them, each with what it is instead."""
+        readable = {*self.image_keys, *self.vector_keys}
+        return {key: _unreadable(*layout) for key, layout in self.obs.items() if key not in readable}
+
+    @property
+    def frames_advice(self) -> str:
+        """How this file gets images: by a rendering where its task can be simulated, else by a new recording."""
+        from fibopolicy.envs.registry import is_known  # here, since it imports gymnasium
+
+        if is_known(self.env_args) and self.has(self.demos[0], "states"):
+            return f"render them before training: fibopolicy render {shlex.quote(str(self.path))} --out NEW.hdf5"
+        return "store frames as obs/<camera>_image, uint8 (N, H, W, 3)"
 
     def image_shape(self, key: str) -> tuple[int, int, int]:
         """(H, W, 3) of a camera's images, in the first demo."""
@@ -143,7 +161,7 @@ class DemoFile:
         """The attributes of the file and of its data group, other than `env_args` and `total`: where the data came from."""
         with self._damage_told():
             merged = _attributes(self._file) | _attributes(self._file["data"])
-        return {name: value for name, value in merged.items() if name not in ("env_args", "total")}
+        return {name: value for name, value in merged.items() if name not in ("env_args", "env_info", "total")}
 
     def has(self, demo: str, key: str) -> bool:
         """Whether a demo holds an array, say "states" or "obs/agentview_image"."""
@@ -195,7 +213,7 @@ class DemoFile:
             return dataset
         group, _, name = key.rpartition("/")
         if group == "obs" and not self.obs:
-            raise self.error(f"{demo} holds no observations, states and actions alone: render them before training")
+            raise self.error(f"{demo} holds no observations, states and actions alone; {self.frames_advice}")
         parent = self._demo(demo).get(group) if group else self._demo(demo)
         raise self.error(f"{demo}: " + str(unknown(f"array of {group}" if group else "array", name, parent or ())))
 
@@ -204,10 +222,11 @@ class DemoFile:
         if not isinstance(data, h5py.Group):
             raise self.error(f"no group 'data', found {list(self._file) or 'nothing'}: not a robomimic dataset")
         self.env_args = self._read_env_args(data)
-        numbers = {name: int(match[1]) for name in data if (match := _DEMO_NAME.fullmatch(name))}
-        if not numbers:
-            raise self.error("no demos: expected groups data/demo_0, data/demo_1, ...; record some before reading")
-        self.demos = tuple(sorted(numbers, key=numbers.__getitem__))
+        named = sorted((name for name in data if _is_demo(data, name)), key=_in_numeric_order)
+        if not named:
+            found = f"found {', '.join(sorted(data)[:5])}" if len(data) else "found nothing"
+            raise self.error(f"no demos: expected groups with actions, data/demo_0, data/demo_1, ..., {found}")
+        self.demos = tuple(named)
         self._lengths: dict[str, int] = {}
         for demo in self.demos:
             try:
@@ -218,52 +237,73 @@ class DemoFile:
                 self.damaged[demo] = str(error)
         self.demos = tuple(self._lengths)
         if not self.demos:
-            raise self.error(f"all {len(numbers)} demos are damaged; {next(iter(self.damaged.values()))}")
+            raise self.error(f"all {len(named)} demos are damaged; {next(iter(self.damaged.values()))}")
         missing_count = [demo for demo in self.demos if "num_samples" not in data[demo].attrs]
         self.filter_keys = self._read_filter_keys()
         first = data[self.demos[0]]
         obs = first.get("obs")
-        found = {key: item for key, item in obs.items() if isinstance(item, h5py.Dataset)} if isinstance(obs, h5py.Group) else {}
+        arrays = dict(_arrays(obs)) if isinstance(obs, h5py.Group) else {}
         self.obs: dict[str, tuple[tuple[int, ...], np.dtype[Any]]] = {
-            key: (tuple(item.shape[1:]), item.dtype) for key, item in found.items()
+            key: (tuple(item.shape[1:]), item.dtype) for key, item in arrays.items() if item.shape is not None
         }
 
         def notes() -> Iterator[str]:
             if "total" in data.attrs and int(data.attrs["total"]) != self.num_steps:
                 yield f"attribute total says {int(data.attrs['total'])}, the demos hold {self.num_steps} steps"
-            span = sorted(numbers.values())
-            if span[0] != 0:
+            span = sorted(int(match[1]) for name in named if (match := _DEMO_NAME.fullmatch(name)))
+            if len(span) < len(named):
+                other = next(name for name in named if not _DEMO_NAME.fullmatch(name))
+                yield f"demos are not named demo_<number>, say {other}: robomimic itself does not read them"
+            elif span[0] != 0:
                 yield f"the numbering of the demos starts at {span[0]}"
-            if span[-1] - span[0] + 1 != len(span):
+            if span and span[-1] - span[0] + 1 != len(span):
                 yield f"gaps in the numbering of the demos: {len(span)} demos between demo_{span[0]} and demo_{span[-1]}"
-            if len(numbers) != len(data):
-                yield f"ignored in data: {', '.join(sorted(set(data) - set(numbers)))}"
+            if len(named) != len(data):
+                yield f"ignored in data: {', '.join(sorted(set(data) - set(named)))} (no actions)"
             if missing_count:
                 yield f"{len(missing_count)} demos without num_samples: the length of their actions is taken"
             if not self.filter_keys:
                 yield "no filter keys (group mask): train and valid have to be split off"
             if "dones" in first and first["dones"].dtype == np.bool_:
                 yield "dones are stored as bool, integers are usual"
-            if "env_version" not in self.env_args and not is_own(self.env_args["env_name"]):
+            if "env_name" not in self.env_args:
+                yield "no task is named (attribute env_args): training works, replays and rollouts do not"
+            elif "env_version" not in self.env_args and self.env_args.get("type") == 1:
                 yield "env_args names no env_version: the simulator's version is unknown"
+            if left := sorted(_not_arrays(obs)) if isinstance(obs, h5py.Group) else []:
+                yield f"ignored in obs: {', '.join(left)} (expected arrays, in groups of at most one level)"
             if not self.obs:
-                yield "no observations are stored, states and actions alone: render them before training"
+                yield f"no observations are stored, states and actions alone; {self.frames_advice}"
 
         self.warnings = tuple(notes())
 
     def _read_env_args(self, data: h5py.Group) -> dict[str, Any]:
-        text = data.attrs.get("env_args")
-        if text is None:
-            raise self.error("data has no attribute env_args, the JSON that names the task; convert the file with robomimic")
+        name = "env_args" if "env_args" in data.attrs or "env_info" not in data.attrs else "env_info"
+        text = data.attrs.get(name)
         try:
-            env_args = json.loads(text)
+            env_args = {} if text is None else json.loads(text)
         except (ValueError, TypeError) as error:
-            raise self.error(f"data's attribute env_args is not valid JSON ({error}); write it anew with json.dumps") from error
-        if not isinstance(env_args, dict) or not isinstance(env_args.get("env_name"), str):
+            raise self.error(f"data's attribute {name} is not valid JSON ({error}); write it anew with json.dumps") from error
+        if name == "env_info":
+            env_args = self._recorded_task(env_args, data)
+        if not isinstance(env_args, dict) or not isinstance(env_args.get("env_name"), str | None):
             raise self.error('data\'s attribute env_args must be a JSON object with "env_name", "type" and "env_kwargs"')
-        if not isinstance(env_args.get("env_kwargs", {}), dict):
+        if not isinstance(env_args.get("env_kwargs"), dict | None):
             raise self.error("env_kwargs of data's attribute env_args must be a JSON object of keyword arguments")
-        return env_args
+        # null says as much as nothing.
+        env_args = {key: value for key, value in env_args.items() if value is not None or key not in ("env_name", "env_kwargs")}
+        return {**env_args, "env_kwargs": env_args.get("env_kwargs", {})} if env_args else {}
+
+    def _recorded_task(self, info: Any, data: h5py.Group) -> dict[str, Any]:
+        version = _plain(data.attrs.get("repository_version"))
+        if str(version).startswith("1.0."):
+            raise self.error(
+                "is a recording of robosuite 1.0, whose rotations are the other way round; convert it in Python:"
+                " fibopolicy.datasets.robosuite_layout.convert"
+            )
+        if not isinstance(info, dict) or not {"env_name", "robots"} <= info.keys():
+            raise self.error('data\'s attribute env_info must be a JSON object with "env_name" and "robots"')
+        return recorded_task(info, version)
 
     def _read_length(self, data: h5py.Group, demo: str) -> int:
         with self._damage_told(demo):
@@ -310,6 +350,50 @@ def _open(path: Path) -> h5py.File:
         if "truncated" in reason:
             raise UserError(f"{path}: the file is truncated ({reason}); copy or download it again") from error
         raise UserError(f"{path}: cannot be opened as HDF5: {reason}") from error
+
+
+def _is_demo(data: h5py.Group, name: str) -> bool:
+    if _DEMO_NAME.fullmatch(name):  # without opening it: a broken one is refused, not passed over
+        return True
+    return data.get(name, getclass=True) is h5py.Group and "actions" in data[name]
+
+
+def _in_numeric_order(name: str) -> tuple[list[str | int], str]:
+    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", name)], name
+
+
+def _arrays(obs: h5py.Group) -> Iterator[tuple[str, h5py.Dataset]]:
+    """The datasets of a group and of the groups in it, by their path from there."""
+    for key, item in obs.items():
+        inside = item.items() if isinstance(item, h5py.Group) else ()
+        for name, dataset in [(key, item), *((f"{key}/{name}", dataset) for name, dataset in inside)]:
+            if isinstance(dataset, h5py.Dataset):
+                yield name, dataset
+
+
+def _not_arrays(obs: h5py.Group) -> Iterator[str]:
+    """What `_arrays` passes over: groups two levels deep, and arrays without a shape."""
+    for key, item in obs.items():
+        inside = item.items() if isinstance(item, h5py.Group) else ()
+        yield from (f"{key}/{name}" for name, found in inside if not isinstance(found, h5py.Dataset) or found.shape is None)
+        if isinstance(item, h5py.Dataset) and item.shape is None:
+            yield key
+
+
+def _unreadable(shape: tuple[int, ...], dtype: np.dtype[Any]) -> str:
+    told = f"{dtype} ({', '.join(['N', *map(str, shape)])})"
+    channels = {shape[0], shape[-1]} if len(shape) == 3 else set()
+    if dtype.kind in "OSV" or (dtype == np.uint8 and len(shape) == 1):
+        return f"{told}: encoded frames or text; frames must be decoded, uint8 (N, H, W, 3)"
+    if len(shape) == 3 and shape[-1] == 3:
+        return f"{told}: frames must be uint8, 0 to 255"
+    if len(shape) == 3 and shape[0] in (3, 4):
+        return f"{told}: channels first; frames must be uint8 (N, H, W, 3)"
+    if 4 in channels:
+        return f"{told}: four channels; frames must be uint8 (N, H, W, 3)"
+    if len(shape) >= 2:
+        return f"{told}: frames must be uint8 (N, H, W, 3), vectors float (N, D)"
+    return f"{told}: vectors must be float (N, D)"
 
 
 def _one_line(error: BaseException) -> str:

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from fibopolicy.datasets.hdf5 import DemoFile
-from fibopolicy.datasets.validate import validate
+from fibopolicy.datasets.proprioception import proprioception
+from fibopolicy.datasets.validate import clipped, validate
 from fibopolicy.datasets.windows import share_at_limits
 from fibopolicy.errors import UserError
 from fibopolicy.files import StrPath
@@ -37,10 +38,17 @@ def inspect(path: StrPath) -> str:
 
 
 def _task(file: DemoFile) -> Iterator[tuple[str, str]]:
-    settings = file.env_args.get("env_kwargs") or {}
+    from fibopolicy.envs.registry import unavailable  # here, since it imports gymnasium
+
+    if "env_name" not in file.env_args:
+        yield "task", "none is named"
+        return
+    settings = file.env_args["env_kwargs"]
     kind = file.env_args.get("type")
     version = file.env_args.get("env_version", "unknown")
     yield "task", f"{file.env_args['env_name']} (type {kind}: {_ENV_TYPES.get(kind, 'other')}, version {version})"
+    if (reason := unavailable(file.env_args)) is not None:
+        yield "rollouts", f"not possible: {reason}"
     if (controller := _controller(settings.get("controller_configs"))) is not None:
         yield "controller", controller
     if (frequency := settings.get("control_freq")) is not None:
@@ -70,19 +78,27 @@ def _demos(file: DemoFile) -> Iterator[tuple[str, str]]:
 
 def _observations(file: DemoFile) -> Iterator[tuple[str, str]]:
     width = max((len(key) for key in file.obs), default=0)
+    own = proprioception(file.vector_keys)
+    roles = {key: f"not read: {reason.partition(': ')[2]}" for key, reason in file.unreadable.items()}
+    roles |= dict.fromkeys(file.image_keys, "camera")
+    roles |= {key: "proprioception" if key in own else "left out unless --vectors names it" for key in file.vector_keys}
     for number, (key, (shape, dtype)) in enumerate(file.obs.items()):
-        yield "observations" if number == 0 else "", f"{key:<{width}}  {dtype} {shape}"
+        yield "observations" if number == 0 else "", f"{key:<{width}}  {f'{dtype} {shape}':<20}  {roles[key]}"
 
 
 def _actions(file: DemoFile) -> Iterator[tuple[str, str]]:
     yield "actions", f"{file.action_dim} dimensions"
-    blocks = [file.read(demo, "actions") for demo in file.demos]
-    blocks = [block for block in blocks if block.shape[1] == file.action_dim and np.issubdtype(block.dtype, np.floating)]
-    if blocks:
+    if blocks := _action_blocks(file):
         actions = np.concatenate(blocks)
         low, high = actions.min(axis=0), actions.max(axis=0)
         for dim, (least, most, share) in enumerate(zip(low, high, share_at_limits(actions), strict=True)):
             yield "", f"{dim}: {least:+.3f} .. {most:+.3f}" + (f", {share:.0%} at either end" if share >= _PILED else "")
+
+
+def _action_blocks(file: DemoFile) -> list[np.ndarray[Any, np.dtype[Any]]]:
+    """The actions of each demo that has them in the width and type of the file's."""
+    blocks = [file.read(demo, "actions") for demo in file.demos]
+    return [block for block in blocks if block.shape[1] == file.action_dim > 0 and np.issubdtype(block.dtype, np.floating)]
 
 
 def _provenance(file: DemoFile) -> Iterator[tuple[str, str]]:
@@ -109,6 +125,13 @@ def _filter_key_faults(file: DemoFile) -> Iterator[str]:
 
 
 def _content_faults(file: DemoFile) -> Iterator[str]:
+    if len(blocks := _action_blocks(file)):
+        try:
+            _, warning = clipped(np.concatenate(blocks), file.env_args)
+        except UserError as error:
+            warning = str(error)
+        if warning is not None:
+            yield warning
     faulty = 0
     for demo in file.demos:
         try:

@@ -18,7 +18,7 @@ from tqdm import tqdm
 from fibopolicy import __version__
 from fibopolicy.datasets.hdf5 import DemoFile
 from fibopolicy.datasets.parts import opened_parts, parts_folder, remove_parts
-from fibopolicy.datasets.restore import Damaged, Restorer, Trajectory, by_model, warn_of_scenes
+from fibopolicy.datasets.restore import Damaged, Restorer, Trajectory, by_model, require_task, warn_of_scenes
 from fibopolicy.datasets.workers import checked_workers, simulator_pool
 from fibopolicy.datasets.writer import DemoWriter
 from fibopolicy.envs import Observation, SimState, TaskEnv
@@ -101,6 +101,7 @@ def render(
     refuse_both(resume=resume, overwrite=overwrite)
     refuse_existing(out, overwrite, [src])
     with DemoFile(src, skip_damaged=skip_damaged) as file:
+        require_task(file)
         demos = file.select(filter_key)
         warn_of_versions(file.env_args)
         warn_of_scenes(file, demos)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import shlex
+import warnings
 from collections.abc import Mapping
 from concurrent.futures import as_completed
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from fibopolicy.datasets.hdf5 import DemoFile
-from fibopolicy.datasets.restore import Damaged, Restorer, Trajectory, by_model, warn_of_scenes
+from fibopolicy.datasets.restore import Damaged, Restorer, Trajectory, by_model, read_trajectory, require_task, warn_of_scenes
 from fibopolicy.datasets.workers import checked_workers, simulator_pool
 from fibopolicy.environment import environment
 from fibopolicy.envs import SimState, TaskEnv
@@ -45,13 +47,40 @@ class ReplayedDemo:
 
 
 @dataclass(frozen=True)
+class FrameMatch:
+    """How far a camera's stored frame is from the one rendered of its state: mean absolute difference, 0 to 255.
+
+    Args:
+        upright: as stored.
+        flipped: with the stored frame turned upside down.
+    """
+
+    upright: float
+    flipped: float
+
+    @property
+    def upside_down(self) -> bool:
+        # Old robosuite's Lift and today's differ by 4 in the hand's camera and by 24 in the front one, turned by over 70.
+        return self.flipped < 0.7 * self.upright
+
+
+@dataclass(frozen=True)
 class Replay:
-    """A file's demonstrations, replayed; `skipped` maps what could not be replayed to why."""
+    """A file's demonstrations, replayed.
+
+    Args:
+        path: the file.
+        env_name: its task.
+        demos: one row each.
+        skipped: what could not be replayed, with the reason.
+        frames: per camera key how its first stored frame matches the rendered one; empty where there are no frames to compare.
+    """
 
     path: Path
     env_name: str
     demos: tuple[ReplayedDemo, ...]
     skipped: dict[str, str]
+    frames: dict[str, FrameMatch] = field(default_factory=dict)
 
     @property
     def successes(self) -> int:
@@ -62,7 +91,8 @@ def replay(path: StrPath, *, filter_key: str | None = None, workers: int | None 
     """Execute each demonstration's actions from its first state, without correction.
 
     What was executed is replayed: `executed_actions` where a file has them, else `actions`. The recorded places of the
-    gripper come from the recorded states, so that a file without observations will do.
+    gripper come from the recorded states, so that a file without observations will do. The first demo's first frames are compared
+    with those that the simulator renders of its first state; a warning names cameras whose frames are upside down.
 
     Args:
         path: a robomimic HDF5 file with states.
@@ -74,6 +104,7 @@ def replay(path: StrPath, *, filter_key: str | None = None, workers: int | None 
         UserError: the file or one of its demos cannot be read or restored; the task cannot be made.
     """
     with DemoFile(path, skip_damaged=skip_damaged) as file:
+        require_task(file)
         demos = file.select(filter_key)
         jobs = by_model(file, demos)
         env_args, skipped = file.env_args, dict(file.damaged)
@@ -84,6 +115,7 @@ def replay(path: StrPath, *, filter_key: str | None = None, workers: int | None 
         simulator_pool(checked_workers(workers, len(jobs)), _start_worker, Path(path), skip_damaged) as pool,
         tqdm(total=len(jobs), desc=f"replay {env_args['env_name']}", unit="demo", disable=None) as bar,
     ):
+        comparison = pool.submit(_compare_frames, jobs[0])
         for done in as_completed([pool.submit(_replay_one, demo) for demo in jobs]):
             demo, outcome = done.result()
             if isinstance(outcome, ReplayedDemo):
@@ -93,9 +125,19 @@ def replay(path: StrPath, *, filter_key: str | None = None, workers: int | None 
             else:
                 raise UserError(f"{outcome.reason}; --skip-damaged leaves such demos out")
             bar.update()
+        frames = comparison.result()
+    if isinstance(frames, str):
+        warnings.warn(f"{path}: the frames are not compared with the simulator's: {frames}", stacklevel=2)
+        frames = {}
+    if wrong := [key for key, match in frames.items() if match.upside_down]:
+        warnings.warn(
+            f"{path}: the frames of {', '.join(wrong)} are upside down; make upright ones with"
+            f" `fibopolicy render {shlex.quote(str(path))} --out NEW.hdf5`",
+            stacklevel=2,
+        )
     if not rows:
         raise UserError(f"{path}: no demo could be replayed; {next(iter(skipped.values()))}")
-    return Replay(Path(path), env_args["env_name"], tuple(rows[demo] for demo in demos if demo in rows), skipped)
+    return Replay(Path(path), env_args["env_name"], tuple(rows[demo] for demo in demos if demo in rows), skipped, frames)
 
 
 def table(done: Replay) -> str:
@@ -110,6 +152,9 @@ def table(done: Replay) -> str:
     drifts_cm = [row.max_drift_cm for row in done.demos if row.max_drift_cm is not None]
     if drifts_cm:
         lines.append(f"gripper drift: median {np.median(drifts_cm):.2f} cm, largest {max(drifts_cm):.2f} cm")
+    for key, match in done.frames.items():
+        found = f"{match.upright:.1f} of 255 from the rendered one, {match.flipped:.1f} if turned upside down"
+        lines.append(f"first frame of {key}: differs by {found}")
     return "\n".join(lines)
 
 
@@ -121,6 +166,7 @@ def write_replay(path: Path, done: Replay, rate: Mapping[str, float]) -> None:
         "success_rate": {"successes": done.successes, "demos": len(done.demos), **rate},
         "demos": [asdict(row) for row in done.demos],
         "skipped": done.skipped,
+        "first_frames": {key: asdict(match) for key, match in done.frames.items()},
         "environment": {**environment(), **installed("robosuite", "mujoco")},
     }
     with written_aside(path) as aside:
@@ -137,6 +183,33 @@ def _start_worker(path: Path, skip_damaged: bool) -> None:
 
 def _replay_one(demo: str) -> tuple[str, ReplayedDemo | Damaged]:
     return demo, _restorer.attempt(demo, lambda trajectory: replay_trajectory(_restorer.env, trajectory))
+
+
+def _compare_frames(demo: str) -> dict[str, FrameMatch] | str:
+    """The first frames of a demo beside the simulator's, of all cameras of one size; or why they cannot be compared."""
+    file = _restorer.file
+    cameras = {key: key.removesuffix("_image").removesuffix("_rgb") for key in file.image_keys}
+    cameras = {key: camera for key, camera in cameras.items() if camera != key}
+    if not cameras:
+        return {}
+    height, width, _ = file.image_shape(next(iter(cameras)))
+    cameras = {key: camera for key, camera in cameras.items() if file.image_shape(key)[:2] == (height, width)}
+    size = height if height == width else (height, width)
+    compared = _restorer.seen_by(tuple(cameras.values()), size)
+    try:
+        trajectory = read_trajectory(file, demo)
+        with compared.env as env:
+            obs = env.set_state(trajectory.state(env, 0))
+        return {key: _match(file.read(demo, f"obs/{key}", 0, 1)[0], obs[f"{cameras[key]}_image"]) for key in cameras}
+    except UserError as error:
+        return str(error).removeprefix(f"{file.path}: ")
+
+
+def _match(stored: NDArray[np.uint8], rendered: NDArray[np.uint8]) -> FrameMatch:
+    if stored.shape != rendered.shape:
+        raise UserError(f"stored frames are {stored.shape}, rendered ones {rendered.shape}")
+    upright, flipped = (float(np.abs(a - rendered.astype(np.float64)).mean()) for a in (stored, stored[::-1]))
+    return FrameMatch(round(upright, 2), round(flipped, 2))
 
 
 def replay_trajectory(env: TaskEnv, trajectory: Trajectory) -> ReplayedDemo:

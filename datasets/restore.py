@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from fibopolicy.datasets.hdf5 import DemoFile
 from fibopolicy.envs import SimState, TaskEnv, from_env_args
+from fibopolicy.envs.registry import unavailable
 from fibopolicy.errors import UserError
 
 _Result = TypeVar("_Result")
@@ -70,6 +71,13 @@ def read_motion(file: DemoFile, demo: str, key: str) -> NDArray[np.float64]:
     return values.astype(np.float64)
 
 
+def require_task(file: DemoFile) -> None:
+    """Refuse a file whose task no simulator here can make, before processes are started for it."""
+    with file.named():
+        if (reason := unavailable(file.env_args)) is not None:
+            raise UserError(reason)
+
+
 def by_model(file: DemoFile, demos: Sequence[str]) -> list[str]:
     """The demos with those of one scene side by side: loading a scene takes seconds, another state of it milliseconds."""
     first: dict[object, int] = {}
@@ -113,6 +121,10 @@ class Restorer:
             warnings.simplefilter("ignore", UserWarning)  # the parent has told them, once
             with self.file.named():
                 return from_env_args(self.file.env_args, **self._overrides)
+
+    def seen_by(self, cameras: tuple[str, ...], image_size: int | tuple[int, int]) -> Restorer:
+        """The same file with an environment that renders."""
+        return Restorer(self._path, self._skip_damaged, **{**self._overrides, "cameras": cameras, "image_size": image_size})
 
     def attempt(self, demo: str, work: Callable[[Trajectory], _Result]) -> _Result | Damaged:
         """Do something with a demo, or tell what is wrong with that demo, naming file and demo."""

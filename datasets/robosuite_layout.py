@@ -24,6 +24,21 @@ CONTROL_HZ = 20
 _ROTATION = slice(3, 6)
 
 
+def recorded_task(info: Mapping[str, Any], version: Any) -> dict[str, Any]:
+    """Robomimic's `env_args` of a recording.
+
+    Args:
+        info: the recording's `env_info`: `env_name`, `robots` (one name or several), and settings of `robosuite.make`.
+        version: its `repository_version`, `None` where it names none.
+
+    Raises:
+        KeyError: `info` lacks `env_name` or `robots`.
+    """
+    kwargs, robots = dict(info), info["robots"]
+    kwargs |= {"robots": [robots] if isinstance(robots, str) else robots, "control_freq": CONTROL_HZ}
+    return {"env_name": kwargs.pop("env_name"), "env_version": version, "type": 1, "env_kwargs": kwargs}
+
+
 def convert(src: Path, out: Path, attrs: Mapping[str, Any], models: Mapping[str, str]) -> None:
     """Write `out` in robomimic's layout; names of demos, states and models stay.
 
@@ -44,11 +59,8 @@ def convert(src: Path, out: Path, attrs: Mapping[str, Any], models: Mapping[str,
         data = file.get("data")
         if not isinstance(data, h5py.Group) or "env_info" not in data.attrs:
             raise UserError(f"{src}: no attribute env_info in data: not a recording of robosuite's script")
-        info = json.loads(data.attrs["env_info"])
-        robots = info.pop("robots")
-        kwargs = {**info, "robots": [robots] if isinstance(robots, str) else robots, "control_freq": CONTROL_HZ}
         version = data.attrs.get("repository_version")
-        env_args = {"env_name": kwargs.pop("env_name"), "env_version": version, "type": 1, "env_kwargs": kwargs}
+        env_args = recorded_task(json.loads(data.attrs["env_info"]), version)
         told = {name: data.attrs[name] for name in ("date", "time") if name in data.attrs}
         with DemoWriter(out, env_args, attrs={**told, **attrs}) as writer:
             for demo in sorted(data, key=lambda name: int(name.removeprefix("demo_"))):

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from fibopolicy.datasets.absolute import is_absolute
+from fibopolicy.datasets.absolute import is_unit
 from fibopolicy.datasets.hdf5 import DemoFile
-from fibopolicy.errors import unknown
+from fibopolicy.errors import UserError, unknown
 
 ACTION_TOLERANCE = 1e-6  # float32 rounding of a bound is no fault
+#: Recordings of input devices hold single commands beyond the bounds; absolute poses lie there at nearly every step.
+FEW_OUTSIDE = 0.5
 
 Floats = np.ndarray[Any, np.dtype[Any]]
 
@@ -45,16 +47,13 @@ def validate(file: DemoFile, cameras: Sequence[str], vectors: Sequence[str], dem
                 raise file.error(f"{demo}: {key} is {found_dtype} {_steps(found[1:])}, but {first}; keep one shape per file")
             _check_length(file, demo, key)
         if (fault := next(action_faults(file, demo), None)) is not None:
-            bounds = "" if is_absolute(file.env_args) else " and in [-1, 1]"
-            raise file.error(f"{fault}; actions must be finite{bounds}: rescale or drop the demo")
+            raise file.error(f"{fault}; actions must be finite floats of one width: correct or drop the demo")
         for key in vectors:
             _check_finite(file, demo, f"obs/{key}")
 
 
 def action_faults(file: DemoFile, demo: str) -> Iterator[str]:
-    """One line for each action value that is not finite, or, where actions are not absolute, not in [-1, 1], and for actions of
-    the wrong width or type.
-    """
+    """One line for each action value that is not finite in float32, and for actions of the wrong width or type."""
     actions = file.read(demo, "actions")  # (N, A)
     if not np.issubdtype(actions.dtype, np.floating):
         yield f"{demo}: actions are {actions.dtype}, expected floats"
@@ -63,14 +62,34 @@ def action_faults(file: DemoFile, demo: str) -> Iterator[str]:
     elif actions.shape[1] != file.action_dim:
         yield f"{demo}: actions have {actions.shape[1]} dimensions, those of {file.demos[0]} have {file.action_dim}"
     else:
-        fit = np.isfinite(actions) if is_absolute(file.env_args) else np.abs(actions) <= 1 + ACTION_TOLERANCE
-        for step, dim in np.argwhere(~fit):  # NaN compares false
+        for step, dim in np.argwhere(~_finite(actions)):
             yield f"{demo}: action {actions[step, dim]:g} at step {step}, dimension {dim}"
+
+
+def clipped(actions: Floats, env_args: Mapping[str, Any]) -> tuple[Floats, str | None]:
+    """Actions `(n, A)` as the task's simulator executes them, and a warning where that changes any.
+
+    Raises:
+        UserError: most steps lie outside [-1, 1]: the actions are not what `env_args` say.
+    """
+    outside = (np.abs(actions) > 1 + ACTION_TOLERANCE).any(axis=1)  # (n,)
+    if not is_unit(env_args) or not outside.any():
+        return actions, None
+    told = f"{outside.sum()} of {len(actions)} steps hold actions outside [-1, 1], up to {np.abs(actions).max():.3g}"
+    if outside.mean() > FEW_OUTSIDE:
+        advice = (
+            'write control_delta false (robosuite 1.5: input_type "absolute") into controller_configs of the attribute env_args'
+            " if they are absolute poses or joint angles; otherwise rescale them"
+            if env_args.get("type") == 1
+            else "rescale them"
+        )
+        raise UserError(f"{told}, where {env_args.get('env_name')} takes -1 to 1; {advice}")
+    return np.clip(actions, -1, 1), f"{told}; they are clipped, as the simulator does"
 
 
 def _check_key(file: DemoFile, kind: str, key: str, known: Sequence[str], expected: str) -> None:
     if not file.obs:
-        raise file.error("no observations are stored, states and actions alone: render them before training")
+        raise file.error(f"no observations are stored, states and actions alone; {file.frames_advice}")
     if key in file.obs and key not in known:
         shape, dtype = file.obs[key]
         raise file.error(f"{kind} {key!r} is {dtype} {_steps(shape)}, expected {expected}")
@@ -87,9 +106,13 @@ def _check_length(file: DemoFile, demo: str, key: str) -> None:
 
 def _check_finite(file: DemoFile, demo: str, key: str) -> None:
     values = file.read(demo, key)  # (N, D)
-    faulty = np.argwhere(~(np.abs(values) <= np.finfo(np.float32).max))  # training reads float32; NaN compares false
+    faulty = np.argwhere(~_finite(values))
     for step, dim in faulty[:1]:
         raise file.error(f"{demo}: {key} is {values[step, dim]:g} at step {step}, dimension {dim}; must be finite in float32")
+
+
+def _finite(values: Floats) -> np.ndarray[Any, np.dtype[np.bool_]]:
+    return np.asarray(np.abs(values) <= np.finfo(np.float32).max)  # training reads float32; NaN compares false
 
 
 def _steps(shape: tuple[int, ...]) -> str:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from fibopolicy.datasets.cache import FrameCache
 from fibopolicy.datasets.hdf5 import DemoFile
 from fibopolicy.datasets.sampling import batch_indices
-from fibopolicy.datasets.validate import validate
+from fibopolicy.datasets.validate import clipped, validate
 from fibopolicy.errors import UserError
 from fibopolicy.files import StrPath
 
@@ -59,7 +59,7 @@ class WindowDataset:
         image_shapes: (H, W, 3) per camera.
         vector_dims: D per vector key.
         action_dim: A.
-        actions: of all steps of the selected demos, float32 `(len, A)`.
+        actions: of all steps of the selected demos, float32 `(len, A)`; clipped to [-1, 1] where the task's simulator does so.
         stats: per vector key and for "actions": `min`, `max`, `mean` and (population) `std`, float64 `(D,)`, over all steps of
             the selected demos.
 
@@ -94,7 +94,10 @@ class WindowDataset:
             self.vector_dims = {key: file.vector_dim(key) for key in vectors}
             self.action_dim = file.action_dim
             self._vectors = {key: self._load(file, f"obs/{key}") for key in vectors}  # (F, D) each
-            self.actions = self._load(file, "actions")  # (F, A)
+            with file.named():
+                self.actions, warning = clipped(self._load(file, "actions"), file.env_args)  # (F, A)
+            if warning is not None:
+                self.warnings = (*self.warnings, f"{self.path}: {warning}")
             self._ends = np.cumsum([file.length(demo) for demo in self.demos])  # (demos,) one past each demo's last step
             self._starts = np.concatenate([[0], self._ends[:-1]])
             self._frames = FrameCache(file, self.demos, cameras, cache_dir)

@@ -13,6 +13,7 @@ import numpy as np
 
 from fibopolicy.envs.base import Observation, TaskEnv
 from fibopolicy.envs.metaworld_tasks import METAWORLD
+from fibopolicy.envs.other_suites import ROBOSUITE_NAMES, of_other_suite, other_suite
 from fibopolicy.envs.robosuite_tasks import TASKS
 from fibopolicy.envs.versions import warn_of_versions
 from fibopolicy.errors import UserError, unknown
@@ -60,6 +61,8 @@ def resolve(name: str) -> str:
         names = (task_id, short, *(re.sub(r"-v\d+$", "", n) for n in (task_id, short)))
         if name.lower() in (n.lower() for n in names):
             return task_id
+    if (suite := other_suite(name)) is not None:
+        raise UserError(of_other_suite(name, suite))
     known = (*task_ids(), *(i.partition("/")[2] for i in (*BUILT_IN, *METAWORLD)))
     listed = ", ".join(i.removeprefix("fibopolicy/") for i in (*BUILT_IN, *ROBOSUITE))
     listed += f", Meta-World's {len(METAWORLD)} as {METAWORLD[0]}, your own as <module>:<class>"
@@ -143,12 +146,46 @@ def check_observation(env: TaskEnv, obs: Observation) -> None:
         raise UserError(f"{env.task_id}: its observations lack {', '.join(lacking)}, which it calls proprioception or hands")
 
 
+def unavailable(env_args: Mapping[str, Any]) -> str | None:
+    """Why no environment can be made of a dataset's `env_args`, in one line; `None` where it can be tried.
+
+    No simulator is imported: whether robosuite is installed and has the task is found out by `from_env_args`.
+    """
+    kind, name = env_args.get("type"), env_args.get("env_name")
+    if name is None:
+        return (
+            "the data name no task, so that nothing can be simulated: write the attribute env_args into the file's group data,"
+            ' for robosuite\'s Lift the JSON {"env_name": "Lift", "type": 1, "env_kwargs": {"robots": ["Panda"]}}'
+        )
+    if is_own(str(name)) or name in BUILT_IN or str(name).startswith("metaworld/"):
+        return None
+    if (suite := other_suite(str(name), env_args.get("env_kwargs"))) is not None:
+        return of_other_suite(str(name), suite)
+    if kind == 1:
+        return None
+    return (
+        f"env_args name task {name!r} of type {kind!r}, which is neither built in nor Meta-World's nor robosuite's (type 1)"
+        " nor <module>:<class> of a task of your own"
+    )
+
+
+def is_known(env_args: Mapping[str, Any]) -> bool:
+    """Whether `env_args` name a task that this library has, so that a command that simulates it may be recommended."""
+    robosuite = env_args.get("type") == 1 and not is_own(name := str(env_args.get("env_name")))
+    return unavailable(env_args) is None and (not robosuite or name in ROBOSUITE_NAMES)
+
+
 def from_env_args(env_args: Mapping[str, Any], **overrides: Any) -> TaskEnv:
     """The environment that a dataset's `env_args` describe.
 
     `overrides` replace single options, e.g. `cameras` or `image_size`. Robosuite's datasets have type 1 and its own
     `env_name` and `env_kwargs`; ours carry a task id. A file without images names no camera, and gets the task's own.
+
+    Raises:
+        UserError: no task is named, or it is one that this library cannot make, see `unavailable`.
     """
+    if (reason := unavailable(env_args)) is not None:
+        raise UserError(reason)
     kind, name = env_args.get("type"), str(env_args.get("env_name"))
     kwargs = dict(env_args.get("env_kwargs") or {})
     if kind == 1 and not is_own(name):
@@ -157,11 +194,6 @@ def from_env_args(env_args: Mapping[str, Any], **overrides: Any) -> TaskEnv:
         return RobosuiteEnv.from_env_args(env_args, **overrides)
     if name.startswith("metaworld/"):
         warn_of_versions(env_args)
-    elif name not in BUILT_IN and not is_own(name):
-        raise UserError(
-            f"env_args name task {name!r} of type {kind!r}, which is neither built in nor Meta-World's nor robosuite's (type 1)"
-            " nor <module>:<class> of a task of your own"
-        )
     if not kwargs.get("cameras"):
         kwargs.pop("cameras", None)
     return make(name, **{**kwargs, **overrides})

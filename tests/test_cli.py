@@ -93,11 +93,12 @@ def broken_files(good: Path, folder: Path) -> dict[str, Path]:
     files["truncated"].write_bytes(good.read_bytes()[:5000])
     files["text"].write_text("not a dataset\n")
     with h5py.File(files["env_args"], "a") as file:
-        del file["data"].attrs["env_args"]
+        file["data"].attrs["env_args"] = "{'env_name': 'Lift'}"
     with h5py.File(files["nan"], "a") as file:
         file["data/demo_0/actions"][2, 1] = np.nan
     with h5py.File(files["range"], "a") as file:
-        file["data/demo_0/actions"][2, 1] = 1.5
+        for demo in file["data"].values():
+            demo["actions"][...] = 3.1  # absolute angles, say
     with h5py.File(files["samples"], "a") as file:
         file["data/demo_0"].attrs["num_samples"] = 3
     with h5py.File(files["dtype"], "a") as file:

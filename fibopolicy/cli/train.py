@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
 from pathlib import Path
@@ -33,6 +34,8 @@ class Train:
     """Replace an existing run."""
 
     def run(self) -> None:
+        from fibopolicy.envs.registry import is_known
+        from fibopolicy.policies.run_directory import read_config
         from fibopolicy.training.distributed import leads
         from fibopolicy.training.loop import train
 
@@ -40,7 +43,8 @@ class Train:
         if not leads():  # one of several processes that trained together
             return
         print(f"{self.config.out}: trained to step {done.step}\n{done.summary.table()}")
-        print(f"next: fibopolicy evaluate {self.config.out} --episodes 50")
+        if is_known(read_config(self.config.out)["env_args"]):
+            print(f"next: fibopolicy evaluate {shlex.quote(str(self.config.out))} --episodes 50")
 
 
 def with_preset(arguments: Sequence[str]) -> list[str]:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from fibopolicy.envs import TaskEnv, from_env_args
+from fibopolicy.envs.registry import unavailable
 from fibopolicy.errors import UserError
 from fibopolicy.evaluation.acting import Actor
 from fibopolicy.evaluation.config import EvaluateConfig
@@ -96,6 +97,8 @@ def _evaluate(config: EvaluateConfig, loaded: Loaded, camera: str | None, *, res
 
 def make_env(config: EvaluateConfig, loaded: Loaded) -> Callable[[], TaskEnv]:
     """Makes the task that the policy was trained on, seen by the same cameras at the same sizes; for any process."""
+    if (reason := unavailable(loaded.env_args)) is not None:
+        raise UserError(f"{config.run}: {reason}; the run itself keeps its env_args in config.json")
     options = view_options(loaded.policy)
     options |= {name: value for name in ("quality", "horizon") if (value := getattr(config, name)) is not None}
     if loaded.env_args.get("type") == 1 and "render_quality" not in loaded.env_args:

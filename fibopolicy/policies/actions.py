@@ -38,6 +38,10 @@ class ActionNormalizer(Normalizer):
         own = {"min": -1.0, "max": 1.0, "mean": 0.0, "std": 1.0}
         super().fit({name: self._with_rotations(values, own[name]) for name, values in statistics.items()})
 
+    def largest(self, values: NDArray[np.float64]) -> float:
+        """The largest magnitude of `values` `(A,)`, an action's least or greatest numbers, 6-D rotations apart."""
+        return float(np.abs(self._with_rotations(values, 0.0)).max(initial=0.0))
+
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(self._converted(x))
 

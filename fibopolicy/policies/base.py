@@ -27,7 +27,7 @@ class Shapes:
         images: (H, W) per camera key.
         vectors: size per vector key.
         action_dim: A.
-        absolute: actions are poses in metres and radians, not displacements in [-1, 1].
+        absolute: actions may lie outside [-1, 1], say poses in metres and radians or joint angles.
         rotations: the first of three columns of each axis-angle rotation in absolute actions, ascending.
     """
 

@@ -89,6 +89,12 @@ class RobomimicHead(Policy):
     def fit_normalizers(self, statistics: Statistics) -> None:
         self.observations.fit(statistics)
         self.actions.fit(statistics["actions"])
+        largest = max(self.actions.largest(statistics["actions"][name]) for name in ("min", "max"))
+        if self.actions.kind == "none" and largest > 1 + 1e-6:  # robomimic's networks put their means through tanh
+            raise UserError(
+                f"head {self.name} predicts actions in [-1, 1], and those of the data reach {largest:.3g}; pass"
+                " --action-normalization minmax"
+            )
 
     def loss(self, batch: Mapping[str, Any]) -> tuple[Tensor, dict[str, float]]:
         actions = self.actions(batch["actions"])  # (B, chunk, D)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from fibopolicy.datasets import DemoFile
+from fibopolicy.datasets.proprioception import proprioception
 from fibopolicy.devices import resolve_device
 from fibopolicy.encoders import ObservationEncoder
 from fibopolicy.errors import unknown
@@ -15,7 +16,6 @@ from fibopolicy.policies import Shapes, build_policy
 from fibopolicy.study.cells import Cell, cells, policy_config
 from fibopolicy.study.config import StudyConfig, StudyTask
 from fibopolicy.study.prepare import plan_of
-from fibopolicy.training.config import PROPRIOCEPTION
 from fibopolicy.training.encoder_weights import load_encoder_weights
 
 
@@ -79,7 +79,7 @@ def task_shapes(task: StudyTask) -> Shapes:
             cameras = [key for name, key in known.items() if name in seen]
             file.select(task.filter_key)
             images = {k: (file.image_shape(k)[0], file.image_shape(k)[1]) for k in cameras}
-            vectors = {k: file.vector_dim(k) for k in PROPRIOCEPTION if k in file.vector_keys}
+            vectors = {k: file.vector_dim(k) for k in proprioception(file.vector_keys)}
             return Shapes(images, vectors, file.action_dim)
     env = plan_of(task).make_env()
     try:
@@ -87,7 +87,7 @@ def task_shapes(task: StudyTask) -> Shapes:
         assert env.action_space.shape is not None
         return Shapes(
             {key: (value.shape[0], value.shape[1]) for key, value in observation.items() if value.ndim == 3},
-            {key: len(observation[key]) for key in PROPRIOCEPTION if key in observation},
+            {key: len(observation[key]) for key in proprioception(observation)},
             env.action_space.shape[0],
         )
     finally:

@@ -9,15 +9,6 @@ from fibopolicy.errors import UserError, unknown
 from fibopolicy.policies.base import PolicyConfig
 from fibopolicy.training.watch_config import RolloutConfig, ValidationConfig
 
-#: Proprioception under the names of the built-in tasks and of robosuite. Object poses are never taken by default:
-#: a policy that reads them has no use for its cameras.
-PROPRIOCEPTION = (
-    "hand_position",
-    "gripper_opening",
-    "robot0_eef_pos",
-    "robot0_eef_quat",
-    "robot0_gripper_qpos",
-)
 PRECISIONS = ("auto", "fp32", "bf16")
 
 

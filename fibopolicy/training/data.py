@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import math
+import shlex
 from pathlib import Path
+
+import numpy as np
 
 from fibopolicy.datasets import DemoFile, Mixture, WindowDataset, Windows
 from fibopolicy.datasets.absolute import is_absolute, rotation_columns
 from fibopolicy.datasets.mixture import check_weights
+from fibopolicy.datasets.proprioception import proprioception
+from fibopolicy.datasets.validate import ACTION_TOLERANCE
 from fibopolicy.datasets.windows import share_at_limits
 from fibopolicy.errors import UserError, unknown
 from fibopolicy.policies import Policy, Shapes
 from fibopolicy.policies.base import policy_class
-from fibopolicy.training.config import PROPRIOCEPTION, TrainConfig
+from fibopolicy.training.config import TrainConfig
 
 #: A head's least standard deviation, and the share of an action at its limits, that do not go together.
 NARROW, PILED = 0.01, 0.5
@@ -66,7 +71,9 @@ def open_validation(config: TrainConfig, dataset: Windows) -> Windows | None:
 def shapes_of(dataset: Windows) -> Shapes:
     images = {camera: (shape[0], shape[1]) for camera, shape in dataset.image_shapes.items()}
     task, dim = dataset.env_args, dataset.action_dim
-    return Shapes(images, dict(dataset.vector_dims), dim, is_absolute(task), rotation_columns(task, dim))
+    largest = max(np.abs(dataset.stats["actions"][name]).max() for name in ("min", "max"))
+    unbounded = is_absolute(task) or bool(largest > 1 + ACTION_TOLERANCE)
+    return Shapes(images, dict(dataset.vector_dims), dim, unbounded, rotation_columns(task, dim))
 
 
 def narrow_distributions(policy: Policy, dataset: Windows) -> list[str]:
@@ -99,20 +106,42 @@ def _keys(config: TrainConfig) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Cameras and vectors: those asked for, or those of the first file."""
     path, _ = config.files[0]
     with DemoFile(path) as file:
-        # What looks like an image but is none (floats, channels first) is an error to be told.
-        images = tuple(
-            k for k, (shape, dtype) in file.obs.items() if k.endswith("_image") or (len(shape) == 3 and dtype == "uint8")
-        )
-        cameras = images if config.cameras is None else config.cameras
-        vectors = tuple(k for k in PROPRIOCEPTION if k in file.vector_keys) if config.vectors is None else config.vectors
-    if not cameras and config.cameras is None:
-        raise UserError(
-            f"{path}: holds no images for the encoder to see; make them with `fibopolicy render {path}"
-            " --out NEW`, or pass an empty --cameras to train on vectors alone"
-        )
-    if not cameras and not vectors:
-        raise UserError(f"{path}: holds neither images nor known proprioception; name --vectors to train on")
+        cameras = file.image_keys if config.cameras is None else config.cameras
+        vectors = proprioception(file.vector_keys) if config.vectors is None else config.vectors
+        refused = {key: reason for key, reason in file.unreadable.items() if config.cameras is None and _is_colour(file, key)}
+        if refused and cameras:
+            key, reason = next(iter(refused.items()))
+            raise file.error(
+                f"{key} is {reason}; convert it, or leave it out with --cameras {' '.join(map(shlex.quote, cameras))}"
+            )
+        if not cameras and config.cameras is None:
+            told = "".join(f"; {key} is {reason}" for key, reason in file.unreadable.items())
+            raise file.error(
+                f"holds no images for the encoder to see{told}; {file.frames_advice}, or pass an empty --cameras to train on"
+                " vectors alone"
+            )
+        if not cameras and not vectors:
+            raise file.error(
+                f"holds neither images nor known proprioception; name --vectors to train on, of {', '.join(file.vector_keys)}"
+            )
     return cameras, vectors
+
+
+def left_out(dataset: Windows) -> list[str]:
+    """One line for each file that holds observations which training does not read."""
+    told = []
+    for path in dict.fromkeys(part.path for part in _parts(dataset)):
+        with DemoFile(path) as file:
+            if keys := [key for key in file.obs if key not in (*dataset.cameras, *dataset.vectors)]:
+                told.append(f"{path}: not read: {', '.join(keys)}; --cameras and --vectors choose")
+    return told
+
+
+def _is_colour(file: DemoFile, key: str) -> bool:
+    """Whether an observation that cannot be read looks like a camera's frames, which nobody leaves out on purpose."""
+    shape, dtype = file.obs[key]
+    named = any(word in key.rpartition("/")[2].lower() for word in ("image", "rgb"))
+    return len(shape) == 3 and (shape[0] in (3, 4) or shape[-1] in (3, 4)) and (named or dtype == np.uint8)
 
 
 def _filter_key(path: Path, asked: str | None) -> str | None:

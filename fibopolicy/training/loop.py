@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from fibopolicy.datasets import Windows
 from fibopolicy.environment import peak_memory_bytes
+from fibopolicy.envs.registry import unavailable
 from fibopolicy.errors import UserError
 from fibopolicy.files import claimed, refuse_both
 from fibopolicy.own_code import is_own, own_code
@@ -25,7 +26,7 @@ from fibopolicy.policies.run_directory import render_quality
 from fibopolicy.training.batches import rows, to_device
 from fibopolicy.training.checkpoint import STATE, TrainingState, describe, load_state, open_run, save_checkpoint, stored_precision
 from fibopolicy.training.config import TrainConfig
-from fibopolicy.training.data import narrow_distributions, open_dataset, open_validation, shapes_of
+from fibopolicy.training.data import left_out, narrow_distributions, open_dataset, open_validation, shapes_of
 from fibopolicy.training.distributed import PolicyLoss, World, joined, unsynchronised
 from fibopolicy.training.divergence import Divergence
 from fibopolicy.training.ema import EMA
@@ -96,6 +97,8 @@ def train(config: TrainConfig, *, resume: bool = False, overwrite: bool = False)
             for oddity in (*engine.dataset.warnings, *narrow_distributions(state.policy, engine.dataset)):
                 warnings.warn(oddity, stacklevel=2)
             _log.info("training on %s; on %s in %s, see %s", _seen(engine), engine.device, precision, out)
+            for line in left_out(engine.dataset):
+                _log.info("%s", line)
             return precision
 
         precision = world.lead(open_run_here)
@@ -119,8 +122,11 @@ def _prepare(config: TrainConfig, world: World, *, resume: bool, overwrite: bool
     device = world.device(config.device)
     torch.manual_seed(config.seed)
     dataset = open_dataset(config)
-    if config.rollouts.rollout_every is not None and is_own(task := str(dataset.env_args["env_name"])):
-        own_code("task", task)  # told before the first step, not by every rollout
+    if config.rollouts.rollout_every is not None:  # told before the first step, not by every rollout
+        if (reason := unavailable(dataset.env_args)) is not None:
+            raise UserError(f"--rollout-every: {reason}")
+        if is_own(task := str(dataset.env_args["env_name"])):
+            own_code("task", task)
     validation = open_validation(config, dataset)
     resumes = resume and (config.out / STATE).exists()
     policy = build_policy(config.policy.as_loaded() if resumes else config.policy, shapes_of(dataset))

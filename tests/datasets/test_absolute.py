@@ -56,7 +56,7 @@ def test_other_layouts_of_absolute_actions_have_no_known_rotations(controller: A
 
 def test_absolute_actions_need_only_be_finite(tmp_path: Path) -> None:
     actions = np.full((4, 7), 2.5, np.float32)
-    for name, controller, broken in (("delta", None, False), ("absolute", FLAT, False), ("nan", FLAT, True)):
+    for name, controller, broken in (("absolute", FLAT, False), ("nan", FLAT, True)):
         actions[2, 1] = np.nan if broken else 2.5
         with DemoWriter(tmp_path / name, env_args(controller)) as writer:
             writer.add(
@@ -64,10 +64,8 @@ def test_absolute_actions_need_only_be_finite(tmp_path: Path) -> None:
             )
     with DemoFile(tmp_path / "absolute") as file:
         validate(file, (), ("eef_pos",))
-    with DemoFile(tmp_path / "delta") as file, pytest.raises(UserError, match=r"finite and in \[-1, 1\]"):
-        validate(file, (), ("eef_pos",))
     with (
         DemoFile(tmp_path / "nan") as file,
-        pytest.raises(UserError, match=r"nan at step 2, dimension 1; actions must be finite:"),
+        pytest.raises(UserError, match=r"nan at step 2, dimension 1; actions must be finite"),
     ):
         validate(file, (), ("eef_pos",))

@@ -280,7 +280,9 @@ def test_sources_that_cannot_be_expanded_are_named(source: Path, tmp_path: Path)
         ),
         (of_width(6), {}, r"demo_1: its actions are of shape \(6,\), this robot's of \(7,\)"),
         (of("PickPlace"), {}, "did you mean 'PickPlaceCan'.*Lift.*--task"),
-        (of("Lift-v0", 4), {}, "not robosuite's"),
+        (of("Lift-v0", 4), {}, "neither built in nor"),
+        (of("fibopolicy/Lift-v0", 2), {}, "not robosuite's"),
+        (of("Coffee_D0"), {}, "Coffee_D0' is MimicGen's"),
         (lambda f: None, {"filter_key": "frist"}, "unknown filter key 'frist': did you mean 'first'"),
         (lambda f: None, {"task": "Lyft"}, "did you mean 'Lift'"),
     ]

@@ -77,16 +77,12 @@ def no_data(file: h5py.File) -> None:
     del file["data"]
 
 
-def no_env_args(file: h5py.File) -> None:
-    del file["data"].attrs["env_args"]
-
-
 def broken_env_args(file: h5py.File) -> None:
     file["data"].attrs["env_args"] = "{'env_name': 'Lift'}"
 
 
-def nameless_env_args(file: h5py.File) -> None:
-    file["data"].attrs["env_args"] = json.dumps({"type": 1})
+def numbered_env_args(file: h5py.File) -> None:
+    file["data"].attrs["env_args"] = json.dumps({"env_name": 1})
 
 
 def no_demos(file: h5py.File) -> None:
@@ -111,9 +107,8 @@ def flat_actions(file: h5py.File) -> None:
     ("edit", "told"),
     [
         (no_data, "no group 'data'"),
-        (no_env_args, "no attribute env_args"),
         (broken_env_args, "env_args is not valid JSON"),
-        (nameless_env_args, '"env_name"'),
+        (numbered_env_args, '"env_name"'),
         (no_demos, "no demos"),
         (false_num_samples, "demo_1: num_samples says 9, actions hold 3 steps"),
         (no_actions, "demo_1: expected actions of shape (N, A), found none"),
@@ -184,6 +179,26 @@ def bool_dones(file: h5py.File) -> None:
     file["data/demo_0/dones"] = np.zeros(5, dtype=bool)
 
 
+def no_env_args(file: h5py.File) -> None:
+    del file["data"].attrs["env_args"]
+
+
+def nameless_env_args(file: h5py.File) -> None:
+    file["data"].attrs["env_args"] = json.dumps({"type": 4})
+
+
+def other_names(file: h5py.File) -> None:
+    for number in range(3):
+        file["data"].move(f"demo_{number}", f"episode_{number}")
+    del file["mask"]
+    file["mask/train"] = np.array([b"episode_0"])
+
+
+def deep_observations(file: h5py.File) -> None:
+    file["data/demo_0/obs/images/left/raw"] = np.zeros(5)
+    file["data/demo_0/obs"].create_dataset("nothing", data=h5py.Empty("f"))
+
+
 def no_version(file: h5py.File) -> None:
     file["data"].attrs["env_args"] = json.dumps({"env_name": "Lift", "type": 1, "env_kwargs": {}})
 
@@ -207,6 +222,10 @@ def no_observations(file: h5py.File) -> None:
         (other_total, "attribute total says 9666, the demos hold 15 steps"),
         (no_mask, "no filter keys"),
         (bool_dones, "dones are stored as bool"),
+        (no_env_args, "no task is named (attribute env_args)"),
+        (nameless_env_args, "no task is named (attribute env_args)"),
+        (other_names, "demos are not named demo_<number>, say episode_0"),
+        (deep_observations, "ignored in obs: images/left, nothing"),
         (no_version, "no env_version"),
         (no_num_samples, "1 demos without num_samples"),
         (foreign_group, "ignored in data: notes"),

@@ -49,12 +49,12 @@ def test_content_that_training_would_refuse_is_a_warning_here(edited: Edited) ->
     def edit(file: h5py.File) -> None:
         for demo in file["data"].values():
             demo["actions"][0, 1] = np.nan
-        file["data/demo_1/actions"][2, 3] = 1.5
+        file["data/demo_1/actions"][2, 3] = np.inf
         file["data/demo_1/actions"][0, 1] = 0
         file["mask/none"] = np.array([], dtype="S8")
 
     report = inspect(edited(edit))
-    assert "warning: demo_1: action 1.5 at step 2, dimension 3" in report
+    assert "warning: demo_1: action inf at step 2, dimension 3" in report
     assert "warning: demo_2: action nan at step 0, dimension 1" in report
     assert "warning: filter key 'none' names no demos" in report
 

@@ -82,3 +82,33 @@ def test_a_file_without_scenes_is_replayed_in_the_installed_one_and_says_so(lift
             del file[f"data/{name}"].attrs["model_file"]
     with pytest.warns(UserWarning, match=r"no_scene.hdf5: demo_0 and 1 more keep no scene"):
         assert replay(path, workers=1).successes == 11
+
+
+def test_frames_that_are_upside_down_are_named_and_upright_ones_match(lift_file: Path, tmp_path: Path) -> None:
+    path = tmp_path / "raw frames.hdf5"
+    path.write_bytes(lift_file.read_bytes())
+    with h5py.File(path, "r+") as file:
+        for name in list(file["data"])[1:]:
+            del file["data"][name]
+        del file["mask"]
+        frames = file["data/demo_0/obs/wrist_image"]
+        frames[...] = frames[()][:, ::-1]
+    with pytest.warns(UserWarning, match=r"frames of wrist_image are upside down; .*render '.*raw frames.hdf5' --out NEW.hdf5"):
+        done = replay(path, workers=1)
+    assert done.frames["workspace_image"].upright == 0
+    assert done.frames["wrist_image"].flipped == 0
+    assert done.frames["wrist_image"].upright > 5
+    assert "first frame of wrist_image: differs by" in table(done)
+
+
+def test_frames_of_a_camera_that_the_task_lacks_are_not_compared_and_the_replay_goes_on(lift_file: Path, tmp_path: Path) -> None:
+    path = tmp_path / "other.hdf5"
+    path.write_bytes(lift_file.read_bytes())
+    with h5py.File(path, "r+") as file:
+        for name in list(file["data"])[1:]:
+            del file["data"][name]
+        del file["mask"]
+        file.move("data/demo_0/obs/wrist_image", "data/demo_0/obs/phone_image")
+    with pytest.warns(UserWarning, match=r"the frames are not compared with the simulator's: .*phone"):
+        done = replay(path, workers=1)
+    assert (done.successes, done.frames) == (1, {})

@@ -9,6 +9,7 @@ import pytest
 from demo_files import CAMERAS, VECTORS
 
 from fibopolicy.datasets import DemoFile, validate
+from fibopolicy.datasets.validate import clipped
 from fibopolicy.errors import UserError
 
 Edited = Callable[[Callable[[h5py.File], object]], Path]
@@ -66,7 +67,7 @@ def test_a_camera_is_no_vector(path: Path) -> None:
         (replaced("rewards", np.zeros(4)), "demo_1: num_samples says 3, rewards holds 4 steps"),
         (replaced("actions", np.zeros((3, 5))), "demo_1: actions have 5 dimensions, those of demo_0 have 4"),
         (replaced("actions", np.zeros((3, 4), np.int64)), "demo_1: actions are int64, expected floats"),
-        (put("actions", (2, 3), 1.5), "demo_1: action 1.5 at step 2, dimension 3"),
+        (put("actions", (2, 3), 1e300), "demo_1: action 1e+300 at step 2, dimension 3"),
         (put("actions", (0, 1), np.nan), "demo_1: action nan at step 0, dimension 1"),
         (put("actions", (0, 1), -np.inf), "demo_1: action -inf at step 0, dimension 1"),
         (put("obs/eef_pos", (1, 2), np.nan), "demo_1: obs/eef_pos is nan at step 1, dimension 2"),
@@ -78,13 +79,48 @@ def test_faulty_content_is_named_by_demo_and_place(edited: Edited, edit: Callabl
     assert told in refusal(edited(edit))
 
 
-def test_the_rounding_of_a_bound_is_no_fault(edited: Edited) -> None:
-    with DemoFile(edited(put("actions", (0, 0), 1 + 5e-7))) as file:
-        validate(file, CAMERAS, VECTORS)
+def task(name: str, kind: int, **settings: object) -> dict[str, object]:
+    return {"env_name": name, "type": kind, "env_kwargs": settings}
+
+
+@pytest.mark.parametrize("env_args", [task("Lift", 1), task("fibopolicy/Lift-v0", 2), task("metaworld/reach-v3", 2)])
+def test_single_actions_beyond_the_bounds_are_clipped_as_the_simulator_does(env_args: dict[str, object]) -> None:
+    actions = np.array([[0.5, -0.5], [1.79, -2.0], [0.1, 0.2]])
+    found, warning = clipped(actions, env_args)
+    np.testing.assert_array_equal(found, [[0.5, -0.5], [1, -1], [0.1, 0.2]])
+    assert warning == "1 of 3 steps hold actions outside [-1, 1], up to 2; they are clipped, as the simulator does"
+
+
+def test_the_rounding_of_a_bound_is_no_fault() -> None:
+    actions = np.array([[1 + 5e-7, 0.0]])
+    assert clipped(actions, task("Lift", 1)) == (actions, None)  # the very array
+
+
+@pytest.mark.parametrize(
+    "env_args",
+    [
+        {},
+        task("RealKitchen", 4),
+        task("my_robot:Kitchen", 1),
+        task("Lift", 1, controller_configs={"type": "OSC_POSE", "control_delta": False}),
+        task("Lift", 1, controller_configs={"type": "JOINT_POSITION", "input_max": 3.0, "input_min": -3.0}),
+        task("Lift", 1, controller_configs={"body_parts": {"right": {"type": "JOINT_POSITION", "input_type": "absolute"}}}),
+    ],
+)
+def test_other_tasks_take_actions_of_any_range(env_args: dict[str, object]) -> None:
+    actions = np.array([[2.9, 255.0], [-3.0, 0.0]])
+    assert clipped(actions, env_args) == (actions, None)  # the very array
+
+
+def test_absolute_poses_that_are_called_displacements_are_refused_with_the_setting() -> None:
+    poses = np.tile([0.1, 0.0, 1.0, 3.1, 0.0, 0.0, -1.0], (4, 1))
+    settings = {"type": "OSC_POSE", "control_delta": True}
+    with pytest.raises(UserError, match=r"4 of 4 steps hold actions outside \[-1, 1\], up to 3.1, .*control_delta false"):
+        clipped(poses, task("Lift", 1, controller_configs=settings))
 
 
 def test_only_the_demos_asked_for_are_looked_at(edited: Edited) -> None:
-    with DemoFile(edited(put("actions", (0, 0), 2.0))) as file:
+    with DemoFile(edited(put("actions", (0, 0), np.nan))) as file:
         validate(file, CAMERAS, VECTORS, demos=["demo_0", "demo_2"])
         with pytest.raises(UserError):
             validate(file, CAMERAS, VECTORS, demos=["demo_1"])

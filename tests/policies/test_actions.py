@@ -67,7 +67,9 @@ def test_displacements_stay_in_range_and_poses_do_not() -> None:
 def test_every_head_trains_and_acts_on_absolute_actions(head: str) -> None:
     pytest.importorskip("diffusers" if head == "diffusion" else "robomimic" if head.startswith("bc_") else "torch")
     sizes: dict[str, Any] = {"bc_rnn_gmm": {"hidden_dim": 8}, "bc_transformer_gmm": {"embed_dim": 8, "num_layers": 1}}
-    config = PolicyConfig(head=head, hidden=16, chunk=3, execute=1, history=1, head_options=sizes.get(head, {}))
+    config = PolicyConfig(
+        head=head, hidden=16, chunk=3, execute=1, history=1, head_options=sizes.get(head, {}), action_normalization="minmax"
+    )
     policy = build_policy(config, ABSOLUTE)
     actions = poses(12)
     numbers = statistics(torch.rand(5, 3))
@@ -82,6 +84,18 @@ def test_every_head_trains_and_acts_on_absolute_actions(head: str) -> None:
     acted, _ = policy.eval().act({"hand": torch.rand(4, 1, 3)})
     assert acted.shape == (4, 1, 14)
     assert acted[..., 3:6].norm(dim=-1).max() <= np.pi + 1e-4
+
+
+@pytest.mark.parametrize("head", ["bc_gaussian", "bc_gmm"])
+def test_a_head_that_cannot_reach_the_actions_is_refused_with_the_option_that_helps(head: str) -> None:
+    pytest.importorskip("robomimic", reason="robomimic is not installed")
+    policy = build_policy(PolicyConfig(head=head, hidden=16), ABSOLUTE)
+    numbers = statistics(torch.rand(5, 3))
+    small, large = poses(12).clamp(-1, 1), poses(12)
+    small[:, 3:6] = 3.0  # a rotation, which has a range of its own
+    policy.fit_normalizers({"actions": statistics(small), "hand": numbers})
+    with pytest.raises(UserError, match=r"in \[-1, 1\], and those of the data reach .*--action-normalization minmax"):
+        policy.fit_normalizers({"actions": statistics(large), "hand": numbers})
 
 
 def test_a_run_on_a_file_of_absolute_actions_keeps_their_layout(tmp_path: Path) -> None:
