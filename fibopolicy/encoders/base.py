@@ -17,7 +17,8 @@ class Encoder(nn.Module):
     """Images to features.
 
     `forward` takes `(B, C, H, W)` of any float dtype in [0, 1] and returns tokens `(B, N, D)` and a pooled feature `(B, F)`,
-    where F is `output_dim`, both in the module's dtype (`.half()`, `.bfloat16()`, `.double()`). Encoders built with `num_views` = V > 1 take `(B, V, C, H, W)`: the views share one token sequence.
+    where F is `output_dim`, both in the module's dtype (`.half()`, `.bfloat16()`, `.double()`). Encoders built with
+    `num_views` = V > 1 take `(B, V, C, H, W)`: the views share one token sequence.
     """
 
     output_dim: int
