@@ -42,10 +42,14 @@ def check_transforms(*tensors: Tensor) -> None:
     forward = forward_ad._current_level >= 0
     if not forward and not torch._C._are_functorch_transforms_active():
         return
-    if any((forward and forward_ad.unpack_dual(x).tangent is not None) or _tracked(x) for x in tensors):
+    if any((forward and _has_tangent(x)) or _tracked(x) for x in tensors):
         raise UserError(
             f"sparse attention has no forward-mode derivatives and none inside torch.func (grad, jvp, hessian); {_INSTEAD}"
         )
+
+
+def _has_tangent(x: Tensor) -> bool:
+    return forward_ad.unpack_dual(x).tangent is not None  # type: ignore[no-untyped-call]
 
 
 def _tracked(x: Tensor) -> bool:
