@@ -17,9 +17,10 @@ from fibopolicy.own_code import own_code
 class Encoder(nn.Module):
     """Images to features.
 
-    `forward` takes `(B, 3, H, W)` float in [0, 1] and returns tokens `(B, N, D)` and a pooled feature `(B, F)`, where F
-    is `output_dim`. Encoders built with `num_views` = V > 1 take `(B, V, 3, H, W)`: the views share one token sequence.
-    Images of another shape or type raise a `UserError`.
+    `forward` takes `(B, 3, H, W)` of any float dtype in [0, 1] and returns tokens `(B, N, D)` and a pooled feature `(B, F)`,
+    where F is `output_dim`, both in the module's dtype (`.half()`, `.bfloat16()`, `.double()`). Encoders built with
+    `num_views` = V > 1 take `(B, V, 3, H, W)`: the views share one token sequence. Images of another shape or type raise a
+    `UserError`.
 
     Attributes:
         image_size: (H, W), pixels, which `build_encoder` sets where the encoder itself does not.
