@@ -13,13 +13,15 @@ from fibopolicy.errors import unknown
 
 ACTION_TOLERANCE = 1e-6  # float32 rounding of a bound is no fault
 
+_PER_STEP = ("states", "rewards", "dones")  # what else a demo holds may be of any length
+
 Floats = np.ndarray[Any, np.dtype[Any]]
 
 
 def validate(file: DemoFile, cameras: Sequence[str], vectors: Sequence[str], demos: Sequence[str] | None = None) -> None:
     """Check the content that training will read, and return quietly if it is sound.
 
-    Actions and vectors are read in full; of images only shape and dtype are looked at, so that a large file takes seconds.
+    Besides what is named, states, rewards and dones must be as long as the actions, where present. Actions and vectors are read in full; of images only shape and dtype are looked at, so that a large file takes seconds.
 
     Args:
         file: the open file.
@@ -36,8 +38,9 @@ def validate(file: DemoFile, cameras: Sequence[str], vectors: Sequence[str], dem
         _check_key(file, "vector observation", key, file.vector_keys, "float (N, D)")
     wanted = {f"obs/{key}": file.obs[key] for key in (*cameras, *vectors)}
     for demo in file.demos if demos is None else demos:
-        for key in file.keys(demo):
-            _check_length(file, demo, key)
+        for key in _PER_STEP:
+            if file.has(demo, key):
+                _check_length(file, demo, key)
         for key, (shape, dtype) in wanted.items():
             found, found_dtype = file.layout(demo, key)
             if found[1:] != shape or found_dtype != dtype:
