@@ -35,7 +35,7 @@ _FAULT_AROUND = 2 * 2**20  # Linux maps up to a huge page around a page that is 
 class FrameCache:
     """The frames of some demos and cameras, mapped into memory; built on first use.
 
-    Built once per file (path, size, time of change), demos and cameras, aside and then renamed, under a lock: a cache is whole
+    Built once per file (path, size, time of change, and those of the files that its frames come from), demos and cameras, aside and then renamed, under a lock: a cache is whole
     or absent, and of two processes that want the same one the second waits and takes what the first has built. Caches of
     earlier versions of the same file are removed.
 
@@ -96,8 +96,7 @@ def _map(path: Path) -> mmap.mmap:
 
 def _ensure(file: DemoFile, demos: Sequence[str], cameras: Sequence[str], folder: Path) -> Path:
     """The folder of the finished cache, after building it if need be."""
-    stat = file.path.stat()
-    source = {"path": str(file.path.resolve()), "size": stat.st_size, "mtime_ns": stat.st_mtime_ns}
+    source = file.identity(demos, [f"obs/{camera}" for camera in cameras])
     identity = {"source": source, "demos": list(demos), "cameras": list(cameras)}
     final = folder / hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:32]
     frames = sum(file.length(demo) for demo in demos)

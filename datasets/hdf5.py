@@ -23,7 +23,7 @@ from typing import Any, NamedTuple, Self
 
 import h5py
 import numpy as np
-from h5py import h5d, h5f, h5s
+from h5py import h5a, h5d, h5f, h5o, h5s
 
 from fibopolicy.datasets.links import Sources, identity
 from fibopolicy.errors import UserError, unknown
@@ -160,14 +160,11 @@ class DemoFile:
 
     def has(self, demo: str, key: str) -> bool:
         """Whether a demo holds an array, say "states" or "obs/agentview_image"."""
+        if (demo, key) in self._layouts:
+            return True
         self._check_demo(demo)
-        path = f"data/{demo}/{key}"
         with self._damage_told(demo):
-            try:
-                return isinstance(h5py.h5o.open(self._file.id, path.encode()), h5d.DatasetID)
-            except KeyError:
-                self._check_links(path)
-                return False
+            return self._find(demo, key) is not None
 
     def group(self, demo: str) -> h5py.Group:
         """A demo as HDF5 keeps it, for whoever copies it."""
@@ -240,15 +237,7 @@ class DemoFile:
     def _array(self, demo: str, key: str) -> h5d.DatasetID:
         """An array whose sources have been checked. Low-level: `h5py.Dataset` costs more than reading a small array."""
         self._check_demo(demo)
-        path = f"data/{demo}/{key}"
-        try:
-            dataset = h5py.h5o.open(self._file.id, path.encode())
-        except KeyError:
-            self._check_links(path)
-            dataset = None
-        if isinstance(dataset, h5d.DatasetID):
-            if (demo, key) not in self._layouts:
-                self._layouts[demo, key] = self._examine(dataset, path)
+        if (dataset := self._find(demo, key)) is not None:
             return dataset
         group, _, name = key.rpartition("/")
         if group == "obs" and not self.obs:
@@ -256,12 +245,25 @@ class DemoFile:
         parent = self._demo(demo).get(group) if group else self._demo(demo)
         raise self.error(f"{demo}: " + str(unknown(f"array of {group}" if group else "array", name, parent or ())))
 
-    def _examine(self, dataset: h5d.DatasetID, path: str) -> _Layout:
-        with self.named(f"{path.removeprefix('data/')} "):
-            files = self._sources.of(dataset)
-            if h5f.get_name(dataset) != self._name:
-                files |= self._sources.follow(self._file, path)
-        return _Layout(tuple(dataset.shape), dataset.dtype, files)
+    def _find(self, demo: str, key: str) -> h5d.DatasetID | None:
+        """An array of a demo, its sources checked; `None` where there is none."""
+        path = f"data/{demo}/{key}"
+        try:
+            dataset = h5o.open(self._file.id, path.encode())
+        except KeyError:
+            self._check_links(path)
+            return None
+        if not isinstance(dataset, h5d.DatasetID):
+            return None
+        if (demo, key) not in self._layouts:
+            try:
+                files = self._sources.of(dataset)
+                if h5f.get_name(dataset) != self._name:
+                    files |= self._sources.follow(self._file, path)
+            except UserError as error:
+                raise self.error(f"{demo}/{key} {error}") from error
+            self._layouts[demo, key] = _Layout(tuple(dataset.shape or ()), dataset.dtype, files)
+        return dataset
 
     def _check_links(self, path: str) -> None:
         """Raise `UserError` if a link on the way to `path` leads nowhere."""
@@ -281,6 +283,7 @@ class DemoFile:
             raise self.error("no demos: expected groups data/demo_0, data/demo_1, ...; record some before reading")
         self.demos = tuple(sorted(numbers, key=numbers.__getitem__))
         self._lengths: dict[str, int] = {}
+        self._without_count: list[str] = []
         for demo in self.demos:
             try:
                 self._lengths[demo] = self._read_length(data, demo)
@@ -291,7 +294,7 @@ class DemoFile:
         self.demos = tuple(self._lengths)
         if not self.demos:
             raise self.error(f"all {len(numbers)} demos are damaged; {next(iter(self.damaged.values()))}")
-        missing_count = [demo for demo in self.demos if "num_samples" not in data[demo].attrs]
+        missing_count = [demo for demo in self._without_count if demo in self._lengths]
         self.filter_keys = self._read_filter_keys()
         first = data[self.demos[0]]
         obs = first.get("obs")
@@ -341,13 +344,16 @@ class DemoFile:
 
     def _read_length(self, data: h5py.Group, demo: str) -> int:
         with self._damage_told(demo):
-            group = data.get(demo)
-            if not isinstance(group, h5py.Group) or "actions" not in group:
-                self._check_links(f"data/{demo}/actions")
-            actions = group.get("actions") if isinstance(group, h5py.Group) else None
-            told = group.attrs.get("num_samples") if group is not None else None
-        if not isinstance(actions, h5py.Dataset) or actions.ndim != 2:
-            found = f"shape {actions.shape}" if isinstance(actions, h5py.Dataset) else "none"
+            actions = self._find(demo, "actions")
+            told = None
+            if actions is not None:
+                group = h5o.open(data.id, demo.encode())
+                if h5a.exists(group, b"num_samples"):
+                    told = h5py.Group(group).attrs["num_samples"]
+                else:
+                    self._without_count.append(demo)
+        if actions is None or actions.rank != 2:
+            found = f"shape {actions.shape}" if actions is not None else "none"
             raise self.error(f"{demo}: expected actions of shape (N, A), found {found}")
         steps = int(actions.shape[0])
         if told is not None and told != steps:

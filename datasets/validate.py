@@ -32,12 +32,20 @@ def validate(file: DemoFile, cameras: Sequence[str], vectors: Sequence[str], dem
     Raises:
         UserError: the first fault found, with its demo, step and value.
     """
+    for _ in read_valid(file, cameras, vectors, file.demos if demos is None else demos):
+        pass
+
+
+def read_valid(
+    file: DemoFile, cameras: Sequence[str], vectors: Sequence[str], demos: Sequence[str]
+) -> Iterator[dict[str, Floats]]:
+    """What `validate` reads of each demo: "actions" `(N, A)` and the vectors by key, `(N, D)`; raises as it does."""
     for key in cameras:
         _check_key(file, "camera", key, file.image_keys, "uint8 (N, H, W, 3)")
     for key in vectors:
         _check_key(file, "vector observation", key, file.vector_keys, "float (N, D)")
     wanted = {f"obs/{key}": file.obs[key] for key in (*cameras, *vectors)}
-    for demo in file.demos if demos is None else demos:
+    for demo in demos:
         for key in _PER_STEP:
             if file.has(demo, key):
                 _check_length(file, demo, key)
@@ -47,18 +55,21 @@ def validate(file: DemoFile, cameras: Sequence[str], vectors: Sequence[str], dem
                 first = f"{dtype} {_steps(shape)} in {file.demos[0]}"
                 raise file.error(f"{demo}: {key} is {found_dtype} {_steps(found[1:])}, but {first}; keep one shape per file")
             _check_length(file, demo, key)
-        if (fault := next(action_faults(file, demo), None)) is not None:
+        actions = file.read(demo, "actions")
+        if (fault := next(_action_faults(file, demo, actions), None)) is not None:
             bounds = "" if is_absolute(file.env_args) else " and in [-1, 1]"
             raise file.error(f"{fault}; actions must be finite{bounds}: rescale or drop the demo")
-        for key in vectors:
-            _check_finite(file, demo, f"obs/{key}")
+        yield {"actions": actions, **{key: _read_finite(file, demo, f"obs/{key}") for key in vectors}}
 
 
 def action_faults(file: DemoFile, demo: str) -> Iterator[str]:
     """One line for each action value that is not finite, or, where actions are not absolute, not in [-1, 1], and for actions of
     the wrong width or type.
     """
-    actions = file.read(demo, "actions")  # (N, A)
+    return _action_faults(file, demo, file.read(demo, "actions"))
+
+
+def _action_faults(file: DemoFile, demo: str, actions: Floats) -> Iterator[str]:
     if not np.issubdtype(actions.dtype, np.floating):
         yield f"{demo}: actions are {actions.dtype}, expected floats"
     elif not actions.shape[1]:
@@ -67,7 +78,7 @@ def action_faults(file: DemoFile, demo: str) -> Iterator[str]:
         yield f"{demo}: actions have {actions.shape[1]} dimensions, those of {file.demos[0]} have {file.action_dim}"
     else:
         fit = np.isfinite(actions) if is_absolute(file.env_args) else np.abs(actions) <= 1 + ACTION_TOLERANCE
-        for step, dim in np.argwhere(~fit):  # NaN compares false
+        for step, dim in () if fit.all() else np.argwhere(~fit):  # NaN compares false
             yield f"{demo}: action {actions[step, dim]:g} at step {step}, dimension {dim}"
 
 
@@ -88,11 +99,12 @@ def _check_length(file: DemoFile, demo: str, key: str) -> None:
         raise file.error(f"{demo}: num_samples says {told}, {key} holds {found} steps; mend the attribute or the arrays")
 
 
-def _check_finite(file: DemoFile, demo: str, key: str) -> None:
+def _read_finite(file: DemoFile, demo: str, key: str) -> Floats:
     values = file.read(demo, key)  # (N, D)
     faulty = np.argwhere(~(np.abs(values) <= np.finfo(np.float32).max))  # training reads float32; NaN compares false
     for step, dim in faulty[:1]:
         raise file.error(f"{demo}: {key} is {values[step, dim]:g} at step {step}, dimension {dim}; must be finite in float32")
+    return values
 
 
 def _steps(shape: tuple[int, ...]) -> str:
