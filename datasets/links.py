@@ -76,9 +76,7 @@ class Sources:
                 return self.follow(self._open(found), "/".join([link.path, *rest]), depth + 1) | {found}
         return frozenset()
 
-    def _of_virtual(
-        self, dataset: h5d.DatasetID, creation: Any, chain: tuple[tuple[str, bytes], ...]
-    ) -> frozenset[str]:
+    def _of_virtual(self, dataset: h5d.DatasetID, creation: Any, chain: tuple[tuple[str, bytes], ...]) -> frozenset[str]:
         own = _text(h5f.get_name(dataset))
         place = (os.path.realpath(own), h5py.h5i.get_name(dataset) or b"")
         if place in chain or len(chain) >= _MAX_DEPTH:

@@ -21,7 +21,8 @@ Floats = np.ndarray[Any, np.dtype[Any]]
 def validate(file: DemoFile, cameras: Sequence[str], vectors: Sequence[str], demos: Sequence[str] | None = None) -> None:
     """Check the content that training will read, and return quietly if it is sound.
 
-    Besides what is named, states, rewards and dones must be as long as the actions, where present. Actions and vectors are read in full; of images only shape and dtype are looked at, so that a large file takes seconds.
+    Actions and vectors are read in full; of images only shape and dtype are looked at, so that a large file takes seconds.
+    States, rewards and dones must be as long as the actions, where present. Other arrays may be of any length.
 
     Args:
         file: the open file.
