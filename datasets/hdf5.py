@@ -202,7 +202,7 @@ class DemoFile:
         Arrays that a demo does not hold are left out.
         """
         keys = tuple(keys)
-        files = set()
+        files: set[str] = set()
         for demo in demos:
             for key in keys:
                 if (demo, key) in self._layouts or self.has(demo, key):

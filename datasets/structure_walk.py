@@ -2,7 +2,8 @@
 
     python -P structure_walk.py FILE [attributes]
 
-With "attributes", the values of all attributes are read as well. Writes one byte for every demo, so that the parent sees progress. Errors are left to the parent, which meets them again.
+With "attributes", the values of all attributes are read as well. Writes one byte for every demo, so that the parent sees
+progress. Errors are left to the parent, which meets them again.
 """
 
 from __future__ import annotations
