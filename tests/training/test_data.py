@@ -129,7 +129,7 @@ def test_narrow_distributions_on_actions_at_their_limits_are_warned_of(
 
 def test_a_file_on_which_hdf5_crashes_is_refused_before_it_is_opened(tiny_config: TrainConfig, second_file: Path) -> None:
     content = bytearray(second_file.read_bytes())
-    for node in re.finditer(b"TREE\0\0", bytes(content)):  # leaves of groups
+    for node in list(re.finditer(b"TREE\0\0", bytes(content)))[1:]:  # leaves of groups, but of the root
         content[node.start() + 5] = 1  # a level above the leaves
         content[node.start() + 32 : node.start() + 40] = node.start().to_bytes(8, "little")  # its own first child
     second_file.write_bytes(content)
