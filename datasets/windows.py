@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from fibopolicy.datasets.cache import FrameCache
 from fibopolicy.datasets.hdf5 import DemoFile
 from fibopolicy.datasets.sampling import batch_indices
-from fibopolicy.datasets.validate import clipped, validate
+from fibopolicy.datasets.validate import clipped, read_valid
 from fibopolicy.errors import UserError
 from fibopolicy.files import StrPath
 
@@ -89,13 +89,16 @@ class WindowDataset:
             self.env_args: dict[str, Any] = file.env_args
             self.warnings = tuple(f"{self.path}: {oddity}" for oddity in file.warnings)
             self.demos = file.select(filter_key)
-            validate(file, cameras, vectors, self.demos)
+            arrays: dict[str, list[Floats]] = {key: [] for key in (*vectors, "actions")}
+            for values in read_valid(file, cameras, vectors, self.demos):
+                for key, array in values.items():
+                    arrays[key].append(array.astype(np.float32))
             self.image_shapes = {camera: file.image_shape(camera) for camera in cameras}
             self.vector_dims = {key: file.vector_dim(key) for key in vectors}
             self.action_dim = file.action_dim
-            self._vectors = {key: self._load(file, f"obs/{key}") for key in vectors}  # (F, D) each
+            self._vectors = {key: np.concatenate(arrays[key]) for key in vectors}  # (F, D) each
             with file.named():
-                self.actions, warning = clipped(self._load(file, "actions"), file.env_args)  # (F, A)
+                self.actions, warning = clipped(np.concatenate(arrays["actions"]), file.env_args)  # (F, A)
             if warning is not None:
                 self.warnings = (*self.warnings, f"{self.path}: {warning}")
             self._ends = np.cumsum([file.length(demo) for demo in self.demos])  # (demos,) one past each demo's last step
@@ -126,9 +129,6 @@ class WindowDataset:
         images = {camera: self._frames.gather(camera, seen) for camera in self.cameras}
         vectors = {key: values[seen] for key, values in self._vectors.items()}
         return {"obs": {**images, **vectors}, "actions": self.actions[then], "action_mask": mask}
-
-    def _load(self, file: DemoFile, key: str) -> Floats:
-        return np.concatenate([file.read(demo, key).astype(np.float32) for demo in self.demos])
 
 
 def share_at_limits(actions: NDArray[np.floating[Any]]) -> NDArray[np.float64]:

@@ -12,6 +12,7 @@ from fibopolicy.datasets import DemoFile, Mixture, WindowDataset, Windows
 from fibopolicy.datasets.absolute import is_absolute, rotation_columns
 from fibopolicy.datasets.mixture import check_weights
 from fibopolicy.datasets.proprioception import proprioception
+from fibopolicy.datasets.structure import check_structure
 from fibopolicy.datasets.validate import ACTION_TOLERANCE
 from fibopolicy.datasets.windows import share_at_limits
 from fibopolicy.errors import UserError, unknown
@@ -29,6 +30,8 @@ def open_dataset(config: TrainConfig) -> Windows:
     """Resolve what the configuration leaves open against the first file, check the files, and cut them into windows."""
     if config.weights is not None:
         check_weights(config.weights, [path for path, _ in config.files])
+    for path, _ in config.files:
+        check_structure(path)
     cameras, vectors = _keys(config)
     parts = [_windows(config, path, cameras, vectors, _filter_key(path, asked)) for path, asked in config.files]
     if len(parts) == 1:
