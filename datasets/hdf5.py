@@ -72,6 +72,7 @@ class DemoFile:
         self.damaged: dict[str, str] = {}
         self.warnings: tuple[str, ...] = ()
         self._layouts: dict[tuple[str, str], _Layout] = {}
+        self._current: tuple[str, dict[str, h5d.DatasetID]] = ("", {})  # a demo and those of its arrays that are open
         self._sources = Sources()
         self._file = _open(self.path)
         try:
@@ -89,6 +90,7 @@ class DemoFile:
 
     def close(self) -> None:
         """Release the file; reading after this fails."""
+        self._current = ("", {})
         self._sources.close()
         self._file.close()
 
@@ -265,6 +267,10 @@ class DemoFile:
 
     def _find(self, demo: str, key: str) -> h5d.DatasetID | None:
         """An array of a demo, its sources checked; `None` where there is none."""
+        if self._current[0] != demo:
+            self._current = (demo, {})
+        if key in self._current[1]:
+            return self._current[1][key]
         path = f"data/{demo}/{key}"
         try:
             dataset = h5o.open(self._file.id, path.encode())
@@ -281,6 +287,7 @@ class DemoFile:
             except UserError as error:
                 raise self.error(f"{demo}/{key} {error}") from error
             self._layouts[demo, key] = _Layout(tuple(dataset.shape or ()), dataset.dtype, files)
+        self._current[1][key] = dataset
         return dataset
 
     def _check_links(self, path: str) -> None:

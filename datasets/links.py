@@ -42,6 +42,8 @@ class Sources:
         Raises:
             UserError: a source is missing or does not fit; the message starts with a verb, "is a virtual dataset over ...".
         """
+        if dataset.get_offset() is not None:  # values in one piece in its own file: the usual case, found out fast
+            return frozenset()
         creation = dataset.get_create_plist()
         if creation.get_layout() == h5d.VIRTUAL:
             return self._of_virtual(dataset, creation, chain)

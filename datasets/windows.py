@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -43,7 +44,7 @@ class WindowDataset:
     Frames lie in a memory-mapped cache, so that memory does not grow with them; vectors and actions lie in memory.
 
     Args:
-        path: a robomimic HDF5 file; it is validated first.
+        path: a robomimic HDF5 file, or one that is open and stays so; it is validated first.
         cameras, vectors: observation keys, in the order in which `batch` gives them.
         filter_key: which demos, `None` for all.
         chunk: actions per sample, at least 1.
@@ -56,6 +57,7 @@ class WindowDataset:
         env_args: the task, as the file gives it.
         warnings: the file's harmless oddities, one line each, which names it.
         demos: the selected demos.
+        left_out: observation keys of the file that are neither cameras nor vectors here.
         image_shapes: (H, W, 3) per camera.
         vector_dims: D per vector key.
         action_dim: A.
@@ -69,7 +71,7 @@ class WindowDataset:
 
     def __init__(
         self,
-        path: StrPath,
+        path: StrPath | DemoFile,
         *,
         cameras: Sequence[str],
         vectors: Sequence[str],
@@ -82,12 +84,13 @@ class WindowDataset:
         for name, value in (("chunk", chunk), ("history", history)):
             if value < 1:
                 raise UserError(f"{name} must be at least 1, got {value}")
-        self.path = Path(path)
+        self.path = path.path if isinstance(path, DemoFile) else Path(path)
         self.cameras, self.vectors = tuple(cameras), tuple(vectors)
         self.chunk, self.history, self.sequence = chunk, history, sequence
-        with DemoFile(path) as file:
+        with nullcontext(path) if isinstance(path, DemoFile) else DemoFile(path) as file:
             self.env_args: dict[str, Any] = file.env_args
             self.warnings = tuple(f"{self.path}: {oddity}" for oddity in file.warnings)
+            self.left_out = tuple(key for key in file.obs if key not in (*cameras, *vectors))
             self.demos = file.select(filter_key)
             arrays: dict[str, list[Floats]] = {key: [] for key in (*vectors, "actions")}
             for values in read_valid(file, cameras, vectors, self.demos):
