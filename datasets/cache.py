@@ -35,9 +35,9 @@ _FAULT_AROUND = 2 * 2**20  # Linux maps up to a huge page around a page that is 
 class FrameCache:
     """The frames of some demos and cameras, mapped into memory; built on first use.
 
-    Built once per file (path, size, time of change), demos and cameras, aside and then renamed, under a lock: a cache is whole
-    or absent, and of two processes that want the same one the second waits and takes what the first has built. Caches of
-    earlier versions of the same file are removed.
+    Built once per file (path, size, time of change, and those of the files that its frames come from), demos and cameras, aside
+    and then renamed, under a lock: a cache is whole or absent, and of two processes that want the same one the second waits and
+    takes what the first has built. Caches of earlier versions of the same file are removed.
 
     Args:
         file: the open file, validated.
@@ -66,11 +66,25 @@ class FrameCache:
         self._resident_bytes = resident_bytes
         self._touched = 0
         self._buffers = Buffers()
-        self._maps = {camera: _map(self.path / _frame_file(i)) for i, camera in enumerate(cameras)}
+        self._map_frames()
+
+    def _map_frames(self) -> None:
+        self._maps = {camera: _map(self.path / _frame_file(i)) for i, camera in enumerate(self.shapes)}
         self._frames: dict[str, NDArray[np.uint8]] = {
             camera: np.frombuffer(mapping, dtype=np.uint8).reshape(-1, *self.shapes[camera])
             for camera, mapping in self._maps.items()
         }
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name not in ("_maps", "_frames")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Map the frames again, say in a worker process; the cache must still be there."""
+        vars(self).update(state)
+        try:
+            self._map_frames()
+        except FileNotFoundError as error:
+            raise UserError(f"{self.path}: the cache of frames was removed; open the dataset again") from error
 
     def gather(self, camera: str, indices: NDArray[np.int64]) -> NDArray[np.uint8]:
         """The frames of `indices` `(B, T)`, rows of nearby steps, as an array uint8 `(B, T, H, W, 3)` of the caller's own.
@@ -96,8 +110,7 @@ def _map(path: Path) -> mmap.mmap:
 
 def _ensure(file: DemoFile, demos: Sequence[str], cameras: Sequence[str], folder: Path) -> Path:
     """The folder of the finished cache, after building it if need be."""
-    stat = file.path.stat()
-    source = {"path": str(file.path.resolve()), "size": stat.st_size, "mtime_ns": stat.st_mtime_ns}
+    source = file.identity(demos, [f"obs/{camera}" for camera in cameras])
     identity = {"source": source, "demos": list(demos), "cameras": list(cameras)}
     final = folder / hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:32]
     frames = sum(file.length(demo) for demo in demos)

@@ -118,8 +118,8 @@ def render(
 
 def _plan(file: DemoFile, demos: Sequence[str], view: View) -> dict[str, Any]:
     """What a rendering depends on: parts of another one are not to be mixed with it."""
-    stat = file.path.stat()
-    source = {"source": str(file.path.resolve()), "size": stat.st_size, "mtime_ns": stat.st_mtime_ns}
+    found = file.identity(demos, ("states", "actions", "executed_actions"))
+    source = {"source": found.pop("path"), **found}
     return {**source, "demos": list(demos), **asdict(view), "versions": _versions()}
 
 

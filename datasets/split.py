@@ -10,6 +10,7 @@ import h5py
 import numpy as np
 
 from fibopolicy.datasets.hdf5 import DemoFile
+from fibopolicy.datasets.links import copy_file, points_elsewhere
 from fibopolicy.datasets.writer import write_filter_key
 from fibopolicy.errors import UserError
 from fibopolicy.files import StrPath, failure_told, refuse_existing, written_aside
@@ -25,6 +26,8 @@ def split(
     overwrite: bool = False,
 ) -> dict[str, tuple[str, ...]]:
     """Copy `src` to `out` with filter keys `train` and `valid`; `src` is not touched.
+
+    Where `src` points to other files, `out` holds their data instead.
 
     Args:
         src: a robomimic HDF5 file.
@@ -59,7 +62,13 @@ def split(
     filter_keys = {name: tuple(sorted(names, key=demos.index)) for name, names in chosen.items() if names}
 
     with written_aside(out) as partial, failure_told(out):
-        shutil.copyfile(src, partial)
+        with h5py.File(src, "r") as original:
+            linked = points_elsewhere(original)
+            if linked:
+                with DemoFile(src) as file, h5py.File(partial, "w", locking=False) as copy, file.named():
+                    copy_file(original, copy)
+        if not linked:
+            shutil.copyfile(src, partial)
         with h5py.File(partial, "r+", locking=False) as copy:
             if not held_out and "valid" in copy.get("mask", ()):
                 del copy["mask/valid"]

@@ -13,6 +13,7 @@ import h5py
 import numpy as np
 from numpy.typing import ArrayLike
 
+from fibopolicy.datasets.links import copy_whole
 from fibopolicy.errors import UserError
 from fibopolicy.files import StrPath, failure_told, refuse_existing, written_aside
 
@@ -135,9 +136,9 @@ class DemoWriter:
             self._data.attrs[name] = value
 
     def copy(self, demo: str, source: h5py.Group, key: str) -> None:
-        """Copy `key`, an array or a group of them, from another file's demo as it is."""
+        """Copy `key`, an array or a group of them, from another file's demo. What it links to is copied, see `copy_whole`."""
         with failure_told(self.path):
-            source.copy(source[key], self._data[demo], name=key)
+            copy_whole(source, self._data[demo], key)
 
     def add_filter_key(self, name: str, demos: Iterable[str]) -> None:
         """Store a named subset of the demos, under mask/<name>."""

@@ -202,6 +202,9 @@ def _check_observations(section: Any, file: DemoFile) -> None:
         for key in keys:
             if key not in file.obs:
                 raise unknown(f"observation of {file.path} in observation.modalities, {modality}:", key, file.obs)
+            for demo in file.demos:  # robomimic reads zeros where the source of a virtual dataset is missing
+                file.layout(demo, f"obs/{key}")
+                file.has(demo, f"next_obs/{key}")
         where = f"observation.encoder.{modality}"
         if modality not in section.encoder:
             raise unknown("observation.encoder: has no modality", modality, section.encoder)
