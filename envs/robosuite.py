@@ -29,6 +29,7 @@ from fibopolicy.envs.robosuite_tasks import TASKS, Defaults
 from fibopolicy.envs.scene_renderer import SceneRenderer
 from fibopolicy.envs.versions import warn_of_versions
 from fibopolicy.errors import UserError, unknown
+from fibopolicy.files import provide_caches
 
 configure_gl()  # before anything imports mujoco, robosuite included
 
@@ -368,6 +369,7 @@ def import_robosuite() -> Any:
     """
     # A filter on robosuite's own logger alone; its import sets the level, so a level set here would not last.
     logging.getLogger("robosuite_logs").addFilter(_errors_only)
+    provide_caches()
     try:
         import mujoco  # noqa: F401
     except Exception as error:  # it loads OpenGL
