@@ -14,7 +14,7 @@ import pytest
 from fibopolicy import envs
 from fibopolicy.datasets import workers
 from fibopolicy.errors import UserError
-from fibopolicy.evaluation import evaluate
+from fibopolicy.evaluation import evaluate, simulator
 from fibopolicy.own_code import own_code
 from fibopolicy.worker import check_importable
 
@@ -116,6 +116,15 @@ def test_a_dev_shm_without_room_for_semaphores_is_named(monkeypatch: pytest.Monk
     monkeypatch.setattr(workers, "ProcessPoolExecutor", full)
     with pytest.raises(UserError, match=r"No space left on device; .* /dev/shm.* --shm-size"), workers.simulator_pool(1, print):
         pass
+
+
+def test_memory_that_the_system_refuses_is_no_bus_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: int) -> None:
+        raise OSError(12, "Cannot allocate memory")
+
+    monkeypatch.setattr(os, "posix_fallocate", refuse)
+    with pytest.raises(UserError, match=r"needs 12345 bytes .*Cannot allocate memory.* fewer workers"):
+        simulator._shared(12345)
 
 
 @pytest.mark.parametrize("options", ["size=8k", "ro"])
