@@ -18,6 +18,7 @@ from fibopolicy.datasets.workers import checked_workers
 from fibopolicy.datasets.writer import DemoWriter
 from fibopolicy.envs import TaskEnv, make, resolve
 from fibopolicy.envs.registry import check_observation
+from fibopolicy.envs.rendering import DEFAULT_IMAGE_SIZE, ImageSize
 from fibopolicy.envs.seeding import episode_seed
 from fibopolicy.errors import UserError
 from fibopolicy.files import StrPath, refuse_both, refuse_existing
@@ -47,7 +48,7 @@ class Plan:
 
     task: str
     cameras: tuple[str, ...] | None = None
-    image_size: int = 84
+    image_size: ImageSize = DEFAULT_IMAGE_SIZE
     quality: str = "fast"
     seed: int = 0
     noise: float | None = None

@@ -22,7 +22,7 @@ from fibopolicy.datasets.restore import Damaged, Restorer, Trajectory, by_model,
 from fibopolicy.datasets.workers import checked_workers, simulator_pool
 from fibopolicy.datasets.writer import DemoWriter
 from fibopolicy.envs import Observation, SimState, TaskEnv
-from fibopolicy.envs.rendering import Quality, renderer_name
+from fibopolicy.envs.rendering import ImageSize, Quality, renderer_name
 from fibopolicy.envs.versions import installed, warn_of_versions
 from fibopolicy.errors import UserError
 from fibopolicy.files import StrPath, claimed, refuse_both, refuse_existing, written_aside
@@ -39,12 +39,13 @@ class View:
 
     Args:
         cameras: their names; `None` takes those that the file's `env_args` name, else the task's own.
-        image_size: height and width, pixels; `None` takes the size that the file's `env_args` name, else 84.
+        image_size: pixels, the side of square frames, (height, width), or one of these per camera; `None` takes the size
+            that the file's `env_args` name, else 84.
         quality: "fast" or "full", see `fibopolicy.envs.rendering`.
     """
 
     cameras: tuple[str, ...] | None = None
-    image_size: int | None = None
+    image_size: ImageSize | None = None
     quality: Quality = "fast"
 
     def overrides(self) -> dict[str, Any]:

@@ -234,6 +234,16 @@ def test_the_command_alone_lists_the_verbs(
     assert all(verb in out for verb in cli.VERBS)
 
 
+def test_a_user_without_a_home_is_asked_for_one(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def homeless(self: cli.Inspect) -> None:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(cli.Inspect, "run", homeless)
+    code, _, err = call(monkeypatch, capsys, "inspect", "~/x")
+    assert (code, len(err.strip().splitlines())) == (2, 1)
+    assert "set HOME" in err
+
+
 def test_our_own_mistakes_exit_with_1_and_debug_shows_where(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -78,6 +78,8 @@ def main() -> None:
         _end(error, debug, f"error: {error.filename or 'input or output'}: {error.strerror or error}", 2)
     except Exception as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())
+        if isinstance(error, RuntimeError) and "home directory" in reason:  # as `Path.expanduser` says it
+            _end(error, debug, "error: a path begins with ~ or a library asks for a home, and this user id has none; set HOME", 2)
         ours = "please report it" if not IMPORTED else f"in this library, or in your own {', '.join(sorted(IMPORTED))}"
         _end(error, debug, f"internal error: {reason} (--debug shows where; {ours})", 1)
 
