@@ -124,7 +124,7 @@ def write_replay(path: Path, done: Replay, rate: Mapping[str, float]) -> None:
         "environment": {**environment(), **installed("robosuite", "mujoco")},
     }
     with written_aside(path) as aside:
-        aside.write_text(json.dumps(document, indent=2) + "\n")
+        aside.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
 
 
 _restorer: Restorer

@@ -81,12 +81,12 @@ class WallTimes:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self.seconds: dict[str, float] = json.loads(path.read_text()) if path.exists() else {}
+        self.seconds: dict[str, float] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
     def add(self, stage: str, seconds: float) -> None:
         self.seconds[stage] = self.seconds.get(stage, 0.0) + seconds
         with written_aside(self._path) as aside:
-            aside.write_text(json.dumps(self.seconds, indent=2) + "\n")
+            aside.write_text(json.dumps(self.seconds, indent=2) + "\n", encoding="utf-8")
 
     @contextmanager
     def of(self, stage: str) -> Iterator[None]:

@@ -78,7 +78,7 @@ def suffix(weights: str) -> str:
 
 
 def append_row(path: Path, row: Row) -> None:
-    with path.open("a") as file:
+    with path.open("a", encoding="utf-8") as file:
         file.write(_line(row))
 
 
@@ -87,7 +87,7 @@ def read_rows(path: Path) -> list[Row]:
     if not path.exists():
         return []
     try:
-        whole = path.read_text().rpartition("\n")[0]
+        whole = path.read_text(encoding="utf-8").rpartition("\n")[0]
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: does not hold text ({error.reason}); remove it and evaluate again") from error
     return [_parse(path, number, line) for number, line in enumerate(whole.splitlines(), 1)]
@@ -96,7 +96,7 @@ def read_rows(path: Path) -> list[Row]:
 def write_rows(path: Path, rows: Iterable[Row]) -> None:
     """Replace a file by these rows."""
     with written_aside(path) as aside:
-        aside.write_text("".join(map(_line, rows)))
+        aside.write_text("".join(map(_line, rows)), encoding="utf-8")
 
 
 def _line(row: Row) -> str:

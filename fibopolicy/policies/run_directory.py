@@ -37,7 +37,7 @@ def read_config(run: Path) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"{run}: is no run directory, it has no {CONFIG}; name the --out of a training")
     try:
-        document = json.loads(path.read_text())
+        document = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(document, dict):
             raise ValueError("no JSON object")
         for section in ("policy", "shapes", "train", "env_args"):

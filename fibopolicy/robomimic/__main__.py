@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from fibopolicy.errors import UserError
+from fibopolicy.process import make_streams_safe
 
 
 class _Parser(argparse.ArgumentParser):
@@ -22,6 +23,7 @@ class _Parser(argparse.ArgumentParser):
 
 def main() -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # see fibopolicy.__main__
+    make_streams_safe()
     warnings.showwarning = _print_warning
     debug = "--debug" in sys.argv
     try:

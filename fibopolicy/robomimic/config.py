@@ -43,7 +43,7 @@ def read_config(path: StrPath, *, dataset: StrPath | None = None, name: str | No
     if not path.is_file():
         raise UserError(f"{path}: no such file; give a robomimic configuration in JSON")
     try:
-        given = json.loads(path.read_text())
+        given = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise UserError(f"{path}: is not valid JSON ({error})") from error
     if not isinstance(given, dict) or not isinstance(given.get("algo_name"), str):

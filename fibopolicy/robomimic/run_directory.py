@@ -59,7 +59,7 @@ def adopted(path: StrPath) -> Path:
         SECTION: {"checkpoint": path.name, "sha256": digest},
     }
     with written_aside(run / CONFIG) as aside:
-        aside.write_text(json.dumps(document, indent=2, default=str) + "\n")
+        aside.write_text(json.dumps(document, indent=2, default=str) + "\n", encoding="utf-8")
     return run
 
 
