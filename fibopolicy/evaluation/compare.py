@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from fibopolicy.errors import UserError
+from fibopolicy.errors import UserError, quoted
 from fibopolicy.evaluation.differences import Difference, holm
 from fibopolicy.evaluation.rows import ROWS, Row, read_rows
 from fibopolicy.evaluation.statistics import Rate, pooled
@@ -41,14 +41,14 @@ class Choice:
         """
         rows = read_rows(run / ROWS)
         if not rows:
-            raise UserError(f"{run}: holds no episode rows; run fibopolicy evaluate {run} first")
+            raise UserError(f"{run}: holds no episode rows; run `fibopolicy evaluate {quoted(run)}` first")
         step = max(row.checkpoint_step for row in rows) if self.step is None else self.step
         wanted = {f.name: getattr(self, f.name) for f in fields(self)} | {"step": step}
         wanted = {name: value for name, value in wanted.items() if value is not None}
         found = [row for row in rows if all(getattr(row, _FIELD.get(k, k)) == v for k, v in wanted.items())]
         if not found:
             asked = ", ".join(f"{name} {value}" for name, value in wanted.items())
-            raise UserError(f"{run}: holds no evaluation with {asked}; fibopolicy rates {run} lists what it holds")
+            raise UserError(f"{run}: holds no evaluation with {asked}; `fibopolicy rates {quoted(run)}` lists what it holds")
         for name in ("task", *(f.name for f in fields(self))):
             values = sorted({getattr(row, _FIELD.get(name, name)) for row in found})
             if len(values) > 1:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from fibopolicy.errors import UserError
+from fibopolicy.errors import UserError, quoted
 from fibopolicy.evaluation.statistics import Rate, wilson
 from fibopolicy.files import written_aside
 
@@ -120,7 +120,7 @@ def evaluations(run: Path) -> dict[str, list[Row]]:
     for row in read_rows(run / ROWS):
         groups.setdefault(row.evaluation, []).append(row)
     if not groups:
-        raise UserError(f"{run}: holds no episode rows; run fibopolicy evaluate {run} first")
+        raise UserError(f"{run}: holds no episode rows; run `fibopolicy evaluate {quoted(run)}` first")
     return {
         f"{run}: step {step} {weights}, starts {seed}, horizon {horizon}, {quality}": rows
         for (_, step, weights, seed, horizon, quality), rows in groups.items()

@@ -12,7 +12,7 @@ import warnings
 from pathlib import Path
 from typing import NoReturn
 
-from fibopolicy.errors import UserError
+from fibopolicy.errors import UserError, quoted
 from fibopolicy.process import make_streams_safe
 
 
@@ -64,7 +64,7 @@ def _run(arguments: argparse.Namespace) -> None:
     )
     print(f"{done.folder}: trained, {len(done.checkpoints)} checkpoints")
     if done.checkpoints:
-        print(f"next: fibopolicy evaluate {done.checkpoints[-1]}")
+        print(f"next: fibopolicy evaluate {quoted(done.checkpoints[-1])}")
 
 
 def _print_warning(

@@ -9,7 +9,7 @@ from fibopolicy.datasets import DemoFile, Mixture, WindowDataset, Windows
 from fibopolicy.datasets.absolute import is_absolute, rotation_columns
 from fibopolicy.datasets.mixture import check_weights
 from fibopolicy.datasets.windows import share_at_limits
-from fibopolicy.errors import UserError, unknown
+from fibopolicy.errors import UserError, quoted, unknown
 from fibopolicy.policies import Policy, Shapes
 from fibopolicy.policies.base import policy_class
 from fibopolicy.training.config import PROPRIOCEPTION, TrainConfig
@@ -107,7 +107,7 @@ def _keys(config: TrainConfig) -> tuple[tuple[str, ...], tuple[str, ...]]:
         vectors = tuple(k for k in PROPRIOCEPTION if k in file.vector_keys) if config.vectors is None else config.vectors
     if not cameras and config.cameras is None:
         raise UserError(
-            f"{path}: holds no images for the encoder to see; make them with `fibopolicy render {path}"
+            f"{path}: holds no images for the encoder to see; make them with `fibopolicy render {quoted(path)}"
             " --out NEW`, or pass an empty --cameras to train on vectors alone"
         )
     if not cameras and not vectors:
