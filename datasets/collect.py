@@ -20,7 +20,7 @@ from fibopolicy.envs import TaskEnv, make, resolve
 from fibopolicy.envs.registry import check_observation
 from fibopolicy.envs.seeding import episode_seed
 from fibopolicy.errors import UserError
-from fibopolicy.files import StrPath, refuse_both, refuse_existing
+from fibopolicy.files import StrPath, expanded, refuse_both, refuse_existing
 from fibopolicy.own_code import is_own
 
 #: Episodes per shard: what a killed collection loses at most, per worker.
@@ -79,7 +79,7 @@ def collect(
         UserError: the task is unknown or has no expert, `out` exists, or another collection was under way there.
     """
     plan = Plan(**{**asdict(plan), "task": resolve(plan.task)})
-    out = Path(out).expanduser()
+    out = expanded(out)
     if episodes < 1:
         raise UserError(f"episodes must be at least 1, got {episodes}")
     if plan.noise is not None and not 0 <= plan.noise <= 2:

@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from fibopolicy.datasets.robosuite_layout import convert
 from fibopolicy.errors import UserError, unknown
-from fibopolicy.files import StrPath, cache_home, failure_told, refuse_existing, written_aside
+from fibopolicy.files import StrPath, cache_home, expanded, failure_told, refuse_existing, written_aside
 
 _BLOCK = 2**20
 #: In what is made of a recording: the sha256 of the recording, and of what came of it.
@@ -182,7 +182,7 @@ def fetch(name: str, out: StrPath | None = None, overwrite: bool = False) -> Pat
     if name not in SOURCES:
         raise unknown("demonstrations", name, SOURCES)
     source = SOURCES[name]
-    path = Path(out).expanduser() if out is not None else source.default_path
+    path = expanded(out) if out is not None else source.default_path
     if path.is_file() and _is_right(path, source):
         return path
     refuse_existing(path, overwrite)

@@ -25,7 +25,7 @@ import h5py
 import numpy as np
 
 from fibopolicy.errors import UserError, unknown
-from fibopolicy.files import StrPath
+from fibopolicy.files import StrPath, expanded
 from fibopolicy.own_code import is_own
 
 _DEMO_NAME = re.compile(r"demo_(\d+)")
@@ -55,7 +55,7 @@ class DemoFile:
     """
 
     def __init__(self, path: StrPath, *, skip_damaged: bool = False) -> None:
-        self.path = Path(path).expanduser()
+        self.path = expanded(path)
         self.damaged: dict[str, str] = {}
         self.warnings: tuple[str, ...] = ()
         self._file = _open(self.path)

@@ -25,7 +25,7 @@ from fibopolicy.envs import Observation, SimState, TaskEnv
 from fibopolicy.envs.rendering import Quality, renderer_name
 from fibopolicy.envs.versions import installed, warn_of_versions
 from fibopolicy.errors import UserError
-from fibopolicy.files import StrPath, claimed, refuse_both, refuse_existing, written_aside
+from fibopolicy.files import StrPath, claimed, expanded, refuse_both, refuse_existing, written_aside
 
 #: What this module writes anew; everything else of a demo is copied.
 _OURS = {"obs", "next_obs", "last_obs", "actions", "states", "rewards", "dones"}
@@ -97,7 +97,7 @@ def render(
         UserError: the file or one of its demos cannot be read or restored; a task or camera is unknown; `out` exists or is
             `src`; another rendering was under way there.
     """
-    src, out, view = Path(src).expanduser(), Path(out).expanduser(), view or View()
+    src, out, view = expanded(src), expanded(out), view or View()
     refuse_both(resume=resume, overwrite=overwrite)
     refuse_existing(out, overwrite, [src])
     with DemoFile(src, skip_damaged=skip_damaged) as file:

@@ -19,6 +19,11 @@ def cache_home() -> Path:
     return (Path(base) if base else Path.home() / ".cache") / "fibopolicy"
 
 
+def expanded(path: StrPath) -> Path:
+    """`path` with a leading `~` or `~user` replaced by that home folder; as it is where no such home is known."""
+    return Path(os.path.expanduser(path))
+
+
 def refuse_both(*, resume: bool, overwrite: bool) -> None:
     """Raise `UserError` when what is there shall be both completed and replaced."""
     if resume and overwrite:

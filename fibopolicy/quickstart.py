@@ -44,11 +44,14 @@ class Quickstart:
     def run(self) -> None:
         # Heavy imports wait until the command line has been understood.
         from fibopolicy.datasets.collect import Plan, collect
+        from fibopolicy.encoders.base import encoder_options
         from fibopolicy.evaluation.evaluate_run import evaluate_run
         from fibopolicy.evaluation.report import rate_table, report
         from fibopolicy.training.loop import train
 
         data, run = self.out / f"lift_{self.demos}.hdf5", self.out / f"{self.encoder}_seed{self.seed}"
+        training, evaluating = self.train_config(data, run), EvaluateConfig(run, self.episodes)
+        encoder_options(self.encoder)  # an unknown name is refused here, and not after minutes
         times = WallTimes(self.out / "wall_times.json")
         if self.setup_seconds is not None:
             times.add("set-up", self.setup_seconds)
@@ -56,9 +59,9 @@ class Quickstart:
             with times.of("collect"):
                 collect(Plan(TASK), self.demos, data, resume=True)
         with times.of(f"train {run.name}"):
-            train(self.train_config(data, run), resume=True)
+            train(training, resume=True)
         with times.of(f"evaluate {run.name}"):
-            evaluation = evaluate_run(EvaluateConfig(run, self.episodes), resume=True)
+            evaluation = evaluate_run(evaluating, resume=True)
         mine = times.of_run(run.name)
         page = report(run, evaluation, mine)
         print(f"\n{TASK}, {self.episodes} held-out start states\n{rate_table({self.encoder: evaluation.rate})}")

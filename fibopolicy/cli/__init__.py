@@ -95,6 +95,8 @@ def _parse(arguments: list[str]) -> Any:
         arguments = ["--help"]
     if not arguments[0].startswith("-") and arguments[0] not in VERBS:
         raise unknown("verb", arguments[0], VERBS)
+    if any(word == "" or (word.startswith("--") and word.endswith("=")) for word in arguments):
+        raise UserError(f"{arguments[0]}: an argument is empty; if it came from a shell variable, that is not set")
     told, arguments = io.StringIO(), with_preset(arguments)
     try:
         with contextlib.redirect_stderr(told):

@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 
 from fibopolicy.errors import UserError, quoted
 from fibopolicy.evaluation.differences import Difference, holm
-from fibopolicy.evaluation.rows import ROWS, Row, read_rows
+from fibopolicy.evaluation.rows import ROWS, Row, not_evaluated, read_rows
 from fibopolicy.evaluation.statistics import Rate, pooled
+from fibopolicy.files import expanded
 
 ALPHA = 0.05
 
@@ -41,7 +42,7 @@ class Choice:
         """
         rows = read_rows(run / ROWS)
         if not rows:
-            raise UserError(f"{run}: holds no episode rows; run `fibopolicy evaluate {quoted(run)}` first")
+            raise not_evaluated(run)
         step = max(row.checkpoint_step for row in rows) if self.step is None else self.step
         wanted = {f.name: getattr(self, f.name) for f in fields(self)} | {"step": step}
         wanted = {name: value for name, value in wanted.items() if value is not None}
@@ -118,7 +119,7 @@ def sides(runs: Sequence[Path], groups: Sequence[str], choice: Choice) -> list[S
         name, equals, patterns = group.partition("=")
         if not (name and equals and patterns):
             raise UserError(f"--group {group}: expected NAME=RUNS, e.g. --group dense='runs/dense_seed*'")
-        found = [path for pattern in patterns.split(",") for path in sorted(glob.glob(str(Path(pattern).expanduser())))]
+        found = [path for pattern in patterns.split(",") for path in sorted(glob.glob(str(expanded(pattern))))]
         matches = [Path(path) for path in found if Path(path).is_dir()]
         if not matches:
             raise UserError(f"--group {group}: no run directory matches {patterns}")

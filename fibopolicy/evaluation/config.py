@@ -9,6 +9,7 @@ from typing import Annotated
 from tyro.conf import Positional, arg
 
 from fibopolicy.errors import UserError
+from fibopolicy.files import expanded
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ class EvaluateConfig:
     """Go on where start states do not look as they did when they were stored."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "run", Path(self.run).expanduser())
+        object.__setattr__(self, "run", expanded(self.run))
         if self.episodes < 1 or self.seed < 0 or self.video < 0:
             raise UserError(f"expected episodes >= 1, seed >= 0 and video >= 0, got {self.episodes}, {self.seed}, {self.video}")
         for name in ("workers", "batch", "threads", "tries"):

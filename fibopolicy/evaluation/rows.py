@@ -99,6 +99,13 @@ def write_rows(path: Path, rows: Iterable[Row]) -> None:
         aside.write_text("".join(map(_line, rows)), encoding="utf-8")
 
 
+def not_evaluated(run: Path) -> UserError:
+    """The error for a run without rows, or for what is no run."""
+    if not run.is_dir():
+        return UserError(f"{run}: no such run directory; name the --out of a training")
+    return UserError(f"{run}: holds no episode rows; run `fibopolicy evaluate {quoted(run)}` first")
+
+
 def _line(row: Row) -> str:
     return json.dumps(asdict(row)) + "\n"
 
@@ -120,7 +127,7 @@ def evaluations(run: Path) -> dict[str, list[Row]]:
     for row in read_rows(run / ROWS):
         groups.setdefault(row.evaluation, []).append(row)
     if not groups:
-        raise UserError(f"{run}: holds no episode rows; run `fibopolicy evaluate {quoted(run)}` first")
+        raise not_evaluated(run)
     return {
         f"{run}: step {step} {weights}, starts {seed}, horizon {horizon}, {quality}": rows
         for (_, step, weights, seed, horizon, quality), rows in groups.items()
