@@ -145,7 +145,8 @@ def _start(plan: Plan) -> Callable[[int], Arrays]:
 def perturbed(action: NDArray[np.float32], noise: float, rng: np.random.Generator) -> NDArray[np.float32]:
     """An action `(A,)` in [-1, 1] with Gaussian noise of standard deviation `noise` on all but the gripper's command."""
     # Noise on the gripper would drop what is held, not show how to recover.
-    executed = action + np.array([*rng.normal(0, noise, len(action) - 1), 0], dtype=np.float32)
+    # abs: numpy refuses -0.0.
+    executed = action + np.array([*rng.normal(0, abs(noise), len(action) - 1), 0], dtype=np.float32)
     return np.clip(executed, -1, 1).astype(np.float32)
 
 

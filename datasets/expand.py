@@ -260,7 +260,7 @@ def generate(env: RobosuiteEnv, hand: Hand, sources: tuple[Source, ...], noise: 
     def act(action: NDArray[np.float32]) -> bool:
         nonlocal obs
         executed = action.copy()
-        executed[:3] = np.clip(action[:3] + rng.normal(0, noise, 3), -1, 1)
+        executed[:3] = np.clip(action[:3] + rng.normal(0, abs(noise), 3), -1, 1)
         row = {"actions": action, "executed_actions": executed, "states": env.get_state().state}
         row |= {f"obs/{key}": value for key, value in obs.items()}
         reward, success, _, _ = env.advance(executed)

@@ -22,7 +22,7 @@ from fibopolicy.datasets.restore import Damaged, Restorer, Trajectory, by_model,
 from fibopolicy.datasets.workers import checked_workers, simulator_pool
 from fibopolicy.datasets.writer import DemoWriter
 from fibopolicy.envs import Observation, SimState, TaskEnv
-from fibopolicy.envs.rendering import Quality, renderer_name
+from fibopolicy.envs.rendering import Quality, check_options, renderer_name
 from fibopolicy.envs.versions import installed, warn_of_versions
 from fibopolicy.errors import UserError
 from fibopolicy.files import StrPath, claimed, expanded, refuse_both, refuse_existing, written_aside
@@ -46,6 +46,9 @@ class View:
     cameras: tuple[str, ...] | None = None
     image_size: int | None = None
     quality: Quality = "fast"
+
+    def __post_init__(self) -> None:
+        check_options(self.quality, 84 if self.image_size is None else self.image_size, horizon=1)  # before a simulator starts
 
     def overrides(self) -> dict[str, Any]:
         """The settings of the environment that this decides."""

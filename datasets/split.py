@@ -38,12 +38,14 @@ def split(
         The new filter keys, each with its demos in numeric order.
 
     Raises:
-        UserError: a share is out of range, no training demo would be left, `out` exists or is `src`.
+        UserError: a share or the seed is out of range, no training demo would be left, `out` exists or is `src`.
     """
     src, out = expanded(src), expanded(out)
     for name, share in {**(subsets or {}), "valid": valid}.items():
         if not (0 <= share < 1 if name == "valid" else 0 < share <= 1):
             raise UserError(f"split: the share of {name!r} must be in {'[0, 1)' if name == 'valid' else '(0, 1]'}, got {share}")
+    if seed < 0:
+        raise UserError(f"split: seed must be at least 0, got {seed}")
     refuse_existing(out, overwrite, [src])
 
     with DemoFile(src) as file:

@@ -22,6 +22,11 @@ def quoted(path: str | os.PathLike[str]) -> str:
     return shlex.quote(f"./{name}" if name.startswith("-") else name)
 
 
+def printable(text: str) -> str:
+    """`text` with escapes for what UTF-8 cannot hold, such as the bytes of a file name that is not UTF-8."""
+    return text.encode(errors="backslashreplace").decode()
+
+
 def unknown(kind: str, name: object, known: Iterable[str], summary: str = "") -> UserError:
     """The error for a name that is not registered: the nearest match, and what is known, or a `summary` of it."""
     names = sorted(known)

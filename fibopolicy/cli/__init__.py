@@ -80,11 +80,13 @@ def main() -> None:
     except OSError as error:
         try:
             sys.stdout.flush()
-        except OSError:  # the error came from printing, and would come again
+        except OSError:  # the error came from printing, and would come again at the end
             drop_output()
         _end(error, debug, f"error: {error.filename or 'input or output'}: {error.strerror or error}", 2)
     except Exception as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())
+        if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "allocate" in reason):  # numpy's, torch's
+            _end(error, debug, f"error: not enough memory ({reason[:200]}); use a smaller batch, image or network", 2)
         ours = "please report it" if not IMPORTED else f"in this library, or in your own {', '.join(sorted(IMPORTED))}"
         _end(error, debug, f"internal error: {reason} (--debug shows where; {ours})", 1)
 

@@ -79,7 +79,7 @@ def build_encoder(name: str, *, image_size: tuple[int, int], **options: Any) -> 
             raise unknown(f"option of encoder {name}:", option, known)
     try:
         encoder = factory(image_size=image_size, **{**defaults, **options})
-    except (TypeError, ValueError, RuntimeError) as error:
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"encoder {name} cannot be built with {options or 'its defaults'}: {reason}") from error
     if not isinstance(encoder, Encoder) or not hasattr(encoder, "output_dim"):

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from fibopolicy.errors import UserError, quoted
+from fibopolicy.errors import UserError, printable, quoted
 from fibopolicy.evaluation.differences import Difference, holm
 from fibopolicy.evaluation.rows import ROWS, Row, not_evaluated, read_rows
 from fibopolicy.evaluation.statistics import Rate, pooled
@@ -114,7 +114,7 @@ def assembled(name: str, runs: Sequence[Path], rows: Sequence[Sequence[Row]]) ->
 
 def sides(runs: Sequence[Path], groups: Sequence[str], choice: Choice) -> list[Side]:
     """What the command line names: runs one by one, and groups `NAME=PATTERN[,PATTERN...]` of the runs that match."""
-    named = [(str(run), [run]) for run in runs]
+    named = [(printable(str(run)), [run]) for run in runs]
     for group in groups:
         name, equals, patterns = group.partition("=")
         if not (name and equals and patterns):
@@ -123,7 +123,7 @@ def sides(runs: Sequence[Path], groups: Sequence[str], choice: Choice) -> list[S
         matches = [Path(path) for path in found if Path(path).is_dir()]
         if not matches:
             raise UserError(f"--group {group}: no run directory matches {patterns}")
-        named.append((name, matches))
+        named.append((printable(name), matches))
     if len(named) < 2:
         raise UserError(f"a comparison needs a baseline and a candidate, got {len(named)} of runs and groups")
     if twice := {name for name, _ in named if [n for n, _ in named].count(name) > 1}:

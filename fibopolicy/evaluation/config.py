@@ -64,5 +64,7 @@ class EvaluateConfig:
         for name in ("workers", "batch", "threads", "tries"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise UserError(f"{name} must be at least 1, got {value}")
+            if value is not None and value > 1 << 16:
+                raise UserError(f"{name} must be at most {1 << 16}, got {value}")
         if not self.step_limit > 0:
             raise UserError(f"step_limit must be more than 0 seconds, got {self.step_limit}")

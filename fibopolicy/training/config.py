@@ -49,6 +49,8 @@ class OptimizerConfig:
         for name in ("steps", "batch_size"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.batch_size > 1 << 20:
+            raise UserError(f"batch_size must be at most {1 << 20}, got {self.batch_size}")
         for name in ("learning_rate", "encoder_rate"):
             if not getattr(self, name) > 0:
                 raise UserError(f"{name} must be positive, got {getattr(self, name)}")
@@ -130,6 +132,10 @@ class TrainConfig:
         if isinstance(self.filter_key, tuple) and len(self.filter_key) not in (1, len(paths)):
             raise UserError(f"filter_key: got {len(self.filter_key)} for {len(paths)} files; give one for all or one per file")
         object.__setattr__(self, "out", expanded(self.out))
+        try:
+            str(self.out).encode()
+        except UnicodeEncodeError as error:
+            raise UserError(f"{self.out}: is not valid UTF-8, which TensorBoard needs; choose another --out") from error
         if self.encoder_weights is not None:
             object.__setattr__(self, "encoder_weights", expanded(self.encoder_weights).absolute())
         for name in ("checkpoint_every", "log_every"):
