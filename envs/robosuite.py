@@ -378,7 +378,7 @@ def import_robosuite() -> Any:
         import robosuite
     except ImportError as error:
         raise UserError(
-            f'robosuite cannot be imported ({error}); install it with `pip install "fibopolicy[robosuite]"`'
+            f"robosuite cannot be imported ({error}); install it with `pip install 'fibopolicy[robosuite]'`"
         ) from error
     return robosuite
 

@@ -76,6 +76,11 @@ def _temporary_cache() -> Path:
     return folder
 
 
+def expanded(path: StrPath) -> Path:
+    """`path` with a leading `~` or `~user` replaced by that home folder; as it is where no such home is known."""
+    return Path(os.path.expanduser(path))
+
+
 def refuse_both(*, resume: bool, overwrite: bool) -> None:
     """Raise `UserError` when what is there shall be both completed and replaced."""
     if resume and overwrite:

@@ -175,8 +175,8 @@ def test_harmless_oddities_are_told_and_trained_on(
         (["replay", "LIFT", "--out", "LIFT", "--overwrite"], "is the input itself"),
         (["inspect", "."], "folder"),
         (["evaluate", "nowhere"], "is no run directory"),
-        (["rates", "nowhere"], "holds no episode rows"),
-        (["compare", "nowhere", "elsewhere"], "holds no episode rows"),
+        (["rates", "nowhere"], "no such run directory"),
+        (["compare", "nowhere", "elsewhere"], "no such run directory"),
         (["compare", "nowhere"], "needs a baseline and a candidate"),
     ],
 )

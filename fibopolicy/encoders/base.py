@@ -105,9 +105,11 @@ def build_encoder(name: str, *, image_size: tuple[int, int], **options: Any) -> 
     """
     known = encoder_options(name)
     factory, defaults = _find(name)
-    for option in options:
+    for option, value in options.items():
         if option not in known:
             raise unknown(f"option of encoder {name}:", option, known)
+        if type(value) is int and abs(value) > 1 << 16:  # a slip, such as a depth that would take hours to build
+            raise UserError(f"encoder {name}: {option} must be at most {1 << 16}, got {value}")
     try:
         encoder = factory(image_size=image_size, **{**defaults, **options})
     except (TypeError, ValueError, RuntimeError) as error:

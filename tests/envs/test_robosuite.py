@@ -410,7 +410,7 @@ def test_env_args_that_name_what_is_not_there(change: dict[str, Any], message: s
 
 def test_a_missing_robosuite_is_named_with_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "robosuite", None)
-    with pytest.raises(UserError, match=r'pip install "fibopolicy\[robosuite\]"'):
+    with pytest.raises(UserError, match=r"pip install 'fibopolicy\[robosuite\]'"):
         RobosuiteEnv()
 
 
