@@ -28,7 +28,7 @@ _log = logging.getLogger(__name__)
 
 def choose(q: Tensor, pattern: AttentionPattern) -> str:
     """The backend for a tensor `(B, h, T, d)` and its pattern, by device, dtype, T and the share of pairs that are kept."""
-    if torch.compiler.is_exporting():
+    if torch.compiler.is_exporting() or (torch.jit.is_tracing() and torch.onnx.is_in_onnx_export()):  # type: ignore[attr-defined,no-untyped-call]
         return "sdpa"  # an exported program must not depend on our operators
     name = os.environ.get(VARIABLE) or _fastest(q.device.type, q.dtype, pattern)
     if not torch.compiler.is_compiling():

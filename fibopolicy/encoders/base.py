@@ -40,6 +40,12 @@ class Encoder(nn.Module):
     @abstractmethod
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]: ...
 
+    def __prepare_scriptable__(self) -> Encoder:
+        """What torch.jit.script asks of a module, also of one inside another."""
+        raise UserError(
+            f"torch.jit.script cannot compile {type(self).__name__}; use torch.compile, torch.export or torch.jit.trace"
+        )
+
     def checkpoint_gradients(self) -> None:
         """From now on, keep less of a training forward pass and compute it again in backward; gradients stay the same.
 

@@ -70,3 +70,16 @@ def test_joint_views_come_in_their_own_dimension() -> None:
     for shape in ((2, 3, 24, 24), (2, 3, 3, 24, 24)):
         with pytest.raises(UserError, match=r"built for images \(B, 2, 3, 24, 24\)"):
             encoder(torch.rand(shape))
+
+
+def test_scripting_is_refused_with_what_works_instead(encoders: dict[str, Encoder]) -> None:
+    for module in (encoders["fibottention_vit_tiny"], nn.Sequential(encoders["resnet18"])):
+        with pytest.raises(UserError, match=r"torch\.jit\.script cannot compile .*; use torch\.compile, torch\.export"):
+            torch.jit.script(module)
+
+
+def test_a_program_for_onnx_holds_no_operator_of_ours(encoders: dict[str, Encoder], monkeypatch: pytest.MonkeyPatch) -> None:
+    encoder, images = encoders["fibottention_vit_tiny"], torch.rand(1, 3, 36, 48)
+    assert "fibopolicy::" in str(torch.jit.trace(encoder, images).inlined_graph)
+    monkeypatch.setattr(torch.onnx, "is_in_onnx_export", lambda: True)
+    assert "fibopolicy::" not in str(torch.jit.trace(encoder, images).inlined_graph)
