@@ -244,7 +244,10 @@ def test_a_lack_of_memory_is_no_mistake_of_ours(monkeypatch: Patch, capsys: Capt
     assert "not enough memory" in err
 
 
-FILES = st.sampled_from(["good.hdf5", "two words \u00fc $x.hdf5", "empty.hdf5", "nowhere", "run", "a", "b", "x.npz", "", "."])
+GOOD = "good.hdf5"
+FILES = st.sampled_from([GOOD, GOOD, GOOD, "two words \u00fc $x.hdf5", "empty.hdf5", "nowhere", "run", "x.npz", "", "."])
+RUNS = st.sampled_from(["a", "b", "a", "b", "a", "b", "run", "nowhere", GOOD, "."])
+FLAGS = {"--overwrite", "--resume", "--modified"}
 VALUES = st.one_of(
     st.integers(-3, 40).map(str),
     st.floats(width=32).map(str),
@@ -253,9 +256,9 @@ VALUES = st.one_of(
     ),
     st.text(st.characters(exclude_characters="\0"), max_size=4),
 )
-#: Verb -> its words (FILE is drawn), and the options that are drawn with a value each.
+#: Verb -> its words (FILE and RUN are drawn), and the options that are drawn with a value each.
 GENERATED: dict[str, tuple[list[str], list[str]]] = {
-    "inspect": (["FILE"], ["--debugg", "--out"]),
+    "inspect": (["FILE"], ["--debugg"]),
     "split": (["FILE", "--out", "OUT"], ["--valid", "--seed", "--overwrite"]),
     "train": (
         ["--dataset", "FILE", "--out", "OUT", *TINY],
@@ -264,8 +267,8 @@ GENERATED: dict[str, tuple[list[str], list[str]]] = {
             *("--execute", "--crop", "--shift", "--rotation", "--validate-on", "--keep-best", "--resume", "--warmup", "--ema"),
         ],
     ),
-    "rates": (["FILE"], ["--out"]),
-    "compare": (["FILE", "FILE"], ["--margin", "--difference", "--step", "--weights", "--starts-seed", "--horizon", "--group"]),
+    "rates": (["RUN"], ["--out"]),
+    "compare": (["RUN", "RUN"], ["--margin", "--difference", "--step", "--weights", "--starts-seed", "--horizon", "--group"]),
     "starts make": (["nowhere.hdf5", "--episodes", "1", "--out", "OUT"], ["--seed", "--image-size", "--quality", "--cameras"]),
     "evaluate": (["nowhere"], ["--episodes", "--seed", "--weights", "--video", "--workers", "--step-limit", "--horizon"]),
     "show-pattern": (["--tokens", "9", "--out", "OUT.png"], ["--heads", "--layer", "--modified"]),
@@ -276,9 +279,9 @@ GENERATED: dict[str, tuple[list[str], list[str]]] = {
 def command_lines(draw: Callable[..., str]) -> list[str]:
     verb = draw(st.sampled_from(sorted(GENERATED)))
     words, options = GENERATED[verb]
-    line = [*verb.split(), *(draw(FILES) if word == "FILE" else word for word in words)]
-    for option in draw(st.lists(st.sampled_from(options), max_size=3)):  # type: ignore[attr-defined]
-        line += [option, *([draw(VALUES)] if draw(st.booleans()) else [])]
+    line = [*verb.split(), *(draw({"FILE": FILES, "RUN": RUNS}[word]) if word in ("FILE", "RUN") else word for word in words)]
+    for option in draw(st.lists(st.sampled_from(options), max_size=2)):  # type: ignore[attr-defined]
+        line += [option, *([] if option in FLAGS else [draw(VALUES)])]
     return line
 
 
