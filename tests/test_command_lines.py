@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -19,6 +20,13 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from fibopolicy.training import OptimizerConfig, TrainConfig, train
+
+STUDY = """
+from fibopolicy.study import StudyConfig, StudyTask
+
+def study():
+    return StudyConfig("tiny", tasks=[StudyTask("reach", demos=3)], encoders=["vit_tiny"])
+"""
 
 Capture = pytest.CaptureFixture[str]
 Patch = pytest.MonkeyPatch
@@ -43,6 +51,7 @@ def place(lift_file: Path, tiny_config: TrainConfig, tmp_path_factory: pytest.Te
     np.savez(folder / "x.npz", a=np.zeros(3))
     Image.new("RGB", (4, 4)).save(folder / "x.png")
     (folder / "wrong.py").write_text("study = 3\n")
+    (folder / "study.py").write_text(STUDY)
     (folder / "readonly").mkdir(mode=0o555)
     return folder
 
@@ -307,3 +316,29 @@ def test_no_generated_command_line_ends_in_a_mistake_of_ours(
 
     run()
     assert codes.count(0) >= 30  # the lines are not all nonsense
+
+
+#: A library of an extra, a command that needs it, and the extra's name.
+EXTRAS = [
+    ("diffusers", "train --dataset good.hdf5 --out OUT --head diffusion", "diffusion"),
+    ("timm", "train --dataset good.hdf5 --out OUT --encoder timm:resnet18", "timm"),
+    ("robomimic", "train --dataset good.hdf5 --out OUT --head bc_gmm", "robomimic"),
+    ("robosuite", "collect robosuite/Lift --episodes 1 --out OUT", "robosuite"),
+    ("metaworld", "collect metaworld/reach --episodes 1 --out OUT", "metaworld"),
+    ("ray", "study run study.py --out OUT --ray auto", "ray"),
+    ("wandb", "train --dataset good.hdf5 --out OUT --wandb project", "wandb"),
+]
+
+
+@pytest.mark.parametrize(("library", "line", "extra"), EXTRAS)
+def test_a_missing_extra_is_named_with_a_command_to_install_it(
+    library: str, line: str, extra: str, monkeypatch: Patch, capsys: Capture, place: Path, tmp_path: Path
+) -> None:
+    for name in [name for name in sys.modules if name.split(".")[0] == library or name == "fibopolicy.encoders.robomimic_core"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, library, None)
+    monkeypatch.chdir(place)
+    words = split_words(line, OUT=str(tmp_path / "out"))
+    code, _, err = call(monkeypatch, capsys, *words, *(TINY[:2] if line.startswith("train") else []))
+    check_refused(code, err, words)
+    assert f"pip install 'fibopolicy[{extra}]'" in err
