@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -19,6 +20,13 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from fibopolicy.training import OptimizerConfig, TrainConfig, train
+
+STUDY = """
+from fibopolicy.study import StudyConfig, StudyTask
+
+def study():
+    return StudyConfig("tiny", tasks=[StudyTask("reach", demos=3)], encoders=["vit_tiny"])
+"""
 
 Capture = pytest.CaptureFixture[str]
 Patch = pytest.MonkeyPatch
@@ -43,6 +51,7 @@ def place(lift_file: Path, tiny_config: TrainConfig, tmp_path_factory: pytest.Te
     np.savez(folder / "x.npz", a=np.zeros(3))
     Image.new("RGB", (4, 4)).save(folder / "x.png")
     (folder / "wrong.py").write_text("study = 3\n")
+    (folder / "study.py").write_text(STUDY)
     (folder / "readonly").mkdir(mode=0o555)
     return folder
 
@@ -244,7 +253,10 @@ def test_a_lack_of_memory_is_no_mistake_of_ours(monkeypatch: Patch, capsys: Capt
     assert "not enough memory" in err
 
 
-FILES = st.sampled_from(["good.hdf5", "two words \u00fc $x.hdf5", "empty.hdf5", "nowhere", "run", "a", "b", "x.npz", "", "."])
+GOOD = "good.hdf5"
+FILES = st.sampled_from([GOOD, GOOD, GOOD, "two words \u00fc $x.hdf5", "empty.hdf5", "nowhere", "run", "x.npz", "", "."])
+RUNS = st.sampled_from(["a", "b", "a", "b", "a", "b", "run", "nowhere", GOOD, "."])
+FLAGS = {"--overwrite", "--resume", "--modified"}
 VALUES = st.one_of(
     st.integers(-3, 40).map(str),
     st.floats(width=32).map(str),
@@ -253,9 +265,9 @@ VALUES = st.one_of(
     ),
     st.text(st.characters(exclude_characters="\0"), max_size=4),
 )
-#: Verb -> its words (FILE is drawn), and the options that are drawn with a value each.
+#: Verb -> its words (FILE and RUN are drawn), and the options that are drawn with a value each.
 GENERATED: dict[str, tuple[list[str], list[str]]] = {
-    "inspect": (["FILE"], ["--debugg", "--out"]),
+    "inspect": (["FILE"], ["--debugg"]),
     "split": (["FILE", "--out", "OUT"], ["--valid", "--seed", "--overwrite"]),
     "train": (
         ["--dataset", "FILE", "--out", "OUT", *TINY],
@@ -264,8 +276,8 @@ GENERATED: dict[str, tuple[list[str], list[str]]] = {
             *("--execute", "--crop", "--shift", "--rotation", "--validate-on", "--keep-best", "--resume", "--warmup", "--ema"),
         ],
     ),
-    "rates": (["FILE"], ["--out"]),
-    "compare": (["FILE", "FILE"], ["--margin", "--difference", "--step", "--weights", "--starts-seed", "--horizon", "--group"]),
+    "rates": (["RUN"], ["--out"]),
+    "compare": (["RUN", "RUN"], ["--margin", "--difference", "--step", "--weights", "--starts-seed", "--horizon", "--group"]),
     "starts make": (["nowhere.hdf5", "--episodes", "1", "--out", "OUT"], ["--seed", "--image-size", "--quality", "--cameras"]),
     "evaluate": (["nowhere"], ["--episodes", "--seed", "--weights", "--video", "--workers", "--step-limit", "--horizon"]),
     "show-pattern": (["--tokens", "9", "--out", "OUT.png"], ["--heads", "--layer", "--modified"]),
@@ -276,9 +288,9 @@ GENERATED: dict[str, tuple[list[str], list[str]]] = {
 def command_lines(draw: Callable[..., str]) -> list[str]:
     verb = draw(st.sampled_from(sorted(GENERATED)))
     words, options = GENERATED[verb]
-    line = [*verb.split(), *(draw(FILES) if word == "FILE" else word for word in words)]
-    for option in draw(st.lists(st.sampled_from(options), max_size=3)):  # type: ignore[attr-defined]
-        line += [option, *([draw(VALUES)] if draw(st.booleans()) else [])]
+    line = [*verb.split(), *(draw({"FILE": FILES, "RUN": RUNS}[word]) if word in ("FILE", "RUN") else word for word in words)]
+    for option in draw(st.lists(st.sampled_from(options), max_size=2)):  # type: ignore[attr-defined]
+        line += [option, *([] if option in FLAGS else [draw(VALUES)])]
     return line
 
 
@@ -304,3 +316,29 @@ def test_no_generated_command_line_ends_in_a_mistake_of_ours(
 
     run()
     assert codes.count(0) >= 30  # the lines are not all nonsense
+
+
+#: A library of an extra, a command that needs it, and the extra's name.
+EXTRAS = [
+    ("diffusers", "train --dataset good.hdf5 --out OUT --head diffusion", "diffusion"),
+    ("timm", "train --dataset good.hdf5 --out OUT --encoder timm:resnet18", "timm"),
+    ("robomimic", "train --dataset good.hdf5 --out OUT --head bc_gmm", "robomimic"),
+    ("robosuite", "collect robosuite/Lift --episodes 1 --out OUT", "robosuite"),
+    ("metaworld", "collect metaworld/reach --episodes 1 --out OUT", "metaworld"),
+    ("ray", "study run study.py --out OUT --ray auto", "ray"),
+    ("wandb", "train --dataset good.hdf5 --out OUT --wandb project", "wandb"),
+]
+
+
+@pytest.mark.parametrize(("library", "line", "extra"), EXTRAS)
+def test_a_missing_extra_is_named_with_a_command_to_install_it(
+    library: str, line: str, extra: str, monkeypatch: Patch, capsys: Capture, place: Path, tmp_path: Path
+) -> None:
+    for name in [name for name in sys.modules if name.split(".")[0] == library or name == "fibopolicy.encoders.robomimic_core"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, library, None)
+    monkeypatch.chdir(place)
+    words = split_words(line, OUT=str(tmp_path / "out"))
+    code, _, err = call(monkeypatch, capsys, *words, *(TINY[:2] if line.startswith("train") else []))
+    check_refused(code, err, words)
+    assert f"pip install 'fibopolicy[{extra}]'" in err

@@ -70,7 +70,7 @@ def read_checkpoint(path: StrPath) -> Checkpoint:
         name = re.search(r"GLOBAL (\S+)", str(error))
         what = f"it holds {name[1]}, which would run code" if name else " ".join(str(error).split())[:120]
         raise UserError(f"{path}: is not loaded, since {what}; robomimic's checkpoints hold tensors, text and arrays") from error
-    except (RuntimeError, EOFError, ValueError, OSError, KeyError, AttributeError, TypeError) as error:
+    except Exception as error:  # torch reads any bytes as a pickle, which may fail in any way
         raise UserError(f"{path}: is no torch file, or a damaged one ({' '.join(str(error).split())[:120]})") from error
     lacking = [key for key in LAYOUT if key not in contents] if isinstance(contents, dict) else list(LAYOUT)
     if lacking:
