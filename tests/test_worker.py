@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import functools
+import multiprocessing
 import os
+import signal
 import subprocess
 import sys
 import types
+from multiprocessing.context import SpawnProcess
 from pathlib import Path
 
 import pytest
@@ -16,7 +19,7 @@ from fibopolicy.datasets import workers
 from fibopolicy.errors import UserError
 from fibopolicy.evaluation import evaluate, simulator
 from fibopolicy.own_code import own_code
-from fibopolicy.worker import check_importable
+from fibopolicy.worker import WorkerProcess, check_importable
 
 #: No main guard: a worker that ran this again would start workers of its own.
 SCRIPT = """
@@ -107,6 +110,15 @@ def test_what_a_module_defines_may_reach_a_worker() -> None:
 def test_a_task_of_main_is_refused_by_name() -> None:
     with pytest.raises(UserError, match=r"task __main__:Mine: .* put Mine into a module"):
         own_code("task", "__main__:Mine")
+
+
+def test_a_pool_is_of_spawned_workers_that_ignore_an_interrupt() -> None:
+    with workers.simulator_pool(1, int) as pool:
+        handler = pool.submit(signal.getsignal, signal.SIGINT)
+        assert handler.result() == signal.SIG_IGN
+        kinds = [type(process) for process in multiprocessing.active_children()]
+    assert WorkerProcess in kinds
+    assert issubclass(WorkerProcess, SpawnProcess)
 
 
 def test_a_dev_shm_without_room_for_semaphores_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

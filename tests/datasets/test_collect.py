@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import signal
 import subprocess
@@ -124,14 +123,6 @@ def test_impossible_collections_are_refused(plan: Plan, options: dict[str, objec
     with pytest.raises(UserError, match=message):
         collect(plan, 1, tmp_path / "x.hdf5", **options)
     assert not list(tmp_path.iterdir())
-
-
-def test_workers_are_spawned_not_forked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    methods: list[str | None] = []
-    original = multiprocessing.get_context
-    monkeypatch.setattr(multiprocessing, "get_context", lambda method=None: methods.append(method) or original(method))
-    collect(PLAN, 1, tmp_path / "x.hdf5", workers=1)
-    assert methods == ["spawn"]
 
 
 def test_each_demo_keeps_the_model_of_its_own_scene(tmp_path: Path) -> None:

@@ -188,7 +188,7 @@ def test_without_opengl_the_error_names_the_command_that_installs_it() -> None:
     code += "from fibopolicy.__main__ import main; main()"
     # PyOpenGL looks its libraries up through ctypes; hiding them is what a machine without them looks like.
     hide = "import ctypes.util; ctypes.util.find_library = lambda name: None\n"
-    env = {**os.environ, "MUJOCO_GL": "osmesa"}
+    env = {**os.environ, "MUJOCO_GL": "osmesa", "PYOPENGL_PLATFORM": ""}
     done = subprocess.run([sys.executable, "-c", hide + code], capture_output=True, text=True, env=env, check=False)
     assert done.returncode == 2, done.stderr
     assert "apt-get install" in done.stderr
