@@ -140,7 +140,7 @@ def _build(file: DemoFile, demos: Sequence[str], cameras: Sequence[str], final: 
                         out.write(block.data)
                         bar.update(len(block))
                 flush(aside / _frame_file(i))
-        (aside / _META).write_text(json.dumps(identity, indent=2))
+        (aside / _META).write_text(json.dumps(identity, indent=2), encoding="utf-8")
         flush(aside / _META)
         os.rename(aside, final)
         flush(final.parent)
@@ -157,7 +157,7 @@ def _blocks(file: DemoFile, demos: Sequence[str], camera: str) -> Iterator[NDArr
 def _is_whole(final: Path, identity: dict[str, Any], sizes: dict[str, int]) -> bool:
     """Whether the cache is there, complete, and of these very frames: a name can be moved."""
     try:
-        found = json.loads((final / _META).read_text())
+        found = json.loads((final / _META).read_text(encoding="utf-8"))
         return bool(found == identity) and all((final / name).stat().st_size == size for name, size in sizes.items())
     except (FileNotFoundError, ValueError):
         return False
@@ -175,7 +175,7 @@ def _remove_outdated(folder: Path, source: dict[str, Any]) -> None:
     """Remove caches of this path's earlier content. A process that still maps one keeps it until it ends."""
     for meta in folder.glob(f"*/{_META}"):
         try:
-            other = json.loads(meta.read_text())["source"]
+            other = json.loads(meta.read_text(encoding="utf-8"))["source"]
         except (OSError, ValueError, KeyError):
             continue  # being removed by another process, or not ours to judge
         if other["path"] == source["path"] and other != source:
@@ -185,7 +185,7 @@ def _remove_outdated(folder: Path, source: dict[str, Any]) -> None:
 @contextmanager
 def _lock(path: Path) -> Iterator[None]:
     """Exclusive over processes; the system releases it when the holder ends, however it ends."""
-    with path.open("w") as handle:
+    with path.open("w", encoding="utf-8") as handle:
         fcntl.flock(handle, fcntl.LOCK_EX)
         yield
 

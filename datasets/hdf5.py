@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import json
 import re
-import shlex
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,8 +29,8 @@ from h5py import h5a, h5d, h5f, h5o, h5s
 
 from fibopolicy.datasets.links import Sources, identity
 from fibopolicy.datasets.robosuite_layout import recorded_task
-from fibopolicy.errors import UserError, unknown
-from fibopolicy.files import StrPath
+from fibopolicy.errors import UserError, quoted, unknown
+from fibopolicy.files import StrPath, expanded
 
 _DEMO_NAME = re.compile(r"demo_(\d+)")
 
@@ -68,7 +67,7 @@ class DemoFile:
     """
 
     def __init__(self, path: StrPath, *, skip_damaged: bool = False) -> None:
-        self.path = Path(path).expanduser()
+        self.path = expanded(path)
         self.damaged: dict[str, str] = {}
         self.warnings: tuple[str, ...] = ()
         self._layouts: dict[tuple[str, str], _Layout] = {}
@@ -118,7 +117,7 @@ class DemoFile:
         from fibopolicy.envs.registry import is_known  # here, since it imports gymnasium
 
         if is_known(self.env_args) and self.has(self.demos[0], "states"):
-            return f"render them before training: fibopolicy render {shlex.quote(str(self.path))} --out NEW.hdf5"
+            return f"render them before training: fibopolicy render {quoted(self.path)} --out NEW.hdf5"
         return "store frames as obs/<camera>_image, uint8 (N, H, W, 3)"
 
     def image_shape(self, key: str) -> tuple[int, int, int]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
-from pathlib import Path
 
 import h5py
 import numpy as np
@@ -13,7 +12,7 @@ from fibopolicy.datasets.hdf5 import DemoFile
 from fibopolicy.datasets.links import copy_file, points_elsewhere
 from fibopolicy.datasets.writer import write_filter_key
 from fibopolicy.errors import UserError
-from fibopolicy.files import StrPath, failure_told, refuse_existing, written_aside
+from fibopolicy.files import StrPath, expanded, failure_told, refuse_existing, written_aside
 
 
 def split(
@@ -42,12 +41,14 @@ def split(
         The new filter keys, each with its demos in numeric order.
 
     Raises:
-        UserError: a share is out of range, no training demo would be left, `out` exists or is `src`.
+        UserError: a share or the seed is out of range, no training demo would be left, `out` exists or is `src`.
     """
-    src, out = Path(src).expanduser(), Path(out).expanduser()
+    src, out = expanded(src), expanded(out)
     for name, share in {**(subsets or {}), "valid": valid}.items():
         if not (0 <= share < 1 if name == "valid" else 0 < share <= 1):
             raise UserError(f"split: the share of {name!r} must be in {'[0, 1)' if name == 'valid' else '(0, 1]'}, got {share}")
+    if seed < 0:
+        raise UserError(f"split: seed must be at least 0, got {seed}")
     refuse_existing(out, overwrite, [src])
 
     with DemoFile(src) as file:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -15,7 +14,7 @@ from numpy.typing import ArrayLike
 
 from fibopolicy.datasets.links import copy_whole
 from fibopolicy.errors import UserError
-from fibopolicy.files import StrPath, failure_told, refuse_existing, written_aside
+from fibopolicy.files import StrPath, expanded, failure_told, refuse_existing, written_aside
 
 Attribute = str | int | float | bool
 
@@ -45,7 +44,7 @@ class DemoWriter:
         attrs: Mapping[str, Attribute] | None = None,
         overwrite: bool = False,
     ) -> None:
-        self.path = Path(path).expanduser()
+        self.path = expanded(path)
         self.env_args = dict(env_args)
         self.lengths: dict[str, int] = {}
         self._attrs = dict(attrs or {})

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import shlex
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from fibopolicy.datasets.proprioception import proprioception
 from fibopolicy.datasets.structure import check_structure
 from fibopolicy.datasets.validate import ACTION_TOLERANCE
 from fibopolicy.datasets.windows import share_at_limits
-from fibopolicy.errors import UserError, unknown
+from fibopolicy.errors import UserError, quoted, unknown
 from fibopolicy.policies import Policy, Shapes
 from fibopolicy.policies.base import policy_class
 from fibopolicy.training.config import TrainConfig
@@ -116,7 +115,7 @@ def _keys(config: TrainConfig, file: DemoFile) -> tuple[tuple[str, ...], tuple[s
     refused = {key: reason for key, reason in file.unreadable.items() if config.cameras is None and _is_colour(file, key)}
     if refused and cameras:
         key, reason = next(iter(refused.items()))
-        raise file.error(f"{key} is {reason}; convert it, or leave it out with --cameras {' '.join(map(shlex.quote, cameras))}")
+        raise file.error(f"{key} is {reason}; convert it, or leave it out with --cameras {' '.join(map(quoted, cameras))}")
     if not cameras and config.cameras is None:
         told = "".join(f"; {key} is {reason}" for key, reason in file.unreadable.items())
         raise file.error(
