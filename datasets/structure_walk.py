@@ -2,7 +2,7 @@
 
     python -P structure_walk.py FILE [attributes]
 
-With "attributes", the values of all attributes are read as well. Writes one byte for every demo, so that the parent sees
+With "attributes", the values of the demos' attributes are read as well. Writes one byte for every demo, so that the parent sees
 progress. Errors are left to the parent, which meets them again.
 """
 
@@ -34,11 +34,13 @@ def walk(path: str, attributes: bool) -> None:
 
 def _touch(parent: h5g.GroupID, name: bytes, attributes: bool, depth: int = 0) -> None:
     item = h5o.open(parent, name)
-    _touch_attributes(item, attributes)
     if isinstance(item, h5d.DatasetID):
-        if item.get_create_plist().get_layout() == h5d.CHUNKED:
+        # An array in one piece has an offset, and no chunks to look up.
+        if item.get_offset() is None and item.get_create_plist().get_layout() == h5d.CHUNKED:
             item.get_num_chunks()
     elif isinstance(item, h5g.GroupID) and depth < _DEPTH:
+        if depth == 0:  # of attributes, only those of demos are read
+            _touch_attributes(item, attributes)
         for key in item:
             if key != _UNREAD:
                 with contextlib.suppress(Exception):

@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
+from command import call
 
 from fibopolicy.datasets import inspect, structure
 from fibopolicy.errors import UserError
@@ -64,3 +65,18 @@ def test_what_is_no_hdf5_file_is_left_to_the_reader(tmp_path: Path) -> None:
     (tmp_path / "text.hdf5").write_text("no data")
     structure.check_structure(tmp_path / "text.hdf5")
     structure.check_structure(tmp_path / "absent.hdf5")
+
+
+def test_training_and_inspection_end_with_code_2_on_a_damaged_file(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    content = bytearray(path.read_bytes())
+    node = list(re.finditer(b"TREE", bytes(content)))[1].start()
+    content[node + 5] = 1
+    content[node + 32 : node + 40] = struct.pack("<Q", node)
+    path.write_bytes(content)
+    for arguments in (["inspect", str(path)], ["train", "--dataset", str(path), "--out", str(tmp_path / "run")]):
+        code, _, err = call(monkeypatch, capsys, *arguments)
+        assert (code, err.count("\n")) == (2, 1), err
+        assert f"{path}: is damaged: the HDF5 library crashes on it" in err
+    assert not (tmp_path / "run").exists()

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from demo_files import CAMERAS, VECTORS, demo
 
-from fibopolicy.datasets import WindowDataset
+from fibopolicy.datasets import DemoFile, WindowDataset
 from fibopolicy.errors import UserError
 
 
@@ -103,3 +103,14 @@ def test_a_sequence_goes_on_to_the_last_action(path: Path) -> None:
                 expected = arrays["obs"][key][window].astype(batch["obs"][key].dtype)
                 np.testing.assert_array_equal(batch["obs"][key][sample], expected)
             sample += 1
+
+
+def test_a_file_that_is_open_is_read_and_stays_open(path: Path) -> None:
+    with DemoFile(path) as file:
+        dataset = WindowDataset(file, cameras=CAMERAS[:1], vectors=(), chunk=4, cache_dir=path.parent / "cache")
+        assert file.read("demo_0", "actions").shape == (5, 4)
+    assert dataset.path == path
+    assert dataset.left_out == ("eef_pos", "wrist_image")
+    expected = windows(path, history=1, cameras=CAMERAS[:1], vectors=()).batch(np.arange(15))
+    np.testing.assert_array_equal(dataset.batch(np.arange(15))["obs"][CAMERAS[0]], expected["obs"][CAMERAS[0]])
+    np.testing.assert_array_equal(dataset.actions, windows(path).actions)

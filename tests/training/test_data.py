@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from safetensors.torch import load_file
 
-from fibopolicy.datasets import Mixture
+from fibopolicy.datasets import DemoFile, Mixture
 from fibopolicy.errors import UserError
 from fibopolicy.policies import PolicyConfig, build_policy
 from fibopolicy.training import TrainConfig
-from fibopolicy.training.data import narrow_distributions, open_dataset, open_validation, shapes_of
+from fibopolicy.training.data import left_out, narrow_distributions, open_dataset, open_validation, shapes_of
 from fibopolicy.training.loop import train
 from fibopolicy.training.watch_config import ValidationConfig
 
@@ -135,3 +135,21 @@ def test_a_file_on_which_hdf5_crashes_is_refused_before_it_is_opened(tiny_config
     second_file.write_bytes(content)
     with pytest.raises(UserError, match=r"second\.hdf5: is damaged: the HDF5 library crashes on it"):
         open_dataset(replace(tiny_config, dataset=(second_file,)))
+
+
+def test_each_file_is_opened_once(tiny_config: TrainConfig, second_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Opening looks at every demo: with thousands of them it takes longer than the first steps."""
+    opened: list[str] = []
+
+    class Counted(DemoFile):
+        def __init__(self, path: Path) -> None:
+            opened.append(Path(path).name)
+            super().__init__(path)
+
+    for module in ("datasets.windows", "training.data"):
+        monkeypatch.setattr(f"fibopolicy.{module}.DemoFile", Counted)
+    first = tiny_config.files[0][0]
+    dataset = open_dataset(replace(tiny_config, dataset=(first, second_file, first), vectors=()))
+    assert opened == [first.name, second_file.name]
+    assert [line.partition(": ")[0] for line in left_out(dataset)] == [str(first), str(second_file)]
+    assert len(opened) == 2
