@@ -13,6 +13,7 @@ import torch
 
 from fibopolicy import envs
 from fibopolicy.cli.compare import Compare
+from fibopolicy.datasets.collect import Plan, collect
 from fibopolicy.errors import UserError
 from fibopolicy.evaluation import evaluate
 from fibopolicy.evaluation.compare import Choice
@@ -225,6 +226,18 @@ def test_from_python_a_policy_sees_what_it_was_trained_on(fresh: EvaluateConfig)
         evaluate(policy, partial(envs.make, "Lift-v0", cameras=("workspace",), image_size=24), count, workers=1)
     with pytest.warns(UserWarning, match="trained on frames of render quality fast and sees full"):
         evaluate(policy, "Lift-v0", 1, workers=1, horizon=2, quality="full")
+
+
+def test_frames_of_any_shape_are_trained_on_and_evaluated(tiny_config: TrainConfig, tmp_path: Path) -> None:
+    data, out = tmp_path / "lift.hdf5", tmp_path / "run"
+    sizes = {"workspace": (24, 36), "wrist": 24}
+    collect(Plan("Lift-v0", cameras=tuple(sizes), image_size=sizes), 2, data, workers=1)
+    train(replace(tiny_config, dataset=data, out=out))
+    policy = load_policy(out).policy
+    assert dict(policy.shapes.images) == {"workspace_image": (24, 36), "wrist_image": (24, 24)}
+    expected = evaluate_run(EvaluateConfig(out, episodes=1, video=1, horizon=3, workers=1)).rows
+    rows = evaluate(policy, "Lift-v0", 1, workers=1, horizon=3)
+    assert [row.total_reward for row in rows] == [row.total_reward for row in expected]
 
 
 def test_vectors_that_the_simulator_lacks_are_named(fresh: EvaluateConfig) -> None:
