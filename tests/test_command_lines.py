@@ -80,7 +80,6 @@ READING = [
     "train --dataset good.hdf5 --out OUT --encoder-weights FILE",
     "starts make FILE --episodes 1 --out OUT.npz",
     "evaluate FILE --episodes 1",
-    "evaluate run --episodes 1 --overwrite --starts FILE",
     "rates FILE",
     "compare FILE b",
     "compare --group one=FILE --group two=b",
