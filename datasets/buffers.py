@@ -22,6 +22,9 @@ class Buffers:
     def __init__(self) -> None:
         self._free: list[bytearray] = []
 
+    def __reduce__(self) -> tuple[type[Buffers], tuple[()]]:
+        return Buffers, ()  # pickled without the memory
+
     def array(self, shape: tuple[int, ...]) -> NDArray[np.uint8]:
         """An array of this shape, its content left over from whatever used it before."""
         size = math.prod(shape)

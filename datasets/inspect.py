@@ -10,6 +10,7 @@ import numpy as np
 
 from fibopolicy.datasets.hdf5 import DemoFile
 from fibopolicy.datasets.proprioception import proprioception
+from fibopolicy.datasets.structure import check_structure
 from fibopolicy.datasets.validate import clipped, validate
 from fibopolicy.datasets.windows import share_at_limits
 from fibopolicy.errors import UserError
@@ -28,6 +29,7 @@ def inspect(path: StrPath) -> str:
     Raises:
         UserError: the file cannot be read at all, see `DemoFile`.
     """
+    check_structure(path, attributes=True)
     with DemoFile(path) as file:
         rows = [("file", f"{file.path} ({_size(file.path.stat().st_size)})"), *_task(file), *_demos(file), *_observations(file)]
         rows += [*_actions(file), *_provenance(file)]

@@ -38,7 +38,7 @@ def opened_parts(parts: Path, plan: Mapping[str, Any], *, resume: bool, overwrit
             remove_parts(parts)
         elif not resume:
             raise UserError(f"{parts}: holds unfinished work; pass --resume to go on with it or --overwrite to start again")
-        elif (found := json.loads(file.read_text())) != wanted:
+        elif (found := json.loads(file.read_text(encoding="utf-8"))) != wanted:
             changed = sorted(key for key in {*found, *wanted} if found.get(key) != wanted.get(key))
             told = ", ".join(f"{key} was {found.get(key)!r} and is {wanted.get(key)!r}" for key in changed)
             raise UserError(f"{parts}: holds work with other settings ({told}); pass --overwrite to start again")
@@ -47,7 +47,7 @@ def opened_parts(parts: Path, plan: Mapping[str, Any], *, resume: bool, overwrit
     with failure_told(parts):
         parts.mkdir(parents=True, exist_ok=True)
     with written_aside(file) as aside:
-        aside.write_text(json.dumps(wanted))
+        aside.write_text(json.dumps(wanted), encoding="utf-8")
     try:
         yield
     except BaseException:

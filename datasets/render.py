@@ -22,10 +22,10 @@ from fibopolicy.datasets.restore import Damaged, Restorer, Trajectory, by_model,
 from fibopolicy.datasets.workers import checked_workers, simulator_pool
 from fibopolicy.datasets.writer import DemoWriter
 from fibopolicy.envs import Observation, SimState, TaskEnv
-from fibopolicy.envs.rendering import Quality, renderer_name
+from fibopolicy.envs.rendering import FrameSizes, ImageSize, Quality, check_options, renderer_name
 from fibopolicy.envs.versions import installed, warn_of_versions
 from fibopolicy.errors import UserError
-from fibopolicy.files import StrPath, claimed, refuse_both, refuse_existing, written_aside
+from fibopolicy.files import StrPath, claimed, expanded, refuse_both, refuse_existing, written_aside
 
 #: What this module writes anew; everything else of a demo is copied.
 _OURS = {"obs", "next_obs", "last_obs", "actions", "states", "rewards", "dones"}
@@ -39,13 +39,20 @@ class View:
 
     Args:
         cameras: their names; `None` takes those that the file's `env_args` name, else the task's own.
-        image_size: height and width, pixels; `None` takes the size that the file's `env_args` name, else 84.
+        image_size: pixels, the side of square frames, (height, width), or one of these per camera; `None` takes the size
+            that the file's `env_args` name, else 84.
         quality: "fast" or "full", see `fibopolicy.envs.rendering`.
     """
 
     cameras: tuple[str, ...] | None = None
-    image_size: int | None = None
+    image_size: ImageSize | None = None
     quality: Quality = "fast"
+
+    def __post_init__(self) -> None:
+        # Before a simulator starts.
+        check_options(self.quality, horizon=1)
+        if self.image_size is not None:
+            FrameSizes(self.image_size, self.cameras or ())
 
     def overrides(self) -> dict[str, Any]:
         """The settings of the environment that this decides."""
@@ -97,7 +104,7 @@ def render(
         UserError: the file or one of its demos cannot be read or restored; a task or camera is unknown; `out` exists or is
             `src`; another rendering was under way there.
     """
-    src, out, view = Path(src).expanduser(), Path(out).expanduser(), view or View()
+    src, out, view = expanded(src), expanded(out), view or View()
     refuse_both(resume=resume, overwrite=overwrite)
     refuse_existing(out, overwrite, [src])
     with DemoFile(src, skip_damaged=skip_damaged) as file:
@@ -118,8 +125,8 @@ def render(
 
 def _plan(file: DemoFile, demos: Sequence[str], view: View) -> dict[str, Any]:
     """What a rendering depends on: parts of another one are not to be mixed with it."""
-    stat = file.path.stat()
-    source = {"source": str(file.path.resolve()), "size": stat.st_size, "mtime_ns": stat.st_mtime_ns}
+    found = file.identity(demos, ("states", "actions", "executed_actions"))
+    source = {"source": found.pop("path"), **found}
     return {**source, "demos": list(demos), **asdict(view), "versions": _versions()}
 
 

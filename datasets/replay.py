@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shlex
 import warnings
 from collections.abc import Mapping
 from concurrent.futures import as_completed
@@ -21,7 +20,7 @@ from fibopolicy.datasets.workers import checked_workers, simulator_pool
 from fibopolicy.environment import environment
 from fibopolicy.envs import SimState, TaskEnv
 from fibopolicy.envs.versions import installed, warn_of_versions
-from fibopolicy.errors import UserError
+from fibopolicy.errors import UserError, quoted
 from fibopolicy.files import StrPath, written_aside
 
 
@@ -132,7 +131,7 @@ def replay(path: StrPath, *, filter_key: str | None = None, workers: int | None 
     if wrong := [key for key, match in frames.items() if match.upside_down]:
         warnings.warn(
             f"{path}: the frames of {', '.join(wrong)} are upside down; make upright ones with"
-            f" `fibopolicy render {shlex.quote(str(path))} --out NEW.hdf5`",
+            f" `fibopolicy render {quoted(path)} --out NEW.hdf5`",
             stacklevel=2,
         )
     if not rows:
@@ -170,7 +169,7 @@ def write_replay(path: Path, done: Replay, rate: Mapping[str, float]) -> None:
         "environment": {**environment(), **installed("robosuite", "mujoco")},
     }
     with written_aside(path) as aside:
-        aside.write_text(json.dumps(document, indent=2) + "\n")
+        aside.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
 
 
 _restorer: Restorer

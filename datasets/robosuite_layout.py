@@ -15,6 +15,7 @@ from typing import Any
 import h5py
 import numpy as np
 
+from fibopolicy.datasets.links import read
 from fibopolicy.datasets.writer import DemoWriter
 from fibopolicy.errors import UserError
 
@@ -66,13 +67,13 @@ def convert(src: Path, out: Path, attrs: Mapping[str, Any], models: Mapping[str,
             for demo in sorted(data, key=lambda name: int(name.removeprefix("demo_"))):
                 group = data[demo]
                 model = str(group.attrs["model_file"])
-                actions = np.clip(group["actions"][()], -1, 1)
+                actions = np.clip(read(group, "actions"), -1, 1)
                 if str(version).startswith("1.0."):
                     actions[:, _ROTATION] *= -1
                 writer.add(
                     {},
                     actions,
-                    group["states"][()],
+                    read(group, "states"),
                     None,
                     None,
                     model_file=models.get(model, model),

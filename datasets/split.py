@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
-from pathlib import Path
 
 import h5py
 import numpy as np
 
 from fibopolicy.datasets.hdf5 import DemoFile
+from fibopolicy.datasets.links import copy_file, points_elsewhere
 from fibopolicy.datasets.writer import write_filter_key
 from fibopolicy.errors import UserError
-from fibopolicy.files import StrPath, failure_told, refuse_existing, written_aside
+from fibopolicy.files import StrPath, expanded, failure_told, refuse_existing, written_aside
 
 
 def split(
@@ -25,6 +25,8 @@ def split(
     overwrite: bool = False,
 ) -> dict[str, tuple[str, ...]]:
     """Copy `src` to `out` with filter keys `train` and `valid`; `src` is not touched.
+
+    Where `src` points to other files, `out` holds their data instead.
 
     Args:
         src: a robomimic HDF5 file.
@@ -39,12 +41,14 @@ def split(
         The new filter keys, each with its demos in numeric order.
 
     Raises:
-        UserError: a share is out of range, no training demo would be left, `out` exists or is `src`.
+        UserError: a share or the seed is out of range, no training demo would be left, `out` exists or is `src`.
     """
-    src, out = Path(src).expanduser(), Path(out).expanduser()
+    src, out = expanded(src), expanded(out)
     for name, share in {**(subsets or {}), "valid": valid}.items():
         if not (0 <= share < 1 if name == "valid" else 0 < share <= 1):
             raise UserError(f"split: the share of {name!r} must be in {'[0, 1)' if name == 'valid' else '(0, 1]'}, got {share}")
+    if seed < 0:
+        raise UserError(f"split: seed must be at least 0, got {seed}")
     refuse_existing(out, overwrite, [src])
 
     with DemoFile(src) as file:
@@ -59,7 +63,13 @@ def split(
     filter_keys = {name: tuple(sorted(names, key=demos.index)) for name, names in chosen.items() if names}
 
     with written_aside(out) as partial, failure_told(out):
-        shutil.copyfile(src, partial)
+        with h5py.File(src, "r") as original:
+            linked = points_elsewhere(original)
+            if linked:
+                with DemoFile(src) as file, h5py.File(partial, "w", locking=False) as copy, file.named():
+                    copy_file(original, copy)
+        if not linked:
+            shutil.copyfile(src, partial)
         with h5py.File(partial, "r+", locking=False) as copy:
             if not held_out and "valid" in copy.get("mask", ()):
                 del copy["mask/valid"]

@@ -15,6 +15,8 @@ ACTION_TOLERANCE = 1e-6  # float32 rounding of a bound is no fault
 #: Recordings of input devices hold single commands beyond the bounds; absolute poses lie there at nearly every step.
 FEW_OUTSIDE = 0.5
 
+_PER_STEP = ("states", "rewards", "dones")  # what else a demo holds may be of any length
+
 Floats = np.ndarray[Any, np.dtype[Any]]
 
 
@@ -22,6 +24,7 @@ def validate(file: DemoFile, cameras: Sequence[str], vectors: Sequence[str], dem
     """Check the content that training will read, and return quietly if it is sound.
 
     Actions and vectors are read in full; of images only shape and dtype are looked at, so that a large file takes seconds.
+    States, rewards and dones must be as long as the actions, where present. Other arrays may be of any length.
 
     Args:
         file: the open file.
@@ -32,29 +35,41 @@ def validate(file: DemoFile, cameras: Sequence[str], vectors: Sequence[str], dem
     Raises:
         UserError: the first fault found, with its demo, step and value.
     """
+    for _ in read_valid(file, cameras, vectors, file.demos if demos is None else demos):
+        pass
+
+
+def read_valid(
+    file: DemoFile, cameras: Sequence[str], vectors: Sequence[str], demos: Sequence[str]
+) -> Iterator[dict[str, Floats]]:
+    """What `validate` reads of each demo: "actions" `(N, A)` and the vectors by key, `(N, D)`; raises as it does."""
     for key in cameras:
         _check_key(file, "camera", key, file.image_keys, "uint8 (N, H, W, 3)")
     for key in vectors:
         _check_key(file, "vector observation", key, file.vector_keys, "float (N, D)")
     wanted = {f"obs/{key}": file.obs[key] for key in (*cameras, *vectors)}
-    for demo in file.demos if demos is None else demos:
-        for key in file.keys(demo):
-            _check_length(file, demo, key)
+    for demo in demos:
+        for key in _PER_STEP:
+            if file.has(demo, key):
+                _check_length(file, demo, key)
         for key, (shape, dtype) in wanted.items():
             found, found_dtype = file.layout(demo, key)
             if found[1:] != shape or found_dtype != dtype:
                 first = f"{dtype} {_steps(shape)} in {file.demos[0]}"
                 raise file.error(f"{demo}: {key} is {found_dtype} {_steps(found[1:])}, but {first}; keep one shape per file")
             _check_length(file, demo, key)
-        if (fault := next(action_faults(file, demo), None)) is not None:
+        actions = file.read(demo, "actions")
+        if (fault := next(_action_faults(file, demo, actions), None)) is not None:
             raise file.error(f"{fault}; actions must be finite floats of one width: correct or drop the demo")
-        for key in vectors:
-            _check_finite(file, demo, f"obs/{key}")
+        yield {"actions": actions, **{key: _read_finite(file, demo, f"obs/{key}") for key in vectors}}
 
 
 def action_faults(file: DemoFile, demo: str) -> Iterator[str]:
     """One line for each action value that is not finite in float32, and for actions of the wrong width or type."""
-    actions = file.read(demo, "actions")  # (N, A)
+    return _action_faults(file, demo, file.read(demo, "actions"))
+
+
+def _action_faults(file: DemoFile, demo: str, actions: Floats) -> Iterator[str]:
     if not np.issubdtype(actions.dtype, np.floating):
         yield f"{demo}: actions are {actions.dtype}, expected floats"
     elif not actions.shape[1]:
@@ -62,7 +77,8 @@ def action_faults(file: DemoFile, demo: str) -> Iterator[str]:
     elif actions.shape[1] != file.action_dim:
         yield f"{demo}: actions have {actions.shape[1]} dimensions, those of {file.demos[0]} have {file.action_dim}"
     else:
-        for step, dim in np.argwhere(~_finite(actions)):
+        finite = _finite(actions)
+        for step, dim in () if finite.all() else np.argwhere(~finite):
             yield f"{demo}: action {actions[step, dim]:g} at step {step}, dimension {dim}"
 
 
@@ -104,11 +120,12 @@ def _check_length(file: DemoFile, demo: str, key: str) -> None:
         raise file.error(f"{demo}: num_samples says {told}, {key} holds {found} steps; mend the attribute or the arrays")
 
 
-def _check_finite(file: DemoFile, demo: str, key: str) -> None:
+def _read_finite(file: DemoFile, demo: str, key: str) -> Floats:
     values = file.read(demo, key)  # (N, D)
-    faulty = np.argwhere(~_finite(values))
-    for step, dim in faulty[:1]:
+    finite = _finite(values)
+    for step, dim in () if finite.all() else np.argwhere(~finite)[:1]:
         raise file.error(f"{demo}: {key} is {values[step, dim]:g} at step {step}, dimension {dim}; must be finite in float32")
+    return values
 
 
 def _finite(values: Floats) -> np.ndarray[Any, np.dtype[np.bool_]]:

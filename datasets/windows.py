@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 from fibopolicy.datasets.cache import FrameCache
 from fibopolicy.datasets.hdf5 import DemoFile
 from fibopolicy.datasets.sampling import batch_indices
-from fibopolicy.datasets.validate import clipped, validate
+from fibopolicy.datasets.validate import clipped, read_valid
 from fibopolicy.errors import UserError
 from fibopolicy.files import StrPath
 
@@ -43,7 +44,7 @@ class WindowDataset:
     Frames lie in a memory-mapped cache, so that memory does not grow with them; vectors and actions lie in memory.
 
     Args:
-        path: a robomimic HDF5 file; it is validated first.
+        path: a robomimic HDF5 file, or one that is open and stays so; it is validated first.
         cameras, vectors: observation keys, in the order in which `batch` gives them.
         filter_key: which demos, `None` for all.
         chunk: actions per sample, at least 1.
@@ -56,6 +57,7 @@ class WindowDataset:
         env_args: the task, as the file gives it.
         warnings: the file's harmless oddities, one line each, which names it.
         demos: the selected demos.
+        left_out: observation keys of the file that are neither cameras nor vectors here.
         image_shapes: (H, W, 3) per camera.
         vector_dims: D per vector key.
         action_dim: A.
@@ -69,7 +71,7 @@ class WindowDataset:
 
     def __init__(
         self,
-        path: StrPath,
+        path: StrPath | DemoFile,
         *,
         cameras: Sequence[str],
         vectors: Sequence[str],
@@ -82,20 +84,24 @@ class WindowDataset:
         for name, value in (("chunk", chunk), ("history", history)):
             if value < 1:
                 raise UserError(f"{name} must be at least 1, got {value}")
-        self.path = Path(path)
+        self.path = path.path if isinstance(path, DemoFile) else Path(path)
         self.cameras, self.vectors = tuple(cameras), tuple(vectors)
         self.chunk, self.history, self.sequence = chunk, history, sequence
-        with DemoFile(path) as file:
+        with nullcontext(path) if isinstance(path, DemoFile) else DemoFile(path) as file:
             self.env_args: dict[str, Any] = file.env_args
             self.warnings = tuple(f"{self.path}: {oddity}" for oddity in file.warnings)
+            self.left_out = tuple(key for key in file.obs if key not in (*cameras, *vectors))
             self.demos = file.select(filter_key)
-            validate(file, cameras, vectors, self.demos)
+            arrays: dict[str, list[Floats]] = {key: [] for key in (*vectors, "actions")}
+            for values in read_valid(file, cameras, vectors, self.demos):
+                for key, array in values.items():
+                    arrays[key].append(array.astype(np.float32))
             self.image_shapes = {camera: file.image_shape(camera) for camera in cameras}
             self.vector_dims = {key: file.vector_dim(key) for key in vectors}
             self.action_dim = file.action_dim
-            self._vectors = {key: self._load(file, f"obs/{key}") for key in vectors}  # (F, D) each
+            self._vectors = {key: np.concatenate(arrays[key]) for key in vectors}  # (F, D) each
             with file.named():
-                self.actions, warning = clipped(self._load(file, "actions"), file.env_args)  # (F, A)
+                self.actions, warning = clipped(np.concatenate(arrays["actions"]), file.env_args)  # (F, A)
             if warning is not None:
                 self.warnings = (*self.warnings, f"{self.path}: {warning}")
             self._ends = np.cumsum([file.length(demo) for demo in self.demos])  # (demos,) one past each demo's last step
@@ -126,9 +132,6 @@ class WindowDataset:
         images = {camera: self._frames.gather(camera, seen) for camera in self.cameras}
         vectors = {key: values[seen] for key, values in self._vectors.items()}
         return {"obs": {**images, **vectors}, "actions": self.actions[then], "action_mask": mask}
-
-    def _load(self, file: DemoFile, key: str) -> Floats:
-        return np.concatenate([file.read(demo, key).astype(np.float32) for demo in self.demos])
 
 
 def share_at_limits(actions: NDArray[np.floating[Any]]) -> NDArray[np.float64]:

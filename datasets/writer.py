@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -13,8 +12,9 @@ import h5py
 import numpy as np
 from numpy.typing import ArrayLike
 
+from fibopolicy.datasets.links import copy_whole
 from fibopolicy.errors import UserError
-from fibopolicy.files import StrPath, failure_told, refuse_existing, written_aside
+from fibopolicy.files import StrPath, expanded, failure_told, refuse_existing, written_aside
 
 Attribute = str | int | float | bool
 
@@ -44,7 +44,7 @@ class DemoWriter:
         attrs: Mapping[str, Attribute] | None = None,
         overwrite: bool = False,
     ) -> None:
-        self.path = Path(path).expanduser()
+        self.path = expanded(path)
         self.env_args = dict(env_args)
         self.lengths: dict[str, int] = {}
         self._attrs = dict(attrs or {})
@@ -135,9 +135,9 @@ class DemoWriter:
             self._data.attrs[name] = value
 
     def copy(self, demo: str, source: h5py.Group, key: str) -> None:
-        """Copy `key`, an array or a group of them, from another file's demo as it is."""
+        """Copy `key`, an array or a group of them, from another file's demo. What it links to is copied, see `copy_whole`."""
         with failure_told(self.path):
-            source.copy(source[key], self._data[demo], name=key)
+            copy_whole(source, self._data[demo], key)
 
     def add_filter_key(self, name: str, demos: Iterable[str]) -> None:
         """Store a named subset of the demos, under mask/<name>."""

@@ -37,7 +37,8 @@ class TaskEnv(gymnasium.Env[Observation, NDArray[np.float32]], ABC):
     `step` is `advance` followed by `observe`: whoever needs no picture of an instant calls `advance` alone.
 
     A class of your own that is named as "module:class" is made with the keyword arguments `cameras`, `image_size` and
-    `quality`, and `horizon` where one is asked for; `env_args` give its `task_id` as `env_name`, `type` 2, and these
+    `quality`, and `horizon` where one is asked for; `image_size` is a number, or where cameras differ or are not square, (height,
+    width) or a mapping from cameras to sizes; `env_args` give its `task_id` as `env_name`, `type` 2, and these
     arguments as `env_kwargs`.
     """
 

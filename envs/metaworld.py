@@ -17,7 +17,16 @@ from numpy.typing import NDArray
 
 from fibopolicy.envs.base import Observation, SimState, TaskEnv
 from fibopolicy.envs.metaworld_tasks import METAWORLD, import_metaworld, metaworld_version
-from fibopolicy.envs.rendering import Quality, check_options, configure_gl, no_gl, open_renderer
+from fibopolicy.envs.rendering import (
+    DEFAULT_IMAGE_SIZE,
+    FrameSizes,
+    ImageSize,
+    Quality,
+    Renderers,
+    check_options,
+    configure_gl,
+    no_gl,
+)
 from fibopolicy.errors import UserError, unknown
 
 configure_gl()
@@ -45,7 +54,7 @@ class MetaWorldEnv(TaskEnv):
     """A task of Meta-World 3: a Sawyer arm whose hand moves in x, y and z and never turns, at 80 Hz.
 
     Action `(4,)` float32 in [-1, 1]: x, y, z displacement of the hand's target (1 = 1 cm) and the gripper's force (-1 opens,
-    1 closes). Observations: `<camera>_image` uint8 `(S, S, 3)`, upright; float32 `hand_position` `(3,)` metres, `gripper_opening`
+    1 closes). Observations: `<camera>_image` uint8 `(H, W, 3)`, upright; float32 `hand_position` `(3,)` metres, `gripper_opening`
     `(1,)` from 0 to 1 (10 cm between the fingers), `object_state` `(14,)`, position and quaternion of up to two objects and zeros
     for those that the task lacks, and `goal_position` `(3,)` metres. A policy reads the first two vectors unless told
     otherwise. The reward is 1 at success and 0 before; `info["shaped_reward"]` is Meta-World's, from 0 to 10. Unlike
@@ -62,7 +71,7 @@ class MetaWorldEnv(TaskEnv):
     Args:
         task_id: "metaworld/<name>", e.g. "metaworld/reach-v3".
         cameras: the cameras to render, of "topview", "corner", "corner2", "corner3", "corner4", "behindGripper" and "gripperPOV".
-        image_size: S, pixels.
+        image_size: pixels, the side of square frames, (height, width), or one of these per camera.
         quality: "fast" renders without shadows, multisampling and reflections.
         horizon: control steps until truncation.
         goal_visible: whether frames show the goal's markers, where Meta-World draws them, and `goal_position` tells the goal.
@@ -80,7 +89,7 @@ class MetaWorldEnv(TaskEnv):
         self,
         task_id: str,
         cameras: tuple[str, ...] | list[str] = CAMERAS,
-        image_size: int = 84,
+        image_size: ImageSize = DEFAULT_IMAGE_SIZE,
         quality: Quality = "fast",
         horizon: int = 500,
         goal_visible: bool = True,
@@ -88,10 +97,11 @@ class MetaWorldEnv(TaskEnv):
     ) -> None:
         if task_id not in METAWORLD:
             raise unknown("Meta-World task", task_id, METAWORLD)
-        check_options(quality, image_size, horizon)
+        check_options(quality, horizon)
         self.task_id = task_id
         self.cameras = tuple(cameras)
         self.image_size = image_size
+        self._sizes = FrameSizes(image_size, self.cameras)
         self.quality = quality
         self.horizon = horizon
         self.goal_visible = goal_visible
@@ -105,7 +115,7 @@ class MetaWorldEnv(TaskEnv):
                 raise unknown(f"camera of {task_id}", camera, names)
         self.control_hz = round(1 / float(self._env.dt), 6)
         self._policy = _expert(task_id)
-        self._renderer: mujoco.Renderer | None = None
+        self._renderers = Renderers(self.model, self._sizes)
         self._steps = 0
         # Everything that Meta-World changes from one episode to the next, as it was made.
         self._made = _copies(vars(self._env))
@@ -115,7 +125,7 @@ class MetaWorldEnv(TaskEnv):
         self._prepare_rendering()
         self.action_space = gymnasium.spaces.Box(-1.0, 1.0, (4,), np.float32)
         spaces: dict[str, gymnasium.Space[Any]] = {
-            f"{camera}_image": gymnasium.spaces.Box(0, 255, (image_size, image_size, 3), np.uint8) for camera in self.cameras
+            f"{camera}_image": gymnasium.spaces.Box(0, 255, (*self._sizes[camera], 3), np.uint8) for camera in self.cameras
         }
         spaces |= {
             "hand_position": gymnasium.spaces.Box(-np.inf, np.inf, (3,), np.float32),
@@ -179,7 +189,7 @@ class MetaWorldEnv(TaskEnv):
     def env_args(self) -> dict[str, Any]:
         kwargs = {
             "cameras": list(self.cameras),
-            "image_size": self.image_size,
+            "image_size": self._sizes.stored(),
             "quality": self.quality,
             "horizon": self.horizon,
             "goal_visible": self.goal_visible,
@@ -199,17 +209,12 @@ class MetaWorldEnv(TaskEnv):
         return self.render_camera(self.cameras[0] if self.cameras else CAMERAS[0])
 
     def render_camera(self, camera: str) -> NDArray[np.uint8]:
-        """One frame, uint8 `(S, S, 3)`, upright."""
-        if self._renderer is None:
-            self._renderer = open_renderer(self.model, self.image_size)
-        self._renderer.update_scene(self.data, camera)
-        frame: NDArray[np.uint8] = self._renderer.render()
+        """One frame, uint8 `(H, W, 3)`, upright."""
+        frame = self._renderers.render(self.data, camera)
         return np.ascontiguousarray(frame[::-1, ::-1]) if camera in self._upside_down else frame
 
     def close(self) -> None:
-        if self._renderer is not None:
-            self._renderer.close()
-            self._renderer = None
+        self._renderers.close()
 
     # Beyond the contract.
 
@@ -287,7 +292,6 @@ class MetaWorldEnv(TaskEnv):
 
     def _prepare_rendering(self) -> None:
         model = self.model
-        model.vis.global_.offwidth = model.vis.global_.offheight = self.image_size
         if self.quality == "fast":
             model.vis.quality.shadowsize = 0
             model.vis.quality.offsamples = 0

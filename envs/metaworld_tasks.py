@@ -37,7 +37,7 @@ def import_metaworld() -> Any:
         import metaworld
     except ImportError as error:
         raise UserError(
-            f'metaworld cannot be imported ({error}); install it with `pip install "fibopolicy[metaworld]"`'
+            f"metaworld cannot be imported ({error}); install it with `pip install 'fibopolicy[metaworld]'`"
         ) from error
     from packaging.requirements import Requirement
 
@@ -47,6 +47,6 @@ def import_metaworld() -> Any:
     if not Requirement(f"mujoco{wanted}").specifier.contains(mujoco.__version__, prereleases=True):
         raise UserError(
             f"metaworld {metadata.version('metaworld')} works with mujoco{wanted}, and {mujoco.__version__} is installed:"
-            f' run `pip install "mujoco{wanted}"`'
+            f" run `pip install 'mujoco{wanted}'`"
         )
     return metaworld

@@ -14,13 +14,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fibopolicy.envs.base import Observation, SimState, TaskEnv
-from fibopolicy.envs.rendering import Quality, check_options, configure_gl, no_gl
+from fibopolicy.envs.rendering import (
+    DEFAULT_IMAGE_SIZE,
+    FrameSizes,
+    ImageSize,
+    Quality,
+    check_options,
+    configure_gl,
+    no_gl,
+)
 from fibopolicy.envs.robosuite_experts import expert_action
 from fibopolicy.envs.robosuite_legacy import adopt, composite_controller, hold_orientation, portable
 from fibopolicy.envs.robosuite_tasks import TASKS, Defaults
 from fibopolicy.envs.scene_renderer import SceneRenderer
 from fibopolicy.envs.versions import warn_of_versions
 from fibopolicy.errors import UserError, unknown
+from fibopolicy.files import provide_caches
 
 configure_gl()  # before anything imports mujoco, robosuite included
 
@@ -51,7 +60,7 @@ class RobosuiteEnv(TaskEnv):
     Args:
         task_id: "robosuite/" and the task's name, e.g. "robosuite/Lift".
         cameras: the cameras to render, by default the task's in `robosuite_tasks`; fewer are faster, and none needs no OpenGL.
-        image_size: pixels, one number or (height, width).
+        image_size: pixels, the side of square frames, (height, width), or one of these per camera.
         quality: "fast" renders without shadows, reflections and multisampling.
         horizon: control steps until truncation, by default the task's.
         options: passed to `robosuite.make`, e.g. `robots` (by default the task's), `controller_configs` (of any generation),
@@ -69,22 +78,19 @@ class RobosuiteEnv(TaskEnv):
         self,
         task_id: str = "robosuite/Lift",
         cameras: tuple[str, ...] | list[str] | None = None,
-        image_size: int | tuple[int, int] = 84,
+        image_size: ImageSize = DEFAULT_IMAGE_SIZE,
         quality: Quality = "fast",
         horizon: int | None = None,
         render_mode: str | None = None,
         **options: Any,
     ) -> None:
-        self._shape = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
-        if len(self._shape) != 2:
-            raise UserError(f"image_size must be one number of pixels or (height, width), got {image_size}")
         defaults = TASKS.get(task_id.partition("/")[2], Defaults())
         horizon = defaults.horizon if horizon is None else horizon
-        for size in self._shape:
-            check_options(quality, size, horizon)
+        check_options(quality, horizon)
         self.task_id = self._suite_id = task_id
         self.cameras = defaults.cameras if cameras is None else tuple(cameras)
         self.image_size = image_size
+        self._sizes = FrameSizes(image_size, self.cameras)
         self.quality = quality
         self.horizon = horizon
         self.render_mode = render_mode
@@ -108,7 +114,7 @@ class RobosuiteEnv(TaskEnv):
         limit = np.inf if _absolute(self._options["controller_configs"]) else 1.0
         self.action_space = gymnasium.spaces.Box(-limit, limit, (self._env.action_dim,), np.float32)
         spaces: dict[str, gymnasium.Space[Any]] = {
-            f"{camera}_image": gymnasium.spaces.Box(0, 255, (*self._shape, 3), np.uint8) for camera in self.cameras
+            f"{camera}_image": gymnasium.spaces.Box(0, 255, (*self._sizes[camera], 3), np.uint8) for camera in self.cameras
         }
         spaces |= {key: gymnasium.spaces.Box(-np.inf, np.inf, value.shape, np.float32) for key, value in sensors.items()}
         self.observation_space = cast("gymnasium.Space[Observation]", gymnasium.spaces.Dict(spaces))
@@ -132,9 +138,9 @@ class RobosuiteEnv(TaskEnv):
             arguments["base_types"] = arguments.pop("mount_types")
         if names := kwargs.get("camera_names"):  # a file without images names none, and gets the task's own
             arguments["cameras"] = _names("camera_names", names)
-        if "camera_heights" in kwargs:
+        if "camera_heights" in kwargs and "image_size" not in overrides:
             heights = kwargs["camera_heights"]
-            arguments["image_size"] = _one_size(heights, kwargs.get("camera_widths", heights))
+            arguments["image_size"] = _sizes(arguments.get("cameras"), heights, kwargs.get("camera_widths", heights))
         if "horizon" in kwargs:
             arguments["horizon"] = kwargs["horizon"]
         # A file that says nothing of quality was rendered as robosuite does by itself.
@@ -210,11 +216,13 @@ class RobosuiteEnv(TaskEnv):
     @property
     def env_args(self) -> dict[str, Any]:
         """In robomimic's form, which its own tools can read; `render_quality` stands beside the kwargs that robosuite takes."""
+        # Numbers where all cameras share a size, else lists in their order.
+        heights, widths = self._sizes.shared or zip(*self._sizes.all, strict=True)
         kwargs = {
             **deepcopy(self._options),
             "camera_names": list(self.cameras),
-            "camera_heights": self._shape[0],
-            "camera_widths": self._shape[1],
+            "camera_heights": heights if isinstance(heights, int) else list(heights),
+            "camera_widths": widths if isinstance(widths, int) else list(widths),
             "camera_depths": False,
             "use_camera_obs": bool(self.cameras),
             "has_offscreen_renderer": bool(self.cameras),
@@ -251,9 +259,10 @@ class RobosuiteEnv(TaskEnv):
     def render_camera(self, camera: str) -> NDArray[np.uint8]:
         """One frame, uint8 `(H, W, 3)`, upright."""
         if self._renderer is None:
-            self._renderer = SceneRenderer(*self._shape)
+            self._renderer = SceneRenderer(*self._sizes.largest)
             self._renderer.load(self._env.sim.model._model)
-        return self._renderer.render(self._env.sim.data._data, camera, cull=self.quality == "fast")
+        data, size = self._env.sim.data._data, self._sizes[camera]
+        return self._renderer.render(data, camera, cull=self.quality == "fast", size=size)
 
     def close(self) -> None:
         if self._renderer is not None:
@@ -360,6 +369,7 @@ def import_robosuite() -> Any:
     """
     # A filter on robosuite's own logger alone; its import sets the level, so a level set here would not last.
     logging.getLogger("robosuite_logs").addFilter(_errors_only)
+    provide_caches()
     try:
         import mujoco  # noqa: F401
     except Exception as error:  # it loads OpenGL
@@ -368,7 +378,7 @@ def import_robosuite() -> Any:
         import robosuite
     except ImportError as error:
         raise UserError(
-            f'robosuite cannot be imported ({error}); install it with `pip install "fibopolicy[robosuite]"`'
+            f"robosuite cannot be imported ({error}); install it with `pip install 'fibopolicy[robosuite]'`"
         ) from error
     return robosuite
 
@@ -468,12 +478,15 @@ def _names(what: str, given: Any) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _one_size(heights: Any, widths: Any) -> int | tuple[int, int]:
+def _sizes(cameras: tuple[str, ...] | None, heights: Any, widths: Any) -> ImageSize:
+    """The `image_size` that robosuite's `camera_heights` and `camera_widths` mean: numbers, or lists in the cameras' order."""
     try:
-        sizes = {(int(height), int(width)) for height, width in np.broadcast(heights, widths)}
+        sizes = [(int(height), int(width)) for height, width in np.broadcast(heights, widths)]
     except (TypeError, ValueError) as error:
         raise UserError(f"camera_heights and camera_widths must be numbers of pixels, got {heights!r} and {widths!r}") from error
-    if len(sizes) != 1:
-        raise UserError(f"cameras of different sizes, {sorted(sizes)}: choose one with image_size")
-    height, width = sizes.pop()
-    return height if height == width else (height, width)
+    if len(set(sizes)) == 1:
+        height, width = sizes[0]
+        return height if height == width else (height, width)
+    if len(sizes) != len(cameras or ()):
+        raise UserError(f"camera_heights and camera_widths hold {len(sizes)} sizes for the {len(cameras or ())} camera_names")
+    return dict(zip(cameras or (), sizes, strict=True))

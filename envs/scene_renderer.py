@@ -19,7 +19,7 @@ _UPLOADED = ("mesh_", "tex_", "hfield_", "skin_", "ntex", "nmesh", "nhfield", "n
 
 
 class SceneRenderer:
-    """Draws MuJoCo models off screen, frames of one size, uint8 `(height, width, 3)`, upright.
+    """Draws MuJoCo models off screen, frames of at most `(height, width)` pixels, uint8, upright.
 
     Robosuite's own renderer does not switch to its OpenGL context, so that two of them in one process return each other's
     frames; this one does. Uploading a robot's meshes takes a second, so a model that looks like the one before keeps what is
@@ -35,8 +35,6 @@ class SceneRenderer:
 
         self._mujoco = mujoco
         self._shape = (height, width)
-        self._frame = np.empty((height, width, 3), dtype=np.uint8)
-        self._viewport = mujoco.MjrRect(0, 0, width, height)
         self._camera, self._perturb, self._options = mujoco.MjvCamera(), mujoco.MjvPerturb(), mujoco.MjvOption()
         self._camera.type = mujoco.mjtCamera.mjCAMERA_FIXED
         self._options.geomgroup[0] = 0
@@ -66,23 +64,26 @@ class SceneRenderer:
             self._context.readDepthMap = self._mujoco.mjtDepthMap.mjDEPTH_ZEROFAR
             self._uploaded = looks
 
-    def render(self, data: Any, camera: str, *, cull: bool) -> NDArray[np.uint8]:
-        """The present instant of `data`, an `MjData` of the loaded model.
+    def render(self, data: Any, camera: str, *, cull: bool, size: tuple[int, int] | None = None) -> NDArray[np.uint8]:
+        """The present instant of `data`, an `MjData` of the loaded model: `(height, width, 3)`.
 
         Args:
+            size: (height, width), pixels; by default the largest.
             cull: draw only what can lie in the camera's field of view. The frame is the same, many times sooner for a camera
                 in a hand; but where there are shadows or reflections, what is out of view may be seen by them.
         """
         mujoco, model = self._mujoco, self._model
+        height, width = size or self._shape
         self._gl.make_current()
         self._camera.fixedcamid = model.camera(camera).id
         if cull:
-            model.geom_group[self._out_of_view(data, self._camera.fixedcamid)] = _HIDDEN
+            model.geom_group[self._out_of_view(data, self._camera.fixedcamid, width / height)] = _HIDDEN
         mujoco.mjv_updateScene(model, data, self._options, self._perturb, self._camera, mujoco.mjtCatBit.mjCAT_ALL, self._scene)
         model.geom_group[:] = self._groups
-        mujoco.mjr_render(self._viewport, self._scene, self._context)
-        mujoco.mjr_readPixels(self._frame, None, self._viewport, self._context)
-        return np.ascontiguousarray(self._frame[::-1])  # OpenGL's first row is the lowest
+        viewport, frame = mujoco.MjrRect(0, 0, width, height), np.empty((height, width, 3), dtype=np.uint8)
+        mujoco.mjr_render(viewport, self._scene, self._context)
+        mujoco.mjr_readPixels(frame, None, viewport, self._context)
+        return np.ascontiguousarray(frame[::-1])  # OpenGL's first row is the lowest
 
     def close(self) -> None:
         if self._gl is not None:
@@ -92,13 +93,13 @@ class SceneRenderer:
             self._gl.free()
             self._gl = self._context = None
 
-    def _out_of_view(self, data: Any, camera: int) -> NDArray[np.bool_]:
+    def _out_of_view(self, data: Any, camera: int, aspect: float) -> NDArray[np.bool_]:
         """Per geom, whether its bounding sphere lies outside the camera's pyramid; planes have none and stay."""
         model = self._model
         radius = np.where(model.geom_rbound > 0, model.geom_rbound, np.inf)
         x, y, z = ((data.geom_xpos - data.cam_xpos[camera]) @ data.cam_xmat[camera].reshape(3, 3)).T  # it looks along -z
         tall = np.tan(np.deg2rad(model.cam_fovy[camera]) / 2)
-        wide = tall * self._shape[1] / self._shape[0]
+        wide = tall * aspect
         aside = (np.abs(x) + z * wide) / np.hypot(1, wide)
         above = (np.abs(y) + z * tall) / np.hypot(1, tall)
         return np.asarray((aside > radius) | (above > radius) | (z > radius), dtype=np.bool_)

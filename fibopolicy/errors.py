@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import os
+import shlex
 from collections.abc import Iterable
 
 
@@ -12,6 +14,17 @@ class UserError(Exception):
     The message is one line that names what was given, what was expected and what to do.
     The command line prints it without a traceback and exits with code 2.
     """
+
+
+def quoted(path: str | os.PathLike[str]) -> str:
+    """`path` as a word of a command to paste into a shell: quoted where need be, and never taken for an option."""
+    name = os.fspath(path)
+    return shlex.quote(f"./{name}" if name.startswith("-") else name)
+
+
+def printable(text: str) -> str:
+    """`text` with escapes for what UTF-8 cannot hold, such as the bytes of a file name that is not UTF-8."""
+    return text.encode(errors="backslashreplace").decode()
 
 
 def unknown(kind: str, name: object, known: Iterable[str], summary: str = "") -> UserError:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import fcntl
 import os
+import tempfile
+import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,10 +17,68 @@ from fibopolicy.errors import UserError
 StrPath = str | os.PathLike[str]
 
 
+#: Where other libraries keep what they compile; each of them fails or complains without a home that can be written.
+_OTHERS = ("NUMBA_CACHE_DIR", "TRITON_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR", "MPLCONFIGDIR")
+
+
 def cache_home() -> Path:
-    """The folder for everything that can be made or downloaded again: `$XDG_CACHE_HOME/fibopolicy` or `~/.cache/fibopolicy`."""
+    """The folder for everything that can be made or downloaded again: `$XDG_CACHE_HOME/fibopolicy` or `~/.cache/fibopolicy`.
+
+    Without a home that can be written, as in a container with an arbitrary user id, it is a folder of that user's among the
+    temporary files, with a warning.
+
+    Raises:
+        UserError: there is no such folder either.
+    """
+    if folder := _chosen_cache() or _home_cache():
+        return folder
+    folder = _temporary_cache()
+    warnings.warn(f"no home folder can be written: caches go to {folder}; set XDG_CACHE_HOME to keep them", stacklevel=2)
+    return folder
+
+
+def provide_caches() -> None:
+    """Where no home can be written, have other libraries keep their caches in `cache_home` too; call it before they are loaded.
+
+    Robosuite's import fails in numba otherwise, and matplotlib makes a folder each time.
+    """
+    if _home_cache() is None:
+        with contextlib.suppress(UserError):  # told by whoever needs a cache
+            folder = _chosen_cache() or _temporary_cache()
+            for name in _OTHERS:
+                os.environ.setdefault(name, str(folder / name.lower()))
+
+
+def _chosen_cache() -> Path | None:
     base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "fibopolicy"
+    return Path(base) / "fibopolicy" if base else None
+
+
+def _home_cache() -> Path | None:
+    try:
+        folder = Path.home() / ".cache" / "fibopolicy"
+    except RuntimeError:  # a user id that the system knows nothing of
+        return None
+    nearest = next(path for path in (folder, *folder.parents) if os.path.exists(path))
+    return folder if os.access(nearest, os.W_OK | os.X_OK) else None
+
+
+def _temporary_cache() -> Path:
+    folder = Path(tempfile.gettempdir()) / f"fibopolicy-{os.getuid()}"
+    try:
+        folder.mkdir(mode=0o700, exist_ok=True)
+        if folder.lstat().st_uid != os.getuid():
+            raise PermissionError(errno.EPERM, "it belongs to another user")
+    except OSError as error:
+        raise UserError(
+            f"{folder}: cannot be the folder for caches ({error.strerror}), and no home can be written; set XDG_CACHE_HOME"
+        ) from error
+    return folder
+
+
+def expanded(path: StrPath) -> Path:
+    """`path` with a leading `~` or `~user` replaced by that home folder; as it is where no such home is known."""
+    return Path(os.path.expanduser(path))
 
 
 def refuse_both(*, resume: bool, overwrite: bool) -> None:

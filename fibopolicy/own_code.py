@@ -36,6 +36,11 @@ def own_code(kind: str, name: str, prefixes: Iterable[str] = ()) -> Any:
     if module.endswith(".py") or "/" in module or module.startswith("."):
         plain = module.removesuffix(".py").strip("./").replace("/", ".")
         raise UserError(f"{kind} {name}: name the module, not its file: {plain}:{attribute}")
+    if module == "__main__":
+        raise UserError(
+            f"{kind} {name}: worker processes cannot import what a script or notebook defines; put {attribute} into a module, a"
+            f" .py file beside it, and name it <module>:{attribute}"
+        )
     added = os.getcwd() not in sys.path
     if added:
         sys.path.append(os.getcwd())

@@ -44,11 +44,14 @@ class Quickstart:
     def run(self) -> None:
         # Heavy imports wait until the command line has been understood.
         from fibopolicy.datasets.collect import Plan, collect
+        from fibopolicy.encoders.base import encoder_options
         from fibopolicy.evaluation.evaluate_run import evaluate_run
         from fibopolicy.evaluation.report import rate_table, report
         from fibopolicy.training.loop import train
 
         data, run = self.out / f"lift_{self.demos}.hdf5", self.out / f"{self.encoder}_seed{self.seed}"
+        training, evaluating = self.train_config(data, run), EvaluateConfig(run, self.episodes)
+        encoder_options(self.encoder)  # an unknown name is refused here, and not after minutes
         times = WallTimes(self.out / "wall_times.json")
         if self.setup_seconds is not None:
             times.add("set-up", self.setup_seconds)
@@ -56,9 +59,9 @@ class Quickstart:
             with times.of("collect"):
                 collect(Plan(TASK), self.demos, data, resume=True)
         with times.of(f"train {run.name}"):
-            train(self.train_config(data, run), resume=True)
+            train(training, resume=True)
         with times.of(f"evaluate {run.name}"):
-            evaluation = evaluate_run(EvaluateConfig(run, self.episodes), resume=True)
+            evaluation = evaluate_run(evaluating, resume=True)
         mine = times.of_run(run.name)
         page = report(run, evaluation, mine)
         print(f"\n{TASK}, {self.episodes} held-out start states\n{rate_table({self.encoder: evaluation.rate})}")
@@ -81,12 +84,12 @@ class WallTimes:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self.seconds: dict[str, float] = json.loads(path.read_text()) if path.exists() else {}
+        self.seconds: dict[str, float] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
     def add(self, stage: str, seconds: float) -> None:
         self.seconds[stage] = self.seconds.get(stage, 0.0) + seconds
         with written_aside(self._path) as aside:
-            aside.write_text(json.dumps(self.seconds, indent=2) + "\n")
+            aside.write_text(json.dumps(self.seconds, indent=2) + "\n", encoding="utf-8")
 
     @contextmanager
     def of(self, stage: str) -> Iterator[None]:

@@ -175,8 +175,8 @@ def test_harmless_oddities_are_told_and_trained_on(
         (["replay", "LIFT", "--out", "LIFT", "--overwrite"], "is the input itself"),
         (["inspect", "."], "folder"),
         (["evaluate", "nowhere"], "is no run directory"),
-        (["rates", "nowhere"], "holds no episode rows"),
-        (["compare", "nowhere", "elsewhere"], "holds no episode rows"),
+        (["rates", "nowhere"], "no such run directory"),
+        (["compare", "nowhere", "elsewhere"], "no such run directory"),
         (["compare", "nowhere"], "needs a baseline and a candidate"),
     ],
 )
@@ -232,6 +232,16 @@ def test_the_command_alone_lists_the_verbs(
 ) -> None:
     _, out, _ = call(monkeypatch, capsys, *arguments)
     assert all(verb in out for verb in cli.VERBS)
+
+
+def test_a_user_without_a_home_is_asked_for_one(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def homeless(self: cli.Inspect) -> None:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(cli.Inspect, "run", homeless)
+    code, _, err = call(monkeypatch, capsys, "inspect", "~/x")
+    assert (code, len(err.strip().splitlines())) == (2, 1)
+    assert "set HOME" in err
 
 
 def test_our_own_mistakes_exit_with_1_and_debug_shows_where(

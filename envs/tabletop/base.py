@@ -10,7 +10,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fibopolicy.envs.base import Observation, SimState, TaskEnv
-from fibopolicy.envs.rendering import Quality, check_options, configure_gl, no_gl, open_renderer
+from fibopolicy.envs.rendering import (
+    DEFAULT_IMAGE_SIZE,
+    FrameSizes,
+    ImageSize,
+    Quality,
+    Renderers,
+    check_options,
+    configure_gl,
+    no_gl,
+)
 from fibopolicy.envs.tabletop.scene import MAX_OPENING, WORKSPACE_HIGH, WORKSPACE_LOW, scene
 from fibopolicy.errors import UserError, unknown
 
@@ -34,13 +43,13 @@ class TabletopEnv(TaskEnv):
     """A hand with four degrees of freedom above a table, in MuJoCo, at 20 Hz.
 
     Action `(4,)` float32 in [-1, 1]: x, y, z displacement of the hand's target (1 = 1 cm) and the gripper
-    (-1 open, 1 closed). Observations: `workspace_image` and `wrist_image` uint8 `(S, S, 3)`, `hand_position` float32
+    (-1 open, 1 closed). Observations: `workspace_image` and `wrist_image` uint8 `(H, W, 3)`, `hand_position` float32
     `(3,)` in metres, `gripper_opening` float32 `(1,)` in metres (each finger's distance from the middle).
     Reward is 1 at success and 0 before.
 
     Args:
         cameras: the cameras to render, any of "workspace" and "wrist"; fewer are faster.
-        image_size: S, pixels.
+        image_size: pixels, the side of square frames, (height, width), or one of these per camera.
         quality: "fast" renders without shadows and multisampling.
         horizon: control steps until truncation; `None` takes the task's own.
     """
@@ -54,7 +63,7 @@ class TabletopEnv(TaskEnv):
     def __init__(
         self,
         cameras: tuple[str, ...] | list[str] = CAMERAS,
-        image_size: int = 84,
+        image_size: ImageSize = DEFAULT_IMAGE_SIZE,
         quality: Quality = "fast",
         horizon: int | None = None,
         render_mode: str | None = None,
@@ -63,22 +72,22 @@ class TabletopEnv(TaskEnv):
             if camera not in CAMERAS:
                 raise unknown("camera", camera, CAMERAS)
         self.horizon = self.default_horizon if horizon is None else horizon
-        check_options(quality, image_size, self.horizon)
+        check_options(quality, self.horizon)
         self.cameras = tuple(cameras)
         self.image_size = image_size
+        self._sizes = FrameSizes(image_size, self.cameras)
         self.quality = quality
         self.render_mode = render_mode
         self._xml = scene(self.objects(), quality)
         self.model = mujoco.MjModel.from_xml_string(self._xml)
-        self.model.vis.global_.offwidth = self.model.vis.global_.offheight = image_size
         self.data = mujoco.MjData(self.model)
         self._substeps = round(1 / (CONTROL_HZ * self.model.opt.timestep))
         self._grip = self.model.site("grip").id
-        self._renderer: mujoco.Renderer | None = None
+        self._renderers = Renderers(self.model, self._sizes)
         self._steps = 0
         self.action_space = gymnasium.spaces.Box(-1.0, 1.0, (4,), np.float32)
         spaces: dict[str, gymnasium.Space[Any]] = {
-            f"{camera}_image": gymnasium.spaces.Box(0, 255, (image_size, image_size, 3), np.uint8) for camera in self.cameras
+            f"{camera}_image": gymnasium.spaces.Box(0, 255, (*self._sizes[camera], 3), np.uint8) for camera in self.cameras
         }
         spaces["hand_position"] = gymnasium.spaces.Box(-1.0, 1.0, (3,), np.float32)
         spaces["gripper_opening"] = gymnasium.spaces.Box(-0.01, MAX_OPENING + 0.01, (1,), np.float32)
@@ -152,7 +161,12 @@ class TabletopEnv(TaskEnv):
     @property
     def env_args(self) -> dict[str, Any]:
         # robomimic's number for a gymnasium environment is 2.
-        kwargs = {"cameras": list(self.cameras), "image_size": self.image_size, "quality": self.quality, "horizon": self.horizon}
+        kwargs = {
+            "cameras": list(self.cameras),
+            "image_size": self._sizes.stored(),
+            "quality": self.quality,
+            "horizon": self.horizon,
+        }
         return {"env_name": self.task_id, "env_version": mujoco.__version__, "type": 2, "env_kwargs": kwargs}
 
     def simulation(self) -> tuple[Any, Any]:
@@ -162,17 +176,11 @@ class TabletopEnv(TaskEnv):
         return self.render_camera("workspace")
 
     def render_camera(self, camera: str) -> NDArray[np.uint8]:
-        """One frame, uint8 `(S, S, 3)`, upright."""
-        if self._renderer is None:
-            self._renderer = open_renderer(self.model, self.image_size)
-        self._renderer.update_scene(self.data, camera)
-        frame: NDArray[np.uint8] = self._renderer.render()
-        return frame
+        """One frame, uint8 `(H, W, 3)`, upright."""
+        return self._renderers.render(self.data, camera)
 
     def close(self) -> None:
-        if self._renderer is not None:
-            self._renderer.close()
-            self._renderer = None
+        self._renderers.close()
 
     # What tasks and experts read.
 

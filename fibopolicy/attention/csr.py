@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fibopolicy.attention.derivatives import check_transforms, once
 from fibopolicy.attention.neighbours import neighbours
 from fibopolicy.attention.patterns import AttentionPattern
 from fibopolicy.attention.reference import reference
@@ -22,6 +23,7 @@ def csr_attention(q: Tensor, k: Tensor, v: Tensor, pattern: AttentionPattern, ma
     """Masked attention over `(B, h, T, d)`, differentiable once; halves are computed in float32."""
     if not q.numel():
         return reference(q, k, v, pattern, masking, scale)
+    check_transforms(q, k, v)
     out: Tensor = _Sparse.apply(q, k, v, pattern, masking == "zero_logit", scale)  # type: ignore[no-untyped-call]
     return out
 
@@ -77,25 +79,41 @@ class _Sparse(torch.autograd.Function):
         out = pairs.matrix(weight - dropped[pairs.row]) @ flat_v
         if zero_logit:
             out = out + (dropped.view(*q.shape[:3], 1) * flat_v.view(q.shape).sum(dim=2, keepdim=True)).flatten(0, 2)
-        ctx.save_for_backward(flat_q, flat_k, flat_v, out, weight, dropped)
-        ctx.pairs, ctx.zero_logit, ctx.scale, ctx.shape, ctx.dtype = pairs, zero_logit, scale, q.shape, q.dtype
+        ctx.save_for_backward(q, k, v, out, weight, dropped)
+        ctx.pairs, ctx.zero_logit, ctx.scale = pairs, zero_logit, scale
         return out.view(q.shape).to(q.dtype)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        q, k, v, out, weight, dropped = ctx.saved_tensors
-        pairs: _Pairs = ctx.pairs
-        flat_grad = _flatten(grad)
-        mean = (flat_grad * out).sum(dim=1)  # (B h T,)
-        slope = weight * (pairs.products(flat_grad, v) - mean[pairs.row]) * ctx.scale
-        dq = pairs.matrix(slope) @ k
-        dk = pairs.matrix(slope[pairs.twin]) @ q
-        dv = pairs.matrix((weight - dropped[pairs.row])[pairs.twin]) @ flat_grad
-        dv = dv.view(ctx.shape)
-        if ctx.zero_logit:
-            dv = dv + (dropped[:, None] * flat_grad).view(ctx.shape).sum(dim=2, keepdim=True)
-        return dq.view(ctx.shape).to(ctx.dtype), dk.view(ctx.shape).to(ctx.dtype), dv.to(ctx.dtype), None, None, None
+        q, k, v, *_ = saved = ctx.saved_tensors
+        grads = once(_backward, (grad, q, k, v), grad, *saved, ctx.pairs, ctx.zero_logit, ctx.scale)
+        return (*grads.unbind(0), None, None, None)
+
+
+def _backward(
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    weight: Tensor,
+    dropped: Tensor,
+    pairs: _Pairs,
+    zero_logit: bool,
+    scale: float,
+) -> Tensor:
+    """The gradients of q, k and v, stacked: `(3, B, h, T, d)`."""
+    shape, dtype = q.shape, q.dtype
+    flat_grad, q, k, v = (_flatten(x) for x in (grad, q, k, v))
+    mean = (flat_grad * out).sum(dim=1)  # (B h T,)
+    slope = weight * (pairs.products(flat_grad, v) - mean[pairs.row]) * scale
+    dq = pairs.matrix(slope) @ k
+    dk = pairs.matrix(slope[pairs.twin]) @ q
+    dv = pairs.matrix((weight - dropped[pairs.row])[pairs.twin]) @ flat_grad
+    dv = dv.view(shape)
+    if zero_logit:
+        dv = dv + (dropped[:, None] * flat_grad).view(shape).sum(dim=2, keepdim=True)
+    return torch.stack([dq.view(shape), dk.view(shape), dv]).to(dtype)
 
 
 def _flatten(x: Tensor) -> Tensor:

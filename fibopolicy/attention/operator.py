@@ -11,11 +11,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
-from torch.autograd.function import once_differentiable
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from fibopolicy.attention import cpu, cuda
+from fibopolicy.attention.derivatives import check_transforms, once, refuse_second
 from fibopolicy.attention.patterns import AttentionPattern
 
 _FORWARD: Mapping[str, Callable[..., tuple[Tensor, Tensor]]] = {"numba": cpu.forward, "triton": cuda.forward}
@@ -88,6 +87,7 @@ def _differentiate(ctx: Any, grad: Tensor | None, _: Tensor | None) -> tuple[Ten
 
 
 sparse_attention.register_autograd(_differentiate, setup_context=_remember)
+sparse_attention_backward.register_autograd(refuse_second)
 
 
 class _Direct(torch.autograd.Function):
@@ -105,12 +105,13 @@ class _Direct(torch.autograd.Function):
         return results
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
         if grad is None:
             return (None,) * 7
+        q, k, v, out, lse = ctx.saved_tensors
         pattern, zero_logit, scale, backend = ctx.options
-        return (*_BACKWARD[backend](grad, *ctx.saved_tensors, pattern, zero_logit, scale).unbind(0), None, None, None, None)
+        grads = once(_BACKWARD[backend], (grad, q, k, v), grad, q, k, v, out, lse, pattern, zero_logit, scale)
+        return (*grads.unbind(0), None, None, None, None)
 
 
 class _DirectPacked(torch.autograd.Function):
@@ -125,15 +126,27 @@ class _DirectPacked(torch.autograd.Function):
         return results
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
         if grad is None:
             return (None,) * 5
         qkv, out, lse = ctx.saved_tensors
-        pattern, zero_logit, scale, backend = ctx.options
-        packed = torch.empty_like(qkv, memory_format=torch.contiguous_format)
-        _BACKWARD[backend](grad, *unpack(qkv), out, lse, pattern, zero_logit, scale, packed.permute(2, 0, 3, 1, 4))
-        return packed, None, None, None, None
+        return once(_packed_backward, (grad, qkv), grad, qkv, out, lse, *ctx.options), None, None, None, None
+
+
+def _packed_backward(
+    grad: Tensor,
+    qkv: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    pattern: AttentionPattern,
+    zero_logit: bool,
+    scale: float,
+    backend: str,
+) -> Tensor:
+    """The gradient of a packed projection, laid out as the projection: `(B, T, 3, h, d)`."""
+    packed = torch.empty_like(qkv, memory_format=torch.contiguous_format)
+    _BACKWARD[backend](grad, *unpack(qkv), out, lse, pattern, zero_logit, scale, packed.permute(2, 0, 3, 1, 4))
+    return packed
 
 
 def unpack(qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -149,12 +162,13 @@ def _eager() -> bool:
 
 
 def _differentiates(*tensors: Tensor) -> bool:
-    """Whether a derivative may be asked for: backward, or forward, which these kernels refuse."""
-    return (torch.is_grad_enabled() and any(x.requires_grad for x in tensors)) or forward_ad._current_level >= 0
+    """Whether a backward pass may follow."""
+    return torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
 
 
 def sparse(q: Tensor, k: Tensor, v: Tensor, pattern: AttentionPattern, masking: str, scale: float, backend: str) -> Tensor:
     """A compiled backend over `(B, h, T, d)`, differentiable."""
+    check_transforms(q, k, v)
     dim = q.shape[-1]
     if backend == "numba":
         q, k, v = cpu.pad(q), cpu.pad(k), cpu.pad(v)
@@ -174,5 +188,6 @@ def sparse_packed(qkv: Tensor, pattern: AttentionPattern, masking: str, scale: f
     padded = backend == "numba" and cpu.padded_dim(qkv.shape[-1]) != qkv.shape[-1]
     if padded or scale < _SMALLEST_SCALE or not _eager():
         return sparse(*unpack(qkv), pattern, masking, scale, backend)
+    check_transforms(qkv)
     out: Tensor = _DirectPacked.apply(qkv, pattern, masking == "zero_logit", scale, backend)[0]  # type: ignore[no-untyped-call]
     return out

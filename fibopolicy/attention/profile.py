@@ -68,7 +68,7 @@ class Report:
 
     def write(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(asdict(self), indent=1) + "\n")
+        path.write_text(json.dumps(asdict(self), indent=1) + "\n", encoding="utf-8")
 
 
 def profile_attention(
@@ -210,7 +210,7 @@ def _peak(run: Callable[[], object], results: int, device: str) -> int | None:
         run()
         return max(torch.cuda.max_memory_allocated(device) - before - results, 0)
     try:
-        Path("/proc/self/clear_refs").write_text("5")  # Linux: forget the highest resident size so far
+        Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # Linux: forget the highest resident size so far
         before = status_bytes("VmRSS")
         run()
         return max(status_bytes("VmHWM") - before - results, 0)

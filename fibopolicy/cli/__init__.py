@@ -26,6 +26,7 @@ from fibopolicy.cli.study import Study
 from fibopolicy.cli.train import Train, with_preset
 from fibopolicy.errors import UserError, unknown
 from fibopolicy.own_code import IMPORTED
+from fibopolicy.process import drop_output, make_streams_safe
 from fibopolicy.quickstart import Quickstart
 
 VERBS: dict[str, Callable[..., Any]] = {
@@ -53,6 +54,7 @@ def main() -> None:
     """The console command. Exit codes: 0 done, 1 our mistake, 2 the user's, 130 interrupted."""
     arguments = [a for a in sys.argv[1:] if a != "--debug"]
     debug = len(arguments) < len(sys.argv) - 1
+    make_streams_safe()
     signal.signal(signal.SIGTERM, _interrupt)
     warnings.showwarning = _print_warning
     logging.basicConfig(format="%(message)s")
@@ -62,10 +64,11 @@ def main() -> None:
         if arguments == ["--version"]:
             from fibopolicy.study.directory import versions
 
-            print(*(f"{name} {version}" for name, version in versions().items()), sep=", ")
+            print(*(f"{name} {version}" for name, version in versions().items()), sep=", ", flush=True)
             return
         verb = _parse(arguments)
         verb.run()
+        sys.stdout.flush()  # here, where a failure is reported
     except UserError as error:
         _end(error, debug, f"error: {error}", 2)
     except KeyboardInterrupt as error:
@@ -75,9 +78,17 @@ def main() -> None:
     except BrokenPipeError:
         os._exit(0)  # the reader of our output has gone
     except OSError as error:
+        try:
+            sys.stdout.flush()
+        except OSError:  # the error came from printing, and would come again at the end
+            drop_output()
         _end(error, debug, f"error: {error.filename or 'input or output'}: {error.strerror or error}", 2)
     except Exception as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())
+        if isinstance(error, RuntimeError) and "home directory" in reason:  # as `Path.expanduser` says it
+            _end(error, debug, "error: a path begins with ~ or a library asks for a home, and this user id has none; set HOME", 2)
+        if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "allocate" in reason):  # numpy's, torch's
+            _end(error, debug, f"error: not enough memory ({reason[:200]}); use a smaller batch, image or network", 2)
         ours = "please report it" if not IMPORTED else f"in this library, or in your own {', '.join(sorted(IMPORTED))}"
         _end(error, debug, f"internal error: {reason} (--debug shows where; {ours})", 1)
 
@@ -88,6 +99,8 @@ def _parse(arguments: list[str]) -> Any:
         arguments = ["--help"]
     if not arguments[0].startswith("-") and arguments[0] not in VERBS:
         raise unknown("verb", arguments[0], VERBS)
+    if any(word == "" or (word.startswith("--") and word.endswith("=")) for word in arguments):
+        raise UserError(f"{arguments[0]}: an argument is empty; if it came from a shell variable, that is not set")
     told, arguments = io.StringIO(), with_preset(arguments)
     try:
         with contextlib.redirect_stderr(told):
@@ -96,6 +109,7 @@ def _parse(arguments: list[str]) -> Any:
             )
     except SystemExit as end:
         if end.code != 2:
+            sys.stdout.flush()
             raise
         raise mistake(told.getvalue(), arguments, VERBS) from end
 
@@ -125,5 +139,6 @@ def _interrupt(number: int, frame: object) -> None:
 def _end(error: BaseException, debug: bool, line: str, code: int) -> None:
     if debug:
         raise error
-    print(f"fibopolicy: {line}", file=sys.stderr)
+    with contextlib.suppress(OSError):  # standard error may be full or gone
+        print(f"fibopolicy: {line}", file=sys.stderr, flush=True)
     sys.exit(code)

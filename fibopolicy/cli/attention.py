@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from fibopolicy.errors import UserError
 from fibopolicy.files import refuse_existing
 
 
@@ -33,6 +34,8 @@ class ShowPattern:
         from fibopolicy.attention.drawing import draw_pattern
 
         refuse_existing(self.out, self.overwrite)
+        if self.tokens > 4096 or self.heads > 256:  # a picture of more would show nothing, and fill the memory
+            raise UserError(f"at most 4096 tokens and 256 heads can be drawn, got {self.tokens} and {self.heads}")
         pattern = FibottentionPattern(self.tokens, self.heads, modified=self.modified, layer=self.layer)
         draw_pattern(pattern, self.out)
         print(f"{self.out}: {self.heads} heads keep {100 * pattern.density:.2f} % of the patch pairs")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from fibopolicy.errors import UserError
+from fibopolicy.errors import UserError, quoted
 
 if TYPE_CHECKING:
     from fibopolicy.study.config import StudyConfig
@@ -71,9 +71,9 @@ class Run:
             names = ", ".join(run.name for run in outcome.failed[:3]) + (", ..." if len(outcome.failed) > 3 else "")
             raise UserError(
                 f"{self.out}: {len(outcome.failed)} of {outcome.total} runs failed ({names}); their logs are named by"
-                f" `fibopolicy study status {self.out}`, and the same command tries them again"
+                f" `fibopolicy study status {quoted(self.out)}`, and the same command tries them again"
             )
-        print(f"next: fibopolicy study report {self.out}")
+        print(f"next: fibopolicy study report {quoted(self.out)}")
 
     def _executor(self, config: StudyConfig) -> Executor:
         from fibopolicy.study.executors.local import Local

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Annotated, Any
 
 import tyro
 
+from fibopolicy.errors import quoted
 from fibopolicy.policies.base import PolicyConfig
 from fibopolicy.training.config import TrainConfig
 from fibopolicy.training.presets import preset
@@ -44,7 +44,7 @@ class Train:
             return
         print(f"{self.config.out}: trained to step {done.step}\n{done.summary.table()}")
         if is_known(read_config(self.config.out)["env_args"]):
-            print(f"next: fibopolicy evaluate {shlex.quote(str(self.config.out))} --episodes 50")
+            print(f"next: fibopolicy evaluate {quoted(self.config.out)} --episodes 50")
 
 
 def with_preset(arguments: Sequence[str]) -> list[str]:

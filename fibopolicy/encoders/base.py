@@ -17,9 +17,10 @@ from fibopolicy.own_code import own_code
 class Encoder(nn.Module):
     """Images to features.
 
-    `forward` takes `(B, 3, H, W)` float in [0, 1] and returns tokens `(B, N, D)` and a pooled feature `(B, F)`, where F
-    is `output_dim`. Encoders built with `num_views` = V > 1 take `(B, V, 3, H, W)`: the views share one token sequence.
-    Images of another shape or type raise a `UserError`.
+    `forward` takes `(B, 3, H, W)` of any float dtype in [0, 1] and returns tokens `(B, N, D)` and a pooled feature `(B, F)`,
+    where F is `output_dim`, both in the module's dtype (`.half()`, `.bfloat16()`, `.double()`). Encoders built with
+    `num_views` = V > 1 take `(B, V, 3, H, W)`: the views share one token sequence. Images of another shape or type raise a
+    `UserError`.
 
     Attributes:
         image_size: (H, W), pixels, which `build_encoder` sets where the encoder itself does not.
@@ -104,9 +105,11 @@ def build_encoder(name: str, *, image_size: tuple[int, int], **options: Any) -> 
     """
     known = encoder_options(name)
     factory, defaults = _find(name)
-    for option in options:
+    for option, value in options.items():
         if option not in known:
             raise unknown(f"option of encoder {name}:", option, known)
+        if type(value) is int and abs(value) > 1 << 16:  # a slip, such as a depth that would take hours to build
+            raise UserError(f"encoder {name}: {option} must be at most {1 << 16}, got {value}")
     try:
         encoder = factory(image_size=image_size, **{**defaults, **options})
     except (TypeError, ValueError, RuntimeError) as error:

@@ -93,8 +93,10 @@ def convert(model: M, preset: str = "paper") -> M:
             raise UserError(
                 f"{name} drops attention weights (attn_drop_rate {attention.attn_drop.p}); build it with 0 to convert it"
             )
-    if not blocks or not hasattr(model, "num_prefix_tokens"):
-        raise UserError(f"convert takes timm vision transformers (vit_*, deit*), {name} has no blocks and prefix tokens")
+    if not blocks or not hasattr(model, "num_prefix_tokens") or not hasattr(getattr(model, "patch_embed", None), "num_patches"):
+        raise UserError(
+            f"convert takes timm vision transformers (vit_*, deit*), {name} lacks blocks, prefix tokens or a grid of patches"
+        )
     if not isinstance(getattr(parts, "patch_drop", None), nn.Identity | None):
         raise UserError(
             f"{name} drops patches while it trains, after which offsets mean nothing; build it with patch_drop_rate=0"

@@ -69,4 +69,5 @@ class ObservationEncoder(nn.Module):
         else:
             pooled = self.encoders[0](torch.cat(frames))[1]  # (V * B, F)
             features = list(pooled.chunk(len(frames)))
-        return torch.cat([*features, vectors], dim=-1)
+        # Without vectors, their empty tensor must not decide the dtype.
+        return torch.cat([*features, vectors] if vectors.shape[-1] or not features else features, dim=-1)

@@ -23,4 +23,7 @@ class SpatialSoftmax(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         attention = torch.softmax(self.heatmaps(features).flatten(2), dim=-1)  # (B, K, HW)
         with torch.autocast(features.device.type, enabled=False):  # bfloat16 would round positions to a third of a pixel
-            return (attention.float() @ self.positions).flatten(1)  # (B, 2K)
+            wide = torch.promote_types(attention.dtype, torch.float32)
+            keypoints = (attention.to(wide) @ self.positions.to(wide)).flatten(1)  # (B, 2K)
+        # In a module of half precision what reads the keypoints is of half precision too; under autocast it is not.
+        return keypoints.to(torch.promote_types(attention.dtype, self.heatmaps.weight.dtype))

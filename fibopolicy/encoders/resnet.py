@@ -35,5 +35,5 @@ class ResNet18(Encoder):
         self.output_dim = feature_dim
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        features = self.backbone(images)  # (B, 512, H / 32, W / 32)
+        features = self.backbone(images.to(self.project.weight.dtype))  # (B, 512, H / 32, W / 32)
         return features.flatten(2).transpose(1, 2), self.project(self.keypoints(features))

@@ -193,7 +193,7 @@ class ViT(Encoder):
         b = images.shape[0]
         # (B, C, H, W) or (B, V, C, H, W) -> (B * V, C, H, W)
         views = images.flatten(0, 1) if images.ndim == 5 else images
-        views = views[..., : self.cropped[0], : self.cropped[1]] * 2 - 1
+        views = views[..., : self.cropped[0], : self.cropped[1]].to(self.positions.dtype) * 2 - 1
         x = self.patches(views).flatten(2).transpose(1, 2)  # (B * V, N / V, D)
         x = x.reshape(b, -1, x.shape[-1]) + self.positions  # (B, N, D)
         if self.cls is not None:

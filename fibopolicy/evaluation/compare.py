@@ -10,10 +10,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from fibopolicy.errors import UserError
+from fibopolicy.errors import UserError, printable, quoted
 from fibopolicy.evaluation.differences import Difference, holm
-from fibopolicy.evaluation.rows import ROWS, Row, read_rows
+from fibopolicy.evaluation.rows import ROWS, Row, not_evaluated, read_rows
 from fibopolicy.evaluation.statistics import Rate, pooled
+from fibopolicy.files import expanded
 
 ALPHA = 0.05
 
@@ -41,14 +42,14 @@ class Choice:
         """
         rows = read_rows(run / ROWS)
         if not rows:
-            raise UserError(f"{run}: holds no episode rows; run fibopolicy evaluate {run} first")
+            raise not_evaluated(run)
         step = max(row.checkpoint_step for row in rows) if self.step is None else self.step
         wanted = {f.name: getattr(self, f.name) for f in fields(self)} | {"step": step}
         wanted = {name: value for name, value in wanted.items() if value is not None}
         found = [row for row in rows if all(getattr(row, _FIELD.get(k, k)) == v for k, v in wanted.items())]
         if not found:
             asked = ", ".join(f"{name} {value}" for name, value in wanted.items())
-            raise UserError(f"{run}: holds no evaluation with {asked}; fibopolicy rates {run} lists what it holds")
+            raise UserError(f"{run}: holds no evaluation with {asked}; `fibopolicy rates {quoted(run)}` lists what it holds")
         for name in ("task", *(f.name for f in fields(self))):
             values = sorted({getattr(row, _FIELD.get(name, name)) for row in found})
             if len(values) > 1:
@@ -113,16 +114,16 @@ def assembled(name: str, runs: Sequence[Path], rows: Sequence[Sequence[Row]]) ->
 
 def sides(runs: Sequence[Path], groups: Sequence[str], choice: Choice) -> list[Side]:
     """What the command line names: runs one by one, and groups `NAME=PATTERN[,PATTERN...]` of the runs that match."""
-    named = [(str(run), [run]) for run in runs]
+    named = [(printable(str(run)), [run]) for run in runs]
     for group in groups:
         name, equals, patterns = group.partition("=")
         if not (name and equals and patterns):
             raise UserError(f"--group {group}: expected NAME=RUNS, e.g. --group dense='runs/dense_seed*'")
-        found = [path for pattern in patterns.split(",") for path in sorted(glob.glob(str(Path(pattern).expanduser())))]
+        found = [path for pattern in patterns.split(",") for path in sorted(glob.glob(str(expanded(pattern))))]
         matches = [Path(path) for path in found if Path(path).is_dir()]
         if not matches:
             raise UserError(f"--group {group}: no run directory matches {patterns}")
-        named.append((name, matches))
+        named.append((printable(name), matches))
     if len(named) < 2:
         raise UserError(f"a comparison needs a baseline and a candidate, got {len(named)} of runs and groups")
     if twice := {name for name, _ in named if [n for n, _ in named].count(name) > 1}:

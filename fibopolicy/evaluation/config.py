@@ -9,6 +9,7 @@ from typing import Annotated
 from tyro.conf import Positional, arg
 
 from fibopolicy.errors import UserError
+from fibopolicy.files import expanded
 
 
 @dataclass(frozen=True)
@@ -57,11 +58,13 @@ class EvaluateConfig:
     """Go on where start states do not look as they did when they were stored."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "run", Path(self.run).expanduser())
+        object.__setattr__(self, "run", expanded(self.run))
         if self.episodes < 1 or self.seed < 0 or self.video < 0:
             raise UserError(f"expected episodes >= 1, seed >= 0 and video >= 0, got {self.episodes}, {self.seed}, {self.video}")
         for name in ("workers", "batch", "threads", "tries"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise UserError(f"{name} must be at least 1, got {value}")
+            if value is not None and value > 1 << 16:
+                raise UserError(f"{name} must be at most {1 << 16}, got {value}")
         if not self.step_limit > 0:
             raise UserError(f"step_limit must be more than 0 seconds, got {self.step_limit}")

@@ -20,7 +20,7 @@ from fibopolicy.errors import UserError
 from fibopolicy.evaluation.acting import Actor, own_randomness
 from fibopolicy.evaluation.rows import Row, success_rate
 from fibopolicy.evaluation.simulator import TaskInfo
-from fibopolicy.evaluation.starts import Starts, versions
+from fibopolicy.evaluation.starts import Starts
 from fibopolicy.evaluation.vectorized import VectorRollout
 from fibopolicy.policies import Policy, Shapes
 from fibopolicy.policies.run_directory import render_quality
@@ -202,8 +202,8 @@ def _differing(starts: Starts, index: int, hashes: Mapping[str, str]) -> list[st
 
 def mismatch(starts: Starts, index: int, differing: Sequence[str], info: TaskInfo) -> str:
     """In which way a restored start state does not look as it did when it was stored, and why that may be."""
-    then, now = _settings(starts.env_args, starts.versions), _settings(info.env_args, versions())
-    changed = [f"{key} {then.get(key, 'none')} then, {now.get(key, 'none')} now" for key in now if then.get(key) != now[key]]
+    then, now = _settings(starts.env_args, starts.versions), _settings(info.env_args, info.versions)
+    changed = [f"{key} {then.get(key) or 'none'} then, {now[key] or 'none'} now" for key in now if then.get(key) != now[key]]
     return (
         f"start state {index} of {info.task_id} does not look as it did when it was stored ({', '.join(differing)});"
         f" {'; '.join(changed) or 'settings and versions are the same, so OpenGL draws otherwise here'};"

@@ -62,7 +62,7 @@ def monitor(options: argparse.Namespace) -> None:
         "text": str(rate),
     }
     with written_aside(options.result) as aside:
-        aside.write_text(json.dumps(document) + "\n")
+        aside.write_text(json.dumps(document) + "\n", encoding="utf-8")
 
 
 def _end_with_training() -> None:

@@ -62,7 +62,9 @@ def write_page(path: Path, title: str, parts: Sequence[str]) -> None:
     """Write one page from the pieces that the functions below make."""
     with written_aside(path) as aside:
         aside.write_text(
-            PAGE.format(title=html.escape(title), style=STYLE, body="\n".join(part for part in parts if part)), encoding="utf-8"
+            PAGE.format(title=html.escape(title), style=STYLE, body="\n".join(part for part in parts if part)),
+            encoding="utf-8",
+            errors="backslashreplace",
         )
 
 

@@ -25,7 +25,7 @@ def read_metrics(run: Path) -> list[dict[str, float]]:
     """The whole rows of a run's `metrics.jsonl`; none where there is no such file."""
     path = run / "metrics.jsonl"
     rows = []
-    for line in path.read_text(errors="replace").splitlines() if path.is_file() else []:
+    for line in path.read_text(errors="replace", encoding="utf-8").splitlines() if path.is_file() else []:
         with contextlib.suppress(ValueError):  # a kill may have cut it short
             rows.append(json.loads(line))
     return [row for row in rows if {"step", "loss", "learning_rate"} <= row.keys()]
@@ -152,4 +152,4 @@ def write_results(path: Path, found: Mapping[str, Sequence[Row]], trained: Mappi
             }
         )
     with written_aside(path) as aside:
-        aside.write_text(json.dumps({"environment": environment(), "runs": runs}) + "\n")
+        aside.write_text(json.dumps({"environment": environment(), "runs": runs}) + "\n", encoding="utf-8")

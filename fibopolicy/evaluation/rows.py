@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from fibopolicy.errors import UserError
+from fibopolicy.errors import UserError, quoted
 from fibopolicy.evaluation.statistics import Rate, wilson
 from fibopolicy.files import written_aside
 
@@ -78,7 +78,7 @@ def suffix(weights: str) -> str:
 
 
 def append_row(path: Path, row: Row) -> None:
-    with path.open("a") as file:
+    with path.open("a", encoding="utf-8") as file:
         file.write(_line(row))
 
 
@@ -87,7 +87,7 @@ def read_rows(path: Path) -> list[Row]:
     if not path.exists():
         return []
     try:
-        whole = path.read_text().rpartition("\n")[0]
+        whole = path.read_text(encoding="utf-8").rpartition("\n")[0]
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: does not hold text ({error.reason}); remove it and evaluate again") from error
     return [_parse(path, number, line) for number, line in enumerate(whole.splitlines(), 1)]
@@ -96,7 +96,14 @@ def read_rows(path: Path) -> list[Row]:
 def write_rows(path: Path, rows: Iterable[Row]) -> None:
     """Replace a file by these rows."""
     with written_aside(path) as aside:
-        aside.write_text("".join(map(_line, rows)))
+        aside.write_text("".join(map(_line, rows)), encoding="utf-8")
+
+
+def not_evaluated(run: Path) -> UserError:
+    """The error for a run without rows, or for what is no run."""
+    if not run.is_dir():
+        return UserError(f"{run}: no such run directory; name the --out of a training")
+    return UserError(f"{run}: holds no episode rows; run `fibopolicy evaluate {quoted(run)}` first")
 
 
 def _line(row: Row) -> str:
@@ -120,7 +127,7 @@ def evaluations(run: Path) -> dict[str, list[Row]]:
     for row in read_rows(run / ROWS):
         groups.setdefault(row.evaluation, []).append(row)
     if not groups:
-        raise UserError(f"{run}: holds no episode rows; run fibopolicy evaluate {run} first")
+        raise not_evaluated(run)
     return {
         f"{run}: step {step} {weights}, starts {seed}, horizon {horizon}, {quality}": rows
         for (_, step, weights, seed, horizon, quality), rows in groups.items()

@@ -11,14 +11,12 @@ import hashlib
 import mmap
 import multiprocessing
 import os
-import pickle
 import signal
-import sys
 import tempfile
 import threading
 import traceback
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from multiprocessing import reduction
 from multiprocessing.connection import Connection
@@ -30,8 +28,9 @@ from numpy.typing import NDArray
 from fibopolicy.envs import Observation, SimState, TaskEnv
 from fibopolicy.errors import UserError
 from fibopolicy.evaluation.episode import LiveEpisode
-from fibopolicy.evaluation.starts import camera_hashes
+from fibopolicy.evaluation.starts import camera_hashes, versions
 from fibopolicy.evaluation.viewer import Viewer
+from fibopolicy.worker import WorkerProcess
 
 #: Shape and dtype per observation key.
 Layout = Mapping[str, tuple[tuple[int, ...], np.dtype[Any]]]
@@ -52,6 +51,7 @@ class TaskInfo:
     control_hz: float
     proprioception: tuple[str, ...]
     layout: Layout
+    versions: Mapping[str, str]
     warnings: tuple[str, ...] = ()
 
 
@@ -87,18 +87,15 @@ class Simulator:
     """The handle to a process with one environment.
 
     Args:
-        make_env: makes the environment; must be picklable.
+        make_env: makes the environment; see `check_importable`.
         history: T_o, observations that the policy reads.
         viewer: open MuJoCo's viewer beside it.
     """
 
     def __init__(self, make_env: Callable[[], TaskEnv], history: int, viewer: bool = False) -> None:
-        context = multiprocessing.get_context("spawn")
-        self.connection, theirs = context.Pipe()
-        self.process = context.Process(target=_serve, args=(theirs, make_env, history, viewer), daemon=True)
-        main_needed = b"__main__" in pickle.dumps(make_env)
-        with _no_interrupts(), contextlib.nullcontext() if main_needed else _without_main():
-            self.process.start()
+        self.connection, theirs = multiprocessing.Pipe()
+        self.process = WorkerProcess(target=_serve, args=(theirs, make_env, history, viewer), daemon=True)
+        self.process.start()
         theirs.close()
         self.info: TaskInfo | None = None
         self.history = history
@@ -173,46 +170,12 @@ class Simulator:
         self.connection.close()
 
 
-@contextlib.contextmanager
-def _no_interrupts() -> Iterator[None]:
-    """Hold Ctrl-C back; a process started meanwhile never gets it.
-
-    A terminal sends it to everyone in front of it, but only the parent decides what ends.
-    """
-    if not hasattr(signal, "pthread_sigmask"):
-        yield
-        return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-@contextlib.contextmanager
-def _without_main() -> Iterator[None]:
-    """Keep processes that are started meanwhile from running the caller's script again.
-
-    Most scripts import torch, which takes longer than all else that a simulator loads; and one without
-    `if __name__ == "__main__"` would start processes without end.
-    """
-    main = sys.modules["__main__"]
-    hidden: dict[str, Any] = {name: vars(main)[name] for name in ("__spec__", "__file__") if name in vars(main)}
-    vars(main).update(dict.fromkeys(hidden))
-    try:
-        yield
-    finally:
-        vars(main).update(hidden)
-
-
 # The process's side.
 
 
 def _serve(connection: Connection, make_env: Callable[[], TaskEnv], history: int, viewer: bool) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     if hasattr(os, "nice"):
         os.nice(NICENESS)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("default", UserWarning)
@@ -235,14 +198,6 @@ def _serve(connection: Connection, make_env: Callable[[], TaskEnv], history: int
 def _tell(connection: Connection, reply: Failed) -> None:
     with contextlib.suppress(OSError):
         connection.send(reply)
-
-
-def _end_with_parent() -> None:
-    """Should the parent be killed, nobody would tell a process that simulates to end."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
 
 
 def _run(connection: Connection, env: TaskEnv, history: int, told: tuple[str, ...], view: Callable[[], None]) -> None:
@@ -285,17 +240,53 @@ def _run(connection: Connection, env: TaskEnv, history: int, told: tuple[str, ..
 
 def _offer(connection: Connection, env: TaskEnv, layout: Layout, history: int, told: tuple[str, ...]) -> mmap.mmap:
     """Introduce the environment, and hand over memory for what it observes."""
-    info = TaskInfo(env.task_id, env.env_args, env.horizon, env.quality, env.control_hz, env.proprioception, layout, told)
+    info = TaskInfo(
+        env.task_id,
+        env.env_args,
+        env.horizon,
+        env.quality,
+        env.control_hz,
+        env.proprioception,
+        layout,
+        versions(),
+        told,
+    )
     size = _size(layout, history)
     parent = multiprocessing.parent_process()
     assert parent is not None
     assert parent.pid is not None
-    with tempfile.TemporaryFile(dir="/dev/shm" if os.path.isdir("/dev/shm") else None) as file:
-        file.truncate(size)
-        memory = mmap.mmap(file.fileno(), size)
+    handle = _shared(size)
+    try:
+        memory = mmap.mmap(handle, size)
         connection.send(info)
-        reduction.send_handle(connection, file.fileno(), parent.pid)
+        reduction.send_handle(connection, handle, parent.pid)
+    finally:
+        os.close(handle)
     return memory
+
+
+def _shared(size: int) -> int:
+    """A descriptor of `size` bytes of memory for two processes.
+
+    Raises:
+        UserError: there is not enough memory.
+    """
+    if hasattr(os, "memfd_create"):  # needs no /dev/shm, which containers make small or read-only
+        handle = os.memfd_create("fibopolicy")
+    else:
+        with tempfile.TemporaryFile() as file:
+            handle = os.dup(file.fileno())
+    try:
+        os.ftruncate(handle, size)
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(handle, 0, size)  # fails here; a write to memory that is not there would be a SIGBUS
+    except OSError as error:
+        os.close(handle)
+        raise UserError(
+            f"a simulator needs {size} bytes of memory to share with its parent, which the system refuses"
+            f" ({error.strerror}): use fewer workers or raise the memory limit"
+        ) from error
+    return handle
 
 
 def _size(layout: Layout, history: int) -> int:

@@ -27,6 +27,8 @@ from fibopolicy.errors import UserError
 from fibopolicy.files import refuse_existing, written_aside
 
 _log = logging.getLogger(__name__)
+#: Start states of one set; their states and hashes are kept in memory.
+MOST = 1_000_000
 
 #: Start states of the built-in tasks, 100 each, made by `fibopolicy starts make TASK --episodes 100`.
 SHIPPED = Path(__file__).parent / "start_states"
@@ -85,6 +87,10 @@ def make_starts(env: TaskEnv, episodes: int, seed: int) -> Starts:
     """Draw start states; episode i depends on `seed` and i alone, and no demonstration is ever collected from it."""
     if episodes < 1:
         raise UserError(f"episodes must be at least 1, got {episodes}")
+    if episodes > MOST:
+        raise UserError(f"episodes must be at most {MOST}, got {episodes}")
+    if seed < 0:
+        raise UserError(f"seed must be at least 0, got {seed}")
     seeds = tuple(episode_seed("evaluate", seed, index) for index in range(episodes))
     states, hashes = [], []
     for one in tqdm(seeds, desc=f"start states of {env.task_id}", unit="state", disable=None):

@@ -27,6 +27,7 @@ from fibopolicy.evaluation.acting import Actor, Request
 from fibopolicy.evaluation.simulator import Failed, Ready, Simulator, TaskInfo
 from fibopolicy.evaluation.starts import Starts
 from fibopolicy.evaluation.viewer import check_display
+from fibopolicy.worker import check_importable
 
 _log = logging.getLogger(__name__)
 
@@ -108,7 +109,7 @@ class VectorRollout:
     """Simulators that stay open for several calls of `run`; a context manager.
 
     Args:
-        make_env: makes one environment; must be picklable, as it is called in each process.
+        make_env: makes one environment; called in each process, which must be able to import it.
         history: T_o, observations that the policy reads.
         workers: processes.
         step_limit: seconds that a control step or a picture may take before the process counts as hung.
@@ -132,6 +133,7 @@ class VectorRollout:
             check_display()
             if workers > 1:
                 raise UserError(f"the viewer shows one simulator, and {workers} workers were asked for")
+        check_importable("the function that makes the environment", make_env)
         self._simulator = functools.partial(Simulator, make_env, history, viewer)
         self._step_limit, self._tries = step_limit, tries
         self._stillborn, self._told = 0, False

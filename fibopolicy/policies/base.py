@@ -42,6 +42,8 @@ ROTATIONS = ("6d", "axis_angle")
 #: In a `PolicyConfig`: what the head has by itself.
 OWN = -1
 AUTO = "auto"
+#: More of anything (steps seen, units, layers) is a slip of the keyboard; far beyond it, torch's own numbers overflow.
+MOST = 1 << 16
 Option = int | float | bool | str
 
 
@@ -110,6 +112,8 @@ class PolicyConfig:
         for name, least in (("history", 1), ("chunk", 1), ("execute", 1), ("hidden", 1), ("layers", 0), ("shift", 0)):
             if getattr(self, name) < least:
                 raise UserError(f"{name} must be at least {least}, got {getattr(self, name)}")
+            if getattr(self, name) > MOST:
+                raise UserError(f"{name} must be at most {MOST}, got {getattr(self, name)}")
         if self.execute > self.chunk:
             raise UserError(f"execute must be between 1 and chunk = {self.chunk}, got {self.execute}")
         if self.ensemble is not None:
@@ -234,4 +238,6 @@ def checked_options(head: str, given: Mapping[str, Option], defaults: Mapping[st
         default = defaults[name]
         if type(value) is not type(default) and not (type(default) is float and type(value) is int):
             raise UserError(f"head {head}: {name} must be like {default!r}, got {value!r}")
+        if type(value) is int and abs(value) > MOST:
+            raise UserError(f"head {head}: {name} must be at most {MOST}, got {value}")
     return {**defaults, **given}

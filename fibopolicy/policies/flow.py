@@ -23,7 +23,7 @@ class FlowPolicy(DenoisingHead):
     option_defaults = {**DENOISING, "steps": 5}  # noqa: RUF012
 
     def error(self, actions: Tensor, noise: Tensor, times: Tensor, features: Tensor) -> Tensor:
-        noisy = torch.lerp(noise, actions, times[:, None, None])
+        noisy = torch.lerp(noise, actions, times[:, None, None].to(noise))
         predicted: Tensor = self.denoiser(noisy, 100 * times, features)
         return predicted - (actions - noise)
 

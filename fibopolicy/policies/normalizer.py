@@ -17,7 +17,7 @@ CONSTANT = 1e-4
 
 
 class Normalizer(nn.Module):
-    """x -> (x - offset) / scale per dimension, `(..., D)`; the identity until it is fitted."""
+    """x -> (x - offset) / scale per dimension, `(..., D)`, in the module's dtype; the identity until it is fitted."""
 
     offset: Tensor
     scale: Tensor
@@ -43,7 +43,8 @@ class Normalizer(nn.Module):
         self.scale.copy_(torch.as_tensor(np.where(scale < CONSTANT, 1.0, scale)))
 
     def forward(self, x: Tensor) -> Tensor:
-        return (x - self.offset) / self.scale
+        return ((x - self.offset) / self.scale).to(self.offset.dtype)
 
     def invert(self, x: Tensor) -> Tensor:
-        return x * self.scale + self.offset
+        """In float32 at least: numpy, which executes actions, has no bfloat16."""
+        return x.to(torch.promote_types(x.dtype, torch.float32)) * self.scale + self.offset

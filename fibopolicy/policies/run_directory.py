@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 
 from fibopolicy.devices import resolve_device
 from fibopolicy.errors import UserError, unknown
-from fibopolicy.files import StrPath
+from fibopolicy.files import StrPath, expanded
 from fibopolicy.policies.base import Policy, PolicyConfig, Shapes, build_policy
 
 CONFIG = "config.json"
@@ -38,7 +38,7 @@ def read_config(run: Path) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"{run}: is no run directory, it has no {CONFIG}; name the --out of a training")
     try:
-        document = json.loads(path.read_text())
+        document = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(document, dict):
             raise ValueError("no JSON object")
         for section in ("policy", "shapes", "train", "env_args"):
@@ -61,7 +61,7 @@ def load_policy(run: StrPath, *, weights: str = "ema", device: str = "cpu") -> L
     Raises:
         UserError: no run, no checkpoint yet, or weights that do not fit the configuration.
     """
-    run = Path(run).expanduser()
+    run = expanded(run)
     document = read_config(run)
     files = {"ema": run / EMA_WEIGHTS, "model": run / WEIGHTS}
     files |= {f"{BEST}/{path.stem}": path for path in sorted((run / BEST).glob("step_*.safetensors"))}

@@ -12,7 +12,8 @@ import warnings
 from pathlib import Path
 from typing import NoReturn
 
-from fibopolicy.errors import UserError
+from fibopolicy.errors import UserError, quoted
+from fibopolicy.process import make_streams_safe
 
 
 class _Parser(argparse.ArgumentParser):
@@ -22,6 +23,7 @@ class _Parser(argparse.ArgumentParser):
 
 def main() -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # see fibopolicy.__main__
+    make_streams_safe()
     warnings.showwarning = _print_warning
     debug = "--debug" in sys.argv
     try:
@@ -62,7 +64,7 @@ def _run(arguments: argparse.Namespace) -> None:
     )
     print(f"{done.folder}: trained, {len(done.checkpoints)} checkpoints")
     if done.checkpoints:
-        print(f"next: fibopolicy evaluate {done.checkpoints[-1]}")
+        print(f"next: fibopolicy evaluate {quoted(done.checkpoints[-1])}")
 
 
 def _print_warning(

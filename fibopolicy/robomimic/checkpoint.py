@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from fibopolicy.errors import UserError
-from fibopolicy.files import StrPath
+from fibopolicy.files import StrPath, expanded
 
 LAYOUT = ("model", "config", "algo_name", "env_metadata", "shape_metadata")
 
@@ -60,7 +60,7 @@ def read_checkpoint(path: StrPath) -> Checkpoint:
     Raises:
         UserError: no such file, none of torch, one with other contents, or not laid out as robomimic's.
     """
-    path = Path(path).expanduser()
+    path = expanded(path)
     if not path.is_file():
         raise UserError(f"{path}: no such file; give a robomimic checkpoint (.pth)")
     try:

@@ -18,7 +18,7 @@ from typing import Any
 from fibopolicy.datasets import DemoFile
 from fibopolicy.encoders.robomimic_core import CORE
 from fibopolicy.errors import UserError, unknown
-from fibopolicy.files import StrPath
+from fibopolicy.files import StrPath, expanded
 
 NO_ROLLOUTS = (
     "rollouts during training are switched off: those of robomimic 0.3.0 need mujoco_py, which today's MuJoCo replaced;"
@@ -39,11 +39,11 @@ def read_config(path: StrPath, *, dataset: StrPath | None = None, name: str | No
     import robomimic.algo  # noqa: F401  (registers the algorithms)
     from robomimic.config import config_factory, get_all_registered_configs
 
-    path = Path(path).expanduser()
+    path = expanded(path)
     if not path.is_file():
         raise UserError(f"{path}: no such file; give a robomimic configuration in JSON")
     try:
-        given = json.loads(path.read_text())
+        given = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise UserError(f"{path}: is not valid JSON ({error})") from error
     if not isinstance(given, dict) or not isinstance(given.get("algo_name"), str):
@@ -202,6 +202,9 @@ def _check_observations(section: Any, file: DemoFile) -> None:
         for key in keys:
             if key not in file.obs:
                 raise unknown(f"observation of {file.path} in observation.modalities, {modality}:", key, file.obs)
+            for demo in file.demos:  # robomimic reads zeros where the source of a virtual dataset is missing
+                file.layout(demo, f"obs/{key}")
+                file.has(demo, f"next_obs/{key}")
         where = f"observation.encoder.{modality}"
         if modality not in section.encoder:
             raise unknown("observation.encoder: has no modality", modality, section.encoder)

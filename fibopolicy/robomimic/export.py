@@ -8,7 +8,7 @@ from typing import Any, cast
 import torch
 
 from fibopolicy.errors import UserError
-from fibopolicy.files import StrPath, refuse_existing, written_aside
+from fibopolicy.files import StrPath, expanded, refuse_existing, written_aside
 from fibopolicy.policies import policy_names
 from fibopolicy.policies.base import policy_class
 from fibopolicy.policies.normalizer import Normalizer
@@ -30,7 +30,7 @@ def export(run: StrPath, out: StrPath, *, weights: str = "ema", overwrite: bool 
         UserError: the head is none of robomimic's, or predicts several actions at once, scaled ones or 6-D rotations, none of
             which robomimic 0.3 can do; `out` exists.
     """
-    run, out = Path(run).expanduser(), Path(out).expanduser()
+    run, out = expanded(run), expanded(out)
     refuse_existing(out, overwrite, [*run.glob("*.safetensors"), run / CONFIG])
     document = read_config(run)
     if SECTION in document:

@@ -17,7 +17,7 @@ import torch
 
 import fibopolicy
 from fibopolicy.errors import UserError
-from fibopolicy.files import StrPath, written_aside
+from fibopolicy.files import StrPath, expanded, written_aside
 from fibopolicy.policies import run_directory
 from fibopolicy.policies.run_directory import CONFIG, Loaded, read_config, render_quality
 from fibopolicy.robomimic.checkpoint import Checkpoint, read_checkpoint
@@ -31,7 +31,7 @@ def adopted(path: StrPath) -> Path:
     Raises:
         UserError: the checkpoint cannot be loaded, or the directory is another checkpoint's.
     """
-    path = Path(path).expanduser()
+    path = expanded(path)
     if path.suffix != ".pth" or path.is_dir():
         return path
     checkpoint = read_checkpoint(path)
@@ -59,7 +59,7 @@ def adopted(path: StrPath) -> Path:
         SECTION: {"checkpoint": path.name, "sha256": digest},
     }
     with written_aside(run / CONFIG) as aside:
-        aside.write_text(json.dumps(document, indent=2, default=str) + "\n")
+        aside.write_text(json.dumps(document, indent=2, default=str) + "\n", encoding="utf-8")
     return run
 
 

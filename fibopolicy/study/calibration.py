@@ -58,7 +58,7 @@ def _cell(study: StudyDirectory, cell: Cell) -> dict[str, float]:
         out = Path(folder) / "run"
         config = train_config(study.config, cell, 0, study.dataset(cell.task), out)
         policy = train(replace(config, optimizer=replace(config.optimizer, steps=STEPS), log_every=1)).policy
-        rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+        rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     step_s = min(config.optimizer.batch_size / row["samples_per_s"] for row in rows[WARM_UP:])
     control_step_s, horizon = _control_step(study, cell, policy.eval())
     return {"train_s": config.optimizer.steps * step_s, "evaluate_s": study.config.episodes * horizon * control_step_s}

@@ -12,6 +12,7 @@ from typing import Any
 
 from fibopolicy.envs import resolve
 from fibopolicy.errors import UserError, unknown
+from fibopolicy.files import expanded
 from fibopolicy.own_code import is_own
 from fibopolicy.policies.base import PolicyConfig
 from fibopolicy.training.config import OptimizerConfig
@@ -56,7 +57,7 @@ class StudyTask:
     def __post_init__(self) -> None:
         object.__setattr__(self, "task", resolve(self.task))
         if self.dataset is not None:
-            object.__setattr__(self, "dataset", Path(self.dataset).expanduser().absolute())
+            object.__setattr__(self, "dataset", expanded(self.dataset).absolute())
         if self.cameras is not None:
             object.__setattr__(self, "cameras", _several(self.cameras, f"cameras of {self.task}:"))
         if self.horizon is not None and self.horizon < 1:
@@ -96,7 +97,7 @@ class StudyEncoder:
         if not self.name:
             object.__setattr__(self, "name", self.encoder)
         if self.weights is not None:
-            object.__setattr__(self, "weights", Path(self.weights).expanduser().absolute())
+            object.__setattr__(self, "weights", expanded(self.weights).absolute())
         object.__setattr__(self, "options", dict(self.options))
 
 

@@ -113,7 +113,7 @@ def open_directory(path: Path) -> StudyDirectory:
     if not file.is_file():
         raise UserError(f"{path}: is no study, it has no {STUDY}; name the --out of a `fibopolicy study run`")
     try:
-        return StudyDirectory(path, from_json(json.loads(file.read_text())))
+        return StudyDirectory(path, from_json(json.loads(file.read_text(encoding="utf-8"))))
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise UserError(f"{file}: is not a study's configuration ({' '.join(str(error).split())})") from error
 
@@ -172,7 +172,7 @@ def versions() -> dict[str, str]:
 
 def write_json(path: Path, document: Any) -> None:
     with written_aside(path) as aside:
-        aside.write_text(json.dumps(document, indent=2) + "\n")
+        aside.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -182,7 +182,7 @@ def read_json(path: Path) -> dict[str, Any]:
         UserError: it is damaged.
     """
     try:
-        document = json.loads(path.read_text())
+        document = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(document, dict):
             raise ValueError("no JSON object")
     except (OSError, ValueError) as error:
@@ -202,8 +202,8 @@ def state_of(study: StudyDirectory, run: Run) -> str:
 def progress_of(study: StudyDirectory, run: Run) -> tuple[int, int]:
     """Gradient steps logged and episodes recorded so far."""
     metrics, rows = study.run(run) / "metrics.jsonl", study.run(run) / ROWS
-    episodes = rows.read_text().count("\n") if rows.exists() else 0
-    for line in reversed(metrics.read_text().splitlines() if metrics.exists() else []):
+    episodes = rows.read_text(encoding="utf-8").count("\n") if rows.exists() else 0
+    for line in reversed(metrics.read_text(encoding="utf-8").splitlines() if metrics.exists() else []):
         try:
             return int(json.loads(line)["step"]) + 1, episodes
         except ValueError:  # cut short by a kill

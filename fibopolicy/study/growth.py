@@ -69,5 +69,5 @@ def grow(path: Path, config: StudyConfig) -> None:
         if task.dataset is None and task not in config.tasks:
             remove_parts(parts_folder(study.dataset(task)))  # of a collection that was stopped
     write_json(path / STUDY, {**to_json(config), "versions": read_json(path / STUDY).get("versions", {})})
-    with study.log.open("a") as log:
+    with study.log.open("a", encoding="utf-8") as log:
         log.write(f"the study changes: {difference}\n")

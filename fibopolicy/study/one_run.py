@@ -17,7 +17,7 @@ import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fibopolicy.process import set_up
+from fibopolicy.process import make_streams_safe, set_up
 
 if TYPE_CHECKING:
     from fibopolicy.study.cells import Run
@@ -38,6 +38,7 @@ def main() -> None:
     signal.signal(signal.SIGTERM, _interrupt)
     threading.Thread(target=_end_with_the_parent, daemon=True).start()
     set_up()
+    make_streams_safe()
     logging.basicConfig(format="%(asctime)s %(message)s")
     logging.getLogger("fibopolicy").setLevel(logging.INFO)
     try:

@@ -33,7 +33,7 @@ def measured_costs(run: Path, optimizer: OptimizerConfig, rows: Sequence[Row], w
     Seconds are of gradient steps and of episodes, from `metrics.jsonl` and the rows, so that a run which was killed and resumed
     counts like one which was not; loading, checkpoints and the video are not in them.
     """
-    metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     samples_per_s = statistics.median(row["samples_per_s"] for row in metrics)
     evaluate_s = sum(row.wall_s for row in rows) / workers  # simulators work side by side
     return {

@@ -147,7 +147,7 @@ def _check_and_measure(study: StudyDirectory, built: list[Built] | None) -> None
         for one, cost in zip(built, encoder_costs(built, study.config.device), strict=True):
             write_json(study.cost(one.cell), cost)
     with written_aside(study.checks) as aside:  # last, since it marks that all of this is done
-        aside.write_text("".join(f"{line}\n" for line in (*lines, *(f"warning: {doubt}" for doubt in doubts))))
+        aside.write_text("".join(f"{line}\n" for line in (*lines, *(f"warning: {doubt}" for doubt in doubts))), encoding="utf-8")
 
 
 def _carry_out(study: StudyDirectory, chosen: Sequence[Run], executor: Executor, folder: Path) -> Outcome:
@@ -175,7 +175,7 @@ def _reason(study: StudyDirectory, run: Run) -> str:
 @contextmanager
 def logged(study: StudyDirectory) -> Iterator[None]:
     """Within it, what this package tells goes to the study's log, too."""
-    handler = logging.FileHandler(study.log)
+    handler = logging.FileHandler(study.log, encoding="utf-8", errors="backslashreplace")
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
     package = logging.getLogger("fibopolicy")
     level = package.level

@@ -8,6 +8,7 @@ from contextlib import chdir
 from pathlib import Path
 
 from fibopolicy.errors import UserError, unknown
+from fibopolicy.files import expanded
 from fibopolicy.study.config import StudyConfig
 
 #: The function that a file without a named one is asked for.
@@ -25,7 +26,7 @@ def load_study(source: str) -> tuple[StudyConfig, Path]:
     """
     name, _, function = source.partition(":")
     function = function or FUNCTION
-    path = Path(name).expanduser()
+    path = expanded(name)
     if path.suffix != ".py":
         raise UserError(f"{source}: expected a file of Python with a function that returns a StudyConfig: my_study.py[:function]")
     if not path.is_file():

@@ -91,7 +91,7 @@ def open_run(config: TrainConfig, dataset: Windows, *, resume: bool, overwrite: 
     elif any(out.iterdir()):
         raise UserError(f"{out}: is not empty and holds no run; choose another directory")
     with written_aside(out / CONFIG) as aside:
-        aside.write_text(json.dumps(document, indent=2) + "\n")
+        aside.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
 
 
 def _remove_run(out: Path) -> None:

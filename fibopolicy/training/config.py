@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from fibopolicy.errors import UserError, unknown
+from fibopolicy.files import expanded
 from fibopolicy.policies.base import PolicyConfig
 from fibopolicy.training.watch_config import RolloutConfig, ValidationConfig
 
@@ -39,6 +40,8 @@ class OptimizerConfig:
         for name in ("steps", "batch_size"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.batch_size > 1 << 20:
+            raise UserError(f"batch_size must be at most {1 << 20}, got {self.batch_size}")
         for name in ("learning_rate", "encoder_rate"):
             if not getattr(self, name) > 0:
                 raise UserError(f"{name} must be positive, got {getattr(self, name)}")
@@ -113,15 +116,19 @@ class TrainConfig:
     """"cpu", "cuda", ...; by default a GPU where there is one."""
 
     def __post_init__(self) -> None:
-        paths = tuple(Path(p).expanduser() for p in (self.dataset if isinstance(self.dataset, tuple | list) else (self.dataset,)))
+        paths = tuple(expanded(p) for p in (self.dataset if isinstance(self.dataset, tuple | list) else (self.dataset,)))
         if not paths:
             raise UserError("dataset: name at least one file")
         object.__setattr__(self, "dataset", paths[0] if len(paths) == 1 else paths)
         if isinstance(self.filter_key, tuple) and len(self.filter_key) not in (1, len(paths)):
             raise UserError(f"filter_key: got {len(self.filter_key)} for {len(paths)} files; give one for all or one per file")
-        object.__setattr__(self, "out", Path(self.out).expanduser())
+        object.__setattr__(self, "out", expanded(self.out))
+        try:
+            str(self.out).encode()
+        except UnicodeEncodeError as error:
+            raise UserError(f"{self.out}: is not valid UTF-8, which TensorBoard needs; choose another --out") from error
         if self.encoder_weights is not None:
-            object.__setattr__(self, "encoder_weights", Path(self.encoder_weights).expanduser().absolute())
+            object.__setattr__(self, "encoder_weights", expanded(self.encoder_weights).absolute())
         for name in ("checkpoint_every", "log_every"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} must be at least 1 step, got {getattr(self, name)}")

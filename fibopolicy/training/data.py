@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-import shlex
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +12,10 @@ from fibopolicy.datasets import DemoFile, Mixture, WindowDataset, Windows
 from fibopolicy.datasets.absolute import is_absolute, rotation_columns
 from fibopolicy.datasets.mixture import check_weights
 from fibopolicy.datasets.proprioception import proprioception
+from fibopolicy.datasets.structure import check_structure
 from fibopolicy.datasets.validate import ACTION_TOLERANCE
 from fibopolicy.datasets.windows import share_at_limits
-from fibopolicy.errors import UserError, unknown
+from fibopolicy.errors import UserError, quoted, unknown
 from fibopolicy.policies import Policy, Shapes
 from fibopolicy.policies.base import policy_class
 from fibopolicy.training.config import TrainConfig
@@ -29,8 +30,13 @@ def open_dataset(config: TrainConfig) -> Windows:
     """Resolve what the configuration leaves open against the first file, check the files, and cut them into windows."""
     if config.weights is not None:
         check_weights(config.weights, [path for path, _ in config.files])
-    cameras, vectors = _keys(config)
-    parts = [_windows(config, path, cameras, vectors, _filter_key(path, asked)) for path, asked in config.files]
+    for path, _ in config.files:
+        check_structure(path)
+    with ExitStack() as stack:
+        # Once each, since opening a file looks at all of its demos.
+        files = {path: stack.enter_context(DemoFile(path)) for path in dict.fromkeys(path for path, _ in config.files)}
+        cameras, vectors = _keys(config, files[config.files[0][0]])
+        parts = [_windows(config, files[path], cameras, vectors, _filter_key(files[path], asked)) for path, asked in config.files]
     if len(parts) == 1:
         return parts[0]
     return Mixture(parts, config.weights)
@@ -54,14 +60,14 @@ def open_validation(config: TrainConfig, dataset: Windows) -> Windows | None:
             if key not in file.filter_keys:
                 continue
             held_out = set(file.select(key))
-        for part in trained:
-            if part.path.resolve() == path and (seen := held_out.intersection(part.demos)):
-                raise UserError(
-                    f"{part.path}: {len(seen)} of {len(held_out)} demos of filter key {key!r} are trained on as well, say"
-                    f" {min(seen)}; a validation on them would flatter: choose another --filter-key or --validate-on, or make"
-                    " both with `fibopolicy split`"
-                )
-        parts[path] = _windows(config, path, dataset.cameras, dataset.vectors, key)
+            for part in trained:
+                if part.path.resolve() == path and (seen := held_out.intersection(part.demos)):
+                    raise UserError(
+                        f"{part.path}: {len(seen)} of {len(held_out)} demos of filter key {key!r} are trained on as well, say"
+                        f" {min(seen)}; a validation on them would flatter: choose another --filter-key or --validate-on, or"
+                        " make both with `fibopolicy split`"
+                    )
+            parts[path] = _windows(config, file, dataset.cameras, dataset.vectors, key)
     if not parts:
         raise UserError(f"validate_on: {unknown('filter key', key, known)}; `fibopolicy split` makes train and valid")
     windows = list(parts.values())
@@ -102,39 +108,31 @@ def _parts(dataset: Windows) -> tuple[WindowDataset, ...]:
     return dataset.parts if isinstance(dataset, Mixture) else (dataset,)
 
 
-def _keys(config: TrainConfig) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def _keys(config: TrainConfig, file: DemoFile) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Cameras and vectors: those asked for, or those of the first file."""
-    path, _ = config.files[0]
-    with DemoFile(path) as file:
-        cameras = file.image_keys if config.cameras is None else config.cameras
-        vectors = proprioception(file.vector_keys) if config.vectors is None else config.vectors
-        refused = {key: reason for key, reason in file.unreadable.items() if config.cameras is None and _is_colour(file, key)}
-        if refused and cameras:
-            key, reason = next(iter(refused.items()))
-            raise file.error(
-                f"{key} is {reason}; convert it, or leave it out with --cameras {' '.join(map(shlex.quote, cameras))}"
-            )
-        if not cameras and config.cameras is None:
-            told = "".join(f"; {key} is {reason}" for key, reason in file.unreadable.items())
-            raise file.error(
-                f"holds no images for the encoder to see{told}; {file.frames_advice}, or pass an empty --cameras to train on"
-                " vectors alone"
-            )
-        if not cameras and not vectors:
-            raise file.error(
-                f"holds neither images nor known proprioception; name --vectors to train on, of {', '.join(file.vector_keys)}"
-            )
+    cameras = file.image_keys if config.cameras is None else config.cameras
+    vectors = proprioception(file.vector_keys) if config.vectors is None else config.vectors
+    refused = {key: reason for key, reason in file.unreadable.items() if config.cameras is None and _is_colour(file, key)}
+    if refused and cameras:
+        key, reason = next(iter(refused.items()))
+        raise file.error(f"{key} is {reason}; convert it, or leave it out with --cameras {' '.join(map(quoted, cameras))}")
+    if not cameras and config.cameras is None:
+        told = "".join(f"; {key} is {reason}" for key, reason in file.unreadable.items())
+        raise file.error(
+            f"holds no images for the encoder to see{told}; {file.frames_advice}, or pass an empty --cameras to train on"
+            " vectors alone"
+        )
+    if not cameras and not vectors:
+        raise file.error(
+            f"holds neither images nor known proprioception; name --vectors to train on, of {', '.join(file.vector_keys)}"
+        )
     return cameras, vectors
 
 
 def left_out(dataset: Windows) -> list[str]:
     """One line for each file that holds observations which training does not read."""
-    told = []
-    for path in dict.fromkeys(part.path for part in _parts(dataset)):
-        with DemoFile(path) as file:
-            if keys := [key for key in file.obs if key not in (*dataset.cameras, *dataset.vectors)]:
-                told.append(f"{path}: not read: {', '.join(keys)}; --cameras and --vectors choose")
-    return told
+    unread = {part.path: part.left_out for part in _parts(dataset)}
+    return [f"{path}: not read: {', '.join(keys)}; --cameras and --vectors choose" for path, keys in unread.items() if keys]
 
 
 def _is_colour(file: DemoFile, key: str) -> bool:
@@ -144,18 +142,17 @@ def _is_colour(file: DemoFile, key: str) -> bool:
     return len(shape) == 3 and (shape[0] in (3, 4) or shape[-1] in (3, 4)) and (named or dtype == np.uint8)
 
 
-def _filter_key(path: Path, asked: str | None) -> str | None:
-    with DemoFile(path) as file:
-        if asked is None:
-            return "train" if "train" in file.filter_keys else None
-        return None if asked == ALL and ALL not in file.filter_keys else asked
+def _filter_key(file: DemoFile, asked: str | None) -> str | None:
+    if asked is None:
+        return "train" if "train" in file.filter_keys else None
+    return None if asked == ALL and ALL not in file.filter_keys else asked
 
 
 def _windows(
-    config: TrainConfig, path: Path, cameras: tuple[str, ...], vectors: tuple[str, ...], filter_key: str | None
+    config: TrainConfig, file: DemoFile, cameras: tuple[str, ...], vectors: tuple[str, ...], filter_key: str | None
 ) -> WindowDataset:
     return WindowDataset(
-        path,
+        file,
         cameras=cameras,
         vectors=vectors,
         filter_key=filter_key,

@@ -58,7 +58,7 @@ class _Sums:
 def resident_gb() -> float:
     """Memory of this process now; elsewhere than on Linux, the highest so far."""
     try:
-        return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 1e9
+        return int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[1]) * resource.getpagesize() / 1e9
     except OSError:
         return peak_memory_bytes() / 1e9
 

@@ -33,13 +33,13 @@ class MetricsLog:
         self._recent: defaultdict[str, deque[float]] = defaultdict(lambda: deque(maxlen=RECENT))
         self._steps: defaultdict[str, set[int]] = defaultdict(set)
         if path.exists():
-            kept = [line for line in path.read_text().splitlines() if _step_of(line) < start]
+            kept = [line for line in path.read_text(encoding="utf-8").splitlines() if _step_of(line) < start]
             with written_aside(path) as aside:
-                aside.write_text("".join(line + "\n" for line in kept))
+                aside.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
             for line in kept:
                 self._remember(json.loads(line))
         self._wandb = WandbLog(out, wandb, config or {}) if wandb is not None else None
-        self._file = path.open("a")
+        self._file = path.open("a", encoding="utf-8")
         self._events = SummaryWriter(str(out), purge_step=start if start else None)
 
     def write(self, step: int, figures: dict[str, float]) -> None:

@@ -106,9 +106,9 @@ class Rollouts:
             return
         code, self._process = self._process.wait(), None
         try:
-            result: dict[str, Any] = json.loads((self._folder / RESULT).read_text())
+            result: dict[str, Any] = json.loads((self._folder / RESULT).read_text(encoding="utf-8"))
         except (OSError, ValueError):
-            lines = (self._folder / LOG).read_text(errors="replace").strip().splitlines()
+            lines = (self._folder / LOG).read_text(errors="replace", encoding="utf-8").strip().splitlines()
             reason = lines[-1] if lines else f"exit code {code}"
             _log.warning("monitoring at step %d failed (%s); see %s", self._steps, reason, self._folder / LOG)
             return

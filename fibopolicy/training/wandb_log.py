@@ -56,8 +56,8 @@ def require_wandb(project: str | None) -> None:
 def _identity(out: Path) -> str:
     path = out / IDENTITY
     if path.exists():
-        return str(json.loads(path.read_text())["id"])
+        return str(json.loads(path.read_text(encoding="utf-8"))["id"])
     made = secrets.token_hex(4)
     with written_aside(path) as aside:
-        aside.write_text(json.dumps({"id": made}) + "\n")
+        aside.write_text(json.dumps({"id": made}) + "\n", encoding="utf-8")
     return made

@@ -88,7 +88,7 @@ def serve(connection: Connection, kind: str, path: Path, cache: str) -> None:
 
     before = resident_mb()
     began = time.perf_counter()
-    with open(os.devnull, "w") as sink:
+    with open(os.devnull, "w", encoding="utf-8") as sink:
         os.dup2(sink.fileno(), 1)  # robomimic prints
         contender: Any = Ours(path, cache) if kind == "fibopolicy" else Theirs(path, THEIRS[kind])
     connection.send(time.perf_counter() - began)

@@ -36,7 +36,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", help="sources")
     parser.add_argument("--demos", type=int, help="instead of each case's own number")
     arguments = parser.parse_args()
-    rows = json.loads(arguments.out.read_text())["rows"] if arguments.out.exists() else []
+    rows = json.loads(arguments.out.read_text(encoding="utf-8"))["rows"] if arguments.out.exists() else []
     for source, task, demos, noise in CASES:
         demos = arguments.demos or demos
         known = any((row["source"], row["noise"]) == (source, noise) for row in rows)
@@ -45,7 +45,7 @@ def main() -> None:
         rows.append(measure(source, task, demos, noise, arguments.workers))
         with written_aside(arguments.out) as aside:
             where = {**environment(), **installed("robosuite", "mujoco", "numpy")}
-            aside.write_text(json.dumps({"environment": where, "rows": rows}, indent=1) + "\n")
+            aside.write_text(json.dumps({"environment": where, "rows": rows}, indent=1) + "\n", encoding="utf-8")
         print(rows[-1], flush=True)
 
 

@@ -97,7 +97,7 @@ def main() -> None:
         "rendering_84x84_corner2_cpu_time": frames,
     }
     if arguments.out:
-        arguments.out.write_text(json.dumps(result, indent=2) + "\n")
+        arguments.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     print(json.dumps({"totals": totals, "rendering": frames}, indent=2))
 
 

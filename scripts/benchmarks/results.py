@@ -72,5 +72,5 @@ def page(title: str, result: dict[str, Any], cores: str, packages: tuple[str, ..
 
 def write(out: Path, result: dict[str, Any], markdown: str, indent: int = 2) -> None:
     """`<out>.json` and `<out>.md`."""
-    out.with_name(out.name + ".json").write_text(json.dumps(result, indent=indent) + "\n")
-    out.with_name(out.name + ".md").write_text(markdown)
+    out.with_name(out.name + ".json").write_text(json.dumps(result, indent=indent) + "\n", encoding="utf-8")
+    out.with_name(out.name + ".md").write_text(markdown, encoding="utf-8")

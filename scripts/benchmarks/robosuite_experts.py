@@ -60,7 +60,7 @@ def main() -> None:
     parser.add_argument("--episodes", type=int, default=100)
     parser.add_argument("--noise", type=float, nargs="+", default=[0.0, RobosuiteEnv.expert_noise])
     arguments = parser.parse_args()
-    stored = json.loads(arguments.out.read_text())["rows"] if arguments.out.exists() else []
+    stored = json.loads(arguments.out.read_text(encoding="utf-8"))["rows"] if arguments.out.exists() else []
     rows = {(row["task"], row["noise"]): row for row in stored}
     for noise in arguments.noise:
         for task in arguments.tasks:
@@ -85,7 +85,7 @@ def write(out: Path, horizon: int, rows: list[dict[str, Any]]) -> None:
         "rows": rows,
     }
     with written_aside(out) as aside:
-        aside.write_text(json.dumps(result) + "\n")
+        aside.write_text(json.dumps(result) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

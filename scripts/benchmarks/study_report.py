@@ -61,14 +61,20 @@ def main(args: Args) -> None:
             wall, cpu = [], []
             for _ in range(args.repeats):
                 began = time.perf_counter()
-                done = subprocess.run([sys.executable, "-c", REPORT, str(study)], check=True, capture_output=True, text=True)
+                done = subprocess.run(
+                    [sys.executable, "-c", REPORT, str(study)],
+                    check=True,
+                    capture_output=True,
+                    encoding="utf-8",
+                    errors="replace",
+                )
                 wall.append(time.perf_counter() - began)
                 cpu.append(float(done.stdout))
             size = (study / "report" / "report.html").stat().st_size / 1e6
             found[name] = {"wall_s": float(np.median(wall)), "cpu_s": float(np.median(cpu)), "page_mb": size}
             print(f"{name}: {np.median(wall):.1f} s wall, {np.median(cpu):.1f} s CPU, page {size:.1f} MB", flush=True)
     if args.out is not None:
-        args.out.write_text(json.dumps({"environment": environment(), "reports": found}, indent=1) + "\n")
+        args.out.write_text(json.dumps({"environment": environment(), "reports": found}, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

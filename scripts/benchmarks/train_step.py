@@ -137,7 +137,7 @@ def serve(connection: Connection, kind: str, path: Path, threads: int) -> None:
 
     torch.set_num_threads(threads)
     make_torchvision_importable()
-    with open(os.devnull, "w") as sink:
+    with open(os.devnull, "w", encoding="utf-8") as sink:
         os.dup2(sink.fileno(), 1)  # robomimic prints
     contender: Callable[[Path, Connection], None] = ours if kind == OURS else theirs
     contender(path, connection)

@@ -17,6 +17,7 @@ from fibopolicy.attention import (
     selection,
 )
 from fibopolicy.attention.operator import sparse_attention, sparse_attention_backward
+from fibopolicy.errors import UserError
 
 PATTERN = FibottentionPattern(60, 2)
 
@@ -152,11 +153,69 @@ def test_modes_that_watch_operators_see_one() -> None:
     assert "sparse_attention" in str(graph.graph)
 
 
-def test_differentiating_twice_is_refused() -> None:
+def second_derivative(backend: str, masking: str, needed: str, packed: bool) -> Tensor:
+    """Of a function in which the inputs reach the first derivative beside the attention too."""
+    torch.manual_seed(0)
+    qkv = torch.randn(1, 10, 3, 2, 4, dtype=torch.float64)
+    pattern = FibottentionPattern(9, 2, w_min=3)
+    if packed:
+        inputs = [qkv.requires_grad_()]
+        out = fibottention_qkvpacked(qkv, pattern, masking=masking, backend=backend).transpose(1, 2)  # type: ignore[arg-type]
+    else:
+        tensors = {
+            name: x.clone().requires_grad_(name in needed) for name, x in zip("qkv", qkv.permute(2, 0, 3, 1, 4), strict=True)
+        }
+        inputs = [x for x in tensors.values() if x.requires_grad]
+        out = fibottention(*tensors.values(), pattern, masking=masking, backend=backend)  # type: ignore[arg-type]
+    loss = out.square().sum() + sum(x.pow(4).sum() for x in inputs)
+    first = torch.autograd.grad(loss, inputs, create_graph=True)
+    second = torch.autograd.grad(sum(x.pow(3).sum() for x in first), inputs)  # type: ignore[arg-type]
+    return torch.cat([x.flatten() for x in second])
+
+
+@pytest.mark.parametrize("backend", ["sdpa", "csr", "numba"])
+@pytest.mark.parametrize("masking", ["neg_inf", "zero_logit"])
+@pytest.mark.parametrize("needed", ["q", "k", "v", "qk", "qkv", "packed"])
+def test_a_second_derivative_is_right_or_refused(backend: str, masking: str, needed: str) -> None:
+    packed = needed == "packed"
+    if backend == "sdpa":
+        expected = second_derivative("reference", masking, needed, packed)
+        torch.testing.assert_close(second_derivative(backend, masking, needed, packed), expected)
+    else:
+        with pytest.raises(UserError, match="no second derivatives; set backend='reference'"):
+            second_derivative(backend, masking, needed, packed)
+
+
+@pytest.mark.parametrize("backend", ["csr", "numba"])
+def test_a_backward_pass_that_keeps_its_graph_gives_the_same_and_refuses_the_next(backend: str) -> None:
     q = torch.randn(1, 2, 61, 16, requires_grad=True)
-    (grad,) = torch.autograd.grad(fibottention(q, q, q, PATTERN, backend="numba").sum(), q, create_graph=True)
-    with pytest.raises(RuntimeError):
-        torch.autograd.grad(grad.sum(), q)
+    (plain,) = torch.autograd.grad(fibottention(q, q, q, PATTERN, backend=backend).square().sum(), q)
+    (grad,) = torch.autograd.grad(fibottention(q, q, q, PATTERN, backend=backend).square().sum(), q, create_graph=True)
+    torch.testing.assert_close(grad, plain)
+    with pytest.raises(UserError, match="no second derivatives"):
+        grad.sum().backward()
+
+
+@pytest.mark.parametrize("backend", ["csr", "numba"])
+def test_transforms_that_differentiate_are_refused(backend: str) -> None:
+    q = torch.randn(1, 2, 61, 16)
+    loss = lambda x: fibottention(x, x, x, PATTERN, backend=backend).square().sum()  # noqa: E731
+    asked = [
+        lambda: torch.func.grad(loss)(q),
+        lambda: torch.func.jvp(loss, (q,), (q,)),
+        lambda: torch.func.jvp(torch.func.grad(loss), (q,), (q,)),
+        lambda: torch.vmap(torch.func.grad(loss))(q[None]),
+        lambda: torch.func.grad(lambda x: torch.vmap(loss)(x).sum())(q[None]),
+    ]
+    for ask in asked:
+        with pytest.raises(UserError, match=r"none inside torch\.func"):
+            ask()
+
+
+def test_vmap_alone_gives_the_same() -> None:
+    q = torch.randn(3, 1, 2, 61, 16)
+    got = torch.vmap(lambda x: fibottention(x, x, x, PATTERN, backend="numba"))(q)
+    torch.testing.assert_close(got, torch.stack([fibottention(x, x, x, PATTERN, backend="numba") for x in q]))
 
 
 @pytest.mark.parametrize("kind", [FibottentionPattern, LocalPattern, RandomPattern])
@@ -194,9 +253,9 @@ def test_forward_derivatives_are_refused_rather_than_wrong() -> None:
     q = torch.randn(1, 2, 61, 16)
     with torch.autograd.forward_ad.dual_level():
         dual = torch.autograd.forward_ad.make_dual(q, q)
-        with pytest.raises(NotImplementedError):
+        with pytest.raises(UserError, match="no forward-mode derivatives"):
             fibottention(dual, q, q, PATTERN, backend="numba")
-        with pytest.raises(NotImplementedError):
+        with pytest.raises(UserError, match="no forward-mode derivatives"):
             fibottention_qkvpacked(torch.stack([dual] * 3, dim=2).transpose(1, 3), PATTERN, backend="numba")
 
 

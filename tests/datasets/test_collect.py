@@ -16,6 +16,7 @@ import pytest
 
 from fibopolicy.datasets import DemoFile
 from fibopolicy.datasets.collect import GENERATOR, Plan, collect, perturbed, run_expert
+from fibopolicy.datasets.render import render
 from fibopolicy.datasets.shards import add_episode
 from fibopolicy.datasets.writer import DemoWriter
 from fibopolicy.envs import make
@@ -39,6 +40,18 @@ def test_the_file_does_not_depend_on_the_number_of_workers(tmp_path: Path) -> No
         collect(PLAN, 25, tmp_path / f"{workers}.hdf5", workers=workers)
     assert contents(tmp_path / "1.hdf5") == contents(tmp_path / "2.hdf5")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["1.hdf5", "2.hdf5"]
+
+
+def test_cameras_may_differ_in_size_and_rendering_keeps_their_sizes(tmp_path: Path) -> None:
+    sizes = {"workspace": (24, 40), "wrist": 16}
+    collect(Plan("Reach-v0", image_size=sizes), 1, tmp_path / "a.hdf5", workers=1)
+    render(tmp_path / "a.hdf5", tmp_path / "b.hdf5", workers=1)
+    with DemoFile(tmp_path / "a.hdf5") as made, DemoFile(tmp_path / "b.hdf5") as again:
+        for file in (made, again):
+            assert file.image_shape("workspace_image") == (24, 40, 3)
+            assert file.image_shape("wrist_image") == (16, 16, 3)
+        frames = [file.read("demo_0", "obs/workspace_image", 0, 1) for file in (made, again)]
+    np.testing.assert_array_equal(*frames)
 
 
 def test_recorded_actions_are_the_experts_and_executed_ones_carry_the_noise(lift_file: Path) -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import errno
 import os
+import pickle
 import shutil
 import signal
 import subprocess
@@ -220,3 +221,13 @@ def test_a_cache_in_the_home_folder_respects_xdg(tmp_path: Path, monkeypatch: py
     with DemoFile(write(tmp_path / "demos.hdf5")) as file:
         cache = FrameCache(file, file.demos, CAMERAS)
     assert cache.path.parent == tmp_path / "xdg" / "fibopolicy" / "frames"
+
+
+def test_a_pickled_cache_maps_its_files_again_and_says_when_they_are_gone(path: Path) -> None:
+    cache = build(path)
+    content = pickle.dumps(cache)
+    indices = np.array([[14, 0]])
+    np.testing.assert_array_equal(pickle.loads(content).gather("wrist_image", indices), cache.gather("wrist_image", indices))
+    shutil.rmtree(cache.path)
+    with pytest.raises(UserError, match="the cache of frames was removed"):
+        pickle.loads(content)

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import pickle
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -124,3 +127,21 @@ def test_oddities_name_their_file(path: Path, tmp_path: Path) -> None:
     with h5py.File(path, "a") as file:
         file["data"].attrs["total"] = 9666
     assert any(str(path) in line and "9666" in line for line in windows(path).warnings)
+
+
+def test_a_mixture_reads_the_same_in_a_spawned_process(parts: list[WindowDataset]) -> None:
+    mixture, samples = Mixture(parts), np.array([0, 14, 15, 20])
+    expected = mixture.batch(samples)
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        seen = pool.submit(mixture.batch, samples).result()
+    for key in (*CAMERAS, *VECTORS):
+        np.testing.assert_array_equal(seen["obs"][key], expected["obs"][key])
+    np.testing.assert_array_equal(seen["actions"], expected["actions"])
+
+
+def test_pickling_leaves_out_frames_and_buffers(parts: list[WindowDataset]) -> None:
+    mixture = Mixture(parts)
+    size = len(pickle.dumps(mixture))
+    for _ in range(3):
+        mixture.batch(np.arange(21).repeat(50))
+    assert len(pickle.dumps(mixture)) == size

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -71,7 +72,7 @@ def test_a_converted_model_trains_and_takes_other_image_sizes() -> None:
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("resnet18", {}, "has no blocks"),
+        ("resnet18", {}, "lacks blocks"),
         ("vit_tiny_patch16_224", {"attn_drop_rate": 0.1}, "drops attention weights"),
     ],
 )
@@ -101,6 +102,92 @@ def test_timm_models_are_encoders(name: str, options: dict[str, str], tokens: in
     found, pooled = encoder(torch.rand(2, 3, 96, 96))
     assert found.shape == (2, tokens, dim)
     assert pooled.shape == (2, encoder.output_dim) == (2, dim)
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "tokens"),
+    [
+        ("test_vit", 80, (25, 64)),
+        ("test_resnet", 84, (9, 96)),
+        ("test_efficientnet", 84, (9, 256)),
+        ("mambaout_femto", 84, (9, 288)),  # channels last
+        ("swin_tiny_patch4_window7_224", 84, (9, 768)),  # channels last
+        ("levit_128s", 224, (16, 384)),
+        ("deit_tiny_distilled_patch16_224", 48, (9, 192)),  # two tokens before the patches
+        ("eva02_tiny_patch14_224", 84, (36, 192)),
+        ("vit_tiny_r_s16_p8_224", 96, (9, 192)),  # patches of a convolutional network's features
+        ("pvt_v2_b0", 84, (9, 256)),
+    ],
+)
+def test_a_model_of_any_layout_keeps_the_contract(name: str, size: int, tokens: tuple[int, int]) -> None:
+    state = torch.get_rng_state()
+    encoder = build_encoder(f"timm:{name}", image_size=(size, size))
+    torch.set_rng_state(state)
+    untried = timm.create_model(name, num_classes=0).state_dict()
+    assert encoder.training
+    assert all(torch.equal(x, untried[key]) for key, x in encoder.model.state_dict().items() if "running" in key)
+    found, feature = encoder(torch.rand(2, 3, size, size))
+    assert found.shape == (2, *tokens)
+    assert feature.shape == (2, encoder.output_dim)
+    (found.sum() + feature.sum()).backward()
+
+
+@pytest.mark.parametrize("name", ["swin_tiny_patch4_window7_224", "mambaout_femto", "resnet10t"])
+def test_tokens_are_the_positions_row_by_row(name: str) -> None:
+    encoder = build_encoder(f"timm:{name}", image_size=(96, 64)).eval()
+    images = torch.rand(1, 3, 96, 64)
+    with torch.no_grad():
+        (grid,) = encoder.model.forward_intermediates(  # type: ignore[operator]
+            (images - encoder.mean) / encoder.std, 1, norm=True, intermediates_only=True
+        )
+        tokens = encoder(images)[0]
+    assert tokens.shape[1] == grid.shape[2] * grid.shape[3]
+    if tokens.shape[2] == grid.shape[1]:
+        torch.testing.assert_close(tokens, grid.flatten(2).transpose(1, 2))
+
+
+def test_a_trial_draws_no_random_numbers() -> None:
+    torch.manual_seed(0)
+    timm.create_model("test_vit", num_classes=0, img_size=(80, 80))
+    expected = torch.rand(3)
+    torch.manual_seed(0)
+    build_encoder("timm:test_vit", image_size=(80, 80))
+    assert torch.equal(torch.rand(3), expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("levit_128s", "does not take images of 84 x 84 pixels.* made for 224 x 224"),
+        ("hiera_tiny_224", "does not take images of 84 x 84 pixels.* made for 224 x 224"),
+        ("vit_tiny_patch16_224", r"patches of 16 x 16 would leave out pixels.* give it images of 80 x 80 or 96 x 96"),
+        ("gmixer_12_224", "images of 80 x 80 or 96 x 96"),
+        ("pit_ti_224", "1 tokens are no grid over the image; choose another model"),
+        ("efficientvim_m1", "its features are a list, not one grid of tokens"),
+    ],
+)
+def test_what_breaks_the_contract_is_refused_on_construction(name: str, message: str) -> None:
+    with pytest.raises(UserError, match=message) as refused:
+        build_encoder(f"timm:{name}", image_size=(84, 84))
+    assert "\n" not in str(refused.value)
+
+
+def test_published_weights_without_a_network_are_refused_at_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    constants = pytest.importorskip("huggingface_hub").constants
+
+    def unreachable(*_: object, **__: object) -> None:
+        raise OSError("no network")
+
+    for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("socket.create_connection", unreachable)
+    monkeypatch.setattr("socket.getaddrinfo", unreachable)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("time.sleep", lambda _: pytest.fail("it tries again"))
+    with pytest.raises(UserError, match=r"weights cannot be fetched \(huggingface\.co cannot be reached, and the cache"):
+        build_encoder("timm:resnet10t", image_size=(64, 64), pretrained=True)
+    assert not constants.HF_HUB_OFFLINE
 
 
 def test_images_are_normalised_as_the_model_was_trained() -> None:

@@ -246,7 +246,7 @@ def test_a_missing_package_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> N
         return original(name, *rest)  # type: ignore[arg-type]
 
     monkeypatch.setattr(builtins, "__import__", missing)
-    with pytest.raises(UserError, match=r'pip install "fibopolicy\[metaworld\]"'):
+    with pytest.raises(UserError, match=r"pip install 'fibopolicy\[metaworld\]'"):
         envs.make("metaworld/reach-v3")
 
 

@@ -342,6 +342,22 @@ def test_env_args_round_trip_and_serve_robosuite_itself(env: RobosuiteEnv) -> No
     plain.close()
 
 
+def test_sizes_per_camera_are_robosuites_lists_and_no_pixel_depends_on_the_other_camera() -> None:
+    kwargs = {"robots": "Panda", "camera_names": ["agentview", "robot0_eye_in_hand"], "camera_heights": [24, 48]}
+    args = {"env_name": "Lift", "type": 1, "env_kwargs": {**kwargs, "camera_widths": [36, 48]}, "render_quality": "fast"}
+    both = RobosuiteEnv.from_env_args(args)
+    frames, _ = both.reset(seed=0)
+    stored = both.env_args
+    assert (stored["env_kwargs"]["camera_heights"], stored["env_kwargs"]["camera_widths"]) == ([24, 48], [36, 48])
+    both.close()
+    one = RobosuiteEnv.from_env_args(json.loads(json.dumps(stored)), cameras=("agentview",))
+    alone, _ = one.reset(seed=0)
+    one.close()
+    assert frames["robot0_eye_in_hand_image"].shape == both.observation_space["robot0_eye_in_hand_image"].shape == (48, 48, 3)
+    assert frames["agentview_image"].shape == (24, 36, 3)
+    np.testing.assert_array_equal(alone["agentview_image"], frames["agentview_image"])
+
+
 def test_data_of_another_robosuite_are_warned_of() -> None:
     with pytest.warns(UserWarning, match=r"robosuite 1\.2.*1\.5"):
         RobosuiteEnv.from_env_args(
@@ -370,7 +386,7 @@ def test_data_of_another_robosuite_are_warned_of() -> None:
         ),
         ({"env_kwargs": {"controller_configs": [None, None]}}, "2 controller_configs for 1 robots"),
         ({"env_kwargs": {"camera_names": ["agentveiw"]}}, "unknown camera 'agentveiw': did you mean 'agentview'"),
-        ({"env_kwargs": {"camera_heights": [84, 100], "camera_widths": 84}}, "cameras of different sizes"),
+        ({"env_kwargs": {"camera_heights": [84, 100], "camera_widths": 84}}, "2 sizes for the 0 camera_names"),
         ({"render_quality": "best"}, "unknown render quality 'best'"),
         ({"env_kwargs": {"robots": None}}, "robots must be a name or a list of names, got None"),
         ({"env_kwargs": {"robots": [["Panda"]]}}, "robots must be a name or a list of names"),
@@ -394,7 +410,7 @@ def test_env_args_that_name_what_is_not_there(change: dict[str, Any], message: s
 
 def test_a_missing_robosuite_is_named_with_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "robosuite", None)
-    with pytest.raises(UserError, match=r'pip install "fibopolicy\[robosuite\]"'):
+    with pytest.raises(UserError, match=r"pip install 'fibopolicy\[robosuite\]'"):
         RobosuiteEnv()
 
 

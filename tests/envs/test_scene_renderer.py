@@ -52,7 +52,7 @@ def test_what_is_out_of_view_is_left_out_and_no_pixel_changes(renderer: SceneRen
         assert whole.shape == (40, 60, 3)
         assert whole.std() > 10
         np.testing.assert_array_equal(whole, culled)
-        hidden = renderer._out_of_view(data, model.camera(camera).id)
+        hidden = renderer._out_of_view(data, model.camera(camera).id, 60 / 40)
         assert 10 < hidden.sum() < 80
     assert np.array_equal(model.geom_group, groups)
     renderer.close()

@@ -72,6 +72,15 @@ def test_what_looks_different_is_an_error_that_names_settings_and_versions_unles
         evaluate(still, "Lift-v0", replace(starts, states=tuple(moved)), image_size=16, **options)
 
 
+def test_the_settings_compared_are_those_of_the_simulator(monkeypatch: pytest.MonkeyPatch) -> None:
+    with envs.make("Lift-v0", image_size=16) as env:
+        starts = make_starts(env, 1, seed=0)
+    starts = replace(starts, versions={**starts.versions, "MUJOCO_GL": "osmesa"})
+    monkeypatch.delenv("MUJOCO_GL")  # as in a process that has made no environment
+    with pytest.raises(UserError, match=r"MUJOCO_GL osmesa then, egl now"):
+        evaluate(still, "Lift-v0", starts, image_size=24, workers=1, horizon=2)
+
+
 def test_shipped_start_states_are_taken_where_there_are_enough() -> None:
     shipped = shipped_starts("fibopolicy/Reach-v0", 0)
     assert shipped is not None

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -124,3 +125,13 @@ def test_narrow_distributions_on_actions_at_their_limits_are_warned_of(
     assert told("bc_gaussian", fixed_std=True) == []
     assert told("bc_gmm", min_std=0.05) == []
     assert told("bc") == []
+
+
+def test_a_file_on_which_hdf5_crashes_is_refused_before_it_is_opened(tiny_config: TrainConfig, second_file: Path) -> None:
+    content = bytearray(second_file.read_bytes())
+    for node in list(re.finditer(b"TREE\0\0", bytes(content)))[1:]:  # leaves of groups, but of the root
+        content[node.start() + 5] = 1  # a level above the leaves
+        content[node.start() + 32 : node.start() + 40] = node.start().to_bytes(8, "little")  # its own first child
+    second_file.write_bytes(content)
+    with pytest.raises(UserError, match=r"second\.hdf5: is damaged: the HDF5 library crashes on it"):
+        open_dataset(replace(tiny_config, dataset=(second_file,)))

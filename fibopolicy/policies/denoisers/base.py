@@ -42,5 +42,6 @@ class TimeEmbedding(nn.Module):
 
     def forward(self, time: Tensor) -> Tensor:
         angles = time.float()[:, None] * self.frequencies  # (B, dim / 2)
-        embedded: Tensor = self.mlp(torch.cat([angles.sin(), angles.cos()], dim=-1))
+        waves = torch.cat([angles.sin(), angles.cos()], dim=-1).to(self.frequencies.dtype)
+        embedded: Tensor = self.mlp(waves)
         return embedded

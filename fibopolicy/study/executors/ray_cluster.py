@@ -123,7 +123,9 @@ def _check_answer(address: str) -> None:
         return
     asked = [sys.executable, "-m", "ray.scripts.scripts", "health-check", "--address", address]
     try:
-        found = subprocess.run(asked, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=PROOF)
+        found = subprocess.run(
+            asked, stdin=subprocess.DEVNULL, capture_output=True, timeout=PROOF, encoding="utf-8", errors="replace"
+        )
     except subprocess.TimeoutExpired as error:
         raise UserError(
             f"ray {address}: something listens there, but did not prove to be a Ray cluster in {PROOF:.0f} s; name the head's"

@@ -33,7 +33,7 @@ def read_curves(run: Path) -> dict[str, Curve]:
     """Per quantity that a run logged its finite values `(n, 2)`: step, value. Lines that a kill cut short are left out."""
     path = run / "metrics.jsonl"
     found: dict[str, list[tuple[float, float]]] = {}
-    for line in path.read_text(errors="replace").splitlines() if path.is_file() else []:
+    for line in path.read_text(errors="replace", encoding="utf-8").splitlines() if path.is_file() else []:
         with contextlib.suppress(ValueError, KeyError, TypeError):
             row = json.loads(line)
             for name in QUANTITIES:

@@ -233,7 +233,7 @@ def _log(directory: Path, folder: Path) -> str:
 
 def _object(path: Path) -> dict[str, Any]:
     try:
-        document = json.loads(path.read_text())
+        document = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(
             f"{path}: is not whole JSON ({' '.join(str(error).split())}); run the study again to restore it"

@@ -1,0 +1,306 @@
+"""What a tired person types: every verb, every kind of wrong file, folder, number and option, in one line and exit code 2."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from command import call
+from evaluation.made_rows import make_run
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from fibopolicy.training import OptimizerConfig, TrainConfig, train
+
+Capture = pytest.CaptureFixture[str]
+Patch = pytest.MonkeyPatch
+
+TINY = ["--steps", "1", "--encoder-options", "patch_size", "12", "width", "24", "depth", "1", "heads", "2", "--device", "cpu"]
+
+
+@pytest.fixture(scope="module")
+def place(lift_file: Path, tiny_config: TrainConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a good file, a run, two evaluated runs, and files and folders of every wrong kind."""
+    folder = tmp_path_factory.mktemp("tired")
+    shutil.copyfile(lift_file, folder / "good.hdf5")
+    shutil.copyfile(lift_file, folder / "two words \u00fc $x.hdf5")
+    shutil.copyfile(lift_file, folder / "unreadable.hdf5")
+    (folder / "unreadable.hdf5").chmod(0)
+    train(replace(tiny_config, out=folder / "run", optimizer=OptimizerConfig(steps=1, batch_size=4, warmup=0)))
+    make_run(folder / "a", [True, False, True, True])
+    make_run(folder / "b", [True, False, False, True])
+    (folder / "empty.hdf5").touch()
+    (folder / "empty").mkdir()
+    (folder / "x.json").write_text(json.dumps({"a": 1}))
+    np.savez(folder / "x.npz", a=np.zeros(3))
+    Image.new("RGB", (4, 4)).save(folder / "x.png")
+    (folder / "wrong.py").write_text("study = 3\n")
+    (folder / "readonly").mkdir(mode=0o555)
+    return folder
+
+
+@contextmanager
+def somebody_else() -> Iterator[None]:
+    """Root may read and write everything; for its tests to mean something, another user runs the command."""
+    if os.geteuid() != 0:
+        yield
+        return
+    os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+
+
+#: Each verb that reads, with FILE where its input stands; `OUT` is a new name.
+READING = [
+    "inspect FILE",
+    "split FILE --out OUT.hdf5",
+    "replay FILE",
+    "render FILE --out OUT.hdf5",
+    "expand FILE --demos 1 --out OUT.hdf5",
+    "train --dataset FILE --out OUT",
+    "train --dataset good.hdf5 --out OUT --encoder-weights FILE",
+    "starts make FILE --episodes 1 --out OUT.npz",
+    "evaluate FILE --episodes 1",
+    "evaluate run --episodes 1 --overwrite --starts FILE",
+    "rates FILE",
+    "compare FILE b",
+    "compare --group one=FILE --group two=b",
+    "study run FILE --out OUT",
+    "study status FILE",
+    "study report FILE",
+    "study publish FILE --out OUT",
+    "export FILE --out OUT.pth",
+    "profile data --dataset FILE --turns 1",
+    "profile train --dataset FILE --turns 1",
+    "collect FILE --episodes 1 --out OUT.hdf5",
+]
+WRONG = [
+    "nowhere",
+    "nowhere/at all.hdf5",
+    "empty",
+    "empty.hdf5",
+    "x.json",
+    "x.npz",
+    "x.png",
+    "",
+    "~nobody-of-this-name/x",
+    "x" * 300,
+]
+WRONG += ["x.json/below.hdf5", "/dev/null", "wrong.py", "n\udcffl.hdf5"]
+
+
+def check_refused(code: int, err: str, words: list[str]) -> None:
+    lines = [line for line in err.splitlines() if not line.startswith("fibopolicy: warning: ")]
+    assert code == 2, (words, err)
+    assert len(lines) == 1, (words, err)
+    assert lines[0].startswith("fibopolicy: error: "), (words, err)
+
+
+def split_words(line: str, **values: str) -> list[str]:
+    """The words of a line, each name in it replaced by its value."""
+    words = line.split()
+    for name, value in values.items():
+        words = [word.replace(name, value) for word in words]
+    return words
+
+
+@pytest.mark.parametrize("line", READING)
+def test_a_wrong_input_is_one_line(line: str, monkeypatch: Patch, capsys: Capture, place: Path, tmp_path: Path) -> None:
+    monkeypatch.chdir(place)
+    for wrong in WRONG:
+        words = split_words(line, FILE=wrong, OUT=str(tmp_path / "out"))
+        code, _, err = call(monkeypatch, capsys, *words)
+        check_refused(code, err, words)
+        assert not list(tmp_path.iterdir()), (words, "something was left behind")
+
+
+@pytest.mark.parametrize("verb", ["inspect", "split", "replay", "train --dataset"])
+def test_a_file_of_another_user_is_one_line(verb: str, monkeypatch: Patch, capsys: Capture, place: Path) -> None:
+    monkeypatch.chdir(place)
+    words = [*verb.split(), "unreadable.hdf5", *(["--out", "new"] if verb.startswith(("split", "train")) else [])]
+    with somebody_else():
+        code, _, err = call(monkeypatch, capsys, *words)
+    check_refused(code, err, words)
+
+
+#: Each verb that writes and finds out at once, with OUT where its output stands.
+WRITING = [
+    "collect Lift-v0 --episodes 1 --out OUT",
+    "split good.hdf5 --out OUT",
+    "render good.hdf5 --out OUT",
+    "starts make Lift-v0 --episodes 1 --out OUT",
+    "rates a --out OUT",
+    "compare a b --out OUT",
+    "show-pattern --tokens 16 --out OUT",
+    "train --dataset good.hdf5 --out OUT",
+]
+#: The file itself, a folder, and names below a file.
+NO_OUTPUT = ["good.hdf5", "x.json/below", "empty"]
+
+
+@pytest.mark.parametrize("line", WRITING)
+def test_an_output_that_cannot_be_written_is_one_line(line: str, monkeypatch: Patch, capsys: Capture, place: Path) -> None:
+    monkeypatch.chdir(place)
+    before = {path: path.stat().st_mtime_ns for path in place.rglob("*")}
+    for out in NO_OUTPUT:
+        if line.startswith("train") and out == "empty":
+            continue  # which is where a run may be put
+        words = split_words(line, OUT=out)
+        code, _, err = call(monkeypatch, capsys, *words, *(TINY if line.startswith("train") else []))
+        check_refused(code, err, words)
+    with somebody_else():
+        words = split_words(line, OUT="readonly/new")
+        code, _, err = call(monkeypatch, capsys, *words, *(TINY if line.startswith("train") else []))
+    check_refused(code, err, words)
+    assert {path: path.stat().st_mtime_ns for path in place.rglob("*")} == before
+
+
+#: Options whose values are numbers, on lines that are otherwise right; none of them starts a simulator or a training.
+NUMBERS = {
+    "collect Lift-v0 --out new --episodes 1": ["--episodes", "--image-size", "--workers", "--seed"],
+    "split good.hdf5 --out new": ["--valid", "--seed"],
+    "render good.hdf5 --out new": ["--image-size", "--workers"],
+    "replay good.hdf5": ["--workers"],
+    "expand good.hdf5 --out new": ["--demos"],
+    "evaluate run": ["--episodes", "--seed", "--video", "--workers", "--batch", "--threads", "--tries", "--step-limit"],
+    "starts make Lift-v0 --out new --episodes 1": ["--episodes", "--seed", "--image-size"],
+    "compare a b --out new.html": ["--margin", "--video", "--difference"],
+    "show-pattern --out new.png": ["--tokens", "--heads", "--layer"],
+    "quickstart --out new": ["--demos", "--steps", "--episodes", "--seed"],
+    "profile data --dataset good.hdf5": ["--turns", "--batch-size", "--weights"],
+    "train --out new --dataset good.hdf5": [
+        *("--steps", "--batch-size", "--learning-rate", "--warmup", "--weight-decay", "--encoder-rate", "--clip", "--ema"),
+        *("--accumulate", "--seed", "--checkpoint-every", "--log-every", "--history", "--chunk", "--execute", "--hidden"),
+        *("--validate-every", "--keep-best", "--rollout-every", "--rollout-episodes", "--rollout-workers", "--crop"),
+    ],
+}
+
+
+@pytest.mark.parametrize("line", NUMBERS)
+def test_a_number_that_is_none_or_negative_is_one_line(line: str, monkeypatch: Patch, capsys: Capture, place: Path) -> None:
+    monkeypatch.chdir(place)
+    for option in NUMBERS[line]:
+        for value in ("-1", "nan", "-inf", "", "x", "1,5"):
+            words = [*line.split(), option, value]
+            code, _, err = call(monkeypatch, capsys, *words)
+            check_refused(code, err, words)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "train --dataset good.hdf5 --out new --resume --overwrite",
+        "collect Lift-v0 --episodes 1 --out new --resume --overwrite",
+        "render good.hdf5 --out new --resume --overwrite",
+        "evaluate run --resume --overwrite",
+        "split good.hdf5 --out good.hdf5 --overwrite",
+        "replay good.hdf5 --out good.hdf5 --overwrite",
+        "rates a --out a/episodes.jsonl --overwrite",
+        "compare a a",
+        "compare a b --video 2",
+        "train --dataset good.hdf5 --out new --history 100000000000000000000",
+        "train --dataset good.hdf5 --out new --hidden 100000000000000000000",
+        "train --dataset good.hdf5 --out new --batch-size 100000000000000000000",
+        "train --dataset good.hdf5 --out new --encoder-options depth 100000000000000000000",
+        "train --dataset good.hdf5 --out new --head bc_gmm --head-options num_modes 100000000000000000000",
+        "evaluate run --threads 100000000000000000000",
+        "show-pattern --tokens 100000000000000000000",
+        "starts make Lift-v0 --episodes 100000000000000000000 --out new",
+    ],
+)
+def test_conflicts_and_huge_numbers_are_one_line(line: str, monkeypatch: Patch, capsys: Capture, place: Path) -> None:
+    monkeypatch.chdir(place)
+    code, _, err = call(monkeypatch, capsys, *line.split())
+    check_refused(code, err, line.split())
+
+
+def test_a_good_file_with_a_difficult_name_is_read(monkeypatch: Patch, capsys: Capture, place: Path, tmp_path: Path) -> None:
+    monkeypatch.chdir(place)
+    name = "two words \u00fc $x.hdf5"
+    assert call(monkeypatch, capsys, "inspect", name)[0] == 0
+    assert call(monkeypatch, capsys, "split", name, "--out", str(tmp_path / "a b.hdf5"))[0] == 0
+    assert call(monkeypatch, capsys, "train", "--dataset", name, "--out", str(tmp_path / "a run"), *TINY)[0] == 0
+
+
+def test_a_lack_of_memory_is_no_mistake_of_ours(monkeypatch: Patch, capsys: Capture, place: Path) -> None:
+    monkeypatch.chdir(place)
+
+    def full(path: Path) -> str:
+        raise MemoryError("Unable to allocate 3 GiB")
+
+    monkeypatch.setattr("fibopolicy.datasets.inspect", full)
+    code, _, err = call(monkeypatch, capsys, "inspect", "good.hdf5")
+    check_refused(code, err, ["inspect"])
+    assert "not enough memory" in err
+
+
+FILES = st.sampled_from(["good.hdf5", "two words \u00fc $x.hdf5", "empty.hdf5", "nowhere", "run", "a", "b", "x.npz", "", "."])
+VALUES = st.one_of(
+    st.integers(-3, 40).map(str),
+    st.floats(width=32).map(str),
+    st.sampled_from(
+        ["", "train", "valid", "all", "ema", "model", "fast", "full", "bc", "flow", "None", "wrist_image", "--", "-x"]
+    ),
+    st.text(st.characters(exclude_characters="\0"), max_size=4),
+)
+#: Verb -> its words (FILE is drawn), and the options that are drawn with a value each.
+GENERATED: dict[str, tuple[list[str], list[str]]] = {
+    "inspect": (["FILE"], ["--debugg", "--out"]),
+    "split": (["FILE", "--out", "OUT"], ["--valid", "--seed", "--overwrite"]),
+    "train": (
+        ["--dataset", "FILE", "--out", "OUT", *TINY],
+        [
+            *("--seed", "--batch-size", "--learning-rate", "--cameras", "--vectors", "--filter-key", "--weights", "--precision"),
+            *("--execute", "--crop", "--shift", "--rotation", "--validate-on", "--keep-best", "--resume", "--warmup", "--ema"),
+        ],
+    ),
+    "rates": (["FILE"], ["--out"]),
+    "compare": (["FILE", "FILE"], ["--margin", "--difference", "--step", "--weights", "--starts-seed", "--horizon", "--group"]),
+    "starts make": (["nowhere.hdf5", "--episodes", "1", "--out", "OUT"], ["--seed", "--image-size", "--quality", "--cameras"]),
+    "evaluate": (["nowhere"], ["--episodes", "--seed", "--weights", "--video", "--workers", "--step-limit", "--horizon"]),
+    "show-pattern": (["--tokens", "9", "--out", "OUT.png"], ["--heads", "--layer", "--modified"]),
+}
+
+
+@st.composite
+def command_lines(draw: Callable[..., str]) -> list[str]:
+    verb = draw(st.sampled_from(sorted(GENERATED)))
+    words, options = GENERATED[verb]
+    line = [*verb.split(), *(draw(FILES) if word == "FILE" else word for word in words)]
+    for option in draw(st.lists(st.sampled_from(options), max_size=3)):  # type: ignore[attr-defined]
+        line += [option, *([draw(VALUES)] if draw(st.booleans()) else [])]
+    return line
+
+
+@pytest.mark.slow
+def test_no_generated_command_line_ends_in_a_mistake_of_ours(
+    monkeypatch: Patch, capsys: Capture, place: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    codes = []
+
+    @settings(max_examples=300, derandomize=True, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+    @given(command_lines())
+    def run(line: list[str]) -> None:
+        here = tmp_path_factory.mktemp("generated")
+        for name in ("good.hdf5", "two words \u00fc $x.hdf5", "empty.hdf5", "run", "a", "b", "x.npz"):
+            (here / name).symlink_to(place / name)
+        with monkeypatch.context() as patch:
+            patch.chdir(here)
+            code, _, err = call(patch, capsys, *[word.replace("OUT", "out") for word in line])
+        assert code in (0, 2), (line, err)
+        assert "Traceback" not in err
+        codes.append(code)
+        shutil.rmtree(here)
+
+    run()
+    assert codes.count(0) >= 30  # the lines are not all nonsense

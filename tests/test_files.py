@@ -1,0 +1,69 @@
+"""Where caches lie when there is no home."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from fibopolicy import files, process
+from fibopolicy.errors import UserError
+
+
+@pytest.fixture
+def homeless(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """As a user id that the system does not know, without HOME; returns the folder of temporary files."""
+
+    def unknown() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    for name in (*files._OTHERS, "XDG_CACHE_HOME"):
+        monkeypatch.setenv(name, "")  # so that what is set meanwhile is undone
+        monkeypatch.delenv(name)
+    monkeypatch.setattr(Path, "home", unknown)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    return tmp_path
+
+
+def test_without_a_home_caches_go_to_a_temporary_folder_of_this_user_alone(homeless: Path) -> None:
+    with pytest.warns(UserWarning, match=r"no home folder can be written: caches go to .*; set XDG_CACHE_HOME"):
+        folder = files.cache_home()
+    assert folder == homeless / f"fibopolicy-{os.getuid()}"
+    assert folder.stat().st_mode & 0o777 == 0o700
+
+
+def test_a_home_that_cannot_be_written_is_none(homeless: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    home = homeless / "home"
+    monkeypatch.setattr(Path, "home", lambda: home)
+    assert files.cache_home() == home / ".cache" / "fibopolicy"
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    with pytest.warns(UserWarning, match="no home folder can be written"):
+        assert files.cache_home().parent == homeless
+
+
+def test_a_temporary_folder_of_somebody_else_is_refused(homeless: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (homeless / "fibopolicy-4242").mkdir()
+    monkeypatch.setattr(os, "getuid", lambda: 4242)
+    if (homeless / "fibopolicy-4242").stat().st_uid == 4242:
+        pytest.skip("this user has that id")
+    with pytest.raises(UserError, match=r"belongs to another user.*set XDG_CACHE_HOME"):
+        files.cache_home()
+
+
+def test_a_command_without_a_home_gives_other_libraries_places_for_their_caches(
+    homeless: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TRITON_CACHE_DIR", "/mine")
+    process.set_up()
+    folder = homeless / f"fibopolicy-{os.getuid()}"
+    assert os.environ["NUMBA_CACHE_DIR"] == str(folder / "numba_cache_dir")
+    assert os.environ["MPLCONFIGDIR"].startswith(str(folder))
+    assert os.environ["TRITON_CACHE_DIR"] == "/mine"
+
+
+def test_with_a_home_other_libraries_keep_theirs(homeless: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Path, "home", lambda: homeless)
+    process.set_up()
+    assert not {*files._OTHERS} & {*os.environ}
