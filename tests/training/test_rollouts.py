@@ -23,11 +23,13 @@ from fibopolicy.training.loop import train
 from fibopolicy.training.rollouts import Rollouts
 from fibopolicy.training.watch_config import RolloutConfig
 
-#: Stands in for the evaluation: writes its result after a while, or fails.
+#: Stands in for the evaluation: writes its result once a file is there, or fails.
 FAKE = """
-import json, sys, time
+import json, os, sys, time
 result = sys.argv[sys.argv.index("--result") + 1]
-time.sleep({seconds})
+until = time.monotonic() + 60
+while not os.path.exists({once!r}) and time.monotonic() < until:
+    time.sleep(0.01)
 {fail}
 document = dict(success=.5, low=.1, high=.9, episodes=2, errors=0, seconds=1, text="1/2", arguments=sys.argv[1:])
 json.dump(document, open(result, "w"))
@@ -40,8 +42,8 @@ def run(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def stand_in(monkeypatch: pytest.MonkeyPatch, folder: Path, *, seconds: float = 0.0, fail: str = "") -> None:
-    (folder / "stand_in.py").write_text(FAKE.format(seconds=seconds, fail=fail))
+def stand_in(monkeypatch: pytest.MonkeyPatch, folder: Path, *, once: Path | None = None, fail: str = "") -> None:
+    (folder / "stand_in.py").write_text(FAKE.format(once=str(once or folder), fail=fail))
     monkeypatch.setenv("PYTHONPATH", str(folder))
     monkeypatch.setattr("fibopolicy.training.rollouts._MODULE", "stand_in")
 
@@ -57,14 +59,13 @@ def rollouts(run: Path, written: Kept, every: int | None = 2, **options: object)
 
 
 def test_training_does_not_wait_but_at_its_end(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    stand_in(monkeypatch, run, seconds=0.5)
+    stand_in(monkeypatch, run, once=run / "trained")
     written = Kept()
-    began = time.perf_counter()
     with rollouts(run, written) as beside:
         for steps in range(1, 7):
-            beside.after(steps)
-        assert time.perf_counter() - began < 0.5
+            beside.after(steps)  # had it waited, there would be a result
         assert not written
+        (run / "trained").touch()
         beside.finish(6)
     # Those of steps 4 and 6 fell due while those of step 2 ran; the last is caught up on.
     assert [step for step, _ in written] == [1, 5]
@@ -152,7 +153,7 @@ def test_rollouts_end_with_a_training_that_is_killed(tiny_config: TrainConfig, t
     finally:
         os.kill(training.pid, signal.SIGKILL)
         training.wait()
-    until = time.monotonic() + 20
+    until = time.monotonic() + 60
     while beside(mine) and time.monotonic() < until:
         time.sleep(0.05)
     assert not beside(mine)
