@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 from typing import Any
@@ -17,8 +18,8 @@ def recorded() -> dict[str, Any]:
 
 @pytest.mark.parametrize("part", record.PARTS)
 def test_results_are_those_of_the_record(part: str, recorded: dict[str, Any]) -> None:
-    if "robosuite" in part:
-        pytest.importorskip("robosuite", reason="robosuite is not installed")
+    if "robosuite" in part and importlib.util.find_spec("robosuite") is None:  # not imported: OpenGL is chosen first
+        pytest.skip("robosuite is not installed")
     exact = recorded["machine"] == record.machine() or bool(os.environ.get("FIBOPOLICY_GOLDEN_EXACT"))
     assert not record.differences(part, recorded[part], record.compute(part), exact=exact)
 
