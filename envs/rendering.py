@@ -42,10 +42,12 @@ def configure_gl() -> None:
     """
     if not os.environ.get("MUJOCO_GL") and sys.platform == "linux":
         os.environ["MUJOCO_GL"] = "egl"
-        # Somebody imported mujoco first, and it settled for a window system. It is not reloaded where that would fail: the
-        # first frame says why.
-        if "mujoco.gl_context" in sys.modules and not _contradiction():
-            importlib.reload(sys.modules["mujoco.gl_context"])
+    # Somebody may have imported mujoco first, and it settled for a window system: robosuite sets MUJOCO_GL only afterwards. It
+    # is not reloaded where that would fail: the first frame says why.
+    chosen, module = os.environ.get("MUJOCO_GL", "").strip().lower(), sys.modules.get("mujoco.gl_context")
+    settled = getattr(module, "GLContext", type).__module__ == f"mujoco.{chosen}"
+    if module is not None and chosen in INSTALL_GL and not settled and not _contradiction():
+        importlib.reload(module)
     os.environ.setdefault("LP_NUM_THREADS", "0")
     # Mesa's software renderer brings LLVM's symbols into the process for all to see; a Triton loaded after it (torch
     # does so when it makes an optimiser) binds to them and crashes. Loaded before it, both work.

@@ -94,3 +94,11 @@ def test_a_size_is_stored_in_its_shortest_form() -> None:
 def test_a_size_that_no_frame_has_is_refused(size: Any, message: str) -> None:
     with pytest.raises(UserError, match=message):
         envs.make("Reach-v0", image_size=size)
+
+
+@pytest.mark.parametrize("early", ["", "os.environ['MUJOCO_GL'] = 'egl'"])
+def test_mujoco_may_be_imported_first(early: str) -> None:
+    # robosuite imports mujoco and sets the variable after it
+    code = f"import os, mujoco.gl_context as g; {early or 'pass'}; import fibopolicy.envs.rendering as r; r.configure_gl()"
+    done = run(f"{code}; print(g.GLContext.__module__)", MUJOCO_GL="", DISPLAY="")
+    assert done.stdout.strip() == "mujoco.egl", done.stderr
