@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from fibopolicy.own_code import is_own
+from fibopolicy.utils.imports import is_import_path
 
 #: Of an arm under OSC_POSE with its gripper: x, y, z in metres, axis times angle in radians, the gripper's command.
 ARM_DIM = 7
@@ -30,7 +30,7 @@ def is_unit(env_args: Mapping[str, Any]) -> bool:
     Others take actions of any range, say joint targets in radians and a gripper of 0 to 255.
     """
     name = str(env_args.get("env_name"))
-    if env_args.get("type") == 1 and not is_own(name):
+    if env_args.get("type") == 1 and not is_import_path(name):
         return not is_absolute(env_args) and not any(_custom_range(part) for part in _arms(env_args))
     return name.startswith(("fibopolicy/", "metaworld/"))
 

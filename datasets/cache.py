@@ -25,7 +25,7 @@ from tqdm import tqdm
 from fibopolicy.datasets.buffers import Buffers
 from fibopolicy.datasets.hdf5 import DemoFile
 from fibopolicy.errors import UserError
-from fibopolicy.files import StrPath, cache_home, failure_told, flush
+from fibopolicy.utils.files import StrPath, cache_home, flush, wrap_os_error
 
 _META = "meta.json"
 _CHUNK_STEPS = 1024  # frames copied at a time: bounds the memory that building takes
@@ -117,7 +117,7 @@ def _ensure(file: DemoFile, demos: Sequence[str], cameras: Sequence[str], folder
     sizes = {_frame_file(i): frames * int(np.prod(file.image_shape(camera))) for i, camera in enumerate(cameras)}
     if _is_whole(final, identity, sizes):
         return final
-    with failure_told(final):
+    with wrap_os_error(final):
         folder.mkdir(parents=True, exist_ok=True)
         with _lock(final.with_suffix(".lock")):
             if not _is_whole(final, identity, sizes):  # else another process built it while this one waited

@@ -14,15 +14,15 @@ from tqdm import tqdm
 
 from fibopolicy.datasets.parts import opened_parts, parts_folder, remove_parts
 from fibopolicy.datasets.shards import Arrays, add_episode, made_ahead
-from fibopolicy.datasets.workers import checked_workers
 from fibopolicy.datasets.writer import DemoWriter
 from fibopolicy.envs import TaskEnv, make, resolve
 from fibopolicy.envs.registry import check_observation
 from fibopolicy.envs.rendering import DEFAULT_IMAGE_SIZE, ImageSize
 from fibopolicy.envs.seeding import episode_seed
 from fibopolicy.errors import UserError
-from fibopolicy.files import StrPath, expanded, refuse_both, refuse_existing
-from fibopolicy.own_code import is_own
+from fibopolicy.utils.files import StrPath, check_output, check_resume_or_overwrite, expanded
+from fibopolicy.utils.imports import is_import_path
+from fibopolicy.utils.processes import checked_workers
 
 #: Episodes per shard: what a killed collection loses at most, per worker.
 SHARD = 5
@@ -85,15 +85,15 @@ def collect(
         raise UserError(f"episodes must be at least 1, got {episodes}")
     if plan.noise is not None and not 0 <= plan.noise <= 2:
         raise UserError(f"noise must be between 0 and 2 (action units), got {plan.noise}")
-    refuse_both(resume=resume, overwrite=overwrite)
+    check_resume_or_overwrite(resume=resume, overwrite=overwrite)
     checked_workers(workers, episodes)
     if not 0 <= plan.seed < 1 << 63:
         raise UserError(f"seed must be between 0 and 2^63 - 1, got {plan.seed}")
-    refuse_existing(out, overwrite)
+    check_output(out, overwrite)
     env = plan.make_env()
     try:
         obs, _ = env.reset(seed=0)  # fails here, once and clearly, where nothing can be rendered
-        if is_own(plan.task):
+        if is_import_path(plan.task):
             check_observation(env, obs)
         env.expert_action()  # and here, where the task has no expert
         env_args = env.env_args

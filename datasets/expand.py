@@ -23,13 +23,13 @@ from fibopolicy.datasets.parts import opened_parts, parts_folder, remove_parts
 from fibopolicy.datasets.restore import read_motion, require_task
 from fibopolicy.datasets.segments import Segment, attempt, take_apart
 from fibopolicy.datasets.shards import Arrays, add_episode, made_ahead
-from fibopolicy.datasets.workers import checked_workers
 from fibopolicy.datasets.writer import Attribute, DemoWriter
 from fibopolicy.envs.robosuite import RobosuiteEnv
 from fibopolicy.envs.robosuite_subtasks import SUBTASKS, Hand
 from fibopolicy.envs.seeding import episode_seed
 from fibopolicy.errors import UserError, unknown
-from fibopolicy.files import StrPath, expanded, refuse_both, refuse_existing
+from fibopolicy.utils.files import StrPath, check_output, check_resume_or_overwrite, expanded
+from fibopolicy.utils.processes import checked_workers
 
 #: Attempts per shard: what a killed expansion loses at most, per worker.
 SHARD = 10
@@ -114,8 +114,8 @@ def expand(
     if not 0 <= seed < 1 << 63:
         raise UserError(f"seed must be between 0 and 2^63 - 1, got {seed}")
     workers = checked_workers(workers, -(-demos // SHARD))
-    refuse_both(resume=resume, overwrite=overwrite)
-    refuse_existing(out, overwrite, [expanded(file)])
+    check_resume_or_overwrite(resume=resume, overwrite=overwrite)
+    check_output(out, overwrite, [expanded(file)])
 
     with DemoFile(file, skip_damaged=skip_damaged) as source:
         for reason in source.damaged.values():

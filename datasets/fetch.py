@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from fibopolicy.datasets.robosuite_layout import convert
 from fibopolicy.errors import UserError, unknown
-from fibopolicy.files import StrPath, cache_home, expanded, failure_told, refuse_existing, written_aside
+from fibopolicy.utils.files import StrPath, atomic_write, cache_home, check_output, expanded, wrap_os_error
 
 _BLOCK = 2**20
 #: In what is made of a recording: the sha256 of the recording, and of what came of it.
@@ -185,7 +185,7 @@ def fetch(name: str, out: StrPath | None = None, overwrite: bool = False) -> Pat
     path = expanded(out) if out is not None else source.default_path
     if path.is_file() and _is_right(path, source):
         return path
-    refuse_existing(path, overwrite)
+    check_output(path, overwrite)
     with tempfile.TemporaryDirectory(prefix="fibopolicy-fetch-") as folder:
         archive = _download(source, Path(folder))
         if source.recording:
@@ -201,10 +201,10 @@ def fetch(name: str, out: StrPath | None = None, overwrite: bool = False) -> Pat
             convert(recording, converted, attrs, models)
             with h5py.File(converted, "r+") as file:
                 file["data"].attrs[_CONTENT] = _content(file)
-            with written_aside(path) as partial, failure_told(path):
+            with atomic_write(path) as partial, wrap_os_error(path):
                 shutil.copyfile(converted, partial)
         else:
-            with written_aside(path) as partial, failure_told(path):
+            with atomic_write(path) as partial, wrap_os_error(path):
                 _bring(archive, source, source.member, source.sha256, partial)
     return path
 

@@ -30,7 +30,7 @@ from h5py import h5a, h5d, h5f, h5o, h5s
 from fibopolicy.datasets.links import Sources, identity
 from fibopolicy.datasets.robosuite_layout import recorded_task
 from fibopolicy.errors import UserError, quoted, unknown
-from fibopolicy.files import StrPath, expanded
+from fibopolicy.utils.files import StrPath, expanded
 
 _DEMO_NAME = re.compile(r"demo_(\d+)")
 

@@ -14,7 +14,7 @@ from fibopolicy.datasets.structure import check_structure
 from fibopolicy.datasets.validate import clipped, validate
 from fibopolicy.datasets.windows import share_at_limits
 from fibopolicy.errors import UserError
-from fibopolicy.files import StrPath
+from fibopolicy.utils.files import StrPath
 
 _ENV_TYPES: dict[Any, str] = {1: "robosuite", 2: "gym", 3: "iGibson"}  # robomimic's EnvType
 _LISTED = 3  # how many of a kind are spelt out

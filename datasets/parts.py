@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fibopolicy.errors import UserError
-from fibopolicy.files import failure_told, written_aside
+from fibopolicy.utils.files import atomic_write, wrap_os_error
 
 #: The settings that the parts beside it were made with.
 PLAN = "plan.json"
@@ -44,9 +44,9 @@ def opened_parts(parts: Path, plan: Mapping[str, Any], *, resume: bool, overwrit
             raise UserError(f"{parts}: holds work with other settings ({told}); pass --overwrite to start again")
     elif begun:
         raise UserError(f"{parts}: is in the way and not ours; choose another --out")
-    with failure_told(parts):
+    with wrap_os_error(parts):
         parts.mkdir(parents=True, exist_ok=True)
-    with written_aside(file) as aside:
+    with atomic_write(file) as aside:
         aside.write_text(json.dumps(wanted), encoding="utf-8")
     try:
         yield

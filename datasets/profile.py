@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from fibopolicy.datasets.cache import FrameCache
 from fibopolicy.datasets.hdf5 import DemoFile
 from fibopolicy.datasets.mixture import Mixture, Windows
-from fibopolicy.files import cache_home
+from fibopolicy.utils.files import cache_home
 
 
 @dataclass(frozen=True)

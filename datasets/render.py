@@ -19,13 +19,13 @@ from fibopolicy import __version__
 from fibopolicy.datasets.hdf5 import DemoFile
 from fibopolicy.datasets.parts import opened_parts, parts_folder, remove_parts
 from fibopolicy.datasets.restore import Damaged, Restorer, Trajectory, by_model, require_task, warn_of_scenes
-from fibopolicy.datasets.workers import checked_workers, simulator_pool
 from fibopolicy.datasets.writer import DemoWriter
 from fibopolicy.envs import Observation, SimState, TaskEnv
 from fibopolicy.envs.rendering import FrameSizes, ImageSize, Quality, check_options, renderer_name
 from fibopolicy.envs.versions import installed, warn_of_versions
 from fibopolicy.errors import UserError
-from fibopolicy.files import StrPath, claimed, expanded, refuse_both, refuse_existing, written_aside
+from fibopolicy.utils.files import StrPath, atomic_write, check_output, check_resume_or_overwrite, directory_lock, expanded
+from fibopolicy.utils.processes import checked_workers, simulator_pool
 
 #: What this module writes anew; everything else of a demo is copied.
 _OURS = {"obs", "next_obs", "last_obs", "actions", "states", "rewards", "dones"}
@@ -105,15 +105,15 @@ def render(
             `src`; another rendering was under way there.
     """
     src, out, view = expanded(src), expanded(out), view or View()
-    refuse_both(resume=resume, overwrite=overwrite)
-    refuse_existing(out, overwrite, [src])
+    check_resume_or_overwrite(resume=resume, overwrite=overwrite)
+    check_output(out, overwrite, [src])
     with DemoFile(src, skip_damaged=skip_damaged) as file:
         require_task(file)
         demos = file.select(filter_key)
         warn_of_versions(file.env_args)
         warn_of_scenes(file, demos)
         parts = parts_folder(out)
-        with claimed(parts), opened_parts(parts, _plan(file, demos, view), resume=resume, overwrite=overwrite):
+        with directory_lock(parts), opened_parts(parts, _plan(file, demos, view), resume=resume, overwrite=overwrite):
             skipped = dict(file.damaged) | _render_all(file, demos, view, parts, workers, skip_damaged)
             kept = [demo for demo in demos if demo not in skipped]
             if not kept:
@@ -179,7 +179,7 @@ def _render_one(demo: str) -> tuple[str, Damaged | None]:
     if isinstance(arrays, Damaged):
         return demo, arrays
     facts = {"env_args": env.env_args, "renderer": renderer_name() if _images(env) else "none"}
-    with written_aside(_part(_parts, demo)) as aside, aside.open("wb") as file:
+    with atomic_write(_part(_parts, demo)) as aside, aside.open("wb") as file:
         np.savez(file, allow_pickle=False, facts=np.array(json.dumps(facts)), **arrays)
     return demo, None
 

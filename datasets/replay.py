@@ -16,12 +16,12 @@ from tqdm import tqdm
 
 from fibopolicy.datasets.hdf5 import DemoFile
 from fibopolicy.datasets.restore import Damaged, Restorer, Trajectory, by_model, read_trajectory, require_task, warn_of_scenes
-from fibopolicy.datasets.workers import checked_workers, simulator_pool
-from fibopolicy.environment import environment
 from fibopolicy.envs import SimState, TaskEnv
 from fibopolicy.envs.versions import installed, warn_of_versions
 from fibopolicy.errors import UserError, quoted
-from fibopolicy.files import StrPath, written_aside
+from fibopolicy.utils.files import StrPath, atomic_write
+from fibopolicy.utils.processes import checked_workers, simulator_pool
+from fibopolicy.utils.system import environment
 
 
 @dataclass(frozen=True)
@@ -168,7 +168,7 @@ def write_replay(path: Path, done: Replay, rate: Mapping[str, float]) -> None:
         "first_frames": {key: asdict(match) for key, match in done.frames.items()},
         "environment": {**environment(), **installed("robosuite", "mujoco")},
     }
-    with written_aside(path) as aside:
+    with atomic_write(path) as aside:
         aside.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
 
 

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fibopolicy.datasets.workers import simulator_pool
 from fibopolicy.datasets.writer import DemoWriter
-from fibopolicy.files import written_aside
+from fibopolicy.utils.files import atomic_write
+from fibopolicy.utils.processes import simulator_pool
 
 #: What is known of one episode.
 Arrays = dict[str, NDArray[Any]]
@@ -81,7 +81,7 @@ def _make_shard(parts: Path, k: int, size: int) -> Path:
     if not path.exists():
         made = [_make(index) for index in range(k * size, (k + 1) * size)]
         flat = {f"{i}/{key}": value for i, episode in enumerate(made) for key, value in episode.items()}
-        with written_aside(path) as aside, aside.open("wb") as file:
+        with atomic_write(path) as aside, aside.open("wb") as file:
             np.savez(file, allow_pickle=False, **flat)
     return path
 

@@ -12,7 +12,7 @@ from fibopolicy.datasets.hdf5 import DemoFile
 from fibopolicy.datasets.links import copy_file, points_elsewhere
 from fibopolicy.datasets.writer import write_filter_key
 from fibopolicy.errors import UserError
-from fibopolicy.files import StrPath, expanded, failure_told, refuse_existing, written_aside
+from fibopolicy.utils.files import StrPath, atomic_write, check_output, expanded, wrap_os_error
 
 
 def split(
@@ -49,7 +49,7 @@ def split(
             raise UserError(f"split: the share of {name!r} must be in {'[0, 1)' if name == 'valid' else '(0, 1]'}, got {share}")
     if seed < 0:
         raise UserError(f"split: seed must be at least 0, got {seed}")
-    refuse_existing(out, overwrite, [src])
+    check_output(out, overwrite, [src])
 
     with DemoFile(src) as file:
         demos = file.demos
@@ -62,7 +62,7 @@ def split(
     chosen |= {name: train[: max(1, round(share * len(train)))] for name, share in (subsets or {}).items()}
     filter_keys = {name: tuple(sorted(names, key=demos.index)) for name, names in chosen.items() if names}
 
-    with written_aside(out) as partial, failure_told(out):
+    with atomic_write(out) as partial, wrap_os_error(out):
         with h5py.File(src, "r") as original:
             linked = points_elsewhere(original)
             if linked:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from fibopolicy.datasets import structure_walk
 from fibopolicy.errors import UserError
-from fibopolicy.files import StrPath
+from fibopolicy.utils.files import StrPath
 
 #: Seconds without progress, one demo or more, after which a file counts as damaged. Slow network disks need some.
 TIME_LIMIT = 60.0

@@ -15,7 +15,7 @@ from fibopolicy.datasets.hdf5 import DemoFile
 from fibopolicy.datasets.sampling import batch_indices
 from fibopolicy.datasets.validate import clipped, read_valid
 from fibopolicy.errors import UserError
-from fibopolicy.files import StrPath
+from fibopolicy.utils.files import StrPath
 
 Floats = NDArray[np.float32]
 

@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike
 
 from fibopolicy.datasets.links import copy_whole
 from fibopolicy.errors import UserError
-from fibopolicy.files import StrPath, expanded, failure_told, refuse_existing, written_aside
+from fibopolicy.utils.files import StrPath, atomic_write, check_output, expanded, wrap_os_error
 
 Attribute = str | int | float | bool
 
@@ -48,12 +48,12 @@ class DemoWriter:
         self.env_args = dict(env_args)
         self.lengths: dict[str, int] = {}
         self._attrs = dict(attrs or {})
-        refuse_existing(self.path, overwrite)
+        check_output(self.path, overwrite)
 
     def __enter__(self) -> Self:
         with ExitStack() as stack:
-            partial = stack.enter_context(written_aside(self.path))
-            with failure_told(self.path):
+            partial = stack.enter_context(atomic_write(self.path))
+            with wrap_os_error(self.path):
                 self._file = stack.enter_context(h5py.File(partial, "w", locking=False))
             self._data = self._file.create_group("data")
             self._data.attrs["env_args"] = json.dumps(self.env_args, indent=4)
@@ -69,7 +69,7 @@ class DemoWriter:
             if not self.lengths:
                 raise UserError(f"{self.path}: no demos were recorded, nothing is written")
             self._data.attrs["total"] = sum(self.lengths.values())
-            with failure_told(self.path):
+            with wrap_os_error(self.path):
                 self._file.close()
 
     def add(
@@ -114,7 +114,7 @@ class DemoWriter:
                 raise ValueError(f"{key} has {len(value)} steps, actions have {steps}")
 
         name = f"demo_{len(self.lengths)}" if name is None else name
-        with failure_told(self.path):
+        with wrap_os_error(self.path):
             group = self._data.create_group(name)
             group.attrs["num_samples"] = steps
             if model_file is not None:
@@ -136,7 +136,7 @@ class DemoWriter:
 
     def copy(self, demo: str, source: h5py.Group, key: str) -> None:
         """Copy `key`, an array or a group of them, from another file's demo. What it links to is copied, see `copy_whole`."""
-        with failure_told(self.path):
+        with wrap_os_error(self.path):
             copy_whole(source, self._data[demo], key)
 
     def add_filter_key(self, name: str, demos: Iterable[str]) -> None:

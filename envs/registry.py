@@ -17,7 +17,7 @@ from fibopolicy.envs.other_suites import ROBOSUITE_NAMES, of_other_suite, other_
 from fibopolicy.envs.robosuite_tasks import TASKS
 from fibopolicy.envs.versions import warn_of_versions
 from fibopolicy.errors import UserError, unknown
-from fibopolicy.own_code import is_own, own_code
+from fibopolicy.utils.imports import import_object, is_import_path
 
 #: Built-in tasks: id -> "module:class". They are also registered with gymnasium under the same ids.
 BUILT_IN: Mapping[str, str] = {
@@ -54,7 +54,7 @@ def resolve(name: str) -> str:
     Raises:
         UserError: no such task, with the nearest match suggested.
     """
-    if is_own(name) or name in task_ids():
+    if is_import_path(name) or name in task_ids():
         return name
     for task_id in task_ids():
         short = task_id.partition("/")[2]
@@ -76,7 +76,7 @@ def make(task: str, **options: Any) -> TaskEnv:
         UserError: no such task; one of the user's own is no `TaskEnv` or cannot be imported; an unknown option.
     """
     task_id = resolve(task)
-    if is_own(task_id):
+    if is_import_path(task_id):
         takes = "; a task of your own takes cameras, image_size, quality and horizon"
         return _named(_construct(_own(task_id), task_id, options, takes), task_id)
     entry_point = BUILT_IN.get(task_id) or SUITES[task_id.partition("/")[0]]
@@ -88,7 +88,7 @@ def make(task: str, **options: Any) -> TaskEnv:
 
 def is_heavy(task_id: str) -> bool:
     """Whether one simulator of a task may fill a core: robosuite's do, and one of the user's own may."""
-    return task_id.startswith("robosuite/") or is_own(task_id)
+    return task_id.startswith("robosuite/") or is_import_path(task_id)
 
 
 def _construct(found: Callable[..., Any], task_id: str, options: Mapping[str, Any], takes: str = "") -> TaskEnv:
@@ -102,7 +102,7 @@ def _construct(found: Callable[..., Any], task_id: str, options: Mapping[str, An
 
 def _own(name: str) -> type[TaskEnv]:
     """The class of "module:class"."""
-    found = own_code("task", name)
+    found = import_object("task", name)
     if not (isinstance(found, type) and issubclass(found, TaskEnv)):
         raise UserError(f"task {name}: expected a class derived from fibopolicy.envs.TaskEnv")
     if missing := sorted(found.__abstractmethods__):
@@ -157,7 +157,7 @@ def unavailable(env_args: Mapping[str, Any]) -> str | None:
             "the data name no task, so that nothing can be simulated: write the attribute env_args into the file's group data,"
             ' for robosuite\'s Lift the JSON {"env_name": "Lift", "type": 1, "env_kwargs": {"robots": ["Panda"]}}'
         )
-    if is_own(str(name)) or name in BUILT_IN or str(name).startswith("metaworld/"):
+    if is_import_path(str(name)) or name in BUILT_IN or str(name).startswith("metaworld/"):
         return None
     if (suite := other_suite(str(name), env_args.get("env_kwargs"))) is not None:
         return of_other_suite(str(name), suite)
@@ -171,7 +171,7 @@ def unavailable(env_args: Mapping[str, Any]) -> str | None:
 
 def is_known(env_args: Mapping[str, Any]) -> bool:
     """Whether `env_args` name a task that this library has, so that a command that simulates it may be recommended."""
-    robosuite = env_args.get("type") == 1 and not is_own(name := str(env_args.get("env_name")))
+    robosuite = env_args.get("type") == 1 and not is_import_path(name := str(env_args.get("env_name")))
     return unavailable(env_args) is None and (not robosuite or name in ROBOSUITE_NAMES)
 
 
@@ -188,7 +188,7 @@ def from_env_args(env_args: Mapping[str, Any], **overrides: Any) -> TaskEnv:
         raise UserError(reason)
     kind, name = env_args.get("type"), str(env_args.get("env_name"))
     kwargs = dict(env_args.get("env_kwargs") or {})
-    if kind == 1 and not is_own(name):
+    if kind == 1 and not is_import_path(name):
         from fibopolicy.envs.robosuite import RobosuiteEnv
 
         return RobosuiteEnv.from_env_args(env_args, **overrides)

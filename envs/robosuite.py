@@ -29,7 +29,7 @@ from fibopolicy.envs.robosuite_tasks import TASKS, Defaults
 from fibopolicy.envs.scene_renderer import SceneRenderer
 from fibopolicy.envs.versions import warn_of_versions
 from fibopolicy.errors import UserError, unknown
-from fibopolicy.files import provide_caches
+from fibopolicy.utils.files import provide_caches
 
 configure_gl()  # before anything imports mujoco, robosuite included
 

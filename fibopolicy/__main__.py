@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from fibopolicy.process import set_up
+from fibopolicy.utils.processes import set_up
 
 
 def main() -> None:

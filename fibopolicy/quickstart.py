@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fibopolicy.evaluation.config import EvaluateConfig
-from fibopolicy.files import written_aside
 from fibopolicy.policies.base import PolicyConfig
 from fibopolicy.training.config import OptimizerConfig, TrainConfig
+from fibopolicy.utils.files import atomic_write
 
 TASK = "fibopolicy/Lift-v0"
 
@@ -88,7 +88,7 @@ class WallTimes:
 
     def add(self, stage: str, seconds: float) -> None:
         self.seconds[stage] = self.seconds.get(stage, 0.0) + seconds
-        with written_aside(self._path) as aside:
+        with atomic_write(self._path) as aside:
             aside.write_text(json.dumps(self.seconds, indent=2) + "\n", encoding="utf-8")
 
     @contextmanager

@@ -15,10 +15,11 @@ import h5py
 import pytest
 from evaluation.made_rows import make_run
 
-from fibopolicy import cli, process
+from fibopolicy import cli
 from fibopolicy.errors import UserError, quoted
 from fibopolicy.evaluation.compare import Choice
-from fibopolicy.files import expanded
+from fibopolicy.utils import processes
+from fibopolicy.utils.files import expanded
 
 ROOT = Path(__file__).parents[1]
 #: Starts the command as `python -m fibopolicy` does.
@@ -127,7 +128,7 @@ def test_a_locale_of_ascii_and_a_full_or_closed_output_end_in_one_line(tmp_path:
 
 def test_a_stream_that_was_closed_takes_output_and_drops_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdout", None)
-    process.make_streams_safe()
+    processes.make_streams_safe()
     print("nowhere")
     sys.stdout.close()
 

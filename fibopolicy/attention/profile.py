@@ -22,7 +22,7 @@ from fibopolicy.attention.functional import fibottention
 from fibopolicy.attention.neighbours import neighbours
 from fibopolicy.attention.patterns import FibottentionPattern
 from fibopolicy.attention.selection import choose
-from fibopolicy.environment import environment, status_bytes
+from fibopolicy.utils.system import environment, status_bytes
 
 #: (B, h, N) of the published table.
 SHAPES = ((16, 6, 144), (16, 6, 196), (8, 6, 588), (4, 12, 784), (1, 12, 3136))

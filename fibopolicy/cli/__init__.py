@@ -25,9 +25,9 @@ from fibopolicy.cli.starts import Starts
 from fibopolicy.cli.study import Study
 from fibopolicy.cli.train import Train, with_preset
 from fibopolicy.errors import UserError, unknown
-from fibopolicy.own_code import IMPORTED
-from fibopolicy.process import drop_output, make_streams_safe
 from fibopolicy.quickstart import Quickstart
+from fibopolicy.utils.imports import IMPORTED
+from fibopolicy.utils.processes import drop_output, make_streams_safe
 
 VERBS: dict[str, Callable[..., Any]] = {
     "quickstart": Quickstart,

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fibopolicy.errors import UserError
-from fibopolicy.files import refuse_existing
+from fibopolicy.utils.files import check_output
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class ShowPattern:
         from fibopolicy.attention import FibottentionPattern
         from fibopolicy.attention.drawing import draw_pattern
 
-        refuse_existing(self.out, self.overwrite)
+        check_output(self.out, self.overwrite)
         if self.tokens > 4096 or self.heads > 256:  # a picture of more would show nothing, and fill the memory
             raise UserError(f"at most 4096 tokens and 256 heads can be drawn, got {self.tokens} and {self.heads}")
         pattern = FibottentionPattern(self.tokens, self.heads, modified=self.modified, layer=self.layer)

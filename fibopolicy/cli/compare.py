@@ -10,7 +10,7 @@ import tyro
 
 from fibopolicy.errors import UserError
 from fibopolicy.evaluation.compare import Choice
-from fibopolicy.files import refuse_existing
+from fibopolicy.utils.files import check_output
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Compare:
             raise UserError(f"--video {self.video}: expected a number of start states, and --out PAGE to show them in")
         for path in (self.out, film):
             if path is not None:
-                refuse_existing(path, self.overwrite, [run / ROWS for run in self.runs])
+                check_output(path, self.overwrite, [run / ROWS for run in self.runs])
         comparison = compare(sides(self.runs, self.group, self.choice), self.margin)
         print(text(comparison, self.difference), flush=True)
         if film is not None:

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from fibopolicy.files import refuse_existing
+from fibopolicy.utils.files import check_output
 
 
 @dataclass(frozen=True)
@@ -243,7 +243,7 @@ class Replay:
         from fibopolicy.evaluation.statistics import wilson
 
         if self.out is not None:
-            refuse_existing(self.out, self.overwrite, [self.file])
+            check_output(self.out, self.overwrite, [self.file])
         done = replay(self.file, filter_key=self.filter_key, workers=self.workers, skip_damaged=self.skip_damaged)
         rate = wilson(done.successes, len(done.demos))
         print(f"{table(done)}\nsuccess {rate} (95 % Wilson interval)")

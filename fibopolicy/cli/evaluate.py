@@ -10,7 +10,7 @@ import tyro
 
 from fibopolicy.errors import UserError
 from fibopolicy.evaluation.config import EvaluateConfig
-from fibopolicy.files import refuse_existing
+from fibopolicy.utils.files import check_output
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class Rates:
         if not self.runs:
             raise UserError("name at least one run directory")
         if self.out is not None:
-            refuse_existing(self.out, self.overwrite, [run / ROWS for run in self.runs])
+            check_output(self.out, self.overwrite, [run / ROWS for run in self.runs])
         of_runs = {run: evaluations(run) for run in self.runs}
         found = {name: rows for named in of_runs.values() for name, rows in named.items()}
         trained = {name: trained_with(run) for run, named in of_runs.items() for name in named}

@@ -9,11 +9,11 @@ from typing import Annotated, Any
 
 import tyro
 
-from fibopolicy.devices import resolve_device
 from fibopolicy.errors import UserError
-from fibopolicy.files import refuse_existing
 from fibopolicy.policies.base import PolicyConfig
 from fibopolicy.training.config import OptimizerConfig, TrainConfig
+from fibopolicy.utils.files import check_output
+from fibopolicy.utils.system import resolve_device
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class _Timed:
             raise UserError(f"turns must be at least 1, got {self.turns}")
         resolve_device(self.device)
         if self.out is not None:
-            refuse_existing(self.out, self.overwrite)
+            check_output(self.out, self.overwrite)
 
     def keep(self, theme: str, timings: Sequence[Any]) -> None:
         from fibopolicy.attention.profile import Report

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from fibopolicy.files import refuse_existing
+from fibopolicy.utils.files import check_output
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Starts:
         from fibopolicy.envs import from_env_args, make
         from fibopolicy.evaluation.starts import make_starts, save_starts
 
-        refuse_existing(self.out, self.overwrite)
+        check_output(self.out, self.overwrite)
         options = {"cameras": self.cameras, "image_size": self.image_size, "quality": self.quality}
         options = {name: value for name, value in options.items() if value is not None}
         if Path(self.task).suffix in (".hdf5", ".h5"):

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fibopolicy.errors import UserError, unknown
-from fibopolicy.own_code import own_code
+from fibopolicy.utils.imports import import_object
 
 
 class Encoder(nn.Module):
@@ -157,7 +157,7 @@ def _find(name: str) -> tuple[EncoderFactory, dict[str, Any]]:
 
 def _own(name: str) -> EncoderFactory:
     """The function or class of "module:function"."""
-    found = own_code("encoder", name, ["timm"])
+    found = import_object("encoder", name, ["timm"])
     # Named by a file of settings, so it must be meant as an encoder: no other callable has this parameter.
     try:
         takes = inspect.signature(found).parameters

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from fibopolicy.attention import FibottentionPattern, fibottention, fibottention_qkvpacked
 from fibopolicy.encoders.vit import PRESETS, FibottentionPreset
 from fibopolicy.errors import UserError, unknown
-from fibopolicy.torchvision_shim import make_torchvision_importable
+from fibopolicy.utils.imports import make_torchvision_importable
 
 M = TypeVar("M", bound=nn.Module)
 

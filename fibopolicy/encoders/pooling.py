@@ -26,4 +26,4 @@ class SpatialSoftmax(nn.Module):
             wide = torch.promote_types(attention.dtype, torch.float32)
             keypoints = (attention.to(wide) @ self.positions.to(wide)).flatten(1)  # (B, 2K)
         # In a module of half precision what reads the keypoints is of half precision too; under autocast it is not.
-        return keypoints.to(torch.promote_types(attention.dtype, self.heatmaps.weight.dtype))
+        return keypoints.to(torch.promote_types(attention.dtype, self.positions.dtype))

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from fibopolicy.encoders.base import Encoder, check_image_size, register_encoder
 from fibopolicy.encoders.pooling import SpatialSoftmax
-from fibopolicy.torchvision_shim import make_torchvision_importable
+from fibopolicy.utils.imports import make_torchvision_importable
 
 
 @register_encoder("resnet18")

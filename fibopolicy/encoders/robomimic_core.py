@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from fibopolicy.encoders.base import build_encoder
 from fibopolicy.errors import UserError
-from fibopolicy.torchvision_shim import make_torchvision_importable
+from fibopolicy.utils.imports import make_torchvision_importable
 
 make_torchvision_importable()
 try:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from fibopolicy.encoders.base import Encoder, check_image_size
 from fibopolicy.encoders.convert import convert
 from fibopolicy.errors import UserError, unknown
-from fibopolicy.torchvision_shim import make_torchvision_importable
+from fibopolicy.utils.imports import make_torchvision_importable
 
 #: Seconds to wait for the server of the published weights before the cache alone is used.
 _REACH_SECONDS = 3.0

@@ -18,9 +18,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from fibopolicy.devices import torch_threads
 from fibopolicy.errors import UserError
 from fibopolicy.policies import Shapes
+from fibopolicy.utils.system import torch_threads
 
 #: Observations of one episode: `(T_o, ...)` per key.
 Window = Mapping[str, NDArray[Any]]

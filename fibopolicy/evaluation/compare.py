@@ -14,7 +14,7 @@ from fibopolicy.errors import UserError, printable, quoted
 from fibopolicy.evaluation.differences import Difference, holm
 from fibopolicy.evaluation.rows import ROWS, Row, not_evaluated, read_rows
 from fibopolicy.evaluation.statistics import Rate, pooled
-from fibopolicy.files import expanded
+from fibopolicy.utils.files import expanded
 
 ALPHA = 0.05
 

@@ -9,7 +9,7 @@ from typing import Annotated
 from tyro.conf import Positional, arg
 
 from fibopolicy.errors import UserError
-from fibopolicy.files import expanded
+from fibopolicy.utils.files import expanded
 
 
 @dataclass(frozen=True)

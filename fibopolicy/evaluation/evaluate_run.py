@@ -25,9 +25,9 @@ from fibopolicy.evaluation.starts import Starts, default_starts, load_starts, sa
 from fibopolicy.evaluation.statistics import Rate
 from fibopolicy.evaluation.vectorized import VectorRollout
 from fibopolicy.evaluation.video import write_grid
-from fibopolicy.files import claimed, refuse_both
 from fibopolicy.policies.run_directory import Loaded
 from fibopolicy.robomimic.run_directory import load_policy
+from fibopolicy.utils.files import check_resume_or_overwrite, directory_lock
 
 #: Held while a run is being evaluated: two evaluations would write the same rows.
 LOCK = ".evaluating"
@@ -56,12 +56,12 @@ def evaluate_run(config: EvaluateConfig, *, resume: bool = False, overwrite: boo
             the start states belong to another task or do not look as they did when they were stored; another process is
             evaluating this run.
     """
-    refuse_both(resume=resume, overwrite=overwrite)
+    check_resume_or_overwrite(resume=resume, overwrite=overwrite)
     loaded = load_policy(config.run, weights=config.weights, device=config.device)
     camera = _video_camera(config, loaded)
     if loaded.step < loaded.total_steps and config.weights in ("ema", "model"):
         warnings.warn(f"{config.run}: its training stands at step {loaded.step} of {loaded.total_steps}", stacklevel=2)
-    with claimed(config.run, LOCK):
+    with directory_lock(config.run, LOCK):
         return _evaluate(config, loaded, camera, resume=resume, overwrite=overwrite)
 
 

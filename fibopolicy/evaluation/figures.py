@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from fibopolicy.files import written_aside
+from fibopolicy.utils.files import atomic_write
 
 #: Wide enough for a phone and no wider, inches.
 WIDTH = 5.2
@@ -68,7 +68,7 @@ def colours(number: int) -> list[str]:
 def save_png(drawn: Any, path: Path) -> None:
     from matplotlib import pyplot
 
-    with written_aside(path) as aside:
+    with atomic_write(path) as aside:
         drawn.savefig(aside, format="png", dpi=160)
     pyplot.close(drawn)
 
@@ -88,5 +88,5 @@ def save_svg(drawn: Any, path: Path) -> None:
         for kind in ("fill", "stroke")
     )
     style = f"<style>@media (prefers-color-scheme: dark) {{ {rules}}}</style>"
-    with written_aside(path) as aside:
+    with atomic_write(path) as aside:
         aside.write_text(re.sub(r"(<svg\b[^>]*>)", lambda found: found[1] + style, text.getvalue(), count=1), encoding="utf-8")

@@ -14,7 +14,6 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from fibopolicy.environment import usable_cores
 from fibopolicy.envs.registry import is_heavy
 from fibopolicy.errors import UserError
 from fibopolicy.evaluation.acting import Actor, own_randomness
@@ -24,6 +23,7 @@ from fibopolicy.evaluation.starts import Starts
 from fibopolicy.evaluation.vectorized import VectorRollout
 from fibopolicy.policies import Policy, Shapes
 from fibopolicy.policies.run_directory import render_quality
+from fibopolicy.utils.system import usable_cores
 
 _log = logging.getLogger(__name__)
 

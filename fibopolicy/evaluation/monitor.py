@@ -47,7 +47,7 @@ def monitor(options: argparse.Namespace) -> None:
     # Here, since every process of a simulator imports this module once more.
     from fibopolicy.evaluation.config import EvaluateConfig
     from fibopolicy.evaluation.evaluate_run import evaluate_run
-    from fibopolicy.files import written_aside
+    from fibopolicy.utils.files import atomic_write
 
     config = EvaluateConfig(options.folder, options.episodes, seed=SEED, video=0, workers=options.workers, device=options.device)
     done = evaluate_run(config, resume=options.resume, overwrite=not options.resume)
@@ -61,7 +61,7 @@ def monitor(options: argparse.Namespace) -> None:
         "seconds": done.seconds,
         "text": str(rate),
     }
-    with written_aside(options.result) as aside:
+    with atomic_write(options.result) as aside:
         aside.write_text(json.dumps(document) + "\n", encoding="utf-8")
 
 

@@ -9,7 +9,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from fibopolicy.files import written_aside
+from fibopolicy.utils.files import atomic_write
 
 #: Colours by what they mean, so that a reader's dark screen stays dark.
 STYLE = """
@@ -60,7 +60,7 @@ PAGE = """<!doctype html>
 
 def write_page(path: Path, title: str, parts: Sequence[str]) -> None:
     """Write one page from the pieces that the functions below make."""
-    with written_aside(path) as aside:
+    with atomic_write(path) as aside:
         aside.write_text(
             PAGE.format(title=html.escape(title), style=STYLE, body="\n".join(part for part in parts if part)),
             encoding="utf-8",

@@ -8,15 +8,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fibopolicy.environment import environment
 from fibopolicy.evaluation import page
 from fibopolicy.evaluation.comparison_text import columns
 from fibopolicy.evaluation.evaluate_run import Evaluation
 from fibopolicy.evaluation.plots import plot_curves, plot_success_by_step
 from fibopolicy.evaluation.rows import Row, success_rate, suffix
 from fibopolicy.evaluation.statistics import Rate
-from fibopolicy.files import written_aside
 from fibopolicy.policies.run_directory import CONFIG, read_config
+from fibopolicy.utils.files import atomic_write
+from fibopolicy.utils.system import environment
 
 _WEIGHTS = {"ema": "moving average of the last checkpoint", "model": "last checkpoint"}
 
@@ -151,5 +151,5 @@ def write_results(path: Path, found: Mapping[str, Sequence[Row]], trained: Mappi
                 "steps": [row.steps for row in rows],
             }
         )
-    with written_aside(path) as aside:
+    with atomic_write(path) as aside:
         aside.write_text(json.dumps({"environment": environment(), "runs": runs}) + "\n", encoding="utf-8")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from fibopolicy.errors import UserError, quoted
 from fibopolicy.evaluation.statistics import Rate, wilson
-from fibopolicy.files import written_aside
+from fibopolicy.utils.files import atomic_write
 
 #: The rows' file in a run directory.
 ROWS = "episodes.jsonl"
@@ -95,7 +95,7 @@ def read_rows(path: Path) -> list[Row]:
 
 def write_rows(path: Path, rows: Iterable[Row]) -> None:
     """Replace a file by these rows."""
-    with written_aside(path) as aside:
+    with atomic_write(path) as aside:
         aside.write_text("".join(map(_line, rows)), encoding="utf-8")
 
 

@@ -30,7 +30,7 @@ from fibopolicy.errors import UserError
 from fibopolicy.evaluation.episode import LiveEpisode
 from fibopolicy.evaluation.starts import camera_hashes, versions
 from fibopolicy.evaluation.viewer import Viewer
-from fibopolicy.worker import WorkerProcess
+from fibopolicy.utils.processes import WorkerProcess
 
 #: Shape and dtype per observation key.
 Layout = Mapping[str, tuple[tuple[int, ...], np.dtype[Any]]]

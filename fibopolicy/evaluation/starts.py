@@ -24,7 +24,7 @@ from tqdm import tqdm
 from fibopolicy.envs import Observation, SimState, TaskEnv
 from fibopolicy.envs.seeding import episode_seed
 from fibopolicy.errors import UserError
-from fibopolicy.files import refuse_existing, written_aside
+from fibopolicy.utils.files import atomic_write, check_output
 
 _log = logging.getLogger(__name__)
 #: Start states of one set; their states and hashes are kept in memory.
@@ -133,7 +133,7 @@ def shipped_starts(task_id: str, seed: int) -> Starts | None:
 
 def save_starts(starts: Starts, path: Path, *, overwrite: bool = False) -> None:
     """Write a compressed `.npz`: distinct models once, states, seeds and hashes."""
-    refuse_existing(path, overwrite)
+    check_output(path, overwrite)
     models = list(dict.fromkeys(s.model for s in starts.states))
     arrays: dict[str, NDArray[Any]] = {
         "env_args": np.array(json.dumps(dict(starts.env_args))),
@@ -145,7 +145,7 @@ def save_starts(starts: Starts, path: Path, *, overwrite: bool = False) -> None:
         "versions": np.array(json.dumps(dict(starts.versions))),
         **{f"hashes/{camera}": np.array([h[camera] for h in starts.hashes]) for camera in starts.hashes[0]},
     }
-    with written_aside(path) as aside, aside.open("wb") as file:
+    with atomic_write(path) as aside, aside.open("wb") as file:
         np.savez_compressed(file, allow_pickle=False, **arrays)
 
 

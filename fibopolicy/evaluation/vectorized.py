@@ -27,7 +27,7 @@ from fibopolicy.evaluation.acting import Actor, Request
 from fibopolicy.evaluation.simulator import Failed, Ready, Simulator, TaskInfo
 from fibopolicy.evaluation.starts import Starts
 from fibopolicy.evaluation.viewer import check_display
-from fibopolicy.worker import check_importable
+from fibopolicy.utils.processes import check_importable
 
 _log = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from fibopolicy.files import written_aside
+from fibopolicy.utils.files import atomic_write
 
 Frame = NDArray[np.uint8]
 SUCCESS, FAILURE, RUNNING = (46, 160, 67), (215, 58, 73), (110, 118, 129)
@@ -41,7 +41,7 @@ def write_grid(
         columns: episodes side by side.
         headings: what stands above each column.
     """
-    with written_aside(path) as aside:
+    with atomic_write(path) as aside:
         film = aside.with_name(aside.name + path.suffix)  # ffmpeg goes by the ending
         try:
             writer: Any = imageio.get_writer(film, fps=fps, codec="libx264", macro_block_size=2, quality=8)

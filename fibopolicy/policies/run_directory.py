@@ -10,10 +10,10 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from fibopolicy.devices import resolve_device
 from fibopolicy.errors import UserError, unknown
-from fibopolicy.files import StrPath, expanded
 from fibopolicy.policies.base import Policy, PolicyConfig, Shapes, build_policy
+from fibopolicy.utils.files import StrPath, expanded
+from fibopolicy.utils.system import resolve_device
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"

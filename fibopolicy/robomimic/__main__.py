@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from fibopolicy.errors import UserError, quoted
-from fibopolicy.process import make_streams_safe
+from fibopolicy.utils.processes import make_streams_safe
 
 
 class _Parser(argparse.ArgumentParser):

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from fibopolicy.errors import UserError
-from fibopolicy.files import StrPath, expanded
+from fibopolicy.utils.files import StrPath, expanded
 
 LAYOUT = ("model", "config", "algo_name", "env_metadata", "shape_metadata")
 

@@ -18,7 +18,7 @@ from typing import Any
 from fibopolicy.datasets import DemoFile
 from fibopolicy.encoders.robomimic_core import CORE
 from fibopolicy.errors import UserError, unknown
-from fibopolicy.files import StrPath, expanded
+from fibopolicy.utils.files import StrPath, expanded
 
 NO_ROLLOUTS = (
     "rollouts during training are switched off: those of robomimic 0.3.0 need mujoco_py, which today's MuJoCo replaced;"

@@ -8,13 +8,13 @@ from typing import Any, cast
 import torch
 
 from fibopolicy.errors import UserError
-from fibopolicy.files import StrPath, expanded, refuse_existing, written_aside
 from fibopolicy.policies import policy_names
 from fibopolicy.policies.base import policy_class
 from fibopolicy.policies.normalizer import Normalizer
 from fibopolicy.policies.robomimic_head import RobomimicHead, encoder_kwargs, network_shapes
 from fibopolicy.policies.run_directory import CONFIG, load_policy, read_config
 from fibopolicy.robomimic.run_directory import SECTION
+from fibopolicy.utils.files import StrPath, atomic_write, check_output, expanded
 
 
 def export(run: StrPath, out: StrPath, *, weights: str = "ema", overwrite: bool = False) -> Path:
@@ -31,7 +31,7 @@ def export(run: StrPath, out: StrPath, *, weights: str = "ema", overwrite: bool 
             which robomimic 0.3 can do; `out` exists.
     """
     run, out = expanded(run), expanded(out)
-    refuse_existing(out, overwrite, [*run.glob("*.safetensors"), run / CONFIG])
+    check_output(out, overwrite, [*run.glob("*.safetensors"), run / CONFIG])
     document = read_config(run)
     if SECTION in document:
         raise UserError(f"{run}: is the evaluation of a robomimic checkpoint, {document[SECTION]['checkpoint']}; take that file")
@@ -66,7 +66,7 @@ def export(run: StrPath, out: StrPath, *, weights: str = "ema", overwrite: bool 
         },
         "obs_normalization_stats": _statistics(policy),
     }
-    with written_aside(out) as aside:
+    with atomic_write(out) as aside:
         torch.save(contents, aside)
     return out
 

@@ -14,7 +14,6 @@ import torch
 from packaging.version import Version
 from torch import Tensor, nn
 
-from fibopolicy.devices import resolve_device
 from fibopolicy.errors import UserError, unknown
 from fibopolicy.policies.base import Policy, PolicyConfig, Shapes, State, Statistics
 from fibopolicy.policies.chance import draw_seeds
@@ -22,6 +21,7 @@ from fibopolicy.policies.observations import check_observations
 from fibopolicy.policies.robomimic_actor import Memory, forward, forward_recurrent, moved_on, recall
 from fibopolicy.robomimic.checkpoint import Checkpoint
 from fibopolicy.robomimic.config import used_keys
+from fibopolicy.utils.system import resolve_device
 
 #: Their `get_action` has no memory, so that they act for any episode at any time.
 ALGORITHMS = ("bc", "bcq", "cql", "iql", "td3_bc")

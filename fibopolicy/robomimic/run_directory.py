@@ -17,10 +17,10 @@ import torch
 
 import fibopolicy
 from fibopolicy.errors import UserError
-from fibopolicy.files import StrPath, expanded, written_aside
 from fibopolicy.policies import run_directory
 from fibopolicy.policies.run_directory import CONFIG, Loaded, read_config, render_quality
 from fibopolicy.robomimic.checkpoint import Checkpoint, read_checkpoint
+from fibopolicy.utils.files import StrPath, atomic_write, expanded
 
 SECTION = "robomimic"
 
@@ -58,7 +58,7 @@ def adopted(path: StrPath) -> Path:
         "versions": {"fibopolicy": fibopolicy.__version__, "torch": torch.__version__, "python": platform.python_version()},
         SECTION: {"checkpoint": path.name, "sha256": digest},
     }
-    with written_aside(run / CONFIG) as aside:
+    with atomic_write(run / CONFIG) as aside:
         aside.write_text(json.dumps(document, indent=2, default=str) + "\n", encoding="utf-8")
     return run
 

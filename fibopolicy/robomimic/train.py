@@ -8,8 +8,8 @@ import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
-from fibopolicy.files import StrPath
 from fibopolicy.robomimic.config import check_config, claim_output, read_config
+from fibopolicy.utils.files import StrPath
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,6 @@ from torch import nn
 
 from fibopolicy.datasets import DemoFile
 from fibopolicy.datasets.proprioception import proprioception
-from fibopolicy.devices import resolve_device
 from fibopolicy.encoders import ObservationEncoder
 from fibopolicy.errors import unknown
 from fibopolicy.policies import Shapes, build_policy
@@ -17,6 +16,7 @@ from fibopolicy.study.cells import Cell, cells, policy_config
 from fibopolicy.study.config import StudyConfig, StudyTask
 from fibopolicy.study.prepare import plan_of
 from fibopolicy.training.encoder_weights import load_encoder_weights
+from fibopolicy.utils.system import resolve_device
 
 
 @dataclass(frozen=True)

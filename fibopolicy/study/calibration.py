@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from fibopolicy.devices import torch_threads
 from fibopolicy.evaluation.acting import Actor, Request
 from fibopolicy.evaluation.episode import LiveEpisode
 from fibopolicy.evaluation.measure import BATCH
@@ -25,6 +24,7 @@ from fibopolicy.study.cells import Cell, cells, runs, train_config
 from fibopolicy.study.directory import StudyDirectory, progress_of
 from fibopolicy.study.prepare import task_env
 from fibopolicy.training.loop import train
+from fibopolicy.utils.system import torch_threads
 
 #: Gradient steps and policy calls of a calibration; the first ones do not count, since they compile and fill caches.
 STEPS, CALLS = 6, 4

@@ -12,10 +12,10 @@ from typing import Any
 
 from fibopolicy.envs import resolve
 from fibopolicy.errors import UserError, unknown
-from fibopolicy.files import expanded
-from fibopolicy.own_code import is_own
 from fibopolicy.policies.base import PolicyConfig
 from fibopolicy.training.config import OptimizerConfig
+from fibopolicy.utils.files import expanded
+from fibopolicy.utils.imports import is_import_path
 
 Option = int | float | bool | str
 
@@ -68,7 +68,7 @@ class StudyTask:
     @property
     def short(self) -> str:
         """The task's name in names of cells and files: "lift" of "fibopolicy/Lift-v0", "robosuite-Lift", "my_reach-Far"."""
-        if is_own(self.task):
+        if is_import_path(self.task):
             return self.task.replace(":", "-")
         suite, _, name = self.task.partition("/")
         bare = re.sub(r"-v\d+$", "", name)

@@ -17,9 +17,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from fibopolicy.attention import AttentionPattern
 from fibopolicy.attention.profile import interleave
 from fibopolicy.attention.selection import VARIABLE, kept_share
-from fibopolicy.devices import resolve_device
 from fibopolicy.errors import UserError
 from fibopolicy.study.built import Built
+from fibopolicy.utils.system import resolve_device
 
 #: Moments of one call, and at most so many timed turns of each encoder, which end after so many seconds a batch size.
 BATCHES = (1, 64)

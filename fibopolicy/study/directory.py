@@ -10,17 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import fibopolicy
-from fibopolicy.environment import environment, usable_cores
 from fibopolicy.envs.versions import installed
 from fibopolicy.errors import UserError, unknown
 from fibopolicy.evaluation.config import EvaluateConfig
 from fibopolicy.evaluation.rows import ROWS
-from fibopolicy.files import written_aside
-from fibopolicy.settings import first_difference
 from fibopolicy.study.cells import Cell, Run, cells, evaluate_config, runs, train_config
 from fibopolicy.study.config import StudyConfig, StudyTask, from_json, to_json
 from fibopolicy.study.lock import held
 from fibopolicy.training.config import TrainConfig
+from fibopolicy.utils.files import atomic_write
+from fibopolicy.utils.settings import first_difference
+from fibopolicy.utils.system import environment, usable_cores
 
 STUDY, LOCK = "study.json", "study.lock"
 _VERSIONED = ("torch", "numpy", "mujoco", "gymnasium", "robosuite", "metaworld", "robomimic", "timm", "ray")
@@ -171,7 +171,7 @@ def versions() -> dict[str, str]:
 
 
 def write_json(path: Path, document: Any) -> None:
-    with written_aside(path) as aside:
+    with atomic_write(path) as aside:
         aside.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
 
 

@@ -7,11 +7,11 @@ from dataclasses import asdict
 from pathlib import Path
 
 from fibopolicy.datasets.parts import parts_folder, remove_parts
-from fibopolicy.settings import first_difference
 from fibopolicy.study.cells import cells, runs
 from fibopolicy.study.config import StudyConfig, from_json, to_json
 from fibopolicy.study.directory import STUDY, StudyDirectory, open_directory, other_study, read_json, write_json
 from fibopolicy.study.lock import held
+from fibopolicy.utils.settings import first_difference
 
 #: What of a study's configuration may change while it is under way.
 GRID = ("tasks", "encoders", "heads", "regimes", "seeds")

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from fibopolicy.errors import UserError
-from fibopolicy.files import failure_told
+from fibopolicy.utils.files import wrap_os_error
 
 _log = logging.getLogger(__name__)
 
@@ -33,7 +33,7 @@ def locked(path: Path, what: str, *, wait_s: float = 0.0) -> Iterator[None]:
     Raises:
         Held: another process holds it.
     """
-    with failure_told(path):
+    with wrap_os_error(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     try:

@@ -17,7 +17,7 @@ import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fibopolicy.process import make_streams_safe, set_up
+from fibopolicy.utils.processes import make_streams_safe, set_up
 
 if TYPE_CHECKING:
     from fibopolicy.study.cells import Run
@@ -120,7 +120,7 @@ def _peak_mb() -> float:
     """The most that this process has held so far: on the GPU if it uses one, else resident."""
     import torch
 
-    from fibopolicy.environment import peak_memory_bytes
+    from fibopolicy.utils.system import peak_memory_bytes
 
     if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
         return torch.cuda.max_memory_allocated() / 2**20

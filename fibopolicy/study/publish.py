@@ -9,12 +9,12 @@ from pathlib import Path
 
 from fibopolicy.errors import UserError
 from fibopolicy.evaluation.rows import ROWS
-from fibopolicy.files import claimed, failure_told
 from fibopolicy.study.cells import cells, runs
 from fibopolicy.study.directory import STUDY, StudyDirectory, open_directory, refuse_foreign
 from fibopolicy.study.growth import refuse_change
 from fibopolicy.study.lock import held
 from fibopolicy.study.report import write_report
+from fibopolicy.utils.files import directory_lock, wrap_os_error
 
 
 def publish(directory: Path, out: Path) -> Path:
@@ -40,7 +40,7 @@ def publish(directory: Path, out: Path) -> Path:
     _refuse_loss(study, out)
     files = list(_files(study))
     aside = out.with_name(f"{out.name}.partial")
-    with claimed(aside), failure_told(out):
+    with directory_lock(aside), wrap_os_error(out):
         for entry in aside.iterdir():  # of an attempt that was killed
             shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
         for path in files:

@@ -12,9 +12,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from fibopolicy.devices import torch_threads
 from fibopolicy.errors import unknown
-from fibopolicy.files import written_aside
 from fibopolicy.study.built import Built, build_cells
 from fibopolicy.study.calibration import calibrate, told
 from fibopolicy.study.cells import Run, runs
@@ -35,6 +33,8 @@ from fibopolicy.study.executors import Executor
 from fibopolicy.study.growth import grow, refuse_change
 from fibopolicy.study.lock import locked
 from fibopolicy.study.prepare import prepare_task
+from fibopolicy.utils.files import atomic_write
+from fibopolicy.utils.system import torch_threads
 
 _log = logging.getLogger("fibopolicy.study")
 AT_WORK = "running this study"
@@ -146,7 +146,7 @@ def _check_and_measure(study: StudyDirectory, built: list[Built] | None) -> None
     with torch_threads(study.config.threads):
         for one, cost in zip(built, encoder_costs(built, study.config.device), strict=True):
             write_json(study.cost(one.cell), cost)
-    with written_aside(study.checks) as aside:  # last, since it marks that all of this is done
+    with atomic_write(study.checks) as aside:  # last, since it marks that all of this is done
         aside.write_text("".join(f"{line}\n" for line in (*lines, *(f"warning: {doubt}" for doubt in doubts))), encoding="utf-8")
 
 

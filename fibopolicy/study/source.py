@@ -8,8 +8,8 @@ from contextlib import chdir
 from pathlib import Path
 
 from fibopolicy.errors import UserError, unknown
-from fibopolicy.files import expanded
 from fibopolicy.study.config import StudyConfig
+from fibopolicy.utils.files import expanded
 
 #: The function that a file without a named one is asked for.
 FUNCTION = "study"

@@ -25,16 +25,16 @@ from torch import nn
 
 import fibopolicy
 from fibopolicy.datasets import Windows
-from fibopolicy.environment import hardware
 from fibopolicy.errors import UserError
-from fibopolicy.files import written_aside
 from fibopolicy.policies import Policy
 from fibopolicy.policies.run_directory import BEST, CONFIG, EMA_WEIGHTS, WEIGHTS, read_config
-from fibopolicy.settings import first_difference
 from fibopolicy.training.config import TrainConfig
 from fibopolicy.training.data import shapes_of
 from fibopolicy.training.divergence import Divergence
 from fibopolicy.training.ema import EMA
+from fibopolicy.utils.files import atomic_write
+from fibopolicy.utils.settings import first_difference
+from fibopolicy.utils.system import hardware
 from fibopolicy.weights import load_strictly
 
 STATE = "state.pt"
@@ -77,7 +77,7 @@ class TrainingState:
 
 
 def open_run(config: TrainConfig, dataset: Windows, *, resume: bool, overwrite: bool) -> None:
-    """Write `config.json` into the (claimed) run directory, or check that the one there is of this very configuration."""
+    """Write `config.json` into the (directory_lock) run directory, or check that the one there is of this very configuration."""
     out = config.out
     document = describe(config, dataset)
     if (out / CONFIG).exists():
@@ -90,7 +90,7 @@ def open_run(config: TrainConfig, dataset: Windows, *, resume: bool, overwrite: 
         _remove_run(out)
     elif any(out.iterdir()):
         raise UserError(f"{out}: is not empty and holds no run; choose another directory")
-    with written_aside(out / CONFIG) as aside:
+    with atomic_write(out / CONFIG) as aside:
         aside.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
 
 
@@ -162,7 +162,7 @@ def save_checkpoint(out: Path, state: TrainingState, step: int) -> None:
         "losses": list(state.divergence.recent),
         "high_losses": state.divergence.streak,
     }
-    with written_aside(out / STATE) as aside, _failure_told(out / STATE), aside.open("wb") as file:
+    with atomic_write(out / STATE) as aside, _failure_told(out / STATE), aside.open("wb") as file:
         torch.save(document, file)
     _export(out, state, step)
 
@@ -176,7 +176,7 @@ def save_weights(path: Path, module: nn.Module, metadata: dict[str, str]) -> Non
     """Write a module's parameters and buffers as safetensors, whole or not at all."""
     # Copied, since safetensors refuses two names for one tensor, which robomimic's recurrent network has.
     tensors = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in module.state_dict().items()}
-    with written_aside(path) as aside, _failure_told(path):
+    with atomic_write(path) as aside, _failure_told(path):
         save_file(tensors, aside, metadata=metadata)
 
 

@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from fibopolicy.errors import UserError, unknown
-from fibopolicy.files import expanded
 from fibopolicy.policies.base import PolicyConfig
 from fibopolicy.training.watch_config import RolloutConfig, ValidationConfig
+from fibopolicy.utils.files import expanded
 
 PRECISIONS = ("auto", "fp32", "bf16")
 

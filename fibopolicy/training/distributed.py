@@ -21,11 +21,11 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from fibopolicy.devices import resolve_device
 from fibopolicy.errors import UserError
 from fibopolicy.policies import Policy
 from fibopolicy.training.batch_norm import share_batch_norms
 from fibopolicy.training.encoders import training_mode
+from fibopolicy.utils.system import resolve_device
 
 T = TypeVar("T")
 

@@ -15,11 +15,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from fibopolicy.datasets import Windows
-from fibopolicy.environment import peak_memory_bytes
 from fibopolicy.envs.registry import unavailable
 from fibopolicy.errors import UserError
-from fibopolicy.files import claimed, refuse_both
-from fibopolicy.own_code import is_own, own_code
 from fibopolicy.policies import Policy, build_policy
 from fibopolicy.policies.per_sample import part_of_batch
 from fibopolicy.policies.run_directory import render_quality
@@ -39,6 +36,9 @@ from fibopolicy.training.precision import autocast, resolve_precision
 from fibopolicy.training.validation import check_criterion
 from fibopolicy.training.wandb_log import require_wandb
 from fibopolicy.training.watch import Watch
+from fibopolicy.utils.files import check_resume_or_overwrite, directory_lock
+from fibopolicy.utils.imports import import_object, is_import_path
+from fibopolicy.utils.system import peak_memory_bytes
 
 _log = logging.getLogger(__name__)
 
@@ -88,7 +88,7 @@ def train(config: TrainConfig, *, resume: bool = False, overwrite: bool = False)
         out, state = config.out, engine.state
 
         def open_run_here() -> str:
-            until_done.enter_context(claimed(out))
+            until_done.enter_context(directory_lock(out))
             # A resumed run keeps what it was started with, also on another device.
             kept = stored_precision(out) if resume and config.compute.precision == "auto" else None
             precision = kept or resolve_precision(config.compute.precision, engine.device)
@@ -111,7 +111,7 @@ def train(config: TrainConfig, *, resume: bool = False, overwrite: bool = False)
 
 def _prepare(config: TrainConfig, world: World, *, resume: bool, overwrite: bool) -> Engine:
     """The dataset, and a fresh policy with all that goes with it, on the device; nothing is written."""
-    refuse_both(resume=resume, overwrite=overwrite)
+    check_resume_or_overwrite(resume=resume, overwrite=overwrite)
     require_wandb(config.wandb)
     parts = world.size * config.compute.accumulate
     if config.optimizer.batch_size % parts:
@@ -125,8 +125,8 @@ def _prepare(config: TrainConfig, world: World, *, resume: bool, overwrite: bool
     if config.rollouts.rollout_every is not None:  # told before the first step, not by every rollout
         if (reason := unavailable(dataset.env_args)) is not None:
             raise UserError(f"--rollout-every: {reason}")
-        if is_own(task := str(dataset.env_args["env_name"])):
-            own_code("task", task)
+        if is_import_path(task := str(dataset.env_args["env_name"])):
+            import_object("task", task)
     validation = open_validation(config, dataset)
     resumes = resume and (config.out / STATE).exists()
     policy = build_policy(config.policy.as_loaded() if resumes else config.policy, shapes_of(dataset))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from fibopolicy.environment import peak_memory_bytes
+from fibopolicy.utils.system import peak_memory_bytes
 
 
 class Meter:

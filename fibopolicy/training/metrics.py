@@ -10,8 +10,8 @@ from typing import Any, Self
 
 from torch.utils.tensorboard import SummaryWriter
 
-from fibopolicy.files import written_aside
 from fibopolicy.training.wandb_log import WandbLog
+from fibopolicy.utils.files import atomic_write
 
 METRICS = "metrics.jsonl"
 #: How many rows `recent` averages over.
@@ -34,7 +34,7 @@ class MetricsLog:
         self._steps: defaultdict[str, set[int]] = defaultdict(set)
         if path.exists():
             kept = [line for line in path.read_text(encoding="utf-8").splitlines() if _step_of(line) < start]
-            with written_aside(path) as aside:
+            with atomic_write(path) as aside:
                 aside.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
             for line in kept:
                 self._remember(json.loads(line))

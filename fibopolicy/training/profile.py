@@ -12,7 +12,6 @@ import torch
 from torch import nn
 
 from fibopolicy.datasets.profile import Part, parts_table, shares
-from fibopolicy.devices import resolve_device
 from fibopolicy.encoders import ObservationEncoder
 from fibopolicy.encoders.base import Encoder
 from fibopolicy.policies import Policy, build_policy
@@ -21,6 +20,7 @@ from fibopolicy.training.config import TrainConfig
 from fibopolicy.training.data import open_dataset, shapes_of
 from fibopolicy.training.ema import EMA
 from fibopolicy.training.optimizer import build_optimizer
+from fibopolicy.utils.system import resolve_device
 
 _WARM_UP = 3
 _WHOLE = "step"

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fibopolicy.errors import UserError
-from fibopolicy.files import written_aside
+from fibopolicy.utils.files import atomic_write
 
 #: Under which name a run directory goes there, so that a resumed run goes on with its own curves.
 IDENTITY = "wandb.json"
@@ -58,6 +58,6 @@ def _identity(out: Path) -> str:
     if path.exists():
         return str(json.loads(path.read_text(encoding="utf-8"))["id"])
     made = secrets.token_hex(4)
-    with written_aside(path) as aside:
+    with atomic_write(path) as aside:
         aside.write_text(json.dumps({"id": made}) + "\n", encoding="utf-8")
     return made

@@ -80,7 +80,7 @@ def serve(connection: Connection, kind: str, path: Path, cache: str) -> None:
     os.environ["TQDM_DISABLE"] = "1"
     import torch
 
-    from fibopolicy.torchvision_shim import make_torchvision_importable
+    from fibopolicy.utils.imports import make_torchvision_importable
 
     torch.set_num_threads(1)
     make_torchvision_importable()

@@ -14,8 +14,8 @@ from pathlib import Path
 import mujoco
 
 from fibopolicy import envs
-from fibopolicy.environment import environment
 from fibopolicy.envs.registry import BUILT_IN
+from fibopolicy.utils.system import environment
 
 
 def expert_successes(task: str, episodes: int) -> int:

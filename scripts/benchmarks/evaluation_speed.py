@@ -29,13 +29,13 @@ import torch
 from usage import resident_mb
 
 from fibopolicy import envs
-from fibopolicy.environment import environment
 from fibopolicy.evaluation.measure import Identity, default_workers, make_actor, measure
 from fibopolicy.evaluation.starts import Starts, default_starts, make_starts
 from fibopolicy.evaluation.statistics import wilson
 from fibopolicy.evaluation.vectorized import VectorRollout
 from fibopolicy.policies import Policy, PolicyConfig, Shapes, build_policy
 from fibopolicy.policies.run_directory import load_policy
+from fibopolicy.utils.system import environment
 
 PARTS = ("tabletop", "robosuite", "command", "growth")
 CORES = len(os.sched_getaffinity(0))

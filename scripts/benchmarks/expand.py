@@ -15,9 +15,9 @@ from usage import processor_seconds
 
 from fibopolicy.datasets import fetch
 from fibopolicy.datasets.expand import expand
-from fibopolicy.environment import environment
 from fibopolicy.envs.versions import installed
-from fibopolicy.files import written_aside
+from fibopolicy.utils.files import atomic_write
+from fibopolicy.utils.system import environment
 
 #: Source, task, demos, noise on the executed position actions.
 CASES = [
@@ -43,7 +43,7 @@ def main() -> None:
         if known or (arguments.only and source not in arguments.only):
             continue
         rows.append(measure(source, task, demos, noise, arguments.workers))
-        with written_aside(arguments.out) as aside:
+        with atomic_write(arguments.out) as aside:
             where = {**environment(), **installed("robosuite", "mujoco", "numpy")}
             aside.write_text(json.dumps({"environment": where, "rows": rows}, indent=1) + "\n", encoding="utf-8")
         print(rows[-1], flush=True)

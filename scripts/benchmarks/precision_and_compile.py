@@ -17,7 +17,7 @@ import numpy as np
 import results
 from results import ratio_text, spread
 
-from fibopolicy.process import set_up
+from fibopolicy.utils.processes import set_up
 
 ENCODERS = ("fibottention_vit_tiny", "vit_tiny", "resnet18")
 FLOAT32 = "float32"

@@ -49,8 +49,8 @@ def described(what: str | None, command: str, settings: dict[str, Any], began: f
         began: `time.perf_counter()` at the beginning.
         packages: whose versions count, beside torch's.
     """
-    from fibopolicy.environment import environment
     from fibopolicy.envs.versions import installed
+    from fibopolicy.utils.system import environment
 
     return {
         "what": what,

@@ -18,12 +18,12 @@ import numpy as np
 
 from fibopolicy import envs
 from fibopolicy.datasets.collect import perturbed
-from fibopolicy.environment import environment
 from fibopolicy.envs.robosuite import RobosuiteEnv, import_robosuite
 from fibopolicy.envs.robosuite_experts import EXPERTS
 from fibopolicy.envs.seeding import episode_seed
 from fibopolicy.evaluation.statistics import wilson
-from fibopolicy.files import written_aside
+from fibopolicy.utils.files import atomic_write
+from fibopolicy.utils.system import environment
 
 
 def steps_to_success(env: envs.TaskEnv, noise: float, index: int) -> int | None:
@@ -84,7 +84,7 @@ def write(out: Path, horizon: int, rows: list[dict[str, Any]]) -> None:
         "environment": {**environment(), "mujoco": mujoco.__version__, "robosuite": import_robosuite().__version__},
         "rows": rows,
     }
-    with written_aside(out) as aside:
+    with atomic_write(out) as aside:
         aside.write_text(json.dumps(result) + "\n", encoding="utf-8")
 
 

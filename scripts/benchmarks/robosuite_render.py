@@ -22,7 +22,7 @@ import numpy as np
 import results
 from results import spread
 
-from fibopolicy.environment import peak_memory_bytes
+from fibopolicy.utils.system import peak_memory_bytes
 
 CAMERAS = ("agentview", "robot0_eye_in_hand")
 SIZE = 84

@@ -19,7 +19,6 @@ from pathlib import Path
 import torch
 from usage import processor_seconds
 
-from fibopolicy.environment import environment
 from fibopolicy.evaluation.evaluate_run import evaluate_run
 from fibopolicy.study import StudyConfig, StudyTask
 from fibopolicy.study.cells import runs
@@ -28,6 +27,7 @@ from fibopolicy.study.executors.local import Local
 from fibopolicy.study.prepare import prepare_task
 from fibopolicy.study.runner import run_study
 from fibopolicy.training.loop import train
+from fibopolicy.utils.system import environment
 
 
 def main() -> None:

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import tyro
 
-from fibopolicy.environment import environment
+from fibopolicy.utils.system import environment
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tests" / "study"))
 from made_study import simulate

@@ -123,7 +123,7 @@ def table(document: dict[str, Any]) -> str:
 def main() -> None:
     parser = results.parser(__doc__)
     options = parser.parse_args()
-    from fibopolicy.torchvision_shim import make_torchvision_importable
+    from fibopolicy.utils.imports import make_torchvision_importable
 
     make_torchvision_importable()
     import timm
@@ -132,7 +132,7 @@ def main() -> None:
 
     began = time.perf_counter()
     path = options.out.with_name(options.out.name + ".json")
-    families = json.loads(path.read_text())["families"] if path.exists() else {}
+    families = json.loads(path.read_text(encoding="utf-8"))["families"] if path.exists() else {}
     for family in timm.list_modules():
         if family in families:
             continue
@@ -146,8 +146,8 @@ def main() -> None:
         print(family, model, *(trial["verdict"] for trial in trials), flush=True)
         document = results.described(__doc__, "timm_families.py", {"size": SIZE, "batch": BATCH}, began, "timm")
         document["families"] = dict(sorted(families.items()))
-        path.write_text(json.dumps(document, indent=1) + "\n")
-        path.with_suffix(".md").write_text(table(document))
+        path.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+        path.with_suffix(".md").write_text(table(document), encoding="utf-8")
 
 
 if __name__ == "__main__":

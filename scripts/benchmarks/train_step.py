@@ -128,12 +128,12 @@ def serve(connection: Connection, kind: str, path: Path, threads: int) -> None:
     os.environ["TQDM_DISABLE"] = "1"
     warnings.simplefilter("ignore")
     if kind != PLAIN:
-        from fibopolicy.process import set_up
+        from fibopolicy.utils.processes import set_up
 
         set_up()
     import torch
 
-    from fibopolicy.torchvision_shim import make_torchvision_importable
+    from fibopolicy.utils.imports import make_torchvision_importable
 
     torch.set_num_threads(threads)
     make_torchvision_importable()

@@ -17,7 +17,7 @@ if importlib.util.find_spec("robomimic") is None:
 
 @pytest.mark.parametrize("cache_mode", [None, "low_dim", "all"])
 def test_sequence_dataset_agrees_item_by_item(path: Path, cache_mode: str | None) -> None:
-    from fibopolicy.torchvision_shim import make_torchvision_importable
+    from fibopolicy.utils.imports import make_torchvision_importable
 
     make_torchvision_importable()
     import robomimic.utils.obs_utils as obs_utils
@@ -62,7 +62,7 @@ def test_robomimics_own_report_accepts_the_file(path: Path) -> None:
 
 
 def test_filter_keys_made_here_select_demos_there_and_the_other_way_round(path: Path, tmp_path: Path) -> None:
-    from fibopolicy.torchvision_shim import make_torchvision_importable
+    from fibopolicy.utils.imports import make_torchvision_importable
 
     make_torchvision_importable()
     import robomimic.utils.file_utils as file_utils

@@ -12,7 +12,7 @@ import fibopolicy
 from fibopolicy.attention import FibottentionPattern
 from fibopolicy.encoders import build_encoder
 from fibopolicy.errors import UserError
-from fibopolicy.torchvision_shim import make_torchvision_importable
+from fibopolicy.utils.imports import make_torchvision_importable
 
 make_torchvision_importable()
 timm = pytest.importorskip("timm")

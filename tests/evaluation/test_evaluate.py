@@ -25,10 +25,10 @@ from fibopolicy.evaluation.rows import evaluations, read_rows
 from fibopolicy.evaluation.starts import make_starts, save_starts
 from fibopolicy.evaluation.statistics import wilson
 from fibopolicy.evaluation.video import FAILURE, RUNNING, SUCCESS, grid_frames
-from fibopolicy.files import claimed
 from fibopolicy.policies import PolicyConfig, load_policy
 from fibopolicy.training import TrainConfig
 from fibopolicy.training.loop import train
+from fibopolicy.utils.files import directory_lock
 
 
 @pytest.fixture(scope="module")
@@ -124,9 +124,9 @@ def test_a_row_does_not_depend_on_the_episodes_before_it(fresh: EvaluateConfig) 
 
 
 def test_a_run_is_evaluated_by_one_process_at_a_time(fresh: EvaluateConfig) -> None:
-    with claimed(fresh.run, LOCK), pytest.raises(UserError, match="another process is at work there"):
+    with directory_lock(fresh.run, LOCK), pytest.raises(UserError, match="another process is at work there"):
         evaluate_run(fresh)
-    with claimed(fresh.run):  # as while it is trained, which an evaluation may look into
+    with directory_lock(fresh.run):  # as while it is trained, which an evaluation may look into
         assert len(evaluate_run(fresh).rows) == 3
 
 

@@ -108,8 +108,8 @@ class Ideal(torch.nn.Module):
 
 @pytest.mark.parametrize("head", HEADS)
 def test_an_episode_repeats_exactly_alone_and_beside_others(head: str) -> None:
-    policy = build_policy(config(head), SHAPES).eval()
     torch.manual_seed(3)
+    policy = build_policy(config(head), SHAPES).eval()
     seen = [observations(policy.config, 4) for _ in range(3)]
     runs = []
     for rows in (slice(0, 4), slice(1, 2), [3, 1, 1, 0]):

@@ -19,11 +19,11 @@ from typing import Any
 import pytest
 import torch
 
-from fibopolicy import files
 from fibopolicy.errors import UserError
 from fibopolicy.policies.run_directory import load_policy
 from fibopolicy.training import OptimizerConfig, TrainConfig, checkpoint
 from fibopolicy.training.loop import train
+from fibopolicy.utils import files
 
 KILLS = 50
 

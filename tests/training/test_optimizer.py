@@ -10,10 +10,10 @@ from torch import nn
 from fibopolicy.encoders import build_encoder
 from fibopolicy.errors import UserError
 from fibopolicy.policies import Policy, PolicyConfig, Shapes, build_policy
-from fibopolicy.torchvision_shim import make_torchvision_importable
 from fibopolicy.training import OptimizerConfig, TrainConfig
 from fibopolicy.training.encoders import freeze
 from fibopolicy.training.optimizer import build_optimizer, learning_rate, set_learning_rate
+from fibopolicy.utils.imports import make_torchvision_importable
 
 
 @pytest.fixture

@@ -18,11 +18,11 @@ from torch import nn
 
 from fibopolicy.datasets import DemoFile, DemoWriter
 from fibopolicy.errors import UserError
-from fibopolicy.files import claimed
 from fibopolicy.policies.run_directory import load_policy
 from fibopolicy.training import OptimizerConfig, TrainConfig
 from fibopolicy.training.ema import EMA
 from fibopolicy.training.loop import train
+from fibopolicy.utils.files import directory_lock
 
 
 def losses(run: Path) -> list[float]:
@@ -219,7 +219,7 @@ def test_two_trainings_do_not_share_a_directory(tiny_config: TrainConfig, tmp_pa
     config = replace(tiny_config, out=tmp_path / "run")
     train(config)
     kept = (config.out / "state.pt").read_bytes()
-    with claimed(config.out):
+    with directory_lock(config.out):
         for options in ({"resume": True}, {"overwrite": True}):
             with pytest.raises(UserError, match="another process is at work"):
                 train(replace(config, seed=1), **options)

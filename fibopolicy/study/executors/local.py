@@ -8,12 +8,12 @@ from pathlib import Path
 
 import torch
 
-from fibopolicy.environment import usable_cores
 from fibopolicy.errors import UserError
 from fibopolicy.study.cells import Run
 from fibopolicy.study.directory import StudyDirectory
 from fibopolicy.study.executors import Ended
 from fibopolicy.study.executors.process import RunProcess
+from fibopolicy.utils.system import usable_cores
 
 #: How often processes are looked at, seconds.
 NAP = 0.1

@@ -8,10 +8,10 @@ from dataclasses import asdict
 from pathlib import Path
 
 from fibopolicy.evaluation.statistics import wilson
-from fibopolicy.files import written_aside
 from fibopolicy.study.report.costs import cost
 from fibopolicy.study.report.directory import State
 from fibopolicy.study.report.results import Results
+from fibopolicy.utils.files import atomic_write
 
 Row = dict[str, object]
 
@@ -124,7 +124,7 @@ _COMPARED = (
 
 
 def _write(rows: Sequence[Row], path: Path, columns: Sequence[str] = ()) -> None:
-    with written_aside(path) as aside, aside.open("w", newline="", encoding="utf-8") as file:
+    with atomic_write(path) as aside, aside.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, columns or list(rows[0]), lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)

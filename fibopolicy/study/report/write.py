@@ -9,7 +9,6 @@ from typing import Any
 from fibopolicy.evaluation import page
 from fibopolicy.evaluation.compare import ALPHA
 from fibopolicy.evaluation.comparison_text import POWER
-from fibopolicy.files import claimed, written_aside
 from fibopolicy.study.cells import in_file_name
 from fibopolicy.study.report.answer import answers, listed
 from fibopolicy.study.report.csv_files import write_cells, write_comparisons, write_seeds
@@ -40,6 +39,7 @@ from fibopolicy.study.report.tables import (
     success_table,
 )
 from fibopolicy.study.report.videos import films
+from fibopolicy.utils.files import atomic_write, directory_lock
 
 #: What no interval over a few seeds holds; measured for `fibopolicy.evaluation.differences.Difference`.
 FEW_SEEDS = (
@@ -69,12 +69,12 @@ def write_report(directory: Path, *, videos: bool = False) -> Path:
     study = read_study(directory)
     found = results(study)
     folder = directory / REPORT
-    with claimed(folder):
+    with directory_lock(folder):
         write_cells(found, folder / "cells.csv")
         write_seeds(found, folder / "seeds.csv")
         write_comparisons(found, folder / "comparisons.csv")
         blocks = _blocks(found, folder, videos=videos)
-        with written_aside(folder / "report.md") as aside:
+        with atomic_write(folder / "report.md") as aside:
             aside.write_text(to_markdown(study.name, blocks), encoding="utf-8")
         path = folder / "report.html"
         page.write_page(path, study.name, [block.html() for block in blocks])

@@ -81,13 +81,13 @@ def expanded(path: StrPath) -> Path:
     return Path(os.path.expanduser(path))
 
 
-def refuse_both(*, resume: bool, overwrite: bool) -> None:
+def check_resume_or_overwrite(*, resume: bool, overwrite: bool) -> None:
     """Raise `UserError` when what is there shall be both completed and replaced."""
     if resume and overwrite:
         raise UserError("pass either --resume or --overwrite, not both")
 
 
-def refuse_existing(path: Path, overwrite: bool, inputs: Iterable[Path] = ()) -> None:
+def check_output(path: Path, overwrite: bool, inputs: Iterable[Path] = ()) -> None:
     """Raise `UserError` when `path` exists and may not be replaced, as none of the command's own `inputs` may be."""
     if path.is_dir():
         raise UserError(f"{path}: is a folder, expected the name of a file to write")
@@ -98,7 +98,7 @@ def refuse_existing(path: Path, overwrite: bool, inputs: Iterable[Path] = ()) ->
 
 
 @contextmanager
-def written_aside(path: Path) -> Iterator[Path]:
+def atomic_write(path: Path) -> Iterator[Path]:
     """Yields a temporary name beside `path`; on a clean exit that file is flushed to disk and renamed to `path`.
 
     On an exception the temporary file is removed and `path` stays as it was. The temporary name is fixed, so what a killed
@@ -106,7 +106,7 @@ def written_aside(path: Path) -> Iterator[Path]:
     cannot write into each other's file (open HDF5 files under it with `locking=False`).
     """
     partial = path.with_name(path.name + ".partial")
-    with failure_told(path):
+    with wrap_os_error(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         claim = os.open(partial, os.O_RDWR | os.O_CREAT, 0o666)
     try:
@@ -117,7 +117,7 @@ def written_aside(path: Path) -> Iterator[Path]:
         renamed = False
         try:
             yield partial
-            with failure_told(path):
+            with wrap_os_error(path):
                 os.chmod(partial, os.fstat(claim).st_mode)  # some writers replace the file by one that only its owner may read
                 flush(partial)
                 os.replace(partial, path)
@@ -131,12 +131,12 @@ def written_aside(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def claimed(folder: Path, name: str | None = None) -> Iterator[None]:
+def directory_lock(folder: Path, name: str | None = None) -> Iterator[None]:
     """Holds a folder, made if need be, for one process at a time; a second one gets a `UserError`.
 
     With the name of a lock file in it, only against others of that name.
     """
-    with failure_told(folder):
+    with wrap_os_error(folder):
         folder.mkdir(parents=True, exist_ok=True)
         handle = os.open(folder / name, os.O_RDWR | os.O_CREAT, 0o666) if name else os.open(folder, os.O_RDONLY)
     try:
@@ -150,7 +150,7 @@ def claimed(folder: Path, name: str | None = None) -> Iterator[None]:
 
 
 @contextmanager
-def failure_told(path: Path) -> Iterator[None]:
+def wrap_os_error(path: Path) -> Iterator[None]:
     """Turns the system's failures to write (disk full, no permission) into one line that names `path`."""
     try:
         yield

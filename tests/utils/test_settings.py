@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from fibopolicy.settings import first_difference
+from fibopolicy.utils.settings import first_difference
 
 ENCODERS = [{"name": "vit_tiny", "options": {"depth": 2}}, {"name": "resnet18", "options": {}}]
 DEEPER = [{"name": "vit_tiny", "options": {"depth": 3}}, {"name": "resnet18", "options": {}}]

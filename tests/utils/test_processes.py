@@ -15,11 +15,11 @@ from pathlib import Path
 import pytest
 
 from fibopolicy import envs
-from fibopolicy.datasets import workers
 from fibopolicy.errors import UserError
 from fibopolicy.evaluation import evaluate, simulator
-from fibopolicy.own_code import own_code
-from fibopolicy.worker import WorkerProcess, check_importable
+from fibopolicy.utils import processes
+from fibopolicy.utils.imports import import_object
+from fibopolicy.utils.processes import WorkerProcess, check_importable
 
 #: No main guard: a worker that ran this again would start workers of its own.
 SCRIPT = """
@@ -109,11 +109,11 @@ def test_what_a_module_defines_may_reach_a_worker() -> None:
 
 def test_a_task_of_main_is_refused_by_name() -> None:
     with pytest.raises(UserError, match=r"task __main__:Mine: .* put Mine into a module"):
-        own_code("task", "__main__:Mine")
+        import_object("task", "__main__:Mine")
 
 
 def test_a_pool_is_of_spawned_workers_that_ignore_an_interrupt() -> None:
-    with workers.simulator_pool(1, int) as pool:
+    with processes.simulator_pool(1, int) as pool:
         handler = pool.submit(signal.getsignal, signal.SIGINT)
         assert handler.result() == signal.SIG_IGN
         kinds = [type(process) for process in multiprocessing.active_children()]
@@ -125,8 +125,8 @@ def test_a_dev_shm_without_room_for_semaphores_is_named(monkeypatch: pytest.Monk
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(workers, "ProcessPoolExecutor", full)
-    with pytest.raises(UserError, match=r"No space left on device; .* /dev/shm.* --shm-size"), workers.simulator_pool(1, print):
+    monkeypatch.setattr(processes, "ProcessPoolExecutor", full)
+    with pytest.raises(UserError, match=r"No space left on device; .* /dev/shm.* --shm-size"), processes.simulator_pool(1, print):
         pass
 
 

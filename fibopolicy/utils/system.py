@@ -1,4 +1,4 @@
-"""Where a result was made."""
+"""The machine: processor, GPU, memory, devices and threads."""
 
 from __future__ import annotations
 
@@ -7,10 +7,14 @@ import platform
 import resource
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from fibopolicy.errors import UserError
 
 
 def environment() -> dict[str, Any]:
@@ -56,3 +60,31 @@ def _processor() -> str:
         return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):
         return platform.processor()
+
+
+def resolve_device(name: str | None) -> torch.device:
+    """The device of a name such as "cpu" or "cuda:1"; `None` takes a GPU where there is one.
+
+    Raises:
+        UserError: no such device here.
+    """
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(f"device {name!r} is not to be had here ({reason}); use cpu, or leave the device out") from error
+    return device
+
+
+@contextmanager
+def torch_threads(number: int) -> Iterator[None]:
+    """Within it, torch computes with as many threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

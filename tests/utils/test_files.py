@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from fibopolicy import files, process
 from fibopolicy.errors import UserError
+from fibopolicy.utils import files, processes
 
 
 @pytest.fixture
@@ -56,7 +56,7 @@ def test_a_command_without_a_home_gives_other_libraries_places_for_their_caches(
     homeless: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TRITON_CACHE_DIR", "/mine")
-    process.set_up()
+    processes.set_up()
     folder = homeless / f"fibopolicy-{os.getuid()}"
     assert os.environ["NUMBA_CACHE_DIR"] == str(folder / "numba_cache_dir")
     assert os.environ["MPLCONFIGDIR"].startswith(str(folder))
@@ -65,5 +65,5 @@ def test_a_command_without_a_home_gives_other_libraries_places_for_their_caches(
 
 def test_with_a_home_other_libraries_keep_theirs(homeless: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Path, "home", lambda: homeless)
-    process.set_up()
+    processes.set_up()
     assert not {*files._OTHERS} & {*os.environ}

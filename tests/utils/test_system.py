@@ -7,13 +7,13 @@ import sys
 
 import numpy as np
 
-from fibopolicy.environment import peak_memory_bytes
+from fibopolicy.utils.system import peak_memory_bytes
 
 
 def test_peak_memory_is_the_process_s_own_and_not_what_its_parent_held() -> None:
     held = np.ones(3 << 28, np.uint8)
     ours = peak_memory_bytes()
     assert ours > held.nbytes
-    child = "from fibopolicy.environment import peak_memory_bytes; print(peak_memory_bytes())"
+    child = "from fibopolicy.utils.system import peak_memory_bytes; print(peak_memory_bytes())"
     told = subprocess.run([sys.executable, "-c", child], capture_output=True, text=True, check=True).stdout
     assert 50e6 < int(told) < held.nbytes

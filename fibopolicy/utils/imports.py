@@ -1,9 +1,10 @@
-"""Classes and functions of the user's own, by "module:name"."""
+"""Imports that need more than an import statement: a user's "module:name", and torchvision beside any torch."""
 
 from __future__ import annotations
 
 import difflib
 import importlib
+import importlib.util
 import os
 import sys
 from collections.abc import Iterable
@@ -15,12 +16,12 @@ from fibopolicy.errors import UserError
 IMPORTED: set[str] = set()
 
 
-def is_own(name: str) -> bool:
+def is_import_path(name: str) -> bool:
     """Whether a name is of this form; no name of the library's has a colon, but for an encoder's `timm:`."""
     return ":" in name
 
 
-def own_code(kind: str, name: str, prefixes: Iterable[str] = ()) -> Any:
+def import_object(kind: str, name: str, prefixes: Iterable[str] = ()) -> Any:
     """What "module:name" names; modules are found in the current folder and on the path.
 
     Args:
@@ -65,3 +66,26 @@ def own_code(kind: str, name: str, prefixes: Iterable[str] = ()) -> Any:
         raise UserError(f"{kind} {name}: {where} has no {attribute}{near}")
     IMPORTED.add(module)
     return getattr(found, attribute)
+
+
+#: Must outlive its first use: the schemas go when it does.
+_library: Any = None
+
+
+def make_torchvision_importable() -> None:
+    """Call before the first import of torchvision, timm or robomimic. Does nothing where the operators are present."""
+    global _library
+    if _library is not None or importlib.util.find_spec("torchvision") is None:
+        return
+    try:
+        import torchvision
+    except RuntimeError as error:
+        if "torchvision::nms" not in str(error):
+            raise
+        import torch  # here, since simulators import this module and must not load it
+
+        make_library: Any = torch.library.Library
+        _library = make_library("torchvision", "DEF")
+        _library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        _library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        import torchvision  # noqa: F401

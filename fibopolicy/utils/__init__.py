@@ -1,0 +1,1 @@
+"""What all packages share: files, processes, the machine, imports, settings. Imports none of them."""
