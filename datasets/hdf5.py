@@ -25,9 +25,9 @@ from typing import Any, NamedTuple, Self
 
 import h5py
 import numpy as np
-from h5py import h5a, h5d, h5f, h5o, h5s
+from h5py import h5a, h5d, h5f, h5g, h5o, h5s
 
-from fibopolicy.datasets.links import Sources, identity
+from fibopolicy.datasets.links import Sources, identity, read
 from fibopolicy.datasets.robosuite_layout import recorded_task
 from fibopolicy.errors import UserError, quoted, unknown
 from fibopolicy.utils.files import StrPath, expanded
@@ -98,12 +98,12 @@ class DemoFile:
     @property
     def image_keys(self) -> tuple[str, ...]:
         """Observation keys that hold uint8 `(N, H, W, 3)` images."""
-        return tuple(k for k, (shape, dtype) in self.obs.items() if len(shape) == 3 and shape[2] == 3 and dtype == np.uint8)
+        return tuple(k for k, (shape, dtype) in self.obs.items() if _is_frame(shape) and dtype == np.uint8)
 
     @property
     def vector_keys(self) -> tuple[str, ...]:
         """Observation keys that hold floating-point `(N, D)` vectors."""
-        return tuple(k for k, (shape, dtype) in self.obs.items() if len(shape) == 1 and np.issubdtype(dtype, np.floating))
+        return tuple(k for k, (shape, dtype) in self.obs.items() if len(shape) == 1 and shape[0] and dtype.kind == "f")
 
     @property
     def unreadable(self) -> dict[str, str]:
@@ -331,8 +331,8 @@ class DemoFile:
         }
 
         def notes() -> Iterator[str]:
-            if "total" in data.attrs and int(data.attrs["total"]) != self.num_steps:
-                yield f"attribute total says {int(data.attrs['total'])}, the demos hold {self.num_steps} steps"
+            if "total" in data.attrs and (total := _count(data.attrs["total"])) != self.num_steps:
+                yield f"attribute total says {total}, the demos hold {self.num_steps} steps"
             span = sorted(int(match[1]) for name in named if (match := _DEMO_NAME.fullmatch(name)))
             if len(span) < len(named):
                 other = next(name for name in named if not _DEMO_NAME.fullmatch(name))
@@ -355,10 +355,25 @@ class DemoFile:
                 yield "env_args names no env_version: the simulator's version is unknown"
             if left := sorted(_not_arrays(obs)) if isinstance(obs, h5py.Group) else []:
                 yield f"ignored in obs: {', '.join(left)} (expected arrays, in groups of at most one level)"
+            if (late := self._first_other_keys(obs)) is not None:
+                yield late
             if not self.obs:
                 yield f"no observations are stored, states and actions alone; {self.frames_advice}"
 
         self.warnings = tuple(notes())
+
+    def _first_other_keys(self, obs: object) -> str | None:
+        """What is said of the first demo with observations that the first demo of all lacks; `None` where there is none."""
+        names = {name.encode() for name in obs} if isinstance(obs, h5py.Group) else set()
+        for demo in self.demos[1:]:
+            try:
+                found = h5o.open(self._file.id, f"data/{demo}/obs".encode())
+            except KeyError:  # told when it is read
+                continue
+            if isinstance(found, h5g.GroupID) and (other := set(found) - names):
+                told = ", ".join(sorted(map(_text, other)))
+                return f"not read, since {self.demos[0]} lacks what {demo} holds in obs: {told}"
+        return None
 
     def _read_env_args(self, data: h5py.Group) -> dict[str, Any]:
         name = "env_args" if "env_args" in data.attrs or "env_info" not in data.attrs else "env_info"
@@ -373,6 +388,8 @@ class DemoFile:
             raise self.error('data\'s attribute env_args must be a JSON object with "env_name", "type" and "env_kwargs"')
         if not isinstance(env_args.get("env_kwargs"), dict | None):
             raise self.error("env_kwargs of data's attribute env_args must be a JSON object of keyword arguments")
+        if not isinstance(env_args.get("type"), int | str | None):
+            raise self.error("type of data's attribute env_args must be a number, 1 for robosuite")
         # null says as much as nothing.
         env_args = {key: value for key, value in env_args.items() if value is not None or key not in ("env_name", "env_kwargs")}
         return {**env_args, "env_kwargs": env_args.get("env_kwargs", {})} if env_args else {}
@@ -395,7 +412,7 @@ class DemoFile:
             if actions is not None:
                 group = h5o.open(data.id, demo.encode())
                 if h5a.exists(group, b"num_samples"):
-                    told = h5py.Group(group).attrs["num_samples"]
+                    told = _count(h5py.Group(group).attrs["num_samples"])
                 else:
                     self._without_count.append(demo)
         if actions is None or actions.rank != 2:
@@ -411,9 +428,16 @@ class DemoFile:
     def _read_filter_keys(self) -> dict[str, tuple[str, ...]]:
         mask = self._file.get("mask")
         if not isinstance(mask, h5py.Group):
+            self._check_links("mask")
             return {}
-        arrays = {name: item[()] for name, item in mask.items() if isinstance(item, h5py.Dataset)}
-        return {name: tuple(_text(item) for item in np.atleast_1d(array).tolist()) for name, array in arrays.items()}
+        keys: dict[str, tuple[str, ...]] = {}
+        for name, item in mask.items():
+            self._check_links(f"mask/{name}")  # a key that is lost would have all demos trained on, those for validation too
+            if isinstance(item, h5py.Dataset):
+                with self.named():
+                    names = [] if item.shape is None else np.ravel(read(mask, name)).tolist()
+                keys[name] = tuple(_text(entry) for entry in names)
+        return keys
 
     @contextmanager
     def _damage_told(self, what: str = "the file") -> Iterator[None]:
@@ -478,8 +502,14 @@ def _not_arrays(obs: h5py.Group) -> Iterator[str]:
             yield key
 
 
+def _is_frame(shape: tuple[int, ...]) -> bool:
+    return len(shape) == 3 and shape[2] == 3 and 0 not in shape
+
+
 def _unreadable(shape: tuple[int, ...], dtype: np.dtype[Any]) -> str:
     told = f"{dtype} ({', '.join(['N', *map(str, shape)])})"
+    if 0 in shape:
+        return f"{told}: holds no values"
     channels = {shape[0], shape[-1]} if len(shape) == 3 else set()
     if dtype.kind in "OSV" or (dtype == np.uint8 and len(shape) == 1):
         return f"{told}: encoded frames or text; frames must be decoded, uint8 (N, H, W, 3)"
@@ -506,6 +536,14 @@ def _plain(value: Any) -> Any:
     if isinstance(value, bytes):
         return _text(value)
     return value.item() if isinstance(value, np.generic) else value
+
+
+def _count(value: Any) -> int | str:
+    """A whole number, also from text or an array of one; the text of anything else."""
+    try:
+        return int(str(np.asarray(value).astype(str).item()))
+    except ValueError:
+        return str(_plain(value))
 
 
 def _text(value: bytes | str) -> str:

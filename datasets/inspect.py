@@ -70,7 +70,7 @@ def _demos(file: DemoFile) -> Iterator[tuple[str, str]]:
     lengths = [file.length(demo) for demo in file.demos]
     yield "demos", f"{len(lengths)}"
     yield "steps", f"{file.num_steps} (min {min(lengths)}, median {np.median(lengths):g}, max {max(lengths)} per demo)"
-    rewarded = [demo for demo in file.demos if file.has(demo, "rewards")]
+    rewarded = [demo for demo in file.demos if file.has(demo, "rewards") and file.layout(demo, "rewards")[1].kind in "biuf"]
     if rewarded:
         reached = sum(bool(np.max(file.read(demo, "rewards"), initial=0) >= 1) for demo in rewarded)
         yield "successes", f"{reached} of {len(rewarded)} (reward reaches 1)"

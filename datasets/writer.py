@@ -151,10 +151,12 @@ def write_filter_key(file: h5py.File, name: str, demos: Iterable[str]) -> None:
         raise ValueError(f"filter key {name!r} names no demos")
     if missing := [demo for demo in names if demo not in file["data"]]:
         raise ValueError(f"filter key {name!r} names {missing[0]!r}, which is not in data")
+    if not isinstance(file.get("mask"), h5py.Group | None):
+        del file["mask"]
     mask = file.require_group("mask")
     if name in mask:
         del mask[name]
-    mask.create_dataset(name, data=np.array(names, dtype="S"))
+    mask.create_dataset(name, data=np.array([entry.encode() for entry in names]))
 
 
 def _write_next(

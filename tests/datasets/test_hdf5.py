@@ -103,9 +103,39 @@ def flat_actions(file: h5py.File) -> None:
     file["data/demo_1/actions"] = np.zeros(3)
 
 
+def listed_type(file: h5py.File) -> None:
+    file["data"].attrs["env_args"] = json.dumps({"env_name": "Lift", "type": [1]})
+
+
+def two_num_samples(file: h5py.File) -> None:
+    file["data/demo_1"].attrs["num_samples"] = [3, 3]
+
+
+def lost_filter_key(file: h5py.File) -> None:
+    del file["mask/train"]
+    file["mask/train"] = h5py.ExternalLink("gone.hdf5", "/mask/train")
+
+
+def lost_mask(file: h5py.File) -> None:
+    del file["mask"]
+    file["mask"] = h5py.ExternalLink("gone.hdf5", "/mask")
+
+
+def virtual_filter_key(file: h5py.File) -> None:
+    del file["mask/train"]
+    layout = h5py.VirtualLayout((2,), "S8")
+    layout[:] = h5py.VirtualSource("gone.hdf5", "mask/train", (2,), "S8")
+    file["mask"].create_virtual_dataset("train", layout)
+
+
 @pytest.mark.parametrize(
     ("edit", "told"),
     [
+        (listed_type, "type of data's attribute env_args"),
+        (two_num_samples, "demo_1: num_samples says [3 3], actions hold 3 steps"),
+        (lost_filter_key, "mask/train links to '/mask/train' of gone.hdf5"),
+        (lost_mask, "mask links to '/mask' of gone.hdf5"),
+        (virtual_filter_key, "mask/train is a virtual dataset over 'mask/train' of gone.hdf5"),
         (no_data, "no group 'data'"),
         (broken_env_args, "env_args is not valid JSON"),
         (numbered_env_args, '"env_name"'),
@@ -153,6 +183,28 @@ def test_filter_keys_of_variable_length_strings_are_read(edited: Edited) -> None
 
     with DemoFile(edited(edit)) as file:
         assert file.select("better") == ("demo_0", "demo_1")
+
+
+def test_filter_keys_of_any_shape_are_read(edited: Edited) -> None:
+    def edit(file: h5py.File) -> None:
+        file["mask/row"] = np.array([[b"demo_0", b"demo_2"]])
+        file["mask/one"] = b"demo_1"
+        file["mask/nothing"] = h5py.Empty("S8")
+
+    with DemoFile(edited(edit)) as file:
+        assert (file.select("row"), file.select("one")) == (("demo_0", "demo_2"), ("demo_1",))
+        with pytest.raises(UserError, match="filter key 'nothing' names no demos"):
+            file.select("nothing")
+
+
+def test_observations_without_pixels_or_values_are_not_read(edited: Edited) -> None:
+    def edit(file: h5py.File) -> None:
+        file["data/demo_0/obs/no_image"] = np.zeros((5, 0, 6, 3), dtype=np.uint8)
+        file["data/demo_0/obs/no_vector"] = np.zeros((5, 0))
+
+    with DemoFile(edited(edit)) as file:
+        assert (file.image_keys, file.vector_keys) == (("agentview_image", "wrist_image"), ("eef_pos",))
+        assert [reason.partition(": ")[2] for reason in file.unreadable.values()] == ["holds no values"] * 2
 
 
 def test_numbering_from_one_and_gaps_are_read_in_numeric_order(edited: Edited) -> None:
@@ -216,10 +268,21 @@ def no_observations(file: h5py.File) -> None:
         del demo["obs"], demo["next_obs"]
 
 
+def worded_total(file: h5py.File) -> None:
+    file["data"].attrs["total"] = "many"
+    file["data/demo_1"].attrs["num_samples"] = "3"
+
+
+def key_that_the_first_lacks(file: h5py.File) -> None:
+    del file["data/demo_0/obs/eef_pos"]
+
+
 @pytest.mark.parametrize(
     ("edit", "told"),
     [
         (other_total, "attribute total says 9666, the demos hold 15 steps"),
+        (worded_total, "attribute total says many, the demos hold 15 steps"),
+        (key_that_the_first_lacks, "not read, since demo_0 lacks what demo_1 holds in obs: eef_pos"),
         (no_mask, "no filter keys"),
         (bool_dones, "dones are stored as bool"),
         (no_env_args, "no task is named (attribute env_args)"),

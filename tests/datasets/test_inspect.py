@@ -59,6 +59,16 @@ def test_content_that_training_would_refuse_is_a_warning_here(edited: Edited) ->
     assert "warning: filter key 'none' names no demos" in report
 
 
+def test_rewards_that_are_no_numbers_count_no_successes(edited: Edited) -> None:
+    def edit(file: h5py.File) -> None:
+        for demo in file["data"].values():
+            steps = len(demo["rewards"])
+            del demo["rewards"]
+            demo["rewards"] = np.array([b"good"] * steps)
+
+    assert "successes" not in inspect(edited(edit))
+
+
 def test_a_composite_controller_tells_its_parts(edited: Edited) -> None:
     def edit(file: h5py.File) -> None:
         file["data"].attrs["env_args"] = (

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import h5py
+import numpy as np
 import pytest
 from demo_files import write
 
@@ -40,6 +42,17 @@ def test_no_held_out_demos_means_no_valid_key(twenty: Path, tmp_path: Path) -> N
     split(twenty, tmp_path / "out.hdf5", valid=0)
     with DemoFile(tmp_path / "out.hdf5") as file:
         assert set(file.filter_keys) == {"train"}
+
+
+def test_names_beyond_ascii_and_a_mask_that_is_no_group(path: Path, tmp_path: Path) -> None:
+    with h5py.File(path, "r+") as file:
+        file["data"].move("demo_1", "démo_1")
+        del file["mask"]
+        file["mask"] = np.zeros(3)
+    made = split(path, tmp_path / "out.hdf5", valid=0.5)
+    with DemoFile(tmp_path / "out.hdf5") as file:
+        assert {key: file.select(key) for key in file.filter_keys} == made
+        assert "démo_1" in made["train"] + made["valid"]
 
 
 def test_refusals(path: Path, tmp_path: Path) -> None:
