@@ -103,6 +103,12 @@ def write(path: Path, layout: dict[str, Any]) -> None:
             file[f"mask/{layout['mask']}"] = np.array([layout["names"][0] if layout["mask"] == "train" else "nobody"], dtype="S")
 
 
+@pytest.fixture(autouse=True)
+def no_check_in_another_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """These files are not damaged, and the check takes half a second each; `test_structure` tests it."""
+    monkeypatch.setattr("fibopolicy.datasets.structure._check", lambda *_: None)
+
+
 @pytest.mark.filterwarnings("ignore")
 @settings(max_examples=300, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(layout=LAYOUTS)
