@@ -32,7 +32,8 @@ def unknown(kind: str, name: object, known: Iterable[str], summary: str = "") ->
     names = sorted(known)
     any_case = {entry.lower(): entry for entry in names}
     near = [any_case[match] for match in difflib.get_close_matches(str(name).lower(), any_case, n=1, cutoff=0.5)]
-    if near and not summary and len(names) > 60:
-        return UserError(f"unknown {kind} {str(name)!r}: did you mean {near[0]!r}? ({len(names)} are known)")
+    if not summary and len(names) > 60:
+        nearest = f"did you mean {near[0]!r}?" if near else f"say {names[0]!r}"
+        return UserError(f"unknown {kind} {str(name)!r}: {nearest} ({len(names)} are known)")
     hint = f"did you mean {near[0]!r}? " if near else ""
     return UserError(f"unknown {kind} {str(name)!r}: {hint}known: {summary or ', '.join(names) or 'none'}")

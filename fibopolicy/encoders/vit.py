@@ -178,7 +178,8 @@ class ViT(Encoder):
         if patch_size < 1 or min(image_size) < patch_size or (any(s % patch_size for s in image_size) and not drop_remainder):
             fits = [p for p in range(2, min(image_size) + 1) if all(s % p == 0 for s in image_size)]
             raise UserError(
-                f"patch_size {patch_size} does not divide the image of {image_size[0]} x {image_size[1]} pixels; these do: {fits}"
+                f"patch_size {patch_size} does not divide the image of {image_size[0]} x {image_size[1]} pixels; "
+                + (f"these do: {fits}" if fits else "none but 1 does: crop or resize the images")
             )
         if stem == "conv" and patch_size % 4:
             raise UserError(f"stem='conv' needs a patch_size divisible by 4, got {patch_size}")

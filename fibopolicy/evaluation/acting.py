@@ -59,7 +59,7 @@ class Actor:
     """
 
     def __init__(self, policy: Any, *, batch: int = 1, threads: int = 1) -> None:
-        if not callable(getattr(policy, "act", None)) and not callable(policy):
+        if isinstance(policy, type) or not (callable(getattr(policy, "act", None)) or callable(policy)):
             raise UserError(f"a policy has a method act(obs, state), or is a function of an observation; got {policy!r}"[:300])
         if batch < 1 or threads < 1:
             raise UserError(f"batch and threads must be at least 1, got {batch} and {threads}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import operator
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -78,6 +79,11 @@ def evaluate(
     """
     if isinstance(starts, str | Path):
         starts = load_starts(Path(starts))
+    if not isinstance(starts, Starts):
+        try:
+            starts = operator.index(starts)  # also numpy's integers
+        except TypeError as error:
+            raise UserError(f"starts must be start states, a file of them or a whole number of them, got {starts!r}") from error
     episodes = starts if isinstance(starts, int) else len(starts)
     if episodes < 1:
         raise UserError(f"starts must be at least 1, got {episodes}")
@@ -112,6 +118,8 @@ def _maker(task: str | Mapping[str, Any] | Callable[[], TaskEnv], options: dict[
     if isinstance(task, Mapping):
         prefix = "robosuite/" if task.get("type") == 1 else ""
         return functools.partial(from_env_args, dict(task), **options), f"{prefix}{task.get('env_name')}"
+    if not callable(task):
+        raise UserError(f"task must be a task's id, a dataset's env_args or a function that makes it, got {task!r}"[:300])
     if options:
         raise UserError(f"{', '.join(options)}: a function that makes the environment takes no options; set them there")
     return task, "robosuite/"  # as heavy as a simulator may be

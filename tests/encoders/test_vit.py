@@ -100,6 +100,7 @@ def test_dense_attention_is_torchs() -> None:
     [
         ({"patch_size": 10}, r"patch_size 10 does not divide the image of 84 x 84 pixels; these do: \[2, 3, 4, 6, 7, 12"),
         ({"patch_size": 96}, "does not divide"),
+        ({"patch_size": 12, "image_size": (83, 84)}, "none but 1 does: crop or resize the images"),
         ({"heads": 5}, "width 96 is not divisible by heads 5"),
         ({"depth": 0}, "depth must be at least 1"),
         ({"pool": "max"}, "unknown pool 'max'"),
@@ -113,7 +114,7 @@ def test_dense_attention_is_torchs() -> None:
 )
 def test_values_that_do_not_fit_are_named(options: dict[str, object], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        build_encoder("vit_tiny", image_size=(84, 84), **options)
+        build_encoder("vit_tiny", **{"image_size": (84, 84), **options})
 
 
 def test_unknown_encoders_get_a_suggestion() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -125,12 +126,24 @@ def test_the_callers_random_numbers_stay_as_they_were() -> None:
         (Returns((None, None)), {}, r"act returned None, expected actions \(1, T_a, A\) and a state as numbers"),
         (Returns((torch.zeros(4), None)), {}, r"returned actions \(4,\), expected actions \(1, T_a, A\)"),
         (None, {}, "a policy has a method act"),
+        (Returns, {}, "a policy has a method act"),
     ],
 )
 def test_what_is_wrong_with_a_policy_is_one_line(policy: object, options: dict[str, object], message: str) -> None:
     with pytest.raises(UserError, match=message) as told:
         evaluate(policy, "Lift-v0", 1, **{"workers": 1, "cameras": (), "horizon": 4, **options})
     assert "\n" not in str(told.value)
+
+
+def test_starts_are_any_whole_number_and_mistakes_are_one_line() -> None:
+    options: dict[str, Any] = {"workers": 1, "cameras": (), "horizon": 2}
+    assert len(evaluate(towards, "Lift-v0", np.int64(1), **options)) == 1
+    for starts in (2.5, None):
+        with pytest.raises(UserError, match="starts must be start states"):
+            evaluate(towards, "Lift-v0", starts, **options)
+    for task in (None, 3):
+        with pytest.raises(UserError, match="task must be a task's id"):
+            evaluate(towards, task, 1)
 
 
 def test_shipped_start_states_are_those_of_the_tasks_as_they_are() -> None:
