@@ -12,7 +12,7 @@ OTHER_SUITES: Mapping[str, re.Pattern[str]] = {
     "DexMimicGen": re.compile(
         r"TwoArm(Threading|ThreePieceAssembly|LiftTray|BoxCleanup|DrawerCleanup|Pouring|Coffee|CanSort\w*)"
     ),
-    "LIBERO": re.compile(r"Libero_\w+"),
+    "LIBERO": re.compile(r"Libero_\w+", re.IGNORECASE),
     "RoboCasa": re.compile(
         r"PnP\w+To\w+|(Open|Close)(Single|Double)?(Door|Drawer)|Turn(On|Off)(Microwave|Stove|SinkFaucet)|TurnSinkSpout"
         r"|Coffee(SetupMug|ServeMug|PressButton)|NavigateKitchen"

@@ -29,6 +29,8 @@ def check_observations(obs: Mapping[str, Tensor], shapes: Shapes, steps: tuple[i
     """
     first: tuple[int, int] | None = None
     keys = (*shapes.images, *shapes.vectors)
+    if not isinstance(obs, Mapping):
+        raise UserError(f"observations are of type {type(obs).__name__}, the policy reads a mapping with {', '.join(keys)}")
     for key in keys:
         value = obs.get(key)
         if not isinstance(value, Tensor):
@@ -47,10 +49,10 @@ def check_observations(obs: Mapping[str, Tensor], shapes: Shapes, steps: tuple[i
             expected = f"(B, T_o, {', '.join(map(str, size))})"
             raise UserError(f"observation {key!r} has shape {shape}, the policy was trained on {expected}; {advice}")
         first = first or (shape[0], shape[1])
-        if shape[:2] != first or shape[1] not in steps:
+        if shape[:2] != first or shape[1] not in steps or not shape[0]:
             raise UserError(
-                f"observation {key!r} holds {shape[0]} episodes x {shape[1]} steps; expected {first[0]} episodes, as for all"
-                f" keys, and {' or '.join(map(str, steps))} steps"
+                f"observation {key!r} holds {shape[0]} episodes x {shape[1]} steps; expected {max(first[0], 1)} episodes, as"
+                f" for all keys, and {' or '.join(map(str, steps))} steps"
             )
 
 

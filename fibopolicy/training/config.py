@@ -119,6 +119,10 @@ class TrainConfig:
         paths = tuple(expanded(p) for p in (self.dataset if isinstance(self.dataset, tuple | list) else (self.dataset,)))
         if not paths:
             raise UserError("dataset: name at least one file")
+        for name in ("cameras", "vectors"):
+            keys = getattr(self, name) or ()
+            if len(set(keys)) < len(keys):
+                raise UserError(f"{name}: {', '.join(keys)} names one twice; name each observation once")
         object.__setattr__(self, "dataset", paths[0] if len(paths) == 1 else paths)
         if isinstance(self.filter_key, tuple) and len(self.filter_key) not in (1, len(paths)):
             raise UserError(f"filter_key: got {len(self.filter_key)} for {len(paths)} files; give one for all or one per file")

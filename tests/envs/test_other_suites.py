@@ -22,7 +22,7 @@ def env_args(name: str, kind: int = 1, **settings: Any) -> dict[str, Any]:
         (env_args("MugCleanup_O1"), "MimicGen"),
         (env_args("TwoArmPouring"), "DexMimicGen"),
         (env_args("Libero_Tabletop_Manipulation", bddl_file_name="a.bddl"), "LIBERO"),
-        (env_args("Libero_Kitchen_Tabletop_Manipulation"), "LIBERO"),
+        (env_args("LIBERO_Kitchen_Tabletop_Manipulation"), "LIBERO"),
         (env_args("PnPCounterToCab"), "RoboCasa"),
         (env_args("TurnOnMicrowave"), "RoboCasa"),
         (env_args("OpenDrawer"), "RoboCasa"),

@@ -57,6 +57,8 @@ FAULTS: dict[str, tuple[Any, str]] = {
     "another robot's vector": (lambda o: {**o, "hand": o["hand"].repeat(1, 1, 2)}, r"\(2, \d+, 6\).*another robot"),
     "an integer vector": (lambda o: {**o, "hand": o["hand"].long()}, "floating-point"),
     "other batches": (lambda o: {**o, "hand": o["hand"][:1]}, "1 episodes"),
+    "no episodes": (lambda o: {k: v[:0] for k, v in o.items()}, "0 episodes"),
+    "nothing": (lambda o: None, "of type NoneType, the policy reads a mapping"),
     "too many steps": (lambda o: {k: v.repeat_interleave(3, 1) for k, v in o.items()}, "steps"),
 }
 

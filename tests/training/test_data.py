@@ -153,3 +153,9 @@ def test_each_file_is_opened_once(tiny_config: TrainConfig, second_file: Path, m
     assert opened == [first.name, second_file.name]
     assert [line.partition(": ")[0] for line in left_out(dataset)] == [str(first), str(second_file)]
     assert len(opened) == 2
+
+
+@pytest.mark.parametrize("name", ["cameras", "vectors"])
+def test_an_observation_is_named_once(tmp_path: Path, name: str) -> None:
+    with pytest.raises(UserError, match=f"{name}: a, b, a names one twice"):
+        TrainConfig(tmp_path / "data.hdf5", tmp_path / "run", **{name: ("a", "b", "a")})
