@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -27,7 +28,12 @@ def test_the_constraints_leave_to_torch_what_torch_pins() -> None:
 @pytest.mark.slow
 def test_a_plain_installation_runs_from_the_root_of_the_clone(tmp_path: Path) -> None:
     pip = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--no-build-isolation", "--target", str(tmp_path)]
-    subprocess.run([*pip, str(ROOT)], check=True, capture_output=True)
+    build = ROOT / "build"  # setuptools works in it, and installs what it finds there of an older tree
+    shutil.rmtree(build, ignore_errors=True)
+    try:
+        subprocess.run([*pip, str(ROOT)], check=True, capture_output=True)
+    finally:
+        shutil.rmtree(build, ignore_errors=True)
     installed = {str(p.relative_to(tmp_path)) for p in (tmp_path / "fibopolicy").rglob("*.py")}
     listed = subprocess.run(["git", "ls-files", "*.py"], cwd=ROOT, check=True, capture_output=True, text=True).stdout.split()
     ours = {name if name.startswith("fibopolicy/") else f"fibopolicy/{name}" for name in listed}
