@@ -224,8 +224,7 @@ class DemoFile:
         files: set[str] = set()
         for demo in demos:
             for key in keys:
-                if (demo, key) in self._layouts or self.has(demo, key):
-                    self.layout(demo, key)
+                if self.has(demo, key):  # which notes the layout
                     files |= self._layouts[demo, key].files
         (own,) = identity([self.path])
         others = [item for item in identity(files) if item["path"] != own["path"]]

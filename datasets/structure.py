@@ -12,7 +12,7 @@ from pathlib import Path
 
 from fibopolicy.datasets import structure_walk
 from fibopolicy.errors import UserError
-from fibopolicy.utils.files import StrPath
+from fibopolicy.utils.files import StrPath, expanded
 
 #: Seconds without progress, one demo or more, after which a file counts as damaged. Slow network disks need some.
 TIME_LIMIT = 60.0
@@ -31,7 +31,7 @@ def check_structure(path: StrPath, *, attributes: bool = False) -> None:
     Raises:
         UserError: the walk crashes, or makes no progress for `TIME_LIMIT` seconds.
     """
-    path = Path(path).expanduser()
+    path = expanded(path)
     if path.is_file() and sys.executable:
         stat = path.stat()
         _check(path, stat.st_size, stat.st_mtime_ns, attributes)

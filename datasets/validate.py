@@ -88,8 +88,10 @@ def clipped(actions: Floats, env_args: Mapping[str, Any]) -> tuple[Floats, str |
     Raises:
         UserError: most steps lie outside [-1, 1]: the actions are not what `env_args` say.
     """
+    if not is_unit(env_args):
+        return actions, None
     outside = (np.abs(actions) > 1 + ACTION_TOLERANCE).any(axis=1)  # (n,)
-    if not is_unit(env_args) or not outside.any():
+    if not outside.any():
         return actions, None
     told = f"{outside.sum()} of {len(actions)} steps hold actions outside [-1, 1], up to {np.abs(actions).max():.3g}"
     if outside.mean() > FEW_OUTSIDE:

@@ -73,9 +73,9 @@ class Actor:
         self.history = int(getattr(policy if config is None else config, "history", 1))
         parameters = policy.parameters() if isinstance(policy, nn.Module) else iter(())
         self.device = next((p.device for p in parameters), torch.device("cpu"))
-        shapes = getattr(policy, "shapes", None)
+        shapes = trained_shapes(policy)
         #: The observation keys that the policy reads; `None` when it does not say.
-        self.reads = None if not isinstance(shapes, Shapes) else {*shapes.images, *shapes.vectors}
+        self.reads = None if shapes is None else {*shapes.images, *shapes.vectors}
         self._state_dim = int(getattr(policy, "state_batch_dim", 0))
 
     def act(self, requests: Sequence[Request]) -> list[NDArray[np.float32]]:
@@ -137,6 +137,12 @@ class Actor:
         back = self.act([Request(i, window) for i, window in enumerate(windows)][::-1])[::-1]
         few = self.act([Request(0, windows[0])])
         return all(map(np.array_equal, [*there, there[0]], [*back, few[0]]))
+
+
+def trained_shapes(policy: Any) -> Shapes | None:
+    """What a policy was trained on; `None` for a policy that does not say so in an attribute `shapes`."""
+    shapes = getattr(policy, "shapes", None)
+    return shapes if isinstance(shapes, Shapes) else None
 
 
 def _array(returned: Any, source: str, expected: str) -> NDArray[np.float32]:

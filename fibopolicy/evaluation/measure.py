@@ -16,12 +16,12 @@ from tqdm import tqdm
 
 from fibopolicy.envs.registry import is_heavy
 from fibopolicy.errors import UserError
-from fibopolicy.evaluation.acting import Actor, own_randomness
+from fibopolicy.evaluation.acting import Actor, own_randomness, trained_shapes
 from fibopolicy.evaluation.rows import Row, success_rate
 from fibopolicy.evaluation.simulator import TaskInfo
 from fibopolicy.evaluation.starts import Starts
 from fibopolicy.evaluation.vectorized import VectorRollout
-from fibopolicy.policies import Policy, Shapes
+from fibopolicy.policies import Policy
 from fibopolicy.policies.run_directory import render_quality
 from fibopolicy.utils.system import usable_cores
 
@@ -79,8 +79,7 @@ def view_options(policy: Any) -> dict[str, Any]:
 
     None for a policy that does not say, with an attribute `shapes` of type `fibopolicy.policies.Shapes`.
     """
-    shapes = getattr(policy, "shapes", None)
-    if not isinstance(shapes, Shapes):
+    if (shapes := trained_shapes(policy)) is None:
         return {}
     sizes = {camera.removesuffix("_image"): tuple(size) for camera, size in shapes.images.items()}
     options: dict[str, Any] = {"cameras": tuple(sizes)}
@@ -102,8 +101,7 @@ def check_view(policy: Any, info: TaskInfo, source: str) -> None:
     Raises:
         UserError: it lacks a camera or a vector, or gives it in another shape.
     """
-    shapes = getattr(policy, "shapes", None)
-    if not isinstance(shapes, Shapes):
+    if (shapes := trained_shapes(policy)) is None:
         return
     read = {key: (*size, 3) for key, size in shapes.images.items()} | {key: (dim,) for key, dim in shapes.vectors.items()}
     for key, shape in read.items():
