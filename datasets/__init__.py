@@ -1,14 +1,19 @@
-"""Demonstrations in robomimic's HDF5 format: fetch, inspect, read, write, check, split, and cut into training windows."""
+"""Demonstrations in robomimic's HDF5 format: fetch, inspect, read, write, check, split,
+and cut into training windows.
+"""
 
 if __name__ == "datasets":
-    # The clone's root is on sys.path, and somebody means Hugging Face's package of this name: load that one instead.
+    # The clone's root is on sys.path, and somebody means Hugging Face's package of this
+    # name: load that one instead.
     import importlib.util
     import sys
     from importlib.machinery import PathFinder
     from pathlib import Path
 
     root = Path(__file__).resolve().parent.parent
-    spec = PathFinder.find_spec(__name__, [entry for entry in sys.path if Path(entry).resolve() != root])
+    spec = PathFinder.find_spec(
+        __name__, [entry for entry in sys.path if Path(entry).resolve() != root]
+    )
     if spec is None or spec.loader is None:
         raise ModuleNotFoundError(f"No module named {__name__!r}", name=__name__)
     sys.modules[__name__] = module = importlib.util.module_from_spec(spec)

@@ -1,7 +1,9 @@
-"""Image frames in flat memory-mapped files, so that random access is fast and the process stays small.
+"""Image frames in flat memory-mapped files, so that random access is fast and the
+process stays small.
 
-HDF5 answers a batch of random windows with hundreds of small reads. The cache holds each camera's frames of all selected demos
-one after the other in one file `(F, H, W, 3)`, and a batch becomes one indexing operation on a mapping.
+HDF5 answers a batch of random windows with hundreds of small reads. The cache holds
+each camera's frames of all selected demos one after the other in one file `(F, H, W,
+3)`, and a batch becomes one indexing operation on a mapping.
 """
 
 from __future__ import annotations
@@ -35,17 +37,20 @@ _FAULT_AROUND = 2 * 2**20  # Linux maps up to a huge page around a page that is 
 class FrameCache:
     """The frames of some demos and cameras, mapped into memory; built on first use.
 
-    Built once per file (path, size, time of change, and those of the files that its frames come from), demos and cameras, aside
-    and then renamed, under a lock: a cache is whole or absent, and of two processes that want the same one the second waits and
-    takes what the first has built. Caches of earlier versions of the same file are removed.
+    Built once per file (path, size, time of change, and those of the files that its
+    frames come from), demos and cameras, aside and then renamed, under a lock: a cache
+    is whole or absent, and of two processes that want the same one the second waits and
+    takes what the first has built. Caches of earlier versions of the same file are
+    removed.
 
     Args:
         file: the open file, validated.
         demos: which demos, in the order of the frames.
         cameras: which image observations.
         cache_dir: the folder for caches; `None` means `frames` in `files.cache_home()`.
-        resident_bytes: how much of the mapping may count as this process's memory before it is handed back to the system's
-            page cache. What is dropped comes back without a disk access while the system has memory to spare.
+        resident_bytes: how much of the mapping may count as this process's memory
+            before it is handed back to the system's page cache. What is dropped comes
+            back without a disk access while the system has memory to spare.
 
     Raises:
         UserError: the cache cannot be written, say because the disk is full.
@@ -62,21 +67,30 @@ class FrameCache:
     ) -> None:
         self.num_frames = sum(file.length(demo) for demo in demos)
         self.shapes = {camera: file.image_shape(camera) for camera in cameras}
-        self.path = _ensure(file, demos, cameras, Path(cache_dir) if cache_dir is not None else cache_home() / "frames")
+        self.path = _ensure(
+            file,
+            demos,
+            cameras,
+            Path(cache_dir) if cache_dir is not None else cache_home() / "frames",
+        )
         self._resident_bytes = resident_bytes
         self._touched = 0
         self._buffers = Buffers()
         self._map_frames()
 
     def _map_frames(self) -> None:
-        self._maps = {camera: _map(self.path / _frame_file(i)) for i, camera in enumerate(self.shapes)}
+        self._maps = {
+            camera: _map(self.path / _frame_file(i)) for i, camera in enumerate(self.shapes)
+        }
         self._frames: dict[str, NDArray[np.uint8]] = {
             camera: np.frombuffer(mapping, dtype=np.uint8).reshape(-1, *self.shapes[camera])
             for camera, mapping in self._maps.items()
         }
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in vars(self).items() if name not in ("_maps", "_frames")}
+        return {
+            name: value for name, value in vars(self).items() if name not in ("_maps", "_frames")
+        }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Map the frames again, say in a worker process; the cache must still be there."""
@@ -84,20 +98,25 @@ class FrameCache:
         try:
             self._map_frames()
         except FileNotFoundError as error:
-            raise UserError(f"{self.path}: the cache of frames was removed; open the dataset again") from error
+            raise UserError(
+                f"{self.path}: the cache of frames was removed; open the dataset again"
+            ) from error
 
     def gather(self, camera: str, indices: NDArray[np.int64]) -> NDArray[np.uint8]:
-        """The frames of `indices` `(B, T)`, rows of nearby steps, as an array uint8 `(B, T, H, W, 3)` of the caller's own.
+        """The frames of `indices` `(B, T)`, rows of nearby steps, as an array uint8
+        `(B, T, H, W, 3)` of the caller's own.
 
         Frame i is step i of the demos in a row.
         """
         frames = self._buffers.array((*indices.shape, *self.shapes[camera]))
-        # Not checked again, which would go through a buffer; WindowDataset gives no index beyond its demos.
+        # Not checked again, which would go through a buffer; WindowDataset gives no
+        # index beyond its demos.
         np.take(self._frames[camera], indices, axis=0, out=frames, mode="clip")
         self._touched += frames.nbytes + len(indices) * _FAULT_AROUND
         if self._touched > self._resident_bytes:
             self._touched = 0
-            if sum(map(len, self._maps.values())) > self._resident_bytes:  # a small cache may stay mapped
+            # a small cache may stay mapped
+            if sum(map(len, self._maps.values())) > self._resident_bytes:
                 for mapping in self._maps.values():
                     mapping.madvise(mmap.MADV_DONTNEED)
         return frames
@@ -114,21 +133,32 @@ def _ensure(file: DemoFile, demos: Sequence[str], cameras: Sequence[str], folder
     identity = {"source": source, "demos": list(demos), "cameras": list(cameras)}
     final = folder / hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:32]
     frames = sum(file.length(demo) for demo in demos)
-    sizes = {_frame_file(i): frames * int(np.prod(file.image_shape(camera))) for i, camera in enumerate(cameras)}
+    sizes = {
+        _frame_file(i): frames * int(np.prod(file.image_shape(camera)))
+        for i, camera in enumerate(cameras)
+    }
     if _is_whole(final, identity, sizes):
         return final
     with wrap_os_error(final):
         folder.mkdir(parents=True, exist_ok=True)
         with _lock(final.with_suffix(".lock")):
-            if not _is_whole(final, identity, sizes):  # else another process built it while this one waited
+            # else another process built it while this one waited
+            if not _is_whole(final, identity, sizes):
                 _check_room(final, sum(sizes.values()))
                 _build(file, demos, cameras, final, identity)
                 _remove_outdated(folder, source)
     return final
 
 
-def _build(file: DemoFile, demos: Sequence[str], cameras: Sequence[str], final: Path, identity: dict[str, Any]) -> None:
-    for leftover in (final, *final.parent.glob(f"{final.name}.*.building")):  # of a killed process: the lock is ours
+def _build(
+    file: DemoFile,
+    demos: Sequence[str],
+    cameras: Sequence[str],
+    final: Path,
+    identity: dict[str, Any],
+) -> None:
+    # of a killed process: the lock is ours
+    for leftover in (final, *final.parent.glob(f"{final.name}.*.building")):
         shutil.rmtree(leftover, ignore_errors=True)
     aside = Path(tempfile.mkdtemp(prefix=f"{final.name}.", suffix=".building", dir=final.parent))
     try:
@@ -151,14 +181,18 @@ def _build(file: DemoFile, demos: Sequence[str], cameras: Sequence[str], final: 
 def _blocks(file: DemoFile, demos: Sequence[str], camera: str) -> Iterator[NDArray[np.uint8]]:
     for demo in demos:
         for start in range(0, file.length(demo), _CHUNK_STEPS):
-            yield np.ascontiguousarray(file.read(demo, f"obs/{camera}", start, start + _CHUNK_STEPS))
+            yield np.ascontiguousarray(
+                file.read(demo, f"obs/{camera}", start, start + _CHUNK_STEPS)
+            )
 
 
 def _is_whole(final: Path, identity: dict[str, Any], sizes: dict[str, int]) -> bool:
     """Whether the cache is there, complete, and of these very frames: a name can be moved."""
     try:
         found = json.loads((final / _META).read_text(encoding="utf-8"))
-        return bool(found == identity) and all((final / name).stat().st_size == size for name, size in sizes.items())
+        return bool(found == identity) and all(
+            (final / name).stat().st_size == size for name, size in sizes.items()
+        )
     except (FileNotFoundError, ValueError):
         return False
 
@@ -166,13 +200,16 @@ def _is_whole(final: Path, identity: dict[str, Any], sizes: dict[str, int]) -> b
 def _check_room(final: Path, size: int) -> None:
     if size > (free := shutil.disk_usage(final.parent).free):
         raise UserError(
-            f"{final.parent}: the cache of frames needs {size / 1e9:.1f} GB, {free / 1e9:.1f} GB are free; remove old caches from"
-            " it or set XDG_CACHE_HOME to a folder on another disk"
+            f"{final.parent}: the cache of frames needs {size / 1e9:.1f} GB, {free / 1e9:.1f} GB"
+            " are free; remove old caches from it or set XDG_CACHE_HOME to a folder on another"
+            " disk"
         )
 
 
 def _remove_outdated(folder: Path, source: dict[str, Any]) -> None:
-    """Remove caches of this path's earlier content. A process that still maps one keeps it until it ends."""
+    """Remove caches of this path's earlier content. A process that still maps one keeps
+    it until it ends.
+    """
     for meta in folder.glob(f"*/{_META}"):
         try:
             other = json.loads(meta.read_text(encoding="utf-8"))["source"]

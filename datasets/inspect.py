@@ -18,20 +18,29 @@ from fibopolicy.utils.files import StrPath
 
 _ENV_TYPES: dict[Any, str] = {1: "robosuite", 2: "gym", 3: "iGibson"}  # robomimic's EnvType
 _LISTED = 3  # how many of a kind are spelt out
-_PILED = 0.1  # share of an action's values at its limits that is worth a word: likelihoods then need a `min_std`
+# share of an action's values at its limits that is worth a word: likelihoods then need
+# a `min_std`
+_PILED = 0.1
 
 
 def inspect(path: StrPath) -> str:
-    """What is in a file, as text: task, demos, filter keys, observations, actions, provenance, and warnings last.
+    """What is in a file, as text: task, demos, filter keys, observations, actions,
+    provenance, and warnings last.
 
-    Actions and vectors are read in full, images are not. Content that training would refuse is told as a warning.
+    Actions and vectors are read in full, images are not. Content that training would
+    refuse is told as a warning.
 
     Raises:
         UserError: the file cannot be read at all, see `DemoFile`.
     """
     check_structure(path, attributes=True)
     with DemoFile(path) as file:
-        rows = [("file", f"{file.path} ({_size(file.path.stat().st_size)})"), *_task(file), *_demos(file), *_observations(file)]
+        rows = [
+            ("file", f"{file.path} ({_size(file.path.stat().st_size)})"),
+            *_task(file),
+            *_demos(file),
+            *_observations(file),
+        ]
         rows += [*_actions(file), *_provenance(file)]
         warnings = [*file.warnings, *_filter_key_faults(file), *_content_faults(file)]
     width = max(len(label) for label, _ in rows) + 2
@@ -48,7 +57,13 @@ def _task(file: DemoFile) -> Iterator[tuple[str, str]]:
     settings = file.env_args["env_kwargs"]
     kind = file.env_args.get("type")
     version = file.env_args.get("env_version", "unknown")
-    yield "task", f"{file.env_args['env_name']} (type {kind}: {_ENV_TYPES.get(kind, 'other')}, version {version})"
+    yield (
+        "task",
+        (
+            f"{file.env_args['env_name']} (type {kind}: {_ENV_TYPES.get(kind, 'other')}, version"
+            f" {version})"
+        ),
+    )
     if (reason := unavailable(file.env_args)) is not None:
         yield "rollouts", f"not possible: {reason}"
     if (controller := _controller(settings.get("controller_configs"))) is not None:
@@ -62,15 +77,29 @@ def _controller(config: Any) -> str | None:
     if not isinstance(config, dict):
         return None
     parts = config.get("body_parts")
-    named = [f"{part}: {c.get('type')}" for part, c in parts.items() if isinstance(c, dict)] if isinstance(parts, dict) else []
+    named = (
+        [f"{part}: {c.get('type')}" for part, c in parts.items() if isinstance(c, dict)]
+        if isinstance(parts, dict)
+        else []
+    )
     return str(config.get("type")) + (f" ({', '.join(named)})" if named else "")
 
 
 def _demos(file: DemoFile) -> Iterator[tuple[str, str]]:
     lengths = [file.length(demo) for demo in file.demos]
     yield "demos", f"{len(lengths)}"
-    yield "steps", f"{file.num_steps} (min {min(lengths)}, median {np.median(lengths):g}, max {max(lengths)} per demo)"
-    rewarded = [demo for demo in file.demos if file.has(demo, "rewards") and file.layout(demo, "rewards")[1].kind in "biuf"]
+    yield (
+        "steps",
+        (
+            f"{file.num_steps} (min {min(lengths)}, median {np.median(lengths):g}, max"
+            f" {max(lengths)} per demo)"
+        ),
+    )
+    rewarded = [
+        demo
+        for demo in file.demos
+        if file.has(demo, "rewards") and file.layout(demo, "rewards")[1].kind in "biuf"
+    ]
     if rewarded:
         reached = sum(bool(np.max(file.read(demo, "rewards"), initial=0) >= 1) for demo in rewarded)
         yield "successes", f"{reached} of {len(rewarded)} (reward reaches 1)"
@@ -81,11 +110,19 @@ def _demos(file: DemoFile) -> Iterator[tuple[str, str]]:
 def _observations(file: DemoFile) -> Iterator[tuple[str, str]]:
     width = max((len(key) for key in file.obs), default=0)
     own = proprioception(file.vector_keys)
-    roles = {key: f"not read: {reason.partition(': ')[2]}" for key, reason in file.unreadable.items()}
+    roles = {
+        key: f"not read: {reason.partition(': ')[2]}" for key, reason in file.unreadable.items()
+    }
     roles |= dict.fromkeys(file.image_keys, "camera")
-    roles |= {key: "proprioception" if key in own else "left out unless --vectors names it" for key in file.vector_keys}
+    roles |= {
+        key: "proprioception" if key in own else "left out unless --vectors names it"
+        for key in file.vector_keys
+    }
     for number, (key, (shape, dtype)) in enumerate(file.obs.items()):
-        yield "observations" if number == 0 else "", f"{key:<{width}}  {f'{dtype} {shape}':<20}  {roles[key]}"
+        yield (
+            "observations" if number == 0 else "",
+            f"{key:<{width}}  {f'{dtype} {shape}':<20}  {roles[key]}",
+        )
 
 
 def _actions(file: DemoFile) -> Iterator[tuple[str, str]]:
@@ -93,14 +130,24 @@ def _actions(file: DemoFile) -> Iterator[tuple[str, str]]:
     if blocks := _action_blocks(file):
         actions = np.concatenate(blocks)
         low, high = actions.min(axis=0), actions.max(axis=0)
-        for dim, (least, most, share) in enumerate(zip(low, high, share_at_limits(actions), strict=True)):
-            yield "", f"{dim}: {least:+.3f} .. {most:+.3f}" + (f", {share:.0%} at either end" if share >= _PILED else "")
+        for dim, (least, most, share) in enumerate(
+            zip(low, high, share_at_limits(actions), strict=True)
+        ):
+            yield (
+                "",
+                f"{dim}: {least:+.3f} .. {most:+.3f}"
+                + (f", {share:.0%} at either end" if share >= _PILED else ""),
+            )
 
 
 def _action_blocks(file: DemoFile) -> list[np.ndarray[Any, np.dtype[Any]]]:
     """The actions of each demo that has them in the width and type of the file's."""
     blocks = [file.read(demo, "actions") for demo in file.demos]
-    return [block for block in blocks if block.shape[1] == file.action_dim > 0 and np.issubdtype(block.dtype, np.floating)]
+    return [
+        block
+        for block in blocks
+        if block.shape[1] == file.action_dim > 0 and np.issubdtype(block.dtype, np.floating)
+    ]
 
 
 def _provenance(file: DemoFile) -> Iterator[tuple[str, str]]:
@@ -114,8 +161,14 @@ def _provenance(file: DemoFile) -> Iterator[tuple[str, str]]:
     for name, values in seen.items():
         if dict(values) == {_short(file.file_attrs.get(name)): len(file.demos)}:
             continue  # the file has told it
-        told = ", ".join(f"{value} ({count} demo{'s' * (count > 1)})" for value, count in values.most_common(_LISTED))
-        yield f"{name} of demos", told + (f", {len(values) - _LISTED} other values" if len(values) > _LISTED else "")
+        told = ", ".join(
+            f"{value} ({count} demo{'s' * (count > 1)})"
+            for value, count in values.most_common(_LISTED)
+        )
+        yield (
+            f"{name} of demos",
+            told + (f", {len(values) - _LISTED} other values" if len(values) > _LISTED else ""),
+        )
 
 
 def _filter_key_faults(file: DemoFile) -> Iterator[str]:

@@ -1,7 +1,8 @@
-"""Arrays that lie in other files: external links, virtual datasets and external raw storage.
+"""Arrays that lie in other files: external links, virtual datasets and external raw
+storage.
 
-HDF5 fills a virtual dataset whose source is missing, and raw storage that is too short, with zeros and reports no error. So
-the sources are checked before anything is read.
+HDF5 fills a virtual dataset whose source is missing, and raw storage that is too short,
+with zeros and reports no error. So the sources are checked before anything is read.
 """
 
 from __future__ import annotations
@@ -21,13 +22,17 @@ from h5py import h5d, h5f, h5o, h5s
 from fibopolicy.errors import UserError
 
 _MAX_DEPTH = 16  # links or virtual datasets one after the other
-_MAX_OPEN = 32  # source files kept open; more than _MAX_DEPTH, so that none is closed while it is in use
+# source files kept open; more than _MAX_DEPTH, so that none is closed while it is in
+# use
+_MAX_OPEN = 32
 _PRINTF = re.compile(r"%\d*b")  # HDF5 replaces it by the number of a block
 _BLOCK_BYTES = 64 * 2**20
 
 
 class Sources:
-    """Finds and checks the files that datasets get their values from. Close it to release these files."""
+    """Finds and checks the files that datasets get their values from. Close it to
+    release these files.
+    """
 
     def __init__(self) -> None:
         self._files: OrderedDict[str, h5py.File] = OrderedDict()
@@ -36,13 +41,18 @@ class Sources:
         while self._files:
             self._files.popitem()[1].close()
 
-    def of(self, dataset: h5d.DatasetID, chain: tuple[tuple[str, bytes], ...] = ()) -> frozenset[str]:
-        """Absolute paths of all files, other than the one that holds the dataset, which its values come from.
+    def of(
+        self, dataset: h5d.DatasetID, chain: tuple[tuple[str, bytes], ...] = ()
+    ) -> frozenset[str]:
+        """Absolute paths of all files, other than the one that holds the dataset, which
+        its values come from.
 
         Raises:
-            UserError: a source is missing or does not fit; the message starts with a verb, "is a virtual dataset over ...".
+            UserError: a source is missing or does not fit; the message starts with a
+                verb, "is a virtual dataset over ...".
         """
-        if dataset.get_offset() is not None:  # values in one piece in its own file: the usual case, found out fast
+        # values in one piece in its own file: the usual case, found out fast
+        if dataset.get_offset() is not None:
             return frozenset()
         creation = dataset.get_create_plist()
         if creation.get_layout() == h5d.VIRTUAL:
@@ -52,10 +62,12 @@ class Sources:
         return frozenset()
 
     def follow(self, file: h5py.File, path: str, depth: int = 0) -> frozenset[str]:
-        """Absolute paths of the files that external links on the way to `path` lead through.
+        """Absolute paths of the files that external links on the way to `path` lead
+        through.
 
         Raises:
-            UserError: a link leads nowhere; the message starts with a verb, "links to ...".
+            UserError: a link leads nowhere; the message starts with a verb, "links to
+                ...".
         """
         if depth > _MAX_DEPTH:
             raise UserError("links to itself; replace the link by the data")
@@ -65,7 +77,9 @@ class Sources:
             rest = parts[position:]
             if link is None:
                 if depth:
-                    raise UserError(f"links to {path!r} of {file.filename}, which does not exist; {_ADVICE}")
+                    raise UserError(
+                        f"links to {path!r} of {file.filename}, which does not exist; {_ADVICE}"
+                    )
                 break
             if isinstance(link, h5py.SoftLink):
                 parent = [] if link.path.startswith("/") else parts[: position - 1]
@@ -74,11 +88,17 @@ class Sources:
                 name = _text(link.filename)
                 found = _find(file.filename, name, "HDF5_EXT_PREFIX")
                 if found is None:
-                    raise UserError(f"links to {link.path!r} of {name}, a file that does not exist; {_ADVICE}")
-                return self.follow(self._open(found), "/".join([link.path, *rest]), depth + 1) | {found}
+                    raise UserError(
+                        f"links to {link.path!r} of {name}, a file that does not exist; {_ADVICE}"
+                    )
+                return self.follow(self._open(found), "/".join([link.path, *rest]), depth + 1) | {
+                    found
+                }
         return frozenset()
 
-    def _of_virtual(self, dataset: h5d.DatasetID, creation: Any, chain: tuple[tuple[str, bytes], ...]) -> frozenset[str]:
+    def _of_virtual(
+        self, dataset: h5d.DatasetID, creation: Any, chain: tuple[tuple[str, bytes], ...]
+    ) -> frozenset[str]:
         own = _text(h5f.get_name(dataset))
         place = (os.path.realpath(own), h5py.h5i.get_name(dataset) or b"")
         if place in chain or len(chain) >= _MAX_DEPTH:
@@ -89,7 +109,10 @@ class Sources:
             name, key = creation.get_virtual_filename(i), creation.get_virtual_dsetname(i)
             over = f"is a virtual dataset over {key!r} of {'this file' if name == '.' else name}"
             if _PRINTF.search((name + "\n" + key).replace("%%", "")):
-                raise UserError(f"{over}: sources with numbered names are not supported; copy the data into one file")
+                raise UserError(
+                    f"{over}: sources with numbered names are not supported; copy the data into one"
+                    " file"
+                )
             name, key = name.replace("%%", "%"), key.replace("%%", "%")
             found = os.path.abspath(own) if name == "." else _find(own, name, "HDF5_VDS_PREFIX")
             if found is None:
@@ -104,14 +127,22 @@ class Sources:
             source = file.get(key)
             if not isinstance(source, h5py.Dataset):
                 raise UserError(f"{over}, which does not exist; {_ADVICE}")
-            covered += _check_mapping(over, dataset, source.id, creation.get_virtual_vspace(i), creation.get_virtual_srcspace(i))
+            covered += _check_mapping(
+                over,
+                dataset,
+                source.id,
+                creation.get_virtual_vspace(i),
+                creation.get_virtual_srcspace(i),
+            )
             files.add(os.path.abspath(source.file.filename))
             try:
                 files |= self.of(source.id, (*chain, place))
             except UserError as error:
                 raise UserError(f"{over}, which {error}") from error
         if covered != (size := prod(dataset.shape)):
-            raise UserError(f"is a virtual dataset whose sources hold {covered} of its {size} values; {_ADVICE}")
+            raise UserError(
+                f"is a virtual dataset whose sources hold {covered} of its {size} values; {_ADVICE}"
+            )
         return frozenset(files - {os.path.abspath(own)})
 
     def _open(self, path: str) -> h5py.File:
@@ -128,7 +159,9 @@ _ADVICE = "restore it, or make the file again from its sources"
 
 
 def identity(paths: Iterable[str | Path]) -> list[dict[str, Any]]:
-    """Path, size and time of change of each file, sorted: what a cache of their content depends on."""
+    """Path, size and time of change of each file, sorted: what a cache of their content
+    depends on.
+    """
     found = []
     for path in sorted({str(Path(path).resolve()) for path in paths}):
         stat = os.stat(path)
@@ -177,12 +210,15 @@ def points_elsewhere(file: h5py.File) -> bool:
 
 
 def copy_whole(source: h5py.Group, target: h5py.Group, key: str) -> None:
-    """Copy `key`, an array or a group with all that it holds, so that the copy needs no other file.
+    """Copy `key`, an array or a group with all that it holds, so that the copy needs no
+    other file.
 
-    Links become what they lead to; virtual datasets and external raw storage become plain arrays.
+    Links become what they lead to; virtual datasets and external raw storage become
+    plain arrays.
 
     Raises:
-        UserError: a link leads nowhere, or the source of an array is missing; the message names the array.
+        UserError: a link leads nowhere, or the source of an array is missing; the
+            message names the array.
     """
     sources = Sources()
     try:
@@ -192,7 +228,9 @@ def copy_whole(source: h5py.Group, target: h5py.Group, key: str) -> None:
 
 
 def copy_file(source: h5py.File, target: h5py.File) -> None:
-    """Copy everything in a file as `copy_whole` does. Virtual datasets over the file itself, such as `next_obs`, stay."""
+    """Copy everything in a file as `copy_whole` does. Virtual datasets over the file
+    itself, such as `next_obs`, stay.
+    """
     sources = Sources()
     try:
         _copy_attributes(source, target)
@@ -203,7 +241,12 @@ def copy_file(source: h5py.File, target: h5py.File) -> None:
 
 
 def _copy(
-    sources: Sources, source: h5py.Group, target: h5py.Group, key: str, above: tuple[Any, ...], root: str | None = None
+    sources: Sources,
+    source: h5py.Group,
+    target: h5py.Group,
+    key: str,
+    above: tuple[Any, ...],
+    root: str | None = None,
 ) -> None:
     path = f"{source.name}/{key}".lstrip("/")
     item = _resolved(sources, source, key)
@@ -215,7 +258,10 @@ def _copy(
         for name in item:
             _copy(sources, item, made, name, (*above, item), root)
     elif isinstance(item, h5py.Dataset):
-        at_home = root == os.path.abspath(item.file.filename) and item.name == f"{target.name.rstrip('/')}/{key}"
+        at_home = (
+            root == os.path.abspath(item.file.filename)
+            and item.name == f"{target.name.rstrip('/')}/{key}"
+        )
         if _is_plain(item.id) or (at_home and _is_self_contained(item.id)):
             target.copy(item, target, name=key)
             return
@@ -265,7 +311,13 @@ def _is_self_contained(dataset: h5d.DatasetID) -> bool:
     return all(creation.get_virtual_filename(i) == "." for i in range(creation.get_virtual_count()))
 
 
-def _check_mapping(over: str, dataset: h5d.DatasetID, source: h5d.DatasetID, filled: h5s.SpaceID, taken: h5s.SpaceID) -> int:
+def _check_mapping(
+    over: str,
+    dataset: h5d.DatasetID,
+    source: h5d.DatasetID,
+    filled: h5s.SpaceID,
+    taken: h5s.SpaceID,
+) -> int:
     """How many values a source gives to a virtual dataset, after checking that it holds them."""
     if source.dtype != dataset.dtype:
         raise UserError(f"{over}, which holds {source.dtype} instead of {dataset.dtype}; {_ADVICE}")
@@ -274,7 +326,9 @@ def _check_mapping(over: str, dataset: h5d.DatasetID, source: h5d.DatasetID, fil
         fits = prod(source.shape) == count
     else:
         last = taken.get_select_bounds()[1]
-        fits = len(last) == source.rank and all(end < size for end, size in zip(last, source.shape, strict=True))
+        fits = len(last) == source.rank and all(
+            end < size for end, size in zip(last, source.shape, strict=True)
+        )
     if not fits:
         raise UserError(f"{over}, whose shape {source.shape} does not fit; {_ADVICE}")
     return count
@@ -285,23 +339,31 @@ def _raw_files(dataset: h5d.DatasetID, creation: Any) -> Iterator[str]:
     left = prod(dataset.shape) * dataset.dtype.itemsize
     folder = os.environ.get("HDF5_EXTFILE_PREFIX", "")
     if folder.startswith("${ORIGIN}"):
-        folder = os.path.dirname(os.path.abspath(_text(h5f.get_name(dataset)))) + folder.removeprefix("${ORIGIN}")
+        folder = os.path.dirname(
+            os.path.abspath(_text(h5f.get_name(dataset)))
+        ) + folder.removeprefix("${ORIGIN}")
     for i in range(creation.get_external_count()):
         name, offset, size = creation.get_external(i)
         path = os.path.abspath(os.path.join(folder, _text(name)))
-        needed = min(left, size)  # the size of the last one may be unlimited, which is the greatest integer
+        # the size of the last one may be unlimited, which is the greatest integer
+        needed = min(left, size)
         left -= needed
         if not os.path.isfile(path):
             raise UserError(f"has its values in {path}, a file that does not exist; {_ADVICE}")
         if (found := os.path.getsize(path)) < offset + needed:
-            raise UserError(f"has its values in {path}, which holds {found} bytes of {offset + needed}; {_ADVICE}")
+            raise UserError(
+                f"has its values in {path}, which holds {found} bytes of {offset + needed};"
+                f" {_ADVICE}"
+            )
         yield path
     if left > 0:
         raise UserError(f"has {left} bytes in no file; {_ADVICE}")
 
 
 def _find(own: str, name: str, prefixes: str) -> str | None:
-    """The file that HDF5 takes for a source called `name` in the file `own`: the first HDF5 file of those it tries."""
+    """The file that HDF5 takes for a source called `name` in the file `own`: the first
+    HDF5 file of those it tries.
+    """
     folders = [folder for folder in os.environ.get(prefixes, "").split(":") if folder]
     folders += [os.path.dirname(os.path.abspath(own)), "", os.path.dirname(os.path.realpath(own))]
     within = os.path.basename(name) if os.path.isabs(name) else name

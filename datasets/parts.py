@@ -1,4 +1,6 @@
-"""What a killed command leaves for `--resume`: finished parts of its output, in a folder beside it."""
+"""What a killed command leaves for `--resume`: finished parts of its output, in a
+folder beside it.
+"""
 
 from __future__ import annotations
 
@@ -22,13 +24,18 @@ def parts_folder(out: Path) -> Path:
 
 
 @contextmanager
-def opened_parts(parts: Path, plan: Mapping[str, Any], *, resume: bool, overwrite: bool) -> Iterator[None]:
-    """Make the folder of parts, or check that the one there is of the same plan; for the block that does the work.
+def opened_parts(
+    parts: Path, plan: Mapping[str, Any], *, resume: bool, overwrite: bool
+) -> Iterator[None]:
+    """Make the folder of parts, or check that the one there is of the same plan; for
+    the block that does the work.
 
-    A block that fails before its first part, as with a mistaken setting, leaves no folder.
+    A block that fails before its first part, as with a mistaken setting, leaves no
+    folder.
 
     Raises:
-        UserError: unfinished work lies there and is to be neither completed nor replaced, or is of another plan.
+        UserError: unfinished work lies there and is to be neither completed nor
+            replaced, or is of another plan.
     """
     wanted = json.loads(json.dumps(plan))
     file = parts / PLAN
@@ -37,11 +44,18 @@ def opened_parts(parts: Path, plan: Mapping[str, Any], *, resume: bool, overwrit
         if overwrite:
             remove_parts(parts)
         elif not resume:
-            raise UserError(f"{parts}: holds unfinished work; pass --resume to go on with it or --overwrite to start again")
+            raise UserError(
+                f"{parts}: holds unfinished work; pass --resume to go on with it or --overwrite to"
+                " start again"
+            )
         elif (found := json.loads(file.read_text(encoding="utf-8"))) != wanted:
             changed = sorted(key for key in {*found, *wanted} if found.get(key) != wanted.get(key))
-            told = ", ".join(f"{key} was {found.get(key)!r} and is {wanted.get(key)!r}" for key in changed)
-            raise UserError(f"{parts}: holds work with other settings ({told}); pass --overwrite to start again")
+            told = ", ".join(
+                f"{key} was {found.get(key)!r} and is {wanted.get(key)!r}" for key in changed
+            )
+            raise UserError(
+                f"{parts}: holds work with other settings ({told}); pass --overwrite to start again"
+            )
     elif begun:
         raise UserError(f"{parts}: is in the way and not ours; choose another --out")
     with wrap_os_error(parts):

@@ -42,7 +42,8 @@ class DataProfile:
     Attributes:
         batch_bytes: of one batch.
         samples_per_s, mb_per_s: of ready batches; MB are 10^6 bytes.
-        cache_bytes, cache_seconds: building the frame cache from the files, anew; the files may lie in the system's memory.
+        cache_bytes, cache_seconds: building the frame cache from the files, anew; the
+            files may lie in the system's memory.
     """
 
     batch_size: int
@@ -55,7 +56,9 @@ class DataProfile:
 
 
 def profile_data(dataset: Windows, *, batch_size: int, turns: int, seed: int = 0) -> DataProfile:
-    """Times `turns` batches after a few that warm up, then the building of the cache in a folder that is removed again."""
+    """Times `turns` batches after a few that warm up, then the building of the cache in
+    a folder that is removed again.
+    """
     seconds: dict[str, list[float]] = {}
     size = 0
     with _timed_frames() as spent:
@@ -67,14 +70,30 @@ def profile_data(dataset: Windows, *, batch_size: int, turns: int, seed: int = 0
             batch = dataset.batch(indices)
             whole = time.perf_counter() - began
             if turn >= 0:
-                parts = {"choosing samples": chosen - began, **{f"frames of {camera}": t for camera, t in spent.items()}}
-                for name, value in {**parts, "vectors and actions": whole - sum(parts.values()), "batch": whole}.items():
+                parts = {
+                    "choosing samples": chosen - began,
+                    **{f"frames of {camera}": t for camera, t in spent.items()},
+                }
+                for name, value in {
+                    **parts,
+                    "vectors and actions": whole - sum(parts.values()),
+                    "batch": whole,
+                }.items():
                     seconds.setdefault(name, []).append(value)
-                size = sum(array.nbytes for array in (*batch["obs"].values(), batch["actions"], batch["action_mask"]))
+                size = sum(
+                    array.nbytes
+                    for array in (*batch["obs"].values(), batch["actions"], batch["action_mask"])
+                )
     whole = statistics.median(seconds["batch"])
     cache_bytes, cache_seconds = _build_caches(dataset)
     return DataProfile(
-        batch_size, size, batch_size / whole, size / whole / 1e6, shares(seconds, "batch"), cache_bytes, cache_seconds
+        batch_size,
+        size,
+        batch_size / whole,
+        size / whole / 1e6,
+        shares(seconds, "batch"),
+        cache_bytes,
+        cache_seconds,
     )
 
 
@@ -91,11 +110,18 @@ def shares(seconds: dict[str, list[float]], whole: str) -> list[Part]:
 def table(profile: DataProfile) -> str:
     """A profile as a Markdown table and a few lines."""
     lines = parts_table(profile.parts)
-    lines += ["", f"{profile.samples_per_s:.0f} samples/s, {profile.mb_per_s:.0f} MB/s in batches of {profile.batch_size}"]
+    lines += [
+        "",
+        (
+            f"{profile.samples_per_s:.0f} samples/s, {profile.mb_per_s:.0f} MB/s in batches of"
+            f" {profile.batch_size}"
+        ),
+    ]
     if profile.cache_bytes:
         rate = profile.cache_bytes / max(profile.cache_seconds, 1e-9) / 1e6
         lines.append(
-            f"frame cache: {profile.cache_bytes / 1e6:.0f} MB, built once in {profile.cache_seconds:.2f} s ({rate:.0f} MB/s)"
+            f"frame cache: {profile.cache_bytes / 1e6:.0f} MB, built once in"
+            f" {profile.cache_seconds:.2f} s ({rate:.0f} MB/s)"
         )
     return "\n".join(lines)
 
@@ -105,13 +131,17 @@ def parts_table(parts: Sequence[Part]) -> list[str]:
     lines = ["| part | ms (quartiles) | share |", "|---|---|---|"]
     for part in parts:
         low, high = (1e3 * value for value in part.spread)
-        lines.append(f"| {part.name} | {1e3 * part.seconds:.3f} ({low:.3f}-{high:.3f}) | {part.share:.1%} |")
+        lines.append(
+            f"| {part.name} | {1e3 * part.seconds:.3f} ({low:.3f}-{high:.3f}) | {part.share:.1%} |"
+        )
     return lines
 
 
 @contextmanager
 def _timed_frames() -> Iterator[dict[str, float]]:
-    """Within it, seconds per camera that frame caches have spent since the dict was last cleared."""
+    """Within it, seconds per camera that frame caches have spent since the dict was
+    last cleared.
+    """
     spent: dict[str, float] = {}
     gather = FrameCache.gather
 
@@ -129,13 +159,18 @@ def _timed_frames() -> Iterator[dict[str, float]]:
 
 
 def _build_caches(dataset: Windows) -> tuple[int, float]:
-    """Bytes and seconds of the frame caches of all files, built beside the usual ones, which means on the same disk."""
+    """Bytes and seconds of the frame caches of all files, built beside the usual ones,
+    which means on the same disk.
+    """
     if not dataset.cameras:
         return 0, 0.0
     cache_home().mkdir(parents=True, exist_ok=True)
     size, spent = 0, 0.0
     for part in dataset.parts if isinstance(dataset, Mixture) else (dataset,):
-        with tempfile.TemporaryDirectory(prefix="profile-", dir=cache_home()) as folder, DemoFile(part.path) as file:
+        with (
+            tempfile.TemporaryDirectory(prefix="profile-", dir=cache_home()) as folder,
+            DemoFile(part.path) as file,
+        ):
             began = time.perf_counter()
             cache: Any = FrameCache(file, part.demos, part.cameras, folder)
             spent += time.perf_counter() - began

@@ -18,18 +18,33 @@ from tqdm import tqdm
 from fibopolicy import __version__
 from fibopolicy.datasets.hdf5 import DemoFile
 from fibopolicy.datasets.parts import opened_parts, parts_folder, remove_parts
-from fibopolicy.datasets.restore import Damaged, Restorer, Trajectory, by_model, require_task, warn_of_scenes
+from fibopolicy.datasets.restore import (
+    Damaged,
+    Restorer,
+    Trajectory,
+    by_model,
+    require_task,
+    warn_of_scenes,
+)
 from fibopolicy.datasets.writer import DemoWriter
 from fibopolicy.envs import Observation, SimState, TaskEnv
 from fibopolicy.envs.rendering import FrameSizes, ImageSize, Quality, check_options, renderer_name
 from fibopolicy.envs.versions import installed, warn_of_versions
 from fibopolicy.errors import UserError
-from fibopolicy.utils.files import StrPath, atomic_write, check_output, check_resume_or_overwrite, directory_lock, expanded
+from fibopolicy.utils.files import (
+    StrPath,
+    atomic_write,
+    check_output,
+    check_resume_or_overwrite,
+    directory_lock,
+    expanded,
+)
 from fibopolicy.utils.processes import checked_workers, simulator_pool
 
 #: What this module writes anew; everything else of a demo is copied.
 _OURS = {"obs", "next_obs", "last_obs", "actions", "states", "rewards", "dones"}
-#: What a state does not tell: accelerations follow from the motors' commands, which it leaves out.
+#: What a state does not tell: accelerations follow from the motors' commands, which it
+#: leaves out.
 _UNKNOWN = "_joint_acc"
 
 
@@ -38,9 +53,10 @@ class View:
     """How the frames are rendered; stored with them.
 
     Args:
-        cameras: their names; `None` takes those that the file's `env_args` name, else the task's own.
-        image_size: pixels, the side of square frames, (height, width), or one of these per camera; `None` takes the size
-            that the file's `env_args` name, else 84.
+        cameras: their names; `None` takes those that the file's `env_args` name, else
+            the task's own.
+        image_size: pixels, the side of square frames, (height, width), or one of these
+            per camera; `None` takes the size that the file's `env_args` name, else 84.
         quality: "fast" or "full", see `fibopolicy.envs.rendering`.
     """
 
@@ -90,19 +106,24 @@ def render(
     resume: bool = False,
     overwrite: bool = False,
 ) -> Rendered:
-    """Write `out`: the demonstrations of `src`, with the observations of each of their states in the installed simulator.
+    """Write `out`: the demonstrations of `src`, with the observations of each of their
+    states in the installed simulator.
 
-    Observations are the cameras' frames and the simulator's vectors, `next_obs` what follows (after the last action, which is
-    executed for it). Vectors that this simulator does not give are copied; other images are not, since frames of two renderers
-    must not be mixed. Actions, states, attributes and filter keys stay. Rewards and dones stay, or where the file has
-    none, say after which actions the goal was met. `env_args` and the models become those of the installed simulator.
+    Observations are the cameras' frames and the simulator's vectors, `next_obs` what
+    follows (after the last action, which is executed for it). Vectors that this
+    simulator does not give are copied; other images are not, since frames of two
+    renderers must not be mixed. Actions, states, attributes and filter keys stay.
+    Rewards and dones stay, or where the file has none, say after which actions the goal
+    was met. `env_args` and the models become those of the installed simulator.
 
-    The bytes of `out` do not depend on `workers`, nor on whether a stopped rendering was resumed: finished demos lie in a
-    folder beside `out`, which is removed at the end.
+    The bytes of `out` do not depend on `workers`, nor on whether a stopped rendering
+    was resumed: finished demos lie in a folder beside `out`, which is removed at the
+    end.
 
     Raises:
-        UserError: the file or one of its demos cannot be read or restored; a task or camera is unknown; `out` exists or is
-            `src`; another rendering was under way there.
+        UserError: the file or one of its demos cannot be read or restored; a task or
+            camera is unknown; `out` exists or is `src`; another rendering was under way
+            there.
     """
     src, out, view = expanded(src), expanded(out), view or View()
     check_resume_or_overwrite(resume=resume, overwrite=overwrite)
@@ -113,8 +134,13 @@ def render(
         warn_of_versions(file.env_args)
         warn_of_scenes(file, demos)
         parts = parts_folder(out)
-        with directory_lock(parts), opened_parts(parts, _plan(file, demos, view), resume=resume, overwrite=overwrite):
-            skipped = dict(file.damaged) | _render_all(file, demos, view, parts, workers, skip_damaged)
+        with (
+            directory_lock(parts),
+            opened_parts(parts, _plan(file, demos, view), resume=resume, overwrite=overwrite),
+        ):
+            skipped = dict(file.damaged) | _render_all(
+                file, demos, view, parts, workers, skip_damaged
+            )
             kept = [demo for demo in demos if demo not in skipped]
             if not kept:
                 raise UserError(f"{src}: no demo could be rendered; {next(iter(skipped.values()))}")
@@ -135,14 +161,25 @@ def _versions() -> dict[str, str]:
 
 
 def _render_all(
-    file: DemoFile, demos: Sequence[str], view: View, parts: Path, workers: int | None, skip_damaged: bool
+    file: DemoFile,
+    demos: Sequence[str],
+    view: View,
+    parts: Path,
+    workers: int | None,
+    skip_damaged: bool,
 ) -> dict[str, str]:
-    """Render the demos that have no part yet; returns those that cannot be restored, with the reason."""
+    """Render the demos that have no part yet; returns those that cannot be restored,
+    with the reason.
+    """
     missing = [demo for demo in by_model(file, demos) if not _part(parts, demo).exists()]
     total, skipped = sum(map(file.length, demos)), {}
     start = (file.path, skip_damaged, view, parts)
     with tqdm(
-        total=total, initial=total - sum(map(file.length, missing)), desc=f"render {file.path.name}", unit="step", disable=None
+        total=total,
+        initial=total - sum(map(file.length, missing)),
+        desc=f"render {file.path.name}",
+        unit="step",
+        disable=None,
     ) as bar:
         if not missing:
             return {}
@@ -185,15 +222,20 @@ def _render_one(demo: str) -> tuple[str, Damaged | None]:
 
 
 def _images(env: TaskEnv) -> list[str]:
-    return [key for key in cast("gymnasium.spaces.Dict", env.observation_space).spaces if key.endswith("_image")]
+    return [
+        key
+        for key in cast("gymnasium.spaces.Dict", env.observation_space).spaces
+        if key.endswith("_image")
+    ]
 
 
 def render_trajectory(env: TaskEnv, trajectory: Trajectory) -> dict[str, NDArray[Any]]:
     """Everything that is seen along a demonstration of N steps.
 
     Returns:
-        `obs/<key>` `(N, ...)` before each action and `last_obs/<key>` `(1, ...)` after the last, which is executed; `success`
-        `(N,)` bool after each action; `model`, the scene as the simulator took it.
+        `obs/<key>` `(N, ...)` before each action and `last_obs/<key>` `(1, ...)` after
+        the last, which is executed; `success` `(N,)` bool after each action; `model`,
+        the scene as the simulator took it.
     """
     start = trajectory.state(env, 0)
     seen: list[Observation] = []
@@ -215,12 +257,21 @@ def render_trajectory(env: TaskEnv, trajectory: Trajectory) -> dict[str, NDArray
 
 
 def _assemble(
-    file: DemoFile, demos: Sequence[str], view: View, parts: Path, out: Path, overwrite: bool, skipped: dict[str, str]
+    file: DemoFile,
+    demos: Sequence[str],
+    view: View,
+    parts: Path,
+    out: Path,
+    overwrite: bool,
+    skipped: dict[str, str],
 ) -> Rendered:
     facts = {demo: _facts(parts, demo) for demo in demos}
     first = facts[demos[0]]
     if other := next((demo for demo in demos if facts[demo] != first), None):
-        raise UserError(f"{parts}: {other} was rendered otherwise than {demos[0]}; pass --overwrite to start again")
+        raise UserError(
+            f"{parts}: {other} was rendered otherwise than {demos[0]}; pass --overwrite to start"
+            " again"
+        )
     old = {name: value for name, value in file.env_args.items() if name not in first["env_args"]}
     attrs = {
         **file.file_attrs,
@@ -241,7 +292,14 @@ def _assemble(
                 writer.add_filter_key(name, present)
     images = [key for key in first["obs"] if key.endswith("_image")]
     dropped = tuple(key for key in file.image_keys if key not in images)
-    return Rendered(out, len(demos), steps, tuple(key.removesuffix("_image") for key in images), skipped, dropped)
+    return Rendered(
+        out,
+        len(demos),
+        steps,
+        tuple(key.removesuffix("_image") for key in images),
+        skipped,
+        dropped,
+    )
 
 
 def _facts(parts: Path, demo: str) -> dict[str, Any]:
@@ -250,9 +308,13 @@ def _facts(parts: Path, demo: str) -> dict[str, Any]:
         return {**json.loads(str(arrays["facts"])), "obs": keys}
 
 
-def _write(writer: DemoWriter, file: DemoFile, demo: str, arrays: Mapping[str, NDArray[Any]]) -> None:
+def _write(
+    writer: DemoWriter, file: DemoFile, demo: str, arrays: Mapping[str, NDArray[Any]]
+) -> None:
     obs = {key.removeprefix("obs/"): arrays[key] for key in arrays if key.startswith("obs/")}
-    then = {key: np.concatenate([value[1:], arrays[f"last_obs/{key}"]]) for key, value in obs.items()}
+    then = {
+        key: np.concatenate([value[1:], arrays[f"last_obs/{key}"]]) for key, value in obs.items()
+    }
     source = file.group(demo)
     for key in file.vector_keys:
         if key not in obs and file.has(demo, f"obs/{key}"):
@@ -271,7 +333,11 @@ def _write(writer: DemoWriter, file: DemoFile, demo: str, arrays: Mapping[str, N
         file.read(demo, "dones") if file.has(demo, "dones") else ends,
         next_obs=then,
         model_file=str(arrays["model"]),
-        attrs={name: value for name, value in file.attrs(demo).items() if name not in ("num_samples", "model_file")},
+        attrs={
+            name: value
+            for name, value in file.attrs(demo).items()
+            if name not in ("num_samples", "model_file")
+        },
         name=demo,
     )
     for key in source:

@@ -1,4 +1,6 @@
-"""Do data and simulator match? Demonstrations are replayed open loop, and compared with their recording."""
+"""Do data and simulator match? Demonstrations are replayed open loop, and compared with
+their recording.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,15 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from fibopolicy.datasets.hdf5 import DemoFile
-from fibopolicy.datasets.restore import Damaged, Restorer, Trajectory, by_model, read_trajectory, require_task, warn_of_scenes
+from fibopolicy.datasets.restore import (
+    Damaged,
+    Restorer,
+    Trajectory,
+    by_model,
+    read_trajectory,
+    require_task,
+    warn_of_scenes,
+)
 from fibopolicy.envs import SimState, TaskEnv
 from fibopolicy.envs.versions import installed, warn_of_versions
 from fibopolicy.errors import UserError, quoted
@@ -33,8 +43,9 @@ class ReplayedDemo:
         steps: control steps.
         success: whether the goal was met after some step.
         success_step: after how many steps for the first time.
-        max_drift_cm, final_drift_cm: how far the gripper was from its recorded place, at worst and before the last action;
-            the farther one of two grippers. `None` where a task tells no gripper's place.
+        max_drift_cm, final_drift_cm: how far the gripper was from its recorded place,
+            at worst and before the last action; the farther one of two grippers. `None`
+            where a task tells no gripper's place.
     """
 
     demo: str
@@ -47,7 +58,8 @@ class ReplayedDemo:
 
 @dataclass(frozen=True)
 class FrameMatch:
-    """How far a camera's stored frame is from the one rendered of its state: mean absolute difference, 0 to 255.
+    """How far a camera's stored frame is from the one rendered of its state: mean
+    absolute difference, 0 to 255.
 
     Args:
         upright: as stored.
@@ -59,7 +71,8 @@ class FrameMatch:
 
     @property
     def upside_down(self) -> bool:
-        # Old robosuite's Lift and today's differ by 4 in the hand's camera and by 24 in the front one, turned by over 70.
+        # Old robosuite's Lift and today's differ by 4 in the hand's camera and by 24 in
+        # the front one, turned by over 70.
         return self.flipped < 0.7 * self.upright
 
 
@@ -72,7 +85,8 @@ class Replay:
         env_name: its task.
         demos: one row each.
         skipped: what could not be replayed, with the reason.
-        frames: per camera key how its first stored frame matches the rendered one; empty where there are no frames to compare.
+        frames: per camera key how its first stored frame matches the rendered one;
+            empty where there are no frames to compare.
     """
 
     path: Path
@@ -86,21 +100,31 @@ class Replay:
         return sum(row.success for row in self.demos)
 
 
-def replay(path: StrPath, *, filter_key: str | None = None, workers: int | None = None, skip_damaged: bool = False) -> Replay:
+def replay(
+    path: StrPath,
+    *,
+    filter_key: str | None = None,
+    workers: int | None = None,
+    skip_damaged: bool = False,
+) -> Replay:
     """Execute each demonstration's actions from its first state, without correction.
 
-    What was executed is replayed: `executed_actions` where a file has them, else `actions`. The recorded places of the
-    gripper come from the recorded states, so that a file without observations will do. The first demo's first frames are compared
-    with those that the simulator renders of its first state; a warning names cameras whose frames are upside down.
+    What was executed is replayed: `executed_actions` where a file has them, else
+    `actions`. The recorded places of the gripper come from the recorded states, so that
+    a file without observations will do. The first demo's first frames are compared with
+    those that the simulator renders of its first state; a warning names cameras whose
+    frames are upside down.
 
     Args:
         path: a robomimic HDF5 file with states.
         filter_key: only these demos.
         workers: processes, one simulator each; as many as cores by default.
-        skip_damaged: leave out demos that cannot be read or restored, and tell them in `skipped`.
+        skip_damaged: leave out demos that cannot be read or restored, and tell them in
+            `skipped`.
 
     Raises:
-        UserError: the file or one of its demos cannot be read or restored; the task cannot be made.
+        UserError: the file or one of its demos cannot be read or restored; the task
+            cannot be made.
     """
     with DemoFile(path, skip_damaged=skip_damaged) as file:
         require_task(file)
@@ -111,8 +135,12 @@ def replay(path: StrPath, *, filter_key: str | None = None, workers: int | None 
     warn_of_versions(env_args)
     rows: dict[str, ReplayedDemo] = {}
     with (
-        simulator_pool(checked_workers(workers, len(jobs)), _start_worker, Path(path), skip_damaged) as pool,
-        tqdm(total=len(jobs), desc=f"replay {env_args['env_name']}", unit="demo", disable=None) as bar,
+        simulator_pool(
+            checked_workers(workers, len(jobs)), _start_worker, Path(path), skip_damaged
+        ) as pool,
+        tqdm(
+            total=len(jobs), desc=f"replay {env_args['env_name']}", unit="demo", disable=None
+        ) as bar,
     ):
         comparison = pool.submit(_compare_frames, jobs[0])
         for done in as_completed([pool.submit(_replay_one, demo) for demo in jobs]):
@@ -126,7 +154,9 @@ def replay(path: StrPath, *, filter_key: str | None = None, workers: int | None 
             bar.update()
         frames = comparison.result()
     if isinstance(frames, str):
-        warnings.warn(f"{path}: the frames are not compared with the simulator's: {frames}", stacklevel=2)
+        warnings.warn(
+            f"{path}: the frames are not compared with the simulator's: {frames}", stacklevel=2
+        )
         frames = {}
     if wrong := [key for key, match in frames.items() if match.upside_down]:
         warnings.warn(
@@ -136,7 +166,13 @@ def replay(path: StrPath, *, filter_key: str | None = None, workers: int | None 
         )
     if not rows:
         raise UserError(f"{path}: no demo could be replayed; {next(iter(skipped.values()))}")
-    return Replay(Path(path), env_args["env_name"], tuple(rows[demo] for demo in demos if demo in rows), skipped, frames)
+    return Replay(
+        Path(path),
+        env_args["env_name"],
+        tuple(rows[demo] for demo in demos if demo in rows),
+        skipped,
+        frames,
+    )
 
 
 def table(done: Replay) -> str:
@@ -145,14 +181,23 @@ def table(done: Replay) -> str:
     lines = [f"{'demo':<{width}}  steps  success at  max drift  final drift"]
     for row in done.demos:
         reached = "never" if row.success_step is None else str(row.success_step)
-        drifts = [f"{d:.2f} cm" if d is not None else "-" for d in (row.max_drift_cm, row.final_drift_cm)]
-        lines.append(f"{row.demo:<{width}}  {row.steps:>5}  {reached:>10}  {drifts[0]:>9}  {drifts[1]:>11}")
+        drifts = [
+            f"{d:.2f} cm" if d is not None else "-" for d in (row.max_drift_cm, row.final_drift_cm)
+        ]
+        lines.append(
+            f"{row.demo:<{width}}  {row.steps:>5}  {reached:>10}  {drifts[0]:>9}  {drifts[1]:>11}"
+        )
     lines += [f"skipped {demo}: {reason}" for demo, reason in done.skipped.items()]
     drifts_cm = [row.max_drift_cm for row in done.demos if row.max_drift_cm is not None]
     if drifts_cm:
-        lines.append(f"gripper drift: median {np.median(drifts_cm):.2f} cm, largest {max(drifts_cm):.2f} cm")
+        lines.append(
+            f"gripper drift: median {np.median(drifts_cm):.2f} cm, largest {max(drifts_cm):.2f} cm"
+        )
     for key, match in done.frames.items():
-        found = f"{match.upright:.1f} of 255 from the rendered one, {match.flipped:.1f} if turned upside down"
+        found = (
+            f"{match.upright:.1f} of 255 from the rendered one, {match.flipped:.1f} if turned"
+            " upside down"
+        )
         lines.append(f"first frame of {key}: differs by {found}")
     return "\n".join(lines)
 
@@ -181,25 +226,36 @@ def _start_worker(path: Path, skip_damaged: bool) -> None:
 
 
 def _replay_one(demo: str) -> tuple[str, ReplayedDemo | Damaged]:
-    return demo, _restorer.attempt(demo, lambda trajectory: replay_trajectory(_restorer.env, trajectory))
+    return demo, _restorer.attempt(
+        demo, lambda trajectory: replay_trajectory(_restorer.env, trajectory)
+    )
 
 
 def _compare_frames(demo: str) -> dict[str, FrameMatch] | str:
-    """The first frames of a demo beside the simulator's, of all cameras of one size; or why they cannot be compared."""
+    """The first frames of a demo beside the simulator's, of all cameras of one size; or
+    why they cannot be compared.
+    """
     file = _restorer.file
     cameras = {key: key.removesuffix("_image").removesuffix("_rgb") for key in file.image_keys}
     cameras = {key: camera for key, camera in cameras.items() if camera != key}
     if not cameras:
         return {}
     height, width, _ = file.image_shape(next(iter(cameras)))
-    cameras = {key: camera for key, camera in cameras.items() if file.image_shape(key)[:2] == (height, width)}
+    cameras = {
+        key: camera
+        for key, camera in cameras.items()
+        if file.image_shape(key)[:2] == (height, width)
+    }
     size = height if height == width else (height, width)
     compared = _restorer.seen_by(tuple(cameras.values()), size)
     try:
         trajectory = read_trajectory(file, demo)
         with compared.env as env:
             obs = env.set_state(trajectory.state(env, 0))
-        return {key: _match(file.read(demo, f"obs/{key}", 0, 1)[0], obs[f"{cameras[key]}_image"]) for key in cameras}
+        return {
+            key: _match(file.read(demo, f"obs/{key}", 0, 1)[0], obs[f"{cameras[key]}_image"])
+            for key in cameras
+        }
     except UserError as error:
         return str(error).removeprefix(f"{file.path}: ")
 
@@ -207,19 +263,27 @@ def _compare_frames(demo: str) -> dict[str, FrameMatch] | str:
 def _match(stored: NDArray[np.uint8], rendered: NDArray[np.uint8]) -> FrameMatch:
     if stored.shape != rendered.shape:
         raise UserError(f"stored frames are {stored.shape}, rendered ones {rendered.shape}")
-    upright, flipped = (float(np.abs(a - rendered.astype(np.float64)).mean()) for a in (stored, stored[::-1]))
+    upright, flipped = (
+        float(np.abs(a - rendered.astype(np.float64)).mean()) for a in (stored, stored[::-1])
+    )
     return FrameMatch(round(upright, 2), round(flipped, 2))
 
 
 def replay_trajectory(env: TaskEnv, trajectory: Trajectory) -> ReplayedDemo:
     """Replay one demonstration in a task's environment."""
     start = trajectory.state(env, 0)
-    recorded = [_hands(env.set_state(SimState(start.model, state)), env) for state in trajectory.states] if env.hands else []
+    recorded = (
+        [_hands(env.set_state(SimState(start.model, state)), env) for state in trajectory.states]
+        if env.hands
+        else []
+    )
     obs = env.set_state(start)
     drift, success_step = [], None
     for step, action in enumerate(trajectory.actions):
         if env.hands:
-            drift.append(100 * float(np.linalg.norm(_hands(obs, env) - recorded[step], axis=1).max()))
+            drift.append(
+                100 * float(np.linalg.norm(_hands(obs, env) - recorded[step], axis=1).max())
+            )
         _, _, _, info = env.advance(action)
         if info["success"] and success_step is None:
             success_step = step + 1

@@ -49,11 +49,15 @@ def read_trajectory(file: DemoFile, demo: str) -> Trajectory:
     """A demonstration's model, states and actions, checked.
 
     Raises:
-        UserError: there are no states, or what is there cannot be simulated; the message names file and demo.
+        UserError: there are no states, or what is there cannot be simulated; the
+            message names file and demo.
     """
     states = read_motion(file, demo, "states")
-    # Where noise was added for recovery, the scene moved by what was executed, not by what the expert wanted.
-    actions = read_motion(file, demo, "executed_actions" if file.has(demo, "executed_actions") else "actions")
+    # Where noise was added for recovery, the scene moved by what was executed, not by
+    # what the expert wanted.
+    actions = read_motion(
+        file, demo, "executed_actions" if file.has(demo, "executed_actions") else "actions"
+    )
     model = file.attrs(demo).get("model_file")
     return Trajectory(demo, None if model is None else str(model), states, actions)
 
@@ -63,11 +67,21 @@ def read_motion(file: DemoFile, demo: str, key: str) -> NDArray[np.float64]:
     if key == "states" and not file.has(demo, key):
         raise file.error(f"{demo}: holds no states, so that no simulator can restore it")
     values = file.read(demo, key)
-    if values.ndim != 2 or len(values) != file.length(demo) or not np.issubdtype(values.dtype, np.number):
-        raise file.error(f"{demo}: expected {key} of shape ({file.length(demo)}, width), found {values.dtype} {values.shape}")
+    if (
+        values.ndim != 2
+        or len(values) != file.length(demo)
+        or not np.issubdtype(values.dtype, np.number)
+    ):
+        raise file.error(
+            f"{demo}: expected {key} of shape ({file.length(demo)}, width), found {values.dtype}"
+            f" {values.shape}"
+        )
     if len(faulty := np.argwhere(~np.isfinite(values))):
         step, dim = faulty[0]
-        raise file.error(f"{demo}: {key} hold {values[step, dim]} at step {step}, dimension {dim}; must be finite")
+        raise file.error(
+            f"{demo}: {key} hold {values[step, dim]} at step {step}, dimension {dim}; must be"
+            " finite"
+        )
     return values.astype(np.float64)
 
 
@@ -79,19 +93,25 @@ def require_task(file: DemoFile) -> None:
 
 
 def by_model(file: DemoFile, demos: Sequence[str]) -> list[str]:
-    """The demos with those of one scene side by side: loading a scene takes seconds, another state of it milliseconds."""
+    """The demos with those of one scene side by side: loading a scene takes seconds,
+    another state of it milliseconds.
+    """
     first: dict[object, int] = {}
-    rank = {demo: first.setdefault(file.attrs(demo).get("model_file"), len(first)) for demo in demos}
+    rank = {
+        demo: first.setdefault(file.attrs(demo).get("model_file"), len(first)) for demo in demos
+    }
     return sorted(demos, key=rank.__getitem__)
 
 
 def warn_of_scenes(file: DemoFile, demos: Sequence[str]) -> None:
-    """Warn of demos that keep no scene: they are restored in the task's own, whatever the installed versions make of it."""
+    """Warn of demos that keep no scene: they are restored in the task's own, whatever
+    the installed versions make of it.
+    """
     if lacking := [demo for demo in demos if file.attrs(demo).get("model_file") is None]:
         others = f" and {len(lacking) - 1} more" if len(lacking) > 1 else ""
         warnings.warn(
-            f"{file.path}: {lacking[0]}{others} keep no scene (attribute model_file); the installed versions' own is taken,"
-            " which may not be the one they were recorded in",
+            f"{file.path}: {lacking[0]}{others} keep no scene (attribute model_file); the installed"
+            " versions' own is taken, which may not be the one they were recorded in",
             stacklevel=3,
         )
 
@@ -99,8 +119,8 @@ def warn_of_scenes(file: DemoFile, demos: Sequence[str]) -> None:
 class Restorer:
     """A demonstration file with its task's environment, in a worker process.
 
-    Both are opened when they are first used and not when the process starts, so that their errors reach the parent as they
-    are.
+    Both are opened when they are first used and not when the process starts, so that
+    their errors reach the parent as they are.
 
     Args:
         path: the file.
@@ -124,16 +144,24 @@ class Restorer:
 
     def seen_by(self, cameras: tuple[str, ...], image_size: int | tuple[int, int]) -> Restorer:
         """The same file with an environment that renders."""
-        return Restorer(self._path, self._skip_damaged, **{**self._overrides, "cameras": cameras, "image_size": image_size})
+        return Restorer(
+            self._path,
+            self._skip_damaged,
+            **{**self._overrides, "cameras": cameras, "image_size": image_size},
+        )
 
     def attempt(self, demo: str, work: Callable[[Trajectory], _Result]) -> _Result | Damaged:
         """Do something with a demo, or tell what is wrong with that demo, naming file and demo."""
-        self.env  # noqa: B018  (what is wrong with the task is no demo's fault)
+        self.env  # noqa: B018
         try:
             return work(read_trajectory(self.file, demo))
         except UserError as error:
             message = str(error)
-            return Damaged(message if message.startswith(str(self.file.path)) else str(self.file.error(f"{demo}: {message}")))
+            return Damaged(
+                message
+                if message.startswith(str(self.file.path))
+                else str(self.file.error(f"{demo}: {message}"))
+            )
 
 
 @dataclass(frozen=True)

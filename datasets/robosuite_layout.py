@@ -1,7 +1,9 @@
 """The layout that robosuite's own recording script writes, turned into robomimic's.
 
-data/              attrs: env, env_info (JSON: robots, controller_configs), repository_version, date, time
-  demo_<k>/        attrs: model_file (MJCF, or until robosuite 1.0 the name of a file in models/)
+data/              attrs: env, env_info (JSON: robots, controller_configs),
+repository_version, date, time
+  demo_<k>/        attrs: model_file (MJCF, or until robosuite 1.0 the name of a file in
+  models/)
     states (N, S)  actions (N, A)
 """
 
@@ -29,24 +31,34 @@ def recorded_task(info: Mapping[str, Any], version: Any) -> dict[str, Any]:
     """Robomimic's `env_args` of a recording.
 
     Args:
-        info: the recording's `env_info`: `env_name`, `robots` (one name or several), and settings of `robosuite.make`.
+        info: the recording's `env_info`: `env_name`, `robots` (one name or several),
+            and settings of `robosuite.make`.
         version: its `repository_version`, `None` where it names none.
 
     Raises:
         KeyError: `info` lacks `env_name` or `robots`.
     """
     kwargs, robots = dict(info), info["robots"]
-    kwargs |= {"robots": [robots] if isinstance(robots, str) else robots, "control_freq": CONTROL_HZ}
-    return {"env_name": kwargs.pop("env_name"), "env_version": version, "type": 1, "env_kwargs": kwargs}
+    kwargs |= {
+        "robots": [robots] if isinstance(robots, str) else robots,
+        "control_freq": CONTROL_HZ,
+    }
+    return {
+        "env_name": kwargs.pop("env_name"),
+        "env_version": version,
+        "type": 1,
+        "env_kwargs": kwargs,
+    }
 
 
 def convert(src: Path, out: Path, attrs: Mapping[str, Any], models: Mapping[str, str]) -> None:
     """Write `out` in robomimic's layout; names of demos, states and models stay.
 
-    Devices were recorded with commands beyond [-1, 1], which robosuite's controllers clip before anything moves: so they are
-    clipped here, and mean the same. Robosuite 1.0 turned arms the other way round than its successors (its
-    `set_goal_orientation` applies the transposed rotation): rotations of its files are negated. There are no rewards, dones
-    and observations; `render` makes them.
+    Devices were recorded with commands beyond [-1, 1], which robosuite's controllers
+    clip before anything moves: so they are clipped here, and mean the same. Robosuite
+    1.0 turned arms the other way round than its successors (its `set_goal_orientation`
+    applies the transposed rotation): rotations of its files are negated. There are no
+    rewards, dones and observations; `render` makes them.
 
     Args:
         src: a file of robosuite's script.
@@ -59,7 +71,9 @@ def convert(src: Path, out: Path, attrs: Mapping[str, Any], models: Mapping[str,
     with h5py.File(src, "r") as file:
         data = file.get("data")
         if not isinstance(data, h5py.Group) or "env_info" not in data.attrs:
-            raise UserError(f"{src}: no attribute env_info in data: not a recording of robosuite's script")
+            raise UserError(
+                f"{src}: no attribute env_info in data: not a recording of robosuite's script"
+            )
         version = data.attrs.get("repository_version")
         env_args = recorded_task(json.loads(data.attrs["env_info"]), version)
         told = {name: data.attrs[name] for name in ("date", "time") if name in data.attrs}

@@ -1,6 +1,8 @@
-"""Episodes made ahead by simulators side by side, kept in shards beside an output until it is complete.
+"""Episodes made ahead by simulators side by side, kept in shards beside an output until
+it is complete.
 
-What an episode is depends on its index alone, so the output does not depend on the number of workers.
+What an episode is depends on its index alone, so the output does not depend on the
+number of workers.
 """
 
 from __future__ import annotations
@@ -23,13 +25,20 @@ Arrays = dict[str, NDArray[Any]]
 
 
 def made_ahead(
-    parts: Path, start: Callable[[], Callable[[int], Arrays]], *, needed: int, size: int, workers: int
+    parts: Path,
+    start: Callable[[], Callable[[int], Arrays]],
+    *,
+    needed: int,
+    size: int,
+    workers: int,
 ) -> Iterator[Arrays]:
-    """All episodes from index 0 on, in order, without end; shards are made ahead, and those that lie in `parts` are taken.
+    """All episodes from index 0 on, in order, without end; shards are made ahead, and
+    those that lie in `parts` are taken.
 
     Args:
         start: called once in every process; returns what makes the episode of an index.
-        needed: how many are needed if none fails; more are made only once these are used up.
+        needed: how many are needed if none fails; more are made only once these are
+            used up.
         size: episodes in a shard: what a killed run loses at most, per worker.
     """
     with simulator_pool(workers, _start_worker, start) as pool:
@@ -49,18 +58,24 @@ def add_episode(writer: DemoWriter, episode: Arrays, attrs: Mapping[str, Any]) -
     """Write an episode as a demo; returns its name.
 
     Args:
-        episode: `actions`, `executed_actions`, `states`, `rewards`, `dones` and `obs/*` `(N, ...)`, `last_obs/*` `(1, ...)`,
-            and the scalars `seed` and `model`, the scene's MJCF in UTF-8.
+        episode: `actions`, `executed_actions`, `states`, `rewards`, `dones` and `obs/*`
+            `(N, ...)`, `last_obs/*` `(1, ...)`, and the scalars `seed` and `model`, the
+            scene's MJCF in UTF-8.
         attrs: of the demo, beside its seed.
     """
-    obs = {key.removeprefix("obs/"): value for key, value in episode.items() if key.startswith("obs/")}
+    obs = {
+        key.removeprefix("obs/"): value for key, value in episode.items() if key.startswith("obs/")
+    }
     return writer.add(
         obs,
         episode["actions"],
         episode["states"],
         episode["rewards"],
         episode["dones"],
-        next_obs={key: np.concatenate([value[1:], episode[f"last_obs/{key}"]]) for key, value in obs.items()},
+        next_obs={
+            key: np.concatenate([value[1:], episode[f"last_obs/{key}"]])
+            for key, value in obs.items()
+        },
         model_file=episode["model"].item().decode(),
         extra={"executed_actions": episode["executed_actions"]},
         attrs={"seed": int(episode["seed"]), **attrs},
@@ -80,7 +95,9 @@ def _make_shard(parts: Path, k: int, size: int) -> Path:
     path = parts / f"shard_{k:05d}.npz"
     if not path.exists():
         made = [_make(index) for index in range(k * size, (k + 1) * size)]
-        flat = {f"{i}/{key}": value for i, episode in enumerate(made) for key, value in episode.items()}
+        flat = {
+            f"{i}/{key}": value for i, episode in enumerate(made) for key, value in episode.items()
+        }
         with atomic_write(path) as aside, aside.open("wb") as file:
             np.savez(file, allow_pickle=False, **flat)
     return path
@@ -90,4 +107,8 @@ def _load_shard(path: Path, size: int) -> Iterator[Arrays]:
     with np.load(path, allow_pickle=False) as arrays:
         for i in range(size):
             prefix = f"{i}/"
-            yield {key.removeprefix(prefix): arrays[key] for key in arrays.files if key.startswith(prefix)}
+            yield {
+                key.removeprefix(prefix): arrays[key]
+                for key in arrays.files
+                if key.startswith(prefix)
+            }

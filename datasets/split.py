@@ -33,20 +33,25 @@ def split(
         out: the file to write. Other filter keys of `src` are kept.
         valid: the share of demos set aside, in [0, 1); at least one demo unless 0.
         seed: decides which demos.
-        subsets: further filter keys by name and share of the *training* demos, say `{"20_percent": 0.2}`. Smaller ones lie
-            within larger ones, and none touches `valid`: so a scaling study varies one thing.
+        subsets: further filter keys by name and share of the *training* demos, say
+            `{"20_percent": 0.2}`. Smaller ones lie within larger ones, and none touches
+            `valid`: so a scaling study varies one thing.
         overwrite: replace an existing `out`.
 
     Returns:
         The new filter keys, each with its demos in numeric order.
 
     Raises:
-        UserError: a share or the seed is out of range, no training demo would be left, `out` exists or is `src`.
+        UserError: a share or the seed is out of range, no training demo would be left,
+            `out` exists or is `src`.
     """
     src, out = expanded(src), expanded(out)
     for name, share in {**(subsets or {}), "valid": valid}.items():
         if not (0 <= share < 1 if name == "valid" else 0 < share <= 1):
-            raise UserError(f"split: the share of {name!r} must be in {'[0, 1)' if name == 'valid' else '(0, 1]'}, got {share}")
+            raise UserError(
+                f"split: the share of {name!r} must be in"
+                f" {'[0, 1)' if name == 'valid' else '(0, 1]'}, got {share}"
+            )
     if seed < 0:
         raise UserError(f"split: seed must be at least 0, got {seed}")
     check_output(out, overwrite, [src])
@@ -56,17 +61,28 @@ def split(
     shuffled = [demos[i] for i in np.random.default_rng(seed).permutation(len(demos))]
     held_out = max(1, round(valid * len(demos))) if valid else 0
     if held_out >= len(demos):
-        raise UserError(f"{src}: {len(demos)} demos, {held_out} for valid leave none to train on; lower valid from {valid}")
+        raise UserError(
+            f"{src}: {len(demos)} demos, {held_out} for valid leave none to train on; lower valid"
+            f" from {valid}"
+        )
     train = shuffled[held_out:]
     chosen = {"train": train, "valid": shuffled[:held_out]}
-    chosen |= {name: train[: max(1, round(share * len(train)))] for name, share in (subsets or {}).items()}
-    filter_keys = {name: tuple(sorted(names, key=demos.index)) for name, names in chosen.items() if names}
+    chosen |= {
+        name: train[: max(1, round(share * len(train)))] for name, share in (subsets or {}).items()
+    }
+    filter_keys = {
+        name: tuple(sorted(names, key=demos.index)) for name, names in chosen.items() if names
+    }
 
     with atomic_write(out) as partial, wrap_os_error(out):
         with h5py.File(src, "r") as original:
             linked = points_elsewhere(original)
             if linked:
-                with DemoFile(src) as file, h5py.File(partial, "w", locking=False) as copy, file.named():
+                with (
+                    DemoFile(src) as file,
+                    h5py.File(partial, "w", locking=False) as copy,
+                    file.named(),
+                ):
                     copy_file(original, copy)
         if not linked:
             shutil.copyfile(src, partial)

@@ -1,9 +1,11 @@
-"""Opens everything in a demonstration file that training reads; run by `structure` as a script, in a process of its own.
+"""Opens everything in a demonstration file that training reads; run by `structure` as a
+script, in a process of its own.
 
     python -P structure_walk.py FILE [attributes]
 
-With "attributes", the values of the demos' attributes are read as well. Writes one byte for every demo, so that the parent sees
-progress. Errors are left to the parent, which meets them again.
+With "attributes", the values of the demos' attributes are read as well. Writes one byte
+for every demo, so that the parent sees progress. Errors are left to the parent, which
+meets them again.
 """
 
 from __future__ import annotations

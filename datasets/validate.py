@@ -12,7 +12,8 @@ from fibopolicy.datasets.hdf5 import DemoFile
 from fibopolicy.errors import UserError, unknown
 
 ACTION_TOLERANCE = 1e-6  # float32 rounding of a bound is no fault
-#: Recordings of input devices hold single commands beyond the bounds; absolute poses lie there at nearly every step.
+#: Recordings of input devices hold single commands beyond the bounds; absolute poses
+#: lie there at nearly every step.
 FEW_OUTSIDE = 0.5
 
 _PER_STEP = ("states", "rewards", "dones")  # what else a demo holds may be of any length
@@ -20,16 +21,23 @@ _PER_STEP = ("states", "rewards", "dones")  # what else a demo holds may be of a
 Floats = np.ndarray[Any, np.dtype[Any]]
 
 
-def validate(file: DemoFile, cameras: Sequence[str], vectors: Sequence[str], demos: Sequence[str] | None = None) -> None:
+def validate(
+    file: DemoFile,
+    cameras: Sequence[str],
+    vectors: Sequence[str],
+    demos: Sequence[str] | None = None,
+) -> None:
     """Check the content that training will read, and return quietly if it is sound.
 
-    Actions and vectors are read in full; of images only shape and dtype are looked at, so that a large file takes seconds.
-    States, rewards and dones must be as long as the actions, where present. Other arrays may be of any length.
+    Actions and vectors are read in full; of images only shape and dtype are looked at,
+    so that a large file takes seconds. States, rewards and dones must be as long as the
+    actions, where present. Other arrays may be of any length.
 
     Args:
         file: the open file.
         cameras: image observations, uint8 `(N, H, W, 3)`, of one shape over all demos.
-        vectors: vector observations, float `(N, D)`, finite, of one width over all demos.
+        vectors: vector observations, float `(N, D)`, finite, of one width over all
+            demos.
         demos: which demos; `None` means all.
 
     Raises:
@@ -42,7 +50,9 @@ def validate(file: DemoFile, cameras: Sequence[str], vectors: Sequence[str], dem
 def read_valid(
     file: DemoFile, cameras: Sequence[str], vectors: Sequence[str], demos: Sequence[str]
 ) -> Iterator[dict[str, Floats]]:
-    """What `validate` reads of each demo: "actions" `(N, A)` and the vectors by key, `(N, D)`; raises as it does."""
+    """What `validate` reads of each demo: "actions" `(N, A)` and the vectors by key,
+    `(N, D)`; raises as it does.
+    """
     for key in cameras:
         _check_key(file, "camera", key, file.image_keys, "uint8 (N, H, W, 3)")
     for key in vectors:
@@ -56,16 +66,26 @@ def read_valid(
             found, found_dtype = file.layout(demo, key)
             if found[1:] != shape or found_dtype != dtype:
                 first = f"{dtype} {_steps(shape)} in {file.demos[0]}"
-                raise file.error(f"{demo}: {key} is {found_dtype} {_steps(found[1:])}, but {first}; keep one shape per file")
+                raise file.error(
+                    f"{demo}: {key} is {found_dtype} {_steps(found[1:])}, but {first}; keep one"
+                    " shape per file"
+                )
             _check_length(file, demo, key)
         actions = file.read(demo, "actions")
         if (fault := next(_action_faults(file, demo, actions), None)) is not None:
-            raise file.error(f"{fault}; actions must be finite floats of one width: correct or drop the demo")
-        yield {"actions": actions, **{key: _read_finite(file, demo, f"obs/{key}") for key in vectors}}
+            raise file.error(
+                f"{fault}; actions must be finite floats of one width: correct or drop the demo"
+            )
+        yield {
+            "actions": actions,
+            **{key: _read_finite(file, demo, f"obs/{key}") for key in vectors},
+        }
 
 
 def action_faults(file: DemoFile, demo: str) -> Iterator[str]:
-    """One line for each action value that is not finite in float32, and for actions of the wrong width or type."""
+    """One line for each action value that is not finite in float32, and for actions of
+    the wrong width or type.
+    """
     return _action_faults(file, demo, file.read(demo, "actions"))
 
 
@@ -75,7 +95,10 @@ def _action_faults(file: DemoFile, demo: str, actions: Floats) -> Iterator[str]:
     elif not actions.shape[1]:
         yield f"{demo}: actions have no dimensions"
     elif actions.shape[1] != file.action_dim:
-        yield f"{demo}: actions have {actions.shape[1]} dimensions, those of {file.demos[0]} have {file.action_dim}"
+        yield (
+            f"{demo}: actions have {actions.shape[1]} dimensions, those of {file.demos[0]} have"
+            f" {file.action_dim}"
+        )
     else:
         finite = _finite(actions)
         for step, dim in () if finite.all() else np.argwhere(~finite):
@@ -83,21 +106,27 @@ def _action_faults(file: DemoFile, demo: str, actions: Floats) -> Iterator[str]:
 
 
 def clipped(actions: Floats, env_args: Mapping[str, Any]) -> tuple[Floats, str | None]:
-    """Actions `(n, A)` as the task's simulator executes them, and a warning where that changes any.
+    """Actions `(n, A)` as the task's simulator executes them, and a warning where that
+    changes any.
 
     Raises:
-        UserError: most steps lie outside [-1, 1]: the actions are not what `env_args` say.
+        UserError: most steps lie outside [-1, 1]: the actions are not what `env_args`
+            say.
     """
     if not is_unit(env_args):
         return actions, None
     outside = (np.abs(actions) > 1 + ACTION_TOLERANCE).any(axis=1)  # (n,)
     if not outside.any():
         return actions, None
-    told = f"{outside.sum()} of {len(actions)} steps hold actions outside [-1, 1], up to {np.abs(actions).max():.3g}"
+    told = (
+        f"{outside.sum()} of {len(actions)} steps hold actions outside [-1, 1], up to"
+        f" {np.abs(actions).max():.3g}"
+    )
     if outside.mean() > FEW_OUTSIDE:
         advice = (
-            'write control_delta false (robosuite 1.5: input_type "absolute") into controller_configs of the attribute env_args'
-            " if they are absolute poses or joint angles; otherwise rescale them"
+            'write control_delta false (robosuite 1.5: input_type "absolute") into'
+            " controller_configs of the attribute env_args if they are absolute poses or joint"
+            " angles; otherwise rescale them"
             if env_args.get("type") == 1
             else "rescale them"
         )
@@ -107,7 +136,9 @@ def clipped(actions: Floats, env_args: Mapping[str, Any]) -> tuple[Floats, str |
 
 def _check_key(file: DemoFile, kind: str, key: str, known: Sequence[str], expected: str) -> None:
     if not file.obs:
-        raise file.error(f"no observations are stored, states and actions alone; {file.frames_advice}")
+        raise file.error(
+            f"no observations are stored, states and actions alone; {file.frames_advice}"
+        )
     if key in file.obs and key not in known:
         shape, dtype = file.obs[key]
         raise file.error(f"{kind} {key!r} is {dtype} {_steps(shape)}, expected {expected}")
@@ -119,19 +150,26 @@ def _check_length(file: DemoFile, demo: str, key: str) -> None:
     shape, _ = file.layout(demo, key)
     if shape[:1] != (file.length(demo),):
         told, found = file.length(demo), shape[0] if shape else "no"
-        raise file.error(f"{demo}: num_samples says {told}, {key} holds {found} steps; mend the attribute or the arrays")
+        raise file.error(
+            f"{demo}: num_samples says {told}, {key} holds {found} steps; mend the attribute or the"
+            " arrays"
+        )
 
 
 def _read_finite(file: DemoFile, demo: str, key: str) -> Floats:
     values = file.read(demo, key)  # (N, D)
     finite = _finite(values)
     for step, dim in () if finite.all() else np.argwhere(~finite)[:1]:
-        raise file.error(f"{demo}: {key} is {values[step, dim]:g} at step {step}, dimension {dim}; must be finite in float32")
+        raise file.error(
+            f"{demo}: {key} is {values[step, dim]:g} at step {step}, dimension {dim}; must be"
+            " finite in float32"
+        )
     return values
 
 
 def _finite(values: Floats) -> np.ndarray[Any, np.dtype[np.bool_]]:
-    return np.asarray(np.abs(values) <= np.finfo(np.float32).max)  # training reads float32; NaN compares false
+    # training reads float32; NaN compares false
+    return np.asarray(np.abs(values) <= np.finfo(np.float32).max)
 
 
 def _steps(shape: tuple[int, ...]) -> str:

@@ -1,4 +1,6 @@
-"""Training samples: a window of observations and the actions that follow, cut from demonstrations."""
+"""Training samples: a window of observations and the actions that follow, cut from
+demonstrations.
+"""
 
 from __future__ import annotations
 
@@ -24,9 +26,11 @@ class Batch(TypedDict):
     """B windows, as numpy arrays that own their memory.
 
     Attributes:
-        obs: per camera uint8 `(B, T_o, H, W, 3)`, per vector float32 `(B, T_o, D)`, oldest first.
+        obs: per camera uint8 `(B, T_o, H, W, 3)`, per vector float32 `(B, T_o, D)`,
+            oldest first.
         actions: float32 `(B, chunk, A)`.
-        action_mask: bool `(B, chunk)`, false where an action is padding after the end of the demo.
+        action_mask: bool `(B, chunk)`, false where an action is padding after the end
+            of the demo.
     """
 
     obs: dict[str, NDArray[Any]]
@@ -35,38 +39,46 @@ class Batch(TypedDict):
 
 
 class WindowDataset:
-    """Every step t of every selected demo is one sample: what was seen up to t, and the actions from t on.
+    """Every step t of every selected demo is one sample: what was seen up to t, and the
+    actions from t on.
 
-    The observations are those of steps t-history+1 .. t, and steps before the first repeat the first; the actions are those
-    of t .. t+chunk-1, and steps after the last repeat the last. A window never reaches into another demo. Sample i is step
-    i of the demos in a row.
+    The observations are those of steps t-history+1 .. t, and steps before the first
+    repeat the first; the actions are those of t .. t+chunk-1, and steps after the last
+    repeat the last. A window never reaches into another demo. Sample i is step i of the
+    demos in a row.
 
-    Frames lie in a memory-mapped cache, so that memory does not grow with them; vectors and actions lie in memory.
+    Frames lie in a memory-mapped cache, so that memory does not grow with them; vectors
+    and actions lie in memory.
 
     Args:
-        path: a robomimic HDF5 file, or one that is open and stays so; it is validated first.
+        path: a robomimic HDF5 file, or one that is open and stays so; it is validated
+            first.
         cameras, vectors: observation keys, in the order in which `batch` gives them.
         filter_key: which demos, `None` for all.
         chunk: actions per sample, at least 1.
         history: observations per sample up to t, at least 1.
-        sequence: go on with the observations of the actions after t, so that T_o is history + chunk - 1 instead of history;
-            those after the demo's last step repeat it.
+        sequence: go on with the observations of the actions after t, so that T_o is
+            history + chunk - 1 instead of history; those after the demo's last step
+            repeat it.
         cache_dir: the folder of the frame cache, see `FrameCache`.
 
     Attributes:
         env_args: the task, as the file gives it.
         warnings: the file's harmless oddities, one line each, which names it.
         demos: the selected demos.
-        left_out: observation keys of the file that are neither cameras nor vectors here.
+        left_out: observation keys of the file that are neither cameras nor vectors
+            here.
         image_shapes: (H, W, 3) per camera.
         vector_dims: D per vector key.
         action_dim: A.
-        actions: of all steps of the selected demos, float32 `(len, A)`; clipped to [-1, 1] where the task's simulator does so.
-        stats: per vector key and for "actions": `min`, `max`, `mean` and (population) `std`, float64 `(D,)`, over all steps of
-            the selected demos.
+        actions: of all steps of the selected demos, float32 `(len, A)`; clipped to [-1,
+            1] where the task's simulator does so.
+        stats: per vector key and for "actions": `min`, `max`, `mean` and (population)
+            `std`, float64 `(D,)`, over all steps of the selected demos.
 
     Raises:
-        UserError: the file, a key or an option is at fault, see `DemoFile` and `validate`.
+        UserError: the file, a key or an option is at fault, see `DemoFile` and
+            `validate`.
     """
 
     def __init__(
@@ -101,13 +113,18 @@ class WindowDataset:
             self.action_dim = file.action_dim
             self._vectors = {key: np.concatenate(arrays[key]) for key in vectors}  # (F, D) each
             with file.named():
-                self.actions, warning = clipped(np.concatenate(arrays["actions"]), file.env_args)  # (F, A)
+                # (F, A)
+                self.actions, warning = clipped(np.concatenate(arrays["actions"]), file.env_args)
             if warning is not None:
                 self.warnings = (*self.warnings, f"{self.path}: {warning}")
-            self._ends = np.cumsum([file.length(demo) for demo in self.demos])  # (demos,) one past each demo's last step
+            # (demos,) one past each demo's last step
+            self._ends = np.cumsum([file.length(demo) for demo in self.demos])
             self._starts = np.concatenate([[0], self._ends[:-1]])
             self._frames = FrameCache(file, self.demos, cameras, cache_dir)
-        self.stats = {key: _stats(values) for key, values in {**self._vectors, "actions": self.actions}.items()}
+        self.stats = {
+            key: _stats(values)
+            for key, values in {**self._vectors, "actions": self.actions}.items()
+        }
 
     def __len__(self) -> int:
         return len(self.actions)
@@ -118,13 +135,16 @@ class WindowDataset:
         return len(self.demos)
 
     def indices(self, batch_size: int, seed: int, step: int) -> NDArray[np.int64]:
-        """The `(batch_size,)` samples of global step `step >= 0`: a function of these numbers alone."""
+        """The `(batch_size,)` samples of global step `step >= 0`: a function of these
+        numbers alone.
+        """
         return batch_indices(len(self), batch_size, seed, step)
 
     def batch(self, indices: NDArray[np.int64]) -> Batch:
         """The samples of `indices` `(B,)`, each in 0 .. len - 1."""
         demo = np.searchsorted(self._ends, indices, side="right")  # (B,)
-        seen = indices[:, None] + np.arange(1 - self.history, self.chunk if self.sequence else 1)  # (B, T_o)
+        # (B, T_o)
+        seen = indices[:, None] + np.arange(1 - self.history, self.chunk if self.sequence else 1)
         seen = np.clip(seen, self._starts[demo][:, None], self._ends[demo][:, None] - 1)
         then = indices[:, None] + np.arange(self.chunk)  # (B, chunk)
         mask = then < self._ends[demo][:, None]
@@ -135,11 +155,18 @@ class WindowDataset:
 
 
 def share_at_limits(actions: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
-    """Of actions `(n, A)` per dimension `(A,)`: the share that equals its least or its greatest value, 1 where there are two."""
+    """Of actions `(n, A)` per dimension `(A,)`: the share that equals its least or its
+    greatest value, 1 where there are two.
+    """
     at_a_limit = (actions == actions.min(axis=0)) | (actions == actions.max(axis=0))
     return np.asarray(at_a_limit.mean(axis=0), dtype=np.float64)
 
 
 def _stats(values: Floats) -> dict[str, NDArray[np.float64]]:
     exact = values.astype(np.float64)
-    return {"min": exact.min(axis=0), "max": exact.max(axis=0), "mean": exact.mean(axis=0), "std": exact.std(axis=0)}
+    return {
+        "min": exact.min(axis=0),
+        "max": exact.max(axis=0),
+        "mean": exact.mean(axis=0),
+        "std": exact.std(axis=0),
+    }

@@ -20,16 +20,20 @@ Attribute = str | int | float | bool
 
 
 class DemoWriter:
-    """Writes a new file, which appears under its name when the `with` block ends well, and not at all otherwise.
+    """Writes a new file, which appears under its name when the `with` block ends well,
+    and not at all otherwise.
 
-    Arrays are stored contiguous, uncompressed and without the time of writing, so that the same content is the same bytes. Every
-    observation also gets its `next_obs`, which robomimic's `SequenceDataset` asks for; it is an HDF5 virtual dataset over
+    Arrays are stored contiguous, uncompressed and without the time of writing, so that
+    the same content is the same bytes. Every observation also gets its `next_obs`,
+    which robomimic's `SequenceDataset` asks for; it is an HDF5 virtual dataset over
     `obs`, so that images do not lie in the file twice.
 
     Args:
         path: the file to write.
-        env_args: the task: `env_name`, `env_version`, `type` (1 is robosuite) and `env_kwargs`; stored as JSON.
-        attrs: attributes of the data group: where the demos came from, how they were rendered.
+        env_args: the task: `env_name`, `env_version`, `type` (1 is robosuite) and
+            `env_kwargs`; stored as JSON.
+        attrs: attributes of the data group: where the demos came from, how they were
+            rendered.
         overwrite: replace an existing file.
 
     Raises:
@@ -62,7 +66,12 @@ class DemoWriter:
             self._stack = stack.pop_all()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         with self._stack:  # leaving it with an exception removes the temporary file
             if error is not None:
                 raise error
@@ -89,12 +98,15 @@ class DemoWriter:
         """Append a demo of N steps and return its name.
 
         Args:
-            obs: per key `(N, ...)`; images uint8 `(N, H, W, 3)`, upright; `obs[t]` is seen before `actions[t]`.
+            obs: per key `(N, ...)`; images uint8 `(N, H, W, 3)`, upright; `obs[t]` is
+                seen before `actions[t]`.
             actions: `(N, A)` in [-1, 1], or absolute.
             states: `(N, S)`, the simulator's state before each action.
-            rewards, dones: `(N,)`, after each action; `None` where the recording had none.
-            next_obs: per key `(N, ...)`, what is seen after each action. Where it is `obs` shifted by one step, its last row
-                alone is stored. `None`: the last observation is repeated.
+            rewards, dones: `(N,)`, after each action; `None` where the recording had
+                none.
+            next_obs: per key `(N, ...)`, what is seen after each action. Where it is
+                `obs` shifted by one step, its last row alone is stored. `None`: the
+                last observation is repeated.
             model_file: the MJCF of the scene.
             extra: further arrays `(N, ...)`, say the noisy actions that were executed.
             attrs: attributes of the demo: where it came from.
@@ -105,7 +117,11 @@ class DemoWriter:
         """
         main = {"actions": actions, "states": states, "rewards": rewards}
         main["dones"] = None if dones is None else np.asarray(dones, dtype=np.int64)
-        arrays = {key: np.asarray(value) for key, value in {**main, **(extra or {})}.items() if value is not None}
+        arrays = {
+            key: np.asarray(value)
+            for key, value in {**main, **(extra or {})}.items()
+            if value is not None
+        }
         seen = {key: np.asarray(value) for key, value in obs.items()}
         then = {key: np.asarray(value) for key, value in (next_obs or {}).items()}
         steps = len(arrays["actions"])
@@ -135,7 +151,9 @@ class DemoWriter:
             self._data.attrs[name] = value
 
     def copy(self, demo: str, source: h5py.Group, key: str) -> None:
-        """Copy `key`, an array or a group of them, from another file's demo. What it links to is copied, see `copy_whole`."""
+        """Copy `key`, an array or a group of them, from another file's demo. What it
+        links to is copied, see `copy_whole`.
+        """
         with wrap_os_error(self.path):
             copy_whole(source, self._data[demo], key)
 
@@ -160,9 +178,15 @@ def write_filter_key(file: h5py.File, name: str, demos: Iterable[str]) -> None:
 
 
 def _write_next(
-    group: h5py.Group, key: str, stored: h5py.Dataset, seen: np.ndarray[Any, Any], then: np.ndarray[Any, Any] | None
+    group: h5py.Group,
+    key: str,
+    stored: h5py.Dataset,
+    seen: np.ndarray[Any, Any],
+    then: np.ndarray[Any, Any] | None,
 ) -> None:
-    """`next_obs/<key>`: rows 1.. of `obs/<key>` and one last row, which lies in `last_obs/<key>` where it is known."""
+    """`next_obs/<key>`: rows 1.. of `obs/<key>` and one last row, which lies in
+    `last_obs/<key>` where it is known.
+    """
     if then is not None and not np.array_equal(then[:-1], seen[1:]):
         group.create_dataset(f"next_obs/{key}", data=then)
         return
@@ -171,10 +195,13 @@ def _write_next(
     if steps > 1:
         layout[:-1] = _source(stored)[1:]
     layout.dcpl.set_obj_track_times(False)
-    layout[-1:] = _source(stored if then is None else group.create_dataset(f"last_obs/{key}", data=then[-1:]))[-1:]
+    layout[-1:] = _source(
+        stored if then is None else group.create_dataset(f"last_obs/{key}", data=then[-1:])
+    )[-1:]
     group.create_virtual_dataset(f"next_obs/{key}", layout)
 
 
 def _source(dataset: h5py.Dataset) -> h5py.VirtualSource:
-    # "." is HDF5's name for "this very file", so that the file may be renamed and copied
+    # "." is HDF5's name for "this very file", so that the file may be renamed and
+    # copied
     return h5py.VirtualSource(".", dataset.name, shape=dataset.shape, dtype=dataset.dtype)

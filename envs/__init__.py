@@ -5,4 +5,13 @@ from fibopolicy.envs.registry import from_env_args, make, register, resolve, tas
 
 register()
 
-__all__ = ["Observation", "SimState", "TaskEnv", "from_env_args", "make", "register", "resolve", "task_ids"]
+__all__ = [
+    "Observation",
+    "SimState",
+    "TaskEnv",
+    "from_env_args",
+    "make",
+    "register",
+    "resolve",
+    "task_ids",
+]

@@ -30,16 +30,19 @@ class SimState:
 
 
 class TaskEnv(gymnasium.Env[Observation, NDArray[np.float32]], ABC):
-    """A manipulation task: images and proprioception in, normalised actions out, success as a predicate.
+    """A manipulation task: images and proprioception in, normalised actions out,
+    success as a predicate.
 
-    Observations are a dict: `<camera>_image` uint8 `(H, W, 3)`, upright, and float32 vectors. Actions are float32 in
-    [-1, 1]. `info["success"]` says whether the goal is met at this instant; an episode terminates when it is.
-    `step` is `advance` followed by `observe`: whoever needs no picture of an instant calls `advance` alone.
+    Observations are a dict: `<camera>_image` uint8 `(H, W, 3)`, upright, and float32
+    vectors. Actions are float32 in [-1, 1]. `info["success"]` says whether the goal is
+    met at this instant; an episode terminates when it is. `step` is `advance` followed
+    by `observe`: whoever needs no picture of an instant calls `advance` alone.
 
-    A class of your own that is named as "module:class" is made with the keyword arguments `cameras`, `image_size` and
-    `quality`, and `horizon` where one is asked for; `image_size` is a number, or where cameras differ or are not square, (height,
-    width) or a mapping from cameras to sizes; `env_args` give its `task_id` as `env_name`, `type` 2, and these
-    arguments as `env_kwargs`.
+    A class of your own that is named as "module:class" is made with the keyword
+    arguments `cameras`, `image_size` and `quality`, and `horizon` where one is asked
+    for; `image_size` is a number, or where cameras differ or are not square, (height,
+    width) or a mapping from cameras to sizes; `env_args` give its `task_id` as
+    `env_name`, `type` 2, and these arguments as `env_kwargs`.
     """
 
     task_id: str
@@ -48,7 +51,8 @@ class TaskEnv(gymnasium.Env[Observation, NDArray[np.float32]], ABC):
     quality: Quality
     #: Control steps after which an episode is truncated.
     horizon: int
-    #: Standard deviation of the noise that an expert's executed actions carry unless told otherwise, action units.
+    #: Standard deviation of the noise that an expert's executed actions carry unless
+    #: told otherwise, action units.
     expert_noise: float = 0.2
     #: The observation keys that a policy uses as proprioception unless told otherwise.
     proprioception: tuple[str, ...]
@@ -56,7 +60,9 @@ class TaskEnv(gymnasium.Env[Observation, NDArray[np.float32]], ABC):
     hands: tuple[str, ...] = ()
 
     @abstractmethod
-    def advance(self, action: NDArray[np.floating[Any]]) -> tuple[float, bool, bool, dict[str, Any]]:
+    def advance(
+        self, action: NDArray[np.floating[Any]]
+    ) -> tuple[float, bool, bool, dict[str, Any]]:
         """Simulate one control step: `(reward, terminated, truncated, info)`, no rendering."""
 
     @abstractmethod
@@ -74,14 +80,17 @@ class TaskEnv(gymnasium.Env[Observation, NDArray[np.float32]], ABC):
     @property
     @abstractmethod
     def env_args(self) -> dict[str, Any]:
-        """What `fibopolicy.envs.from_env_args` needs to make this environment again; stored with every dataset."""
+        """What `fibopolicy.envs.from_env_args` needs to make this environment again;
+        stored with every dataset.
+        """
 
     @abstractmethod
     def success(self) -> bool:
         """Whether the goal is met at this instant."""
 
     def expert_action(self) -> NDArray[np.float32]:
-        """The scripted expert's action at this instant, a function of the simulator's state alone.
+        """The scripted expert's action at this instant, a function of the simulator's
+        state alone.
 
         Raises:
             UserError: the task has no expert.
@@ -89,9 +98,13 @@ class TaskEnv(gymnasium.Env[Observation, NDArray[np.float32]], ABC):
         raise UserError(f"{self.task_id} has no scripted expert to collect from")
 
     def simulation(self) -> tuple[Any, Any]:
-        """MuJoCo's model and data behind this environment, as they are now; a state with another model replaces them."""
+        """MuJoCo's model and data behind this environment, as they are now; a state
+        with another model replaces them.
+        """
         raise LookupError(f"{self.task_id} has no MuJoCo simulation to show")
 
-    def step(self, action: NDArray[np.floating[Any]]) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
+    def step(
+        self, action: NDArray[np.floating[Any]]
+    ) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
         reward, terminated, truncated, info = self.advance(action)
         return self.observe(), reward, terminated, truncated, info

@@ -32,11 +32,14 @@ from fibopolicy.errors import UserError, unknown
 configure_gl()
 try:
     import mujoco  # after its OpenGL has been chosen
-except Exception as error:  # mujoco loads OpenGL at import, and each backend fails with a type of its own
+except (
+    Exception
+) as error:  # mujoco loads OpenGL at import, and each backend fails with a type of its own
     raise no_gl(error) from error
 
 CAMERAS = ("corner2", "gripperPOV")
-#: What of MuJoCo's state the next step depends on; forces from outside are never applied.
+#: What of MuJoCo's state the next step depends on; forces from outside are never
+#: applied.
 _PHYSICS = (
     mujoco.mjtState.mjSTATE_FULLPHYSICS
     | mujoco.mjtState.mjSTATE_WARMSTART
@@ -44,44 +47,59 @@ _PHYSICS = (
     | mujoco.mjtState.mjSTATE_MOCAP_POS
     | mujoco.mjtState.mjSTATE_MOCAP_QUAT
 )
-#: Meta-World's observation: this frame, the previous one, the goal; a frame is hand 3, gripper 1, two objects of 7.
+#: Meta-World's observation: this frame, the previous one, the goal; a frame is hand 3,
+#: gripper 1, two objects of 7.
 FRAME = 18
 
 Vector = NDArray[np.float64]
 
 
 class MetaWorldEnv(TaskEnv):
-    """A task of Meta-World 3: a Sawyer arm whose hand moves in x, y and z and never turns, at 80 Hz.
+    """A task of Meta-World 3: a Sawyer arm whose hand moves in x, y and z and never
+    turns, at 80 Hz.
 
-    Action `(4,)` float32 in [-1, 1]: x, y, z displacement of the hand's target (1 = 1 cm) and the gripper's force (-1 opens,
-    1 closes). Observations: `<camera>_image` uint8 `(H, W, 3)`, upright; float32 `hand_position` `(3,)` metres, `gripper_opening`
-    `(1,)` from 0 to 1 (10 cm between the fingers), `object_state` `(14,)`, position and quaternion of up to two objects and zeros
-    for those that the task lacks, and `goal_position` `(3,)` metres. A policy reads the first two vectors unless told
-    otherwise. The reward is 1 at success and 0 before; `info["shaped_reward"]` is Meta-World's, from 0 to 10. Unlike
-    Meta-World's own, an episode ends when its goal is met.
+    Action `(4,)` float32 in [-1, 1]: x, y, z displacement of the hand's target (1 = 1
+    cm) and the gripper's force (-1 opens, 1 closes). Observations: `<camera>_image`
+    uint8 `(H, W, 3)`, upright; float32 `hand_position` `(3,)` metres, `gripper_opening`
+    `(1,)` from 0 to 1 (10 cm between the fingers), `object_state` `(14,)`, position and
+    quaternion of up to two objects and zeros for those that the task lacks, and
+    `goal_position` `(3,)` metres. A policy reads the first two vectors unless told
+    otherwise. The reward is 1 at success and 0 before; `info["shaped_reward"]` is
+    Meta-World's, from 0 to 10. Unlike Meta-World's own, an episode ends when its goal
+    is met.
 
-    The corner cameras of Meta-World hang upside down: their frames are turned by 180 degrees here. "corner4" is where published
-    image policies commonly move "corner2": nearer, so that small goals can be seen in small frames. In assembly, coffee-button,
-    disassemble, door-lock, door-unlock and sweep Meta-World draws no marker at the goal's place.
+    The corner cameras of Meta-World hang upside down: their frames are turned by 180
+    degrees here. "corner4" is where published image policies commonly move "corner2":
+    nearer, so that small goals can be seen in small frames. In assembly, coffee-button,
+    disassemble, door-lock, door-unlock and sweep Meta-World draws no marker at the
+    goal's place.
 
-    A layout is what `reset` draws: Meta-World's random vector, which with the task gives goal, places of objects and all that
-    Meta-World remembers in an episode. A state is MuJoCo's own, the layout, and the previous frame of Meta-World's observation:
-    episodes go on from it exactly, in any process.
+    A layout is what `reset` draws: Meta-World's random vector, which with the task
+    gives goal, places of objects and all that Meta-World remembers in an episode. A
+    state is MuJoCo's own, the layout, and the previous frame of Meta-World's
+    observation: episodes go on from it exactly, in any process.
 
     Args:
         task_id: "metaworld/<name>", e.g. "metaworld/reach-v3".
-        cameras: the cameras to render, of "topview", "corner", "corner2", "corner3", "corner4", "behindGripper" and "gripperPOV".
-        image_size: pixels, the side of square frames, (height, width), or one of these per camera.
+        cameras: the cameras to render, of "topview", "corner", "corner2", "corner3",
+            "corner4", "behindGripper" and "gripperPOV".
+        image_size: pixels, the side of square frames, (height, width), or one of these
+            per camera.
         quality: "fast" renders without shadows, multisampling and reflections.
         horizon: control steps until truncation.
-        goal_visible: whether frames show the goal's markers, where Meta-World draws them, and `goal_position` tells the goal.
-            Without, it is zeros, as in Meta-World's meta-learning benchmarks.
+        goal_visible: whether frames show the goal's markers, where Meta-World draws
+            them, and `goal_position` tells the goal. Without, it is zeros, as in
+            Meta-World's meta-learning benchmarks.
 
     Raises:
-        UserError: Meta-World is missing or not made for the installed mujoco; no such task, camera or option.
+        UserError: Meta-World is missing or not made for the installed mujoco; no such
+            task, camera or option.
     """
 
-    metadata = {"render_modes": ["rgb_array"], "render_fps": 80}  # noqa: RUF012  (gymnasium's convention)
+    metadata = {  # noqa: RUF012
+        "render_modes": ["rgb_array"],
+        "render_fps": 80,
+    }
     proprioception = ("hand_position", "gripper_opening")
     hands = ("hand_position",)
 
@@ -117,7 +135,8 @@ class MetaWorldEnv(TaskEnv):
         self._policy = _expert(task_id)
         self._renderers = Renderers(self.model, self._sizes)
         self._steps = 0
-        # Everything that Meta-World changes from one episode to the next, as it was made.
+        # Everything that Meta-World changes from one episode to the next, as it was
+        # made.
         self._made = _copies(vars(self._env))
         self._made_places = self.model.body_pos.copy(), self.model.site_pos.copy()
         self._layout: Vector = np.zeros(self._env._random_reset_space.shape)
@@ -125,7 +144,8 @@ class MetaWorldEnv(TaskEnv):
         self._prepare_rendering()
         self.action_space = gymnasium.spaces.Box(-1.0, 1.0, (4,), np.float32)
         spaces: dict[str, gymnasium.Space[Any]] = {
-            f"{camera}_image": gymnasium.spaces.Box(0, 255, (*self._sizes[camera], 3), np.uint8) for camera in self.cameras
+            f"{camera}_image": gymnasium.spaces.Box(0, 255, (*self._sizes[camera], 3), np.uint8)
+            for camera in self.cameras
         }
         spaces |= {
             "hand_position": gymnasium.spaces.Box(-np.inf, np.inf, (3,), np.float32),
@@ -137,27 +157,42 @@ class MetaWorldEnv(TaskEnv):
 
     # The environment contract.
 
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Observation, dict[str, Any]]:
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Observation, dict[str, Any]]:
         """Draw a layout from `seed`, in Meta-World's ranges: the same one whatever ran before."""
         super().reset(seed=seed)
         self._lay_out(self._draw())
-        # Restored, so that this episode and its replays from the stored start are one and the same.
+        # Restored, so that this episode and its replays from the stored start are one
+        # and the same.
         obs = self._restore(self._vector())
         return obs, {"success": self.success()}
 
-    def advance(self, action: NDArray[np.floating[Any]]) -> tuple[float, bool, bool, dict[str, Any]]:
+    def advance(
+        self, action: NDArray[np.floating[Any]]
+    ) -> tuple[float, bool, bool, dict[str, Any]]:
         command = np.asarray(action, dtype=np.float64)
         if command.shape != (4,) or not np.isfinite(command).all():
-            raise UserError(f"{self.task_id} takes 4 finite actions in [-1, 1], got {np.asarray(action).tolist()}")
+            raise UserError(
+                f"{self.task_id} takes 4 finite actions in [-1, 1], got"
+                f" {np.asarray(action).tolist()}"
+            )
         self._previous = self._env._prev_obs
         _, reward, _, _, info = self._env.step(np.clip(command, -1, 1).astype(np.float32))
         self._steps += 1
         success = bool(info["success"])
-        return float(success), success, self._steps >= self.horizon, {"success": success, "shaped_reward": float(reward)}
+        return (
+            float(success),
+            success,
+            self._steps >= self.horizon,
+            {"success": success, "shaped_reward": float(reward)},
+        )
 
     def observe(self) -> Observation:
         seen = self.metaworld_observation()
-        observation: Observation = {f"{camera}_image": self.render_camera(camera) for camera in self.cameras}
+        observation: Observation = {
+            f"{camera}_image": self.render_camera(camera) for camera in self.cameras
+        }
         observation["hand_position"] = seen[:3].astype(np.float32)
         observation["gripper_opening"] = seen[3:4].astype(np.float32)
         observation["object_state"] = seen[4:FRAME].astype(np.float32)
@@ -168,18 +203,23 @@ class MetaWorldEnv(TaskEnv):
         return SimState(_model_text(self.task_id, self._env.fullpath), self._vector())
 
     def set_state(self, state: SimState) -> Observation:
-        """Restore an instant exactly and start counting steps from 0; returns its observation.
+        """Restore an instant exactly and start counting steps from 0; returns its
+        observation.
 
         Raises:
             UserError: the state is of another task, or not as wide as this task's.
         """
         name = re.search(r'<mujoco model="([^"]*)"', state.model[:1000])
         if name is None or name[1] != self.task_id:
-            raise UserError(f"a state of {name[1] if name else 'an unknown model'} does not fit {self.task_id}")
+            raise UserError(
+                f"a state of {name[1] if name else 'an unknown model'} does not fit {self.task_id}"
+            )
         vector = np.ascontiguousarray(state.state, dtype=np.float64)
         width = mujoco.mj_stateSize(self.model, _PHYSICS) + self._layout.size + FRAME
         if vector.shape != (width,) or not np.isfinite(vector).all():
-            raise UserError(f"a state of {self.task_id} is {width} finite numbers, got shape {vector.shape}")
+            raise UserError(
+                f"a state of {self.task_id} is {width} finite numbers, got shape {vector.shape}"
+            )
         layout = vector[-FRAME - self._layout.size : -FRAME]
         if not np.array_equal(layout, self._layout):
             self._lay_out(layout)
@@ -195,12 +235,20 @@ class MetaWorldEnv(TaskEnv):
             "goal_visible": self.goal_visible,
         }
         # robomimic's number for a gymnasium environment is 2.
-        return {"env_name": self.task_id, "env_version": metaworld_version(), "type": 2, "env_kwargs": kwargs}
+        return {
+            "env_name": self.task_id,
+            "env_version": metaworld_version(),
+            "type": 2,
+            "env_kwargs": kwargs,
+        }
 
     def expert_action(self) -> NDArray[np.float32]:
-        """Meta-World's scripted policy; none of the 50 keeps a memory. It sees the goal whether or not `goal_visible`."""
+        """Meta-World's scripted policy; none of the 50 keeps a memory. It sees the goal
+        whether or not `goal_visible`.
+        """
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # it says so whenever it asks for more than the action's limit
+            # it says so whenever it asks for more than the action's limit
+            warnings.simplefilter("ignore")
             action = self._policy.get_action(self.metaworld_observation())
         clipped: NDArray[np.float32] = np.clip(action, -1, 1).astype(np.float32)
         return clipped
@@ -221,7 +269,9 @@ class MetaWorldEnv(TaskEnv):
     def metaworld_observation(self) -> Vector:
         """Meta-World's own observation of this instant with the goal in it, `(39,)` float64."""
         env = self._env
-        seen = np.hstack((env._get_curr_obs_combined_no_goal(), self._previous, env._get_pos_goal()))
+        seen = np.hstack(
+            (env._get_curr_obs_combined_no_goal(), self._previous, env._get_pos_goal())
+        )
         space = env.sawyer_observation_space
         clipped: Vector = np.clip(seen, space.low, space.high)
         return clipped
@@ -252,19 +302,24 @@ class MetaWorldEnv(TaskEnv):
 
         def same_again() -> Vector:
             if next(asked) > 9:  # Meta-World asks twice; a task that goes on asking has rejected it
-                raise UserError(f"{self.task_id} cannot be laid out as this state says: {layout.tolist()}")
+                raise UserError(
+                    f"{self.task_id} cannot be laid out as this state says: {layout.tolist()}"
+                )
             return layout.copy()
 
         env._get_state_rand_vec = same_again
         env.reset()
-        # Meta-World moves bodies after its last look at them: bring everything up to this instant.
+        # Meta-World moves bodies after its last look at them: bring everything up to
+        # this instant.
         mujoco.mj_forward(self.model, self.data)
         self._previous = env._get_curr_obs_combined_no_goal()
         self.success()  # two tasks remember something of the first evaluation
         self._layout = layout.copy()
 
     def _start_afresh(self) -> Any:
-        """Meta-World's environment as it was made: its layouts depend on what the episode before left behind."""
+        """Meta-World's environment as it was made: its layouts depend on what the
+        episode before left behind.
+        """
         vars(self._env).clear()
         vars(self._env).update(_copies(self._made))
         self.model.body_pos[:], self.model.site_pos[:] = self._made_places
@@ -283,7 +338,8 @@ class MetaWorldEnv(TaskEnv):
         mujoco.mj_resetData(self.model, self.data)
         mujoco.mj_setState(self.model, self.data, physics, _PHYSICS)
         mujoco.mj_forward(self.model, self.data)
-        # mj_forward refreshes what the solver starts from; the stored values are the ones that continue the run exactly.
+        # mj_forward refreshes what the solver starts from; the stored values are the
+        # ones that continue the run exactly.
         mujoco.mj_setState(self.model, self.data, physics, _PHYSICS)
         self._previous = vector[-FRAME:].copy()
         self._env._prev_obs = self._env._get_curr_obs_combined_no_goal()
@@ -302,7 +358,11 @@ class MetaWorldEnv(TaskEnv):
                     model.site_rgba[i, 3] = 0
         # Those that stand in the room and whose upper edge points down.
         up = model.cam_mat0.reshape(-1, 3, 3)[:, 2, 1]
-        self._upside_down = {model.camera(i).name for i in range(model.ncam) if model.cam_bodyid[i] == 0 and up[i] < -0.1}
+        self._upside_down = {
+            model.camera(i).name
+            for i in range(model.ncam)
+            if model.cam_bodyid[i] == 0 and up[i] < -0.1
+        }
 
 
 def _make(task_id: str) -> Any:
@@ -326,14 +386,22 @@ def _expert(task_id: str) -> Any:
 
 
 def _copies(attributes: Mapping[str, Any]) -> dict[str, Any]:
-    """Attributes with the values that could be changed in place copied; views into MuJoCo's data stay what they are."""
-    own = {k for k, v in attributes.items() if isinstance(v, dict) or (isinstance(v, np.ndarray) and v.flags.owndata)}
+    """Attributes with the values that could be changed in place copied; views into
+    MuJoCo's data stay what they are.
+    """
+    own = {
+        k
+        for k, v in attributes.items()
+        if isinstance(v, dict) or (isinstance(v, np.ndarray) and v.flags.owndata)
+    }
     return {key: deepcopy(value) if key in own else value for key, value in attributes.items()}
 
 
 @functools.cache
 def _model_text(task_id: str, path: str) -> str:
-    """The task's MJCF, named after it; its files lie in the metaworld package, relative to `assets/sawyer_xyz`."""
+    """The task's MJCF, named after it; its files lie in the metaworld package, relative
+    to `assets/sawyer_xyz`.
+    """
     spec = mujoco.MjSpec.from_file(path)
     spec.modelname = task_id
     spec.compile()

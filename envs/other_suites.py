@@ -1,4 +1,6 @@
-"""Tasks of simulators that fibopolicy does not run: whose a name is, and which task names it can make."""
+"""Tasks of simulators that fibopolicy does not run: whose a name is, and which task
+names it can make.
+"""
 
 from __future__ import annotations
 
@@ -27,15 +29,16 @@ _MARKS: Mapping[str, frozenset[str]] = {
 #: Tasks of robosuite 1.5, without importing it.
 # fmt: off
 ROBOSUITE_NAMES = frozenset({
-    "Door", "Lift", "NutAssembly", "NutAssemblyRound", "NutAssemblySingle", "NutAssemblySquare", "PickPlace", "PickPlaceBread",
-    "PickPlaceCan", "PickPlaceCereal", "PickPlaceMilk", "PickPlaceSingle", "Stack", "ToolHang", "TwoArmHandover", "TwoArmLift",
+    "Door", "Lift", "NutAssembly", "NutAssemblyRound", "NutAssemblySingle", "NutAssemblySquare", "PickPlace", "PickPlaceBread",  # noqa: E501
+    "PickPlaceCan", "PickPlaceCereal", "PickPlaceMilk", "PickPlaceSingle", "Stack", "ToolHang", "TwoArmHandover", "TwoArmLift",  # noqa: E501
     "TwoArmPegInHole", "TwoArmTransport", "Wipe",
 })
 # fmt: on
 
 
 def other_suite(name: str, kwargs: Mapping[str, Any] | None = None) -> str | None:
-    """The suite, among those that fibopolicy does not run, that a task belongs to; `None` where it is none of theirs.
+    """The suite, among those that fibopolicy does not run, that a task belongs to;
+    `None` where it is none of theirs.
 
     Args:
         name: the task's name, with or without "robosuite/".
@@ -47,12 +50,15 @@ def other_suite(name: str, kwargs: Mapping[str, Any] | None = None) -> str | Non
         if marks & (kwargs or {}).keys():
             return suite
     short = name.removeprefix("robosuite/")
-    return next((suite for suite, pattern in OTHER_SUITES.items() if pattern.fullmatch(short)), None)
+    return next(
+        (suite for suite, pattern in OTHER_SUITES.items() if pattern.fullmatch(short)), None
+    )
 
 
 def of_other_suite(name: str, suite: str) -> str:
     """One line that says whose task it is and what to do."""
     return (
-        f"task {name!r} is {suite}'s, which fibopolicy does not run: training on its data works, but to roll the policy out call"
-        f" its method act in {suite}'s simulator, or write <module>:<class> of a TaskEnv of yours as env_name into the env_args"
+        f"task {name!r} is {suite}'s, which fibopolicy does not run: training on its data works,"
+        f" but to roll the policy out call its method act in {suite}'s simulator, or write"
+        " <module>:<class> of a TaskEnv of yours as env_name into the env_args"
     )

@@ -19,7 +19,8 @@ from fibopolicy.envs.versions import warn_of_versions
 from fibopolicy.errors import UserError, unknown
 from fibopolicy.utils.imports import import_object, is_import_path
 
-#: Built-in tasks: id -> "module:class". They are also registered with gymnasium under the same ids.
+#: Built-in tasks: id -> "module:class". They are also registered with gymnasium under
+#: the same ids.
 BUILT_IN: Mapping[str, str] = {
     "fibopolicy/Lift-v0": "fibopolicy.envs.tabletop.lift:Lift",
     "fibopolicy/Push-v0": "fibopolicy.envs.tabletop.push:Push",
@@ -48,8 +49,9 @@ def task_ids() -> tuple[str, ...]:
 def resolve(name: str) -> str:
     """The full id for a task's name.
 
-    "Lift-v0" and "lift" are short for "fibopolicy/Lift-v0", "reach-v3" and "button-press" for Meta-World's tasks; a name
-    that several have is the built-in task's. "module:class" names a `TaskEnv` of the user's own, which `make` imports.
+    "Lift-v0" and "lift" are short for "fibopolicy/Lift-v0", "reach-v3" and
+    "button-press" for Meta-World's tasks; a name that several have is the built-in
+    task's. "module:class" names a `TaskEnv` of the user's own, which `make` imports.
 
     Raises:
         UserError: no such task, with the nearest match suggested.
@@ -70,10 +72,12 @@ def resolve(name: str) -> str:
 
 
 def make(task: str, **options: Any) -> TaskEnv:
-    """Make a task's environment; `options` are its constructor's (cameras, image_size, quality, ...).
+    """Make a task's environment; `options` are its constructor's (cameras, image_size,
+    quality, ...).
 
     Raises:
-        UserError: no such task; one of the user's own is no `TaskEnv` or cannot be imported; an unknown option.
+        UserError: no such task; one of the user's own is no `TaskEnv` or cannot be
+            imported; an unknown option.
     """
     task_id = resolve(task)
     if is_import_path(task_id):
@@ -87,11 +91,15 @@ def make(task: str, **options: Any) -> TaskEnv:
 
 
 def is_heavy(task_id: str) -> bool:
-    """Whether one simulator of a task may fill a core: robosuite's do, and one of the user's own may."""
+    """Whether one simulator of a task may fill a core: robosuite's do, and one of the
+    user's own may.
+    """
     return task_id.startswith("robosuite/") or is_import_path(task_id)
 
 
-def _construct(found: Callable[..., Any], task_id: str, options: Mapping[str, Any], takes: str = "") -> TaskEnv:
+def _construct(
+    found: Callable[..., Any], task_id: str, options: Mapping[str, Any], takes: str = ""
+) -> TaskEnv:
     try:
         return cast(TaskEnv, found(**options))
     except TypeError as error:
@@ -106,7 +114,9 @@ def _own(name: str) -> type[TaskEnv]:
     if not (isinstance(found, type) and issubclass(found, TaskEnv)):
         raise UserError(f"task {name}: expected a class derived from fibopolicy.envs.TaskEnv")
     if missing := sorted(found.__abstractmethods__):
-        raise UserError(f"task {name}: its class lacks {', '.join(missing)}; see fibopolicy.envs.TaskEnv")
+        raise UserError(
+            f"task {name}: its class lacks {', '.join(missing)}; see fibopolicy.envs.TaskEnv"
+        )
     return found
 
 
@@ -115,47 +125,72 @@ def _named(env: TaskEnv, task_id: str) -> TaskEnv:
     try:
         env.task_id = task_id
     except AttributeError as error:
-        raise UserError(f"task {task_id}: its task_id must be an attribute that can be set, not a property") from error
+        raise UserError(
+            f"task {task_id}: its task_id must be an attribute that can be set, not a property"
+        ) from error
     if missing := [name for name in TaskEnv.__annotations__ if not hasattr(env, name)]:
-        raise UserError(f"task {task_id}: its class lacks {', '.join(missing)}; see fibopolicy.envs.TaskEnv")
+        raise UserError(
+            f"task {task_id}: its class lacks {', '.join(missing)}; see fibopolicy.envs.TaskEnv"
+        )
     told = env.env_args
     if not isinstance(told, dict) or not {"env_name", "type", "env_kwargs"} <= told.keys():
-        raise UserError(f"task {task_id}: its env_args must be a dict with env_name, type and env_kwargs, got {told!r}"[:300])
+        raise UserError(
+            f"task {task_id}: its env_args must be a dict with env_name, type and env_kwargs, got {told!r}"[  # noqa: E501
+                :300
+            ]
+        )
     if told["env_name"] != task_id or told["type"] == 1:
         raise UserError(
-            f"task {task_id}: its env_args name {told['env_name']!r} of type {told['type']!r}, which is another task;"
-            " override them with self.task_id and type 2"
+            f"task {task_id}: its env_args name {told['env_name']!r} of type {told['type']!r},"
+            " which is another task; override them with self.task_id and type 2"
         )
     try:
         json.dumps(told)
     except TypeError as error:
-        raise UserError(f"task {task_id}: its env_args cannot be stored as JSON: {error}") from error
+        raise UserError(
+            f"task {task_id}: its env_args cannot be stored as JSON: {error}"
+        ) from error
     return env
 
 
 def check_observation(env: TaskEnv, obs: Observation) -> None:
-    """Raise `UserError` where an observation is not what `TaskEnv` promises, before hours of it are recorded."""
+    """Raise `UserError` where an observation is not what `TaskEnv` promises, before
+    hours of it are recorded.
+    """
     for key, value in obs.items():
         array = np.asarray(value)
         expected = "uint8 (H, W, 3)" if key.endswith("_image") else "float (D,)"
         image = array.dtype == np.uint8 and array.ndim == 3 and array.shape[2] == 3
-        vector = np.issubdtype(array.dtype, np.floating) and array.ndim == 1 and isinstance(value, np.ndarray)
+        vector = (
+            np.issubdtype(array.dtype, np.floating)
+            and array.ndim == 1
+            and isinstance(value, np.ndarray)
+        )
         if not (image if key.endswith("_image") else vector):
-            raise UserError(f"{env.task_id}: observation {key} is {array.dtype} {array.shape}, expected {expected}")
+            raise UserError(
+                f"{env.task_id}: observation {key} is {array.dtype} {array.shape}, expected"
+                f" {expected}"
+            )
     if lacking := [key for key in (*env.proprioception, *env.hands) if key not in obs]:
-        raise UserError(f"{env.task_id}: its observations lack {', '.join(lacking)}, which it calls proprioception or hands")
+        raise UserError(
+            f"{env.task_id}: its observations lack {', '.join(lacking)}, which it calls"
+            " proprioception or hands"
+        )
 
 
 def unavailable(env_args: Mapping[str, Any]) -> str | None:
-    """Why no environment can be made of a dataset's `env_args`, in one line; `None` where it can be tried.
+    """Why no environment can be made of a dataset's `env_args`, in one line; `None`
+    where it can be tried.
 
-    No simulator is imported: whether robosuite is installed and has the task is found out by `from_env_args`.
+    No simulator is imported: whether robosuite is installed and has the task is found
+    out by `from_env_args`.
     """
     kind, name = env_args.get("type"), env_args.get("env_name")
     if name is None:
         return (
-            "the data name no task, so that nothing can be simulated: write the attribute env_args into the file's group data,"
-            ' for robosuite\'s Lift the JSON {"env_name": "Lift", "type": 1, "env_kwargs": {"robots": ["Panda"]}}'
+            "the data name no task, so that nothing can be simulated: write the attribute env_args"
+            ' into the file\'s group data, for robosuite\'s Lift the JSON {"env_name": "Lift",'
+            ' "type": 1, "env_kwargs": {"robots": ["Panda"]}}'
         )
     if is_import_path(str(name)) or name in BUILT_IN or str(name).startswith("metaworld/"):
         return None
@@ -164,25 +199,31 @@ def unavailable(env_args: Mapping[str, Any]) -> str | None:
     if kind == 1:
         return None
     return (
-        f"env_args name task {name!r} of type {kind!r}, which is neither built in nor Meta-World's nor robosuite's (type 1)"
-        " nor <module>:<class> of a task of your own"
+        f"env_args name task {name!r} of type {kind!r}, which is neither built in nor Meta-World's"
+        " nor robosuite's (type 1) nor <module>:<class> of a task of your own"
     )
 
 
 def is_known(env_args: Mapping[str, Any]) -> bool:
-    """Whether `env_args` name a task that this library has, so that a command that simulates it may be recommended."""
-    robosuite = env_args.get("type") == 1 and not is_import_path(name := str(env_args.get("env_name")))
+    """Whether `env_args` name a task that this library has, so that a command that
+    simulates it may be recommended.
+    """
+    robosuite = env_args.get("type") == 1 and not is_import_path(
+        name := str(env_args.get("env_name"))
+    )
     return unavailable(env_args) is None and (not robosuite or name in ROBOSUITE_NAMES)
 
 
 def from_env_args(env_args: Mapping[str, Any], **overrides: Any) -> TaskEnv:
     """The environment that a dataset's `env_args` describe.
 
-    `overrides` replace single options, e.g. `cameras` or `image_size`. Robosuite's datasets have type 1 and its own
-    `env_name` and `env_kwargs`; ours carry a task id. A file without images names no camera, and gets the task's own.
+    `overrides` replace single options, e.g. `cameras` or `image_size`. Robosuite's
+    datasets have type 1 and its own `env_name` and `env_kwargs`; ours carry a task id.
+    A file without images names no camera, and gets the task's own.
 
     Raises:
-        UserError: no task is named, or it is one that this library cannot make, see `unavailable`.
+        UserError: no task is named, or it is one that this library cannot make, see
+            `unavailable`.
     """
     if (reason := unavailable(env_args)) is not None:
         raise UserError(reason)

@@ -23,7 +23,8 @@ INSTALL_GL = {
     "osmesa": "apt-get install -y libosmesa6",
 }
 
-#: full: the simulator's own lights, shadows and multisampling. fast: none of them, many times quicker in software.
+#: full: the simulator's own lights, shadows and multisampling. fast: none of them, many
+#: times quicker in software.
 Quality = Literal["full", "fast"]
 #: Pixels: the side of square frames, (height, width), or one of these per camera.
 ImageSize = int | Sequence[int] | Mapping[str, int | Sequence[int]]
@@ -33,24 +34,32 @@ DEFAULT_IMAGE_SIZE = 84
 
 
 def configure_gl() -> None:
-    """Choose a headless OpenGL before mujoco is imported: on Linux EGL, unless MUJOCO_GL says otherwise.
+    """Choose a headless OpenGL before mujoco is imported: on Linux EGL, unless
+    MUJOCO_GL says otherwise.
 
-    An empty MUJOCO_GL counts as unset. EGL draws without a display and beside one, and gives the same frames: a DISPLAY, which
-    may name a server that cannot be reached, changes nothing.
+    An empty MUJOCO_GL counts as unset. EGL draws without a display and beside one, and
+    gives the same frames: a DISPLAY, which may name a server that cannot be reached,
+    changes nothing.
 
-    Software rendering of small frames is fastest on one thread per process, so that is the default as well.
+    Software rendering of small frames is fastest on one thread per process, so that is
+    the default as well.
     """
     if not os.environ.get("MUJOCO_GL") and sys.platform == "linux":
         os.environ["MUJOCO_GL"] = "egl"
-    # Somebody may have imported mujoco first, and it settled for a window system: robosuite sets MUJOCO_GL only afterwards. It
-    # is not reloaded where that would fail: the first frame says why.
-    chosen, module = os.environ.get("MUJOCO_GL", "").strip().lower(), sys.modules.get("mujoco.gl_context")
+    # Somebody may have imported mujoco first, and it settled for a window system:
+    # robosuite sets MUJOCO_GL only afterwards. It is not reloaded where that would
+    # fail: the first frame says why.
+    chosen, module = (
+        os.environ.get("MUJOCO_GL", "").strip().lower(),
+        sys.modules.get("mujoco.gl_context"),
+    )
     settled = getattr(module, "GLContext", type).__module__ == f"mujoco.{chosen}"
     if module is not None and chosen in INSTALL_GL and not settled and not _contradiction():
         importlib.reload(module)
     os.environ.setdefault("LP_NUM_THREADS", "0")
-    # Mesa's software renderer brings LLVM's symbols into the process for all to see; a Triton loaded after it (torch
-    # does so when it makes an optimiser) binds to them and crashes. Loaded before it, both work.
+    # Mesa's software renderer brings LLVM's symbols into the process for all to see; a
+    # Triton loaded after it (torch does so when it makes an optimiser) binds to them
+    # and crashes. Loaded before it, both work.
     if importlib.util.find_spec("triton"):
         with contextlib.suppress(ImportError):
             importlib.import_module("triton._C.libtriton")
@@ -72,8 +81,8 @@ class FrameSizes:
     """The size of each camera's frames.
 
     Args:
-        image_size: pixels, the side of square frames, (height, width), or a mapping from each camera to one of these. A
-            mapping may name more cameras.
+        image_size: pixels, the side of square frames, (height, width), or a mapping
+            from each camera to one of these. A mapping may name more cameras.
         cameras: the cameras in use.
 
     Raises:
@@ -84,7 +93,10 @@ class FrameSizes:
         if isinstance(image_size, Mapping):
             if missing := [camera for camera in cameras if camera not in image_size]:
                 known = ", ".join(image_size) or "no camera"
-                raise UserError(f"image_size gives no size for {', '.join(missing)}, but for {known}; give one for each camera")
+                raise UserError(
+                    f"image_size gives no size for {', '.join(missing)}, but for {known}; give one"
+                    " for each camera"
+                )
             self._sizes = {camera: _size(image_size[camera]) for camera in cameras}
             self._others = next(iter(self._sizes.values()), _size(DEFAULT_IMAGE_SIZE))
         else:
@@ -117,16 +129,25 @@ class FrameSizes:
         def short(size: tuple[int, int]) -> int | list[int]:
             return size[0] if size[0] == size[1] else list(size)
 
-        return short(self.shared) if self.shared else {camera: short(size) for camera, size in self._sizes.items()}
+        return (
+            short(self.shared)
+            if self.shared
+            else {camera: short(size) for camera, size in self._sizes.items()}
+        )
 
 
 def _size(given: int | Sequence[int]) -> tuple[int, int]:
-    sides = given if isinstance(given, Sequence) and not isinstance(given, str) and len(given) == 2 else (given, given)
+    sides = (
+        given
+        if isinstance(given, Sequence) and not isinstance(given, str) and len(given) == 2
+        else (given, given)
+    )
     try:
         height, width = (operator.index(side) for side in sides)  # type: ignore[arg-type]
     except TypeError as error:
         raise UserError(
-            f"image_size must be a number of pixels, (height, width), or one of these per camera, got {given!r}"
+            "image_size must be a number of pixels, (height, width), or one of these per camera,"
+            f" got {given!r}"
         ) from error
     if not (8 <= height <= MAX_IMAGE_SIZE and 8 <= width <= MAX_IMAGE_SIZE):
         raise UserError(f"image_size must be between 8 and {MAX_IMAGE_SIZE} pixels, got {given}")
@@ -141,21 +162,28 @@ def no_gl(error: BaseException) -> UserError:
     backend = os.environ.get("MUJOCO_GL", "unset")
     command = INSTALL_GL.get(backend, INSTALL_GL["egl"])
     return UserError(
-        f"cannot render: no OpenGL context could be made (MUJOCO_GL={backend}; {type(error).__name__}: {reason});"
-        f" install the libraries with `{command}` or set MUJOCO_GL to egl or osmesa"
+        f"cannot render: no OpenGL context could be made (MUJOCO_GL={backend};"
+        f" {type(error).__name__}: {reason}); install the libraries with `{command}` or set"
+        " MUJOCO_GL to egl or osmesa"
     )
 
 
 def _contradiction() -> str:
-    """What is wrong with PYOPENGL_PLATFORM, which must name the same OpenGL as MUJOCO_GL; else empty."""
-    chosen, platform = (os.environ.get(name, "").strip() for name in ("MUJOCO_GL", "PYOPENGL_PLATFORM"))
+    """What is wrong with PYOPENGL_PLATFORM, which must name the same OpenGL as
+    MUJOCO_GL; else empty.
+    """
+    chosen, platform = (
+        os.environ.get(name, "").strip() for name in ("MUJOCO_GL", "PYOPENGL_PLATFORM")
+    )
     if not platform or chosen.lower() not in INSTALL_GL or platform.lower() == chosen.lower():
         return ""
     return f"PYOPENGL_PLATFORM={platform} contradicts MUJOCO_GL={chosen}; unset PYOPENGL_PLATFORM"
 
 
 class Renderers:
-    """Draws an `MjModel` with a `mujoco.Renderer` per size, made when it is needed and closed at exit at the latest."""
+    """Draws an `MjModel` with a `mujoco.Renderer` per size, made when it is needed and
+    closed at exit at the latest.
+    """
 
     def __init__(self, model: Any, sizes: FrameSizes) -> None:
         self._model, self._sizes = model, sizes
@@ -163,7 +191,8 @@ class Renderers:
         model.vis.global_.offheight, model.vis.global_.offwidth = sizes.largest
 
     def render(self, data: Any, camera: str) -> NDArray[np.uint8]:
-        """The present instant of `data`, an `MjData` of the model: uint8 `(height, width, 3)`.
+        """The present instant of `data`, an `MjData` of the model: uint8 `(height,
+        width, 3)`.
 
         Raises:
             UserError: no OpenGL context can be made.
@@ -187,7 +216,9 @@ class Renderers:
 
 
 def renderer_name() -> str:
-    """What drew the last frame of this process, e.g. "llvmpipe (LLVM 15.0.6, 256 bits) through egl"."""
+    """What drew the last frame of this process, e.g. "llvmpipe (LLVM 15.0.6, 256 bits)
+    through egl".
+    """
     from OpenGL import GL
 
     name = GL.glGetString(GL.GL_RENDERER)
@@ -205,8 +236,9 @@ _open: weakref.WeakSet[_Closes] = weakref.WeakSet()
 def close_at_exit(renderer: _Closes) -> None:
     """Close a renderer when the interpreter exits, should nobody have done so before.
 
-    Exit hooks run last in, first out: registered once the first renderer exists, this one runs before mujoco's own hook
-    takes the display away, after which closing would print a traceback.
+    Exit hooks run last in, first out: registered once the first renderer exists, this
+    one runs before mujoco's own hook takes the display away, after which closing would
+    print a traceback.
     """
     if not _open:
         atexit.unregister(_close_open)

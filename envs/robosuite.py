@@ -33,44 +33,52 @@ from fibopolicy.utils.files import provide_caches
 
 configure_gl()  # before anything imports mujoco, robosuite included
 
-#: What files say of rendering, episodes and seeds, in robosuite's and robomimic's words. Here this class decides them.
+#: What files say of rendering, episodes and seeds, in robosuite's and robomimic's words. Here this class decides them.  # noqa: E501
 # fmt: off
 _DECIDED_HERE = {
-    "has_renderer", "has_offscreen_renderer", "use_camera_obs", "camera_names", "camera_heights", "camera_widths",
-    "camera_depths", "camera_segmentations", "ignore_done", "hard_reset", "horizon", "seed", "renderer",
-    "renderer_config", "render_camera", "render_collision_mesh", "render_visual_mesh", "render_gpu_device_id", "render",
-    "render_offscreen", "use_image_obs", "use_depth_obs", "postprocess_visual_obs", "gripper_visualization",
+    "has_renderer", "has_offscreen_renderer", "use_camera_obs", "camera_names", "camera_heights", "camera_widths",  # noqa: E501
+    "camera_depths", "camera_segmentations", "ignore_done", "hard_reset", "horizon", "seed", "renderer",  # noqa: E501
+    "renderer_config", "render_camera", "render_collision_mesh", "render_visual_mesh", "render_gpu_device_id", "render",  # noqa: E501
+    "render_offscreen", "use_image_obs", "use_depth_obs", "postprocess_visual_obs", "gripper_visualization",  # noqa: E501
     "gripper_visualizations",
 }
 # fmt: on
 
 
 class RobosuiteEnv(TaskEnv):
-    """A task of robosuite 1.5: from its own settings, or from those that a dataset's `env_args` describe.
+    """A task of robosuite 1.5: from its own settings, or from those that a dataset's
+    `env_args` describe.
 
-    Observations: `<camera>_image` uint8 `(H, W, 3)`, upright, and all of robosuite's vectors of this instant as float32, e.g.
-    `robot0_eef_pos` `(3,)` metres, `robot0_eef_quat` `(4,)` xyzw, `robot0_gripper_qpos` `(2,)` metres, `cube_pos`.
-    Actions are robosuite's: for the Panda's default controller `(7,)`, position (1 = 5 cm), rotation (1 = 0.5 rad) and gripper
-    (-1 open, 1 closed). An absolute controller takes metres and radians, and its action space is unbounded.
+    Observations: `<camera>_image` uint8 `(H, W, 3)`, upright, and all of robosuite's
+    vectors of this instant as float32, e.g. `robot0_eef_pos` `(3,)` metres,
+    `robot0_eef_quat` `(4,)` xyzw, `robot0_gripper_qpos` `(2,)` metres, `cube_pos`.
+    Actions are robosuite's: for the Panda's default controller `(7,)`, position (1 = 5
+    cm), rotation (1 = 0.5 rad) and gripper (-1 open, 1 closed). An absolute controller
+    takes metres and radians, and its action space is unbounded.
 
-    A state is robosuite's and robomimic's: time, joint positions, joint velocities. It holds no controller's memory, so
-    `set_state` starts the controllers afresh: everything that follows is exactly repeatable, from `reset` too. An instant in the
-    middle of a grasp loses one thing: the gripper's command, which robosuite ramps over 5 control steps, starts from its middle.
+    A state is robosuite's and robomimic's: time, joint positions, joint velocities. It
+    holds no controller's memory, so `set_state` starts the controllers afresh:
+    everything that follows is exactly repeatable, from `reset` too. An instant in the
+    middle of a grasp loses one thing: the gripper's command, which robosuite ramps over
+    5 control steps, starts from its middle.
 
     Args:
         task_id: "robosuite/" and the task's name, e.g. "robosuite/Lift".
-        cameras: the cameras to render, by default the task's in `robosuite_tasks`; fewer are faster, and none needs no OpenGL.
-        image_size: pixels, the side of square frames, (height, width), or one of these per camera.
+        cameras: the cameras to render, by default the task's in `robosuite_tasks`;
+            fewer are faster, and none needs no OpenGL.
+        image_size: pixels, the side of square frames, (height, width), or one of these
+            per camera.
         quality: "fast" renders without shadows, reflections and multisampling.
         horizon: control steps until truncation, by default the task's.
-        options: passed to `robosuite.make`, e.g. `robots` (by default the task's), `controller_configs` (of any generation),
-            `control_freq`.
+        options: passed to `robosuite.make`, e.g. `robots` (by default the task's),
+            `controller_configs` (of any generation), `control_freq`.
 
     Raises:
-        UserError: robosuite is missing; no such task, robot, controller, camera or option.
+        UserError: robosuite is missing; no such task, robot, controller, camera or
+            option.
     """
 
-    metadata = {"render_modes": ["rgb_array"]}  # noqa: RUF012  (gymnasium's convention)
+    metadata = {"render_modes": ["rgb_array"]}  # noqa: RUF012
     expert_noise = 0.1  # 5 mm and 0.05 rad per control step
     proprioception: tuple[str, ...] = ("robot0_eef_pos", "robot0_eef_quat", "robot0_gripper_qpos")
 
@@ -108,39 +116,58 @@ class RobosuiteEnv(TaskEnv):
 
         sensors = self._vectors()
         prefixes = [robot.robot_model.naming_prefix for robot in self._env.robots]
-        hands = [f"{p}{arm}" for p in prefixes for arm in ("", "right_", "left_") if f"{p}{arm}eef_pos" in sensors]
+        hands = [
+            f"{p}{arm}"
+            for p in prefixes
+            for arm in ("", "right_", "left_")
+            if f"{p}{arm}eef_pos" in sensors
+        ]
         self.hands = tuple(f"{hand}eef_pos" for hand in hands)
-        self.proprioception = tuple(f"{hand}{key}" for hand in hands for key in ("eef_pos", "eef_quat", "gripper_qpos"))
+        self.proprioception = tuple(
+            f"{hand}{key}" for hand in hands for key in ("eef_pos", "eef_quat", "gripper_qpos")
+        )
         limit = np.inf if _absolute(self._options["controller_configs"]) else 1.0
         self.action_space = gymnasium.spaces.Box(-limit, limit, (self._env.action_dim,), np.float32)
         spaces: dict[str, gymnasium.Space[Any]] = {
-            f"{camera}_image": gymnasium.spaces.Box(0, 255, (*self._sizes[camera], 3), np.uint8) for camera in self.cameras
+            f"{camera}_image": gymnasium.spaces.Box(0, 255, (*self._sizes[camera], 3), np.uint8)
+            for camera in self.cameras
         }
-        spaces |= {key: gymnasium.spaces.Box(-np.inf, np.inf, value.shape, np.float32) for key, value in sensors.items()}
+        spaces |= {
+            key: gymnasium.spaces.Box(-np.inf, np.inf, value.shape, np.float32)
+            for key, value in sensors.items()
+        }
         self.observation_space = cast("gymnasium.Space[Observation]", gymnasium.spaces.Dict(spaces))
 
     @classmethod
     def from_env_args(cls, env_args: Mapping[str, Any], **overrides: Any) -> Self:
-        """The environment that a robomimic file's `env_args` describe, of any robosuite from 1.0 to 1.5.
+        """The environment that a robomimic file's `env_args` describe, of any robosuite
+        from 1.0 to 1.5.
 
-        `overrides` replace single arguments of the constructor, e.g. `cameras`, `image_size`, `quality` or `horizon`.
+        `overrides` replace single arguments of the constructor, e.g. `cameras`,
+        `image_size`, `quality` or `horizon`.
 
         Raises:
-            UserError: the `env_args` are not robosuite's, or name what the installed robosuite lacks.
+            UserError: the `env_args` are not robosuite's, or name what the installed
+                robosuite lacks.
         """
         import_robosuite()
         if env_args.get("type") != 1 or not isinstance(env_args.get("env_name"), str):
-            raise UserError(f"env_args of robosuite have type 1 and an env_name, got {dict(env_args)}"[:300])
+            raise UserError(
+                f"env_args of robosuite have type 1 and an env_name, got {dict(env_args)}"[:300]
+            )
         warn_of_versions(env_args)
         kwargs = dict(env_args.get("env_kwargs") or {})
         arguments = {key: value for key, value in kwargs.items() if key not in _DECIDED_HERE}
         if "mount_types" in arguments:  # its name until 1.4
             arguments["base_types"] = arguments.pop("mount_types")
-        if names := kwargs.get("camera_names"):  # a file without images names none, and gets the task's own
+        # a file without images names none, and gets the task's own
+        if names := kwargs.get("camera_names"):
             arguments["cameras"] = _names("camera_names", names)
         if "camera_heights" in kwargs and "image_size" not in overrides:
             heights = kwargs["camera_heights"]
-            arguments["image_size"] = _sizes(arguments.get("cameras"), heights, kwargs.get("camera_widths", heights))
+            arguments["image_size"] = _sizes(
+                arguments.get("cameras"), heights, kwargs.get("camera_widths", heights)
+            )
         if "horizon" in kwargs:
             arguments["horizon"] = kwargs["horizon"]
         # A file that says nothing of quality was rendered as robosuite does by itself.
@@ -149,7 +176,9 @@ class RobosuiteEnv(TaskEnv):
 
     # The environment contract.
 
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Observation, dict[str, Any]]:
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Observation, dict[str, Any]]:
         """Draw a layout from `seed`, in robosuite's ranges: the same one whatever ran before."""
         super().reset(seed=seed)
         if self._loaded != self._own_model:
@@ -160,34 +189,47 @@ class RobosuiteEnv(TaskEnv):
             if hasattr(owner, "rng"):
                 owner.rng = self.np_random
         self._env.reset()
-        # Through `set_state`, so that this episode and its replays from the stored start are one and the same.
+        # Through `set_state`, so that this episode and its replays from the stored
+        # start are one and the same.
         state = self.get_state()
         self._source = state.model
         return self.set_state(state), {"success": self.success()}
 
-    def advance(self, action: NDArray[np.floating[Any]]) -> tuple[float, bool, bool, dict[str, Any]]:
+    def advance(
+        self, action: NDArray[np.floating[Any]]
+    ) -> tuple[float, bool, bool, dict[str, Any]]:
         command = np.asarray(action, dtype=np.float64)
         if command.shape != self.action_space.shape or not np.isfinite(command).all():
-            raise UserError(f"{self.task_id} takes {self._env.action_dim} finite actions, got {np.asarray(action).tolist()}")
+            raise UserError(
+                f"{self.task_id} takes {self._env.action_dim} finite actions, got"
+                f" {np.asarray(action).tolist()}"
+            )
         _, reward, _, _ = self._env.step(command)
         self._steps += 1
         success = self.success()
         return float(reward), success, self._steps >= self.horizon, {"success": success}
 
     def observe(self) -> Observation:
-        images: Observation = {f"{camera}_image": self.render_camera(camera) for camera in self.cameras}
+        images: Observation = {
+            f"{camera}_image": self.render_camera(camera) for camera in self.cameras
+        }
         return images | self._vectors()
 
     def get_state(self) -> SimState:
-        return SimState(self._model_text(), np.asarray(self._env.sim.get_state().flatten(), dtype=np.float64))
+        return SimState(
+            self._model_text(), np.asarray(self._env.sim.get_state().flatten(), dtype=np.float64)
+        )
 
     def set_state(self, state: SimState) -> Observation:
-        """Restore an instant exactly and start counting steps from 0; returns its observation.
+        """Restore an instant exactly and start counting steps from 0; returns its
+        observation.
 
-        The model may come from another machine, and from a robosuite as old as 1.0 (see `robosuite_legacy.adopt`).
+        The model may come from another machine, and from a robosuite as old as 1.0 (see
+        `robosuite_legacy.adopt`).
 
         Raises:
-            UserError: the model does not fit this task or does not load; the state's width is not the model's.
+            UserError: the model does not fit this task or does not load; the state's
+                width is not the model's.
         """
         if state.model not in (self._source, self._model_text()):
             if not self._moved_fixed(state.model):
@@ -198,14 +240,19 @@ class RobosuiteEnv(TaskEnv):
         width = 1 + sim.model.nq + sim.model.nv
         vector = np.asarray(state.state, dtype=np.float64)
         if vector.shape != (width,) or not np.isfinite(vector).all():
-            raise UserError(f"a state of {self.task_id} is {width} finite numbers for this model, got shape {vector.shape}")
+            raise UserError(
+                f"a state of {self.task_id} is {width} finite numbers for this model, got shape"
+                f" {vector.shape}"
+            )
         self._reset_deterministically()
         sim.reset()
         sim.set_state_from_flattened(vector)
         sim.forward()
         if vector[0] > 0:
-            # The controllers still see the robot's nominal pose; in mid-episode their first step would pull it back there.
-            # At time 0 robosuite's recordings begin just so: replaying them drifts by 1 mm, and by 10 mm if this is mended.
+            # The controllers still see the robot's nominal pose; in mid-episode their
+            # first step would pull it back there. At time 0 robosuite's recordings
+            # begin just so: replaying them drifts by 1 mm, and by 10 mm if this is
+            # mended.
             for robot in self._env.robots:
                 for controller in robot.composite_controller.part_controllers.values():
                     controller.update(force=True)
@@ -215,7 +262,9 @@ class RobosuiteEnv(TaskEnv):
 
     @property
     def env_args(self) -> dict[str, Any]:
-        """In robomimic's form, which its own tools can read; `render_quality` stands beside the kwargs that robosuite takes."""
+        """In robomimic's form, which its own tools can read; `render_quality` stands
+        beside the kwargs that robosuite takes.
+        """
         # Numbers where all cameras share a size, else lists in their order.
         heights, widths = self._sizes.shared or zip(*self._sizes.all, strict=True)
         kwargs = {
@@ -246,15 +295,19 @@ class RobosuiteEnv(TaskEnv):
         return self._env.sim.model._model, self._env.sim.data._data
 
     def expert_action(self) -> NDArray[np.float32]:
-        """The scripted expert's action at this instant; see `fibopolicy.envs.robosuite_experts`.
+        """The scripted expert's action at this instant; see
+        `fibopolicy.envs.robosuite_experts`.
 
         Raises:
-            UserError: the task has no expert, or the robot or its controller is not the expert's.
+            UserError: the task has no expert, or the robot or its controller is not the
+                expert's.
         """
         return expert_action(self._suite_id, self._env)
 
     def render(self) -> NDArray[np.uint8]:
-        return self.render_camera(self.cameras[0] if self.cameras else self._env.sim.model.camera_names[0])
+        return self.render_camera(
+            self.cameras[0] if self.cameras else self._env.sim.model.camera_names[0]
+        )
 
     def render_camera(self, camera: str) -> NDArray[np.uint8]:
         """One frame, uint8 `(H, W, 3)`, upright."""
@@ -286,7 +339,9 @@ class RobosuiteEnv(TaskEnv):
                 self._env.sim = old
                 self._prepare_model()
                 self._reset_deterministically()
-            raise UserError(f"robosuite cannot load a state's model: {' '.join(str(error).split())}") from error
+            raise UserError(
+                f"robosuite cannot load a state's model: {' '.join(str(error).split())}"
+            ) from error
         old.free()
         self._loaded = self._source = model
 
@@ -301,7 +356,9 @@ class RobosuiteEnv(TaskEnv):
             self._renderer.load(model)
 
     def _reset_deterministically(self) -> None:
-        """Robosuite's reset with nothing drawn: new controllers, counters at zero, references into the current simulation."""
+        """Robosuite's reset with nothing drawn: new controllers, counters at zero,
+        references into the current simulation.
+        """
         self._env.deterministic_reset = True
         try:
             self._env.reset()
@@ -309,12 +366,16 @@ class RobosuiteEnv(TaskEnv):
             self._env.deterministic_reset = False
 
     def _model_text(self) -> str:
-        """The loaded model's MJCF, with the places where the last reset put objects that cannot move, such as a door."""
+        """The loaded model's MJCF, with the places where the last reset put objects
+        that cannot move, such as a door.
+        """
         fixed = self._fixed_bodies()
         if not fixed:
             return self._loaded
         model = self._env.sim.model
-        places = tuple((*model.body_pos[i], *model.body_quat[i]) for i in map(model.body_name2id, fixed))
+        places = tuple(
+            (*model.body_pos[i], *model.body_quat[i]) for i in map(model.body_name2id, fixed)
+        )
         if self._placed[:2] == (self._loaded, places):
             return self._placed[2]
         root = ET.fromstring(self._loaded)
@@ -327,7 +388,9 @@ class RobosuiteEnv(TaskEnv):
         return self._placed[2]
 
     def _moved_fixed(self, text: str) -> bool:
-        """Put the objects that cannot move where an MJCF text has them, if that is all that it changes: no loading needed."""
+        """Put the objects that cannot move where an MJCF text has them, if that is all
+        that it changes: no loading needed.
+        """
         fixed = self._fixed_bodies()
         if not fixed:
             return False
@@ -356,18 +419,23 @@ class RobosuiteEnv(TaskEnv):
                 if observable.is_active() and values[name].ndim <= 1:
                     active.append(name)
         vectors = {name: np.atleast_1d(values[name]).astype(np.float32) for name in active}
-        if objects := [vectors[name] for name in active if self._env._observables[name].modality == "object"]:
-            vectors["object"] = np.concatenate(objects)  # as robosuite's "object-state", under robomimic's name
+        if objects := [
+            vectors[name] for name in active if self._env._observables[name].modality == "object"
+        ]:
+            # as robosuite's "object-state", under robomimic's name
+            vectors["object"] = np.concatenate(objects)
         return vectors
 
 
 def import_robosuite() -> Any:
-    """The robosuite module, imported without the notices that it writes for its developers.
+    """The robosuite module, imported without the notices that it writes for its
+    developers.
 
     Raises:
         UserError: it cannot be imported, with the command that installs it.
     """
-    # A filter on robosuite's own logger alone; its import sets the level, so a level set here would not last.
+    # A filter on robosuite's own logger alone; its import sets the level, so a level
+    # set here would not last.
     logging.getLogger("robosuite_logs").addFilter(_errors_only)
     provide_caches()
     try:
@@ -378,7 +446,8 @@ def import_robosuite() -> Any:
         import robosuite
     except ImportError as error:
         raise UserError(
-            f"robosuite cannot be imported ({error}); install it with `pip install 'fibopolicy[robosuite]'`"
+            f"robosuite cannot be imported ({error}); install it with `pip install"
+            " 'fibopolicy[robosuite]'`"
         ) from error
     return robosuite
 
@@ -388,7 +457,9 @@ def _errors_only(record: logging.LogRecord) -> bool:
 
 
 def _checked_options(task_id: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    """The options of `robosuite.make`, with robots and controllers spelled out in the installed robosuite's form."""
+    """The options of `robosuite.make`, with robots and controllers spelled out in the
+    installed robosuite's form.
+    """
     robosuite = import_robosuite()
     from robosuite.environments.base import REGISTERED_ENVS
     from robosuite.robots import ROBOT_CLASS_MAPPING
@@ -396,11 +467,19 @@ def _checked_options(task_id: str, options: Mapping[str, Any]) -> dict[str, Any]
     task = task_id.partition("/")[2]
     if not task_id.startswith("robosuite/") or task not in REGISTERED_ENVS:
         raise unknown("robosuite task", task_id, [f"robosuite/{name}" for name in REGISTERED_ENVS])
-    known = {name for kind in REGISTERED_ENVS[task].__mro__ for name in inspect.signature(kind.__init__).parameters}
+    known = {
+        name
+        for kind in REGISTERED_ENVS[task].__mro__
+        for name in inspect.signature(kind.__init__).parameters
+    }
     known -= _DECIDED_HERE | {"self", "args", "kwargs"}
     for option in options:
         if option not in known:
-            raise unknown(f"option of {task_id}", option, {*known, "cameras", "image_size", "quality", "horizon"})
+            raise unknown(
+                f"option of {task_id}",
+                option,
+                {*known, "cameras", "image_size", "quality", "horizon"},
+            )
     robots = list(_names("robots", options["robots"]))
     for robot in robots:
         if robot not in ROBOT_CLASS_MAPPING:
@@ -410,11 +489,24 @@ def _checked_options(task_id: str, options: Mapping[str, Any]) -> dict[str, Any]
     if len(configs) != len(robots):
         raise UserError(f"{task_id}: {len(configs)} controller_configs for {len(robots)} robots")
     configs = [
-        robosuite.load_composite_controller_config(robot=robot) if config is None else composite_controller(config, robot)
+        (
+            robosuite.load_composite_controller_config(robot=robot)
+            if config is None
+            else composite_controller(config, robot)
+        )
         for config, robot in zip(configs, robots, strict=True)
     ]
-    rest = {"control_freq": 20, "use_object_obs": True, "reward_shaping": False, **deepcopy(dict(options))}
-    return {**rest, "robots": robots, "controller_configs": configs[0] if len(configs) == 1 else configs}
+    rest = {
+        "control_freq": 20,
+        "use_object_obs": True,
+        "reward_shaping": False,
+        **deepcopy(dict(options)),
+    }
+    return {
+        **rest,
+        "robots": robots,
+        "controller_configs": configs[0] if len(configs) == 1 else configs,
+    }
 
 
 def _make(task_id: str, options: Mapping[str, Any]) -> Any:
@@ -435,9 +527,13 @@ def _make(task_id: str, options: Mapping[str, Any]) -> Any:
             seed=0,  # draws what a model varies, such as the cube's size: the same in every process
         )
     except (AssertionError, KeyError, TypeError, ValueError, SimulationError) as error:
-        raise UserError(f"robosuite cannot make {task_id}: {type(error).__name__}: {' '.join(str(error).split())}") from error
-    # Robosuite's observations lag by most of a control step, and its reward by one physics step. Here observations are read
-    # when they are asked for, and a control step ends with everything brought up to the instant that its state tells.
+        raise UserError(
+            f"robosuite cannot make {task_id}: {type(error).__name__}:"
+            f" {' '.join(str(error).split())}"
+        ) from error
+    # Robosuite's observations lag by most of a control step, and its reward by one
+    # physics step. Here observations are read when they are asked for, and a control
+    # step ends with everything brought up to the instant that its state tells.
     post_action = env._post_action
 
     def post_action_now(action: NDArray[np.float64]) -> Any:
@@ -450,7 +546,9 @@ def _make(task_id: str, options: Mapping[str, Any]) -> Any:
 
 
 def _apart(text: str, bodies: list[str]) -> tuple[str, dict[str, tuple[list[float], list[float]]]]:
-    """An MJCF text without the places of some bodies, and these: position and quaternion. Of broken text, nothing."""
+    """An MJCF text without the places of some bodies, and these: position and
+    quaternion. Of broken text, nothing.
+    """
     try:
         root = ET.fromstring(text)
     except ET.ParseError:
@@ -460,7 +558,9 @@ def _apart(text: str, bodies: list[str]) -> tuple[str, dict[str, tuple[list[floa
         body = root.find(f"worldbody//body[@name='{name}']")
         if body is None or not {"pos", "quat"} <= body.attrib.keys():
             return "", {}
-        position, quaternion = ([float(number) for number in body.attrib.pop(key).split()] for key in ("pos", "quat"))
+        position, quaternion = (
+            [float(number) for number in body.attrib.pop(key).split()] for key in ("pos", "quat")
+        )
         places[name] = (position, quaternion)
     return ET.tostring(root, encoding="unicode"), places
 
@@ -468,7 +568,11 @@ def _apart(text: str, bodies: list[str]) -> tuple[str, dict[str, tuple[list[floa
 def _absolute(configs: dict[str, Any] | list[dict[str, Any]]) -> bool:
     """Whether any arm's controller takes absolute commands."""
     every = configs if isinstance(configs, list) else [configs]
-    return any(part.get("input_type") == "absolute" for config in every for part in config["body_parts"].values())
+    return any(
+        part.get("input_type") == "absolute"
+        for config in every
+        for part in config["body_parts"].values()
+    )
 
 
 def _names(what: str, given: Any) -> tuple[str, ...]:
@@ -479,14 +583,22 @@ def _names(what: str, given: Any) -> tuple[str, ...]:
 
 
 def _sizes(cameras: tuple[str, ...] | None, heights: Any, widths: Any) -> ImageSize:
-    """The `image_size` that robosuite's `camera_heights` and `camera_widths` mean: numbers, or lists in the cameras' order."""
+    """The `image_size` that robosuite's `camera_heights` and `camera_widths` mean:
+    numbers, or lists in the cameras' order.
+    """
     try:
         sizes = [(int(height), int(width)) for height, width in np.broadcast(heights, widths)]
     except (TypeError, ValueError) as error:
-        raise UserError(f"camera_heights and camera_widths must be numbers of pixels, got {heights!r} and {widths!r}") from error
+        raise UserError(
+            f"camera_heights and camera_widths must be numbers of pixels, got {heights!r} and"
+            f" {widths!r}"
+        ) from error
     if len(set(sizes)) == 1:
         height, width = sizes[0]
         return height if height == width else (height, width)
     if len(sizes) != len(cameras or ()):
-        raise UserError(f"camera_heights and camera_widths hold {len(sizes)} sizes for the {len(cameras or ())} camera_names")
+        raise UserError(
+            f"camera_heights and camera_widths hold {len(sizes)} sizes for the {len(cameras or ())}"
+            " camera_names"
+        )
     return dict(zip(cameras or (), sizes, strict=True))

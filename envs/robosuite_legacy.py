@@ -1,4 +1,6 @@
-"""What files bring from other machines and older robosuites: controllers and models, brought up to the installed robosuite."""
+"""What files bring from other machines and older robosuites: controllers and models,
+brought up to the installed robosuite.
+"""
 
 from __future__ import annotations
 
@@ -12,24 +14,30 @@ from typing import Any
 
 from fibopolicy.errors import UserError, unknown
 
-#: Names of the flat arm controllers of robosuite 1.0 to 1.4 -> those of 1.5, which ignores the old ones silently.
+#: Names of the flat arm controllers of robosuite 1.0 to 1.4 -> those of 1.5, which
+#: ignores the old ones silently.
 _RENAMED = {"damping": "damping_ratio", "damping_limits": "damping_ratio_limits"}
-#: The setting of an arm's controller that has it hold its orientation; robosuite itself ignores what it does not know.
+#: The setting of an arm's controller that has it hold its orientation; robosuite itself
+#: ignores what it does not know.
 _HOLDS = "holds_orientation"
 
 
 def composite_controller(config: Mapping[str, Any], robot: str) -> dict[str, Any]:
-    """A robot's controller config in the composite form of robosuite 1.5; one that has it already is only checked.
+    """A robot's controller config in the composite form of robosuite 1.5; one that has
+    it already is only checked.
 
-    A flat config describes the arms alone. Its operational-space commands are in the world's frame, as they were until 1.4,
-    and `control_delta: false` makes them absolute (metres and axis-angle radians). Deltas have the arm hold its orientation:
+    A flat config describes the arms alone. Its operational-space commands are in the
+    world's frame, as they were until 1.4, and `control_delta: false` makes them
+    absolute (metres and axis-angle radians). Deltas have the arm hold its orientation:
     see `hold_orientation`.
 
     Raises:
         UserError: no such controller, with the nearest match suggested.
     """
     import robosuite
-    from robosuite.controllers.composite.composite_controller_factory import refactor_composite_controller_config
+    from robosuite.controllers.composite.composite_controller_factory import (
+        refactor_composite_controller_config,
+    )
     from robosuite.models.robots.robot_model import REGISTERED_ROBOTS
 
     if not isinstance(config, Mapping):
@@ -37,10 +45,18 @@ def composite_controller(config: Mapping[str, Any], robot: str) -> dict[str, Any
     arm_controllers, kind = robosuite.ALL_PART_CONTROLLERS, config.get("type")
     if "body_parts" in config:
         if kind not in robosuite.ALL_COMPOSITE_CONTROLLERS:
-            raise unknown("robosuite composite controller", kind, robosuite.ALL_COMPOSITE_CONTROLLERS)
+            raise unknown(
+                "robosuite composite controller", kind, robosuite.ALL_COMPOSITE_CONTROLLERS
+            )
         parts = config["body_parts"]
-        if not isinstance(parts, Mapping) or not all(isinstance(part, Mapping) for part in parts.values()):
-            raise UserError(f"body_parts of a robosuite controller config map each part to its own config, got {parts!r}"[:300])
+        if not isinstance(parts, Mapping) or not all(
+            isinstance(part, Mapping) for part in parts.values()
+        ):
+            raise UserError(
+                f"body_parts of a robosuite controller config map each part to its own config, got {parts!r}"[  # noqa: E501
+                    :300
+                ]
+            )
         for part in parts.values():
             if part.get("type") not in arm_controllers:
                 raise unknown("robosuite controller", part.get("type"), arm_controllers)
@@ -52,19 +68,24 @@ def composite_controller(config: Mapping[str, Any], robot: str) -> dict[str, Any
         arm["input_ref_frame"] = "world"
         arm["input_type"] = "delta" if config.get("control_delta", True) else "absolute"
         arm[_HOLDS] = arm["input_type"] == "delta"
-    composite: dict[str, Any] = refactor_composite_controller_config(arm, robot, REGISTERED_ROBOTS[robot].arms)
+    composite: dict[str, Any] = refactor_composite_controller_config(
+        arm, robot, REGISTERED_ROBOTS[robot].arms
+    )
     return composite
 
 
 def hold_orientation(robots: Sequence[Any]) -> None:
-    """Have the arms of older files keep the orientation that they were last told, as robosuite did until 1.4.
+    """Have the arms of older files keep the orientation that they were last told, as
+    robosuite did until 1.4.
 
-    There a delta without any rotation changed the wanted place alone. In 1.5 it also makes the orientation that was reached
-    the wanted one, so that an arm which sags or is pushed does not turn back: recordings of keyboards and of devices with a
-    dead zone, whose rotations are exactly 0 for long stretches, then drift.
+    There a delta without any rotation changed the wanted place alone. In 1.5 it also
+    makes the orientation that was reached the wanted one, so that an arm which sags or
+    is pushed does not turn back: recordings of keyboards and of devices with a dead
+    zone, whose rotations are exactly 0 for long stretches, then drift.
 
     Args:
-        robots: of a robosuite environment, with controllers that were just made or have been brought up to the present.
+        robots: of a robosuite environment, with controllers that were just made or have
+            been brought up to the present.
     """
     for robot in robots:
         composite = robot.composite_controller
@@ -77,14 +98,20 @@ def hold_orientation(robots: Sequence[Any]) -> None:
 def _goal_orientation(controller: Any, delta: Any, goal_update_mode: str | None = None) -> Any:
     """The class's `compute_goal_ori`, but that nothing changes without a rotation."""
     held = controller.goal_ori is not None and not any(delta)
-    return controller.goal_ori if held else type(controller).compute_goal_ori(controller, delta, goal_update_mode)
+    return (
+        controller.goal_ori
+        if held
+        else type(controller).compute_goal_ori(controller, delta, goal_update_mode)
+    )
 
 
 def portable(model: str) -> str:
-    """MJCF text with its paths into a robosuite installation cut to `robosuite/...`: robosuite completes them when it loads.
+    """MJCF text with its paths into a robosuite installation cut to `robosuite/...`:
+    robosuite completes them when it loads.
 
-    A path that names no robosuite, or a place that the installed one lacks, becomes that of the installed file with the same
-    name and the most folders in common; where there is none it stays, and loading names it.
+    A path that names no robosuite, or a place that the installed one lacks, becomes
+    that of the installed file with the same name and the most folders in common; where
+    there is none it stays, and loading names it.
     """
     return re.sub(r'file="([^"]*)"', lambda found: f'file="{_installed_asset(found[1])}"', model)
 
@@ -96,7 +123,10 @@ def _installed_asset(path: str) -> str:
     if within and (root / below).is_file():
         return f"robosuite/{below}"
     *folders, name = path.replace("\\", "/").split("/")
-    ranked = sorted(((_in_common(folders, asset.parts[:-1]), asset) for asset in _assets().get(name, ())), reverse=True)
+    ranked = sorted(
+        ((_in_common(folders, asset.parts[:-1]), asset) for asset in _assets().get(name, ())),
+        reverse=True,
+    )
     if ranked and (len(ranked) == 1 or ranked[0][0] > ranked[1][0]):
         return f"robosuite/{ranked[0][1].as_posix()}"
     return f"robosuite/{below}" if within else path
@@ -127,10 +157,12 @@ def _in_common(folders: Sequence[str], others: Sequence[str]) -> int:
 def adopt(model: str, own: str, objects: Collection[str]) -> str:
     """A file's MJCF text in a form that the installed robosuite can load.
 
-    Models of the installed generation pass, but for their paths. Older ones (1.0 to 1.4) name parts otherwise and want meshes
-    that are gone, while the robots' joints and masses are the same. So the installed scene is kept, and takes from the file
-    what a task varies: its objects, with their shapes, masses and places. Robosuite 1.0 gave objects other names and fewer
-    parts: of those, the places are taken, and the sizes of boxes and the like.
+    Models of the installed generation pass, but for their paths. Older ones (1.0 to
+    1.4) name parts otherwise and want meshes that are gone, while the robots' joints
+    and masses are the same. So the installed scene is kept, and takes from the file
+    what a task varies: its objects, with their shapes, masses and places. Robosuite 1.0
+    gave objects other names and fewer parts: of those, the places are taken, and the
+    sizes of boxes and the like.
 
     Args:
         model: the file's MJCF.
@@ -150,8 +182,9 @@ def adopt(model: str, own: str, objects: Collection[str]) -> str:
         return portable(model)
     if [_plain(name) for name in joints] != [_plain(name) for name in expected]:
         raise UserError(
-            f"a state's model has the joints {', '.join(joints) or 'none'}, but this task's are {', '.join(expected)}:"
-            " make the environment from the env_args of the model's own file"
+            f"a state's model has the joints {', '.join(joints) or 'none'}, but this task's are"
+            f" {', '.join(expected)}: make the environment from the env_args of the model's own"
+            " file"
         )
     world = ours.find("worldbody")
     assert world is not None
@@ -171,7 +204,9 @@ def adopt(model: str, own: str, objects: Collection[str]) -> str:
 
 def _joints(model: ET.Element) -> list[str]:
     """The names of a model's joints, in the order of its state vector."""
-    return [e.get("name", "") for e in model.iterfind("worldbody//*") if e.tag in ("joint", "freejoint")]
+    return [
+        e.get("name", "") for e in model.iterfind("worldbody//*") if e.tag in ("joint", "freejoint")
+    ]
 
 
 def _take_place_and_size(ours: ET.Element, theirs: ET.Element) -> None:
@@ -185,7 +220,10 @@ def _take_place_and_size(ours: ET.Element, theirs: ET.Element) -> None:
 
 
 def _plain(joint: str) -> str:
-    """A joint's name as all robosuites can be read: without the arm that 1.5 puts into a gripper's, and 1.0's endings."""
+    """A joint's name as all robosuites can be read: without the arm that 1.5 puts into
+    a gripper's, and 1.0's endings.
+    """
     name = re.sub(r"^(gripper\d+)_(right|left)_", r"\1_", joint)
     name = re.sub(r"0?_jnt0$", "_joint0", name)
-    return name.lower().removeprefix("door_")  # 1.0: door_hinge and latch_joint; 1.5: Door_hinge and Door_latch_joint
+    # 1.0: door_hinge and latch_joint; 1.5: Door_hinge and Door_latch_joint
+    return name.lower().removeprefix("door_")

@@ -1,4 +1,6 @@
-"""What robosuite's tasks consist of, for code that takes demonstrations apart: subtasks, poses, and commands toward a pose."""
+"""What robosuite's tasks consist of, for code that takes demonstrations apart:
+subtasks, poses, and commands toward a pose.
+"""
 
 from __future__ import annotations
 
@@ -17,8 +19,8 @@ from fibopolicy.errors import UserError
 #: A rigid pose: homogeneous `(4, 4)`, metres, in the world's frame.
 Pose = NDArray[np.float64]
 
-#: Inverse kinematics: steps for each goal, how far each goes (metres, radians), damping, and the share of the way back to the
-#: arm's usual posture.
+#: Inverse kinematics: steps for each goal, how far each goes (metres, radians),
+#: damping, and the share of the way back to the arm's usual posture.
 IK_STEPS, IK_REACH, IK_DAMPING, IK_POSTURE = 4, 0.1, 1e-3, 0.05
 
 #: The symmetry of what is round: turns of one degree.
@@ -44,7 +46,8 @@ class Subtask:
 
     Args:
         about: the thing; `None` is the world, a place that never moves.
-        carried: what is in the hand meanwhile and is to be put down; `None` where a thing is picked up.
+        carried: what is in the hand meanwhile and is to be put down; `None` where a
+            thing is picked up.
     """
 
     about: Thing | None
@@ -55,7 +58,8 @@ def _pick_and_place(thing: Thing, target: Thing | None) -> tuple[Subtask, Subtas
     return Subtask(thing), Subtask(target, carried=thing)
 
 
-#: Tasks of known structure: first a thing is picked up, then, unless lifting is all, it is put down.
+#: Tasks of known structure: first a thing is picked up, then, unless lifting is all, it
+#: is put down.
 SUBTASKS: Mapping[str, tuple[Subtask, ...]] = {
     "Lift": (Subtask(Thing("cube_main", 4)),),
     "Stack": _pick_and_place(Thing("cubeA_main", 4), Thing("cubeB_main", 4)),
@@ -65,7 +69,8 @@ SUBTASKS: Mapping[str, tuple[Subtask, ...]] = {
 
 
 class Hand:
-    """The one arm of an environment whose actions are OSC_POSE deltas: where it is, and how to command it to a pose.
+    """The one arm of an environment whose actions are OSC_POSE deltas: where it is, and
+    how to command it to a pose.
 
     Raises:
         UserError: the environment has several arms or another controller.
@@ -77,11 +82,21 @@ class Hand:
         controllers = robots[0].composite_controller.part_controllers
         arms = [controllers[arm] for arm in robots[0].arms]
         arm = arms[0]
-        delta = getattr(arm, "input_type", None) == "delta" and getattr(arm, "impedance_mode", None) == "fixed"
-        if len(robots) != 1 or len(arms) != 1 or arm.name != "OSC_POSE" or not delta or env.action_space.shape != (7,):
+        delta = (
+            getattr(arm, "input_type", None) == "delta"
+            and getattr(arm, "impedance_mode", None) == "fixed"
+        )
+        if (
+            len(robots) != 1
+            or len(arms) != 1
+            or arm.name != "OSC_POSE"
+            or not delta
+            or env.action_space.shape != (7,)
+        ):
             raise UserError(
-                f"{env.task_id}: demonstrations are taken apart for one arm under delta OSC_POSE with a gripper (7 actions);"
-                f" this file's has {len(arms)} arm(s) under {arm.name} and {env.action_space.shape} actions"
+                f"{env.task_id}: demonstrations are taken apart for one arm under delta OSC_POSE"
+                f" with a gripper (7 actions); this file's has {len(arms)} arm(s) under {arm.name}"
+                f" and {env.action_space.shape} actions"
             )
         self._in_base = arm.input_ref_frame == "base"
         self._joints: list[str] = list(robots[0].robot_joints)
@@ -103,25 +118,35 @@ class Hand:
         return _pose(sim.data.body_xpos[body], sim.data.body_xmat[body])
 
     def show(self, state: NDArray[np.float64]) -> None:
-        """Put the bodies where a recorded state has them, to read poses from; restores no controller (see `set_state`)."""
+        """Put the bodies where a recorded state has them, to read poses from; restores
+        no controller (see `set_state`).
+        """
         sim = self._env._env.sim
         sim.set_state_from_flattened(np.asarray(state, dtype=np.float64))
         sim.forward()
 
     def action_toward(self, target: Pose) -> NDArray[np.float64]:
-        """The arm's action `(6,)` in [-1, 1] whose goal is `target`, or lies as far in its direction as the limits allow."""
+        """The arm's action `(6,)` in [-1, 1] whose goal is `target`, or lies as far in
+        its direction as the limits allow.
+        """
         now, frame = self.pose, self._frame()
         turn = Rotation.from_matrix(target[:3, :3] @ now[:3, :3].T).as_rotvec()
         error = np.concatenate([frame.T @ (target[:3, 3] - now[:3, 3]), frame.T @ turn])
         action: NDArray[np.float64] = np.clip(error / self.scale, -1, 1)
         return action
 
-    def goals(self, poses: NDArray[np.float64], actions: NDArray[np.float64]) -> NDArray[np.float64]:
-        """The poses `(N, 4, 4)` that the actions `(N, 7)`, taken at hand poses `(N, 4, 4)`, are commands toward."""
+    def goals(
+        self, poses: NDArray[np.float64], actions: NDArray[np.float64]
+    ) -> NDArray[np.float64]:
+        """The poses `(N, 4, 4)` that the actions `(N, 7)`, taken at hand poses `(N, 4,
+        4)`, are commands toward.
+        """
         frame, goals = self._frame(), poses.copy()
         moves = np.clip(actions[:, :6], -1, 1) * self.scale
         goals[:, :3, 3] += moves[:, :3] @ frame.T
-        goals[:, :3, :3] = Rotation.from_rotvec(moves[:, 3:] @ frame.T).as_matrix() @ poses[:, :3, :3]
+        goals[:, :3, :3] = (
+            Rotation.from_rotvec(moves[:, 3:] @ frame.T).as_matrix() @ poses[:, :3, :3]
+        )
         return goals
 
     @property
@@ -129,10 +154,14 @@ class Hand:
         """The arm's joints `(7,)` at this instant, radians."""
         return np.array(self._env._env.sim.data.qpos[self._addresses()[1]])
 
-    def follow(self, joints: NDArray[np.float64], goals: NDArray[np.float64]) -> tuple[NDArray[np.float64], float]:
-        """Where the arm ends that follows `goals` `(N, 4, 4)` from `joints` `(7,)`, and how far from one it stays at most.
+    def follow(
+        self, joints: NDArray[np.float64], goals: NDArray[np.float64]
+    ) -> tuple[NDArray[np.float64], float]:
+        """Where the arm ends that follows `goals` `(N, 4, 4)` from `joints` `(7,)`, and
+        how far from one it stays at most.
 
-        By inverse kinematics with the joints' stops, bodies left aside. The distance is in metres, a radian counted as 0.1.
+        By inverse kinematics with the joints' stops, bodies left aside. The distance is
+        in metres, a radian counted as 0.1.
         """
         env = self._env._env
         model, robot = env.sim.model._model, env.robots[0]
@@ -147,7 +176,9 @@ class Hand:
             """What is missing `(6,)`, metres and radians."""
             data.qpos[positions] = joints
             mujoco.mj_kinematics(model, data)
-            turn = Rotation.from_matrix(goal[:3, :3] @ data.site_xmat[site].reshape(3, 3).T).as_rotvec()
+            turn = Rotation.from_matrix(
+                goal[:3, :3] @ data.site_xmat[site].reshape(3, 3).T
+            ).as_rotvec()
             return np.concatenate([goal[:3, 3] - data.site_xpos[site], turn])
 
         for goal in goals:
@@ -157,10 +188,13 @@ class Hand:
                 mujoco.mj_jacSite(model, data, full[:3], full[3:], site)
                 jacobian = full[:, velocities]
                 inverse = jacobian.T @ np.linalg.inv(jacobian @ jacobian.T + IK_DAMPING * np.eye(6))
-                # What the hand does not need brings the joints back to their usual posture, as the controller does.
+                # What the hand does not need brings the joints back to their usual
+                # posture, as the controller does.
                 free = np.eye(len(joints)) - inverse @ jacobian
                 near = error / max(1.0, float(np.abs(error).max()) / IK_REACH)
-                joints = np.clip(joints + inverse @ near + IK_POSTURE * free @ (self._rest - joints), low, high)
+                joints = np.clip(
+                    joints + inverse @ near + IK_POSTURE * free @ (self._rest - joints), low, high
+                )
                 error = error_to(goal)
             worst = max(worst, float(np.linalg.norm(error[:3]) + 0.1 * np.linalg.norm(error[3:])))
         return joints, worst

@@ -13,7 +13,8 @@ class Defaults:
     """What a task gets unless told otherwise.
 
     Args:
-        horizon: control steps until an episode is truncated; robomimic's for its proficient-human data.
+        horizon: control steps until an episode is truncated; robomimic's for its
+            proficient-human data.
         robots: of the scene.
         cameras: what is rendered.
     """
@@ -25,7 +26,8 @@ class Defaults:
 
 _TWO_ARMS = ("Panda", "Panda")
 
-#: Registered tasks, by robosuite's names. Others can be made from a dataset's `env_args`.
+#: Registered tasks, by robosuite's names. Others can be made from a dataset's
+#: `env_args`.
 TASKS: Mapping[str, Defaults] = {
     "Lift": Defaults(),
     "Stack": Defaults(),
@@ -38,5 +40,9 @@ TASKS: Mapping[str, Defaults] = {
         robots=_TWO_ARMS,
         cameras=("shouldercamera0", "robot0_eye_in_hand", "shouldercamera1", "robot1_eye_in_hand"),
     ),
-    "TwoArmHandover": Defaults(horizon=700, robots=_TWO_ARMS, cameras=("agentview", "robot0_eye_in_hand", "robot1_eye_in_hand")),
+    "TwoArmHandover": Defaults(
+        horizon=700,
+        robots=_TWO_ARMS,
+        cameras=("agentview", "robot0_eye_in_hand", "robot1_eye_in_hand"),
+    ),
 }

@@ -1,4 +1,6 @@
-"""Frames of MuJoCo models: one OpenGL context for many of them, and nothing drawn that no pixel shows."""
+"""Frames of MuJoCo models: one OpenGL context for many of them, and nothing drawn that
+no pixel shows.
+"""
 
 from __future__ import annotations
 
@@ -12,18 +14,21 @@ from fibopolicy.envs.rendering import close_at_exit, configure_gl, no_gl
 
 configure_gl()
 
-#: The geom group of what robosuite draws, its visual meshes; group 0 holds the collision shapes.
+#: The geom group of what robosuite draws, its visual meshes; group 0 holds the
+#: collision shapes.
 _VISUAL, _HIDDEN = 1, 5
-#: What a MuJoCo context keeps on the graphics side. Two models that agree in it can share one.
+#: What a MuJoCo context keeps on the graphics side. Two models that agree in it can
+#: share one.
 _UPLOADED = ("mesh_", "tex_", "hfield_", "skin_", "ntex", "nmesh", "nhfield", "nskin")
 
 
 class SceneRenderer:
-    """Draws MuJoCo models off screen, frames of at most `(height, width)` pixels, uint8, upright.
+    """Draws MuJoCo models off screen, frames of at most `(height, width)` pixels,
+    uint8, upright.
 
-    Robosuite's own renderer does not switch to its OpenGL context, so that two of them in one process return each other's
-    frames; this one does. Uploading a robot's meshes takes a second, so a model that looks like the one before keeps what is
-    there.
+    Robosuite's own renderer does not switch to its OpenGL context, so that two of them
+    in one process return each other's frames; this one does. Uploading a robot's meshes
+    takes a second, so a model that looks like the one before keeps what is there.
 
     Raises:
         UserError: no OpenGL context can be made.
@@ -31,11 +36,17 @@ class SceneRenderer:
 
     def __init__(self, height: int, width: int) -> None:
         import mujoco
-        from mujoco import gl_context  # not `mujoco.GLContext`, which stays what it was before `configure_gl`
+
+        # not `mujoco.GLContext`, which stays what it was before `configure_gl`
+        from mujoco import gl_context
 
         self._mujoco = mujoco
         self._shape = (height, width)
-        self._camera, self._perturb, self._options = mujoco.MjvCamera(), mujoco.MjvPerturb(), mujoco.MjvOption()
+        self._camera, self._perturb, self._options = (
+            mujoco.MjvCamera(),
+            mujoco.MjvPerturb(),
+            mujoco.MjvOption(),
+        )
         self._camera.type = mujoco.mjtCamera.mjCAMERA_FIXED
         self._options.geomgroup[0] = 0
         self._gl: Any = None
@@ -45,7 +56,8 @@ class SceneRenderer:
             self._gl = gl_context.GLContext(width, height)
             self._gl.make_current()
         except Exception as error:  # every OpenGL backend fails with a type of its own
-            gl_context.GLContext._context = None  # the half-made object's destructor misses it, and would print a traceback
+            # the half-made object's destructor misses it, and would print a traceback
+            gl_context.GLContext._context = None
             raise no_gl(error) from error
         close_at_exit(self)
 
@@ -59,28 +71,47 @@ class SceneRenderer:
             self._gl.make_current()
             if self._context is not None:
                 self._context.free()
-            self._context = self._mujoco.MjrContext(model, self._mujoco.mjtFontScale.mjFONTSCALE_150)
+            self._context = self._mujoco.MjrContext(
+                model, self._mujoco.mjtFontScale.mjFONTSCALE_150
+            )
             self._mujoco.mjr_setBuffer(self._mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._context)
             self._context.readDepthMap = self._mujoco.mjtDepthMap.mjDEPTH_ZEROFAR
             self._uploaded = looks
 
-    def render(self, data: Any, camera: str, *, cull: bool, size: tuple[int, int] | None = None) -> NDArray[np.uint8]:
-        """The present instant of `data`, an `MjData` of the loaded model: `(height, width, 3)`.
+    def render(
+        self, data: Any, camera: str, *, cull: bool, size: tuple[int, int] | None = None
+    ) -> NDArray[np.uint8]:
+        """The present instant of `data`, an `MjData` of the loaded model: `(height,
+        width, 3)`.
 
         Args:
             size: (height, width), pixels; by default the largest.
-            cull: draw only what can lie in the camera's field of view. The frame is the same, many times sooner for a camera
-                in a hand; but where there are shadows or reflections, what is out of view may be seen by them.
+            cull: draw only what can lie in the camera's field of view. The frame is the
+                same, many times sooner for a camera in a hand; but where there are
+                shadows or reflections, what is out of view may be seen by them.
         """
         mujoco, model = self._mujoco, self._model
         height, width = size or self._shape
         self._gl.make_current()
         self._camera.fixedcamid = model.camera(camera).id
         if cull:
-            model.geom_group[self._out_of_view(data, self._camera.fixedcamid, width / height)] = _HIDDEN
-        mujoco.mjv_updateScene(model, data, self._options, self._perturb, self._camera, mujoco.mjtCatBit.mjCAT_ALL, self._scene)
+            model.geom_group[self._out_of_view(data, self._camera.fixedcamid, width / height)] = (
+                _HIDDEN
+            )
+        mujoco.mjv_updateScene(
+            model,
+            data,
+            self._options,
+            self._perturb,
+            self._camera,
+            mujoco.mjtCatBit.mjCAT_ALL,
+            self._scene,
+        )
         model.geom_group[:] = self._groups
-        viewport, frame = mujoco.MjrRect(0, 0, width, height), np.empty((height, width, 3), dtype=np.uint8)
+        viewport, frame = (
+            mujoco.MjrRect(0, 0, width, height),
+            np.empty((height, width, 3), dtype=np.uint8),
+        )
         mujoco.mjr_render(viewport, self._scene, self._context)
         mujoco.mjr_readPixels(frame, None, viewport, self._context)
         return np.ascontiguousarray(frame[::-1])  # OpenGL's first row is the lowest
@@ -94,10 +125,13 @@ class SceneRenderer:
             self._gl = self._context = None
 
     def _out_of_view(self, data: Any, camera: int, aspect: float) -> NDArray[np.bool_]:
-        """Per geom, whether its bounding sphere lies outside the camera's pyramid; planes have none and stay."""
+        """Per geom, whether its bounding sphere lies outside the camera's pyramid;
+        planes have none and stay.
+        """
         model = self._model
         radius = np.where(model.geom_rbound > 0, model.geom_rbound, np.inf)
-        x, y, z = ((data.geom_xpos - data.cam_xpos[camera]) @ data.cam_xmat[camera].reshape(3, 3)).T  # it looks along -z
+        # it looks along -z
+        x, y, z = ((data.geom_xpos - data.cam_xpos[camera]) @ data.cam_xmat[camera].reshape(3, 3)).T
         tall = np.tan(np.deg2rad(model.cam_fovy[camera]) / 2)
         wide = tall * aspect
         aside = (np.abs(x) + z * wide) / np.hypot(1, wide)
@@ -114,5 +148,7 @@ def _looks(model: Any) -> bytes:
             digest.update(f"{name} {value.shape}".encode())
             digest.update(np.ascontiguousarray(value).data)
     quality, sizes = model.vis.quality, model.vis.global_
-    digest.update(repr([quality.shadowsize, quality.offsamples, sizes.offheight, sizes.offwidth]).encode())
+    digest.update(
+        repr([quality.shadowsize, quality.offsamples, sizes.offheight, sizes.offwidth]).encode()
+    )
     return digest.digest()

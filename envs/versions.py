@@ -20,14 +20,20 @@ def installed(*packages: str) -> dict[str, str]:
 
 
 def warn_of_versions(env_args: Mapping[str, Any]) -> None:
-    """Warn when a dataset comes from another version of its simulator than is installed, with both versions."""
+    """Warn when a dataset comes from another version of its simulator than is
+    installed, with both versions.
+    """
     told = env_args.get("env_version")
     if told is None:
         return
     suite = str(env_args.get("env_name")).partition("/")[0]
-    package = "robosuite" if env_args.get("type") == 1 else {"fibopolicy": "mujoco"}.get(suite, suite)
+    package = (
+        "robosuite" if env_args.get("type") == 1 else {"fibopolicy": "mujoco"}.get(suite, suite)
+    )
     here = installed(package).get(package)
     if here is not None and str(told).split(".")[:2] != here.split(".")[:2]:
         warnings.warn(
-            f"the data come from {package} {told}, and {here} is installed: replay some before relying on them", stacklevel=3
+            f"the data come from {package} {told}, and {here} is installed: replay some before"
+            " relying on them",
+            stacklevel=3,
         )

@@ -17,23 +17,34 @@ class UserError(Exception):
 
 
 def quoted(path: str | os.PathLike[str]) -> str:
-    """`path` as a word of a command to paste into a shell: quoted where need be, and never taken for an option."""
+    """`path` as a word of a command to paste into a shell: quoted where need be, and
+    never taken for an option.
+    """
     name = os.fspath(path)
     return shlex.quote(f"./{name}" if name.startswith("-") else name)
 
 
 def printable(text: str) -> str:
-    """`text` with escapes for what UTF-8 cannot hold, such as the bytes of a file name that is not UTF-8."""
+    """`text` with escapes for what UTF-8 cannot hold, such as the bytes of a file name
+    that is not UTF-8.
+    """
     return text.encode(errors="backslashreplace").decode()
 
 
 def unknown(kind: str, name: object, known: Iterable[str], summary: str = "") -> UserError:
-    """The error for a name that is not registered: the nearest match, and what is known, or a `summary` of it."""
+    """The error for a name that is not registered: the nearest match, and what is
+    known, or a `summary` of it.
+    """
     names = sorted(known)
     any_case = {entry.lower(): entry for entry in names}
-    near = [any_case[match] for match in difflib.get_close_matches(str(name).lower(), any_case, n=1, cutoff=0.5)]
+    near = [
+        any_case[match]
+        for match in difflib.get_close_matches(str(name).lower(), any_case, n=1, cutoff=0.5)
+    ]
     if not summary and len(names) > 60:
         nearest = f"did you mean {near[0]!r}?" if near else f"say {names[0]!r}"
         return UserError(f"unknown {kind} {str(name)!r}: {nearest} ({len(names)} are known)")
     hint = f"did you mean {near[0]!r}? " if near else ""
-    return UserError(f"unknown {kind} {str(name)!r}: {hint}known: {summary or ', '.join(names) or 'none'}")
+    return UserError(
+        f"unknown {kind} {str(name)!r}: {hint}known: {summary or ', '.join(names) or 'none'}"
+    )

@@ -19,7 +19,8 @@ TASK = "fibopolicy/Lift-v0"
 
 @dataclass(frozen=True)
 class Quickstart:
-    """Collect demonstrations of the built-in Lift task, train a Fibottention ViT from pixels, measure it.
+    """Collect demonstrations of the built-in Lift task, train a Fibottention ViT from
+    pixels, measure it.
 
     A second start resumes: what is done is not repeated.
 
@@ -49,7 +50,10 @@ class Quickstart:
         from fibopolicy.evaluation.report import rate_table, report
         from fibopolicy.training.loop import train
 
-        data, run = self.out / f"lift_{self.demos}.hdf5", self.out / f"{self.encoder}_seed{self.seed}"
+        data, run = (
+            self.out / f"lift_{self.demos}.hdf5",
+            self.out / f"{self.encoder}_seed{self.seed}",
+        )
         training, evaluating = self.train_config(data, run), EvaluateConfig(run, self.episodes)
         encoder_options(self.encoder)  # an unknown name is refused here, and not after minutes
         times = WallTimes(self.out / "wall_times.json")
@@ -64,7 +68,10 @@ class Quickstart:
             evaluation = evaluate_run(evaluating, resume=True)
         mine = times.of_run(run.name)
         page = report(run, evaluation, mine)
-        print(f"\n{TASK}, {self.episodes} held-out start states\n{rate_table({self.encoder: evaluation.rate})}")
+        print(
+            f"\n{TASK}, {self.episodes} held-out start"
+            f" states\n{rate_table({self.encoder: evaluation.rate})}"
+        )
         print(f"\nwall time\n{time_table(mine)}")
         print(f"\nvideo   {evaluation.video_path}\ncurves  {run / 'curves.png'}\npage    {page}")
 
@@ -84,7 +91,9 @@ class WallTimes:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self.seconds: dict[str, float] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        self.seconds: dict[str, float] = (
+            json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        )
 
     def add(self, stage: str, seconds: float) -> None:
         self.seconds[stage] = self.seconds.get(stage, 0.0) + seconds
@@ -102,8 +111,14 @@ class WallTimes:
             self.add(stage, time.perf_counter() - began)
 
     def of_run(self, name: str) -> dict[str, float]:
-        """The stages that one run went through: those of its own name, and those that all runs share."""
-        return {stage: seconds for stage, seconds in self.seconds.items() if " " not in stage or stage.endswith(f" {name}")}
+        """The stages that one run went through: those of its own name, and those that
+        all runs share.
+        """
+        return {
+            stage: seconds
+            for stage, seconds in self.seconds.items()
+            if " " not in stage or stage.endswith(f" {name}")
+        }
 
 
 def time_table(stages: dict[str, float]) -> str:

@@ -1,4 +1,6 @@
-"""`python -m fibopolicy.train ...` is `fibopolicy train ...`, in the form that torchrun starts several processes of."""
+"""`python -m fibopolicy.train ...` is `fibopolicy train ...`, in the form that torchrun
+starts several processes of.
+"""
 
 from __future__ import annotations
 

@@ -12,15 +12,19 @@ from fibopolicy.errors import UserError
 LISTED = 3
 
 
-def load_strictly(module: nn.Module, tensors: Mapping[str, Tensor], source: object, advice: str) -> None:
-    """Copies `tensors` into the parameters and buffers of their names; every one of them must be there, and no other.
+def load_strictly(
+    module: nn.Module, tensors: Mapping[str, Tensor], source: object, advice: str
+) -> None:
+    """Copies `tensors` into the parameters and buffers of their names; every one of
+    them must be there, and no other.
 
     Args:
         source: what the error names, e.g. a file.
         advice: what the error says to do.
 
     Raises:
-        UserError: weights are missing, unknown or of another shape; the module is then unchanged.
+        UserError: weights are missing, unknown or of another shape; the module is then
+            unchanged.
     """
     own = module.state_dict()
     missing = [name for name in own if name not in tensors]
@@ -31,7 +35,9 @@ def load_strictly(module: nn.Module, tensors: Mapping[str, Tensor], source: obje
         if name in tensors and tensors[name].shape != own[name].shape
     ]
     faults = [
-        f"{kind}: {_listed(names)}" for kind, names in (("missing", missing), ("unknown", unknown), ("shape", shaped)) if names
+        f"{kind}: {_listed(names)}"
+        for kind, names in (("missing", missing), ("unknown", unknown), ("shape", shaped))
+        if names
     ]
     if faults:
         raise UserError(f"{source}: its weights do not fit ({'; '.join(faults)}); {advice}")

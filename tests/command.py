@@ -9,7 +9,9 @@ import pytest
 from fibopolicy import cli
 
 
-def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
+def call(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: str
+) -> tuple[int, str, str]:
     """`fibopolicy ARGUMENTS`: exit code, output, errors."""
     monkeypatch.setattr(sys, "argv", ["fibopolicy", *arguments])
     capsys.readouterr()

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-# Without a GPU the Triton kernels run in Triton's interpreter. Triton reads this once, when something first imports it.
+# Without a GPU the Triton kernels run in Triton's interpreter. Triton reads this once,
+# when something first imports it.
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 

@@ -28,14 +28,27 @@ def test_collect_inspect_train_evaluate(
 ) -> None:
     data, run = str(tmp_path / "reach.hdf5"), str(tmp_path / "run")
     code, out, _ = call(
-        monkeypatch, capsys, "collect", "reach", "--episodes", "11", "--out", data, "--image-size", "24", "--workers", "1"
+        monkeypatch,
+        capsys,
+        "collect",
+        "reach",
+        "--episodes",
+        "11",
+        "--out",
+        data,
+        "--image-size",
+        "24",
+        "--workers",
+        "1",
     )
     assert code == 0
     assert "11 demos" in out
     code, out, _ = call(monkeypatch, capsys, "inspect", data)
     assert "fibopolicy/Reach-v0" in out
     assert "train (10 demos)" in out
-    code, _, _ = call(monkeypatch, capsys, "train", "--dataset", data, "--out", run, "--steps", "5", *TINY)
+    code, _, _ = call(
+        monkeypatch, capsys, "train", "--dataset", data, "--out", run, "--steps", "5", *TINY
+    )
     assert code == 0
     code, out, _ = call(monkeypatch, capsys, "evaluate", run, "--episodes", "2", "--horizon", "8")
     assert code == 0
@@ -50,12 +63,16 @@ def test_collect_inspect_train_evaluate(
     assert stored["index"] == [0, 1]
     assert sum(stored["success"]) == stored["successes"]
     for verb in (["rates", run], ["compare", run, run]):
-        code, _, err = call(monkeypatch, capsys, *verb, "--out", f"{run}/episodes.jsonl", "--overwrite")
+        code, _, err = call(
+            monkeypatch, capsys, *verb, "--out", f"{run}/episodes.jsonl", "--overwrite"
+        )
         assert code == 2
         assert "is the input itself" in err
 
 
-def test_the_version_names_what_a_result_depends_on(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_version_names_what_a_result_depends_on(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     code, out, _ = call(monkeypatch, capsys, "--version")
     assert code == 0
     assert out.startswith(f"fibopolicy {fibopolicy.__version__}, python 3.")
@@ -68,15 +85,28 @@ def test_a_meta_world_task_is_collected_trained_on_and_evaluated(
 ) -> None:
     pytest.importorskip("metaworld")
     data, run = str(tmp_path / "press.hdf5"), str(tmp_path / "run")
-    collect = ["collect", "metaworld/handle-press", "--episodes", "2", "--out", data, "--workers", "1"]
-    code, out, _ = call(monkeypatch, capsys, *collect, "--image-size", "24", "--cameras", "gripperPOV")
+    collect = [
+        "collect",
+        "metaworld/handle-press",
+        "--episodes",
+        "2",
+        "--out",
+        data,
+        "--workers",
+        "1",
+    ]
+    code, out, _ = call(
+        monkeypatch, capsys, *collect, "--image-size", "24", "--cameras", "gripperPOV"
+    )
     assert code == 0
     assert "2 demos" in out
     code, out, _ = call(monkeypatch, capsys, "inspect", data)
     assert "metaworld/handle-press-v3" in out
     assert "scripted expert\n" in out
     assert re.search("successes +2 of 2", out)
-    code, _, _ = call(monkeypatch, capsys, "train", "--dataset", data, "--out", run, "--steps", "3", *TINY)
+    code, _, _ = call(
+        monkeypatch, capsys, "train", "--dataset", data, "--out", run, "--steps", "3", *TINY
+    )
     assert code == 0
     code, out, _ = call(monkeypatch, capsys, "evaluate", run, "--episodes", "2", "--horizon", "8")
     assert code == 0
@@ -86,7 +116,8 @@ def test_a_meta_world_task_is_collected_trained_on_and_evaluated(
 def broken_files(good: Path, folder: Path) -> dict[str, Path]:
     """Each a copy of a good file with one thing wrong."""
     files = {
-        name: folder / f"{name}.hdf5" for name in ("truncated", "text", "env_args", "nan", "range", "samples", "dtype", "mask")
+        name: folder / f"{name}.hdf5"
+        for name in ("truncated", "text", "env_args", "nan", "range", "samples", "dtype", "mask")
     }
     for path in files.values():
         path.write_bytes(good.read_bytes())
@@ -112,10 +143,22 @@ def broken_files(good: Path, folder: Path) -> dict[str, Path]:
 
 
 def test_broken_files_are_named_in_one_line(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], lift_file: Path, tmp_path: Path
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    lift_file: Path,
+    tmp_path: Path,
 ) -> None:
     for name, path in broken_files(lift_file, tmp_path).items():
-        code, _, err = call(monkeypatch, capsys, "train", "--dataset", str(path), "--out", str(tmp_path / "run"), *TINY)
+        code, _, err = call(
+            monkeypatch,
+            capsys,
+            "train",
+            "--dataset",
+            str(path),
+            "--out",
+            str(tmp_path / "run"),
+            *TINY,
+        )
         assert code == 2, name
         assert len(err.strip().splitlines()) == 1, err
         assert str(path) in err, (name, err)
@@ -123,7 +166,10 @@ def test_broken_files_are_named_in_one_line(
 
 
 def test_harmless_oddities_are_told_and_trained_on(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], lift_file: Path, tmp_path: Path
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    lift_file: Path,
+    tmp_path: Path,
 ) -> None:
     odd = tmp_path / "odd.hdf5"
     odd.write_bytes(lift_file.read_bytes())
@@ -132,7 +178,16 @@ def test_harmless_oddities_are_told_and_trained_on(
         file.move("data/demo_2", "data/demo_77")
         del file["mask"]
     code, _, err = call(
-        monkeypatch, capsys, "train", "--dataset", str(odd), "--out", str(tmp_path / "run"), "--steps", "1", *TINY
+        monkeypatch,
+        capsys,
+        "train",
+        "--dataset",
+        str(odd),
+        "--out",
+        str(tmp_path / "run"),
+        "--steps",
+        "1",
+        *TINY,
     )
     assert code == 0
     assert "warning" in err
@@ -143,25 +198,49 @@ def test_harmless_oddities_are_told_and_trained_on(
     ("arguments", "message"),
     [
         (["train", "--dataset", "nowhere.hdf5", "--out", "run"], "nowhere.hdf5"),
-        (["train", "--dataset", "LIFT", "--out", "run", "--encoder", "vit_tin"], "did you mean 'vit_tiny'"),
+        (
+            ["train", "--dataset", "LIFT", "--out", "run", "--encoder", "vit_tin"],
+            "did you mean 'vit_tiny'",
+        ),
         (["train", "--dataset", "LIFT", "--out", "run", "--cameras", "wrst_image"], "wrist_image"),
         (["train", "--dataset", "LIFT", "--out", "run", "--filter-key", "trian"], "filter key"),
         (
             ["train", "--dataset", "LIFT", "--out", "run", "--encoder-options", "patch_size", "7"],
             "does not divide the image of 24 x 24",
         ),
-        (["train", "--dataset", "LIFT", "--out", "run", "--encoder-options", "patchsize", "12"], "did you mean 'patch_size'"),
-        (["train", "--dataset", "LIFT", "--out", "run", "--steps", "0"], "steps must be at least 1"),
-        (["train", "--dataset", "LIFT", "LIFT", "--out", "run", "--weights", "1"], "weights: got 1 for 2 files"),
-        (["train", "--dataset", "LIFT", "--out", "run", "--validate-on", "vaild"], "did you mean 'valid'"),
-        (["train", "--dataset", "LIFT", "--out", "run", "--validate-on", "train"], "are trained on as well"),
+        (
+            ["train", "--dataset", "LIFT", "--out", "run", "--encoder-options", "patchsize", "12"],
+            "did you mean 'patch_size'",
+        ),
+        (
+            ["train", "--dataset", "LIFT", "--out", "run", "--steps", "0"],
+            "steps must be at least 1",
+        ),
+        (
+            ["train", "--dataset", "LIFT", "LIFT", "--out", "run", "--weights", "1"],
+            "weights: got 1 for 2 files",
+        ),
+        (
+            ["train", "--dataset", "LIFT", "--out", "run", "--validate-on", "vaild"],
+            "did you mean 'valid'",
+        ),
+        (
+            ["train", "--dataset", "LIFT", "--out", "run", "--validate-on", "train"],
+            "are trained on as well",
+        ),
         (["train", "--dataset", "LIFT", "--out", "run", "--keep-best", "3"], "needs a validation"),
-        (["train", "--dataset", "LIFT", "--out", "run", "--rollout-every", "0"], "rollout_every must be at least 1"),
+        (
+            ["train", "--dataset", "LIFT", "--out", "run", "--rollout-every", "0"],
+            "rollout_every must be at least 1",
+        ),
         (["profile", "data"], "name a file to profile"),
         (["profile", "train", "--dataset", "LIFT", "--turns", "0"], "turns must be at least 1"),
         (["profile", "dta", "--dataset", "LIFT"], "dta"),
         (["collect", "Lyft-v0", "--episodes", "1", "--out", "x.hdf5"], "did you mean 'Lift-v0'"),
-        (["collect", "Lift-v0", "--episodes", "0", "--out", "x.hdf5"], "episodes must be at least 1"),
+        (
+            ["collect", "Lift-v0", "--episodes", "0", "--out", "x.hdf5"],
+            "episodes must be at least 1",
+        ),
         (["collect", "Lift-v0", "--episodes", "1", "--out", "LIFT"], "exists already"),
         (["fetch", "lift-humn"], "did you mean 'lift-human'"),
         (["inspect", "nowhere.hdf5"], "nowhere.hdf5"),
@@ -171,7 +250,10 @@ def test_harmless_oddities_are_told_and_trained_on(
         (["render", "LIFT", "--out", "LIFT", "--overwrite"], "is the input itself"),
         (["render", "LIFT", "--out", "x.hdf5", "--workers", "0"], "workers must be at least 1"),
         (["render", "LIFT", "--out", "x.hdf5", "--cameras", "writs"], "did you mean 'wrist'"),
-        (["render", "LIFT", "--out", "x.hdf5", "--image-size", "0"], "image_size must be between 8 and 1024 pixels, got 0"),
+        (
+            ["render", "LIFT", "--out", "x.hdf5", "--image-size", "0"],
+            "image_size must be between 8 and 1024 pixels, got 0",
+        ),
         (["replay", "LIFT", "--out", "LIFT", "--overwrite"], "is the input itself"),
         (["inspect", "."], "folder"),
         (["evaluate", "nowhere"], "is no run directory"),
@@ -189,7 +271,9 @@ def test_mistakes_are_one_line_and_code_2(
     message: str,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    code, _, err = call(monkeypatch, capsys, *[a.replace("LIFT", str(lift_file)) for a in arguments])
+    code, _, err = call(
+        monkeypatch, capsys, *[a.replace("LIFT", str(lift_file)) for a in arguments]
+    )
     assert code == 2
     assert len(err.strip().splitlines()) == 1, err
     assert message in err
@@ -204,13 +288,22 @@ def test_mistakes_are_one_line_and_code_2(
             "train has no option --stepss, did you mean --steps?; see fibopolicy train --help",
         ),
         ("collect --episodes 1 --out x", "collect needs TASK; see fibopolicy collect --help"),
-        ("train --dataset a --out b --workers 1", "train has no option --workers, did you mean --rollout-workers?"),
+        (
+            "train --dataset a --out b --workers 1",
+            "train has no option --workers, did you mean --rollout-workers?",
+        ),
         ("train --dataset a --outt b", "train needs --out; did you mean that by --outt?"),
         ("train --dataset a --out b --steps x", "--steps: expected a whole number, got 'x'"),
         ("train --dataset a --out", "--out needs a value"),
         ("train --preset --steps 4", "--preset needs a value"),
         ("profile trein", "unknown verb of profile: 'trein': did you mean 'train'?"),
-        ("profile train --stepps 3", "profile train has no option --stepps, did you mean --steps?; see fibopolicy profile train"),
+        (
+            "profile train --stepps 3",
+            (
+                "profile train has no option --stepps, did you mean --steps?; see fibopolicy"
+                " profile train"
+            ),
+        ),
         ("inspect a b", "inspect does not know what to do with 'b'"),
         ("starts mkae x", "starts: expected 'make', got 'mkae'"),
         ("trin", "unknown verb 'trin': did you mean 'train'?"),
@@ -234,7 +327,9 @@ def test_the_command_alone_lists_the_verbs(
     assert all(verb in out for verb in cli.VERBS)
 
 
-def test_a_user_without_a_home_is_asked_for_one(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_user_without_a_home_is_asked_for_one(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     def homeless(self: cli.Inspect) -> None:
         raise RuntimeError("Could not determine home directory.")
 
@@ -277,7 +372,9 @@ def test_a_head_keeps_its_own_defaults_on_the_command_line(
     assert policies == [PolicyConfig(head=head)]
 
 
-def test_every_verb_explains_itself_with_an_example(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_verb_explains_itself_with_an_example(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     for verb in cli.VERBS:
         code, out, _ = call(monkeypatch, capsys, verb, "--help")
         assert code == 0
@@ -287,7 +384,17 @@ def test_every_verb_explains_itself_with_an_example(monkeypatch: pytest.MonkeyPa
 def test_the_quickstart_resumes_instead_of_repeating(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    arguments = ["quickstart", "--out", str(tmp_path), "--demos", "3", "--steps", "2", "--episodes", "1"]
+    arguments = [
+        "quickstart",
+        "--out",
+        str(tmp_path),
+        "--demos",
+        "3",
+        "--steps",
+        "2",
+        "--episodes",
+        "1",
+    ]
     code, out, err = call(monkeypatch, capsys, *arguments)
     assert code == 0, err
     run = tmp_path / "fibottention_vit_tiny_seed0"
@@ -298,7 +405,8 @@ def test_the_quickstart_resumes_instead_of_repeating(
     code, _, _ = call(monkeypatch, capsys, *arguments)
     assert code == 0
     assert {p: p.stat().st_mtime_ns for p in made} == made
-    assert (run / "episodes.jsonl").read_text() == rows  # wall times included, so no episode ran again
+    # wall times included, so no episode ran again
+    assert (run / "episodes.jsonl").read_text() == rows
     assert json.loads((tmp_path / "wall_times.json").read_text()).keys() == {
         "collect",
         f"train {run.name}",

@@ -1,4 +1,6 @@
-"""What a tired person types: every verb, every kind of wrong file, folder, number and option, in one line and exit code 2."""
+"""What a tired person types: every verb, every kind of wrong file, folder, number and
+option, in one line and exit code 2.
+"""
 
 from __future__ import annotations
 
@@ -31,18 +33,42 @@ def study():
 Capture = pytest.CaptureFixture[str]
 Patch = pytest.MonkeyPatch
 
-TINY = ["--steps", "1", "--encoder-options", "patch_size", "12", "width", "24", "depth", "1", "heads", "2", "--device", "cpu"]
+TINY = [
+    "--steps",
+    "1",
+    "--encoder-options",
+    "patch_size",
+    "12",
+    "width",
+    "24",
+    "depth",
+    "1",
+    "heads",
+    "2",
+    "--device",
+    "cpu",
+]
 
 
 @pytest.fixture(scope="module")
-def place(lift_file: Path, tiny_config: TrainConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a good file, a run, two evaluated runs, and files and folders of every wrong kind."""
+def place(
+    lift_file: Path, tiny_config: TrainConfig, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """A folder with a good file, a run, two evaluated runs, and files and folders of
+    every wrong kind.
+    """
     folder = tmp_path_factory.mktemp("tired")
     shutil.copyfile(lift_file, folder / "good.hdf5")
     shutil.copyfile(lift_file, folder / "two words \u00fc $x.hdf5")
     shutil.copyfile(lift_file, folder / "unreadable.hdf5")
     (folder / "unreadable.hdf5").chmod(0)
-    train(replace(tiny_config, out=folder / "run", optimizer=OptimizerConfig(steps=1, batch_size=4, warmup=0)))
+    train(
+        replace(
+            tiny_config,
+            out=folder / "run",
+            optimizer=OptimizerConfig(steps=1, batch_size=4, warmup=0),
+        )
+    )
     make_run(folder / "a", [True, False, True, True])
     make_run(folder / "b", [True, False, False, True])
     (folder / "empty.hdf5").touch()
@@ -58,7 +84,9 @@ def place(lift_file: Path, tiny_config: TrainConfig, tmp_path_factory: pytest.Te
 
 @contextmanager
 def somebody_else() -> Iterator[None]:
-    """Root may read and write everything; for its tests to mean something, another user runs the command."""
+    """Root may read and write everything; for its tests to mean something, another user
+    runs the command.
+    """
     if os.geteuid() != 0:
         yield
         return
@@ -123,7 +151,9 @@ def split_words(line: str, **values: str) -> list[str]:
 
 
 @pytest.mark.parametrize("line", READING)
-def test_a_wrong_input_is_one_line(line: str, monkeypatch: Patch, capsys: Capture, place: Path, tmp_path: Path) -> None:
+def test_a_wrong_input_is_one_line(
+    line: str, monkeypatch: Patch, capsys: Capture, place: Path, tmp_path: Path
+) -> None:
     monkeypatch.chdir(place)
     for wrong in WRONG:
         words = split_words(line, FILE=wrong, OUT=str(tmp_path / "out"))
@@ -133,9 +163,15 @@ def test_a_wrong_input_is_one_line(line: str, monkeypatch: Patch, capsys: Captur
 
 
 @pytest.mark.parametrize("verb", ["inspect", "split", "replay", "train --dataset"])
-def test_a_file_of_another_user_is_one_line(verb: str, monkeypatch: Patch, capsys: Capture, place: Path) -> None:
+def test_a_file_of_another_user_is_one_line(
+    verb: str, monkeypatch: Patch, capsys: Capture, place: Path
+) -> None:
     monkeypatch.chdir(place)
-    words = [*verb.split(), "unreadable.hdf5", *(["--out", "new"] if verb.startswith(("split", "train")) else [])]
+    words = [
+        *verb.split(),
+        "unreadable.hdf5",
+        *(["--out", "new"] if verb.startswith(("split", "train")) else []),
+    ]
     with somebody_else():
         code, _, err = call(monkeypatch, capsys, *words)
     check_refused(code, err, words)
@@ -157,45 +193,88 @@ NO_OUTPUT = ["good.hdf5", "x.json/below", "empty"]
 
 
 @pytest.mark.parametrize("line", WRITING)
-def test_an_output_that_cannot_be_written_is_one_line(line: str, monkeypatch: Patch, capsys: Capture, place: Path) -> None:
+def test_an_output_that_cannot_be_written_is_one_line(
+    line: str, monkeypatch: Patch, capsys: Capture, place: Path
+) -> None:
     monkeypatch.chdir(place)
     before = {path: path.stat().st_mtime_ns for path in place.rglob("*")}
     for out in NO_OUTPUT:
         if line.startswith("train") and out == "empty":
             continue  # which is where a run may be put
         words = split_words(line, OUT=out)
-        code, _, err = call(monkeypatch, capsys, *words, *(TINY if line.startswith("train") else []))
+        code, _, err = call(
+            monkeypatch, capsys, *words, *(TINY if line.startswith("train") else [])
+        )
         check_refused(code, err, words)
     with somebody_else():
         words = split_words(line, OUT="readonly/new")
-        code, _, err = call(monkeypatch, capsys, *words, *(TINY if line.startswith("train") else []))
+        code, _, err = call(
+            monkeypatch, capsys, *words, *(TINY if line.startswith("train") else [])
+        )
     check_refused(code, err, words)
     assert {path: path.stat().st_mtime_ns for path in place.rglob("*")} == before
 
 
-#: Options whose values are numbers, on lines that are otherwise right; none of them starts a simulator or a training.
+#: Options whose values are numbers, on lines that are otherwise right; none of them
+#: starts a simulator or a training.
 NUMBERS = {
     "collect Lift-v0 --out new --episodes 1": ["--episodes", "--image-size", "--workers", "--seed"],
     "split good.hdf5 --out new": ["--valid", "--seed"],
     "render good.hdf5 --out new": ["--image-size", "--workers"],
     "replay good.hdf5": ["--workers"],
     "expand good.hdf5 --out new": ["--demos"],
-    "evaluate run": ["--episodes", "--seed", "--video", "--workers", "--batch", "--threads", "--tries", "--step-limit"],
+    "evaluate run": [
+        "--episodes",
+        "--seed",
+        "--video",
+        "--workers",
+        "--batch",
+        "--threads",
+        "--tries",
+        "--step-limit",
+    ],
     "starts make Lift-v0 --out new --episodes 1": ["--episodes", "--seed", "--image-size"],
     "compare a b --out new.html": ["--margin", "--video", "--difference"],
     "show-pattern --out new.png": ["--tokens", "--heads", "--layer"],
     "quickstart --out new": ["--demos", "--steps", "--episodes", "--seed"],
     "profile data --dataset good.hdf5": ["--turns", "--batch-size", "--weights"],
     "train --out new --dataset good.hdf5": [
-        *("--steps", "--batch-size", "--learning-rate", "--warmup", "--weight-decay", "--encoder-rate", "--clip", "--ema"),
-        *("--accumulate", "--seed", "--checkpoint-every", "--log-every", "--history", "--chunk", "--execute", "--hidden"),
-        *("--validate-every", "--keep-best", "--rollout-every", "--rollout-episodes", "--rollout-workers", "--crop"),
+        *(
+            "--steps",
+            "--batch-size",
+            "--learning-rate",
+            "--warmup",
+            "--weight-decay",
+            "--encoder-rate",
+            "--clip",
+            "--ema",
+        ),
+        *(
+            "--accumulate",
+            "--seed",
+            "--checkpoint-every",
+            "--log-every",
+            "--history",
+            "--chunk",
+            "--execute",
+            "--hidden",
+        ),
+        *(
+            "--validate-every",
+            "--keep-best",
+            "--rollout-every",
+            "--rollout-episodes",
+            "--rollout-workers",
+            "--crop",
+        ),
     ],
 }
 
 
 @pytest.mark.parametrize("line", NUMBERS)
-def test_a_number_that_is_none_or_negative_is_one_line(line: str, monkeypatch: Patch, capsys: Capture, place: Path) -> None:
+def test_a_number_that_is_none_or_negative_is_one_line(
+    line: str, monkeypatch: Patch, capsys: Capture, place: Path
+) -> None:
     monkeypatch.chdir(place)
     for option in NUMBERS[line]:
         for value in ("-1", "nan", "-inf", "", "x", "1,5"):
@@ -220,27 +299,41 @@ def test_a_number_that_is_none_or_negative_is_one_line(line: str, monkeypatch: P
         "train --dataset good.hdf5 --out new --hidden 100000000000000000000",
         "train --dataset good.hdf5 --out new --batch-size 100000000000000000000",
         "train --dataset good.hdf5 --out new --encoder-options depth 100000000000000000000",
-        "train --dataset good.hdf5 --out new --head bc_gmm --head-options num_modes 100000000000000000000",
+        (
+            "train --dataset good.hdf5 --out new --head bc_gmm --head-options num_modes"
+            " 100000000000000000000"
+        ),
         "evaluate run --threads 100000000000000000000",
         "show-pattern --tokens 100000000000000000000",
         "starts make Lift-v0 --episodes 100000000000000000000 --out new",
     ],
 )
-def test_conflicts_and_huge_numbers_are_one_line(line: str, monkeypatch: Patch, capsys: Capture, place: Path) -> None:
+def test_conflicts_and_huge_numbers_are_one_line(
+    line: str, monkeypatch: Patch, capsys: Capture, place: Path
+) -> None:
     monkeypatch.chdir(place)
     code, _, err = call(monkeypatch, capsys, *line.split())
     check_refused(code, err, line.split())
 
 
-def test_a_good_file_with_a_difficult_name_is_read(monkeypatch: Patch, capsys: Capture, place: Path, tmp_path: Path) -> None:
+def test_a_good_file_with_a_difficult_name_is_read(
+    monkeypatch: Patch, capsys: Capture, place: Path, tmp_path: Path
+) -> None:
     monkeypatch.chdir(place)
     name = "two words \u00fc $x.hdf5"
     assert call(monkeypatch, capsys, "inspect", name)[0] == 0
     assert call(monkeypatch, capsys, "split", name, "--out", str(tmp_path / "a b.hdf5"))[0] == 0
-    assert call(monkeypatch, capsys, "train", "--dataset", name, "--out", str(tmp_path / "a run"), *TINY)[0] == 0
+    assert (
+        call(
+            monkeypatch, capsys, "train", "--dataset", name, "--out", str(tmp_path / "a run"), *TINY
+        )[0]
+        == 0
+    )
 
 
-def test_a_lack_of_memory_is_no_mistake_of_ours(monkeypatch: Patch, capsys: Capture, place: Path) -> None:
+def test_a_lack_of_memory_is_no_mistake_of_ours(
+    monkeypatch: Patch, capsys: Capture, place: Path
+) -> None:
     monkeypatch.chdir(place)
 
     def full(path: Path) -> str:
@@ -253,32 +346,86 @@ def test_a_lack_of_memory_is_no_mistake_of_ours(monkeypatch: Patch, capsys: Capt
 
 
 GOOD = "good.hdf5"
-FILES = st.sampled_from([GOOD, GOOD, GOOD, "two words \u00fc $x.hdf5", "empty.hdf5", "nowhere", "run", "x.npz", "", "."])
+FILES = st.sampled_from(
+    [GOOD, GOOD, GOOD, "two words \u00fc $x.hdf5", "empty.hdf5", "nowhere", "run", "x.npz", "", "."]
+)
 RUNS = st.sampled_from(["a", "b", "a", "b", "a", "b", "run", "nowhere", GOOD, "."])
 FLAGS = {"--overwrite", "--resume", "--modified"}
 VALUES = st.one_of(
     st.integers(-3, 40).map(str),
     st.floats(width=32).map(str),
     st.sampled_from(
-        ["", "train", "valid", "all", "ema", "model", "fast", "full", "bc", "flow", "None", "wrist_image", "--", "-x"]
+        [
+            "",
+            "train",
+            "valid",
+            "all",
+            "ema",
+            "model",
+            "fast",
+            "full",
+            "bc",
+            "flow",
+            "None",
+            "wrist_image",
+            "--",
+            "-x",
+        ]
     ),
     st.text(st.characters(exclude_characters="\0"), max_size=4),
 )
-#: Verb -> its words (FILE and RUN are drawn), and the options that are drawn with a value each.
+#: Verb -> its words (FILE and RUN are drawn), and the options that are drawn with a
+#: value each.
 GENERATED: dict[str, tuple[list[str], list[str]]] = {
     "inspect": (["FILE"], ["--debugg"]),
     "split": (["FILE", "--out", "OUT"], ["--valid", "--seed", "--overwrite"]),
     "train": (
         ["--dataset", "FILE", "--out", "OUT", *TINY],
         [
-            *("--seed", "--batch-size", "--learning-rate", "--cameras", "--vectors", "--filter-key", "--weights", "--precision"),
-            *("--execute", "--crop", "--shift", "--rotation", "--validate-on", "--keep-best", "--resume", "--warmup", "--ema"),
+            *(
+                "--seed",
+                "--batch-size",
+                "--learning-rate",
+                "--cameras",
+                "--vectors",
+                "--filter-key",
+                "--weights",
+                "--precision",
+            ),
+            *(
+                "--execute",
+                "--crop",
+                "--shift",
+                "--rotation",
+                "--validate-on",
+                "--keep-best",
+                "--resume",
+                "--warmup",
+                "--ema",
+            ),
         ],
     ),
     "rates": (["RUN"], ["--out"]),
-    "compare": (["RUN", "RUN"], ["--margin", "--difference", "--step", "--weights", "--starts-seed", "--horizon", "--group"]),
-    "starts make": (["nowhere.hdf5", "--episodes", "1", "--out", "OUT"], ["--seed", "--image-size", "--quality", "--cameras"]),
-    "evaluate": (["nowhere"], ["--episodes", "--seed", "--weights", "--video", "--workers", "--step-limit", "--horizon"]),
+    "compare": (
+        ["RUN", "RUN"],
+        [
+            "--margin",
+            "--difference",
+            "--step",
+            "--weights",
+            "--starts-seed",
+            "--horizon",
+            "--group",
+        ],
+    ),
+    "starts make": (
+        ["nowhere.hdf5", "--episodes", "1", "--out", "OUT"],
+        ["--seed", "--image-size", "--quality", "--cameras"],
+    ),
+    "evaluate": (
+        ["nowhere"],
+        ["--episodes", "--seed", "--weights", "--video", "--workers", "--step-limit", "--horizon"],
+    ),
     "show-pattern": (["--tokens", "9", "--out", "OUT.png"], ["--heads", "--layer", "--modified"]),
 }
 
@@ -287,7 +434,13 @@ GENERATED: dict[str, tuple[list[str], list[str]]] = {
 def command_lines(draw: Callable[..., str]) -> list[str]:
     verb = draw(st.sampled_from(sorted(GENERATED)))
     words, options = GENERATED[verb]
-    line = [*verb.split(), *(draw({"FILE": FILES, "RUN": RUNS}[word]) if word in ("FILE", "RUN") else word for word in words)]
+    line = [
+        *verb.split(),
+        *(
+            draw({"FILE": FILES, "RUN": RUNS}[word]) if word in ("FILE", "RUN") else word
+            for word in words
+        ),
+    ]
     for option in draw(st.lists(st.sampled_from(options), max_size=2)):  # type: ignore[attr-defined]
         line += [option, *([] if option in FLAGS else [draw(VALUES)])]
     return line
@@ -299,11 +452,25 @@ def test_no_generated_command_line_ends_in_a_mistake_of_ours(
 ) -> None:
     codes = []
 
-    @settings(max_examples=300, derandomize=True, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+    @settings(
+        max_examples=300,
+        derandomize=True,
+        deadline=None,
+        database=None,
+        suppress_health_check=list(HealthCheck),
+    )
     @given(command_lines())
     def run(line: list[str]) -> None:
         here = tmp_path_factory.mktemp("generated")
-        for name in ("good.hdf5", "two words \u00fc $x.hdf5", "empty.hdf5", "run", "a", "b", "x.npz"):
+        for name in (
+            "good.hdf5",
+            "two words \u00fc $x.hdf5",
+            "empty.hdf5",
+            "run",
+            "a",
+            "b",
+            "x.npz",
+        ):
             (here / name).symlink_to(place / name)
         with monkeypatch.context() as patch:
             patch.chdir(here)
@@ -331,13 +498,25 @@ EXTRAS = [
 
 @pytest.mark.parametrize(("library", "line", "extra"), EXTRAS)
 def test_a_missing_extra_is_named_with_a_command_to_install_it(
-    library: str, line: str, extra: str, monkeypatch: Patch, capsys: Capture, place: Path, tmp_path: Path
+    library: str,
+    line: str,
+    extra: str,
+    monkeypatch: Patch,
+    capsys: Capture,
+    place: Path,
+    tmp_path: Path,
 ) -> None:
-    for name in [name for name in sys.modules if name.split(".")[0] == library or name == "fibopolicy.encoders.robomimic_core"]:
+    for name in [
+        name
+        for name in sys.modules
+        if name.split(".")[0] == library or name == "fibopolicy.encoders.robomimic_core"
+    ]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, library, None)
     monkeypatch.chdir(place)
     words = split_words(line, OUT=str(tmp_path / "out"))
-    code, _, err = call(monkeypatch, capsys, *words, *(TINY[:2] if line.startswith("train") else []))
+    code, _, err = call(
+        monkeypatch, capsys, *words, *(TINY[:2] if line.startswith("train") else [])
+    )
     check_refused(code, err, words)
     assert f"pip install 'fibopolicy[{extra}]'" in err

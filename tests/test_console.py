@@ -1,4 +1,6 @@
-"""What is printed and written does not depend on the terminal, the locale or whoever reads the output."""
+"""What is printed and written does not depend on the terminal, the locale or whoever
+reads the output.
+"""
 
 from __future__ import annotations
 
@@ -29,11 +31,17 @@ COMMAND = [sys.executable, "-m", "fibopolicy"]
 def text_files_opened(source: str) -> Iterator[ast.Call]:
     """The calls that read or write text by the locale's encoding."""
     for node in ast.walk(ast.parse(source)):
-        if not isinstance(node, ast.Call) or any(keyword.arg == "encoding" for keyword in node.keywords):
+        if not isinstance(node, ast.Call) or any(
+            keyword.arg == "encoding" for keyword in node.keywords
+        ):
             continue
-        name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+        name = (
+            node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+        )
         words = [arg.value for arg in node.args if isinstance(arg, ast.Constant)]
-        text_mode = name == "open" and any(word in ("r", "w", "a", "x", "r+", "w+", "a+") for word in words)
+        text_mode = name == "open" and any(
+            word in ("r", "w", "a", "x", "r+", "w+", "a+") for word in words
+        )
         decoded = any(keyword.arg in ("text", "universal_newlines") for keyword in node.keywords)
         bare = isinstance(node.func, ast.Name) and name == "open" and len(node.args) == 1
         if name in ("read_text", "write_text", "FileHandler") or text_mode or decoded or bare:
@@ -44,12 +52,28 @@ def test_every_text_file_names_its_encoding() -> None:
     folders = ("fibopolicy", "envs", "datasets", "scripts")
     files = [path for folder in folders for path in (ROOT / folder).rglob("*.py")]
     assert len(files) > 100
-    found = [f"{path}:{call.lineno}" for path in files for call in text_files_opened(path.read_text(encoding="utf-8"))]
+    found = [
+        f"{path}:{call.lineno}"
+        for path in files
+        for call in text_files_opened(path.read_text(encoding="utf-8"))
+    ]
     assert not found
-    assert len([*text_files_opened("p.open('a'); p.read_text(); run(c, text=True); open(p, 'w', encoding='utf-8')")]) == 3
+    assert (
+        len(
+            [
+                *text_files_opened(
+                    "p.open('a'); p.read_text(); run(c, text=True); open(p, 'w', encoding='utf-8')"
+                )
+            ]
+        )
+        == 3
+    )
 
 
-@pytest.mark.parametrize("name", ["plain", "two words", "it's", "$HOME", 'a"b', "-x", "--out", "`id`", "\u00fc*?[", "x\udcff"])
+@pytest.mark.parametrize(
+    "name",
+    ["plain", "two words", "it's", "$HOME", 'a"b', "-x", "--out", "`id`", "\u00fc*?[", "x\udcff"],
+)
 def test_a_file_name_in_a_hint_is_one_word_and_no_option(name: str) -> None:
     word = quoted(Path(name))
     assert [os.path.normpath(part) for part in shlex.split(word)] == [name]
@@ -113,20 +137,36 @@ def test_any_terminal_shows_any_file_name(
 
 @pytest.mark.slow
 def test_a_locale_of_ascii_and_a_full_or_closed_output_end_in_one_line(tmp_path: Path) -> None:
-    plain = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "NO_COLOR": "1", "COLUMNS": "20"}
+    plain = {
+        "LC_ALL": "C",
+        "PYTHONUTF8": "0",
+        "PYTHONCOERCECLOCALE": "0",
+        "NO_COLOR": "1",
+        "COLUMNS": "20",
+    }
     environment = {**os.environ, **plain, "PYTHONPATH": str(ROOT)}
 
     def shell(redirected: str) -> tuple[int, str]:
         line = f"{shlex.join(COMMAND)} {redirected}"
-        done = subprocess.run(["bash", "-c", line], cwd=tmp_path, env=environment, capture_output=True)
+        done = subprocess.run(
+            ["bash", "-c", line], cwd=tmp_path, env=environment, capture_output=True
+        )
         return done.returncode, done.stderr.decode()
 
-    assert shell("train --help > /dev/full") == (2, "fibopolicy: error: input or output: No space left on device\n")
+    assert shell("train --help > /dev/full") == (
+        2,
+        "fibopolicy: error: input or output: No space left on device\n",
+    )
     code, told = shell("inspect n\u00fcll <&- >&-")
-    assert (code, told.partition("; ")[0]) == (2, "fibopolicy: error: n\\udcc3\\udcbcll: no such file")
+    assert (code, told.partition("; ")[0]) == (
+        2,
+        "fibopolicy: error: n\\udcc3\\udcbcll: no such file",
+    )
 
 
-def test_a_stream_that_was_closed_takes_output_and_drops_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stream_that_was_closed_takes_output_and_drops_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(sys, "stdout", None)
     processes.make_streams_safe()
     print("nowhere")

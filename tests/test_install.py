@@ -16,42 +16,67 @@ ROOT = Path(__file__).parent.parent
 
 def _python(*arguments: str, cwd: Path, path: Path) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "PYTHONPATH": str(path)}
-    return subprocess.run([sys.executable, *arguments], cwd=cwd, env=environment, capture_output=True, text=True)
+    return subprocess.run(
+        [sys.executable, *arguments], cwd=cwd, env=environment, capture_output=True, text=True
+    )
 
 
 def test_the_constraints_leave_to_torch_what_torch_pins() -> None:
     names = re.findall(r"^([\w.-]+)==", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
     assert "torch" in names
-    assert [name for name in names if re.match(r"triton|nvidia|cuda|pytorch.triton", name.lower())] == []
+    assert [
+        name for name in names if re.match(r"triton|nvidia|cuda|pytorch.triton", name.lower())
+    ] == []
 
 
 @pytest.mark.slow
 def test_a_plain_installation_runs_from_the_root_of_the_clone(tmp_path: Path) -> None:
-    pip = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--no-build-isolation", "--target", str(tmp_path)]
-    build = ROOT / "build"  # setuptools works in it, and installs what it finds there of an older tree
+    pip = [
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        "-q",
+        "--no-deps",
+        "--no-build-isolation",
+        "--target",
+        str(tmp_path),
+    ]
+    # setuptools works in it, and installs what it finds there of an older tree
+    build = ROOT / "build"
     shutil.rmtree(build, ignore_errors=True)
     try:
         subprocess.run([*pip, str(ROOT)], check=True, capture_output=True)
     finally:
         shutil.rmtree(build, ignore_errors=True)
     installed = {str(p.relative_to(tmp_path)) for p in (tmp_path / "fibopolicy").rglob("*.py")}
-    listed = subprocess.run(["git", "ls-files", "*.py"], cwd=ROOT, check=True, capture_output=True, text=True).stdout.split()
+    listed = subprocess.run(
+        ["git", "ls-files", "*.py"], cwd=ROOT, check=True, capture_output=True, text=True
+    ).stdout.split()
     ours = {name if name.startswith("fibopolicy/") else f"fibopolicy/{name}" for name in listed}
     assert installed == {name for name in ours if name.split("/")[1] not in ("scripts", "tests")}
     done = _python("-m", "fibopolicy", "--version", cwd=ROOT, path=tmp_path)
     assert done.returncode == 0, done.stderr
     code = "import fibopolicy.datasets; print(fibopolicy.datasets.__file__)"
     done = _python("-c", code, cwd=tmp_path.parent, path=tmp_path)
-    assert done.stdout.strip() == str(tmp_path / "fibopolicy" / "datasets" / "__init__.py"), done.stderr
+    assert done.stdout.strip() == str(tmp_path / "fibopolicy" / "datasets" / "__init__.py"), (
+        done.stderr
+    )
 
 
 @pytest.mark.parametrize("installed", [True, False])
-def test_an_installed_package_named_datasets_is_not_hidden_in_the_clone(tmp_path: Path, installed: bool) -> None:
+def test_an_installed_package_named_datasets_is_not_hidden_in_the_clone(
+    tmp_path: Path, installed: bool
+) -> None:
     if installed:  # as Hugging Face's is
         (tmp_path / "datasets").mkdir()
-        (tmp_path / "datasets" / "__init__.py").write_text("from datasets.load import load_dataset\n")
+        (tmp_path / "datasets" / "__init__.py").write_text(
+            "from datasets.load import load_dataset\n"
+        )
         (tmp_path / "datasets" / "load.py").write_text("load_dataset = 'theirs'\n")
-    code = "import datasets, datasets.load; import fibopolicy.datasets; print(datasets.load_dataset)"
+    code = (
+        "import datasets, datasets.load; import fibopolicy.datasets; print(datasets.load_dataset)"
+    )
     done = _python("-c", code, cwd=ROOT, path=tmp_path)
     if installed:
         assert done.stdout.strip() == "theirs", done.stderr

@@ -17,7 +17,9 @@ def test_the_readmes_python_runs(block: str) -> None:
 
 def test_the_files_that_the_readme_names_exist() -> None:
     root = README.parent
-    named = re.findall(r"`((?:fibopolicy|envs|datasets|docs|scripts)/[\w/.-]+)`", README.read_text())
+    named = re.findall(
+        r"`((?:fibopolicy|envs|datasets|docs|scripts)/[\w/.-]+)`", README.read_text()
+    )
     named += re.findall(r"(?:src=\"|\]\()((?:docs)/[\w/.-]+)", README.read_text())
     assert len(named) > 8
     assert [name for name in named if not (root / name).exists()] == []
@@ -26,6 +28,11 @@ def test_the_files_that_the_readme_names_exist() -> None:
 def test_every_measurement_is_in_the_index() -> None:
     folder = README.parent / "docs" / "benchmarks"
     listed = set(re.findall(r"`(\w+)`", (folder / "README.md").read_text()))
-    themes = {re.sub("_(?:epyc|xeon|h200|20[0-9-]+).*", "", path.name): path.name for path in folder.glob("*_*")}
+    themes = {
+        re.sub("_(?:epyc|xeon|h200|20[0-9-]+).*", "", path.name): path.name
+        for path in folder.glob("*_*")
+    }
     assert themes
-    assert themes.keys() <= listed, f"not in {folder / 'README.md'}: {[themes[t] for t in themes.keys() - listed]}"
+    assert themes.keys() <= listed, (
+        f"not in {folder / 'README.md'}: {[themes[t] for t in themes.keys() - listed]}"
+    )

@@ -26,16 +26,19 @@ EXPERTS: Mapping[str, Callable[[Arm], Action]] = {
 
 
 def expert_action(task_id: str, env: Any) -> Action:
-    """The action `(7,)` in [-1, 1] of a task's expert in a robosuite environment's present state.
+    """The action `(7,)` in [-1, 1] of a task's expert in a robosuite environment's
+    present state.
 
     Raises:
-        UserError: the task has no expert, or the environment is not a Panda with the default controller.
+        UserError: the task has no expert, or the environment is not a Panda with the
+            default controller.
     """
     if task_id not in EXPERTS:
         raise UserError(f"{task_id} has no scripted expert; these have one: {', '.join(EXPERTS)}")
     if not _is_usual(env):
         raise UserError(
-            f"the expert of {task_id} moves one Panda with robosuite's default controller (OSC_POSE, delta), not this one"
+            f"the expert of {task_id} moves one Panda with robosuite's default controller"
+            " (OSC_POSE, delta), not this one"
         )
     return EXPERTS[task_id](Arm(env))
 
@@ -46,6 +49,10 @@ def _is_usual(env: Any) -> bool:
         return False
     robot = env.robots[0]
     arm = robot.part_controllers["right"]
-    if arm.name != "OSC_POSE" or arm.input_type != "delta" or type(robot.gripper["right"]).__name__ != "PandaGripper":
+    if (
+        arm.name != "OSC_POSE"
+        or arm.input_type != "delta"
+        or type(robot.gripper["right"]).__name__ != "PandaGripper"
+    ):
         return False
     return bool(np.allclose(arm.output_max, [*[POSITION_SCALE] * 3, *[ROTATION_SCALE] * 3]))

@@ -7,17 +7,21 @@ from scipy.spatial.transform import Rotation
 
 from fibopolicy.envs.robosuite_experts.motion import CLOSE, OPEN, Action, Arm, Vector
 
-#: Where the handle is pinched: from its axis along it, and from the axis outward, metres.
+#: Where the handle is pinched: from its axis along it, and from the axis outward,
+#: metres.
 ALONG, OUT = 0.11, 0.10
-#: The hand comes from the front at this angle from above, so that it clears the door, radians.
+#: The hand comes from the front at this angle from above, so that it clears the door,
+#: radians.
 TILT = np.pi / 4
-#: The fingers hold the handle when they are less far than this from the middle between them, metres.
+#: The fingers hold the handle when they are less far than this from the middle between
+#: them, metres.
 HELD = 0.034
 #: The handle's turn at which the latch is free, radians.
 FREE = 0.9
 
 
-#: The hand turns with the handle up to this angle, where the arm's reach ends; from there on the handle turns in its fingers.
+#: The hand turns with the handle up to this angle, where the arm's reach ends; from
+#: there on the handle turns in its fingers.
 FOLLOW = 0.5
 
 
@@ -47,4 +51,6 @@ def door(arm: Arm) -> Action:
     if off < 0.02 and turned < 0.3:
         return arm.to_pose(pinch, rotation, CLOSE)
     slack = 0.012 - 0.05 * max(0.0, turned - 0.15)
-    return arm.to_pose(arm.descent(pinch, hover=0.07, slack=slack, axis=rotation[:, 2]), rotation, OPEN)
+    return arm.to_pose(
+        arm.descent(pinch, hover=0.07, slack=slack, axis=rotation[:, 2]), rotation, OPEN
+    )

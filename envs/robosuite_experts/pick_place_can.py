@@ -7,7 +7,8 @@ import numpy as np
 from fibopolicy.envs.robosuite_experts.motion import CLOSE, Action, Arm, nearest
 
 RADIUS = 0.025
-#: A standing can is grasped this far above its middle, so that the hand stays clear of the walls.
+#: A standing can is grasped this far above its middle, so that the hand stays clear of
+#: the walls.
 GRASP_HEIGHT = 0.012
 #: From here up, above a bin's floor, what the hand carries clears the walls.
 CLEARANCE = 0.2

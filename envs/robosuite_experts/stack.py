@@ -8,7 +8,8 @@ from fibopolicy.envs.robosuite_experts.lift import grasp_cube
 from fibopolicy.envs.robosuite_experts.motion import CLOSE, Action, Arm
 
 HALF_RED, HALF_GREEN = 0.02, 0.025
-#: How far above the green cube the red one may be let go, metres. It drops unharmed; waiting for less teaches policies to wait.
+#: How far above the green cube the red one may be let go, metres. It drops unharmed;
+#: waiting for less teaches policies to wait.
 RELEASE = 0.012
 
 

@@ -26,14 +26,17 @@ from fibopolicy.errors import UserError, unknown
 configure_gl()
 try:
     import mujoco  # after its OpenGL has been chosen
-except Exception as error:  # mujoco loads OpenGL at import, and each backend fails with a type of its own
+except (
+    Exception
+) as error:  # mujoco loads OpenGL at import, and each backend fails with a type of its own
     raise no_gl(error) from error
 
 CAMERAS = ("workspace", "wrist")
 CONTROL_HZ = 20
 #: How far a full action moves the hand's target in one control step, metres.
 STEP = 0.01
-#: How far the target may run ahead of the hand, metres: bounds the force against an obstacle.
+#: How far the target may run ahead of the hand, metres: bounds the force against an
+#: obstacle.
 LEAD = 0.03
 
 Vector = NDArray[np.float64]
@@ -42,19 +45,25 @@ Vector = NDArray[np.float64]
 class TabletopEnv(TaskEnv):
     """A hand with four degrees of freedom above a table, in MuJoCo, at 20 Hz.
 
-    Action `(4,)` float32 in [-1, 1]: x, y, z displacement of the hand's target (1 = 1 cm) and the gripper
-    (-1 open, 1 closed). Observations: `workspace_image` and `wrist_image` uint8 `(H, W, 3)`, `hand_position` float32
-    `(3,)` in metres, `gripper_opening` float32 `(1,)` in metres (each finger's distance from the middle).
+    Action `(4,)` float32 in [-1, 1]: x, y, z displacement of the hand's target (1 = 1
+    cm) and the gripper (-1 open, 1 closed). Observations: `workspace_image` and
+    `wrist_image` uint8 `(H, W, 3)`, `hand_position` float32 `(3,)` in metres,
+    `gripper_opening` float32 `(1,)` in metres (each finger's distance from the middle).
     Reward is 1 at success and 0 before.
 
     Args:
-        cameras: the cameras to render, any of "workspace" and "wrist"; fewer are faster.
-        image_size: pixels, the side of square frames, (height, width), or one of these per camera.
+        cameras: the cameras to render, any of "workspace" and "wrist"; fewer are
+            faster.
+        image_size: pixels, the side of square frames, (height, width), or one of these
+            per camera.
         quality: "fast" renders without shadows and multisampling.
         horizon: control steps until truncation; `None` takes the task's own.
     """
 
-    metadata = {"render_modes": ["rgb_array"], "render_fps": CONTROL_HZ}  # noqa: RUF012  (gymnasium's convention)
+    metadata = {  # noqa: RUF012
+        "render_modes": ["rgb_array"],
+        "render_fps": CONTROL_HZ,
+    }
     control_hz = float(CONTROL_HZ)
     proprioception = ("hand_position", "gripper_opening")
     hands = ("hand_position",)
@@ -87,10 +96,13 @@ class TabletopEnv(TaskEnv):
         self._steps = 0
         self.action_space = gymnasium.spaces.Box(-1.0, 1.0, (4,), np.float32)
         spaces: dict[str, gymnasium.Space[Any]] = {
-            f"{camera}_image": gymnasium.spaces.Box(0, 255, (*self._sizes[camera], 3), np.uint8) for camera in self.cameras
+            f"{camera}_image": gymnasium.spaces.Box(0, 255, (*self._sizes[camera], 3), np.uint8)
+            for camera in self.cameras
         }
         spaces["hand_position"] = gymnasium.spaces.Box(-1.0, 1.0, (3,), np.float32)
-        spaces["gripper_opening"] = gymnasium.spaces.Box(-0.01, MAX_OPENING + 0.01, (1,), np.float32)
+        spaces["gripper_opening"] = gymnasium.spaces.Box(
+            -0.01, MAX_OPENING + 0.01, (1,), np.float32
+        )
         self.observation_space = cast("gymnasium.Space[Observation]", gymnasium.spaces.Dict(spaces))
 
     # What a task defines.
@@ -109,8 +121,12 @@ class TabletopEnv(TaskEnv):
 
     # The environment contract.
 
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Observation, dict[str, Any]]:
-        """Draw a layout from `seed`: the hand within 5 cm of the centre at 13 to 18 cm height, the objects as the task states."""
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Observation, dict[str, Any]]:
+        """Draw a layout from `seed`: the hand within 5 cm of the centre at 13 to 18 cm
+        height, the objects as the task states.
+        """
         super().reset(seed=seed)
         mujoco.mj_resetData(self.model, self.data)
         rng = self.np_random
@@ -122,10 +138,15 @@ class TabletopEnv(TaskEnv):
         self._steps = 0
         return self.observe(), {"success": self.success()}
 
-    def advance(self, action: NDArray[np.floating[Any]]) -> tuple[float, bool, bool, dict[str, Any]]:
+    def advance(
+        self, action: NDArray[np.floating[Any]]
+    ) -> tuple[float, bool, bool, dict[str, Any]]:
         command = np.clip(np.asarray(action, dtype=np.float64), -1.0, 1.0)
         if command.shape != (4,) or not np.isfinite(command).all():
-            raise UserError(f"{self.task_id} takes 4 finite actions in [-1, 1], got {np.asarray(action).tolist()}")
+            raise UserError(
+                f"{self.task_id} takes 4 finite actions in [-1, 1], got"
+                f" {np.asarray(action).tolist()}"
+            )
         hand = self.data.qpos[:3]
         target = np.clip(self.data.ctrl[:3] + STEP * command[:3], hand - LEAD, hand + LEAD)
         self.data.ctrl[:3] = np.clip(target, WORKSPACE_LOW, WORKSPACE_HIGH)
@@ -136,7 +157,9 @@ class TabletopEnv(TaskEnv):
         return float(success), success, self._steps >= self.horizon, {"success": success}
 
     def observe(self) -> Observation:
-        observation: Observation = {f"{camera}_image": self.render_camera(camera) for camera in self.cameras}
+        observation: Observation = {
+            f"{camera}_image": self.render_camera(camera) for camera in self.cameras
+        }
         observation["hand_position"] = self.hand.astype(np.float32)
         observation["gripper_opening"] = np.array([self.opening], dtype=np.float32)
         return observation
@@ -151,10 +174,21 @@ class TabletopEnv(TaskEnv):
         if state.state.shape != (size,):
             raise UserError(f"a state of {self.task_id} has width {size}, got {state.state.shape}")
         mujoco.mj_resetData(self.model, self.data)
-        mujoco.mj_setState(self.model, self.data, np.ascontiguousarray(state.state), mujoco.mjtState.mjSTATE_INTEGRATION)
+        mujoco.mj_setState(
+            self.model,
+            self.data,
+            np.ascontiguousarray(state.state),
+            mujoco.mjtState.mjSTATE_INTEGRATION,
+        )
         mujoco.mj_forward(self.model, self.data)
-        # mj_forward refreshes what the solver starts from; the stored values are the ones that continue the run exactly.
-        mujoco.mj_setState(self.model, self.data, np.ascontiguousarray(state.state), mujoco.mjtState.mjSTATE_INTEGRATION)
+        # mj_forward refreshes what the solver starts from; the stored values are the
+        # ones that continue the run exactly.
+        mujoco.mj_setState(
+            self.model,
+            self.data,
+            np.ascontiguousarray(state.state),
+            mujoco.mjtState.mjSTATE_INTEGRATION,
+        )
         self._steps = 0
         return self.observe()
 
@@ -167,7 +201,12 @@ class TabletopEnv(TaskEnv):
             "quality": self.quality,
             "horizon": self.horizon,
         }
-        return {"env_name": self.task_id, "env_version": mujoco.__version__, "type": 2, "env_kwargs": kwargs}
+        return {
+            "env_name": self.task_id,
+            "env_version": mujoco.__version__,
+            "type": 2,
+            "env_kwargs": kwargs,
+        }
 
     def simulation(self) -> tuple[Any, Any]:
         return self.model, self.data
@@ -210,6 +249,8 @@ class TabletopEnv(TaskEnv):
         self.data.qpos[start + 3 : start + 7] = [np.cos(yaw / 2), 0, 0, np.sin(yaw / 2)]
 
     def toward(self, target: Vector, grip: float) -> NDArray[np.float32]:
-        """The action that moves the hand to `target` `(3,)` and commands the gripper (-1 open, 1 closed)."""
+        """The action that moves the hand to `target` `(3,)` and commands the gripper
+        (-1 open, 1 closed).
+        """
         move = np.clip((target - self.hand) / STEP, -1, 1)
         return np.array([*move, grip], dtype=np.float32)

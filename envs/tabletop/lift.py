@@ -12,8 +12,8 @@ from fibopolicy.envs.tabletop.scene import CUBE, cube
 class Lift(TabletopEnv):
     """Grasp the red cube and raise it 5 cm.
 
-    Layouts: cube x and y uniform in [-0.1, 0.1] m, yaw uniform in [-0.3, 0.3] rad. Success: the cube's centre is
-    5 cm above where it lay.
+    Layouts: cube x and y uniform in [-0.1, 0.1] m, yaw uniform in [-0.3, 0.3] rad.
+    Success: the cube's centre is 5 cm above where it lay.
     """
 
     task_id = "fibopolicy/Lift-v0"
@@ -33,7 +33,9 @@ class Lift(TabletopEnv):
 
 
 def grasp_action(env: TabletopEnv, body: str) -> NDArray[np.float32] | None:
-    """Approach and grasp a cube from above; `None` once it is held. A function of this instant alone."""
+    """Approach and grasp a cube from above; `None` once it is held. A function of this
+    instant alone.
+    """
     cube_position = env.position(body)
     error: Vector = cube_position - env.hand
     distance = float(np.linalg.norm(error[:2]))
@@ -42,6 +44,7 @@ def grasp_action(env: TabletopEnv, body: str) -> NDArray[np.float32] | None:
         return None
     if near:
         return env.toward(cube_position, 1.0)
-    # A funnel: the hand may only be low where the fingers already stand on both sides of the cube.
+    # A funnel: the hand may only be low where the fingers already stand on both sides
+    # of the cube.
     above = np.array([0, 0, np.clip(4 * (distance - 0.008), 0, 0.07)])
     return env.toward(cube_position + above, -1.0)

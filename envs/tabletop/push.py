@@ -17,8 +17,9 @@ LOW, HIGH = 0.018, 0.065
 class Push(TabletopEnv):
     """Push the blue puck onto the green disc.
 
-    Layouts: puck x and y uniform in [-0.07, 0.07] m; disc in any direction from it, 8 to 14 cm away, within
-    [-0.13, 0.13] m. Success: the puck's centre is within 2 cm of the disc's.
+    Layouts: puck x and y uniform in [-0.07, 0.07] m; disc in any direction from it, 8
+    to 14 cm away, within [-0.13, 0.13] m. Success: the puck's centre is within 2 cm of
+    the disc's.
     """
 
     task_id = "fibopolicy/Push-v0"
@@ -30,7 +31,7 @@ class Push(TabletopEnv):
       <freejoint name="puck"/>
       <geom name="puck" type="cylinder" size="{RADIUS} {HALF_HEIGHT}" rgba="0.1 0.25 0.85 1" mass="0.06"
             condim="4" friction="0.6 0.01 0.0001"/>
-    </body>""" + goal("target", f'type="cylinder" size="{RADIUS} 0.0005" rgba="0.1 0.7 0.2 1"')
+    </body>""" + goal("target", f'type="cylinder" size="{RADIUS} 0.0005" rgba="0.1 0.7 0.2 1"')  # noqa: E501
 
     def place(self, rng: np.random.Generator) -> None:
         puck = rng.uniform(-0.07, 0.07, 2)
@@ -50,10 +51,12 @@ class Push(TabletopEnv):
         to_target = self.position("target")[:2] - puck[:2]
         direction = to_target / np.linalg.norm(to_target)
         from_puck = hand[:2] - puck[:2]
-        behind = -float(from_puck @ direction)  # how far the hand stands behind the puck, along the push
+        # how far the hand stands behind the puck, along the push
+        behind = -float(from_puck @ direction)
         aside = from_puck + behind * direction  # `(2,)`, how far it stands beside that line
         if hand[2] < LOW + 0.012 and behind > RADIUS - 0.01 and np.linalg.norm(aside) < 0.012:
-            # Steering against `aside` makes the push stable: the puck always runs away from the line otherwise.
+            # Steering against `aside` makes the push stable: the puck always runs away
+            # from the line otherwise.
             goal_xy = hand[:2] + 0.008 * direction - 0.8 * aside
             return self.toward(np.array([*goal_xy, LOW]), 1.0)
         # Over the puck, at a safe height until the hand stands right behind it.

@@ -12,7 +12,8 @@ from fibopolicy.envs.tabletop.scene import goal
 class Reach(TabletopEnv):
     """Bring the point between the fingertips to the centre of the green ball.
 
-    Layouts: ball x and y uniform in [-0.1, 0.1] m, height uniform in [0.03, 0.1] m. Success: within 1.5 cm.
+    Layouts: ball x and y uniform in [-0.1, 0.1] m, height uniform in [0.03, 0.1] m.
+    Success: within 1.5 cm.
     """
 
     task_id = "fibopolicy/Reach-v0"

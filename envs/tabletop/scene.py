@@ -25,7 +25,7 @@ def cube(name: str, rgba: str, half_size: float = CUBE) -> str:
       <freejoint name="{name}"/>
       <geom name="{name}" type="box" size="{half_size} {half_size} {half_size}" rgba="{rgba}" density="500"
             condim="4" friction="1 0.01 0.0001"/>
-    </body>"""
+    </body>"""  # noqa: E501
 
 
 def goal(name: str, geom: str) -> str:
@@ -37,7 +37,9 @@ def goal(name: str, geom: str) -> str:
 
 
 def scene(objects: str, quality: Quality) -> str:
-    """The whole model: a 4-degree-of-freedom hand (x, y, z, grip) above a table, with `objects` on it."""
+    """The whole model: a 4-degree-of-freedom hand (x, y, z, grip) above a table, with
+    `objects` on it.
+    """
     (x0, y0, _), (x1, y1, z1) = WORKSPACE_LOW, WORKSPACE_HIGH
     return f"""
 <mujoco model="fibopolicy-tabletop">
@@ -92,4 +94,4 @@ def scene(objects: str, quality: Quality) -> str:
     <position name="left_finger" joint="left_finger" kp="200" kv="12"/>
     <position name="right_finger" joint="right_finger" kp="200" kv="12"/>
   </actuator>
-</mujoco>"""
+</mujoco>"""  # noqa: E501

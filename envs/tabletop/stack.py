@@ -12,16 +12,18 @@ from fibopolicy.envs.tabletop.scene import CUBE, cube
 BASE = 0.025
 #: The fingers have let go of the cube when they are this far from the middle, metres.
 RELEASED = CUBE + 0.008
-#: How far above the cube's centre the hand has withdrawn, metres. Were letting go the end, each demonstration would show it for
-#: one step only, and policies would stack the cube and hold it for ever.
+#: How far above the cube's centre the hand has withdrawn, metres. Were letting go the
+#: end, each demonstration would show it for one step only, and policies would stack the
+#: cube and hold it for ever.
 WITHDRAWN = 0.04
 
 
 class Stack(TabletopEnv):
     """Put the red cube on the larger green one, let go and withdraw.
 
-    Layouts: both cubes' x and y uniform in [-0.1, 0.1] m, at least 11 cm apart; yaw uniform in [-0.3, 0.3] rad.
-    Success: the red cube rests on the green one, centres within 2 cm sideways, the gripper has let go and the hand is above.
+    Layouts: both cubes' x and y uniform in [-0.1, 0.1] m, at least 11 cm apart; yaw
+    uniform in [-0.3, 0.3] rad. Success: the red cube rests on the green one, centres
+    within 2 cm sideways, the gripper has let go and the hand is above.
     """
 
     task_id = "fibopolicy/Stack-v0"
@@ -53,8 +55,13 @@ class Stack(TabletopEnv):
         grasp = grasp_action(self, "cube")
         if grasp is not None:
             return grasp
-        # Carry: the hand must be high enough for how far it still is, then comes down on the base.
-        place = self.position("base") + [0, 0, BASE + CUBE - 0.001] + (self.hand - self.position("cube"))
+        # Carry: the hand must be high enough for how far it still is, then comes down
+        # on the base.
+        place = (
+            self.position("base")
+            + [0, 0, BASE + CUBE - 0.001]
+            + (self.hand - self.position("cube"))
+        )
         off = float(np.linalg.norm(place[:2] - self.hand[:2]))
         place[2] += np.clip(4 * (off - 0.004), 0, 0.04)
         if self.hand[2] < place[2] - 0.015:

@@ -1,6 +1,7 @@
 """Fibottention: sparse attention whose heads keep different, Fibonacci-like diagonals.
 
-Needs torch and numpy alone; with numba its CPU kernels are compiled, with triton those for CUDA.
+Needs torch and numpy alone; with numba its CPU kernels are compiled, with triton those
+for CUDA.
 """
 
 from fibopolicy.attention.controls import (

@@ -1,6 +1,8 @@
-"""The patterns a study compares Fibottention with, each made as dense as a given pattern by `like`.
+"""The patterns a study compares Fibottention with, each made as dense as a given
+pattern by `like`.
 
-Fibottention without its layer permutation is `FibottentionPattern(..., permuted=False)`.
+Fibottention without its layer permutation is `FibottentionPattern(...,
+permuted=False)`.
 """
 
 from __future__ import annotations
@@ -45,7 +47,8 @@ class _TargetPattern(AttentionPattern):
     """A pattern that is as dense as asked.
 
     Args:
-        target: the kept patch pairs over N^2 to come as near to as whole diagonals or pairs allow.
+        target: the kept patch pairs over N^2 to come as near to as whole diagonals or
+            pairs allow.
     """
 
     target: float
@@ -53,12 +56,16 @@ class _TargetPattern(AttentionPattern):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 0 < self.target <= 1:
-            raise UserError(f"target is a share of all patch pairs, above 0 and at most 1, got {self.target}")
+            raise UserError(
+                f"target is a share of all patch pairs, above 0 and at most 1, got {self.target}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
 class LocalPattern(_TargetPattern, OffsetPattern):
-    """A window round each token in the flattened raster: |j - k| <= w. Heads differ by at most one in w."""
+    """A window round each token in the flattened raster: |j - k| <= w. Heads differ by
+    at most one in w.
+    """
 
     @functools.cached_property
     def offsets(self) -> tuple[tuple[int, ...], ...]:
@@ -67,10 +74,12 @@ class LocalPattern(_TargetPattern, OffsetPattern):
 
 @dataclass(frozen=True, kw_only=True)
 class DilatedPattern(_TargetPattern, OffsetPattern):
-    """A window with gaps: |j - k| in {0, s, 2s, ...}, with the same spacing s in every head.
+    """A window with gaps: |j - k| in {0, s, 2s, ...}, with the same spacing s in every
+    head.
 
     Args:
-        dilation: s; 4 by default. It shrinks where the sequence is too short for the target.
+        dilation: s; 4 by default. It shrinks where the sequence is too short for the
+            target.
     """
 
     dilation: int = 4
@@ -84,14 +93,19 @@ class DilatedPattern(_TargetPattern, OffsetPattern):
     def offsets(self) -> tuple[tuple[int, ...], ...]:
         for dilation in range(self.dilation, 1, -1):
             steps = range(0, self.num_tokens, dilation)
-            if sum(diagonal_pairs(self.num_tokens, o) for o in steps) >= self.target * self.num_tokens**2:
+            if (
+                sum(diagonal_pairs(self.num_tokens, o) for o in steps)
+                >= self.target * self.num_tokens**2
+            ):
                 return _fill(self, steps)
         return _fill(self, range(self.num_tokens))
 
 
 @dataclass(frozen=True, kw_only=True)
 class SharedPattern(_TargetPattern, OffsetPattern):
-    """One set of Fibonacci offsets for all heads of all layers; the last offset is set so that the density fits."""
+    """One set of Fibonacci offsets for all heads of all layers; the last offset is set
+    so that the density fits.
+    """
 
     @functools.cached_property
     def offsets(self) -> tuple[tuple[int, ...], ...]:
@@ -111,7 +125,8 @@ class SharedPattern(_TargetPattern, OffsetPattern):
 
 @dataclass(frozen=True, kw_only=True)
 class RandomPattern(_TargetPattern):
-    """Pairs drawn evenly without replacement, other ones in each head and layer, kept in both directions.
+    """Pairs drawn evenly without replacement, other ones in each head and layer, kept
+    in both directions.
 
     Args:
         seed: of the draw, which is part of the pattern's value.
@@ -129,15 +144,18 @@ class RandomPattern(_TargetPattern):
         return max(2 * min(round(self.target * n * n / 2), n * (n - 1) // 2), 0)
 
     def patch_pairs(self, head: int) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-        return _symmetric(self.num_tokens, _draw(self.num_tokens, self._drawn // 2, (self.seed, self.layer, head)))
+        return _symmetric(
+            self.num_tokens, _draw(self.num_tokens, self._drawn // 2, (self.seed, self.layer, head))
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
 class BigBirdPattern(_TargetPattern):
     """As in BigBird (Zaheer et al. 2020): a window, random pairs, and global tokens.
 
-    The global tokens are those before the patches (CLS), or the first patch where there are none. Half of the other pairs
-    are the window, in whole diagonals; random pairs outside it fill up to the target.
+    The global tokens are those before the patches (CLS), or the first patch where there
+    are none. Half of the other pairs are the window, in whole diagonals; random pairs
+    outside it fill up to the target.
 
     Args:
         seed: of the random pairs, which is part of the pattern's value.
@@ -158,17 +176,23 @@ class BigBirdPattern(_TargetPattern):
         while window + 1 < n and near + n - window - 1 <= budget / 2:
             window += 1
             near += n - window
-        fixed = near + max(first - window, 0)  # the first patch's pairs, those in the window counted once
+        # the first patch's pairs, those in the window counted once
+        fixed = near + max(first - window, 0)
         return min(max(round((self.target * n * n - n) / 2), fixed), n * (n - 1) // 2), window
 
     def patch_pairs(self, head: int) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
         n = self.num_tokens
-        upper = np.empty(0, dtype=np.int64) if self.num_prefix else np.arange(1, n, dtype=np.int64)  # pairs of the first patch
+        # pairs of the first patch
+        upper = np.empty(0, dtype=np.int64) if self.num_prefix else np.arange(1, n, dtype=np.int64)
         count, window = self._upper_pairs
         rows = np.arange(n, dtype=np.int64)
-        near = np.concatenate([(rows[: n - o] * n + rows[o:]) for o in range(1, window + 1)] or [np.empty(0, dtype=np.int64)])
+        near = np.concatenate(
+            [(rows[: n - o] * n + rows[o:]) for o in range(1, window + 1)]
+            or [np.empty(0, dtype=np.int64)]
+        )
         upper = np.union1d(upper, near)
-        # Random pairs may fall on kept ones, so more are drawn than needed, in an order of their own.
+        # Random pairs may fall on kept ones, so more are drawn than needed, in an order
+        # of their own.
         drawn = _draw(n, min(count + len(upper), n * (n - 1) // 2), (self.seed, self.layer, head))
         fresh = drawn[~np.isin(drawn, upper)][: count - len(upper)]
         diagonal = rows * n + rows
@@ -176,7 +200,9 @@ class BigBirdPattern(_TargetPattern):
 
 
 def _fill(pattern: _TargetPattern, family: range) -> tuple[tuple[int, ...], ...]:
-    """For each head the first so many offsets of a family, such that the heads together come nearest to the target."""
+    """For each head the first so many offsets of a family, such that the heads together
+    come nearest to the target.
+    """
     n = pattern.num_tokens
     sizes = np.cumsum([diagonal_pairs(n, o) for o in family])
     kept, heads = 0.0, []
@@ -191,7 +217,8 @@ def _fill(pattern: _TargetPattern, family: range) -> tuple[tuple[int, ...], ...]
 def _draw(n: int, count: int, seed: tuple[int, ...]) -> NDArray[np.int64]:
     """`count` different pairs j < k as j * n + k, in random order."""
     numbers = np.random.default_rng(seed).choice(n * (n - 1) // 2, size=count, replace=False)
-    # Number the pairs by k: pair (j, k) is k (k - 1) / 2 + j. The root may be off by one from rounding.
+    # Number the pairs by k: pair (j, k) is k (k - 1) / 2 + j. The root may be off by
+    # one from rounding.
     k = ((1 + np.sqrt(1 + 8 * numbers.astype(np.float64))) / 2).astype(np.int64)
     k -= (k * (k - 1) // 2 > numbers).astype(np.int64)
     k += (k * (k + 1) // 2 <= numbers).astype(np.int64)
@@ -221,7 +248,8 @@ CONTROLS = ("dense", "unpermuted", *_CONTROLS)
 
 
 def like(pattern: FibottentionPattern, control: str) -> AttentionPattern:
-    """The control of this name for the same tokens, heads and layer, with the density of `pattern`.
+    """The control of this name for the same tokens, heads and layer, with the density
+    of `pattern`.
 
     >>> like(FibottentionPattern(196, 6), "local").offsets[0]
     (0, 1, 2, 3)

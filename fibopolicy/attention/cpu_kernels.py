@@ -1,8 +1,10 @@
-"""The CPU kernels: what one thread does to its share of the (batch, head, block of rows) units.
+"""The CPU kernels: what one thread does to its share of the (batch, head, block of
+rows) units.
 
-A kernel is a C function of one pointer, to a call's `FORWARD` or `BACKWARD` record. It allocates nothing and raises
-nothing; threads draw units from a shared ticket counter until none is left, so that any number of threads, also one,
-computes the same numbers. Rows are gathered, never scattered: no two units write to the same row.
+A kernel is a C function of one pointer, to a call's `FORWARD` or `BACKWARD` record. It
+allocates nothing and raises nothing; threads draw units from a shared ticket counter
+until none is left, so that any number of threads, also one, computes the same numbers.
+Rows are gathered, never scattered: no two units write to the same row.
 """
 
 from __future__ import annotations
@@ -38,9 +40,33 @@ from fibopolicy.attention.simd import (
 
 
 def _record(*tensors: str) -> np.dtype[Any]:
-    """A call: addresses, counts, and for each tensor its address and its byte strides over batch, head and token."""
-    names = ["ticket", "thread", "units", "blocks", "heads", "length", "chunks", "zero_logit", "phase"]
-    names += ["start", "key", "twin", "scratch", "scratch_bytes", "shared", "shared_bytes", "lse", "sums", "ahead", "past"]
+    """A call: addresses, counts, and for each tensor its address and its byte strides
+    over batch, head and token.
+    """
+    names = [
+        "ticket",
+        "thread",
+        "units",
+        "blocks",
+        "heads",
+        "length",
+        "chunks",
+        "zero_logit",
+        "phase",
+    ]
+    names += [
+        "start",
+        "key",
+        "twin",
+        "scratch",
+        "scratch_bytes",
+        "shared",
+        "shared_bytes",
+        "lse",
+        "sums",
+        "ahead",
+        "past",
+    ]
     names += [tensor + suffix for tensor in tensors for suffix in ("", "_b", "_h", "_t")]
     return np.dtype([("scale", np.float64), *((name, np.int64) for name in names)])
 
@@ -48,22 +74,26 @@ def _record(*tensors: str) -> np.dtype[Any]:
 FORWARD = _record("q", "k", "v", "out")
 BACKWARD = _record("q", "k", "v", "out", "grad", "dq", "dk", "dv")
 
-#: Rows go through the steps of a kernel in groups of this many: what a step leaves for the next one stays in cache, and
-#: within a step no row waits for the one before it. Taken alone, a row would spend most of its time waiting for itself.
+#: Rows go through the steps of a kernel in groups of this many: what a step leaves for
+#: the next one stays in cache, and within a step no row waits for the one before it.
+#: Taken alone, a row would spend most of its time waiting for itself.
 GROUP = 32
-#: Long sums, as over all tokens for a prefix token, are sums of sums of this many terms, so that rounding does not pile up.
+#: Long sums, as over all tokens for a prefix token, are sums of sums of this many
+#: terms, so that rounding does not pile up.
 TERMS = 64
 
-#: BACKWARD's `phase`: a unit does all of a head; or only its rows' part of the first, or of the second pass.
+#: BACKWARD's `phase`: a unit does all of a head; or only its rows' part of the first,
+#: or of the second pass.
 WHOLE, FIRST, SECOND = 0, 1, 2
 
 
 @functools.cache
 def kernels(storage: str, width: int, single: bool) -> tuple[Any, Any]:
-    """The compiled forward and backward for rows of `width` numbers, or of `chunks` times `width` if not `single`.
+    """The compiled forward and backward for rows of `width` numbers, or of `chunks`
+    times `width` if not `single`.
 
-    `storage` is "f32", "f64", "f16" or "bf16"; the halves are computed in float32. The first call in the first process
-    compiles; the result is cached on disk by numba.
+    `storage` is "f32", "f64", "f16" or "bf16"; the halves are computed in float32. The
+    first call in the first process compiles; the result is cached on disk by numba.
     """
     try:
         return _build(storage, width, single, simd.VERSION, True)
@@ -71,8 +101,9 @@ def kernels(storage: str, width: int, single: bool) -> tuple[Any, Any]:
         return _build(storage, width, single, simd.VERSION, False)
 
 
-# What follows is inlined into the kernels, which pass their constants. Were these functions made per kernel instead, numba
-# would count them as part of its cache key, and no process would find what another one compiled.
+# What follows is inlined into the kernels, which pass their constants. Were these
+# functions made per kernel instead, numba would count them as part of its cache key,
+# and no process would find what another one compiled.
 
 
 @njit(inline="always")
@@ -122,14 +153,18 @@ def _weighted_sum(STORAGE, WIDTH, REAL, SIZE, zero, result, weights, values, str
 
 @njit(inline="always")
 def _ahead(STEP, chunks, address):  # type: ignore[no-untyped-def]
-    """Asks for a row that will be read soon. Where rows lie apart, the processor does not guess it by itself."""
+    """Asks for a row that will be read soon. Where rows lie apart, the processor does
+    not guess it by itself.
+    """
     for at in range(0, STEP * chunks, 64):
         prefetch(address + at)
 
 
 @njit(inline="always")
 def _put(STORAGE, past, vector, address):  # type: ignore[no-untyped-def]
-    """Writes a part of a result; past the caches if the whole would not stay there, which spares reading it first."""
+    """Writes a part of a result; past the caches if the whole would not stay there,
+    which spares reading it first.
+    """
     if past:
         stream(STORAGE, vector, address)
     else:
@@ -137,8 +172,25 @@ def _put(STORAGE, past, vector, address):  # type: ignore[no-untyped-def]
 
 
 @njit(inline="always")
-def _column_sum(STORAGE, WIDTH, STEP, REAL, SIZE, LANES, zero, values, stride, start, length, chunks, lse, target):  # type: ignore[no-untyped-def]
-    """Sum over tokens of `values`, or with an `lse`, of each over exp(lse) where a key was dropped, into `target`."""
+def _column_sum(
+    STORAGE,
+    WIDTH,
+    STEP,
+    REAL,
+    SIZE,
+    LANES,
+    zero,
+    values,
+    stride,
+    start,
+    length,
+    chunks,
+    lse,
+    target,
+):  # type: ignore[no-untyped-def]
+    """Sum over tokens of `values`, or with an `lse`, of each over exp(lse) where a key
+    was dropped, into `target`.
+    """
     for c in range(chunks):
         result = splat(WIDTH, zero)
         for t in range(length):
@@ -146,14 +198,17 @@ def _column_sum(STORAGE, WIDTH, STEP, REAL, SIZE, LANES, zero, values, stride, s
             if lse:
                 if read("i64", start + t * 8 + 8) - read("i64", start + t * 8) == length:
                     continue
-                result = add_scaled(result, first(exponential(splat(LANES, zero - read(REAL, lse + t * SIZE)))), row)
+                result = add_scaled(
+                    result, first(exponential(splat(LANES, zero - read(REAL, lse + t * SIZE)))), row
+                )
             else:
                 result = result + row
         store(REAL, result, target + c * WIDTH * SIZE)
 
 
 def _build(STORAGE: str, WIDTH: int, SINGLE: bool, VERSION: int, cache: bool) -> tuple[Any, Any]:
-    # Upper-case names are constants of the compiled code. Numba's disk cache tells kernels apart by their values.
+    # Upper-case names are constants of the compiled code. Numba's disk cache tells
+    # kernels apart by their values.
     REAL = "f64" if STORAGE == "f64" else "f32"
     SIZE = 8 if REAL == "f64" else 4
     LANES = 64 // SIZE
@@ -165,7 +220,7 @@ def _build(STORAGE: str, WIDTH: int, SINGLE: bool, VERSION: int, cache: bool) ->
     @cfunc(types.void(types.CPointer(from_dtype(FORWARD))), cache=cache, error_model="numpy")
     def forward(pointer):  # type: ignore[no-untyped-def]
         p = carray(pointer, 1)[0]
-        version = VERSION  # noqa: F841  part of the cache key
+        version = VERSION  # noqa: F841
         length, zero_logit, scale = p.length, p.zero_logit, real(p.scale)
         chunks = 1 if SINGLE else p.chunks  # a constant where it can be, so that its loops vanish
         own_sums = p.scratch + take_ticket(p.thread) * p.scratch_bytes
@@ -185,9 +240,25 @@ def _build(STORAGE: str, WIDTH: int, SINGLE: bool, VERSION: int, cache: bool) ->
             sums = p.sums + (batch * p.heads + head) * chunks * WIDTH * SIZE
             if zero_logit and not p.sums:
                 sums = own_sums
-                _column_sum(STORAGE, WIDTH, STEP, REAL, SIZE, LANES, ZERO, v, v_t, start, length, chunks, 0, sums)
+                _column_sum(
+                    STORAGE,
+                    WIDTH,
+                    STEP,
+                    REAL,
+                    SIZE,
+                    LANES,
+                    ZERO,
+                    v,
+                    v_t,
+                    start,
+                    length,
+                    chunks,
+                    0,
+                    sums,
+                )
             row_end = length * (block + 1) // p.blocks
-            # While this head is computed, the next one's keys and values are on their way.
+            # While this head is computed, the next one's keys and values are on their
+            # way.
             next_k, next_v = 0, 0
             if p.ahead:
                 unit = take_ticket(p.ticket)
@@ -195,7 +266,8 @@ def _build(STORAGE: str, WIDTH: int, SINGLE: bool, VERSION: int, cache: bool) ->
                 next_v = p.v + unit // p.heads * p.v_b + unit % p.heads * p.v_h
             for top in range(length * block // p.blocks, row_end, GROUP):
                 bottom = min(top + GROUP, row_end)
-                # Each row's logits begin a vector of their own; the lanes behind the last one get weight exp(-inf) = 0.
+                # Each row's logits begin a vector of their own; the lanes behind the
+                # last one get weight exp(-inf) = 0.
                 row_logits = logits
                 for row in range(top, bottom):
                     q = p.q + batch * p.q_b + head * p.q_h + row * p.q_t
@@ -203,7 +275,21 @@ def _build(STORAGE: str, WIDTH: int, SINGLE: bool, VERSION: int, cache: bool) ->
                     count = read("i64", start + row * 8 + 8) - begin
                     q0, keys = load(STORAGE, WIDTH, q), p.key + begin * 4
                     _ahead(STEP, chunks, q + 16 * p.q_t)
-                    _dots(STORAGE, WIDTH, STEP, REAL, SIZE, q0, q, k, k_t, keys, count, chunks, row_logits)
+                    _dots(
+                        STORAGE,
+                        WIDTH,
+                        STEP,
+                        REAL,
+                        SIZE,
+                        q0,
+                        q,
+                        k,
+                        k_t,
+                        keys,
+                        count,
+                        chunks,
+                        row_logits,
+                    )
                     store(REAL, splat(LANES, LOWEST), row_logits + count * SIZE)
                     row_logits += (count + LANES - 1) // LANES * LANES * SIZE
 
@@ -213,16 +299,21 @@ def _build(STORAGE: str, WIDTH: int, SINGLE: bool, VERSION: int, cache: bool) ->
                     drops_some = zero_logit and count < length
                     row_peaks = splat(LANES, ZERO if drops_some else LOWEST)
                     for i in range(0, count, LANES):
-                        row_peaks = maximum(row_peaks, splat(LANES, scale) * load(REAL, LANES, row_logits + i * SIZE))
+                        row_peaks = maximum(
+                            row_peaks,
+                            splat(LANES, scale) * load(REAL, LANES, row_logits + i * SIZE),
+                        )
                     peak = highest(row_peaks)
-                    # Under zero_logit each dropped key has logit 0, so weight `dropped`; `sums` holds what they all add.
+                    # Under zero_logit each dropped key has logit 0, so weight
+                    # `dropped`; `sums` holds what they all add.
                     dropped = splat(LANES, ZERO)
                     if drops_some:
                         dropped = exponential(splat(LANES, ZERO - peak))
                     row_masses = splat(LANES, ZERO)
                     for i in range(0, count, LANES):
                         logit = splat(LANES, scale) * load(REAL, LANES, row_logits + i * SIZE)
-                        # Fused, a logit above 1e9 and its own rounded value, the peak, would differ by more than exp can take.
+                        # Fused, a logit above 1e9 and its own rounded value, the peak,
+                        # would differ by more than exp can take.
                         weight = exponential(difference(logit, splat(LANES, peak)))
                         row_masses = row_masses + weight
                         store(REAL, weight - dropped, row_logits + i * SIZE)
@@ -255,7 +346,19 @@ def _build(STORAGE: str, WIDTH: int, SINGLE: bool, VERSION: int, cache: bool) ->
                         if zero_logit and count < length:
                             drop = splat(WIDTH, read(REAL, drops + (row - top) * SIZE))
                             result = drop * load(REAL, WIDTH, sums + c * WIDTH * SIZE)
-                        result = _weighted_sum(STORAGE, WIDTH, REAL, SIZE, ZERO, result, row_logits, values, v_t, keys, count)
+                        result = _weighted_sum(
+                            STORAGE,
+                            WIDTH,
+                            REAL,
+                            SIZE,
+                            ZERO,
+                            result,
+                            row_logits,
+                            values,
+                            v_t,
+                            keys,
+                            count,
+                        )
                         _put(STORAGE, p.past, result * inverse, out + c * STEP)
                     row_logits += (count + LANES - 1) // LANES * LANES * SIZE
             if not p.ahead:
@@ -265,7 +368,7 @@ def _build(STORAGE: str, WIDTH: int, SINGLE: bool, VERSION: int, cache: bool) ->
     @cfunc(types.void(types.CPointer(from_dtype(BACKWARD))), cache=cache, error_model="numpy")
     def backward(pointer):  # type: ignore[no-untyped-def]
         p = carray(pointer, 1)[0]
-        version = VERSION  # noqa: F841  part of the cache key
+        version = VERSION  # noqa: F841
         length, zero_logit, scale = p.length, p.zero_logit, real(p.scale)
         chunks = 1 if SINGLE else p.chunks  # a constant where it can be, so that its loops vanish
         own_sums = p.scratch + take_ticket(p.thread) * p.scratch_bytes
@@ -285,11 +388,18 @@ def _build(STORAGE: str, WIDTH: int, SINGLE: bool, VERSION: int, cache: bool) ->
             origin = read("i64", start)
             pairs = read("i64", start + length * 8) - origin
             lse = p.lse + (batch * p.heads + head) * length * SIZE
-            # Rows split over threads meet in memory of their head; else every thread has its own, and it stays in cache.
-            weights = own_weights if p.phase == 0 else p.shared + (batch * p.heads + head) * p.shared_bytes
+            # Rows split over threads meet in memory of their head; else every thread
+            # has its own, and it stays in cache.
+            weights = (
+                own_weights
+                if p.phase == 0
+                else p.shared + (batch * p.heads + head) * p.shared_bytes
+            )
             slopes = weights + (pairs + LANES) * SIZE
 
-            if p.phase != 2:  # the first pass: weights p and slopes dL/dlogit of this unit's rows, and their dq
+            # the first pass: weights p and slopes dL/dlogit of this unit's rows, and
+            # their dq
+            if p.phase != 2:
                 end = read("i64", start + row_end * 8) - origin
                 for row in range(row_begin, row_end):
                     q_row = q + row * p.q_t
@@ -303,8 +413,36 @@ def _build(STORAGE: str, WIDTH: int, SINGLE: bool, VERSION: int, cache: bool) ->
                     _ahead(STEP, chunks, grad_row + 8 * p.grad_t)
                     _ahead(STEP, chunks, out + (row + 8) * p.out_t)
                     mean = _dot(STORAGE, WIDTH, STEP, grad0, grad_row, out + row * p.out_t, chunks)
-                    _dots(STORAGE, WIDTH, STEP, REAL, SIZE, q0, q_row, k, p.k_t, keys, count, chunks, weights + begin * SIZE)
-                    _dots(STORAGE, WIDTH, STEP, REAL, SIZE, grad0, grad_row, v, p.v_t, keys, count, chunks, slopes + begin * SIZE)
+                    _dots(
+                        STORAGE,
+                        WIDTH,
+                        STEP,
+                        REAL,
+                        SIZE,
+                        q0,
+                        q_row,
+                        k,
+                        p.k_t,
+                        keys,
+                        count,
+                        chunks,
+                        weights + begin * SIZE,
+                    )
+                    _dots(
+                        STORAGE,
+                        WIDTH,
+                        STEP,
+                        REAL,
+                        SIZE,
+                        grad0,
+                        grad_row,
+                        v,
+                        p.v_t,
+                        keys,
+                        count,
+                        chunks,
+                        slopes + begin * SIZE,
+                    )
                     row_lse = read(REAL, lse + row * SIZE)
                     dropped = splat(LANES, ZERO)
                     if zero_logit and count < length:
@@ -315,8 +453,9 @@ def _build(STORAGE: str, WIDTH: int, SINGLE: bool, VERSION: int, cache: bool) ->
                         slope = load(REAL, LANES, slopes + i * SIZE) - splat(LANES, mean)
                         slope = slope * weight * splat(LANES, scale)
                         weight = weight - dropped
-                        # Lanes behind this row's last key fall on rows still to come, which will overwrite them;
-                        # behind this unit's last row they would fall on another thread's.
+                        # Lanes behind this row's last key fall on rows still to come,
+                        # which will overwrite them; behind this unit's last row they
+                        # would fall on another thread's.
                         if i + LANES <= end:
                             store(REAL, weight, weights + i * SIZE)
                             store(REAL, slope, slopes + i * SIZE)
@@ -324,9 +463,30 @@ def _build(STORAGE: str, WIDTH: int, SINGLE: bool, VERSION: int, cache: bool) ->
                             store_first(weight, weights + i * SIZE, end - i)
                             store_first(slope, slopes + i * SIZE, end - i)
                     for c in range(chunks):
-                        result, values, row_slopes = splat(WIDTH, ZERO), k + c * STEP, slopes + begin * SIZE
-                        result = _weighted_sum(STORAGE, WIDTH, REAL, SIZE, ZERO, result, row_slopes, values, p.k_t, keys, count)
-                        _put(STORAGE, p.past, result, p.dq + batch * p.dq_b + head * p.dq_h + row * p.dq_t + c * STEP)
+                        result, values, row_slopes = (
+                            splat(WIDTH, ZERO),
+                            k + c * STEP,
+                            slopes + begin * SIZE,
+                        )
+                        result = _weighted_sum(
+                            STORAGE,
+                            WIDTH,
+                            REAL,
+                            SIZE,
+                            ZERO,
+                            result,
+                            row_slopes,
+                            values,
+                            p.k_t,
+                            keys,
+                            count,
+                        )
+                        _put(
+                            STORAGE,
+                            p.past,
+                            result,
+                            p.dq + batch * p.dq_b + head * p.dq_h + row * p.dq_t + c * STEP,
+                        )
 
             next_k, next_v = 0, 0
             if p.ahead:
@@ -337,7 +497,22 @@ def _build(STORAGE: str, WIDTH: int, SINGLE: bool, VERSION: int, cache: bool) ->
                 sums = p.sums + (batch * p.heads + head) * chunks * WIDTH * SIZE
                 if zero_logit and not p.sums:
                     sums = own_sums
-                    _column_sum(STORAGE, WIDTH, STEP, REAL, SIZE, LANES, ZERO, grad, p.grad_t, start, length, chunks, lse, sums)
+                    _column_sum(
+                        STORAGE,
+                        WIDTH,
+                        STEP,
+                        REAL,
+                        SIZE,
+                        LANES,
+                        ZERO,
+                        grad,
+                        p.grad_t,
+                        start,
+                        length,
+                        chunks,
+                        lse,
+                        sums,
+                    )
                 for row in range(row_begin, row_end):
                     begin = read("i64", start + row * 8)
                     count = read("i64", start + row * 8 + 8) - begin
@@ -358,7 +533,9 @@ def _build(STORAGE: str, WIDTH: int, SINGLE: bool, VERSION: int, cache: bool) ->
                                 other = read("i32", keys + i * 4)
                                 at = read("i32", twins + i * 4) * SIZE
                                 q_other = load(STORAGE, WIDTH, q + other * p.q_t + c * STEP)
-                                grad_other = load(STORAGE, WIDTH, grad + other * p.grad_t + c * STEP)
+                                grad_other = load(
+                                    STORAGE, WIDTH, grad + other * p.grad_t + c * STEP
+                                )
                                 k_part = add_scaled(k_part, read(REAL, slopes + at), q_other)
                                 v_part = add_scaled(v_part, read(REAL, weights + at), grad_other)
                             k_result = k_result + k_part

@@ -1,6 +1,8 @@
-"""Sparse attention in plain torch, for any device whose torch multiplies sparse matrices: no compiler, memory linear in T.
+"""Sparse attention in plain torch, for any device whose torch multiplies sparse
+matrices: no compiler, memory linear in T.
 
-The batch and its heads stand as blocks on the diagonal of one sparse `(B h T, B h T)` matrix of kept pairs.
+The batch and its heads stand as blocks on the diagonal of one sparse `(B h T, B h T)`
+matrix of kept pairs.
 """
 
 from __future__ import annotations
@@ -19,7 +21,9 @@ from fibopolicy.attention.reference import reference
 warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta state")
 
 
-def csr_attention(q: Tensor, k: Tensor, v: Tensor, pattern: AttentionPattern, masking: str, scale: float) -> Tensor:
+def csr_attention(
+    q: Tensor, k: Tensor, v: Tensor, pattern: AttentionPattern, masking: str, scale: float
+) -> Tensor:
     """Masked attention over `(B, h, T, d)`, differentiable once; halves are computed in float32."""
     if not q.numel():
         return reference(q, k, v, pattern, masking, scale)
@@ -43,13 +47,17 @@ class _Pairs:
         block = torch.arange(batch)[:, None]
         self.rows = batch * heads * length
         self.count = count.flatten().repeat(batch).to(device)  # (B h T,)
-        self.start = torch.cat([torch.zeros(1, dtype=torch.long, device=device), self.count.cumsum(0)])
+        self.start = torch.cat(
+            [torch.zeros(1, dtype=torch.long, device=device), self.count.cumsum(0)]
+        )
         self.key = (key + block * heads * length).flatten().to(device)  # (B pairs,)
         self.twin = (twin + block * pairs).flatten().to(device)
         self.row = torch.arange(self.rows, device=device).repeat_interleave(self.count)
 
     def matrix(self, values: Tensor) -> Tensor:
-        return torch.sparse_csr_tensor(self.start, self.key, values, (self.rows, self.rows), check_invariants=False)
+        return torch.sparse_csr_tensor(
+            self.start, self.key, values, (self.rows, self.rows), check_invariants=False
+        )
 
     def products(self, x: Tensor, y: Tensor) -> Tensor:
         """x_j . y_k for every kept pair, `(B pairs,)`, of `(B h T, d)` matrices."""
@@ -60,7 +68,15 @@ class _Pairs:
 
 class _Sparse(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, pattern: AttentionPattern, zero_logit: bool, scale: float) -> Tensor:
+    def forward(
+        ctx: Any,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        pattern: AttentionPattern,
+        zero_logit: bool,
+        scale: float,
+    ) -> Tensor:
         pairs = _Pairs(pattern, q.shape[0], q.device)
         flat_q, flat_k, flat_v = (_flatten(x) for x in (q, k, v))
         logits = pairs.products(flat_q, flat_k) * scale
@@ -78,7 +94,9 @@ class _Sparse(torch.autograd.Function):
         weight = weight / total[pairs.row]
         out = pairs.matrix(weight - dropped[pairs.row]) @ flat_v
         if zero_logit:
-            out = out + (dropped.view(*q.shape[:3], 1) * flat_v.view(q.shape).sum(dim=2, keepdim=True)).flatten(0, 2)
+            out = out + (
+                dropped.view(*q.shape[:3], 1) * flat_v.view(q.shape).sum(dim=2, keepdim=True)
+            ).flatten(0, 2)
         ctx.save_for_backward(q, k, v, out, weight, dropped)
         ctx.pairs, ctx.zero_logit, ctx.scale = pairs, zero_logit, scale
         return out.view(q.shape).to(q.dtype)

@@ -1,7 +1,9 @@
-"""The CUDA backend around the Triton kernels. On a CPU they run in Triton's interpreter, for tests: TRITON_INTERPRET=1.
+"""The CUDA backend around the Triton kernels. On a CPU they run in Triton's
+interpreter, for tests: TRITON_INTERPRET=1.
 
-Timed on one GPU, an H200: `docs/benchmarks/attention_h200_*.md`. In float32 they beat dense attention from some 600 tokens on; in
-bfloat16, where dense attention has the tensor cores, nowhere.
+Timed on one GPU, an H200: `docs/benchmarks/attention_h200_*.md`. In float32 they beat
+dense attention from some 600 tokens on; in bfloat16, where dense attention has the
+tensor cores, nowhere.
 """
 
 from __future__ import annotations
@@ -30,10 +32,14 @@ def available() -> bool:
 
 def supports(dtype: torch.dtype, pattern: AttentionPattern) -> bool:
     """Whether the kernels know a dtype and a pattern: those made of diagonals."""
-    return dtype in (torch.float32, torch.float16, torch.bfloat16) and isinstance(pattern, OffsetPattern)
+    return dtype in (torch.float32, torch.float16, torch.bfloat16) and isinstance(
+        pattern, OffsetPattern
+    )
 
 
-def forward(q: Tensor, k: Tensor, v: Tensor, pattern: AttentionPattern, zero_logit: bool, scale: float) -> tuple[Tensor, Tensor]:
+def forward(
+    q: Tensor, k: Tensor, v: Tensor, pattern: AttentionPattern, zero_logit: bool, scale: float
+) -> tuple[Tensor, Tensor]:
     """As `cpu.forward`, for any head dimension."""
     from fibopolicy.attention import triton_kernels as kernels
 
@@ -52,7 +58,9 @@ def forward(q: Tensor, k: Tensor, v: Tensor, pattern: AttentionPattern, zero_log
             D=block, R=_ROWS, ZERO_LOGIT=zero_logit,
         )  # fmt: skip
         if prefix:
-            kernels.forward_prefix[(prefix, batch * heads)](*tensors, lse, heads, length, d, scale, D=block, R=_ROWS)
+            kernels.forward_prefix[(prefix, batch * heads)](
+                *tensors, lse, heads, length, d, scale, D=block, R=_ROWS
+            )
     return out, lse
 
 
@@ -88,7 +96,9 @@ def backward(
             D=block, R=_ROWS, ZERO_LOGIT=zero_logit,
         )  # fmt: skip
         if prefix:
-            kernels.backward_prefix[(prefix, batch * heads)](*tensors, heads, length, d, scale, D=block, R=_ROWS)
+            kernels.backward_prefix[(prefix, batch * heads)](
+                *tensors, heads, length, d, scale, D=block, R=_ROWS
+            )
     return grads
 
 

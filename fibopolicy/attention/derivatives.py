@@ -1,7 +1,9 @@
-"""Kernels with a hand-written backward pass have first derivatives only; all other derivatives are refused here.
+"""Kernels with a hand-written backward pass have first derivatives only; all other
+derivatives are refused here.
 
-`torch.autograd.function.once_differentiable` does not suffice: its error is no function of the inputs, so
-`torch.autograd.grad(gradient, x)` leaves it out, and gives a wrong number wherever x also reaches the gradient another way.
+`torch.autograd.function.once_differentiable` does not suffice: its error is no function
+of the inputs, so `torch.autograd.grad(gradient, x)` leaves it out, and gives a wrong
+number wherever x also reaches the gradient another way.
 """
 
 from __future__ import annotations
@@ -19,7 +21,9 @@ _INSTEAD = "set backend='reference', or FIBOPOLICY_ATTENTION_BACKEND=reference i
 
 
 def once(backward: Callable[..., Tensor], inputs: tuple[Tensor, ...], *arguments: Any) -> Tensor:
-    """`backward(*arguments)`; where that is differentiated with respect to `inputs`, a `UserError` is raised."""
+    """`backward(*arguments)`; where that is differentiated with respect to `inputs`, a
+    `UserError` is raised.
+    """
     if not torch.is_grad_enabled():  # the usual case: without create_graph=True
         return backward(*arguments)
     gradient: Tensor = _Once.apply(backward, arguments, *inputs)  # type: ignore[no-untyped-call]
@@ -32,7 +36,8 @@ def refuse_second(*_: Any) -> NoReturn:
 
 
 def check_transforms(*tensors: Tensor) -> None:
-    """Refuse tensors that forward-mode differentiation or a transform of `torch.func` other than vmap watches.
+    """Refuse tensors that forward-mode differentiation or a transform of `torch.func`
+    other than vmap watches.
 
     Raises:
         UserError: there is such a tensor.
@@ -44,7 +49,8 @@ def check_transforms(*tensors: Tensor) -> None:
         return
     if any((forward and _has_tangent(x)) or _tracked(x) for x in tensors):
         raise UserError(
-            f"sparse attention has no forward-mode derivatives and none inside torch.func (grad, jvp, hessian); {_INSTEAD}"
+            "sparse attention has no forward-mode derivatives and none inside torch.func (grad,"
+            f" jvp, hessian); {_INSTEAD}"
         )
 
 
@@ -64,7 +70,9 @@ def _tracked(x: Tensor) -> bool:
 
 class _Once(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, backward: Callable[..., Tensor], arguments: tuple[Any, ...], *inputs: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, backward: Callable[..., Tensor], arguments: tuple[Any, ...], *inputs: Tensor
+    ) -> Tensor:
         return backward(*arguments)
 
     @staticmethod

@@ -1,4 +1,6 @@
-"""Pictures: the masks of a pattern's heads, and at which length sparse attention overtakes dense attention."""
+"""Pictures: the masks of a pattern's heads, and at which length sparse attention
+overtakes dense attention.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,8 @@ def draw_pattern(pattern: AttentionPattern, path: Path) -> None:
                 title += ": " + _shortened(pattern.offsets[head])
             axis.set_title(title, fontsize=8)
     figure.suptitle(
-        f"{type(pattern).__name__}, {pattern.num_tokens} tokens, layer {pattern.layer}: {pattern.density:.2%} of the patch pairs",
+        f"{type(pattern).__name__}, {pattern.num_tokens} tokens, layer {pattern.layer}:"
+        f" {pattern.density:.2%} of the patch pairs",
         fontsize=9,
     )
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -39,7 +42,9 @@ def _shortened(offsets: tuple[int, ...]) -> str:
 
 
 def draw_crossover(report: Report, path: Path) -> None:
-    """Writes the speed-up over dense SDPA against N, one line per contender and pass, quartiles as a band."""
+    """Writes the speed-up over dense SDPA against N, one line per contender and pass,
+    quartiles as a band.
+    """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 4.5), layout="constrained")
@@ -50,10 +55,18 @@ def draw_crossover(report: Report, path: Path) -> None:
             lines.setdefault((t.what, t.passes), []).append((t.shape[2], t.speedup, *t.spread))
     for (what, passes), points in lines.items():
         tokens, middle, low, high = zip(*sorted(points), strict=True)
-        (line,) = axis.plot(tokens, middle, marker="o", linestyle="-" if passes == "forward" else "--", label=f"{what}, {passes}")
+        (line,) = axis.plot(
+            tokens,
+            middle,
+            marker="o",
+            linestyle="-" if passes == "forward" else "--",
+            label=f"{what}, {passes}",
+        )
         axis.fill_between(tokens, low, high, alpha=0.2, color=line.get_color())
     axis.axhline(1, color="black", linewidth=0.8)
-    axis.set(xscale="log", yscale="log", xlabel="patch tokens N", ylabel="times as fast as dense SDPA")
+    axis.set(
+        xscale="log", yscale="log", xlabel="patch tokens N", ylabel="times as fast as dense SDPA"
+    )
     axis.legend(fontsize=7)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)

@@ -42,26 +42,33 @@ def fibottention(
     backend: str = "auto",
     scale: float | None = None,
 ) -> Tensor:
-    """Attention where each head keeps only its pattern's token pairs (Algorithm 3 without the projections).
+    """Attention where each head keeps only its pattern's token pairs (Algorithm 3
+    without the projections).
 
     Args:
-        q, k, v: `(B, h, T, d)`, floating, one dtype and device; T = N + the pattern's prefix tokens (CLS), which come first.
+        q, k, v: `(B, h, T, d)`, floating, one dtype and device; T = N + the pattern's
+            prefix tokens (CLS), which come first.
         pattern: the kept pairs, for h heads and T tokens.
-        masking: "neg_inf" removes the dropped pairs before the softmax (the paper's later text);
-            "zero_logit" sets their logit to 0, so each still takes part with weight exp(0) (the released code).
-        backend: a name in `BACKENDS`; "auto" takes the one that the environment variable FIBOPOLICY_ATTENTION_BACKEND
-            names, else the fastest for this device, dtype, length and pattern.
+        masking: "neg_inf" removes the dropped pairs before the softmax (the paper's
+            later text); "zero_logit" sets their logit to 0, so each still takes part
+            with weight exp(0) (the released code).
+        backend: a name in `BACKENDS`; "auto" takes the one that the environment
+            variable FIBOPOLICY_ATTENTION_BACKEND names, else the fastest for this
+            device, dtype, length and pattern.
         scale: factor on q.k; 1 / sqrt(d) by default.
 
     Returns:
-        `(B, h, T, d)`. A query that keeps no key yields zeros (possible without a CLS token only).
+        `(B, h, T, d)`. A query that keeps no key yields zeros (possible without a CLS
+        token only).
 
     Raises:
         UserError: shapes, dtypes, devices or names that do not fit together.
     """
     q, k, v = _autocast(q, k, v)
     backend = _checked(q, k, v, pattern, masking, backend)
-    return BACKENDS[backend](q, k, v, pattern, masking, q.shape[-1] ** -0.5 if scale is None else scale)
+    return BACKENDS[backend](
+        q, k, v, pattern, masking, q.shape[-1] ** -0.5 if scale is None else scale
+    )
 
 
 def fibottention_qkvpacked(
@@ -72,7 +79,8 @@ def fibottention_qkvpacked(
     backend: str = "auto",
     scale: float | None = None,
 ) -> Tensor:
-    """`fibottention` of one projection that holds q, k and v: the sparse backends write its gradient in place.
+    """`fibottention` of one projection that holds q, k and v: the sparse backends write
+    its gradient in place.
 
     Args:
         qkv: `(B, T, 3, h, d)`, as `nn.Linear(D, 3 * D)` gives it.
@@ -96,7 +104,9 @@ def fibottention_qkvpacked(
 
 
 def _autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
-    """As torch's own attention does under autocast: every floating input but float64 in the autocast dtype."""
+    """As torch's own attention does under autocast: every floating input but float64 in
+    the autocast dtype.
+    """
     device = tensors[0].device.type
     if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
         return tensors
@@ -104,7 +114,9 @@ def _autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
     return tuple(x if x.dtype == torch.float64 else x.to(dtype) for x in tensors)
 
 
-def _checked(q: Tensor, k: Tensor, v: Tensor, pattern: AttentionPattern, masking: str, backend: str) -> str:
+def _checked(
+    q: Tensor, k: Tensor, v: Tensor, pattern: AttentionPattern, masking: str, backend: str
+) -> str:
     """The backend to run, once everything fits together."""
     _check(q, k, v, pattern)
     if masking not in ("neg_inf", "zero_logit"):
@@ -121,38 +133,59 @@ def _check_backend(backend: str, q: Tensor, pattern: AttentionPattern) -> None:
     if backend == "numba":
         if q.device.type != "cpu":
             raise UserError(
-                f"attention backend 'numba' runs on the CPU, got tensors on {q.device}; use 'triton', 'csr' or 'sdpa'"
+                f"attention backend 'numba' runs on the CPU, got tensors on {q.device}; use"
+                " 'triton', 'csr' or 'sdpa'"
             )
         if not cpu.available():
-            raise UserError("attention backend 'numba' needs numba: pip install numba, or use 'csr' or 'sdpa'")
+            raise UserError(
+                "attention backend 'numba' needs numba: pip install numba, or use 'csr' or 'sdpa'"
+            )
         if not cpu.supports(q.dtype):
-            raise UserError(f"attention backend 'numba' takes float32, float64, float16 or bfloat16, got {q.dtype}")
+            raise UserError(
+                "attention backend 'numba' takes float32, float64, float16 or bfloat16, got"
+                f" {q.dtype}"
+            )
     if backend == "triton":
         if not cuda.available():
-            raise UserError("attention backend 'triton' needs triton: pip install triton, or use 'csr' or 'sdpa'")
+            raise UserError(
+                "attention backend 'triton' needs triton: pip install triton, or use 'csr' or"
+                " 'sdpa'"
+            )
         if q.device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
-            raise UserError(f"attention backend 'triton' runs on CUDA, got tensors on {q.device}; use 'numba', 'csr' or 'sdpa'")
+            raise UserError(
+                f"attention backend 'triton' runs on CUDA, got tensors on {q.device}; use 'numba',"
+                " 'csr' or 'sdpa'"
+            )
         if not cuda.supports(q.dtype, pattern):
             raise UserError(
-                "attention backend 'triton' takes float32, float16 or bfloat16 and patterns made of diagonals,"
-                f" got {q.dtype} and {type(pattern).__name__}; use 'csr' or 'sdpa'"
+                "attention backend 'triton' takes float32, float16 or bfloat16 and patterns made"
+                f" of diagonals, got {q.dtype} and {type(pattern).__name__}; use 'csr' or 'sdpa'"
             )
 
 
 def _check(q: Tensor, k: Tensor, v: Tensor, pattern: AttentionPattern) -> None:
     if not isinstance(pattern, AttentionPattern):
-        raise UserError(f"expected an attention pattern such as FibottentionPattern(196, 12), got {pattern!r}")
+        raise UserError(
+            f"expected an attention pattern such as FibottentionPattern(196, 12), got {pattern!r}"
+        )
     if q.ndim != 4 or q.shape != k.shape or q.shape != v.shape:
-        raise UserError(f"q, k and v must share one shape (B, h, T, d), got {tuple(q.shape)}, {tuple(k.shape)}, {tuple(v.shape)}")
+        raise UserError(
+            f"q, k and v must share one shape (B, h, T, d), got {tuple(q.shape)}, {tuple(k.shape)},"
+            f" {tuple(v.shape)}"
+        )
     if q.shape[-1] == 0:
         raise UserError("q, k and v have head dimension 0; it must be at least 1")
     if q.dtype != k.dtype or q.dtype != v.dtype or q.dtype not in _DTYPES:
-        raise UserError(f"q, k and v must share one floating dtype of 16, 32 or 64 bits, got {q.dtype}, {k.dtype}, {v.dtype}")
+        raise UserError(
+            f"q, k and v must share one floating dtype of 16, 32 or 64 bits, got {q.dtype},"
+            f" {k.dtype}, {v.dtype}"
+        )
     if q.device != k.device or q.device != v.device:
         raise UserError(f"q, k and v must be on one device, got {q.device}, {k.device}, {v.device}")
     expected = (pattern.num_heads, pattern.sequence_length)
     if tuple(q.shape[1:3]) != expected:
         raise UserError(
-            f"the pattern is for {expected[0]} heads and {expected[1]} tokens"
-            f" ({pattern.num_tokens} patches + {pattern.num_prefix} before them), got {q.shape[1]} heads and {q.shape[2]} tokens"
+            f"the pattern is for {expected[0]} heads and {expected[1]} tokens ({pattern.num_tokens}"
+            f" patches + {pattern.num_prefix} before them), got {q.shape[1]} heads and {q.shape[2]}"
+            " tokens"
         )

@@ -1,8 +1,10 @@
 """Which token pairs each attention head keeps.
 
-A pattern is a value: frozen, hashable, comparable. Patch tokens stand in raster order, so an offset of +-1 wraps from
-the end of one image row to the start of the next; when the patches of several cameras stand in one sequence, offsets
-cross the camera border in the same way. Both are part of the method as published, which knows a flat sequence only.
+A pattern is a value: frozen, hashable, comparable. Patch tokens stand in raster order,
+so an offset of +-1 wraps from the end of one image row to the start of the next; when
+the patches of several cameras stand in one sequence, offsets cross the camera border in
+the same way. Both are part of the method as published, which knows a flat sequence
+only.
 """
 
 from __future__ import annotations
@@ -26,7 +28,8 @@ from fibopolicy.errors import UserError
 
 
 def wythoff(i: int) -> tuple[int, int]:
-    """Row `i >= 1` of the Wythoff array: (1, 2), (4, 7), (6, 10), ...  in exact integer arithmetic.
+    """Row `i >= 1` of the Wythoff array: (1, 2), (4, 7), (6, 10), ...  in exact integer
+    arithmetic.
 
     With m = floor(i*phi): a = floor(m*phi) and b = floor(m*phi^2) = a + m.
     """
@@ -41,7 +44,8 @@ def _floor_phi(n: int) -> int:
 
 
 def get_fibonacci(a: int, b: int, w: int) -> tuple[int, ...]:
-    """The Fibonacci-like sequence a, b, a+b, a+2b, ... up to and including `w` (Algorithm 1).
+    """The Fibonacci-like sequence a, b, a+b, a+2b, ... up to and including `w`
+    (Algorithm 1).
 
     The first term is kept even when it exceeds `w`, so that no head is left empty.
 
@@ -61,21 +65,23 @@ def get_fibonacci(a: int, b: int, w: int) -> tuple[int, ...]:
 class AttentionPattern(ABC):
     """What all patterns share: for each head, which pairs of patches are kept.
 
-    Kept pairs are symmetric: (j, k) is kept iff (k, j) is. Tokens that stand before the patches (CLS, registers) see all
-    tokens and are seen by all.
+    Kept pairs are symmetric: (j, k) is kept iff (k, j) is. Tokens that stand before the
+    patches (CLS, registers) see all tokens and are seen by all.
 
     Args:
         num_tokens: N, the patch tokens alone.
         num_heads: h.
         layer: from 0.
-        cls_token: whether one token stands before the patches; an integer counts several (CLS and registers).
+        cls_token: whether one token stands before the patches; an integer counts
+            several (CLS and registers).
     """
 
     num_tokens: int = field(kw_only=False)
     num_heads: int = field(kw_only=False)
     layer: int = 0
     cls_token: bool | int = True
-    #: The pattern's value as one string, as a torch operator can take it; `from_spec` reads it back.
+    #: The pattern's value as one string, as a torch operator can take it; `from_spec`
+    #: reads it back.
     spec: str = field(init=False, repr=False, compare=False)
 
     _kinds: ClassVar[dict[str, type[AttentionPattern]]] = {}
@@ -85,24 +91,36 @@ class AttentionPattern(ABC):
         AttentionPattern._kinds[cls.__name__] = cls
 
     def __post_init__(self) -> None:
-        for name, value in (("num_tokens", self.num_tokens), ("num_heads", self.num_heads), ("layer", self.layer)):
+        for name, value in (
+            ("num_tokens", self.num_tokens),
+            ("num_heads", self.num_heads),
+            ("layer", self.layer),
+        ):
             try:
                 object.__setattr__(self, name, operator.index(value))  # numpy's integers too
             except TypeError:
                 raise UserError(f"{name} of a pattern must be an integer, got {value!r}") from None
         if self.num_tokens < 1 or self.num_heads < 1:
-            raise UserError(f"a pattern needs num_tokens >= 1 and num_heads >= 1, got {self.num_tokens} and {self.num_heads}")
+            raise UserError(
+                f"a pattern needs num_tokens >= 1 and num_heads >= 1, got {self.num_tokens} and"
+                f" {self.num_heads}"
+            )
         if self.layer < 0:
             raise UserError(f"layer counts from 0, got {self.layer}")
         if self.cls_token < 0:
             raise UserError(f"cls_token is True, False or a number of tokens, got {self.cls_token}")
-        values = {item.name: getattr(self, item.name) for item in dataclasses.fields(self) if item.init}
-        # Stored rather than made on demand, so that torch.compile meets a plain string; frozen, hence __setattr__.
+        values = {
+            item.name: getattr(self, item.name) for item in dataclasses.fields(self) if item.init
+        }
+        # Stored rather than made on demand, so that torch.compile meets a plain string;
+        # frozen, hence __setattr__.
         object.__setattr__(self, "spec", json.dumps({"kind": type(self).__name__, **values}))
 
     @staticmethod
     def from_spec(spec: str) -> AttentionPattern:
-        """The pattern with this `spec`; equal strings give one and the same object while it is remembered."""
+        """The pattern with this `spec`; equal strings give one and the same object
+        while it is remembered.
+        """
         return _from_spec(spec)
 
     @property
@@ -122,11 +140,16 @@ class AttentionPattern(ABC):
 
     @abstractmethod
     def patch_pairs(self, head: int) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-        """The kept patch pairs (j, k) of a head slot as two arrays, ascending by j, then k. Linear in their number."""
+        """The kept patch pairs (j, k) of a head slot as two arrays, ascending by j,
+        then k. Linear in their number.
+        """
 
     def mask(self, device: torch.device | str | None = None) -> Tensor:
-        """Boolean (h, T, T), true where a pair is kept. Quadratic in T: for tests, pictures and masked dense attention."""
-        mask = torch.from_numpy(_mask(self).copy())  # what is remembered stays out of the caller's reach
+        """Boolean (h, T, T), true where a pair is kept. Quadratic in T: for tests,
+        pictures and masked dense attention.
+        """
+        # what is remembered stays out of the caller's reach
+        mask = torch.from_numpy(_mask(self).copy())
         return mask if device is None else mask.to(device)
 
     @functools.cached_property
@@ -144,7 +167,8 @@ def _from_spec(spec: str) -> AttentionPattern:
 
 @functools.lru_cache(maxsize=64)
 def _mask(pattern: AttentionPattern) -> NDArray[np.bool_]:
-    # Numpy, because a tensor made under torch.export is a fake one, and the cache would keep it.
+    # Numpy, because a tensor made under torch.export is a fake one, and the cache would
+    # keep it.
     length, first = pattern.sequence_length, pattern.num_prefix
     mask = np.ones((pattern.num_heads, length, length), dtype=np.bool_)
     mask[:, first:, first:] = False
@@ -173,7 +197,9 @@ def _device_mask(pattern: AttentionPattern, device: torch.device) -> Tensor:
 
 
 class OffsetPattern(AttentionPattern):
-    """A pattern made of diagonals: patches (j, k) see each other iff |j - k| is an offset of the head."""
+    """A pattern made of diagonals: patches (j, k) see each other iff |j - k| is an
+    offset of the head.
+    """
 
     @property
     @abstractmethod
@@ -187,7 +213,9 @@ class OffsetPattern(AttentionPattern):
     def density(self) -> float:
         """Kept patch pairs over N^2, averaged over the heads; prefix tokens are not counted."""
         n = self.num_tokens
-        return sum(diagonal_pairs(n, o) for head in self.offsets for o in head) / (n * n * self.num_heads)
+        return sum(diagonal_pairs(n, o) for head in self.offsets for o in head) / (
+            n * n * self.num_heads
+        )
 
 
 def diagonal_pairs(num_tokens: int, offset: int) -> int:
@@ -195,8 +223,12 @@ def diagonal_pairs(num_tokens: int, offset: int) -> int:
     return 2 * (num_tokens - offset) if offset else num_tokens
 
 
-def _diagonals(num_tokens: int, offsets: tuple[int, ...]) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-    signed = np.array(sorted({sign * offset for offset in offsets for sign in (-1, 1)}), dtype=np.int32)
+def _diagonals(
+    num_tokens: int, offsets: tuple[int, ...]
+) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+    signed = np.array(
+        sorted({sign * offset for offset in offsets for sign in (-1, 1)}), dtype=np.int32
+    )
     key = np.arange(num_tokens, dtype=np.int32)[:, None] + signed  # (N, signed offsets)
     row, column = np.nonzero((key >= 0) & (key < num_tokens))
     return row.astype(np.int32), key[row, column]
@@ -209,14 +241,20 @@ class FibottentionPattern(OffsetPattern):
     Args:
         num_tokens: N, the patch tokens, without the CLS token.
         num_heads: h.
-        w_min, w_max: the window w_i of head i grows linearly from w_min to w_max; `None` means max(N // 3, w_min).
+        w_min, w_max: the window w_i of head i grows linearly from w_min to w_max;
+            `None` means max(N // 3, w_min).
         modified: heads after the first also get the two Wythoff columns to their left.
-        layer: from 0; permutes which head slot holds which offset set, fixed over training.
-        cls_token: whether one token stands before the patches; an integer counts several (CLS and registers).
-        main_diagonal: also keep offset 0 for the first head (before permutation), only with `modified`.
-        permuted: False leaves head i with set i in every layer, the control for the permutation.
+        layer: from 0; permutes which head slot holds which offset set, fixed over
+            training.
+        cls_token: whether one token stands before the patches; an integer counts
+            several (CLS and registers).
+        main_diagonal: also keep offset 0 for the first head (before permutation), only
+            with `modified`.
+        permuted: False leaves head i with set i in every layer, the control for the
+            permutation.
 
-    Source: Fibottention (Rahimian et al.), with the corrections of the released code where the text is ambiguous.
+    Source: Fibottention (Rahimian et al.), with the corrections of the released code
+    where the text is ambiguous.
     """
 
     w_min: int = 5
@@ -230,21 +268,31 @@ class FibottentionPattern(OffsetPattern):
         if self.w_min < 1:
             raise UserError(f"w_min must be at least 1, got {self.w_min}")
         if self.w_max is not None and self.w_max < self.w_min:
-            raise UserError(f"w_max must be at least w_min = {self.w_min}, got {self.w_max}; use None for max(N // 3, w_min)")
+            raise UserError(
+                f"w_max must be at least w_min = {self.w_min}, got {self.w_max}; use None for max(N"
+                " // 3, w_min)"
+            )
         if self.main_diagonal and not self.modified:
-            raise UserError("main_diagonal is an option of the modified variant; pass modified=True as well")
+            raise UserError(
+                "main_diagonal is an option of the modified variant; pass modified=True as well"
+            )
 
     @functools.cached_property
     def offsets(self) -> tuple[tuple[int, ...], ...]:
-        """Per head slot, after the layer's permutation: the kept |j - k|, ascending, each below N."""
+        """Per head slot, after the layer's permutation: the kept |j - k|, ascending,
+        each below N.
+        """
         sets = [self._head_offsets(i) for i in range(1, self.num_heads + 1)]
         if self.permuted:
-            random.Random(self.layer).shuffle(sets)  # a generator of its own: the global one stays untouched
+            # a generator of its own: the global one stays untouched
+            random.Random(self.layer).shuffle(sets)
         return tuple(sets)
 
     def _head_offsets(self, i: int) -> tuple[int, ...]:
         w_max = max(self.num_tokens // 3, self.w_min) if self.w_max is None else self.w_max
-        w = self.w_min + ((i - 1) * (w_max - self.w_min) // (self.num_heads - 1) if self.num_heads > 1 else 0)
+        w = self.w_min + (
+            (i - 1) * (w_max - self.w_min) // (self.num_heads - 1) if self.num_heads > 1 else 0
+        )
         kept = set(get_fibonacci(*wythoff(i), w))
         if self.modified and i > 1:
             kept |= {i - 1, _floor_phi(i)}
@@ -261,9 +309,12 @@ def generate_fibomask(
     w_max: int | None = None,
     is_modified: bool = False,
 ) -> Tensor:
-    """The mask of all heads of one layer, with a CLS token: boolean (h, N + 1, N + 1) (Algorithm 2).
+    """The mask of all heads of one layer, with a CLS token: boolean (h, N + 1, N + 1)
+    (Algorithm 2).
 
     >>> generate_fibomask(0, 196, 12).shape
     torch.Size([12, 197, 197])
     """
-    return FibottentionPattern(num_tokens, num_heads, w_min=w_min, w_max=w_max, modified=is_modified, layer=layer).mask()
+    return FibottentionPattern(
+        num_tokens, num_heads, w_min=w_min, w_max=w_max, modified=is_modified, layer=layer
+    ).mask()

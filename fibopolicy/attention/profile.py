@@ -1,7 +1,8 @@
 """Side-by-side timings of attention: `fibopolicy profile attention`.
 
-Contenders run in turns (ours, dense, ours, dense, ...), so that whatever else the machine does falls on all alike, and what is
-reported are ratios within a turn. Absolute times are those of one machine on one day.
+Contenders run in turns (ours, dense, ours, dense, ...), so that whatever else the
+machine does falls on all alike, and what is reported are ratios within a turn. Absolute
+times are those of one machine on one day.
 """
 
 from __future__ import annotations
@@ -38,12 +39,14 @@ class Timing:
         what: the contender.
         passes: "forward" or "forward+backward".
         seconds: median time.
-        speedup: median over turns of dense SDPA's time over this one's; 1 for dense itself.
+        speedup: median over turns of dense SDPA's time over this one's; 1 for dense
+            itself.
         spread: its first and third quartile.
         flops: multiplications and additions that the kept pairs need.
         bytes: to read each input and write each result once.
         roofline: the time that memory alone would need, over `seconds`.
-        peak_bytes: memory beyond inputs and results at its highest, None where the system does not tell.
+        peak_bytes: memory beyond inputs and results at its highest, None where the
+            system does not tell.
     """
 
     shape: tuple[int, int, int]
@@ -87,7 +90,8 @@ def profile_attention(
     Args:
         shapes: (B, h, N) each.
         turns: timed turns; one more warms up.
-        packed: q, k and v are views of one projection, as in an encoder, instead of contiguous tensors.
+        packed: q, k and v are views of one projection, as in an encoder, instead of
+            contiguous tensors.
         flex: also time FlexAttention, which torch compiles first.
     """
     torch.manual_seed(seed)
@@ -96,7 +100,9 @@ def profile_attention(
     for batch, heads, num_tokens in shapes:
         pattern = FibottentionPattern(num_tokens, heads)
         length = pattern.sequence_length
-        qkv = torch.randn(batch, length, 3, heads, head_dim, device=device, dtype=dtype).permute(2, 0, 3, 1, 4)
+        qkv = torch.randn(batch, length, 3, heads, head_dim, device=device, dtype=dtype).permute(
+            2, 0, 3, 1, 4
+        )
         qkv = qkv if packed else qkv.contiguous()
         grad = torch.randn_like(qkv[0])
         contenders = _contenders(pattern, qkv[0], flex)
@@ -133,7 +139,9 @@ def _contenders(pattern: FibottentionPattern, q: Tensor, flex: bool) -> dict[str
     contenders: dict[str, Contender] = {
         "dense SDPA": F.scaled_dot_product_attention,
         f"{backend}, neg_inf": lambda q, k, v: fibottention(q, k, v, pattern, backend=backend),
-        f"{backend}, zero_logit": lambda q, k, v: fibottention(q, k, v, pattern, masking="zero_logit", backend=backend),
+        f"{backend}, zero_logit": lambda q, k, v: fibottention(
+            q, k, v, pattern, masking="zero_logit", backend=backend
+        ),
         "masked SDPA": lambda q, k, v: fibottention(q, k, v, pattern, backend="sdpa"),
     }
     if flex:
@@ -146,13 +154,22 @@ def _flex(pattern: FibottentionPattern, device: torch.device) -> Contender:
 
     mask = pattern.mask(device)
     length = pattern.sequence_length
-    blocks = create_block_mask(lambda b, h, j, k: mask[h, j, k], None, pattern.num_heads, length, length, device=str(device))
+    blocks = create_block_mask(
+        lambda b, h, j, k: mask[h, j, k],
+        None,
+        pattern.num_heads,
+        length,
+        length,
+        device=str(device),
+    )
     run = torch.compile(flex_attention)
     return lambda q, k, v: run(q, k, v, block_mask=blocks)
 
 
 def one_pass(run: Contender, qkv: Tensor, grad: Tensor, passes: str) -> Callable[[], object]:
-    """A contender's "forward" or "forward+backward", to be called; `qkv` `(3, B, h, T, d)`, `grad` the output's gradient."""
+    """A contender's "forward" or "forward+backward", to be called; `qkv` `(3, B, h, T,
+    d)`, `grad` the output's gradient.
+    """
     if passes == "forward":
         q, k, v = qkv.unbind(0)
         return lambda: run(q, k, v)
@@ -169,7 +186,9 @@ def _works(run: Callable[[], object]) -> bool:
     return True
 
 
-def interleave(runs: Mapping[str, Callable[[], object]], turns: int, device: str) -> dict[str, list[float]]:
+def interleave(
+    runs: Mapping[str, Callable[[], object]], turns: int, device: str
+) -> dict[str, list[float]]:
     """Seconds of each run in each turn; the runs take turns, and the first turn does not count."""
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for turn in range(turns + 1):
@@ -191,7 +210,9 @@ def _wait(device: str) -> None:
 def ratios(slow: Sequence[float], fast: Sequence[float]) -> tuple[float, float, float]:
     """Quartiles of slow / fast, turn by turn."""
     values = torch.tensor(slow, dtype=torch.float64) / torch.tensor(fast, dtype=torch.float64)
-    low, middle, high = torch.quantile(values, torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64)).tolist()
+    low, middle, high = torch.quantile(
+        values, torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64)
+    ).tolist()
     return low, middle, high
 
 
@@ -203,14 +224,17 @@ def _bandwidth(device: str, dtype: torch.dtype) -> float:
 
 
 def _peak(run: Callable[[], object], results: int, device: str) -> int | None:
-    """Bytes that a run takes at its highest beyond what stands before it and the results it returns."""
+    """Bytes that a run takes at its highest beyond what stands before it and the
+    results it returns.
+    """
     if device.startswith("cuda"):
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
         run()
         return max(torch.cuda.max_memory_allocated(device) - before - results, 0)
     try:
-        Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # Linux: forget the highest resident size so far
+        # Linux: forget the highest resident size so far
+        Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
         before = status_bytes("VmRSS")
         run()
         return max(status_bytes("VmHWM") - before - results, 0)
@@ -228,6 +252,7 @@ def table(report: Report) -> str:
         extra = "" if t.peak_bytes is None else f"{t.peak_bytes / 2**20:.0f}"
         rows.append(
             f"| {','.join(map(str, t.shape))} | {t.passes} | {t.what} | {t.seconds * 1e3:.2f} |"
-            f" {t.speedup:.2f}x ({t.spread[0]:.2f}-{t.spread[1]:.2f}) | {t.roofline:.0%} | {extra} |"
+            f" {t.speedup:.2f}x ({t.spread[0]:.2f}-{t.spread[1]:.2f}) | {t.roofline:.0%} |"
+            f" {extra} |"
         )
     return "\n".join(rows)

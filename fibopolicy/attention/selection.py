@@ -15,24 +15,34 @@ from fibopolicy.attention.patterns import AttentionPattern
 #: Names a backend for every call that says "auto".
 VARIABLE = "FIBOPOLICY_ATTENTION_BACKEND"
 
-#: (T, share): up to T tokens the sparse CPU kernels are taken where at most this share of all T^2 pairs is kept. Beyond it
-#: masked dense attention won, forward and backward together: `docs/benchmarks/attention_auto_*.json` has the timings.
+#: (T, share): up to T tokens the sparse CPU kernels are taken where at most this share
+#: of all T^2 pairs is kept. Beyond it masked dense attention won, forward and backward
+#: together: `docs/benchmarks/attention_auto_*.json` has the timings.
 _CPU_TABLE = ((101, 0.95), (197, 0.75), (math.inf, 0.6))
 
-#: Up to so many tokens a GPU takes masked dense attention: what is launched costs more than what is computed, and ours launches
-#: more, forward and backward together. `docs/benchmarks/attention_h200_*.md` has the timings.
+#: Up to so many tokens a GPU takes masked dense attention: what is launched costs more
+#: than what is computed, and ours launches more, forward and backward together.
+#: `docs/benchmarks/attention_h200_*.md` has the timings.
 _CUDA_SHORT = 197
 
 _log = logging.getLogger(__name__)
 
 
 def choose(q: Tensor, pattern: AttentionPattern) -> str:
-    """The backend for a tensor `(B, h, T, d)` and its pattern, by device, dtype, T and the share of pairs that are kept."""
+    """The backend for a tensor `(B, h, T, d)` and its pattern, by device, dtype, T and
+    the share of pairs that are kept.
+    """
     if torch.compiler.is_exporting() or (torch.jit.is_tracing() and torch.onnx.is_in_onnx_export()):  # type: ignore[attr-defined,no-untyped-call]
         return "sdpa"  # an exported program must not depend on our operators
     name = os.environ.get(VARIABLE) or _fastest(q.device.type, q.dtype, pattern)
     if not torch.compiler.is_compiling():
-        _log.debug("attention backend %s for %s %s, T = %d", name, q.device.type, q.dtype, pattern.sequence_length)
+        _log.debug(
+            "attention backend %s for %s %s, T = %d",
+            name,
+            q.device.type,
+            q.dtype,
+            pattern.sequence_length,
+        )
     return name
 
 

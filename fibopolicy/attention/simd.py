@@ -1,11 +1,14 @@
 """Short vectors for numba: explicit SIMD, so that one row of a head lives in registers.
 
-Numba's own loops cannot keep a row of `d` numbers in registers across keys. LLVM can: a value of type `<d x float>` is split
-into whatever registers the processor has (AVX-512, AVX2, NEON, SSE). This file gives numba that one type, and the few
-operations attention needs. Addresses are plain int64 byte addresses, so any strided tensor can be read without a copy.
+Numba's own loops cannot keep a row of `d` numbers in registers across keys. LLVM can: a
+value of type `<d x float>` is split into whatever registers the processor has (AVX-512,
+AVX2, NEON, SSE). This file gives numba that one type, and the few operations attention
+needs. Addresses are plain int64 byte addresses, so any strided tensor can be read
+without a copy.
 
-Numba caches compiled code by the file of the compiled function, so a change here does not reach a stale cache of
-`cpu_kernels.py` on its own: raise `VERSION`, which the kernels take in as a constant.
+Numba caches compiled code by the file of the compiled function, so a change here does
+not reach a stale cache of `cpu_kernels.py` on its own: raise `VERSION`, which the
+kernels take in as a constant.
 """
 
 # mypy: disable-error-code="untyped-decorator"
@@ -25,7 +28,12 @@ VERSION = 9
 _INT64 = ir.IntType(64)
 _INT32 = ir.IntType(32)
 _REAL = {"f32": ir.FloatType(), "f64": ir.DoubleType()}
-_STORAGE = {"f32": ir.FloatType(), "f64": ir.DoubleType(), "f16": ir.HalfType(), "bf16": ir.IntType(16)}
+_STORAGE = {
+    "f32": ir.FloatType(),
+    "f64": ir.DoubleType(),
+    "f16": ir.HalfType(),
+    "bf16": ir.IntType(16),
+}
 _NUMBA_REAL = {"f32": types.float32, "f64": types.float64}
 # Sums may be reordered and fused, but NaN and infinity keep their meaning.
 _FLAGS = ("reassoc", "contract")
@@ -65,7 +73,11 @@ def _declare(builder: Any, name: str, result: ir.Type, arguments: list[ir.Type])
 def _splat(builder: Any, scalar: Any, width: int) -> Any:
     vector = ir.VectorType(scalar.type, width)
     one = builder.insert_element(ir.Constant(vector, ir.Undefined), scalar, ir.Constant(_INT32, 0))
-    return builder.shuffle_vector(one, ir.Constant(vector, ir.Undefined), ir.Constant(ir.VectorType(_INT32, width), [0] * width))
+    return builder.shuffle_vector(
+        one,
+        ir.Constant(vector, ir.Undefined),
+        ir.Constant(ir.VectorType(_INT32, width), [0] * width),
+    )
 
 
 def _constant(vector: ir.VectorType, value: float | int) -> Any:
@@ -74,7 +86,9 @@ def _constant(vector: ir.VectorType, value: float | int) -> Any:
 
 @intrinsic(prefer_literal=True)
 def load(typing_context: Any, storage: Any, width: Any, address: Any) -> Any:
-    """`width` numbers at a byte address, stored as "f32", "f64", "f16" or "bf16", widened to the kind that is computed in."""
+    """`width` numbers at a byte address, stored as "f32", "f64", "f16" or "bf16",
+    widened to the kind that is computed in.
+    """
     kind, count = storage.literal_value, width.literal_value
     result = Vector(_compute_kind(kind), count)
 
@@ -117,10 +131,15 @@ def _to_bfloat16(builder: Any, value: Any, width: int) -> Any:
     words = ir.VectorType(_INT32, width)
     bits = builder.bitcast(value, words)
     odd = builder.and_(builder.lshr(bits, _constant(words, 16)), _constant(words, 1))
-    rounded = builder.add(bits, builder.add(odd, _constant(words, 0x7FFF)))  # to nearest, ties to even
+    # to nearest, ties to even
+    rounded = builder.add(bits, builder.add(odd, _constant(words, 0x7FFF)))
     # Rounding must not carry a NaN's payload into infinity.
-    rounded = builder.select(builder.fcmp_unordered("uno", value, value), _constant(words, 0x7FC00000), rounded)
-    return builder.trunc(builder.lshr(rounded, _constant(words, 16)), ir.VectorType(ir.IntType(16), width))
+    rounded = builder.select(
+        builder.fcmp_unordered("uno", value, value), _constant(words, 0x7FC00000), rounded
+    )
+    return builder.trunc(
+        builder.lshr(rounded, _constant(words, 16)), ir.VectorType(ir.IntType(16), width)
+    )
 
 
 @intrinsic(prefer_literal=True)
@@ -146,7 +165,12 @@ def _binary(name: str) -> Any:
     return operation
 
 
-_add, _subtract, _multiply, _divide = _binary("fadd"), _binary("fsub"), _binary("fmul"), _binary("fdiv")
+_add, _subtract, _multiply, _divide = (
+    _binary("fadd"),
+    _binary("fsub"),
+    _binary("fmul"),
+    _binary("fdiv"),
+)
 
 
 @overload(operator.add, strict=False)
@@ -179,7 +203,9 @@ def _overload_divide(left: Any, right: Any) -> Any:
 
 @intrinsic
 def difference(typing_context: Any, left: Any, right: Any) -> Any:
-    """left - right of numbers that were rounded before: not fused with the product that made one of them."""
+    """left - right of numbers that were rounded before: not fused with the product that
+    made one of them.
+    """
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         return builder.fsub(*args)
@@ -204,7 +230,9 @@ def total(typing_context: Any, vector: Any) -> Any:
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         kind = args[0].type
-        function = _declare(builder, f"llvm.vector.reduce.fadd.{_suffix(kind)}", kind.element, [kind.element, kind])
+        function = _declare(
+            builder, f"llvm.vector.reduce.fadd.{_suffix(kind)}", kind.element, [kind.element, kind]
+        )
         return builder.call(function, [ir.Constant(kind.element, -0.0), args[0]], fastmath=_FLAGS)
 
     return _NUMBA_REAL[vector.real](vector), codegen
@@ -214,13 +242,16 @@ def total(typing_context: Any, vector: Any) -> Any:
 def totals(typing_context: Any, a: Any, b: Any, c: Any, d: Any) -> Any:
     """The sums of four vectors' numbers, as a vector of four.
 
-    In float32 the four sums share one tree of shuffles, which is a third of the work of four sums alone.
+    In float32 the four sums share one tree of shuffles, which is a third of the work of
+    four sums alone.
     """
     result = Vector(a.real, 4)
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         def shuffle(x: Any, y: Any, lanes: list[int]) -> Any:
-            return builder.shuffle_vector(x, y, ir.Constant(ir.VectorType(_INT32, len(lanes)), lanes))
+            return builder.shuffle_vector(
+                x, y, ir.Constant(ir.VectorType(_INT32, len(lanes)), lanes)
+            )
 
         def halves(x: Any) -> Any:
             half = x.type.count // 2
@@ -228,7 +259,9 @@ def totals(typing_context: Any, a: Any, b: Any, c: Any, d: Any) -> Any:
             return builder.fadd(low, high, flags=_FLAGS)
 
         def interleave(x: Any, y: Any) -> Any:
-            """Sums of neighbours, as x y x y in every 128 bits: what remains of x and y is half as much each."""
+            """Sums of neighbours, as x y x y in every 128 bits: what remains of x and y
+            is half as much each.
+            """
             count = x.type.count
             quads = range(0, count, 4)
             low = [lane for q in quads for lane in (q, count + q, q + 1, count + q + 1)]
@@ -248,7 +281,9 @@ def totals(typing_context: Any, a: Any, b: Any, c: Any, d: Any) -> Any:
 
 
 def _greater(builder: Any, left: Any, right: Any) -> Any:
-    """`right` where it is greater, else `left`: one instruction, unlike the maximum that IEEE defines for NaN."""
+    """`right` where it is greater, else `left`: one instruction, unlike the maximum
+    that IEEE defines for NaN.
+    """
     return builder.select(builder.fcmp_ordered(">", right, left), right, left)
 
 
@@ -261,7 +296,11 @@ def highest(typing_context: Any, vector: Any) -> Any:
         while value.type.count > 1:
             half = value.type.count // 2
             low, high = (
-                builder.shuffle_vector(value, value, ir.Constant(ir.VectorType(_INT32, half), list(range(first, first + half))))
+                builder.shuffle_vector(
+                    value,
+                    value,
+                    ir.Constant(ir.VectorType(_INT32, half), list(range(first, first + half))),
+                )
                 for first in (0, half)
             )
             value = _greater(builder, low, high)
@@ -292,13 +331,18 @@ def maximum(typing_context: Any, left: Any, right: Any) -> Any:
 
 @intrinsic
 def exponential(typing_context: Any, vector: Any) -> Any:
-    """exp(x) for x <= 0 up to rounding (and a little above); exactly 0 where it would be subnormal, NaN where x is NaN.
+    """exp(x) for x <= 0 up to rounding (and a little above); exactly 0 where it would
+    be subnormal, NaN where x is NaN.
 
-    Cody-Waite reduction x = n ln 2 + r, then exp(r) by its Taylor polynomial on |r| <= ln 2 / 2, then 2^n by the exponent bits.
+    Cody-Waite reduction x = n ln 2 + r, then exp(r) by its Taylor polynomial on |r| <=
+    ln 2 / 2, then 2^n by the exponent bits.
     """
     single = vector.real == "f32"
-    # The last kept term bounds the relative error: (ln2/2)^8/8! = 5e-9 in float32, (ln2/2)^14/14! = 4e-18 in float64.
-    degree, lowest, magic, shift = (7, -86.0, 1.5 * 2**23, 23) if single else (13, -700.0, 1.5 * 2**52, 52)
+    # The last kept term bounds the relative error: (ln2/2)^8/8! = 5e-9 in float32,
+    # (ln2/2)^14/14! = 4e-18 in float64.
+    degree, lowest, magic, shift = (
+        (7, -86.0, 1.5 * 2**23, 23) if single else (13, -700.0, 1.5 * 2**52, 52)
+    )
     ln2_high = 0.693359375 if single else 0.6931471803691238
     ln2_low = math.log(2) - ln2_high if single else 1.9082149292705877e-10
 
@@ -308,11 +352,14 @@ def exponential(typing_context: Any, vector: Any) -> Any:
         words = ir.VectorType(_INT32 if single else _INT64, kind.count)
 
         def fma(a: Any, b: Any, c: Any) -> Any:
-            return builder.call(_declare(builder, f"llvm.fmuladd.{_suffix(kind)}", kind, [kind] * 3), [a, b, c])
+            return builder.call(
+                _declare(builder, f"llvm.fmuladd.{_suffix(kind)}", kind, [kind] * 3), [a, b, c]
+            )
 
         flushed = builder.fcmp_ordered("<", x, _constant(kind, lowest))
         x = builder.select(flushed, _constant(kind, lowest), x)
-        # Adding 1.5 * 2^mantissa rounds to an integer and leaves it in the low bits: no conversion, no poison for NaN.
+        # Adding 1.5 * 2^mantissa rounds to an integer and leaves it in the low bits: no
+        # conversion, no poison for NaN.
         shifted = fma(x, _constant(kind, 1 / math.log(2)), _constant(kind, magic))
         n = builder.fsub(shifted, _constant(kind, magic))
         r = fma(n, _constant(kind, -ln2_high), x)
@@ -320,7 +367,8 @@ def exponential(typing_context: Any, vector: Any) -> Any:
         value = _constant(kind, 1 / math.factorial(degree))
         for power in range(degree - 1, -1, -1):
             value = fma(value, r, _constant(kind, 1 / math.factorial(power)))
-        # value is within [0.7, 1.42] and n >= -125 (-1010 in float64): adding n to its exponent bits stays in the normal range.
+        # value is within [0.7, 1.42] and n >= -125 (-1010 in float64): adding n to its
+        # exponent bits stays in the normal range.
         exponent = builder.shl(builder.bitcast(shifted, words), _constant(words, shift))
         scaled = builder.bitcast(builder.add(builder.bitcast(value, words), exponent), kind)
         scaled = builder.select(builder.fcmp_unordered("uno", x, x), x, scaled)
@@ -333,11 +381,12 @@ def exponential(typing_context: Any, vector: Any) -> Any:
 def logarithm(typing_context: Any, vector: Any) -> Any:
     """log(x) for finite x >= 1 up to rounding, NaN where x is NaN, infinite where x is.
 
-    x = 2^n m with m within [sqrt(1/2), sqrt(2)], then log(m) = 2 artanh((m - 1) / (m + 1)) by its Taylor polynomial.
+    x = 2^n m with m within [sqrt(1/2), sqrt(2)], then log(m) = 2 artanh((m - 1) / (m +
+    1)) by its Taylor polynomial.
     """
     single = vector.real == "f32"
-    # With s = (m - 1) / (m + 1), s^2 < 0.0295: the first dropped term of artanh(s) / s is below 0.0295^5 / 11 = 2e-9 in
-    # float32, 0.0295^11 / 23 = 6e-19 in float64.
+    # With s = (m - 1) / (m + 1), s^2 < 0.0295: the first dropped term of artanh(s) / s
+    # is below 0.0295^5 / 11 = 2e-9 in float32, 0.0295^11 / 23 = 6e-19 in float64.
     terms, shift = (5, 23) if single else (11, 52)
     ln2_high = 0.693359375 if single else 0.6931471803691238
     ln2_low = math.log(2) - ln2_high if single else 1.9082149292705877e-10
@@ -349,19 +398,25 @@ def logarithm(typing_context: Any, vector: Any) -> Any:
         words = ir.VectorType(_INT32 if single else _INT64, kind.count)
 
         def fma(a: Any, b: Any, c: Any) -> Any:
-            return builder.call(_declare(builder, f"llvm.fmuladd.{_suffix(kind)}", kind, [kind] * 3), [a, b, c])
+            return builder.call(
+                _declare(builder, f"llvm.fmuladd.{_suffix(kind)}", kind, [kind] * 3), [a, b, c]
+            )
 
         bits = builder.bitcast(x, words)
         above = builder.sub(bits, _constant(words, half_root))
         mantissa = builder.and_(above, _constant(words, (1 << shift) - 1))
         m = builder.bitcast(builder.add(mantissa, _constant(words, half_root)), kind)
         n = builder.sitofp(builder.ashr(above, _constant(words, shift)), kind)
-        s = builder.fdiv(builder.fsub(m, _constant(kind, 1.0)), builder.fadd(m, _constant(kind, 1.0)))
+        s = builder.fdiv(
+            builder.fsub(m, _constant(kind, 1.0)), builder.fadd(m, _constant(kind, 1.0))
+        )
         square = builder.fmul(s, s)
         value = _constant(kind, 2 / (2 * terms - 1))
         for term in range(terms - 2, -1, -1):
             value = fma(value, square, _constant(kind, 2 / (2 * term + 1)))
-        value = fma(n, _constant(kind, ln2_high), fma(n, _constant(kind, ln2_low), builder.fmul(value, s)))
+        value = fma(
+            n, _constant(kind, ln2_high), fma(n, _constant(kind, ln2_low), builder.fmul(value, s))
+        )
         finite = builder.fcmp_ordered("<", x, _constant(kind, math.inf))
         return builder.select(finite, value, x)
 
@@ -371,7 +426,9 @@ def logarithm(typing_context: Any, vector: Any) -> Any:
 def _lanes_below(builder: Any, count: Any, width: int) -> Any:
     """The mask of the first `count` of `width` lanes."""
     lanes = ir.VectorType(_INT64, width)
-    return builder.icmp_signed("<", ir.Constant(lanes, list(range(width))), _splat(builder, count, width))
+    return builder.icmp_signed(
+        "<", ir.Constant(lanes, list(range(width))), _splat(builder, count, width)
+    )
 
 
 @intrinsic
@@ -382,9 +439,19 @@ def store_first(typing_context: Any, vector: Any, address: Any, count: Any) -> A
         kind = args[0].type
         mask = _lanes_below(builder, args[2], kind.count)
         name = f"llvm.masked.store.{_suffix(kind)}.p0"
-        function = _declare(builder, name, ir.VoidType(), [kind, kind.as_pointer(), _INT32, mask.type])
+        function = _declare(
+            builder, name, ir.VoidType(), [kind, kind.as_pointer(), _INT32, mask.type]
+        )
         pointer = builder.inttoptr(args[1], kind.as_pointer())
-        builder.call(function, [args[0], pointer, ir.Constant(_INT32, kind.element.get_abi_size(context.target_data)), mask])
+        builder.call(
+            function,
+            [
+                args[0],
+                pointer,
+                ir.Constant(_INT32, kind.element.get_abi_size(context.target_data)),
+                mask,
+            ],
+        )
         return context.get_dummy_value()
 
     return types.void(vector, types.int64, types.int64), codegen
@@ -418,7 +485,9 @@ def write(typing_context: Any, kind: Any, address: Any, value: Any) -> Any:
 
 @intrinsic(prefer_literal=True)
 def stream(typing_context: Any, storage: Any, vector: Any, address: Any) -> Any:
-    """As `store`, past the caches: for what nobody reads soon. The address has to be a multiple of 64."""
+    """As `store`, past the caches: for what nobody reads soon. The address has to be a
+    multiple of 64.
+    """
     kind = storage.literal_value
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -428,9 +497,13 @@ def stream(typing_context: Any, storage: Any, vector: Any, address: Any) -> Any:
         for i in range(0, vector.width, count):
             lanes = ir.Constant(ir.VectorType(_INT32, count), list(range(i, i + count)))
             part = builder.shuffle_vector(value, value, lanes)
-            pointer = builder.inttoptr(builder.add(args[2], ir.Constant(_INT64, i * size)), part.type.as_pointer())
+            pointer = builder.inttoptr(
+                builder.add(args[2], ir.Constant(_INT64, i * size)), part.type.as_pointer()
+            )
             written = builder.store(part, pointer, align=count * size)
-            written.set_metadata("nontemporal", builder.module.add_metadata([ir.Constant(_INT32, 1)]))
+            written.set_metadata(
+                "nontemporal", builder.module.add_metadata([ir.Constant(_INT32, 1)])
+            )
         return context.get_dummy_value()
 
     return types.void(storage, vector, types.int64), codegen
@@ -453,8 +526,13 @@ def prefetch(typing_context: Any, address: Any) -> Any:
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         byte = ir.IntType(8).as_pointer()
-        function = _declare(builder, "llvm.prefetch.p0", ir.VoidType(), [byte, _INT32, _INT32, _INT32])
-        builder.call(function, [builder.inttoptr(args[0], byte), *(ir.Constant(_INT32, x) for x in (0, 3, 1))])
+        function = _declare(
+            builder, "llvm.prefetch.p0", ir.VoidType(), [byte, _INT32, _INT32, _INT32]
+        )
+        builder.call(
+            function,
+            [builder.inttoptr(args[0], byte), *(ir.Constant(_INT32, x) for x in (0, 3, 1))],
+        )
         return context.get_dummy_value()
 
     return types.void(types.int64), codegen
@@ -462,7 +540,9 @@ def prefetch(typing_context: Any, address: Any) -> Any:
 
 @intrinsic
 def take_ticket(typing_context: Any, address: Any) -> Any:
-    """Adds 1 to the int64 at an address, atomically, and returns what it was: how threads share out work."""
+    """Adds 1 to the int64 at an address, atomically, and returns what it was: how
+    threads share out work.
+    """
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         pointer = builder.inttoptr(args[0], _INT64.as_pointer())

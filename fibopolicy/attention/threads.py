@@ -1,9 +1,10 @@
 """Runs one compiled function on as many threads as torch uses.
 
-Where torch brings GNU's or Intel's OpenMP, the function runs on torch's own team: those threads are awake already, and no
-second pool competes with them. It is safe from several Python threads, each of which has its own team. Elsewhere Python
-threads do the same a little slower. A forked child has lost the team of its parent, and OpenMP would wait for it for ever,
-so there the function runs serially.
+Where torch brings GNU's or Intel's OpenMP, the function runs on torch's own team: those
+threads are awake already, and no second pool competes with them. It is safe from
+several Python threads, each of which has its own team. Elsewhere Python threads do the
+same a little slower. A forked child has lost the team of its parent, and OpenMP would
+wait for it for ever, so there the function runs serially.
 """
 
 from __future__ import annotations
@@ -29,7 +30,9 @@ if hasattr(os, "register_at_fork"):
 
 @functools.cache
 def _openmp() -> Callable[..., None] | None:
-    """`GOMP_parallel(function, argument, threads, flags)` of the OpenMP that torch has loaded, if it is that kind."""
+    """`GOMP_parallel(function, argument, threads, flags)` of the OpenMP that torch has
+    loaded, if it is that kind.
+    """
     try:
         parallel = ctypes.CDLL(None).GOMP_parallel
     except (AttributeError, OSError, TypeError):
@@ -45,9 +48,11 @@ def _pool(threads: int) -> ThreadPoolExecutor:
 
 
 def run(function: int, argument: int, threads: int) -> None:
-    """Calls the C function at address `function` with the address `argument`, up to `threads` times at once.
+    """Calls the C function at address `function` with the address `argument`, up to
+    `threads` times at once.
 
-    At least one call runs; the function has to share out its own work. The GIL is released meanwhile.
+    At least one call runs; the function has to share out its own work. The GIL is
+    released meanwhile.
     """
     call: Any = _caller(function)
     if threads <= 1 or _in_forked_child:

@@ -1,9 +1,12 @@
-"""The Triton kernels: one program per block of rows of one head, walking over that head's signed offsets.
+"""The Triton kernels: one program per block of rows of one head, walking over that
+head's signed offsets.
 
-At offset o the keys of rows j..j+R stand side by side, so every load is a coalesced tile and no index list is read. Softmax
-is online, in float32. Prefix tokens (CLS, registers) see everything: they have one program each, which streams all tokens.
+At offset o the keys of rows j..j+R stand side by side, so every load is a coalesced
+tile and no index list is read. Softmax is online, in float32. Prefix tokens (CLS,
+registers) see everything: they have one program each, which streams all tokens.
 
-`Q` etc. are (B, h, T, d) tensors with unit stride over d, given with their strides over batch, head and token.
+`Q` etc. are (B, h, T, d) tensors with unit stride over d, given with their strides over
+batch, head and token.
 """
 
 # Triton's language leaves no room for annotations of tensors.
@@ -20,19 +23,25 @@ def _tile(base, stride, rows, kept, d, D: tl.constexpr):
     """Rows `rows` of a head as float32 (R, D), zero where not `kept` or beyond d."""
     column = tl.arange(0, D)
     mask = kept[:, None] & (column < d)[None, :]
-    return tl.load(base + rows[:, None] * stride + column[None, :], mask=mask, other=0.0).to(tl.float32)
+    return tl.load(base + rows[:, None] * stride + column[None, :], mask=mask, other=0.0).to(
+        tl.float32
+    )
 
 
 @triton.jit
 def _write(base, stride, rows, kept, d, value, D: tl.constexpr):
     column = tl.arange(0, D)
     mask = kept[:, None] & (column < d)[None, :]
-    tl.store(base + rows[:, None] * stride + column[None, :], value.to(base.dtype.element_ty), mask=mask)
+    tl.store(
+        base + rows[:, None] * stride + column[None, :], value.to(base.dtype.element_ty), mask=mask
+    )
 
 
 @triton.jit
 def _absorb(logit, kept, value, peak, mass, result, ZERO_LOGIT: tl.constexpr):
-    """One more key for each row, (R,) logits and (R, D) values, in the running softmax of each row."""
+    """One more key for each row, (R,) logits and (R, D) values, in the running softmax
+    of each row.
+    """
     higher = tl.where(kept, tl.maximum(peak, logit), peak)
     same = higher == peak  # also where both are still -inf, whose difference would be NaN
     old = tl.where(same, 1.0, tl.exp(tl.where(same, 0.0, peak - higher)))
@@ -67,16 +76,32 @@ def forward_patches(
     for i in range(prefix):
         key = tl.zeros([R], tl.int32) + i
         logit = tl.sum(q * _tile(k, k_t, key, inside, d, D), 1)
-        peak, mass, result = _absorb(logit, inside, _tile(v, v_t, key, inside, d, D), peak, mass, result, ZERO_LOGIT)
+        peak, mass, result = _absorb(
+            logit, inside, _tile(v, v_t, key, inside, d, D), peak, mass, result, ZERO_LOGIT
+        )
     for i in range(tl.load(COUNTS + head)):
         key = row + tl.load(OFFSETS + head * most + i)
         kept = inside & (key >= prefix) & (key < length)
         logit = tl.sum(q * _tile(k, k_t, key, kept, d, D), 1)
-        peak, mass, result = _absorb(logit, kept, _tile(v, v_t, key, kept, d, D), peak, mass, result, ZERO_LOGIT)
+        peak, mass, result = _absorb(
+            logit, kept, _tile(v, v_t, key, kept, d, D), peak, mass, result, ZERO_LOGIT
+        )
     empty = mass == 0
     mass = tl.where(empty, 1.0, mass)
-    _write(OUT + batch.to(tl.int64) * out_b + head * out_h, out_t, row, inside, d, result / mass[:, None], D)
-    tl.store(LSE + tl.program_id(1) * length + row, tl.where(empty, 0.0, peak) + tl.log(mass), mask=inside)
+    _write(
+        OUT + batch.to(tl.int64) * out_b + head * out_h,
+        out_t,
+        row,
+        inside,
+        d,
+        result / mass[:, None],
+        D,
+    )
+    tl.store(
+        LSE + tl.program_id(1) * length + row,
+        tl.where(empty, 0.0, peak) + tl.log(mass),
+        mask=inside,
+    )
 
 
 @triton.jit
@@ -101,19 +126,32 @@ def forward_prefix(
         old = tl.exp(peak - higher)
         weight = tl.exp(logit - higher)  # (R,)
         mass = mass * old + tl.sum(weight, 0)
-        result = result * old[:, None] + tl.sum(weight[:, None] * _tile(v, v_t, key, inside, d, D), 0)[None, :]
+        result = (
+            result * old[:, None]
+            + tl.sum(weight[:, None] * _tile(v, v_t, key, inside, d, D), 0)[None, :]
+        )
         peak = higher
-    _write(OUT + batch.to(tl.int64) * out_b + head * out_h, out_t, row, always, d, result / mass[:, None], D)
+    _write(
+        OUT + batch.to(tl.int64) * out_b + head * out_h,
+        out_t,
+        row,
+        always,
+        d,
+        result / mass[:, None],
+        D,
+    )
     tl.store(LSE + tl.program_id(1) * length + row, peak + tl.log(mass))
 
 
 @triton.jit
 def backward_patches(
     Q, q_b, q_h, q_t, K, k_b, k_h, k_t, V, v_b, v_h, v_t, G, g_b, g_h, g_t,
-    DQ, DK, DV, dq_b, dq_h, dq_t, LSE, MEAN, SUMS, OFFSETS, COUNTS, heads, length, prefix, d, scale, most,
+    DQ, DK, DV, dq_b, dq_h, dq_t, LSE, MEAN, SUMS, OFFSETS, COUNTS, heads, length, prefix, d, scale, most,  # noqa: E501
     D: tl.constexpr, R: tl.constexpr, ZERO_LOGIT: tl.constexpr,
 ):  # fmt: skip
-    """dq of rows as queries and, the pattern being symmetric, dk and dv of the same rows as keys."""
+    """dq of rows as queries and, the pattern being symmetric, dk and dv of the same
+    rows as keys.
+    """
     head, batch = tl.program_id(1) % heads, tl.program_id(1) // heads
     row = prefix + tl.program_id(0) * R + tl.arange(0, R)
     inside = row < length
@@ -130,7 +168,8 @@ def backward_patches(
         column = tl.arange(0, D)
         dv += tl.load(SUMS + tl.program_id(1) * d + column, mask=column < d, other=0.0)[None, :]
     for i in range(prefix + tl.load(COUNTS + head)):
-        # Signed offsets come in pairs, so the tokens that these rows see are also those that see them.
+        # Signed offsets come in pairs, so the tokens that these rows see are also those
+        # that see them.
         which = tl.zeros([R], tl.int32) + i
         offset = tl.load(OFFSETS + head * most + tl.maximum(which - prefix, 0))
         other = tl.where(which < prefix, which, row + offset)
@@ -157,9 +196,11 @@ def backward_patches(
 @triton.jit
 def backward_prefix(
     Q, q_b, q_h, q_t, K, k_b, k_h, k_t, V, v_b, v_h, v_t, G, g_b, g_h, g_t,
-    DQ, DK, DV, dq_b, dq_h, dq_t, LSE, MEAN, heads, length, d, scale, D: tl.constexpr, R: tl.constexpr,
+    DQ, DK, DV, dq_b, dq_h, dq_t, LSE, MEAN, heads, length, d, scale, D: tl.constexpr, R: tl.constexpr,  # noqa: E501
 ):  # fmt: skip
-    """The three gradients of one prefix token, which pairs with every token. No key of it and no query is dropped."""
+    """The three gradients of one prefix token, which pairs with every token. No key of
+    it and no query is dropped.
+    """
     head, batch = tl.program_id(1) % heads, tl.program_id(1) // heads
     row = tl.program_id(0) + tl.zeros([1], tl.int32)
     always = row >= 0
@@ -169,7 +210,11 @@ def backward_prefix(
     q_row, k_row = _tile(q, q_t, row, always, d, D), _tile(k, k_t, row, always, d, D)  # (1, D)
     v_row, g_row = _tile(v, v_t, row, always, d, D), _tile(g, g_t, row, always, d, D)
     lse_row, mean_row = tl.load(lse + row), tl.load(mean + row)
-    dq, dk, dv = tl.zeros([1, D], tl.float32), tl.zeros([1, D], tl.float32), tl.zeros([1, D], tl.float32)
+    dq, dk, dv = (
+        tl.zeros([1, D], tl.float32),
+        tl.zeros([1, D], tl.float32),
+        tl.zeros([1, D], tl.float32),
+    )
     for first in range(0, length, R):
         other = first + tl.arange(0, R)
         kept = other < length
@@ -178,8 +223,16 @@ def backward_prefix(
         slope = weight * (tl.sum(g_row * v_other, 1) - mean_row) * scale
         dq += tl.sum(slope[:, None] * k_other, 0)[None, :]
         q_other, g_other = _tile(q, q_t, other, kept, d, D), _tile(g, g_t, other, kept, d, D)
-        weight = tl.where(kept, tl.exp(tl.sum(q_other * k_row, 1) * scale - tl.load(lse + other, mask=kept, other=0.0)), 0.0)
-        slope = weight * (tl.sum(g_other * v_row, 1) - tl.load(mean + other, mask=kept, other=0.0)) * scale
+        weight = tl.where(
+            kept,
+            tl.exp(tl.sum(q_other * k_row, 1) * scale - tl.load(lse + other, mask=kept, other=0.0)),
+            0.0,
+        )
+        slope = (
+            weight
+            * (tl.sum(g_other * v_row, 1) - tl.load(mean + other, mask=kept, other=0.0))
+            * scale
+        )
         dk += tl.sum(slope[:, None] * q_other, 0)[None, :]
         dv += tl.sum(weight[:, None] * g_other, 0)[None, :]
     at = batch.to(tl.int64) * dq_b + head * dq_h

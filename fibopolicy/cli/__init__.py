@@ -1,4 +1,6 @@
-"""`fibopolicy <verb>`: parse, call, print. Each verb is a dataclass in a file beside this one; the work is done below."""
+"""`fibopolicy <verb>`: parse, call, print. Each verb is a dataclass in a file beside
+this one; the work is done below.
+"""
 
 from __future__ import annotations
 
@@ -64,7 +66,9 @@ def main() -> None:
         if arguments == ["--version"]:
             from fibopolicy.study.directory import versions
 
-            print(*(f"{name} {version}" for name, version in versions().items()), sep=", ", flush=True)
+            print(
+                *(f"{name} {version}" for name, version in versions().items()), sep=", ", flush=True
+            )
             return
         verb = _parse(arguments)
         verb.run()
@@ -82,25 +86,54 @@ def main() -> None:
             sys.stdout.flush()
         except OSError:  # the error came from printing, and would come again at the end
             drop_output()
-        _end(error, debug, f"error: {error.filename or 'input or output'}: {error.strerror or error}", 2)
+        _end(
+            error,
+            debug,
+            f"error: {error.filename or 'input or output'}: {error.strerror or error}",
+            2,
+        )
     except Exception as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())
-        if isinstance(error, RuntimeError) and "home directory" in reason:  # as `Path.expanduser` says it
-            _end(error, debug, "error: a path begins with ~ or a library asks for a home, and this user id has none; set HOME", 2)
-        if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "allocate" in reason):  # numpy's, torch's
-            _end(error, debug, f"error: not enough memory ({reason[:200]}); use a smaller batch, image or network", 2)
-        ours = "please report it" if not IMPORTED else f"in this library, or in your own {', '.join(sorted(IMPORTED))}"
+        # as `Path.expanduser` says it
+        if isinstance(error, RuntimeError) and "home directory" in reason:
+            _end(
+                error,
+                debug,
+                "error: a path begins with ~ or a library asks for a home, and this user id has"
+                " none; set HOME",
+                2,
+            )
+        # numpy's, torch's
+        if isinstance(error, MemoryError) or (
+            isinstance(error, RuntimeError) and "allocate" in reason
+        ):
+            _end(
+                error,
+                debug,
+                f"error: not enough memory ({reason[:200]}); use a smaller batch, image or network",
+                2,
+            )
+        ours = (
+            "please report it"
+            if not IMPORTED
+            else f"in this library, or in your own {', '.join(sorted(IMPORTED))}"
+        )
         _end(error, debug, f"internal error: {reason} (--debug shows where; {ours})", 1)
 
 
 def _parse(arguments: list[str]) -> Any:
-    """The verb that the arguments ask for; a mistake in them becomes a `UserError` of one line instead of tyro's box."""
+    """The verb that the arguments ask for; a mistake in them becomes a `UserError` of
+    one line instead of tyro's box.
+    """
     if arguments in ([], ["help"]):
         arguments = ["--help"]
     if not arguments[0].startswith("-") and arguments[0] not in VERBS:
         raise unknown("verb", arguments[0], VERBS)
     if any(word == "" or (word.startswith("--") and word.endswith("=")) for word in arguments):
-        raise UserError(f"{arguments[0]}: an argument is empty; if it came from a shell variable, that is not set")
+        raise UserError(
+            f"{arguments[0]}: an argument is empty; if it came from a shell variable, that is"
+            " not set"
+        )
     told, arguments = io.StringIO(), with_preset(arguments)
     try:
         with contextlib.redirect_stderr(told):
@@ -125,7 +158,12 @@ DESCRIPTION = (
 
 
 def _print_warning(
-    message: Warning | str, category: type[Warning], filename: str, lineno: int, file: object = None, line: str | None = None
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: object = None,
+    line: str | None = None,
 ) -> None:
     """Ours, and only ours, are for the user; those of libraries are for us."""
     if category is UserWarning:

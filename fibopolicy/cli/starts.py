@@ -13,9 +13,11 @@ from fibopolicy.utils.files import check_output
 
 @dataclass(frozen=True)
 class Starts:
-    """Store start states of a task: what `evaluate --starts FILE` restores, so that everyone runs the same episodes.
+    """Store start states of a task: what `evaluate --starts FILE` restores, so that
+    everyone runs the same episodes.
 
-    Example: fibopolicy starts make Lift-v0 --episodes 200 --seed 1 --out lift_starts.npz
+    Example: fibopolicy starts make Lift-v0 --episodes 200 --seed 1 --out
+    lift_starts.npz
     """
 
     what: tyro.conf.Positional[Literal["make"]]
@@ -53,5 +55,10 @@ class Starts:
         else:
             env = make(self.task, **options)
         with env:
-            save_starts(make_starts(env, self.episodes, self.seed), self.out, overwrite=self.overwrite)
-            print(f"{self.out}: {self.episodes} start states of {env.task_id}, {self.out.stat().st_size / 1000:.0f} kB")
+            save_starts(
+                make_starts(env, self.episodes, self.seed), self.out, overwrite=self.overwrite
+            )
+            print(
+                f"{self.out}: {self.episodes} start states of {env.task_id},"
+                f" {self.out.stat().st_size / 1000:.0f} kB"
+            )

@@ -17,19 +17,20 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Run:
-    """Carry out a study: every cell of its grid, trained and evaluated for every seed. The same command goes on after a stop.
+    """Carry out a study: every cell of its grid, trained and evaluated for every seed.
+    The same command goes on after a stop.
 
     Example: fibopolicy study run my_study.py --out studies/encoders
     """
 
     study: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="STUDY")]
-    """The study: FILE.py[:FUNCTION], a function without arguments that returns a StudyConfig; `study` by default."""
+    """The study: FILE.py[:FUNCTION], a function without arguments that returns a StudyConfig; `study` by default."""  # noqa: E501
     out: Path
     """Directory of the study, new or one that was stopped."""
     jobs: int | None = None
-    """Processes at a time; as many as GPUs, or else as cores for the study's threads, by default."""
+    """Processes at a time; as many as GPUs, or else as cores for the study's threads, by default."""  # noqa: E501
     ray: str | None = None
-    """Carry the runs out on the Ray cluster at this address instead: HOST:PORT, ray://HOST:PORT, or auto for the one here."""
+    """Carry the runs out on the Ray cluster at this address instead: HOST:PORT, ray://HOST:PORT, or auto for the one here."""  # noqa: E501
     only: tuple[str, ...] = ()
     """Runs (CELL/seedN) or cells to carry out; several such jobs may share the directory."""
     index: int | None = None
@@ -49,17 +50,23 @@ class Run:
         if self.index is not None:
             every = runs(config)
             if not 0 <= self.index < len(every):
-                raise UserError(f"index counts the study's {len(every)} runs from 0, got {self.index}")
+                raise UserError(
+                    f"index counts the study's {len(every)} runs from 0, got {self.index}"
+                )
             chosen.append(every[self.index].name)
         if self.prepare_only:
             if chosen:
-                raise UserError("--prepare-only is for the whole study; leave --only and --index out")
+                raise UserError(
+                    "--prepare-only is for the whole study; leave --only and --index out"
+                )
             study = prepare_study(config, self.out, executor.slots)
             calibrated = read_json(study.calibration)["cells"]
             if broken := [name for name, found in calibrated.items() if "error" in found]:
                 raise UserError(
-                    f"{self.out}: {len(broken)} of {len(calibrated)} cells fail already while they are calibrated, as told above"
-                    f" ({', '.join(broken[:3])}{', ...' * (len(broken) > 3)}); the same command tries them again"
+                    f"{self.out}: {len(broken)} of {len(calibrated)} cells fail already while they"
+                    " are calibrated, as told above"
+                    f" ({', '.join(broken[:3])}{', ...' * (len(broken) > 3)}); the same command"
+                    " tries them again"
                 )
             return
         if chosen:
@@ -68,10 +75,13 @@ class Run:
             outcome = run_study(config, self.out, executor, folder)
         print(f"{self.out}: {outcome.done} of {outcome.total} runs done")
         if outcome.failed:
-            names = ", ".join(run.name for run in outcome.failed[:3]) + (", ..." if len(outcome.failed) > 3 else "")
+            names = ", ".join(run.name for run in outcome.failed[:3]) + (
+                ", ..." if len(outcome.failed) > 3 else ""
+            )
             raise UserError(
-                f"{self.out}: {len(outcome.failed)} of {outcome.total} runs failed ({names}); their logs are named by"
-                f" `fibopolicy study status {quoted(self.out)}`, and the same command tries them again"
+                f"{self.out}: {len(outcome.failed)} of {outcome.total} runs failed ({names}); their"
+                f" logs are named by `fibopolicy study status {quoted(self.out)}`, and the same"
+                " command tries them again"
             )
         print(f"next: fibopolicy study report {quoted(self.out)}")
 
@@ -82,7 +92,9 @@ class Run:
         if self.ray is None:
             return Local(self.jobs, config.threads, config.device)
         if self.jobs is not None:
-            raise UserError("--jobs is for this machine alone; with --ray the cluster's resources decide")
+            raise UserError(
+                "--jobs is for this machine alone; with --ray the cluster's resources decide"
+            )
         return RayCluster(self.ray, config.threads, config.device)
 
 
@@ -123,7 +135,8 @@ class Report:
 
 @dataclass(frozen=True)
 class Publish:
-    """Copy what a study's report rests on, to commit or to hand on: no demonstrations, weights or videos.
+    """Copy what a study's report rests on, to commit or to hand on: no demonstrations,
+    weights or videos.
 
     The copy can be reported on, and gone on with, like the study itself.
 
@@ -143,7 +156,8 @@ class Publish:
 
 @dataclass(frozen=True)
 class Study:
-    """Swap the visual encoder, keep everything else, and see what it does to the policy.
+    """Swap the visual encoder, keep everything else, and see what it does to the
+    policy.
 
     Example: fibopolicy study run my_study.py --out studies/encoders
     """

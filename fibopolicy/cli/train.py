@@ -19,15 +19,17 @@ from fibopolicy.training.presets import preset
 class Train:
     """Train a policy on demonstrations.
 
-    Example: fibopolicy train --dataset lift.hdf5 --out runs/lift --encoder vit_tiny --encoder-options depth 4 pool mean
+    Example: fibopolicy train --dataset lift.hdf5 --out runs/lift --encoder vit_tiny
+    --encoder-options depth 4 pool mean
 
-    In several processes, one per GPU: torchrun --nproc-per-node 2 -m fibopolicy.train --dataset lift.hdf5 --out runs/lift
+    In several processes, one per GPU: torchrun --nproc-per-node 2 -m fibopolicy.train
+    --dataset lift.hdf5 --out runs/lift
     """
 
     config: Annotated[tyro.conf.OmitArgPrefixes[TrainConfig], tyro.conf.arg(name="")]
     preset: str | None = None
     """Start from a published run instead of the defaults: released_robot, Fibottention's authors' encoder with Diffusion
-    Policy. Other options override it."""
+    Policy. Other options override it."""  # noqa: E501
     resume: bool = False
     """Go on with a run that was stopped; it ends with the same weights as one that was not."""
     overwrite: bool = False
@@ -48,19 +50,25 @@ class Train:
 
 
 def with_preset(arguments: Sequence[str]) -> list[str]:
-    """A command line whose `train --preset NAME`, if it has that, is preceded by all options of the preset; the last counts.
+    """A command line whose `train --preset NAME`, if it has that, is preceded by all
+    options of the preset; the last counts.
 
     Raises:
         UserError: no such preset.
     """
     pairs = zip(arguments, [*arguments[1:], ""], strict=True)
-    named = [value if word == "--preset" else word.removeprefix("--preset=") for word, value in pairs if _is_preset(word)]
+    named = [
+        value if word == "--preset" else word.removeprefix("--preset=")
+        for word, value in pairs
+        if _is_preset(word)
+    ]
     if arguments[:1] != ["train"] or not any(named) or named[-1].startswith("-"):
         return list(arguments)
     here = Path()  # the data and the run are named by the command line
     chosen = preset(named[-1], here, here)
     if any(word == "--head" or word.startswith("--head=") for word in arguments):
-        chosen = replace(chosen, policy=replace(chosen.policy, head_options={}))  # which only its own head knows
+        # which only its own head knows
+        chosen = replace(chosen, policy=replace(chosen.policy, head_options={}))
     return ["train", *_options(chosen), *arguments[1:]]
 
 
@@ -81,5 +89,9 @@ def _options(config: Any) -> Iterator[str]:
             yield from _options(value)
         elif default is not MISSING and value != default:
             yield f"--{field.name.replace('_', '-')}"
-            many = [word for pair in value.items() for word in pair] if isinstance(value, Mapping) else value
+            many = (
+                [word for pair in value.items() for word in pair]
+                if isinstance(value, Mapping)
+                else value
+            )
             yield from map(str, many if isinstance(many, list | tuple) else [many])

@@ -1,8 +1,15 @@
 """Images to tokens and features."""
 
-from fibopolicy.encoders import resnet, vit  # noqa: F401  (they register themselves)
+from fibopolicy.encoders import resnet, vit  # noqa: F401
 from fibopolicy.encoders.base import Encoder, build_encoder, encoder_names, register_encoder
 from fibopolicy.encoders.observation import ObservationEncoder
 from fibopolicy.encoders.pooling import SpatialSoftmax
 
-__all__ = ["Encoder", "ObservationEncoder", "SpatialSoftmax", "build_encoder", "encoder_names", "register_encoder"]
+__all__ = [
+    "Encoder",
+    "ObservationEncoder",
+    "SpatialSoftmax",
+    "build_encoder",
+    "encoder_names",
+    "register_encoder",
+]

@@ -17,24 +17,28 @@ from fibopolicy.utils.imports import import_object
 class Encoder(nn.Module):
     """Images to features.
 
-    `forward` takes `(B, 3, H, W)` of any float dtype in [0, 1] and returns tokens `(B, N, D)` and a pooled feature `(B, F)`,
-    where F is `output_dim`, both in the module's dtype (`.half()`, `.bfloat16()`, `.double()`). Encoders built with
-    `num_views` = V > 1 take `(B, V, 3, H, W)`: the views share one token sequence. Images of another shape or type raise a
-    `UserError`.
+    `forward` takes `(B, 3, H, W)` of any float dtype in [0, 1] and returns tokens `(B,
+    N, D)` and a pooled feature `(B, F)`, where F is `output_dim`, both in the module's
+    dtype (`.half()`, `.bfloat16()`, `.double()`). Encoders built with `num_views` = V >
+    1 take `(B, V, 3, H, W)`: the views share one token sequence. Images of another
+    shape or type raise a `UserError`.
 
     Attributes:
-        image_size: (H, W), pixels, which `build_encoder` sets where the encoder itself does not.
+        image_size: (H, W), pixels, which `build_encoder` sets where the encoder itself
+            does not.
     """
 
     output_dim: int
     image_size: tuple[int, int] | None = None
     num_views: int = 1
-    #: Whether the feature comes out of a linear layer, so that a head needs none of its own before an activation.
+    #: Whether the feature comes out of a linear layer, so that a head needs none of its
+    #: own before an activation.
     ends_linear: ClassVar[bool] = False
 
     def __init__(self) -> None:
         super().__init__()
-        # Before every forward, so that no encoder, a user's own included, crops or stretches what it was not built for.
+        # Before every forward, so that no encoder, a user's own included, crops or
+        # stretches what it was not built for.
         self.register_forward_pre_hook(_check_images)
 
     @abstractmethod
@@ -43,16 +47,21 @@ class Encoder(nn.Module):
     def __prepare_scriptable__(self) -> Encoder:
         """What torch.jit.script asks of a module, also of one inside another."""
         raise UserError(
-            f"torch.jit.script cannot compile {type(self).__name__}; use torch.compile, torch.export or torch.jit.trace"
+            f"torch.jit.script cannot compile {type(self).__name__}; use torch.compile,"
+            " torch.export or torch.jit.trace"
         )
 
     def checkpoint_gradients(self) -> None:
-        """From now on, keep less of a training forward pass and compute it again in backward; gradients stay the same.
+        """From now on, keep less of a training forward pass and compute it again in
+        backward; gradients stay the same.
 
         Raises:
             UserError: the encoder cannot, which is so unless it overrides this.
         """
-        raise UserError(f"{type(self).__name__} cannot checkpoint its gradients, vision transformers can; leave the option out")
+        raise UserError(
+            f"{type(self).__name__} cannot checkpoint its gradients, vision transformers can; leave"
+            " the option out"
+        )
 
 
 def _check_images(encoder: nn.Module, arguments: tuple[Any, ...]) -> None:
@@ -63,13 +72,18 @@ def _check_images(encoder: nn.Module, arguments: tuple[Any, ...]) -> None:
     images = arguments[0]
     if not isinstance(images, Tensor) or not images.dtype.is_floating_point:
         found = images.dtype if isinstance(images, Tensor) else type(images).__name__
-        raise UserError(f"{type(encoder).__name__} reads images as floats in [0, 1], got {found}; divide uint8 frames by 255")
+        raise UserError(
+            f"{type(encoder).__name__} reads images as floats in [0, 1], got {found}; divide uint8"
+            " frames by 255"
+        )
     shape = tuple(images.shape)
-    if shape[-3:] != (3, *size) or not ((len(shape) == 4 and views == 1) or (len(shape) == 5 and shape[1] == views)):
+    if shape[-3:] != (3, *size) or not (
+        (len(shape) == 4 and views == 1) or (len(shape) == 5 and shape[1] == views)
+    ):
         expected = ("B", *([views] if views > 1 else []), 3, *size)
         raise UserError(
-            f"{type(encoder).__name__} was built for images ({', '.join(map(str, expected))}), got {shape}; resize the images, or"
-            " build it for their size"
+            f"{type(encoder).__name__} was built for images ({', '.join(map(str, expected))}), got"
+            f" {shape}; resize the images, or build it for their size"
         )
 
 
@@ -79,9 +93,11 @@ F = TypeVar("F", bound=EncoderFactory)
 
 
 def register_encoder(name: str, **defaults: Any) -> Callable[[F], F]:
-    """Decorator: make a factory known to `build_encoder`, with defaults of its own for some options.
+    """Decorator: make a factory known to `build_encoder`, with defaults of its own for
+    some options.
 
-    The factory takes `image_size=(H, W)` and its options, all by keyword, and returns an `Encoder`.
+    The factory takes `image_size=(H, W)` and its options, all by keyword, and returns
+    an `Encoder`.
     """
 
     def add(factory: F) -> F:
@@ -99,32 +115,43 @@ def build_encoder(name: str, *, image_size: tuple[int, int], **options: Any) -> 
     """Build a registered encoder.
 
     Args:
-        name: one of `encoder_names()`, "timm:" and the name of a timm model, or "module:function": a function or class of
-            yours that takes `image_size` and its options by keyword and returns an `Encoder`. Its module is imported, from
-            where Python finds modules or else from the current folder.
+        name: one of `encoder_names()`, "timm:" and the name of a timm model, or
+            "module:function": a function or class of yours that takes `image_size` and
+            its options by keyword and returns an `Encoder`. Its module is imported,
+            from where Python finds modules or else from the current folder.
         image_size: (H, W), pixels.
         options: the encoder's own, e.g. `depth=4`.
 
     Raises:
-        UserError: an unknown name or option (the nearest match is suggested), a value that the encoder refuses, or a function
-            of yours that cannot be imported or returns no `Encoder`.
+        UserError: an unknown name or option (the nearest match is suggested), a value
+            that the encoder refuses, or a function of yours that cannot be imported or
+            returns no `Encoder`.
     """
     known = encoder_options(name)
     factory, defaults = _find(name)
     for option, value in options.items():
         if option not in known:
             raise unknown(f"option of encoder {name}:", option, known)
-        if type(value) is int and abs(value) > 1 << 16:  # a slip, such as a depth that would take hours to build
+        # a slip, such as a depth that would take hours to build
+        if type(value) is int and abs(value) > 1 << 16:
             raise UserError(f"encoder {name}: {option} must be at most {1 << 16}, got {value}")
     try:
         encoder = factory(image_size=image_size, **{**defaults, **options})
     except (TypeError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())
-        raise UserError(f"encoder {name} cannot be built with {options or 'its defaults'}: {reason}") from error
+        raise UserError(
+            f"encoder {name} cannot be built with {options or 'its defaults'}: {reason}"
+        ) from error
     if not isinstance(encoder, Encoder) or not hasattr(encoder, "output_dim"):
-        raise UserError(f"encoder {name} must be a fibopolicy.encoders.Encoder with an output_dim, got {type(encoder).__name__}")
+        raise UserError(
+            f"encoder {name} must be a fibopolicy.encoders.Encoder with an output_dim, got"
+            f" {type(encoder).__name__}"
+        )
     if encoder.image_size is None:
-        encoder.image_size, encoder.num_views = (image_size[0], image_size[1]), int(options.get("num_views", 1))
+        encoder.image_size, encoder.num_views = (
+            (image_size[0], image_size[1]),
+            int(options.get("num_views", 1)),
+        )
     return encoder
 
 
@@ -139,7 +166,11 @@ def encoder_settings(name: str, **options: Any) -> dict[str, Any]:
     """Every option with the value that `build_encoder` would give it."""
     factory, defaults = _find(name)
     parameters = inspect.signature(factory).parameters
-    own = {n: parameters[n].default for n in encoder_options(name) if parameters[n].default is not inspect.Parameter.empty}
+    own = {
+        n: parameters[n].default
+        for n in encoder_options(name)
+        if parameters[n].default is not inspect.Parameter.empty
+    }
     return {**own, **{k: v for k, v in defaults.items() if k != "name"}, **options}
 
 
@@ -158,14 +189,16 @@ def _find(name: str) -> tuple[EncoderFactory, dict[str, Any]]:
 def _own(name: str) -> EncoderFactory:
     """The function or class of "module:function"."""
     found = import_object("encoder", name, ["timm"])
-    # Named by a file of settings, so it must be meant as an encoder: no other callable has this parameter.
+    # Named by a file of settings, so it must be meant as an encoder: no other callable
+    # has this parameter.
     try:
         takes = inspect.signature(found).parameters
     except (TypeError, ValueError):  # not callable, or a built-in that does not tell
         takes = inspect.Signature().parameters
     if "image_size" not in takes:
         raise UserError(
-            f"encoder {name}: expected a function or class that takes image_size=(H, W) by keyword and returns an Encoder"
+            f"encoder {name}: expected a function or class that takes image_size=(H, W) by keyword"
+            " and returns an Encoder"
         )
     factory: EncoderFactory = found
     return factory

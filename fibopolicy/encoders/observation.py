@@ -19,10 +19,12 @@ class ObservationEncoder(nn.Module):
 
     Args:
         encoder, options: name and options for `build_encoder`.
-        image_sizes: (H, W) per camera, after any crop; in the order in which features are joined.
+        image_sizes: (H, W) per camera, after any crop; in the order in which features
+            are joined.
         vector_dim: the summed size of the vectors that are appended.
-        views: "separate", one encoder per camera; "shared", one for all, applied to each; "joint", one encoder whose
-            token sequence holds the patches of all cameras (attention then crosses cameras).
+        views: "separate", one encoder per camera; "shared", one for all, applied to
+            each; "joint", one encoder whose token sequence holds the patches of all
+            cameras (attention then crosses cameras).
     """
 
     def __init__(
@@ -39,15 +41,26 @@ class ObservationEncoder(nn.Module):
         self.cameras, self.views = tuple(image_sizes), views
         sizes = set(image_sizes.values())
         if views != "separate" and len(sizes) > 1:
-            raise UserError(f"views={views!r} needs cameras of one size, got {dict(image_sizes)}; use views='separate'")
+            raise UserError(
+                f"views={views!r} needs cameras of one size, got {dict(image_sizes)}; use"
+                " views='separate'"
+            )
         if views == "separate":
-            encoders = [build_encoder(encoder, image_size=size, **options) for size in image_sizes.values()]
+            encoders = [
+                build_encoder(encoder, image_size=size, **options) for size in image_sizes.values()
+            ]
         elif views == "shared":
             encoders = [build_encoder(encoder, image_size=size, **options) for size in sizes]
         else:
             if "num_views" not in encoder_options(encoder):
-                raise UserError(f"views='joint' needs an encoder with one token sequence for all cameras; {encoder} has none")
-            encoders = [build_encoder(encoder, image_size=size, num_views=len(self.cameras), **options) for size in sizes]
+                raise UserError(
+                    "views='joint' needs an encoder with one token sequence for all cameras;"
+                    f" {encoder} has none"
+                )
+            encoders = [
+                build_encoder(encoder, image_size=size, num_views=len(self.cameras), **options)
+                for size in sizes
+            ]
         self.encoders = nn.ModuleList(encoders)
         times = len(self.cameras) if views == "shared" else 1
         self.output_dim = times * sum(e.output_dim for e in encoders) + vector_dim
@@ -63,11 +76,15 @@ class ObservationEncoder(nn.Module):
         if not frames:
             features = []
         elif self.views == "separate":
-            features = [encoder(frame)[1] for encoder, frame in zip(self.encoders, frames, strict=True)]
+            features = [
+                encoder(frame)[1] for encoder, frame in zip(self.encoders, frames, strict=True)
+            ]
         elif self.views == "joint":
             features = [self.encoders[0](torch.stack(frames, dim=1))[1]]
         else:
             pooled = self.encoders[0](torch.cat(frames))[1]  # (V * B, F)
             features = list(pooled.chunk(len(frames)))
         # Without vectors, their empty tensor must not decide the dtype.
-        return torch.cat([*features, vectors] if vectors.shape[-1] or not features else features, dim=-1)
+        return torch.cat(
+            [*features, vectors] if vectors.shape[-1] or not features else features, dim=-1
+        )

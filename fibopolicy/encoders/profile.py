@@ -1,6 +1,7 @@
 """Side-by-side timings of a whole ViT: `fibopolicy profile encoder`.
 
-What sparse attention can gain an encoder is bounded by the same encoder with attention deleted, which is timed beside it.
+What sparse attention can gain an encoder is bounded by the same encoder with attention
+deleted, which is timed beside it.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ class EncoderTiming:
         dense, fibottention, deleted: median seconds.
         speedup: dense over Fibottention, median over turns, and its quartiles.
         ceiling: dense over attention deleted.
-        saving_reached: the time Fibottention saves over the time that deleting attention saves, median over turns.
+        saving_reached: the time Fibottention saves over the time that deleting
+            attention saves, median over turns.
     """
 
     batch: int
@@ -64,7 +66,9 @@ def profile_encoder(
     device: str = "cpu",
     seed: int = 0,
 ) -> Report:
-    """Times a ViT (ViT-S by default), forward and backward: dense, with Fibottention, and with attention deleted."""
+    """Times a ViT (ViT-S by default), forward and backward: dense, with Fibottention,
+    and with attention deleted.
+    """
     torch.manual_seed(seed)
     names = ("dense", "fibottention", "deleted")
     timings = []
@@ -74,7 +78,13 @@ def profile_encoder(
         for name in names:
             kind: Any = "fibottention" if name == "fibottention" else "dense"
             model = ViT(
-                image_size=(side, side), patch_size=16, width=width, depth=depth, heads=heads, pool="mean", attention=kind
+                image_size=(side, side),
+                patch_size=16,
+                width=width,
+                depth=depth,
+                heads=heads,
+                pool="mean",
+                attention=kind,
             ).to(device)
             if name == "deleted":
                 for block in model.blocks:
@@ -93,7 +103,10 @@ def profile_encoder(
                 middle,
                 (low, high),
                 ratios(seconds["dense"], seconds["deleted"])[1],
-                statistics.median((a - b) / (a - c) for a, b, c in zip(*(seconds[name] for name in names), strict=True)),
+                statistics.median(
+                    (a - b) / (a - c)
+                    for a, b, c in zip(*(seconds[name] for name in names), strict=True)
+                ),
             )
         )
     return Report("encoder", timings)
@@ -110,12 +123,16 @@ def _step(model: nn.Module, images: Tensor) -> Callable[[], object]:
 def table(report: Report) -> str:
     """A report of encoders as a Markdown table."""
     rows = [
-        "| batch, N | dense ms | Fibottention ms | attention deleted ms | speed-up (quartiles) | ceiling | saving reached |",
+        (
+            "| batch, N | dense ms | Fibottention ms | attention deleted ms | speed-up (quartiles)"
+            " | ceiling | saving reached |"
+        ),
         "|---|---|---|---|---|---|---|",
     ]
     for t in report.timings:
         rows.append(
-            f"| {t.batch}, {t.num_tokens} | {t.dense * 1e3:.0f} | {t.fibottention * 1e3:.0f} | {t.deleted * 1e3:.0f} |"
-            f" {t.speedup:.2f}x ({t.spread[0]:.2f}-{t.spread[1]:.2f}) | {t.ceiling:.2f}x | {t.saving_reached:.0%} |"
+            f"| {t.batch}, {t.num_tokens} | {t.dense * 1e3:.0f} | {t.fibottention * 1e3:.0f} |"
+            f" {t.deleted * 1e3:.0f} | {t.speedup:.2f}x ({t.spread[0]:.2f}-{t.spread[1]:.2f}) |"
+            f" {t.ceiling:.2f}x | {t.saving_reached:.0%} |"
         )
     return "\n".join(rows)

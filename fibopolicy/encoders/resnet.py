@@ -11,7 +11,8 @@ from fibopolicy.utils.imports import make_torchvision_importable
 
 @register_encoder("resnet18")
 class ResNet18(Encoder):
-    """robomimic's image encoder: ResNet-18 without its last two layers, 32 keypoints, a linear layer to 64 features.
+    """robomimic's image encoder: ResNet-18 without its last two layers, 32 keypoints, a
+    linear layer to 64 features.
 
     Args:
         image_size: (H, W), pixels; at least 32.
@@ -21,7 +22,9 @@ class ResNet18(Encoder):
 
     ends_linear = True
 
-    def __init__(self, *, image_size: tuple[int, int], keypoints: int = 32, feature_dim: int = 64) -> None:
+    def __init__(
+        self, *, image_size: tuple[int, int], keypoints: int = 32, feature_dim: int = 64
+    ) -> None:
         super().__init__()
         check_image_size(image_size)
         self.image_size = image_size

@@ -17,26 +17,32 @@ from fibopolicy.encoders.convert import convert
 from fibopolicy.errors import UserError, unknown
 from fibopolicy.utils.imports import make_torchvision_importable
 
-#: Seconds to wait for the server of the published weights before the cache alone is used.
+#: Seconds to wait for the server of the published weights before the cache alone is
+#: used.
 _REACH_SECONDS = 3.0
 
 
 class TimmEncoder(Encoder):
-    """A timm backbone without its classifier; its own normalisation of images is inside.
+    """A timm backbone without its classifier; its own normalisation of images is
+    inside.
 
-    Tokens are the patch tokens of a transformer, or the positions of a convolutional network's last feature map; the
-    feature is what the model's classifier would have read.
+    Tokens are the patch tokens of a transformer, or the positions of a convolutional
+    network's last feature map; the feature is what the model's classifier would have
+    read.
 
     Args:
         name: of the model, as in `timm.list_models()`.
-        image_size: (H, W), pixels; a transformer's position embeddings are resampled to it.
+        image_size: (H, W), pixels; a transformer's position embeddings are resampled to
+            it.
         pretrained: load the published weights, which may need the network.
-        attention: "dense", or "fibottention" to swap it as `fibopolicy.convert` does (vision transformers only).
+        attention: "dense", or "fibottention" to swap it as `fibopolicy.convert` does
+            (vision transformers only).
         preset: which Fibottention.
 
     Raises:
-        UserError: an unknown model; one that does not take images of this size, leaves out pixels of them, or whose
-            features are no single grid of tokens, which one trial image shows; or weights that cannot be fetched.
+        UserError: an unknown model; one that does not take images of this size, leaves
+            out pixels of them, or whose features are no single grid of tokens, which
+            one trial image shows; or weights that cannot be fetched.
     """
 
     mean: Tensor
@@ -59,7 +65,9 @@ class TimmEncoder(Encoder):
         try:
             import timm
         except ImportError as error:
-            raise UserError(f"encoder timm:{name} needs timm: pip install 'fibopolicy[timm]'") from error
+            raise UserError(
+                f"encoder timm:{name} needs timm: pip install 'fibopolicy[timm]'"
+            ) from error
         if name.split(".")[0] not in timm.list_models():
             raise unknown("timm model", name, timm.list_models())
         with _quick_to_fail() if pretrained else contextlib.nullcontext("") as unreachable:
@@ -67,7 +75,9 @@ class TimmEncoder(Encoder):
                 self.model: Any = _create(timm, name, image_size, pretrained)
             except OSError as error:
                 reason = unreachable or " ".join(str(error).split())[:200]
-                raise UserError(f"timm:{name}: its published weights cannot be fetched ({reason})") from error
+                raise UserError(
+                    f"timm:{name}: its published weights cannot be fetched ({reason})"
+                ) from error
         config = timm.data.resolve_model_data_config(self.model)
         for key in ("mean", "std"):
             self.register_buffer(key, torch.tensor(config[key]).view(-1, 1, 1), persistent=False)
@@ -93,16 +103,24 @@ class TimmEncoder(Encoder):
             self.model.set_grad_checkpointing()
         except (AttributeError, AssertionError) as error:
             raise UserError(
-                f"timm's {type(self.model).__name__} cannot checkpoint its gradients; leave the option out"
+                f"timm's {type(self.model).__name__} cannot checkpoint its gradients; leave the"
+                " option out"
             ) from error
 
     def _try(self, name: str, image_size: tuple[int, int], own_size: tuple[int, int, int]) -> None:
-        """Encode one image: find out the layout of the features, and refuse what breaks the contract of encoders."""
+        """Encode one image: find out the layout of the features, and refuse what breaks
+        the contract of encoders.
+        """
         channels = int(self.mean.shape[0])
         height, width = image_size
         count = channels * height * width
-        # No random numbers: building a model must draw the same ones whether it is tried or not.
-        images = (torch.arange(count) * 0.618034 % 1).view(1, channels, height, width).to(self.mean.dtype)
+        # No random numbers: building a model must draw the same ones whether it is
+        # tried or not.
+        images = (
+            (torch.arange(count) * 0.618034 % 1)
+            .view(1, channels, height, width)
+            .to(self.mean.dtype)
+        )
         self.eval()  # leaves the statistics of batch normalisation alone
         try:
             with torch.no_grad(), torch.random.fork_rng(devices=[]):
@@ -110,7 +128,9 @@ class TimmEncoder(Encoder):
                 self.channels_last = _channels_last(self.model, features)
                 if isinstance(features, Tensor):
                     tokens, pooled = self(images)
-        except Exception as error:  # another library's code, with images that it may never have seen
+        except (
+            Exception
+        ) as error:  # another library's code, with images that it may never have seen
             reason = " ".join(f"{type(error).__name__}: {error}".split())[:160]
             raise UserError(
                 f"timm:{name} does not take images of {height} x {width} pixels; it is made for"
@@ -121,15 +141,19 @@ class TimmEncoder(Encoder):
         refusal = f"timm:{name} cannot be an encoder for images of {height} x {width} pixels: "
         if not isinstance(features, Tensor):
             raise UserError(
-                f"{refusal}its features are a {type(features).__name__}, not one grid of tokens; choose another model"
+                f"{refusal}its features are a {type(features).__name__}, not one grid of tokens;"
+                " choose another model"
             )
         if pooled.ndim != 2 or tokens.ndim != 3:
-            raise UserError(f"{refusal}its feature has shape {tuple(pooled.shape)}, not (B, F); choose another model")
+            raise UserError(
+                f"{refusal}its feature has shape {tuple(pooled.shape)}, not (B, F); choose another"
+                " model"
+            )
         stride = _stride(self.model)
         if features.ndim == 3 and not _is_grid(tokens.shape[1], image_size, stride):
             raise UserError(
-                f"{refusal}its {features.shape[1]} tokens are no grid over the image; choose another model, or images of"
-                f" {own_size[1]} x {own_size[2]}"
+                f"{refusal}its {features.shape[1]} tokens are no grid over the image; choose"
+                f" another model, or images of {own_size[1]} x {own_size[2]}"
             )
         patch = _patch_size(self.model, features, tokens.shape[1], image_size, stride)
         if height % patch[0] or width % patch[1]:
@@ -138,8 +162,8 @@ class TimmEncoder(Encoder):
                 f"{-(-height // patch[0]) * patch[0]} x {-(-width // patch[1]) * patch[1]}",
             ][min(height, width) < max(patch) :]
             raise UserError(
-                f"{refusal}its patches of {patch[0]} x {patch[1]} would leave out pixels at the bottom or right; give it images"
-                f" of {' or '.join(fits)}, or choose another model"
+                f"{refusal}its patches of {patch[0]} x {patch[1]} would leave out pixels at the"
+                f" bottom or right; give it images of {' or '.join(fits)}, or choose another model"
             )
         self.output_dim = int(pooled.shape[1])
 
@@ -155,14 +179,16 @@ def _create(timm: Any, name: str, image_size: tuple[int, int], pretrained: bool)
         own = timm.get_pretrained_cfg(name)
         size = f"; it is made for {own.input_size[1]} x {own.input_size[2]}" if own else ""
         raise UserError(
-            f"timm:{name} does not take images of {image_size[0]} x {image_size[1]} pixels{size} ({reason[:160]})"
+            f"timm:{name} does not take images of {image_size[0]} x {image_size[1]} pixels{size}"
+            f" ({reason[:160]})"
         ) from error
     return timm.create_model(name, pretrained=pretrained, num_classes=0)  # convolutional: any size
 
 
 @contextlib.contextmanager
 def _quick_to_fail() -> Iterator[str]:
-    """Without a connection the Hub's library tries for a minute; here it then looks into its cache only.
+    """Without a connection the Hub's library tries for a minute; here it then looks
+    into its cache only.
 
     Yields:
         Why weights cannot be fetched, empty where they may be.
@@ -178,13 +204,18 @@ def _quick_to_fail() -> Iterator[str]:
         return
     constants.HF_HUB_OFFLINE = True
     try:
-        yield f"{host} cannot be reached, and the cache in {constants.HF_HUB_CACHE} does not hold them"
+        yield (
+            f"{host} cannot be reached, and the cache in {constants.HF_HUB_CACHE} does not hold"
+            " them"
+        )
     finally:
         constants.HF_HUB_OFFLINE = False
 
 
 def _reachable(host: str) -> bool:
-    if any(os.environ.get(name) for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")):
+    if any(
+        os.environ.get(name) for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")
+    ):
         return True  # the proxy's to say
     try:
         socket.create_connection((host, 443), timeout=_REACH_SECONDS).close()
@@ -212,9 +243,14 @@ def _channels_last(model: Any, features: Any) -> bool:
 
 
 def _is_grid(count: int, image_size: tuple[int, int], stride: int | None) -> bool:
-    """Whether so many tokens can be a grid of squares over the image, about as fine as the model's stride says."""
+    """Whether so many tokens can be a grid of squares over the image, about as fine as
+    the model's stride says.
+    """
     height, width = image_size
-    if not any(count % w == 0 and abs(count // w * width - w * height) < max(height, width) for w in range(1, count + 1)):
+    if not any(
+        count % w == 0 and abs(count // w * width - w * height) < max(height, width)
+        for w in range(1, count + 1)
+    ):
         return False
     return stride is None or 4 * count * stride**2 >= height * width
 
@@ -227,7 +263,9 @@ def _stride(model: Any) -> int | None:
         return None
 
 
-def _patch_size(model: Any, features: Tensor, count: int, image_size: tuple[int, int], stride: int | None) -> tuple[int, int]:
+def _patch_size(
+    model: Any, features: Tensor, count: int, image_size: tuple[int, int], stride: int | None
+) -> tuple[int, int]:
     """(H, W) of the patches that an image is cut into; (1, 1) where a remainder is no loss."""
     embed = getattr(model, "patch_embed", None)
     if getattr(embed, "dynamic_img_pad", False):
@@ -235,6 +273,10 @@ def _patch_size(model: Any, features: Tensor, count: int, image_size: tuple[int,
     first = next((m for m in model.modules() if isinstance(m, nn.Conv2d)), None)
     if first is not None and first.stride == first.kernel_size:
         return int(first.stride[0]), int(first.stride[1])
-    if features.ndim == 3 and stride and count == (image_size[0] // stride) * (image_size[1] // stride):
+    if (
+        features.ndim == 3
+        and stride
+        and count == (image_size[0] // stride) * (image_size[1] // stride)
+    ):
         return stride, stride
     return (1, 1)

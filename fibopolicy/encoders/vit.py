@@ -1,4 +1,6 @@
-"""Vision transformer with dense attention, Fibottention, or a control that is as dense as Fibottention."""
+"""Vision transformer with dense attention, Fibottention, or a control that is as dense
+as Fibottention.
+"""
 
 from __future__ import annotations
 
@@ -10,14 +12,21 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from fibopolicy.attention import CONTROLS, AttentionPattern, FibottentionPattern, fibottention_qkvpacked, like
+from fibopolicy.attention import (
+    CONTROLS,
+    AttentionPattern,
+    FibottentionPattern,
+    fibottention_qkvpacked,
+    like,
+)
 from fibopolicy.attention.functional import Masking
 from fibopolicy.encoders.base import Encoder, check_image_size, register_encoder
 from fibopolicy.encoders.pooling import SpatialSoftmax
 from fibopolicy.errors import UserError, unknown
 
 POOLS = ("cls", "mean", "keypoints", "cls+keypoints")
-#: The patterns of `fibopolicy.attention.like`, each with the density of Fibottention for the same tokens and heads.
+#: The patterns of `fibopolicy.attention.like`, each with the density of Fibottention
+#: for the same tokens and heads.
 SPARSE_CONTROLS = tuple(name for name in CONTROLS if name != "dense")
 ATTENTIONS = ("dense", "fibottention", *SPARSE_CONTROLS)
 
@@ -31,10 +40,18 @@ class FibottentionPreset:
     whole_window: bool
     """Every head's window is the whole sequence, instead of growing from 5 to N // 3."""
 
-    def pattern(self, num_tokens: int, num_heads: int, layer: int, cls_token: bool | int) -> FibottentionPattern:
+    def pattern(
+        self, num_tokens: int, num_heads: int, layer: int, cls_token: bool | int
+    ) -> FibottentionPattern:
         window = max(num_tokens, 1) if self.whole_window else None
         return FibottentionPattern(
-            num_tokens, num_heads, w_min=window or 5, w_max=window, modified=self.modified, layer=layer, cls_token=cls_token
+            num_tokens,
+            num_heads,
+            w_min=window or 5,
+            w_max=window,
+            modified=self.modified,
+            layer=layer,
+            cls_token=cls_token,
         )
 
 
@@ -47,7 +64,9 @@ PRESETS = {
 class Attention(nn.Module):
     """Multi-head self-attention, `(B, T, D)` -> `(B, T, D)`; dense where no pattern is given."""
 
-    def __init__(self, width: int, heads: int, pattern: AttentionPattern | None, masking: Masking) -> None:
+    def __init__(
+        self, width: int, heads: int, pattern: AttentionPattern | None, masking: Masking
+    ) -> None:
         super().__init__()
         self.heads, self.pattern, self.masking = heads, pattern, masking
         self.qkv = nn.Linear(width, 3 * width)
@@ -82,23 +101,29 @@ class Block(nn.Module):
 
 
 class ViT(Encoder):
-    """Vision transformer over the patches of one image, or of several views in one sequence.
+    """Vision transformer over the patches of one image, or of several views in one
+    sequence.
 
     Args:
         image_size: (H, W), pixels; both divisible by `patch_size`.
         patch_size: P, pixels.
-        width, depth, heads, mlp_ratio: D, layers, attention heads (D divisible by it), MLP expansion.
-        stem: "patch", one P x P projection; "conv", overlapping 3 x 3 convolutions of stride 2 before a smaller one
-            (P divisible by 4).
+        width, depth, heads, mlp_ratio: D, layers, attention heads (D divisible by it),
+            MLP expansion.
+        stem: "patch", one P x P projection; "conv", overlapping 3 x 3 convolutions of
+            stride 2 before a smaller one (P divisible by 4).
         cls_token: put a learned token before the patches.
-        pool: the feature: "cls", "mean" of the patches, "keypoints" (softmax keypoints over the patch grid), or
-            "cls+keypoints".
+        pool: the feature: "cls", "mean" of the patches, "keypoints" (softmax keypoints
+            over the patch grid), or "cls+keypoints".
         keypoints: K per view, for the pools that have them.
-        attention: "dense", "fibottention", or a control as dense as that: "local", "random", "dilated", "bigbird", "shared"
-            (one set of offsets for all heads and layers), "unpermuted" (the same heads in every layer).
-        preset: which Fibottention, one of `PRESETS`; a control takes its density and masking.
-        num_views: V images of one moment that share the sequence; offsets then cross from one view into the next.
-        drop_remainder: drop pixels at the right and bottom that fill no patch, as the released robot code does.
+        attention: "dense", "fibottention", or a control as dense as that: "local",
+            "random", "dilated", "bigbird", "shared" (one set of offsets for all heads
+            and layers), "unpermuted" (the same heads in every layer).
+        preset: which Fibottention, one of `PRESETS`; a control takes its density and
+            masking.
+        num_views: V images of one moment that share the sequence; offsets then cross
+            from one view into the next.
+        drop_remainder: drop pixels at the right and bottom that fill no patch, as the
+            released robot code does.
     """
 
     def __init__(
@@ -120,11 +145,16 @@ class ViT(Encoder):
         drop_remainder: bool = False,
     ) -> None:
         super().__init__()
-        self._check(image_size, patch_size, width, heads, depth, mlp_ratio, keypoints, stem, drop_remainder)
+        self._check(
+            image_size, patch_size, width, heads, depth, mlp_ratio, keypoints, stem, drop_remainder
+        )
         if pool not in POOLS:
             raise unknown("pool", pool, POOLS)
         if "cls" in pool and not cls_token:
-            raise UserError(f"pool={pool!r} reads the CLS token; set cls_token=True or choose 'mean' or 'keypoints'")
+            raise UserError(
+                f"pool={pool!r} reads the CLS token; set cls_token=True or choose 'mean' or"
+                " 'keypoints'"
+            )
         if attention not in ATTENTIONS:
             raise unknown("attention", attention, ATTENTIONS)
         if preset not in PRESETS:
@@ -153,12 +183,17 @@ class ViT(Encoder):
         )
         self.norm = nn.LayerNorm(width)
         self.recomputes = False
-        self.keypoints = SpatialSoftmax(width, self.grid, keypoints) if "keypoints" in pool else None
+        self.keypoints = (
+            SpatialSoftmax(width, self.grid, keypoints) if "keypoints" in pool else None
+        )
         if self.keypoints is not None:
-            # Tokens are normalised, so torch's own weights would start with softmaxes so flat that every keypoint lies in
-            # the middle, and gradients so small that they stay there.
+            # Tokens are normalised, so torch's own weights would start with softmaxes
+            # so flat that every keypoint lies in the middle, and gradients so small
+            # that they stay there.
             nn.init.normal_(self.keypoints.heatmaps.weight, std=3 / width**0.5)
-        self.output_dim = ("cls" in pool or pool == "mean") * width + ("keypoints" in pool) * num_views * 2 * keypoints
+        self.output_dim = ("cls" in pool or pool == "mean") * width + (
+            "keypoints" in pool
+        ) * num_views * 2 * keypoints
 
     @staticmethod
     def _check(
@@ -175,10 +210,15 @@ class ViT(Encoder):
         check_image_size(image_size)
         if stem not in ("patch", "conv"):
             raise unknown("stem", stem, ("patch", "conv"))
-        if patch_size < 1 or min(image_size) < patch_size or (any(s % patch_size for s in image_size) and not drop_remainder):
+        if (
+            patch_size < 1
+            or min(image_size) < patch_size
+            or (any(s % patch_size for s in image_size) and not drop_remainder)
+        ):
             fits = [p for p in range(2, min(image_size) + 1) if all(s % p == 0 for s in image_size)]
             raise UserError(
-                f"patch_size {patch_size} does not divide the image of {image_size[0]} x {image_size[1]} pixels; "
+                f"patch_size {patch_size} does not divide the image of {image_size[0]} x"
+                f" {image_size[1]} pixels; "
                 + (f"these do: {fits}" if fits else "none but 1 does: crop or resize the images")
             )
         if stem == "conv" and patch_size % 4:
@@ -188,7 +228,10 @@ class ViT(Encoder):
         if depth < 1:
             raise UserError(f"depth must be at least 1, got {depth}")
         if keypoints < 1 or not width * mlp_ratio >= 1:
-            raise UserError(f"expected keypoints >= 1 and width * mlp_ratio >= 1, got {keypoints} and {width} * {mlp_ratio}")
+            raise UserError(
+                f"expected keypoints >= 1 and width * mlp_ratio >= 1, got {keypoints} and {width} *"
+                f" {mlp_ratio}"
+            )
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         b = images.shape[0]
@@ -200,7 +243,11 @@ class ViT(Encoder):
         if self.cls is not None:
             x = torch.cat([self.cls.expand(b, -1, -1), x], dim=1)  # (B, T, D)
         for block in self.blocks:
-            x = checkpoint(block, x, use_reentrant=False) if self.recomputes and self.training else block(x)
+            x = (
+                checkpoint(block, x, use_reentrant=False)
+                if self.recomputes and self.training
+                else block(x)
+            )
         x = self.norm(x)
         patches = x if self.cls is None else x[:, 1:]  # (B, N, D)
         return patches, self._pool(x, patches)
@@ -215,7 +262,8 @@ class ViT(Encoder):
         parts = [x[:, 0]] if "cls" in self.pool else []
         if self.keypoints is not None:
             b, _, d = patches.shape
-            grids = patches.reshape(b * self.num_views, *self.grid, d).permute(0, 3, 1, 2)  # (B * V, D, H/P, W/P)
+            # (B * V, D, H/P, W/P)
+            grids = patches.reshape(b * self.num_views, *self.grid, d).permute(0, 3, 1, 2)
             parts.append(self.keypoints(grids).reshape(b, -1))  # (B, V * 2K)
         return torch.cat(parts, dim=-1)
 
@@ -249,7 +297,8 @@ for _size, _options in _SIZES.items():
     register_encoder(f"vit_{_size}", attention="dense", **_options)(ViT)
     for _attention in ("fibottention", *SPARSE_CONTROLS):
         register_encoder(f"{_attention}_vit_{_size}", attention=_attention, **_options)(ViT)
-# What the authors ran for robots: ViT-B, 8 x 8 patches, on crops of 76 x 76 (9 x 9 patches, 4 pixels dropped).
+# What the authors ran for robots: ViT-B, 8 x 8 patches, on crops of 76 x 76 (9 x 9
+# patches, 4 pixels dropped).
 register_encoder(
     "released_robot",
     attention="fibottention",

@@ -9,7 +9,8 @@ __all__ = ["evaluate"]
 
 
 def __getattr__(name: str) -> object:
-    # On demand: the processes of simulators import this package and must not load torch.
+    # On demand: the processes of simulators import this package and must not load
+    # torch.
     if name == "evaluate":
         from fibopolicy.evaluation.api import evaluate
 

@@ -39,34 +39,45 @@ def evaluate(
     on_row: Callable[[Row], None] | None = None,
     **options: Any,
 ) -> list[Row]:
-    """Roll a policy out from stored start states, one row each, in the order of their indices.
+    """Roll a policy out from stored start states, one row each, in the order of their
+    indices.
 
     The rows are the same whatever the number of `workers`.
 
     Args:
-        policy: an object with `act(obs, state) -> (actions, state)`: `obs` holds tensors of all cameras, uint8
-            `(B, T_o, H, W, 3)`, and vectors, float32 `(B, T_o, D)`; actions `(B, T_a, A)` in [-1, 1] are executed one after
-            the other before the next call; `state` is `None` at an episode's start and then what the call before returned.
-            `T_o` is its attribute `history`, or 1. B is `batch`; see `acting.Actor` for states in batches.
-            Or a function of one episode's newest observation, a dict of arrays without B and T_o, that returns an action
-            `(A,)` or a chunk `(T_a, A)`.
-        task: a task's id, or "module:class" of your own; a dataset's `env_args`; or a function without arguments that makes
-            the environment, importable by name, since it is called in each process.
-        starts: a file of start states, its contents, or a number of them: the first of the set with seed 0.
-        workers: simulators, one process each; by default as many as cores, or five times as many, up to 20, for the
-            light built-in tasks.
-        batch, threads: rows in each call of the policy, and torch's threads meanwhile: with other numbers the policy's last
-            bits, and so the rows, may differ. By default 4 rows for a policy of this library and 1 for others.
-        step_limit: seconds that a control step or a frame may take until its process counts as hung.
-        tries: attempts for an episode whose simulator dies, hangs or fails; then its row is an error, not a failure.
-        allow_mismatch: go on where start states do not look as they did when they were stored.
+        policy: an object with `act(obs, state) -> (actions, state)`: `obs` holds
+            tensors of all cameras, uint8 `(B, T_o, H, W, 3)`, and vectors, float32 `(B,
+            T_o, D)`; actions `(B, T_a, A)` in [-1, 1] are executed one after the other
+            before the next call; `state` is `None` at an episode's start and then what
+            the call before returned. `T_o` is its attribute `history`, or 1. B is
+            `batch`; see `acting.Actor` for states in batches. Or a function of one
+            episode's newest observation, a dict of arrays without B and T_o, that
+            returns an action `(A,)` or a chunk `(T_a, A)`.
+        task: a task's id, or "module:class" of your own; a dataset's `env_args`; or a
+            function without arguments that makes the environment, importable by name,
+            since it is called in each process.
+        starts: a file of start states, its contents, or a number of them: the first of
+            the set with seed 0.
+        workers: simulators, one process each; by default as many as cores, or five
+            times as many, up to 20, for the light built-in tasks.
+        batch, threads: rows in each call of the policy, and torch's threads meanwhile:
+            with other numbers the policy's last bits, and so the rows, may differ. By
+            default 4 rows for a policy of this library and 1 for others.
+        step_limit: seconds that a control step or a frame may take until its process
+            counts as hung.
+        tries: attempts for an episode whose simulator dies, hangs or fails; then its
+            row is an error, not a failure.
+        allow_mismatch: go on where start states do not look as they did when they were
+            stored.
         on_row: called with each row as soon as its episode has ended, in that order.
-        options: of the environment, e.g. `cameras`, `image_size`, `quality`, `horizon`. Cameras, sizes and quality are by
-            default those that the policy was trained on, where it has an attribute `shapes` as this library's have.
+        options: of the environment, e.g. `cameras`, `image_size`, `quality`, `horizon`.
+            Cameras, sizes and quality are by default those that the policy was trained
+            on, where it has an attribute `shapes` as this library's have.
 
     Raises:
-        UserError: an unknown task or option; unusable start states; an environment that does not show what the policy
-            reads; actions that are not what is described above.
+        UserError: an unknown task or option; unusable start states; an environment that
+            does not show what the policy reads; actions that are not what is described
+            above.
 
     Example:
         >>> import numpy as np
@@ -83,14 +94,21 @@ def evaluate(
         try:
             starts = operator.index(starts)  # also numpy's integers
         except TypeError as error:
-            raise UserError(f"starts must be start states, a file of them or a whole number of them, got {starts!r}") from error
+            raise UserError(
+                "starts must be start states, a file of them or a whole number of them, got"
+                f" {starts!r}"
+            ) from error
     episodes = starts if isinstance(starts, int) else len(starts)
     if episodes < 1:
         raise UserError(f"starts must be at least 1, got {episodes}")
     make_env, name = _maker(task, {**({} if callable(task) else view_options(policy)), **options})
     history = Actor(policy).history
     with VectorRollout(
-        make_env, history, workers or default_workers(name, episodes), step_limit=step_limit, tries=tries
+        make_env,
+        history,
+        workers or default_workers(name, episodes),
+        step_limit=step_limit,
+        tries=tries,
     ) as rollouts:
         info = rollouts.info()
         check_view(policy, info, "the policy")
@@ -100,26 +118,42 @@ def evaluate(
             with make_env() as env:
                 stored = default_starts(env, episodes, 0)
         if stored.env_args["env_name"] != info.env_args["env_name"]:
-            raise UserError(f"start states of {stored.env_args['env_name']}, but the task is {info.task_id}")
+            raise UserError(
+                f"start states of {stored.env_args['env_name']}, but the task is {info.task_id}"
+            )
         actor = make_actor(policy, batch, threads, info)
         identity = Identity(policy=weights_digest(policy))
         rows = []
-        for row in measure(rollouts, actor, stored, range(episodes), identity, allow_mismatch=allow_mismatch):
+        for row in measure(
+            rollouts, actor, stored, range(episodes), identity, allow_mismatch=allow_mismatch
+        ):
             rows.append(row)
             if on_row is not None:
                 on_row(row)
     return sorted(rows, key=lambda row: row.index)
 
 
-def _maker(task: str | Mapping[str, Any] | Callable[[], TaskEnv], options: dict[str, Any]) -> tuple[Callable[[], TaskEnv], str]:
+def _maker(
+    task: str | Mapping[str, Any] | Callable[[], TaskEnv], options: dict[str, Any]
+) -> tuple[Callable[[], TaskEnv], str]:
     """What makes the environment in any process, and the task's id as far as it is known before."""
     if isinstance(task, str):
         return functools.partial(make, resolve(task), **options), resolve(task)
     if isinstance(task, Mapping):
         prefix = "robosuite/" if task.get("type") == 1 else ""
-        return functools.partial(from_env_args, dict(task), **options), f"{prefix}{task.get('env_name')}"
+        return (
+            functools.partial(from_env_args, dict(task), **options),
+            f"{prefix}{task.get('env_name')}",
+        )
     if not callable(task):
-        raise UserError(f"task must be a task's id, a dataset's env_args or a function that makes it, got {task!r}"[:300])
+        raise UserError(
+            f"task must be a task's id, a dataset's env_args or a function that makes it, got {task!r}"[  # noqa: E501
+                :300
+            ]
+        )
     if options:
-        raise UserError(f"{', '.join(options)}: a function that makes the environment takes no options; set them there")
+        raise UserError(
+            f"{', '.join(options)}: a function that makes the environment takes no options; set"
+            " them there"
+        )
     return task, "robosuite/"  # as heavy as a simulator may be

@@ -21,7 +21,9 @@ ALPHA = 0.05
 
 @dataclass(frozen=True)
 class Choice:
-    """Which evaluation of a run directory is meant, where it holds several; without a step, the last checkpoint's."""
+    """Which evaluation of a run directory is meant, where it holds several; without a
+    step, the last checkpoint's.
+    """
 
     step: int | None = None
     """Gradient steps behind the checkpoint; the last evaluated one by default."""
@@ -46,17 +48,25 @@ class Choice:
         step = max(row.checkpoint_step for row in rows) if self.step is None else self.step
         wanted = {f.name: getattr(self, f.name) for f in fields(self)} | {"step": step}
         wanted = {name: value for name, value in wanted.items() if value is not None}
-        found = [row for row in rows if all(getattr(row, _FIELD.get(k, k)) == v for k, v in wanted.items())]
+        found = [
+            row
+            for row in rows
+            if all(getattr(row, _FIELD.get(k, k)) == v for k, v in wanted.items())
+        ]
         if not found:
             asked = ", ".join(f"{name} {value}" for name, value in wanted.items())
-            raise UserError(f"{run}: holds no evaluation with {asked}; `fibopolicy rates {quoted(run)}` lists what it holds")
+            raise UserError(
+                f"{run}: holds no evaluation with {asked}; `fibopolicy rates {quoted(run)}` lists"
+                " what it holds"
+            )
         for name in ("task", *(f.name for f in fields(self))):
             values = sorted({getattr(row, _FIELD.get(name, name)) for row in found})
             if len(values) > 1:
                 flag = f"--{name.replace('_', '-')} {values[0]}"
                 raise UserError(
-                    f"{run}: step {step} was evaluated with several {name}: {', '.join(map(str, values))};"
-                    f" {'compare a run of one task' if name == 'task' else f'choose one, e.g. {flag}'}"
+                    f"{run}: step {step} was evaluated with several {name}:"
+                    f" {', '.join(map(str, values))};"
+                    f" {'compare a run of one task' if name == 'task' else f'choose one, e.g. {flag}'}"  # noqa: E501
                 )
         return tuple(sorted(found, key=lambda row: row.index))
 
@@ -86,7 +96,9 @@ class Side:
     @property
     def steps(self) -> str:
         """The gradient steps behind its checkpoints, as they are printed."""
-        return ", ".join(str(step) for step in sorted({rows[0].checkpoint_step for rows in self.rows}))
+        return ", ".join(
+            str(step) for step in sorted({rows[0].checkpoint_step for rows in self.rows})
+        )
 
 
 def side(name: str, runs: Sequence[Path], choice: Choice) -> Side:
@@ -107,27 +119,42 @@ def assembled(name: str, runs: Sequence[Path], rows: Sequence[Sequence[Row]]) ->
     digests: dict[str, Path] = {}
     for run, (first, *_) in zip(runs, rows, strict=True):
         if first.policy and first.policy in digests:
-            raise UserError(f"{name}: {digests[first.policy]} and {run} hold the same weights, which are no two training seeds")
+            raise UserError(
+                f"{name}: {digests[first.policy]} and {run} hold the same weights, which are no two"
+                " training seeds"
+            )
         digests[first.policy] = run
     return Side(name, tuple(runs), tuple(map(tuple, rows)))
 
 
 def sides(runs: Sequence[Path], groups: Sequence[str], choice: Choice) -> list[Side]:
-    """What the command line names: runs one by one, and groups `NAME=PATTERN[,PATTERN...]` of the runs that match."""
+    """What the command line names: runs one by one, and groups
+    `NAME=PATTERN[,PATTERN...]` of the runs that match.
+    """
     named = [(printable(str(run)), [run]) for run in runs]
     for group in groups:
         name, equals, patterns = group.partition("=")
         if not (name and equals and patterns):
-            raise UserError(f"--group {group}: expected NAME=RUNS, e.g. --group dense='runs/dense_seed*'")
-        found = [path for pattern in patterns.split(",") for path in sorted(glob.glob(str(expanded(pattern))))]
+            raise UserError(
+                f"--group {group}: expected NAME=RUNS, e.g. --group dense='runs/dense_seed*'"
+            )
+        found = [
+            path
+            for pattern in patterns.split(",")
+            for path in sorted(glob.glob(str(expanded(pattern))))
+        ]
         matches = [Path(path) for path in found if Path(path).is_dir()]
         if not matches:
             raise UserError(f"--group {group}: no run directory matches {patterns}")
         named.append((printable(name), matches))
     if len(named) < 2:
-        raise UserError(f"a comparison needs a baseline and a candidate, got {len(named)} of runs and groups")
+        raise UserError(
+            f"a comparison needs a baseline and a candidate, got {len(named)} of runs and groups"
+        )
     if twice := {name for name, _ in named if [n for n, _ in named].count(name) > 1}:
-        raise UserError(f"{', '.join(sorted(twice))}: named twice; each side needs a name of its own")
+        raise UserError(
+            f"{', '.join(sorted(twice))}: named twice; each side needs a name of its own"
+        )
     return [side(name, members, choice) for name, members in named]
 
 
@@ -139,7 +166,8 @@ class Verdict:
         name: the candidate's.
         difference: of the rates.
         p: adjusted by Holm for the number of candidates, of no difference.
-        p_inferior: likewise, of being worse by the margin or more; `None` without a margin.
+        p_inferior: likewise, of being worse by the margin or more; `None` without a
+            margin.
     """
 
     name: str
@@ -152,7 +180,10 @@ class Verdict:
         told = better if self.p <= ALPHA else "no difference shown"
         if self.p_inferior is None:
             return told
-        return f"{told}; {'not inferior' if self.p_inferior <= ALPHA / 2 else 'non-inferiority not shown'}"
+        return (
+            f"{told};"
+            f" {'not inferior' if self.p_inferior <= ALPHA / 2 else 'non-inferiority not shown'}"
+        )
 
 
 @dataclass(frozen=True)
@@ -162,7 +193,8 @@ class Comparison:
     Args:
         task, horizon: the same for all.
         sides: the first is the baseline.
-        starts: identities of the start states that count: run to their end by every run of every side.
+        starts: identities of the start states that count: run to their end by every run
+            of every side.
         left_out: start states that not every run has.
         faulty: start states left out because a simulator failed there in some run.
         margin: of non-inferiority, or `None`.
@@ -194,31 +226,43 @@ def compare(sides: Sequence[Side], margin: float | None = None) -> Comparison:
     """Every further side against the first, on the same start states.
 
     Args:
-        margin: how much worse a candidate may be and still count as not inferior, in (0, 1). It must have been fixed before
-            the rows were seen.
+        margin: how much worse a candidate may be and still count as not inferior, in
+            (0, 1). It must have been fixed before the rows were seen.
 
     Raises:
-        UserError: the sides differ in task or horizon, or share fewer than two start states.
+        UserError: the sides differ in task or horizon, or share fewer than two start
+            states.
     """
     everything = [rows for one in sides for rows in one.rows]
     for name in ("task", "horizon"):
         told = {getattr(rows[0], name): one.name for one in sides for rows in one.rows}
         if len(told) > 1:
-            raise UserError(f"{', '.join(f'{one} has {name} {value}' for value, one in told.items())}: these are not one test")
+            raise UserError(
+                f"{', '.join(f'{one} has {name} {value}' for value, one in told.items())}: these"
+                " are not one test"
+            )
     starts_of = [{row.start for row in rows} for rows in everything]
     shared, every = set.intersection(*starts_of), set.union(*starts_of)
     faulty = {row.start for rows in everything for row in rows if row.error and row.start in shared}
-    starts = tuple(dict.fromkeys(row.start for row in everything[0] if row.start in shared - faulty))
+    starts = tuple(
+        dict.fromkeys(row.start for row in everything[0] if row.start in shared - faulty)
+    )
     if len(starts) < 2:
-        sets = "; ".join(f"{one.name}: {len(rows)} of seed {rows[0].starts_seed}" for one in sides for rows in one.rows)
+        sets = "; ".join(
+            f"{one.name}: {len(rows)} of seed {rows[0].starts_seed}"
+            for one in sides
+            for rows in one.rows
+        )
         raise UserError(
-            f"{len(starts)} start states are shared, so nothing can be paired ({sets}); evaluate all runs with the same --starts"
-            " or --seed"
+            f"{len(starts)} start states are shared, so nothing can be paired ({sets}); evaluate"
+            " all runs with the same --starts or --seed"
         )
     outcomes = [_outcomes(one, starts) for one in sides]
     differences = [Difference(outcomes[0], other) for other in outcomes[1:]]
     p = holm([d.p for d in differences])
-    inferior = [None] * len(p) if margin is None else holm([d.p_inferior(margin) for d in differences])
+    inferior = (
+        [None] * len(p) if margin is None else holm([d.p_inferior(margin) for d in differences])
+    )
     return Comparison(
         everything[0][0].task,
         everything[0][0].horizon,

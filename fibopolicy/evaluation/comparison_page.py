@@ -8,11 +8,20 @@ from pathlib import Path
 
 from fibopolicy.evaluation import page
 from fibopolicy.evaluation.compare import ALPHA, Comparison
-from fibopolicy.evaluation.comparison_text import POWER, difference_rows, notes, power_rows, rate_rows, summary
+from fibopolicy.evaluation.comparison_text import (
+    POWER,
+    difference_rows,
+    notes,
+    power_rows,
+    rate_rows,
+    summary,
+)
 from fibopolicy.evaluation.plots import plot_differences, plot_success_by_step
 
 
-def write_comparison_page(comparison: Comparison, differences: Sequence[float], path: Path, video: Path | None = None) -> None:
+def write_comparison_page(
+    comparison: Comparison, differences: Sequence[float], path: Path, video: Path | None = None
+) -> None:
     """Write the page of a comparison.
 
     Args:
@@ -21,9 +30,14 @@ def write_comparison_page(comparison: Comparison, differences: Sequence[float], 
     """
     with tempfile.TemporaryDirectory() as folder:
         found, success = Path(folder) / "differences.png", Path(folder) / "success_by_step.png"
-        intervals = {v.name: (v.difference.value, v.difference.low, v.difference.high) for v in comparison.verdicts}
+        intervals = {
+            v.name: (v.difference.value, v.difference.low, v.difference.high)
+            for v in comparison.verdicts
+        }
         plot_differences(intervals, comparison.sides[0].name, comparison.margin, found)
-        plot_success_by_step({side.name: comparison.shared_rows(side) for side in comparison.sides}, success)
+        plot_success_by_step(
+            {side.name: comparison.shared_rows(side) for side in comparison.sides}, success
+        )
         parts = [
             page.note(summary(comparison)),
             page.heading("Differences"),
@@ -42,16 +56,16 @@ def write_comparison_page(comparison: Comparison, differences: Sequence[float], 
                 page.heading("Side by side"),
                 page.video(video),
                 page.note(
-                    f"{both} on the same start states, those first where they differ. Grey frame: running. Green: success."
-                    " Red: not solved within the horizon."
+                    f"{both} on the same start states, those first where they differ. Grey frame:"
+                    " running. Green: success. Red: not solved within the horizon."
                 ),
             ]
         parts += [
             page.heading("Episodes needed"),
             page.table(power_rows(comparison, differences)),
             page.note(
-                f"For {100 * POWER:.0f} % power at {100 * ALPHA:.0f} %, one checkpoint against another: exact McNemar on the same"
-                " start states, z test on different ones."
+                f"For {100 * POWER:.0f} % power at {100 * ALPHA:.0f} %, one checkpoint against"
+                " another: exact McNemar on the same start states, z test on different ones."
             ),
             page.heading("How it was made"),
             page.pairs({side.name: ", ".join(map(str, side.runs)) for side in comparison.sides}),

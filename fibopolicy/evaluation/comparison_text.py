@@ -19,7 +19,10 @@ def text(comparison: Comparison, differences: Sequence[float]) -> str:
         columns(rate_rows(comparison)),
         columns(difference_rows(comparison)),
         "\n".join(notes(comparison)),
-        f"episodes for {100 * POWER:.0f} % power at {100 * ALPHA:.0f} %, for one checkpoint against another",
+        (
+            f"episodes for {100 * POWER:.0f} % power at {100 * ALPHA:.0f} %, for one checkpoint"
+            " against another"
+        ),
         columns(power_rows(comparison, differences)),
     ]
     return "\n\n".join(part for part in parts[:4] if part) + "\n\n" + "\n".join(parts[4:])
@@ -29,8 +32,8 @@ def summary(comparison: Comparison) -> str:
     """On what: task, start states, what was left out."""
     seeds = sorted({rows[0].starts_seed for one in comparison.sides for rows in one.rows})
     told = [
-        f"{comparison.task}, {len(comparison.starts)} shared start states (set of seed {', '.join(map(str, seeds))}),"
-        f" horizon {comparison.horizon}"
+        f"{comparison.task}, {len(comparison.starts)} shared start states (set of seed"
+        f" {', '.join(map(str, seeds))}), horizon {comparison.horizon}"
     ]
     if comparison.left_out:
         told.append(f"{comparison.left_out} that not every run has are left out")
@@ -60,7 +63,16 @@ def rate_rows(comparison: Comparison) -> Table:
 def difference_rows(comparison: Comparison) -> Table:
     """Per candidate its difference from the baseline; the first row is the heading."""
     several = len(comparison.verdicts) > 1
-    table = [[f"minus {comparison.sides[0].name}", "difference", "95 % interval", "p", *["p (Holm)"] * several, "verdict"]]
+    table = [
+        [
+            f"minus {comparison.sides[0].name}",
+            "difference",
+            "95 % interval",
+            "p",
+            *["p (Holm)"] * several,
+            "verdict",
+        ]
+    ]
     for verdict in comparison.verdicts:
         d = verdict.difference
         table.append(
@@ -88,28 +100,39 @@ def notes(comparison: Comparison) -> list[str]:
         if d.checkpoint_pair:
             only_baseline, only_candidate = d.discordant
             told.append(
-                f"{verdict.name}: alone solved {only_candidate} start states, {comparison.sides[0].name} alone {only_baseline};"
-                " exact McNemar. This tells two checkpoints apart, not two methods: train more seeds and pass --group."
+                f"{verdict.name}: alone solved {only_candidate} start states,"
+                f" {comparison.sides[0].name} alone {only_baseline}; exact McNemar. This tells two"
+                " checkpoints apart, not two methods: train more seeds and pass --group."
             )
         else:
-            pair = (comparison.sides[0], next(side for side in comparison.sides if side.name == verdict.name))
+            pair = (
+                comparison.sides[0],
+                next(side for side in comparison.sides if side.name == verdict.name),
+            )
             if single := [side.name for side in pair if len(side.runs) == 1]:
-                told.append(f"{verdict.name}: {single[0]} is one checkpoint; how its training seeds differ is unknown.")
+                told.append(
+                    f"{verdict.name}: {single[0]} is one checkpoint; how its training seeds differ"
+                    " is unknown."
+                )
         if d.seed_share > 0.5:
             told.append(
-                f"{verdict.name}: {100 * d.seed_share:.0f} % of the variance is between training seeds: more episodes do not"
-                " help, more seeds do."
+                f"{verdict.name}: {100 * d.seed_share:.0f} % of the variance is between training"
+                " seeds: more episodes do not help, more seeds do."
             )
     if comparison.margin is not None:
         told.append(
-            f"Not inferior: worse by less than the margin of {100 * comparison.margin:g} points, at 2.5 % one-sided. The margin"
-            " counts only if it was fixed before the rows were seen."
+            f"Not inferior: worse by less than the margin of {100 * comparison.margin:g} points, at"
+            " 2.5 % one-sided. The margin counts only if it was fixed before the rows were seen."
         )
         floor = comparison.rates[0].value <= comparison.margin
-        if empty := [v.name for v in comparison.verdicts if floor and not (v.p <= ALPHA and v.difference.value > 0)]:
+        if empty := [
+            v.name
+            for v in comparison.verdicts
+            if floor and not (v.p <= ALPHA and v.difference.value > 0)
+        ]:
             told.append(
-                f"{comparison.sides[0].name} itself solves no more than the margin, and nothing can be worse by as much:"
-                f" whether {', '.join(empty)} is inferior cannot be tested."
+                f"{comparison.sides[0].name} itself solves no more than the margin, and nothing can"
+                f" be worse by as much: whether {', '.join(empty)} is inferior cannot be tested."
             )
     return told
 
@@ -119,24 +142,35 @@ POWER = 0.8
 
 
 def power_rows(comparison: Comparison, differences: Sequence[float]) -> Table:
-    """How many episodes would show a difference from the baseline's rate: on the same start states, and on others."""
+    """How many episodes would show a difference from the baseline's rate: on the same
+    start states, and on others.
+    """
     baseline, correlation = comparison.rates[0].value, observed_correlation(comparison)
     table = [["rates", f"the same start states (correlation {correlation:.2f})", "different ones"]]
     for difference in differences:
         other = baseline + difference if baseline + difference <= 1 else baseline - difference
-        needed = [episodes_needed(baseline, other, correlation=r, power=POWER, alpha=ALPHA) for r in (correlation, None)]
+        needed = [
+            episodes_needed(baseline, other, correlation=r, power=POWER, alpha=ALPHA)
+            for r in (correlation, None)
+        ]
         told = ["more than 20000" if n is None else str(n) for n in needed]
         table.append([f"{100 * baseline:.1f} and {100 * other:.1f} %", told[0], f"{told[1]} each"])
     return table
 
 
 def observed_correlation(comparison: Comparison) -> float:
-    """Of the outcomes of baseline and candidate checkpoints on a start state, averaged over pairs; 0 where nothing tells."""
+    """Of the outcomes of baseline and candidate checkpoints on a start state, averaged
+    over pairs; 0 where nothing tells.
+    """
     found = []
     baseline = comparison.outcomes(comparison.sides[0])
     for side in comparison.sides[1:]:
         for a in baseline:
-            found += [float(np.corrcoef(a, b)[0, 1]) for b in comparison.outcomes(side) if 0 < a.mean() < 1 and 0 < b.mean() < 1]
+            found += [
+                float(np.corrcoef(a, b)[0, 1])
+                for b in comparison.outcomes(side)
+                if 0 < a.mean() < 1 and 0 < b.mean() < 1
+            ]
     return max(0.0, sum(found) / len(found)) if found else 0.0
 
 
@@ -146,6 +180,9 @@ def columns(table: Table) -> str:
     last = len(widths) - 1
     lines = []
     for row in table:
-        cells = [cell.ljust(w) if i in (0, last) else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))]
+        cells = [
+            cell.ljust(w) if i in (0, last) else cell.rjust(w)
+            for i, (cell, w) in enumerate(zip(row, widths, strict=True))
+        ]
         lines.append("  ".join(cells).rstrip())
     return "\n".join(lines)

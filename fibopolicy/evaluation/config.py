@@ -25,7 +25,7 @@ class EvaluateConfig:
     starts: Path | None = None
     """A file of start states to use instead."""
     weights: str = "ema"
-    """"ema", the moving average, or "model"; or one that a validation liked, as best/step_001000."""
+    """"ema", the moving average, or "model"; or one that a validation liked, as best/step_001000."""  # noqa: E501
     video: int = 10
     """Episodes shown in the video, 0 for none."""
     video_camera: str | None = None
@@ -33,7 +33,7 @@ class EvaluateConfig:
     failures_first: bool = False
     """Film the failures first, then as many successes as there is room for."""
     overlay: bool = False
-    """Draw on the video where the encoder looks: its softmax keypoints, or else how much each patch moves its feature."""
+    """Draw on the video where the encoder looks: its softmax keypoints, or else how much each patch moves its feature."""  # noqa: E501
     quality: str | None = None
     """Render quality, fast or full; the dataset's by default."""
     horizon: int | None = None
@@ -42,16 +42,16 @@ class EvaluateConfig:
     """Where the policy runs: "cpu", "cuda", ..."""
     workers: int | None = None
     """Simulators, one process each; by default as many as cores, or five times as many, up to 20, for the light built-in
-    tasks. Rows do not depend on it."""
+    tasks. Rows do not depend on it."""  # noqa: E501
     batch: int | None = None
     """Rows in each of the policy's calls, filled up where fewer episodes wait; 4 by default. Another number gives other last
-    bits, and so other rows."""
+    bits, and so other rows."""  # noqa: E501
     threads: int = 1
-    """Of torch during the policy's calls, fixed since another number may give other last bits too."""
+    """Of torch during the policy's calls, fixed since another number may give other last bits too."""  # noqa: E501
     step_limit: float = 60.0
     """Seconds that a control step or a frame may take until its process counts as hung."""
     tries: int = 3
-    """Attempts for an episode whose simulator dies, hangs or fails; then it becomes an error row."""
+    """Attempts for an episode whose simulator dies, hangs or fails; then it becomes an error row."""  # noqa: E501
     viewer: bool = False
     """Open MuJoCo's own viewer and run one episode after the other, in real time."""
     allow_mismatch: bool = False
@@ -60,7 +60,10 @@ class EvaluateConfig:
     def __post_init__(self) -> None:
         object.__setattr__(self, "run", expanded(self.run))
         if self.episodes < 1 or self.seed < 0 or self.video < 0:
-            raise UserError(f"expected episodes >= 1, seed >= 0 and video >= 0, got {self.episodes}, {self.seed}, {self.video}")
+            raise UserError(
+                f"expected episodes >= 1, seed >= 0 and video >= 0, got {self.episodes},"
+                f" {self.seed}, {self.video}"
+            )
         for name in ("workers", "batch", "threads", "tries"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise UserError(f"{name} must be at least 1, got {value}")

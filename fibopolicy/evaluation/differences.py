@@ -56,19 +56,27 @@ class Estimate(ABC):
         return min(1.0, self._centre + self._half)
 
     def p_inferior(self, margin: float) -> float:
-        """One-sided p value of the candidate being worse than the baseline by `margin`, in (0, 1), or more."""
+        """One-sided p value of the candidate being worse than the baseline by `margin`,
+        in (0, 1), or more.
+        """
         if not 0 < margin < 1:
-            raise UserError(f"margin must lie between 0 and 1, e.g. 0.05 for five percentage points, got {margin}")
+            raise UserError(
+                "margin must lie between 0 and 1, e.g. 0.05 for five percentage points, got"
+                f" {margin}"
+            )
         return float(stdtr(self._df, -(self._centre + margin) / self._error))
 
     @property
     def seed_share(self) -> float:
-        """The share of the variance, in [0, 1], that training seeds cause beyond chance: more episodes do not reduce it."""
+        """The share of the variance, in [0, 1], that training seeds cause beyond
+        chance: more episodes do not reduce it.
+        """
         return self._beyond_chance / self._error**2
 
     @abstractmethod
     def expected(self, seeds: int, starts: int) -> Expected:
-        """What `seeds` training seeds of either side on `starts` start states (of each task) would leave, varying as these do.
+        """What `seeds` training seeds of either side on `starts` start states (of each
+        task) would leave, varying as these do.
 
         Variation that a single seed cannot tell counts as none.
         """
@@ -121,18 +129,23 @@ class Difference(Estimate):
     """Candidate minus baseline, on the same n start states.
 
     Args:
-        baseline, candidate: outcomes `(S, n)` of S training seeds each, whose columns are the same start states.
+        baseline, candidate: outcomes `(S, n)` of S training seeds each, whose columns
+            are the same start states.
         confidence: of the interval.
 
-    With one seed each the interval is Bonett and Price's (2012): of the mean paired difference, as if two more start states
-    had been seen, one solved by the baseline alone and one by the candidate alone, so that even equal outcomes leave a doubt.
-    It speaks of these two checkpoints. With several seeds it also holds what they differ by beyond chance, with Student's
-    quantile for their number, and speaks of the two methods.
+    With one seed each the interval is Bonett and Price's (2012): of the mean paired
+    difference, as if two more start states had been seen, one solved by the baseline
+    alone and one by the candidate alone, so that even equal outcomes leave a doubt. It
+    speaks of these two checkpoints. With several seeds it also holds what they differ
+    by beyond chance, with Student's quantile for their number, and speaks of the two
+    methods.
 
-    In simulation (see `pooled`; 1, 3 and 5 seeds each) the 95 % interval covers 94 to 100 % where both methods' seeds differ
-    alike, by a standard deviation of up to 1 logit. It is too good where one method is near 100 % and some of the other's seeds
-    train badly, because 3 seeds often miss those: with true rates of 95 and 90 % and a standard deviation of 1 it covers 87 to
-    91 % and grants 8 to 12 % of false non-inferiority instead of 2.5 %; with 99 and 94 % and 1.5 (one seed in twenty below
+    In simulation (see `pooled`; 1, 3 and 5 seeds each) the 95 % interval covers 94 to
+    100 % where both methods' seeds differ alike, by a standard deviation of up to 1
+    logit. It is too good where one method is near 100 % and some of the other's seeds
+    train badly, because 3 seeds often miss those: with true rates of 95 and 90 % and a
+    standard deviation of 1 it covers 87 to 91 % and grants 8 to 12 % of false
+    non-inferiority instead of 2.5 %; with 99 and 94 % and 1.5 (one seed in twenty below
     78 %) it covers 78 to 81 % and grants 19 to 22 %. Only more seeds would show them.
     """
 
@@ -144,8 +157,8 @@ class Difference(Estimate):
         for side in (self.baseline, self.candidate):
             if side.ndim != 2 or not side.size or side.shape[1] != self.baseline.shape[1]:
                 raise UserError(
-                    "a difference needs outcomes (seeds, start states) on the same start states, got shapes"
-                    f" {self.baseline.shape} and {self.candidate.shape}"
+                    "a difference needs outcomes (seeds, start states) on the same start states,"
+                    f" got shapes {self.baseline.shape} and {self.candidate.shape}"
                 )
 
     @property
@@ -160,13 +173,17 @@ class Difference(Estimate):
 
     @property
     def discordant(self) -> tuple[int, int]:
-        """Of a checkpoint pair: start states that only the baseline solved, and that only the candidate solved."""
+        """Of a checkpoint pair: start states that only the baseline solved, and that
+        only the candidate solved.
+        """
         a, b = self.baseline[0], self.candidate[0]
         return int((a & ~b).sum()), int((b & ~a).sum())
 
     @cached_property
     def p(self) -> float:
-        """Two-sided p value of no difference: exact McNemar for a checkpoint pair, Student's for several seeds."""
+        """Two-sided p value of no difference: exact McNemar for a checkpoint pair,
+        Student's for several seeds.
+        """
         if self.checkpoint_pair:
             return mcnemar(*self.discordant)
         return self._student()
@@ -184,15 +201,20 @@ class Difference(Estimate):
         return Expected(variance**0.5, degrees_of_freedom(variance, degrees))
 
     def planned(self, seeds: int, starts: int) -> tuple[float, tuple[Part, ...]]:
-        """The variance of the difference with so many training seeds and start states, and the parts that it consists of."""
-        # As if each start state had been seen more often; the two that nobody has seen remain two.
+        """The variance of the difference with so many training seeds and start states,
+        and the parts that it consists of.
+        """
+        # As if each start state had been seen more often; the two that nobody has seen
+        # remain two.
         weights = np.array([*[starts / self.starts] * self.starts, 1.0, 1.0])
         by_start, *sides = self._varying(weights)
         # Repeated start states vary less than as many new ones.
         new = (1 - 1 / max(starts, 2)) / (1 - 1 / max(self.starts, 2))
         chance = new * sum(side.chance for side in sides)
         chances, beyond, apart = 0.0, 0.0, []
-        for side, seen, trained in zip(sides, self._parts[1:], (self.baseline, self.candidate), strict=True):
+        for side, seen, trained in zip(
+            sides, self._parts[1:], (self.baseline, self.candidate), strict=True
+        ):
             left = new * side.chance * len(trained) / seeds
             between = seen.beyond_chance * len(trained) / seeds
             chances, beyond = chances + left, beyond + between
@@ -212,10 +234,16 @@ class Difference(Estimate):
     def _parts(self) -> tuple[Variation, Variation, Variation]:
         return self._varying(None)
 
-    def _varying(self, weights: NDArray[np.float64] | None) -> tuple[Variation, Variation, Variation]:
+    def _varying(
+        self, weights: NDArray[np.float64] | None
+    ) -> tuple[Variation, Variation, Variation]:
         """Of the difference by start state, and of either side."""
         a, b = self._padded
-        return variation((b.mean(axis=0) - a.mean(axis=0))[None], weights), variation(a, weights), variation(b, weights)
+        return (
+            variation((b.mean(axis=0) - a.mean(axis=0))[None], weights),
+            variation(a, weights),
+            variation(b, weights),
+        )
 
     @property
     def _centre(self) -> float:
@@ -235,12 +263,17 @@ class Difference(Estimate):
     def _degrees(self) -> tuple[Part, ...]:
         starts, a, b = self._parts
         n = self._padded[0].shape[1]
-        return (starts.starts, n - 1), (a.seeds, len(self.baseline) - 1), (b.seeds, len(self.candidate) - 1)
+        return (
+            (starts.starts, n - 1),
+            (a.seeds, len(self.baseline) - 1),
+            (b.seeds, len(self.candidate) - 1),
+        )
 
 
 @dataclass(frozen=True)
 class MeanDifference(Estimate):
-    """The mean of differences on several tasks, each task counted alike, whose runs and start states are independent.
+    """The mean of differences on several tasks, each task counted alike, whose runs and
+    start states are independent.
 
     It speaks of these tasks, not of others like them: tasks are no random draw.
 
@@ -296,11 +329,16 @@ class MeanDifference(Estimate):
 
     @cached_property
     def _degrees(self) -> tuple[Part, ...]:
-        return tuple((variance / len(self.parts) ** 2, df) for part in self.parts for variance, df in part._degrees)
+        return tuple(
+            (variance / len(self.parts) ** 2, df)
+            for part in self.parts
+            for variance, df in part._degrees
+        )
 
 
 def mcnemar(only_a: int, only_b: int) -> float:
-    """Exact two-sided p value of McNemar's test: are start states that only one side solved as often its as the other's?
+    """Exact two-sided p value of McNemar's test: are start states that only one side
+    solved as often its as the other's?
 
     >>> round(mcnemar(1, 8), 4)
     0.0391
@@ -309,7 +347,8 @@ def mcnemar(only_a: int, only_b: int) -> float:
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's (1979) adjusted p values, in the given order: below 5 %, the chance of any false alarm among them stays so.
+    """Holm's (1979) adjusted p values, in the given order: below 5 %, the chance of any
+    false alarm among them stays so.
 
     >>> holm([0.01, 0.04, 0.03])
     [0.03, 0.06, 0.06]

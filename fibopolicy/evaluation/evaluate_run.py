@@ -17,9 +17,25 @@ from fibopolicy.errors import UserError
 from fibopolicy.evaluation.acting import Actor
 from fibopolicy.evaluation.config import EvaluateConfig
 from fibopolicy.evaluation.film import film
-from fibopolicy.evaluation.measure import Identity, check_view, default_workers, make_actor, measure, view_options, weights_digest
+from fibopolicy.evaluation.measure import (
+    Identity,
+    check_view,
+    default_workers,
+    make_actor,
+    measure,
+    view_options,
+    weights_digest,
+)
 from fibopolicy.evaluation.overlay import draw_look
-from fibopolicy.evaluation.rows import ROWS, Row, append_row, read_rows, success_rate, suffix, write_rows
+from fibopolicy.evaluation.rows import (
+    ROWS,
+    Row,
+    append_row,
+    read_rows,
+    success_rate,
+    suffix,
+    write_rows,
+)
 from fibopolicy.evaluation.simulator import TaskInfo
 from fibopolicy.evaluation.starts import Starts, default_starts, load_starts, save_starts
 from fibopolicy.evaluation.statistics import Rate
@@ -45,66 +61,115 @@ class Evaluation:
     video_path: Path | None
 
 
-def evaluate_run(config: EvaluateConfig, *, resume: bool = False, overwrite: bool = False) -> Evaluation:
-    """Roll a policy out over stored start states; rows go to `episodes.jsonl`, the video to `videos/` of the run.
+def evaluate_run(
+    config: EvaluateConfig, *, resume: bool = False, overwrite: bool = False
+) -> Evaluation:
+    """Roll a policy out over stored start states; rows go to `episodes.jsonl`, the
+    video to `videos/` of the run.
 
-    Rows depend on the policy, the start states, `config.batch` and `config.threads`, and on nothing else: not on the number
-    of workers, nor on the order in which episodes run. Each is on disk as soon as its episode has ended.
+    Rows depend on the policy, the start states, `config.batch` and `config.threads`,
+    and on nothing else: not on the number of workers, nor on the order in which
+    episodes run. Each is on disk as soon as its episode has ended.
 
     Raises:
-        UserError: no such run; rows of this evaluation are there already and neither `resume` nor `overwrite` is given;
-            the start states belong to another task or do not look as they did when they were stored; another process is
+        UserError: no such run; rows of this evaluation are there already and neither
+            `resume` nor `overwrite` is given; the start states belong to another task
+            or do not look as they did when they were stored; another process is
             evaluating this run.
     """
     check_resume_or_overwrite(resume=resume, overwrite=overwrite)
     loaded = load_policy(config.run, weights=config.weights, device=config.device)
     camera = _video_camera(config, loaded)
     if loaded.step < loaded.total_steps and config.weights in ("ema", "model"):
-        warnings.warn(f"{config.run}: its training stands at step {loaded.step} of {loaded.total_steps}", stacklevel=2)
+        warnings.warn(
+            f"{config.run}: its training stands at step {loaded.step} of {loaded.total_steps}",
+            stacklevel=2,
+        )
     with directory_lock(config.run, LOCK):
         return _evaluate(config, loaded, camera, resume=resume, overwrite=overwrite)
 
 
-def _evaluate(config: EvaluateConfig, loaded: Loaded, camera: str | None, *, resume: bool, overwrite: bool) -> Evaluation:
+def _evaluate(
+    config: EvaluateConfig, loaded: Loaded, camera: str | None, *, resume: bool, overwrite: bool
+) -> Evaluation:
     began, rows_path = time.perf_counter(), config.run / ROWS
     env_maker = make_env(config, loaded)
     robosuite = "robosuite/" if loaded.env_args.get("type") == 1 else ""
-    workers = config.workers or default_workers(f"{robosuite}{loaded.env_args.get('env_name')}", config.episodes)
+    workers = config.workers or default_workers(
+        f"{robosuite}{loaded.env_args.get('env_name')}", config.episodes
+    )
     if config.viewer and config.workers is None:
         workers = 1
     with VectorRollout(
-        env_maker, loaded.policy.config.history, workers, step_limit=config.step_limit, tries=config.tries, viewer=config.viewer
+        env_maker,
+        loaded.policy.config.history,
+        workers,
+        step_limit=config.step_limit,
+        tries=config.tries,
+        viewer=config.viewer,
     ) as rollouts:
         info = rollouts.info()
         check_view(loaded.policy, info, f"{config.run}:")
         starts, starts_path = _starts(config, env_maker, info)
         identity = Identity(loaded.step, config.weights, weights_digest(loaded.policy))
         actor = make_actor(loaded.policy, config.batch, config.threads, info)
-        evaluation = (info.task_id, loaded.step, config.weights, starts.seed, info.horizon, info.quality)
-        rows = _kept(rows_path, evaluation, starts, identity, actor, resume=resume, overwrite=overwrite)
+        evaluation = (
+            info.task_id,
+            loaded.step,
+            config.weights,
+            starts.seed,
+            info.horizon,
+            info.quality,
+        )
+        rows = _kept(
+            rows_path, evaluation, starts, identity, actor, resume=resume, overwrite=overwrite
+        )
         missing = [index for index in range(config.episodes) if index not in rows]
         kept = [row for index, row in rows.items() if index < config.episodes]
         for row in measure(
-            rollouts, actor, starts, missing, identity, kept=kept, allow_mismatch=config.allow_mismatch, source=starts_path
+            rollouts,
+            actor,
+            starts,
+            missing,
+            identity,
+            kept=kept,
+            allow_mismatch=config.allow_mismatch,
+            source=starts_path,
         ):
             append_row(rows_path, row)
             rows[row.index] = row
         _in_order(rows_path, evaluation)
         ordered = tuple(rows[index] for index in range(config.episodes))
-        video_path = _film(config, rollouts, actor, starts, ordered, camera, info) if camera else None
-    return Evaluation(success_rate(ordered), ordered, time.perf_counter() - began, rows_path, starts_path, video_path)
+        video_path = (
+            _film(config, rollouts, actor, starts, ordered, camera, info) if camera else None
+        )
+    return Evaluation(
+        success_rate(ordered),
+        ordered,
+        time.perf_counter() - began,
+        rows_path,
+        starts_path,
+        video_path,
+    )
 
 
 def make_env(config: EvaluateConfig, loaded: Loaded) -> Callable[[], TaskEnv]:
-    """Makes the task that the policy was trained on, seen by the same cameras at the same sizes; for any process."""
+    """Makes the task that the policy was trained on, seen by the same cameras at the
+    same sizes; for any process.
+    """
     if (reason := unavailable(loaded.env_args)) is not None:
         raise UserError(f"{config.run}: {reason}; the run itself keeps its env_args in config.json")
     options = view_options(loaded.policy)
-    options |= {name: value for name in ("quality", "horizon") if (value := getattr(config, name)) is not None}
+    options |= {
+        name: value
+        for name in ("quality", "horizon")
+        if (value := getattr(config, name)) is not None
+    }
     if loaded.env_args.get("type") == 1 and "render_quality" not in loaded.env_args:
         warnings.warn(
-            f"{config.run}: its dataset does not say how its frames were rendered; other robosuite versions draw the same scene"
-            " differently, and a policy trained on their frames may fail on these",
+            f"{config.run}: its dataset does not say how its frames were rendered; other robosuite"
+            " versions draw the same scene differently, and a policy trained on their frames may"
+            " fail on these",
             stacklevel=2,
         )
     return functools.partial(from_env_args, loaded.env_args, **options)
@@ -118,7 +183,9 @@ def _video_camera(config: EvaluateConfig, loaded: Loaded) -> str | None:
         return cameras[0]
     key = config.video_camera.removesuffix("_image") + "_image"
     if key not in cameras:
-        raise UserError(f"video_camera {config.video_camera!r} is not one of the policy's: {', '.join(cameras)}")
+        raise UserError(
+            f"video_camera {config.video_camera!r} is not one of the policy's: {', '.join(cameras)}"
+        )
     return key
 
 
@@ -127,7 +194,9 @@ def default_starts_path(run: Path, seed: int, quality: str) -> Path:
     return run / f"starts_seed{seed}_{quality}.npz"
 
 
-def _starts(config: EvaluateConfig, make: Callable[[], TaskEnv], info: TaskInfo) -> tuple[Starts, Path]:
+def _starts(
+    config: EvaluateConfig, make: Callable[[], TaskEnv], info: TaskInfo
+) -> tuple[Starts, Path]:
     path = config.starts or default_starts_path(config.run, config.seed, info.quality)
     if config.starts is None:
         old = load_starts(path) if path.exists() else None
@@ -137,10 +206,13 @@ def _starts(config: EvaluateConfig, make: Callable[[], TaskEnv], info: TaskInfo)
     starts = load_starts(path)
     if starts.env_args.get("env_name") != info.env_args["env_name"]:
         raise UserError(
-            f"{path}: start states of {starts.env_args.get('env_name')}, the policy is for {info.env_args['env_name']}"
+            f"{path}: start states of {starts.env_args.get('env_name')}, the policy is for"
+            f" {info.env_args['env_name']}"
         )
     if len(starts) < config.episodes:
-        raise UserError(f"{path}: holds {len(starts)} start states, {config.episodes} were asked for")
+        raise UserError(
+            f"{path}: holds {len(starts)} start states, {config.episodes} were asked for"
+        )
     return starts, path
 
 
@@ -154,26 +226,39 @@ def _kept(
     resume: bool,
     overwrite: bool,
 ) -> dict[int, Row]:
-    """The rows that this evaluation has already, errors apart; those of others stay in the file in any case."""
+    """The rows that this evaluation has already, errors apart; those of others stay in
+    the file in any case.
+    """
     stored = read_rows(path)
     mine = {row.index: row for row in stored if row.evaluation == evaluation}
     if mine and not resume and not overwrite:
-        raise UserError(f"{path}: holds this evaluation already; pass --resume to complete it or --overwrite to replace it")
+        raise UserError(
+            f"{path}: holds this evaluation already; pass --resume to complete it or --overwrite to"
+            " replace it"
+        )
     if not overwrite:
         for index, row in mine.items():
             if index < len(starts) and row.start != starts.identity(index):
-                raise UserError(f"{path}: holds rows of other start states with the same seed; pass --overwrite to replace them")
+                raise UserError(
+                    f"{path}: holds rows of other start states with the same seed; pass --overwrite"
+                    " to replace them"
+                )
             if row.policy != identity.policy:
-                raise UserError(f"{path}: holds rows of other weights at the same step; pass --overwrite to replace them")
+                raise UserError(
+                    f"{path}: holds rows of other weights at the same step; pass --overwrite to"
+                    " replace them"
+                )
             if (row.batch, row.threads) != (actor.batch, actor.threads):
                 raise UserError(
-                    f"{path}: holds rows made with batch {row.batch} and {row.threads} threads, now they are {actor.batch} and"
-                    f" {actor.threads}, which gives other last bits; pass the same or --overwrite"
+                    f"{path}: holds rows made with batch {row.batch} and {row.threads} threads, now"
+                    f" they are {actor.batch} and {actor.threads}, which gives other last bits;"
+                    " pass the same or --overwrite"
                 )
     others = [row for row in stored if row.evaluation != evaluation]
     kept = {} if overwrite else {index: row for index, row in mine.items() if not row.error}
     if path.exists():
-        write_rows(path, [*others, *kept.values()])  # also drops a line that a kill cut short, so that more can be appended
+        # also drops a line that a kill cut short, so that more can be appended
+        write_rows(path, [*others, *kept.values()])
     return kept
 
 
@@ -194,11 +279,17 @@ def _film(
     camera: str,
     info: TaskInfo,
 ) -> Path | None:
-    """Run the shown episodes once more, now with every frame: episodes repeat exactly, so these are the ones counted."""
+    """Run the shown episodes once more, now with every frame: episodes repeat exactly,
+    so these are the ones counted.
+    """
     task = re.sub("[/:]", "_", info.task_id)
     path = config.run / "videos" / f"{task}_seed{starts.seed}{suffix(config.weights)}.mp4"
     shown = sorted(rows, key=lambda row: row.success) if config.failures_first else rows
-    clips = list(film(rollouts, actor, starts, [row for row in shown if not row.error][: config.video], camera).values())
+    clips = list(
+        film(
+            rollouts, actor, starts, [row for row in shown if not row.error][: config.video], camera
+        ).values()
+    )
     if config.overlay:
         clips = [(draw_look(actor.policy, camera, frames), success) for frames, success in clips]
     write_grid(path, clips, info.control_hz)

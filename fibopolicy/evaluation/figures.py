@@ -19,7 +19,8 @@ COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", INK
 
 
 def figure(rows: int, columns: int = 1, *, height: float = 2.8, **options: Any) -> tuple[Any, Any]:
-    """A matplotlib figure of `rows` x `columns` panels, each `height` inches high, and its axes `(rows, columns)`.
+    """A matplotlib figure of `rows` x `columns` panels, each `height` inches high, and
+    its axes `(rows, columns)`.
 
     Args:
         options: of `pyplot.subplots`.
@@ -29,11 +30,23 @@ def figure(rows: int, columns: int = 1, *, height: float = 2.8, **options: Any) 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    names = ("text.color", "axes.edgecolor", "axes.labelcolor", "axes.titlecolor", "xtick.color", "ytick.color")
+    names = (
+        "text.color",
+        "axes.edgecolor",
+        "axes.labelcolor",
+        "axes.titlecolor",
+        "xtick.color",
+        "ytick.color",
+    )
     inks: Any = dict.fromkeys(names, INK)
     with pyplot.rc_context(inks):
         drawn, axes = pyplot.subplots(
-            rows, columns, figsize=(WIDTH, rows * height), layout="constrained", squeeze=False, **options
+            rows,
+            columns,
+            figsize=(WIDTH, rows * height),
+            layout="constrained",
+            squeeze=False,
+            **options,
         )
     for one in axes.flat:
         one.spines[["top", "right"]].set_visible(False)
@@ -47,12 +60,16 @@ def legend(drawn: Any, columns: int = 1) -> None:
 
 
 def few_ticks(axes: Any, most: int = 4) -> None:
-    """At most so many labels on either axis of a small panel, and none between; they also take most of the time to draw."""
+    """At most so many labels on either axis of a small panel, and none between; they
+    also take most of the time to draw.
+    """
     from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
     for axis in (axes.xaxis, axes.yaxis):
         log = axis.get_scale() == "log"
-        axis.set_major_locator(LogLocator(numticks=most) if log else MaxNLocator(most, steps=[1, 2, 2.5, 5, 10]))
+        axis.set_major_locator(
+            LogLocator(numticks=most) if log else MaxNLocator(most, steps=[1, 2, 2.5, 5, 10])
+        )
         axis.set_minor_locator(NullLocator())
 
 
@@ -74,7 +91,9 @@ def save_png(drawn: Any, path: Path) -> None:
 
 
 def save_svg(drawn: Any, path: Path) -> None:
-    """Save without a background, and with ink that turns light on a dark screen; the same picture gives the same bytes."""
+    """Save without a background, and with ink that turns light on a dark screen; the
+    same picture gives the same bytes.
+    """
     import matplotlib
     from matplotlib import pyplot
 
@@ -89,4 +108,7 @@ def save_svg(drawn: Any, path: Path) -> None:
     )
     style = f"<style>@media (prefers-color-scheme: dark) {{ {rules}}}</style>"
     with atomic_write(path) as aside:
-        aside.write_text(re.sub(r"(<svg\b[^>]*>)", lambda found: found[1] + style, text.getvalue(), count=1), encoding="utf-8")
+        aside.write_text(
+            re.sub(r"(<svg\b[^>]*>)", lambda found: found[1] + style, text.getvalue(), count=1),
+            encoding="utf-8",
+        )

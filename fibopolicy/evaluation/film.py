@@ -15,8 +15,12 @@ from fibopolicy.evaluation.video import Frame
 Clip = tuple[Sequence[Frame], bool]
 
 
-def film(rollouts: VectorRollout, actor: Actor, starts: Starts, rows: Sequence[Row], camera: str) -> dict[int, Clip]:
-    """Frames and success by index of the episodes of these rows, in their order, without those that a simulator fails in."""
+def film(
+    rollouts: VectorRollout, actor: Actor, starts: Starts, rows: Sequence[Row], camera: str
+) -> dict[int, Clip]:
+    """Frames and success by index of the episodes of these rows, in their order,
+    without those that a simulator fails in.
+    """
     wanted = {row.index: row for row in rows}
     clips: dict[int, Clip] = {}
     with own_randomness():
@@ -24,7 +28,10 @@ def film(rollouts: VectorRollout, actor: Actor, starts: Starts, rows: Sequence[R
         for outcome in tqdm(outcomes, total=len(wanted), desc="film", unit="episode", disable=None):
             row = wanted[outcome.index]
             if not outcome.error and (outcome.success, outcome.steps) != (row.success, row.steps):
-                raise RuntimeError(f"episode {row.index} did not repeat: {outcome.steps} steps, its row says {row.steps}")
+                raise RuntimeError(
+                    f"episode {row.index} did not repeat: {outcome.steps} steps, its row says"
+                    f" {row.steps}"
+                )
             if outcome.frames:
                 clips[outcome.index] = (outcome.frames, outcome.success)
     return {index: clips[index] for index in wanted if index in clips}

@@ -27,7 +27,8 @@ from fibopolicy.utils.system import usable_cores
 
 _log = logging.getLogger(__name__)
 
-#: Rows in a policy's call unless told otherwise: little dearer than one, and enough to share what a call costs.
+#: Rows in a policy's call unless told otherwise: little dearer than one, and enough to
+#: share what a call costs.
 BATCH = 4
 
 
@@ -47,15 +48,18 @@ def weights_digest(policy: Any) -> str:
     digest = hashlib.sha256()
     for name, tensor in policy.state_dict().items():
         digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+        digest.update(
+            tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes()
+        )
     return digest.hexdigest()[:16]
 
 
 def make_actor(policy: Any, batch: int | None, threads: int, info: TaskInfo) -> Actor:
     """The policy behind calls of `batch` rows.
 
-    `None` takes `BATCH` for a policy of this library whose rows do not depend on each other, else 1: another's may draw
-    random numbers or mix its rows, and nothing but a batch of one is then repeatable.
+    `None` takes `BATCH` for a policy of this library whose rows do not depend on each
+    other, else 1: another's may draw random numbers or mix its rows, and nothing but a
+    batch of one is then repeatable.
 
     Raises:
         UserError: the rows of a larger batch depend on each other.
@@ -69,15 +73,17 @@ def make_actor(policy: Any, batch: int | None, threads: int, info: TaskInfo) -> 
     if batch is None:
         return Actor(policy, batch=1, threads=threads)
     raise UserError(
-        f"in a batch of {batch}, this policy's actions for an episode depend on the episodes beside it, or on chance: rows"
-        " would depend on the number of workers; use a batch of 1"
+        f"in a batch of {batch}, this policy's actions for an episode depend on the episodes beside"
+        " it, or on chance: rows would depend on the number of workers; use a batch of 1"
     )
 
 
 def view_options(policy: Any) -> dict[str, Any]:
-    """The options with which an environment shows what a policy was trained on: `cameras`, `image_size`, `quality`.
+    """The options with which an environment shows what a policy was trained on:
+    `cameras`, `image_size`, `quality`.
 
-    None for a policy that does not say, with an attribute `shapes` of type `fibopolicy.policies.Shapes`.
+    None for a policy that does not say, with an attribute `shapes` of type
+    `fibopolicy.policies.Shapes`.
     """
     if (shapes := trained_shapes(policy)) is None:
         return {}
@@ -103,25 +109,39 @@ def check_view(policy: Any, info: TaskInfo, source: str) -> None:
     """
     if (shapes := trained_shapes(policy)) is None:
         return
-    read = {key: (*size, 3) for key, size in shapes.images.items()} | {key: (dim,) for key, dim in shapes.vectors.items()}
+    read = {key: (*size, 3) for key, size in shapes.images.items()} | {
+        key: (dim,) for key, dim in shapes.vectors.items()
+    }
     for key, shape in read.items():
         if key not in info.layout:
-            known = ", ".join(k for k, (found, _) in info.layout.items() if len(found) == len(shape)) or "none of its kind"
-            raise UserError(f"{source} was trained on {key}, which {info.task_id} does not give; it gives {known}")
+            known = (
+                ", ".join(k for k, (found, _) in info.layout.items() if len(found) == len(shape))
+                or "none of its kind"
+            )
+            raise UserError(
+                f"{source} was trained on {key}, which {info.task_id} does not give; it gives"
+                f" {known}"
+            )
         if (found := tuple(info.layout[key][0])) != shape:
-            raise UserError(f"{source} was trained on {key} of shape {shape}, which {info.task_id} gives as {found}")
+            raise UserError(
+                f"{source} was trained on {key} of shape {shape}, which {info.task_id} gives as"
+                f" {found}"
+            )
     trained = getattr(policy, "render_quality", None)
     if shapes.images and trained and info.quality != trained:
         warnings.warn(
-            f"{source} was trained on frames of render quality {trained} and sees {info.quality}, which look different",
+            f"{source} was trained on frames of render quality {trained} and sees {info.quality},"
+            " which look different",
             stacklevel=2,
         )
 
 
 def default_workers(task_id: str, episodes: int) -> int:
-    """Processes for a task: as many as cores where a simulator fills a core, five times as many where it is light.
+    """Processes for a task: as many as cores where a simulator fills a core, five times
+    as many where it is light.
 
-    Light ones are at most 20 unless there are more cores: one policy has no answers for more.
+    Light ones are at most 20 unless there are more cores: one policy has no answers for
+    more.
     """
     cores = usable_cores()
     return max(1, min(cores if is_heavy(task_id) else max(cores, min(5 * cores, 20)), episodes))
@@ -138,14 +158,16 @@ def measure(
     allow_mismatch: bool = False,
     source: object = "start states",
 ) -> Iterator[Row]:
-    """A row for each index, in the order in which episodes end, with a live view; at the end tells where the time went.
+    """A row for each index, in the order in which episodes end, with a live view; at
+    the end tells where the time went.
 
     Args:
         kept: rows that are there already, for the live view.
         source: where the start states come from, for errors.
 
     Raises:
-        UserError: a start state does not look as it did when it was stored, and `allow_mismatch` is not given.
+        UserError: a start state does not look as it did when it was stored, and
+            `allow_mismatch` is not given.
     """
     info, rows = rollouts.info(), list(kept)
     differing: dict[int, str] = {}
@@ -158,7 +180,13 @@ def measure(
 
     with (
         own_randomness(),
-        tqdm(total=len(rows) + len(indices), initial=len(rows), desc="evaluate", unit="episode", disable=None) as bar,
+        tqdm(
+            total=len(rows) + len(indices),
+            initial=len(rows),
+            desc="evaluate",
+            unit="episode",
+            disable=None,
+        ) as bar,
     ):
         for outcome in rollouts.run(actor, starts, indices, check=check):
             row = Row(
@@ -184,27 +212,42 @@ def measure(
             )
             rows.append(row)
             if any(not row.error for row in rows):
-                bar.set_postfix_str(f"{success_rate(rows)}, {rollouts.load.steps_per_s:.0f} steps/s", refresh=False)
+                bar.set_postfix_str(
+                    f"{success_rate(rows)}, {rollouts.load.steps_per_s:.0f} steps/s", refresh=False
+                )
             bar.update()
             yield row
     if indices:
         _log.info("%s", rollouts.load)
     if differing:
-        _log.warning("%d of %d start states did not look as they did when they were stored", len(differing), len(indices))
+        _log.warning(
+            "%d of %d start states did not look as they did when they were stored",
+            len(differing),
+            len(indices),
+        )
 
 
 def _differing(starts: Starts, index: int, hashes: Mapping[str, str]) -> list[str]:
     """The cameras whose first frame is not the stored one."""
-    return [camera for camera, digest in hashes.items() if starts.hashes[index].get(camera) != digest]
+    return [
+        camera for camera, digest in hashes.items() if starts.hashes[index].get(camera) != digest
+    ]
 
 
 def mismatch(starts: Starts, index: int, differing: Sequence[str], info: TaskInfo) -> str:
-    """In which way a restored start state does not look as it did when it was stored, and why that may be."""
+    """In which way a restored start state does not look as it did when it was stored,
+    and why that may be.
+    """
     then, now = _settings(starts.env_args, starts.versions), _settings(info.env_args, info.versions)
-    changed = [f"{key} {then.get(key) or 'none'} then, {now[key] or 'none'} now" for key in now if then.get(key) != now[key]]
+    changed = [
+        f"{key} {then.get(key) or 'none'} then, {now[key] or 'none'} now"
+        for key in now
+        if then.get(key) != now[key]
+    ]
     return (
-        f"start state {index} of {info.task_id} does not look as it did when it was stored ({', '.join(differing)});"
-        f" {'; '.join(changed) or 'settings and versions are the same, so OpenGL draws otherwise here'};"
+        f"start state {index} of {info.task_id} does not look as it did when it was stored"
+        f" ({', '.join(differing)});"
+        f" {'; '.join(changed) or 'settings and versions are the same, so OpenGL draws otherwise here'};"  # noqa: E501
         " make them anew, or pass --allow-mismatch"
     )
 

@@ -18,31 +18,42 @@ from fibopolicy.evaluation.acting import own_randomness
 Frame = NDArray[np.uint8]
 #: Patches along the shorter side of a heat map, for encoders without keypoints.
 PATCHES = 14
-#: Random directions in which the feature's change is measured; more give a smoother map.
+#: Random directions in which the feature's change is measured; more give a smoother
+#: map.
 DIRECTIONS = 8
 
 
 def draw_look(policy: Any, camera: str, frames: Sequence[Frame]) -> list[Frame]:
-    """Frames uint8 `(H, W, 3)` of one camera with what the policy's encoder makes of each.
+    """Frames uint8 `(H, W, 3)` of one camera with what the policy's encoder makes of
+    each.
 
-    Where the encoder pools with a spatial softmax (the ViTs by default, resnet18): a dot of its own colour per keypoint, at
-    the expected position under its softmax, which is what the policy is told. Otherwise (mean or CLS pooling, timm): patches
-    are reddened by how much they move the feature, as the root mean square of its gradient along random directions.
+    Where the encoder pools with a spatial softmax (the ViTs by default, resnet18): a
+    dot of its own colour per keypoint, at the expected position under its softmax,
+    which is what the policy is told. Otherwise (mean or CLS pooling, timm): patches are
+    reddened by how much they move the feature, as the root mean square of its gradient
+    along random directions.
 
     Args:
         policy: of this library.
         camera: observation key.
 
     Raises:
-        UserError: the policy has no encoder of this camera's own, since it is not one of ours or joins its views.
+        UserError: the policy has no encoder of this camera's own, since it is not one
+            of ours or joins its views.
     """
     observations = getattr(policy, "observations", None)
     if observations is None or observations.encoder.views == "joint":
-        raise UserError("the overlay needs a policy of this library whose views are separate or shared; film without --overlay")
+        raise UserError(
+            "the overlay needs a policy of this library whose views are separate or shared; film"
+            " without --overlay"
+        )
     encoder = observations.encoder.of(camera)
     images = torch.from_numpy(np.stack(frames)).to(next(policy.parameters()).device)
-    seen = torch.cat([observations.encoder_input(camera, part) for part in torch.split(images, 64)])  # (T, 3, H', W')
-    top, left = ((full - part) // 2 for full, part in zip(images.shape[1:3], seen.shape[2:], strict=True))
+    # (T, 3, H', W')
+    seen = torch.cat([observations.encoder_input(camera, part) for part in torch.split(images, 64)])
+    top, left = (
+        (full - part) // 2 for full, part in zip(images.shape[1:3], seen.shape[2:], strict=True)
+    )
     pools = [module for module in encoder.modules() if isinstance(module, SpatialSoftmax)]
     if pools:
         points = keypoints(encoder, pools[0], seen) + np.array([left, top])
@@ -52,7 +63,9 @@ def draw_look(policy: Any, camera: str, frames: Sequence[Frame]) -> list[Frame]:
 
 
 def keypoints(encoder: nn.Module, pool: SpatialSoftmax, images: Tensor) -> NDArray[np.float64]:
-    """Pixel positions (x, y) of the keypoints, `(T, K, 2)`, of images float `(T, 3, H, W)` in [0, 1]."""
+    """Pixel positions (x, y) of the keypoints, `(T, K, 2)`, of images float `(T, 3, H,
+    W)` in [0, 1].
+    """
     found: list[Tensor] = []
     grids: list[tuple[int, int]] = []
 
@@ -68,16 +81,22 @@ def keypoints(encoder: nn.Module, pool: SpatialSoftmax, images: Tensor) -> NDArr
     finally:
         handle.remove()
     rows, columns = grids[0]
-    # -1 and 1 are the centres of the first and the last cell. A convolution's cells may reach beyond the image.
+    # -1 and 1 are the centres of the first and the last cell. A convolution's cells may
+    # reach beyond the image.
     cropped = getattr(encoder, "cropped", (images.shape[2], images.shape[3]))
     cells = np.array([columns, rows])
-    relative = (torch.cat(found).view(len(images), -1, 2).cpu().double().numpy() + 1) / 2  # (T, K, 2)
-    centres: NDArray[np.float64] = (relative * (cells - 1) + 0.5) * np.array([cropped[1], cropped[0]]) / cells
+    # (T, K, 2)
+    relative = (torch.cat(found).view(len(images), -1, 2).cpu().double().numpy() + 1) / 2
+    centres: NDArray[np.float64] = (
+        (relative * (cells - 1) + 0.5) * np.array([cropped[1], cropped[0]]) / cells
+    )
     return centres
 
 
 def sensitivity(encoder: nn.Module, images: Tensor) -> NDArray[np.float64]:
-    """How much each patch moves the feature, `(T, h, w)`, from 0 to 1 in each image; images float `(T, 3, H, W)` in [0, 1]."""
+    """How much each patch moves the feature, `(T, h, w)`, from 0 to 1 in each image;
+    images float `(T, 3, H, W)` in [0, 1].
+    """
     height, width = images.shape[2:]
     side = max(1, min(height, width) // PATCHES)
     maps = []
@@ -89,10 +108,17 @@ def sensitivity(encoder: nn.Module, images: Tensor) -> NDArray[np.float64]:
             squares = torch.zeros_like(part)
             for direction in range(DIRECTIONS):
                 along = torch.randn(feature.shape[1], device=feature.device)
-                (gradient,) = torch.autograd.grad((feature @ along).sum(), part, retain_graph=direction + 1 < DIRECTIONS)
+                (gradient,) = torch.autograd.grad(
+                    (feature @ along).sum(), part, retain_graph=direction + 1 < DIRECTIONS
+                )
                 squares += gradient.square()
-            pooled = torch.nn.functional.avg_pool2d(squares.sum(dim=1, keepdim=True), side, ceil_mode=True)[:, 0].sqrt()
-            least, most = pooled.amin(dim=(1, 2), keepdim=True), pooled.amax(dim=(1, 2), keepdim=True)
+            pooled = torch.nn.functional.avg_pool2d(
+                squares.sum(dim=1, keepdim=True), side, ceil_mode=True
+            )[:, 0].sqrt()
+            least, most = (
+                pooled.amin(dim=(1, 2), keepdim=True),
+                pooled.amax(dim=(1, 2), keepdim=True),
+            )
             maps.append((pooled - least) / (most - least).clamp_min(1e-12))
     return torch.cat(maps).cpu().double().numpy()
 
@@ -104,7 +130,10 @@ def _with_dots(frame: Frame, points: NDArray[np.float64]) -> Frame:
     for k, (x, y) in enumerate(points):
         colour = [round(255 * part) for part in colorsys.hsv_to_rgb(k / len(points), 1, 1)]
         column, row = (int(np.clip(at, 0, size - 1)) for at, size in ((x, width), (y, height)))
-        drawn[max(0, row - radius + 1) : row + radius + 1, max(0, column - radius + 1) : column + radius + 1] = colour
+        drawn[
+            max(0, row - radius + 1) : row + radius + 1,
+            max(0, column - radius + 1) : column + radius + 1,
+        ] = colour
     return drawn
 
 

@@ -47,7 +47,7 @@ td.good { color: var(--good) } td.bad { color: var(--bad) } td.open { color: var
   table.wide td::before { content: attr(data-name); flex: 0 0 8rem; color: var(--faint) }
   table.wide td:first-child { font-weight: 600 } table.wide td:first-child::before { content: none }
 }
-"""
+"""  # noqa: E501
 
 PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
@@ -55,14 +55,18 @@ PAGE = """<!doctype html>
 <h1>{title}</h1>
 {body}
 </body></html>
-"""
+"""  # noqa: E501
 
 
 def write_page(path: Path, title: str, parts: Sequence[str]) -> None:
     """Write one page from the pieces that the functions below make."""
     with atomic_write(path) as aside:
         aside.write_text(
-            PAGE.format(title=html.escape(title), style=STYLE, body="\n".join(part for part in parts if part)),
+            PAGE.format(
+                title=html.escape(title),
+                style=STYLE,
+                body="\n".join(part for part in parts if part),
+            ),
             encoding="utf-8",
             errors="backslashreplace",
         )
@@ -80,13 +84,23 @@ def anchor(text: str) -> str:
 
 def contents(headings: Sequence[str]) -> str:
     """Links to the headings of a long page."""
-    return "<nav>" + " ".join(f'<a href="#{anchor(text)}">{html.escape(text)}</a>' for text in headings) + "</nav>"
+    return (
+        "<nav>"
+        + " ".join(f'<a href="#{anchor(text)}">{html.escape(text)}</a>' for text in headings)
+        + "</nav>"
+    )
 
 
 def answers(lines: Sequence[tuple[str, str]]) -> str:
     """What a page has to say, marked as "good", "bad" or "open"; words between ** are bold."""
-    told = [(mark, re.sub(r"\*\*(.+?)\*\*", r"<b>\1</b>", html.escape(text))) for mark, text in lines]
-    return "<ul class=answers>" + "".join(f"<li class={mark}>{text}</li>" for mark, text in told) + "</ul>"
+    told = [
+        (mark, re.sub(r"\*\*(.+?)\*\*", r"<b>\1</b>", html.escape(text))) for mark, text in lines
+    ]
+    return (
+        "<ul class=answers>"
+        + "".join(f"<li class={mark}>{text}</li>" for mark, text in told)
+        + "</ul>"
+    )
 
 
 def folded(summary: str, parts: Sequence[str]) -> str:
@@ -119,18 +133,25 @@ Cell = str | Link | Marked
 
 
 def table(rows: Sequence[Sequence[Cell]], words: Collection[str] = ()) -> str:
-    """A table whose first row is the heading and whose first column names; on a phone each row becomes a card.
+    """A table whose first row is the heading and whose first column names; on a phone
+    each row becomes a card.
 
     Args:
         words: titles of the columns, beside the first, that hold words and not numbers.
     """
     titles = [title for title in rows[0] if isinstance(title, str)]
-    kinds = ["" if i == 0 else "words" if title in words else "number" for i, title in enumerate(titles)]
-    head = "".join(f"<th{_class(kind)}>{html.escape(title)}</th>" for kind, title in zip(kinds, titles, strict=True))
+    kinds = [
+        "" if i == 0 else "words" if title in words else "number" for i, title in enumerate(titles)
+    ]
+    head = "".join(
+        f"<th{_class(kind)}>{html.escape(title)}</th>"
+        for kind, title in zip(kinds, titles, strict=True)
+    )
     body = "".join(
         "<tr>"
         + "".join(
-            f'<td{_class(kind, getattr(cell, "mark", ""))} data-name="{html.escape(title)}">{_told(cell)}</td>'
+            f"<td{_class(kind, getattr(cell, 'mark', ''))}"
+            f' data-name="{html.escape(title)}">{_told(cell)}</td>'
             for kind, title, cell in zip(kinds, titles, row, strict=True)
         )
         + "</tr>"
@@ -148,25 +169,35 @@ def _told(cell: Cell) -> str:
     if isinstance(cell, Link):
         return f'<a href="{html.escape(cell.href)}">{html.escape(cell.text)}</a>'
     text = html.escape(cell if isinstance(cell, str) else cell.text)
-    return re.sub(r"\[[^\]]*\]", lambda interval: interval[0].replace(" ", "&nbsp;"), text)  # an interval stays on one line
+    # an interval stays on one line
+    return re.sub(r"\[[^\]]*\]", lambda interval: interval[0].replace(" ", "&nbsp;"), text)
 
 
 def pairs(facts: Mapping[str, str]) -> str:
     """A table of names and what they stand for."""
-    rows = "".join(f"<tr><th>{html.escape(name)}</th><td>{html.escape(fact)}</td></tr>" for name, fact in facts.items())
+    rows = "".join(
+        f"<tr><th>{html.escape(name)}</th><td>{html.escape(fact)}</td></tr>"
+        for name, fact in facts.items()
+    )
     return f"<table class=pairs>{rows}</table>"
 
 
 def picture(path: Path, told: str, width: int = 624) -> str:
-    """A PNG or SVG, embedded, at most `width` CSS pixels wide; `told` is read out to those who cannot see it."""
-    # A PNG's ink is dark whatever the page's paper; an SVG brings its own (see `figures.save_svg`).
+    """A PNG or SVG, embedded, at most `width` CSS pixels wide; `told` is read out to
+    those who cannot see it.
+    """
+    # A PNG's ink is dark whatever the page's paper; an SVG brings its own (see
+    # `figures.save_svg`).
     kind = 'src="data:image/svg+xml' if path.suffix == ".svg" else 'class=paper src="data:image/png'
     return f'<img alt="{html.escape(told)}" width={width} {kind};base64,{_base64(path)}">'
 
 
 def video(path: Path) -> str:
     """An mp4, embedded."""
-    return f'<video controls autoplay loop muted playsinline src="data:video/mp4;base64,{_base64(path)}"></video>'
+    return (
+        "<video controls autoplay loop muted playsinline"
+        f' src="data:video/mp4;base64,{_base64(path)}"></video>'
+    )
 
 
 def _base64(path: Path) -> str:

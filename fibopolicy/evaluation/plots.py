@@ -14,19 +14,23 @@ from fibopolicy.evaluation.statistics import Rate, pooled
 
 
 def success_by_step(runs: Sequence[Sequence[Row]]) -> tuple[NDArray[np.int64], list[Rate]]:
-    """Control steps from 0 to the horizon, where something changes, and the share of episodes solved by then.
+    """Control steps from 0 to the horizon, where something changes, and the share of
+    episodes solved by then.
 
     Args:
         runs: per training seed its rows on the same start states, errors left out.
     """
-    solved_at = np.array([[row.steps if row.success else row.horizon + 1 for row in rows] for rows in runs])
+    solved_at = np.array(
+        [[row.steps if row.success else row.horizon + 1 for row in rows] for rows in runs]
+    )
     horizon = runs[0][0].horizon
     steps = np.union1d([0, horizon], solved_at[solved_at <= horizon])
     return steps, [pooled(solved_at <= step) for step in steps]
 
 
 def plot_success_by_step(sides: Mapping[str, Sequence[Sequence[Row]]], path: Path) -> None:
-    """A PNG of success against time: per side the share of episodes solved by each control step, with its 95 % band.
+    """A PNG of success against time: per side the share of episodes solved by each
+    control step, with its 95 % band.
 
     Args:
         sides: per name the rows of each training seed, as `success_by_step` takes them.
@@ -34,9 +38,13 @@ def plot_success_by_step(sides: Mapping[str, Sequence[Sequence[Row]]], path: Pat
     drawn, axes = figure(1)
     for colour, (name, runs) in zip(colours(len(sides)), sides.items(), strict=True):
         steps, rates = success_by_step(runs)
-        axes[0, 0].step(steps, [100 * rate.value for rate in rates], where="post", color=colour, label=name)
+        axes[0, 0].step(
+            steps, [100 * rate.value for rate in rates], where="post", color=colour, label=name
+        )
         low, high = ([100 * getattr(rate, end) for rate in rates] for end in ("low", "high"))
-        axes[0, 0].fill_between(steps, low, high, step="post", color=colour, alpha=0.15, linewidth=0)
+        axes[0, 0].fill_between(
+            steps, low, high, step="post", color=colour, alpha=0.15, linewidth=0
+        )
     axes[0, 0].set(xlabel="control step", ylabel="solved, %", ylim=(0, 101), xlim=(0, None))
     if len(sides) > 1:
         legend(drawn)
@@ -44,7 +52,10 @@ def plot_success_by_step(sides: Mapping[str, Sequence[Sequence[Row]]], path: Pat
 
 
 def plot_differences(
-    differences: Mapping[str, tuple[float, float, float]], baseline: str, margin: float | None, path: Path
+    differences: Mapping[str, tuple[float, float, float]],
+    baseline: str,
+    margin: float | None,
+    path: Path,
 ) -> None:
     """A PNG of differences from the baseline with their intervals.
 
@@ -60,7 +71,9 @@ def plot_differences(
     if margin is not None:
         axes[0, 0].axvline(-100 * margin, color=COLOURS[1], linewidth=1, linestyle="--")
     axes[0, 0].set(
-        yticks=range(len(differences)), yticklabels=[short(name) for name in differences], ylim=(len(differences) - 0.5, -0.5)
+        yticks=range(len(differences)),
+        yticklabels=[short(name) for name in differences],
+        ylim=(len(differences) - 0.5, -0.5),
     )
     axes[0, 0].set_xlabel(f"points more than {short(baseline)}")
     save_png(drawn, path)

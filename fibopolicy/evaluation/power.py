@@ -16,7 +16,8 @@ from fibopolicy.evaluation.differences import Estimate
 
 #: Beyond this many episodes a difference counts as out of reach.
 MOST = 20_000
-#: Rather than on more start states than this, several training seeds are continued by further ones, up to so many.
+#: Rather than on more start states than this, several training seeds are continued by
+#: further ones, up to so many.
 MOST_STARTS, MOST_SEEDS = 2000, 50
 
 
@@ -25,7 +26,8 @@ def discordance(a: float, b: float, correlation: float) -> tuple[float, float]:
 
     Args:
         a, b: true rates.
-        correlation: of the two outcomes on a start state; brought to the nearest value that such rates allow.
+        correlation: of the two outcomes on a start state; brought to the nearest value
+            that such rates allow.
     """
     for rate in (a, b):
         if not 0 <= rate <= 1:
@@ -35,8 +37,11 @@ def discordance(a: float, b: float, correlation: float) -> tuple[float, float]:
     return a - both, b - both
 
 
-def paired_power(a: float, b: float, episodes: int, correlation: float = 0.0, alpha: float = 0.05) -> float:
-    """The chance that McNemar's exact test tells rates a and b apart, on the same `episodes` start states.
+def paired_power(
+    a: float, b: float, episodes: int, correlation: float = 0.0, alpha: float = 0.05
+) -> float:
+    """The chance that McNemar's exact test tells rates a and b apart, on the same
+    `episodes` start states.
 
     >>> round(paired_power(0.85, 0.90, 300, correlation=0.6), 2)
     0.79
@@ -46,7 +51,9 @@ def paired_power(a: float, b: float, episodes: int, correlation: float = 0.0, al
     if differ <= 0:
         return 0.0
     # Only numbers of differing start states with a chance worth counting.
-    m = np.arange(int(binom.ppf(1e-9, episodes, differ)), int(binom.ppf(1 - 1e-9, episodes, differ)) + 1)
+    m = np.arange(
+        int(binom.ppf(1e-9, episodes, differ)), int(binom.ppf(1 - 1e-9, episodes, differ)) + 1
+    )
     edge = _rejected_up_to(int(m[-1]), alpha)[m]  # of m, at most so many on one side reject
     share = only_b / differ
     rejects = binom.cdf(edge, m, share) + binom.cdf(edge, m, 1 - share)
@@ -55,7 +62,9 @@ def paired_power(a: float, b: float, episodes: int, correlation: float = 0.0, al
 
 @lru_cache(maxsize=8)
 def _rejected_up_to(most: int, alpha: float) -> NDArray[np.int64]:
-    """For m = 0 .. most fair coins, the largest k so that at most k heads reject on two sides; -1 if none does."""
+    """For m = 0 .. most fair coins, the largest k so that at most k heads reject on two
+    sides; -1 if none does.
+    """
     m = np.arange(most + 1)
     k = binom.ppf(alpha / 2, m, 0.5).astype(np.int64)  # the smallest whose tail reaches alpha / 2
     k[0] = -1
@@ -63,7 +72,8 @@ def _rejected_up_to(most: int, alpha: float) -> NDArray[np.int64]:
 
 
 def unpaired_power(a: float, b: float, episodes: int, alpha: float = 0.05) -> float:
-    """The chance that a z test tells rates a and b apart, on `episodes` start states each that are not the same.
+    """The chance that a z test tells rates a and b apart, on `episodes` start states
+    each that are not the same.
 
     >>> round(unpaired_power(0.85, 0.90, 300), 2)
     0.46
@@ -74,18 +84,29 @@ def unpaired_power(a: float, b: float, episodes: int, alpha: float = 0.05) -> fl
     if spread == 0:
         return float(a != b)
     z = float(norm.ppf(1 - alpha / 2))
-    return float(norm.cdf((abs(b - a) - z * under_none) / spread) + norm.cdf((-abs(b - a) - z * under_none) / spread))
+    return float(
+        norm.cdf((abs(b - a) - z * under_none) / spread)
+        + norm.cdf((-abs(b - a) - z * under_none) / spread)
+    )
 
 
-def episodes_needed(a: float, b: float, *, correlation: float | None, power: float = 0.8, alpha: float = 0.05) -> int | None:
-    """Episodes until rates a and b are told apart with a chance of `power`; `None` beyond `MOST`.
+def episodes_needed(
+    a: float, b: float, *, correlation: float | None, power: float = 0.8, alpha: float = 0.05
+) -> int | None:
+    """Episodes until rates a and b are told apart with a chance of `power`; `None`
+    beyond `MOST`.
 
     Args:
-        correlation: of the outcomes on the same start states (McNemar's exact test); `None` for other start states (z test).
+        correlation: of the outcomes on the same start states (McNemar's exact test);
+            `None` for other start states (z test).
     """
 
     def reached(n: int) -> bool:
-        found = unpaired_power(a, b, n, alpha) if correlation is None else paired_power(a, b, n, correlation, alpha)
+        found = (
+            unpaired_power(a, b, n, alpha)
+            if correlation is None
+            else paired_power(a, b, n, correlation, alpha)
+        )
         return found >= power
 
     if a == b or not reached(MOST):
@@ -101,20 +122,25 @@ def episodes_needed(a: float, b: float, *, correlation: float | None, power: flo
 
 @dataclass(frozen=True)
 class Needed:
-    """Training seeds of either side, and start states (of each task) that each of them is measured on."""
+    """Training seeds of either side, and start states (of each task) that each of them
+    is measured on.
+    """
 
     seeds: int
     starts: int
 
 
 def needed(found: Estimate, bound: float, *, alpha: float, power: float = 0.8) -> Needed | None:
-    """What would tell a difference from `bound` with a chance of `power`, if it is the one found and varies as it did.
+    """What would tell a difference from `bound` with a chance of `power`, if it is the
+    one found and varies as it did.
 
-    The fewest seeds, not fewer than there are, for which `MOST_STARTS` start states are enough, and with these the fewest
-    start states. Single checkpoints stay single: how seeds would differ is unknown.
+    The fewest seeds, not fewer than there are, for which `MOST_STARTS` start states are
+    enough, and with these the fewest start states. Single checkpoints stay single: how
+    seeds would differ is unknown.
 
     Args:
-        bound: 0 to see a difference at all, minus the margin to see whether the candidate is inferior by it; in (-1, 1).
+        bound: 0 to see a difference at all, minus the margin to see whether the
+            candidate is inferior by it; in (-1, 1).
         alpha: of the one-sided test, after any correction.
 
     Returns:
@@ -123,7 +149,10 @@ def needed(found: Estimate, bound: float, *, alpha: float, power: float = 0.8) -
 
     def reached(seeds: int, starts: int) -> bool:
         left = found.expected(seeds, starts)
-        return bool(stdtr(left.df, abs(found.value - bound) / left.error - stdtrit(left.df, 1 - alpha)) >= power)
+        return bool(
+            stdtr(left.df, abs(found.value - bound) / left.error - stdtrit(left.df, 1 - alpha))
+            >= power
+        )
 
     single = found.seeds == 1
     for seeds in range(found.seeds, 2 if single else MOST_SEEDS + 1):

@@ -25,7 +25,9 @@ def read_metrics(run: Path) -> list[dict[str, float]]:
     """The whole rows of a run's `metrics.jsonl`; none where there is no such file."""
     path = run / "metrics.jsonl"
     rows = []
-    for line in path.read_text(errors="replace", encoding="utf-8").splitlines() if path.is_file() else []:
+    for line in (
+        path.read_text(errors="replace", encoding="utf-8").splitlines() if path.is_file() else []
+    ):
         with contextlib.suppress(ValueError):  # a kill may have cut it short
             rows.append(json.loads(line))
     return [row for row in rows if {"step", "loss", "learning_rate"} <= row.keys()]
@@ -40,7 +42,9 @@ def _rate_rows(rates: Mapping[str, Rate]) -> list[list[str]]:
     table = [["policy", "successes", "rate", "95 % Wilson interval"]]
     for name, rate in rates.items():
         interval = f"[{100 * rate.low:.1f}, {100 * rate.high:.1f}] %"
-        table.append([name, f"{rate.successes}/{rate.episodes}", f"{100 * rate.value:.1f} %", interval])
+        table.append(
+            [name, f"{rate.successes}/{rate.episodes}", f"{100 * rate.value:.1f} %", interval]
+        )
     if any(rate.errors for rate in rates.values()):
         table[0].insert(1, "errors")
         for line, rate in zip(table[1:], rates.values(), strict=True):
@@ -49,13 +53,19 @@ def _rate_rows(rates: Mapping[str, Rate]) -> list[list[str]]:
 
 
 def _errors(rate: Rate) -> str:
-    return f"{rate.errors} more episodes, which the simulator could not run to their end, count nowhere." if rate.errors else ""
+    return (
+        f"{rate.errors} more episodes, which the simulator could not run to their end, count"
+        " nowhere."
+        if rate.errors
+        else ""
+    )
 
 
 def report(run: Path, evaluation: Evaluation, stages: Mapping[str, float] | None = None) -> Path:
     """Write `report.html` and its pictures into a run directory; returns the page.
 
-    Another set of start states than that of seed 0 has a page of its own, such as `report_seed1.html`.
+    Another set of start states than that of seed 0 has a page of its own, such as
+    `report_seed1.html`.
 
     Args:
         stages: wall time by stage, seconds; the evaluation's own by default.
@@ -73,15 +83,28 @@ def report(run: Path, evaluation: Evaluation, stages: Mapping[str, float] | None
     policy = document["policy"]
     facts = {
         "task": evaluation.rows[0].task,
-        "encoder": ", ".join([policy["encoder"], *(f"{name} {value}" for name, value in policy["encoder_options"].items())]),
+        "encoder": ", ".join(
+            [
+                policy["encoder"],
+                *(f"{name} {value}" for name, value in policy["encoder_options"].items()),
+            ]
+        ),
         "policy head": policy["head"],
-        "demonstrations": f"{document['train']['demos']} from {_names(document['train']['dataset'])}",
+        "demonstrations": (
+            f"{document['train']['demos']} from {_names(document['train']['dataset'])}"
+        ),
         "gradient steps": str(evaluation.rows[0].checkpoint_step),
-        "weights": _WEIGHTS.get(weights, f"{weights}, which a validation liked; the last checkpoint is the run's result"),
+        "weights": _WEIGHTS.get(
+            weights, f"{weights}, which a validation liked; the last checkpoint is the run's result"
+        ),
         "training seed": str(document["train"]["seed"]),
-        "start states": f"{len(evaluation.rows)}, set of seed {starts_seed}, held out from training",
+        "start states": (
+            f"{len(evaluation.rows)}, set of seed {starts_seed}, held out from training"
+        ),
         "render quality of the data": _quality(document["env_args"]),
-        "trained with": ", ".join(f"{name} {value}" for name, value in _trained_with(document).items()),
+        "trained with": ", ".join(
+            f"{name} {value}" for name, value in _trained_with(document).items()
+        ),
     }
     parts = [
         page.heading("Success rate"),
@@ -102,14 +125,19 @@ def report(run: Path, evaluation: Evaluation, stages: Mapping[str, float] | None
     if curves is not None:
         parts += [page.heading("Training"), page.picture(curves, "training curves")]
     seconds = stages or {"evaluation": evaluation.seconds}
-    parts += [page.heading("Wall time"), page.pairs({name: f"{s:.1f} s" for name, s in seconds.items()})]
+    parts += [
+        page.heading("Wall time"),
+        page.pairs({name: f"{s:.1f} s" for name, s in seconds.items()}),
+    ]
     parts += [page.heading("How it was made"), page.pairs(facts)]
     page.write_page(path, f"{run.resolve().name}: {evaluation.rate}", parts)
     return path
 
 
 def _names(dataset: str | list[str]) -> str:
-    return ", ".join(Path(path).name for path in ([dataset] if isinstance(dataset, str) else dataset))
+    return ", ".join(
+        Path(path).name for path in ([dataset] if isinstance(dataset, str) else dataset)
+    )
 
 
 def _quality(env_args: Mapping[str, Any]) -> str:
@@ -127,12 +155,16 @@ def _trained_with(document: Mapping[str, Any]) -> dict[str, str]:
     return {name: value for name, value in told.items() if value is not None}
 
 
-def write_results(path: Path, found: Mapping[str, Sequence[Row]], trained: Mapping[str, Mapping[str, str]]) -> None:
-    """Write evaluations as one JSON file, small enough to be committed: rates, and per episode its start, outcome and steps.
+def write_results(
+    path: Path, found: Mapping[str, Sequence[Row]], trained: Mapping[str, Mapping[str, str]]
+) -> None:
+    """Write evaluations as one JSON file, small enough to be committed: rates, and per
+    episode its start, outcome and steps.
 
     Args:
         found: the rows of each evaluation.
-        trained: what each was trained with; `environment` in the file is where it was written.
+        trained: what each was trained with; `environment` in the file is where it was
+            written.
     """
     runs = []
     for name, rows in found.items():
@@ -152,4 +184,6 @@ def write_results(path: Path, found: Mapping[str, Sequence[Row]], trained: Mappi
             }
         )
     with atomic_write(path) as aside:
-        aside.write_text(json.dumps({"environment": environment(), "runs": runs}) + "\n", encoding="utf-8")
+        aside.write_text(
+            json.dumps({"environment": environment(), "runs": runs}) + "\n", encoding="utf-8"
+        )

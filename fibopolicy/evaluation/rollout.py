@@ -15,7 +15,9 @@ from fibopolicy.evaluation.episode import LiveEpisode
 
 @dataclass(frozen=True)
 class Episode:
-    """What happened: success at some step, control steps taken, summed reward, and the frames seen if asked for."""
+    """What happened: success at some step, control steps taken, summed reward, and the
+    frames seen if asked for.
+    """
 
     success: bool
     steps: int
@@ -23,12 +25,16 @@ class Episode:
     frames: tuple[NDArray[np.uint8], ...]
 
 
-def rollout(policy: Any, env: TaskEnv, obs: Observation, *, frames_from: str | None = None, index: int = 0) -> Episode:
-    """Run one episode until success or the task's horizon, from the restored start state that `obs` shows.
+def rollout(
+    policy: Any, env: TaskEnv, obs: Observation, *, frames_from: str | None = None, index: int = 0
+) -> Episode:
+    """Run one episode until success or the task's horizon, from the restored start
+    state that `obs` shows.
 
     Args:
         policy: anything that `Actor` takes, or an `Actor`.
-        frames_from: observation key of a camera to film; otherwise cameras are rendered only where the policy reads them.
+        frames_from: observation key of a camera to film; otherwise cameras are rendered
+            only where the policy reads them.
         index: of the episode, which random policies are seeded with.
     """
     actor = policy if isinstance(policy, Actor) else Actor(policy)

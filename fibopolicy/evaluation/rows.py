@@ -32,14 +32,18 @@ class Row:
         starts_seed: which set of start states.
         horizon: control steps after which it would have been given up.
         quality: how the frames were rendered.
-        start: digest of the start state, the same however it is rendered: rows with equal ones can be paired.
+        start: digest of the start state, the same however it is rendered: rows with
+            equal ones can be paired.
         policy: digest of the policy's weights; empty where it has none.
         batch: rows in each of the policy's calls, which its last bits depend on.
         threads: of torch, likewise.
-        error: empty, or why the simulator could not run this episode to its end in `tries` attempts; it then says nothing
-            about the policy and counts in no rate.
-        tries: attempts it took. With `wall_s`, the only field that differs between repetitions.
-        mismatch: empty, or the cameras whose first frame differed from the stored one, where that was allowed.
+        error: empty, or why the simulator could not run this episode to its end in
+            `tries` attempts; it then says nothing about the policy and counts in no
+            rate.
+        tries: attempts it took. With `wall_s`, the only field that differs between
+            repetitions.
+        mismatch: empty, or the cameras whose first frame differed from the stored one,
+            where that was allowed.
     """
 
     task: str
@@ -63,17 +67,28 @@ class Row:
     mismatch: str = ""
 
     def repeatable(self) -> Row:
-        """This row without what differs between repetitions: how long it took and how often it was begun."""
+        """This row without what differs between repetitions: how long it took and how
+        often it was begun.
+        """
         return replace(self, wall_s=0.0, tries=1)
 
     @property
     def evaluation(self) -> tuple[str, int, str, int, int, str]:
         """What rows of one evaluation have in common; a file may hold several."""
-        return self.task, self.checkpoint_step, self.weights, self.starts_seed, self.horizon, self.quality
+        return (
+            self.task,
+            self.checkpoint_step,
+            self.weights,
+            self.starts_seed,
+            self.horizon,
+            self.quality,
+        )
 
 
 def suffix(weights: str) -> str:
-    """Of the names of pages, pictures and videos: empty for the last checkpoint, which is a run's result."""
+    """Of the names of pages, pictures and videos: empty for the last checkpoint, which
+    is a run's result.
+    """
     return f"_{weights.replace('/', '_')}" if "/" in weights else ""
 
 
@@ -89,7 +104,9 @@ def read_rows(path: Path) -> list[Row]:
     try:
         whole = path.read_text(encoding="utf-8").rpartition("\n")[0]
     except UnicodeDecodeError as error:
-        raise UserError(f"{path}: does not hold text ({error.reason}); remove it and evaluate again") from error
+        raise UserError(
+            f"{path}: does not hold text ({error.reason}); remove it and evaluate again"
+        ) from error
     return [_parse(path, number, line) for number, line in enumerate(whole.splitlines(), 1)]
 
 
@@ -118,7 +135,8 @@ def _parse(path: Path, number: int, line: str) -> Row:
 
 
 def evaluations(run: Path) -> dict[str, list[Row]]:
-    """The rows of each evaluation of a run directory, named by everything that tells them apart.
+    """The rows of each evaluation of a run directory, named by everything that tells
+    them apart.
 
     Raises:
         UserError: it has not been evaluated.
@@ -135,12 +153,17 @@ def evaluations(run: Path) -> dict[str, list[Row]]:
 
 
 def success_rate(rows: Sequence[Row]) -> Rate:
-    """The rate over all rows with its 95 % Wilson interval; episodes that ended in an error are counted apart.
+    """The rate over all rows with its 95 % Wilson interval; episodes that ended in an
+    error are counted apart.
 
     Raises:
         UserError: no episode could be run to its end.
     """
     ended = [row for row in rows if not row.error]
     if rows and not ended:
-        raise UserError(f"none of {len(rows)} episodes could be run to its end; the first: {rows[0].error}")
-    return replace(wilson(sum(row.success for row in ended), len(ended)), errors=len(rows) - len(ended))
+        raise UserError(
+            f"none of {len(rows)} episodes could be run to its end; the first: {rows[0].error}"
+        )
+    return replace(
+        wilson(sum(row.success for row in ended), len(ended)), errors=len(rows) - len(ended)
+    )

@@ -22,54 +22,80 @@ from fibopolicy.evaluation.video import write_grid
 from fibopolicy.robomimic.run_directory import load_policy
 
 
-def film_side_by_side(comparison: Comparison, path: Path, episodes: int, starts: Path | None = None) -> None:
-    """Write an mp4 of the baseline's and the candidate's first checkpoint, one row per start state.
+def film_side_by_side(
+    comparison: Comparison, path: Path, episodes: int, starts: Path | None = None
+) -> None:
+    """Write an mp4 of the baseline's and the candidate's first checkpoint, one row per
+    start state.
 
-    Start states come first that one of them alone solves, the baseline's and the candidate's by turns.
+    Start states come first that one of them alone solves, the baseline's and the
+    candidate's by turns.
 
     Args:
-        starts: file of the start states; by default, what `fibopolicy evaluate` left in the baseline's run directory.
+        starts: file of the start states; by default, what `fibopolicy evaluate` left in
+            the baseline's run directory.
 
     Raises:
-        UserError: a checkpoint is not the evaluated one any more; the start states cannot be found.
+        UserError: a checkpoint is not the evaluated one any more; the start states
+            cannot be found.
     """
     sides = comparison.sides[:2]
-    shown = [comparison.starts[i] for i in by_turns(*(comparison.outcomes(side)[0] for side in sides))[:episodes]]
+    shown = [
+        comparison.starts[i]
+        for i in by_turns(*(comparison.outcomes(side)[0] for side in sides))[:episodes]
+    ]
     (left, fps), (right, _) = (_film_checkpoint(side, shown, starts) for side in sides)
-    clips = [clip for start in shown if start in left and start in right for clip in (left[start], right[start])]
+    clips = [
+        clip
+        for start in shown
+        if start in left and start in right
+        for clip in (left[start], right[start])
+    ]
     write_grid(path, clips, fps, columns=2, headings=[side.name for side in sides])
 
 
 def by_turns(baseline: NDArray[np.bool_], candidate: NDArray[np.bool_]) -> list[int]:
-    """Indices of paired outcomes `(n,)`: solved by one alone, now the baseline, now the candidate; then the others in order."""
+    """Indices of paired outcomes `(n,)`: solved by one alone, now the baseline, now the
+    candidate; then the others in order.
+    """
     first, second, rest = (
-        np.flatnonzero(one).tolist() for one in (baseline > candidate, candidate > baseline, baseline == candidate)
+        np.flatnonzero(one).tolist()
+        for one in (baseline > candidate, candidate > baseline, baseline == candidate)
     )
     turns = itertools.zip_longest(first, second)
     return [*(index for turn in turns for index in turn if index is not None), *rest]
 
 
-def _film_checkpoint(side: Side, shown: Sequence[str], starts: Path | None) -> tuple[dict[str, Clip], float]:
+def _film_checkpoint(
+    side: Side, shown: Sequence[str], starts: Path | None
+) -> tuple[dict[str, Clip], float]:
     """Clips by identity of the start state, and frames per second."""
     run = side.runs[0]
     rows = {row.start: row for row in side.rows[0] if row.start in shown}
     first = next(iter(rows.values()))
-    config = EvaluateConfig(run, weights=first.weights, horizon=first.horizon, quality=first.quality, starts=starts)
+    config = EvaluateConfig(
+        run, weights=first.weights, horizon=first.horizon, quality=first.quality, starts=starts
+    )
     loaded = load_policy(run, weights=first.weights)
     if (loaded.step, weights_digest(loaded.policy)) != (first.checkpoint_step, first.policy):
         raise UserError(
-            f"{run}: its weights, now of step {loaded.step}, are not those that the compared rows of step {first.checkpoint_step}"
-            " are of; evaluate it again, or leave --video out"
+            f"{run}: its weights, now of step {loaded.step}, are not those that the compared rows"
+            f" of step {first.checkpoint_step} are of; evaluate it again, or leave --video out"
         )
     cameras = list(loaded.policy.shapes.images)
     if not cameras:
-        raise UserError(f"{run}: its policy sees no camera, so there is nothing to film; leave --video out")
+        raise UserError(
+            f"{run}: its policy sees no camera, so there is nothing to film; leave --video out"
+        )
     path = starts or default_starts_path(run, first.starts_seed, first.quality)
     stored = load_starts(path)
     place = {stored.identity(i): i for i in range(len(stored))}
     if missing := [row.index for row in rows.values() if row.start not in place]:
-        raise UserError(f"{path}: lacks start state {missing[0]} of {run}; name the file that it was evaluated on with --starts")
-    task = f"{'robosuite/' if loaded.env_args.get('type') == 1 else ''}{loaded.env_args.get('env_name')}"
+        raise UserError(
+            f"{path}: lacks start state {missing[0]} of {run}; name the file that it was evaluated"
+            " on with --starts"
+        )
+    task = f"{'robosuite/' if loaded.env_args.get('type') == 1 else ''}{loaded.env_args.get('env_name')}"  # noqa: E501
     workers = default_workers(task, len(shown))
     with VectorRollout(make_env(config, loaded), loaded.policy.config.history, workers) as rollouts:
         info = rollouts.info()

@@ -1,7 +1,9 @@
-"""A simulator in a process of its own: what runs there, and the handle to it. Neither side of it loads torch.
+"""A simulator in a process of its own: what runs there, and the handle to it. Neither
+side of it loads torch.
 
-A process makes one environment, and observations come back through memory that both sides map. It has no name in the file
-system and its only descriptors are the two mappings, so that nothing is left behind however a process ends.
+A process makes one environment, and observations come back through memory that both
+sides map. It has no name in the file system and its only descriptors are the two
+mappings, so that nothing is left behind however a process ends.
 """
 
 from __future__ import annotations
@@ -34,9 +36,11 @@ from fibopolicy.utils.processes import WorkerProcess
 
 #: Shape and dtype per observation key.
 Layout = Mapping[str, tuple[tuple[int, ...], np.dtype[Any]]]
-#: Arrays in shared memory begin at multiples of this; a counter that shows signs of life has the first such piece.
+#: Arrays in shared memory begin at multiples of this; a counter that shows signs of
+#: life has the first such piece.
 ALIGNED = 64
-#: Added to a simulator's niceness. All of them wait for the one policy, so it goes first where they share its core.
+#: Added to a simulator's niceness. All of them wait for the one policy, so it goes
+#: first where they share its core.
 NICENESS = 10
 
 
@@ -55,12 +59,15 @@ class TaskInfo:
     warnings: tuple[str, ...] = ()
 
 
-# Replies of a process, in the order of an episode: Hello once, then Ready before every decision, then Ended.
+# Replies of a process, in the order of an episode: Hello once, then Ready before every
+# decision, then Ended.
 
 
 @dataclass(frozen=True)
 class Ready:
-    """The observation lies in shared memory; at an episode's start also the digest of each camera's frame."""
+    """The observation lies in shared memory; at an episode's start also the digest of
+    each camera's frame.
+    """
 
     hashes: Mapping[str, str] | None = None
 
@@ -94,7 +101,9 @@ class Simulator:
 
     def __init__(self, make_env: Callable[[], TaskEnv], history: int, viewer: bool = False) -> None:
         self.connection, theirs = multiprocessing.Pipe()
-        self.process = WorkerProcess(target=_serve, args=(theirs, make_env, history, viewer), daemon=True)
+        self.process = WorkerProcess(
+            target=_serve, args=(theirs, make_env, history, viewer), daemon=True
+        )
         self.process.start()
         theirs.close()
         self.info: TaskInfo | None = None
@@ -119,7 +128,8 @@ class Simulator:
             finally:
                 os.close(handle)
             self.info = reply
-            self._beats, self._views = _arrays(memory, reply.layout, self.history)  # which keep it mapped
+            # which keep it mapped
+            self._beats, self._views = _arrays(memory, reply.layout, self.history)
         assert isinstance(reply, TaskInfo | Ready | Ended | Failed)
         return reply
 
@@ -130,7 +140,7 @@ class Simulator:
         self._model = digest
         if message[1] is None:
             self.connection.send(message)
-        else:  # more than a pipe holds: a process that was stopped would hold up the sender for ever
+        else:  # more than a pipe holds: a process that was stopped would hold up the sender for ever  # noqa: E501
             self._sender = threading.Thread(target=self._send, args=(message,), daemon=True)
             self._sender.start()
 
@@ -143,7 +153,9 @@ class Simulator:
         self.connection.send(("execute", actions))
 
     def window(self) -> dict[str, NDArray[Any]]:
-        """The last T_o observations, `(T_o, ...)` per key; valid until the next `execute` or `start`."""
+        """The last T_o observations, `(T_o, ...)` per key; valid until the next
+        `execute` or `start`.
+        """
         return self._views
 
     def beats(self) -> int:
@@ -154,10 +166,16 @@ class Simulator:
         """For a process that is gone: with which signal or code."""
         self.process.join(5)
         code = self.process.exitcode
-        return f"was ended by {signal.Signals(-code).name}" if code is not None and code < 0 else f"ended with code {code}"
+        return (
+            f"was ended by {signal.Signals(-code).name}"
+            if code is not None and code < 0
+            else f"ended with code {code}"
+        )
 
     def close(self) -> None:
-        """End the process, also one that hangs or was stopped; the system takes back all that it held."""
+        """End the process, also one that hangs or was stopped; the system takes back
+        all that it held.
+        """
         if self._closed:
             return
         self._closed = True
@@ -173,14 +191,17 @@ class Simulator:
 # The process's side.
 
 
-def _serve(connection: Connection, make_env: Callable[[], TaskEnv], history: int, viewer: bool) -> None:
+def _serve(
+    connection: Connection, make_env: Callable[[], TaskEnv], history: int, viewer: bool
+) -> None:
     if hasattr(os, "nice"):
         os.nice(NICENESS)
     try:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("default", UserWarning)
             env = make_env()
-        told = tuple(str(w.message) for w in caught if w.category is UserWarning)  # once by the parent, not by every process
+        # once by the parent, not by every process
+        told = tuple(str(w.message) for w in caught if w.category is UserWarning)
         try:
             _run(connection, env, history, told, Viewer(env).show if viewer else lambda: None)
         finally:
@@ -191,7 +212,10 @@ def _serve(connection: Connection, make_env: Callable[[], TaskEnv], history: int
         _tell(connection, Failed(True, str(error)))
     except Exception as error:
         where = traceback.extract_tb(error.__traceback__)[-1]
-        reason = f"{type(error).__name__}: {error} ({os.path.basename(where.filename)}, line {where.lineno})"
+        reason = (
+            f"{type(error).__name__}: {error} ({os.path.basename(where.filename)}, line"
+            f" {where.lineno})"
+        )
         _tell(connection, Failed(False, " ".join(reason.split())[:500]))
 
 
@@ -200,7 +224,13 @@ def _tell(connection: Connection, reply: Failed) -> None:
         connection.send(reply)
 
 
-def _run(connection: Connection, env: TaskEnv, history: int, told: tuple[str, ...], view: Callable[[], None]) -> None:
+def _run(
+    connection: Connection,
+    env: TaskEnv,
+    history: int,
+    told: tuple[str, ...],
+    view: Callable[[], None],
+) -> None:
     spaces: Any = env.observation_space
     layout = {key: (tuple(space.shape), np.dtype(space.dtype)) for key, space in spaces.items()}
     memory = _offer(connection, env, layout, history, told)
@@ -231,14 +261,20 @@ def _run(connection: Connection, env: TaskEnv, history: int, told: tuple[str, ..
             assert episode is not None
             episode.execute(message[1])
             if episode.done:
-                connection.send(Ended(episode.success, episode.steps, episode.total_reward, tuple(episode.frames)))
+                connection.send(
+                    Ended(
+                        episode.success, episode.steps, episode.total_reward, tuple(episode.frames)
+                    )
+                )
                 episode = None
             else:
                 show(episode.window)
                 connection.send(Ready())
 
 
-def _offer(connection: Connection, env: TaskEnv, layout: Layout, history: int, told: tuple[str, ...]) -> mmap.mmap:
+def _offer(
+    connection: Connection, env: TaskEnv, layout: Layout, history: int, told: tuple[str, ...]
+) -> mmap.mmap:
     """Introduce the environment, and hand over memory for what it observes."""
     info = TaskInfo(
         env.task_id,
@@ -279,12 +315,13 @@ def _shared(size: int) -> int:
     try:
         os.ftruncate(handle, size)
         if hasattr(os, "posix_fallocate"):
-            os.posix_fallocate(handle, 0, size)  # fails here; a write to memory that is not there would be a SIGBUS
+            # fails here; a write to memory that is not there would be a SIGBUS
+            os.posix_fallocate(handle, 0, size)
     except OSError as error:
         os.close(handle)
         raise UserError(
-            f"a simulator needs {size} bytes of memory to share with its parent, which the system refuses"
-            f" ({error.strerror}): use fewer workers or raise the memory limit"
+            f"a simulator needs {size} bytes of memory to share with its parent, which the system"
+            f" refuses ({error.strerror}): use fewer workers or raise the memory limit"
         ) from error
     return handle
 
@@ -297,7 +334,9 @@ def _room(history: int, shape: tuple[int, ...], dtype: np.dtype[Any]) -> int:
     return -(-history * int(np.prod(shape)) * dtype.itemsize // ALIGNED) * ALIGNED
 
 
-def _arrays(memory: mmap.mmap, layout: Layout, history: int) -> tuple[NDArray[np.int64], dict[str, NDArray[Any]]]:
+def _arrays(
+    memory: mmap.mmap, layout: Layout, history: int
+) -> tuple[NDArray[np.int64], dict[str, NDArray[Any]]]:
     """The counter and the observations `(T_o, ...)` in shared memory."""
     views, offset = {}, ALIGNED
     for key, (shape, dtype) in layout.items():

@@ -30,7 +30,8 @@ _log = logging.getLogger(__name__)
 #: Start states of one set; their states and hashes are kept in memory.
 MOST = 1_000_000
 
-#: Start states of the built-in tasks, 100 each, made by `fibopolicy starts make TASK --episodes 100`.
+#: Start states of the built-in tasks, 100 each, made by `fibopolicy starts make TASK
+#: --episodes 100`.
 SHIPPED = Path(__file__).parent / "start_states"
 
 
@@ -39,11 +40,13 @@ class Starts:
     """Episodes 0 .. n-1 of a task, restored and never drawn again.
 
     Args:
-        env_args: how the environment was made; its frames are the ones that `hashes` are of.
+        env_args: how the environment was made; its frames are the ones that `hashes`
+            are of.
         seed: of the whole set.
         seeds: per episode, what the layout was drawn from.
         states: per episode.
-        hashes: per episode and camera, of the first frame, to prove that a restored start looks the same.
+        hashes: per episode and camera, of the first frame, to prove that a restored
+            start looks the same.
         versions: of what drew and rendered them.
     """
 
@@ -58,7 +61,9 @@ class Starts:
         return len(self.states)
 
     def identity(self, index: int) -> str:
-        """A digest of the state itself, the same however it is rendered: rows with equal ones can be paired."""
+        """A digest of the state itself, the same however it is rendered: rows with
+        equal ones can be paired.
+        """
         model = re.sub(r"<quality\b[^>]*/>", "", self.states[index].model)
         digest = hashlib.sha256(model.encode())
         digest.update(np.ascontiguousarray(self.states[index].state).tobytes())
@@ -66,8 +71,13 @@ class Starts:
 
 
 def versions() -> dict[str, str]:
-    """What a picture depends on beside its settings: the simulators' versions, and where OpenGL comes from."""
-    found = {"platform": f"{platform.system()} {platform.machine()}", "MUJOCO_GL": os.environ.get("MUJOCO_GL", "")}
+    """What a picture depends on beside its settings: the simulators' versions, and
+    where OpenGL comes from.
+    """
+    found = {
+        "platform": f"{platform.system()} {platform.machine()}",
+        "MUJOCO_GL": os.environ.get("MUJOCO_GL", ""),
+    }
     for package in ("mujoco", "robosuite"):
         with contextlib.suppress(metadata.PackageNotFoundError):
             found[package] = metadata.version(package)
@@ -84,7 +94,9 @@ def camera_hashes(obs: Observation) -> dict[str, str]:
 
 
 def make_starts(env: TaskEnv, episodes: int, seed: int) -> Starts:
-    """Draw start states; episode i depends on `seed` and i alone, and no demonstration is ever collected from it."""
+    """Draw start states; episode i depends on `seed` and i alone, and no demonstration
+    is ever collected from it.
+    """
     if episodes < 1:
         raise UserError(f"episodes must be at least 1, got {episodes}")
     if episodes > MOST:
@@ -102,7 +114,9 @@ def make_starts(env: TaskEnv, episodes: int, seed: int) -> Starts:
 
 
 def default_starts(env: TaskEnv, episodes: int, seed: int) -> Starts:
-    """The shipped start states where there are enough, else freshly drawn ones; hashed as this environment renders them here."""
+    """The shipped start states where there are enough, else freshly drawn ones; hashed
+    as this environment renders them here.
+    """
     shipped = shipped_starts(env.task_id, seed)
     if shipped is None or len(shipped) < episodes:
         return make_starts(env, episodes, seed)
@@ -112,8 +126,8 @@ def default_starts(env: TaskEnv, episodes: int, seed: int) -> Starts:
         for index, here in enumerate(hashes):
             if any(shipped.hashes[index][camera] != digest for camera, digest in here.items()):
                 _log.info(
-                    "%s: OpenGL draws start state %d otherwise here than where it was shipped from; rows of both are of the"
-                    " same states, seen differently",
+                    "%s: OpenGL draws start state %d otherwise here than where it was shipped from;"
+                    " rows of both are of the same states, seen differently",
                     env.task_id,
                     index,
                 )
@@ -122,7 +136,9 @@ def default_starts(env: TaskEnv, episodes: int, seed: int) -> Starts:
 
 
 def _same_picture(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
-    return all(a["env_kwargs"].get(key) == b["env_kwargs"].get(key) for key in ("image_size", "quality"))
+    return all(
+        a["env_kwargs"].get(key) == b["env_kwargs"].get(key) for key in ("image_size", "quality")
+    )
 
 
 def shipped_starts(task_id: str, seed: int) -> Starts | None:
@@ -143,7 +159,10 @@ def save_starts(starts: Starts, path: Path, *, overwrite: bool = False) -> None:
         "model": np.array([models.index(s.model) for s in starts.states]),
         "states": np.stack([s.state for s in starts.states]),
         "versions": np.array(json.dumps(dict(starts.versions))),
-        **{f"hashes/{camera}": np.array([h[camera] for h in starts.hashes]) for camera in starts.hashes[0]},
+        **{
+            f"hashes/{camera}": np.array([h[camera] for h in starts.hashes])
+            for camera in starts.hashes[0]
+        },
     }
     with atomic_write(path) as aside, aside.open("wb") as file:
         np.savez_compressed(file, allow_pickle=False, **arrays)
@@ -156,15 +175,27 @@ def load_starts(path: Path) -> Starts:
     try:
         with np.load(path, allow_pickle=False) as file:
             models = [str(m) for m in file["models"]]
-            states = tuple(SimState(models[int(m)], s) for m, s in zip(file["model"], file["states"], strict=True))
-            cameras = {name.removeprefix("hashes/"): file[name] for name in file.files if name.startswith("hashes/")}
+            states = tuple(
+                SimState(models[int(m)], s)
+                for m, s in zip(file["model"], file["states"], strict=True)
+            )
+            cameras = {
+                name.removeprefix("hashes/"): file[name]
+                for name in file.files
+                if name.startswith("hashes/")
+            }
             return Starts(
                 json.loads(str(file["env_args"])),
                 int(file["seed"]),
                 tuple(int(s) for s in file["seeds"]),
                 states,
-                tuple({camera: str(hashes[i]) for camera, hashes in cameras.items()} for i in range(len(states))),
+                tuple(
+                    {camera: str(hashes[i]) for camera, hashes in cameras.items()}
+                    for i in range(len(states))
+                ),
                 json.loads(str(file["versions"])),
             )
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise UserError(f"{path}: is not a file of start states ({' '.join(str(error).split())[:120]})") from error
+        raise UserError(
+            f"{path}: is not a file of start states ({' '.join(str(error).split())[:120]})"
+        ) from error

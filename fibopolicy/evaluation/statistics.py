@@ -1,4 +1,6 @@
-"""What episodes say about a success rate: of one checkpoint, and of several training seeds of one method."""
+"""What episodes say about a success rate: of one checkpoint, and of several training
+seeds of one method.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,8 @@ class Rate:
     Args:
         successes, episodes: the counts.
         low, high: the interval's ends, in [0, 1].
-        errors: further episodes, which the simulator could not run to their end; they count nowhere else.
+        errors: further episodes, which the simulator could not run to their end; they
+            count nowhere else.
     """
 
     successes: int
@@ -37,21 +40,30 @@ class Rate:
         """As it is printed: `47/50 = 94.0 % [83.8, 97.9]`."""
         errors = f", {self.errors} errors" if self.errors else ""
         return (
-            f"{self.successes}/{self.episodes} = {100 * self.value:.1f} % [{100 * self.low:.1f}, {100 * self.high:.1f}]{errors}"
+            f"{self.successes}/{self.episodes} = {100 * self.value:.1f} % [{100 * self.low:.1f},"
+            f" {100 * self.high:.1f}]{errors}"
         )
 
 
 def wilson(successes: int, episodes: int, confidence: float = 0.95) -> Rate:
     """Wilson's score interval for a binomial rate (Wilson, 1927).
 
-    Unlike the textbook interval it stays within [0, 1] and does not shrink to a point at 0 or all successes.
+    Unlike the textbook interval it stays within [0, 1] and does not shrink to a point
+    at 0 or all successes.
 
     >>> print(wilson(47, 50))
     47/50 = 94.0 % [83.8, 97.9]
     """
     if episodes < 1 or not 0 <= successes <= episodes:
-        raise UserError(f"a rate needs 0 <= successes <= episodes and at least one episode, got {successes} of {episodes}")
-    return Rate(successes, episodes, *_score_interval(successes / episodes, episodes, float(norm.ppf((1 + confidence) / 2))))
+        raise UserError(
+            f"a rate needs 0 <= successes <= episodes and at least one episode, got {successes} of"
+            f" {episodes}"
+        )
+    return Rate(
+        successes,
+        episodes,
+        *_score_interval(successes / episodes, episodes, float(norm.ppf((1 + confidence) / 2))),
+    )
 
 
 def _score_interval(p: float, n: float, z: float) -> tuple[float, float]:
@@ -64,12 +76,15 @@ def _score_interval(p: float, n: float, z: float) -> tuple[float, float]:
 
 @dataclass(frozen=True)
 class Variation:
-    """How uncertain the mean of outcomes `(S, n)` of S training seeds on the same n start states is, and why.
+    """How uncertain the mean of outcomes `(S, n)` of S training seeds on the same n
+    start states is, and why.
 
-    All three are variances of that mean: `starts` for other start states, chance included; `seeds` for other training seeds,
-    chance included; `chance` for what neither explains. Their sum, with chance counted once, is where a two-level bootstrap
-    converges that draws S - 1 seeds (Rao and Wu, 1988: with S, three seeds would hide a third of their variance) and n
-    start states anew; so nothing needs to be drawn.
+    All three are variances of that mean: `starts` for other start states, chance
+    included; `seeds` for other training seeds, chance included; `chance` for what
+    neither explains. Their sum, with chance counted once, is where a two-level
+    bootstrap converges that draws S - 1 seeds (Rao and Wu, 1988: with S, three seeds
+    would hide a third of their variance) and n start states anew; so nothing needs to
+    be drawn.
     """
 
     starts: float
@@ -82,8 +97,11 @@ class Variation:
         return max(0.0, self.seeds - self.chance)
 
 
-def variation(outcomes: NDArray[np.floating[Any]], weights: NDArray[np.floating[Any]] | None = None) -> Variation:
-    """The variance of the mean of crossed outcomes `(S, n)`, n >= 2 (Cameron, Gelbach and Miller, 2011).
+def variation(
+    outcomes: NDArray[np.floating[Any]], weights: NDArray[np.floating[Any]] | None = None
+) -> Variation:
+    """The variance of the mean of crossed outcomes `(S, n)`, n >= 2 (Cameron, Gelbach
+    and Miller, 2011).
 
     Args:
         weights: `(n,)`: how many start states each column stands for; 1 by default.
@@ -102,9 +120,11 @@ def variation(outcomes: NDArray[np.floating[Any]], weights: NDArray[np.floating[
 
 
 def quantile(total: float, parts: tuple[tuple[float, int], ...], confidence: float) -> float:
-    """Student's quantile for a variance `total` estimated from `parts`, each with its degrees of freedom (Satterthwaite, 1946).
+    """Student's quantile for a variance `total` estimated from `parts`, each with its
+    degrees of freedom (Satterthwaite, 1946).
 
-    Three seeds that differ much leave 2 degrees of freedom: 4.3 standard errors to either side instead of 1.96.
+    Three seeds that differ much leave 2 degrees of freedom: 4.3 standard errors to
+    either side instead of 1.96.
     """
     return float(t.ppf((1 + confidence) / 2, degrees_of_freedom(total, parts)))
 
@@ -114,27 +134,33 @@ def degrees_of_freedom(total: float, parts: tuple[tuple[float, int], ...]) -> fl
 
 
 def pooled(outcomes: NDArray[np.bool_], confidence: float = 0.95) -> Rate:
-    """The success rate of a method, from several training seeds on the same start states: outcomes `(S, n)`.
+    """The success rate of a method, from several training seeds on the same start
+    states: outcomes `(S, n)`.
 
-    A score interval like Wilson's, with as many episodes as would vary as much as these do, given that seeds differ and that
-    a hard start state is hard for all of them, and with Student's quantile in place of the normal one. One seed gives
-    Wilson's own: it says how good this checkpoint is, and nothing about the next seed.
+    A score interval like Wilson's, with as many episodes as would vary as much as these
+    do, given that seeds differ and that a hard start state is hard for all of them, and
+    with Student's quantile in place of the normal one. One seed gives Wilson's own: it
+    says how good this checkpoint is, and nothing about the next seed.
 
-    In simulation (logit-normal seeds and start states; 3 and 5 seeds, 50 and 200 start states, rates of 50 to 98 %) the 95 %
-    interval covers 91 to 99.7 % where seeds differ by a standard deviation of up to 1 logit; a two-level percentile bootstrap
-    of 3 seeds covers 78 to 100 %. Nothing sees a kind of seed that none of those trained was: at a rate of 94 % and 1.5 logits
-    3 seeds cover 84 %.
+    In simulation (logit-normal seeds and start states; 3 and 5 seeds, 50 and 200 start
+    states, rates of 50 to 98 %) the 95 % interval covers 91 to 99.7 % where seeds
+    differ by a standard deviation of up to 1 logit; a two-level percentile bootstrap of
+    3 seeds covers 78 to 100 %. Nothing sees a kind of seed that none of those trained
+    was: at a rate of 94 % and 1.5 logits 3 seeds cover 84 %.
 
     Raises:
         UserError: no outcome.
     """
     if outcomes.ndim != 2 or not outcomes.size:
-        raise UserError(f"a pooled rate needs outcomes (seeds, start states), got shape {outcomes.shape}")
+        raise UserError(
+            f"a pooled rate needs outcomes (seeds, start states), got shape {outcomes.shape}"
+        )
     seeds, n = outcomes.shape
     successes = int(outcomes.sum())
     if seeds == 1:
         return wilson(successes, n, confidence)
-    # As if two more start states had been seen, one solved by all and one by none: all successes still leave a doubt.
+    # As if two more start states had been seen, one solved by all and one by none: all
+    # successes still leave a doubt.
     padded = np.column_stack([outcomes.astype(float), np.ones(seeds), np.zeros(seeds)])
     found = variation(padded)
     total = found.starts + found.beyond_chance

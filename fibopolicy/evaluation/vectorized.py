@@ -1,8 +1,9 @@
 """Many episodes at once: one process per simulator, one policy for all of them.
 
-Episodes are handed out by index, and a simulator that has finished one gets the next at once. A policy's call waits for more
-episodes only while that costs less than half a call; which episodes share a call decides the speed and never the outcome
-(see `acting`).
+Episodes are handed out by index, and a simulator that has finished one gets the next at
+once. A policy's call waits for more episodes only while that costs less than half a
+call; which episodes share a call decides the speed and never the outcome (see
+`acting`).
 """
 
 from __future__ import annotations
@@ -33,9 +34,11 @@ _log = logging.getLogger(__name__)
 
 #: How often an episode is begun before it is given up as an error.
 TRIES = 3
-#: Seconds without a sign of life: while stepping or rendering, and while an environment is made or a start state restored.
+#: Seconds without a sign of life: while stepping or rendering, and while an environment
+#: is made or a start state restored.
 STEP_LIMIT, START_LIMIT = 60.0, 600.0
-#: How long the loop sleeps at most, seconds. A pause of this process, as by Ctrl-Z, counts for no more than that.
+#: How long the loop sleeps at most, seconds. A pause of this process, as by Ctrl-Z,
+#: counts for no more than that.
 NAP = 0.5
 
 
@@ -44,8 +47,10 @@ class Outcome:
     """How an episode ended.
 
     Args:
-        error: empty, or why it could not be run to its end in `tries` attempts; then nothing else means anything.
-        wall_s: seconds from its last attempt's start to its end, waiting for others included.
+        error: empty, or why it could not be run to its end in `tries` attempts; then
+            nothing else means anything.
+        wall_s: seconds from its last attempt's start to its end, waiting for others
+            included.
         frames: those of the filmed camera, uint8 `(H, W, 3)`.
     """
 
@@ -61,7 +66,9 @@ class Outcome:
 
 @dataclass
 class Load:
-    """Where the time went: seconds in all, seconds in the policy, its calls, the requests they answered, control steps."""
+    """Where the time went: seconds in all, seconds in the policy, its calls, the
+    requests they answered, control steps.
+    """
 
     wall_s: float = 0.0
     policy_s: float = 0.0
@@ -77,9 +84,9 @@ class Load:
     def __str__(self) -> str:
         wall = max(self.wall_s, 1e-9)
         return (
-            f"{self.steps_per_s:.0f} control steps/s; policy busy {100 * self.policy_s / wall:.0f} %, idle"
-            f" {100 - 100 * self.policy_s / wall:.0f} % of {self.wall_s:.1f} s; {self.requests / max(self.calls, 1):.1f} episodes"
-            " per call"
+            f"{self.steps_per_s:.0f} control steps/s; policy busy {100 * self.policy_s / wall:.0f}"
+            f" %, idle {100 - 100 * self.policy_s / wall:.0f} % of {self.wall_s:.1f} s;"
+            f" {self.requests / max(self.calls, 1):.1f} episodes per call"
         )
 
 
@@ -109,10 +116,12 @@ class VectorRollout:
     """Simulators that stay open for several calls of `run`; a context manager.
 
     Args:
-        make_env: makes one environment; called in each process, which must be able to import it.
+        make_env: makes one environment; called in each process, which must be able to
+            import it.
         history: T_o, observations that the policy reads.
         workers: processes.
-        step_limit: seconds that a control step or a picture may take before the process counts as hung.
+        step_limit: seconds that a control step or a picture may take before the process
+            counts as hung.
         tries: attempts for an episode whose process dies, hangs or raises.
         viewer: open MuJoCo's viewer beside the only worker.
     """
@@ -128,11 +137,16 @@ class VectorRollout:
         viewer: bool = False,
     ) -> None:
         if workers < 1 or tries < 1 or step_limit <= 0:
-            raise UserError(f"expected workers and tries >= 1 and a step limit > 0 s, got {workers}, {tries} and {step_limit}")
+            raise UserError(
+                f"expected workers and tries >= 1 and a step limit > 0 s, got {workers}, {tries}"
+                f" and {step_limit}"
+            )
         if viewer:
             check_display()
             if workers > 1:
-                raise UserError(f"the viewer shows one simulator, and {workers} workers were asked for")
+                raise UserError(
+                    f"the viewer shows one simulator, and {workers} workers were asked for"
+                )
         check_importable("the function that makes the environment", make_env)
         self._simulator = functools.partial(Simulator, make_env, history, viewer)
         self._step_limit, self._tries = step_limit, tries
@@ -202,7 +216,9 @@ class VectorRollout:
                     yield outcome
             self.load.wall_s = before + time.perf_counter() - began
 
-    def _begin(self, slot: _Slot, index: int, starts: Starts, tries: Counter[int], film: str | None) -> None:
+    def _begin(
+        self, slot: _Slot, index: int, starts: Starts, tries: Counter[int], film: str | None
+    ) -> None:
         tries[index] += 1
         slot.request = Request(index, slot.simulator.window())
         slot.began = time.perf_counter()
@@ -211,7 +227,9 @@ class VectorRollout:
             slot.simulator.start(starts.states[index], film)
 
     def _due(self, batch: int) -> list[_Slot]:
-        """The episodes to act for now, those that waited longest first; none if it is better to wait for more."""
+        """The episodes to act for now, those that waited longest first; none if it is
+        better to wait for more.
+        """
         ready = sorted((slot for slot in self._slots if slot.ready), key=lambda slot: slot.ready_at)
         live = sum(slot.request is not None for slot in self._slots)
         if ready and (len(ready) >= min(batch, live) or self._linger(ready[0]) <= 0):
@@ -219,7 +237,9 @@ class VectorRollout:
         return []
 
     def _linger(self, oldest: _Slot) -> float:
-        """How much longer an episode may wait for company, seconds: half a call after the policy could have had it."""
+        """How much longer an episode may wait for company, seconds: half a call after
+        the policy could have had it.
+        """
         return max(oldest.ready_at, self._idle_since) + self._call_s / 2 - time.perf_counter()
 
     def _act(self, actor: Actor, due: list[_Slot]) -> None:
@@ -242,14 +262,18 @@ class VectorRollout:
         tries: Counter[int],
         check: Callable[[int, Mapping[str, str]], None] = lambda index, hashes: None,
     ) -> Iterator[Outcome | int]:
-        """What the processes say within `patience` seconds: outcomes, and indices of episodes that must run again."""
+        """What the processes say within `patience` seconds: outcomes, and indices of
+        episodes that must run again.
+        """
         slots = {slot.simulator.connection: slot for slot in self._slots}
         for connection in wait(list(slots), patience):
             slot = slots[connection]  # type: ignore[index]
             try:
                 reply = slot.simulator.receive()
             except (EOFError, OSError):
-                yield from self._replace(slot, f"its process {slot.simulator.how_it_ended()}", tries)
+                yield from self._replace(
+                    slot, f"its process {slot.simulator.how_it_ended()}", tries
+                )
                 continue
             if isinstance(reply, Failed) and reply.user:
                 raise UserError(reply.reason)
@@ -270,7 +294,15 @@ class VectorRollout:
                 assert slot.request is not None
                 index, wall = slot.request.index, time.perf_counter() - slot.began
                 slot.request = None
-                yield Outcome(index, reply.success, reply.steps, reply.total_reward, wall, tries[index], frames=reply.frames)
+                yield Outcome(
+                    index,
+                    reply.success,
+                    reply.steps,
+                    reply.total_reward,
+                    wall,
+                    tries[index],
+                    frames=reply.frames,
+                )
         yield from self._find_hung(tries)
 
     def _find_hung(self, tries: Counter[int]) -> Iterator[Outcome | int]:
@@ -283,24 +315,44 @@ class VectorRollout:
             slot.silent_s = slot.silent_s + passed if beats == slot.beats else 0.0
             slot.beats = beats
             if slot.silent_s > slot.limit:
-                yield from self._replace(slot, f"its process gave no sign of life for {slot.limit:.0f} s", tries)
+                yield from self._replace(
+                    slot, f"its process gave no sign of life for {slot.limit:.0f} s", tries
+                )
 
     def _replace(self, slot: _Slot, reason: str, tries: Counter[int]) -> Iterator[Outcome | int]:
-        """Put a fresh process in the place of one that is no good; its episode runs again, or ends as an error."""
+        """Put a fresh process in the place of one that is no good; its episode runs
+        again, or ends as an error.
+        """
         slot.simulator.close()
         if slot.starting:
             _log.warning("a simulator did not start: %s", reason)
             self._stillborn += 1
             if self._stillborn >= self._tries:
-                raise UserError(f"no simulator can be started: {reason}; tried {self._stillborn} times")
+                raise UserError(
+                    f"no simulator can be started: {reason}; tried {self._stillborn} times"
+                )
         request = slot.request
         slot.simulator = self._simulator()
         slot.request, slot.ready, slot.starting, slot.beats = None, False, True, 0
         slot.expect(START_LIMIT)
         if request is None:
             return
-        _log.warning("episode %d: %s (attempt %d of %d)", request.index, reason, tries[request.index], self._tries)
+        _log.warning(
+            "episode %d: %s (attempt %d of %d)",
+            request.index,
+            reason,
+            tries[request.index],
+            self._tries,
+        )
         if tries[request.index] < self._tries:
             yield request.index
         else:
-            yield Outcome(request.index, False, 0, 0.0, time.perf_counter() - slot.began, tries[request.index], reason)
+            yield Outcome(
+                request.index,
+                False,
+                0,
+                0.0,
+                time.perf_counter() - slot.began,
+                tries[request.index],
+                reason,
+            )

@@ -32,10 +32,12 @@ def write_grid(
     columns: int = 5,
     headings: Sequence[str] = (),
 ) -> None:
-    """Write an mp4 in which episodes play side by side, framed grey until they end, then green for success or red.
+    """Write an mp4 in which episodes play side by side, framed grey until they end,
+    then green for success or red.
 
     Args:
-        clips: per episode its frames uint8 `(H, W, 3)`, all of one size, and whether it succeeded.
+        clips: per episode its frames uint8 `(H, W, 3)`, all of one size, and whether it
+            succeeded.
         fps: frames per second.
         scale: integer enlargement.
         columns: episodes side by side.
@@ -44,20 +46,28 @@ def write_grid(
     with atomic_write(path) as aside:
         film = aside.with_name(aside.name + path.suffix)  # ffmpeg goes by the ending
         try:
-            writer: Any = imageio.get_writer(film, fps=fps, codec="libx264", macro_block_size=2, quality=8)
+            writer: Any = imageio.get_writer(
+                film, fps=fps, codec="libx264", macro_block_size=2, quality=8
+            )
             with writer:
                 heading = None
                 for frame in grid_frames(clips, fps, scale=scale, columns=columns):
                     if headings and heading is None:
                         heading = _heading(headings, frame.shape[1])
-                    writer.append_data(frame if heading is None else np.concatenate([heading, frame]))
+                    writer.append_data(
+                        frame if heading is None else np.concatenate([heading, frame])
+                    )
             film.replace(aside)
         finally:
             film.unlink(missing_ok=True)
 
 
-def grid_frames(clips: Sequence[tuple[Sequence[Frame], bool]], fps: float, *, scale: int, columns: int) -> Iterable[Frame]:
-    """The grid's frames, uint8, one per time step of the longest episode and then its last for a moment."""
+def grid_frames(
+    clips: Sequence[tuple[Sequence[Frame], bool]], fps: float, *, scale: int, columns: int
+) -> Iterable[Frame]:
+    """The grid's frames, uint8, one per time step of the longest episode and then its
+    last for a moment.
+    """
     columns = min(columns, len(clips))
     rows = math.ceil(len(clips) / columns)
     longest = max(len(frames) for frames, _ in clips)
@@ -70,11 +80,15 @@ def grid_frames(clips: Sequence[tuple[Sequence[Frame], bool]], fps: float, *, sc
             tiles.append(_framed(frames[min(t, len(frames) - 1)], colour, scale))
         blank = np.full_like(tiles[0], 255) if blank is None else blank
         tiles += [blank] * (rows * columns - len(tiles))
-        yield np.concatenate([np.concatenate(tiles[r * columns : (r + 1) * columns], axis=1) for r in range(rows)])
+        yield np.concatenate(
+            [np.concatenate(tiles[r * columns : (r + 1) * columns], axis=1) for r in range(rows)]
+        )
 
 
 def _heading(headings: Sequence[str], width: int) -> Frame:
-    """A white strip, uint8 `(HEADING, width, 3)`, with each text in the middle of its share; the end of a long one counts."""
+    """A white strip, uint8 `(HEADING, width, 3)`, with each text in the middle of its
+    share; the end of a long one counts.
+    """
     strip = Image.new("RGB", (width, HEADING), "white")
     draw, share = ImageDraw.Draw(strip), width / len(headings)
     font = ImageFont.load_default(14)

@@ -1,4 +1,6 @@
-"""From actions, as a dataset and a simulator have them, to the numbers that a head predicts, and back."""
+"""From actions, as a dataset and a simulator have them, to the numbers that a head
+predicts, and back.
+"""
 
 from __future__ import annotations
 
@@ -15,10 +17,12 @@ from fibopolicy.policies.rotations import axis_angle_from_6d, axis_angle_to_6d
 
 
 class ActionNormalizer(Normalizer):
-    """Actions `(..., A)` to `(..., dim)`: axis-angle rotations of absolute actions become 6-D, the rest is normalised.
+    """Actions `(..., A)` to `(..., dim)`: axis-angle rotations of absolute actions
+    become 6-D, the rest is normalised.
 
-    A 6-D rotation takes the place of its axis-angle vector and has its own range, so it is not normalised. `invert` gives
-    actions that may be executed: within [-1, 1], unless they are absolute (metres and radians).
+    A 6-D rotation takes the place of its axis-angle vector and has its own range, so it
+    is not normalised. `invert` gives actions that may be executed: within [-1, 1],
+    unless they are absolute (metres and radians).
 
     Attributes:
         dim: D, what a head predicts per action: A, and 3 more for each 6-D rotation.
@@ -34,12 +38,17 @@ class ActionNormalizer(Normalizer):
         self.bounded = self.kind == "minmax" or (self.kind == "none" and not shapes.absolute)
 
     def fit(self, statistics: Mapping[str, NDArray[np.float64]]) -> None:
-        # Mean 0 and deviation 1, minimum -1 and maximum 1: either kind then leaves a rotation as it is.
+        # Mean 0 and deviation 1, minimum -1 and maximum 1: either kind then leaves a
+        # rotation as it is.
         own = {"min": -1.0, "max": 1.0, "mean": 0.0, "std": 1.0}
-        super().fit({name: self._with_rotations(values, own[name]) for name, values in statistics.items()})
+        super().fit(
+            {name: self._with_rotations(values, own[name]) for name, values in statistics.items()}
+        )
 
     def largest(self, values: NDArray[np.float64]) -> float:
-        """The largest magnitude of `values` `(A,)`, an action's least or greatest numbers, 6-D rotations apart."""
+        """The largest magnitude of `values` `(A,)`, an action's least or greatest
+        numbers, 6-D rotations apart.
+        """
         return float(np.abs(self._with_rotations(values, 0.0)).max(initial=0.0))
 
     def forward(self, x: Tensor) -> Tensor:

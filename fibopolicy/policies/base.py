@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from fibopolicy.errors import UserError, unknown
 
 Statistics = Mapping[str, Mapping[str, NDArray[np.float64]]]
-#: What a policy carries from one call of `act` to the next within an episode; opaque to the caller.
+#: What a policy carries from one call of `act` to the next within an episode; opaque to
+#: the caller.
 State = Any
 
 
@@ -27,8 +28,10 @@ class Shapes:
         images: (H, W) per camera key.
         vectors: size per vector key.
         action_dim: A.
-        absolute: actions may lie outside [-1, 1], say poses in metres and radians or joint angles.
-        rotations: the first of three columns of each axis-angle rotation in absolute actions, ascending.
+        absolute: actions may lie outside [-1, 1], say poses in metres and radians or
+            joint angles.
+        rotations: the first of three columns of each axis-angle rotation in absolute
+            actions, ascending.
     """
 
     images: Mapping[str, tuple[int, int]]
@@ -42,7 +45,8 @@ ROTATIONS = ("6d", "axis_angle")
 #: In a `PolicyConfig`: what the head has by itself.
 OWN = -1
 AUTO = "auto"
-#: More of anything (steps seen, units, layers) is a slip of the keyboard; far beyond it, torch's own numbers overflow.
+#: More of anything (steps seen, units, layers) is a slip of the keyboard; far beyond
+#: it, torch's own numbers overflow.
 MOST = 1 << 16
 Option = int | float | bool | str
 
@@ -61,11 +65,13 @@ class HeadDefaults:
 
 @dataclass(frozen=True)
 class PolicyConfig:
-    """What to build; the same for every task. Settings left to the head (-1, "auto") are resolved on construction."""
+    """What to build; the same for every task. Settings left to the head (-1, "auto")
+    are resolved on construction.
+    """
 
     head: str = "bc"
     """Policy head: bc (a chunk, deterministic), diffusion, flow, or robomimic's bc_gaussian, bc_gmm, bc_rnn_gmm,
-    bc_transformer_gmm."""
+    bc_transformer_gmm."""  # noqa: E501
     head_options: Mapping[str, Option] = field(default_factory=dict)
     """Its options as pairs, e.g. num_modes 10, or for diffusion and flow denoiser transformer."""
     encoder: str = "fibottention_vit_tiny"
@@ -76,29 +82,29 @@ class PolicyConfig:
     """Several cameras: "separate" encoders, one "shared", or "joint" tokens in one sequence."""
     history: int = OWN
     """Observations that the policy sees, the newest last; -1 is the head's own number: 1, diffusion and flow 2,
-    bc_transformer_gmm 10."""
+    bc_transformer_gmm 10."""  # noqa: E501
     chunk: int = OWN
     """Actions predicted at once, or the length of a recurrent head's sequences; -1: bc 8, diffusion and flow 16,
-    bc_rnn_gmm 10, others 1."""
+    bc_rnn_gmm 10, others 1."""  # noqa: E501
     execute: int = OWN
     """How many of them are executed before the policy looks again; -1: bc 4, diffusion and flow 8, others 1; with
-    ensemble 1."""
+    ensemble 1."""  # noqa: E501
     ensemble: float | None = None
     """Execute the average of all chunks' predictions for a step, the n-th oldest weighing exp(-ensemble * n): temporal
-    ensembling, 0.01 in ACT. For bc, diffusion and flow."""
+    ensembling, 0.01 in ACT. For bc, diffusion and flow."""  # noqa: E501
     loss: str = "l1"
     """"l1" or "l2", on normalised actions; for bc."""
     hidden: int = OWN
-    """Width of the head's MLP, or of its denoiser (a U-Net's at full length); -1: bc 256, diffusion and flow 64, others 1024."""
+    """Width of the head's MLP, or of its denoiser (a U-Net's at full length); -1: bc 256, diffusion and flow 64, others 1024."""  # noqa: E501
     layers: int = OWN
-    """Hidden layers of the head's MLP, levels of its U-Net or blocks of its transformer; -1: 2, bc_rnn_gmm none."""
+    """Hidden layers of the head's MLP, levels of its U-Net or blocks of its transformer; -1: 2, bc_rnn_gmm none."""  # noqa: E501
     action_normalization: str = AUTO
     """"minmax" to [-1, 1], "gaussian" to zero mean and unit variance, or "none"; "auto": bc, diffusion and flow minmax, others
-    none."""
+    none."""  # noqa: E501
     rotation: str = "6d"
-    """How rotations in absolute actions are predicted: "6d", or "axis_angle" as they are in the dataset."""
+    """How rotations in absolute actions are predicted: "6d", or "axis_angle" as they are in the dataset."""  # noqa: E501
     crop: int | None = None
-    """Pixels: train on random crops of this size, act on the central one. None keeps the whole frame."""
+    """Pixels: train on random crops of this size, act on the central one. None keeps the whole frame."""  # noqa: E501
     shift: int = 0
     """Pixels: train on frames shifted by up to this much, edges repeated."""
 
@@ -109,44 +115,68 @@ class PolicyConfig:
         for name, value in asdict(head.defaults if head else HeadDefaults()).items():
             if getattr(self, name) in (OWN, AUTO):
                 object.__setattr__(self, name, value)
-        for name, least in (("history", 1), ("chunk", 1), ("execute", 1), ("hidden", 1), ("layers", 0), ("shift", 0)):
+        for name, least in (
+            ("history", 1),
+            ("chunk", 1),
+            ("execute", 1),
+            ("hidden", 1),
+            ("layers", 0),
+            ("shift", 0),
+        ):
             if getattr(self, name) < least:
                 raise UserError(f"{name} must be at least {least}, got {getattr(self, name)}")
             if getattr(self, name) > MOST:
                 raise UserError(f"{name} must be at most {MOST}, got {getattr(self, name)}")
         if self.execute > self.chunk:
-            raise UserError(f"execute must be between 1 and chunk = {self.chunk}, got {self.execute}")
+            raise UserError(
+                f"execute must be between 1 and chunk = {self.chunk}, got {self.execute}"
+            )
         if self.ensemble is not None:
             if head and not head.ensembles:
-                raise UserError(f"head {self.head} predicts no chunks that could be averaged; leave ensemble out")
+                raise UserError(
+                    f"head {self.head} predicts no chunks that could be averaged; leave"
+                    " ensemble out"
+                )
             if self.execute != 1 or not self.ensemble >= 0:
-                raise UserError(f"ensemble is at least 0 and needs execute 1, got {self.ensemble} with execute {self.execute}")
+                raise UserError(
+                    f"ensemble is at least 0 and needs execute 1, got {self.ensemble} with execute"
+                    f" {self.execute}"
+                )
         if self.rotation not in ROTATIONS:
             raise unknown("rotation", self.rotation, ROTATIONS)
         if self.crop is not None and self.crop < 1:
             raise UserError(f"crop must be at least 1 pixel, got {self.crop}")
         for name in ("image_size", "num_views"):
             if name in self.encoder_options:
-                raise UserError(f"encoder_options: {name} follows from the data and is not an option")
+                raise UserError(
+                    f"encoder_options: {name} follows from the data and is not an option"
+                )
 
     def as_loaded(self) -> PolicyConfig:
-        """The same network, whose encoders fetch no published weights: others are loaded into it."""
-        return replace(self, encoder_options={k: v for k, v in self.encoder_options.items() if k != "pretrained"})
+        """The same network, whose encoders fetch no published weights: others are
+        loaded into it.
+        """
+        return replace(
+            self,
+            encoder_options={k: v for k, v in self.encoder_options.items() if k != "pretrained"},
+        )
 
 
 class Policy(nn.Module):
     """Observations to action chunks; owns its normalisation.
 
-    A batch holds `obs` (camera keys uint8 `(B, T_o, H, W, 3)`, vector keys float32 `(B, T_o, D)`), `actions` float32
-    `(B, chunk, A)` and `action_mask` bool `(B, chunk)`, false where an action repeats the demonstration's last.
+    A batch holds `obs` (camera keys uint8 `(B, T_o, H, W, 3)`, vector keys float32 `(B,
+    T_o, D)`), `actions` float32 `(B, chunk, A)` and `action_mask` bool `(B, chunk)`,
+    false where an action repeats the demonstration's last.
 
     Attributes:
         name: in the registry.
         defaults: for the settings that are left to the head.
-        sequence: the observations of a training batch go on beyond the newest, to that of the last action:
-            T_o = history + chunk - 1.
+        sequence: the observations of a training batch go on beyond the newest, to that
+            of the last action: T_o = history + chunk - 1.
         ensembles: its chunks may be averaged over time, see `PolicyConfig.ensemble`.
-        render_quality: how the frames that it was trained on were rendered, where its data say so.
+        render_quality: how the frames that it was trained on were rendered, where its
+            data say so.
     """
 
     name: ClassVar[str]
@@ -159,18 +189,22 @@ class Policy(nn.Module):
 
     @abstractmethod
     def fit_normalizers(self, statistics: Statistics) -> None:
-        """Set the normalisation from the data: per vector key and "actions", arrays min, max, mean and std `(D,)`."""
+        """Set the normalisation from the data: per vector key and "actions", arrays
+        min, max, mean and std `(D,)`.
+        """
 
     @abstractmethod
     def loss(self, batch: Mapping[str, Any]) -> tuple[Tensor, dict[str, float]]:
         """A scalar to minimise, and figures to log.
 
-        What is drawn per sample (augmentation, noise) is drawn by `per_sample`, the rest (dropout) from torch's global
-        generator. Observations are checked as in `act`.
+        What is drawn per sample (augmentation, noise) is drawn by `per_sample`, the
+        rest (dropout) from torch's global generator. Observations are checked as in
+        `act`.
         """
 
     def loss_weight(self, batch: Mapping[str, Any]) -> Tensor:
-        """What `loss` is a mean over, as a scalar: the loss of several batches together is the mean of theirs by this weight.
+        """What `loss` is a mean over, as a scalar: the loss of several batches together
+        is the mean of theirs by this weight.
 
         The number of samples, unless a head overrides it.
         """
@@ -179,16 +213,21 @@ class Policy(nn.Module):
 
     @abstractmethod
     def act(self, obs: Mapping[str, Tensor], state: State = None) -> tuple[Tensor, State]:
-        """Actions `(B, execute, A)` in [-1, 1], or absolute ones, to execute before the next call.
+        """Actions `(B, execute, A)` in [-1, 1], or absolute ones, to execute before the
+        next call.
 
         Args:
-            obs: the last T_o = `history` control steps as in a batch; an episode's first observation stands for those
-                before it. Keys that the policy does not read are ignored.
-            state: what the previous call of these episodes returned, `None` at their start. A head with memory returns
-                dicts and tuples of tensors whose first dimension counts the episodes, so that rows may be taken and joined.
+            obs: the last T_o = `history` control steps as in a batch; an episode's
+                first observation stands for those before it. Keys that the policy does
+                not read are ignored.
+            state: what the previous call of these episodes returned, `None` at their
+                start. A head with memory returns dicts and tuples of tensors whose
+                first dimension counts the episodes, so that rows may be taken and
+                joined.
 
         Raises:
-            UserError: observations that are not like those of training: a key is missing, or another size, type or layout.
+            UserError: observations that are not like those of training: a key is
+                missing, or another size, type or layout.
         """
 
 
@@ -220,17 +259,21 @@ def build_policy(config: PolicyConfig, shapes: Shapes) -> Policy:
     """Build the policy that `config` describes, with fresh weights.
 
     Raises:
-        UserError: an unknown head, encoder or option, or values that do not fit the images.
+        UserError: an unknown head, encoder or option, or values that do not fit the
+            images.
     """
     factory: Callable[[PolicyConfig, Shapes], Policy] = policy_class(config.head)
     return factory(config, shapes)
 
 
-def checked_options(head: str, given: Mapping[str, Option], defaults: Mapping[str, Option]) -> dict[str, Any]:
+def checked_options(
+    head: str, given: Mapping[str, Option], defaults: Mapping[str, Option]
+) -> dict[str, Any]:
     """A head's options, with its defaults for those that are not given.
 
     Raises:
-        UserError: no such option, with the nearest match suggested, or a value of another type than the default's.
+        UserError: no such option, with the nearest match suggested, or a value of
+            another type than the default's.
     """
     for name, value in given.items():
         if name not in defaults:

@@ -11,14 +11,24 @@ from torch import Tensor, nn
 
 from fibopolicy.errors import unknown
 from fibopolicy.policies.actions import ActionNormalizer
-from fibopolicy.policies.base import Policy, PolicyConfig, Shapes, State, Statistics, checked_options, register_policy
+from fibopolicy.policies.base import (
+    Policy,
+    PolicyConfig,
+    Shapes,
+    State,
+    Statistics,
+    checked_options,
+    register_policy,
+)
 from fibopolicy.policies.ensembling import ensemble
 from fibopolicy.policies.observations import ObservationFeatures
 
 
 @register_policy
 class BCPolicy(Policy):
-    """Predicts `chunk` actions from `history` observations and executes the first `execute` of them."""
+    """Predicts `chunk` actions from `history` observations and executes the first
+    `execute` of them.
+    """
 
     name = "bc"
     ensembles = True

@@ -13,7 +13,7 @@ class BCGaussianPolicy(RobomimicHead):
     """Acts with the mean where `low_noise_eval` is set, as it is by default."""
 
     name = "bc_gaussian"
-    option_defaults = {  # noqa: RUF012  (see RobomimicHead)
+    option_defaults = {  # noqa: RUF012
         "fixed_std": False,
         "init_std": 0.1,
         "min_std": 0.01,

@@ -21,6 +21,9 @@ class BCGMMPolicy(RobomimicHead):
         return GMMActorNetwork(
             ac_dim=self.config.chunk * self.actions.dim,
             mlp_layer_dims=self.layer_dims,
-            **{name: self.options[name] for name in ("num_modes", "min_std", "std_activation", "low_noise_eval")},
+            **{
+                name: self.options[name]
+                for name in ("num_modes", "min_std", "std_activation", "low_noise_eval")
+            },
             **arguments,
         )

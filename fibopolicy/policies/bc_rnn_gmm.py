@@ -12,29 +12,45 @@ from torch import Tensor
 from fibopolicy.errors import UserError
 from fibopolicy.policies.base import State, register_policy
 from fibopolicy.policies.robomimic_actor import forward_recurrent
-from fibopolicy.policies.robomimic_head import MIXTURE, ROBOMIMIC, RobomimicHead, learned_noise, log_likelihood
+from fibopolicy.policies.robomimic_head import (
+    MIXTURE,
+    ROBOMIMIC,
+    RobomimicHead,
+    learned_noise,
+    log_likelihood,
+)
 
 
 @register_policy
 class BCRNNGMMPolicy(RobomimicHead):
-    """Trained on sequences of `chunk` steps (robomimic's `horizon` and `seq_length`); acts step by step, forgetting as often.
+    """Trained on sequences of `chunk` steps (robomimic's `horizon` and `seq_length`);
+    acts step by step, forgetting as often.
 
-    No MLP follows the recurrent network by default, as in the configurations of robomimic's paper.
+    No MLP follows the recurrent network by default, as in the configurations of
+    robomimic's paper.
     """
 
     name = "bc_rnn_gmm"
     sequence = True
     defaults = replace(ROBOMIMIC, chunk=10, layers=0)
-    option_defaults = {**MIXTURE, "hidden_dim": 400, "rnn_type": "LSTM", "num_layers": 2, "open_loop": False}  # noqa: RUF012
+    option_defaults = {  # noqa: RUF012
+        **MIXTURE,
+        "hidden_dim": 400,
+        "rnn_type": "LSTM",
+        "num_layers": 2,
+        "open_loop": False,
+    }
 
     def _check(self) -> None:
         if self.config.history != 1 or self.config.execute != 1:
             raise UserError(
-                f"head {self.name} takes one observation and one action at a time, got history {self.config.history} and"
-                f" execute {self.config.execute}; leave both out"
+                f"head {self.name} takes one observation and one action at a time, got history"
+                f" {self.config.history} and execute {self.config.execute}; leave both out"
             )
         if self.options["rnn_type"] not in ("LSTM", "GRU"):
-            raise UserError(f"head {self.name}: rnn_type must be LSTM or GRU, got {self.options['rnn_type']!r}")
+            raise UserError(
+                f"head {self.name}: rnn_type must be LSTM or GRU, got {self.options['rnn_type']!r}"
+            )
 
     def _network(self, **arguments: Any) -> Any:
         from robomimic.models.policy_nets import RNNGMMActorNetwork
@@ -46,7 +62,10 @@ class BCRNNGMMPolicy(RobomimicHead):
             rnn_num_layers=self.options["num_layers"],
             rnn_type=self.options["rnn_type"],
             rnn_kwargs={"bidirectional": False},
-            **{name: self.options[name] for name in ("num_modes", "min_std", "std_activation", "low_noise_eval")},
+            **{
+                name: self.options[name]
+                for name in ("num_modes", "min_std", "std_activation", "low_noise_eval")
+            },
             **arguments,
         )
 
@@ -73,6 +92,10 @@ class BCRNNGMMPolicy(RobomimicHead):
     def act(self, obs: Mapping[str, Tensor], state: State = None) -> tuple[Tensor, State]:
         inputs, memory = self.inputs(obs), self.recall(obs, state)
         actions, carried = forward_recurrent(
-            self.network, inputs, memory, horizon=self.config.chunk, open_loop=self.options["open_loop"]
+            self.network,
+            inputs,
+            memory,
+            horizon=self.config.chunk,
+            open_loop=self.options["open_loop"],
         )
         return self.actions.invert(actions).unsqueeze(1), carried

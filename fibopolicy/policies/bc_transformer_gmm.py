@@ -1,4 +1,6 @@
-"""Behaviour cloning with a transformer over the history and a mixture of Gaussians: robomimic's BC-Transformer-GMM."""
+"""Behaviour cloning with a transformer over the history and a mixture of Gaussians:
+robomimic's BC-Transformer-GMM.
+"""
 
 from __future__ import annotations
 
@@ -15,11 +17,13 @@ from fibopolicy.policies.robomimic_head import MIXTURE, ROBOMIMIC, RobomimicHead
 
 @register_policy
 class BCTransformerGMMPolicy(RobomimicHead):
-    """Attends over `history` observations (robomimic's `context_length` and `frame_stack`); the newest one's output counts."""
+    """Attends over `history` observations (robomimic's `context_length` and
+    `frame_stack`); the newest one's output counts.
+    """
 
     name = "bc_transformer_gmm"
     defaults = replace(ROBOMIMIC, history=10)
-    option_defaults = {  # noqa: RUF012  (see RobomimicHead)
+    option_defaults = {  # noqa: RUF012
         **MIXTURE,
         "embed_dim": 512,
         "num_layers": 6,
@@ -43,7 +47,10 @@ class BCTransformerGMMPolicy(RobomimicHead):
             ac_dim=self.config.chunk * self.actions.dim,
             transformer_context_length=self.config.history,
             **{f"transformer_{name}": self.options[name] for name in own},
-            **{name: self.options[name] for name in ("num_modes", "min_std", "std_activation", "low_noise_eval")},
+            **{
+                name: self.options[name]
+                for name in ("num_modes", "min_std", "std_activation", "low_noise_eval")
+            },
             **arguments,
         )
 
@@ -53,7 +60,9 @@ class BCTransformerGMMPolicy(RobomimicHead):
         normal = every.component_distribution.base_dist
         return torch.distributions.MixtureSameFamily(
             torch.distributions.Categorical(logits=every.mixture_distribution.logits[:, -1]),
-            torch.distributions.Independent(torch.distributions.Normal(normal.loc[:, -1], normal.scale[:, -1]), 1),
+            torch.distributions.Independent(
+                torch.distributions.Normal(normal.loc[:, -1], normal.scale[:, -1]), 1
+            ),
         )
 
     def inputs(self, obs: Mapping[str, Tensor]) -> dict[str, Tensor]:

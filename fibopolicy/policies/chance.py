@@ -1,6 +1,8 @@
-"""Random draws of an acting policy that repeat exactly: they depend on an episode's first observation and step alone.
+"""Random draws of an acting policy that repeat exactly: they depend on an episode's
+first observation and step alone.
 
-So neither the episodes beside it in a batch, nor the number of workers, nor torch's generator changes what an episode does.
+So neither the episodes beside it in a batch, nor the number of workers, nor torch's
+generator changes what an episode does.
 """
 
 from __future__ import annotations
@@ -14,7 +16,8 @@ from torch import Tensor
 
 
 class Chance(TypedDict):
-    """Where B episodes stand in their random draws, as tensors whose first dimension counts them.
+    """Where B episodes stand in their random draws, as tensors whose first dimension
+    counts them.
 
     Attributes:
         seed: of an episode's draws, int64 `(B,)`.
@@ -26,7 +29,9 @@ class Chance(TypedDict):
 
 
 def beginning(obs: Mapping[str, Tensor]) -> Chance:
-    """That of episodes which begin with these observations, `(B, ...)` per key, as the simulator gave them."""
+    """That of episodes which begin with these observations, `(B, ...)` per key, as the
+    simulator gave them.
+    """
     seeds = [_seed(obs, row) for row in range(len(next(iter(obs.values()))))]
     return {"seed": torch.tensor(seeds), "step": torch.zeros(len(seeds), dtype=torch.int64)}
 
@@ -39,7 +44,12 @@ def draw_seeds(chance: Chance) -> list[int]:
 
 def gaussian(chance: Chance, shape: tuple[int, ...]) -> Tensor:
     """Standard normal `(B, *shape)` float32 on the CPU, for this step."""
-    return torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in draw_seeds(chance)])
+    return torch.stack(
+        [
+            torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+            for seed in draw_seeds(chance)
+        ]
+    )
 
 
 def moved_on(chance: Chance) -> Chance:

@@ -1,4 +1,6 @@
-"""What the diffusion and the flow head share: a chunk of actions is drawn from noise, given observations."""
+"""What the diffusion and the flow head share: a chunk of actions is drawn from noise,
+given observations.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,16 @@ from torch import Tensor
 
 from fibopolicy.errors import UserError
 from fibopolicy.policies.actions import ActionNormalizer
-from fibopolicy.policies.base import HeadDefaults, Option, Policy, PolicyConfig, Shapes, State, Statistics, checked_options
+from fibopolicy.policies.base import (
+    HeadDefaults,
+    Option,
+    Policy,
+    PolicyConfig,
+    Shapes,
+    State,
+    Statistics,
+    checked_options,
+)
 from fibopolicy.policies.chance import Chance, beginning, gaussian, moved_on
 from fibopolicy.policies.denoisers import denoiser_class
 from fibopolicy.policies.ensembling import Predictions, ensemble
@@ -22,7 +33,8 @@ DENOISING: dict[str, Option] = {"denoiser": "unet", "draws": 4}
 
 
 class Memory(TypedDict):
-    """What B episodes carry from one decision to the next, as tensors whose first dimension counts them.
+    """What B episodes carry from one decision to the next, as tensors whose first
+    dimension counts them.
 
     Attributes:
         chance: where their noise comes from.
@@ -34,14 +46,16 @@ class Memory(TypedDict):
 
 
 class DenoisingHead(Policy):
-    """A denoiser that is trained on noisy chunks of the demonstrations, and acts by denoising a chunk of pure noise.
+    """A denoiser that is trained on noisy chunks of the demonstrations, and acts by
+    denoising a chunk of pure noise.
 
-    The noise of an episode's decisions follows from its first observation, so an episode repeats exactly, whatever runs
-    beside it.
+    The noise of an episode's decisions follows from its first observation, so an
+    episode repeats exactly, whatever runs beside it.
 
-    Options: `denoiser`, unet or transformer, of the size that the settings hidden and layers give it; `draws`, how many
-    noises at how many times each chunk is trained with per step: encoding the observations costs most of a step, so that
-    further draws are cheap, and the loss is less noisy.
+    Options: `denoiser`, unet or transformer, of the size that the settings hidden and
+    layers give it; `draws`, how many noises at how many times each chunk is trained
+    with per step: encoding the observations costs most of a step, so that further draws
+    are cheap, and the loss is less noisy.
 
     Attributes:
         option_defaults: what `head_options` may set.
@@ -83,13 +97,20 @@ class DenoisingHead(Policy):
 
     def loss(self, batch: Mapping[str, Any]) -> tuple[Tensor, dict[str, float]]:
         draws, device = self.options["draws"], batch["actions"].device
-        actions = self.actions(batch["actions"]).repeat_interleave(draws, dim=0)  # (B * draws, T, D)
-        features = self.features(batch["obs"]).repeat_interleave(draws, dim=0)  # (B * draws, T_o, F)
-        mask = batch["action_mask"].repeat_interleave(draws, dim=0).unsqueeze(-1)  # (B * draws, T, 1)
+        # (B * draws, T, D)
+        actions = self.actions(batch["actions"]).repeat_interleave(draws, dim=0)
+        # (B * draws, T_o, F)
+        features = self.features(batch["obs"]).repeat_interleave(draws, dim=0)
+        # (B * draws, T, 1)
+        mask = batch["action_mask"].repeat_interleave(draws, dim=0).unsqueeze(-1)
         shape = (draws, *actions.shape[1:])
-        noise = per_sample(lambda n, g: torch.randn((n, *shape), generator=g, device=device), len(batch["actions"]))
+        noise = per_sample(
+            lambda n, g: torch.randn((n, *shape), generator=g, device=device), len(batch["actions"])
+        )
         noise = noise.flatten(0, 1).to(actions)
-        times = per_sample(lambda n, g: torch.rand((n, draws), generator=g, device=device), len(batch["actions"])).flatten()
+        times = per_sample(
+            lambda n, g: torch.rand((n, draws), generator=g, device=device), len(batch["actions"])
+        ).flatten()
         error = self.error(actions, noise, times, features).square()
         loss = (error * mask).sum() / (mask.sum() * error.shape[-1])
         return loss, {"loss": float(loss.detach())}
@@ -100,7 +121,9 @@ class DenoisingHead(Policy):
 
     @abstractmethod
     def error(self, actions: Tensor, noise: Tensor, times: Tensor, features: Tensor) -> Tensor:
-        """How far the denoiser is off, `(B, T, D)`, from normalised actions and noise `(B, T, D)` and times `(B,)` in [0, 1)."""
+        """How far the denoiser is off, `(B, T, D)`, from normalised actions and noise
+        `(B, T, D)` and times `(B,)` in [0, 1).
+        """
 
     @abstractmethod
     def denoise(self, noise: Tensor, features: Tensor) -> Tensor:
@@ -118,4 +141,9 @@ class DenoisingHead(Policy):
         return self.actions.invert(chunk[:, : self.config.execute]), after
 
     def _begin(self, obs: Mapping[str, Tensor]) -> Memory:
-        return {"chance": beginning({key: obs[key] for key in (*self.shapes.images, *self.shapes.vectors)}), "predictions": None}
+        return {
+            "chance": beginning(
+                {key: obs[key] for key in (*self.shapes.images, *self.shapes.vectors)}
+            ),
+            "predictions": None,
+        }

@@ -1,4 +1,6 @@
-"""Diffusion Policy: actions by denoising diffusion (Chi et al. 2023), trained by DDPM and sampled by DDIM."""
+"""Diffusion Policy: actions by denoising diffusion (Chi et al. 2023), trained by DDPM
+and sampled by DDIM.
+"""
 
 from __future__ import annotations
 
@@ -15,13 +17,16 @@ from fibopolicy.policies.denoising_head import DENOISING, DenoisingHead
 class DiffusionPolicy(DenoisingHead):
     """Predicts the noise in a noisy chunk of actions.
 
-    In Diffusion Policy's words: `history` is n_obs_steps, `execute` n_action_steps and `chunk` the horizon, all with its
-    numbers, 2, 8 and 16. One difference: its horizon starts at the oldest observation, so that its first n_obs_steps - 1
-    actions lie in the past and are never executed; here a chunk starts with the action of now, so none of it does.
-    Inpainting, its way of fixing parts of the chunk, is not done, as it is not there by default.
+    In Diffusion Policy's words: `history` is n_obs_steps, `execute` n_action_steps and
+    `chunk` the horizon, all with its numbers, 2, 8 and 16. One difference: its horizon
+    starts at the oldest observation, so that its first n_obs_steps - 1 actions lie in
+    the past and are never executed; here a chunk starts with the action of now, so none
+    of it does. Inpainting, its way of fixing parts of the chunk, is not done, as it is
+    not there by default.
 
-    Options beside those of `DenoisingHead`: `train_steps`, times of the diffusion, whose noise grows by the squared cosine
-    schedule; `steps`, how many of them DDIM visits to act.
+    Options beside those of `DenoisingHead`: `train_steps`, times of the diffusion,
+    whose noise grows by the squared cosine schedule; `steps`, how many of them DDIM
+    visits to act.
     """
 
     name = "diffusion"
@@ -31,9 +36,12 @@ class DiffusionPolicy(DenoisingHead):
         super().__init__(config, shapes)
         total, visited = self.options["train_steps"], self.options["steps"]
         if visited > total:
-            raise UserError(f"head diffusion: steps must be at most train_steps = {total}, got {visited}")
+            raise UserError(
+                f"head diffusion: steps must be at most train_steps = {total}, got {visited}"
+            )
         ddpm, ddim = _schedulers()
-        # Clipping to the range of the data is right only where the data have that range.
+        # Clipping to the range of the data is right only where the data have that
+        # range.
         schedule = {
             "num_train_timesteps": total,
             "beta_schedule": "squaredcos_cap_v2",
@@ -52,7 +60,9 @@ class DiffusionPolicy(DenoisingHead):
     def denoise(self, noise: Tensor, features: Tensor) -> Tensor:
         actions = noise
         for step in self.sampling.timesteps:
-            predicted = self.denoiser(actions, self._told(step.to(noise.device).expand(len(noise))), features)
+            predicted = self.denoiser(
+                actions, self._told(step.to(noise.device).expand(len(noise))), features
+            )
             actions = self.sampling.step(predicted, step, actions).prev_sample
         return actions
 
@@ -68,6 +78,7 @@ def _schedulers() -> tuple[Any, Any]:
         from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
     except ImportError as error:
         raise UserError(
-            f"head diffusion needs diffusers, which cannot be imported ({error}): pip install 'fibopolicy[diffusion]'"
+            f"head diffusion needs diffusers, which cannot be imported ({error}): pip install"
+            " 'fibopolicy[diffusion]'"
         ) from error
     return DDPMScheduler, DDIMScheduler

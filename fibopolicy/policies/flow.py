@@ -11,12 +11,14 @@ from fibopolicy.policies.denoising_head import DENOISING, DenoisingHead
 
 @register_policy
 class FlowPolicy(DenoisingHead):
-    """Predicts the velocity that carries noise (time 0) to a chunk of actions (time 1) on a straight line.
+    """Predicts the velocity that carries noise (time 0) to a chunk of actions (time 1)
+    on a straight line.
 
-    Lipman et al. 2023, "Flow Matching for Generative Modeling", and Liu et al. 2023, "Flow Straight and Fast" (rectified
-    flow): x_t = (1 - t) noise + t actions, velocity actions - noise, t uniform. To act, Euler's rule takes `steps` equal
-    steps along it. `history`, `chunk` and `execute` mean what they mean in `DiffusionPolicy`; options beside those of
-    `DenoisingHead`: `steps`, 1 to 10 are usual.
+    Lipman et al. 2023, "Flow Matching for Generative Modeling", and Liu et al. 2023,
+    "Flow Straight and Fast" (rectified flow): x_t = (1 - t) noise + t actions, velocity
+    actions - noise, t uniform. To act, Euler's rule takes `steps` equal steps along it.
+    `history`, `chunk` and `execute` mean what they mean in `DiffusionPolicy`; options
+    beside those of `DenoisingHead`: `steps`, 1 to 10 are usual.
     """
 
     name = "flow"

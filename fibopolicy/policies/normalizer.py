@@ -17,7 +17,9 @@ CONSTANT = 1e-4
 
 
 class Normalizer(nn.Module):
-    """x -> (x - offset) / scale per dimension, `(..., D)`, in the module's dtype; the identity until it is fitted."""
+    """x -> (x - offset) / scale per dimension, `(..., D)`, in the module's dtype; the
+    identity until it is fitted.
+    """
 
     offset: Tensor
     scale: Tensor
@@ -31,7 +33,9 @@ class Normalizer(nn.Module):
         self.register_buffer("scale", torch.ones(dim))
 
     def fit(self, statistics: Mapping[str, NDArray[np.float64]]) -> None:
-        """From arrays min, max, mean and std `(D,)`: "minmax" maps to [-1, 1], "gaussian" to mean 0 and variance 1."""
+        """From arrays min, max, mean and std `(D,)`: "minmax" maps to [-1, 1],
+        "gaussian" to mean 0 and variance 1.
+        """
         if self.kind == "none":
             return
         if self.kind == "minmax":

@@ -17,7 +17,8 @@ from fibopolicy.policies.per_sample import per_sample
 
 
 def check_observations(obs: Mapping[str, Tensor], shapes: Shapes, steps: tuple[int, ...]) -> None:
-    """Check that observations are like those a policy was trained on; keys that it does not read are ignored.
+    """Check that observations are like those a policy was trained on; keys that it does
+    not read are ignored.
 
     Args:
         obs: per camera uint8 `(B, T_o, H, W, 3)`, per vector floating `(B, T_o, D)`.
@@ -25,18 +26,23 @@ def check_observations(obs: Mapping[str, Tensor], shapes: Shapes, steps: tuple[i
         steps: the values of T_o that it takes.
 
     Raises:
-        UserError: a key is missing, or has another type, size, layout, or other B and T_o than the first.
+        UserError: a key is missing, or has another type, size, layout, or other B and
+            T_o than the first.
     """
     first: tuple[int, int] | None = None
     keys = (*shapes.images, *shapes.vectors)
     if not isinstance(obs, Mapping):
-        raise UserError(f"observations are of type {type(obs).__name__}, the policy reads a mapping with {', '.join(keys)}")
+        raise UserError(
+            f"observations are of type {type(obs).__name__}, the policy reads a mapping with"
+            f" {', '.join(keys)}"
+        )
     for key in keys:
         value = obs.get(key)
         if not isinstance(value, Tensor):
             found = "is missing" if value is None else f"is of type {type(value).__name__}"
             raise UserError(
-                f"observation {key!r} {found}; the policy reads tensors {', '.join((*shapes.images, *shapes.vectors))}"
+                f"observation {key!r} {found}; the policy reads tensors"
+                f" {', '.join((*shapes.images, *shapes.vectors))}"
             )
         image = key in shapes.images
         size = (*shapes.images[key], 3) if image else (shapes.vectors[key],)
@@ -45,56 +51,81 @@ def check_observations(obs: Mapping[str, Tensor], shapes: Shapes, steps: tuple[i
             raise UserError(f"observation {key!r} holds {value.dtype}, the policy reads {expected}")
         shape = tuple(value.shape)
         if len(shape) != 2 + len(size) or shape[2:] != size:
-            advice = "resize the frames, channels last" if image else "another robot, task or simulator version may differ"
+            advice = (
+                "resize the frames, channels last"
+                if image
+                else "another robot, task or simulator version may differ"
+            )
             expected = f"(B, T_o, {', '.join(map(str, size))})"
-            raise UserError(f"observation {key!r} has shape {shape}, the policy was trained on {expected}; {advice}")
+            raise UserError(
+                f"observation {key!r} has shape {shape}, the policy was trained on {expected};"
+                f" {advice}"
+            )
         first = first or (shape[0], shape[1])
         if shape[:2] != first or shape[1] not in steps or not shape[0]:
             raise UserError(
-                f"observation {key!r} holds {shape[0]} episodes x {shape[1]} steps; expected {max(first[0], 1)} episodes, as"
-                f" for all keys, and {' or '.join(map(str, steps))} steps"
+                f"observation {key!r} holds {shape[0]} episodes x {shape[1]} steps; expected"
+                f" {max(first[0], 1)} episodes, as for all keys, and {' or '.join(map(str, steps))}"
+                " steps"
             )
 
 
 class ObservationInputs(nn.Module):
-    """Crop or shift and scale the frames; normalise the vectors. In training mode frames are augmented: one offset per sample
-    and camera, the same for all T_o frames.
+    """Crop or shift and scale the frames; normalise the vectors. In training mode
+    frames are augmented: one offset per sample and camera, the same for all T_o frames.
 
     Args:
-        sequence: as the policy's, see `Policy`: a training batch holds history + chunk - 1 observations.
+        sequence: as the policy's, see `Policy`: a training batch holds history + chunk
+            - 1 observations.
     """
 
     def __init__(self, config: PolicyConfig, shapes: Shapes, *, sequence: bool = False) -> None:
         super().__init__()
         self.shift, self.history, self.shapes = config.shift, config.history, shapes
-        self.steps = (config.history, config.history + config.chunk - 1) if sequence else (config.history,)
+        self.steps = (
+            (config.history, config.history + config.chunk - 1) if sequence else (config.history,)
+        )
         for camera, size in shapes.images.items():
             if config.crop is not None and config.crop > min(size):
-                raise UserError(f"crop {config.crop} does not fit camera {camera} of {size[0]} x {size[1]} pixels")
-        self.sizes = {c: (config.crop, config.crop) if config.crop else s for c, s in shapes.images.items()}
-        # By position: a key of a dataset may hold a dot, which the name of a module may not.
+                raise UserError(
+                    f"crop {config.crop} does not fit camera {camera} of {size[0]} x {size[1]}"
+                    " pixels"
+                )
+        self.sizes = {
+            c: (config.crop, config.crop) if config.crop else s for c, s in shapes.images.items()
+        }
+        # By position: a key of a dataset may hold a dot, which the name of a module may
+        # not.
         self.vectors = tuple(shapes.vectors)
-        self.normalizers = nn.ModuleList(Normalizer(dim, "gaussian") for dim in shapes.vectors.values())
+        self.normalizers = nn.ModuleList(
+            Normalizer(dim, "gaussian") for dim in shapes.vectors.values()
+        )
 
     def fit(self, statistics: Statistics) -> None:
         for key, normalizer in zip(self.vectors, self.normalizers, strict=True):
             cast(Normalizer, normalizer).fit(statistics[key])
 
     def prepare(self, obs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Camera keys uint8 `(B, T_o, H, W, 3)` to float `(B, T_o, 3, *sizes[key])` in [0, 1], vector keys `(B, T_o, D)`.
+        """Camera keys uint8 `(B, T_o, H, W, 3)` to float `(B, T_o, 3, *sizes[key])` in
+        [0, 1], vector keys `(B, T_o, D)`.
 
         Raises:
-            UserError: the observations are not like those of training, see `check_observations`.
+            UserError: the observations are not like those of training, see
+                `check_observations`.
         """
         check_observations(obs, self.shapes, self.steps)
         images = {camera: self._frames(obs[camera], size) for camera, size in self.sizes.items()}
-        images = {camera: frames.view(*obs[camera].shape[:2], *frames.shape[1:]) for camera, frames in images.items()}
+        images = {
+            camera: frames.view(*obs[camera].shape[:2], *frames.shape[1:])
+            for camera, frames in images.items()
+        }
         for key, normalizer in zip(self.vectors, self.normalizers, strict=True):
             images[key] = normalizer(obs[key].to(cast(Normalizer, normalizer).offset.dtype))
         return images
 
     def encoder_input(self, camera: str, frames: Tensor) -> Tensor:
-        """What the encoder sees of a camera's frames: uint8 `(T, H, W, 3)` -> float `(T, 3, H', W')` in [0, 1], cropped.
+        """What the encoder sees of a camera's frames: uint8 `(T, H, W, 3)` -> float
+        `(T, 3, H', W')` in [0, 1], cropped.
 
         Raises:
             UserError: frames of another size or type than those of training.
@@ -117,8 +148,9 @@ class ObservationInputs(nn.Module):
 class ObservationFeatures(ObservationInputs):
     """Encode the prepared frames, append the vectors, join the history.
 
-    `forward` takes camera keys uint8 `(B, T_o, H, W, 3)` and vector keys float32 `(B, T_o, D)` and returns
-    `(B, output_dim)`; anything else is refused, see `check_observations`.
+    `forward` takes camera keys uint8 `(B, T_o, H, W, 3)` and vector keys float32 `(B,
+    T_o, D)` and returns `(B, output_dim)`; anything else is refused, see
+    `check_observations`.
     """
 
     def __init__(self, config: PolicyConfig, shapes: Shapes) -> None:
@@ -133,18 +165,22 @@ class ObservationFeatures(ObservationInputs):
         self.output_dim = config.history * self.encoder.output_dim
 
     def forward(self, obs: Mapping[str, Tensor]) -> Tensor:
-        prepared = {key: value.flatten(0, 1) for key, value in self.prepare(obs).items()}  # (B * T_o, ...)
+        # (B * T_o, ...)
+        prepared = {key: value.flatten(0, 1) for key, value in self.prepare(obs).items()}
         first = obs[next(iter((*self.sizes, *self.vectors)))]
         parts = [prepared[key] for key in self.vectors]
         rows = first.shape[0] * first.shape[1]
         vectors = torch.cat(parts, dim=-1) if parts else torch.zeros(rows, 0, device=first.device)
-        features = self.encoder({camera: prepared[camera] for camera in self.sizes}, vectors)  # (B * T_o, F)
+        # (B * T_o, F)
+        features = self.encoder({camera: prepared[camera] for camera in self.sizes}, vectors)
         joined: Tensor = features.reshape(first.shape[0], -1)
         return joined
 
 
 def _window(frames: Tensor, size: tuple[int, int], shift: int) -> Tensor:
-    """A window of `size` at a random place of each sample's frames; beyond the edge, the edge is repeated."""
+    """A window of `size` at a random place of each sample's frames; beyond the edge,
+    the edge is repeated.
+    """
     b, device = frames.shape[0], frames.device
     index = []
     for full, part in ((frames.shape[2], size[0]), (frames.shape[3], size[1])):
@@ -157,5 +193,7 @@ def _window(frames: Tensor, size: tuple[int, int], shift: int) -> Tensor:
     return picked.permute(0, 3, 1, 2, 4)
 
 
-def _starts(low: int, high: int, device: torch.device, rows: int, generator: torch.Generator | None) -> Tensor:
+def _starts(
+    low: int, high: int, device: torch.device, rows: int, generator: torch.Generator | None
+) -> Tensor:
     return torch.randint(low, high, (rows, 1), device=device, generator=generator)

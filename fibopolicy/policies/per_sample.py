@@ -1,4 +1,6 @@
-"""Random numbers that belong to samples, so that a batch may be split over processes or in turns and nothing changes."""
+"""Random numbers that belong to samples, so that a batch may be split over processes or
+in turns and nothing changes.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,8 @@ _PART: ContextVar[_Part | None] = ContextVar("part", default=None)
 
 @contextmanager
 def part_of_batch(generator: torch.Generator, *, total: int, start: int) -> Iterator[None]:
-    """Within it, the samples of a loss are those from `start` on of a batch of `total`, whose draws come from `generator`.
+    """Within it, the samples of a loss are those from `start` on of a batch of `total`,
+    whose draws come from `generator`.
 
     Every part of a batch needs a generator in the same state.
     """
@@ -35,10 +38,12 @@ def part_of_batch(generator: torch.Generator, *, total: int, start: int) -> Iter
 
 
 def per_sample(draw: Callable[[int, torch.Generator | None], Tensor], rows: int) -> Tensor:
-    """`(rows, ...)`, drawn for the whole batch and cut to the samples at hand; as it comes outside of `part_of_batch`.
+    """`(rows, ...)`, drawn for the whole batch and cut to the samples at hand; as it
+    comes outside of `part_of_batch`.
 
     Args:
-        draw: from a number of rows n and a generator on the device of the draw (`None` is torch's global one) to `(n, ...)`.
+        draw: from a number of rows n and a generator on the device of the draw (`None`
+            is torch's global one) to `(n, ...)`.
         rows: how many samples are at hand, B.
     """
     part = _PART.get()

@@ -1,7 +1,9 @@
-"""One control step of robomimic's policy networks, for a batch of episodes that each carry a memory of their own.
+"""One control step of robomimic's policy networks, for a batch of episodes that each
+carry a memory of their own.
 
-Robomimic acts for one episode and keeps its memory inside the algorithm. Here memory is a value, and what is drawn at random
-depends on an episode's first observation and step alone: an episode repeats exactly, whatever runs beside it.
+Robomimic acts for one episode and keeps its memory inside the algorithm. Here memory is
+a value, and what is drawn at random depends on an episode's first observation and step
+alone: an episode repeats exactly, whatever runs beside it.
 """
 
 from __future__ import annotations
@@ -18,11 +20,14 @@ Observations = Mapping[str, Tensor]
 
 
 class Memory(Chance):
-    """What B episodes carry from step to step, as tensors whose first dimension counts them.
+    """What B episodes carry from step to step, as tensors whose first dimension counts
+    them.
 
     Attributes:
-        hidden: of a recurrent network, `(B, layers, H)` each: LSTM two, GRU one, others none.
-        first: of an open-loop recurrent network, the observations `(B, ...)` that its actions follow from; else empty.
+        hidden: of a recurrent network, `(B, layers, H)` each: LSTM two, GRU one, others
+            none.
+        first: of an open-loop recurrent network, the observations `(B, ...)` that its
+            actions follow from; else empty.
     """
 
     seed: Tensor
@@ -32,7 +37,8 @@ class Memory(Chance):
 
 
 def recall(raw: Observations, state: Memory | None) -> Memory:
-    """The episodes' memory. That of beginning episodes, `None`, is made from what they see.
+    """The episodes' memory. That of beginning episodes, `None`, is made from what they
+    see.
 
     Args:
         raw: observations `(B, ...)` as the simulator gave them.
@@ -50,7 +56,8 @@ def forward(network: Any, obs: Observations, memory: Memory) -> tuple[Tensor, Me
 
     Args:
         network: an actor of `robomimic.models.policy_nets`.
-        obs: as the network takes it: `(B, ...)` per key, or `(B, T, ...)` for a transformer, whose last step counts.
+        obs: as the network takes it: `(B, ...)` per key, or `(B, T, ...)` for a
+            transformer, whose last step counts.
     """
     out = network.forward_train(obs) if hasattr(network, "forward_train") else network(obs)
     return draw(network, out, draw_seeds(memory)), moved_on(memory)
@@ -59,7 +66,8 @@ def forward(network: Any, obs: Observations, memory: Memory) -> tuple[Tensor, Me
 def forward_recurrent(
     network: Any, obs: Observations, memory: Memory, *, horizon: int, open_loop: bool = False
 ) -> tuple[Tensor, Memory]:
-    """Actions `(B, A)` of a recurrent network, which forgets every `horizon` steps, the length that it was trained on.
+    """Actions `(B, A)` of a recurrent network, which forgets every `horizon` steps, the
+    length that it was trained on.
 
     Args:
         obs: `(B, ...)` per key.
@@ -71,16 +79,22 @@ def forward_recurrent(
     lstm = isinstance(start, tuple)
     zeros = start if lstm else (start,)  # (layers, B, H) each
     before = tuple(part.transpose(0, 1) for part in memory["hidden"]) or zeros
-    hidden = tuple(torch.where(afresh[None, :, None], zero, part).contiguous() for zero, part in zip(zeros, before, strict=True))
+    hidden = tuple(
+        torch.where(afresh[None, :, None], zero, part).contiguous()
+        for zero, part in zip(zeros, before, strict=True)
+    )
     first = dict(memory["first"] or obs) if open_loop else {}
     if open_loop:
-        first = {key: torch.where(_over(afresh, value), value, first[key]) for key, value in obs.items()}
+        first = {
+            key: torch.where(_over(afresh, value), value, first[key]) for key, value in obs.items()
+        }
         obs = first
     sequence = {key: value.unsqueeze(1) for key, value in obs.items()}  # (B, 1, ...)
     step = getattr(network, "forward_train", network)
     out, after = step(sequence, rnn_init_state=hidden if lstm else hidden[0], return_state=True)
     actions = draw(network, out, draw_seeds(memory))
-    carried = tuple(part.transpose(0, 1) for part in (after if lstm else (after,)))  # (B, layers, H) each
+    # (B, layers, H) each
+    carried = tuple(part.transpose(0, 1) for part in (after if lstm else (after,)))
     return actions, {**moved_on(memory), "hidden": carried, "first": first}
 
 
@@ -90,10 +104,12 @@ def _over(rows: Tensor, value: Tensor) -> Tensor:
 
 
 def draw(network: Any, out: Any, seeds: Sequence[int]) -> Tensor:
-    """Actions `(B, A)` from what a network returns: actions, or a Gaussian or a mixture of them to draw from.
+    """Actions `(B, A)` from what a network returns: actions, or a Gaussian or a mixture
+    of them to draw from.
 
-    Where it holds several steps, `(B, T, ...)`, the last is taken. A draw is what the distribution's own `sample` gives,
-    but for the source of its randomness; a Gaussian with `low_noise_eval` gives its mean, as in robomimic.
+    Where it holds several steps, `(B, T, ...)`, the last is taken. A draw is what the
+    distribution's own `sample` gives, but for the source of its randomness; a Gaussian
+    with `low_noise_eval` gives its mean, as in robomimic.
     """
     if isinstance(out, Tensor):
         return out[:, -1] if out.ndim == 3 else out

@@ -1,4 +1,6 @@
-"""What robomimic's behaviour-cloning heads share: its network with our encoders in it, its loss, acting with memory."""
+"""What robomimic's behaviour-cloning heads share: its network with our encoders in it,
+its loss, acting with memory.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,16 @@ from torch import Tensor
 
 from fibopolicy.errors import UserError
 from fibopolicy.policies.actions import ActionNormalizer
-from fibopolicy.policies.base import HeadDefaults, Option, Policy, PolicyConfig, Shapes, State, Statistics, checked_options
+from fibopolicy.policies.base import (
+    HeadDefaults,
+    Option,
+    Policy,
+    PolicyConfig,
+    Shapes,
+    State,
+    Statistics,
+    checked_options,
+)
 from fibopolicy.policies.observations import ObservationInputs
 from fibopolicy.policies.robomimic_actor import Memory, forward, recall
 
@@ -34,10 +45,12 @@ ROBOMIMIC = HeadDefaults(chunk=1, execute=1, hidden=1024, action_normalization="
 
 
 class RobomimicHead(Policy):
-    """A network of `robomimic.models.policy_nets` that predicts a distribution over actions, trained by its log-likelihood.
+    """A network of `robomimic.models.policy_nets` that predicts a distribution over
+    actions, trained by its log-likelihood.
 
-    Options have the names and defaults of robomimic's configuration of BC, and `feature_dimension` that of its cores.
-    Several actions at once (`chunk`) are one larger action to the network; robomimic itself predicts one.
+    Options have the names and defaults of robomimic's configuration of BC, and
+    `feature_dimension` that of its cores. Several actions at once (`chunk`) are one
+    larger action to the network; robomimic itself predicts one.
 
     Attributes:
         option_defaults: what `head_options` may set.
@@ -53,7 +66,10 @@ class RobomimicHead(Policy):
         self.config, self.shapes = config, shapes
         self.options = checked_options(self.name, config.head_options, self.option_defaults)
         if config.views != "separate":
-            raise UserError(f"head {self.name} has one encoder per camera, as robomimic has; use views='separate'")
+            raise UserError(
+                f"head {self.name} has one encoder per camera, as robomimic has; use"
+                " views='separate'"
+            )
         self._check()
         self.observations = ObservationInputs(config, shapes, sequence=self.sequence)
         self.actions = ActionNormalizer(config, shapes)
@@ -65,7 +81,9 @@ class RobomimicHead(Policy):
                 )
             except (AssertionError, KeyError, TypeError, ValueError, RuntimeError) as error:
                 reason = " ".join(f"{type(error).__name__}: {error}".split())
-                raise UserError(f"head {self.name} cannot be built with {self.options}: {reason}") from error
+                raise UserError(
+                    f"head {self.name} cannot be built with {self.options}: {reason}"
+                ) from error
 
     @abstractmethod
     def _network(self, **arguments: Any) -> Any:
@@ -75,8 +93,8 @@ class RobomimicHead(Policy):
         """Refuse settings that this head cannot follow."""
         if self.config.history != 1:
             raise UserError(
-                f"head {self.name} sees one observation, as in robomimic, got history {self.config.history};"
-                " use bc_rnn_gmm or bc_transformer_gmm"
+                f"head {self.name} sees one observation, as in robomimic, got history"
+                f" {self.config.history}; use bc_rnn_gmm or bc_transformer_gmm"
             )
         if self.config.layers < 1:
             raise UserError(f"head {self.name} needs layers of at least 1, as robomimic's MLP does")
@@ -90,17 +108,21 @@ class RobomimicHead(Policy):
         self.observations.fit(statistics)
         self.actions.fit(statistics["actions"])
         largest = max(self.actions.largest(statistics["actions"][name]) for name in ("min", "max"))
-        if self.actions.kind == "none" and largest > 1 + 1e-6:  # robomimic's networks put their means through tanh
+        # robomimic's networks put their means through tanh
+        if self.actions.kind == "none" and largest > 1 + 1e-6:
             raise UserError(
-                f"head {self.name} predicts actions in [-1, 1], and those of the data reach {largest:.3g}; pass"
-                " --action-normalization minmax"
+                f"head {self.name} predicts actions in [-1, 1], and those of the data reach"
+                f" {largest:.3g}; pass --action-normalization minmax"
             )
 
     def loss(self, batch: Mapping[str, Any]) -> tuple[Tensor, dict[str, float]]:
         actions = self.actions(batch["actions"])  # (B, chunk, D)
         mask = batch["action_mask"].unsqueeze(-1).expand_as(actions)
         with learned_noise(self.network):
-            likelihood = log_likelihood(self.distribution(batch["obs"]), actions.flatten(1), mask.flatten(1))  # (B,)
+            # (B,)
+            likelihood = log_likelihood(
+                self.distribution(batch["obs"]), actions.flatten(1), mask.flatten(1)
+            )
         loss = -likelihood.mean()
         return loss, {"loss": float(loss.detach())}
 
@@ -117,7 +139,9 @@ class RobomimicHead(Policy):
         return {key: value[:, -1] for key, value in self.prepared(obs).items()}
 
     def prepared(self, obs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """All steps of the observations, `(B, T_o, ...)`, under the names that the network's modules have."""
+        """All steps of the observations, `(B, T_o, ...)`, under the names that the
+        network's modules have.
+        """
         return {module_name(key): value for key, value in self.observations.prepare(obs).items()}
 
     @torch.no_grad()
@@ -129,9 +153,11 @@ class RobomimicHead(Policy):
 
 @contextmanager
 def learned_noise(network: Any) -> Iterator[None]:
-    """Within it a network in evaluation mode predicts the standard deviations that it has learned, as in training.
+    """Within it a network in evaluation mode predicts the standard deviations that it
+    has learned, as in training.
 
-    Otherwise, with `low_noise_eval`, it puts 1e-4 in their place, and a likelihood of held-out actions says nothing.
+    Otherwise, with `low_noise_eval`, it puts 1e-4 in their place, and a likelihood of
+    held-out actions says nothing.
     """
     low_noise, network.low_noise_eval = network.low_noise_eval, False
     try:
@@ -141,7 +167,9 @@ def learned_noise(network: Any) -> Iterator[None]:
 
 
 def log_likelihood(distribution: Any, actions: Tensor, mask: Tensor) -> Tensor:
-    """Log-density `(...)` of actions `(..., D)` under a Gaussian or a mixture of them, of the numbers that `mask` counts."""
+    """Log-density `(...)` of actions `(..., D)` under a Gaussian or a mixture of them,
+    of the numbers that `mask` counts.
+    """
     mixture = getattr(distribution, "mixture_distribution", None)
     normal = (distribution if mixture is None else distribution.component_distribution).base_dist
     if mixture is not None:
@@ -159,8 +187,12 @@ def module_name(key: str) -> str:
     return key.replace(".", "|")
 
 
-def network_shapes(shapes: Shapes, sizes: Mapping[str, tuple[int, int]]) -> OrderedDict[str, list[int]]:
-    """Shapes per observation in robomimic's order, which is alphabetical; images (3, H, W) of `sizes`."""
+def network_shapes(
+    shapes: Shapes, sizes: Mapping[str, tuple[int, int]]
+) -> OrderedDict[str, list[int]]:
+    """Shapes per observation in robomimic's order, which is alphabetical; images (3, H,
+    W) of `sizes`.
+    """
     every: dict[str, list[int]] = {module_name(key): [3, *size] for key, size in sizes.items()}
     every |= {module_name(key): [dim] for key, dim in shapes.vectors.items()}
     return OrderedDict(sorted(every.items()))
@@ -184,16 +216,23 @@ def encoder_kwargs(config: PolicyConfig, options: Mapping[str, Any]) -> dict[str
 
 @contextmanager
 def robomimic_observations(shapes: Shapes) -> Iterator[None]:
-    """Within it robomimic's global table of modalities knows the keys of `shapes`, and robomimic prints nothing."""
-    importlib.import_module("fibopolicy.encoders.robomimic_core")  # registers the core; says what to install
+    """Within it robomimic's global table of modalities knows the keys of `shapes`, and
+    robomimic prints nothing.
+    """
+    # registers the core; says what to install
+    importlib.import_module("fibopolicy.encoders.robomimic_core")
     import robomimic.utils.obs_utils as obs_utils
 
     before = obs_utils.OBS_KEYS_TO_MODALITIES
     table = obs_utils.ObservationKeyToModalityDict()
-    table.update({module_name(key): "rgb" for key in shapes.images} | {module_name(key): "low_dim" for key in shapes.vectors})
+    table.update(
+        {module_name(key): "rgb" for key in shapes.images}
+        | {module_name(key): "low_dim" for key in shapes.vectors}
+    )
     obs_utils.OBS_KEYS_TO_MODALITIES = table
     try:
         with contextlib.redirect_stdout(io.StringIO()):
             yield
     finally:
-        obs_utils.OBS_KEYS_TO_MODALITIES = before or table  # robomimic's networks look into it when they are printed
+        # robomimic's networks look into it when they are printed
+        obs_utils.OBS_KEYS_TO_MODALITIES = before or table

@@ -1,7 +1,9 @@
-"""Rotations as axis-angle vectors, which datasets hold, and as 6-D, which networks learn better.
+"""Rotations as axis-angle vectors, which datasets hold, and as 6-D, which networks
+learn better.
 
-An axis-angle vector jumps where the angle passes pi, and near by two vectors far apart are almost the same rotation. The first
-two columns of the rotation matrix are continuous instead: 6-D, after Zhou et al. 2019, "On the Continuity of Rotation
+An axis-angle vector jumps where the angle passes pi, and near by two vectors far apart
+are almost the same rotation. The first two columns of the rotation matrix are
+continuous instead: 6-D, after Zhou et al. 2019, "On the Continuity of Rotation
 Representations in Neural Networks".
 """
 
@@ -13,7 +15,9 @@ from torch.nn import functional as F
 
 
 def axis_angle_to_6d(vectors: Tensor) -> Tensor:
-    """Axis times angle in radians `(..., 3)` to the matrix's first column, then its second, `(..., 6)` in [-1, 1]."""
+    """Axis times angle in radians `(..., 3)` to the matrix's first column, then its
+    second, `(..., 6)` in [-1, 1].
+    """
     angle = vectors.norm(dim=-1, keepdim=True)  # (..., 1)
     half_sinc = 0.5 * torch.sinc(angle / (2 * torch.pi))  # sin(angle / 2) / angle, also at 0
     x, y, z = (vectors * half_sinc).unbind(-1)  # with w, the unit quaternion
@@ -24,7 +28,9 @@ def axis_angle_to_6d(vectors: Tensor) -> Tensor:
 
 
 def axis_angle_from_6d(columns: Tensor) -> Tensor:
-    """The nearest rotation to any two vectors `(..., 6)` by Gram-Schmidt, as axis times angle `(..., 3)`, angle in [0, pi]."""
+    """The nearest rotation to any two vectors `(..., 6)` by Gram-Schmidt, as axis times
+    angle `(..., 3)`, angle in [0, pi].
+    """
     a, b = columns[..., :3], columns[..., 3:]
     a = F.normalize(a, dim=-1)
     b = F.normalize(b - (a * b).sum(-1, keepdim=True) * a, dim=-1)
@@ -40,8 +46,9 @@ def axis_angle_from_6d(columns: Tensor) -> Tensor:
 def _quaternion(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
     """Of the rotation matrix with these columns, `(..., 4)` as w, x, y, z.
 
-    Four times the products of its entries with each other are sums of the matrix's entries; the row of its largest entry,
-    divided by that entry, is the best conditioned way to it.
+    Four times the products of its entries with each other are sums of the matrix's
+    entries; the row of its largest entry, divided by that entry, is the best
+    conditioned way to it.
     """
     (xx, yx, zx), (xy, yy, zy), (xz, yz, zz) = a.unbind(-1), b.unbind(-1), c.unbind(-1)
     rows = [

@@ -1,4 +1,6 @@
-"""A trained policy on disk: `config.json` beside weights in safetensors. Nothing in it is executed on loading."""
+"""A trained policy on disk: `config.json` beside weights in safetensors. Nothing in it
+is executed on loading.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,9 @@ BEST = "best"
 
 @dataclass(frozen=True)
 class Loaded:
-    """A policy from a run directory, in evaluation mode; `env_args` are of the task that it was trained on."""
+    """A policy from a run directory, in evaluation mode; `env_args` are of the task
+    that it was trained on.
+    """
 
     policy: Policy
     step: int
@@ -36,7 +40,9 @@ def read_config(run: Path) -> dict[str, Any]:
     """The contents of a run's `config.json`."""
     path = run / CONFIG
     if not path.is_file():
-        raise UserError(f"{run}: is no run directory, it has no {CONFIG}; name the --out of a training")
+        raise UserError(
+            f"{run}: is no run directory, it has no {CONFIG}; name the --out of a training"
+        )
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(document, dict):
@@ -48,7 +54,9 @@ def read_config(run: Path) -> dict[str, Any]:
         _shapes(document["shapes"])
         int(document["train"]["optimizer"]["steps"])
     except (ValueError, TypeError, KeyError, IndexError, OSError) as error:
-        raise UserError(f"{path}: is not a run's configuration ({' '.join(str(error).split())})") from error
+        raise UserError(
+            f"{path}: is not a run's configuration ({' '.join(str(error).split())})"
+        ) from error
     return document
 
 
@@ -56,21 +64,27 @@ def load_policy(run: StrPath, *, weights: str = "ema", device: str = "cpu") -> L
     """Load the last checkpoint of a run; the result's `policy` acts.
 
     Args:
-        weights: "ema", the moving average, or "model"; "best/step_<steps>" for one that a validation liked.
+        weights: "ema", the moving average, or "model"; "best/step_<steps>" for one that
+            a validation liked.
 
     Raises:
-        UserError: no run, no checkpoint yet, or weights that do not fit the configuration.
+        UserError: no run, no checkpoint yet, or weights that do not fit the
+            configuration.
     """
     run = expanded(run)
     document = read_config(run)
     files = {"ema": run / EMA_WEIGHTS, "model": run / WEIGHTS}
-    files |= {f"{BEST}/{path.stem}": path for path in sorted((run / BEST).glob("step_*.safetensors"))}
+    files |= {
+        f"{BEST}/{path.stem}": path for path in sorted((run / BEST).glob("step_*.safetensors"))
+    }
     if weights not in files:
         raise unknown("weights", weights, files)
     path = files[weights]
     if not path.is_file():
         raise UserError(f"{path}: no checkpoint has been written yet")
-    policy = build_policy(PolicyConfig(**document["policy"]).as_loaded(), _shapes(document["shapes"]))
+    policy = build_policy(
+        PolicyConfig(**document["policy"]).as_loaded(), _shapes(document["shapes"])
+    )
     try:
         with safe_open(path, framework="pt") as file:
             step = int((file.metadata() or {})["step"])
@@ -84,7 +98,9 @@ def load_policy(run: StrPath, *, weights: str = "ema", device: str = "cpu") -> L
 
 
 def render_quality(env_args: Mapping[str, Any]) -> str | None:
-    """The quality of a dataset's frames, "fast" or "full"; `None` where its `env_args` do not say."""
+    """The quality of a dataset's frames, "fast" or "full"; `None` where its `env_args`
+    do not say.
+    """
     quality = env_args.get("render_quality") or (env_args.get("env_kwargs") or {}).get("quality")
     return None if quality is None else str(quality)
 
@@ -92,4 +108,10 @@ def render_quality(env_args: Mapping[str, Any]) -> str | None:
 def _shapes(document: dict[str, Any]) -> Shapes:
     images = {k: (v[0], v[1]) for k, v in document["images"].items()}
     rotations = tuple(document.get("rotations", ()))
-    return Shapes(images, document["vectors"], document["action_dim"], document.get("absolute", False), rotations)
+    return Shapes(
+        images,
+        document["vectors"],
+        document["action_dim"],
+        document.get("absolute", False),
+        rotations,
+    )

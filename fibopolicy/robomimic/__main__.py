@@ -1,4 +1,5 @@
-"""`python -m fibopolicy.robomimic train --config CONFIG.json`: robomimic's training with our encoders.
+"""`python -m fibopolicy.robomimic train --config CONFIG.json`: robomimic's training
+with our encoders.
 
 Exit codes: 0 trained, 1 the training failed, 2 the user's mistake, 130 interrupted.
 """
@@ -33,11 +34,18 @@ def main() -> None:
     except KeyboardInterrupt as error:
         _end(error, debug, "interrupted", 130)
     except Exception as error:
-        _end(error, debug, f"training failed: {' '.join(f'{type(error).__name__}: {error}'.split())}", 1)
+        _end(
+            error,
+            debug,
+            f"training failed: {' '.join(f'{type(error).__name__}: {error}'.split())}",
+            1,
+        )
 
 
 def _parse() -> argparse.Namespace:
-    parser = _Parser(prog="python -m fibopolicy.robomimic", description="robomimic with fibopolicy's encoders")
+    parser = _Parser(
+        prog="python -m fibopolicy.robomimic", description="robomimic with fibopolicy's encoders"
+    )
     verb = parser.add_subparsers(dest="verb", required=True).add_parser(
         "train",
         help="run robomimic's training",
@@ -46,8 +54,12 @@ def _parse() -> argparse.Namespace:
     verb.add_argument("--config", type=Path, required=True, help="robomimic configuration, JSON")
     verb.add_argument("--dataset", type=Path, help="robomimic HDF5 file, instead of train.data")
     verb.add_argument("--name", help="instead of experiment.name")
-    verb.add_argument("--out", type=Path, help="folder for experiments, instead of train.output_dir")
-    verb.add_argument("--overwrite", action="store_true", help="replace the runs of an experiment of this name")
+    verb.add_argument(
+        "--out", type=Path, help="folder for experiments, instead of train.output_dir"
+    )
+    verb.add_argument(
+        "--overwrite", action="store_true", help="replace the runs of an experiment of this name"
+    )
     verb.add_argument("--debug", action="store_true", help="show tracebacks")
     return parser.parse_args()
 
@@ -68,7 +80,12 @@ def _run(arguments: argparse.Namespace) -> None:
 
 
 def _print_warning(
-    message: Warning | str, category: type[Warning], filename: str, lineno: int, file: object = None, line: str | None = None
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: object = None,
+    line: str | None = None,
 ) -> None:
     if category is UserWarning and "fibopolicy" in filename:
         print(f"fibopolicy: warning: {message}", file=sys.stderr)

@@ -1,4 +1,6 @@
-"""Reads robomimic's checkpoints (`.pth`, of 0.3 and 0.5) without running anything that is in them."""
+"""Reads robomimic's checkpoints (`.pth`, of 0.3 and 0.5) without running anything that
+is in them.
+"""
 
 from __future__ import annotations
 
@@ -33,8 +35,10 @@ class Checkpoint:
         env_metadata: a dataset's `env_args`.
         shapes: per observation key, as the networks take it; images (C, H, W).
         action_dim: A.
-        obs_statistics: per key "offset" and "scale", float arrays `(1, ...)`; empty where observations are not normalised.
-        action_statistics: the same per action key, in the order of the actions; empty before 0.4.
+        obs_statistics: per key "offset" and "scale", float arrays `(1, ...)`; empty
+            where observations are not normalised.
+        action_statistics: the same per action key, in the order of the actions; empty
+            before 0.4.
     """
 
     path: Path
@@ -55,10 +59,12 @@ class Checkpoint:
 
 
 def read_checkpoint(path: StrPath) -> Checkpoint:
-    """Load a checkpoint of tensors, numbers, text and numpy arrays; a file that holds anything else is refused.
+    """Load a checkpoint of tensors, numbers, text and numpy arrays; a file that holds
+    anything else is refused.
 
     Raises:
-        UserError: no such file, none of torch, one with other contents, or not laid out as robomimic's.
+        UserError: no such file, none of torch, one with other contents, or not laid out
+            as robomimic's.
     """
     path = expanded(path)
     if not path.is_file():
@@ -68,17 +74,32 @@ def read_checkpoint(path: StrPath) -> Checkpoint:
             contents = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         name = re.search(r"GLOBAL (\S+)", str(error))
-        what = f"it holds {name[1]}, which would run code" if name else " ".join(str(error).split())[:120]
-        raise UserError(f"{path}: is not loaded, since {what}; robomimic's checkpoints hold tensors, text and arrays") from error
+        what = (
+            f"it holds {name[1]}, which would run code"
+            if name
+            else " ".join(str(error).split())[:120]
+        )
+        raise UserError(
+            f"{path}: is not loaded, since {what}; robomimic's checkpoints hold tensors, text and"
+            " arrays"
+        ) from error
     except Exception as error:  # torch reads any bytes as a pickle, which may fail in any way
-        raise UserError(f"{path}: is no torch file, or a damaged one ({' '.join(str(error).split())[:120]})") from error
-    lacking = [key for key in LAYOUT if key not in contents] if isinstance(contents, dict) else list(LAYOUT)
+        raise UserError(
+            f"{path}: is no torch file, or a damaged one ({' '.join(str(error).split())[:120]})"
+        ) from error
+    lacking = (
+        [key for key in LAYOUT if key not in contents]
+        if isinstance(contents, dict)
+        else list(LAYOUT)
+    )
     if lacking:
         raise UserError(f"{path}: is no robomimic checkpoint, it lacks {', '.join(lacking)}")
     try:
         return _parse(path, contents)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise UserError(f"{path}: is not laid out as robomimic's checkpoints ({type(error).__name__}: {error})") from error
+        raise UserError(
+            f"{path}: is not laid out as robomimic's checkpoints ({type(error).__name__}: {error})"
+        ) from error
 
 
 def _parse(path: Path, contents: dict[str, Any]) -> Checkpoint:
@@ -104,12 +125,18 @@ def _parse(path: Path, contents: dict[str, Any]) -> Checkpoint:
     )
 
 
-def _statistics(stored: Mapping[str, Mapping[str, Any]] | None) -> dict[str, dict[str, NDArray[Any]]]:
+def _statistics(
+    stored: Mapping[str, Mapping[str, Any]] | None,
+) -> dict[str, dict[str, NDArray[Any]]]:
     """0.3 says mean and std, 0.5 offset and scale."""
     return {
         key: {
-            "offset": np.asarray(values["mean"] if "mean" in values else values["offset"], dtype=np.float32),
-            "scale": np.asarray(values["std"] if "std" in values else values["scale"], dtype=np.float32),
+            "offset": np.asarray(
+                values["mean"] if "mean" in values else values["offset"], dtype=np.float32
+            ),
+            "scale": np.asarray(
+                values["std"] if "std" in values else values["scale"], dtype=np.float32
+            ),
         }
         for key, values in (stored or {}).items()
     }
@@ -119,8 +146,15 @@ def _arrays_allowed() -> AbstractContextManager[None]:
     """Numpy's arrays and numbers, under the module names of numpy 1 and 2."""
     sample = np.zeros(1)
     reconstruct, scalar = sample.__reduce__()[0], np.float64(0).__reduce__()[0]
-    allowed: list[Any] = [np.ndarray, np.dtype, *{type(np.dtype(kind)) for kind in ("f2", "f4", "f8", "i4", "i8", "u1", "?")}]
+    allowed: list[Any] = [
+        np.ndarray,
+        np.dtype,
+        *{type(np.dtype(kind)) for kind in ("f2", "f4", "f8", "i4", "i8", "u1", "?")},
+    ]
     for package in ("core", "_core"):
-        allowed += [(reconstruct, f"numpy.{package}.multiarray._reconstruct"), (scalar, f"numpy.{package}.multiarray.scalar")]
+        allowed += [
+            (reconstruct, f"numpy.{package}.multiarray._reconstruct"),
+            (scalar, f"numpy.{package}.multiarray.scalar"),
+        ]
     context: AbstractContextManager[None] = torch.serialization.safe_globals(allowed)
     return context

@@ -18,7 +18,8 @@ from fibopolicy.utils.files import StrPath, atomic_write, check_output, expanded
 
 
 def export(run: StrPath, out: StrPath, *, weights: str = "ema", overwrite: bool = False) -> Path:
-    """Write a run's policy as a checkpoint that robomimic 0.3 loads, and that acts alike.
+    """Write a run's policy as a checkpoint that robomimic 0.3 loads, and that acts
+    alike.
 
     Args:
         run: a run directory of ours.
@@ -27,34 +28,54 @@ def export(run: StrPath, out: StrPath, *, weights: str = "ema", overwrite: bool 
         overwrite: replace an existing `out`.
 
     Raises:
-        UserError: the head is none of robomimic's, or predicts several actions at once, scaled ones or 6-D rotations, none of
-            which robomimic 0.3 can do; `out` exists.
+        UserError: the head is none of robomimic's, or predicts several actions at once,
+            scaled ones or 6-D rotations, none of which robomimic 0.3 can do; `out`
+            exists.
     """
     run, out = expanded(run), expanded(out)
     check_output(out, overwrite, [*run.glob("*.safetensors"), run / CONFIG])
     document = read_config(run)
     if SECTION in document:
-        raise UserError(f"{run}: is the evaluation of a robomimic checkpoint, {document[SECTION]['checkpoint']}; take that file")
+        raise UserError(
+            f"{run}: is the evaluation of a robomimic checkpoint,"
+            f" {document[SECTION]['checkpoint']}; take that file"
+        )
     loaded = load_policy(run, weights=weights)
     policy = loaded.policy
     if not isinstance(policy, RobomimicHead):
-        known = ", ".join(name for name in policy_names() if issubclass(policy_class(name), RobomimicHead))
-        raise UserError(f"{run}: robomimic has no counterpart of head {policy.name}; it has one of {known}")
+        known = ", ".join(
+            name for name in policy_names() if issubclass(policy_class(name), RobomimicHead)
+        )
+        raise UserError(
+            f"{run}: robomimic has no counterpart of head {policy.name}; it has one of {known}"
+        )
     if policy.config.chunk != 1 and not policy.sequence:
-        raise UserError(f"{run}: predicts {policy.config.chunk} actions at once, robomimic one; train with chunk 1 to export")
+        raise UserError(
+            f"{run}: predicts {policy.config.chunk} actions at once, robomimic one; train with"
+            " chunk 1 to export"
+        )
     if policy.config.action_normalization != "none":
         raise UserError(
-            f"{run}: scales actions ({policy.config.action_normalization}), which robomimic 0.3 does not;"
-            " train with action_normalization none to export"
+            f"{run}: scales actions ({policy.config.action_normalization}), which robomimic 0.3"
+            " does not; train with action_normalization none to export"
         )
     if policy.actions.rotations:
-        raise UserError(f"{run}: predicts 6-D rotations, which robomimic 0.3 does not; train with rotation axis_angle to export")
+        raise UserError(
+            f"{run}: predicts 6-D rotations, which robomimic 0.3 does not; train with rotation"
+            " axis_angle to export"
+        )
     if dotted := [key for key in (*policy.shapes.images, *policy.shapes.vectors) if "." in key]:
-        raise UserError(f"{run}: reads {', '.join(dotted)}; robomimic's networks take no observation with a dot in its name")
+        raise UserError(
+            f"{run}: reads {', '.join(dotted)}; robomimic's networks take no observation with a dot"
+            " in its name"
+        )
     config = _config(policy, document)
     shapes = network_shapes(policy.shapes, policy.shapes.images)
     contents = {
-        "model": {f"policy.{name}": tensor.detach().clone() for name, tensor in policy.network.state_dict().items()},
+        "model": {
+            f"policy.{name}": tensor.detach().clone()
+            for name, tensor in policy.network.state_dict().items()
+        },
         "config": config.dump(),
         "algo_name": "bc",
         "env_metadata": loaded.env_args,
@@ -73,7 +94,7 @@ def export(run: StrPath, out: StrPath, *, weights: str = "ema", overwrite: bool 
 
 def _config(policy: RobomimicHead, document: dict[str, Any]) -> Any:
     """robomimic's configuration of the same training, as far as it has words for it."""
-    import robomimic.algo  # noqa: F401  (registers the algorithms)
+    import robomimic.algo  # noqa: F401
     from robomimic.config import config_factory
 
     options, train, optimizer = policy.options, document["train"], document["train"]["optimizer"]
@@ -81,7 +102,8 @@ def _config(policy: RobomimicHead, document: dict[str, Any]) -> Any:
     config.experiment.name = policy.name
     config.experiment.rollout.enabled = False
     dataset, filter_key = train["dataset"], train.get("filter_key")
-    config.train.data = dataset if isinstance(dataset, str) else ", ".join(dataset)  # one path is all that its release knows
+    # one path is all that its release knows
+    config.train.data = dataset if isinstance(dataset, str) else ", ".join(dataset)
     config.train.hdf5_filter_key = filter_key if isinstance(filter_key, str) else None
     config.train.hdf5_normalize_obs = True
     config.train.frame_stack = policy.config.history
@@ -91,7 +113,9 @@ def _config(policy: RobomimicHead, document: dict[str, Any]) -> Any:
     config.algo.optim_params.policy.learning_rate.initial = optimizer["learning_rate"]
     config.algo.actor_layer_dims = list(policy.layer_dims)
     mixture = config.algo.gaussian if policy.name == "bc_gaussian" else config.algo.gmm
-    network = {"bc_rnn_gmm": config.algo.rnn, "bc_transformer_gmm": config.algo.transformer}.get(policy.name)
+    network = {"bc_rnn_gmm": config.algo.rnn, "bc_transformer_gmm": config.algo.transformer}.get(
+        policy.name
+    )
     for section in (mixture, network):
         if section is not None:
             section.enabled = True
@@ -110,21 +134,30 @@ def _config(policy: RobomimicHead, document: dict[str, Any]) -> Any:
         crop = policy.config.crop
         if crop and any(size != (crop, crop) for size in policy.shapes.images.values()):
             rgb.obs_randomizer_class = "CropRandomizer"
-            rgb.obs_randomizer_kwargs = {"crop_height": crop, "crop_width": crop, "num_crops": 1, "pos_enc": False}
+            rgb.obs_randomizer_kwargs = {
+                "crop_height": crop,
+                "crop_width": crop,
+                "num_crops": 1,
+                "pos_enc": False,
+            }
     return config
 
 
 def _statistics(policy: RobomimicHead) -> dict[str, dict[str, Any]]:
-    """What robomimic subtracts and divides by; images stay as they are, for which it wants zeros and ones of their shape.
+    """What robomimic subtracts and divides by; images stay as they are, for which it
+    wants zeros and ones of their shape.
 
-    Each with a leading dimension of the stacked frames: 1 is usual, and robomimic's rollouts refuse it for more.
+    Each with a leading dimension of the stacked frames: 1 is usual, and robomimic's
+    rollouts refuse it for more.
     """
     statistics: dict[str, dict[str, Any]] = {}
     frames = policy.config.history
     for key, (height, width) in policy.shapes.images.items():
         zeros = torch.zeros(frames, 3, height, width)
         statistics[key] = {"mean": zeros.tolist(), "std": (zeros + 1).tolist()}
-    for key, module in zip(policy.observations.vectors, policy.observations.normalizers, strict=True):
+    for key, module in zip(
+        policy.observations.vectors, policy.observations.normalizers, strict=True
+    ):
         normalizer = cast(Normalizer, module)
         offset, scale = normalizer.offset.expand(frames, -1), normalizer.scale.expand(frames, -1)
         statistics[key] = {"mean": offset.tolist(), "std": scale.tolist()}

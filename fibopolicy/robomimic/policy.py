@@ -30,12 +30,12 @@ ALGORITHMS = ("bc", "bcq", "cql", "iql", "td3_bc")
 class RobomimicPolicy(Policy):
     """Rolls out what robomimic trained; training it is robomimic's business.
 
-    `act` returns one action per call, unclipped where the checkpoint scales actions, and carries tensors whose
-    first dimension counts the episodes.
+    `act` returns one action per call, unclipped where the checkpoint scales actions,
+    and carries tensors whose first dimension counts the episodes.
 
     Raises:
-        UserError: an algorithm, network, core or option that robomimic 0.3.0 does not have, weights that do not fit, or
-            observations that no simulator here gives.
+        UserError: an algorithm, network, core or option that robomimic 0.3.0 does not
+            have, weights that do not fit, or observations that no simulator here gives.
     """
 
     name = "robomimic"
@@ -51,11 +51,17 @@ class RobomimicPolicy(Policy):
         self.transformer = checkpoint.algo_name == "bc" and bool(algo.transformer.enabled)
         stacked = int(config.train.frame_stack)
         if stacked > 1 and not self.transformer:
-            raise UserError(f"{checkpoint.path}: train.frame_stack is {stacked}, which only robomimic's transformer can act on")
+            raise UserError(
+                f"{checkpoint.path}: train.frame_stack is {stacked}, which only robomimic's"
+                " transformer can act on"
+            )
         modalities = used_keys(config.observation)
         images, vectors = modalities.pop("rgb", []), modalities.pop("low_dim", [])
         if modalities:
-            raise UserError(f"{checkpoint.path}: observes {', '.join(modalities)}; rolled out are rgb and low_dim alone")
+            raise UserError(
+                f"{checkpoint.path}: observes {', '.join(modalities)}; rolled out are rgb and"
+                " low_dim alone"
+            )
         shapes = {key: checkpoint.shapes[key] for key in (*images, *vectors)}
         self.shapes = Shapes(
             {key: (shapes[key][1], shapes[key][2]) for key in images},
@@ -74,14 +80,22 @@ class RobomimicPolicy(Policy):
         self.object_signs = _object_signs(checkpoint, self.shapes).to(self.device)
         self.obs_scales = _scales(checkpoint.obs_statistics, self.device)
         actions = list(_scales(checkpoint.action_statistics, self.device).values())
-        self.action_scale = tuple(torch.cat(parts, dim=-1) for parts in zip(*actions, strict=True)) if actions else None
+        self.action_scale = (
+            tuple(torch.cat(parts, dim=-1) for parts in zip(*actions, strict=True))
+            if actions
+            else None
+        )
         self.eval()
 
     def fit_normalizers(self, statistics: Statistics) -> None:
-        raise UserError("a robomimic checkpoint brings its own normalisation and is not trained here")
+        raise UserError(
+            "a robomimic checkpoint brings its own normalisation and is not trained here"
+        )
 
     def loss(self, batch: Mapping[str, Any]) -> tuple[Tensor, dict[str, float]]:
-        raise UserError("a robomimic checkpoint is not trained here; use python -m fibopolicy.robomimic train")
+        raise UserError(
+            "a robomimic checkpoint is not trained here; use python -m fibopolicy.robomimic train"
+        )
 
     @torch.no_grad()
     def act(self, obs: Mapping[str, Tensor], state: State = None) -> tuple[Tensor, State]:
@@ -94,9 +108,16 @@ class RobomimicPolicy(Policy):
         if self.recurrent:
             rnn = self.algorithm.algo_config.rnn
             actions, carried = forward_recurrent(
-                self.networks["policy"], seen, memory, horizon=rnn.horizon, open_loop=rnn.get("open_loop", False)
+                self.networks["policy"],
+                seen,
+                memory,
+                horizon=rnn.horizon,
+                open_loop=rnn.get("open_loop", False),
             )
-        elif self.algorithm.global_config.algo_name == "bc" and not self.algorithm.algo_config.vae.enabled:
+        elif (
+            self.algorithm.global_config.algo_name == "bc"
+            and not self.algorithm.algo_config.vae.enabled
+        ):
             actions, carried = forward(self.networks["policy"], seen, memory)
         else:
             actions, carried = self._one_by_one(seen, memory)
@@ -108,7 +129,9 @@ class RobomimicPolicy(Policy):
         return actions.unsqueeze(1), carried  # (B, 1, A)
 
     def _observations(self, raw: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Images uint8 `(B, T, H, W, 3)` to float `(B, T, 3, H, W)` in [0, 1]; all normalised where training was."""
+        """Images uint8 `(B, T, H, W, 3)` to float `(B, T, 3, H, W)` in [0, 1]; all
+        normalised where training was.
+        """
         seen = {}
         for key, value in raw.items():
             if key in self.shapes.images:
@@ -128,14 +151,20 @@ class RobomimicPolicy(Policy):
         for row, seed in enumerate(draw_seeds(memory)):
             with torch.random.fork_rng(devices=devices):
                 torch.manual_seed(seed)
-                actions.append(self.algorithm.get_action({key: value[row : row + 1] for key, value in obs.items()}))
+                actions.append(
+                    self.algorithm.get_action(
+                        {key: value[row : row + 1] for key, value in obs.items()}
+                    )
+                )
         return torch.cat(actions), moved_on(memory)
 
 
 def _object_signs(checkpoint: Checkpoint, shapes: Shapes) -> Tensor:
-    """What today's "object" is multiplied with to be the training's: Lift turned its last part round in robosuite 1.5.
+    """What today's "object" is multiplied with to be the training's: Lift turned its
+    last part round in robosuite 1.5.
 
-    `gripper_to_cube_pos` was the gripper's position minus the cube's; since 1.5 it is the cube's minus the gripper's.
+    `gripper_to_cube_pos` was the gripper's position minus the cube's; since 1.5 it is
+    the cube's minus the gripper's.
     """
     signs = torch.ones(shapes.vectors.get("object", 0))
     env = checkpoint.env_metadata
@@ -146,22 +175,29 @@ def _object_signs(checkpoint: Checkpoint, shapes: Shapes) -> Tensor:
         signs[-3:] = -1
     else:
         warnings.warn(
-            f"{checkpoint.path}: reads the vector 'object' of a robosuite before 1.5; today's may hold other numbers",
+            f"{checkpoint.path}: reads the vector 'object' of a robosuite before 1.5; today's may"
+            " hold other numbers",
             stacklevel=2,
         )
     return signs
 
 
-def _scales(statistics: Mapping[str, Mapping[str, Any]], device: torch.device) -> dict[str, tuple[Tensor, Tensor]]:
+def _scales(
+    statistics: Mapping[str, Mapping[str, Any]], device: torch.device
+) -> dict[str, tuple[Tensor, Tensor]]:
     return {
-        key: (torch.as_tensor(values["offset"], device=device), torch.as_tensor(values["scale"], device=device))
+        key: (
+            torch.as_tensor(values["offset"], device=device),
+            torch.as_tensor(values["scale"], device=device),
+        )
         for key, values in statistics.items()
     }
 
 
 def _build(checkpoint: Checkpoint, device: torch.device) -> Any:
     """The robomimic algorithm with its weights, ready to act."""
-    importlib.import_module("fibopolicy.encoders.robomimic_core")  # registers the core; says what to install
+    # registers the core; says what to install
+    importlib.import_module("fibopolicy.encoders.robomimic_core")
     import robomimic.algo as algorithms
     import robomimic.utils.file_utils as file_utils
     import robomimic.utils.obs_utils as obs_utils
@@ -175,7 +211,8 @@ def _build(checkpoint: Checkpoint, device: torch.device) -> Any:
             file_utils.update_config(document)
             config = config_factory(checkpoint.algo_name, dic=document)
             _refuse(checkpoint, config)
-            for net in config.algo.optim_params.values():  # never used, and 0.5 has schedules that 0.3 refuses
+            # never used, and 0.5 has schedules that 0.3 refuses
+            for net in config.algo.optim_params.values():
                 net.learning_rate.epoch_schedule = []
             for encoder in config.observation.encoder.values():
                 _without_downloads(encoder.get("core_kwargs") or {})
@@ -184,7 +221,9 @@ def _build(checkpoint: Checkpoint, device: torch.device) -> Any:
             algorithm = algorithms.algo_factory(
                 checkpoint.algo_name,
                 config,
-                obs_key_shapes=OrderedDict((key, list(shape)) for key, shape in checkpoint.shapes.items()),
+                obs_key_shapes=OrderedDict(
+                    (key, list(shape)) for key, shape in checkpoint.shapes.items()
+                ),
                 ac_dim=checkpoint.action_dim,
                 device=device,
             )
@@ -194,7 +233,9 @@ def _build(checkpoint: Checkpoint, device: torch.device) -> Any:
         raise UserError(f"{checkpoint.path}: {error}") from error
     except Exception as error:  # robomimic asserts, and other versions' configurations lack keys
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:240]
-        raise UserError(f"{checkpoint.path}: robomimic 0.3.0 cannot build its networks ({reason})") from error
+        raise UserError(
+            f"{checkpoint.path}: robomimic 0.3.0 cannot build its networks ({reason})"
+        ) from error
     return algorithm
 
 
@@ -212,9 +253,13 @@ def _refuse(checkpoint: Checkpoint, config: Any) -> None:
         raise UserError("is conditioned on goals, which evaluation does not give")
     transformer = config.algo.get("transformer") or {}
     if transformer.get("pred_future_acs"):
-        raise UserError("its transformer predicts future actions, which robomimic 0.3.0 does not know")
+        raise UserError(
+            "its transformer predicts future actions, which robomimic 0.3.0 does not know"
+        )
     for key, settings in (config.train.get("action_config") or {}).items():
         if isinstance(settings, Mapping) and settings.get("format") == "rot_6d":
-            raise UserError(f"action {key} holds 6-D rotations to be converted, which is not done here")
+            raise UserError(
+                f"action {key} holds 6-D rotations to be converted, which is not done here"
+            )
     if config.algo.get("language_conditioned"):
         raise UserError("is conditioned on language, which evaluation does not give")

@@ -1,7 +1,9 @@
-"""A run directory for a robomimic checkpoint, so that it is evaluated like any other policy.
+"""A run directory for a robomimic checkpoint, so that it is evaluated like any other
+policy.
 
-It lies beside the checkpoint and holds `config.json`, in the form of our own runs, with a section "robomimic" that names
-the checkpoint and its digest; the evaluation adds its rows, start states, video and report. The weights stay where they are.
+It lies beside the checkpoint and holds `config.json`, in the form of our own runs, with
+a section "robomimic" that names the checkpoint and its digest; the evaluation adds its
+rows, start states, video and report. The weights stay where they are.
 """
 
 from __future__ import annotations
@@ -26,10 +28,12 @@ SECTION = "robomimic"
 
 
 def adopted(path: StrPath) -> Path:
-    """The run directory of a checkpoint `X.pth`: `X_evaluation` beside it, made if need be; anything else as it is.
+    """The run directory of a checkpoint `X.pth`: `X_evaluation` beside it, made if need
+    be; anything else as it is.
 
     Raises:
-        UserError: the checkpoint cannot be loaded, or the directory is another checkpoint's.
+        UserError: the checkpoint cannot be loaded, or the directory is another
+            checkpoint's.
     """
     path = expanded(path)
     if path.suffix != ".pth" or path.is_dir():
@@ -39,7 +43,9 @@ def adopted(path: StrPath) -> Path:
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     if (run / CONFIG).exists():
         if read_config(run).get(SECTION, {}).get("sha256") != digest:
-            raise UserError(f"{run}: holds the evaluation of another {path.name}; move it away or remove it")
+            raise UserError(
+                f"{run}: holds the evaluation of another {path.name}; move it away or remove it"
+            )
         return run
     from fibopolicy.robomimic.policy import RobomimicPolicy
 
@@ -52,10 +58,16 @@ def adopted(path: StrPath) -> Path:
             "dataset": _dataset(train.get("data")),
             "demos": train.get("hdf5_filter_key") or "all demonstrations",
             "seed": train.get("seed"),
-            "optimizer": {"steps": (checkpoint.epoch or 0) * (experiment.get("epoch_every_n_steps") or 0)},
+            "optimizer": {
+                "steps": (checkpoint.epoch or 0) * (experiment.get("epoch_every_n_steps") or 0)
+            },
         },
         "env_args": _env_args(checkpoint),
-        "versions": {"fibopolicy": fibopolicy.__version__, "torch": torch.__version__, "python": platform.python_version()},
+        "versions": {
+            "fibopolicy": fibopolicy.__version__,
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+        },
         SECTION: {"checkpoint": path.name, "sha256": digest},
     }
     with atomic_write(run / CONFIG) as aside:
@@ -64,7 +76,8 @@ def adopted(path: StrPath) -> Path:
 
 
 def load_policy(run: Path, *, weights: str = "ema", device: str = "cpu") -> Loaded:
-    """The policy of a run directory, ours or an adopted one, as `fibopolicy.policies.run_directory.load_policy` gives it.
+    """The policy of a run directory, ours or an adopted one, as
+    `fibopolicy.policies.run_directory.load_policy` gives it.
 
     A robomimic checkpoint has one set of weights, whatever `weights` says.
     """
@@ -86,11 +99,16 @@ def _env_args(checkpoint: Checkpoint) -> dict[str, Any]:
     horizon = checkpoint.config.get("experiment", {}).get("rollout", {}).get("horizon")
     if env_args.get("type") != 1 or not horizon:
         return env_args
-    return {**env_args, "env_kwargs": {**(env_args.get("env_kwargs") or {}), "horizon": int(horizon)}}
+    return {
+        **env_args,
+        "env_kwargs": {**(env_args.get("env_kwargs") or {}), "horizon": int(horizon)},
+    }
 
 
 def _dataset(data: Any) -> str:
     """0.5 may list several, each with its path."""
     if isinstance(data, list):
-        return ", ".join(str(entry.get("path") if isinstance(entry, dict) else entry) for entry in data)
+        return ", ".join(
+            str(entry.get("path") if isinstance(entry, dict) else entry) for entry in data
+        )
     return str(data)

@@ -14,7 +14,9 @@ from fibopolicy.utils.files import StrPath
 
 @dataclass(frozen=True)
 class Trained:
-    """What robomimic wrote: the experiment's folder, and the checkpoints in it, the oldest first."""
+    """What robomimic wrote: the experiment's folder, and the checkpoints in it, the
+    oldest first.
+    """
 
     folder: Path
     checkpoints: tuple[Path, ...]
@@ -36,7 +38,8 @@ def train(
 
     Raises:
         UserError: the configuration or the data are at fault.
-        Exception: whatever made the training fail; its traceback is in robomimic's `logs/log.txt` as well.
+        Exception: whatever made the training fail; its traceback is in robomimic's
+            `logs/log.txt` as well.
     """
     config = read_config(config_path, dataset=dataset, name=name, out=out)
     for line in check_config(config):

@@ -25,7 +25,8 @@ class Built:
 
     Attributes:
         parameters: of the policy.
-        encoder: all cameras' encoders together, without the head; its feature is what the head reads of the cameras.
+        encoder: all cameras' encoders together, without the head; its feature is what
+            the head reads of the cameras.
         sizes: (H, W) per camera, as the encoder sees them.
     """
 
@@ -48,8 +49,9 @@ def build_cells(config: StudyConfig) -> list[Built]:
     """Build every cell's policy for the observations of its task.
 
     Raises:
-        UserError: an unknown head, encoder or option, or values that do not fit the images; a dataset or weights that cannot be
-            read, or weights of another network; a device that is not to be had.
+        UserError: an unknown head, encoder or option, or values that do not fit the
+            images; a dataset or weights that cannot be read, or weights of another
+            network; a device that is not to be had.
     """
     resolve_device(config.device)
     shapes = {task.task: task_shapes(task) for task in config.tasks}
@@ -68,11 +70,17 @@ def _build(config: StudyConfig, cell: Cell, shapes: Shapes) -> Built:
 
 
 def task_shapes(task: StudyTask) -> Shapes:
-    """What a policy of this task sees and does: from its file, or from the environment that the study will collect from."""
+    """What a policy of this task sees and does: from its file, or from the environment
+    that the study will collect from.
+    """
     if task.dataset is not None:
         with DemoFile(task.dataset) as file:
             known = {key.removesuffix("_image"): key for key in file.image_keys}
-            seen = known if task.cameras is None else [camera.removesuffix("_image") for camera in task.cameras]
+            seen = (
+                known
+                if task.cameras is None
+                else [camera.removesuffix("_image") for camera in task.cameras]
+            )
             for camera in seen:
                 if camera not in known:
                     raise unknown(f"camera of {task.dataset}:", camera, known)
@@ -86,7 +94,11 @@ def task_shapes(task: StudyTask) -> Shapes:
         observation, _ = env.reset(seed=0)
         assert env.action_space.shape is not None
         return Shapes(
-            {key: (value.shape[0], value.shape[1]) for key, value in observation.items() if value.ndim == 3},
+            {
+                key: (value.shape[0], value.shape[1])
+                for key, value in observation.items()
+                if value.ndim == 3
+            },
             {key: len(observation[key]) for key in proprioception(observation)},
             env.action_space.shape[0],
         )

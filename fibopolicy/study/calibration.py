@@ -26,17 +26,22 @@ from fibopolicy.study.prepare import task_env
 from fibopolicy.training.loop import train
 from fibopolicy.utils.system import torch_threads
 
-#: Gradient steps and policy calls of a calibration; the first ones do not count, since they compile and fill caches.
+#: Gradient steps and policy calls of a calibration; the first ones do not count, since
+#: they compile and fill caches.
 STEPS, CALLS = 6, 4
 WARM_UP = 2
 
 
-def calibrate(study: StudyDirectory, known: Mapping[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Seconds that one run of each cell is expected to take: `train_s`, and `evaluate_s`, at most, as if all episodes failed.
+def calibrate(
+    study: StudyDirectory, known: Mapping[str, dict[str, Any]]
+) -> dict[str, dict[str, Any]]:
+    """Seconds that one run of each cell is expected to take: `train_s`, and
+    `evaluate_s`, at most, as if all episodes failed.
 
     They are those of the quickest step seen, so of a machine with nothing else to do.
 
-    A cell that fails already here has its `error` instead: it is told, and the others go on.
+    A cell that fails already here has its `error` instead: it is told, and the others
+    go on.
 
     Args:
         known: what was found before; cells that did not fail then are not timed again.
@@ -57,25 +62,40 @@ def _cell(study: StudyDirectory, cell: Cell) -> dict[str, float]:
     with tempfile.TemporaryDirectory(prefix="fibopolicy-calibration-") as folder, _quiet():
         out = Path(folder) / "run"
         config = train_config(study.config, cell, 0, study.dataset(cell.task), out)
-        policy = train(replace(config, optimizer=replace(config.optimizer, steps=STEPS), log_every=1)).policy
-        rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+        policy = train(
+            replace(config, optimizer=replace(config.optimizer, steps=STEPS), log_every=1)
+        ).policy
+        rows = [
+            json.loads(line)
+            for line in (out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+        ]
     step_s = min(config.optimizer.batch_size / row["samples_per_s"] for row in rows[WARM_UP:])
     control_step_s, horizon = _control_step(study, cell, policy.eval())
-    return {"train_s": config.optimizer.steps * step_s, "evaluate_s": study.config.episodes * horizon * control_step_s}
+    return {
+        "train_s": config.optimizer.steps * step_s,
+        "evaluate_s": study.config.episodes * horizon * control_step_s,
+    }
 
 
 def _control_step(study: StudyDirectory, cell: Cell, policy: Policy) -> tuple[float, int]:
-    """Seconds of a control step, its share of the policy's call included, and the steps of a whole episode."""
+    """Seconds of a control step, its share of the policy's call included, and the steps
+    of a whole episode.
+    """
     actor = Actor(policy, batch=BATCH)
     calls: list[float] = []
     simulated: list[float] = []
     with task_env(study, cell.task) as env:
         horizon = env.horizon
         observation = env.set_state(load_starts(study.starts(cell.task)).states[0])
-        episode, requests = LiveEpisode(env, observation, actor.history), [Request(i, {}) for i in range(BATCH)]
+        episode, requests = (
+            LiveEpisode(env, observation, actor.history),
+            [Request(i, {}) for i in range(BATCH)],
+        )
         while len(calls) < CALLS and not episode.done:
             for request in requests:
-                request.window = {key: np.stack([o[key] for o in episode.window]) for key in observation}
+                request.window = {
+                    key: np.stack([o[key] for o in episode.window]) for key in observation
+                }
             began = time.perf_counter()
             actions = actor.act(requests)[0]
             called, before = time.perf_counter(), episode.steps
@@ -97,23 +117,37 @@ def _quiet() -> Iterator[None]:
         logger.setLevel(before)
 
 
-def estimate(study: StudyDirectory, calibrated: Mapping[str, Mapping[str, Any]], slots: int) -> tuple[float, int]:
-    """Seconds that the runs which are not done will still take, `slots` at a time, and their number."""
+def estimate(
+    study: StudyDirectory, calibrated: Mapping[str, Mapping[str, Any]], slots: int
+) -> tuple[float, int]:
+    """Seconds that the runs which are not done will still take, `slots` at a time, and
+    their number.
+    """
     left: list[float] = []
     for run in runs(study.config):
         if not study.done(run).exists():
             found, (steps, episodes) = calibrated.get(run.cell.name, {}), progress_of(study, run)
             training = 1 - min(steps / study.config.optimizer_config(run.cell.head).steps, 1.0)
             measuring = 1 - min(episodes / study.config.episodes, 1.0)
-            left.append(training * found.get("train_s", 0.0) + measuring * found.get("evaluate_s", 0.0))
+            left.append(
+                training * found.get("train_s", 0.0) + measuring * found.get("evaluate_s", 0.0)
+            )
     return max(sum(left) / slots, max(left, default=0.0)), len(left)
 
 
-def told(study: StudyDirectory, calibrated: Mapping[str, Mapping[str, Any]], slots: int) -> list[str]:
+def told(
+    study: StudyDirectory, calibrated: Mapping[str, Mapping[str, Any]], slots: int
+) -> list[str]:
     """The estimate in words, cell by cell and in all."""
     lines = [f"{name}: {_cell_told(found)}" for name, found in calibrated.items()]
     seconds, left = estimate(study, calibrated, slots)
-    return [*lines, f"{left} runs to do, {slots} at a time: about {duration(seconds)}, and what each run takes to start up"]
+    return [
+        *lines,
+        (
+            f"{left} runs to do, {slots} at a time: about {duration(seconds)}, and what each run"
+            " takes to start up"
+        ),
+    ]
 
 
 def _cell_told(found: Mapping[str, Any]) -> str:

@@ -26,7 +26,9 @@ class Cell:
     @property
     def name(self) -> str:
         """Of its folder: `lift__vit_tiny__bc__scratch`."""
-        return "__".join(map(in_file_name, (self.task.short, self.encoder.name, self.head.name, self.regime)))
+        return "__".join(
+            map(in_file_name, (self.task.short, self.encoder.name, self.head.name, self.regime))
+        )
 
 
 def in_file_name(part: str) -> str:
@@ -62,16 +64,23 @@ def cells(config: StudyConfig) -> tuple[Cell, ...]:
     )
     names = [cell.name for cell in found]
     if repeated := sorted({name for name in names if names.count(name) > 1}):
-        raise UserError(f"study {config.name}: two cells would be called {repeated[0]}; give their encoders or heads other names")
+        raise UserError(
+            f"study {config.name}: two cells would be called {repeated[0]}; give their encoders or"
+            " heads other names"
+        )
     return found
 
 
 def runs(config: StudyConfig) -> tuple[Run, ...]:
-    """Every run, seed by seed, so that a study that is stopped early has whole grids of its first seeds."""
+    """Every run, seed by seed, so that a study that is stopped early has whole grids of
+    its first seeds.
+    """
     return tuple(Run(cell, seed) for seed in config.seeds for cell in cells(config))
 
 
-def train_config(config: StudyConfig, cell: Cell, seed: int, dataset: Path, out: Path) -> TrainConfig:
+def train_config(
+    config: StudyConfig, cell: Cell, seed: int, dataset: Path, out: Path
+) -> TrainConfig:
     """What trains a run.
 
     Raises:
@@ -80,7 +89,11 @@ def train_config(config: StudyConfig, cell: Cell, seed: int, dataset: Path, out:
     return TrainConfig(
         dataset=dataset,
         out=out,
-        cameras=None if cell.task.cameras is None else tuple(f"{c.removesuffix('_image')}_image" for c in cell.task.cameras),
+        cameras=(
+            None
+            if cell.task.cameras is None
+            else tuple(f"{c.removesuffix('_image')}_image" for c in cell.task.cameras)
+        ),
         filter_key=cell.task.filter_key,
         policy=policy_config(config, cell),
         optimizer=config.optimizer_config(cell.head),
@@ -95,9 +108,16 @@ def train_config(config: StudyConfig, cell: Cell, seed: int, dataset: Path, out:
 
 def policy_config(config: StudyConfig, cell: Cell) -> PolicyConfig:
     """The policy of a cell; what the study leaves open is the head's own."""
-    options = {k: v for k, v in cell.encoder.options.items() if k != "pretrained" or cell.regime != "scratch"}
+    options = {
+        k: v
+        for k, v in cell.encoder.options.items()
+        if k != "pretrained" or cell.regime != "scratch"
+    }
     return PolicyConfig(
-        head=cell.head.head, encoder=cell.encoder.encoder, encoder_options=options, **config.policy_options(cell.head)
+        head=cell.head.head,
+        encoder=cell.encoder.encoder,
+        encoder_options=options,
+        **config.policy_options(cell.head),
     )
 
 
@@ -116,6 +136,8 @@ def evaluate_config(config: StudyConfig, cell: Cell, run: Path, starts: Path) ->
 
 
 def simulators(config: StudyConfig, cell: Cell) -> int:
-    """Processes that simulate for one run: a light built-in task leaves room for several beside the policy."""
+    """Processes that simulate for one run: a light built-in task leaves room for
+    several beside the policy.
+    """
     per_thread = 1 if is_heavy(cell.task.task) else 4
     return max(1, min(per_thread * config.threads, config.episodes))

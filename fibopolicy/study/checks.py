@@ -1,4 +1,6 @@
-"""What is checked before a study starts: that its cells differ in what it names and in nothing else."""
+"""What is checked before a study starts: that its cells differ in what it names and in
+nothing else.
+"""
 
 from __future__ import annotations
 
@@ -14,23 +16,28 @@ from fibopolicy.study.built import Built
 from fibopolicy.study.cells import cells, train_config
 from fibopolicy.study.config import StudyConfig, StudyHead
 
-#: What each part of the grid sets in a run's configuration. A head also brings settings of its own, where the study has none,
-#: and what its `StudyHead` sets.
+#: What each part of the grid sets in a run's configuration. A head also brings settings
+#: of its own, where the study has none, and what its `StudyHead` sets.
 NAMED = {
     "encoder": ("policy.encoder", "policy.encoder_options", "encoder_weights"),
     "head": (
         "policy.head",
-        *(f"policy.{name}" for name in ("history", "chunk", "execute", "hidden", "layers", "action_normalization")),
+        *(
+            f"policy.{name}"
+            for name in ("history", "chunk", "execute", "hidden", "layers", "action_normalization")
+        ),
     ),
     "regime": ("policy.encoder_options", "encoder_weights", "freeze_encoder"),
     "task": ("dataset", "cameras", "filter_key"),
     "seed": ("seed",),
     "place": ("out",),
 }
-#: Encoders whose numbers of parameters differ by no more than this share count as matched.
+#: Encoders whose numbers of parameters differ by no more than this share count as
+#: matched.
 MATCHED = 0.01
-#: How alike the outcomes of two encoders on the same start state are assumed to be before there are any; the report has what
-#: they were. A smaller one needs more start states.
+#: How alike the outcomes of two encoders on the same start state are assumed to be
+#: before there are any; the report has what they were. A smaller one needs more start
+#: states.
 CORRELATION = 0.3
 
 
@@ -40,31 +47,60 @@ def check(config: StudyConfig, built: Sequence[Built]) -> tuple[list[str], list[
     Raises:
         UserError: cells differ in something that the study does not name.
     """
-    return [*differences(config), *heads(config), *encoders(config), *sizes(config, built)], [*power(config)]
+    return [*differences(config), *heads(config), *encoders(config), *sizes(config, built)], [
+        *power(config)
+    ]
 
 
 def differences(config: StudyConfig) -> list[str]:
-    """In what the configurations of the runs differ, with the part of the grid that is behind it."""
+    """In what the configurations of the runs differ, with the part of the grid that is
+    behind it.
+    """
     every = [
-        flat(asdict(train_config(config, cell, seed, cell.task.dataset or Path(cell.task.short), Path(cell.name) / str(seed))))
+        flat(
+            asdict(
+                train_config(
+                    config,
+                    cell,
+                    seed,
+                    cell.task.dataset or Path(cell.task.short),
+                    Path(cell.name) / str(seed),
+                )
+            )
+        )
         for cell in cells(config)
         for seed in config.seeds
     ]
     keys = dict.fromkeys(key for document in every for key in document)
     values = {key: {repr(document.get(key)) for document in every} for key in keys}
     differing = [key for key, found in values.items() if len(found) > 1]
-    names = NAMED | {"head": (*NAMED["head"], *(key for head in config.heads for key in own_settings(head)))}
+    names = NAMED | {
+        "head": (*NAMED["head"], *(key for head in config.heads for key in own_settings(head)))
+    }
     parts: dict[str, list[str]] = {}
     for key in differing:
-        part = next((part for part, named in names.items() if any(key == n or key.startswith(f"{n}.") for n in named)), None)
+        part = next(
+            (
+                part
+                for part, named in names.items()
+                if any(key == n or key.startswith(f"{n}.") for n in named)
+            ),
+            None,
+        )
         if part is None:
-            raise UserError(f"study {config.name}: its cells differ in {key}, which no part of the grid names; set it for all")
+            raise UserError(
+                f"study {config.name}: its cells differ in {key}, which no part of the grid names;"
+                " set it for all"
+            )
         parts.setdefault(part, []).append(key)
     told = "; ".join(f"{part}: {', '.join(found)}" for part, found in parts.items())
     alike = len(keys) - len(differing)
     return [
         f"runs differ in {told}",
-        f"the other {alike} settings of policy, optimiser and data are equal in all {len(every)} runs",
+        (
+            f"the other {alike} settings of policy, optimiser and data are equal in all"
+            f" {len(every)} runs"
+        ),
     ]
 
 
@@ -78,10 +114,14 @@ def flat(document: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def own_settings(head: StudyHead) -> dict[str, Any]:
-    """What a head's runs have of their own, under the names of a run's configuration: `policy.chunk`, `optimizer.steps`."""
+    """What a head's runs have of their own, under the names of a run's configuration:
+    `policy.chunk`, `optimizer.steps`.
+    """
     steps = {} if head.steps is None else {"optimizer.steps": head.steps}
     kinds = {"policy": head.policy, "optimizer": head.optimizer}
-    return {f"{kind}.{name}": value for kind, given in kinds.items() for name, value in given.items()} | steps
+    return {
+        f"{kind}.{name}": value for kind, given in kinds.items() for name, value in given.items()
+    } | steps
 
 
 def heads(config: StudyConfig) -> list[str]:
@@ -89,7 +129,10 @@ def heads(config: StudyConfig) -> list[str]:
     told = []
     for head in config.heads:
         if settings := flat(own_settings(head)):
-            told.append(f"head {head.name} has {', '.join(f'{name} {value}' for name, value in settings.items())}")
+            told.append(
+                f"head {head.name} has"
+                f" {', '.join(f'{name} {value}' for name, value in settings.items())}"
+            )
     return told
 
 
@@ -103,28 +146,52 @@ def encoders(config: StudyConfig) -> list[str]:
             continue
         theirs = encoder_settings(encoder.encoder, **encoder.options)
         if theirs.keys() == ours.keys():
-            changes = [f"{key} {theirs[key]} instead of {ours[key]}" for key in ours if theirs[key] != ours[key]]
-            told.append(f"encoder {encoder.name} is {control.name} with {', '.join(changes) or 'no change at all'}")
-        else:
-            own = ", ".join(f"{key} {value}" for key, value in theirs.items() if key not in ("pretrained", "num_views"))
+            changes = [
+                f"{key} {theirs[key]} instead of {ours[key]}"
+                for key in ours
+                if theirs[key] != ours[key]
+            ]
             told.append(
-                f"encoder {encoder.name} is another network than {control.name}, with pooling of its own ({own or 'no options'})"
+                f"encoder {encoder.name} is {control.name} with"
+                f" {', '.join(changes) or 'no change at all'}"
+            )
+        else:
+            own = ", ".join(
+                f"{key} {value}"
+                for key, value in theirs.items()
+                if key not in ("pretrained", "num_views")
+            )
+            told.append(
+                f"encoder {encoder.name} is another network than {control.name}, with pooling of"
+                f" its own ({own or 'no options'})"
             )
     return told
 
 
 def sizes(config: StudyConfig, built: Sequence[Built]) -> list[str]:
-    """Whether the encoders of a task have as many parameters as the control, head by head where heads see it differently."""
+    """Whether the encoders of a task have as many parameters as the control, head by
+    head where heads see it differently.
+    """
     told = []
     for task in config.tasks:
         lines: dict[str, list[str]] = {}
         for head in config.heads:
-            of_task = {b.cell.encoder.name: b.encoder_parameters for b in built if (b.cell.task, b.cell.head) == (task, head)}
+            of_task = {
+                b.cell.encoder.name: b.encoder_parameters
+                for b in built
+                if (b.cell.task, b.cell.head) == (task, head)
+            }
             ours = of_task[config.control]
-            others = {name: number for name, number in of_task.items() if abs(number - ours) > MATCHED * ours}
+            others = {
+                name: number
+                for name, number in of_task.items()
+                if abs(number - ours) > MATCHED * ours
+            }
             line = f"encoders have {ours:,} parameters"
             if others:
-                line += ", but " + ", ".join(f"{name} {number:,} ({number / ours:.2f}x)" for name, number in others.items())
+                line += ", but " + ", ".join(
+                    f"{name} {number:,} ({number / ours:.2f}x)" for name, number in others.items()
+                )
             lines.setdefault(line, []).append(head.name)
         for line, names in lines.items():
             where = [task.short, *names] if len(lines) > 1 else [task.short]
@@ -144,8 +211,13 @@ def power(config: StudyConfig) -> list[str]:
         return []
     enough = "more than 20,000" if needed is None else f"{needed}"
     seeds = f"{len(config.seeds)} seed{'s' * (len(config.seeds) != 1)}"
-    each = "" if needed is None else f"; {-(-needed // len(config.seeds))} episodes for each of {seeds} would do"
+    each = (
+        ""
+        if needed is None
+        else f"; {-(-needed // len(config.seeds))} episodes for each of {seeds} would do"
+    )
     return [
         f"{have} episodes a cell ({config.episodes} start states x {seeds}) are few for a margin of"
-        f" {config.margin:g}: to tell {rate:.2f} from {low:.2f} with 80 % power takes {enough}{each}, and more where seeds differ"
+        f" {config.margin:g}: to tell {rate:.2f} from {low:.2f} with 80 % power takes"
+        f" {enough}{each}, and more where seeds differ"
     ]

@@ -1,4 +1,6 @@
-"""One study as a value: tasks x encoders x heads x regimes x training seeds, and what all of them share."""
+"""One study as a value: tasks x encoders x heads x regimes x training seeds, and what
+all of them share.
+"""
 
 from __future__ import annotations
 
@@ -21,9 +23,13 @@ Option = int | float | bool | str
 
 #: How an encoder gets its weights.
 REGIMES = ("scratch", "fine-tune", "frozen")
-#: What may be set for all runs of a study or for those of one head; and the options among these with a place of their own.
+#: What may be set for all runs of a study or for those of one head; and the options
+#: among these with a place of their own.
 _CONFIGURED = {
-    "policy": (PolicyConfig, {"head": "its heads", "encoder": "its encoders", "encoder_options": "its encoders"}),
+    "policy": (
+        PolicyConfig,
+        {"head": "its heads", "encoder": "its encoders", "encoder_options": "its encoders"},
+    ),
     "optimizer": (OptimizerConfig, {"steps": "its steps"}),
 }
 
@@ -34,14 +40,17 @@ class StudyTask:
 
     Args:
         task: its id, or short: "Lift-v0"; or "module:class" of your own.
-        dataset: a robomimic HDF5 file, in a study's file relative to that; `None` collects `demos` episodes of the task's
-            scripted expert into the study.
+        dataset: a robomimic HDF5 file, in a study's file relative to that; `None`
+            collects `demos` episodes of the task's scripted expert into the study.
         demos: how many to collect.
-        cameras: that the policy sees, e.g. "wrist"; all of the task's or the file's by default.
+        cameras: that the policy sees, e.g. "wrist"; all of the task's or the file's by
+            default.
         image_size, quality: of what is collected; a file has its own.
         collect_seed: of the collection.
-        filter_key: the demonstrations to train on; "train" by default, where the file has it.
-        horizon: control steps until an evaluated episode is given up; the task's by default.
+        filter_key: the demonstrations to train on; "train" by default, where the file
+            has it.
+        horizon: control steps until an evaluated episode is given up; the task's by
+            default.
     """
 
     task: str
@@ -61,13 +70,20 @@ class StudyTask:
         if self.cameras is not None:
             object.__setattr__(self, "cameras", _several(self.cameras, f"cameras of {self.task}:"))
         if self.horizon is not None and self.horizon < 1:
-            raise UserError(f"{self.task}: horizon must be at least 1 control step, got {self.horizon}")
+            raise UserError(
+                f"{self.task}: horizon must be at least 1 control step, got {self.horizon}"
+            )
         if self.demos < 1 or self.image_size < 1:
-            raise UserError(f"{self.task}: demos and image_size must be at least 1, got {self.demos} and {self.image_size}")
+            raise UserError(
+                f"{self.task}: demos and image_size must be at least 1, got {self.demos} and"
+                f" {self.image_size}"
+            )
 
     @property
     def short(self) -> str:
-        """The task's name in names of cells and files: "lift" of "fibopolicy/Lift-v0", "robosuite-Lift", "my_reach-Far"."""
+        """The task's name in names of cells and files: "lift" of "fibopolicy/Lift-v0",
+        "robosuite-Lift", "my_reach-Far".
+        """
         if is_import_path(self.task):
             return self.task.replace(":", "-")
         suite, _, name = self.task.partition("/")
@@ -80,12 +96,15 @@ class StudyEncoder:
     """An encoder under a name of its own.
 
     Args:
-        encoder: what `build_encoder` takes: a registered name, "timm:<name>", or "module:function".
+        encoder: what `build_encoder` takes: a registered name, "timm:<name>", or
+            "module:function".
         options: its options.
-        weights: what it starts from in the regimes "fine-tune" and "frozen": a run directory, or a file of an encoder's weights,
-            in a study's file relative to that.
-            A timm model may have its published weights instead, with the option `pretrained`, which "scratch" ignores.
-        name: what the study calls it; the encoder's by default. Two entries of one encoder need two names.
+        weights: what it starts from in the regimes "fine-tune" and "frozen": a run
+            directory, or a file of an encoder's weights, in a study's file relative to
+            that. A timm model may have its published weights instead, with the option
+            `pretrained`, which "scratch" ignores.
+        name: what the study calls it; the encoder's by default. Two entries of one
+            encoder need two names.
     """
 
     encoder: str
@@ -102,12 +121,17 @@ class StudyEncoder:
 
 
 def _check_options(given: StudyConfig | StudyHead, where: str) -> None:
-    """Raise `UserError` for an option of policy or optimiser that does not exist or that has a place of its own."""
+    """Raise `UserError` for an option of policy or optimiser that does not exist or
+    that has a place of its own.
+    """
     for kind, (config, placed) in _CONFIGURED.items():
         known = [item.name for item in dataclasses.fields(config) if item.name not in placed]
         for option in getattr(given, kind):
             if option in placed:
-                raise UserError(f"{where}: {kind} option {option} follows from the study, from {placed[option]}; set it there")
+                raise UserError(
+                    f"{where}: {kind} option {option} follows from the study, from"
+                    f" {placed[option]}; set it there"
+                )
             if option not in known:
                 raise unknown(f"{kind} option of {where}:", option, known)
 
@@ -118,11 +142,13 @@ class StudyHead:
 
     Args:
         head: what `PolicyConfig.head` takes.
-        policy: options of `PolicyConfig` for its runs, e.g. `{"chunk": 8, "head_options": {"min_std": 0.05}}`. Each replaces
-            the study's, `head_options` as a whole.
+        policy: options of `PolicyConfig` for its runs, e.g. `{"chunk": 8,
+            "head_options": {"min_std": 0.05}}`. Each replaces the study's,
+            `head_options` as a whole.
         optimizer: options of `OptimizerConfig` beside `steps`, likewise.
         steps: gradient steps of its runs; the study's by default.
-        name: what the study calls it; the head's by default. Two entries of one head need two names.
+        name: what the study calls it; the head's by default. Two entries of one head
+            need two names.
     """
 
     head: str
@@ -145,23 +171,28 @@ class StudyHead:
 class StudyConfig:
     """Everything that decides a study's rows.
 
-    Each task is a `StudyTask` or its id, each encoder a `StudyEncoder` or its name, each head a `StudyHead` or its name.
+    Each task is a `StudyTask` or its id, each encoder a `StudyEncoder` or its name,
+    each head a `StudyHead` or its name.
 
     Args:
         name: of the study.
-        tasks, encoders, heads, regimes, seeds: the grid; each combination is trained and evaluated once.
-        control: the encoder that the others are compared with; the first whose name has no pattern in it ("vit_*"), else
-            the first of all.
+        tasks, encoders, heads, regimes, seeds: the grid; each combination is trained
+            and evaluated once.
+        control: the encoder that the others are compared with; the first whose name has
+            no pattern in it ("vit_*"), else the first of all.
         steps: gradient steps of every run whose head names none.
         optimizer: options of `OptimizerConfig` beside `steps`, for every run.
-        policy: options of `PolicyConfig` beside the encoder and the head, for every run, e.g. `{"views": "joint"}`.
+        policy: options of `PolicyConfig` beside the encoder and the head, for every
+            run, e.g. `{"views": "joint"}`.
         episodes: start states that every run is measured on.
         starts_seed: of the set of start states.
         margin: how much lower a success rate may be and still count as not inferior.
-        expected_rate: the success rate to expect, for the number of start states that the margin needs.
+        expected_rate: the success rate to expect, for the number of start states that
+            the margin needs.
         videos: start states that are filmed for each run, from the first.
-        threads: of torch in each run. Another number gives other last bits, and so other weights and rows, which is why it
-            belongs to the study and not to the machine.
+        threads: of torch in each run. Another number gives other last bits, and so
+            other weights and rows, which is why it belongs to the study and not to the
+            machine.
         device: "cpu", "cuda", ...; by default a GPU where there is one.
     """
 
@@ -184,11 +215,23 @@ class StudyConfig:
     device: str | None = None
 
     def __post_init__(self) -> None:
-        tasks = tuple(StudyTask(t) if isinstance(t, str) else t for t in _several(self.tasks, "tasks of a study:"))
-        encoders = tuple(StudyEncoder(e) if isinstance(e, str) else e for e in _several(self.encoders, "encoders of a study:"))
-        heads = tuple(StudyHead(h) if isinstance(h, str) else h for h in _several(self.heads, "heads of a study:"))
+        tasks = tuple(
+            StudyTask(t) if isinstance(t, str) else t
+            for t in _several(self.tasks, "tasks of a study:")
+        )
+        encoders = tuple(
+            StudyEncoder(e) if isinstance(e, str) else e
+            for e in _several(self.encoders, "encoders of a study:")
+        )
+        heads = tuple(
+            StudyHead(h) if isinstance(h, str) else h
+            for h in _several(self.heads, "heads of a study:")
+        )
         settings: dict[str, Any] = {"tasks": tasks, "encoders": encoders, "heads": heads}
-        settings |= {name: _several(getattr(self, name), f"{name} of a study:") for name in ("regimes", "seeds")}
+        settings |= {
+            name: _several(getattr(self, name), f"{name} of a study:")
+            for name in ("regimes", "seeds")
+        }
         settings |= {kind: dict(getattr(self, kind)) for kind in _CONFIGURED}
         for name, value in settings.items():
             object.__setattr__(self, name, value)
@@ -196,16 +239,19 @@ class StudyConfig:
         _check_options(self, f"study {self.name}")
         for name in ("steps", "episodes", "threads"):
             if getattr(self, name) < 1:
-                raise UserError(f"study {self.name}: {name} must be at least 1, got {getattr(self, name)}")
+                raise UserError(
+                    f"study {self.name}: {name} must be at least 1, got {getattr(self, name)}"
+                )
         self._check_values()
         if not 0 < self.margin < 1 or not 0 < self.expected_rate < 1:
             raise UserError(
-                f"study {self.name}: margin and expected_rate are shares of the episodes, between 0 and 1, got {self.margin}"
-                f" and {self.expected_rate}"
+                f"study {self.name}: margin and expected_rate are shares of the episodes, between 0"
+                f" and 1, got {self.margin} and {self.expected_rate}"
             )
         if self.videos < 0 or self.starts_seed < 0:
             raise UserError(
-                f"study {self.name}: videos and starts_seed must be at least 0, got {self.videos} and {self.starts_seed}"
+                f"study {self.name}: videos and starts_seed must be at least 0, got {self.videos}"
+                f" and {self.starts_seed}"
             )
 
     def _check_grid(self) -> None:
@@ -217,15 +263,23 @@ class StudyConfig:
         }
         for kind, found in names.items():
             if repeated := sorted({str(name) for name in found if found.count(name) > 1}):
-                raise UserError(f"study {self.name}: {', '.join(repeated)} stands twice among its {kind}; name each once")
+                raise UserError(
+                    f"study {self.name}: {', '.join(repeated)} stands twice among its {kind}; name"
+                    " each once"
+                )
         for regime in self.regimes:
             if regime not in REGIMES:
                 raise unknown("regime", regime, REGIMES)
             for encoder in self.encoders:
-                if regime != "scratch" and encoder.weights is None and not encoder.options.get("pretrained"):
+                if (
+                    regime != "scratch"
+                    and encoder.weights is None
+                    and not encoder.options.get("pretrained")
+                ):
                     raise UserError(
-                        f"study {self.name}: regime {regime!r} needs weights to start from, and encoder {encoder.name} has none;"
-                        " give its StudyEncoder weights=, or a timm model the option pretrained"
+                        f"study {self.name}: regime {regime!r} needs weights to start from, and"
+                        f" encoder {encoder.name} has none; give its StudyEncoder weights=, or a"
+                        " timm model the option pretrained"
                     )
         if any(not isinstance(seed, int) or seed < 0 for seed in self.seeds):
             raise UserError(f"study {self.name}: seeds are integers from 0, got {self.seeds}")
@@ -236,7 +290,9 @@ class StudyConfig:
             raise unknown("encoder as the control", self.control, map(str, names["encoders"]))
 
     def _check_values(self) -> None:
-        """Build every head's settings, since what one head takes may be out of range for another."""
+        """Build every head's settings, since what one head takes may be out of range
+        for another.
+        """
         for head in self.heads:
             try:
                 self.optimizer_config(head)
@@ -262,7 +318,9 @@ class StudyConfig:
 
 def _several(value: Any, name: str) -> tuple[Any, ...]:
     if isinstance(value, str) or not isinstance(value, Iterable):
-        raise UserError(f"{name} expected a sequence, got {value!r}; for one alone write ({value!r},)")
+        raise UserError(
+            f"{name} expected a sequence, got {value!r}; for one alone write ({value!r},)"
+        )
     if not (found := tuple(value)):
         raise UserError(f"{name} expected at least one, got none")
     return found
@@ -275,7 +333,8 @@ def to_json(config: StudyConfig) -> dict[str, Any]:
 
 
 def from_json(document: Mapping[str, Any]) -> StudyConfig:
-    """Read back what `to_json` wrote; what it does not know, such as versions, is left out.
+    """Read back what `to_json` wrote; what it does not know, such as versions, is left
+    out.
 
     Raises:
         UserError: a value is out of range.
@@ -285,5 +344,7 @@ def from_json(document: Mapping[str, Any]) -> StudyConfig:
     values["tasks"] = tuple(StudyTask(**task) for task in document["tasks"])
     values["encoders"] = tuple(StudyEncoder(**encoder) for encoder in document["encoders"])
     # Heads were names alone before they could have settings.
-    values["heads"] = tuple(head if isinstance(head, str) else StudyHead(**head) for head in document["heads"])
+    values["heads"] = tuple(
+        head if isinstance(head, str) else StudyHead(**head) for head in document["heads"]
+    )
     return StudyConfig(**values)

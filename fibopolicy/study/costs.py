@@ -1,4 +1,6 @@
-"""What an encoder costs: parameters, multiply-accumulates, kept token pairs, and latency beside the study's other encoders."""
+"""What an encoder costs: parameters, multiply-accumulates, kept token pairs, and
+latency beside the study's other encoders.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,8 @@ from fibopolicy.errors import UserError
 from fibopolicy.study.built import Built
 from fibopolicy.utils.system import resolve_device
 
-#: Moments of one call, and at most so many timed turns of each encoder, which end after so many seconds a batch size.
+#: Moments of one call, and at most so many timed turns of each encoder, which end after
+#: so many seconds a batch size.
 BATCHES = (1, 64)
 TURNS = {1: 30, 64: 7}
 SECONDS = 30.0
@@ -30,8 +33,9 @@ SECONDS = 30.0
 def encoder_costs(built: Sequence[Built], device: str | None) -> list[dict[str, Any]]:
     """The contents of each cell's `cost.json`, in the order of `built`.
 
-    Latency is of all cameras' frames of one moment, forward only; encoders take turns in one process, so that whatever else the
-    machine does falls on all alike. Cells whose encoder sees the same frames in the same way share one measurement.
+    Latency is of all cameras' frames of one moment, forward only; encoders take turns
+    in one process, so that whatever else the machine does falls on all alike. Cells
+    whose encoder sees the same frames in the same way share one measurement.
 
     Raises:
         UserError: an encoder fails on its task's frames.
@@ -61,8 +65,9 @@ def _counted(built: Built) -> tuple[int, float | None]:
     except Exception as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise UserError(
-            f"encoder {built.cell.encoder.name} fails on frames of {dict(built.sizes)} pixels ({reason}); it takes (B, 3, H, W)"
-            " and returns tokens (B, N, D) and a feature (B, output_dim)"
+            f"encoder {built.cell.encoder.name} fails on frames of {dict(built.sizes)} pixels"
+            f" ({reason}); it takes (B, 3, H, W) and returns tokens (B, N, D) and a feature (B,"
+            " output_dim)"
         ) from error
 
 
@@ -74,7 +79,9 @@ def frames(
     return images, torch.zeros(batch, 0, device=device)
 
 
-def latencies(built: Mapping[str, Built], batch: int, device: str | None) -> dict[str, dict[str, float]]:
+def latencies(
+    built: Mapping[str, Built], batch: int, device: str | None
+) -> dict[str, dict[str, float]]:
     """Milliseconds of a forward pass: median and quartiles over interleaved turns."""
     place = resolve_device(device)
     runs: dict[str, Callable[[], object]] = {}
@@ -89,7 +96,9 @@ def latencies(built: Mapping[str, Built], batch: int, device: str | None) -> dic
     return {key: _quartiles([1000 * s for s in times]) for key, times in seconds.items()}
 
 
-def _forward(encoder: nn.Module, images: dict[str, Tensor], vectors: Tensor) -> Callable[[], object]:
+def _forward(
+    encoder: nn.Module, images: dict[str, Tensor], vectors: Tensor
+) -> Callable[[], object]:
     return lambda: encoder(images, vectors)
 
 
@@ -98,11 +107,15 @@ def _quartiles(values: Sequence[float]) -> dict[str, float]:
     return {"median": middle, "p25": low, "p75": high}
 
 
-def count_macs(encoder: nn.Module, sizes: Mapping[str, tuple[int, int]]) -> tuple[int, float | None]:
-    """Multiply-accumulates for one moment of all cameras, and the share of patch pairs that attention keeps.
+def count_macs(
+    encoder: nn.Module, sizes: Mapping[str, tuple[int, int]]
+) -> tuple[int, float | None]:
+    """Multiply-accumulates for one moment of all cameras, and the share of patch pairs
+    that attention keeps.
 
-    Products and convolutions are torch's count; attention counts twice the head's width for each kept pair, prefix tokens
-    included, whatever kernel computes it. The share is averaged over layers and heads; `None` without attention.
+    Products and convolutions are torch's count; attention counts twice the head's width
+    for each kept pair, prefix tokens included, whatever kernel computes it. The share
+    is averaged over layers and heads; `None` without attention.
     """
     sparse, shares = 0, []
 
@@ -111,13 +124,23 @@ def count_macs(encoder: nn.Module, sizes: Mapping[str, tuple[int, int]]) -> tupl
         pattern: Any = module.pattern
         if isinstance(pattern, AttentionPattern):
             rows, length, width = arguments[0].shape
-            # D = h d, so that h heads with their mean share of T^2 pairs take share * T^2 * D twice.
+            # D = h d, so that h heads with their mean share of T^2 pairs take share *
+            # T^2 * D twice.
             sparse += round(2 * rows * kept_share(pattern) * length**2 * width)
             shares.append(pattern.density)
 
-    hooks = [m.register_forward_pre_hook(on_attention) for m in encoder.modules() if hasattr(m, "pattern")]
+    hooks = [
+        m.register_forward_pre_hook(on_attention)
+        for m in encoder.modules()
+        if hasattr(m, "pattern")
+    ]
     try:
-        with torch.no_grad(), _sparse_kernels(), _Dense() as dense, FlopCounterMode(display=False) as counter:
+        with (
+            torch.no_grad(),
+            _sparse_kernels(),
+            _Dense() as dense,
+            FlopCounterMode(display=False) as counter,
+        ):
             encoder(*frames(sizes, 1))
     finally:
         for hook in hooks:

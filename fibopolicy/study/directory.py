@@ -1,4 +1,6 @@
-"""The directory of one study: its state, all of it. Whatever is killed, the next start reads here what is done."""
+"""The directory of one study: its state, all of it. Whatever is killed, the next start
+reads here what is done.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,17 @@ from fibopolicy.utils.settings import first_difference
 from fibopolicy.utils.system import environment, usable_cores
 
 STUDY, LOCK = "study.json", "study.lock"
-_VERSIONED = ("torch", "numpy", "mujoco", "gymnasium", "robosuite", "metaworld", "robomimic", "timm", "ray")
+_VERSIONED = (
+    "torch",
+    "numpy",
+    "mujoco",
+    "gymnasium",
+    "robosuite",
+    "metaworld",
+    "robomimic",
+    "timm",
+    "ray",
+)
 
 
 @dataclass(frozen=True)
@@ -86,7 +98,9 @@ class StudyDirectory:
         return self.run(run) / "failed.json"
 
     def train_config(self, run: Run) -> TrainConfig:
-        return train_config(self.config, run.cell, run.seed, self.dataset(run.cell.task), self.run(run))
+        return train_config(
+            self.config, run.cell, run.seed, self.dataset(run.cell.task), self.run(run)
+        )
 
     def evaluate_config(self, run: Run) -> EvaluateConfig:
         return evaluate_config(self.config, run.cell, self.run(run), self.starts(run.cell.task))
@@ -111,18 +125,23 @@ def open_directory(path: Path) -> StudyDirectory:
     """
     file = path / STUDY
     if not file.is_file():
-        raise UserError(f"{path}: is no study, it has no {STUDY}; name the --out of a `fibopolicy study run`")
+        raise UserError(
+            f"{path}: is no study, it has no {STUDY}; name the --out of a `fibopolicy study run`"
+        )
     try:
         return StudyDirectory(path, from_json(json.loads(file.read_text(encoding="utf-8"))))
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise UserError(f"{file}: is not a study's configuration ({' '.join(str(error).split())})") from error
+        raise UserError(
+            f"{file}: is not a study's configuration ({' '.join(str(error).split())})"
+        ) from error
 
 
 def create_directory(path: Path, config: StudyConfig) -> StudyDirectory:
     """The directory of a study: made now, or found with this very study in it.
 
     Raises:
-        UserError: something else lies there, or another study, with the first difference named.
+        UserError: something else lies there, or another study, with the first
+            difference named.
     """
     if (path / STUDY).exists():
         found = open_directory(path)
@@ -131,7 +150,10 @@ def create_directory(path: Path, config: StudyConfig) -> StudyDirectory:
         then, now = read_json(path / STUDY).get("versions", {}), versions()
         differing = [name for name in {**then, **now} if then.get(name) != now.get(name)]
         if differing:
-            told = ", ".join(f"{name} {then.get(name, 'none')}, now {now.get(name, 'none')}" for name in differing)
+            told = ", ".join(
+                f"{name} {then.get(name, 'none')}, now {now.get(name, 'none')}"
+                for name in differing
+            )
             warnings.warn(f"{path}: was begun with {told}; rows of both may differ", stacklevel=2)
         return _described(found)
     refuse_foreign(path)
@@ -155,9 +177,14 @@ def refuse_foreign(path: Path) -> None:
 
 
 def _described(study: StudyDirectory) -> StudyDirectory:
-    """The same, with its small descriptions in place: a kill may have come before all of them were written."""
+    """The same, with its small descriptions in place: a kill may have come before all
+    of them were written.
+    """
     if not (study.path / "environment.json").exists():
-        write_json(study.path / "environment.json", {**environment(), "host": platform.node(), "cores": usable_cores()})
+        write_json(
+            study.path / "environment.json",
+            {**environment(), "host": platform.node(), "cores": usable_cores()},
+        )
     for cell in cells(study.config):
         if not (file := study.cell(cell) / "cell.json").exists():
             document = {"cell": cell.name, "task": cell.task.task, "encoder": cell.encoder.name}
@@ -167,7 +194,11 @@ def _described(study: StudyDirectory) -> StudyDirectory:
 
 def versions() -> dict[str, str]:
     """Of everything that a row may depend on."""
-    return {"fibopolicy": fibopolicy.__version__, "python": platform.python_version(), **installed(*_VERSIONED)}
+    return {
+        "fibopolicy": fibopolicy.__version__,
+        "python": platform.python_version(),
+        **installed(*_VERSIONED),
+    }
 
 
 def write_json(path: Path, document: Any) -> None:
@@ -186,7 +217,9 @@ def read_json(path: Path) -> dict[str, Any]:
         if not isinstance(document, dict):
             raise ValueError("no JSON object")
     except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read ({error}); remove it, and it is made again") from error
+        raise UserError(
+            f"{path}: cannot be read ({error}); remove it, and it is made again"
+        ) from error
     return document
 
 
@@ -203,7 +236,9 @@ def progress_of(study: StudyDirectory, run: Run) -> tuple[int, int]:
     """Gradient steps logged and episodes recorded so far."""
     metrics, rows = study.run(run) / "metrics.jsonl", study.run(run) / ROWS
     episodes = rows.read_text(encoding="utf-8").count("\n") if rows.exists() else 0
-    for line in reversed(metrics.read_text(encoding="utf-8").splitlines() if metrics.exists() else []):
+    for line in reversed(
+        metrics.read_text(encoding="utf-8").splitlines() if metrics.exists() else []
+    ):
         try:
             return int(json.loads(line)["step"]) + 1, episodes
         except ValueError:  # cut short by a kill

@@ -9,7 +9,14 @@ from pathlib import Path
 from fibopolicy.datasets.parts import parts_folder, remove_parts
 from fibopolicy.study.cells import cells, runs
 from fibopolicy.study.config import StudyConfig, from_json, to_json
-from fibopolicy.study.directory import STUDY, StudyDirectory, open_directory, other_study, read_json, write_json
+from fibopolicy.study.directory import (
+    STUDY,
+    StudyDirectory,
+    open_directory,
+    other_study,
+    read_json,
+    write_json,
+)
 from fibopolicy.study.lock import held
 from fibopolicy.utils.settings import first_difference
 
@@ -18,8 +25,9 @@ GRID = ("tasks", "encoders", "heads", "regimes", "seeds")
 
 
 def refuse_change(study: StudyDirectory, config: StudyConfig) -> None:
-    """Raise `UserError` unless the study may become `config`: its grid alone differs, and each run that has begun, and each
-    task's data, stay what they are."""
+    """Raise `UserError` unless the study may become `config`: its grid alone differs,
+    and each run that has begun, and each task's data, stay what they are.
+    """
     there, now = to_json(study.config), to_json(config)
     if fixed := first_difference({**there, **{name: now[name] for name in GRID}}, now):
         raise other_study(study.path, fixed)
@@ -31,24 +39,32 @@ def refuse_change(study: StudyDirectory, config: StudyConfig) -> None:
         if not (study.run(run).exists() or held(study.run_lock(run))):
             continue
         if run.name not in known:
-            raise other_study(study.path, difference, f"{run.name} has begun, and would be left out")
+            raise other_study(
+                study.path, difference, f"{run.name} has begun, and would be left out"
+            )
         same = known[run.name]
-        change = first_difference(asdict(study.train_config(run)), asdict(after.train_config(same))) or first_difference(
+        change = first_difference(
+            asdict(study.train_config(run)), asdict(after.train_config(same))
+        ) or first_difference(
             asdict(study.evaluate_config(run)), asdict(after.evaluate_config(same))
         )
         if change:
             raise other_study(study.path, difference, f"{run.name} has begun with {change}")
     tasks = {task.short: task for task in config.tasks}
     for task in study.config.tasks:
-        made = study.starts(task).exists() or (task.dataset is None and study.dataset(task).exists())
+        made = study.starts(task).exists() or (
+            task.dataset is None and study.dataset(task).exists()
+        )
         if made and tasks.get(task.short) != task:
             raise other_study(study.path, difference, f"the data of {task.short} are there already")
 
 
 def grow(path: Path, config: StudyConfig) -> None:
-    """Put `config` in the place of an earlier configuration of the study that lies there, if one does.
+    """Put `config` in the place of an earlier configuration of the study that lies
+    there, if one does.
 
-    What was found out about the whole grid, its checks and times, is removed, to be found out again.
+    What was found out about the whole grid, its checks and times, is removed, to be
+    found out again.
 
     Raises:
         UserError: what `refuse_change` raises.
@@ -68,6 +84,8 @@ def grow(path: Path, config: StudyConfig) -> None:
     for task in study.config.tasks:
         if task.dataset is None and task not in config.tasks:
             remove_parts(parts_folder(study.dataset(task)))  # of a collection that was stopped
-    write_json(path / STUDY, {**to_json(config), "versions": read_json(path / STUDY).get("versions", {})})
+    write_json(
+        path / STUDY, {**to_json(config), "versions": read_json(path / STUDY).get("versions", {})}
+    )
     with study.log.open("a", encoding="utf-8") as log:
         log.write(f"the study changes: {difference}\n")

@@ -72,6 +72,8 @@ def _taken(handle: int) -> bool:
         return False
     except OSError as error:
         if error.errno == errno.ENOLCK:  # a file system without locks
-            raise UserError("the study's file system knows no locks; put the study elsewhere") from error
+            raise UserError(
+                "the study's file system knows no locks; put the study elsewhere"
+            ) from error
         raise
     return True

@@ -1,7 +1,9 @@
-"""One run of a study in a process of its own: `python -m fibopolicy.study.one_run STUDY CELL/seedN`.
+"""One run of a study in a process of its own: `python -m fibopolicy.study.one_run STUDY
+CELL/seedN`.
 
-Every executor starts this same program, so rows do not depend on the executor. What it prints goes to the run's log. It ends
-when its standard input closes, as happens when whoever started it dies: nothing is left behind to train unseen.
+Every executor starts this same program, so rows do not depend on the executor. What it
+prints goes to the run's log. It ends when its standard input closes, as happens when
+whoever started it dies: nothing is left behind to train unseen.
 """
 
 from __future__ import annotations
@@ -25,9 +27,11 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("fibopolicy.study")
 
-#: Exit codes: the run failed and says so in `failed.json`; it was interrupted; another process is at work on it.
+#: Exit codes: the run failed and says so in `failed.json`; it was interrupted; another
+#: process is at work on it.
 FAILED, INTERRUPTED, BUSY = 1, 130, 75
-#: How long a run waits for a lost process of its own to end, and a shared file system to let go of its lock, seconds.
+#: How long a run waits for a lost process of its own to end, and a shared file system
+#: to let go of its lock, seconds.
 PATIENCE = 120.0
 #: How long an interrupted process may take to end, seconds.
 LAST_WORDS = 10.0
@@ -56,7 +60,8 @@ def main() -> None:
 
 
 def carry_out(study: StudyDirectory, run: Run) -> bool:
-    """Train, evaluate, write `done.json`; on an error `failed.json`. Returns whether the run is done.
+    """Train, evaluate, write `done.json`; on an error `failed.json`. Returns whether
+    the run is done.
 
     What an earlier process has done is not repeated.
     """
@@ -70,7 +75,8 @@ def carry_out(study: StudyDirectory, run: Run) -> bool:
             return True
         attempts = attempts_before(study, run) + 1
         _log.info("%s: process %d on %s", run.name, os.getpid(), platform.node())
-        study.failed(run).unlink(missing_ok=True)  # training takes no directory with something in it that is no run
+        # training takes no directory with something in it that is no run
+        study.failed(run).unlink(missing_ok=True)
         try:
             _train_and_evaluate(study, run)
         except Exception as error:
@@ -112,8 +118,14 @@ def _train_and_evaluate(study: StudyDirectory, run: Run) -> None:
     config = study.evaluate_config(run)
     rows = evaluate_run(config, resume=True).rows
     if broken := [row for row in rows if row.error]:
-        raise UserError(f"{len(broken)} of {len(rows)} episodes could not be run to their end; the first: {broken[0].error}")
-    write_json(study.done(run), measured_costs(study.run(run), training.optimizer, rows, config.workers or 1, memory))
+        raise UserError(
+            f"{len(broken)} of {len(rows)} episodes could not be run to their end; the first:"
+            f" {broken[0].error}"
+        )
+    write_json(
+        study.done(run),
+        measured_costs(study.run(run), training.optimizer, rows, config.workers or 1, memory),
+    )
 
 
 def _peak_mb() -> float:

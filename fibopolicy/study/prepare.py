@@ -21,7 +21,8 @@ def plan_of(task: StudyTask) -> Plan:
 
 
 def prepare_task(study: StudyDirectory, task: StudyTask, workers: int | None = None) -> None:
-    """Collect a task's demonstrations unless it has a file, and store the start states that every cell is measured on.
+    """Collect a task's demonstrations unless it has a file, and store the start states
+    that every cell is measured on.
 
     Raises:
         UserError: the task has no expert; the file is of another task.
@@ -34,13 +35,21 @@ def prepare_task(study: StudyDirectory, task: StudyTask, workers: int | None = N
         return
     with task_env(study, task) as env:
         if env.task_id != task.task:
-            raise UserError(f"{data}: holds demonstrations of {env.task_id}, the study's task is {task.task}")
+            raise UserError(
+                f"{data}: holds demonstrations of {env.task_id}, the study's task is {task.task}"
+            )
         _log.info("storing %d start states of %s", study.config.episodes, task.task)
-        save_starts(default_starts(env, study.config.episodes, study.config.starts_seed), starts, overwrite=True)
+        save_starts(
+            default_starts(env, study.config.episodes, study.config.starts_seed),
+            starts,
+            overwrite=True,
+        )
 
 
 def task_env(study: StudyDirectory, task: StudyTask) -> TaskEnv:
-    """The environment of a task's demonstrations, as an evaluation makes it: seen by the same cameras at the same size."""
+    """The environment of a task's demonstrations, as an evaluation makes it: seen by
+    the same cameras at the same size.
+    """
     with DemoFile(study.dataset(task)) as file:
         options = {} if task.horizon is None else {"horizon": task.horizon}
         return from_env_args(file.env_args, **options)

@@ -1,4 +1,6 @@
-"""A copy of a study that is small enough to publish: what its report is made of, without demonstrations, weights and videos."""
+"""A copy of a study that is small enough to publish: what its report is made of,
+without demonstrations, weights and videos.
+"""
 
 from __future__ import annotations
 
@@ -18,10 +20,12 @@ from fibopolicy.utils.files import directory_lock, wrap_os_error
 
 
 def publish(directory: Path, out: Path) -> Path:
-    """Copy a study's settings, checks, costs, start states, rows and learning curves, and write its report there.
+    """Copy a study's settings, checks, costs, start states, rows and learning curves,
+    and write its report there.
 
-    The copy is a study's directory: it can be reported on, and gone on with where the files that the study names lie in the same
-    place. Of a run that failed it holds the reason and the log; what is under way is left out. An earlier copy is replaced.
+    The copy is a study's directory: it can be reported on, and gone on with where the
+    files that the study names lie in the same place. Of a run that failed it holds the
+    reason and the log; what is under way is left out. An earlier copy is replaced.
 
     Args:
         directory: of the study, finished or not.
@@ -31,8 +35,9 @@ def publish(directory: Path, out: Path) -> Path:
         the report's page.
 
     Raises:
-        UserError: no study; a finished run lacks its rows; `out` lies in the study, holds something else, runs of its own, or a
-            finished run that the study lacks.
+        UserError: no study; a finished run lacks its rows; `out` lies in the study,
+            holds something else, runs of its own, or a finished run that the study
+            lacks.
     """
     study = open_directory(directory)
     if out.resolve().is_relative_to(directory.resolve()):
@@ -58,7 +63,9 @@ def publish(directory: Path, out: Path) -> Path:
 
 
 def _files(study: StudyDirectory) -> Iterator[Path]:
-    """What is copied. Not the calibration: its times are this machine's, and it says that the data are there."""
+    """What is copied. Not the calibration: its times are this machine's, and it says
+    that the data are there.
+    """
     yield study.path / STUDY
     yield from filter(Path.exists, (study.path / "environment.json", study.checks))
     yield from filter(Path.exists, (study.starts(task) for task in study.config.tasks))
@@ -68,14 +75,21 @@ def _files(study: StudyDirectory) -> Iterator[Path]:
         folder = study.run(run)
         if study.done(run).exists():
             if not (folder / ROWS).exists():
-                raise UserError(f"{folder}: is finished but has no {ROWS}; remove the folder, and the study does the run over")
-            yield from filter(Path.exists, (study.done(run), folder / ROWS, folder / "metrics.jsonl"))
+                raise UserError(
+                    f"{folder}: is finished but has no {ROWS}; remove the folder, and the study"
+                    " does the run over"
+                )
+            yield from filter(
+                Path.exists, (study.done(run), folder / ROWS, folder / "metrics.jsonl")
+            )
         elif study.failed(run).exists():
             yield from filter(Path.exists, (study.failed(run), study.run_log(run)))
 
 
 def _refuse_loss(study: StudyDirectory, out: Path) -> None:
-    """Raise `UserError` unless `out` is new, or an earlier copy with nothing in it that would be lost."""
+    """Raise `UserError` unless `out` is new, or an earlier copy with nothing in it that
+    would be lost.
+    """
     if not (out / STUDY).exists():
         refuse_foreign(out)
         return
@@ -85,8 +99,11 @@ def _refuse_loss(study: StudyDirectory, out: Path) -> None:
     refuse_change(there, study.config)
     for run in runs(there.config):
         if (there.run(run) / "config.json").exists() or held(there.run_lock(run)):
-            raise UserError(f"{out}: is no mere copy, {run.name} was begun there; name another folder")
+            raise UserError(
+                f"{out}: is no mere copy, {run.name} was begun there; name another folder"
+            )
         if there.done(run).exists() and not study.done(run).exists():
             raise UserError(
-                f"{out}: holds {run.name} finished, which {study.path} lacks; go on from a copy of {out}, or name another folder"
+                f"{out}: holds {run.name} finished, which {study.path} lacks; go on from a copy of"
+                f" {out}, or name another folder"
             )

@@ -44,7 +44,9 @@ PREPARATION = 12 * 3600.0
 
 @dataclass(frozen=True)
 class Outcome:
-    """How many runs the study has, how many are done, which failed now, and seconds that this took."""
+    """How many runs the study has, how many are done, which failed now, and seconds
+    that this took.
+    """
 
     total: int
     done: int
@@ -52,10 +54,14 @@ class Outcome:
     seconds: float
 
 
-def prepare_study(config: StudyConfig, out: Path, slots: int, *, wait_s: float = 1.0) -> StudyDirectory:
-    """Check the study, measure its encoders, collect its data, store its start states, estimate its time.
+def prepare_study(
+    config: StudyConfig, out: Path, slots: int, *, wait_s: float = 1.0
+) -> StudyDirectory:
+    """Check the study, measure its encoders, collect its data, store its start states,
+    estimate its time.
 
-    What is there already is not made again. Nothing is written before every policy of the study has been built once.
+    What is there already is not made again. Nothing is written before every policy of
+    the study has been built once.
 
     Args:
         slots: runs at a time, for the estimate.
@@ -67,13 +73,15 @@ def prepare_study(config: StudyConfig, out: Path, slots: int, *, wait_s: float =
 
 
 def run_study(config: StudyConfig, out: Path, executor: Executor, folder: Path) -> Outcome:
-    """Carry out everything that is not done yet; a second start goes on where the first was stopped, with a larger grid, too.
+    """Carry out everything that is not done yet; a second start goes on where the first
+    was stopped, with a larger grid, too.
 
     Args:
         folder: where "module:function" encoders are found, that of the study's file.
 
     Raises:
-        UserError: another process runs this study; `out` holds something else; a check failed.
+        UserError: another process runs this study; `out` holds something else; a check
+            failed.
     """
     built = _first_look(config, out)
     with locked(out / LOCK, AT_WORK, wait_s=1.0):
@@ -82,8 +90,11 @@ def run_study(config: StudyConfig, out: Path, executor: Executor, folder: Path) 
             return _carry_out(study, runs(config), executor, folder)
 
 
-def run_some(config: StudyConfig, out: Path, chosen: Sequence[str], executor: Executor, folder: Path) -> Outcome:
-    """Carry out the runs of these names, as one job of several that share the directory; the first to come prepares it.
+def run_some(
+    config: StudyConfig, out: Path, chosen: Sequence[str], executor: Executor, folder: Path
+) -> Outcome:
+    """Carry out the runs of these names, as one job of several that share the
+    directory; the first to come prepares it.
 
     Args:
         chosen: names of runs or of whole cells.
@@ -97,7 +108,8 @@ def run_some(config: StudyConfig, out: Path, chosen: Sequence[str], executor: Ex
         if name not in known:
             raise unknown("run of the study", name, [run.name for run in runs(config)])
     if (out / STUDY).exists() and open_directory(out).calibration.exists():
-        study = create_directory(out, config)  # a whole study may be under way: each run has a lock of its own
+        # a whole study may be under way: each run has a lock of its own
+        study = create_directory(out, config)
     else:
         study = prepare_study(config, out, executor.slots, wait_s=PREPARATION)
     with logged(study):
@@ -105,7 +117,9 @@ def run_some(config: StudyConfig, out: Path, chosen: Sequence[str], executor: Ex
 
 
 def _first_look(config: StudyConfig, out: Path) -> list[Built] | None:
-    """Build every policy of a new or changed study, before anything is written; `None` for one that is there already."""
+    """Build every policy of a new or changed study, before anything is written; `None`
+    for one that is there already.
+    """
     if (out / STUDY).exists():
         found = open_directory(out)
         if to_json(found.config) == to_json(config):
@@ -116,7 +130,9 @@ def _first_look(config: StudyConfig, out: Path) -> list[Built] | None:
     return build_cells(config)
 
 
-def _prepare(config: StudyConfig, out: Path, slots: int, built: list[Built] | None) -> StudyDirectory:
+def _prepare(
+    config: StudyConfig, out: Path, slots: int, built: list[Built] | None
+) -> StudyDirectory:
     grow(out, config)
     study = create_directory(out, config)
     with logged(study):
@@ -133,7 +149,9 @@ def _prepare(config: StudyConfig, out: Path, slots: int, built: list[Built] | No
 
 
 def _check_and_measure(study: StudyDirectory, built: list[Built] | None) -> None:
-    """What can be known before there is any data: that the cells are comparable, and what their encoders cost."""
+    """What can be known before there is any data: that the cells are comparable, and
+    what their encoders cost.
+    """
     if study.checks.exists():
         return
     built = built or build_cells(study.config)
@@ -147,14 +165,25 @@ def _check_and_measure(study: StudyDirectory, built: list[Built] | None) -> None
         for one, cost in zip(built, encoder_costs(built, study.config.device), strict=True):
             write_json(study.cost(one.cell), cost)
     with atomic_write(study.checks) as aside:  # last, since it marks that all of this is done
-        aside.write_text("".join(f"{line}\n" for line in (*lines, *(f"warning: {doubt}" for doubt in doubts))), encoding="utf-8")
+        aside.write_text(
+            "".join(f"{line}\n" for line in (*lines, *(f"warning: {doubt}" for doubt in doubts))),
+            encoding="utf-8",
+        )
 
 
-def _carry_out(study: StudyDirectory, chosen: Sequence[Run], executor: Executor, folder: Path) -> Outcome:
+def _carry_out(
+    study: StudyDirectory, chosen: Sequence[Run], executor: Executor, folder: Path
+) -> Outcome:
     began = time.perf_counter()
     waiting = [run for run in chosen if not study.done(run).exists()]
     done, failed = len(chosen) - len(waiting), []
-    _log.info("study %s: %d of %d runs to do, %d at a time", study.config.name, len(waiting), len(chosen), executor.slots)
+    _log.info(
+        "study %s: %d of %d runs to do, %d at a time",
+        study.config.name,
+        len(waiting),
+        len(chosen),
+        executor.slots,
+    )
     with tqdm(total=len(chosen), initial=done, desc="study", unit="run", disable=None) as bar:
         for ended in executor.carry_out(study, waiting, folder):
             if ended.done:
@@ -162,14 +191,23 @@ def _carry_out(study: StudyDirectory, chosen: Sequence[Run], executor: Executor,
                 _log.info("done    %s in %.0f s", ended.run.name, ended.wall_s)
             else:
                 failed.append(ended.run)
-                _log.warning("failed  %s: %s; its log: %s", ended.run.name, _reason(study, ended.run), study.run_log(ended.run))
+                _log.warning(
+                    "failed  %s: %s; its log: %s",
+                    ended.run.name,
+                    _reason(study, ended.run),
+                    study.run_log(ended.run),
+                )
             bar.update()
     return Outcome(len(chosen), done, tuple(failed), time.perf_counter() - began)
 
 
 def _reason(study: StudyDirectory, run: Run) -> str:
     failed = study.failed(run)
-    return str(read_json(failed).get("error")) if failed.exists() else "it was interrupted, or another process is at work on it"
+    return (
+        str(read_json(failed).get("error"))
+        if failed.exists()
+        else "it was interrupted, or another process is at work on it"
+    )
 
 
 @contextmanager

@@ -16,19 +16,25 @@ FUNCTION = "study"
 
 
 def load_study(source: str) -> tuple[StudyConfig, Path]:
-    """Call the function that `source` names; returns its study and the folder of its file.
+    """Call the function that `source` names; returns its study and the folder of its
+    file.
 
-    The folder is importable meanwhile and afterwards, so that "module:function" encoders may lie beside the study, and the
-    current one meanwhile, so that relative paths of data and weights are found from there, too.
+    The folder is importable meanwhile and afterwards, so that "module:function"
+    encoders may lie beside the study, and the current one meanwhile, so that relative
+    paths of data and weights are found from there, too.
 
     Raises:
-        UserError: no such file or function, an error inside it, or something else than a `StudyConfig` comes out.
+        UserError: no such file or function, an error inside it, or something else than
+            a `StudyConfig` comes out.
     """
     name, _, function = source.partition(":")
     function = function or FUNCTION
     path = expanded(name)
     if path.suffix != ".py":
-        raise UserError(f"{source}: expected a file of Python with a function that returns a StudyConfig: my_study.py[:function]")
+        raise UserError(
+            f"{source}: expected a file of Python with a function that returns a StudyConfig:"
+            " my_study.py[:function]"
+        )
     if not path.is_file():
         raise UserError(f"{path}: no such file")
     path = path.absolute()
@@ -49,7 +55,11 @@ def load_study(source: str) -> tuple[StudyConfig, Path]:
         raise UserError(f"{path}: cannot be run: {_told(error)}") from error
     found = getattr(module, function, None)
     if not callable(found):
-        functions = [n for n, v in vars(module).items() if callable(v) and getattr(v, "__module__", "") == spec.name]
+        functions = [
+            n
+            for n, v in vars(module).items()
+            if callable(v) and getattr(v, "__module__", "") == spec.name
+        ]
         raise unknown(f"function of {path}:", function, functions)
     try:
         with chdir(folder):
@@ -59,7 +69,9 @@ def load_study(source: str) -> tuple[StudyConfig, Path]:
     except Exception as error:
         raise UserError(f"{path}: {function}() failed: {_told(error)}") from error
     if not isinstance(config, StudyConfig):
-        raise UserError(f"{path}: {function}() must return a StudyConfig, got {type(config).__name__}")
+        raise UserError(
+            f"{path}: {function}() must return a StudyConfig, got {type(config).__name__}"
+        )
     return config, folder
 
 

@@ -17,22 +17,37 @@ def status(study: StudyDirectory) -> str:
     every = {run.name: state_of(study, run) for run in runs(config)}
     table = [["", *(f"seed {seed}" for seed in config.seeds)]]
     for cell in cells(config):
-        told = [_told(study, run, every[run.name]) for run in (Run(cell, seed) for seed in config.seeds)]
+        told = [
+            _told(study, run, every[run.name]) for run in (Run(cell, seed) for seed in config.seeds)
+        ]
         table.append([cell.name, *told])
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    lines = ["  ".join(f"{text:<{width}}" for text, width in zip(row, widths, strict=True)).rstrip() for row in table]
+    lines = [
+        "  ".join(f"{text:<{width}}" for text, width in zip(row, widths, strict=True)).rstrip()
+        for row in table
+    ]
     for run in runs(config):
         if every[run.name] == "failed":
             failed = read_json(study.failed(run))
-            lines.append(f"failed {run.name} (attempt {failed['attempts']}): {failed['error']}; log {study.path / failed['log']}")
+            lines.append(
+                f"failed {run.name} (attempt {failed['attempts']}): {failed['error']}; log"
+                f" {study.path / failed['log']}"
+            )
     count = Counter(every.values())
-    summed = ", ".join(f"{count[state]} {state}" for state in ("done", "running", "failed", "waiting") if count[state])
+    summed = ", ".join(
+        f"{count[state]} {state}"
+        for state in ("done", "running", "failed", "waiting")
+        if count[state]
+    )
     at_work = "a runner is at work" if held(study.lock) else "no runner is at work"
     lines.append(f"{len(every)} runs: {summed}; {at_work}")
     if study.calibration.exists():
         seconds, left = estimate(study, read_json(study.calibration)["cells"], 1)
         if left:
-            lines.append(f"about {duration(seconds)} left, one run at a time and start-up aside, as calibrated at the beginning")
+            lines.append(
+                f"about {duration(seconds)} left, one run at a time and start-up aside, as"
+                " calibrated at the beginning"
+            )
     return "\n".join(lines)
 
 

@@ -11,7 +11,8 @@ __all__ = ["ComputeConfig", "OptimizerConfig", "TrainConfig", "train"]
 
 
 def __getattr__(name: str) -> object:
-    # On demand: the command line reads configurations, and the loop brings TensorBoard with it.
+    # On demand: the command line reads configurations, and the loop brings TensorBoard
+    # with it.
     if name == "train":
         from fibopolicy.training.loop import train
 

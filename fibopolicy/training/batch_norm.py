@@ -1,7 +1,7 @@
 """Batch norm over the batch of all processes.
 
-`torch.nn.SyncBatchNorm` does this on GPUs alone. Here gloo will do as well, so that two processes on a CPU train a ResNet as one
-does, and a test can tell.
+`torch.nn.SyncBatchNorm` does this on GPUs alone. Here gloo will do as well, so that two
+processes on a CPU train a ResNet as one does, and a test can tell.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from torch import Tensor, distributed, nn
 
 
 class SharedBatchNorm2d(nn.BatchNorm2d):
-    """`(B, C, H, W)` -> `(B, C, H, W)`; in training, mean and variance are those of every process's B samples together.
+    """`(B, C, H, W)` -> `(B, C, H, W)`; in training, mean and variance are those of
+    every process's B samples together.
 
     Takes the place of a batch norm and shares its parameters and buffers.
     """
@@ -41,7 +42,11 @@ class SharedBatchNorm2d(nn.BatchNorm2d):
     @torch.no_grad()
     def _follow(self, mean: Tensor, variance: Tensor, count: int) -> None:
         """Running statistics as in torch; the variance that they follow is the unbiased one."""
-        if self.running_mean is None or self.running_var is None or self.num_batches_tracked is None:
+        if (
+            self.running_mean is None
+            or self.running_var is None
+            or self.num_batches_tracked is None
+        ):
             return
         self.num_batches_tracked += 1
         share = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
@@ -50,7 +55,9 @@ class SharedBatchNorm2d(nn.BatchNorm2d):
 
 
 def share_batch_norms(module: nn.Module) -> None:
-    """Puts `SharedBatchNorm2d` in the place of every plain `BatchNorm2d` inside; others, as timm's, stay as they are."""
+    """Puts `SharedBatchNorm2d` in the place of every plain `BatchNorm2d` inside;
+    others, as timm's, stay as they are.
+    """
     for name, child in module.named_children():
         if type(child) is nn.BatchNorm2d:
             setattr(module, name, SharedBatchNorm2d(child))
@@ -59,7 +66,9 @@ def share_batch_norms(module: nn.Module) -> None:
 
 
 class _Sum(torch.autograd.Function):
-    """The sum over all processes; so is its gradient's, since each process's loss depends on all of them."""
+    """The sum over all processes; so is its gradient's, since each process's loss
+    depends on all of them.
+    """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:

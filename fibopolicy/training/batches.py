@@ -22,4 +22,7 @@ def to_device(batch: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
 
 def rows(batch: Mapping[str, Any], which: slice) -> dict[str, Any]:
     """Some samples of a nested batch of tensors, as views."""
-    return {key: rows(value, which) if isinstance(value, Mapping) else value[which] for key, value in batch.items()}
+    return {
+        key: rows(value, which) if isinstance(value, Mapping) else value[which]
+        for key, value in batch.items()
+    }

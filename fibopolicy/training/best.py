@@ -1,4 +1,6 @@
-"""The checkpoints that a validation liked best. They are kept beside the last one, which stays a run's result."""
+"""The checkpoints that a validation liked best. They are kept beside the last one,
+which stays a run's result.
+"""
 
 from __future__ import annotations
 
@@ -14,17 +16,19 @@ from fibopolicy.training.checkpoint import save_weights
 
 
 class BestWeights:
-    """Keeps the `keep` averaged weights with the lowest criterion in `best/step_<steps>.safetensors`.
+    """Keeps the `keep` averaged weights with the lowest criterion in
+    `best/step_<steps>.safetensors`.
 
-    What a file is worth stands in its metadata, so that a resumed run goes on from the files alone, and a repeated step
-    replaces its own.
+    What a file is worth stands in its metadata, so that a resumed run goes on from the
+    files alone, and a repeated step replaces its own.
     """
 
     def __init__(self, out: Path, keep: int, criterion: str) -> None:
         self._folder, self._keep, self._criterion = out / BEST, keep, criterion
 
     def offer(self, step: int, figures: dict[str, float], weights: nn.Module) -> None:
-        """After `step` gradient steps: keep the weights if they are among the best so far; a tie goes to the earlier.
+        """After `step` gradient steps: keep the weights if they are among the best so
+        far; a tie goes to the earlier.
 
         Raises:
             UserError: a file cannot be written.
@@ -51,5 +55,7 @@ class BestWeights:
                     metadata = file.metadata() or {}
                 found.append((float(metadata[self._criterion]), int(metadata["step"]), path))
             except (SafetensorError, KeyError, ValueError) as error:
-                raise UserError(f"{path}: does not say its {self._criterion}; move it away to go on") from error
+                raise UserError(
+                    f"{path}: does not say its {self._criterion}; move it away to go on"
+                ) from error
         return found

@@ -1,8 +1,10 @@
-"""The run directory: opened, written and resumed so that a checkpoint is whole or absent.
+"""The run directory: opened, written and resumed so that a checkpoint is whole or
+absent.
 
-`state.pt` alone is what a run resumes from: weights, average, optimiser and step, in one file that is replaced in one
-rename. `model.safetensors` and `ema.safetensors` are what everybody else reads; each says its step in its metadata.
-Order and randomness need no storing, being functions of (seed, step).
+`state.pt` alone is what a run resumes from: weights, average, optimiser and step, in
+one file that is replaced in one rename. `model.safetensors` and `ema.safetensors` are
+what everybody else reads; each says its step in its metadata. Order and randomness need
+no storing, being functions of (seed, step).
 """
 
 from __future__ import annotations
@@ -38,7 +40,8 @@ from fibopolicy.utils.system import hardware
 from fibopolicy.weights import load_strictly
 
 STATE = "state.pt"
-#: What a run and its evaluation write, beside the folder of videos; the configuration last, since it marks a run.
+#: What a run and its evaluation write, beside the folder of videos; the configuration
+#: last, since it marks a run.
 RUN_FILES = (
     STATE,
     WEIGHTS,
@@ -55,15 +58,34 @@ RUN_FILES = (
     f"{BEST}/step_*.safetensors",
     *(
         f"monitoring/{name}"
-        for name in (EMA_WEIGHTS, "episodes.jsonl", "starts_seed*.npz", "result.json", "log.txt", ".evaluating", CONFIG)
+        for name in (
+            EMA_WEIGHTS,
+            "episodes.jsonl",
+            "starts_seed*.npz",
+            "result.json",
+            "log.txt",
+            ".evaluating",
+            CONFIG,
+        )
     ),
     "wandb.json",
     CONFIG,
 )
 #: Folders that a run makes in its directory.
 RUN_FOLDERS = ("videos", BEST, "monitoring")
-#: Settings that do not change what is learnt: where the data lie, how steps are computed, how often to log, save and measure.
-_INDIFFERENT = ("out", "dataset", "device", "compute", "log_every", "checkpoint_every", "validation", "rollouts", "wandb")
+#: Settings that do not change what is learnt: where the data lie, how steps are
+#: computed, how often to log, save and measure.
+_INDIFFERENT = (
+    "out",
+    "dataset",
+    "device",
+    "compute",
+    "log_every",
+    "checkpoint_every",
+    "validation",
+    "rollouts",
+    "wandb",
+)
 
 
 @dataclass(frozen=True)
@@ -77,14 +99,19 @@ class TrainingState:
 
 
 def open_run(config: TrainConfig, dataset: Windows, *, resume: bool, overwrite: bool) -> None:
-    """Write `config.json` into the (directory_lock) run directory, or check that the one there is of this very configuration."""
+    """Write `config.json` into the (directory_lock) run directory, or check that the
+    one there is of this very configuration.
+    """
     out = config.out
     document = describe(config, dataset)
     if (out / CONFIG).exists():
         found = read_config(out)  # refuses a configuration that is not a run's
         if not overwrite:
             if not resume:
-                raise UserError(f"{out}: holds a run already; pass --resume to go on with it or --overwrite to replace it")
+                raise UserError(
+                    f"{out}: holds a run already; pass --resume to go on with it or --overwrite to"
+                    " replace it"
+                )
             _refuse_other(out, found, document)
             return
         _remove_run(out)
@@ -108,14 +135,25 @@ def describe(config: TrainConfig, dataset: Windows) -> dict[str, Any]:
     """The contents of `config.json`: everything that made the run, as plain JSON."""
     train = asdict(config)
     policy = train.pop("policy")
-    train |= {"cameras": dataset.cameras, "vectors": dataset.vectors, "demos": dataset.num_demos, "samples": len(dataset)}
+    train |= {
+        "cameras": dataset.cameras,
+        "vectors": dataset.vectors,
+        "demos": dataset.num_demos,
+        "samples": len(dataset),
+    }
     document = {
         "policy": policy,
         "shapes": asdict(shapes_of(dataset)),
-        "statistics": {key: {n: v.tolist() for n, v in stats.items()} for key, stats in dataset.stats.items()},
+        "statistics": {
+            key: {n: v.tolist() for n, v in stats.items()} for key, stats in dataset.stats.items()
+        },
         "train": train,
         "env_args": dataset.env_args,
-        "versions": {"fibopolicy": fibopolicy.__version__, "torch": torch.__version__, "python": platform.python_version()},
+        "versions": {
+            "fibopolicy": fibopolicy.__version__,
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+        },
         "hardware": hardware(),
     }
     plain: dict[str, Any] = json.loads(json.dumps(document, default=str))
@@ -124,7 +162,11 @@ def describe(config: TrainConfig, dataset: Windows) -> dict[str, Any]:
 
 def stored_precision(out: Path) -> str | None:
     """The precision that a run was started with; `None` where there is no run."""
-    return read_config(out)["train"].get("compute", {}).get("precision") if (out / CONFIG).exists() else None
+    return (
+        read_config(out)["train"].get("compute", {}).get("precision")
+        if (out / CONFIG).exists()
+        else None
+    )
 
 
 def _refuse_other(out: Path, found: dict[str, Any], wanted: dict[str, Any]) -> None:
@@ -132,27 +174,37 @@ def _refuse_other(out: Path, found: dict[str, Any], wanted: dict[str, Any]) -> N
         for key in wanted[section] | found[section]:
             if key in _INDIFFERENT:
                 continue
-            if difference := first_difference(found[section].get(key), wanted[section].get(key), f"{section}.{key}"):
-                raise UserError(f"{out}: holds a run of another configuration: {difference}; use that value or another directory")
+            if difference := first_difference(
+                found[section].get(key), wanted[section].get(key), f"{section}.{key}"
+            ):
+                raise UserError(
+                    f"{out}: holds a run of another configuration: {difference}; use that value or"
+                    " another directory"
+                )
     for key, statistics in wanted["statistics"].items():
         for name, new in statistics.items():
             old = found.get("statistics", {}).get(key, {}).get(name)
             if old is None or not np.allclose(old, new, rtol=1e-6, atol=1e-9):
                 raise UserError(
-                    f"{out}: was trained on other data than {wanted['train']['dataset']}: {name} of {key} was {_short(old)}, not"
-                    f" {_short(new)}; resume with the data it was started on, or use another directory"
+                    f"{out}: was trained on other data than {wanted['train']['dataset']}: {name} of"
+                    f" {key} was {_short(old)}, not {_short(new)}; resume with the data it was"
+                    " started on, or use another directory"
                 )
 
 
 def _short(values: Any) -> str:
-    return "unknown" if values is None else "[" + ", ".join(f"{value:.6g}" for value in values) + "]"
+    return (
+        "unknown" if values is None else "[" + ", ".join(f"{value:.6g}" for value in values) + "]"
+    )
 
 
 def save_checkpoint(out: Path, state: TrainingState, step: int) -> None:
-    """Write the state after `step` gradient steps; at every moment each file on disk is a whole one.
+    """Write the state after `step` gradient steps; at every moment each file on disk is
+    a whole one.
 
     Raises:
-        UserError: a file cannot be written, say because the disk is full; an older one of its name stays as it is.
+        UserError: a file cannot be written, say because the disk is full; an older one
+            of its name stays as it is.
     """
     document = {
         "step": step,
@@ -174,15 +226,21 @@ def _export(out: Path, state: TrainingState, step: int) -> None:
 
 def save_weights(path: Path, module: nn.Module, metadata: dict[str, str]) -> None:
     """Write a module's parameters and buffers as safetensors, whole or not at all."""
-    # Copied, since safetensors refuses two names for one tensor, which robomimic's recurrent network has.
-    tensors = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in module.state_dict().items()}
+    # Copied, since safetensors refuses two names for one tensor, which robomimic's
+    # recurrent network has.
+    tensors = {
+        name: tensor.detach().to("cpu", copy=True).contiguous()
+        for name, tensor in module.state_dict().items()
+    }
     with atomic_write(path) as aside, _failure_told(path):
         save_file(tensors, aside, metadata=metadata)
 
 
 @contextlib.contextmanager
 def _failure_told(path: Path) -> Iterator[None]:
-    """Turns a failure to write into one line. An `OSError` is what torch hides and what safetensors tells the number of."""
+    """Turns a failure to write into one line. An `OSError` is what torch hides and what
+    safetensors tells the number of.
+    """
     try:
         yield
     except (OSError, RuntimeError, SafetensorError) as error:
@@ -191,20 +249,28 @@ def _failure_told(path: Path) -> Iterator[None]:
         if told is None and not isinstance(cause, OSError):
             raise
         reason = os.strerror(int(told[1])) if told else str(getattr(cause, "strerror", cause))
-        kept = "; the checkpoint before it is whole: make room, then continue with --resume" if path.exists() else ""
+        kept = (
+            "; the checkpoint before it is whole: make room, then continue with --resume"
+            if path.exists()
+            else ""
+        )
         raise UserError(f"{path}: cannot be written: {reason}{kept}") from error
 
 
 def load_state(out: Path, state: TrainingState, *, writes: bool) -> int:
-    """Restore the newest checkpoint into `state` and return the steps done; 0 where there is none yet.
+    """Restore the newest checkpoint into `state` and return the steps done; 0 where
+    there is none yet.
 
     Args:
-        writes: make what others read anew, since a kill may have come between the state and its exports.
+        writes: make what others read anew, since a kill may have come between the state
+            and its exports.
     """
     path = out / STATE
     if not path.exists():
         if (out / WEIGHTS).exists():
-            raise UserError(f"{path}: is missing, so the run cannot go on; pass --overwrite to start again")
+            raise UserError(
+                f"{path}: is missing, so the run cannot go on; pass --overwrite to start again"
+            )
         return 0
     advice = "pass --overwrite to start again"
     try:

@@ -45,7 +45,9 @@ class OptimizerConfig:
         for name in ("learning_rate", "encoder_rate"):
             if not getattr(self, name) > 0:
                 raise UserError(f"{name} must be positive, got {getattr(self, name)}")
-        if not (self.warmup >= 0 and self.weight_decay >= 0 and self.clip > 0 and 0 <= self.ema < 1):
+        if not (
+            self.warmup >= 0 and self.weight_decay >= 0 and self.clip > 0 and 0 <= self.ema < 1
+        ):
             raise UserError(
                 "expected warmup >= 0, weight_decay >= 0, clip > 0 and 0 <= ema < 1, got"
                 f" {self.warmup}, {self.weight_decay}, {self.clip}, {self.ema}"
@@ -56,14 +58,16 @@ class OptimizerConfig:
 
 @dataclass(frozen=True)
 class ComputeConfig:
-    """How steps are computed: their speed and memory, not, rounding apart, what is learnt. May change on resume."""
+    """How steps are computed: their speed and memory, not, rounding apart, what is
+    learnt. May change on resume.
+    """
 
     accumulate: int = 1
-    """Parts of a batch that go through the network one after the other, for memory; the step is the whole batch's."""
+    """Parts of a batch that go through the network one after the other, for memory; the step is the whole batch's."""  # noqa: E501
     gradient_checkpointing: bool = False
     """Compute a vision transformer's activations twice instead of keeping them."""
     precision: str = "auto"
-    """"fp32", "bf16" (autocast), or "auto": bf16 on a GPU that computes it, fp32 elsewhere; a resumed run keeps its own."""
+    """"fp32", "bf16" (autocast), or "auto": bf16 on a GPU that computes it, fp32 elsewhere; a resumed run keeps its own."""  # noqa: E501
     compile: bool = False
     """torch.compile the encoders; takes minutes at the start, and a C++ compiler on CPUs."""
 
@@ -83,17 +87,17 @@ class TrainConfig:
     out: Path
     """Run directory."""
     weights: tuple[float, ...] | None = None
-    """With several files: the share of each in every batch, one number per file; by default as many as it has steps."""
+    """With several files: the share of each in every batch, one number per file; by default as many as it has steps."""  # noqa: E501
     cameras: tuple[str, ...] | None = None
     """Image keys to see; all of the file's by default."""
     vectors: tuple[str, ...] | None = None
     """Vector keys to see; by default the proprioception among them."""
     filter_key: str | tuple[str, ...] | None = None
-    """Which demos, for all files or one per file; "all" for all. By default "train" where a file has it, else all."""
+    """Which demos, for all files or one per file; "all" for all. By default "train" where a file has it, else all."""  # noqa: E501
     policy: PolicyConfig = field(default_factory=PolicyConfig)
     """What is trained."""
     encoder_weights: Path | None = None
-    """Start the encoders from these: a run directory, or a safetensors or .pth file of the encoder or of its timm model."""
+    """Start the encoders from these: a run directory, or a safetensors or .pth file of the encoder or of its timm model."""  # noqa: E501
     freeze_encoder: bool = False
     """Train the head alone; the encoders stay as they are, batch norm included."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
@@ -116,21 +120,31 @@ class TrainConfig:
     """"cpu", "cuda", ...; by default a GPU where there is one."""
 
     def __post_init__(self) -> None:
-        paths = tuple(expanded(p) for p in (self.dataset if isinstance(self.dataset, tuple | list) else (self.dataset,)))
+        paths = tuple(
+            expanded(p)
+            for p in (self.dataset if isinstance(self.dataset, tuple | list) else (self.dataset,))
+        )
         if not paths:
             raise UserError("dataset: name at least one file")
         for name in ("cameras", "vectors"):
             keys = getattr(self, name) or ()
             if len(set(keys)) < len(keys):
-                raise UserError(f"{name}: {', '.join(keys)} names one twice; name each observation once")
+                raise UserError(
+                    f"{name}: {', '.join(keys)} names one twice; name each observation once"
+                )
         object.__setattr__(self, "dataset", paths[0] if len(paths) == 1 else paths)
         if isinstance(self.filter_key, tuple) and len(self.filter_key) not in (1, len(paths)):
-            raise UserError(f"filter_key: got {len(self.filter_key)} for {len(paths)} files; give one for all or one per file")
+            raise UserError(
+                f"filter_key: got {len(self.filter_key)} for {len(paths)} files; give one for all"
+                " or one per file"
+            )
         object.__setattr__(self, "out", expanded(self.out))
         try:
             str(self.out).encode()
         except UnicodeEncodeError as error:
-            raise UserError(f"{self.out}: is not valid UTF-8, which TensorBoard needs; choose another --out") from error
+            raise UserError(
+                f"{self.out}: is not valid UTF-8, which TensorBoard needs; choose another --out"
+            ) from error
         if self.encoder_weights is not None:
             object.__setattr__(self, "encoder_weights", expanded(self.encoder_weights).absolute())
         for name in ("checkpoint_every", "log_every"):

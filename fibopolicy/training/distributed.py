@@ -1,8 +1,10 @@
-"""One training in several processes, as torchrun starts them: `torchrun --nproc-per-node 2 -m fibopolicy.train ...`.
+"""One training in several processes, as torchrun starts them: `torchrun
+--nproc-per-node 2 -m fibopolicy.train ...`.
 
-Each process ("rank") takes its rows of every batch; gradients are averaged by torch's `DistributedDataParallel`. Rank 0 alone
-writes and prints. A mistake of the user's ends all ranks with one message; a rank that dies ends the others, which miss it at
-their next exchange.
+Each process ("rank") takes its rows of every batch; gradients are averaged by torch's
+`DistributedDataParallel`. Rank 0 alone writes and prints. A mistake of the user's ends
+all ranks with one message; a rank that dies ends the others, which miss it at their
+next exchange.
 """
 
 from __future__ import annotations
@@ -31,7 +33,9 @@ T = TypeVar("T")
 
 
 class PolicyLoss(nn.Module):
-    """A policy whose `forward` is its loss, since that is what `DistributedDataParallel` watches."""
+    """A policy whose `forward` is its loss, since that is what
+    `DistributedDataParallel` watches.
+    """
 
     def __init__(self, policy: Policy) -> None:
         super().__init__()
@@ -67,11 +71,14 @@ class World:
         if self.size == 1 or device.type != "cuda":
             return device
         if device.index is not None:
-            raise UserError(f"device {name!r} is one GPU, but each of the {self.size} processes needs its own; name it cuda")
+            raise UserError(
+                f"device {name!r} is one GPU, but each of the {self.size} processes needs its own;"
+                " name it cuda"
+            )
         if self.local_rank >= torch.cuda.device_count():
             raise UserError(
-                f"this machine has {torch.cuda.device_count()} GPUs, too few for process {self.local_rank + 1} on it;"
-                " lower --nproc-per-node or use --device cpu"
+                f"this machine has {torch.cuda.device_count()} GPUs, too few for process"
+                f" {self.local_rank + 1} on it; lower --nproc-per-node or use --device cpu"
             )
         device = torch.device("cuda", self.local_rank)
         torch.cuda.set_device(device)
@@ -83,22 +90,28 @@ class World:
         return slice(self.rank * share, (self.rank + 1) * share)
 
     def wrapped(self, module: PolicyLoss, batch: Mapping[str, Any]) -> nn.Module:
-        """A module of the same `forward` whose gradients become the mean over all processes, and whose batch norms are shared.
+        """A module of the same `forward` whose gradients become the mean over all
+        processes, and whose batch norms are shared.
 
         Args:
-            batch: on which to see whether the loss reaches all parameters, or some have to be looked for at each step.
+            batch: on which to see whether the loss reaches all parameters, or some have
+                to be looked for at each step.
         """
         if self.size == 1:
             return module
         share_batch_norms(module)
-        self._wrapped.append(DistributedDataParallel(module, find_unused_parameters=_leaves_some(module, batch)))
+        self._wrapped.append(
+            DistributedDataParallel(module, find_unused_parameters=_leaves_some(module, batch))
+        )
         return self._wrapped[-1]
 
     def part(self) -> None:
         """Ends the connection to the other processes.
 
-        The modules' gradient exchange goes first. Were it the last to hold the connection, it would wait for the connection's
-        threads while it holds Python's lock, and these wait for that lock to drop their last tensor: for ever, now and then.
+        The modules' gradient exchange goes first. Were it the last to hold the
+        connection, it would wait for the connection's threads while it holds Python's
+        lock, and these wait for that lock to drop their last tensor: for ever, now and
+        then.
         """
         for module in self._wrapped:
             del module.reducer, module.logger
@@ -154,7 +167,9 @@ def _leaves_some(module: PolicyLoss, batch: Mapping[str, Any]) -> bool:
     trial = copy.deepcopy(module)
     training_mode(trial.policy)
     trial(batch)[0].backward()
-    return any(parameter.requires_grad and parameter.grad is None for parameter in trial.parameters())
+    return any(
+        parameter.requires_grad and parameter.grad is None for parameter in trial.parameters()
+    )
 
 
 def leads() -> bool:
@@ -164,7 +179,8 @@ def leads() -> bool:
 
 @contextmanager
 def joined(device: str | None) -> Iterator[World]:
-    """The processes that torchrun's environment tells of, connected: by NCCL on GPUs, else by gloo.
+    """The processes that torchrun's environment tells of, connected: by NCCL on GPUs,
+    else by gloo.
 
     Raises:
         UserError: the environment is incomplete; another process has ended.
@@ -175,7 +191,8 @@ def joined(device: str | None) -> Iterator[World]:
         return
     world = World(_number("RANK"), size, _number("LOCAL_RANK"))
     if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # in the midst of an exchange no Python code would run to heed it
+        # in the midst of an exchange no Python code would run to heed it
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
     if not world.leads:
         warnings.simplefilter("ignore")
     gpu = torch.cuda.is_available() and (device or "cuda").startswith("cuda")
@@ -183,7 +200,10 @@ def joined(device: str | None) -> Iterator[World]:
         distributed.init_process_group("cpu:gloo,cuda:nccl" if gpu else "gloo")
         try:
             yield world
-        except (UserError, SystemExit):  # which the others have come upon as well, so that they part too
+        except (
+            UserError,
+            SystemExit,
+        ):  # which the others have come upon as well, so that they part too
             world.part()
             raise
         world.part()
@@ -192,12 +212,17 @@ def joined(device: str | None) -> Iterator[World]:
     except RuntimeError as error:
         if not _lost(error):
             raise
-        lost = UserError("another process of this training has ended, its own message tells why; --resume goes on from here")
+        lost = UserError(
+            "another process of this training has ended, its own message tells why; --resume goes"
+            " on from here"
+        )
         raise world.same(lost) from error
 
 
 def unsynchronised(module: nn.Module, *, last: bool) -> AbstractContextManager[object]:
-    """Around all backward passes of a step but the last, after which alone gradients are exchanged."""
+    """Around all backward passes of a step but the last, after which alone gradients
+    are exchanged.
+    """
     if last or not isinstance(module, DistributedDataParallel):
         return nullcontext()
     context: AbstractContextManager[object] = module.no_sync()

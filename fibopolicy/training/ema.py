@@ -12,10 +12,11 @@ M = TypeVar("M", bound=nn.Module)
 
 
 class EMA(Generic[M]):
-    """Keeps `average`, a copy of a module whose parameters follow it: a <- d a + (1 - d) w.
+    """Keeps `average`, a copy of a module whose parameters follow it: a <- d a + (1 -
+    d) w.
 
-    The decay grows from 0.1 at the first step to its full value, so that the random start is forgotten. Buffers
-    (normalisation, batch-norm statistics) are copied.
+    The decay grows from 0.1 at the first step to its full value, so that the random
+    start is forgotten. Buffers (normalisation, batch-norm statistics) are copied.
     """
 
     def __init__(self, module: M, decay: float) -> None:

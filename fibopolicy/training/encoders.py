@@ -1,4 +1,6 @@
-"""What training does to a policy's encoders: freezes them, trades time for memory, compiles them."""
+"""What training does to a policy's encoders: freezes them, trades time for memory,
+compiles them.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,9 @@ def freeze(policy: nn.Module) -> None:
 
 
 def training_mode(policy: nn.Module) -> None:
-    """As `train()`, but frozen encoders stay in evaluation mode: batch norm keeps its statistics, nothing is dropped."""
+    """As `train()`, but frozen encoders stay in evaluation mode: batch norm keeps its
+    statistics, nothing is dropped.
+    """
     policy.train()
     for encoder in encoders_of(policy):
         if not any(parameter.requires_grad for parameter in encoder.parameters()):
@@ -38,13 +42,17 @@ def checkpoint_gradients(policy: nn.Module) -> None:
 
 
 def compile_encoders(policy: nn.Module, device: torch.device) -> None:
-    """torch.compile, in place; names of weights stay, and the sparse attention kernel is called from inside.
+    """torch.compile, in place; names of weights stay, and the sparse attention kernel
+    is called from inside.
 
     Raises:
         UserError: on a CPU without a C++ compiler.
     """
     compiler = os.environ.get("CXX") or "g++"  # as torch chooses
     if device.type == "cpu" and shutil.which(compiler) is None:
-        raise UserError(f"--compile needs a C++ compiler on a CPU and found no {compiler}; install g++, or leave --compile out")
+        raise UserError(
+            f"--compile needs a C++ compiler on a CPU and found no {compiler}; install g++, or"
+            " leave --compile out"
+        )
     for encoder in encoders_of(policy):
         encoder.compile()

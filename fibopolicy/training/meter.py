@@ -12,7 +12,8 @@ from fibopolicy.utils.system import peak_memory_bytes
 
 
 class Meter:
-    """Adds up steps; `figures` tells about those since it was last asked, `total` about all.
+    """Adds up steps; `figures` tells about those since it was last asked, `total` about
+    all.
 
     Args:
         device: of the model; a GPU's memory is told as well.
@@ -31,10 +32,15 @@ class Meter:
             sums.seconds += seconds
 
     def figures(self) -> dict[str, float]:
-        """To log: `samples_per_s`, `data_share` in [0, 1], `memory_gb` (resident, mapped frames included), `gpu_memory_gb`
-        (the highest so far)."""
+        """To log: `samples_per_s`, `data_share` in [0, 1], `memory_gb` (resident,
+        mapped frames included), `gpu_memory_gb` (the highest so far).
+        """
         sums, self._recent = self._recent, _Sums()
-        told = {"samples_per_s": sums.samples_per_s, "data_share": sums.data_share, "memory_gb": resident_gb()}
+        told = {
+            "samples_per_s": sums.samples_per_s,
+            "data_share": sums.data_share,
+            "memory_gb": resident_gb(),
+        }
         if self._device.type == "cuda":
             told["gpu_memory_gb"] = torch.cuda.max_memory_allocated(self._device) / 1e9
         return told
@@ -58,7 +64,11 @@ class _Sums:
 def resident_gb() -> float:
     """Memory of this process now; elsewhere than on Linux, the highest so far."""
     try:
-        return int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[1]) * resource.getpagesize() / 1e9
+        return (
+            int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[1])
+            * resource.getpagesize()
+            / 1e9
+        )
     except OSError:
         return peak_memory_bytes() / 1e9
 
@@ -73,7 +83,8 @@ class Summary:
         validation_loss: the last; `None` without validation.
         seconds: wall time now, without what was done before a resume.
         samples_per_s, data_share: over the steps done now; 0 where there were none.
-        peak_gb: highest resident memory of the process; `gpu_gb` of tensors on the GPU, `None` without one.
+        peak_gb: highest resident memory of the process; `gpu_gb` of tensors on the GPU,
+            `None` without one.
     """
 
     steps: int
@@ -90,10 +101,14 @@ class Summary:
         rows = {
             "steps": f"{self.steps}",
             "loss": "" if self.loss is None else f"{self.loss:.5g}",
-            "validation loss": "" if self.validation_loss is None else f"{self.validation_loss:.5g}",
+            "validation loss": ""
+            if self.validation_loss is None
+            else f"{self.validation_loss:.5g}",
             "time": f"{self.seconds:.1f} s",
             "throughput": f"{self.samples_per_s:.0f} samples/s" if self.samples_per_s else "",
-            "waiting for data": f"{100 * self.data_share:.1f} % of the steps" if self.samples_per_s else "",
+            "waiting for data": f"{100 * self.data_share:.1f} % of the steps"
+            if self.samples_per_s
+            else "",
             "peak memory": f"{self.peak_gb:.2f} GB",
             "GPU memory": "" if self.gpu_gb is None else f"{self.gpu_gb:.2f} GB",
         }

@@ -19,7 +19,8 @@ RECENT = 10
 
 
 class MetricsLog:
-    """Appends to `metrics.jsonl` and TensorBoard events; rows from `start` on, left by a killed run, are dropped first.
+    """Appends to `metrics.jsonl` and TensorBoard events; rows from `start` on, left by
+    a killed run, are dropped first.
 
     Args:
         out: the run directory.
@@ -28,12 +29,23 @@ class MetricsLog:
         config: what it is told about the run.
     """
 
-    def __init__(self, out: Path, start: int, *, wandb: str | None = None, config: dict[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        out: Path,
+        start: int,
+        *,
+        wandb: str | None = None,
+        config: dict[str, Any] | None = None,
+    ) -> None:
         path = out / METRICS
         self._recent: defaultdict[str, deque[float]] = defaultdict(lambda: deque(maxlen=RECENT))
         self._steps: defaultdict[str, set[int]] = defaultdict(set)
         if path.exists():
-            kept = [line for line in path.read_text(encoding="utf-8").splitlines() if _step_of(line) < start]
+            kept = [
+                line
+                for line in path.read_text(encoding="utf-8").splitlines()
+                if _step_of(line) < start
+            ]
             with atomic_write(path) as aside:
                 aside.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
             for line in kept:
@@ -73,7 +85,12 @@ class MetricsLog:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         self._file.close()
         self._events.close()
         if self._wandb is not None:

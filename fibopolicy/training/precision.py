@@ -1,8 +1,9 @@
-"""Mixed precision: with "bf16" the forward pass runs under torch's autocast, products in bfloat16, weights, sums and losses in
-float32.
+"""Mixed precision: with "bf16" the forward pass runs under torch's autocast, products
+in bfloat16, weights, sums and losses in float32.
 
-"auto" depends on the device alone, never on a timing, so that a seed gives the same weights on a quiet and on a busy machine:
-bf16 on GPUs that compute it, float32 elsewhere. On CPUs small networks are often slower under autocast, and several times as
+"auto" depends on the device alone, never on a timing, so that a seed gives the same
+weights on a quiet and on a busy machine: bf16 on GPUs that compute it, float32
+elsewhere. On CPUs small networks are often slower under autocast, and several times as
 slow without bfloat16 units.
 """
 

@@ -31,8 +31,9 @@ class TrainProfile:
     """Training steps, part by part.
 
     Attributes:
-        parts: reading the batch, bringing it to the device, preparing it (crop, shift, scale), each camera's encoder, the head,
-            backward, the optimiser with clipping, the average; "step" is their sum.
+        parts: reading the batch, bringing it to the device, preparing it (crop, shift,
+            scale), each camera's encoder, the head, backward, the optimiser with
+            clipping, the average; "step" is their sum.
         samples_per_s: of whole steps.
         parameters: trained ones.
     """
@@ -49,7 +50,8 @@ class TrainProfile:
 def profile_train(config: TrainConfig, *, turns: int) -> TrainProfile:
     """Times `turns` steps after some that warm up; nothing is written.
 
-    On a GPU every part is waited for before the next begins, so parts that would overlap count one after the other.
+    On a GPU every part is waited for before the next begins, so parts that would
+    overlap count one after the other.
     """
     torch.manual_seed(config.seed)
     device = resolve_device(config.device)
@@ -97,8 +99,9 @@ def profile_train(config: TrainConfig, *, turns: int) -> TrainProfile:
 def table(profile: TrainProfile) -> str:
     """A profile as a Markdown table and a line."""
     told = (
-        f"{profile.samples_per_s:.0f} samples/s in batches of {profile.batch_size} on {profile.device}: {profile.head} with"
-        f" {profile.encoder}, {profile.parameters / 1e6:.2f} million parameters"
+        f"{profile.samples_per_s:.0f} samples/s in batches of {profile.batch_size} on"
+        f" {profile.device}: {profile.head} with {profile.encoder}, {profile.parameters / 1e6:.2f}"
+        " million parameters"
     )
     return "\n".join([*parts_table(profile.parts), "", told])
 
@@ -133,9 +136,13 @@ class _Clock:
         handles = []
         for name, module in _encoders(policy).items():
             began: list[float] = []
-            handles.append(module.register_forward_pre_hook(lambda *_, began=began: began.append(self._now())))
             handles.append(
-                module.register_forward_hook(lambda *_, began=began, name=name: self._add(f"encoder, {name}", began.pop()))
+                module.register_forward_pre_hook(lambda *_, began=began: began.append(self._now()))
+            )
+            handles.append(
+                module.register_forward_hook(
+                    lambda *_, began=began, name=name: self._add(f"encoder, {name}", began.pop())
+                )
             )
         observations: Any = getattr(policy, "observations", None)
         prepare: Callable[..., Any] | None = getattr(observations, "prepare", None)
@@ -173,6 +180,9 @@ def _encoders(policy: Policy) -> dict[str, nn.Module]:
         if isinstance(module, ObservationEncoder) and module.views == "separate":
             found |= {camera: module.of(camera) for camera in module.cameras}
         elif isinstance(module, Encoder) and not any(module is known for known in found.values()):
-            # robomimic's networks keep the cores by observation key; one encoder for several cameras is nobody's own.
-            found[next((camera for camera in cameras if f".{camera}." in f".{path}."), "all cameras")] = module
+            # robomimic's networks keep the cores by observation key; one encoder for
+            # several cameras is nobody's own.
+            found[
+                next((camera for camera in cameras if f".{camera}." in f".{path}."), "all cameras")
+            ] = module
     return found

@@ -1,7 +1,8 @@
-"""Rollouts while training goes on: a process of its own evaluates a snapshot of the averaged weights.
+"""Rollouts while training goes on: a process of its own evaluates a snapshot of the
+averaged weights.
 
-Evaluation stands beside training and neither imports the other, so what connects them is a command, a folder in the form of a
-run directory, and a file with the result.
+Evaluation stands beside training and neither imports the other, so what connects them
+is a command, a folder in the form of a run directory, and a file with the result.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ from fibopolicy.training.watch_config import RolloutConfig
 
 _log = logging.getLogger(__name__)
 
-#: The folder in a run directory; a run directory itself, whose weights are those of the last snapshot.
+#: The folder in a run directory; a run directory itself, whose weights are those of the
+#: last snapshot.
 MONITORING = "monitoring"
 RESULT = "result.json"
 LOG = "log.txt"
@@ -35,27 +37,48 @@ Write = Callable[[int, dict[str, float]], None]
 
 
 class Rollouts:
-    """Evaluates every `rollout_every` steps and writes `monitoring_...` figures as they come; a context manager.
+    """Evaluates every `rollout_every` steps and writes `monitoring_...` figures as they
+    come; a context manager.
 
-    One evaluation runs at a time: one that falls due before the last has ended is left out, except at the end of training.
-    The process ends with this one, however this one ends. That an evaluation fails is told and stops nothing.
+    One evaluation runs at a time: one that falls due before the last has ended is left
+    out, except at the end of training. The process ends with this one, however this one
+    ends. That an evaluation fails is told and stops nothing.
 
     Args:
         out: the run directory.
         weights: the averaged weights, which change while training goes on.
         write: takes a row's step and figures.
         done: rows that the log holds already have these steps.
-        start: gradient steps done before. An evaluation of them that was cut short goes on where it was.
+        start: gradient steps done before. An evaluation of them that was cut short goes
+            on where it was.
     """
 
     def __init__(
-        self, out: Path, config: RolloutConfig, weights: nn.Module, write: Write, device: str, *, start: int = 0, done: set[int]
+        self,
+        out: Path,
+        config: RolloutConfig,
+        weights: nn.Module,
+        write: Write,
+        device: str,
+        *,
+        start: int = 0,
+        done: set[int],
     ) -> None:
-        self._folder, self._config, self._weights, self._write, self._device = out / MONITORING, config, weights, write, device
+        self._folder, self._config, self._weights, self._write, self._device = (
+            out / MONITORING,
+            config,
+            weights,
+            write,
+            device,
+        )
         self._process: subprocess.Popen[bytes] | None = None
         self._steps = 0  # gradient steps of the weights that the process evaluates
         self._left_out = False
-        if config.rollout_every is not None and 0 < (steps := self._snapshot_steps()) <= start and steps - 1 not in done:
+        if (
+            config.rollout_every is not None
+            and 0 < (steps := self._snapshot_steps()) <= start
+            and steps - 1 not in done
+        ):
             self._begin(steps, resume=True)
 
     def after(self, steps: int) -> None:
@@ -67,7 +90,9 @@ class Rollouts:
             return
         self._left_out = self._process is not None
         if self._left_out:
-            _log.info("monitoring at step %d is left out: that of step %d still runs", steps, self._steps)
+            _log.info(
+                "monitoring at step %d is left out: that of step %d still runs", steps, self._steps
+            )
             return
         self._folder.mkdir(exist_ok=True)
         shutil.copyfile(self._folder.parent / CONFIG, self._folder / CONFIG)
@@ -75,7 +100,9 @@ class Rollouts:
         self._begin(steps, resume=False)
 
     def finish(self, steps: int) -> None:
-        """At the end of training: wait for what runs, and catch up on the last evaluation if it was left out."""
+        """At the end of training: wait for what runs, and catch up on the last
+        evaluation if it was left out.
+        """
         if self._process is not None:
             _log.info("waiting for the rollouts of step %d", self._steps)
             self._take_in(wait=True)
@@ -86,19 +113,39 @@ class Rollouts:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         if self._process is not None:
             self._process.kill()
             self._process.wait()
 
     def _begin(self, steps: int, *, resume: bool) -> None:
         (self._folder / RESULT).unlink(missing_ok=True)
-        command = [sys.executable, "-m", _MODULE, str(self._folder), "--result", str(self._folder / RESULT)]
-        command += ["--episodes", str(self._config.rollout_episodes), "--workers", str(self._config.rollout_workers)]
+        command = [
+            sys.executable,
+            "-m",
+            _MODULE,
+            str(self._folder),
+            "--result",
+            str(self._folder / RESULT),
+        ]
+        command += [
+            "--episodes",
+            str(self._config.rollout_episodes),
+            "--workers",
+            str(self._config.rollout_workers),
+        ]
         command += ["--device", self._device, *(["--resume"] if resume else [])]
         with (self._folder / LOG).open("wb") as log:
-            # It ends when the other end of its standard input is gone, even if this process is killed.
-            self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=log, stderr=subprocess.STDOUT)
+            # It ends when the other end of its standard input is gone, even if this
+            # process is killed.
+            self._process = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=log, stderr=subprocess.STDOUT
+            )
         self._steps = steps
 
     def _take_in(self, *, wait: bool) -> None:
@@ -108,9 +155,16 @@ class Rollouts:
         try:
             result: dict[str, Any] = json.loads((self._folder / RESULT).read_text(encoding="utf-8"))
         except (OSError, ValueError):
-            lines = (self._folder / LOG).read_text(errors="replace", encoding="utf-8").strip().splitlines()
+            lines = (
+                (self._folder / LOG)
+                .read_text(errors="replace", encoding="utf-8")
+                .strip()
+                .splitlines()
+            )
             reason = lines[-1] if lines else f"exit code {code}"
-            _log.warning("monitoring at step %d failed (%s); see %s", self._steps, reason, self._folder / LOG)
+            _log.warning(
+                "monitoring at step %d failed (%s); see %s", self._steps, reason, self._folder / LOG
+            )
             return
         told = "monitoring at step %d: %s; no result, since evaluate measures on other start states"
         _log.info(told, self._steps, result["text"])
@@ -118,6 +172,9 @@ class Rollouts:
         self._write(self._steps - 1, {f"monitoring_{name}": result[name] for name in names})
 
     def _snapshot_steps(self) -> int:
-        with contextlib.suppress(Exception), safe_open(self._folder / EMA_WEIGHTS, framework="pt") as file:
+        with (
+            contextlib.suppress(Exception),
+            safe_open(self._folder / EMA_WEIGHTS, framework="pt") as file,
+        ):
             return int((file.metadata() or {})["step"])
         return 0

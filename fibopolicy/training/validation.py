@@ -11,7 +11,9 @@ from fibopolicy.policies import Policy
 from fibopolicy.training.batches import to_device
 
 
-def check_criterion(criterion: str, average: Policy, dataset: Windows, device: torch.device) -> None:
+def check_criterion(
+    criterion: str, average: Policy, dataset: Windows, device: torch.device
+) -> None:
     """Refuse the name of a figure that validation will not have.
 
     Raises:
@@ -23,15 +25,23 @@ def check_criterion(criterion: str, average: Policy, dataset: Windows, device: t
 
 
 def validation_figures(
-    policy: Policy, dataset: Windows, *, samples: int, batch_size: int, device: torch.device, seed: int = 0
+    policy: Policy,
+    dataset: Windows,
+    *,
+    samples: int,
+    batch_size: int,
+    device: torch.device,
+    seed: int = 0,
 ) -> dict[str, float]:
-    """The loss and the figures of `policy.loss`, each as `validation_<name>`, without augmentation and averaged over windows.
+    """The loss and the figures of `policy.loss`, each as `validation_<name>`, without
+    augmentation and averaged over windows.
 
     Args:
         policy: in evaluation mode.
         samples: windows at most, evenly spread over the dataset.
-        seed: of a loss that draws random numbers; each batch draws the same ones every time, so that losses of several
-            steps compare, and training's own random numbers are left alone.
+        seed: of a loss that draws random numbers; each batch draws the same ones every
+            time, so that losses of several steps compare, and training's own random
+            numbers are left alone.
     """
     count = min(samples, len(dataset))
     chosen = np.linspace(0, len(dataset) - 1, count).round().astype(np.int64)

@@ -1,4 +1,6 @@
-"""Weights & Biases, an extra. Without a network, `WANDB_MODE=offline` keeps everything in the run directory."""
+"""Weights & Biases, an extra. Without a network, `WANDB_MODE=offline` keeps everything
+in the run directory.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,8 @@ from typing import Any
 from fibopolicy.errors import UserError
 from fibopolicy.utils.files import atomic_write
 
-#: Under which name a run directory goes there, so that a resumed run goes on with its own curves.
+#: Under which name a run directory goes there, so that a resumed run goes on with its
+#: own curves.
 IDENTITY = "wandb.json"
 
 
@@ -27,13 +30,22 @@ class WandbLog:
         import wandb
 
         try:
-            self._run = wandb.init(project=project, id=_identity(out), name=out.name, dir=str(out), config=config, resume="allow")
+            self._run = wandb.init(
+                project=project,
+                id=_identity(out),
+                name=out.name,
+                dir=str(out),
+                config=config,
+                resume="allow",
+            )
         except (wandb.errors.Error, OSError, ValueError) as error:
             reason = " ".join(str(error).split())
             raise UserError(
-                f"wandb: {reason}; log in with `wandb login`, set WANDB_MODE=offline, or leave out --wandb"
+                f"wandb: {reason}; log in with `wandb login`, set WANDB_MODE=offline, or leave out"
+                " --wandb"
             ) from error
-        # Not over wandb's own counter, which only grows: results of rollouts come after rows of later steps.
+        # Not over wandb's own counter, which only grows: results of rollouts come after
+        # rows of later steps.
         self._run.define_metric("*", step_metric="step")
 
     def write(self, row: dict[str, float]) -> None:
@@ -50,7 +62,9 @@ def require_wandb(project: str | None) -> None:
     try:
         importlib.import_module("wandb")
     except ImportError as error:
-        raise UserError(f"--wandb needs Weights & Biases ({error}): pip install 'fibopolicy[wandb]'") from error
+        raise UserError(
+            f"--wandb needs Weights & Biases ({error}): pip install 'fibopolicy[wandb]'"
+        ) from error
 
 
 def _identity(out: Path) -> str:

@@ -9,8 +9,9 @@ from fibopolicy.errors import UserError
 
 @dataclass(frozen=True)
 class ValidationConfig:
-    """What is measured on demonstrations that training does not see, and what is kept for it. Losses are those of the averaged
-    weights."""
+    """What is measured on demonstrations that training does not see, and what is kept
+    for it. Losses are those of the averaged weights.
+    """
 
     validate_on: str | None = None
     """Filter key of demos to validate on, say valid, in the files that have it; none by default."""
@@ -31,16 +32,22 @@ class ValidationConfig:
             )
         if self.validate_on is None and (self.keep_best or self.criterion != "validation_loss"):
             raise UserError(
-                f"criterion {self.criterion} needs a validation, and there is none: name its demos with --validate-on"
+                f"criterion {self.criterion} needs a validation, and there is none: name its demos"
+                " with --validate-on"
             )
         if not self.criterion.startswith("validation_"):
-            raise UserError(f"criterion must be a figure of the validation, such as validation_loss, got {self.criterion!r}")
+            raise UserError(
+                "criterion must be a figure of the validation, such as validation_loss, got"
+                f" {self.criterion!r}"
+            )
 
 
 @dataclass(frozen=True)
 class RolloutConfig:
-    """Rollouts of the averaged weights while training goes on, in a process of their own. They show where training stands; the
-    result is what `fibopolicy evaluate` gives afterwards, on other start states."""
+    """Rollouts of the averaged weights while training goes on, in a process of their
+    own. They show where training stands; the result is what `fibopolicy evaluate` gives
+    afterwards, on other start states.
+    """
 
     rollout_every: int | None = None
     """Steps; none by default."""

@@ -1,1 +1,3 @@
-"""What all packages share: files, processes, the machine, imports, settings. Imports none of them."""
+"""What all packages share: files, processes, the machine, imports, settings. Imports
+none of them.
+"""

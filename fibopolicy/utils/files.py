@@ -17,15 +17,17 @@ from fibopolicy.errors import UserError
 StrPath = str | os.PathLike[str]
 
 
-#: Where other libraries keep what they compile; each of them fails or complains without a home that can be written.
+#: Where other libraries keep what they compile; each of them fails or complains without
+#: a home that can be written.
 _OTHERS = ("NUMBA_CACHE_DIR", "TRITON_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR", "MPLCONFIGDIR")
 
 
 def cache_home() -> Path:
-    """The folder for everything that can be made or downloaded again: `$XDG_CACHE_HOME/fibopolicy` or `~/.cache/fibopolicy`.
+    """The folder for everything that can be made or downloaded again:
+    `$XDG_CACHE_HOME/fibopolicy` or `~/.cache/fibopolicy`.
 
-    Without a home that can be written, as in a container with an arbitrary user id, it is a folder of that user's among the
-    temporary files, with a warning.
+    Without a home that can be written, as in a container with an arbitrary user id, it
+    is a folder of that user's among the temporary files, with a warning.
 
     Raises:
         UserError: there is no such folder either.
@@ -33,14 +35,19 @@ def cache_home() -> Path:
     if folder := _chosen_cache() or _home_cache():
         return folder
     folder = _temporary_cache()
-    warnings.warn(f"no home folder can be written: caches go to {folder}; set XDG_CACHE_HOME to keep them", stacklevel=2)
+    warnings.warn(
+        f"no home folder can be written: caches go to {folder}; set XDG_CACHE_HOME to keep them",
+        stacklevel=2,
+    )
     return folder
 
 
 def provide_caches() -> None:
-    """Where no home can be written, have other libraries keep their caches in `cache_home` too; call it before they are loaded.
+    """Where no home can be written, have other libraries keep their caches in
+    `cache_home` too; call it before they are loaded.
 
-    Robosuite's import fails in numba otherwise, and matplotlib makes a folder each time.
+    Robosuite's import fails in numba otherwise, and matplotlib makes a folder each
+    time.
     """
     if _home_cache() is None:
         with contextlib.suppress(UserError):  # told by whoever needs a cache
@@ -71,13 +78,16 @@ def _temporary_cache() -> Path:
             raise PermissionError(errno.EPERM, "it belongs to another user")
     except OSError as error:
         raise UserError(
-            f"{folder}: cannot be the folder for caches ({error.strerror}), and no home can be written; set XDG_CACHE_HOME"
+            f"{folder}: cannot be the folder for caches ({error.strerror}), and no home can be"
+            " written; set XDG_CACHE_HOME"
         ) from error
     return folder
 
 
 def expanded(path: StrPath) -> Path:
-    """`path` with a leading `~` or `~user` replaced by that home folder; as it is where no such home is known."""
+    """`path` with a leading `~` or `~user` replaced by that home folder; as it is where
+    no such home is known.
+    """
     return Path(os.path.expanduser(path))
 
 
@@ -88,22 +98,28 @@ def check_resume_or_overwrite(*, resume: bool, overwrite: bool) -> None:
 
 
 def check_output(path: Path, overwrite: bool, inputs: Iterable[Path] = ()) -> None:
-    """Raise `UserError` when `path` exists and may not be replaced, as none of the command's own `inputs` may be."""
+    """Raise `UserError` when `path` exists and may not be replaced, as none of the
+    command's own `inputs` may be.
+    """
     if path.is_dir():
         raise UserError(f"{path}: is a folder, expected the name of a file to write")
     if path.exists() and any(source.exists() and path.samefile(source) for source in inputs):
-        raise UserError(f"{path}: is the input itself, which is never modified; choose another name")
+        raise UserError(
+            f"{path}: is the input itself, which is never modified; choose another name"
+        )
     if path.exists() and not overwrite:
         raise UserError(f"{path}: exists already; choose another name or pass --overwrite")
 
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """Yields a temporary name beside `path`; on a clean exit that file is flushed to disk and renamed to `path`.
+    """Yields a temporary name beside `path`; on a clean exit that file is flushed to
+    disk and renamed to `path`.
 
-    On an exception the temporary file is removed and `path` stays as it was. The temporary name is fixed, so what a killed
-    process left behind is replaced by the next attempt instead of piling up; it is locked, so that two live processes
-    cannot write into each other's file (open HDF5 files under it with `locking=False`).
+    On an exception the temporary file is removed and `path` stays as it was. The
+    temporary name is fixed, so what a killed process left behind is replaced by the
+    next attempt instead of piling up; it is locked, so that two live processes cannot
+    write into each other's file (open HDF5 files under it with `locking=False`).
     """
     partial = path.with_name(path.name + ".partial")
     with wrap_os_error(path):
@@ -113,12 +129,15 @@ def atomic_write(path: Path) -> Iterator[Path]:
         try:
             fcntl.flock(claim, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise UserError(f"{path}: another process is writing it; wait for it or choose another name") from error
+            raise UserError(
+                f"{path}: another process is writing it; wait for it or choose another name"
+            ) from error
         renamed = False
         try:
             yield partial
             with wrap_os_error(path):
-                os.chmod(partial, os.fstat(claim).st_mode)  # some writers replace the file by one that only its owner may read
+                # some writers replace the file by one that only its owner may read
+                os.chmod(partial, os.fstat(claim).st_mode)
                 flush(partial)
                 os.replace(partial, path)
                 renamed = True
@@ -132,18 +151,25 @@ def atomic_write(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def directory_lock(folder: Path, name: str | None = None) -> Iterator[None]:
-    """Holds a folder, made if need be, for one process at a time; a second one gets a `UserError`.
+    """Holds a folder, made if need be, for one process at a time; a second one gets a
+    `UserError`.
 
     With the name of a lock file in it, only against others of that name.
     """
     with wrap_os_error(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        handle = os.open(folder / name, os.O_RDWR | os.O_CREAT, 0o666) if name else os.open(folder, os.O_RDONLY)
+        handle = (
+            os.open(folder / name, os.O_RDWR | os.O_CREAT, 0o666)
+            if name
+            else os.open(folder, os.O_RDONLY)
+        )
     try:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise UserError(f"{folder}: another process is at work there; wait for it or choose another name") from error
+            raise UserError(
+                f"{folder}: another process is at work there; wait for it or choose another name"
+            ) from error
         yield
     finally:
         os.close(handle)
@@ -151,7 +177,9 @@ def directory_lock(folder: Path, name: str | None = None) -> Iterator[None]:
 
 @contextmanager
 def wrap_os_error(path: Path) -> Iterator[None]:
-    """Turns the system's failures to write (disk full, no permission) into one line that names `path`."""
+    """Turns the system's failures to write (disk full, no permission) into one line
+    that names `path`.
+    """
     try:
         yield
     except OSError as error:

@@ -1,4 +1,6 @@
-"""Imports that need more than an import statement: a user's "module:name", and torchvision beside any torch."""
+"""Imports that need more than an import statement: a user's "module:name", and
+torchvision beside any torch.
+"""
 
 from __future__ import annotations
 
@@ -17,30 +19,37 @@ IMPORTED: set[str] = set()
 
 
 def is_import_path(name: str) -> bool:
-    """Whether a name is of this form; no name of the library's has a colon, but for an encoder's `timm:`."""
+    """Whether a name is of this form; no name of the library's has a colon, but for an
+    encoder's `timm:`.
+    """
     return ":" in name
 
 
 def import_object(kind: str, name: str, prefixes: Iterable[str] = ()) -> Any:
-    """What "module:name" names; modules are found in the current folder and on the path.
+    """What "module:name" names; modules are found in the current folder and on the
+    path.
 
     Args:
         kind: what it should be, for messages: "encoder".
-        prefixes: words that mean something else before a colon, suggested where `module` may be one of them mistyped.
+        prefixes: words that mean something else before a colon, suggested where
+            `module` may be one of them mistyped.
 
     Raises:
         UserError: it is not of this form, or cannot be imported.
     """
     module, _, attribute = name.partition(":")
     if not module or not attribute:
-        raise UserError(f"{kind} {name!r}: expected {''.join(f'{p}:<name> or ' for p in prefixes)}<module>:<name>")
+        raise UserError(
+            f"{kind} {name!r}: expected"
+            f" {''.join(f'{p}:<name> or ' for p in prefixes)}<module>:<name>"
+        )
     if module.endswith(".py") or "/" in module or module.startswith("."):
         plain = module.removesuffix(".py").strip("./").replace("/", ".")
         raise UserError(f"{kind} {name}: name the module, not its file: {plain}:{attribute}")
     if module == "__main__":
         raise UserError(
-            f"{kind} {name}: worker processes cannot import what a script or notebook defines; put {attribute} into a module, a"
-            f" .py file beside it, and name it <module>:{attribute}"
+            f"{kind} {name}: worker processes cannot import what a script or notebook defines; put"
+            f" {attribute} into a module, a .py file beside it, and name it <module>:{attribute}"
         )
     added = os.getcwd() not in sys.path
     if added:
@@ -52,8 +61,8 @@ def import_object(kind: str, name: str, prefixes: Iterable[str] = ()) -> Any:
             meant = difflib.get_close_matches(module, prefixes)
             near = f" (did you mean '{meant[0]}:{attribute}'?)" if meant else ""
             raise UserError(
-                f"{kind} {name}: there is no module {error.name}{near}; put its file into the current folder, beside the study"
-                " that names it, or on PYTHONPATH"
+                f"{kind} {name}: there is no module {error.name}{near}; put its file into the"
+                " current folder, beside the study that names it, or on PYTHONPATH"
             ) from error
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise UserError(f"{kind} {name}: importing {module} fails: {reason}") from error
@@ -61,7 +70,10 @@ def import_object(kind: str, name: str, prefixes: Iterable[str] = ()) -> Any:
         if added:
             sys.path.remove(os.getcwd())
     if not hasattr(found, attribute):
-        near = "".join(f", did you mean {name}?" for name in difflib.get_close_matches(attribute, dir(found), 1))
+        near = "".join(
+            f", did you mean {name}?"
+            for name in difflib.get_close_matches(attribute, dir(found), 1)
+        )
         where = getattr(found, "__file__", None) or f"{module}, a module of Python's own,"
         raise UserError(f"{kind} {name}: {where} has no {attribute}{near}")
     IMPORTED.add(module)
@@ -73,7 +85,9 @@ _library: Any = None
 
 
 def make_torchvision_importable() -> None:
-    """Call before the first import of torchvision, timm or robomimic. Does nothing where the operators are present."""
+    """Call before the first import of torchvision, timm or robomimic. Does nothing
+    where the operators are present.
+    """
     global _library
     if _library is not None or importlib.util.find_spec("torchvision") is None:
         return

@@ -1,6 +1,8 @@
-"""Processes: how ours is set up, and how workers are started, ignore Ctrl-C and end with their parent.
+"""Processes: how ours is set up, and how workers are started, ignore Ctrl-C and end
+with their parent.
 
-Workers start from a script, a notebook or standard input alike, because none of them runs the caller's `__main__` again.
+Workers start from a script, a notebook or standard input alike, because none of them
+runs the caller's `__main__` again.
 """
 
 from __future__ import annotations
@@ -31,19 +33,22 @@ _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
 def set_up() -> None:
     """Let waiting threads sleep, keep freed memory, and find places for caches."""
     provide_caches()
-    # Before torch loads OpenMP: its threads would spin while they wait for each other, and beside any other busy process
-    # they wait long. Measured on two cores next to one busy process: with sleeping threads matrices multiply 4 times as fast.
+    # Before torch loads OpenMP: its threads would spin while they wait for each other,
+    # and beside any other busy process they wait long. Measured on two cores next to
+    # one busy process: with sleeping threads matrices multiply 4 times as fast.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     _keep_freed_memory()
 
 
 def make_streams_safe() -> None:
-    """Make printing safe on every terminal: characters it lacks are escaped, and a closed stream takes and drops output.
+    """Make printing safe on every terminal: characters it lacks are escaped, and a
+    closed stream takes and drops output.
 
     File names need not be valid UTF-8, and a terminal may know ASCII alone.
     """
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
-        if getattr(sys, name) is None:  # closed by the caller; left so, the next opened file would get its descriptor
+        # closed by the caller; left so, the next opened file would get its descriptor
+        if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
@@ -51,7 +56,9 @@ def make_streams_safe() -> None:
 
 
 def drop_output() -> None:
-    """Send what standard output still holds nowhere, so that Python does not fail on it again at its end."""
+    """Send what standard output still holds nowhere, so that Python does not fail on it
+    again at its end.
+    """
     try:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (OSError, ValueError):  # no file behind it
@@ -59,10 +66,12 @@ def drop_output() -> None:
 
 
 def _keep_freed_memory() -> None:
-    """Has glibc keep up to 2 GiB of what is freed, instead of giving it back and having it faulted in, page by page, again.
+    """Has glibc keep up to 2 GiB of what is freed, instead of giving it back and having
+    it faulted in, page by page, again.
 
-    A training step frees and takes the same hundreds of megabytes each time. Measured on two cores: attention over
-    (8, 6, 588, 64), forward and backward, in 6.6 ms instead of 8 to 16.
+    A training step frees and takes the same hundreds of megabytes each time. Measured
+    on two cores: attention over (8, 6, 588, 64), forward and backward, in 6.6 ms
+    instead of 8 to 16.
     """
     if sys.platform == "linux" and not any(name.startswith("MALLOC_") for name in os.environ):
         mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
@@ -74,7 +83,8 @@ def _keep_freed_memory() -> None:
 class WorkerProcess(SpawnProcess):
     """A spawned process that ignores Ctrl-C and ends with its parent.
 
-    Spawned, never forked: a process forked after OpenGL or torch have started threads hangs.
+    Spawned, never forked: a process forked after OpenGL or torch have started threads
+    hangs.
     """
 
     def start(self) -> None:
@@ -94,13 +104,15 @@ class WorkerContext(SpawnContext):
 
 
 def check_importable(what: str, value: Any) -> None:
-    """Refuse a value that a worker cannot be given, because its code cannot be imported there.
+    """Refuse a value that a worker cannot be given, because its code cannot be imported
+    there.
 
     Args:
         what: the value's name in the message.
 
     Raises:
-        UserError: a class or function of `__main__`, a lambda, a local function, or anything else that cannot be pickled.
+        UserError: a class or function of `__main__`, a lambda, a local function, or
+            anything else that cannot be pickled.
     """
     try:
         _Pickler(what, io.BytesIO()).dump(value)
@@ -108,10 +120,15 @@ def check_importable(what: str, value: Any) -> None:
         raise
     except Exception as error:  # an object's own code may raise anything
         reason = " ".join(f"{type(error).__name__}: {error}".split())
-        raise UserError(f"{what}: cannot be passed to a worker process ({reason}); {_REMEDY}") from error
+        raise UserError(
+            f"{what}: cannot be passed to a worker process ({reason}); {_REMEDY}"
+        ) from error
 
 
-_REMEDY = "define it at the top level of a module, a .py file beside your script, and import it from there"
+_REMEDY = (
+    "define it at the top level of a module, a .py file beside your script, and import it from"
+    " there"
+)
 
 
 class _Pickler(pickle.Pickler):
@@ -127,7 +144,8 @@ class _Pickler(pickle.Pickler):
         if obj.__module__ == "__main__" or "<" in obj.__qualname__:  # "<lambda>", "<locals>"
             kind = "class" if isinstance(obj, type) else "function"
             raise UserError(
-                f"{self._what}: {kind} {obj.__qualname__} of {obj.__module__} cannot be imported by worker processes; {_REMEDY}"
+                f"{self._what}: {kind} {obj.__qualname__} of {obj.__module__} cannot be imported by"
+                f" worker processes; {_REMEDY}"
             )
 
 
@@ -135,7 +153,8 @@ class _Pickler(pickle.Pickler):
 def _no_interrupts() -> Iterator[None]:
     """Hold Ctrl-C back; a process started meanwhile never gets it.
 
-    A terminal sends it to everyone in front of it, but only the parent decides what ends.
+    A terminal sends it to everyone in front of it, but only the parent decides what
+    ends.
     """
     if not hasattr(signal, "pthread_sigmask"):
         yield
@@ -151,11 +170,13 @@ def _no_interrupts() -> Iterator[None]:
 def _without_main() -> Iterator[None]:
     """Keep processes that are started meanwhile from running the caller's script again.
 
-    Most scripts import torch, which takes longer than all else that a simulator loads; and one without
-    `if __name__ == "__main__"` would start processes without end.
+    Most scripts import torch, which takes longer than all else that a simulator loads;
+    and one without `if __name__ == "__main__"` would start processes without end.
     """
     main = sys.modules["__main__"]
-    hidden: dict[str, Any] = {name: vars(main)[name] for name in ("__spec__", "__file__") if name in vars(main)}
+    hidden: dict[str, Any] = {
+        name: vars(main)[name] for name in ("__spec__", "__file__") if name in vars(main)
+    }
     vars(main).update(dict.fromkeys(hidden))
     try:
         yield
@@ -172,26 +193,34 @@ def _end_with_parent() -> None:
 
 
 @contextmanager
-def simulator_pool(workers: int, initializer: Callable[..., None], *arguments: Any) -> Iterator[ProcessPoolExecutor]:
+def simulator_pool(
+    workers: int, initializer: Callable[..., None], *arguments: Any
+) -> Iterator[ProcessPoolExecutor]:
     """A pool of `workers` processes that have each run `initializer(*arguments)`.
 
     What has not begun is cancelled when the block is left.
 
     Raises:
-        UserError: a process was ended from outside, say for want of memory, or none can be started.
+        UserError: a process was ended from outside, say for want of memory, or none can
+            be started.
     """
     others = set(multiprocessing.active_children())
     try:
-        pool = ProcessPoolExecutor(workers, mp_context=WorkerContext(), initializer=initializer, initargs=arguments)
+        pool = ProcessPoolExecutor(
+            workers, mp_context=WorkerContext(), initializer=initializer, initargs=arguments
+        )
     except OSError as error:  # its queues have semaphores, which lie in /dev/shm
         raise UserError(
-            f"worker processes cannot be started: {error.strerror or error}; their semaphores need a few kilobytes in /dev/shm,"
-            " which must be writable: with docker pass --shm-size=64m"
+            f"worker processes cannot be started: {error.strerror or error}; their semaphores need"
+            " a few kilobytes in /dev/shm, which must be writable: with docker pass --shm-size=64m"
         ) from error
     try:
         yield pool
     except BrokenProcessPool as error:
-        raise UserError("a simulator's process was ended from outside, perhaps for want of memory: use fewer workers") from error
+        raise UserError(
+            "a simulator's process was ended from outside, perhaps for want of memory: use fewer"
+            " workers"
+        ) from error
     except BaseException:
         for process in set(multiprocessing.active_children()) - others:
             process.terminate()  # nobody wants what it is at: an interrupt shall not wait for it

@@ -12,7 +12,8 @@ T = TypeVar("T")
 
 
 class Registry(Generic[T]):
-    """Entries by name. An entry given as "module:attribute" is imported at its first use.
+    """Entries by name. An entry given as "module:attribute" is imported at its first
+    use.
 
     Args:
         kind: what an entry is, for messages: "encoder".

@@ -6,20 +6,25 @@ from typing import Any
 
 
 def first_difference(there: Any, now: Any, name: str = "") -> str:
-    """The first setting of two documents that differs, in words; empty if none does. A missing setting is `None`.
+    """The first setting of two documents that differs, in words; empty if none does. A
+    missing setting is `None`.
 
-    Entries of a list go by their index, unless the lists differ in length: those differ as a whole.
+    Entries of a list go by their index, unless the lists differ in length: those differ
+    as a whole.
 
     >>> first_difference({"steps": 10, "optimizer": {"betas": [0.9, 0.95]}}, {"steps": 10, "optimizer": {"betas": [0.9, 0.99]}})
     'optimizer.betas[1] = 0.95 there, 0.99 now'
 
     Args:
         name: of the documents, which begins the setting's name.
-    """
+    """  # noqa: E501
     if there == now:
         return ""
     if isinstance(there, dict) and isinstance(now, dict):
-        pairs = [(f"{name}.{key}" if name else str(key), there.get(key), now.get(key)) for key in {**there, **now}]
+        pairs = [
+            (f"{name}.{key}" if name else str(key), there.get(key), now.get(key))
+            for key in {**there, **now}
+        ]
     elif isinstance(there, list) and isinstance(now, list) and len(there) == len(now):
         pairs = [(f"{name}[{i}]", a, b) for i, (a, b) in enumerate(zip(there, now, strict=True))]
     else:
@@ -31,4 +36,8 @@ def _brief(value: Any) -> str:
     """A value in a word: of what has a name, that alone."""
     if isinstance(value, list):
         return f"[{', '.join(map(_brief, value))}]"
-    return str(value.get("name") or value.get("task") or value) if isinstance(value, dict) else str(value)
+    return (
+        str(value.get("name") or value.get("task") or value)
+        if isinstance(value, dict)
+        else str(value)
+    )

@@ -31,7 +31,10 @@ def environment() -> dict[str, Any]:
 
 def hardware() -> dict[str, str | None]:
     """The names of the processor and of the GPU, if there is one."""
-    return {"processor": _processor(), "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None}
+    return {
+        "processor": _processor(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+    }
 
 
 def usable_cores() -> int:
@@ -44,12 +47,17 @@ def peak_memory_bytes() -> int:
     try:
         return status_bytes("VmHWM")
     except (OSError, StopIteration):
-        # Not so on Linux, where it survives exec: whoever a large process started would tell that one's memory as its own.
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+        # Not so on Linux, where it survives exec: whoever a large process started would
+        # tell that one's memory as its own.
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (
+            1 if sys.platform == "darwin" else 1024
+        )
 
 
 def status_bytes(key: str) -> int:
-    """A figure that Linux keeps of this process's memory, such as "VmRSS" or "VmHWM"; elsewhere `OSError`."""
+    """A figure that Linux keeps of this process's memory, such as "VmRSS" or "VmHWM";
+    elsewhere `OSError`.
+    """
     lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(key))
 
@@ -57,13 +65,16 @@ def status_bytes(key: str) -> int:
 def _processor() -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+        return next(
+            line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")
+        )
     except (OSError, StopIteration):
         return platform.processor()
 
 
 def resolve_device(name: str | None) -> torch.device:
-    """The device of a name such as "cpu" or "cuda:1"; `None` takes a GPU where there is one.
+    """The device of a name such as "cpu" or "cuda:1"; `None` takes a GPU where there is
+    one.
 
     Raises:
         UserError: no such device here.
@@ -75,7 +86,9 @@ def resolve_device(name: str | None) -> torch.device:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UserError(f"device {name!r} is not to be had here ({reason}); use cpu, or leave the device out") from error
+        raise UserError(
+            f"device {name!r} is not to be had here ({reason}); use cpu, or leave the device out"
+        ) from error
     return device
 
 

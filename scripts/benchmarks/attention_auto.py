@@ -1,8 +1,10 @@
-"""Where the sparse CPU kernels stop paying: their time against masked dense attention's, by length and share of kept pairs.
+"""Where the sparse CPU kernels stop paying: their time against masked dense
+attention's, by length and share of kept pairs.
 
     python scripts/benchmarks/attention_auto.py --hardware epyc-2-threads
 
-Writes docs/benchmarks/attention_auto_<hardware>_<date>.json; `fibopolicy/attention/selection.py` holds the rule read off it.
+Writes docs/benchmarks/attention_auto_<hardware>_<date>.json;
+`fibopolicy/attention/selection.py` holds the rule read off it.
 """
 
 from __future__ import annotations
@@ -29,25 +31,42 @@ def main() -> None:
         for num_tokens in LENGTHS:
             for share in SHARES:
                 pattern = LocalPattern(num_tokens, 6, target=share)
-                leaves = [torch.randn(batch, 6, num_tokens + 1, 64, requires_grad=True) for _ in range(3)]
+                leaves = [
+                    torch.randn(batch, 6, num_tokens + 1, 64, requires_grad=True) for _ in range(3)
+                ]
                 grad = torch.randn_like(leaves[0])
 
-                def forward(backend: str, pattern: LocalPattern = pattern, leaves: list[torch.Tensor] = leaves) -> torch.Tensor:
+                def forward(
+                    backend: str,
+                    pattern: LocalPattern = pattern,
+                    leaves: list[torch.Tensor] = leaves,
+                ) -> torch.Tensor:
                     return fibottention(*leaves, pattern, backend=backend)
 
-                def both(backend: str, leaves: list[torch.Tensor] = leaves, grad: torch.Tensor = grad) -> object:
+                def both(
+                    backend: str, leaves: list[torch.Tensor] = leaves, grad: torch.Tensor = grad
+                ) -> object:
                     return torch.autograd.grad(forward(backend), leaves, grad)
 
                 row = {"batch": batch, "num_tokens": num_tokens, "kept_share": kept_share(pattern)}
                 for name, run in (("forward", forward), ("forward+backward", both)):
-                    runs = {backend: (lambda run=run, backend=backend: run(backend)) for backend in ("sdpa", "numba")}
+                    runs = {
+                        backend: (lambda run=run, backend=backend: run(backend))
+                        for backend in ("sdpa", "numba")
+                    }
                     seconds = interleave(runs, options.turns, "cpu")
                     row[name] = ratios(seconds["sdpa"], seconds["numba"])[1]
                 rows.append(row)
-                speedups = " | ".join(f"{row[name]:.2f}x" for name in ("forward", "forward+backward"))
-                print(f"| {batch}, {num_tokens} | {row['kept_share']:.0%} | {speedups} |", flush=True)
+                speedups = " | ".join(
+                    f"{row[name]:.2f}x" for name in ("forward", "forward+backward")
+                )
+                print(
+                    f"| {batch}, {num_tokens} | {row['kept_share']:.0%} | {speedups} |", flush=True
+                )
     report = Report("attention_auto", rows)
-    report.write(options.out / f"attention_auto_{options.hardware}_{report.environment['date']}.json")
+    report.write(
+        options.out / f"attention_auto_{options.hardware}_{report.environment['date']}.json"
+    )
 
 
 if __name__ == "__main__":

@@ -1,8 +1,10 @@
-"""Sparse attention against dense on a GPU, with what a call costs on the host and without: timed in turns, and in a CUDA graph.
+"""Sparse attention against dense on a GPU, with what a call costs on the host and
+without: timed in turns, and in a CUDA graph.
 
     python scripts/benchmarks/attention_gpu.py --hardware h200
 
-Writes docs/benchmarks/attention_<hardware>_<dtype>_<date>.json, and ..._graph_<date>.json of median microseconds.
+Writes docs/benchmarks/attention_<hardware>_<dtype>_<date>.json, and
+..._graph_<date>.json of median microseconds.
 """
 
 from __future__ import annotations
@@ -20,17 +22,28 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 def main() -> None:
     options = results.hardware_options(__doc__, turns=20)
-    reports = {name: profile_attention(turns=options.turns, device="cuda", dtype=dtype) for name, dtype in DTYPES.items()}
-    reports["graph"] = Report("attention in a CUDA graph", [in_graph(shape, name) for name in DTYPES for shape in SHAPES])
+    reports = {
+        name: profile_attention(turns=options.turns, device="cuda", dtype=dtype)
+        for name, dtype in DTYPES.items()
+    }
+    reports["graph"] = Report(
+        "attention in a CUDA graph", [in_graph(shape, name) for name in DTYPES for shape in SHAPES]
+    )
     for name, report in reports.items():
-        report.write(options.out / f"attention_{options.hardware}_{name}_{report.environment['date']}.json")
+        report.write(
+            options.out / f"attention_{options.hardware}_{name}_{report.environment['date']}.json"
+        )
 
 
 def in_graph(shape: tuple[int, int, int], dtype: str) -> dict[str, object]:
-    """Median microseconds of dense and of sparse attention at (B, h, N), nothing launched from the host meanwhile."""
+    """Median microseconds of dense and of sparse attention at (B, h, N), nothing
+    launched from the host meanwhile.
+    """
     batch, heads, tokens = shape
     pattern = FibottentionPattern(tokens, heads)
-    qkv = torch.randn(3, batch, heads, pattern.sequence_length, 64, device="cuda", dtype=DTYPES[dtype])
+    qkv = torch.randn(
+        3, batch, heads, pattern.sequence_length, 64, device="cuda", dtype=DTYPES[dtype]
+    )
     grad = torch.randn_like(qkv[0])
     contenders: dict[str, Contender] = {
         "dense": scaled_dot_product_attention,
@@ -39,7 +52,9 @@ def in_graph(shape: tuple[int, int, int], dtype: str) -> dict[str, object]:
     row: dict[str, object] = {"shape": shape, "dtype": dtype}
     for name, run in contenders.items():
         for column, passes in (("forward", "forward"), ("both", "forward+backward")):
-            row[f"{name}_{column}"] = do_bench_cudagraph(one_pass(run, qkv, grad, passes), rep=20) * 1e3
+            row[f"{name}_{column}"] = (
+                do_bench_cudagraph(one_pass(run, qkv, grad, passes), rep=20) * 1e3
+            )
     return row
 
 

@@ -1,14 +1,18 @@
 """How many ready batches a second, beside robomimic's SequenceDataset and DataLoader?
 
-    python scripts/benchmarks/data_speed.py --dataset lift_human.hdf5 --out docs/benchmarks/data_<hardware>_<date>
+    python scripts/benchmarks/data_speed.py --dataset lift_human.hdf5 --out
+    docs/benchmarks/data_<hardware>_<date>
 
-Batches of 16 windows of 10 steps, two cameras of 84 x 84, proprioception and actions, as torch tensors on the CPU with images in
-uint8, which is where either library's loop moves them to the device. robomimic 0.3 in its three cache modes, as its
-configuration of BC-RNN has it (seq_length 10, padded, no next_obs, no worker processes). Every contender is a process of its
-own with one thread; they take turns, and each turn draws whole epochs in random order. Ratios are medians over turns, with
-quartiles: of processor time, which other work on the machine changes little, and of wall time. Memory is that of each process
-after all turns, less what the same process took before it opened the file; ours counts the pages of the mapped cache, which the
-system may take back. Linux only.
+Batches of 16 windows of 10 steps, two cameras of 84 x 84, proprioception and actions,
+as torch tensors on the CPU with images in uint8, which is where either library's loop
+moves them to the device. robomimic 0.3 in its three cache modes, as its configuration
+of BC-RNN has it (seq_length 10, padded, no next_obs, no worker processes). Every
+contender is a process of its own with one thread; they take turns, and each turn draws
+whole epochs in random order. Ratios are medians over turns, with quartiles: of
+processor time, which other work on the machine changes little, and of wall time. Memory
+is that of each process after all turns, less what the same process took before it
+opened the file; ours counts the pages of the mapped cache, which the system may take
+back. Linux only.
 """
 
 from __future__ import annotations
@@ -39,7 +43,9 @@ class Ours:
     def __init__(self, path: Path, cache: str) -> None:
         from fibopolicy.datasets import WindowDataset
 
-        self.dataset = WindowDataset(path, cameras=CAMERAS, vectors=VECTORS, chunk=WINDOW, sequence=True, cache_dir=cache)
+        self.dataset = WindowDataset(
+            path, cameras=CAMERAS, vectors=VECTORS, chunk=WINDOW, sequence=True, cache_dir=cache
+        )
         self.step = 0
 
     def epoch(self) -> Iterator[int]:
@@ -48,7 +54,9 @@ class Ours:
         from fibopolicy.training.batches import to_device
 
         for _ in range(len(self.dataset) // BATCH):
-            batch = to_device(self.dataset.batch(self.dataset.indices(BATCH, 0, self.step)), torch.device("cpu"))
+            batch = to_device(
+                self.dataset.batch(self.dataset.indices(BATCH, 0, self.step)), torch.device("cpu")
+            )
             self.step += 1
             yield len(batch["actions"])
 
@@ -59,7 +67,9 @@ class Theirs:
         from robomimic.utils.dataset import SequenceDataset
         from torch.utils.data import DataLoader
 
-        obs_utils.initialize_obs_utils_with_obs_specs({"obs": {"rgb": list(CAMERAS), "low_dim": list(VECTORS)}})
+        obs_utils.initialize_obs_utils_with_obs_specs(
+            {"obs": {"rgb": list(CAMERAS), "low_dim": list(VECTORS)}}
+        )
         dataset = SequenceDataset(
             hdf5_path=str(path),
             obs_keys=(*CAMERAS, *VECTORS),
@@ -68,7 +78,9 @@ class Theirs:
             hdf5_cache_mode=mode,
             load_next_obs=False,
         )
-        self.loader = DataLoader(dataset, batch_size=BATCH, shuffle=True, num_workers=0, drop_last=True)
+        self.loader = DataLoader(
+            dataset, batch_size=BATCH, shuffle=True, num_workers=0, drop_last=True
+        )
 
     def epoch(self) -> Iterator[int]:
         for batch in self.loader:
@@ -76,7 +88,9 @@ class Theirs:
 
 
 def serve(connection: Connection, kind: str, path: Path, cache: str) -> None:
-    """A contender's process: opens the file, then draws as many seconds of processor time of whole epochs as it is told."""
+    """A contender's process: opens the file, then draws as many seconds of processor
+    time of whole epochs as it is told.
+    """
     os.environ["TQDM_DISABLE"] = "1"
     import torch
 
@@ -84,7 +98,7 @@ def serve(connection: Connection, kind: str, path: Path, cache: str) -> None:
 
     torch.set_num_threads(1)
     make_torchvision_importable()
-    import robomimic.utils.dataset  # noqa: F401  (both libraries in every process, so that memory compares)
+    import robomimic.utils.dataset  # noqa: F401
 
     before = resident_mb()
     began = time.perf_counter()
@@ -96,8 +110,15 @@ def serve(connection: Connection, kind: str, path: Path, cache: str) -> None:
         samples, began, busy = 0, time.perf_counter(), time.process_time()
         while time.process_time() - busy < least:
             samples += sum(contender.epoch())
-        connection.send((samples / (time.process_time() - busy), samples / (time.perf_counter() - began)))
-    connection.send({name: round(now - was) for (name, now), was in zip(resident_mb().items(), before.values(), strict=True)})
+        connection.send(
+            (samples / (time.process_time() - busy), samples / (time.perf_counter() - began))
+        )
+    connection.send(
+        {
+            name: round(now - was)
+            for (name, now), was in zip(resident_mb().items(), before.values(), strict=True)
+        }
+    )
 
 
 def measure(path: Path, turns: int, seconds: float) -> dict[str, Any]:
@@ -107,9 +128,12 @@ def measure(path: Path, turns: int, seconds: float) -> dict[str, Any]:
         opened = {}
         for name in names:
             pipes[name], theirs = multiprocessing.Pipe()
-            multiprocessing.Process(target=serve, args=(theirs, name, path, cache), daemon=True).start()
+            multiprocessing.Process(
+                target=serve, args=(theirs, name, path, cache), daemon=True
+            ).start()
             opened[name] = pipes[name].recv()
-        rates: dict[str, list[tuple[float, float]]] = {name: [] for name in names}  # by processor time, by wall time
+        # by processor time, by wall time
+        rates: dict[str, list[tuple[float, float]]] = {name: [] for name in names}
         for turn in range(turns + 1):
             for name in names:
                 pipes[name].send(seconds)
@@ -124,15 +148,24 @@ def measure(path: Path, turns: int, seconds: float) -> dict[str, Any]:
     return {
         clock: {
             "samples_per_s": {name: spread(values[:, column], 2) for name, values in every.items()},
-            "ratios": {name: spread(every["fibopolicy"][:, column] / every[name][:, column], 2) for name in THEIRS},
+            "ratios": {
+                name: spread(every["fibopolicy"][:, column] / every[name][:, column], 2)
+                for name in THEIRS
+            },
         }
         for column, clock in enumerate(("processor_time", "wall_time"))
-    } | {"memory_mb": memory, "opening_s": {name: round(value, 2) for name, value in opened.items()}}
+    } | {
+        "memory_mb": memory,
+        "opening_s": {name: round(value, 2) for name, value in opened.items()},
+    }
 
 
 def table(result: dict[str, Any]) -> str:
     lines = [
-        "| | samples/s | fibopolicy over it (quartiles) | in wall time | target | MB resident | MB anonymous | opening s |",
+        (
+            "| | samples/s | fibopolicy over it (quartiles) | in wall time | target | MB resident |"
+            " MB anonymous | opening s |"
+        ),
         "|---|---|---|---|---|---|---|---|",
     ]
     busy, wall = result["processor_time"], result["wall_time"]
@@ -145,27 +178,45 @@ def table(result: dict[str, Any]) -> str:
         memory = result["memory_mb"][name]
         label = name if name == "fibopolicy" else f"robomimic, {name}"
         lines.append(
-            f"| {label} | {rate['median']:.0f} | {told} | {among} | {target} | {memory['resident']} | {memory['anonymous']} |"
-            f" {result['opening_s'][name]} |"
+            f"| {label} | {rate['median']:.0f} | {told} | {among} | {target} | {memory['resident']}"
+            f" | {memory['anonymous']} | {result['opening_s'][name]} |"
         )
     return "\n".join(lines)
 
 
 def main() -> None:
     parser = results.parser(__doc__)
-    parser.add_argument("--dataset", type=Path, required=True, help="robomimic file with agentview and robot0_eye_in_hand")
+    parser.add_argument(
+        "--dataset",
+        type=Path,
+        required=True,
+        help="robomimic file with agentview and robot0_eye_in_hand",
+    )
     parser.add_argument("--turns", type=int, default=15)
-    parser.add_argument("--seconds", type=float, default=0.5, help="of processor time of each contender per turn, at least")
+    parser.add_argument(
+        "--seconds",
+        type=float,
+        default=0.5,
+        help="of processor time of each contender per turn, at least",
+    )
     options = parser.parse_args()
     multiprocessing.set_start_method("spawn")
     began = time.perf_counter()
     result = measure(options.dataset.expanduser().resolve(), options.turns, options.seconds)
     command = "python scripts/benchmarks/data_speed.py --dataset lift_human.hdf5"
-    settings = {"turns": options.turns, "seconds": options.seconds, "window": WINDOW, "batch": BATCH, "seed": 0}
+    settings = {
+        "turns": options.turns,
+        "seconds": options.seconds,
+        "window": WINDOW,
+        "batch": BATCH,
+        "seed": 0,
+    }
     result |= results.described(__doc__, command, settings, began, "robomimic", "h5py", "numpy")
     print(table(result))
     if options.out:
-        page = results.page("Ready batches", result, "two cores", ("robomimic", "torch", "h5py"), table(result))
+        page = results.page(
+            "Ready batches", result, "two cores", ("robomimic", "torch", "h5py"), table(result)
+        )
         results.write(options.out, result, page)
 
 

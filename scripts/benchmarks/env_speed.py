@@ -1,6 +1,8 @@
-"""Built-in tasks: the experts' success over 200 layouts, and control steps per second with one camera rendered per step.
+"""Built-in tasks: the experts' success over 200 layouts, and control steps per second
+with one camera rendered per step.
 
-taskset -c 0 .venv/bin/python scripts/benchmarks/env_speed.py --out docs/benchmarks/env_speed_<hardware>_<date>.json
+taskset -c 0 .venv/bin/python scripts/benchmarks/env_speed.py --out
+docs/benchmarks/env_speed_<hardware>_<date>.json
 """
 
 from __future__ import annotations
@@ -34,7 +36,9 @@ def expert_successes(task: str, episodes: int) -> int:
 
 
 def steps_per_second(env: envs.TaskEnv, steps: int) -> float:
-    """Expert control steps per second of one stretch, each with its observation; resets are not counted."""
+    """Expert control steps per second of one stretch, each with its observation; resets
+    are not counted.
+    """
     spent = 0.0
     env.reset(seed=0)
     for _ in range(steps):
@@ -70,7 +74,10 @@ def main() -> None:
         )
         print(rows[-1])
     result = {
-        "what": "experts over seeds 0.., and control steps/s with one 84x84 camera rendered at every step, one process",
+        "what": (
+            "experts over seeds 0.., and control steps/s with one 84x84 camera rendered at every"
+            " step, one process"
+        ),
         "environment": {**environment(), "mujoco": mujoco.__version__},
         "rows": rows,
     }

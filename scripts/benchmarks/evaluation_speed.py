@@ -1,10 +1,13 @@
-"""Evaluation against a plain serial loop: same policy, same start states, both in turn within one run.
+"""Evaluation against a plain serial loop: same policy, same start states, both in turn
+within one run.
 
-    python scripts/benchmarks/evaluation_speed.py --run runs/quickstart/fibottention_vit_tiny_seed0 \\
+    python scripts/benchmarks/evaluation_speed.py --run
+    runs/quickstart/fibottention_vit_tiny_seed0 \\
         --out docs/benchmarks/evaluation_<hardware>_<date>
 
-The run is a quickstart's (built-in Lift, chunk executed by 4). Writes `<out>.json` and `<out>.md`. Needs Linux, and robosuite
-for its part. The plain loop acts on one observation with torch's own number of threads and renders every step, as robomimic's
+The run is a quickstart's (built-in Lift, chunk executed by 4). Writes `<out>.json` and
+`<out>.md`. Needs Linux, and robosuite for its part. The plain loop acts on one
+observation with torch's own number of threads and renders every step, as robomimic's
 rollouts do; neither side's start-up counts, except where a whole command is timed.
 """
 
@@ -41,14 +44,20 @@ PARTS = ("tabletop", "robosuite", "command", "growth")
 CORES = len(os.sched_getaffinity(0))
 
 
-def plain_loop(policy: Policy, env: envs.TaskEnv, starts: Starts, indices: range) -> tuple[int, int]:
-    """What most code bases do: one episode after the other, every frame rendered. Returns successes and control steps."""
+def plain_loop(
+    policy: Policy, env: envs.TaskEnv, starts: Starts, indices: range
+) -> tuple[int, int]:
+    """What most code bases do: one episode after the other, every frame rendered.
+    Returns successes and control steps.
+    """
     successes = steps = 0
     for index in indices:
         obs, queue, done, info = env.set_state(starts.states[index]), [], False, {"success": False}
         while not done:
             if not queue:
-                batch = {key: torch.from_numpy(np.array(value)[None, None]) for key, value in obs.items()}
+                batch = {
+                    key: torch.from_numpy(np.array(value)[None, None]) for key, value in obs.items()
+                }
                 queue = list(policy.act(batch)[0][0].numpy())
             obs, _, terminated, truncated, info = env.step(queue.pop(0))
             steps, done = steps + 1, terminated or truncated
@@ -60,10 +69,19 @@ class Ours:
     """An evaluation with its simulators open, timed from its first episode to its last."""
 
     def __init__(
-        self, policy: Policy, make_env: Callable[[], envs.TaskEnv], starts: Starts, workers: int, batch: int | None
+        self,
+        policy: Policy,
+        make_env: Callable[[], envs.TaskEnv],
+        starts: Starts,
+        workers: int,
+        batch: int | None,
     ) -> None:
         began = time.perf_counter()
-        self.rollouts, self.starts, self.workers = VectorRollout(make_env, policy.config.history, workers), starts, workers
+        self.rollouts, self.starts, self.workers = (
+            VectorRollout(make_env, policy.config.history, workers),
+            starts,
+            workers,
+        )
         self.actor = make_actor(policy, batch, 1, self.rollouts.info())
         self.run(range(min(workers, len(starts))))  # until every simulator stands
         self.start_s = time.perf_counter() - began
@@ -74,8 +92,12 @@ class Ours:
         return sum(row.success for row in rows), sum(row.steps for row in rows)
 
 
-def in_turn(rounds: int, episodes: int, sides: dict[str, Callable[[range], tuple[int, int]]]) -> dict[str, dict[str, Any]]:
-    """Each side on the same episodes, one after the other, several times; rates are medians over the rounds."""
+def in_turn(
+    rounds: int, episodes: int, sides: dict[str, Callable[[range], tuple[int, int]]]
+) -> dict[str, dict[str, Any]]:
+    """Each side on the same episodes, one after the other, several times; rates are
+    medians over the rounds.
+    """
     times: dict[str, list[float]] = {name: [] for name in sides}
     counts: dict[str, tuple[int, int]] = {}
     for _ in range(rounds):
@@ -96,7 +118,9 @@ def in_turn(rounds: int, episodes: int, sides: dict[str, Callable[[range], tuple
 
 
 def tabletop(policy: Policy, starts: Starts, rounds: int, episodes: int) -> dict[str, Any]:
-    """Built-in Lift: the plain loop, and ours with several numbers of workers and of rows in a call."""
+    """Built-in Lift: the plain loop, and ours with several numbers of workers and of
+    rows in a call.
+    """
     make = functools.partial(envs.make, "Lift-v0")
     standard = default_workers("fibopolicy/Lift-v0", episodes)
     kinds = {
@@ -107,7 +131,9 @@ def tabletop(policy: Policy, starts: Starts, rounds: int, episodes: int) -> dict
         f"{standard} workers, batch 8": (standard, 8),
     }
     env = make()
-    sides: dict[str, Callable[[range], tuple[int, int]]] = {"plain loop": functools.partial(plain_loop, policy, env, starts)}
+    sides: dict[str, Callable[[range], tuple[int, int]]] = {
+        "plain loop": functools.partial(plain_loop, policy, env, starts)
+    }
     open_: dict[str, Ours] = {}
     for name, (workers, batch) in kinds.items():
         open_[name] = Ours(policy, make, starts, workers, batch)
@@ -126,18 +152,27 @@ def tabletop(policy: Policy, starts: Starts, rounds: int, episodes: int) -> dict
     for entry in result.values():
         entry["times_plain"] = round(entry["episodes_per_minute"] / base, 2)
     one = result["1 worker"]["episodes_per_minute"]
-    result[f"{CORES} workers"]["share_of_ideal"] = round(result[f"{CORES} workers"]["episodes_per_minute"] / one / CORES, 3)
+    result[f"{CORES} workers"]["share_of_ideal"] = round(
+        result[f"{CORES} workers"]["episodes_per_minute"] / one / CORES, 3
+    )
     return result
 
 
 def robosuite(rounds: int, episodes: int) -> dict[str, Any]:
-    """robosuite Lift, chunks of 4, 60 steps an episode: a plain loop at robosuite's own quality against ours in fast quality."""
+    """robosuite Lift, chunks of 4, 60 steps an episode: a plain loop at robosuite's own
+    quality against ours in fast quality.
+    """
     torch.manual_seed(0)
     shapes = Shapes(
-        {"agentview_image": (84, 84), "robot0_eye_in_hand_image": (84, 84)}, {"robot0_eef_pos": 3, "robot0_gripper_qpos": 2}, 7
+        {"agentview_image": (84, 84), "robot0_eye_in_hand_image": (84, 84)},
+        {"robot0_eef_pos": 3, "robot0_gripper_qpos": 2},
+        7,
     )
     policy = build_policy(PolicyConfig(), shapes).eval()
-    full, fast = (functools.partial(envs.make, "robosuite/Lift", quality=q, horizon=60) for q in ("full", "fast"))
+    full, fast = (
+        functools.partial(envs.make, "robosuite/Lift", quality=q, horizon=60)
+        for q in ("full", "fast")
+    )
     env = full()
     starts = make_starts(env, episodes, 0)
     with fast() as other:
@@ -145,29 +180,51 @@ def robosuite(rounds: int, episodes: int) -> dict[str, Any]:
     sides: dict[str, Callable[[range], tuple[int, int]]] = {
         "plain loop, full quality": functools.partial(plain_loop, policy, env, starts)
     }
-    open_ = {f"{workers} workers, fast": Ours(policy, fast, fast_starts, workers, None) for workers in sorted({1, 2, CORES})}
+    open_ = {
+        f"{workers} workers, fast": Ours(policy, fast, fast_starts, workers, None)
+        for workers in sorted({1, 2, CORES})
+    }
     sides |= {name: ours.run for name, ours in open_.items()}
     result = in_turn(rounds, episodes, sides)
     for name, ours in open_.items():
         load = ours.rollouts.load
-        result[name] |= {"start_s": round(ours.start_s, 2), "policy_busy": round(load.policy_s / load.wall_s, 3)}
+        result[name] |= {
+            "start_s": round(ours.start_s, 2),
+            "policy_busy": round(load.policy_s / load.wall_s, 3),
+        }
         ours.rollouts.close()
     env.close()
-    base, one = (result[name]["episodes_per_minute"] for name in ("plain loop, full quality", "1 workers, fast"))
+    base, one = (
+        result[name]["episodes_per_minute"]
+        for name in ("plain loop, full quality", "1 workers, fast")
+    )
     for entry in result.values():
         entry["times_plain"] = round(entry["episodes_per_minute"] / base, 2)
     for name, ours in open_.items():
-        result[name]["share_of_ideal"] = round(result[name]["episodes_per_minute"] / one / min(ours.workers, CORES), 3)
+        result[name]["share_of_ideal"] = round(
+            result[name]["episodes_per_minute"] / one / min(ours.workers, CORES), 3
+        )
     return result
 
 
 def whole_command(run: Path, rounds: int) -> dict[str, list[float]]:
-    """Seconds of `fibopolicy evaluate RUN --episodes 50`, from the shell and back, on a copy of the run."""
+    """Seconds of `fibopolicy evaluate RUN --episodes 50`, from the shell and back, on a
+    copy of the run.
+    """
     seconds: dict[str, list[float]] = {"with its video": [], "without a video": []}
     with tempfile.TemporaryDirectory() as folder:
         for name in ("config.json", "ema.safetensors"):
             (Path(folder) / name).write_bytes((run / name).read_bytes())
-        command = [sys.executable, "-m", "fibopolicy", "evaluate", folder, "--episodes", "50", "--overwrite"]
+        command = [
+            sys.executable,
+            "-m",
+            "fibopolicy",
+            "evaluate",
+            folder,
+            "--episodes",
+            "50",
+            "--overwrite",
+        ]
         for _ in range(rounds):
             for name, more in (("with its video", []), ("without a video", ["--video", "0"])):
                 began = time.perf_counter()
@@ -177,7 +234,9 @@ def whole_command(run: Path, rounds: int) -> dict[str, list[float]]:
 
 
 def growth(policy: Policy, starts: Starts, episodes: int) -> list[dict[str, Any]]:
-    """Resident memory and open files of this process and its simulators, while many episodes run."""
+    """Resident memory and open files of this process and its simulators, while many
+    episodes run.
+    """
     make = functools.partial(envs.make, "Lift-v0")
     ours = Ours(policy, make, starts, CORES, None)
     processes = [os.getpid(), *(slot.simulator.process.pid or 0 for slot in ours.rollouts._slots)]
@@ -205,27 +264,50 @@ def as_markdown(result: dict[str, Any]) -> str:
     lines = [
         "# Evaluation speed",
         "",
-        f"{where['processor']}, {CORES} cores, {where['date']}, torch {where['torch']}, mujoco {where['mujoco']}; medians of"
-        f" {result['rounds']} rounds in which all sides took turns. Command: `{result['invocation']}`.",
+        (
+            f"{where['processor']}, {CORES} cores, {where['date']}, torch {where['torch']}, mujoco"
+            f" {where['mujoco']}; medians of {result['rounds']} rounds in which all sides took"
+            f" turns. Command: `{result['invocation']}`."
+        ),
     ]
     for title, key in (
         ("Built-in Lift, quickstart policy, chunks of 4", "tabletop"),
         ("robosuite Lift, chunks of 4", "robosuite"),
     ):
         if key in result:
-            lines += ["", f"## {title}", "", "| | episodes/min | times the plain loop | policy busy | of ideal scaling |"]
+            lines += [
+                "",
+                f"## {title}",
+                "",
+                "| | episodes/min | times the plain loop | policy busy | of ideal scaling |",
+            ]
             lines.append("|---|---|---|---|---|")
             for name, entry in result[key].items():
                 busy = f"{100 * entry['policy_busy']:.0f} %" if "policy_busy" in entry else ""
-                ideal = f"{100 * entry['share_of_ideal']:.0f} %" if "share_of_ideal" in entry else ""
-                lines.append(f"| {name} | {entry['episodes_per_minute']} | {entry['times_plain']} | {busy} | {ideal} |")
+                ideal = (
+                    f"{100 * entry['share_of_ideal']:.0f} %" if "share_of_ideal" in entry else ""
+                )
+                lines.append(
+                    f"| {name} | {entry['episodes_per_minute']} | {entry['times_plain']} | {busy} |"
+                    f" {ideal} |"
+                )
     if "command" in result:
         lines += ["", "## `fibopolicy evaluate RUN --episodes 50`, start-up included", ""]
-        lines += [f"- {name}: {statistics.median(times)} s" for name, times in result["command"].items()]
-    if "growth" in result:
-        lines += ["", "## Growth", "", "| episodes | MB of policy and simulators | open files |", "|---|---|---|"]
         lines += [
-            f"| {r['episodes']} | {', '.join(map(str, r['MB']))} | {', '.join(map(str, r['files']))} |" for r in result["growth"]
+            f"- {name}: {statistics.median(times)} s" for name, times in result["command"].items()
+        ]
+    if "growth" in result:
+        lines += [
+            "",
+            "## Growth",
+            "",
+            "| episodes | MB of policy and simulators | open files |",
+            "|---|---|---|",
+        ]
+        lines += [
+            f"| {r['episodes']} | {', '.join(map(str, r['MB']))} |"
+            f" {', '.join(map(str, r['files']))} |"
+            for r in result["growth"]
         ]
     return "\n".join(lines) + "\n"
 
@@ -235,7 +317,9 @@ def main() -> None:
     parser.add_argument("--run", type=Path, required=True, help="a quickstart's run directory")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--episodes", type=int, default=50, help="of built-in Lift in each round")
-    parser.add_argument("--robosuite-episodes", type=int, default=4, help="of robosuite Lift in each round")
+    parser.add_argument(
+        "--robosuite-episodes", type=int, default=4, help="of robosuite Lift in each round"
+    )
     parser.add_argument("--growth-episodes", type=int, default=1000)
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     arguments = parser.parse_args()

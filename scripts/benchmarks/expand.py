@@ -1,6 +1,8 @@
-"""How often expansion succeeds, and what it costs: `python scripts/benchmarks/expand.py --out docs/benchmarks/expand_DATE.json`.
+"""How often expansion succeeds, and what it costs: `python scripts/benchmarks/expand.py
+--out docs/benchmarks/expand_DATE.json`.
 
-The sources are fetched. Rows that the output holds already are kept, so that a run which was stopped goes on.
+The sources are fetched. Rows that the output holds already are kept, so that a run
+which was stopped goes on.
 """
 
 from __future__ import annotations
@@ -36,7 +38,11 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", help="sources")
     parser.add_argument("--demos", type=int, help="instead of each case's own number")
     arguments = parser.parse_args()
-    rows = json.loads(arguments.out.read_text(encoding="utf-8"))["rows"] if arguments.out.exists() else []
+    rows = (
+        json.loads(arguments.out.read_text(encoding="utf-8"))["rows"]
+        if arguments.out.exists()
+        else []
+    )
     for source, task, demos, noise in CASES:
         demos = arguments.demos or demos
         known = any((row["source"], row["noise"]) == (source, noise) for row in rows)
@@ -45,15 +51,21 @@ def main() -> None:
         rows.append(measure(source, task, demos, noise, arguments.workers))
         with atomic_write(arguments.out) as aside:
             where = {**environment(), **installed("robosuite", "mujoco", "numpy")}
-            aside.write_text(json.dumps({"environment": where, "rows": rows}, indent=1) + "\n", encoding="utf-8")
+            aside.write_text(
+                json.dumps({"environment": where, "rows": rows}, indent=1) + "\n", encoding="utf-8"
+            )
         print(rows[-1], flush=True)
 
 
-def measure(source: str, task: str, demos: int, noise: float, workers: int | None) -> dict[str, object]:
+def measure(
+    source: str, task: str, demos: int, noise: float, workers: int | None
+) -> dict[str, object]:
     path = fetch(source)
     start, cpu = time.perf_counter(), processor_seconds()
     with tempfile.TemporaryDirectory() as folder:
-        done = expand(path, demos, Path(folder) / "more.hdf5", task=task, noise=noise, workers=workers)
+        done = expand(
+            path, demos, Path(folder) / "more.hdf5", task=task, noise=noise, workers=workers
+        )
         size = done.path.stat().st_size
     return {
         "source": source,

@@ -1,9 +1,11 @@
-"""Does the memory of a training process grow with the dataset? Makes a synthetic file, caches it, and samples it at random.
+"""Does the memory of a training process grow with the dataset? Makes a synthetic file,
+caches it, and samples it at random.
 
     python scripts/benchmarks/memory_flat.py --gigabytes 2
 
-Prints anonymous and total resident memory (the latter counts mapped pages of the cache) of the process at each stage.
-Linux only. Needs twice the size on disk, in a temporary folder that is removed at the end.
+Prints anonymous and total resident memory (the latter counts mapped pages of the cache)
+of the process at each stage. Linux only. Needs twice the size on disk, in a temporary
+folder that is removed at the end.
 """
 
 from __future__ import annotations
@@ -26,9 +28,13 @@ STEPS, SIDE, ACTION_DIM = 400, 84, 7
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--gigabytes", type=float, default=2.0, help="size of the synthetic file")
-    parser.add_argument("--batches", type=int, default=2000, help="random batches of 16 windows of 10 frames")
+    parser.add_argument(
+        "--batches", type=int, default=2000, help="random batches of 16 windows of 10 frames"
+    )
     parser.add_argument("--folder", type=Path, default=None, help="where the temporary files go")
     options = parser.parse_args()
 
@@ -39,7 +45,12 @@ def main() -> None:
         tell("start", resident_mb())
         with peak("building the cache"):
             dataset = WindowDataset(
-                path, cameras=CAMERAS, vectors=("robot0_eef_pos",), chunk=8, history=10, cache_dir=Path(folder) / "cache"
+                path,
+                cameras=CAMERAS,
+                vectors=("robot0_eef_pos",),
+                chunk=8,
+                history=10,
+                cache_dir=Path(folder) / "cache",
             )
         tell("cache built", resident_mb())
         began = time.perf_counter()
@@ -48,15 +59,22 @@ def main() -> None:
                 dataset.batch(batch_indices(len(dataset), 16, seed=0, step=step))
         rate = 16 * options.batches / (time.perf_counter() - began)
         tell("after", resident_mb())
-        print(f"{'windows':<34}{len(dataset):8d} of 10 x {len(CAMERAS)} frames, {rate:.0f} samples/s")
+        print(
+            f"{'windows':<34}{len(dataset):8d} of 10 x {len(CAMERAS)} frames, {rate:.0f} samples/s"
+        )
 
 
 def write(path: Path, gigabytes: float) -> None:
     random = np.random.default_rng(0)
     demos = max(1, round(gigabytes * 1e9 / (len(CAMERAS) * STEPS * SIDE * SIDE * 3)))
-    with DemoWriter(path, {"env_name": "Synthetic", "env_version": "0", "type": 2, "env_kwargs": {}}) as writer:
+    with DemoWriter(
+        path, {"env_name": "Synthetic", "env_version": "0", "type": 2, "env_kwargs": {}}
+    ) as writer:
         for _ in range(demos):
-            obs = {camera: random.integers(0, 256, (STEPS, SIDE, SIDE, 3), dtype=np.uint8) for camera in CAMERAS}
+            obs = {
+                camera: random.integers(0, 256, (STEPS, SIDE, SIDE, 3), dtype=np.uint8)
+                for camera in CAMERAS
+            }
             obs["robot0_eef_pos"] = random.normal(size=(STEPS, 3))
             actions = random.uniform(-1, 1, (STEPS, ACTION_DIM))
             writer.add(obs, actions, np.zeros((STEPS, 32)), np.zeros(STEPS), np.zeros(STEPS))
@@ -64,12 +82,16 @@ def write(path: Path, gigabytes: float) -> None:
 
 @contextmanager
 def peak(stage: str) -> Iterator[None]:
-    """Prints the highest readings, taken every 5 ms, of anonymous and of total memory during the block."""
+    """Prints the highest readings, taken every 5 ms, of anonymous and of total memory
+    during the block.
+    """
     highest, done = resident_mb(), threading.Event()
 
     def watch() -> None:
         while not done.wait(0.005):
-            highest.update({name: max(highest[name], value) for name, value in resident_mb().items()})
+            highest.update(
+                {name: max(highest[name], value) for name, value in resident_mb().items()}
+            )
 
     thread = threading.Thread(target=watch)
     thread.start()
@@ -82,7 +104,10 @@ def peak(stage: str) -> Iterator[None]:
 
 
 def tell(stage: str, memory: dict[str, float]) -> None:
-    print(f"{stage:<34}{memory['anonymous']:8.0f} MB anonymous {memory['resident']:8.0f} MB total", flush=True)
+    print(
+        f"{stage:<34}{memory['anonymous']:8.0f} MB anonymous {memory['resident']:8.0f} MB total",
+        flush=True,
+    )
 
 
 if __name__ == "__main__":

@@ -1,8 +1,11 @@
-"""Meta-World: the 50 experts' success over 20 layouts each, and what fast rendering saves.
+"""Meta-World: the 50 experts' success over 20 layouts each, and what fast rendering
+saves.
 
-.venv/bin/python scripts/benchmarks/metaworld_experts.py --out docs/benchmarks/metaworld_experts_<date>.json
+.venv/bin/python scripts/benchmarks/metaworld_experts.py --out
+docs/benchmarks/metaworld_experts_<date>.json
 
-Times are the processor's, without other processes' shares. Every episode tried is counted.
+Times are the processor's, without other processes' shares. Every episode tried is
+counted.
 """
 
 from __future__ import annotations
@@ -44,7 +47,9 @@ def expert_rate(task: str, episodes: int, noise: float) -> dict[str, Any]:
         "successes": rate.successes,
         "wilson_95": [round(rate.low, 3), round(rate.high, 3)],
         "failed_episodes": [index for index, good in enumerate(solved) if not good],
-        "median_steps_of_successes": statistics.median([n for n, good in zip(steps, solved, strict=True) if good] or [0]),
+        "median_steps_of_successes": statistics.median(
+            [n for n, good in zip(steps, solved, strict=True) if good] or [0]
+        ),
         "steps_per_s": round(sum(steps) / spent),
     }
 
@@ -58,11 +63,16 @@ def seconds_per_frame(env: envs.TaskEnv, frames: int) -> float:
 
 def rendering(task: str, rounds: int = 5, frames: int = 5) -> dict[str, Any]:
     """Fast and full rendering of one 84 x 84 frame from corner2, in turns."""
-    fast, full = (envs.make(task, cameras=("corner2",), image_size=84, quality=quality) for quality in ("fast", "full"))
+    fast, full = (
+        envs.make(task, cameras=("corner2",), image_size=84, quality=quality)
+        for quality in ("fast", "full")
+    )
     for env in (fast, full):
         env.reset(seed=0)
         seconds_per_frame(env, 2)
-    pairs = [(seconds_per_frame(fast, frames), seconds_per_frame(full, frames)) for _ in range(rounds)]
+    pairs = [
+        (seconds_per_frame(fast, frames), seconds_per_frame(full, frames)) for _ in range(rounds)
+    ]
     for env in (fast, full):
         env.close()
     ratios = [slow / quick for quick, slow in pairs]
@@ -70,7 +80,10 @@ def rendering(task: str, rounds: int = 5, frames: int = 5) -> dict[str, Any]:
         "task": task,
         "fast_ms": round(1000 * statistics.median(quick for quick, _ in pairs), 2),
         "full_ms": round(1000 * statistics.median(slow for _, slow in pairs), 2),
-        "full_over_fast": {name: round(f(ratios), 1) for name, f in (("median", statistics.median), ("min", min), ("max", max))},
+        "full_over_fast": {
+            name: round(f(ratios), 1)
+            for name, f in (("median", statistics.median), ("min", min), ("max", max))
+        },
     }
 
 
@@ -78,7 +91,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path)
     parser.add_argument("--episodes", type=int, default=20)
-    parser.add_argument("--noise", type=float, nargs="+", default=[0.0], help="`collect` adds 0.2 by default")
+    parser.add_argument(
+        "--noise", type=float, nargs="+", default=[0.0], help="`collect` adds 0.2 by default"
+    )
     arguments = parser.parse_args()
     rows = []
     for task in tqdm(METAWORLD, desc="experts", unit="task"):
@@ -86,11 +101,21 @@ def main() -> None:
     frames = [rendering(task) for task in RENDERED]
     totals = {}
     for noise in arguments.noise:
-        rate = wilson(sum(row["successes"] for row in rows if row["noise"] == noise), arguments.episodes * len(METAWORLD))
+        rate = wilson(
+            sum(row["successes"] for row in rows if row["noise"] == noise),
+            arguments.episodes * len(METAWORLD),
+        )
         totals[str(noise)] = str(rate)
     result = {
-        "what": "Meta-World's scripted experts in the first episodes of `collect` with seed 0, horizon 500, ended at success",
-        "environment": {**environment(), "mujoco": mujoco.__version__, "metaworld": metadata.version("metaworld")},
+        "what": (
+            "Meta-World's scripted experts in the first episodes of `collect` with seed 0, horizon"
+            " 500, ended at success"
+        ),
+        "environment": {
+            **environment(),
+            "mujoco": mujoco.__version__,
+            "metaworld": metadata.version("metaworld"),
+        },
         "episodes": arguments.episodes,
         "totals_by_noise": totals,
         "experts": rows,

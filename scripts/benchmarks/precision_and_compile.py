@@ -1,10 +1,12 @@
 """What bfloat16 and torch.compile do to a training step, encoder by encoder.
 
-    python scripts/benchmarks/precision_and_compile.py --out docs/benchmarks/precision_and_compile_<hardware>_<date>
+    python scripts/benchmarks/precision_and_compile.py --out
+    docs/benchmarks/precision_and_compile_<hardware>_<date>
 
-Forward and backward of a `bc` policy on random frames of two 84 x 84 cameras, batch 16, as the training loop runs them: in
-float32, with `--precision bf16`, with `--compile` (the sparse kernel inside), with both. In turns in one process; a ratio is
-float32's time over the variant's within a turn, so above 1 is quicker.
+Forward and backward of a `bc` policy on random frames of two 84 x 84 cameras, batch 16,
+as the training loop runs them: in float32, with `--precision bf16`, with `--compile`
+(the sparse kernel inside), with both. In turns in one process; a ratio is float32's
+time over the variant's within a turn, so above 1 is quicker.
 """
 
 from __future__ import annotations
@@ -22,7 +24,12 @@ from fibopolicy.utils.processes import set_up
 ENCODERS = ("fibottention_vit_tiny", "vit_tiny", "resnet18")
 FLOAT32 = "float32"
 #: Precision, and whether the encoders are compiled.
-VARIANTS = {FLOAT32: ("fp32", False), "bf16": ("bf16", False), "compiled": ("fp32", True), "compiled, bf16": ("bf16", True)}
+VARIANTS = {
+    FLOAT32: ("fp32", False),
+    "bf16": ("bf16", False),
+    "compiled": ("fp32", True),
+    "compiled, bf16": ("bf16", True),
+}
 SIZE, BATCH = 84, 16
 
 
@@ -51,9 +58,15 @@ def measure(encoder: str, turns: int, device: Any) -> dict[str, Any]:
 
     cameras = ("front", "wrist")
     shapes = Shapes(dict.fromkeys(cameras, (SIZE, SIZE)), {"hand": 3}, action_dim=4)
-    frames = {camera: torch.randint(256, (BATCH, 1, SIZE, SIZE, 3), dtype=torch.uint8) for camera in cameras}
+    frames = {
+        camera: torch.randint(256, (BATCH, 1, SIZE, SIZE, 3), dtype=torch.uint8)
+        for camera in cameras
+    }
     batch: dict[str, Any] = {
-        "obs": {**{camera: image.to(device) for camera, image in frames.items()}, "hand": torch.rand(BATCH, 1, 3, device=device)},
+        "obs": {
+            **{camera: image.to(device) for camera, image in frames.items()},
+            "hand": torch.rand(BATCH, 1, 3, device=device),
+        },
         "actions": torch.rand(BATCH, 8, 4, device=device),
         "action_mask": torch.ones(BATCH, 8, dtype=torch.bool, device=device),
     }
@@ -69,14 +82,19 @@ def measure(encoder: str, turns: int, device: Any) -> dict[str, Any]:
     print(f"{encoder}: timing", flush=True)
     seconds = np.array(
         [
-            [step_seconds(policies[name], batch, device, precision) for name, (precision, _) in VARIANTS.items()]
+            [
+                step_seconds(policies[name], batch, device, precision)
+                for name, (precision, _) in VARIANTS.items()
+            ]
             for _ in range(turns)
         ]
     )
     print(f"{encoder}: done", flush=True)
     return {
         "seconds": {name: spread(seconds[1:, i], 4) for i, name in enumerate(VARIANTS)},
-        "ratios": {name: spread(seconds[1:, 0] / seconds[1:, i], 3) for i, name in enumerate(VARIANTS) if i},
+        "ratios": {
+            name: spread(seconds[1:, 0] / seconds[1:, i], 3) for i, name in enumerate(VARIANTS) if i
+        },
         "first_step_seconds": {name: round(value, 1) for name, value in first.items()},
     }
 
@@ -100,26 +118,41 @@ def main() -> None:
         "device": str(device),
         "bf16_units": has_bf16_units(device),
     }
-    command = f"scripts/benchmarks/precision_and_compile.py --turns {arguments.turns} --threads {arguments.threads}"
+    command = (
+        f"scripts/benchmarks/precision_and_compile.py --turns {arguments.turns} --threads"
+        f" {arguments.threads}"
+    )
     result = results.described(__doc__, command, settings, began)
-    result["encoders"] = {encoder: measure(encoder, arguments.turns, device) for encoder in ENCODERS}
+    result["encoders"] = {
+        encoder: measure(encoder, arguments.turns, device) for encoder in ENCODERS
+    }
     result["seconds"] = round(time.perf_counter() - began)
     variants = [name for name in VARIANTS if name != FLOAT32]
     rows = [
-        f"| encoder | float32, ms | {' | '.join(variants)} | first compiled step, s (torch's cache as it was) |",
+        (
+            f"| encoder | float32, ms | {' | '.join(variants)} | first compiled step, s (torch's"
+            " cache as it was) |"
+        ),
         f"|---|---|{'---|' * len(variants)}---|",
     ]
     for encoder, told in result["encoders"].items():
         ratios = " | ".join(ratio_text(told["ratios"][name]) for name in variants)
         base = 1000 * told["seconds"][FLOAT32]["median"]
-        rows.append(f"| `{encoder}` | {base:.0f} | {ratios} | {told['first_step_seconds']['compiled']:.0f} |")
+        rows.append(
+            f"| `{encoder}` | {base:.0f} | {ratios} |"
+            f" {told['first_step_seconds']['compiled']:.0f} |"
+        )
     table = "\n".join(rows)
     print(table)
     if arguments.out:
         units = "with" if settings["bf16_units"] else "without"
         cores = f"{arguments.threads} threads, {units} bfloat16 units"
         results.write(
-            arguments.out, result, results.page("bfloat16 and torch.compile", result, cores, ("torch",), table, load=False)
+            arguments.out,
+            result,
+            results.page(
+                "bfloat16 and torch.compile", result, cores, ("torch",), table, load=False
+            ),
         )
 
 

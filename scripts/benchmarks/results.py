@@ -1,6 +1,8 @@
-"""What the benchmarks' results have in common: quartiles, and the two files of a result.
+"""What the benchmarks' results have in common: quartiles, and the two files of a
+result.
 
-The scripts beside this file import it, as they are run by their path: `python scripts/benchmarks/data_speed.py`.
+The scripts beside this file import it, as they are run by their path: `python
+scripts/benchmarks/data_speed.py`.
 """
 
 from __future__ import annotations
@@ -16,7 +18,9 @@ import numpy as np
 
 def spread(values: Any, digits: int) -> dict[str, float]:
     """Median, quartiles and number of some figures."""
-    low, median, high = (round(float(value), digits) for value in np.percentile(values, [25, 50, 75]))
+    low, median, high = (
+        round(float(value), digits) for value in np.percentile(values, [25, 50, 75])
+    )
     return {"median": median, "q1": low, "q3": high, "n": len(values)}
 
 
@@ -27,21 +31,29 @@ def ratio_text(ratio: dict[str, float] | None) -> str:
 
 def parser(what: str | None) -> argparse.ArgumentParser:
     """For the options of a script that writes two files; `what` is its docstring."""
-    made = argparse.ArgumentParser(description=what, formatter_class=argparse.RawDescriptionHelpFormatter)
-    made.add_argument("--out", type=Path, help="result files to write, without the ending: NAME.json and NAME.md")
+    made = argparse.ArgumentParser(
+        description=what, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    made.add_argument(
+        "--out", type=Path, help="result files to write, without the ending: NAME.json and NAME.md"
+    )
     return made
 
 
 def hardware_options(what: str | None, turns: int) -> argparse.Namespace:
     """The options of a script that names its files after the machine; `what` is its docstring."""
-    made = argparse.ArgumentParser(description=what, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made = argparse.ArgumentParser(
+        description=what, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     made.add_argument("--hardware", required=True, help="what the result files call this machine")
     made.add_argument("--turns", type=int, default=turns)
     made.add_argument("--out", type=Path, default=Path("docs/benchmarks"))
     return made.parse_args()
 
 
-def described(what: str | None, command: str, settings: dict[str, Any], began: float, *packages: str) -> dict[str, Any]:
+def described(
+    what: str | None, command: str, settings: dict[str, Any], began: float, *packages: str
+) -> dict[str, Any]:
     """What a result file says beside its figures.
 
     Args:
@@ -61,7 +73,15 @@ def described(what: str | None, command: str, settings: dict[str, Any], began: f
     }
 
 
-def page(title: str, result: dict[str, Any], cores: str, packages: tuple[str, ...], table: str, *, load: bool = True) -> str:
+def page(
+    title: str,
+    result: dict[str, Any],
+    cores: str,
+    packages: tuple[str, ...],
+    table: str,
+    *,
+    load: bool = True,
+) -> str:
     """A result as a Markdown page: what was measured, on what, and the table."""
     where = result["environment"]
     versions = ", ".join(f"{package} {where[package]}" for package in packages)
@@ -72,5 +92,7 @@ def page(title: str, result: dict[str, Any], cores: str, packages: tuple[str, ..
 
 def write(out: Path, result: dict[str, Any], markdown: str, indent: int = 2) -> None:
     """`<out>.json` and `<out>.md`."""
-    out.with_name(out.name + ".json").write_text(json.dumps(result, indent=indent) + "\n", encoding="utf-8")
+    out.with_name(out.name + ".json").write_text(
+        json.dumps(result, indent=indent) + "\n", encoding="utf-8"
+    )
     out.with_name(out.name + ".md").write_text(markdown, encoding="utf-8")

@@ -1,8 +1,11 @@
-"""Robosuite's scripted experts: success and steps over held-out layouts, without noise and with that of `fibopolicy collect`.
+"""Robosuite's scripted experts: success and steps over held-out layouts, without noise
+and with that of `fibopolicy collect`.
 
-.venv/bin/python scripts/benchmarks/robosuite_experts.py --out docs/benchmarks/robosuite_experts_<date>.json
+.venv/bin/python scripts/benchmarks/robosuite_experts.py --out
+docs/benchmarks/robosuite_experts_<date>.json
 
-Takes about 20 minutes of one core. Every tenth episode is written down, and a second call goes on from there.
+Takes about 20 minutes of one core. Every tenth episode is written down, and a second
+call goes on from there.
 """
 
 from __future__ import annotations
@@ -27,7 +30,9 @@ from fibopolicy.utils.system import environment
 
 
 def steps_to_success(env: envs.TaskEnv, noise: float, index: int) -> int | None:
-    """Control steps that the expert needs in layout `index` of evaluation's seed 0; `None` where it fails."""
+    """Control steps that the expert needs in layout `index` of evaluation's seed 0;
+    `None` where it fails.
+    """
     seed = episode_seed("evaluate", 0, index)
     env.reset(seed=seed)
     rng = np.random.default_rng(seed)
@@ -60,7 +65,11 @@ def main() -> None:
     parser.add_argument("--episodes", type=int, default=100)
     parser.add_argument("--noise", type=float, nargs="+", default=[0.0, RobosuiteEnv.expert_noise])
     arguments = parser.parse_args()
-    stored = json.loads(arguments.out.read_text(encoding="utf-8"))["rows"] if arguments.out.exists() else []
+    stored = (
+        json.loads(arguments.out.read_text(encoding="utf-8"))["rows"]
+        if arguments.out.exists()
+        else []
+    )
     rows = {(row["task"], row["noise"]): row for row in stored}
     for noise in arguments.noise:
         for task in arguments.tasks:
@@ -79,9 +88,16 @@ def main() -> None:
 
 def write(out: Path, horizon: int, rows: list[dict[str, Any]]) -> None:
     result = {
-        "what": "robosuite's scripted experts over the layouts of episode_seed('evaluate', 0, 0 ..), no rendering,"
-        f" {horizon} control steps at most; noise: standard deviation on executed arm actions, action units",
-        "environment": {**environment(), "mujoco": mujoco.__version__, "robosuite": import_robosuite().__version__},
+        "what": (
+            "robosuite's scripted experts over the layouts of episode_seed('evaluate', 0, 0 ..),"
+            f" no rendering, {horizon} control steps at most; noise: standard deviation on executed"
+            " arm actions, action units"
+        ),
+        "environment": {
+            **environment(),
+            "mujoco": mujoco.__version__,
+            "robosuite": import_robosuite().__version__,
+        },
         "rows": rows,
     }
     with atomic_write(out) as aside:

@@ -1,12 +1,17 @@
-"""How much faster is `fast` rendering than robosuite's own, per process and with two processes?
+"""How much faster is `fast` rendering than robosuite's own, per process and with two
+processes?
 
-    python scripts/benchmarks/robosuite_render.py --out docs/benchmarks/robosuite_render_<hardware>_<date>
+    python scripts/benchmarks/robosuite_render.py --out
+    docs/benchmarks/robosuite_render_<hardware>_<date>
 
-robosuite Lift, cameras agentview and robot0_eye_in_hand at 84 x 84. Contenders are processes of their own, pinned to one core
-each, and take turns: robosuite as `robosuite.make` gives it, with its own off-screen renderer and camera observations; ours in
-quality `fast` and `full`. In each turn they draw the same number of frames, then take control steps with both cameras seen
-at each. Ratios are medians over turns of theirs over ours, with quartiles, in wall time. Then one of ours alone against two
-at once, on two cores. Creation, resets, restored states and memory are ours, `fast`. Linux only.
+robosuite Lift, cameras agentview and robot0_eye_in_hand at 84 x 84. Contenders are
+processes of their own, pinned to one core each, and take turns: robosuite as
+`robosuite.make` gives it, with its own off-screen renderer and camera observations;
+ours in quality `fast` and `full`. In each turn they draw the same number of frames,
+then take control steps with both cameras seen at each. Ratios are medians over turns of
+theirs over ours, with quartiles, in wall time. Then one of ours alone against two at
+once, on two cores. Creation, resets, restored states and memory are ours, `fast`. Linux
+only.
 """
 
 from __future__ import annotations
@@ -108,7 +113,9 @@ def seconds(work: Callable[[], object]) -> float:
 
 
 def serve(connection: Connection, kind: str, core: int) -> None:
-    """A contender's process: makes it, then does what it is told and answers with `(seconds, result)`."""
+    """A contender's process: makes it, then does what it is told and answers with
+    `(seconds, result)`.
+    """
     os.sched_setaffinity(0, {core})
     began = time.perf_counter()
     contender: Any = Theirs() if kind == "robosuite" else Ours(kind)
@@ -116,7 +123,9 @@ def serve(connection: Connection, kind: str, core: int) -> None:
     while (order := connection.recv()) is not None:
         name, count = order
         began = time.perf_counter()
-        result = peak_memory_bytes() / 2**30 if name == "memory" else getattr(contender, name)(count)
+        result = (
+            peak_memory_bytes() / 2**30 if name == "memory" else getattr(contender, name)(count)
+        )
         connection.send((time.perf_counter() - began, result))
 
 
@@ -148,9 +157,13 @@ class Contender:
 
 
 def side_by_side(turns: int, frames: int, steps: int, core: int) -> dict[str, Any]:
-    """Contenders in turn on one core: rates of each, and the ratios of ours to robosuite's, turn by turn."""
+    """Contenders in turn on one core: rates of each, and the ratios of ours to
+    robosuite's, turn by turn.
+    """
     contenders = {kind: Contender(kind, core) for kind in ("robosuite", "full", "fast")}
-    rates: dict[str, dict[str, list[float]]] = {work: {kind: [] for kind in contenders} for work in ("frames", "steps")}
+    rates: dict[str, dict[str, list[float]]] = {
+        work: {kind: [] for kind in contenders} for work in ("frames", "steps")
+    }
     for contender in contenders.values():
         contender.do("frames", 2)
         contender.do("steps", 2)
@@ -163,19 +176,26 @@ def side_by_side(turns: int, frames: int, steps: int, core: int) -> dict[str, An
     for contender in contenders.values():
         contender.close()
     ratios = {
-        f"{work}, {kind} over robosuite": spread(np.divide(rates[work][kind], rates[work]["robosuite"]), 3)
+        f"{work}, {kind} over robosuite": spread(
+            np.divide(rates[work][kind], rates[work]["robosuite"]), 3
+        )
         for work in rates
         for kind in ("fast", "full")
     }
     return {
-        "per_second": {work: {kind: spread(values, 3) for kind, values in by.items()} for work, by in rates.items()},
+        "per_second": {
+            work: {kind: spread(values, 3) for kind, values in by.items()}
+            for work, by in rates.items()
+        },
         "ratios": ratios,
         "peak_memory_gb": memory,
     }
 
 
 def together(turns: int, steps: int, cores: tuple[int, int]) -> dict[str, Any]:
-    """One process alone, then two at once on two cores: the ratio of steps per second, turn by turn."""
+    """One process alone, then two at once on two cores: the ratio of steps per second,
+    turn by turn.
+    """
     pair = [Contender("fast", core) for core in cores]
     for contender in pair:
         contender.do("steps", 2)
@@ -194,7 +214,9 @@ def together(turns: int, steps: int, cores: tuple[int, int]) -> dict[str, Any]:
 
 
 def lifecycle(core: int, creations: int, count: int) -> dict[str, Any]:
-    """Creation with the first reset and frames, soft resets, restored start states, peak memory: ours, `fast`."""
+    """Creation with the first reset and frames, soft resets, restored start states,
+    peak memory: ours, `fast`.
+    """
     made = []
     for _ in range(creations):
         contender = Contender("fast", core)
@@ -216,26 +238,43 @@ def judged(result: dict[str, Any]) -> list[tuple[str, dict[str, float], str, boo
     memory = {"median": life["peak_memory_gb"]}
     rows = [
         ("rendering, fast over robosuite", one["frames, fast over robosuite"], ">=", FRAMES_RATIO),
-        ("control steps with two cameras, fast over robosuite", one["steps, fast over robosuite"], ">=", STEPS_RATIO),
+        (
+            "control steps with two cameras, fast over robosuite",
+            one["steps, fast over robosuite"],
+            ">=",
+            STEPS_RATIO,
+        ),
         ("control steps, two processes over one", result["two_processes"], ">=", TWO_PROCESSES),
-        ("creation with imports and first frames, s", life["creation_with_imports_s"], "<=", CREATION_S),
+        (
+            "creation with imports and first frames, s",
+            life["creation_with_imports_s"],
+            "<=",
+            CREATION_S,
+        ),
         ("soft reset, s", life["soft_reset_s"], "<=", RESET_S),
         ("restored start state, s", life["restored_start_s"], "<=", RESET_S),
         ("peak memory of a process, GB", memory, "<=", MEMORY_GB),
     ]
     met = {">=": lambda value, bound: value >= bound, "<=": lambda value, bound: value <= bound}
-    return [(name, figures, f"{sign} {bound}", met[sign](figures["median"], bound)) for name, figures, sign, bound in rows]
+    return [
+        (name, figures, f"{sign} {bound}", met[sign](figures["median"], bound))
+        for name, figures, sign, bound in rows
+    ]
 
 
 def table(result: dict[str, Any]) -> str:
     lines = ["| | median | quartiles | target | met |", "|---|---|---|---|---|"]
     for name, figures, target, met in judged(result):
         quartiles = f"{figures['q1']} .. {figures['q3']}" if "q1" in figures else ""
-        lines.append(f"| {name} | {figures['median']} | {quartiles} | {target} | {'yes' if met else 'no'} |")
+        lines.append(
+            f"| {name} | {figures['median']} | {quartiles} | {target} | {'yes' if met else 'no'} |"
+        )
     lines += ["", "| per second, one process | robosuite | full | fast |", "|---|---|---|---|"]
     for work, by in result["one_process"]["per_second"].items():
         cells = " | ".join(f"{by[kind]['median']:.1f}" for kind in ("robosuite", "full", "fast"))
-        lines.append(f"| {'frames' if work == 'frames' else 'control steps, two frames each'} | {cells} |")
+        lines.append(
+            f"| {'frames' if work == 'frames' else 'control steps, two frames each'} | {cells} |"
+        )
     return "\n".join(lines)
 
 
@@ -262,7 +301,9 @@ def main() -> None:
     print(table(result))
     if options.out:
         versions = ("robosuite", "mujoco")
-        page = results.page("Rendering robosuite Lift", result, "two cores", versions, table(result), load=False)
+        page = results.page(
+            "Rendering robosuite Lift", result, "two cores", versions, table(result), load=False
+        )
         results.write(options.out, result, page)
 
 

@@ -1,10 +1,12 @@
-"""What the runner of a study adds to the time of its runs: processes, checks, costs, calibration, files.
+"""What the runner of a study adds to the time of its runs: processes, checks, costs,
+calibration, files.
 
     python scripts/benchmarks/study_overhead.py --steps 400 --episodes 50
 
-Carries a study of two encoders and one seed out, one run at a time, then the same trainings and evaluations in this process, in a
-directory of their own. Demonstrations are collected before. Prints both, in seconds of the clock and of processors, the
-latter with those of all child processes, which other work on the machine disturbs less.
+Carries a study of two encoders and one seed out, one run at a time, then the same
+trainings and evaluations in this process, in a directory of their own. Demonstrations
+are collected before. Prints both, in seconds of the clock and of processors, the latter
+with those of all child processes, which other work on the machine disturbs less.
 """
 
 from __future__ import annotations
@@ -31,7 +33,9 @@ from fibopolicy.utils.system import environment
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--steps", type=int, default=400, help="gradient steps of each run")
     parser.add_argument("--episodes", type=int, default=50, help="episodes of each run")
     parser.add_argument("--demos", type=int, default=50, help="demonstrations")

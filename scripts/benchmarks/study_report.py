@@ -1,4 +1,5 @@
-"""Seconds from rows to the HTML report of simulated studies of 100 cells, 3 training seeds and 100 start states each.
+"""Seconds from rows to the HTML report of simulated studies of 100 cells, 3 training
+seeds and 100 start states each.
 
     python scripts/benchmarks/study_report.py --out result.json
 
@@ -23,7 +24,13 @@ from fibopolicy.utils.system import environment
 sys.path.insert(0, str(Path(__file__).parents[2] / "tests" / "study"))
 from made_study import simulate
 
-ENCODERS = {"vit_tiny": 0.0, "fibottention_vit_tiny": 0.05, "local_vit_tiny": -0.8, "random_vit_tiny": -0.3, "resnet18": 0.3}
+ENCODERS = {
+    "vit_tiny": 0.0,
+    "fibottention_vit_tiny": 0.05,
+    "local_vit_tiny": -0.8,
+    "random_vit_tiny": -0.3,
+    "resnet18": 0.3,
+}
 #: Tasks, heads and regimes of each study.
 GRIDS = {
     "20 tasks": (20, ("bc",), ("scratch",)),
@@ -54,7 +61,9 @@ def main(args: Args) -> None:
         for name, (tasks, heads, regimes) in GRIDS.items():
             study = Path(folder) / name.replace(",", "").replace(" ", "_")
             logits = {
-                f"fibopolicy/Task{i}-v0": {encoder: 1 + i % 4 + shift for encoder, shift in ENCODERS.items()}
+                f"fibopolicy/Task{i}-v0": {
+                    encoder: 1 + i % 4 + shift for encoder, shift in ENCODERS.items()
+                }
                 for i in range(tasks)
             }
             simulate(study, logits, rng=np.random.default_rng(0), heads=heads, regimes=regimes)
@@ -71,10 +80,21 @@ def main(args: Args) -> None:
                 wall.append(time.perf_counter() - began)
                 cpu.append(float(done.stdout))
             size = (study / "report" / "report.html").stat().st_size / 1e6
-            found[name] = {"wall_s": float(np.median(wall)), "cpu_s": float(np.median(cpu)), "page_mb": size}
-            print(f"{name}: {np.median(wall):.1f} s wall, {np.median(cpu):.1f} s CPU, page {size:.1f} MB", flush=True)
+            found[name] = {
+                "wall_s": float(np.median(wall)),
+                "cpu_s": float(np.median(cpu)),
+                "page_mb": size,
+            }
+            print(
+                f"{name}: {np.median(wall):.1f} s wall, {np.median(cpu):.1f} s CPU, page"
+                f" {size:.1f} MB",
+                flush=True,
+            )
     if args.out is not None:
-        args.out.write_text(json.dumps({"environment": environment(), "reports": found}, indent=1) + "\n", encoding="utf-8")
+        args.out.write_text(
+            json.dumps({"environment": environment(), "reports": found}, indent=1) + "\n",
+            encoding="utf-8",
+        )
 
 
 if __name__ == "__main__":

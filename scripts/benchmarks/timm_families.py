@@ -1,11 +1,14 @@
 """Which model families of timm work as encoders?
 
-    python scripts/benchmarks/timm_families.py --out docs/benchmarks/timm_families_<date>
+    python scripts/benchmarks/timm_families.py --out
+    docs/benchmarks/timm_families_<date>
 
-Of each module of `timm.list_modules()` the model that its name says is smallest, with random weights, as an encoder for images
-of 84 x 84 pixels and, where it refuses those, of its own size: construction, the shapes of a forward pass, finite gradients of
-a backward pass, and the same result after the weights were saved and loaded. A refusal is one line, a `UserError`; anything else
-that is raised is a fault. Each model runs in a process of its own with a time limit. What NAME.json already holds is kept.
+Of each module of `timm.list_modules()` the model that its name says is smallest, with
+random weights, as an encoder for images of 84 x 84 pixels and, where it refuses those,
+of its own size: construction, the shapes of a forward pass, finite gradients of a
+backward pass, and the same result after the weights were saved and loaded. A refusal is
+one line, a `UserError`; anything else that is raised is a fault. Each model runs in a
+process of its own with a time limit. What NAME.json already holds is kept.
 """
 
 from __future__ import annotations
@@ -28,9 +31,36 @@ LIMIT_S = 120.0
 FORK = multiprocessing.get_context("fork")
 BATCH = 2
 #: Parts of names, the smallest models first; then parts of the names of large ones.
-SMALL = ("zepto", "atto", "femto", "pico", "nano", "xxtiny", "xx_small", "xxs", "xtiny", "xs", "x_small", "mini", "tiny", "_ti")
+SMALL = (
+    "zepto",
+    "atto",
+    "femto",
+    "pico",
+    "nano",
+    "xxtiny",
+    "xx_small",
+    "xxs",
+    "xtiny",
+    "xs",
+    "x_small",
+    "mini",
+    "tiny",
+    "_ti",
+)
 MEDIUM = ("slim", "small", "_s", "b0", "m0", "t0")
-LARGE = ("medium", "base", "large", "huge", "giant", "gigantic", "xl", "_l", "_m", "_b1", "enormous")
+LARGE = (
+    "medium",
+    "base",
+    "large",
+    "huge",
+    "giant",
+    "gigantic",
+    "xl",
+    "_l",
+    "_m",
+    "_b1",
+    "enormous",
+)
 
 
 def smallest(names: list[str]) -> str:
@@ -38,7 +68,12 @@ def smallest(names: list[str]) -> str:
 
     def rank(name: str) -> tuple[bool, int, list[int], int]:
         sizes = [i for i, part in enumerate((*SMALL, *MEDIUM)) if part in name]
-        return any(part in name for part in LARGE), min(sizes, default=99), [int(x) for x in re.findall(r"\d+", name)], len(name)
+        return (
+            any(part in name for part in LARGE),
+            min(sizes, default=99),
+            [int(x) for x in re.findall(r"\d+", name)],
+            len(name),
+        )
 
     return min([n for n in names if not n.startswith("test_")] or names, key=rank)
 
@@ -73,7 +108,12 @@ def tried(name: str, size: int) -> dict[str, Any]:
         if not torch.equal(encoder(images)[0], other(images)[0]):
             raise ValueError("loaded weights give another result")
     shapes = {"tokens": list(tokens.shape[1:]), "feature": feature.shape[1]}
-    return {"size": size, "verdict": "works", **shapes, "parameters": sum(p.numel() for p in encoder.parameters())}
+    return {
+        "size": size,
+        "verdict": "works",
+        **shapes,
+        "parameters": sum(p.numel() for p in encoder.parameters()),
+    }
 
 
 def in_a_process(name: str, size: int) -> dict[str, Any]:
@@ -88,7 +128,11 @@ def in_a_process(name: str, size: int) -> dict[str, Any]:
         return {"size": size, "verdict": "not tried", "line": f"took more than {LIMIT_S:.0f} s"}
     except EOFError:
         process.join()
-        return {"size": size, "verdict": "not tried", "line": f"ended with code {process.exitcode}, as for want of memory"}
+        return {
+            "size": size,
+            "verdict": "not tried",
+            "line": f"ended with code {process.exitcode}, as for want of memory",
+        }
     finally:
         process.kill()
         process.join()
@@ -98,7 +142,13 @@ def _answer(pipe: Connection, name: str, size: int) -> None:
     try:
         pipe.send(tried(name, size))
     except Exception as error:
-        pipe.send({"size": size, "verdict": "fault", "line": " ".join(f"{type(error).__name__}: {error}".split())[:300]})
+        pipe.send(
+            {
+                "size": size,
+                "verdict": "fault",
+                "line": " ".join(f"{type(error).__name__}: {error}".split())[:300],
+            }
+        )
 
 
 def table(document: dict[str, Any]) -> str:
@@ -108,14 +158,19 @@ def table(document: dict[str, Any]) -> str:
         for trial in entry["trials"]:
             shape = " x ".join(map(str, trial["tokens"])) if "tokens" in trial else ""
             answer = trial.get("line", "works").replace("|", "\\|")
-            rows.append(f"| {family} | `{entry['model']}` | {trial['size']} | {shape} | {trial.get('feature', '')} | {answer} |")
+            rows.append(
+                f"| {family} | `{entry['model']}` | {trial['size']} | {shape} |"
+                f" {trial.get('feature', '')} | {answer} |"
+            )
     counts = Counter(entry["trials"][-1]["verdict"] for entry in document["families"].values())
     first = Counter(entry["trials"][0]["verdict"] for entry in document["families"].values())
-    versions = f"timm {document['environment'].get('timm')}, torch {document['environment'].get('torch')}"
+    versions = (
+        f"timm {document['environment'].get('timm')}, torch {document['environment'].get('torch')}"
+    )
     said = ", ".join(f"{count} {verdict}" for verdict, count in counts.most_common())
     head = (
-        f"{versions}. Of {len(document['families'])} families {first['works']} work at {SIZE} x {SIZE};"
-        f" at that or their own size: {said}."
+        f"{versions}. Of {len(document['families'])} families {first['works']} work at {SIZE} x"
+        f" {SIZE}; at that or their own size: {said}."
     )
     return f"# timm's model families as encoders\n\n{__doc__}\n{head}\n\n" + "\n".join(rows) + "\n"
 
@@ -128,7 +183,7 @@ def main() -> None:
     make_torchvision_importable()
     import timm
 
-    import fibopolicy.encoders  # noqa: F401  (once, before the children)
+    import fibopolicy.encoders  # noqa: F401
 
     began = time.perf_counter()
     path = options.out.with_name(options.out.name + ".json")
@@ -144,7 +199,9 @@ def main() -> None:
             trials.append(in_a_process(model, own))
         families[family] = {"model": model, "trials": trials}
         print(family, model, *(trial["verdict"] for trial in trials), flush=True)
-        document = results.described(__doc__, "timm_families.py", {"size": SIZE, "batch": BATCH}, began, "timm")
+        document = results.described(
+            __doc__, "timm_families.py", {"size": SIZE, "batch": BATCH}, began, "timm"
+        )
         document["families"] = dict(sorted(families.items()))
         path.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
         path.with_suffix(".md").write_text(table(document), encoding="utf-8")

@@ -1,14 +1,18 @@
 """One training step of the same network: our loop beside robomimic's own.
 
-    python scripts/benchmarks/train_step.py --dataset lift_human.hdf5 --out docs/benchmarks/train_step_<hardware>_<date>
+    python scripts/benchmarks/train_step.py --dataset lift_human.hdf5 --out
+    docs/benchmarks/train_step_<hardware>_<date>
 
-BC-RNN-GMM as robomimic 0.3 builds it by default (LSTM 2 x 400, MLP 1024-1024, 5 modes), its ResNet-18 with 32 keypoints and 64
-features per camera, two cameras of 84 x 84, proprioception, sequences of 10, batch 16, no cropping. robomimic: `run_epoch`, its
-Adam, on its DataLoader with the file in memory ("all"). Ours: `fibopolicy.training.loop.train`, with AdamW, gradient clipping and
-the average of the weights, which robomimic has not. Each in a process of its own, in turns.
+BC-RNN-GMM as robomimic 0.3 builds it by default (LSTM 2 x 400, MLP 1024-1024, 5 modes),
+its ResNet-18 with 32 keypoints and 64 features per camera, two cameras of 84 x 84,
+proprioception, sequences of 10, batch 16, no cropping. robomimic: `run_epoch`, its
+Adam, on its DataLoader with the file in memory ("all"). Ours:
+`fibopolicy.training.loop.train`, with AdamW, gradient clipping and the average of the
+weights, which robomimic has not. Each in a process of its own, in turns.
 
-`fibopolicy`'s command sets two things in its process before torch is loaded: threads that wait sleep, and freed memory is kept.
-"robomimic, same process settings" has them too, so that this contender and ours differ in the loop alone.
+`fibopolicy`'s command sets two things in its process before torch is loaded: threads
+that wait sleep, and freed memory is kept. "robomimic, same process settings" has them
+too, so that this contender and ours differ in the loop alone.
 """
 
 from __future__ import annotations
@@ -49,12 +53,17 @@ def theirs(path: Path, connection: Connection) -> None:
     config.train.hdf5_cache_mode = "all"
     config.algo.gmm.enabled = config.algo.rnn.enabled = True
     config.algo.rnn.horizon = WINDOW
-    config.observation.modalities.obs.rgb, config.observation.modalities.obs.low_dim = CAMERAS, VECTORS
+    config.observation.modalities.obs.rgb, config.observation.modalities.obs.low_dim = (
+        CAMERAS,
+        VECTORS,
+    )
     rgb = config.observation.encoder.rgb
     rgb.core_class, rgb.obs_randomizer_class = "VisualCore", None
     rgb.core_kwargs.backbone_class, rgb.core_kwargs.pool_class = "ResNet18Conv", "SpatialSoftmax"
     rgb.core_kwargs.feature_dimension = 64
-    rgb.core_kwargs.backbone_kwargs.pretrained = rgb.core_kwargs.backbone_kwargs.input_coord_conv = False
+    rgb.core_kwargs.backbone_kwargs.pretrained = (
+        rgb.core_kwargs.backbone_kwargs.input_coord_conv
+    ) = False
     rgb.core_kwargs.pool_kwargs.num_kp = 32
     rgb.core_kwargs.pool_kwargs.learnable_temperature = False
     rgb.core_kwargs.pool_kwargs.temperature, rgb.core_kwargs.pool_kwargs.noise_std = 1.0, 0.0
@@ -84,12 +93,23 @@ def ours(path: Path, connection: Connection) -> None:
     def gate(self: WindowDataset, batch_size: int, seed: int, step: int) -> Any:
         if held["left"] == 0:
             if held["asked"]:
-                seconds, busy = time.perf_counter() - held["began"], time.process_time() - held["busy"]
-                connection.send((seconds / held["asked"], busy / held["asked"], held["data"] / seconds))
+                seconds, busy = (
+                    time.perf_counter() - held["began"],
+                    time.process_time() - held["busy"],
+                )
+                connection.send(
+                    (seconds / held["asked"], busy / held["asked"], held["data"] / seconds)
+                )
             steps = connection.recv()
             if steps is None:
                 raise SystemExit
-            held.update(left=steps, asked=steps, began=time.perf_counter(), busy=time.process_time(), data=0.0)
+            held.update(
+                left=steps,
+                asked=steps,
+                began=time.perf_counter(),
+                busy=time.process_time(),
+                data=0.0,
+            )
         held["left"] -= 1
         return timed(indices, self, batch_size, seed, step)
 
@@ -148,7 +168,9 @@ def measure(path: Path, turns: int, steps: int, threads: int) -> dict[str, Any]:
     pipes, processes, parameters = {}, [], {}
     for name in names:
         pipes[name], end = multiprocessing.Pipe()
-        processes.append(multiprocessing.Process(target=serve, args=(end, name, path, threads), daemon=True))
+        processes.append(
+            multiprocessing.Process(target=serve, args=(end, name, path, threads), daemon=True)
+        )
         processes[-1].start()
     for name in names:
         parameters[name] = pipes[name].recv()
@@ -171,7 +193,10 @@ def measure(path: Path, turns: int, steps: int, threads: int) -> dict[str, Any]:
     } | {
         clock: {
             "seconds_per_step": {name: spread(rows[:, column], 4) for name, rows in every.items()},
-            "ratios": {name: spread(every[name][:, column] / every[OURS][:, column], 4) for name in (PLAIN, SAME)},
+            "ratios": {
+                name: spread(every[name][:, column] / every[OURS][:, column], 4)
+                for name in (PLAIN, SAME)
+            },
         }
         for column, clock in enumerate(("wall_time", "processor_time"))
     }
@@ -179,35 +204,61 @@ def measure(path: Path, turns: int, steps: int, threads: int) -> dict[str, Any]:
 
 def table(result: dict[str, Any]) -> str:
     lines = [
-        "| | s/step | its time over fibopolicy's (quartiles) | in processor time | waiting for data |",
+        (
+            "| | s/step | its time over fibopolicy's (quartiles) | in processor time | waiting for"
+            " data |"
+        ),
         "|---|---|---|---|---|",
     ]
     wall, busy = result["wall_time"], result["processor_time"]
     for name, took in wall["seconds_per_step"].items():
         told, among = (ratio_text(clock["ratios"].get(name)) for clock in (wall, busy))
-        lines.append(f"| {name} | {took['median']:.2f} | {told} | {among} | {100 * result['data_share'][name]['median']:.2f} % |")
+        lines.append(
+            f"| {name} | {took['median']:.2f} | {told} | {among} |"
+            f" {100 * result['data_share'][name]['median']:.2f} % |"
+        )
     slower, share = wall["ratios"][PLAIN]["median"] < 1, result["data_share"][OURS]["median"]
     lines += ["", f"Not slower than robomimic's loop: {'missed' if slower else 'met'}."]
-    lines += [f"Waiting for data under {100 * DATA_SHARE:.0f} %: {'met' if share < DATA_SHARE else 'missed'}."]
+    lines += [
+        f"Waiting for data under {100 * DATA_SHARE:.0f} %:"
+        f" {'met' if share < DATA_SHARE else 'missed'}."
+    ]
     return "\n".join(lines)
 
 
 def main() -> None:
     parser = results.parser(__doc__)
-    parser.add_argument("--dataset", type=Path, required=True, help="robomimic file with agentview and robot0_eye_in_hand")
+    parser.add_argument(
+        "--dataset",
+        type=Path,
+        required=True,
+        help="robomimic file with agentview and robot0_eye_in_hand",
+    )
     parser.add_argument("--turns", type=int, default=9)
     parser.add_argument("--steps", type=int, default=1, help="of each contender per turn")
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
     multiprocessing.set_start_method("spawn")
     began = time.perf_counter()
-    result = measure(options.dataset.expanduser().resolve(), options.turns, options.steps, options.threads)
+    result = measure(
+        options.dataset.expanduser().resolve(), options.turns, options.steps, options.threads
+    )
     command = "python scripts/benchmarks/train_step.py --dataset lift_human.hdf5"
-    settings = {**{name: getattr(options, name) for name in ("turns", "steps", "threads")}, "window": WINDOW, "batch": BATCH}
+    settings = {
+        **{name: getattr(options, name) for name in ("turns", "steps", "threads")},
+        "window": WINDOW,
+        "batch": BATCH,
+    }
     result |= results.described(__doc__, command, settings, began, "robomimic", "numpy")
     print(table(result))
     if options.out:
-        page = results.page("One training step", result, f"{options.threads} threads", ("robomimic", "torch"), table(result))
+        page = results.page(
+            "One training step",
+            result,
+            f"{options.threads} threads",
+            ("robomimic", "torch"),
+            table(result),
+        )
         results.write(options.out, result, page)
 
 

@@ -8,8 +8,14 @@ from pathlib import Path
 
 def resident_mb(process: int | str = "self") -> dict[str, float]:
     """Resident memory in MB: all of it, and of that what no file backs. Linux only."""
-    status = dict(line.split(":", 1) for line in Path(f"/proc/{process}/status").read_text(encoding="utf-8").splitlines())
-    return {name: float(status[key].split()[0]) / 1024 for name, key in (("resident", "VmRSS"), ("anonymous", "RssAnon"))}
+    status = dict(
+        line.split(":", 1)
+        for line in Path(f"/proc/{process}/status").read_text(encoding="utf-8").splitlines()
+    )
+    return {
+        name: float(status[key].split()[0]) / 1024
+        for name, key in (("resident", "VmRSS"), ("anonymous", "RssAnon"))
+    }
 
 
 def processor_seconds() -> float:

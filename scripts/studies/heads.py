@@ -1,24 +1,30 @@
-"""Every policy head with Fibottention, with dense attention and with ResNet-18, on the built-in Lift.
+"""Every policy head with Fibottention, with dense attention and with ResNet-18, on the
+built-in Lift.
 
 fibopolicy study run scripts/studies/heads.py --out runs/studies/heads
 
-One training seed: it shows which heads learn the task with which encoder, and settles no small difference. Prints how long it
-will take before it starts; the same command goes on where it was stopped.
+One training seed: it shows which heads learn the task with which encoder, and settles
+no small difference. Prints how long it will take before it starts; the same command
+goes on where it was stopped.
 """
 
 from __future__ import annotations
 
 from fibopolicy.study import StudyConfig, StudyEncoder, StudyHead, StudyTask
 
-#: Patches of 6 pixels on 48 x 48: 64 per camera, and a ResNet that costs less than half of what it does at the usual 84 x 84.
+#: Patches of 6 pixels on 48 x 48: 64 per camera, and a ResNet that costs less than half
+#: of what it does at the usual 84 x 84.
 PATCHES = {"patch_size": 6}
-#: How narrow a predicted distribution may become, in units of actions; by default 0.01 for the Gaussian, 0.0001 for mixtures.
+#: How narrow a predicted distribution may become, in units of actions; by default 0.01
+#: for the Gaussian, 0.0001 for mixtures.
 MIN_STD = {"head_options": {"min_std": 0.05}}
 #: As much as `bc` predicts and executes at once.
 CHUNKED = {**MIN_STD, "chunk": 8, "execute": 4}
-#: A recurrent network's outputs are small at first, so that it begins late: it takes many steps, and short windows.
+#: A recurrent network's outputs are small at first, so that it begins late: it takes
+#: many steps, and short windows.
 RECURRENT = {"head_options": {**MIN_STD["head_options"], "num_layers": 1}, "chunk": 3}
-#: Twice the usual rate: at 1e-3 `bc` with ResNet-18 was still on its way after 1200 steps.
+#: Twice the usual rate: at 1e-3 `bc` with ResNet-18 was still on its way after 1200
+#: steps.
 FASTER = {"learning_rate": 2e-3}
 
 
@@ -26,7 +32,11 @@ def study() -> StudyConfig:
     return StudyConfig(
         "heads",
         tasks=[StudyTask("Lift-v0", demos=400, cameras=("wrist",), image_size=48)],
-        encoders=[StudyEncoder("fibottention_vit_tiny", PATCHES), StudyEncoder("vit_tiny", PATCHES), "resnet18"],
+        encoders=[
+            StudyEncoder("fibottention_vit_tiny", PATCHES),
+            StudyEncoder("vit_tiny", PATCHES),
+            "resnet18",
+        ],
         heads=[
             StudyHead("bc", optimizer=FASTER, steps=1200),
             StudyHead("bc_gaussian", CHUNKED, steps=1200),

@@ -2,8 +2,9 @@
 
 fibopolicy study run scripts/studies/long_sequences.py --out runs/studies/long_sequences
 
-Success and training throughput with Fibottention and with dense attention. Prints how long it will take before it starts; the
-same command goes on where it was stopped, and with an encoder more, say "local_vit_tiny", after it was added here.
+Success and training throughput with Fibottention and with dense attention. Prints how
+long it will take before it starts; the same command goes on where it was stopped, and
+with an encoder more, say "local_vit_tiny", after it was added here.
 """
 
 from __future__ import annotations
@@ -18,7 +19,9 @@ def study() -> StudyConfig:
     return StudyConfig(
         "long_sequences",
         tasks=[StudyTask("Lift-v0", demos=400, image_size=72)],
-        encoders=[StudyEncoder(f"{attention}vit_tiny", FINE) for attention in ("fibottention_", "")],
+        encoders=[
+            StudyEncoder(f"{attention}vit_tiny", FINE) for attention in ("fibottention_", "")
+        ],
         control="vit_tiny",
         seeds=(0, 1, 2),
         steps=1000,

@@ -1,4 +1,6 @@
-"""Masked dense attention written from the definition alone, in float64, sharing no code with the package."""
+"""Masked dense attention written from the definition alone, in float64, sharing no code
+with the package.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,12 @@ PHI = (1 + math.sqrt(5)) / 2
 
 
 def offset_sets(
-    num_tokens: int, heads: int, w_min: int = 5, w_max: int | None = None, modified: bool = False, layer: int = 0
+    num_tokens: int,
+    heads: int,
+    w_min: int = 5,
+    w_max: int | None = None,
+    modified: bool = False,
+    layer: int = 0,
 ) -> list[set[int]]:
     """The offsets of each head slot; heads few enough for float arithmetic."""
     w_max = max(num_tokens // 3, w_min) if w_max is None else w_max
@@ -43,13 +50,19 @@ def dense_mask(sets: list[set[int]], num_tokens: int, prefix: int) -> Tensor:
     return mask
 
 
-def dense_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, masking: str, scale: float | None = None) -> Tensor:
+def dense_attention(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor, masking: str, scale: float | None = None
+) -> Tensor:
     """(B, h, T, d) in float64, differentiable; an all-dropped row is 0 under neg_inf."""
     q, k, v = q.double(), k.double(), v.double()
-    logits = torch.einsum("bhjd,bhkd->bhjk", q, k) * (q.shape[-1] ** -0.5 if scale is None else scale)
+    logits = torch.einsum("bhjd,bhkd->bhjk", q, k) * (
+        q.shape[-1] ** -0.5 if scale is None else scale
+    )
     if masking == "zero_logit":
         weights = torch.exp(torch.where(mask, logits, torch.zeros_like(logits)))
     else:
         weights = torch.exp(logits) * mask
     total = weights.sum(-1, keepdim=True)
-    return torch.einsum("bhjk,bhkd->bhjd", weights / torch.where(total == 0, torch.ones_like(total), total), v)
+    return torch.einsum(
+        "bhjk,bhkd->bhjd", weights / torch.where(total == 0, torch.ones_like(total), total), v
+    )

@@ -4,7 +4,13 @@ import numpy as np
 import pytest
 import torch
 
-from fibopolicy.attention import FibottentionPattern, cpu, cuda, fibottention, fibottention_qkvpacked
+from fibopolicy.attention import (
+    FibottentionPattern,
+    cpu,
+    cuda,
+    fibottention,
+    fibottention_qkvpacked,
+)
 from fibopolicy.errors import UserError
 
 PATTERN = FibottentionPattern(10, 2)
@@ -70,9 +76,13 @@ def test_triton_is_refused_off_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
         fibottention(*tensors(1, 2, 11, 4), PATTERN, backend="triton")
 
 
-def test_without_numba_auto_falls_back_and_a_forced_numba_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_numba_auto_falls_back_and_a_forced_numba_says_so(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(cpu, "available", lambda: False)
     inputs = tensors(1, 2, 11, 4)
-    torch.testing.assert_close(fibottention(*inputs, PATTERN), fibottention(*inputs, PATTERN, backend="reference"))
+    torch.testing.assert_close(
+        fibottention(*inputs, PATTERN), fibottention(*inputs, PATTERN, backend="reference")
+    )
     with pytest.raises(UserError, match="needs numba"):
         fibottention(*inputs, PATTERN, backend="numba")

@@ -13,14 +13,18 @@ SPARSE = [name for name in CONTROLS if name != "dense"]
 @pytest.mark.parametrize("control", SPARSE)
 @pytest.mark.parametrize(("heads", "num_tokens"), [(6, 196), (12, 196), (12, 784)])
 @pytest.mark.parametrize("cls_token", [True, False])
-def test_a_control_is_as_dense_as_its_pattern(control: str, heads: int, num_tokens: int, cls_token: bool) -> None:
+def test_a_control_is_as_dense_as_its_pattern(
+    control: str, heads: int, num_tokens: int, cls_token: bool
+) -> None:
     pattern = FibottentionPattern(num_tokens, heads, cls_token=cls_token)
     assert like(pattern, control).density == pytest.approx(pattern.density, rel=0.025)
 
 
 @pytest.mark.parametrize("control", CONTROLS)
 @pytest.mark.parametrize("cls_token", [True, False])
-def test_a_control_is_symmetric_says_its_true_density_and_is_a_value(control: str, cls_token: bool) -> None:
+def test_a_control_is_symmetric_says_its_true_density_and_is_a_value(
+    control: str, cls_token: bool
+) -> None:
     pattern = like(FibottentionPattern(40, 3, layer=2, cls_token=cls_token), control)
     patches = pattern.mask()[:, int(cls_token) :, int(cls_token) :]
     assert torch.equal(patches, patches.mT)

@@ -37,12 +37,20 @@ class Layer(nn.Module):
 @pytest.mark.parametrize("zero_logit", [False, True])
 @pytest.mark.parametrize("packed", [False, True])
 def test_opcheck(zero_logit: bool, packed: bool) -> None:
-    qkv = torch.randn(2, 61, 3, 2, 16).permute(2, 0, 3, 1, 4) if packed else torch.randn(3, 2, 2, 61, 16)
+    qkv = (
+        torch.randn(2, 61, 3, 2, 16).permute(2, 0, 3, 1, 4)
+        if packed
+        else torch.randn(3, 2, 2, 61, 16)
+    )
     q, k, v = (x.detach().requires_grad_() for x in qkv)
     torch.library.opcheck(sparse_attention, (q, k, v, PATTERN.spec, zero_logit, 0.25, "numba"))
-    out, lse = sparse_attention(q.detach(), k.detach(), v.detach(), PATTERN.spec, zero_logit, 0.25, "numba")
+    out, lse = sparse_attention(
+        q.detach(), k.detach(), v.detach(), PATTERN.spec, zero_logit, 0.25, "numba"
+    )
     plain = [x.detach() for x in (q, k, v)]
-    torch.library.opcheck(sparse_attention_backward, (out, *plain, out, lse, PATTERN.spec, zero_logit, 0.25, "numba"))
+    torch.library.opcheck(
+        sparse_attention_backward, (out, *plain, out, lse, PATTERN.spec, zero_logit, 0.25, "numba")
+    )
 
 
 @pytest.mark.parametrize("backend", ["numba", "csr"])
@@ -108,14 +116,19 @@ def test_auto_says_what_it_chose_and_obeys_the_environment(
 
 def test_auto_on_a_gpu_takes_the_kernels_where_they_pay(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cuda, "available", lambda: True)
-    chosen = [selection._fastest("cuda", torch.float32, FibottentionPattern(tokens, 6)) for tokens in (64, 196, 588)]
+    chosen = [
+        selection._fastest("cuda", torch.float32, FibottentionPattern(tokens, 6))
+        for tokens in (64, 196, 588)
+    ]
     assert chosen == ["sdpa", "sdpa", "triton"]
 
 
 @pytest.mark.parametrize("backend", ["numba", "csr", "sdpa"])
 @pytest.mark.parametrize("masking", ["neg_inf", "zero_logit"])
 @pytest.mark.parametrize("dim", [16, 20])
-def test_a_packed_projection_gives_the_same_and_gets_its_gradient_packed(backend: str, masking: str, dim: int) -> None:
+def test_a_packed_projection_gives_the_same_and_gets_its_gradient_packed(
+    backend: str, masking: str, dim: int
+) -> None:
     qkv = torch.randn(2, 61, 3, 2, dim, requires_grad=True)
     grad = torch.randn(2, 61, 2, dim)
     q, k, v = qkv.permute(2, 0, 3, 1, 4)
@@ -131,9 +144,15 @@ def test_a_packed_projection_gives_the_same_and_gets_its_gradient_packed(backend
 
 def test_packed_from_a_slice_of_something_larger() -> None:
     wide = torch.randn(2, 61, 4, 2, 16, requires_grad=True)
-    expected = fibottention(*wide[:, :, 1:].permute(2, 0, 3, 1, 4), PATTERN, backend="numba").square().sum()
+    expected = (
+        fibottention(*wide[:, :, 1:].permute(2, 0, 3, 1, 4), PATTERN, backend="numba")
+        .square()
+        .sum()
+    )
     out = fibottention_qkvpacked(wide[:, :, 1:], PATTERN, backend="numba").square().sum()
-    torch.testing.assert_close(torch.autograd.grad(out, wide)[0], torch.autograd.grad(expected, wide)[0])
+    torch.testing.assert_close(
+        torch.autograd.grad(out, wide)[0], torch.autograd.grad(expected, wide)[0]
+    )
 
 
 def test_packed_compiles_as_one_graph_and_exports() -> None:
@@ -142,7 +161,9 @@ def test_packed_compiles_as_one_graph_and_exports() -> None:
     grad = torch.randn(1, 61, 2, 16)
     compiled = torch.compile(run, fullgraph=True, backend="aot_eager")(qkv)
     torch.testing.assert_close(compiled, run(qkv))
-    torch.testing.assert_close(torch.autograd.grad(compiled, qkv, grad), torch.autograd.grad(run(qkv), qkv, grad))
+    torch.testing.assert_close(
+        torch.autograd.grad(compiled, qkv, grad), torch.autograd.grad(run(qkv), qkv, grad)
+    )
 
 
 def test_modes_that_watch_operators_see_one() -> None:
@@ -163,7 +184,8 @@ def second_derivative(backend: str, masking: str, needed: str, packed: bool) -> 
         out = fibottention_qkvpacked(qkv, pattern, masking=masking, backend=backend).transpose(1, 2)  # type: ignore[arg-type]
     else:
         tensors = {
-            name: x.clone().requires_grad_(name in needed) for name, x in zip("qkv", qkv.permute(2, 0, 3, 1, 4), strict=True)
+            name: x.clone().requires_grad_(name in needed)
+            for name, x in zip("qkv", qkv.permute(2, 0, 3, 1, 4), strict=True)
         }
         inputs = [x for x in tensors.values() if x.requires_grad]
         out = fibottention(*tensors.values(), pattern, masking=masking, backend=backend)  # type: ignore[arg-type]
@@ -187,10 +209,16 @@ def test_a_second_derivative_is_right_or_refused(backend: str, masking: str, nee
 
 
 @pytest.mark.parametrize("backend", ["csr", "numba"])
-def test_a_backward_pass_that_keeps_its_graph_gives_the_same_and_refuses_the_next(backend: str) -> None:
+def test_a_backward_pass_that_keeps_its_graph_gives_the_same_and_refuses_the_next(
+    backend: str,
+) -> None:
     q = torch.randn(1, 2, 61, 16, requires_grad=True)
-    (plain,) = torch.autograd.grad(fibottention(q, q, q, PATTERN, backend=backend).square().sum(), q)
-    (grad,) = torch.autograd.grad(fibottention(q, q, q, PATTERN, backend=backend).square().sum(), q, create_graph=True)
+    (plain,) = torch.autograd.grad(
+        fibottention(q, q, q, PATTERN, backend=backend).square().sum(), q
+    )
+    (grad,) = torch.autograd.grad(
+        fibottention(q, q, q, PATTERN, backend=backend).square().sum(), q, create_graph=True
+    )
     torch.testing.assert_close(grad, plain)
     with pytest.raises(UserError, match="no second derivatives"):
         grad.sum().backward()
@@ -215,7 +243,9 @@ def test_transforms_that_differentiate_are_refused(backend: str) -> None:
 def test_vmap_alone_gives_the_same() -> None:
     q = torch.randn(3, 1, 2, 61, 16)
     got = torch.vmap(lambda x: fibottention(x, x, x, PATTERN, backend="numba"))(q)
-    torch.testing.assert_close(got, torch.stack([fibottention(x, x, x, PATTERN, backend="numba") for x in q]))
+    torch.testing.assert_close(
+        got, torch.stack([fibottention(x, x, x, PATTERN, backend="numba") for x in q])
+    )
 
 
 @pytest.mark.parametrize("kind", [FibottentionPattern, LocalPattern, RandomPattern])
@@ -225,7 +255,9 @@ def test_a_pattern_never_used_before_compiles_as_one_graph(kind: type[AttentionP
     for layer, backend in enumerate(("auto", "sdpa")):
         pattern = kind(53, 2, layer=layer, **options)  # type: ignore[arg-type]
         run = torch.compile(
-            lambda x, p=pattern, b=backend: fibottention(x, x, x, p, backend=b), fullgraph=True, backend="aot_eager"
+            lambda x, p=pattern, b=backend: fibottention(x, x, x, p, backend=b),
+            fullgraph=True,
+            backend="aot_eager",
         )
         torch.testing.assert_close(run(q), fibottention(q, q, q, pattern))
 
@@ -239,7 +271,9 @@ def test_a_pattern_never_used_before_exports(strict: bool) -> None:
     pattern = FibottentionPattern(47, 2, layer=int(strict))
     q = torch.randn(1, 2, 48, 16)
     program = torch.export.export(Fresh(), (q,), strict=strict)
-    torch.testing.assert_close(program.module()(q), fibottention(q, q, q, pattern), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        program.module()(q), fibottention(q, q, q, pattern), atol=1e-5, rtol=1e-5
+    )
 
 
 def test_traced_programs_hold_the_operator() -> None:
@@ -256,7 +290,9 @@ def test_forward_derivatives_are_refused_rather_than_wrong() -> None:
         with pytest.raises(UserError, match="no forward-mode derivatives"):
             fibottention(dual, q, q, PATTERN, backend="numba")
         with pytest.raises(UserError, match="no forward-mode derivatives"):
-            fibottention_qkvpacked(torch.stack([dual] * 3, dim=2).transpose(1, 3), PATTERN, backend="numba")
+            fibottention_qkvpacked(
+                torch.stack([dual] * 3, dim=2).transpose(1, 3), PATTERN, backend="numba"
+            )
 
 
 def test_another_default_device_does_not_matter() -> None:
@@ -269,7 +305,9 @@ def test_another_default_device_does_not_matter() -> None:
 def test_the_result_of_a_packed_layout_can_be_changed_in_place_and_autograd_notices() -> None:
     qkv = torch.randn(1, 61, 3, 2, 16, requires_grad=True)
     changed = fibottention_qkvpacked(qkv, PATTERN, backend="numba").relu_()
-    torch.testing.assert_close(changed, fibottention_qkvpacked(qkv, PATTERN, backend="numba").relu())
+    torch.testing.assert_close(
+        changed, fibottention_qkvpacked(qkv, PATTERN, backend="numba").relu()
+    )
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         changed.sum().backward()
 

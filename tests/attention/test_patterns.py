@@ -8,11 +8,30 @@ from hypothesis import given
 from hypothesis import strategies as st
 from oracle import dense_mask, offset_sets
 
-from fibopolicy.attention import AttentionPattern, FibottentionPattern, generate_fibomask, get_fibonacci, wythoff
+from fibopolicy.attention import (
+    AttentionPattern,
+    FibottentionPattern,
+    generate_fibomask,
+    get_fibonacci,
+    wythoff,
+)
 from fibopolicy.attention.neighbours import neighbours
 from fibopolicy.errors import UserError
 
-WYTHOFF = [(1, 2), (4, 7), (6, 10), (9, 15), (12, 20), (14, 23), (17, 28), (19, 31), (22, 36), (25, 41), (27, 44), (30, 49)]
+WYTHOFF = [
+    (1, 2),
+    (4, 7),
+    (6, 10),
+    (9, 15),
+    (12, 20),
+    (14, 23),
+    (17, 28),
+    (19, 31),
+    (22, 36),
+    (25, 41),
+    (27, 44),
+    (30, 49),
+]
 H12_N196 = [{1, 2, 3, 5}, *({a, b} for a, b in WYTHOFF[1:])]
 H6_N196 = [
     {1, 2, 3, 5}, {4, 7, 11}, {6, 10, 16, 26}, {9, 15, 24, 39}, {12, 20, 32, 52}, {14, 23, 37, 60},
@@ -27,7 +46,8 @@ def test_wythoff_is_exact_for_integers_beyond_float_precision() -> None:
     i = 10**30
     a, b = wythoff(i)
     m = b - a
-    # m = floor(i phi) and a = floor(m phi), tested without roots: n = floor(x phi) iff n^2 - n x - x^2 < 0 <= that of n + 1.
+    # m = floor(i phi) and a = floor(m phi), tested without roots: n = floor(x phi) iff
+    # n^2 - n x - x^2 < 0 <= that of n + 1.
     for n, x in ((m, i), (a, m)):
         assert n * n - n * x - x * x < 0 < (n + 1) ** 2 - (n + 1) * x - x * x
 
@@ -58,44 +78,72 @@ def test_offsets_of_196_tokens_are_the_golden_ones(heads: int, sets: list[set[in
 )
 def test_layers_permute_the_sets_over_the_slots(heads: int, layer: int, slots: list[int]) -> None:
     sets = FibottentionPattern(196, heads, permuted=False).offsets
-    assert FibottentionPattern(196, heads, layer=layer).offsets == tuple(sets[slot - 1] for slot in slots)
+    assert FibottentionPattern(196, heads, layer=layer).offsets == tuple(
+        sets[slot - 1] for slot in slots
+    )
 
 
 @pytest.mark.parametrize(
     ("heads", "num_tokens", "percent"),
-    [(12, 196, 1.994), (6, 196, 3.540), (3, 196, 4.450), (6, 588, 1.753), (12, 784, 1.151), (12, 3136, 0.460)],
+    [
+        (12, 196, 1.994),
+        (6, 196, 3.540),
+        (3, 196, 4.450),
+        (6, 588, 1.753),
+        (12, 784, 1.151),
+        (12, 3136, 0.460),
+    ],
 )
 def test_density_is_the_published_one(heads: int, num_tokens: int, percent: float) -> None:
     assert FibottentionPattern(num_tokens, heads).density * 100 == pytest.approx(percent, abs=5e-4)
 
 
 def test_modified_density_is_the_golden_one() -> None:
-    assert FibottentionPattern(196, 6, modified=True).density * 100 == pytest.approx(5.202, abs=5e-4)
+    assert FibottentionPattern(196, 6, modified=True).density * 100 == pytest.approx(
+        5.202, abs=5e-4
+    )
 
 
 def test_released_robot_preset_has_the_authors_density() -> None:
-    assert FibottentionPattern(81, 12, w_min=81, w_max=81, modified=True).density * 100 == pytest.approx(10.8, abs=0.05)
+    assert FibottentionPattern(
+        81, 12, w_min=81, w_max=81, modified=True
+    ).density * 100 == pytest.approx(10.8, abs=0.05)
 
 
-@given(st.integers(1, 40), st.integers(1, 8), st.integers(1, 9), st.booleans(), st.integers(0, 5), st.integers(0, 3))
+@given(
+    st.integers(1, 40),
+    st.integers(1, 8),
+    st.integers(1, 9),
+    st.booleans(),
+    st.integers(0, 5),
+    st.integers(0, 3),
+)
 def test_mask_and_neighbours_equal_the_definition(
     num_tokens: int, heads: int, w_min: int, modified: bool, layer: int, prefix: int
 ) -> None:
-    pattern = FibottentionPattern(num_tokens, heads, w_min=w_min, modified=modified, layer=layer, cls_token=prefix)
+    pattern = FibottentionPattern(
+        num_tokens, heads, w_min=w_min, modified=modified, layer=layer, cls_token=prefix
+    )
     sets = offset_sets(num_tokens, heads, w_min, None, modified, layer)
     mask = dense_mask(sets, num_tokens, prefix)
     assert torch.equal(pattern.mask(), mask)
     near = neighbours(pattern)
     for head in range(heads):
         begin = near.start[head, 0]
-        rows = torch.repeat_interleave(torch.arange(num_tokens + prefix), torch.from_numpy(near.start[head]).diff())
-        keys, twins = (torch.from_numpy(x[begin : near.start[head, -1]]).long() for x in (near.key, near.twin))
+        rows = torch.repeat_interleave(
+            torch.arange(num_tokens + prefix), torch.from_numpy(near.start[head]).diff()
+        )
+        keys, twins = (
+            torch.from_numpy(x[begin : near.start[head, -1]]).long() for x in (near.key, near.twin)
+        )
         assert torch.equal(torch.stack([rows, keys]), mask[head].nonzero().T)
         assert torch.equal(rows[twins], keys)
         assert torch.equal(keys[twins], rows)
 
 
-def test_generate_fibomask_keeps_the_cls_row_and_column_and_leaves_the_global_generator_alone() -> None:
+def test_generate_fibomask_keeps_the_cls_row_and_column_and_leaves_the_global_generator_alone() -> (
+    None
+):
     random.seed(3)
     before = random.getstate()
     mask = generate_fibomask(2, 30, 4, is_modified=True)
@@ -120,14 +168,23 @@ def test_main_diagonal_joins_the_first_set_only() -> None:
 def test_patterns_are_values() -> None:
     pattern = FibottentionPattern(20, 3, w_min=4, layer=1)
     assert pattern == FibottentionPattern(20, 3, w_min=4, layer=1)
-    assert len({pattern, FibottentionPattern(20, 3, w_min=4, layer=1), FibottentionPattern(20, 3, layer=1)}) == 2
+    assert (
+        len(
+            {
+                pattern,
+                FibottentionPattern(20, 3, w_min=4, layer=1),
+                FibottentionPattern(20, 3, layer=1),
+            }
+        )
+        == 2
+    )
     assert AttentionPattern.from_spec(pattern.spec) == pattern
 
 
 @pytest.mark.parametrize(
     "options",
     [
-        {"num_tokens": 0}, {"num_heads": 0}, {"w_min": 0}, {"w_max": 2}, {"layer": -1}, {"cls_token": -1},
+        {"num_tokens": 0}, {"num_heads": 0}, {"w_min": 0}, {"w_max": 2}, {"layer": -1}, {"cls_token": -1},  # noqa: E501
         {"main_diagonal": True},
     ],
 )  # fmt: skip

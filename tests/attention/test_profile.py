@@ -51,6 +51,8 @@ step(100)  # compiles
 before = peak()
 tensors = step(12544)
 print(peak() - before - tensors)
-"""
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+"""  # noqa: E501
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
     assert float(done.stdout) < 1  # GiB beyond inputs, result and gradients

@@ -49,19 +49,24 @@ def test_spawned_processes_compute_the_same() -> None:
 
 @pytest.mark.slow
 def test_forked_processes_compute_the_same() -> None:
-    # In a fresh parent: where torch.compile ran before the first backward of a process, torch's CUDA build, with no GPU
-    # either, starts autograd's device threads, and from then on refuses autograd in any forked child.
+    # In a fresh parent: where torch.compile ran before the first backward of a process,
+    # torch's CUDA build, with no GPU either, starts autograd's device threads, and from
+    # then on refuses autograd in any forked child.
     program = (
         "import torch; torch.set_num_threads(2)\n"
         "from tests.attention.test_threads import _compare_children, _torchless_child\n"
         "_compare_children('fork', _torchless_child)"
     )
     root = Path(__file__).parents[2]
-    done = subprocess.run([sys.executable, "-c", program], cwd=root, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=root, capture_output=True, text=True, timeout=300
+    )
     assert done.returncode == 0, done.stderr
 
 
-def _compare_children(method: str, target: Callable[[int, multiprocessing.Queue[float]], None]) -> None:
+def _compare_children(
+    method: str, target: Callable[[int, multiprocessing.Queue[float]], None]
+) -> None:
     expected = work(1)  # the parent has used its threads already
     context = multiprocessing.get_context(method)
     results = context.Queue()
@@ -76,7 +81,9 @@ def _compare_children(method: str, target: Callable[[int, multiprocessing.Queue[
 
 
 def _torchless_child(seed: int, results: multiprocessing.Queue[float]) -> None:
-    """In a forked child torch's own parallel operators hang, ours must not; get_num_threads() still says 2 here."""
+    """In a forked child torch's own parallel operators hang, ours must not;
+    get_num_threads() still says 2 here.
+    """
     generator = torch.Generator().manual_seed(seed)
     torch.set_num_threads(1)
     q = torch.randn(2, 6, 197, 64, generator=generator)
@@ -112,7 +119,9 @@ def test_the_number_of_threads_changes_nothing(heads: int, masking: str) -> None
             torch.testing.assert_close(a, b, atol=2e-6, rtol=1e-5)
 
 
-def test_python_threads_stand_in_where_torch_has_no_gnu_openmp(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_python_threads_stand_in_where_torch_has_no_gnu_openmp(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     expected = work(2)
     monkeypatch.setattr(threads, "_openmp", lambda: None)
     assert work(2) == pytest.approx(expected)
@@ -128,7 +137,13 @@ def test_a_second_process_finds_the_compiled_code_on_disk(tmp_path: Path) -> Non
     seconds = []
     for _ in range(2):
         start = time.perf_counter()
-        done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
+        done = subprocess.run(
+            [sys.executable, "-c", program],
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
         seconds.append(float(done.stdout))
         assert time.perf_counter() - start < 120
     assert list(tmp_path.rglob("*.nbi"))

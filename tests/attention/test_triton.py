@@ -1,4 +1,6 @@
-"""The Triton kernels, on a GPU where there is one, else in Triton's interpreter: small shapes, the same answers."""
+"""The Triton kernels, on a GPU where there is one, else in Triton's interpreter: small
+shapes, the same answers.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,9 @@ from oracle import dense_attention
 from fibopolicy.attention import FibottentionPattern, fibottention, like
 from fibopolicy.errors import UserError
 
-pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
+pytestmark = pytest.mark.skipif(
+    importlib.util.find_spec("triton") is None, reason="triton is not installed"
+)
 
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -29,10 +33,14 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
         (5, 4, 8, 0, torch.float16),  # heads 3 and 4 keep nothing
     ],
 )
-def test_outputs_and_gradients(masking: str, num_tokens: int, heads: int, dim: int, prefix: int, dtype: torch.dtype) -> None:
+def test_outputs_and_gradients(
+    masking: str, num_tokens: int, heads: int, dim: int, prefix: int, dtype: torch.dtype
+) -> None:
     torch.manual_seed(0)
     pattern = FibottentionPattern(num_tokens, heads, cls_token=prefix, w_min=3, permuted=False)
-    qkv = torch.randn(2, num_tokens + prefix, 3, heads, dim).to(DEVICE, dtype).permute(2, 0, 3, 1, 4)
+    qkv = (
+        torch.randn(2, num_tokens + prefix, 3, heads, dim).to(DEVICE, dtype).permute(2, 0, 3, 1, 4)
+    )
     grad = torch.randn(qkv.shape[1:]).to(DEVICE, dtype)
     results = []
     for cast, run in (

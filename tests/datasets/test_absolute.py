@@ -17,7 +17,11 @@ NESTED = {"type": "BASIC", "body_parts": {"arms": COMPOSITE["body_parts"]}}
 
 
 def env_args(controller: Any, robots: Any = ("Panda",)) -> dict[str, Any]:
-    return {"env_name": "Lift", "type": 1, "env_kwargs": {"robots": robots, "controller_configs": controller}}
+    return {
+        "env_name": "Lift",
+        "type": 1,
+        "env_kwargs": {"robots": robots, "controller_configs": controller},
+    }
 
 
 @pytest.mark.parametrize("controller", [FLAT, COMPOSITE, NESTED, [COMPOSITE]])
@@ -48,8 +52,13 @@ def test_two_robots_have_two_rotations() -> None:
     assert rotation_columns(env_args([COMPOSITE, COMPOSITE], ["Panda", "Panda"]), 14) == (3, 10)
 
 
-@pytest.mark.parametrize(("controller", "dim"), [({"type": "OSC_POSITION", "control_delta": False}, 4), (FLAT, 8), (FLAT, 14)])
-def test_other_layouts_of_absolute_actions_have_no_known_rotations(controller: Any, dim: int) -> None:
+@pytest.mark.parametrize(
+    ("controller", "dim"),
+    [({"type": "OSC_POSITION", "control_delta": False}, 4), (FLAT, 8), (FLAT, 14)],
+)
+def test_other_layouts_of_absolute_actions_have_no_known_rotations(
+    controller: Any, dim: int
+) -> None:
     assert is_absolute(env_args(controller))
     assert rotation_columns(env_args(controller), dim) == ()
 
@@ -60,7 +69,11 @@ def test_absolute_actions_need_only_be_finite(tmp_path: Path) -> None:
         actions[2, 1] = np.nan if broken else 2.5
         with DemoWriter(tmp_path / name, env_args(controller)) as writer:
             writer.add(
-                {"eef_pos": np.zeros((4, 3), np.float32)}, actions=actions, states=np.zeros((4, 2)), rewards=None, dones=None
+                {"eef_pos": np.zeros((4, 3), np.float32)},
+                actions=actions,
+                states=np.zeros((4, 2)),
+                rewards=None,
+                dones=None,
             )
     with DemoFile(tmp_path / "absolute") as file:
         validate(file, (), ("eef_pos",))

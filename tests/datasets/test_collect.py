@@ -29,7 +29,11 @@ PLAN = Plan("fibopolicy/Reach-v0", cameras=("workspace",), image_size=16)
 def contents(path: Path) -> dict[str, object]:
     with h5py.File(path) as file:
         found: dict[str, object] = {}
-        file.visititems(lambda name, item: found.update({name: item[()].tobytes()}) if isinstance(item, h5py.Dataset) else None)
+        file.visititems(
+            lambda name, item: (
+                found.update({name: item[()].tobytes()}) if isinstance(item, h5py.Dataset) else None
+            )
+        )
         return found
 
 
@@ -53,7 +57,9 @@ def test_cameras_may_differ_in_size_and_rendering_keeps_their_sizes(tmp_path: Pa
     np.testing.assert_array_equal(*frames)
 
 
-def test_recorded_actions_are_the_experts_and_executed_ones_carry_the_noise(lift_file: Path) -> None:
+def test_recorded_actions_are_the_experts_and_executed_ones_carry_the_noise(
+    lift_file: Path,
+) -> None:
     with DemoFile(lift_file) as file:
         clean, executed = file.read("demo_0", "actions"), file.read("demo_0", "executed_actions")
         assert np.abs(executed).max() <= 1
@@ -89,7 +95,17 @@ def test_a_folder_in_the_way_is_left_alone(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_killed_collection_resumes_and_leaves_no_process(tmp_path: Path) -> None:
     out = tmp_path / "demos.hdf5"
-    command = [sys.executable, "-m", "fibopolicy", "collect", "Reach-v0", "--episodes", "3000", "--out", str(out)]
+    command = [
+        sys.executable,
+        "-m",
+        "fibopolicy",
+        "collect",
+        "Reach-v0",
+        "--episodes",
+        "3000",
+        "--out",
+        str(out),
+    ]
     command += ["--image-size", "16", "--workers", "1"]
     killed = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     while not list(tmp_path.glob("demos.hdf5.parts/shard_*.npz")):
@@ -119,7 +135,9 @@ def test_a_killed_collection_resumes_and_leaves_no_process(tmp_path: Path) -> No
         (Plan("Reach-v0", image_size=50000), {}, "image_size must be between"),
     ],
 )
-def test_impossible_collections_are_refused(plan: Plan, options: dict[str, object], message: str, tmp_path: Path) -> None:
+def test_impossible_collections_are_refused(
+    plan: Plan, options: dict[str, object], message: str, tmp_path: Path
+) -> None:
     with pytest.raises(UserError, match=message):
         collect(plan, 1, tmp_path / "x.hdf5", **options)
     assert not list(tmp_path.iterdir())
@@ -131,7 +149,10 @@ def test_each_demo_keeps_the_model_of_its_own_scene(tmp_path: Path) -> None:
     env = make("robosuite/Door", cameras=())
     plan = Plan("robosuite/Door", cameras=(), noise=0.0)
     with DemoWriter(tmp_path / "door.hdf5", env.env_args) as writer:
-        names = [add_episode(writer, run_expert(env, plan, index), {"generator": GENERATOR}) for index in range(2)]
+        names = [
+            add_episode(writer, run_expert(env, plan, index), {"generator": GENERATOR})
+            for index in range(2)
+        ]
     with h5py.File(tmp_path / "door.hdf5") as file:
         models = [file[f"data/{name}"].attrs["model_file"] for name in names]
         assert models[0] != models[1]
@@ -153,7 +174,9 @@ def test_the_noise_suits_the_simulator_unless_it_is_told() -> None:
     assert (many[:, 2] == 1).all()
 
 
-def test_a_task_without_an_expert_is_refused_and_nothing_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_task_without_an_expert_is_refused_and_nothing_is_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.delattr(Reach, "expert_action")
     with pytest.raises(UserError, match="fibopolicy/Reach-v0 has no scripted expert"):
         collect(PLAN, 2, tmp_path / "demos.hdf5", workers=1)

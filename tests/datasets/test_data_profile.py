@@ -9,11 +9,17 @@ from fibopolicy.datasets import FrameCache, Mixture, WindowDataset
 from fibopolicy.datasets.profile import profile_data, table
 
 
-def test_the_parts_of_a_batch_add_up_and_nothing_stays_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_parts_of_a_batch_add_up_and_nothing_stays_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
     gather = FrameCache.gather
     dataset = WindowDataset(
-        write(tmp_path / "demos.hdf5"), cameras=CAMERAS, vectors=VECTORS, chunk=2, cache_dir=tmp_path / "cache"
+        write(tmp_path / "demos.hdf5"),
+        cameras=CAMERAS,
+        vectors=VECTORS,
+        chunk=2,
+        cache_dir=tmp_path / "cache",
     )
     profile = profile_data(Mixture([dataset, dataset], (1, 1)), batch_size=4, turns=20)
     parts = {part.name: part.seconds for part in profile.parts}
@@ -24,7 +30,8 @@ def test_the_parts_of_a_batch_add_up_and_nothing_stays_behind(tmp_path: Path, mo
         "vectors and actions",
         "batch",
     ]
-    assert sum(parts.values()) - parts["batch"] == pytest.approx(parts["batch"], rel=0.5)  # medians do not add up exactly
+    # medians do not add up exactly
+    assert sum(parts.values()) - parts["batch"] == pytest.approx(parts["batch"], rel=0.5)
     assert profile.batch_bytes == 4 * (2 * 8 * 6 * 3 + 3 * 4 + 2 * 4 * 4 + 2)
     assert profile.cache_bytes == 2 * 15 * 2 * 8 * 6 * 3
     assert "samples/s" in table(profile)

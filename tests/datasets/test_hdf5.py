@@ -30,7 +30,10 @@ def test_a_sound_file_is_told_as_it_is_without_warnings(path: Path) -> None:
         assert [file.length(demo) for demo in file.demos] == [5, 3, 7]
         assert file.num_steps == 15
         assert file.filter_keys == {"train": ("demo_0", "demo_1"), "valid": ("demo_2",)}
-        assert (file.image_keys, file.vector_keys) == (("agentview_image", "wrist_image"), ("eef_pos",))
+        assert (file.image_keys, file.vector_keys) == (
+            ("agentview_image", "wrist_image"),
+            ("eef_pos",),
+        )
         assert file.image_shape("wrist_image") == (8, 6, 3)
         assert (file.vector_dim("eef_pos"), file.action_dim) == (3, 4)
         assert file.env_args["env_name"] == "Lift"
@@ -40,7 +43,10 @@ def test_a_sound_file_is_told_as_it_is_without_warnings(path: Path) -> None:
 
 def test_reads_a_range_of_steps(path: Path) -> None:
     with DemoFile(path) as file:
-        np.testing.assert_array_equal(file.read("demo_2", "obs/wrist_image", 2, 5), file.read("demo_2", "obs/wrist_image")[2:5])
+        np.testing.assert_array_equal(
+            file.read("demo_2", "obs/wrist_image", 2, 5),
+            file.read("demo_2", "obs/wrist_image")[2:5],
+        )
 
 
 def test_a_missing_file() -> None:
@@ -58,7 +64,9 @@ def test_a_truncated_file(path: Path) -> None:
     assert "truncated" in refusal(path)
 
 
-@pytest.mark.parametrize("content", [b"", b"episode,step\n0,1\n", b"\x00" * 5000], ids=["empty", "csv", "zeros"])
+@pytest.mark.parametrize(
+    "content", [b"", b"episode,step\n0,1\n", b"\x00" * 5000], ids=["empty", "csv", "zeros"]
+)
 def test_a_file_of_another_format(tmp_path: Path, content: bytes) -> None:
     other = tmp_path / "demos.csv"
     other.write_bytes(content)
@@ -145,7 +153,9 @@ def virtual_filter_key(file: h5py.File) -> None:
         (flat_actions, "demo_1: expected actions of shape (N, A), found shape (3,)"),
     ],
 )
-def test_a_broken_structure_is_refused(edited: Edited, edit: Callable[[h5py.File], None], told: str) -> None:
+def test_a_broken_structure_is_refused(
+    edited: Edited, edit: Callable[[h5py.File], None], told: str
+) -> None:
     assert told in refusal(edited(edit))
 
 
@@ -164,7 +174,9 @@ def test_unknown_names_get_the_nearest_one_suggested(path: Path) -> None:
             assert near in str(caught.value)
 
 
-def test_an_empty_filter_key_and_one_of_absent_demos_are_refused_when_asked_for(edited: Edited) -> None:
+def test_an_empty_filter_key_and_one_of_absent_demos_are_refused_when_asked_for(
+    edited: Edited,
+) -> None:
     def edit(file: h5py.File) -> None:
         file["mask/none"] = np.array([], dtype="S8")
         file["mask/absent"] = np.array([b"demo_0", b"demo_7"])
@@ -203,8 +215,13 @@ def test_observations_without_pixels_or_values_are_not_read(edited: Edited) -> N
         file["data/demo_0/obs/no_vector"] = np.zeros((5, 0))
 
     with DemoFile(edited(edit)) as file:
-        assert (file.image_keys, file.vector_keys) == (("agentview_image", "wrist_image"), ("eef_pos",))
-        assert [reason.partition(": ")[2] for reason in file.unreadable.values()] == ["holds no values"] * 2
+        assert (file.image_keys, file.vector_keys) == (
+            ("agentview_image", "wrist_image"),
+            ("eef_pos",),
+        )
+        assert [reason.partition(": ")[2] for reason in file.unreadable.values()] == [
+            "holds no values"
+        ] * 2
 
 
 def test_numbering_from_one_and_gaps_are_read_in_numeric_order(edited: Edited) -> None:
@@ -282,7 +299,10 @@ def key_that_the_first_lacks(file: h5py.File) -> None:
     [
         (other_total, "attribute total says 9666, the demos hold 15 steps"),
         (worded_total, "attribute total says many, the demos hold 15 steps"),
-        (key_that_the_first_lacks, "not read, since demo_0 lacks what demo_1 holds in obs: eef_pos"),
+        (
+            key_that_the_first_lacks,
+            "not read, since demo_0 lacks what demo_1 holds in obs: eef_pos",
+        ),
         (no_mask, "no filter keys"),
         (bool_dones, "dones are stored as bool"),
         (no_env_args, "no task is named (attribute env_args)"),
@@ -295,7 +315,9 @@ def key_that_the_first_lacks(file: h5py.File) -> None:
         (no_observations, "no observations are stored"),
     ],
 )
-def test_harmless_oddities_are_read_with_one_warning(edited: Edited, edit: Callable[[h5py.File], None], told: str) -> None:
+def test_harmless_oddities_are_read_with_one_warning(
+    edited: Edited, edit: Callable[[h5py.File], None], told: str
+) -> None:
     with DemoFile(edited(edit)) as file:
         assert [file.length(demo) for demo in file.demos] == [5, 3, 7]
         (warning,) = file.warnings
@@ -303,7 +325,10 @@ def test_harmless_oddities_are_read_with_one_warning(edited: Edited, edit: Calla
 
 
 def test_reading_observations_that_were_never_stored_says_so(edited: Edited) -> None:
-    with DemoFile(edited(no_observations)) as file, pytest.raises(UserError, match="render them before training"):
+    with (
+        DemoFile(edited(no_observations)) as file,
+        pytest.raises(UserError, match="render them before training"),
+    ):
         file.read("demo_0", "obs/agentview_image")
 
 
@@ -317,7 +342,9 @@ def test_the_human_file_is_read_with_its_false_total_told(human_file: Path) -> N
 
 
 def test_a_broken_group_is_one_line_wherever_it_is_read(path: Path) -> None:
-    """Breaks the name tables of the groups (HDF5's local heaps), one at a time; those of next_obs are never read."""
+    """Breaks the name tables of the groups (HDF5's local heaps), one at a time; those
+    of next_obs are never read.
+    """
     whole = path.read_bytes()
     told = []
     for table in re.finditer(b"HEAP", whole):
@@ -326,5 +353,6 @@ def test_a_broken_group_is_one_line_wherever_it_is_read(path: Path) -> None:
             inspect(path)
         except UserError as error:
             told.append(str(error))
-    assert len(told) >= 1 + 1 + 3  # the file, data, every demo; damage below that is told as a warning
+    # the file, data, every demo; damage below that is told as a warning
+    assert len(told) >= 1 + 1 + 3
     assert not any("\n" in message for message in told)

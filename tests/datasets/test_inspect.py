@@ -72,8 +72,9 @@ def test_rewards_that_are_no_numbers_count_no_successes(edited: Edited) -> None:
 def test_a_composite_controller_tells_its_parts(edited: Edited) -> None:
     def edit(file: h5py.File) -> None:
         file["data"].attrs["env_args"] = (
-            '{"env_name": "Lift", "env_version": "1.5.2", "type": 1, "env_kwargs": {"controller_configs":'
-            ' {"type": "BASIC", "body_parts": {"right": {"type": "OSC_POSE"}}}}}'
+            '{"env_name": "Lift", "env_version": "1.5.2", "type": 1, "env_kwargs":'
+            ' {"controller_configs": {"type": "BASIC", "body_parts": {"right": {"type":'
+            ' "OSC_POSE"}}}}}'
         )
 
     assert "BASIC (right: OSC_POSE)" in inspect(edited(edit))

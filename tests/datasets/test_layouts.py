@@ -1,4 +1,6 @@
-"""Files of other projects: real robots' recordings, robosuite's own, other names and nested observations."""
+"""Files of other projects: real robots' recordings, robosuite's own, other names and
+nested observations.
+"""
 
 from __future__ import annotations
 
@@ -46,7 +48,9 @@ def test_a_file_without_a_task_is_cut_into_windows_and_only_simulating_it_is_ref
         lambda: render(path, tmp_path / "new.hdf5", workers=1),
         lambda: expand(path, 1, tmp_path / "new.hdf5", workers=1),
     ):
-        with pytest.raises(UserError, match=r"demos.hdf5: the data name no task.*write the attribute env_args"):
+        with pytest.raises(
+            UserError, match=r"demos.hdf5: the data name no task.*write the attribute env_args"
+        ):
             simulate()
 
 
@@ -95,22 +99,32 @@ def stored(value: np.ndarray) -> Callable[[h5py.File], None]:
 def variable_length(file: h5py.File) -> None:
     for demo in file["data"].values():
         del demo["obs/wrist_image"]
-        demo.create_dataset("obs/wrist_image", (len(demo["actions"]),), dtype=h5py.vlen_dtype(np.uint8))
+        demo.create_dataset(
+            "obs/wrist_image", (len(demo["actions"]),), dtype=h5py.vlen_dtype(np.uint8)
+        )
 
 
 @pytest.mark.parametrize(
     ("edit", "told"),
     [
-        (stored(np.zeros((8, 6, 3), np.float32)), "float32 (N, 8, 6, 3): frames must be uint8, 0 to 255"),
+        (
+            stored(np.zeros((8, 6, 3), np.float32)),
+            "float32 (N, 8, 6, 3): frames must be uint8, 0 to 255",
+        ),
         (stored(np.zeros((3, 8, 6), np.uint8)), "uint8 (N, 3, 8, 6): channels first"),
         (stored(np.zeros((8, 6, 4), np.uint8)), "uint8 (N, 8, 6, 4): four channels"),
-        (stored(np.zeros((8, 6, 1), np.uint8)), "uint8 (N, 8, 6, 1): frames must be uint8 (N, H, W, 3), vectors float"),
+        (
+            stored(np.zeros((8, 6, 1), np.uint8)),
+            "uint8 (N, 8, 6, 1): frames must be uint8 (N, H, W, 3), vectors float",
+        ),
         (stored(np.zeros(90, np.uint8)), "uint8 (N, 90): encoded frames or text"),
         (variable_length, "object (N): encoded frames or text"),
         (stored(np.zeros(4, np.int64)), "int64 (N, 4): vectors must be float"),
     ],
 )
-def test_what_cannot_be_read_is_named_with_the_reason(edited: Edited, edit: Callable[[h5py.File], None], told: str) -> None:
+def test_what_cannot_be_read_is_named_with_the_reason(
+    edited: Edited, edit: Callable[[h5py.File], None], told: str
+) -> None:
     path = edited(edit)
     with DemoFile(path) as file:
         assert list(file.unreadable) == ["wrist_image"]
@@ -123,10 +137,20 @@ def test_what_cannot_be_read_is_named_with_the_reason(edited: Edited, edit: Call
     [
         (("cube_pos", "gripper_opening", "hand_position"), ("hand_position", "gripper_opening")),
         (
-            ("object", "robot1_gripper_qpos", "robot1_eef_pos", "robot0_joint_pos", "robot0_eef_quat", "robot0_eef_pos"),
+            (
+                "object",
+                "robot1_gripper_qpos",
+                "robot1_eef_pos",
+                "robot0_joint_pos",
+                "robot0_eef_quat",
+                "robot0_eef_pos",
+            ),
             ("robot0_eef_pos", "robot0_eef_quat", "robot1_eef_pos", "robot1_gripper_qpos"),
         ),
-        (("robot0_left_eef_pos", "robot0_right_eef_pos"), ("robot0_right_eef_pos", "robot0_left_eef_pos")),
+        (
+            ("robot0_left_eef_pos", "robot0_right_eef_pos"),
+            ("robot0_right_eef_pos", "robot0_left_eef_pos"),
+        ),
         (
             ("robot0_base_to_eef_pos", "robot0_base_quat", "robot0_eef_pos", "object"),
             ("robot0_eef_pos", "robot0_base_quat", "robot0_base_to_eef_pos"),
@@ -138,7 +162,9 @@ def test_what_cannot_be_read_is_named_with_the_reason(edited: Edited, edit: Call
         (("state/ee_pos", "state/object"), ("state/ee_pos",)),
     ],
 )
-def test_the_robots_own_state_is_known_by_its_names_in_every_suite(keys: tuple[str, ...], own: tuple[str, ...]) -> None:
+def test_the_robots_own_state_is_known_by_its_names_in_every_suite(
+    keys: tuple[str, ...], own: tuple[str, ...]
+) -> None:
     assert proprioception(keys) == own
 
 
@@ -149,7 +175,9 @@ def test_inspect_says_which_vectors_training_reads(edited: Edited) -> None:
 
     lines = inspect(edited(edit)).splitlines()
     assert any("robot1_eef_pos" in line and line.endswith("proprioception") for line in lines)
-    assert any(" eef_pos" in line and line.endswith("left out unless --vectors names it") for line in lines)
+    assert any(
+        " eef_pos" in line and line.endswith("left out unless --vectors names it") for line in lines
+    )
     assert any("wrist_image" in line and line.endswith("camera") for line in lines)
 
 
@@ -158,7 +186,9 @@ def recorded(path: Path, version: str = "1.5.2") -> Path:
     with h5py.File(path, "w") as file:
         data = file.create_group("data")
         data.attrs["env"] = "Lift"
-        data.attrs["env_info"] = json.dumps({"env_name": "Lift", "robots": ["Panda"], "controller_configs": {"type": "OSC_POSE"}})
+        data.attrs["env_info"] = json.dumps(
+            {"env_name": "Lift", "robots": ["Panda"], "controller_configs": {"type": "OSC_POSE"}}
+        )
         data.attrs["repository_version"] = version
         for name in ("demo_1", "demo_2"):
             demo = data.create_group(name)
@@ -174,14 +204,22 @@ def test_a_recording_of_robosuites_script_is_read(tmp_path: Path) -> None:
             "env_name": "Lift",
             "env_version": "1.5.2",
             "type": 1,
-            "env_kwargs": {"robots": ["Panda"], "controller_configs": {"type": "OSC_POSE"}, "control_freq": 20},
+            "env_kwargs": {
+                "robots": ["Panda"],
+                "controller_configs": {"type": "OSC_POSE"},
+                "control_freq": 20,
+            },
         }
         assert file.file_attrs == {"env": "Lift", "repository_version": "1.5.2"}
     assert f"render them before training: fibopolicy render {path} --out NEW.hdf5" in inspect(path)
 
 
-def test_a_recording_of_robosuite_1_0_is_refused_since_its_rotations_are_reversed(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"demo.hdf5: is a recording of robosuite 1.0, .*robosuite_layout.convert"):
+def test_a_recording_of_robosuite_1_0_is_refused_since_its_rotations_are_reversed(
+    tmp_path: Path,
+) -> None:
+    with pytest.raises(
+        UserError, match=r"demo.hdf5: is a recording of robosuite 1.0, .*robosuite_layout.convert"
+    ):
         DemoFile(recorded(tmp_path / "demo.hdf5", "1.0.0"))
 
 
@@ -215,6 +253,11 @@ def test_a_recording_is_rendered_and_then_trains(tmp_path: Path) -> None:
     done = render(path, tmp_path / "images.hdf5", workers=1)
     assert done.demos == 2
     cameras, vectors = ("agentview_image",), ("robot0_eef_pos",)
-    dataset = WindowDataset(done.path, cameras=cameras, vectors=vectors, chunk=2, cache_dir=tmp_path)
+    dataset = WindowDataset(
+        done.path, cameras=cameras, vectors=vectors, chunk=2, cache_dir=tmp_path
+    )
     assert dataset.actions.min() == -1
-    assert any("2 of 6 steps hold actions outside [-1, 1], up to 3.75; they are clipped" in line for line in dataset.warnings)
+    assert any(
+        "2 of 6 steps hold actions outside [-1, 1], up to 3.75; they are clipped" in line
+        for line in dataset.warnings
+    )

@@ -41,10 +41,18 @@ def raw(group: h5py.Group, key: str, source: Path, path: str) -> None:
     with h5py.File(source) as file:
         values = file[path][()]
     storage = source.with_name(f"{source.name}{path.replace('/', '_')}.raw")
-    group.create_dataset(key, values.shape, values.dtype, external=[(str(storage), 0, values.nbytes)])[:] = values
+    group.create_dataset(
+        key, values.shape, values.dtype, external=[(str(storage), 0, values.nbytes)]
+    )[:] = values
 
 
-def link(path: Path, source: Path, put: Put, key: str = "obs/wrist_image", demos: tuple[str, ...] = ("demo_1",)) -> Path:
+def link(
+    path: Path,
+    source: Path,
+    put: Put,
+    key: str = "obs/wrist_image",
+    demos: tuple[str, ...] = ("demo_1",),
+) -> Path:
     """Replace an array of some demos by a reference to another file."""
     with h5py.File(path, "r+") as file:
         for name in demos:
@@ -80,7 +88,9 @@ def test_arrays_of_another_file_are_read(path: Path, recording: Path, put: Put) 
 
 
 @pytest.mark.parametrize("put", [virtual, external])
-def test_a_renamed_recording_is_named_and_not_read_as_zeros(path: Path, recording: Path, put: Put) -> None:
+def test_a_renamed_recording_is_named_and_not_read_as_zeros(
+    path: Path, recording: Path, put: Put
+) -> None:
     link(path, recording, put)
     recording.rename(recording.with_name("other.hdf5"))
     message = refusal(path)
@@ -100,7 +110,9 @@ def test_a_recording_without_the_array_is_named(path: Path, recording: Path, put
 
 @pytest.mark.parametrize("put", [virtual, external])
 @pytest.mark.parametrize("key", ["actions", "obs/wrist_image", "states"])
-def test_links_of_the_first_demo_and_of_every_array_are_checked(path: Path, recording: Path, put: Put, key: str) -> None:
+def test_links_of_the_first_demo_and_of_every_array_are_checked(
+    path: Path, recording: Path, put: Put, key: str
+) -> None:
     link(path, recording, put, key, ("demo_0",))
     recording.unlink()
     assert f"demo_0/{key}" in refusal(path)
@@ -117,8 +129,12 @@ def test_a_demo_or_group_that_leads_nowhere_is_named(path: Path, recording: Path
     assert "links to" in refusal(path)
 
 
-@pytest.mark.parametrize("change", [np.zeros((2, 8, 6, 3), np.uint8), np.zeros((3, 8, 6, 3), np.float32)])
-def test_a_source_of_another_length_or_type_is_refused(path: Path, recording: Path, change: np.ndarray) -> None:
+@pytest.mark.parametrize(
+    "change", [np.zeros((2, 8, 6, 3), np.uint8), np.zeros((3, 8, 6, 3), np.float32)]
+)
+def test_a_source_of_another_length_or_type_is_refused(
+    path: Path, recording: Path, change: np.ndarray
+) -> None:
     link(path, recording, virtual)
     with h5py.File(recording, "r+") as file:
         del file["data/demo_1/obs/wrist_image"]
@@ -136,7 +152,9 @@ def test_short_or_missing_raw_storage_is_refused(path: Path, recording: Path) ->
     assert f"{storage}, a file that does not exist" in refusal(path)
 
 
-def test_rows_without_a_source_numbered_sources_and_circles_are_refused(path: Path, recording: Path) -> None:
+def test_rows_without_a_source_numbered_sources_and_circles_are_refused(
+    path: Path, recording: Path
+) -> None:
     def put(source: h5py.VirtualSource, rows: int) -> Path:
         with h5py.File(path, "r+") as file:
             del file["data/demo_1/obs/wrist_image"]
@@ -147,7 +165,9 @@ def test_rows_without_a_source_numbered_sources_and_circles_are_refused(path: Pa
 
     key = "data/demo_1/obs/wrist_image"
     whole = {"shape": (3, 8, 6, 3), "dtype": np.uint8}
-    assert "hold 288 of its 432 values" in refusal(put(h5py.VirtualSource(recording.name, key, **whole), 2))
+    assert "hold 288 of its 432 values" in refusal(
+        put(h5py.VirtualSource(recording.name, key, **whole), 2)
+    )
     with h5py.File(path, "r+") as file:
         del file[key]
         rows = h5py.h5s.create_simple((3, 8, 6, 3), (h5py.h5s.UNLIMITED, 8, 6, 3))
@@ -177,7 +197,9 @@ def test_a_chain_is_followed_to_its_end(path: Path, recording: Path) -> None:
 
 
 @pytest.mark.parametrize("put", [virtual, external, raw])
-def test_split_writes_a_file_that_needs_no_other(path: Path, recording: Path, tmp_path: Path, put: Put) -> None:
+def test_split_writes_a_file_that_needs_no_other(
+    path: Path, recording: Path, tmp_path: Path, put: Put
+) -> None:
     link(path, recording, put)
     out = tmp_path / "elsewhere" / "out.hdf5"
     split(path, out)
@@ -188,11 +210,16 @@ def test_split_writes_a_file_that_needs_no_other(path: Path, recording: Path, tm
     with DemoFile(out) as file:
         assert file.attrs("demo_1")["model_file"] == "<mujoco/>"
         assert file.env_args == ENV_ARGS
-        np.testing.assert_array_equal(file.read("demo_1", "next_obs/agentview_image"), demo(3, 1)["next_obs"]["agentview_image"])
+        np.testing.assert_array_equal(
+            file.read("demo_1", "next_obs/agentview_image"),
+            demo(3, 1)["next_obs"]["agentview_image"],
+        )
 
 
 @pytest.mark.parametrize("put", [virtual, external])
-def test_split_refuses_a_file_whose_recording_is_missing(path: Path, recording: Path, tmp_path: Path, put: Put) -> None:
+def test_split_refuses_a_file_whose_recording_is_missing(
+    path: Path, recording: Path, tmp_path: Path, put: Put
+) -> None:
     link(path, recording, put)
     recording.unlink()
     with pytest.raises(UserError, match=r"recording\.hdf5, a file that does not exist"):
@@ -214,18 +241,26 @@ def test_a_copy_of_a_group_holds_the_data_of_its_links(path: Path, recording: Pa
 def test_a_converted_recording_is_checked_too(path: Path, recording: Path) -> None:
     link(path, recording, virtual, "actions")
     with h5py.File(path) as file:
-        np.testing.assert_array_equal(read_array(file["data/demo_1"], "actions"), demo(3, 1)["actions"])
+        np.testing.assert_array_equal(
+            read_array(file["data/demo_1"], "actions"), demo(3, 1)["actions"]
+        )
         recording.unlink()
-        with pytest.raises(UserError, match=r"data/demo_1/actions is a virtual dataset .* does not exist"):
+        with pytest.raises(
+            UserError, match=r"data/demo_1/actions is a virtual dataset .* does not exist"
+        ):
             read_array(file["data/demo_1"], "actions")
 
 
 @pytest.mark.parametrize("put", [virtual, external, raw])
-def test_frames_of_an_overwritten_recording_are_cached_anew(path: Path, recording: Path, put: Put) -> None:
+def test_frames_of_an_overwritten_recording_are_cached_anew(
+    path: Path, recording: Path, put: Put
+) -> None:
     link(path, recording, put)
 
     def frames() -> tuple[Path, np.ndarray]:
-        dataset = WindowDataset(path, cameras=CAMERAS, vectors=VECTORS, chunk=1, cache_dir=path.parent / "cache")
+        dataset = WindowDataset(
+            path, cameras=CAMERAS, vectors=VECTORS, chunk=1, cache_dir=path.parent / "cache"
+        )
         return dataset._frames.path, dataset.batch(np.arange(5, 8))["obs"]["wrist_image"][:, 0]
 
     before, _ = frames()
@@ -263,12 +298,19 @@ def test_arrays_that_are_not_read_may_be_of_any_length(path: Path) -> None:
 @pytest.mark.parametrize("interrupted", [False, True])
 def test_a_file_under_writing_is_told_as_such(path: Path, interrupted: bool) -> None:
     end = "os._exit(0)" if interrupted else "print(flush=True); input()"
-    code = f"import h5py, os; f = h5py.File({str(path)!r}, 'w', libver='latest'); f['x'] = 1; f.flush(); {end}"
-    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as writer:
+    code = (
+        f"import h5py, os; f = h5py.File({str(path)!r}, 'w', libver='latest'); f['x'] = 1;"
+        f" f.flush(); {end}"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as writer:
         assert writer.stdout is not None
         writer.stdout.readline()
         try:
-            with pytest.raises(UserError, match=r"process has the file open for writing.*wait") as caught:
+            with pytest.raises(
+                UserError, match=r"process has the file open for writing.*wait"
+            ) as caught:
                 DemoFile(path)
         finally:
             writer.communicate(b"\n")
@@ -285,16 +327,22 @@ def read_split(path: Path, out: Path) -> None:
 # One array under a random structure of links
 
 _STEPS = st.lists(
-    st.tuples(st.sampled_from(["external", "soft", "virtual", "virtual here"]), st.booleans()), min_size=1, max_size=4
+    st.tuples(st.sampled_from(["external", "soft", "virtual", "virtual here"]), st.booleans()),
+    min_size=1,
+    max_size=4,
 )
 
 
 @settings(max_examples=60, deadline=None)
 @given(steps=_STEPS, key=st.sampled_from(["obs/eef_pos", "actions", "obs/wrist_image"]))
-def test_a_random_chain_of_links_gives_the_data_or_a_refusal(steps: list[tuple[str, bool]], key: str) -> None:
+def test_a_random_chain_of_links_gives_the_data_or_a_refusal(
+    steps: list[tuple[str, bool]], key: str
+) -> None:
     """Each step is a kind of reference, and whether what it leads to is missing."""
     values = demo(4, 5)
-    wanted = np.asarray(values["obs"][key.removeprefix("obs/")] if key.startswith("obs/") else values[key])
+    wanted = np.asarray(
+        values["obs"][key.removeprefix("obs/")] if key.startswith("obs/") else values[key]
+    )
     with tempfile.TemporaryDirectory() as folder:
         top = Path(folder) / "top.hdf5"
         with DemoWriter(top, ENV_ARGS) as writer:

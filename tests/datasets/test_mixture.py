@@ -16,7 +16,12 @@ from fibopolicy.errors import UserError
 
 
 def windows(path: Path, **options: Any) -> WindowDataset:
-    settings = {"cameras": CAMERAS, "vectors": VECTORS, "chunk": 2, "cache_dir": path.parent / "cache"}
+    settings = {
+        "cameras": CAMERAS,
+        "vectors": VECTORS,
+        "chunk": 2,
+        "cache_dir": path.parent / "cache",
+    }
     return WindowDataset(path, **{**settings, **options})
 
 
@@ -32,34 +37,56 @@ def parts(path: Path, tmp_path: Path) -> list[WindowDataset]:
 def test_every_stretch_of_steps_holds_each_source_in_its_share(weights: tuple[float, ...]) -> None:
     sizes = [40, 700, 31, 90, 5][: len(weights)]
     source_of = np.repeat(np.arange(len(sizes)), sizes)
-    drawn = np.concatenate([source_of[mixed_indices(sizes, weights, 10, seed=3, step=step)] for step in range(300)])
+    drawn = np.concatenate(
+        [source_of[mixed_indices(sizes, weights, 10, seed=3, step=step)] for step in range(300)]
+    )
     for start, stop in ((0, 3000), (1234, 1334), (2000, 2010)):
         counts = np.bincount(drawn[start:stop], minlength=len(sizes))
-        np.testing.assert_allclose(counts, (stop - start) * np.array(weights) / sum(weights), atol=len(weights))
+        np.testing.assert_allclose(
+            counts, (stop - start) * np.array(weights) / sum(weights), atol=len(weights)
+        )
 
 
 def test_a_source_is_seen_in_whole_epochs_each_in_an_order_of_its_own() -> None:
-    drawn = np.concatenate([mixed_indices([4, 50], (1, 1), 8, seed=1, step=step) for step in range(10)])
+    drawn = np.concatenate(
+        [mixed_indices([4, 50], (1, 1), 8, seed=1, step=step) for step in range(10)]
+    )
     small, large = drawn[drawn < 4], drawn[drawn >= 4] - 4
-    assert small.tolist() == np.concatenate([epoch_order(4, 1, epoch, 0) for epoch in range(10)]).tolist()
+    assert (
+        small.tolist()
+        == np.concatenate([epoch_order(4, 1, epoch, 0) for epoch in range(10)]).tolist()
+    )
     assert large.tolist() == epoch_order(50, 1, 0, 1)[:40].tolist()
 
 
 def test_a_step_draws_the_same_whatever_was_drawn_before() -> None:
     in_a_row = [mixed_indices([7, 9], (2, 1), 5, seed=4, step=step).tolist() for step in range(12)]
     epoch_order.cache_clear()
-    assert [mixed_indices([7, 9], (2, 1), 5, seed=4, step=step).tolist() for step in reversed(range(12))] == in_a_row[::-1]
+    assert [
+        mixed_indices([7, 9], (2, 1), 5, seed=4, step=step).tolist() for step in reversed(range(12))
+    ] == in_a_row[::-1]
     assert mixed_indices([7, 9], (2, 1), 5, seed=5, step=0).tolist() != in_a_row[0]
 
 
 def test_the_mixed_order_is_fixed_for_good() -> None:
     """A changed order would make a resumed run another run."""
-    assert mixed_indices([20, 6], (0.7, 0.3), 8, seed=0, step=3).tolist() == [14, 9, 24, 1, 15, 10, 21, 0]
+    assert mixed_indices([20, 6], (0.7, 0.3), 8, seed=0, step=3).tolist() == [
+        14,
+        9,
+        24,
+        1,
+        15,
+        10,
+        21,
+        0,
+    ]
 
 
 def test_without_weights_every_sample_of_an_epoch_is_drawn_once(parts: list[WindowDataset]) -> None:
     mixture = Mixture(parts)
-    assert sorted(np.concatenate([mixture.indices(7, 0, step) for step in range(3)])) == list(range(21))
+    assert sorted(np.concatenate([mixture.indices(7, 0, step) for step in range(3)])) == list(
+        range(21)
+    )
 
 
 def test_a_batch_holds_each_files_samples_in_the_order_asked(parts: list[WindowDataset]) -> None:
@@ -75,25 +102,42 @@ def test_a_batch_holds_each_files_samples_in_the_order_asked(parts: list[WindowD
         np.testing.assert_array_equal(batch["action_mask"][rows], wanted["action_mask"])
 
 
-@pytest.mark.parametrize(("weights", "repeats"), [(None, (1, 1)), ((1, 1), (2, 5)), ((1, 4), (1, 10))])
+@pytest.mark.parametrize(
+    ("weights", "repeats"), [(None, (1, 1)), ((1, 1), (2, 5)), ((1, 4), (1, 10))]
+)
 def test_statistics_are_those_of_what_is_drawn(
     parts: list[WindowDataset], weights: tuple[float, ...] | None, repeats: tuple[int, int]
 ) -> None:
     """15 samples twice and 6 five times are half and half."""
     stats = Mixture(parts, weights).stats
     own = [demo(5, 0), demo(3, 1), demo(7, 2)]
-    for key, read in (("actions", lambda d: d["actions"]), ("eef_pos", lambda d: d["obs"]["eef_pos"])):
-        drawn = [np.concatenate([read(d) for d in own])] * repeats[0] + [read(demo(6, 9))] * repeats[1]
+    for key, read in (
+        ("actions", lambda d: d["actions"]),
+        ("eef_pos", lambda d: d["obs"]["eef_pos"]),
+    ):
+        drawn = [np.concatenate([read(d) for d in own])] * repeats[0] + [
+            read(demo(6, 9))
+        ] * repeats[1]
         for name in ("min", "max", "mean", "std"):
-            np.testing.assert_allclose(stats[key][name], getattr(np.concatenate(drawn), name)(axis=0), rtol=1e-5, atol=1e-6)
+            np.testing.assert_allclose(
+                stats[key][name], getattr(np.concatenate(drawn), name)(axis=0), rtol=1e-5, atol=1e-6
+            )
 
 
 def test_files_that_do_not_agree_are_named_with_what_differs(path: Path, tmp_path: Path) -> None:
     other = demo(4, 3)
-    small = {**other, "obs": {**other["obs"], "wrist_image": other["obs"]["wrist_image"][:, :4]}, "next_obs": None}
+    small = {
+        **other,
+        "obs": {**other["obs"], "wrist_image": other["obs"]["wrist_image"][:, :4]},
+        "next_obs": None,
+    }
     wide = {**other, "actions": np.zeros((4, 7)), "next_obs": None}
     long = {**other, "obs": {**other["obs"], "eef_pos": np.zeros((4, 5))}, "next_obs": None}
-    cases = ((small, "wrist_image is 4 x 6, in .* 8 x 6"), (wide, "7 dimensions, those of .* 4"), (long, "eef_pos has 5 numbers"))
+    cases = (
+        (small, "wrist_image is 4 x 6, in .* 8 x 6"),
+        (wide, "7 dimensions, those of .* 4"),
+        (long, "eef_pos has 5 numbers"),
+    )
     for number, (content, message) in enumerate(cases):
         with DemoWriter(tmp_path / f"{number}.hdf5", ENV_ARGS) as writer:
             writer.add(**content)
@@ -111,14 +155,24 @@ def test_other_env_args_are_told(parts: list[WindowDataset], path: Path, tmp_pat
     mixture = Mixture([parts[0], windows(tmp_path / "stack.hdf5")])
     assert mixture.env_args["env_name"] == "Lift"
     assert "stack.hdf5: env_args differ" in mixture.warnings[-1]
-    assert "env_name is 'Stack', there 'Lift'; env_kwargs.control_freq is 10, there 20" in mixture.warnings[-1]
+    assert (
+        "env_name is 'Stack', there 'Lift'; env_kwargs.control_freq is 10, there 20"
+        in mixture.warnings[-1]
+    )
 
 
 @pytest.mark.parametrize(
     ("weights", "message"),
-    [((1,), "got 1 for 2 files"), ((1, 0), "must be positive"), ((1, -2), "must be positive"), ((1, float("nan")), "positive")],
+    [
+        ((1,), "got 1 for 2 files"),
+        ((1, 0), "must be positive"),
+        ((1, -2), "must be positive"),
+        ((1, float("nan")), "positive"),
+    ],
 )
-def test_weights_that_fit_no_files_are_refused(parts: list[WindowDataset], weights: tuple[float, ...], message: str) -> None:
+def test_weights_that_fit_no_files_are_refused(
+    parts: list[WindowDataset], weights: tuple[float, ...], message: str
+) -> None:
     with pytest.raises(UserError, match=message):
         Mixture(parts, weights)
 

@@ -21,12 +21,19 @@ from fibopolicy.errors import UserError
 @pytest.fixture(scope="module")
 def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Eleven scripted demos with images."""
-    return collect(Plan("Reach-v0", image_size=16), 11, tmp_path_factory.mktemp("reach") / "original.hdf5", workers=1).path
+    return collect(
+        Plan("Reach-v0", image_size=16),
+        11,
+        tmp_path_factory.mktemp("reach") / "original.hdf5",
+        workers=1,
+    ).path
 
 
 @pytest.fixture(scope="module")
 def states_only(original: Path) -> Path:
-    """The same without observations, rewards and dones, with what other people's files hold besides."""
+    """The same without observations, rewards and dones, with what other people's files
+    hold besides.
+    """
     path = original.with_name("states_only.hdf5")
     with h5py.File(original) as old, h5py.File(path, "w") as new:
         old.copy("mask", new)
@@ -50,7 +57,9 @@ def edited(path: Path, to: Path) -> h5py.File:
 
 @pytest.fixture(scope="module")
 def rendered(states_only: Path) -> Path:
-    return render(states_only, states_only.with_name("rendered.hdf5"), View(image_size=16), workers=1).path
+    return render(
+        states_only, states_only.with_name("rendered.hdf5"), View(image_size=16), workers=1
+    ).path
 
 
 def test_every_observation_is_the_one_of_the_recording(original: Path, rendered: Path) -> None:
@@ -59,12 +68,18 @@ def test_every_observation_is_the_one_of_the_recording(original: Path, rendered:
         for demo in old.demos:
             for key in ("obs/workspace_image", "obs/wrist_image", "next_obs/wrist_image"):
                 a, b = old.read(demo, key).astype(int), new.read(demo, key).astype(int)
-                assert np.abs(a - b).mean() < 1, (demo, key)  # a recording sees the hand one physics step late
-            np.testing.assert_allclose(new.read(demo, "obs/hand_position"), old.read(demo, "obs/hand_position"), atol=2e-3)
+                # a recording sees the hand one physics step late
+                assert np.abs(a - b).mean() < 1, (demo, key)
             np.testing.assert_allclose(
-                new.read(demo, "next_obs/hand_position")[-1], old.read(demo, "next_obs/hand_position")[-1], atol=2e-3
+                new.read(demo, "obs/hand_position"), old.read(demo, "obs/hand_position"), atol=2e-3
             )
-            for key in ("rewards", "dones"):  # made from restored states: success may be seen one step sooner, not later
+            np.testing.assert_allclose(
+                new.read(demo, "next_obs/hand_position")[-1],
+                old.read(demo, "next_obs/hand_position")[-1],
+                atol=2e-3,
+            )
+            # made from restored states: success may be seen one step sooner, not later
+            for key in ("rewards", "dones"):
                 a, b = old.read(demo, key), new.read(demo, key)
                 assert (b >= a).all()
                 assert (b - a).sum() <= 1
@@ -72,9 +87,17 @@ def test_every_observation_is_the_one_of_the_recording(original: Path, rendered:
 
 def test_everything_else_is_kept(states_only: Path, rendered: Path) -> None:
     with h5py.File(states_only) as old, h5py.File(rendered) as new:
-        assert {k: v[()].tolist() for k, v in new["mask"].items()} == {k: v[()].tolist() for k, v in old["mask"].items()}
+        assert {k: v[()].tolist() for k, v in new["mask"].items()} == {
+            k: v[()].tolist() for k, v in old["mask"].items()
+        }
         for demo in old["data"]:
-            for key in ("actions", "executed_actions", "states", "controller_info/counters", "score"):
+            for key in (
+                "actions",
+                "executed_actions",
+                "states",
+                "controller_info/counters",
+                "score",
+            ):
                 a, b = old[f"data/{demo}/{key}"], new[f"data/{demo}/{key}"]
                 assert a.dtype == b.dtype
                 np.testing.assert_array_equal(a[()], b[()])
@@ -89,17 +112,33 @@ def test_everything_else_is_kept(states_only: Path, rendered: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_bytes_do_not_depend_on_workers(states_only: Path, rendered: Path, tmp_path: Path) -> None:
+def test_the_bytes_do_not_depend_on_workers(
+    states_only: Path, rendered: Path, tmp_path: Path
+) -> None:
     render(states_only, tmp_path / "2.hdf5", View(image_size=16), workers=2)
     assert (tmp_path / "2.hdf5").read_bytes() == rendered.read_bytes()
     assert [p.name for p in tmp_path.iterdir()] == ["2.hdf5"]
 
 
 @pytest.mark.slow
-def test_a_killed_rendering_resumes_to_the_same_bytes(states_only: Path, rendered: Path, tmp_path: Path) -> None:
+def test_a_killed_rendering_resumes_to_the_same_bytes(
+    states_only: Path, rendered: Path, tmp_path: Path
+) -> None:
     out = tmp_path / "out.hdf5"
-    command = [sys.executable, "-m", "fibopolicy", "render", str(states_only), "--out", str(out), "--image-size", "16"]
-    killed = subprocess.Popen([*command, "--workers", "1"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    command = [
+        sys.executable,
+        "-m",
+        "fibopolicy",
+        "render",
+        str(states_only),
+        "--out",
+        str(out),
+        "--image-size",
+        "16",
+    ]
+    killed = subprocess.Popen(
+        [*command, "--workers", "1"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     while not list(tmp_path.glob("out.hdf5.parts/demo_*.npz")):
         assert killed.poll() is None
         time.sleep(0.005)
@@ -116,7 +155,9 @@ def test_a_killed_rendering_resumes_to_the_same_bytes(states_only: Path, rendere
 
 
 def test_cameras_quality_and_demos_are_chosen(original: Path, tmp_path: Path) -> None:
-    done = render(original, tmp_path / "out.hdf5", View(("wrist",), 20, "full"), filter_key="valid", workers=1)
+    done = render(
+        original, tmp_path / "out.hdf5", View(("wrist",), 20, "full"), filter_key="valid", workers=1
+    )
     assert (done.cameras, done.dropped, done.demos) == (("wrist",), ("workspace_image",), 1)
     with DemoFile(done.path) as file:
         assert file.image_keys == ("wrist_image",)
@@ -129,10 +170,19 @@ def test_cameras_quality_and_demos_are_chosen(original: Path, tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("harm", "reason"),
     [
-        (lambda demo: demo["states"].write_direct(np.full(demo["states"].shape, np.nan)), "states hold nan at step 0"),
+        (
+            lambda demo: demo["states"].write_direct(np.full(demo["states"].shape, np.nan)),
+            "states hold nan at step 0",
+        ),
         (lambda demo: demo.attrs.__setitem__("num_samples", 2), "num_samples says 2"),
         (lambda demo: demo.__delitem__("states"), "holds no states"),
-        (lambda demo: (demo.__delitem__("states"), demo.__setitem__("states", np.zeros((len(demo["actions"]), 7)))), "width"),
+        (
+            lambda demo: (
+                demo.__delitem__("states"),
+                demo.__setitem__("states", np.zeros((len(demo["actions"]), 7))),
+            ),
+            "width",
+        ),
     ],
 )
 def test_a_damaged_demo_in_the_middle_is_named_and_skipped_only_on_request(
@@ -144,7 +194,12 @@ def test_a_damaged_demo_in_the_middle_is_named_and_skipped_only_on_request(
         render(tmp_path / "damaged.hdf5", tmp_path / "out.hdf5", View(image_size=16), workers=1)
     assert not (tmp_path / "out.hdf5").exists()
     done = render(
-        tmp_path / "damaged.hdf5", tmp_path / "out.hdf5", View(image_size=16), workers=1, skip_damaged=True, overwrite=True
+        tmp_path / "damaged.hdf5",
+        tmp_path / "out.hdf5",
+        View(image_size=16),
+        workers=1,
+        skip_damaged=True,
+        overwrite=True,
     )
     assert list(done.skipped) == ["demo_4"]
     assert reason in done.skipped["demo_4"]
@@ -164,6 +219,8 @@ def test_mistakes_are_told(states_only: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="unknown filter key"):
         render(states_only, out, filter_key="trian")
     with edited(states_only, tmp_path / "other.hdf5") as file:
-        file["data"].attrs["env_args"] = json.dumps({"env_name": "fibopolicy/Rech-v0", "type": 2, "env_kwargs": {}})
+        file["data"].attrs["env_args"] = json.dumps(
+            {"env_name": "fibopolicy/Rech-v0", "type": 2, "env_kwargs": {}}
+        )
     with pytest.raises(UserError, match="fibopolicy/Rech-v0"):
         render(tmp_path / "other.hdf5", tmp_path / "new.hdf5", workers=1)

@@ -13,7 +13,9 @@ from fibopolicy.datasets.replay import replay, table, write_replay
 from fibopolicy.errors import UserError
 
 
-def test_what_was_executed_is_replayed_to_success_and_stays_on_the_recording(lift_file: Path) -> None:
+def test_what_was_executed_is_replayed_to_success_and_stays_on_the_recording(
+    lift_file: Path,
+) -> None:
     done = replay(lift_file, workers=1)
     assert done.successes == len(done.demos) == 11
     for row in done.demos:
@@ -49,11 +51,24 @@ def test_other_actions_drift_and_fail(lift_file: Path, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_the_ten_human_demonstrations_replay(
-    human_file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    human_file: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
 ) -> None:
     pytest.importorskip("robosuite", reason="robosuite is not installed")
     monkeypatch.setattr(
-        sys, "argv", ["fibopolicy", "replay", str(human_file), "--workers", "1", "--out", str(tmp_path / "r.json")]
+        sys,
+        "argv",
+        [
+            "fibopolicy",
+            "replay",
+            str(human_file),
+            "--workers",
+            "1",
+            "--out",
+            str(tmp_path / "r.json"),
+        ],
     )
     cli.main()
     assert "success 10/10 = 100.0 % [72.2, 100.0]" in capsys.readouterr().out
@@ -74,7 +89,9 @@ def test_a_file_of_another_version_is_warned_of_with_both(lift_file: Path, tmp_p
         replay(path, workers=1)
 
 
-def test_a_file_without_scenes_is_replayed_in_the_installed_one_and_says_so(lift_file: Path, tmp_path: Path) -> None:
+def test_a_file_without_scenes_is_replayed_in_the_installed_one_and_says_so(
+    lift_file: Path, tmp_path: Path
+) -> None:
     path = tmp_path / "no_scene.hdf5"
     path.write_bytes(lift_file.read_bytes())
     with h5py.File(path, "r+") as file:
@@ -84,7 +101,9 @@ def test_a_file_without_scenes_is_replayed_in_the_installed_one_and_says_so(lift
         assert replay(path, workers=1).successes == 11
 
 
-def test_frames_that_are_upside_down_are_named_and_upright_ones_match(lift_file: Path, tmp_path: Path) -> None:
+def test_frames_that_are_upside_down_are_named_and_upright_ones_match(
+    lift_file: Path, tmp_path: Path
+) -> None:
     path = tmp_path / "raw frames.hdf5"
     path.write_bytes(lift_file.read_bytes())
     with h5py.File(path, "r+") as file:
@@ -93,7 +112,10 @@ def test_frames_that_are_upside_down_are_named_and_upright_ones_match(lift_file:
         del file["mask"]
         frames = file["data/demo_0/obs/wrist_image"]
         frames[...] = frames[()][:, ::-1]
-    with pytest.warns(UserWarning, match=r"frames of wrist_image are upside down; .*render '.*raw frames.hdf5' --out NEW.hdf5"):
+    with pytest.warns(
+        UserWarning,
+        match=r"frames of wrist_image are upside down; .*render '.*raw frames.hdf5' --out NEW.hdf5",
+    ):
         done = replay(path, workers=1)
     assert done.frames["workspace_image"].upright == 0
     assert done.frames["wrist_image"].flipped == 0
@@ -101,7 +123,9 @@ def test_frames_that_are_upside_down_are_named_and_upright_ones_match(lift_file:
     assert "first frame of wrist_image: differs by" in table(done)
 
 
-def test_frames_of_a_camera_that_the_task_lacks_are_not_compared_and_the_replay_goes_on(lift_file: Path, tmp_path: Path) -> None:
+def test_frames_of_a_camera_that_the_task_lacks_are_not_compared_and_the_replay_goes_on(
+    lift_file: Path, tmp_path: Path
+) -> None:
     path = tmp_path / "other.hdf5"
     path.write_bytes(lift_file.read_bytes())
     with h5py.File(path, "r+") as file:
@@ -109,6 +133,8 @@ def test_frames_of_a_camera_that_the_task_lacks_are_not_compared_and_the_replay_
             del file["data"][name]
         del file["mask"]
         file.move("data/demo_0/obs/wrist_image", "data/demo_0/obs/phone_image")
-    with pytest.warns(UserWarning, match=r"the frames are not compared with the simulator's: .*phone"):
+    with pytest.warns(
+        UserWarning, match=r"the frames are not compared with the simulator's: .*phone"
+    ):
         done = replay(path, workers=1)
     assert (done.successes, done.frames) == (1, {})

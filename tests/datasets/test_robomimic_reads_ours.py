@@ -12,7 +12,9 @@ from demo_files import CAMERAS, VECTORS, demo
 from fibopolicy.datasets import DemoFile, split
 
 if importlib.util.find_spec("robomimic") is None:
-    pytest.skip("robomimic is not installed; install fibopolicy[robomimic]", allow_module_level=True)
+    pytest.skip(
+        "robomimic is not installed; install fibopolicy[robomimic]", allow_module_level=True
+    )
 
 
 @pytest.mark.parametrize("cache_mode", [None, "low_dim", "all"])
@@ -23,7 +25,9 @@ def test_sequence_dataset_agrees_item_by_item(path: Path, cache_mode: str | None
     import robomimic.utils.obs_utils as obs_utils
     from robomimic.utils.dataset import SequenceDataset
 
-    obs_utils.initialize_obs_utils_with_obs_specs({"obs": {"rgb": list(CAMERAS), "low_dim": list(VECTORS)}})
+    obs_utils.initialize_obs_utils_with_obs_specs(
+        {"obs": {"rgb": list(CAMERAS), "low_dim": list(VECTORS)}}
+    )
     dataset = SequenceDataset(
         str(path),
         obs_keys=(*CAMERAS, *VECTORS),
@@ -43,7 +47,9 @@ def test_sequence_dataset_agrees_item_by_item(path: Path, cache_mode: str | None
             window = np.clip(np.arange(t - 1, t + 3), 0, steps - 1)
             for key in (*CAMERAS, *VECTORS):
                 np.testing.assert_array_equal(item["obs"][key], arrays["obs"][key][window])
-                np.testing.assert_array_equal(item["next_obs"][key], arrays["next_obs"][key][window])
+                np.testing.assert_array_equal(
+                    item["next_obs"][key], arrays["next_obs"][key][window]
+                )
             np.testing.assert_allclose(item["actions"], arrays["actions"][window], rtol=1e-6)
             np.testing.assert_array_equal(item["dones"].squeeze(), arrays["dones"][window])
             sample += 1
@@ -54,14 +60,21 @@ def test_robomimics_own_report_accepts_the_file(path: Path) -> None:
     assert spec is not None
     assert spec.origin is not None
     script = Path(spec.origin).parent / "scripts" / "get_dataset_info.py"
-    done = subprocess.run([sys.executable, str(script), "--dataset", str(path)], capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, str(script), "--dataset", str(path)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
     assert done.returncode == 0, done.stderr
     assert "total transitions: 15" in done.stdout
     assert "filter key train with 2 demos" in done.stdout
     assert "observation key wrist_image with shape (5, 8, 6, 3)" in done.stdout
 
 
-def test_filter_keys_made_here_select_demos_there_and_the_other_way_round(path: Path, tmp_path: Path) -> None:
+def test_filter_keys_made_here_select_demos_there_and_the_other_way_round(
+    path: Path, tmp_path: Path
+) -> None:
     from fibopolicy.utils.imports import make_torchvision_importable
 
     make_torchvision_importable()
@@ -73,7 +86,9 @@ def test_filter_keys_made_here_select_demos_there_and_the_other_way_round(path: 
     made = split(path, out, valid=0.4, subsets={"half": 0.5})
     obs_utils.initialize_obs_utils_with_obs_specs({"obs": {"low_dim": list(VECTORS)}})
     for key, demos in made.items():
-        dataset = SequenceDataset(str(out), VECTORS, ("actions",), hdf5_cache_mode=None, filter_by_attribute=key)
+        dataset = SequenceDataset(
+            str(out), VECTORS, ("actions",), hdf5_cache_mode=None, filter_by_attribute=key
+        )
         assert sorted(dataset.demos) == sorted(demos)
         with DemoFile(out) as file:
             assert len(dataset) == sum(map(file.length, file.select(key)))

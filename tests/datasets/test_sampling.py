@@ -17,7 +17,9 @@ def test_an_epoch_visits_every_sample_once_in_an_order_of_its_own() -> None:
 def test_a_step_has_the_same_batch_whatever_was_asked_before() -> None:
     in_a_row = [batch_indices(10, 3, seed=1, step=step).tolist() for step in range(9)]
     epoch_order.cache_clear()
-    assert [batch_indices(10, 3, seed=1, step=step).tolist() for step in reversed(range(9))] == in_a_row[::-1]
+    assert [
+        batch_indices(10, 3, seed=1, step=step).tolist() for step in reversed(range(9))
+    ] == in_a_row[::-1]
 
 
 def test_the_batches_of_an_epoch_are_its_order_without_the_last_partial_one() -> None:
@@ -29,7 +31,10 @@ def test_the_batches_of_an_epoch_are_its_order_without_the_last_partial_one() ->
 def test_a_batch_larger_than_the_dataset_runs_on_through_epochs() -> None:
     stream = np.concatenate([batch_indices(3, 7, seed=5, step=step) for step in range(6)])
     assert stream.shape == (42,)
-    assert stream.tolist() == np.concatenate([epoch_order(3, 5, epoch) for epoch in range(14)]).tolist()
+    assert (
+        stream.tolist()
+        == np.concatenate([epoch_order(3, 5, epoch) for epoch in range(14)]).tolist()
+    )
 
 
 def test_the_order_is_fixed_for_good() -> None:

@@ -28,7 +28,10 @@ def test_train_and_valid_share_out_the_demos_in_a_new_file(twenty: Path, tmp_pat
 
 
 def test_the_seed_decides(twenty: Path, tmp_path: Path) -> None:
-    made = [split(twenty, tmp_path / "out.hdf5", 0.25, seed, overwrite=True)["valid"] for seed in (0, 0, 1)]
+    made = [
+        split(twenty, tmp_path / "out.hdf5", 0.25, seed, overwrite=True)["valid"]
+        for seed in (0, 0, 1)
+    ]
     assert made[0] == made[1] != made[2]
 
 

@@ -13,29 +13,38 @@ from fibopolicy.datasets import inspect, structure
 from fibopolicy.errors import UserError
 
 
-def test_a_sound_file_passes_and_is_not_checked_twice(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_sound_file_passes_and_is_not_checked_twice(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     structure.check_structure(path)
     monkeypatch.setattr(structure.subprocess, "Popen", None)
     structure.check_structure(path)
 
 
 def test_a_tree_that_is_its_own_child_is_refused(path: Path) -> None:
-    """The library follows the nodes of a group's B-tree without an end, until its stack overflows."""
+    """The library follows the nodes of a group's B-tree without an end, until its stack
+    overflows.
+    """
     content = bytearray(path.read_bytes())
     node = list(re.finditer(b"TREE", bytes(content)))[1].start()  # that of the group data
     content[node + 5] = 1  # a level above the leaves
     content[node + 32 : node + 40] = struct.pack("<Q", node)  # its first child
     path.write_bytes(content)
     with pytest.raises(
-        UserError, match=r"is damaged: the HDF5 library crashes on it \(SIGSEGV\); fetch or record it again"
+        UserError,
+        match=r"is damaged: the HDF5 library crashes on it \(SIGSEGV\); fetch or record it again",
     ) as caught:
         inspect(path)
     assert str(caught.value).startswith(f"{path}: ")
 
 
 @pytest.mark.parametrize("last", [False, True])
-def test_a_heap_that_never_ends_is_refused(path: Path, monkeypatch: pytest.MonkeyPatch, last: bool) -> None:
-    """Of two collections of strings, env_args and the demos' models: free space of no size, which the library walks for ever."""
+def test_a_heap_that_never_ends_is_refused(
+    path: Path, monkeypatch: pytest.MonkeyPatch, last: bool
+) -> None:
+    """Of two collections of strings, env_args and the demos' models: free space of no
+    size, which the library walks for ever.
+    """
     content = bytearray(path.read_bytes())
     place = list(re.finditer(b"GCOL", bytes(content)))[-1 if last else 0].start() + 16
     while (number := struct.unpack_from("<H", content, place)[0]) != 0:
@@ -44,13 +53,21 @@ def test_a_heap_that_never_ends_is_refused(path: Path, monkeypatch: pytest.Monke
     content[place + 8 : place + 16] = bytes(8)
     path.write_bytes(content)
     monkeypatch.setattr(structure, "TIME_LIMIT", 3.0)
-    with pytest.raises(UserError, match="is damaged: the HDF5 library made no progress in 3 s; fetch or record it again"):
+    with pytest.raises(
+        UserError,
+        match="is damaged: the HDF5 library made no progress in 3 s; fetch or record it again",
+    ):
         inspect(path)
 
 
-def test_a_walk_without_progress_is_ended(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_walk_without_progress_is_ended(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     script = tmp_path / "endless.py"
-    script.write_text(f"import os, time\nopen({str(tmp_path / 'pid')!r}, 'w').write(str(os.getpid()))\ntime.sleep(100)")
+    script.write_text(
+        f"import os, time\nopen({str(tmp_path / 'pid')!r},"
+        " 'w').write(str(os.getpid()))\ntime.sleep(100)"
+    )
     monkeypatch.setattr(structure.structure_walk, "__file__", str(script))
     monkeypatch.setattr(structure, "TIME_LIMIT", 1.0)
     begin = time.monotonic()
@@ -75,7 +92,10 @@ def test_training_and_inspection_end_with_code_2_on_a_damaged_file(
     content[node + 5] = 1
     content[node + 32 : node + 40] = struct.pack("<Q", node)
     path.write_bytes(content)
-    for arguments in (["inspect", str(path)], ["train", "--dataset", str(path), "--out", str(tmp_path / "run")]):
+    for arguments in (
+        ["inspect", str(path)],
+        ["train", "--dataset", str(path), "--out", str(tmp_path / "run")],
+    ):
         code, _, err = call(monkeypatch, capsys, *arguments)
         assert (code, err.count("\n")) == (2, 1), err
         assert f"{path}: is damaged: the HDF5 library crashes on it" in err

@@ -46,11 +46,16 @@ def test_a_sound_file_passes(path: Path) -> None:
 
 def test_a_missing_camera_gets_a_suggestion_and_the_known_ones(path: Path) -> None:
     message = refusal(path, cameras=["agentview"])
-    assert "unknown camera 'agentview': did you mean 'agentview_image'? known: agentview_image, wrist_image" in message
+    assert (
+        "unknown camera 'agentview': did you mean 'agentview_image'? known: agentview_image,"
+        " wrist_image" in message
+    )
 
 
 def test_a_vector_is_no_camera(path: Path) -> None:
-    assert "camera 'eef_pos' is float64 (N, 3), expected uint8 (N, H, W, 3)" in refusal(path, cameras=["eef_pos"])
+    assert "camera 'eef_pos' is float64 (N, 3), expected uint8 (N, H, W, 3)" in refusal(
+        path, cameras=["eef_pos"]
+    )
 
 
 def test_a_camera_is_no_vector(path: Path) -> None:
@@ -60,13 +65,31 @@ def test_a_camera_is_no_vector(path: Path) -> None:
 @pytest.mark.parametrize(
     ("edit", "told"),
     [
-        (replaced("obs/wrist_image", np.zeros((3, 8, 8, 3), np.uint8)), "demo_1: obs/wrist_image is uint8 (N, 8, 8, 3), but"),
-        (replaced("obs/wrist_image", np.zeros((3, 8, 6, 3), np.float32)), "demo_1: obs/wrist_image is float32 (N, 8, 6, 3), but"),
-        (replaced("obs/wrist_image", np.zeros((2, 8, 6, 3), np.uint8)), "num_samples says 3, obs/wrist_image holds 2 steps"),
-        (replaced("obs/eef_pos", np.zeros((3, 4))), "demo_1: obs/eef_pos is float64 (N, 4), but float64 (N, 3) in demo_0"),
+        (
+            replaced("obs/wrist_image", np.zeros((3, 8, 8, 3), np.uint8)),
+            "demo_1: obs/wrist_image is uint8 (N, 8, 8, 3), but",
+        ),
+        (
+            replaced("obs/wrist_image", np.zeros((3, 8, 6, 3), np.float32)),
+            "demo_1: obs/wrist_image is float32 (N, 8, 6, 3), but",
+        ),
+        (
+            replaced("obs/wrist_image", np.zeros((2, 8, 6, 3), np.uint8)),
+            "num_samples says 3, obs/wrist_image holds 2 steps",
+        ),
+        (
+            replaced("obs/eef_pos", np.zeros((3, 4))),
+            "demo_1: obs/eef_pos is float64 (N, 4), but float64 (N, 3) in demo_0",
+        ),
         (replaced("rewards", np.zeros(4)), "demo_1: num_samples says 3, rewards holds 4 steps"),
-        (replaced("actions", np.zeros((3, 5))), "demo_1: actions have 5 dimensions, those of demo_0 have 4"),
-        (replaced("actions", np.zeros((3, 4), np.int64)), "demo_1: actions are int64, expected floats"),
+        (
+            replaced("actions", np.zeros((3, 5))),
+            "demo_1: actions have 5 dimensions, those of demo_0 have 4",
+        ),
+        (
+            replaced("actions", np.zeros((3, 4), np.int64)),
+            "demo_1: actions are int64, expected floats",
+        ),
         (put("actions", (2, 3), 1e300), "demo_1: action 1e+300 at step 2, dimension 3"),
         (put("actions", (0, 1), np.nan), "demo_1: action nan at step 0, dimension 1"),
         (put("actions", (0, 1), -np.inf), "demo_1: action -inf at step 0, dimension 1"),
@@ -75,7 +98,9 @@ def test_a_camera_is_no_vector(path: Path) -> None:
         (lambda file: file["data/demo_1/obs"].pop("wrist_image"), "demo_1: unknown array"),
     ],
 )
-def test_faulty_content_is_named_by_demo_and_place(edited: Edited, edit: Callable[[h5py.File], object], told: str) -> None:
+def test_faulty_content_is_named_by_demo_and_place(
+    edited: Edited, edit: Callable[[h5py.File], object], told: str
+) -> None:
     assert told in refusal(edited(edit))
 
 
@@ -83,12 +108,20 @@ def task(name: str, kind: int, **settings: object) -> dict[str, object]:
     return {"env_name": name, "type": kind, "env_kwargs": settings}
 
 
-@pytest.mark.parametrize("env_args", [task("Lift", 1), task("fibopolicy/Lift-v0", 2), task("metaworld/reach-v3", 2)])
-def test_single_actions_beyond_the_bounds_are_clipped_as_the_simulator_does(env_args: dict[str, object]) -> None:
+@pytest.mark.parametrize(
+    "env_args", [task("Lift", 1), task("fibopolicy/Lift-v0", 2), task("metaworld/reach-v3", 2)]
+)
+def test_single_actions_beyond_the_bounds_are_clipped_as_the_simulator_does(
+    env_args: dict[str, object],
+) -> None:
     actions = np.array([[0.5, -0.5], [1.79, -2.0], [0.1, 0.2]])
     found, warning = clipped(actions, env_args)
     np.testing.assert_array_equal(found, [[0.5, -0.5], [1, -1], [0.1, 0.2]])
-    assert warning == "1 of 3 steps hold actions outside [-1, 1], up to 2; they are clipped, as the simulator does"
+    assert (
+        warning
+        == "1 of 3 steps hold actions outside [-1, 1], up to 2; they are clipped, as the simulator"
+        " does"
+    )
 
 
 def test_the_rounding_of_a_bound_is_no_fault() -> None:
@@ -103,8 +136,18 @@ def test_the_rounding_of_a_bound_is_no_fault() -> None:
         task("RealKitchen", 4),
         task("my_robot:Kitchen", 1),
         task("Lift", 1, controller_configs={"type": "OSC_POSE", "control_delta": False}),
-        task("Lift", 1, controller_configs={"type": "JOINT_POSITION", "input_max": 3.0, "input_min": -3.0}),
-        task("Lift", 1, controller_configs={"body_parts": {"right": {"type": "JOINT_POSITION", "input_type": "absolute"}}}),
+        task(
+            "Lift",
+            1,
+            controller_configs={"type": "JOINT_POSITION", "input_max": 3.0, "input_min": -3.0},
+        ),
+        task(
+            "Lift",
+            1,
+            controller_configs={
+                "body_parts": {"right": {"type": "JOINT_POSITION", "input_type": "absolute"}}
+            },
+        ),
     ],
 )
 def test_other_tasks_take_actions_of_any_range(env_args: dict[str, object]) -> None:
@@ -115,7 +158,10 @@ def test_other_tasks_take_actions_of_any_range(env_args: dict[str, object]) -> N
 def test_absolute_poses_that_are_called_displacements_are_refused_with_the_setting() -> None:
     poses = np.tile([0.1, 0.0, 1.0, 3.1, 0.0, 0.0, -1.0], (4, 1))
     settings = {"type": "OSC_POSE", "control_delta": True}
-    with pytest.raises(UserError, match=r"4 of 4 steps hold actions outside \[-1, 1\], up to 3.1, .*control_delta false"):
+    with pytest.raises(
+        UserError,
+        match=r"4 of 4 steps hold actions outside \[-1, 1\], up to 3.1, .*control_delta false",
+    ):
         clipped(poses, task("Lift", 1, controller_configs=settings))
 
 

@@ -11,7 +11,13 @@ from fibopolicy.errors import UserError
 
 
 def windows(path: Path, **options: object) -> WindowDataset:
-    settings = {"cameras": CAMERAS, "vectors": VECTORS, "chunk": 4, "history": 3, "cache_dir": path.parent / "cache"}
+    settings = {
+        "cameras": CAMERAS,
+        "vectors": VECTORS,
+        "chunk": 4,
+        "history": 3,
+        "cache_dir": path.parent / "cache",
+    }
     return WindowDataset(path, **{**settings, **options})  # type: ignore[arg-type]
 
 
@@ -26,10 +32,18 @@ def test_every_window_is_padded_at_both_ends_and_stays_in_its_demo(path: Path) -
             seen = [max(0, t - 2), max(0, t - 1), t]
             then = [min(t + j, steps - 1) for j in range(4)]
             for camera in CAMERAS:
-                np.testing.assert_array_equal(batch["obs"][camera][sample], arrays["obs"][camera][seen])
-            np.testing.assert_array_equal(batch["obs"]["eef_pos"][sample], arrays["obs"]["eef_pos"][seen].astype(np.float32))
-            np.testing.assert_array_equal(batch["actions"][sample], arrays["actions"][then].astype(np.float32))
-            np.testing.assert_array_equal(batch["action_mask"][sample], [t + j < steps for j in range(4)])
+                np.testing.assert_array_equal(
+                    batch["obs"][camera][sample], arrays["obs"][camera][seen]
+                )
+            np.testing.assert_array_equal(
+                batch["obs"]["eef_pos"][sample], arrays["obs"]["eef_pos"][seen].astype(np.float32)
+            )
+            np.testing.assert_array_equal(
+                batch["actions"][sample], arrays["actions"][then].astype(np.float32)
+            )
+            np.testing.assert_array_equal(
+                batch["action_mask"][sample], [t + j < steps for j in range(4)]
+            )
             sample += 1
 
 
@@ -37,14 +51,21 @@ def test_shapes_and_types(path: Path) -> None:
     dataset = windows(path, chunk=2, history=1)
     batch = dataset.batch(np.array([14, 0, 3, 3]))
     assert list(batch["obs"]) == [*CAMERAS, *VECTORS]
-    told = {key: (value.shape, value.dtype.name) for key, value in [*batch["obs"].items(), ("actions", batch["actions"])]}
+    told = {
+        key: (value.shape, value.dtype.name)
+        for key, value in [*batch["obs"].items(), ("actions", batch["actions"])]
+    }
     assert told == {
         "agentview_image": ((4, 1, 8, 6, 3), "uint8"),
         "wrist_image": ((4, 1, 8, 6, 3), "uint8"),
         "eef_pos": ((4, 1, 3), "float32"),
         "actions": ((4, 2, 4), "float32"),
     }
-    assert (dataset.image_shapes["wrist_image"], dataset.vector_dims, dataset.action_dim) == ((8, 6, 3), {"eef_pos": 3}, 4)
+    assert (dataset.image_shapes["wrist_image"], dataset.vector_dims, dataset.action_dim) == (
+        (8, 6, 3),
+        {"eef_pos": 3},
+        4,
+    )
 
 
 def test_a_batch_may_be_written_to_without_harm(path: Path) -> None:
@@ -59,7 +80,10 @@ def test_a_batch_may_be_written_to_without_harm(path: Path) -> None:
 def test_a_filter_key_selects_demos(path: Path) -> None:
     dataset = windows(path, filter_key="valid")
     assert (dataset.demos, dataset.num_demos, len(dataset)) == (("demo_2",), 1, 7)
-    np.testing.assert_array_equal(dataset.batch(np.array([6]))["obs"]["wrist_image"][0, -1], demo(7, 2)["obs"]["wrist_image"][6])
+    np.testing.assert_array_equal(
+        dataset.batch(np.array([6]))["obs"]["wrist_image"][0, -1],
+        demo(7, 2)["obs"]["wrist_image"][6],
+    )
 
 
 def test_statistics_are_those_of_the_selected_steps(path: Path) -> None:
@@ -70,7 +94,9 @@ def test_statistics_are_those_of_the_selected_steps(path: Path) -> None:
     ):
         values = np.concatenate(arrays)
         for name in ("min", "max", "mean", "std"):
-            np.testing.assert_allclose(stats[key][name], getattr(values, name)(axis=0), rtol=1e-6, atol=1e-7)
+            np.testing.assert_allclose(
+                stats[key][name], getattr(values, name)(axis=0), rtol=1e-6, atol=1e-7
+            )
             assert stats[key][name].dtype == np.float64
 
 
@@ -107,10 +133,14 @@ def test_a_sequence_goes_on_to_the_last_action(path: Path) -> None:
 
 def test_a_file_that_is_open_is_read_and_stays_open(path: Path) -> None:
     with DemoFile(path) as file:
-        dataset = WindowDataset(file, cameras=CAMERAS[:1], vectors=(), chunk=4, cache_dir=path.parent / "cache")
+        dataset = WindowDataset(
+            file, cameras=CAMERAS[:1], vectors=(), chunk=4, cache_dir=path.parent / "cache"
+        )
         assert file.read("demo_0", "actions").shape == (5, 4)
     assert dataset.path == path
     assert dataset.left_out == ("eef_pos", "wrist_image")
     expected = windows(path, history=1, cameras=CAMERAS[:1], vectors=()).batch(np.arange(15))
-    np.testing.assert_array_equal(dataset.batch(np.arange(15))["obs"][CAMERAS[0]], expected["obs"][CAMERAS[0]])
+    np.testing.assert_array_equal(
+        dataset.batch(np.arange(15))["obs"][CAMERAS[0]], expected["obs"][CAMERAS[0]]
+    )
     np.testing.assert_array_equal(dataset.actions, windows(path).actions)

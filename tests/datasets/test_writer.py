@@ -13,9 +13,15 @@ from fibopolicy.errors import UserError
 
 def test_what_is_written_is_read_back(tmp_path: Path) -> None:
     given = [demo(5, 0), demo(1, 1)]
-    model, noisy = "<mujoco>" + "x" * 200_000 + "</mujoco>", np.ones((5, 4))  # longer than HDF5 keeps in an object header
+    # longer than HDF5 keeps in an object header
+    model, noisy = "<mujoco>" + "x" * 200_000 + "</mujoco>", np.ones((5, 4))
     with DemoWriter(tmp_path / "out.hdf5", ENV_ARGS, attrs={"generator": "test"}) as writer:
-        writer.add(**given[0], model_file=model, extra={"executed_actions": noisy}, attrs={"origin": "human"})
+        writer.add(
+            **given[0],
+            model_file=model,
+            extra={"executed_actions": noisy},
+            attrs={"origin": "human"},
+        )
         writer.add(**given[1])
     with DemoFile(tmp_path / "out.hdf5") as file:
         for name, arrays in zip(file.demos, given, strict=True):
@@ -35,11 +41,17 @@ def test_next_images_take_no_room_and_survive_a_rename(tmp_path: Path) -> None:
     arrays = demo(400, 0)
     with DemoWriter(tmp_path / "out.hdf5", ENV_ARGS) as writer:
         writer.add(**arrays)
-    once = [*arrays["obs"].values(), *(arrays[key] for key in ("actions", "states", "rewards", "rewards"))]  # dones: 8 bytes too
+    # dones: 8 bytes too
+    once = [
+        *arrays["obs"].values(),
+        *(arrays[key] for key in ("actions", "states", "rewards", "rewards")),
+    ]
     assert (tmp_path / "out.hdf5").stat().st_size < sum(array.nbytes for array in once) + 40_000
     (tmp_path / "out.hdf5").rename(tmp_path / "moved.hdf5")
     with DemoFile(tmp_path / "moved.hdf5") as file:
-        np.testing.assert_array_equal(file.read("demo_0", "next_obs/wrist_image"), arrays["next_obs"]["wrist_image"])
+        np.testing.assert_array_equal(
+            file.read("demo_0", "next_obs/wrist_image"), arrays["next_obs"]["wrist_image"]
+        )
 
 
 def test_next_observations_that_are_not_shifted_ones_are_stored_as_given(tmp_path: Path) -> None:
@@ -48,7 +60,9 @@ def test_next_observations_that_are_not_shifted_ones_are_stored_as_given(tmp_pat
     with DemoWriter(tmp_path / "out.hdf5", ENV_ARGS) as writer:
         writer.add(**arrays)
     with DemoFile(tmp_path / "out.hdf5") as file:
-        np.testing.assert_array_equal(file.read("demo_0", "next_obs/eef_pos"), arrays["next_obs"]["eef_pos"])
+        np.testing.assert_array_equal(
+            file.read("demo_0", "next_obs/eef_pos"), arrays["next_obs"]["eef_pos"]
+        )
 
 
 @pytest.mark.parametrize("steps", [1, 4])
@@ -58,7 +72,9 @@ def test_without_next_observations_the_last_one_is_repeated(tmp_path: Path, step
         writer.add(**arrays)
     seen = arrays["obs"]["wrist_image"]
     with DemoFile(tmp_path / "out.hdf5") as file:
-        np.testing.assert_array_equal(file.read("demo_0", "next_obs/wrist_image"), np.concatenate([seen[1:], seen[-1:]]))
+        np.testing.assert_array_equal(
+            file.read("demo_0", "next_obs/wrist_image"), np.concatenate([seen[1:], seen[-1:]])
+        )
 
 
 def test_an_exception_leaves_nothing_behind(tmp_path: Path) -> None:
@@ -73,7 +89,10 @@ def test_an_exception_leaves_nothing_behind(tmp_path: Path) -> None:
 
 
 def test_no_demos_means_no_file(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no demos were recorded"), DemoWriter(tmp_path / "out.hdf5", ENV_ARGS):
+    with (
+        pytest.raises(UserError, match="no demos were recorded"),
+        DemoWriter(tmp_path / "out.hdf5", ENV_ARGS),
+    ):
         pass
     assert list(tmp_path.iterdir()) == []
 
@@ -89,7 +108,10 @@ def test_an_existing_file_is_refused_and_replaced_only_by_a_whole_one(path: Path
     before = path.read_bytes()
     with pytest.raises(UserError, match="exists already"):
         DemoWriter(path, ENV_ARGS)
-    with pytest.raises(ValueError, match="rewards"), DemoWriter(path, ENV_ARGS, overwrite=True) as writer:
+    with (
+        pytest.raises(ValueError, match="rewards"),
+        DemoWriter(path, ENV_ARGS, overwrite=True) as writer,
+    ):
         writer.add(**demo(2, 9) | {"rewards": np.zeros(5)})
     assert path.read_bytes() == before
     with DemoWriter(path, ENV_ARGS, overwrite=True) as writer:
@@ -106,7 +128,10 @@ def test_what_a_killed_process_left_is_replaced(tmp_path: Path) -> None:
 
 def test_two_writers_of_one_file_do_not_mix(tmp_path: Path) -> None:
     with DemoWriter(tmp_path / "out.hdf5", ENV_ARGS) as writer:
-        with pytest.raises(UserError, match="another process is writing it"), DemoWriter(tmp_path / "out.hdf5", ENV_ARGS):
+        with (
+            pytest.raises(UserError, match="another process is writing it"),
+            DemoWriter(tmp_path / "out.hdf5", ENV_ARGS),
+        ):
             pass
         writer.add(**demo(3, 0))
     with DemoFile(tmp_path / "out.hdf5") as file:
@@ -115,11 +140,17 @@ def test_two_writers_of_one_file_do_not_mix(tmp_path: Path) -> None:
 
 def test_a_folder_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match="cannot be written"), DemoWriter(tmp_path / "file" / "out.hdf5", ENV_ARGS):
+    with (
+        pytest.raises(UserError, match="cannot be written"),
+        DemoWriter(tmp_path / "file" / "out.hdf5", ENV_ARGS),
+    ):
         pass
 
 
 def test_arrays_of_different_length_are_refused(tmp_path: Path) -> None:
     uneven = demo(3, 0) | {"rewards": np.zeros(2)}
-    with pytest.raises(ValueError, match="rewards has 2 steps, actions have 3"), DemoWriter(tmp_path / "o", ENV_ARGS) as writer:
+    with (
+        pytest.raises(ValueError, match="rewards has 2 steps, actions have 3"),
+        DemoWriter(tmp_path / "o", ENV_ARGS) as writer,
+    ):
         writer.add(**uneven)

@@ -11,8 +11,14 @@ from fibopolicy.encoders import build_encoder
 
 TOLERANCE = {torch.float16: 0.01, torch.bfloat16: 0.05, torch.float64: 1e-4}
 ENCODERS = [
-    *(("fibottention_vit_tiny", {"pool": pool}) for pool in ("cls", "mean", "keypoints", "cls+keypoints")),
-    *((f"{name}_vit_tiny", {}) for name in ("local", "random", "dilated", "bigbird", "shared", "unpermuted")),
+    *(
+        ("fibottention_vit_tiny", {"pool": pool})
+        for pool in ("cls", "mean", "keypoints", "cls+keypoints")
+    ),
+    *(
+        (f"{name}_vit_tiny", {})
+        for name in ("local", "random", "dilated", "bigbird", "shared", "unpermuted")
+    ),
     ("vit_tiny", {"stem": "conv"}),
     ("vit_tiny", {"num_views": 2}),
     ("released_robot", {"depth": 1, "width": 96}),
@@ -24,7 +30,9 @@ ENCODERS = [
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize(("name", "options"), ENCODERS)
-def test_an_encoder_computes_in_its_own_dtype(name: str, options: dict[str, object], dtype: torch.dtype) -> None:
+def test_an_encoder_computes_in_its_own_dtype(
+    name: str, options: dict[str, object], dtype: torch.dtype
+) -> None:
     torch.manual_seed(0)
     encoder = build_encoder(name, image_size=(48, 48), **options).eval()
     images = torch.rand(2, 2, 3, 48, 48) if "num_views" in options else torch.rand(2, 3, 48, 48)

@@ -35,7 +35,10 @@ class Mean(Encoder):
 
 @pytest.fixture(scope="module")
 def encoders() -> dict[str, Encoder]:
-    built = {name: build_encoder(name, image_size=(36, 48), **options).eval() for name, options in OPTIONS.items()}
+    built = {
+        name: build_encoder(name, image_size=(36, 48), **options).eval()
+        for name, options in OPTIONS.items()
+    }
     return {**built, "mine": build_encoder(f"{__name__}:Mean", image_size=(36, 48))}
 
 
@@ -60,7 +63,10 @@ def test_images_are_encoded_as_they_are_or_refused(
 
 @pytest.mark.parametrize("name", [*OPTIONS, "mine"])
 def test_a_larger_image_is_not_cropped(encoders: dict[str, Encoder], name: str) -> None:
-    with pytest.raises(UserError, match=r"built for images \(B, 3, 36, 48\), got \(1, 3, 48, 60\); resize the images"):
+    with pytest.raises(
+        UserError,
+        match=r"built for images \(B, 3, 36, 48\), got \(1, 3, 48, 60\); resize the images",
+    ):
         encoders[name](torch.rand(1, 3, 48, 60))
 
 
@@ -74,11 +80,16 @@ def test_joint_views_come_in_their_own_dimension() -> None:
 
 def test_scripting_is_refused_with_what_works_instead(encoders: dict[str, Encoder]) -> None:
     for module in (encoders["fibottention_vit_tiny"], nn.Sequential(encoders["resnet18"])):
-        with pytest.raises(UserError, match=r"torch\.jit\.script cannot compile .*; use torch\.compile, torch\.export"):
+        with pytest.raises(
+            UserError,
+            match=r"torch\.jit\.script cannot compile .*; use torch\.compile, torch\.export",
+        ):
             torch.jit.script(module)
 
 
-def test_a_program_for_onnx_holds_no_operator_of_ours(encoders: dict[str, Encoder], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_program_for_onnx_holds_no_operator_of_ours(
+    encoders: dict[str, Encoder], monkeypatch: pytest.MonkeyPatch
+) -> None:
     encoder, images = encoders["fibottention_vit_tiny"], torch.rand(1, 3, 36, 48)
     assert "fibopolicy::" in str(torch.jit.trace(encoder, images).inlined_graph)
     monkeypatch.setattr(torch.onnx, "is_in_onnx_export", lambda: True)

@@ -30,7 +30,9 @@ def test_shared_views_are_encoded_alike_and_separate_ones_are_not() -> None:
 
 
 def test_joint_tokens_let_cameras_see_each_other() -> None:
-    encoder = ObservationEncoder("vit_tiny", {**OPTIONS, "pool": "cls+keypoints", "depth": 2}, SIZES, 0, "joint").eval()
+    encoder = ObservationEncoder(
+        "vit_tiny", {**OPTIONS, "pool": "cls+keypoints", "depth": 2}, SIZES, 0, "joint"
+    ).eval()
     images = {key: torch.rand(1, 3, 24, 24) for key in SIZES}
     before = encoder(images, torch.zeros(1, 0))
     images["wrist_image"] = torch.rand(1, 3, 24, 24)
@@ -60,7 +62,9 @@ def test_a_keypoint_lies_where_its_heatmap_peaks() -> None:
         ("vit_tiny", {"a": (24, 24), "b": (36, 36)}, "shared", "cameras of one size"),
     ],
 )
-def test_views_that_do_not_fit_are_named(encoder: str, sizes: dict[str, tuple[int, int]], views: str, message: str) -> None:
+def test_views_that_do_not_fit_are_named(
+    encoder: str, sizes: dict[str, tuple[int, int]], views: str, message: str
+) -> None:
     options = {} if encoder == "resnet18" else OPTIONS
     with pytest.raises(UserError, match=message):
         ObservationEncoder(encoder, options, sizes, 0, views)

@@ -36,7 +36,13 @@ def masked_by_hand(model, images: Tensor) -> Tensor:  # type: ignore[no-untyped-
 
 
 @pytest.mark.parametrize(
-    "name", ["vit_tiny_patch16_224", "deit_tiny_patch16_224", "vit_small_patch14_reg4_dinov2", "deit_tiny_distilled_patch16_224"]
+    "name",
+    [
+        "vit_tiny_patch16_224",
+        "deit_tiny_patch16_224",
+        "vit_small_patch14_reg4_dinov2",
+        "deit_tiny_distilled_patch16_224",
+    ],
 )
 def test_a_converted_model_is_the_masked_original_with_its_weights(name: str) -> None:
     torch.manual_seed(0)
@@ -62,7 +68,9 @@ def test_a_converted_model_is_the_masked_original_with_its_weights(name: str) ->
 
 
 def test_a_converted_model_trains_and_takes_other_image_sizes() -> None:
-    model = fibopolicy.convert(timm.create_model("vit_tiny_patch16_224", num_classes=0, depth=2, dynamic_img_size=True))
+    model = fibopolicy.convert(
+        timm.create_model("vit_tiny_patch16_224", num_classes=0, depth=2, dynamic_img_size=True)
+    )
     for size in (224, 128):
         assert model(torch.randn(1, 3, size, size)).shape == (1, 192)
     model(torch.randn(1, 3, 96, 96)).sum().backward()
@@ -76,7 +84,9 @@ def test_a_converted_model_trains_and_takes_other_image_sizes() -> None:
         ("vit_tiny_patch16_224", {"attn_drop_rate": 0.1}, "drops attention weights"),
     ],
 )
-def test_what_cannot_be_converted_is_left_alone(name: str, options: dict[str, float], message: str) -> None:
+def test_what_cannot_be_converted_is_left_alone(
+    name: str, options: dict[str, float], message: str
+) -> None:
     model = timm.create_model(name, **options)
     before = str(model)
     with pytest.raises(UserError, match=message):
@@ -97,7 +107,9 @@ def test_unknown_preset_is_refused() -> None:
         ("timm:resnet18", {}, 9, 512),
     ],
 )
-def test_timm_models_are_encoders(name: str, options: dict[str, str], tokens: int, dim: int) -> None:
+def test_timm_models_are_encoders(
+    name: str, options: dict[str, str], tokens: int, dim: int
+) -> None:
     encoder = build_encoder(name, image_size=(96, 96), **options)
     found, pooled = encoder(torch.rand(2, 3, 96, 96))
     assert found.shape == (2, tokens, dim)
@@ -119,13 +131,19 @@ def test_timm_models_are_encoders(name: str, options: dict[str, str], tokens: in
         ("pvt_v2_b0", 84, (9, 256)),
     ],
 )
-def test_a_model_of_any_layout_keeps_the_contract(name: str, size: int, tokens: tuple[int, int]) -> None:
+def test_a_model_of_any_layout_keeps_the_contract(
+    name: str, size: int, tokens: tuple[int, int]
+) -> None:
     state = torch.get_rng_state()
     encoder = build_encoder(f"timm:{name}", image_size=(size, size))
     torch.set_rng_state(state)
     untried = timm.create_model(name, num_classes=0).state_dict()
     assert encoder.training
-    assert all(torch.equal(x, untried[key]) for key, x in encoder.model.state_dict().items() if "running" in key)
+    assert all(
+        torch.equal(x, untried[key])
+        for key, x in encoder.model.state_dict().items()
+        if "running" in key
+    )
     found, feature = encoder(torch.rand(2, 3, size, size))
     assert found.shape == (2, *tokens)
     assert feature.shape == (2, encoder.output_dim)
@@ -160,7 +178,10 @@ def test_a_trial_draws_no_random_numbers() -> None:
     [
         ("levit_128s", "does not take images of 84 x 84 pixels.* made for 224 x 224"),
         ("hiera_tiny_224", "does not take images of 84 x 84 pixels.* made for 224 x 224"),
-        ("vit_tiny_patch16_224", r"patches of 16 x 16 would leave out pixels.* give it images of 80 x 80 or 96 x 96"),
+        (
+            "vit_tiny_patch16_224",
+            r"patches of 16 x 16 would leave out pixels.* give it images of 80 x 80 or 96 x 96",
+        ),
         ("gmixer_12_224", "images of 80 x 80 or 96 x 96"),
         ("pit_ti_224", "1 tokens are no grid over the image; choose another model"),
         ("efficientvim_m1", "its features are a list, not one grid of tokens"),
@@ -172,7 +193,9 @@ def test_what_breaks_the_contract_is_refused_on_construction(name: str, message:
     assert "\n" not in str(refused.value)
 
 
-def test_published_weights_without_a_network_are_refused_at_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_published_weights_without_a_network_are_refused_at_once(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     constants = pytest.importorskip("huggingface_hub").constants
 
     def unreachable(*_: object, **__: object) -> None:
@@ -185,7 +208,10 @@ def test_published_weights_without_a_network_are_refused_at_once(monkeypatch: py
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr("time.sleep", lambda _: pytest.fail("it tries again"))
-    with pytest.raises(UserError, match=r"weights cannot be fetched \(huggingface\.co cannot be reached, and the cache"):
+    with pytest.raises(
+        UserError,
+        match=r"weights cannot be fetched \(huggingface\.co cannot be reached, and the cache",
+    ):
         build_encoder("timm:resnet10t", image_size=(64, 64), pretrained=True)
     assert not constants.HF_HUB_OFFLINE
 
@@ -193,7 +219,9 @@ def test_published_weights_without_a_network_are_refused_at_once(monkeypatch: py
 def test_images_are_normalised_as_the_model_was_trained() -> None:
     encoder = build_encoder("timm:deit_tiny_patch16_224", image_size=(32, 32)).eval()
     images = torch.rand(1, 3, 32, 32)
-    mean, std = (torch.tensor(x).view(3, 1, 1) for x in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+    mean, std = (
+        torch.tensor(x).view(3, 1, 1) for x in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    )
     with torch.no_grad():
         torch.testing.assert_close(encoder(images)[1], encoder.model((images - mean) / std))  # type: ignore[operator]
 

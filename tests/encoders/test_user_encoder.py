@@ -31,7 +31,7 @@ def linear(*, image_size):
 
 def other(size):
     return size
-"""
+"""  # noqa: E501
 
 
 @pytest.fixture
@@ -45,8 +45,12 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("here")
 def test_a_function_and_a_class_are_found_in_the_current_folder() -> None:
     before = list(sys.path)
-    assert build_encoder("own_encoder:make", image_size=(8, 8))(torch.rand(4, 3, 8, 8))[1].shape == (4, 6)
-    assert build_encoder("own_encoder:Mean", image_size=(8, 8), width=1)(torch.rand(4, 3, 8, 8))[1].shape == (4, 3)
+    assert build_encoder("own_encoder:make", image_size=(8, 8))(torch.rand(4, 3, 8, 8))[
+        1
+    ].shape == (4, 6)
+    assert build_encoder("own_encoder:Mean", image_size=(8, 8), width=1)(torch.rand(4, 3, 8, 8))[
+        1
+    ].shape == (4, 3)
     assert sys.path == before
 
 
@@ -59,7 +63,10 @@ def test_a_function_and_a_class_are_found_in_the_current_folder() -> None:
         ("tmm:resnet18", "did you mean 'timm:resnet18'"),
         ("broken_encoder:make", "importing broken_encoder fails: ZeroDivisionError"),
         ("own_encoder:", "expected timm:<name> or <module>:<name>"),
-        ("own_encoder:linear", "must be a fibopolicy.encoders.Encoder with an output_dim, got Linear"),
+        (
+            "own_encoder:linear",
+            "must be a fibopolicy.encoders.Encoder with an output_dim, got Linear",
+        ),
         ("own_encoder:other", "takes image_size"),
         ("os:system", "takes image_size"),
         ("own_encoder:torch", "takes image_size"),

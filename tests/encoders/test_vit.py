@@ -10,7 +10,9 @@ from fibopolicy.encoders.vit import PRESETS, SPARSE_CONTROLS, ViT
 from fibopolicy.errors import UserError
 
 
-@pytest.mark.parametrize("name", ["vit_tiny", "fibottention_vit_tiny", "vit_small", "fibottention_vit_small", "resnet18"])
+@pytest.mark.parametrize(
+    "name", ["vit_tiny", "fibottention_vit_tiny", "vit_small", "fibottention_vit_small", "resnet18"]
+)
 def test_registered_encoders_keep_the_contract(name: str) -> None:
     encoder = build_encoder(name, image_size=(84, 84)).eval()
     tokens, pooled = encoder(torch.rand(2, 3, 84, 84))
@@ -23,7 +25,16 @@ def test_registered_encoders_keep_the_contract(name: str) -> None:
 @pytest.mark.parametrize("stem", ["patch", "conv"])
 @pytest.mark.parametrize("num_views", [1, 2])
 def test_every_pool_and_stem_gives_the_stated_shapes(pool: str, stem: str, num_views: int) -> None:
-    vit = ViT(image_size=(24, 36), patch_size=12, width=24, depth=1, heads=2, pool=pool, stem=stem, num_views=num_views)
+    vit = ViT(
+        image_size=(24, 36),
+        patch_size=12,
+        width=24,
+        depth=1,
+        heads=2,
+        pool=pool,
+        stem=stem,
+        num_views=num_views,
+    )
     images = torch.rand(3, num_views, 3, 24, 36) if num_views > 1 else torch.rand(3, 3, 24, 36)
     tokens, pooled = vit(images)
     assert tokens.shape == (3, num_views * 6, 24)
@@ -36,7 +47,8 @@ def test_fresh_keypoints_move_with_what_the_image_shows() -> None:
     images = torch.zeros(7, 3, 84, 84)
     for i in range(7):
         images[i, :, 12 * i : 12 * i + 12, 36:48] = 1  # a square in each row of patches
-    # (B, K, 2) in [-1, 1]; a flat softmax would leave all of them within 0.02 of the middle
+    # (B, K, 2) in [-1, 1]; a flat softmax would leave all of them within 0.02 of the
+    # middle
     assert vit(images)[1].view(7, 16, 2).std(0).mean() > 0.05
 
 
@@ -91,14 +103,22 @@ def test_dense_attention_is_torchs() -> None:
     x = torch.randn(2, 5, 24)
     attention = vit.blocks[0].attention
     q, k, v = attention.qkv(x).view(2, 5, 3, 2, 12).permute(2, 0, 3, 1, 4)
-    expected = attention.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(2, 5, 24))
+    expected = attention.out(
+        F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(2, 5, 24)
+    )
     torch.testing.assert_close(attention(x), expected)
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"patch_size": 10}, r"patch_size 10 does not divide the image of 84 x 84 pixels; these do: \[2, 3, 4, 6, 7, 12"),
+        (
+            {"patch_size": 10},
+            (
+                r"patch_size 10 does not divide the image of 84 x 84 pixels; these do: \[2, 3, 4,"
+                r" 6, 7, 12"
+            ),
+        ),
         ({"patch_size": 96}, "does not divide"),
         ({"patch_size": 12, "image_size": (83, 84)}, "none but 1 does: crop or resize the images"),
         ({"heads": 5}, "width 96 is not divisible by heads 5"),
@@ -145,7 +165,9 @@ def test_an_exported_encoder_does_not_depend_on_our_operators() -> None:
     images = torch.rand(2, 3, 84, 84)
     exported = torch.export.export(encoder, (images,))
     assert not any("fibopolicy" in str(node.target) for node in exported.graph.nodes)
-    torch.testing.assert_close(exported.module()(images)[1], encoder(images)[1], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        exported.module()(images)[1], encoder(images)[1], atol=1e-5, rtol=1e-5
+    )
 
 
 @pytest.mark.parametrize("control", SPARSE_CONTROLS)
@@ -154,12 +176,20 @@ def test_a_control_differs_from_fibottention_in_its_pattern_alone(control: str) 
     ours = build_encoder("fibottention_vit_tiny", image_size=(84, 84))
     torch.manual_seed(0)
     theirs = build_encoder(f"{control}_vit_tiny", image_size=(84, 84))
-    assert {k: v.shape for k, v in ours.state_dict().items()} == {k: v.shape for k, v in theirs.state_dict().items()}
+    assert {k: v.shape for k, v in ours.state_dict().items()} == {
+        k: v.shape for k, v in theirs.state_dict().items()
+    }
     for mine, other in zip(ours.blocks, theirs.blocks, strict=True):
         assert mine.attention.masking == other.attention.masking
         # As near as whole diagonals allow.
-        assert other.attention.pattern.density == pytest.approx(mine.attention.pattern.density, rel=0.05)
-    assert [b.attention.pattern for b in ours.blocks] != [b.attention.pattern for b in theirs.blocks]
+        assert other.attention.pattern.density == pytest.approx(
+            mine.attention.pattern.density, rel=0.05
+        )
+    assert [b.attention.pattern for b in ours.blocks] != [
+        b.attention.pattern for b in theirs.blocks
+    ]
     images = torch.rand(2, 3, 84, 84)
     assert not torch.equal(ours(images)[1], theirs(images)[1])
-    assert encoder_settings(f"{control}_vit_tiny") | {"attention": "fibottention"} == encoder_settings("fibottention_vit_tiny")
+    assert encoder_settings(f"{control}_vit_tiny") | {
+        "attention": "fibottention"
+    } == encoder_settings("fibottention_vit_tiny")

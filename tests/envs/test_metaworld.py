@@ -34,12 +34,22 @@ def test_the_names_are_those_of_the_installed_suite() -> None:
 
 
 def run(env: MetaWorldEnv, actions: np.ndarray) -> list[np.ndarray]:
-    """Everything there is to see of a stretch: rewards, success, Meta-World's observation, the expert's opinion, the end."""
+    """Everything there is to see of a stretch: rewards, success, Meta-World's
+    observation, the expert's opinion, the end.
+    """
     seen = []
     for action in actions:
         reward, _, _, info = env.advance(action)
         seen.append(
-            np.array([reward, info["success"], info["shaped_reward"], *env.metaworld_observation(), *env.expert_action()])
+            np.array(
+                [
+                    reward,
+                    info["success"],
+                    info["shaped_reward"],
+                    *env.metaworld_observation(),
+                    *env.expert_action(),
+                ]
+            )
         )
     return [*seen, env.get_state().state]
 
@@ -63,11 +73,18 @@ def test_layouts_follow_seeds_and_states_repeat_the_future_exactly(task: str) ->
     np.testing.assert_array_equal(env.get_state().state, start.state)
 
 
-DRAWN = ("metaworld/reach-v3", "metaworld/bin-picking-v3", "metaworld/door-lock-v3", "metaworld/peg-insert-side-v3")
+DRAWN = (
+    "metaworld/reach-v3",
+    "metaworld/bin-picking-v3",
+    "metaworld/door-lock-v3",
+    "metaworld/peg-insert-side-v3",
+)
 
 
 def frames_after_a_restore(tasks: Sequence[str] = DRAWN) -> str:
-    """A digest of states, and of frames that follow them in an environment that lived through something else before."""
+    """A digest of states, and of frames that follow them in an environment that lived
+    through something else before.
+    """
     digest = hashlib.sha256()
     for task in tasks:
         env = MetaWorldEnv(task, image_size=48)
@@ -91,10 +108,15 @@ def frames_after_a_restore(tasks: Sequence[str] = DRAWN) -> str:
 @pytest.mark.slow
 def test_another_process_draws_and_renders_the_same_bit_for_bit() -> None:
     code = "import sys; sys.path.insert(0, sys.argv[1])\n"
-    code += "from fibopolicy import envs; e = envs.make('metaworld/soccer-v3', cameras=()); e.reset(seed=8)\n"
+    code += (
+        "from fibopolicy import envs; e = envs.make('metaworld/soccer-v3', cameras=());"
+        " e.reset(seed=8)\n"
+    )
     code += "from test_metaworld import frames_after_a_restore; print(frames_after_a_restore())"
     folder = __file__.rpartition("/")[0]
-    done = subprocess.run([sys.executable, "-c", code, folder], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", code, folder], capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == frames_after_a_restore()
     assert done.stderr == ""
@@ -145,8 +167,12 @@ def test_doing_nothing_is_truncated_at_the_horizon() -> None:
 
 
 def test_frames_are_upright_in_every_corner_camera() -> None:
-    """A big ball lifted by 30 cm is seen higher in the frame: its place is where a frame differs from one without it."""
-    env = MetaWorldEnv("metaworld/reach-v3", cameras=("corner", "corner2", "corner3", "corner4"), image_size=84)
+    """A big ball lifted by 30 cm is seen higher in the frame: its place is where a
+    frame differs from one without it.
+    """
+    env = MetaWorldEnv(
+        "metaworld/reach-v3", cameras=("corner", "corner2", "corner3", "corner4"), image_size=84
+    )
     env.reset(seed=0)
     env.model.site("goal").size[:] = 0.07
     for camera in env.cameras:
@@ -160,8 +186,12 @@ def test_frames_are_upright_in_every_corner_camera() -> None:
     env.close()
 
 
-def test_a_hidden_goal_is_neither_drawn_nor_told_but_the_expert_knows_it(reach: MetaWorldEnv) -> None:
-    hidden = envs.from_env_args(reach.env_args, goal_visible=False, cameras=("corner4",), image_size=84)
+def test_a_hidden_goal_is_neither_drawn_nor_told_but_the_expert_knows_it(
+    reach: MetaWorldEnv,
+) -> None:
+    hidden = envs.from_env_args(
+        reach.env_args, goal_visible=False, cameras=("corner4",), image_size=84
+    )
     obs, _ = hidden.reset(seed=5)
     reach.reset(seed=5)
     assert not obs["goal_position"].any()
@@ -175,7 +205,9 @@ def test_a_hidden_goal_is_neither_drawn_nor_told_but_the_expert_knows_it(reach: 
 def test_env_args_make_the_same_environment_again(reach: MetaWorldEnv) -> None:
     again = envs.from_env_args(reach.env_args)
     assert again.env_args == reach.env_args
-    np.testing.assert_array_equal(again.reset(seed=1)[0]["corner2_image"], reach.reset(seed=1)[0]["corner2_image"])
+    np.testing.assert_array_equal(
+        again.reset(seed=1)[0]["corner2_image"], reach.reset(seed=1)[0]["corner2_image"]
+    )
     again.close()
     with pytest.warns(UserWarning, match="come from metaworld 3.0.0, and 3.1.1 is installed"):
         envs.from_env_args({**reach.env_args, "env_version": "3.0.0"}, cameras=())
@@ -183,7 +215,9 @@ def test_env_args_make_the_same_environment_again(reach: MetaWorldEnv) -> None:
 
 def test_qualities_differ_in_their_frames(reach: MetaWorldEnv) -> None:
     full = envs.from_env_args(reach.env_args, quality="full", cameras=("corner2",))
-    assert not np.array_equal(full.reset(seed=1)[0]["corner2_image"], reach.reset(seed=1)[0]["corner2_image"])
+    assert not np.array_equal(
+        full.reset(seed=1)[0]["corner2_image"], reach.reset(seed=1)[0]["corner2_image"]
+    )
     full.close()
 
 
@@ -219,7 +253,9 @@ def test_states_that_do_not_fit_are_refused(reach: MetaWorldEnv) -> None:
     good = reach.get_state()
     door = MetaWorldEnv("metaworld/push-v3", cameras=())
     door.reset(seed=0)
-    with pytest.raises(UserError, match="a state of metaworld/push-v3 does not fit metaworld/reach-v3"):
+    with pytest.raises(
+        UserError, match="a state of metaworld/push-v3 does not fit metaworld/reach-v3"
+    ):
         reach.set_state(door.get_state())
     with pytest.raises(UserError, match="a state of an unknown model"):
         reach.set_state(envs.SimState("", good.state))

@@ -30,7 +30,9 @@ def env_args(name: str, kind: int = 1, **settings: Any) -> dict[str, Any]:
         (env_args("Isaac-Stack-Cube-Franka-IK-Rel-Mimic-v0", 2), "Isaac Lab"),
     ],
 )
-def test_a_task_of_another_suite_is_named_as_such_with_what_to_do(task: dict[str, Any], suite: str) -> None:
+def test_a_task_of_another_suite_is_named_as_such_with_what_to_do(
+    task: dict[str, Any], suite: str
+) -> None:
     assert not is_known(task)
     with pytest.raises(UserError) as caught:
         from_env_args(task)

@@ -92,7 +92,8 @@ def test_it_is_collected_replayed_and_rolled_out_like_any_other() -> None:
     assert all(demo.success for demo in replay(Path("high.hdf5"), workers=1).demos)
     rows = evaluate(lambda obs: [0, 0, 1, -1], "own_task:High", 2, workers=1, cameras=(), horizon=3)
     assert [row.task for row in rows] == ["own_task:High"] * 2
-    assert default_workers("own_task:High", 1000) == default_workers("robosuite/Lift", 1000)  # it may be as heavy
+    # it may be as heavy
+    assert default_workers("own_task:High", 1000) == default_workers("robosuite/Lift", 1000)
     assert StudyTask("own_task:High").short == "own_task-High"
     with pytest.raises(UserError, match="own_task:Bare: its class lacks advance"):
         evaluate(lambda obs: [0, 0, 1, -1], "own_task:Bare", 2, workers=1)
@@ -116,7 +117,10 @@ def test_it_is_collected_replayed_and_rolled_out_like_any_other() -> None:
         ("os:system", "expected a class derived from fibopolicy.envs.TaskEnv"),
         ("own_task:Bare", "lacks advance, env_args, get_state, observe, set_state, success; see"),
         ("own_task:NoHertz", "lacks control_hz; see"),
-        ("own_task:Nameless", "its env_args name 'fibopolicy/Reach-v0' of type 2, which is another task"),
+        (
+            "own_task:Nameless",
+            "its env_args name 'fibopolicy/Reach-v0' of type 2, which is another task",
+        ),
     ],
 )
 def test_what_is_no_task_is_told_in_one_line(name: str, message: str) -> None:
@@ -133,19 +137,25 @@ def test_what_is_no_task_is_told_in_one_line(name: str, message: str) -> None:
         ("Blind", "its observations lack hand_position"),
     ],
 )
-def test_observations_that_no_policy_could_read_are_refused_before_they_are_recorded(name: str, message: str) -> None:
+def test_observations_that_no_policy_could_read_are_refused_before_they_are_recorded(
+    name: str, message: str
+) -> None:
     with pytest.raises(UserError, match=message):
         collect(Plan(f"own_task:{name}", cameras=("wrist",)), 1, "none.hdf5", workers=1)
     assert not list(Path().glob("none*"))
 
 
 @pytest.mark.usefixtures("here")
-@pytest.mark.parametrize(("noise", "advice"), [(0.0, "it does not solve its task"), (0.2, "lower it")])
+@pytest.mark.parametrize(
+    ("noise", "advice"), [(0.0, "it does not solve its task"), (0.2, "lower it")]
+)
 def test_only_an_expert_that_is_disturbed_is_told_to_lower_its_noise(
     noise: float, advice: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("fibopolicy.datasets.collect.HOPELESS", 10)
-    with pytest.raises(UserError, match=f"succeeded in 0 of 10 episodes with noise {noise}; {advice}"):
+    with pytest.raises(
+        UserError, match=f"succeeded in 0 of 10 episodes with noise {noise}; {advice}"
+    ):
         collect(Plan("own_task:Idle", cameras=(), noise=noise), 10, "none.hdf5", workers=1)
 
 

@@ -15,16 +15,27 @@ from fibopolicy import envs
 from fibopolicy.envs.rendering import FrameSizes
 from fibopolicy.errors import UserError
 
-LOOK = "from fibopolicy import envs; e = envs.make('Reach-v0', image_size=16); print(e.reset(seed=0)[0]['wrist_image'].std() > 0)"
+LOOK = (
+    "from fibopolicy import envs; e = envs.make('Reach-v0', image_size=16);"
+    " print(e.reset(seed=0)[0]['wrist_image'].std() > 0)"
+)
 
 
 def run(code: str, **changes: str) -> subprocess.CompletedProcess[str]:
-    env = {key: value for key, value in os.environ.items() if key not in ("MUJOCO_GL", "PYOPENGL_PLATFORM", "DISPLAY")}
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env | changes, check=False)
+    env = {
+        key: value
+        for key, value in os.environ.items()
+        if key not in ("MUJOCO_GL", "PYOPENGL_PLATFORM", "DISPLAY")
+    }
+    return subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=env | changes, check=False
+    )
 
 
 @pytest.mark.parametrize(
-    "changes", [{"MUJOCO_GL": ""}, {"DISPLAY": ":987"}, {"DISPLAY": ":987", "MUJOCO_GL": ""}], ids=["empty", "display", "both"]
+    "changes",
+    [{"MUJOCO_GL": ""}, {"DISPLAY": ":987"}, {"DISPLAY": ":987", "MUJOCO_GL": ""}],
+    ids=["empty", "display", "both"],
 )
 def test_egl_draws_unless_another_is_chosen(changes: dict[str, str]) -> None:
     done = run(LOOK + "; import os; print(os.environ['MUJOCO_GL'])", **changes)
@@ -36,11 +47,15 @@ def test_egl_draws_unless_another_is_chosen(changes: dict[str, str]) -> None:
 def test_an_opengl_platform_that_contradicts_is_named(first: str, chosen: dict[str, str]) -> None:
     if first and chosen:
         pytest.skip("mujoco itself cannot be imported so")
-    code = f"{first}from fibopolicy.errors import UserError\ntry:\n  {LOOK}\nexcept UserError as error: print(error)"
-    done = run(code, PYOPENGL_PLATFORM="osmesa", **chosen)
-    assert done.stdout == "cannot render: PYOPENGL_PLATFORM=osmesa contradicts MUJOCO_GL=egl; unset PYOPENGL_PLATFORM\n", (
-        done.stderr
+    code = (
+        f"{first}from fibopolicy.errors import UserError\ntry:\n  {LOOK}\nexcept UserError as"
+        " error: print(error)"
     )
+    done = run(code, PYOPENGL_PLATFORM="osmesa", **chosen)
+    assert (
+        done.stdout == "cannot render: PYOPENGL_PLATFORM=osmesa contradicts MUJOCO_GL=egl; unset"
+        " PYOPENGL_PLATFORM\n"
+    ), done.stderr
 
 
 @pytest.mark.parametrize("task", ["Reach-v0", "metaworld/reach-v3"])
@@ -64,16 +79,23 @@ def test_cameras_have_sizes_of_their_own(task: str) -> None:
     assert mixed[f"{first}_image"].shape == (24, 40, 3)
     np.testing.assert_array_equal(mixed[f"{second}_image"], square[f"{second}_image"])
     with envs.from_env_args(stored, cameras=(first,)) as env:
-        np.testing.assert_array_equal(env.reset(seed=0)[0][f"{first}_image"], mixed[f"{first}_image"])
+        np.testing.assert_array_equal(
+            env.reset(seed=0)[0][f"{first}_image"], mixed[f"{first}_image"]
+        )
         assert env.env_args["env_kwargs"]["image_size"] == [24, 40]
-    # A wider frame shows more to the sides and the same in height: every row's middle is the square frame's row.
+    # A wider frame shows more to the sides and the same in height: every row's middle
+    # is the square frame's row.
     with envs.make(task, cameras=(second,), image_size=(32, 96)) as env:
         wide = env.reset(seed=0)[0][f"{second}_image"]
     assert np.abs(wide[:, 32:64].astype(int) - square[f"{second}_image"]).mean() < 2
 
 
 def test_a_size_is_stored_in_its_shortest_form() -> None:
-    assert FrameSizes((84, 84), "ab").stored() == FrameSizes({"a": 84, "b": [84, 84]}, "ab").stored() == 84
+    assert (
+        FrameSizes((84, 84), "ab").stored()
+        == FrameSizes({"a": 84, "b": [84, 84]}, "ab").stored()
+        == 84
+    )
     assert FrameSizes({"a": (24, 36), "b": (24, 36)}, "ab").stored() == [24, 36]
     assert FrameSizes({}, "").stored() == 84
     assert FrameSizes(np.int64(30), "a").stored() == 30  # type: ignore[arg-type]
@@ -99,6 +121,9 @@ def test_a_size_that_no_frame_has_is_refused(size: Any, message: str) -> None:
 @pytest.mark.parametrize("early", ["", "os.environ['MUJOCO_GL'] = 'egl'"])
 def test_mujoco_may_be_imported_first(early: str) -> None:
     # robosuite imports mujoco and sets the variable after it
-    code = f"import os, mujoco.gl_context as g; {early or 'pass'}; import fibopolicy.envs.rendering as r; r.configure_gl()"
+    code = (
+        f"import os, mujoco.gl_context as g; {early or 'pass'}; import fibopolicy.envs.rendering as"
+        " r; r.configure_gl()"
+    )
     done = run(f"{code}; print(g.GLContext.__module__)", MUJOCO_GL="", DISPLAY="")
     assert done.stdout.strip() == "mujoco.egl", done.stderr

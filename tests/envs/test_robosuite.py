@@ -1,7 +1,8 @@
 """Robosuite behind the environment contract.
 
-`lift_human.npz` holds what replay needs of the ten human Lift demonstrations in robomimic 0.1.0's tests (MIT, robosuite 1.2):
-models, start states, actions, and the gripper's recorded positions.
+`lift_human.npz` holds what replay needs of the ten human Lift demonstrations in
+robomimic 0.1.0's tests (MIT, robosuite 1.2): models, start states, actions, and the
+gripper's recorded positions.
 """
 
 import dataclasses
@@ -29,10 +30,18 @@ robosuite = pytest.importorskip("robosuite", reason="robosuite is not installed"
 
 HUMAN = np.load(Path(__file__).parent / "lift_human.npz")
 FLAT = json.loads(str(HUMAN["env_args"]))["env_kwargs"]["controller_configs"]
-#: A composite controller config as robosuite 1.5 loads it, in metres and radians in the world's frame.
+#: A composite controller config as robosuite 1.5 loads it, in metres and radians in the
+#: world's frame.
 ABSOLUTE = {
     "type": "BASIC",
-    "body_parts": {"right": {**FLAT, "input_type": "absolute", "input_ref_frame": "world", "gripper": {"type": "GRIP"}}},
+    "body_parts": {
+        "right": {
+            **FLAT,
+            "input_type": "absolute",
+            "input_ref_frame": "world",
+            "gripper": {"type": "GRIP"},
+        }
+    },
 }
 
 
@@ -53,7 +62,9 @@ def blind() -> RobosuiteEnv:
 
 
 def human(demo: int) -> tuple[SimState, Any, Any]:
-    """A demonstration's start, its actions `(N, 7)`, and the gripper's positions before each `(N, 3)`."""
+    """A demonstration's start, its actions `(N, 7)`, and the gripper's positions before
+    each `(N, 3)`.
+    """
     end = int(HUMAN["lengths"][: demo + 1].sum())
     steps = slice(end - int(HUMAN["lengths"][demo]), end)
     start = SimState(HUMAN["models"][demo].decode(), HUMAN["starts"][demo])
@@ -83,7 +94,10 @@ def some_actions(steps: int, seed: int = 0) -> Any:
 def test_observations_are_upright_images_and_float32_vectors(env: RobosuiteEnv) -> None:
     observation, _ = env.reset(seed=0)
     assert env.observation_space.contains(observation)
-    assert {k for k in observation if k.endswith("_image")} == {"agentview_image", "robot0_eye_in_hand_image"}
+    assert {k for k in observation if k.endswith("_image")} == {
+        "agentview_image",
+        "robot0_eye_in_hand_image",
+    }
     assert set(env.proprioception) <= observation.keys()
     assert not any(key.endswith("-state") for key in observation)
     image = observation["agentview_image"].astype(int)
@@ -107,7 +121,9 @@ def test_frames_are_those_of_robosuites_own_camera(env: RobosuiteEnv, quality: A
         hard_reset=False,
     )
     if quality == "fast":
-        own.set_xml_processor(lambda xml: xml.replace("<visual>", '<visual><quality shadowsize="0" offsamples="0"/>'))
+        own.set_xml_processor(
+            lambda xml: xml.replace("<visual>", '<visual><quality shadowsize="0" offsamples="0"/>')
+        )
     own.reset_from_xml_string(state.model)
     if quality == "fast":
         own.sim.model.mat_reflectance[:] = 0
@@ -216,7 +232,8 @@ def test_a_restored_middle_replays_exactly_and_without_a_jerk(blind: RobosuiteEn
         assert np.array_equal(blind.set_state(middle)["robot0_eef_pos"], hand)
         runs.append(play(blind, np.zeros((5, 7))))
     assert np.array_equal(*runs)
-    # It was moving at 1 m/s at most; pulled back to the start pose it would end 15 cm away.
+    # It was moving at 1 m/s at most; pulled back to the start pose it would end 15 cm
+    # away.
     assert np.linalg.norm(blind.observe()["robot0_eef_pos"] - hand) < 0.06
 
 
@@ -251,15 +268,21 @@ def test_a_missing_asset_is_named(blind: RobosuiteEnv) -> None:
     before, _ = blind.reset(seed=0)
     state = blind.get_state()
     with pytest.raises(UserError, match=r"link9\.stl"):
-        blind.set_state(dataclasses.replace(state, model=state.model.replace("link0.stl", "link9.stl")))
+        blind.set_state(
+            dataclasses.replace(state, model=state.model.replace("link0.stl", "link9.stl"))
+        )
     assert equal(blind.set_state(state), before)
 
 
-def test_a_model_without_a_part_that_the_task_needs_is_refused_and_leaves_the_environment_whole(blind: RobosuiteEnv) -> None:
+def test_a_model_without_a_part_that_the_task_needs_is_refused_and_leaves_the_environment_whole(
+    blind: RobosuiteEnv,
+) -> None:
     before, _ = blind.reset(seed=0)
     state = blind.get_state()
     with pytest.raises(UserError, match='No "geom" with name cube_g0'):
-        blind.set_state(dataclasses.replace(state, model=state.model.replace('"cube_g0"', '"cube_g7"')))
+        blind.set_state(
+            dataclasses.replace(state, model=state.model.replace('"cube_g0"', '"cube_g7"'))
+        )
     assert equal(blind.set_state(state), before)
     assert equal(blind.reset(seed=0)[0], before)
 
@@ -293,10 +316,16 @@ def test_ten_human_demonstrations_of_robosuite_1_2_replay(blind: RobosuiteEnv) -
 def test_an_old_model_keeps_its_own_cube(blind: RobosuiteEnv) -> None:
     blind.set_state(human(0)[0])
     model = blind._env.sim.model
-    assert model.geom_size[model.geom_name2id("cube_g0")].tolist() == [0.0212431, 0.020076, 0.0214241]
+    assert model.geom_size[model.geom_name2id("cube_g0")].tolist() == [
+        0.0212431,
+        0.020076,
+        0.0214241,
+    ]
 
 
-def test_an_arm_of_an_older_file_returns_to_the_orientation_it_was_told(blind: RobosuiteEnv) -> None:
+def test_an_arm_of_an_older_file_returns_to_the_orientation_it_was_told(
+    blind: RobosuiteEnv,
+) -> None:
     blind.reset(seed=0)
     told = np.array(blind._env.robots[0].composite_controller.part_controllers["right"].goal_ori)
     for _ in range(20):  # the arm begins beside its nominal pose, and sags
@@ -309,15 +338,26 @@ def test_an_arm_of_an_older_file_returns_to_the_orientation_it_was_told(blind: R
 
 def test_flat_controllers_become_composite_ones() -> None:
     arm = composite_controller({**FLAT, "damping": 0.7}, "Panda")["body_parts"]["right"]
-    assert (arm["damping_ratio"], arm["input_type"], arm["input_ref_frame"]) == (0.7, "delta", "world")
-    assert composite_controller({**FLAT, "control_delta": False}, "Panda")["body_parts"]["right"]["input_type"] == "absolute"
+    assert (arm["damping_ratio"], arm["input_type"], arm["input_ref_frame"]) == (
+        0.7,
+        "delta",
+        "world",
+    )
+    assert (
+        composite_controller({**FLAT, "control_delta": False}, "Panda")["body_parts"]["right"][
+            "input_type"
+        ]
+        == "absolute"
+    )
     assert composite_controller(ABSOLUTE, "Panda") == ABSOLUTE
 
 
 @pytest.mark.parametrize("config", [{**FLAT, "control_delta": False}, ABSOLUTE])
 def test_absolute_commands_are_places_in_the_world(config: dict[str, Any]) -> None:
     kwargs = {"robots": ["Panda"], "controller_configs": config}
-    env = RobosuiteEnv.from_env_args({"env_name": "Lift", "type": 1, "env_kwargs": kwargs}, cameras=())
+    env = RobosuiteEnv.from_env_args(
+        {"env_name": "Lift", "type": 1, "env_kwargs": kwargs}, cameras=()
+    )
     observation, _ = env.reset(seed=0)
     assert env.action_space == gymnasium.spaces.Box(-np.inf, np.inf, (7,), np.float32)
     target = observation["robot0_eef_pos"] + [0.05, -0.05, -0.05]
@@ -328,32 +368,59 @@ def test_absolute_commands_are_places_in_the_world(config: dict[str, Any]) -> No
 
 
 def test_env_args_round_trip_and_serve_robosuite_itself(env: RobosuiteEnv) -> None:
-    made = RobosuiteEnv(cameras=("frontview",), image_size=(32, 48), quality="full", horizon=77, control_freq=10)
+    made = RobosuiteEnv(
+        cameras=("frontview",), image_size=(32, 48), quality="full", horizon=77, control_freq=10
+    )
     stored = json.loads(json.dumps(made.env_args))
     again = RobosuiteEnv.from_env_args(stored)
     assert again.env_args == stored
-    assert (again.cameras, again.image_size, again.quality, again.horizon) == (("frontview",), (32, 48), "full", 77)
+    assert (again.cameras, again.image_size, again.quality, again.horizon) == (
+        ("frontview",),
+        (32, 48),
+        "full",
+        77,
+    )
     assert again.control_hz == 10
-    assert RobosuiteEnv.from_env_args(stored, cameras=(), quality="fast").env_args["render_quality"] == "fast"
+    assert (
+        RobosuiteEnv.from_env_args(stored, cameras=(), quality="fast").env_args["render_quality"]
+        == "fast"
+    )
     plain = robosuite.make(
-        stored["env_name"], **{**stored["env_kwargs"], "has_offscreen_renderer": False, "use_camera_obs": False}
+        stored["env_name"],
+        **{**stored["env_kwargs"], "has_offscreen_renderer": False, "use_camera_obs": False},
     )
     assert plain.action_dim == 7
     plain.close()
 
 
 def test_sizes_per_camera_are_robosuites_lists_and_no_pixel_depends_on_the_other_camera() -> None:
-    kwargs = {"robots": "Panda", "camera_names": ["agentview", "robot0_eye_in_hand"], "camera_heights": [24, 48]}
-    args = {"env_name": "Lift", "type": 1, "env_kwargs": {**kwargs, "camera_widths": [36, 48]}, "render_quality": "fast"}
+    kwargs = {
+        "robots": "Panda",
+        "camera_names": ["agentview", "robot0_eye_in_hand"],
+        "camera_heights": [24, 48],
+    }
+    args = {
+        "env_name": "Lift",
+        "type": 1,
+        "env_kwargs": {**kwargs, "camera_widths": [36, 48]},
+        "render_quality": "fast",
+    }
     both = RobosuiteEnv.from_env_args(args)
     frames, _ = both.reset(seed=0)
     stored = both.env_args
-    assert (stored["env_kwargs"]["camera_heights"], stored["env_kwargs"]["camera_widths"]) == ([24, 48], [36, 48])
+    assert (stored["env_kwargs"]["camera_heights"], stored["env_kwargs"]["camera_widths"]) == (
+        [24, 48],
+        [36, 48],
+    )
     both.close()
     one = RobosuiteEnv.from_env_args(json.loads(json.dumps(stored)), cameras=("agentview",))
     alone, _ = one.reset(seed=0)
     one.close()
-    assert frames["robot0_eye_in_hand_image"].shape == both.observation_space["robot0_eye_in_hand_image"].shape == (48, 48, 3)
+    assert (
+        frames["robot0_eye_in_hand_image"].shape
+        == both.observation_space["robot0_eye_in_hand_image"].shape
+        == (48, 48, 3)
+    )
     assert frames["agentview_image"].shape == (24, 36, 3)
     np.testing.assert_array_equal(alone["agentview_image"], frames["agentview_image"])
 
@@ -361,7 +428,13 @@ def test_sizes_per_camera_are_robosuites_lists_and_no_pixel_depends_on_the_other
 def test_data_of_another_robosuite_are_warned_of() -> None:
     with pytest.warns(UserWarning, match=r"robosuite 1\.2.*1\.5"):
         RobosuiteEnv.from_env_args(
-            {"env_name": "Lift", "type": 1, "env_version": "1.2.0", "env_kwargs": {"robots": "Panda"}}, cameras=()
+            {
+                "env_name": "Lift",
+                "type": 1,
+                "env_version": "1.2.0",
+                "env_kwargs": {"robots": "Panda"},
+            },
+            cameras=(),
         )
 
 
@@ -371,11 +444,20 @@ def test_data_of_another_robosuite_are_warned_of() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"env_name": "Lifft"}, "unknown robosuite task 'robosuite/Lifft': did you mean 'robosuite/Lift'"),
+        (
+            {"env_name": "Lifft"},
+            "unknown robosuite task 'robosuite/Lifft': did you mean 'robosuite/Lift'",
+        ),
         ({"env_name": None}, "have type 1 and an env_name"),
         ({"type": 2}, "have type 1"),
-        ({"env_kwargs": {"robots": ["Pandas"]}}, "unknown robosuite robot 'Pandas': did you mean 'Panda'"),
-        ({"env_kwargs": {"gripper_type": "x"}}, "unknown option .* 'gripper_type': did you mean 'gripper_types'"),
+        (
+            {"env_kwargs": {"robots": ["Pandas"]}},
+            "unknown robosuite robot 'Pandas': did you mean 'Panda'",
+        ),
+        (
+            {"env_kwargs": {"gripper_type": "x"}},
+            "unknown option .* 'gripper_type': did you mean 'gripper_types'",
+        ),
         (
             {"env_kwargs": {"controller_configs": {"type": "OSC_POS"}}},
             "unknown robosuite controller 'OSC_POS': did you mean 'OSC_POSE'",
@@ -385,20 +467,45 @@ def test_data_of_another_robosuite_are_warned_of() -> None:
             "composite controller 'BASE': did you mean 'BASIC'",
         ),
         ({"env_kwargs": {"controller_configs": [None, None]}}, "2 controller_configs for 1 robots"),
-        ({"env_kwargs": {"camera_names": ["agentveiw"]}}, "unknown camera 'agentveiw': did you mean 'agentview'"),
-        ({"env_kwargs": {"camera_heights": [84, 100], "camera_widths": 84}}, "2 sizes for the 0 camera_names"),
+        (
+            {"env_kwargs": {"camera_names": ["agentveiw"]}},
+            "unknown camera 'agentveiw': did you mean 'agentview'",
+        ),
+        (
+            {"env_kwargs": {"camera_heights": [84, 100], "camera_widths": 84}},
+            "2 sizes for the 0 camera_names",
+        ),
         ({"render_quality": "best"}, "unknown render quality 'best'"),
         ({"env_kwargs": {"robots": None}}, "robots must be a name or a list of names, got None"),
         ({"env_kwargs": {"robots": [["Panda"]]}}, "robots must be a name or a list of names"),
-        ({"env_kwargs": {"control_freq": 0}}, "cannot make robosuite/Lift: SimulationError: Control frequency 0"),
-        ({"env_kwargs": {"controller_configs": {"type": "BASIC", "body_parts": []}}}, "body_parts .* map each part"),
         (
-            {"env_kwargs": {"controller_configs": {"type": "BASIC", "body_parts": {"right": "OSC"}}}},
+            {"env_kwargs": {"control_freq": 0}},
+            "cannot make robosuite/Lift: SimulationError: Control frequency 0",
+        ),
+        (
+            {"env_kwargs": {"controller_configs": {"type": "BASIC", "body_parts": []}}},
             "body_parts .* map each part",
         ),
-        ({"env_kwargs": {"camera_names": 3}}, "camera_names must be a name or a list of names, got 3"),
-        ({"env_kwargs": {"camera_heights": [84, 84, 84], "camera_widths": [84, 84]}}, "must be numbers of pixels"),
-        ({"env_kwargs": {"camera_heights": 100_000}}, "image_size must be between 8 and 1024 pixels, got 100000"),
+        (
+            {
+                "env_kwargs": {
+                    "controller_configs": {"type": "BASIC", "body_parts": {"right": "OSC"}}
+                }
+            },
+            "body_parts .* map each part",
+        ),
+        (
+            {"env_kwargs": {"camera_names": 3}},
+            "camera_names must be a name or a list of names, got 3",
+        ),
+        (
+            {"env_kwargs": {"camera_heights": [84, 84, 84], "camera_widths": [84, 84]}},
+            "must be numbers of pixels",
+        ),
+        (
+            {"env_kwargs": {"camera_heights": 100_000}},
+            "image_size must be between 8 and 1024 pixels, got 100000",
+        ),
         ({"env_kwargs": {"horizon": "400"}}, "horizon must be at least 1 control step, got '400'"),
     ],
 )
@@ -416,12 +523,17 @@ def test_a_missing_robosuite_is_named_with_its_extra(monkeypatch: pytest.MonkeyP
 
 def run(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-c", code], env={**os.environ, **environment}, capture_output=True, text=True, check=False
+        [sys.executable, "-c", code],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
     )
 
 
 def test_it_starts_silently_and_leaves_cleanly_when_nobody_closes_it(env: RobosuiteEnv) -> None:
-    # tempfile registers an exit handler before OpenGL does, which once made the renderer close too late.
+    # tempfile registers an exit handler before OpenGL does, which once made the
+    # renderer close too late.
     early = "import tempfile; d = tempfile.TemporaryDirectory();"
     code = f"{early} from fibopolicy.envs import make; e = make('robosuite/Lift'); e.reset(seed=0)"
     done = run(code)
@@ -430,9 +542,12 @@ def test_it_starts_silently_and_leaves_cleanly_when_nobody_closes_it(env: Robosu
 
 def test_without_opengl_the_error_says_what_to_install() -> None:
     look = (
-        "e = envs.make('robosuite/Lift'); e.advance([0.0] * 7)\ntry: e.observe()\nexcept errors.UserError as error: print(error)"
+        "e = envs.make('robosuite/Lift'); e.advance([0.0] * 7)\ntry: e.observe()\nexcept"
+        " errors.UserError as error: print(error)"
     )
-    done = run(f"from fibopolicy import envs, errors; {look}", MUJOCO_GL="egl", MUJOCO_EGL_DEVICE_ID="99")
+    done = run(
+        f"from fibopolicy import envs, errors; {look}", MUJOCO_GL="egl", MUJOCO_EGL_DEVICE_ID="99"
+    )
     assert done.stdout.startswith("cannot render: no OpenGL context could be made (MUJOCO_GL=egl")
     assert "apt-get install" in done.stdout
     assert (done.returncode, done.stderr) == (0, "")
@@ -461,4 +576,8 @@ def test_object_is_robosuites_object_state_under_robomimics_name(blind: Robosuit
     observation, _ = blind.reset(seed=0)
     parts = [observation[key] for key in ("cube_pos", "cube_quat", "gripper_to_cube_pos")]
     assert np.array_equal(observation["object"], np.concatenate(parts))
-    assert np.allclose(observation["gripper_to_cube_pos"], observation["cube_pos"] - observation["robot0_eef_pos"], atol=1e-6)
+    assert np.allclose(
+        observation["gripper_to_cube_pos"],
+        observation["cube_pos"] - observation["robot0_eef_pos"],
+        atol=1e-6,
+    )

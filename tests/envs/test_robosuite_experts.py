@@ -24,7 +24,9 @@ def env(request: pytest.FixtureRequest) -> Iterator[RobosuiteEnv]:
 
 
 def run(env: RobosuiteEnv, steps: int = 400) -> list[np.ndarray]:
-    """The expert's actions until it succeeds, `steps` at most; the last one is NaN where it does not."""
+    """The expert's actions until it succeeds, `steps` at most; the last one is NaN
+    where it does not.
+    """
     actions = []
     for _ in range(steps):
         actions.append(env.expert_action())
@@ -48,7 +50,9 @@ def test_it_succeeds_within_bounds_and_the_same_way_each_time(env: RobosuiteEnv)
 
 
 @pytest.mark.slow
-def test_it_depends_on_the_state_alone_and_goes_on_from_wherever_it_is_put(env: RobosuiteEnv) -> None:
+def test_it_depends_on_the_state_alone_and_goes_on_from_wherever_it_is_put(
+    env: RobosuiteEnv,
+) -> None:
     env.reset(seed=11)
     seen = []
     for step in range(400):
@@ -92,7 +96,12 @@ def test_a_hand_turns_to_a_cube_where_it_sees_how_it_lies() -> None:
 
 def test_tasks_without_an_expert_name_those_that_have_one() -> None:
     env = RobosuiteEnv("robosuite/Wipe", cameras=())
-    with pytest.raises(UserError, match=r"robosuite/Wipe has no scripted expert; these have one: robosuite/Door, robosuite/Lift"):
+    with pytest.raises(
+        UserError,
+        match=(
+            r"robosuite/Wipe has no scripted expert; these have one: robosuite/Door, robosuite/Lift"
+        ),
+    ):
         env.expert_action()
     env.close()
 

@@ -13,7 +13,7 @@ OWN = """<mujoco><worldbody>
 <body name="robot0_base"><joint name="robot0_joint1"/><joint name="gripper0_right_finger_joint1"/></body>
 <body name="cube_main"><geom type="box" size="1 1 1" name="cube_g0"/><geom type="box" size="1 1 1" name="cube_vis"/>
   <joint type="free" name="cube_joint0"/></body>
-</worldbody></mujoco>"""
+</worldbody></mujoco>"""  # noqa: E501
 OF_1_0 = """<mujoco><worldbody>
 <body name="robot0_base"><joint name="robot0_joint1"/><joint name="gripper0_finger_joint1"/></body>
 <body name="cube" pos="1 2 3" quat="0 1 0 0"><geom type="box" size=".02 .03 .04" name="cube"/>
@@ -37,11 +37,26 @@ def test_an_object_that_is_not_there_is_named() -> None:
 @pytest.mark.parametrize(
     ("found", "expected"),
     [
-        ("/home/me/robosuite/models/assets/textures/wood-tiles.png", "robosuite/models/assets/textures/wood-tiles.png"),
-        ("/home/me/robosuite/old/robosuite/models/assets/textures/clay.png", "robosuite/models/assets/textures/clay.png"),
-        ("C:\\me\\robosuite\\models\\assets\\textures\\clay.png", "robosuite/models/assets/textures/clay.png"),
-        ("/somewhere/else/textures/wood-tiles.png", "robosuite/models/assets/textures/wood-tiles.png"),
-        ("/home/me/robosuite/assets/moved/objects/meshes/can.msh", "robosuite/models/assets/objects/meshes/can.msh"),
+        (
+            "/home/me/robosuite/models/assets/textures/wood-tiles.png",
+            "robosuite/models/assets/textures/wood-tiles.png",
+        ),
+        (
+            "/home/me/robosuite/old/robosuite/models/assets/textures/clay.png",
+            "robosuite/models/assets/textures/clay.png",
+        ),
+        (
+            "C:\\me\\robosuite\\models\\assets\\textures\\clay.png",
+            "robosuite/models/assets/textures/clay.png",
+        ),
+        (
+            "/somewhere/else/textures/wood-tiles.png",
+            "robosuite/models/assets/textures/wood-tiles.png",
+        ),
+        (
+            "/home/me/robosuite/assets/moved/objects/meshes/can.msh",
+            "robosuite/models/assets/objects/meshes/can.msh",
+        ),
         ("/home/me/robosuite/models/assets/never.stl", "robosuite/models/assets/never.stl"),
         ("/home/me/never.stl", "/home/me/never.stl"),
     ],

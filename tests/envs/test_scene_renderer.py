@@ -27,7 +27,11 @@ def load(colour: str = "1 0 0 1", height: float = 3) -> tuple[Any, Any]:
     random = np.random.default_rng(0)
     spheres = "".join(
         f'<geom size="{size:.3f}" pos="{x:.3f} {y:.3f} {z:.3f}" rgba="{colour}" group="1"/>'
-        for (x, y, z), size in zip(random.uniform([-3, -3, 0], [3, 3, 3], (80, 3)), random.uniform(0.05, 0.4, 80), strict=True)
+        for (x, y, z), size in zip(
+            random.uniform([-3, -3, 0], [3, 3, 3], (80, 3)),
+            random.uniform(0.05, 0.4, 80),
+            strict=True,
+        )
     )
     model = mujoco.MjModel.from_xml_string(SCENE.format(spheres=spheres, height=height))
     data = mujoco.MjData(model)
@@ -58,7 +62,9 @@ def test_what_is_out_of_view_is_left_out_and_no_pixel_changes(renderer: SceneRen
     renderer.close()
 
 
-def test_a_model_that_looks_alike_keeps_the_context_and_shows_itself(renderer: SceneRenderer) -> None:
+def test_a_model_that_looks_alike_keeps_the_context_and_shows_itself(
+    renderer: SceneRenderer,
+) -> None:
     first, second = load(), load(colour="0 1 0 1")
     renderer.load(first[0])
     context = renderer._context
@@ -71,6 +77,7 @@ def test_a_model_that_looks_alike_keeps_the_context_and_shows_itself(renderer: S
     np.testing.assert_array_equal(green, other.render(second[1], "down", cull=True))
     other.close()
     assert (red[..., 0].max(), green[..., 0].max()) > (100, 0)
-    np.testing.assert_array_equal(renderer.render(second[1], "down", cull=True), green)  # after another was closed
+    # after another was closed
+    np.testing.assert_array_equal(renderer.render(second[1], "down", cull=True), green)
     renderer.close()
     renderer.close()

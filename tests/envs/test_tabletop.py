@@ -173,7 +173,9 @@ def test_env_args_make_the_same_environment_again() -> None:
     env = envs.make("Reach-v0", cameras=("wrist",), image_size=16, horizon=7)
     again = envs.from_env_args(env.env_args)
     assert again.env_args == env.env_args
-    assert envs.from_env_args(env.env_args, image_size=20).env_args["env_kwargs"]["image_size"] == 20
+    assert (
+        envs.from_env_args(env.env_args, image_size=20).env_args["env_kwargs"]["image_size"] == 20
+    )
 
 
 def test_a_state_of_another_width_is_refused() -> None:
@@ -186,10 +188,13 @@ def test_a_state_of_another_width_is_refused() -> None:
 def test_without_opengl_the_error_names_the_command_that_installs_it() -> None:
     code = "import sys; sys.argv = 'fibopolicy collect Lift-v0 --episodes 1 --out x'.split()\n"
     code += "from fibopolicy.__main__ import main; main()"
-    # PyOpenGL looks its libraries up through ctypes; hiding them is what a machine without them looks like.
+    # PyOpenGL looks its libraries up through ctypes; hiding them is what a machine
+    # without them looks like.
     hide = "import ctypes.util; ctypes.util.find_library = lambda name: None\n"
     env = {**os.environ, "MUJOCO_GL": "osmesa", "PYOPENGL_PLATFORM": ""}
-    done = subprocess.run([sys.executable, "-c", hide + code], capture_output=True, text=True, env=env, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", hide + code], capture_output=True, text=True, env=env, check=False
+    )
     assert done.returncode == 2, done.stderr
     assert "apt-get install" in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
@@ -198,8 +203,14 @@ def test_without_opengl_the_error_names_the_command_that_installs_it() -> None:
 @pytest.mark.slow
 def test_mujoco_may_be_imported_first() -> None:
     code = "import mujoco; from fibopolicy import envs; e = envs.make('Lift-v0'); e.reset(seed=0)"
-    env = {key: value for key, value in os.environ.items() if key not in ("MUJOCO_GL", "PYOPENGL_PLATFORM")}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, check=False)
+    env = {
+        key: value
+        for key, value in os.environ.items()
+        if key not in ("MUJOCO_GL", "PYOPENGL_PLATFORM")
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=env, check=False
+    )
     assert done.returncode == 0, done.stderr
 
 

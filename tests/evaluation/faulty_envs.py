@@ -26,7 +26,9 @@ def crash() -> None:
     raise ArithmeticError("the simulation is unstable")
 
 
-def _make(fault: Callable[[], None], folder: Path, times: int, seeds_hand: tuple[float, ...]) -> envs.TaskEnv:
+def _make(
+    fault: Callable[[], None], folder: Path, times: int, seeds_hand: tuple[float, ...]
+) -> envs.TaskEnv:
     env = envs.make("Lift-v0", image_size=16, horizon=12)
     advance = env.advance
 
@@ -48,8 +50,12 @@ def _make(fault: Callable[[], None], folder: Path, times: int, seeds_hand: tuple
     return env
 
 
-def making(fault: Callable[[], None], folder: Path, times: int, hand: np.ndarray[Any, Any]) -> Callable[[], envs.TaskEnv]:
-    """Makes a Lift whose step 5, in the episode that begins with the hand there, misbehaves in the first so many processes."""
+def making(
+    fault: Callable[[], None], folder: Path, times: int, hand: np.ndarray[Any, Any]
+) -> Callable[[], envs.TaskEnv]:
+    """Makes a Lift whose step 5, in the episode that begins with the hand there,
+    misbehaves in the first so many processes.
+    """
     return partial(_make, fault, folder, times, tuple(float(x) for x in hand))
 
 

@@ -10,7 +10,9 @@ from scipy.stats import norm
 def outcomes(
     rng: np.random.Generator, seeds: int, starts: NDArray[np.floating], mean: float, seed_sd: float
 ) -> NDArray[np.bool_]:
-    """Success `(S, n)`: the logit is `mean`, plus one draw per seed, plus the given effect of the start state."""
+    """Success `(S, n)`: the logit is `mean`, plus one draw per seed, plus the given
+    effect of the start state.
+    """
     logits = mean + seed_sd * rng.normal(size=(seeds, 1)) + starts
     return rng.random(logits.shape) < 1 / (1 + np.exp(-logits))
 

@@ -20,7 +20,9 @@ from fibopolicy.evaluation.starts import make_starts, save_starts, shipped_start
 
 
 class OutsideReach(nn.Module):
-    """Somebody's recurrent policy in torch: it looks at the hand, and remembers how often it was asked."""
+    """Somebody's recurrent policy in torch: it looks at the hand, and remembers how
+    often it was asked.
+    """
 
     history = 2
 
@@ -36,17 +38,23 @@ class OutsideReach(nn.Module):
         return self.out(state).tanh()[:, None].expand(-1, 3, -1), state
 
 
-def test_an_outside_torch_policy_gives_the_same_rows_with_any_number_of_workers(tmp_path: Path) -> None:
+def test_an_outside_torch_policy_gives_the_same_rows_with_any_number_of_workers(
+    tmp_path: Path,
+) -> None:
     torch.manual_seed(0)
     policy, seen = OutsideReach().eval(), []
     options = {"cameras": ("workspace",), "image_size": 16, "horizon": 9}
     one = evaluate(policy, "reach", 4, workers=1, on_row=seen.append, **options)
     assert sorted(seen, key=lambda row: row.index) == one
     assert [row.index for row in one] == [0, 1, 2, 3]
-    assert {(row.task, row.steps, row.batch, row.threads, row.error) for row in one} == {("fibopolicy/Reach-v0", 9, 1, 1, "")}
+    assert {(row.task, row.steps, row.batch, row.threads, row.error) for row in one} == {
+        ("fibopolicy/Reach-v0", 9, 1, 1, "")
+    }
     with envs.make("reach", **options) as env:
         save_starts(make_starts(env, 4, seed=0), tmp_path / "starts.npz")
-    others = evaluate(policy, partial(envs.make, "reach", **options), tmp_path / "starts.npz", workers=2)
+    others = evaluate(
+        policy, partial(envs.make, "reach", **options), tmp_path / "starts.npz", workers=2
+    )
     assert [row.repeatable() for row in others] == [row.repeatable() for row in one]
     batched = evaluate(policy, "reach", 4, workers=2, batch=3, **options)
     assert {row.batch for row in batched} == {3}
@@ -116,20 +124,42 @@ def test_the_callers_random_numbers_stay_as_they_were() -> None:
         (lambda obs: np.zeros(4), {"batch": 2}, "its batch is 1"),
         (lambda obs: np.zeros(4), {"qualty": "fast"}, "qualty"),
         (OutsideReach(), {}, "training mode"),
-        (lambda obs: None, {}, r"the policy returned None, expected an action \(A,\) or a chunk of them"),
+        (
+            lambda obs: None,
+            {},
+            r"the policy returned None, expected an action \(A,\) or a chunk of them",
+        ),
         (lambda obs: {"action": np.zeros(4)}, {}, "the policy returned a dict, expected an action"),
         (lambda obs: "0 0 0 0", {}, "the policy returned '0 0 0 0'"),
         (lambda obs: [[0, 0, 0, 0], [0, 0]], {}, "the policy returned a list, expected an action"),
-        (lambda obs: torch.zeros(4, dtype=torch.complex64).numpy(), {}, r"a ndarray of shape \(4,\), expected an action"),
-        (Returns(torch.zeros(1, 2, 4)), {}, r"returned a Tensor of shape \(1, 2, 4\), expected a pair: actions \(1, T_a, A\)"),
+        (
+            lambda obs: torch.zeros(4, dtype=torch.complex64).numpy(),
+            {},
+            r"a ndarray of shape \(4,\), expected an action",
+        ),
+        (
+            Returns(torch.zeros(1, 2, 4)),
+            {},
+            r"returned a Tensor of shape \(1, 2, 4\), expected a pair: actions \(1, T_a, A\)",
+        ),
         (Returns(None), {}, "act returned None, expected a pair"),
-        (Returns((None, None)), {}, r"act returned None, expected actions \(1, T_a, A\) and a state as numbers"),
-        (Returns((torch.zeros(4), None)), {}, r"returned actions \(4,\), expected actions \(1, T_a, A\)"),
+        (
+            Returns((None, None)),
+            {},
+            r"act returned None, expected actions \(1, T_a, A\) and a state as numbers",
+        ),
+        (
+            Returns((torch.zeros(4), None)),
+            {},
+            r"returned actions \(4,\), expected actions \(1, T_a, A\)",
+        ),
         (None, {}, "a policy has a method act"),
         (Returns, {}, "a policy has a method act"),
     ],
 )
-def test_what_is_wrong_with_a_policy_is_one_line(policy: object, options: dict[str, object], message: str) -> None:
+def test_what_is_wrong_with_a_policy_is_one_line(
+    policy: object, options: dict[str, object], message: str
+) -> None:
     with pytest.raises(UserError, match=message) as told:
         evaluate(policy, "Lift-v0", 1, **{"workers": 1, "cameras": (), "horizon": 4, **options})
     assert "\n" not in str(told.value)
@@ -159,7 +189,23 @@ def test_shipped_start_states_are_those_of_the_tasks_as_they_are() -> None:
 
 def test_errors_count_in_no_rate_and_are_stated() -> None:
     row = Row("t", 0, 0, True, 5, 1.0, 0.1, 0, "", 0, 9, "fast", "x")
-    failed = Row("t", 1, 0, False, 0, 0.0, 0.1, 0, "", 0, 9, "fast", "y", error="its process was ended by SIGKILL", tries=3)
+    failed = Row(
+        "t",
+        1,
+        0,
+        False,
+        0,
+        0.0,
+        0.1,
+        0,
+        "",
+        0,
+        9,
+        "fast",
+        "y",
+        error="its process was ended by SIGKILL",
+        tries=3,
+    )
     rate = success_rate([row, failed])
     assert (rate.successes, rate.episodes, rate.errors) == (1, 1, 1)
     assert str(rate).endswith(", 1 errors")

@@ -16,7 +16,9 @@ from fibopolicy.evaluation.rows import ROWS, read_rows, write_rows
 from fibopolicy.evaluation.side_by_side import by_turns
 
 
-def of(*runs: Path, groups: tuple[str, ...] = (), margin: float | None = None, **choice: object) -> Comparison:
+def of(
+    *runs: Path, groups: tuple[str, ...] = (), margin: float | None = None, **choice: object
+) -> Comparison:
     return compare(sides(runs, groups, Choice(**choice)), margin)  # type: ignore[arg-type]
 
 
@@ -24,11 +26,15 @@ def of(*runs: Path, groups: tuple[str, ...] = (), margin: float | None = None, *
 def pair(tmp_path: Path) -> tuple[Path, Path]:
     """On 60 start states: 40 solved by both, 2 by the baseline alone, 12 by the candidate alone."""
     baseline = make_run(tmp_path / "baseline", [True] * 42 + [False] * 18)
-    candidate = make_run(tmp_path / "candidate", [True] * 40 + [False] * 2 + [True] * 12 + [False] * 6)
+    candidate = make_run(
+        tmp_path / "candidate", [True] * 40 + [False] * 2 + [True] * 12 + [False] * 6
+    )
     return baseline, candidate
 
 
-def test_rows_are_paired_by_start_state_whatever_their_order_or_index(pair: tuple[Path, Path]) -> None:
+def test_rows_are_paired_by_start_state_whatever_their_order_or_index(
+    pair: tuple[Path, Path],
+) -> None:
     rows = read_rows(pair[1] / ROWS)
     write_rows(pair[1] / ROWS, [replace(row, index=99 - row.index) for row in rows])
     found = of(*pair).verdicts[0]
@@ -38,7 +44,9 @@ def test_rows_are_paired_by_start_state_whatever_their_order_or_index(pair: tupl
     assert str(found) == "better"
 
 
-def test_only_shared_start_states_count_and_the_rest_is_told(pair: tuple[Path, Path], tmp_path: Path) -> None:
+def test_only_shared_start_states_count_and_the_rest_is_told(
+    pair: tuple[Path, Path], tmp_path: Path
+) -> None:
     longer = make_run(tmp_path / "longer", [True] * 80)
     found = of(pair[0], longer)
     assert len(found.starts) == 60
@@ -49,7 +57,13 @@ def test_only_shared_start_states_count_and_the_rest_is_told(pair: tuple[Path, P
 
 def test_errors_count_in_no_rate_and_are_told(pair: tuple[Path, Path]) -> None:
     rows = read_rows(pair[1] / ROWS)
-    write_rows(pair[1] / ROWS, [replace(row, success=False, error="hung") if row.index in (0, 59) else row for row in rows])
+    write_rows(
+        pair[1] / ROWS,
+        [
+            replace(row, success=False, error="hung") if row.index in (0, 59) else row
+            for row in rows
+        ],
+    )
     found = of(*pair)
     assert found.faulty == 2
     assert [(rate.successes, rate.episodes) for rate in found.rates] == [(41, 58), (51, 58)]
@@ -67,15 +81,24 @@ def test_errors_count_in_no_rate_and_are_told(pair: tuple[Path, Path]) -> None:
         ({"horizon": 50}, "has horizon 50: these are not one test"),
     ],
 )
-def test_other_tests_are_refused(pair: tuple[Path, Path], tmp_path: Path, changes: dict[str, object], message: str) -> None:
+def test_other_tests_are_refused(
+    pair: tuple[Path, Path], tmp_path: Path, changes: dict[str, object], message: str
+) -> None:
     with pytest.raises(UserError, match=message):
         of(pair[0], make_run(tmp_path / "other", [True] * 60, **changes))
 
 
 def test_unpaired_rows_are_refused_in_one_line(pair: tuple[Path, Path]) -> None:
-    write_rows(pair[1] / ROWS, [replace(row, start="x" + row.start, starts_seed=5) for row in read_rows(pair[1] / ROWS)])
+    write_rows(
+        pair[1] / ROWS,
+        [replace(row, start="x" + row.start, starts_seed=5) for row in read_rows(pair[1] / ROWS)],
+    )
     with pytest.raises(
-        UserError, match=r"0 start states are shared.*baseline: 60 of seed 0; .*candidate: 60 of seed 5.*--starts"
+        UserError,
+        match=(
+            r"0 start states are shared.*baseline: 60 of seed 0; .*candidate: 60 of seed"
+            r" 5.*--starts"
+        ),
     ) as e:
         of(*pair)
     assert "\n" not in str(e.value)
@@ -96,7 +119,9 @@ def test_the_last_checkpoint_counts_and_never_the_best(tmp_path: Path) -> None:
 
 def test_several_evaluations_of_one_checkpoint_must_be_told_apart(pair: tuple[Path, Path]) -> None:
     make_run(pair[0], [True] * 60, weights="model")
-    with pytest.raises(UserError, match=r"several weights: ema, model; choose one, e.g. --weights ema"):
+    with pytest.raises(
+        UserError, match=r"several weights: ema, model; choose one, e.g. --weights ema"
+    ):
         of(*pair)
     assert of(*pair, weights="ema").rates[0].successes == 42
 
@@ -111,7 +136,10 @@ def test_groups_pool_training_seeds(tmp_path: Path) -> None:
     comparison = of(groups=groups)
     assert [len(side.runs) for side in comparison.sides] == [3, 3]
     assert comparison.rates[1].episodes == 240
-    assert comparison.verdicts[0].difference.value == Difference(outcomes["dense"], outcomes["fib"]).value
+    assert (
+        comparison.verdicts[0].difference.value
+        == Difference(outcomes["dense"], outcomes["fib"]).value
+    )
     mixed = of(tmp_path / "dense_seed0", groups=groups[1:])
     assert "dense_seed0 is one checkpoint" in text(mixed, ())
 
@@ -152,12 +180,17 @@ def test_a_margin_decides_non_inferiority(tmp_path: Path) -> None:
 
 
 def test_needed_episodes_stay_within_possible_rates(tmp_path: Path) -> None:
-    a, b = (make_run(tmp_path / name, [True] * k + [False] * (100 - k)) for name, k in (("a", 98), ("b", 100)))
+    a, b = (
+        make_run(tmp_path / name, [True] * k + [False] * (100 - k))
+        for name, k in (("a", 98), ("b", 100))
+    )
     table = power_rows(of(a, b), (0.05, 0.01))
     assert [line[0] for line in table[1:]] == ["98.0 and 93.0 %", "98.0 and 99.0 %"]
 
 
-def test_the_verb_prints_it_all(pair: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_verb_prints_it_all(
+    pair: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
     Compare(pair, margin=0.05).run()
     printed = capsys.readouterr().out
     for told in (
@@ -172,5 +205,7 @@ def test_the_verb_prints_it_all(pair: tuple[Path, Path], capsys: pytest.CaptureF
 
 
 def test_a_film_shows_by_turns_what_one_side_alone_solved() -> None:
-    baseline, candidate = (np.array([int(x) for x in told], dtype=bool) for told in ("1110100", "0100111"))
+    baseline, candidate = (
+        np.array([int(x) for x in told], dtype=bool) for told in ("1110100", "0100111")
+    )
     assert by_turns(baseline, candidate) == [0, 5, 2, 6, 1, 3, 4]

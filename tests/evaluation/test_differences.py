@@ -17,7 +17,9 @@ from fibopolicy.evaluation.differences import Difference, MeanDifference, holm, 
 @settings(max_examples=25, deadline=None)
 @given(st.integers(0, 60), st.integers(0, 60))
 def test_mcnemar_agrees_with_statsmodels(only_a: int, only_b: int) -> None:
-    expected = oracle_mcnemar([[7, only_a], [only_b, 9]], exact=True).pvalue if only_a + only_b else 1.0
+    expected = (
+        oracle_mcnemar([[7, only_a], [only_b, 9]], exact=True).pvalue if only_a + only_b else 1.0
+    )
     assert mcnemar(only_a, only_b) == pytest.approx(expected, abs=1e-12)
 
 
@@ -59,17 +61,29 @@ def test_swapping_the_sides_changes_the_sign_alone() -> None:
     assert one.p == pytest.approx(other.p)
 
 
-CASES = [(1, 0.0, 2.0, 2.0), (1, 0.0, 4.0, 4.0), (1, 0.0, 2.0, 3.0), (3, 0.5, 2.0, 2.0), (3, 1.0, 2.0, 2.0), (3, 0.5, 4.0, 4.0)]
+CASES = [
+    (1, 0.0, 2.0, 2.0),
+    (1, 0.0, 4.0, 4.0),
+    (1, 0.0, 2.0, 3.0),
+    (3, 0.5, 2.0, 2.0),
+    (3, 1.0, 2.0, 2.0),
+    (3, 0.5, 4.0, 4.0),
+]
 
 
 @pytest.mark.parametrize(("seeds", "seed_sd", "baseline", "candidate"), CASES)
-def test_the_interval_covers_and_compare_is_seldom_wrong(seeds: int, seed_sd: float, baseline: float, candidate: float) -> None:
+def test_the_interval_covers_and_compare_is_seldom_wrong(
+    seeds: int, seed_sd: float, baseline: float, candidate: float
+) -> None:
     rng, total = np.random.default_rng(2), float(np.hypot(seed_sd, 1.5))
     true = rate(candidate, total) - rate(baseline, total)
     covered, alarms = [], []
     for _ in range(500):
         starts = 1.5 * rng.normal(size=80)
-        found = Difference(outcomes(rng, seeds, starts, baseline, seed_sd), outcomes(rng, seeds, starts, candidate, seed_sd))
+        found = Difference(
+            outcomes(rng, seeds, starts, baseline, seed_sd),
+            outcomes(rng, seeds, starts, candidate, seed_sd),
+        )
         covered.append(found.low <= true <= found.high)
         alarms.append(found.p <= 0.05)
     assert np.mean(covered) >= 0.92
@@ -79,13 +93,17 @@ def test_the_interval_covers_and_compare_is_seldom_wrong(seeds: int, seed_sd: fl
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("seeds", "seed_sd"), [(3, 0.0), (3, 0.5), (3, 1.0), (5, 0.5)])
-def test_non_inferiority_is_seldom_granted_to_what_is_worse_by_the_margin(seeds: int, seed_sd: float) -> None:
+def test_non_inferiority_is_seldom_granted_to_what_is_worse_by_the_margin(
+    seeds: int, seed_sd: float
+) -> None:
     rng, total = np.random.default_rng(3), float(np.hypot(seed_sd, 1.5))
     margin = rate(2.5, total) - rate(1.5, total)
     granted = []
     for _ in range(1500):
         starts = 1.5 * rng.normal(size=100)
-        found = Difference(outcomes(rng, seeds, starts, 2.5, seed_sd), outcomes(rng, seeds, starts, 1.5, seed_sd))
+        found = Difference(
+            outcomes(rng, seeds, starts, 2.5, seed_sd), outcomes(rng, seeds, starts, 1.5, seed_sd)
+        )
         granted.append(found.p_inferior(margin) <= 0.025)
     assert np.mean(granted) <= 0.035
 
@@ -110,8 +128,12 @@ def test_the_mean_over_one_task_is_that_task() -> None:
     rng = np.random.default_rng(5)
     one = Difference(*(outcomes(rng, 3, np.zeros(50), 1, 0.5) for _ in range(2)))
     mean = MeanDifference((one,))
-    assert (mean.value, mean.low, mean.high, mean.p) == pytest.approx((one.value, one.low, one.high, one.p))
-    assert (mean.p_inferior(0.05), mean.seed_share) == pytest.approx((one.p_inferior(0.05), one.seed_share))
+    assert (mean.value, mean.low, mean.high, mean.p) == pytest.approx(
+        (one.value, one.low, one.high, one.p)
+    )
+    assert (mean.p_inferior(0.05), mean.seed_share) == pytest.approx(
+        (one.p_inferior(0.05), one.seed_share)
+    )
 
 
 @pytest.mark.parametrize("seeds", [1, 3])
@@ -125,7 +147,11 @@ def test_the_mean_over_tasks_covers_and_finds_more_than_one_task(seeds: int) -> 
         parts = []
         for a, b in logits:
             starts = 1.5 * rng.normal(size=60)
-            parts.append(Difference(outcomes(rng, seeds, starts, a, 0.4), outcomes(rng, seeds, starts, b, 0.4)))
+            parts.append(
+                Difference(
+                    outcomes(rng, seeds, starts, a, 0.4), outcomes(rng, seeds, starts, b, 0.4)
+                )
+            )
         mean = MeanDifference(tuple(parts))
         covered.append(mean.low <= true <= mean.high)
         widths.append((mean.high - mean.low) / np.mean([part.high - part.low for part in parts]))
@@ -137,9 +163,13 @@ def test_the_mean_over_tasks_covers_and_finds_more_than_one_task(seeds: int) -> 
 def test_what_is_expected_of_the_same_seeds_and_starts_is_what_was_found() -> None:
     rng = np.random.default_rng(7)
     starts = rng.normal(size=80)
-    one, other = (Difference(outcomes(rng, 3, starts, 1, 0.8), outcomes(rng, 3, starts, 1, 0.8)) for _ in range(2))
+    one, other = (
+        Difference(outcomes(rng, 3, starts, 1, 0.8), outcomes(rng, 3, starts, 1, 0.8))
+        for _ in range(2)
+    )
     for found in (one, MeanDifference((one, other))):
         left = found.expected(3, 80)
         assert 2 * stats.t.ppf(0.975, left.df) * left.error == pytest.approx(found.high - found.low)
         assert found.expected(3, 8000).error < left.error
-        assert found.expected(30, 8000).error < 0.5 * found.expected(3, 8000).error  # what differs by seed stays
+        # what differs by seed stays
+        assert found.expected(30, 8000).error < 0.5 * found.expected(3, 8000).error

@@ -103,7 +103,9 @@ def test_frames_are_rendered_at_decisions_only_unless_filmed() -> None:
     env.close()
 
 
-def test_evaluation_writes_one_row_per_start_state_and_repeats_exactly(fresh: EvaluateConfig) -> None:
+def test_evaluation_writes_one_row_per_start_state_and_repeats_exactly(
+    fresh: EvaluateConfig,
+) -> None:
     first = evaluate_run(fresh)
     rows = [json.loads(line) for line in (fresh.run / "episodes.jsonl").read_text().splitlines()]
     assert [row["index"] for row in rows] == [0, 1, 2]
@@ -115,7 +117,8 @@ def test_evaluation_writes_one_row_per_start_state_and_repeats_exactly(fresh: Ev
 def test_a_row_does_not_depend_on_the_episodes_before_it(fresh: EvaluateConfig) -> None:
     all_of_them = evaluate_run(fresh).rows
     kept = (fresh.run / "episodes.jsonl").read_text().splitlines()
-    (fresh.run / "episodes.jsonl").write_text(kept[1] + "\n" + kept[0][:20])  # one whole row, one cut short by a kill
+    # one whole row, one cut short by a kill
+    (fresh.run / "episodes.jsonl").write_text(kept[1] + "\n" + kept[0][:20])
     with pytest.raises(UserError, match="--resume"):
         evaluate_run(fresh)
     resumed = evaluate_run(fresh, resume=True).rows
@@ -124,7 +127,10 @@ def test_a_row_does_not_depend_on_the_episodes_before_it(fresh: EvaluateConfig) 
 
 
 def test_a_run_is_evaluated_by_one_process_at_a_time(fresh: EvaluateConfig) -> None:
-    with directory_lock(fresh.run, LOCK), pytest.raises(UserError, match="another process is at work there"):
+    with (
+        directory_lock(fresh.run, LOCK),
+        pytest.raises(UserError, match="another process is at work there"),
+    ):
         evaluate_run(fresh)
     with directory_lock(fresh.run):  # as while it is trained, which an evaluation may look into
         assert len(evaluate_run(fresh).rows) == 3
@@ -141,16 +147,25 @@ def test_a_file_holds_several_evaluations_apart(fresh: EvaluateConfig) -> None:
     assert tuple(row for row in stored if row.evaluation == first[0].evaluation) == first
 
 
-def test_start_states_that_look_different_are_refused(fresh: EvaluateConfig, tmp_path: Path) -> None:
+def test_start_states_that_look_different_are_refused(
+    fresh: EvaluateConfig, tmp_path: Path
+) -> None:
     env = envs.make("Lift-v0", image_size=24, horizon=10)
     starts = make_starts(env, 3, seed=0)
     env.close()
-    save_starts(replace(starts, hashes=tuple({**h, "wrist_image": "0" * 16} for h in starts.hashes)), tmp_path / "odd.npz")
-    with pytest.raises(UserError, match=r"start state \d .* does not look as it did .*\(wrist_image\)"):
+    save_starts(
+        replace(starts, hashes=tuple({**h, "wrist_image": "0" * 16} for h in starts.hashes)),
+        tmp_path / "odd.npz",
+    )
+    with pytest.raises(
+        UserError, match=r"start state \d .* does not look as it did .*\(wrist_image\)"
+    ):
         evaluate_run(replace(fresh, starts=tmp_path / "odd.npz"))
 
 
-def test_start_states_of_another_task_or_too_few_are_refused(fresh: EvaluateConfig, tmp_path: Path) -> None:
+def test_start_states_of_another_task_or_too_few_are_refused(
+    fresh: EvaluateConfig, tmp_path: Path
+) -> None:
     env = envs.make("Push-v0", image_size=24)
     save_starts(make_starts(env, 1, seed=0), tmp_path / "push.npz")
     env.close()
@@ -186,7 +201,8 @@ def test_the_page_needs_no_other_file(fresh: EvaluateConfig) -> None:
     assert "data:image/png;base64," in page
     assert "95 % Wilson interval" in page
     assert "processor " in page
-    assert report(fresh.run, evaluate_run(replace(fresh, seed=1))).name == "report_seed1.html"  # beside the other
+    # beside the other
+    assert report(fresh.run, evaluate_run(replace(fresh, seed=1))).name == "report_seed1.html"
 
 
 def test_the_table_states_counts_rate_and_interval() -> None:
@@ -215,20 +231,34 @@ def test_a_page_is_made_without_the_training_log(fresh: EvaluateConfig) -> None:
 
 
 def test_from_python_a_policy_sees_what_it_was_trained_on(fresh: EvaluateConfig) -> None:
-    expected = [(row.success, row.steps, row.total_reward, row.policy) for row in evaluate_run(fresh).rows]
+    expected = [
+        (row.success, row.steps, row.total_reward, row.policy) for row in evaluate_run(fresh).rows
+    ]
     policy = load_policy(fresh.run).policy
     count = len(expected)
     rows = evaluate(policy, "Lift-v0", count, workers=1, horizon=fresh.horizon)
     assert [(row.success, row.steps, row.total_reward, row.policy) for row in rows] == expected
-    with pytest.raises(UserError, match=r"trained on workspace_image of shape \(24, 24, 3\), which .* gives as \(84, 84, 3\)"):
+    with pytest.raises(
+        UserError,
+        match=r"trained on workspace_image of shape \(24, 24, 3\), which .* gives as \(84, 84, 3\)",
+    ):
         evaluate(policy, "Lift-v0", count, workers=1, image_size=84)
-    with pytest.raises(UserError, match=r"trained on wrist_image, which .* does not give; it gives workspace_image"):
-        evaluate(policy, partial(envs.make, "Lift-v0", cameras=("workspace",), image_size=24), count, workers=1)
+    with pytest.raises(
+        UserError, match=r"trained on wrist_image, which .* does not give; it gives workspace_image"
+    ):
+        evaluate(
+            policy,
+            partial(envs.make, "Lift-v0", cameras=("workspace",), image_size=24),
+            count,
+            workers=1,
+        )
     with pytest.warns(UserWarning, match="trained on frames of render quality fast and sees full"):
         evaluate(policy, "Lift-v0", 1, workers=1, horizon=2, quality="full")
 
 
-def test_frames_of_any_shape_are_trained_on_and_evaluated(tiny_config: TrainConfig, tmp_path: Path) -> None:
+def test_frames_of_any_shape_are_trained_on_and_evaluated(
+    tiny_config: TrainConfig, tmp_path: Path
+) -> None:
     data, out = tmp_path / "lift.hdf5", tmp_path / "run"
     sizes = {"workspace": (24, 36), "wrist": 24}
     collect(Plan("Lift-v0", cameras=tuple(sizes), image_size=sizes), 2, data, workers=1)
@@ -244,7 +274,12 @@ def test_vectors_that_the_simulator_lacks_are_named(fresh: EvaluateConfig) -> No
     document = json.loads((fresh.run / "config.json").read_text())
     document["shapes"]["vectors"] = {"object": 3, "gripper_opening": 1}
     (fresh.run / "config.json").write_text(json.dumps(document))
-    with pytest.raises(UserError, match=r"trained on object, which fibopolicy/Lift-v0 does not give; it gives gripper_opening"):
+    with pytest.raises(
+        UserError,
+        match=(
+            r"trained on object, which fibopolicy/Lift-v0 does not give; it gives gripper_opening"
+        ),
+    ):
         evaluate_run(fresh)
 
 
@@ -254,16 +289,22 @@ def test_impossible_evaluations_are_refused(change: dict[str, int], tmp_path: Pa
         EvaluateConfig(tmp_path, **change)
 
 
-def test_failures_are_filmed_first_and_the_overlay_is_drawn(fresh: EvaluateConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failures_are_filmed_first_and_the_overlay_is_drawn(
+    fresh: EvaluateConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from fibopolicy.evaluation import evaluate_run as module
 
     filmed: list[tuple[int, bool]] = []
-    monkeypatch.setattr(module, "write_grid", lambda path, clips, fps: filmed.extend((len(f), s) for f, s in clips))
+    monkeypatch.setattr(
+        module, "write_grid", lambda path, clips, fps: filmed.extend((len(f), s) for f, s in clips)
+    )
     evaluate_run(replace(fresh, failures_first=True, overlay=True))
     assert filmed == [(11, False), (11, False)]
 
 
-def test_two_checkpoints_are_filmed_side_by_side_on_the_same_start_states(fresh: EvaluateConfig, tmp_path: Path) -> None:
+def test_two_checkpoints_are_filmed_side_by_side_on_the_same_start_states(
+    fresh: EvaluateConfig, tmp_path: Path
+) -> None:
     other = tmp_path / "other"
     other.mkdir()
     for name in ("config.json", "ema.safetensors", "model.safetensors"):
@@ -278,4 +319,6 @@ def test_two_checkpoints_are_filmed_side_by_side_on_the_same_start_states(fresh:
     evaluate_run(replace(fresh, run=other, weights="ema", video=0))
     (other / "ema.safetensors").write_bytes((other / "model.safetensors").read_bytes())
     with pytest.raises(UserError, match="are not those that the compared rows"):
-        Compare((fresh.run, other), out=page, video=1, overwrite=True, choice=Choice(weights="ema")).run()
+        Compare(
+            (fresh.run, other), out=page, video=1, overwrite=True, choice=Choice(weights="ema")
+        ).run()

@@ -21,7 +21,9 @@ from fibopolicy.training.loop import train
 def children(pid: int) -> list[int]:
     """The processes that a process started, and theirs."""
     tasks = Path(f"/proc/{pid}/task")
-    found = [int(child) for task in tasks.iterdir() for child in (task / "children").read_text().split()]
+    found = [
+        int(child) for task in tasks.iterdir() for child in (task / "children").read_text().split()
+    ]
     return found + [grandchild for child in found for grandchild in children(child)]
 
 
@@ -34,15 +36,31 @@ def alive(pid: int) -> bool:
 
 @pytest.mark.slow
 @pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="looks for processes in /proc")
-def test_an_interrupted_evaluation_goes_on_where_it_was(tiny_config: TrainConfig, tmp_path: Path) -> None:
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # some runners ignore it, which processes would inherit
+def test_an_interrupted_evaluation_goes_on_where_it_was(
+    tiny_config: TrainConfig, tmp_path: Path
+) -> None:
+    # some runners ignore it, which processes would inherit
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     run = tmp_path / "run"
     train(replace(tiny_config, out=run))
-    arguments = [sys.executable, "-m", "fibopolicy", "evaluate", str(run), "--episodes", "24", "--video", "0"]
+    arguments = [
+        sys.executable,
+        "-m",
+        "fibopolicy",
+        "evaluate",
+        str(run),
+        "--episodes",
+        "24",
+        "--video",
+        "0",
+    ]
     rows = run / "episodes.jsonl"
     for i, number in enumerate((signal.SIGINT, signal.SIGTERM)):
         process = subprocess.Popen(
-            [*arguments, "--workers", "2", *["--resume"][: i > 0]], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+            [*arguments, "--workers", "2", *["--resume"][: i > 0]],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
         )
         before = len(read_rows(rows))
         while len(read_rows(rows)) < before + 2:
@@ -62,9 +80,13 @@ def test_an_interrupted_evaluation_goes_on_where_it_was(tiny_config: TrainConfig
         assert all(json.loads(line) for line in rows.read_text().splitlines())
     kept = {row.index: row for row in read_rows(rows)}
     assert 4 <= len(kept) < 24
-    subprocess.run([*arguments, "--workers", "1", "--resume"], check=True, stdout=subprocess.DEVNULL)
+    subprocess.run(
+        [*arguments, "--workers", "1", "--resume"], check=True, stdout=subprocess.DEVNULL
+    )
     resumed = read_rows(rows)
     assert [row.index for row in resumed] == list(range(24))
     assert all(resumed[index] == row for index, row in kept.items()), "an episode ran again"
-    subprocess.run([*arguments, "--workers", "3", "--overwrite"], check=True, stdout=subprocess.DEVNULL)
+    subprocess.run(
+        [*arguments, "--workers", "3", "--overwrite"], check=True, stdout=subprocess.DEVNULL
+    )
     assert [row.repeatable() for row in read_rows(rows)] == [row.repeatable() for row in resumed]

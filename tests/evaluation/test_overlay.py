@@ -12,10 +12,15 @@ from fibopolicy.evaluation.overlay import draw_look, keypoints, sensitivity
 from fibopolicy.policies import PolicyConfig, build_policy
 from fibopolicy.policies.base import Shapes
 
-SMALL = {"released_robot": {"width": 24, "depth": 1, "heads": 2}, "vit_tiny": {"depth": 1, "pool": "mean"}}
+SMALL = {
+    "released_robot": {"width": 24, "depth": 1, "heads": 2},
+    "vit_tiny": {"depth": 1, "pool": "mean"},
+}
 
 
-@pytest.mark.parametrize("encoder", ["fibottention_vit_tiny", "resnet18", "released_robot", "vit_tiny"])
+@pytest.mark.parametrize(
+    "encoder", ["fibottention_vit_tiny", "resnet18", "released_robot", "vit_tiny"]
+)
 def test_every_built_in_encoder_has_an_overlay(encoder: str) -> None:
     config = PolicyConfig(encoder=encoder, encoder_options=SMALL.get(encoder, {}), crop=72)
     policy = build_policy(config, Shapes({"front_image": (84, 84)}, {}, 4)).eval()
@@ -28,7 +33,8 @@ def test_every_built_in_encoder_has_an_overlay(encoder: str) -> None:
         assert after.shape == frame.shape
         changed = np.argwhere((after != frame).any(axis=-1))
         assert len(changed)
-        assert changed.min() >= 6 - 1  # what the crop cuts off was not seen; a dot may reach a pixel beyond
+        # what the crop cuts off was not seen; a dot may reach a pixel beyond
+        assert changed.min() >= 6 - 1
         assert changed.max() < 78 + 1
 
 
@@ -43,7 +49,9 @@ def test_a_keypoint_stands_where_its_softmax_peaks() -> None:
         def forward(self, images: torch.Tensor) -> torch.Tensor:
             return pool(peaked)
 
-    assert keypoints(Peaked(), pool, torch.zeros(1, 3, 84, 84))[0, 0] == pytest.approx([5.5 * 12, 2.5 * 12])
+    assert keypoints(Peaked(), pool, torch.zeros(1, 3, 84, 84))[0, 0] == pytest.approx(
+        [5.5 * 12, 2.5 * 12]
+    )
 
 
 def test_the_heat_is_where_the_feature_reads() -> None:

@@ -30,7 +30,11 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 def comparison_page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("pages")
     rng = np.random.default_rng(0)
-    for name, rate in (("a_method_with_a_long_name_and_no_space_in_it", 0.5), ("fib", 0.8), ("third", 0.7)):
+    for name, rate in (
+        ("a_method_with_a_long_name_and_no_space_in_it", 0.5),
+        ("fib", 0.8),
+        ("third", 0.7),
+    ):
         for seed in range(2):
             make_run(folder / f"{name}_{seed}", rng.random(40) < rate, policy=f"{name}{seed}")
     groups = tuple(f"{path.name[:-2]}={str(path)[:-1]}*" for path in sorted(folder.glob("*_0")))
@@ -53,7 +57,9 @@ def run_page(tiny_config: TrainConfig, tmp_path_factory: pytest.TempPathFactory)
     return report(run, evaluate_run(EvaluateConfig(run, episodes=2, video=2, horizon=8, workers=1)))
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="no chromium here; on Debian: apt-get install chromium")
+@pytest.mark.skipif(
+    CHROMIUM is None, reason="no chromium here; on Debian: apt-get install chromium"
+)
 @pytest.mark.parametrize("width", [390, 1280])
 @pytest.mark.parametrize(("which", "shown"), [("comparison_page", 2), ("run_page", 2)])
 def test_a_browser_shows_every_picture_and_never_scrolls_sideways(
@@ -62,9 +68,11 @@ def test_a_browser_shows_every_picture_and_never_scrolls_sideways(
     page: Path = request.getfixturevalue(which)
     frame = tmp_path / "frame.html"
     frame.write_text(
-        f"<iframe id=f width={width} height=800 style='border:0' src='{page.as_uri()}'></iframe><pre id=told></pre>"
-        "<script>onload = () => { const d = f.contentDocument, e = d.documentElement; told.textContent = 'SEEN '"
-        " + [e.clientWidth, e.scrollWidth, [...d.images].filter(i => i.naturalWidth > 0).length].join(' ') }</script>"
+        f"<iframe id=f width={width} height=800 style='border:0'"
+        f" src='{page.as_uri()}'></iframe><pre id=told></pre><script>onload = () => {{ const d ="
+        " f.contentDocument, e = d.documentElement; told.textContent = 'SEEN ' + [e.clientWidth,"
+        " e.scrollWidth, [...d.images].filter(i => i.naturalWidth > 0).length].join(' ')"
+        " }</script>"
     )
     done = subprocess.run(
         [
@@ -99,13 +107,22 @@ def test_success_against_time_counts_what_is_solved_by_then() -> None:
 
 def test_columns_of_a_video_carry_headings(tmp_path: Path) -> None:
     clip = ([np.full((20, 20, 3), 90, np.uint8)] * 2, True)
-    write_grid(tmp_path / "two.mp4", [clip, clip], fps=2, columns=2, scale=2, headings=["left", "a/very/long/name/of/a/run"])
+    write_grid(
+        tmp_path / "two.mp4",
+        [clip, clip],
+        fps=2,
+        columns=2,
+        scale=2,
+        headings=["left", "a/very/long/name/of/a/run"],
+    )
     frames = iio.imread(tmp_path / "two.mp4")
     assert frames.shape[1:] == (40 + 6 + HEADING, 2 * 46, 3)
     assert frames[0, :HEADING].min() < 128 < frames[0, :HEADING].mean()
 
 
-def test_a_video_needs_a_page_and_nothing_is_replaced_unasked(comparison_page: Path, tmp_path: Path) -> None:
+def test_a_video_needs_a_page_and_nothing_is_replaced_unasked(
+    comparison_page: Path, tmp_path: Path
+) -> None:
     with pytest.raises(UserError, match="--out PAGE"):
         Compare((tmp_path, tmp_path), video=2).run()
     with pytest.raises(UserError, match="exists already"):

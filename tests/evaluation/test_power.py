@@ -7,10 +7,17 @@ from simulated import outcomes, rate
 
 from fibopolicy.errors import UserError
 from fibopolicy.evaluation.differences import Difference, mcnemar
-from fibopolicy.evaluation.power import MOST, discordance, episodes_needed, needed, paired_power, unpaired_power
+from fibopolicy.evaluation.power import (
+    MOST,
+    discordance,
+    episodes_needed,
+    needed,
+    paired_power,
+    unpaired_power,
+)
 
-#: Found by Monte Carlo elsewhere: rates, episodes, power of the paired exact McNemar test and of the unpaired z test, at an
-#: outcome correlation of 0.6.
+#: Found by Monte Carlo elsewhere: rates, episodes, power of the paired exact McNemar
+#: test and of the unpaired z test, at an outcome correlation of 0.6.
 TABLE = [
     (0.85, 0.90, 50, 0.06, 0.11),
     (0.85, 0.90, 150, 0.45, 0.29),
@@ -30,15 +37,20 @@ def test_known_power(a: float, b: float, episodes: int, paired: float, unpaired:
 
 
 @pytest.mark.parametrize(
-    ("a", "b", "episodes", "correlation"), [(0.7, 0.85, 60, 0.3), (0.9, 0.97, 120, 0.0), (0.4, 0.6, 30, 0.8)]
+    ("a", "b", "episodes", "correlation"),
+    [(0.7, 0.85, 60, 0.3), (0.9, 0.97, 120, 0.0), (0.4, 0.6, 30, 0.8)],
 )
-def test_paired_power_agrees_with_simulation(a: float, b: float, episodes: int, correlation: float) -> None:
+def test_paired_power_agrees_with_simulation(
+    a: float, b: float, episodes: int, correlation: float
+) -> None:
     rng = np.random.default_rng(0)
     only_a, only_b = discordance(a, b, correlation)
     draws = rng.multinomial(episodes, [only_a, only_b, 1 - only_a - only_b], size=4000)[:, :2]
     different, times = np.unique(draws, axis=0, return_counts=True)
     simulated = np.average([mcnemar(int(x), int(y)) <= 0.05 for x, y in different], weights=times)
-    assert paired_power(a, b, episodes, correlation) == pytest.approx(simulated, abs=3 * 0.5 / np.sqrt(4000))
+    assert paired_power(a, b, episodes, correlation) == pytest.approx(
+        simulated, abs=3 * 0.5 / np.sqrt(4000)
+    )
 
 
 def test_discordance_keeps_the_rates_and_the_correlation() -> None:
@@ -71,9 +83,13 @@ def test_a_test_that_cannot_reject_has_no_power() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(("seeds", "seed_sd"), [(1, 0.0), (3, 0.5)])
 def test_as_many_as_are_said_to_be_needed_show_non_inferiority(seeds: int, seed_sd: float) -> None:
-    """A pilot whose difference happens to be the true one, then studies of the size that it asks for."""
+    """A pilot whose difference happens to be the true one, then studies of the size
+    that it asks for.
+    """
     rng, logits, margin, alpha = np.random.default_rng(3), (1.0, 1.1), 0.08, 0.025
-    true = rate(logits[1], float(np.hypot(seed_sd, 1.5))) - rate(logits[0], float(np.hypot(seed_sd, 1.5)))
+    true = rate(logits[1], float(np.hypot(seed_sd, 1.5))) - rate(
+        logits[0], float(np.hypot(seed_sd, 1.5))
+    )
 
     def study(seeds: int, n: int) -> Difference:
         starts = 1.5 * rng.normal(size=n)
@@ -87,7 +103,11 @@ def test_as_many_as_are_said_to_be_needed_show_non_inferiority(seeds: int, seed_
             sizes.append(needed(pilot, -margin, alpha=alpha))
     known = [size for size in sizes if size is not None]
     assert len(known) >= 10
-    reached = [study(size.seeds, size.starts).p_inferior(margin) <= alpha for size in known for _ in range(30)]
+    reached = [
+        study(size.seeds, size.starts).p_inferior(margin) <= alpha
+        for size in known
+        for _ in range(30)
+    ]
     assert 0.65 <= np.mean(reached) <= 0.95
 
 

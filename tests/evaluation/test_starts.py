@@ -12,7 +12,13 @@ import pytest
 from fibopolicy import cli, envs
 from fibopolicy.errors import UserError
 from fibopolicy.evaluation import evaluate
-from fibopolicy.evaluation.starts import default_starts, load_starts, make_starts, save_starts, shipped_starts
+from fibopolicy.evaluation.starts import (
+    default_starts,
+    load_starts,
+    make_starts,
+    save_starts,
+    shipped_starts,
+)
 
 
 def still(obs: dict[str, np.ndarray]) -> np.ndarray:
@@ -29,9 +35,15 @@ def test_start_states_are_held_out_stored_and_restored(tmp_path: Path) -> None:
     for a, b in zip(starts.states, loaded.states, strict=True):
         np.testing.assert_array_equal(a.state, b.state)
         assert a.model == b.model
-    assert (loaded.seeds, loaded.hashes, loaded.env_args) == (starts.seeds, starts.hashes, env.env_args)
+    assert (loaded.seeds, loaded.hashes, loaded.env_args) == (
+        starts.seeds,
+        starts.hashes,
+        env.env_args,
+    )
     assert make_starts(env, 2, seed=1).hashes == starts.hashes[:2]
-    assert not {episode_seed("collect", s, i) for s in range(3) for i in range(500)} & set(starts.seeds)
+    assert not {episode_seed("collect", s, i) for s in range(3) for i in range(500)} & set(
+        starts.seeds
+    )
     env.close()
 
 
@@ -39,7 +51,19 @@ def test_the_verb_stores_them_for_any_cameras_and_evaluation_verifies_those_it_r
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     out = tmp_path / "lift.npz"
-    arguments = ["starts", "make", "lift", "--episodes", "2", "--seed", "3", "--image-size", "16", "--out", str(out)]
+    arguments = [
+        "starts",
+        "make",
+        "lift",
+        "--episodes",
+        "2",
+        "--seed",
+        "3",
+        "--image-size",
+        "16",
+        "--out",
+        str(out),
+    ]
     monkeypatch.setattr(sys, "argv", ["fibopolicy", *arguments])
     cli.main()
     assert "2 start states of fibopolicy/Lift-v0" in capsys.readouterr().out
@@ -55,17 +79,25 @@ def test_the_verb_stores_them_for_any_cameras_and_evaluation_verifies_those_it_r
     assert "exists already" in capsys.readouterr().err
 
 
-def test_what_looks_different_is_an_error_that_names_settings_and_versions_unless_allowed(tmp_path: Path) -> None:
+def test_what_looks_different_is_an_error_that_names_settings_and_versions_unless_allowed(
+    tmp_path: Path,
+) -> None:
     with envs.make("Lift-v0", image_size=16) as env:
         starts = replace(make_starts(env, 2, seed=0), versions={"mujoco": "3.1.0"})
     options = {"workers": 1, "cameras": ("wrist",), "horizon": 2}
     with pytest.raises(
-        UserError, match=r"does not look as it did .*\(wrist_image\).*image_size 16 then, 24 now.*mujoco 3.1.0 then"
+        UserError,
+        match=(
+            r"does not look as it did .*\(wrist_image\).*image_size 16 then, 24 now.*mujoco 3.1.0"
+            r" then"
+        ),
     ):
         evaluate(still, "Lift-v0", starts, image_size=24, **options)
     allowed = evaluate(still, "Lift-v0", starts, image_size=24, allow_mismatch=True, **options)
     assert [row.mismatch for row in allowed] == ["wrist_image"] * 2
-    assert [row.mismatch for row in evaluate(still, "Lift-v0", starts, image_size=16, **options)] == [""] * 2
+    assert [
+        row.mismatch for row in evaluate(still, "Lift-v0", starts, image_size=16, **options)
+    ] == [""] * 2
     moved = [replace(state, state=state.state.copy()) for state in starts.states]
     moved[1].state[1] += 0.01  # after the time, the hand's position
     with pytest.raises(UserError, match=r"start state 1 .*does not look as it did"):

@@ -1,4 +1,6 @@
-"""Rows are the same whatever runs beside an episode, and no fault of a simulator is charged to a policy."""
+"""Rows are the same whatever runs beside an episode, and no fault of a simulator is
+charged to a policy.
+"""
 
 from __future__ import annotations
 
@@ -48,8 +50,16 @@ def pools() -> Iterator[dict[int, VectorRollout]]:
 
 def untrained(encoder: str, options: dict[str, int], **settings: Any) -> Policy:
     torch.manual_seed(0)
-    shapes = Shapes({"workspace_image": (32, 32), "wrist_image": (32, 32)}, {"hand_position": 3, "gripper_opening": 1}, 4)
-    config = PolicyConfig(**{"history": 2, "chunk": 5, "execute": 3, **settings}, encoder=encoder, encoder_options=options)
+    shapes = Shapes(
+        {"workspace_image": (32, 32), "wrist_image": (32, 32)},
+        {"hand_position": 3, "gripper_opening": 1},
+        4,
+    )
+    config = PolicyConfig(
+        **{"history": 2, "chunk": 5, "execute": 3, **settings},
+        encoder=encoder,
+        encoder_options=options,
+    )
     return build_policy(config, shapes).eval()
 
 
@@ -86,7 +96,16 @@ VIT = ("fibottention_vit_tiny", {"patch_size": 8, "width": 32, "depth": 2, "head
         ("resnet18", {}, {}, 4),
         (*VIT, {"ensemble": 0.01, "execute": 1}, 4),
         (*VIT, {"head": "flow"}, 4),
-        (*VIT, {"head": "diffusion", "head_options": {"denoiser": "transformer", "steps": 2}, "ensemble": 0.01, "execute": 1}, 4),
+        (
+            *VIT,
+            {
+                "head": "diffusion",
+                "head_options": {"denoiser": "transformer", "steps": 2},
+                "ensemble": 0.01,
+                "execute": 1,
+            },
+            4,
+        ),
     ],
 )
 def test_actions_and_outcomes_do_not_depend_on_workers_or_order(
@@ -110,13 +129,17 @@ def test_actions_and_outcomes_do_not_depend_on_workers_or_order(
     shuffled = [int(i) for i in np.random.default_rng(0).permutation(EPISODES)]
     for workers, order in ((1, range(EPISODES)), (3, range(EPISODES)), (3, shuffled)):
         recorder = Recorder(Actor(policy, batch=batch))
-        got = [short(outcome) for outcome in pools[workers].run(recorder.actor, starts, list(order))]
+        got = [
+            short(outcome) for outcome in pools[workers].run(recorder.actor, starts, list(order))
+        ]
         assert sorted(got) == expected
         assert recorder.answers == serial.answers
 
 
 class Counting:
-    """A recurrent policy: its actions depend on all that it saw in this episode; draws random numbers too if asked."""
+    """A recurrent policy: its actions depend on all that it saw in this episode; draws
+    random numbers too if asked.
+    """
 
     history = 2
 
@@ -132,7 +155,9 @@ class Counting:
 
 
 @pytest.mark.parametrize("batch", [1, 3])
-def test_recurrent_state_stays_with_its_episode(batch: int, starts: Starts, pools: dict[int, VectorRollout]) -> None:
+def test_recurrent_state_stays_with_its_episode(
+    batch: int, starts: Starts, pools: dict[int, VectorRollout]
+) -> None:
     answers = []
     for workers in (1, 3):
         policy = Counting()
@@ -143,7 +168,9 @@ def test_recurrent_state_stays_with_its_episode(batch: int, starts: Starts, pool
     assert answers[0] == answers[1]
 
 
-def test_a_policy_of_chance_repeats_in_a_batch_of_one(starts: Starts, pools: dict[int, VectorRollout]) -> None:
+def test_a_policy_of_chance_repeats_in_a_batch_of_one(
+    starts: Starts, pools: dict[int, VectorRollout]
+) -> None:
     recorders = [Recorder(Actor(Counting(noise=0.1))) for _ in range(2)]
     for workers, recorder in zip((1, 3), recorders, strict=True):
         list(pools[workers].run(recorder.actor, starts, range(EPISODES)))
@@ -163,14 +190,17 @@ def test_a_policy_whose_rows_mix_is_found_out(pools: dict[int, VectorRollout]) -
 
 
 @pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="looks into /proc")
-def test_simulators_load_no_torch_and_run_no_script_again(pools: dict[int, VectorRollout], tmp_path: Path) -> None:
+def test_simulators_load_no_torch_and_run_no_script_again(
+    pools: dict[int, VectorRollout], tmp_path: Path
+) -> None:
     pools[3].info()
     for slot in pools[3]._slots:
         assert "libtorch" not in Path(f"/proc/{slot.simulator.process.pid}/maps").read_text()
     script = tmp_path / "unguarded.py"
     script.write_text(
-        "import numpy\nfrom fibopolicy.evaluation import evaluate\n"
-        "print('once', len(evaluate(lambda obs: numpy.zeros(4), 'Lift-v0', 1, workers=1, cameras=(), horizon=2)))\n"
+        "import numpy\nfrom fibopolicy.evaluation import evaluate\nprint('once',"
+        " len(evaluate(lambda obs: numpy.zeros(4), 'Lift-v0', 1, workers=1, cameras=(),"
+        " horizon=2)))\n"
     )
     done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=True)
     assert done.stdout == "once 1\n"
@@ -178,10 +208,14 @@ def test_simulators_load_no_torch_and_run_no_script_again(pools: dict[int, Vecto
 
 def test_the_policy_goes_before_the_simulators(pools: dict[int, VectorRollout]) -> None:
     pids = [slot.simulator.process.pid for slot in pools[3]._slots]
-    assert all(os.getpriority(os.PRIO_PROCESS, pid) > os.getpriority(os.PRIO_PROCESS, 0) for pid in pids)
+    assert all(
+        os.getpriority(os.PRIO_PROCESS, pid) > os.getpriority(os.PRIO_PROCESS, 0) for pid in pids
+    )
 
 
-def test_a_film_shows_every_step_and_changes_nothing(starts: Starts, pools: dict[int, VectorRollout]) -> None:
+def test_a_film_shows_every_step_and_changes_nothing(
+    starts: Starts, pools: dict[int, VectorRollout]
+) -> None:
     actor = Actor(Counting())
     plain = {o.index: short(o) for o in pools[3].run(actor, starts, [0, 1])}
     for outcome in pools[3].run(actor, starts, [0, 1], film="wrist_image"):
@@ -190,7 +224,9 @@ def test_a_film_shows_every_step_and_changes_nothing(starts: Starts, pools: dict
         assert outcome.frames[0].shape == (32, 32, 3)
 
 
-def faulty(fault: Callable[[], None], times: int, folder: Path, *, step_limit: float = 60.0) -> dict[int, Outcome]:
+def faulty(
+    fault: Callable[[], None], times: int, folder: Path, *, step_limit: float = 60.0
+) -> dict[int, Outcome]:
     env = envs.make("Lift-v0", image_size=16, horizon=12)
     starts = make_starts(env, 4, seed=0)
     hand = env.set_state(starts.states[2])["hand_position"]
@@ -203,7 +239,10 @@ def faulty(fault: Callable[[], None], times: int, folder: Path, *, step_limit: f
     return outcomes
 
 
-@pytest.mark.parametrize(("fault", "limit"), [(faulty_envs.die, 60.0), (faulty_envs.stop, 2.0), (faulty_envs.crash, 60.0)])
+@pytest.mark.parametrize(
+    ("fault", "limit"),
+    [(faulty_envs.die, 60.0), (faulty_envs.stop, 2.0), (faulty_envs.crash, 60.0)],
+)
 def test_an_episode_whose_simulator_fails_runs_again_elsewhere(
     fault: Callable[[], None], limit: float, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -236,7 +275,10 @@ def test_a_simulator_that_dies_between_episodes_costs_none(starts: Starts) -> No
 
 
 def test_a_simulator_that_cannot_start_is_told_and_not_tried_for_ever() -> None:
-    with VectorRollout(faulty_envs.unborn, 1, 1) as pool, pytest.raises(UserError, match=r"was ended by SIGKILL.*tried 3 times"):
+    with (
+        VectorRollout(faulty_envs.unborn, 1, 1) as pool,
+        pytest.raises(UserError, match=r"was ended by SIGKILL.*tried 3 times"),
+    ):
         pool.info()
 
 
@@ -256,12 +298,15 @@ if __name__ == "__main__":
 """
     script = tmp_path.with_name(tmp_path.name + "_script.py")
     script.write_text(code)
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # some runners ignore it, which processes would inherit
+    # some runners ignore it, which processes would inherit
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     shared = set(os.listdir("/dev/shm")) if os.path.isdir("/dev/shm") else set()
     for number in (signal.SIGKILL, signal.SIGINT):
         for file in tmp_path.iterdir():
             file.unlink()
-        parent = subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+        parent = subprocess.Popen(
+            [sys.executable, str(script)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+        )
         assert parent.stdout is not None
         assert parent.stdout.readline() == b"up\n"
         parent.send_signal(number)
@@ -273,4 +318,8 @@ if __name__ == "__main__":
         while any(Path(f"/proc/{child}").exists() for child in children):
             assert time.monotonic() < deadline, "a process was left behind"
             time.sleep(0.1)
-    assert not {name for name in (os.listdir("/dev/shm") if shared else []) if name not in shared and "psm" in name}
+    assert not {
+        name
+        for name in (os.listdir("/dev/shm") if shared else [])
+        if name not in shared and "psm" in name
+    }

@@ -14,11 +14,15 @@ from fibopolicy.evaluation.rollout import rollout
 from fibopolicy.evaluation.starts import camera_hashes, make_starts
 from fibopolicy.evaluation.vectorized import VectorRollout
 
-pytestmark = pytest.mark.skipif(importlib.util.find_spec("robosuite") is None, reason="robosuite is not installed")
+pytestmark = pytest.mark.skipif(
+    importlib.util.find_spec("robosuite") is None, reason="robosuite is not installed"
+)
 
 
 def reaching(obs: dict[str, np.ndarray]) -> np.ndarray:
-    """Down to the cube and against it, where contacts amplify the smallest difference; the pixels count as well."""
+    """Down to the cube and against it, where contacts amplify the smallest difference;
+    the pixels count as well.
+    """
     move = 20 * (obs["cube_pos"] - obs["robot0_eef_pos"])
     turn = [obs["agentview_image"].mean() / 255 - 0.5, 0.0, 0.0]
     return np.tile(np.clip([*move, *turn, 1.0], -1, 1), (4, 1))
@@ -39,5 +43,7 @@ def test_robosuites_episodes_do_not_depend_on_process_or_order() -> None:
     with VectorRollout(make, 1, 2) as pool:
         for order in ([2, 1, 0, 2], [0, 1, 2]):
             for outcome in pool.run(actor, starts, order, check=seen.__setitem__):
-                assert (outcome.success, outcome.steps, outcome.total_reward) == expected[outcome.index]
+                assert (outcome.success, outcome.steps, outcome.total_reward) == expected[
+                    outcome.index
+                ]
     assert seen == frames

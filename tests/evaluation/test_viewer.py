@@ -22,16 +22,22 @@ def test_without_a_display_the_viewer_is_refused(monkeypatch: pytest.MonkeyPatch
         check_display()
 
 
-def test_the_viewer_follows_every_control_step_in_real_time(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_viewer_follows_every_control_step_in_real_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     opened: list[Any] = []
     times: list[float] = []
 
     def launch_passive(model: object, data: Any) -> SimpleNamespace:
         opened.append((model, data))
-        return SimpleNamespace(is_running=lambda: True, sync=lambda: times.append(data.time), close=lambda: None)
+        return SimpleNamespace(
+            is_running=lambda: True, sync=lambda: times.append(data.time), close=lambda: None
+        )
 
     env = envs.make("Lift-v0", cameras=(), horizon=5)
-    monkeypatch.setitem(sys.modules, "mujoco.viewer", SimpleNamespace(launch_passive=launch_passive))
+    monkeypatch.setitem(
+        sys.modules, "mujoco.viewer", SimpleNamespace(launch_passive=launch_passive)
+    )
     monkeypatch.setattr("mujoco.viewer", sys.modules["mujoco.viewer"], raising=False)
     obs, _ = env.reset(seed=0)
     episode, began = LiveEpisode(env, obs, 1, show=Viewer(env).show), time.perf_counter()

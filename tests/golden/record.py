@@ -1,16 +1,20 @@
-"""The golden record: what seeded computations give, so that a change that should change nothing can show that it does not.
+"""The golden record: what seeded computations give, so that a change that should change
+nothing can show that it does not.
 
-`python tests/golden/record.py` computes it anew and writes `record.json`. Do so only in a commit that means to change a
-number, and say there which one and why. Whatever is an input lies beside this file or is drawn from a seed here; only the
-library's highest-level functions are called.
+`python tests/golden/record.py` computes it anew and writes `record.json`. Do so only in
+a commit that means to change a number, and say there which one and why. Whatever is an
+input lies beside this file or is drawn from a seed here; only the library's
+highest-level functions are called.
 
 - `losses`: 20 training steps of four policies on generated demonstrations.
 - `masks`: SHA-256 of the masks of 12 attention patterns.
-- `rollouts`: episodes of two stored policies, `[success, control steps, digest of the start state]` each.
+- `rollouts`: episodes of two stored policies, `[success, control steps, digest of the
+    start state]` each.
 - `statistics`: rates, differences and p values of the outcomes in `outcomes.json`.
 
-The policies in `policies/` are run directories, trained for 600 steps by `bc` on 30 scripted demonstrations of Reach and 20 of
-robosuite's Lift at 24 x 24 pixels. They solve some of the episodes, not all.
+The policies in `policies/` are run directories, trained for 600 steps by `bc` on 30
+scripted demonstrations of Reach and 20 of robosuite's Lift at 24 x 24 pixels. They
+solve some of the episodes, not all.
 """
 
 from __future__ import annotations
@@ -44,16 +48,27 @@ RECORD = HERE / "record.json"
 LOSS_TOLERANCE = 1e-4
 #: The same for statistics, where only the last digits may depend on the machine.
 STATISTICS_TOLERANCE = 1e-9
-#: Largest difference of a success rate on another machine, where contacts amplify the last bits: 5 of 20 episodes, 1 of 4.
+#: Largest difference of a success rate on another machine, where contacts amplify the
+#: last bits: 5 of 20 episodes, 1 of 4.
 RATE_TOLERANCE = 0.25
 
 VIT = {"patch_size": 4, "width": 24, "depth": 2, "heads": 3, "keypoints": 4}
 POLICIES = {
     "bc, vit_tiny": PolicyConfig(encoder="vit_tiny", encoder_options=VIT, hidden=32, shift=1),
-    "bc, fibottention_vit_tiny": PolicyConfig(encoder="fibottention_vit_tiny", encoder_options=VIT, hidden=32, shift=1),
-    "diffusion, vit_tiny": PolicyConfig("diffusion", encoder="vit_tiny", encoder_options=VIT, hidden=16, shift=1),
+    "bc, fibottention_vit_tiny": PolicyConfig(
+        encoder="fibottention_vit_tiny", encoder_options=VIT, hidden=32, shift=1
+    ),
+    "diffusion, vit_tiny": PolicyConfig(
+        "diffusion", encoder="vit_tiny", encoder_options=VIT, hidden=16, shift=1
+    ),
     "bc_rnn_gmm, vit_tiny": PolicyConfig(
-        "bc_rnn_gmm", {"hidden_dim": 16}, encoder="vit_tiny", encoder_options=VIT, hidden=32, chunk=4, shift=1
+        "bc_rnn_gmm",
+        {"hidden_dim": 16},
+        encoder="vit_tiny",
+        encoder_options=VIT,
+        hidden=32,
+        chunk=4,
+        shift=1,
     ),
 }
 #: Policy -> task, episodes, control steps after which an episode ends.
@@ -61,7 +76,9 @@ ROLLOUTS = {"reach": ("fibopolicy/Reach-v0", 20, 80), "robosuite_lift": ("robosu
 
 
 def write_demos(path: Path) -> None:
-    """Four demonstrations in robomimic's format, drawn from a seed: one camera, one vector, four actions; three to train on."""
+    """Four demonstrations in robomimic's format, drawn from a seed: one camera, one
+    vector, four actions; three to train on.
+    """
     random = np.random.default_rng(0)
     with h5py.File(path, "w") as file:
         data = file.create_group("data")
@@ -87,7 +104,15 @@ def losses() -> dict[str, list[float]]:
         for name, policy in POLICIES.items():
             optimizer = OptimizerConfig(steps=20, batch_size=8, warmup=2)
             compute = ComputeConfig(precision="fp32")
-            config = TrainConfig(demos, out, policy=policy, optimizer=optimizer, compute=compute, log_every=1, device="cpu")
+            config = TrainConfig(
+                demos,
+                out,
+                policy=policy,
+                optimizer=optimizer,
+                compute=compute,
+                log_every=1,
+                device="cpu",
+            )
             train(config, overwrite=True)
             rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
             found[name] = [row["loss"] for row in rows]
@@ -100,10 +125,17 @@ def patterns() -> dict[str, attention.AttentionPattern]:
         "fibottention": fibottention,
         "fibottention of layer 3": attention.FibottentionPattern(36, 6, layer=3),
         "fibottention, 196 tokens, 12 heads": attention.FibottentionPattern(196, 12),
-        "fibottention, modified, main diagonal": attention.FibottentionPattern(36, 6, modified=True, main_diagonal=True),
-        "fibottention, not permuted, window 3 to 20": attention.FibottentionPattern(36, 6, w_min=3, w_max=20, permuted=False),
+        "fibottention, modified, main diagonal": attention.FibottentionPattern(
+            36, 6, modified=True, main_diagonal=True
+        ),
+        "fibottention, not permuted, window 3 to 20": attention.FibottentionPattern(
+            36, 6, w_min=3, w_max=20, permuted=False
+        ),
         "fibottention with registers": attention.FibottentionPattern(36, 6, cls_token=5),
-        **{control: attention.like(fibottention, control) for control in ("bigbird", "dense", "dilated", "local", "random")},
+        **{
+            control: attention.like(fibottention, control)
+            for control in ("bigbird", "dense", "dilated", "local", "random")
+        },
         "shared": attention.like(attention.FibottentionPattern(36, 6, cls_token=False), "shared"),
     }
 
@@ -113,16 +145,22 @@ def masks() -> dict[str, str]:
     found = {}
     for name, pattern in patterns().items():
         mask = pattern.mask().numpy()
-        found[name] = hashlib.sha256(str(mask.shape).encode() + np.packbits(mask).tobytes()).hexdigest()
+        found[name] = hashlib.sha256(
+            str(mask.shape).encode() + np.packbits(mask).tobytes()
+        ).hexdigest()
     return found
 
 
 def rollouts(name: str) -> list[list[Any]]:
-    """`[success, control steps, digest of the start state]` of each episode of one of `ROLLOUTS`."""
+    """`[success, control steps, digest of the start state]` of each episode of one of
+    `ROLLOUTS`.
+    """
     task, episodes, horizon = ROLLOUTS[name]
     policy = load_policy(HERE / "policies" / name).policy
     # A busy machine may take long for a step; that must not become an error row.
-    rows = evaluate(policy, task, episodes, workers=1, batch=4, threads=1, horizon=horizon, step_limit=600)
+    rows = evaluate(
+        policy, task, episodes, workers=1, batch=4, threads=1, horizon=horizon, step_limit=600
+    )
     return [[row.success, row.steps, row.start] for row in rows]
 
 
@@ -144,7 +182,9 @@ def statistics() -> dict[str, dict[str, float]]:
         differences.append(Difference(dense, sparse))
         found[f"{task}: difference"] = _difference(differences[-1])
     found["mean difference"] = _difference(MeanDifference(tuple(differences)))
-    found["adjusted p values"] = dict(zip(outcomes, holm([each.p for each in differences]), strict=True))
+    found["adjusted p values"] = dict(
+        zip(outcomes, holm([each.p for each in differences]), strict=True)
+    )
     return found
 
 
@@ -164,7 +204,10 @@ def _difference(difference: Difference | MeanDifference) -> dict[str, float]:
 
 def machine() -> dict[str, str | None]:
     """What the last bits of a result depend on: the processor and the versions of what computes."""
-    found: dict[str, str | None] = {"processor": _processor(), "vector units": torch.backends.cpu.get_cpu_capability()}
+    found: dict[str, str | None] = {
+        "processor": _processor(),
+        "vector units": torch.backends.cpu.get_cpu_capability(),
+    }
     found["system"] = f"{platform.system()} {platform.machine()}"
     for package in ("torch", "numpy", "scipy", "numba", "mujoco", "robosuite"):
         try:
@@ -179,8 +222,12 @@ def _processor() -> str:
         lines = Path("/proc/cpuinfo").read_text().partition("\n\n")[0].splitlines()
     except OSError:
         return platform.processor()
-    facts = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
-    return f"{facts.get('model name')}, family {facts.get('cpu family')}, model {facts.get('model')}"
+    facts = {
+        key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)
+    }
+    return (
+        f"{facts.get('model name')}, family {facts.get('cpu family')}, model {facts.get('model')}"
+    )
 
 
 @contextmanager
@@ -214,14 +261,22 @@ def differences(part: str, recorded: Any, found: Any, *, exact: bool) -> list[st
     """What `found` differs in from the record, one line each.
 
     Args:
-        exact: to the last bit, as on one machine; otherwise within the tolerances above. Masks are always exact.
+        exact: to the last bit, as on one machine; otherwise within the tolerances
+            above. Masks are always exact.
     """
     if part.startswith("rollouts") and not exact:
         rates = [sum(success for success, *_ in rows) / len(rows) for rows in (recorded, found)]
         if len(recorded) == len(found) and abs(rates[0] - rates[1]) <= RATE_TOLERANCE:
             return []
-        return [f"{part}: success rate {rates[0]} of {len(recorded)} in the record, now {rates[1]} of {len(found)}"]
-    tolerance = 0.0 if exact else {"losses": LOSS_TOLERANCE, "statistics": STATISTICS_TOLERANCE}.get(part, 0.0)
+        return [
+            f"{part}: success rate {rates[0]} of {len(recorded)} in the record, now {rates[1]} of"
+            f" {len(found)}"
+        ]
+    tolerance = (
+        0.0
+        if exact
+        else {"losses": LOSS_TOLERANCE, "statistics": STATISTICS_TOLERANCE}.get(part, 0.0)
+    )
     return list(_differences(part, recorded, found, tolerance))
 
 

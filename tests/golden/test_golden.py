@@ -18,9 +18,12 @@ def recorded() -> dict[str, Any]:
 
 @pytest.mark.parametrize("part", record.PARTS)
 def test_results_are_those_of_the_record(part: str, recorded: dict[str, Any]) -> None:
-    if "robosuite" in part and importlib.util.find_spec("robosuite") is None:  # not imported: OpenGL is chosen first
+    # not imported: OpenGL is chosen first
+    if "robosuite" in part and importlib.util.find_spec("robosuite") is None:
         pytest.skip("robosuite is not installed")
-    exact = recorded["machine"] == record.machine() or bool(os.environ.get("FIBOPOLICY_GOLDEN_EXACT"))
+    exact = recorded["machine"] == record.machine() or bool(
+        os.environ.get("FIBOPOLICY_GOLDEN_EXACT")
+    )
     assert not record.differences(part, recorded[part], record.compute(part), exact=exact)
 
 
@@ -38,7 +41,9 @@ def test_the_comparison_sees_what_exceeds_its_tolerance(recorded: dict[str, Any]
         )
 
     def scale_last_loss(factor: float) -> Any:
-        return lambda losses: losses["diffusion, vit_tiny"].append(losses["diffusion, vit_tiny"].pop() * factor)
+        return lambda losses: losses["diffusion, vit_tiny"].append(
+            losses["diffusion, vit_tiny"].pop() * factor
+        )
 
     assert seen("losses", lambda losses: None) == (False, False)
     assert seen("losses", scale_last_loss(1 + 1e-6)) == (True, False)
@@ -47,6 +52,12 @@ def test_the_comparison_sees_what_exceeds_its_tolerance(recorded: dict[str, Any]
     assert seen("losses", lambda losses: losses.pop("bc, vit_tiny")) == (True, True)
     assert seen("masks", lambda masks: masks.update(local=masks["random"])) == (True, True)
     assert seen("statistics", lambda found: found["mean difference"].update(p=0.5)) == (True, True)
-    assert seen("rollouts, reach", lambda rows: rows[0].__setitem__(1, rows[0][1] + 1)) == (True, False)
-    assert seen("rollouts, reach", lambda rows: [row.__setitem__(0, True) for row in rows]) == (True, True)
+    assert seen("rollouts, reach", lambda rows: rows[0].__setitem__(1, rows[0][1] + 1)) == (
+        True,
+        False,
+    )
+    assert seen("rollouts, reach", lambda rows: [row.__setitem__(0, True) for row in rows]) == (
+        True,
+        True,
+    )
     assert seen("rollouts, reach", lambda rows: rows.pop()) == (True, True)

@@ -15,12 +15,17 @@ from fibopolicy.policies.run_directory import load_policy
 from fibopolicy.training import OptimizerConfig, TrainConfig
 from fibopolicy.training.loop import train
 
-ABSOLUTE = Shapes({}, {"hand": 3}, 14, absolute=True, rotations=(3, 10))  # two arms: position, rotation, gripper
+# two arms: position, rotation, gripper
+ABSOLUTE = Shapes({}, {"hand": 3}, 14, absolute=True, rotations=(3, 10))
 
 
 def poses(rows: int = 40) -> torch.Tensor:
     torch.manual_seed(0)
-    arm = [torch.rand(rows, 3) * 3 - 1, torch.nn.functional.normalize(torch.randn(rows, 3), dim=-1), torch.ones(rows, 1)]
+    arm = [
+        torch.rand(rows, 3) * 3 - 1,
+        torch.nn.functional.normalize(torch.randn(rows, 3), dim=-1),
+        torch.ones(rows, 1),
+    ]
     return torch.cat([*arm, *arm], dim=-1)
 
 
@@ -63,12 +68,25 @@ def test_displacements_stay_in_range_and_poses_do_not() -> None:
     assert float(free.invert(far).max()) == 5
 
 
-@pytest.mark.parametrize("head", ["bc", "diffusion", "flow", "bc_gaussian", "bc_gmm", "bc_rnn_gmm", "bc_transformer_gmm"])
+@pytest.mark.parametrize(
+    "head", ["bc", "diffusion", "flow", "bc_gaussian", "bc_gmm", "bc_rnn_gmm", "bc_transformer_gmm"]
+)
 def test_every_head_trains_and_acts_on_absolute_actions(head: str) -> None:
-    pytest.importorskip("diffusers" if head == "diffusion" else "robomimic" if head.startswith("bc_") else "torch")
-    sizes: dict[str, Any] = {"bc_rnn_gmm": {"hidden_dim": 8}, "bc_transformer_gmm": {"embed_dim": 8, "num_layers": 1}}
+    pytest.importorskip(
+        "diffusers" if head == "diffusion" else "robomimic" if head.startswith("bc_") else "torch"
+    )
+    sizes: dict[str, Any] = {
+        "bc_rnn_gmm": {"hidden_dim": 8},
+        "bc_transformer_gmm": {"embed_dim": 8, "num_layers": 1},
+    }
     config = PolicyConfig(
-        head=head, hidden=16, chunk=3, execute=1, history=1, head_options=sizes.get(head, {}), action_normalization="minmax"
+        head=head,
+        hidden=16,
+        chunk=3,
+        execute=1,
+        history=1,
+        head_options=sizes.get(head, {}),
+        action_normalization="minmax",
     )
     policy = build_policy(config, ABSOLUTE)
     actions = poses(12)
@@ -87,27 +105,44 @@ def test_every_head_trains_and_acts_on_absolute_actions(head: str) -> None:
 
 
 @pytest.mark.parametrize("head", ["bc_gaussian", "bc_gmm"])
-def test_a_head_that_cannot_reach_the_actions_is_refused_with_the_option_that_helps(head: str) -> None:
+def test_a_head_that_cannot_reach_the_actions_is_refused_with_the_option_that_helps(
+    head: str,
+) -> None:
     pytest.importorskip("robomimic", reason="robomimic is not installed")
     policy = build_policy(PolicyConfig(head=head, hidden=16), ABSOLUTE)
     numbers = statistics(torch.rand(5, 3))
     small, large = poses(12).clamp(-1, 1), poses(12)
     small[:, 3:6] = 3.0  # a rotation, which has a range of its own
     policy.fit_normalizers({"actions": statistics(small), "hand": numbers})
-    with pytest.raises(UserError, match=r"in \[-1, 1\], and those of the data reach .*--action-normalization minmax"):
+    with pytest.raises(
+        UserError,
+        match=r"in \[-1, 1\], and those of the data reach .*--action-normalization minmax",
+    ):
         policy.fit_normalizers({"actions": statistics(large), "hand": numbers})
 
 
 def test_a_run_on_a_file_of_absolute_actions_keeps_their_layout(tmp_path: Path) -> None:
     controller = {"type": "OSC_POSE", "control_delta": False}
-    task = {"env_name": "Lift", "type": 1, "env_kwargs": {"robots": ["Panda"], "controller_configs": controller}}
+    task = {
+        "env_name": "Lift",
+        "type": 1,
+        "env_kwargs": {"robots": ["Panda"], "controller_configs": controller},
+    }
     actions = poses(6)[:, :7].numpy()
     with DemoWriter(tmp_path / "absolute.hdf5", task) as writer:
         hand = {"robot0_eef_pos": np.random.default_rng(0).random((6, 3))}
         writer.add(hand, actions=actions, states=np.zeros((6, 2)), rewards=None, dones=None)
     policy = PolicyConfig(hidden=16, chunk=2, execute=1)
     optimizer = OptimizerConfig(steps=2, batch_size=4)
-    train(TrainConfig(tmp_path / "absolute.hdf5", tmp_path / "run", cameras=(), policy=policy, optimizer=optimizer))
+    train(
+        TrainConfig(
+            tmp_path / "absolute.hdf5",
+            tmp_path / "run",
+            cameras=(),
+            policy=policy,
+            optimizer=optimizer,
+        )
+    )
     loaded = load_policy(tmp_path / "run").policy
     assert loaded.shapes == Shapes({}, {"robot0_eef_pos": 3}, 7, absolute=True, rotations=(3,))
     acted, _ = loaded.act({"robot0_eef_pos": torch.zeros(1, 1, 3)})

@@ -17,7 +17,9 @@ SHAPES = Shapes({"front_image": (24, 24)}, {"hand": 3}, 4)
 
 
 def config(**changes: Any) -> PolicyConfig:
-    return PolicyConfig(**{"encoder_options": OPTIONS, "hidden": 16, "chunk": 5, "execute": 2, **changes})
+    return PolicyConfig(
+        **{"encoder_options": OPTIONS, "hidden": 16, "chunk": 5, "execute": 2, **changes}
+    )
 
 
 def batch(size: int = 3, history: int = 1, chunk: int = 5) -> dict[str, Any]:
@@ -25,13 +27,20 @@ def batch(size: int = 3, history: int = 1, chunk: int = 5) -> dict[str, Any]:
         "front_image": torch.randint(0, 256, (size, history, 24, 24, 3), dtype=torch.uint8),
         "hand": torch.rand(size, history, 3),
     }
-    return {"obs": obs, "actions": torch.rand(size, chunk, 4), "action_mask": torch.ones(size, chunk, dtype=torch.bool)}
+    return {
+        "obs": obs,
+        "actions": torch.rand(size, chunk, 4),
+        "action_mask": torch.ones(size, chunk, dtype=torch.bool),
+    }
 
 
 def statistics() -> dict[str, dict[str, np.ndarray]]:
     low, high = np.array([-0.5, 0.0, 0.2, 1.0]), np.array([0.5, 1.0, 0.4, 1.0])
     hand = {"min": np.zeros(3), "max": np.ones(3), "mean": np.full(3, 0.5), "std": np.full(3, 0.1)}
-    return {"actions": {"min": low, "max": high, "mean": (low + high) / 2, "std": (high - low) / 4}, "hand": hand}
+    return {
+        "actions": {"min": low, "max": high, "mean": (low + high) / 2, "std": (high - low) / 4},
+        "hand": hand,
+    }
 
 
 @pytest.mark.parametrize("history", [1, 3])
@@ -95,7 +104,11 @@ def test_normalizer_inverts_and_leaves_constant_dimensions_finite(kind: str) -> 
 
 def test_random_crops_are_the_same_for_all_frames_of_a_window_and_differ_between_samples() -> None:
     features = ObservationFeatures(config(crop=12, history=2), SHAPES)
-    ramp = torch.arange(24 * 24 * 3, dtype=torch.int64).reshape(1, 1, 24, 24, 3).expand(16, 2, -1, -1, -1)
+    ramp = (
+        torch.arange(24 * 24 * 3, dtype=torch.int64)
+        .reshape(1, 1, 24, 24, 3)
+        .expand(16, 2, -1, -1, -1)
+    )
     frames = features._frames(ramp % 256, (12, 12)).view(16, 2, 3, 12, 12)
     torch.testing.assert_close(frames[:, 0], frames[:, 1])
     assert len({f.numpy().tobytes() for f in frames[:, 0]}) > 1
@@ -111,7 +124,9 @@ def test_the_central_crop_is_used_to_act() -> None:
 def test_shifts_repeat_the_edge_and_stop_when_acting() -> None:
     features = ObservationFeatures(config(shift=3), SHAPES)
     constant = torch.full((4, 1, 24, 24, 3), 7, dtype=torch.uint8)
-    torch.testing.assert_close(features._frames(constant, (24, 24)), torch.full((4, 3, 24, 24), 7 / 255))
+    torch.testing.assert_close(
+        features._frames(constant, (24, 24)), torch.full((4, 3, 24, 24), 7 / 255)
+    )
     noise = torch.randint(0, 256, (4, 1, 24, 24, 3), dtype=torch.uint8)
     plain = noise[:, 0].permute(0, 3, 1, 2).float() / 255
     assert not torch.allclose(features._frames(noise, (24, 24)), plain)

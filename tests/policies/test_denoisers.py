@@ -18,7 +18,9 @@ def build(name: str, **changes: Any) -> torch.nn.Module:
 @pytest.mark.parametrize("chunk", [1, 2, 7, 8, 15])
 @pytest.mark.parametrize("layers", [1, 2, 3])
 @pytest.mark.parametrize("name", DENOISERS)
-def test_any_chunk_keeps_its_shape_and_every_weight_gets_a_gradient(name: str, layers: int, chunk: int) -> None:
+def test_any_chunk_keeps_its_shape_and_every_weight_gets_a_gradient(
+    name: str, layers: int, chunk: int
+) -> None:
     denoiser = build(name, layers=layers, chunk=chunk)
     out = denoiser(torch.randn(4, chunk, 3), torch.rand(4) * 100, torch.randn(4, 2, 5))
     assert out.shape == (4, chunk, 3)
@@ -45,7 +47,12 @@ def test_an_action_of_the_transformer_sees_those_before_it_alone() -> None:
     actions, time, features = torch.randn(1, 8, 3), torch.tensor([10.0]), torch.randn(1, 2, 5)
     other = actions.clone()
     other[:, 5] += 1
-    change = (denoiser(other, time, features) - denoiser(actions, time, features)).detach().abs().amax(-1)[0]
+    change = (
+        (denoiser(other, time, features) - denoiser(actions, time, features))
+        .detach()
+        .abs()
+        .amax(-1)[0]
+    )
     assert float(change[:5].max()) < 1e-6
     assert float(change[5:].min()) > 1e-6
 

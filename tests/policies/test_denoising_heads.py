@@ -20,11 +20,16 @@ pytest.importorskip("diffusers", reason="install fibopolicy[diffusion]")
 
 
 def config(head: str, **changes: Any) -> PolicyConfig:
-    return PolicyConfig(**{"head": head, "encoder_options": TINY, "hidden": 32, "chunk": 6, "execute": 3, **changes})
+    return PolicyConfig(
+        **{"head": head, "encoder_options": TINY, "hidden": 32, "chunk": 6, "execute": 3, **changes}
+    )
 
 
 def observations(settings: PolicyConfig, rows: int = 3) -> dict[str, torch.Tensor]:
-    images = {key: torch.randint(0, 256, (rows, settings.history, SIZE, SIZE, 3), dtype=torch.uint8) for key in SHAPES.images}
+    images = {
+        key: torch.randint(0, 256, (rows, settings.history, SIZE, SIZE, 3), dtype=torch.uint8)
+        for key in SHAPES.images
+    }
     return images | {"hand": torch.rand(rows, settings.history, 3)}
 
 
@@ -39,7 +44,12 @@ def batch(settings: PolicyConfig, rows: int = 3) -> dict[str, Any]:
 def test_settings_left_to_the_head_are_diffusion_policys() -> None:
     for head in HEADS:
         settings = PolicyConfig(head=head)
-        assert (settings.history, settings.chunk, settings.execute, settings.action_normalization) == (2, 16, 8, "minmax")
+        assert (
+            settings.history,
+            settings.chunk,
+            settings.execute,
+            settings.action_normalization,
+        ) == (2, 16, 8, "minmax")
         assert PolicyConfig(**asdict(settings)) == settings
 
 
@@ -99,7 +109,9 @@ class Ideal(torch.nn.Module):
         super().__init__()
         self.policy, self.chunk = policy, chunk
 
-    def forward(self, noisy: torch.Tensor, time: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
+    def forward(
+        self, noisy: torch.Tensor, time: torch.Tensor, features: torch.Tensor
+    ) -> torch.Tensor:
         if self.policy.name == "flow":
             return (self.chunk - noisy) / (1 - time / 100)[:, None, None].clamp(min=1e-6)
         kept = self.policy.sampling.alphas_cumprod[time.long()][:, None, None]
@@ -137,7 +149,9 @@ def test_noise_differs_between_decisions_and_between_episodes(head: str) -> None
 @pytest.mark.parametrize("head", HEADS)
 def test_an_evaluation_may_batch_it(head: str, denoiser: str) -> None:
     policy: Policy = build_policy(config(head, head_options={"denoiser": denoiser}), SHAPES).eval()
-    layout = {key: ((SIZE, SIZE, 3), np.dtype(np.uint8)) for key in SHAPES.images} | {"hand": ((3,), np.dtype(np.float32))}
+    layout = {key: ((SIZE, SIZE, 3), np.dtype(np.uint8)) for key in SHAPES.images} | {
+        "hand": ((3,), np.dtype(np.float32))
+    }
     assert Actor(policy, batch=4).independent(layout)
 
 

@@ -8,7 +8,8 @@ from fibopolicy.errors import UserError
 from fibopolicy.policies import PolicyConfig, Shapes, build_policy
 from fibopolicy.policies.ensembling import ensemble
 
-SHAPES = Shapes({}, {"hand": 3}, 2, absolute=True)  # nothing is clipped, so that averages may be compared
+# nothing is clipped, so that averages may be compared
+SHAPES = Shapes({}, {"hand": 3}, 2, absolute=True)
 
 
 @pytest.mark.parametrize("decay", [0.0, 0.01, 0.5])
@@ -18,9 +19,11 @@ def test_it_is_the_weighted_average_of_a_plain_loop(decay: float) -> None:
     carried = None
     for step in range(steps):
         now, carried = ensemble(predicted[step], decay, carried)
-        made_at = range(max(0, step - chunk + 1), step + 1)  # the decisions that predicted this step, the oldest first
+        # the decisions that predicted this step, the oldest first
+        made_at = range(max(0, step - chunk + 1), step + 1)
         weights = np.exp(-decay * np.arange(len(made_at)))
-        every = torch.stack([predicted[then, :, step - then] for then in made_at], dim=-1).numpy()  # (B, D, n)
+        # (B, D, n)
+        every = torch.stack([predicted[then, :, step - then] for then in made_at], dim=-1).numpy()
         expected = (every * weights).sum(-1) / weights.sum()
         np.testing.assert_allclose(now[:, 0].numpy(), expected, atol=1e-12)
 
@@ -43,7 +46,9 @@ def test_a_head_with_ensembling_acts_step_by_step_on_the_average(head: str) -> N
     assert config.execute == 1
     torch.manual_seed(0)
     policy = build_policy(config, SHAPES).eval()
-    plain = build_policy(PolicyConfig(head=head, chunk=4, execute=4, history=1, hidden=16), SHAPES).eval()
+    plain = build_policy(
+        PolicyConfig(head=head, chunk=4, execute=4, history=1, hidden=16), SHAPES
+    ).eval()
     plain.load_state_dict(policy.state_dict())
     seen = [{"hand": torch.randn(2, 1, 3)} for _ in range(6)]
     state = other = carried = None

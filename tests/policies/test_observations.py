@@ -15,15 +15,27 @@ from fibopolicy.errors import UserError
 from fibopolicy.policies import Policy, PolicyConfig, Shapes, build_policy
 
 SHAPES = Shapes({"front_image": (24, 24), "wrist_image": (24, 36)}, {"hand": 3}, action_dim=4)
-TINY = PolicyConfig(encoder="vit_tiny", encoder_options={"width": 24, "depth": 1, "heads": 2, "keypoints": 2}, hidden=16)
+TINY = PolicyConfig(
+    encoder="vit_tiny",
+    encoder_options={"width": 24, "depth": 1, "heads": 2, "keypoints": 2},
+    hidden=16,
+)
 ROBOMIMIC = {"bc_gaussian": 1, "bc_gmm": 1, "bc_rnn_gmm": 1, "bc_transformer_gmm": 10}
 HEADS = {"bc": 1, "diffusion": 2, "flow": 2, **ROBOMIMIC}
 
 
 def policy_of(head: str) -> Policy:
-    options: dict[str, Any] = {"embed_dim": 16, "num_layers": 1, "num_heads": 2} if head == "bc_transformer_gmm" else {}
+    options: dict[str, Any] = (
+        {"embed_dim": 16, "num_layers": 1, "num_heads": 2} if head == "bc_transformer_gmm" else {}
+    )
     options |= {"hidden_dim": 16} if head == "bc_rnn_gmm" else {}
-    config = PolicyConfig(head=head, head_options=options, encoder=TINY.encoder, encoder_options=TINY.encoder_options, hidden=16)
+    config = PolicyConfig(
+        head=head,
+        head_options=options,
+        encoder=TINY.encoder,
+        encoder_options=TINY.encoder_options,
+        hidden=16,
+    )
     torch.manual_seed(0)
     return build_policy(config, SHAPES).eval()
 
@@ -44,17 +56,38 @@ def observations(steps: int, batch: int = 2) -> dict[str, Tensor]:
 
 FAULTS: dict[str, tuple[Any, str]] = {
     "larger frames": (
-        lambda o: {**o, "front_image": torch.zeros(*o["hand"].shape[:2], 480, 640, 3, dtype=torch.uint8)},
+        lambda o: {
+            **o,
+            "front_image": torch.zeros(*o["hand"].shape[:2], 480, 640, 3, dtype=torch.uint8),
+        },
         "480, 640",
     ),
-    "floats in [0, 1]": (lambda o: {**o, "front_image": o["front_image"] / 255}, r"holds torch\.float32, the policy reads uint8"),
-    "channels first": (lambda o: {**o, "front_image": o["front_image"].movedim(-1, 2)}, "channels last"),
-    "height for width": (lambda o: {**o, "wrist_image": o["wrist_image"].transpose(2, 3)}, r"trained on \(B, T_o, 24, 36, 3\)"),
+    "floats in [0, 1]": (
+        lambda o: {**o, "front_image": o["front_image"] / 255},
+        r"holds torch\.float32, the policy reads uint8",
+    ),
+    "channels first": (
+        lambda o: {**o, "front_image": o["front_image"].movedim(-1, 2)},
+        "channels last",
+    ),
+    "height for width": (
+        lambda o: {**o, "wrist_image": o["wrist_image"].transpose(2, 3)},
+        r"trained on \(B, T_o, 24, 36, 3\)",
+    ),
     "no steps": (lambda o: {key: value[:, 0] for key, value in o.items()}, "has shape"),
-    "a missing camera": (lambda o: {k: v for k, v in o.items() if k != "wrist_image"}, "'wrist_image' is missing"),
-    "a missing vector": (lambda o: {k: v for k, v in o.items() if k != "hand"}, "'hand' is missing"),
+    "a missing camera": (
+        lambda o: {k: v for k, v in o.items() if k != "wrist_image"},
+        "'wrist_image' is missing",
+    ),
+    "a missing vector": (
+        lambda o: {k: v for k, v in o.items() if k != "hand"},
+        "'hand' is missing",
+    ),
     "an array": (lambda o: {**o, "hand": o["hand"].numpy()}, "of type ndarray"),
-    "another robot's vector": (lambda o: {**o, "hand": o["hand"].repeat(1, 1, 2)}, r"\(2, \d+, 6\).*another robot"),
+    "another robot's vector": (
+        lambda o: {**o, "hand": o["hand"].repeat(1, 1, 2)},
+        r"\(2, \d+, 6\).*another robot",
+    ),
     "an integer vector": (lambda o: {**o, "hand": o["hand"].long()}, "floating-point"),
     "other batches": (lambda o: {**o, "hand": o["hand"][:1]}, "1 episodes"),
     "no episodes": (lambda o: {k: v[:0] for k, v in o.items()}, "0 episodes"),
@@ -65,7 +98,9 @@ FAULTS: dict[str, tuple[Any, str]] = {
 
 @pytest.mark.parametrize("head", HEADS)
 @pytest.mark.parametrize("fault", FAULTS)
-def test_what_training_did_not_show_is_refused(policies: dict[str, Policy], head: str, fault: str) -> None:
+def test_what_training_did_not_show_is_refused(
+    policies: dict[str, Policy], head: str, fault: str
+) -> None:
     change, message = FAULTS[fault]
     policy, obs = policies[head], change(observations(HEADS[head]))
     with pytest.raises(UserError, match=message) as caught:
@@ -77,7 +112,9 @@ def test_what_training_did_not_show_is_refused(policies: dict[str, Policy], head
 
 
 @pytest.mark.parametrize("head", HEADS)
-def test_keys_that_the_policy_does_not_read_change_nothing(policies: dict[str, Policy], head: str) -> None:
+def test_keys_that_the_policy_does_not_read_change_nothing(
+    policies: dict[str, Policy], head: str
+) -> None:
     obs = observations(HEADS[head])
     expected, _ = policies[head].act(obs)
     extra = {"depth": torch.zeros(1), **obs, "instruction": "lift the cube"}
@@ -86,7 +123,9 @@ def test_keys_that_the_policy_does_not_read_change_nothing(policies: dict[str, P
 
 @settings(max_examples=150, derandomize=True, deadline=None)
 @given(data=st.data())
-def test_any_observation_is_acted_on_rightly_or_refused(policies: dict[str, Policy], data: st.DataObject) -> None:
+def test_any_observation_is_acted_on_rightly_or_refused(
+    policies: dict[str, Policy], data: st.DataObject
+) -> None:
     head = data.draw(st.sampled_from(["bc", "diffusion"]))
     obs = observations(HEADS[head])
     expected, _ = policies[head].act(obs)
@@ -101,13 +140,17 @@ def test_any_observation_is_acted_on_rightly_or_refused(policies: dict[str, Poli
         return
     like = (SHAPES.images[key] + (3,)) if key in SHAPES.images else (SHAPES.vectors[key],)
     assert changed.shape[2:] == like
-    assert (changed.dtype == torch.uint8) if key in SHAPES.images else changed.dtype.is_floating_point
+    assert (
+        (changed.dtype == torch.uint8) if key in SHAPES.images else changed.dtype.is_floating_point
+    )
     if kept:
         torch.testing.assert_close(actions, expected)
 
 
 def test_cameras_may_have_dots_in_their_names() -> None:
-    shapes = replace(SHAPES, images={"observation.images.front": (24, 24)}, vectors={"observation.state": 3})
+    shapes = replace(
+        SHAPES, images={"observation.images.front": (24, 24)}, vectors={"observation.state": 3}
+    )
     for head in ("bc", *ROBOMIMIC):
         config = policy_of(head).config
         policy = build_policy(config, shapes).eval()

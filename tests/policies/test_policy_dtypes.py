@@ -11,15 +11,26 @@ from fibopolicy.policies import PolicyConfig, Shapes, build_policy
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 @pytest.mark.parametrize("head", ["bc", "diffusion", "flow"])
 @pytest.mark.parametrize("vectors", [{"hand": 3}, {}])
-def test_a_policy_computes_in_its_own_dtype(head: str, vectors: dict[str, int], dtype: torch.dtype) -> None:
+def test_a_policy_computes_in_its_own_dtype(
+    head: str, vectors: dict[str, int], dtype: torch.dtype
+) -> None:
     if head == "diffusion":
         pytest.importorskip("diffusers")
     torch.manual_seed(0)
-    config = PolicyConfig(head=head, encoder="vit_tiny", encoder_options={"depth": 1}, hidden=16, history=1)
+    config = PolicyConfig(
+        head=head, encoder="vit_tiny", encoder_options={"depth": 1}, hidden=16, history=1
+    )
     policy = build_policy(config, Shapes({"a_image": (24, 24), "b_image": (24, 24)}, vectors, 4))
-    obs = {camera: torch.randint(0, 256, (2, 1, 24, 24, 3), dtype=torch.uint8) for camera in ("a_image", "b_image")}
+    obs = {
+        camera: torch.randint(0, 256, (2, 1, 24, 24, 3), dtype=torch.uint8)
+        for camera in ("a_image", "b_image")
+    }
     obs |= {key: torch.randn(2, 1, dim) for key, dim in vectors.items()}
-    batch = {"obs": obs, "actions": torch.rand(2, config.chunk, 4), "action_mask": torch.ones(2, config.chunk, dtype=torch.bool)}
+    batch = {
+        "obs": obs,
+        "actions": torch.rand(2, config.chunk, 4),
+        "action_mask": torch.ones(2, config.chunk, dtype=torch.bool),
+    }
     expected = policy.eval().act(obs)[0]
     policy.to(dtype)
     policy.loss(batch)[0].backward()

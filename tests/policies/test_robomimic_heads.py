@@ -19,7 +19,9 @@ from fibopolicy.training import OptimizerConfig, TrainConfig
 from fibopolicy.training.loop import train
 
 if importlib.util.find_spec("robomimic") is None:
-    pytest.skip("robomimic is not installed; install fibopolicy[robomimic]", allow_module_level=True)
+    pytest.skip(
+        "robomimic is not installed; install fibopolicy[robomimic]", allow_module_level=True
+    )
 
 TINY = {"patch_size": 12, "width": 12, "depth": 1, "heads": 2, "keypoints": 4}
 SMALL = {
@@ -33,7 +35,14 @@ SHAPES = Shapes({"front_image": (30, 30), "wrist_image": (30, 30)}, {"hand": 3},
 
 def config(head: str, **changes: Any) -> PolicyConfig:
     return PolicyConfig(
-        **{"head": head, "encoder_options": TINY, "head_options": SMALL[head], "hidden": 16, "crop": 24, **changes}
+        **{
+            "head": head,
+            "encoder_options": TINY,
+            "head_options": SMALL[head],
+            "hidden": 16,
+            "crop": 24,
+            **changes,
+        }
     )
 
 
@@ -47,7 +56,10 @@ def batch(settings: PolicyConfig, rows: int = 3) -> dict[str, Any]:
 
 
 def observations(rows: int, steps: int) -> dict[str, torch.Tensor]:
-    images = {key: torch.randint(0, 256, (rows, steps, 30, 30, 3), dtype=torch.uint8) for key in SHAPES.images}
+    images = {
+        key: torch.randint(0, 256, (rows, steps, 30, 30, 3), dtype=torch.uint8)
+        for key in SHAPES.images
+    }
     return images | {"hand": torch.rand(rows, steps, 3)}
 
 
@@ -75,10 +87,13 @@ def test_the_likelihood_is_torchs_own() -> None:
     actions, mask = torch.rand(2, 5, 4), torch.ones(2, 5, 4)
     normal = torch.distributions.Normal(torch.rand(2, 5, 3, 4), torch.rand(2, 5, 3, 4) + 0.1)
     mixture = torch.distributions.MixtureSameFamily(
-        torch.distributions.Categorical(logits=torch.rand(2, 5, 3)), torch.distributions.Independent(normal, 1)
+        torch.distributions.Categorical(logits=torch.rand(2, 5, 3)),
+        torch.distributions.Independent(normal, 1),
     )
     torch.testing.assert_close(log_likelihood(mixture, actions, mask), mixture.log_prob(actions))
-    single = torch.distributions.Independent(torch.distributions.Normal(torch.rand(2, 5, 4), torch.rand(2, 5, 4) + 0.1), 1)
+    single = torch.distributions.Independent(
+        torch.distributions.Normal(torch.rand(2, 5, 4), torch.rand(2, 5, 4) + 0.1), 1
+    )
     torch.testing.assert_close(log_likelihood(single, actions, mask), single.log_prob(actions))
 
 
@@ -135,20 +150,29 @@ def test_an_exported_policy_acts_alike(head: str, tmp_path: Path) -> None:
 
 
 def robomimics_rollout_agrees(path: Path, policy: Any, obs: dict[str, torch.Tensor]) -> None:
-    """Robomimic's own wrapper around the file, given one observation: the same action, or the same modes to draw from."""
+    """Robomimic's own wrapper around the file, given one observation: the same action,
+    or the same modes to draw from.
+    """
     import robomimic.utils.file_utils as file_utils
 
     theirs, _ = file_utils.policy_from_checkpoint(ckpt_path=str(path), device=torch.device("cpu"))
     theirs.start_episode()
     single = {key: value[0].numpy() for key, value in obs.items()}
-    single |= {key: (single[key].astype(np.float32) / 255).transpose(0, 3, 1, 2) for key in SHAPES.images}
+    single |= {
+        key: (single[key].astype(np.float32) / 255).transpose(0, 3, 1, 2) for key in SHAPES.images
+    }
     if policy.name != "bc_transformer_gmm":
         single = {key: value[0] for key, value in single.items()}
     action = theirs(single)
     if policy.name == "bc_gaussian":
         np.testing.assert_allclose(action, policy.act(obs)[0][0, 0].numpy(), atol=1e-5)
         return
-    modes = policy.distribution(obs).component_distribution.base_dist.loc.reshape(-1, 4).detach().numpy()
+    modes = (
+        policy.distribution(obs)
+        .component_distribution.base_dist.loc.reshape(-1, 4)
+        .detach()
+        .numpy()
+    )
     assert np.abs(modes - action).max(axis=-1).min() < 1e-3  # drawn with a deviation of 1e-4
 
 
@@ -159,7 +183,9 @@ def robomimics_rollout_agrees(path: Path, policy: Any, obs: dict[str, torch.Tens
         ("bc_gmm", {"action_normalization": "minmax"}, "action_normalization none"),
     ],
 )
-def test_what_robomimic_cannot_do_is_not_exported(head: str, changes: dict[str, Any], message: str, tmp_path: Path) -> None:
+def test_what_robomimic_cannot_do_is_not_exported(
+    head: str, changes: dict[str, Any], message: str, tmp_path: Path
+) -> None:
     from fibopolicy.robomimic.export import export
 
     with pytest.raises(UserError, match=message):
@@ -174,8 +200,15 @@ def saved(settings: PolicyConfig, run: Path) -> Path:
     """A run directory with fresh weights."""
     torch.manual_seed(0)
     policy = build_policy(settings, SHAPES)
-    spread = {"min": np.full(3, -1.0), "max": np.ones(3), "mean": np.full(3, 0.3), "std": np.full(3, 0.02)}
-    policy.fit_normalizers({"hand": spread, "actions": {key: value[0].repeat(4) for key, value in spread.items()}})
+    spread = {
+        "min": np.full(3, -1.0),
+        "max": np.ones(3),
+        "mean": np.full(3, 0.3),
+        "std": np.full(3, 0.02),
+    }
+    policy.fit_normalizers(
+        {"hand": spread, "actions": {key: value[0].repeat(4) for key, value in spread.items()}}
+    )
     run.mkdir()
     weights = {name: tensor.clone().contiguous() for name, tensor in policy.state_dict().items()}
     save_file(weights, run / "ema.safetensors", metadata={"step": "1"})
@@ -185,7 +218,12 @@ def saved(settings: PolicyConfig, run: Path) -> Path:
         "filter_key": None,
         "optimizer": {"steps": 1, "batch_size": 4, "learning_rate": 1e-3},
     }
-    document = {"policy": asdict(settings), "shapes": asdict(SHAPES), "train": train, "env_args": {"env_name": "Lift", "type": 1}}
+    document = {
+        "policy": asdict(settings),
+        "shapes": asdict(SHAPES),
+        "train": train,
+        "env_args": {"env_name": "Lift", "type": 1},
+    }
     (run / "config.json").write_text(json.dumps(document))
     return run
 

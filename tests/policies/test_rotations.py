@@ -24,7 +24,9 @@ def test_6d_is_the_first_two_columns_of_the_matrix() -> None:
 def test_axis_angle_vectors_come_back() -> None:
     for dtype, tolerance in ((torch.float64, 1e-7), (torch.float32, 2e-3)):
         given = vectors([0.0, 1e-6, 0.01, 1.0, 2.0, 3.0, 3.14]).to(dtype)
-        torch.testing.assert_close(axis_angle_from_6d(axis_angle_to_6d(given)), given, atol=tolerance, rtol=0)
+        torch.testing.assert_close(
+            axis_angle_from_6d(axis_angle_to_6d(given)), given, atol=tolerance, rtol=0
+        )
 
 
 def test_angles_beyond_pi_come_back_as_the_same_rotation() -> None:
@@ -44,7 +46,9 @@ def test_any_two_vectors_give_the_rotation_of_gram_schmidt() -> None:
     second /= np.linalg.norm(second, axis=-1, keepdims=True)
     matrices = np.stack([first, second, np.cross(first, second)], axis=-1)
     expected = Rotation.from_matrix(matrices).as_rotvec()
-    torch.testing.assert_close(axis_angle_from_6d(columns), torch.as_tensor(expected), atol=1e-7, rtol=0)
+    torch.testing.assert_close(
+        axis_angle_from_6d(columns), torch.as_tensor(expected), atol=1e-7, rtol=0
+    )
 
 
 def test_nearby_rotations_are_near_in_6d_where_their_vectors_are_far_apart() -> None:

@@ -1,4 +1,6 @@
-"""Robomimic's side of the bridge: a small image file, and checkpoints as robomimic itself writes them."""
+"""Robomimic's side of the bridge: a small image file, and checkpoints as robomimic
+itself writes them.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,12 @@ if importlib.util.find_spec("robomimic") is None:
 
 IMAGES = ("agentview_image", "robot0_eye_in_hand_image")
 VECTORS = {"robot0_eef_pos": 3, "robot0_eef_quat": 4, "robot0_gripper_qpos": 2, "object": 10}
-ENV_ARGS = {"env_name": "Lift", "env_version": "1.5.2", "type": 1, "env_kwargs": {"robots": "Panda", "control_freq": 20}}
+ENV_ARGS = {
+    "env_name": "Lift",
+    "env_version": "1.5.2",
+    "type": 1,
+    "env_kwargs": {"robots": "Panda", "control_freq": 20},
+}
 
 
 @pytest.fixture(autouse=True)
@@ -32,7 +39,9 @@ def _threads(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="session")
 def demos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two demonstrations of 6 steps, all content random, with the observations of robosuite's Lift."""
+    """Two demonstrations of 6 steps, all content random, with the observations of
+    robosuite's Lift.
+    """
     path = tmp_path_factory.mktemp("demos") / "lift.hdf5"
     random = np.random.default_rng(0)
 
@@ -61,7 +70,9 @@ Save = Callable[..., Path]
 
 @pytest.fixture
 def save(tmp_path: Path) -> Save:
-    """Writes a checkpoint of fresh weights by robomimic's own functions; `edit` may change the configuration."""
+    """Writes a checkpoint of fresh weights by robomimic's own functions; `edit` may
+    change the configuration.
+    """
     import fibopolicy.encoders.robomimic_core  # noqa: F401
     from fibopolicy.policies.base import Shapes
 
@@ -86,7 +97,9 @@ def save(tmp_path: Path) -> Save:
         config.experiment.rollout.horizon = 123
         with config.unlocked():
             edit(config)
-        every = {key: [3, *size] for key, size in shapes.images.items()} | {key: [dim] for key, dim in shapes.vectors.items()}
+        every = {key: [3, *size] for key, size in shapes.images.items()} | {
+            key: [dim] for key, dim in shapes.vectors.items()
+        }
         ordered = OrderedDict(sorted(every.items()))
         with contextlib.redirect_stdout(io.StringIO()):
             obs_utils.initialize_obs_utils_with_config(config)

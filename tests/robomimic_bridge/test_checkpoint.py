@@ -30,7 +30,9 @@ def resaved(path: Path, edit: Any) -> Path:
     return path
 
 
-def test_nothing_in_a_checkpoint_is_run(save: Save, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_in_a_checkpoint_is_run(
+    save: Save, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     path = resaved(save(), lambda contents: contents.update(extra=Attack()))
     with pytest.raises(UserError, match=r"is not loaded, since it holds \S*mkdir"):
@@ -39,14 +41,22 @@ def test_nothing_in_a_checkpoint_is_run(save: Save, tmp_path: Path, monkeypatch:
 
 
 def test_arrays_and_numbers_of_numpy_are_read(save: Save) -> None:
-    statistics = {key: {"mean": np.full((1, dim), 0.5), "std": np.full((1, dim), 2.0)} for key, dim in (("hand", 3), ("cube", 4))}
+    statistics = {
+        key: {"mean": np.full((1, dim), 0.5), "std": np.full((1, dim), 2.0)}
+        for key, dim in (("hand", 3), ("cube", 4))
+    }
 
     def edit(contents: dict[str, Any]) -> None:
         contents["obs_normalization_stats"] = statistics
-        contents["variable_state"] = {"best_return": {"Lift": np.float64(-np.inf)}, "epoch": np.int64(3)}
+        contents["variable_state"] = {
+            "best_return": {"Lift": np.float64(-np.inf)},
+            "epoch": np.int64(3),
+        }
 
     read = read_checkpoint(resaved(save(statistics=statistics), edit))
-    np.testing.assert_array_equal(read.obs_statistics["hand"]["offset"], np.full((1, 3), 0.5, dtype=np.float32))
+    np.testing.assert_array_equal(
+        read.obs_statistics["hand"]["offset"], np.full((1, 3), 0.5, dtype=np.float32)
+    )
     assert read.epoch == 20
     assert read.shapes == {"cube": (4,), "hand": (3,)}
 
@@ -58,7 +68,16 @@ def test_arrays_and_numbers_of_numpy_are_read(save: Save) -> None:
         (b"not a checkpoint", "is not loaded|no torch file"),
         ({"model": {}}, "lacks config, algo_name"),
         ([1], "lacks model"),
-        ({"model": {}, "config": "{", "algo_name": "bc", "env_metadata": {}, "shape_metadata": {}}, "not laid out"),
+        (
+            {
+                "model": {},
+                "config": "{",
+                "algo_name": "bc",
+                "env_metadata": {},
+                "shape_metadata": {},
+            },
+            "not laid out",
+        ),
     ],
 )
 def test_other_files_are_refused(contents: Any, message: str, tmp_path: Path) -> None:
@@ -79,13 +98,24 @@ def test_a_checkpoint_of_0_5_scales_its_actions(save: Save) -> None:
     expected, _ = plain.act(obs)
 
     def edit(contents: dict[str, Any]) -> None:
-        contents["model"] = {"nets": contents["model"], "optimizers": {}, "lr_schedulers": {"policy": None}}
+        contents["model"] = {
+            "nets": contents["model"],
+            "optimizers": {},
+            "lr_schedulers": {"policy": None},
+        }
         config = json.loads(contents["config"])
-        config["train"].update(data=[{"path": "a.hdf5"}], action_keys=["pos", "rest"], action_config={"pos": {}, "rest": {}})
-        config["algo"]["optim_params"]["policy"]["learning_rate"].update(scheduler_type="cosine", epoch_schedule=[100])
+        config["train"].update(
+            data=[{"path": "a.hdf5"}],
+            action_keys=["pos", "rest"],
+            action_config={"pos": {}, "rest": {}},
+        )
+        config["algo"]["optim_params"]["policy"]["learning_rate"].update(
+            scheduler_type="cosine", epoch_schedule=[100]
+        )
         contents["config"] = json.dumps(config)
         contents["action_normalization_stats"] = OrderedDict(
-            rest={"offset": [[0.0, 0.0]], "scale": [[1.0, 1.0]]}, pos={"offset": [[1.0, 2.0, 3.0]], "scale": [[10.0, 10.0, 10.0]]}
+            rest={"offset": [[0.0, 0.0]], "scale": [[1.0, 1.0]]},
+            pos={"offset": [[1.0, 2.0, 3.0]], "scale": [[10.0, 10.0, 10.0]]},
         )
         contents["obs_normalization_stats"] = {
             "hand": {"offset": [[0.0] * 3], "scale": [[1.0] * 3]},
@@ -94,7 +124,10 @@ def test_a_checkpoint_of_0_5_scales_its_actions(save: Save) -> None:
 
     path = resaved(save(), edit)
     actions, _ = RobomimicPolicy(read_checkpoint(path)).act(obs)
-    scale, offset = torch.tensor([10.0, 10.0, 10.0, 1.0, 1.0]), torch.tensor([1.0, 2.0, 3.0, 0.0, 0.0])
+    scale, offset = (
+        torch.tensor([10.0, 10.0, 10.0, 1.0, 1.0]),
+        torch.tensor([1.0, 2.0, 3.0, 0.0, 0.0]),
+    )
     torch.testing.assert_close(actions, expected * scale + offset)
 
 
@@ -110,12 +143,24 @@ def edited_config(path: Path, edit: Any) -> Path:
 @pytest.mark.parametrize(
     ("edit", "message"),
     [
-        (lambda c: c["observation"]["modalities"]["goal"].update(low_dim=["hand"]), "conditioned on goals"),
+        (
+            lambda c: c["observation"]["modalities"]["goal"].update(low_dim=["hand"]),
+            "conditioned on goals",
+        ),
         (lambda c: c["train"].update(action_config={"rot": {"format": "rot_6d"}}), "6-D rotations"),
-        (lambda c: c["algo"]["transformer"].update(pred_future_acs=True), "predicts future actions"),
+        (
+            lambda c: c["algo"]["transformer"].update(pred_future_acs=True),
+            "predicts future actions",
+        ),
         (lambda c: c["train"].update(frame_stack=3), "frame_stack is 3"),
-        (lambda c: c["observation"]["encoder"]["rgb"].update(core_class="Newer"), "cannot build its networks.*Newer"),
-        (lambda c: c["algo"].update(actor_layer_dims=[8, 8]), "cannot build its networks.*size mismatch"),
+        (
+            lambda c: c["observation"]["encoder"]["rgb"].update(core_class="Newer"),
+            "cannot build its networks.*Newer",
+        ),
+        (
+            lambda c: c["algo"].update(actor_layer_dims=[8, 8]),
+            "cannot build its networks.*size mismatch",
+        ),
         (lambda c: c["algo"].pop("rnn"), "cannot build its networks"),
     ],
 )

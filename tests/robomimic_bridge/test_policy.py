@@ -30,7 +30,11 @@ from fibopolicy.training.loop import train
 
 Save = Callable[..., Path]
 SEEN = Shapes({"front_image": (24, 24)}, {"hand": 3, "cube": 4}, 5)
-TINY = {"encoder": "fibottention_vit_tiny", "encoder_options": {"width": 12, "depth": 1, "heads": 2}, "feature_dimension": 8}
+TINY = {
+    "encoder": "fibottention_vit_tiny",
+    "encoder_options": {"width": 12, "depth": 1, "heads": 2},
+    "feature_dimension": 8,
+}
 
 
 def ours(config: Any) -> None:
@@ -65,7 +69,9 @@ def open_loop(config: Any) -> None:
 
 
 def transformer(config: Any) -> None:
-    config.algo.transformer.update(enabled=True, context_length=4, embed_dim=16, num_layers=1, num_heads=2)
+    config.algo.transformer.update(
+        enabled=True, context_length=4, embed_dim=16, num_layers=1, num_heads=2
+    )
     config.train.frame_stack = 4
 
 
@@ -77,7 +83,9 @@ def both(*edits: Callable[[Any], object]) -> Callable[[Any], None]:
     return edit
 
 
-def frames(rows: int, steps: int, generator: np.random.Generator) -> list[dict[str, np.ndarray[Any, Any]]]:
+def frames(
+    rows: int, steps: int, generator: np.random.Generator
+) -> list[dict[str, np.ndarray[Any, Any]]]:
     """Observations of `rows` episodes at `steps` instants."""
     return [
         {
@@ -107,21 +115,38 @@ def window(seen: list[dict[str, Any]], t: int, history: int) -> dict[str, torch.
         (transformer, False, 1e-6),  # robomimic cannot normalise stacked observations
         (both(transformer, one_mode), False, 1e-3),
     ],
-    ids=["bc", "gaussian", "gmm", "rnn", "gru", "rnn_open_loop", "rnn_gmm", "transformer", "transformer_gmm"],
+    ids=[
+        "bc",
+        "gaussian",
+        "gmm",
+        "rnn",
+        "gru",
+        "rnn_open_loop",
+        "rnn_gmm",
+        "transformer",
+        "transformer_gmm",
+    ],
 )
-def test_actions_are_those_of_robomimics_own_rollout(edit: Any, normalised: bool, tolerance: float, save: Save) -> None:
+def test_actions_are_those_of_robomimics_own_rollout(
+    edit: Any, normalised: bool, tolerance: float, save: Save
+) -> None:
     import robomimic.utils.file_utils as file_utils
 
     sizes = {"front_image": (3, 24, 24), "hand": (3,), "cube": (4,)}
     statistics = {
-        key: {"mean": np.full((1, *shape), 0.2, dtype=np.float32), "std": np.full((1, *shape), 1.7, dtype=np.float32)}
+        key: {
+            "mean": np.full((1, *shape), 0.2, dtype=np.float32),
+            "std": np.full((1, *shape), 1.7, dtype=np.float32),
+        }
         for key, shape in sizes.items()
     }
     path = save(both(ours, edit), SEEN, statistics if normalised else None)
     policy = RobomimicPolicy(read_checkpoint(path))
     history = policy.config.history
     with contextlib.redirect_stdout(io.StringIO()):
-        theirs, _ = file_utils.policy_from_checkpoint(ckpt_path=str(path), device=torch.device("cpu"))
+        theirs, _ = file_utils.policy_from_checkpoint(
+            ckpt_path=str(path), device=torch.device("cpu")
+        )
     seen = frames(2, 8, np.random.default_rng(0))
     mine, state = [], None
     for t in range(8):
@@ -131,7 +156,9 @@ def test_actions_are_those_of_robomimics_own_rollout(edit: Any, normalised: bool
         theirs.start_episode()
         for t in range(8):
             stacked = {key: value[row].numpy() for key, value in window(seen, t, history).items()}
-            stacked["front_image"] = (stacked["front_image"].astype(np.float32) / 255).transpose(0, 3, 1, 2)
+            stacked["front_image"] = (stacked["front_image"].astype(np.float32) / 255).transpose(
+                0, 3, 1, 2
+            )
             obs = stacked if history > 1 else {key: value[0] for key, value in stacked.items()}
             np.testing.assert_allclose(mine[t][row].numpy(), theirs(obs), atol=tolerance)
 
@@ -139,7 +166,11 @@ def test_actions_are_those_of_robomimics_own_rollout(edit: Any, normalised: bool
 def taken(state: Any, row: int) -> Any:
     if isinstance(state, torch.Tensor):
         return state[row : row + 1]
-    return {k: taken(v, row) for k, v in state.items()} if isinstance(state, dict) else tuple(taken(v, row) for v in state)
+    return (
+        {k: taken(v, row) for k, v in state.items()}
+        if isinstance(state, dict)
+        else tuple(taken(v, row) for v in state)
+    )
 
 
 def joined(*states: Any) -> Any:
@@ -153,7 +184,10 @@ def joined(*states: Any) -> Any:
 
 @pytest.mark.parametrize(
     "edit",
-    [both(rnn, lambda c: c.algo.gmm.update(enabled=True)), lambda c: c.algo.vae.update(enabled=True)],
+    [
+        both(rnn, lambda c: c.algo.gmm.update(enabled=True)),
+        lambda c: c.algo.vae.update(enabled=True),
+    ],
     ids=["rnn_gmm", "vae"],
 )
 def test_an_episode_is_the_same_whatever_runs_beside_it(edit: Any, save: Save) -> None:
@@ -169,7 +203,8 @@ def test_an_episode_is_the_same_whatever_runs_beside_it(edit: Any, save: Save) -
         alone.append(actions[0])
     together, states = [], None
     _, late = act([2], 0, None)
-    for t in range(5):  # episode 0 is replaced by episode 2, which is at another step, after two steps
+    # episode 0 is replaced by episode 2, which is at another step, after two steps
+    for t in range(5):
         if t == 2:
             states = joined(late, taken(states, 1))
         rows = [0, 1] if t < 2 else [2, 1]
@@ -179,13 +214,17 @@ def test_an_episode_is_the_same_whatever_runs_beside_it(edit: Any, save: Save) -
     torch.testing.assert_close(torch.stack(together), torch.stack(alone))
 
 
-def test_published_weights_are_not_fetched_for_a_checkpoint(save: Save, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_published_weights_are_not_fetched_for_a_checkpoint(
+    save: Save, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = save(shapes=SEEN)  # ResNet-18, robomimic's default
     contents = torch.load(path, weights_only=True)
     config = json.loads(contents["config"])
     config["observation"]["encoder"]["rgb"]["core_kwargs"]["backbone_kwargs"] = {"pretrained": True}
     torch.save({**contents, "config": json.dumps(config)}, path)
-    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", lambda *_, **__: pytest.fail("tried to download"))
+    monkeypatch.setattr(
+        torch.hub, "load_state_dict_from_url", lambda *_, **__: pytest.fail("tried to download")
+    )
     assert RobomimicPolicy(read_checkpoint(path)).shapes.images == {"front_image": (24, 24)}
 
 
@@ -207,7 +246,9 @@ def test_lifts_object_is_turned_round_for_files_before_robosuite_1_5(save: Save)
     for version, expected in (("1.5.2", vector), ("1.4.1", turned), (None, turned)):
         old = replace(checkpoint, env_metadata={**checkpoint.env_metadata, "env_version": version})
         policy, reference = RobomimicPolicy(old), RobomimicPolicy(checkpoint)
-        torch.testing.assert_close(policy.act({"object": vector})[0], reference.act({"object": expected})[0])
+        torch.testing.assert_close(
+            policy.act({"object": vector})[0], reference.act({"object": expected})[0]
+        )
     with pytest.raises(UserError, match="another robot, task or simulator version"):
         RobomimicPolicy(checkpoint).act({"object": vector[..., :9]})
 
@@ -229,37 +270,91 @@ def test_a_checkpoint_gets_a_run_directory_beside_it(save: Save, tmp_path: Path)
 
 
 @pytest.mark.slow
-def test_a_checkpoint_of_the_launcher_is_evaluated_in_robosuite(demos: Path, tmp_path: Path) -> None:
+def test_a_checkpoint_of_the_launcher_is_evaluated_in_robosuite(
+    demos: Path, tmp_path: Path
+) -> None:
     pytest.importorskip("robosuite")
     document = {
         "algo_name": "bc",
-        "experiment": {"name": "lift", "epoch_every_n_steps": 2, "save": {"every_n_epochs": 1}, "rollout": {"horizon": 6}},
+        "experiment": {
+            "name": "lift",
+            "epoch_every_n_steps": 2,
+            "save": {"every_n_epochs": 1},
+            "rollout": {"horizon": 6},
+        },
         "train": {"batch_size": 2, "num_epochs": 1, "cuda": False, "seq_length": 3},
-        "algo": {"gmm": {"enabled": True}, "rnn": {"enabled": True, "horizon": 3, "hidden_dim": 16}, "actor_layer_dims": [16]},
+        "algo": {
+            "gmm": {"enabled": True},
+            "rnn": {"enabled": True, "horizon": 3, "hidden_dim": 16},
+            "actor_layer_dims": [16],
+        },
         "observation": {
-            "modalities": {"obs": {"low_dim": ["robot0_eef_pos", "object"], "rgb": ["agentview_image"]}},
+            "modalities": {
+                "obs": {"low_dim": ["robot0_eef_pos", "object"], "rgb": ["agentview_image"]}
+            },
             "encoder": {"rgb": {"core_class": "FibopolicyEncoder", "core_kwargs": TINY}},
         },
     }
     config = tmp_path / "config.json"
     config.write_text(json.dumps(document))
-    command = [sys.executable, "-m", "fibopolicy.robomimic", "train", "--config", config, "--dataset", demos, "--out", tmp_path]
+    command = [
+        sys.executable,
+        "-m",
+        "fibopolicy.robomimic",
+        "train",
+        "--config",
+        config,
+        "--dataset",
+        demos,
+        "--out",
+        tmp_path,
+    ]
     subprocess.run(command, check=True, capture_output=True, timeout=300)
     (checkpoint,) = (tmp_path / "lift").glob("*/models/*.pth")
-    command = [sys.executable, "-m", "fibopolicy", "evaluate", checkpoint, "--episodes", "2", "--video", "0", "--quality", "fast"]
+    command = [
+        sys.executable,
+        "-m",
+        "fibopolicy",
+        "evaluate",
+        checkpoint,
+        "--episodes",
+        "2",
+        "--video",
+        "0",
+        "--quality",
+        "fast",
+    ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
-    rows = (checkpoint.parent / "model_epoch_1_evaluation" / "episodes.jsonl").read_text().splitlines()
+    rows = (
+        (checkpoint.parent / "model_epoch_1_evaluation" / "episodes.jsonl").read_text().splitlines()
+    )
     assert [json.loads(row)["steps"] for row in rows] == [6, 6]
 
 
-def test_an_exported_run_rolls_out_as_the_run_does(tiny_config: TrainConfig, tmp_path: Path) -> None:
-    policy = PolicyConfig(head="bc_rnn_gmm", head_options={"hidden_dim": 16}, encoder_options=TINY["encoder_options"], hidden=16)
+def test_an_exported_run_rolls_out_as_the_run_does(
+    tiny_config: TrainConfig, tmp_path: Path
+) -> None:
+    policy = PolicyConfig(
+        head="bc_rnn_gmm",
+        head_options={"hidden_dim": 16},
+        encoder_options=TINY["encoder_options"],
+        hidden=16,
+    )
     run = tmp_path / "run"
-    train(replace(tiny_config, out=run, policy=policy, optimizer=OptimizerConfig(steps=2, batch_size=4, warmup=1)))
+    train(
+        replace(
+            tiny_config,
+            out=run,
+            policy=policy,
+            optimizer=OptimizerConfig(steps=2, batch_size=4, warmup=1),
+        )
+    )
     done = [
         evaluate(EvaluateConfig(run=directory, episodes=2, video=0, horizon=12))
         for directory in (run, adopted(export(run, tmp_path / "exported.pth")))
     ]
-    mine, theirs = ([(row.start, row.steps, row.total_reward) for row in evaluation.rows] for evaluation in done)
+    mine, theirs = (
+        [(row.start, row.steps, row.total_reward) for row in evaluation.rows] for evaluation in done
+    )
     assert mine == theirs

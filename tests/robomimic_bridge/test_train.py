@@ -23,7 +23,9 @@ Write = Callable[..., Path]
 
 def shortened(document: dict[str, Any]) -> dict[str, Any]:
     """Two gradient steps of one sample."""
-    document["train"].update(num_epochs=1, num_data_workers=0, batch_size=1, cuda=False, hdf5_filter_key="train")
+    document["train"].update(
+        num_epochs=1, num_data_workers=0, batch_size=1, cuda=False, hdf5_filter_key="train"
+    )
     document["experiment"]["epoch_every_n_steps"] = 2
     document["experiment"]["save"]["every_n_epochs"] = 1
     return document
@@ -35,7 +37,11 @@ def config(tmp_path: Path) -> Write:
 
     def write(edit: Callable[[dict[str, Any]], object] = lambda document: None) -> Path:
         document = shortened(json.loads((EXAMPLES[0].parent / "bc_gmm_vit.json").read_text()))
-        document["observation"]["encoder"]["rgb"]["core_kwargs"]["encoder_options"] = {"depth": 1, "width": 12, "patch_size": 24}
+        document["observation"]["encoder"]["rgb"]["core_kwargs"]["encoder_options"] = {
+            "depth": 1,
+            "width": 12,
+            "patch_size": 24,
+        }
         edit(document)
         path = tmp_path / "config.json"
         path.write_text(json.dumps(document))
@@ -45,18 +51,28 @@ def config(tmp_path: Path) -> Write:
 
 
 def test_the_examples_cover_four_algorithms_with_three_encoders() -> None:
-    heads, encoders = ("bc", "bc_gmm", "bc_rnn_gmm", "bc_transformer_gmm"), ("fibottention", "vit", "resnet18")
-    assert {path.stem for path in EXAMPLES} == {f"{head}_{encoder}" for head in heads for encoder in encoders}
+    heads, encoders = (
+        ("bc", "bc_gmm", "bc_rnn_gmm", "bc_transformer_gmm"),
+        ("fibottention", "vit", "resnet18"),
+    )
+    assert {path.stem for path in EXAMPLES} == {
+        f"{head}_{encoder}" for head in heads for encoder in encoders
+    }
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
-def test_every_example_trains_and_leaves_a_checkpoint(example: Path, demos: Path, tmp_path: Path) -> None:
+def test_every_example_trains_and_leaves_a_checkpoint(
+    example: Path, demos: Path, tmp_path: Path
+) -> None:
     path = tmp_path / "config.json"
     path.write_text(json.dumps(shortened(json.loads(example.read_text()))))
     done = train(path, dataset=demos, out=tmp_path / "runs")
     contents = torch.load(done.checkpoints[-1], weights_only=True)
-    assert json.loads(contents["config"])["observation"]["encoder"]["rgb"]["core_class"] == "FibopolicyEncoder"
+    assert (
+        json.loads(contents["config"])["observation"]["encoder"]["rgb"]["core_class"]
+        == "FibopolicyEncoder"
+    )
     assert any("agentview_image.encoder." in name for name in contents["model"])
 
 
@@ -77,11 +93,15 @@ def test_a_relative_output_lies_under_the_working_directory(
     assert len(list(done.folder.iterdir())) == 1
 
 
-def test_rollouts_are_switched_off_and_said_to_be(config: Write, demos: Path, tmp_path: Path) -> None:
+def test_rollouts_are_switched_off_and_said_to_be(
+    config: Write, demos: Path, tmp_path: Path
+) -> None:
     path = config(lambda d: d["experiment"].pop("rollout"))  # on by default
     with pytest.warns(UserWarning, match="rollouts during training are switched off") as told:
         train(path, dataset=demos, out=tmp_path / "runs")
-    assert [str(w.message) for w in told if w.category is UserWarning and "fibopolicy" in str(w.message)] == [NO_ROLLOUTS]
+    assert [
+        str(w.message) for w in told if w.category is UserWarning and "fibopolicy" in str(w.message)
+    ] == [NO_ROLLOUTS]
 
 
 def test_a_training_that_saves_nothing_is_told(config: Write, demos: Path, tmp_path: Path) -> None:
@@ -107,32 +127,55 @@ def at(*keys: str, **values: Any) -> Callable[[dict[str, Any]], None]:
 @pytest.mark.parametrize(
     ("edit", "message"),
     [
-        (at(*RGB, "core_kwargs", encoder="fibotention_vit_tiny"), "did you mean 'fibottention_vit_tiny'"),
+        (
+            at(*RGB, "core_kwargs", encoder="fibotention_vit_tiny"),
+            "did you mean 'fibottention_vit_tiny'",
+        ),
         (at(*RGB, "core_kwargs", depth=4), r"'depth'.*encoder_options"),
         (at(*RGB, "core_kwargs", encoder_option={"depth": 4}), "did you mean 'encoder_options'"),
         (at(*RGB, "core_kwargs", encoder_options={"dept": 4}), "did you mean 'depth'"),
         (at(*RGB, "core_kwargs", encoder_options={"pool": "mena"}), "did you mean 'mean'"),
-        (at(*RGB, "core_kwargs", encoder_options={"num_views": 2}), "num_views follows from the observations"),
+        (
+            at(*RGB, "core_kwargs", encoder_options={"num_views": 2}),
+            "num_views follows from the observations",
+        ),
         (at(*RGB, "core_kwargs", feature_dimension=0), "feature_dimension must be at least 1"),
         (at(*RGB, core_class="FibopolicyEncode"), "did you mean 'FibopolicyEncoder'"),
         (at(*RGB, core_class="VisualCore"), "'encoder'.*known: backbone_class"),
         (at(*RGB, "obs_randomizer_kwargs", crop_hight=70), "did you mean 'crop_height'"),
-        (at(*RGB, "obs_randomizer_kwargs", crop_height=84), "does not fit agentview_image of 84 x 84"),
+        (
+            at(*RGB, "obs_randomizer_kwargs", crop_height=84),
+            "does not fit agentview_image of 84 x 84",
+        ),
         (at(*RGB, "obs_randomizer_kwargs", crop_height=71), "patch_size 24 does not divide"),
-        (at("observation", "modalities", "obs", rgb=["agent_image"]), "did you mean 'agentview_image'"),
+        (
+            at("observation", "modalities", "obs", rgb=["agent_image"]),
+            "did you mean 'agentview_image'",
+        ),
         (at("train", hdf5_filter_key="trian"), "did you mean 'train'"),
         (at("train", hdf5_validation_filter_key="valid"), r"set experiment\.validate"),
         (at("experiment", validate=True), "hdf5_validation_filter_key"),
         (at("train", batchsize=3), "did you mean 'batch_size'"),
-        (at("train", batch_size="8"), "train.batch_size must be a whole number of at least 1, got '8'"),
+        (
+            at("train", batch_size="8"),
+            "train.batch_size must be a whole number of at least 1, got '8'",
+        ),
         (at("train", num_epochs=0), "train.num_epochs must be a whole number of at least 1, got 0"),
-        (at("observation", "modalities", obs={"rgb": [], "low_dim": []}), "modalities names no observation"),
+        (
+            at("observation", "modalities", obs={"rgb": [], "low_dim": []}),
+            "modalities names no observation",
+        ),
         (at(train=3), "must be a JSON object"),
         (at(algo_name="bcc"), "did you mean 'bcq'|did you mean 'bc'"),
-        (at("algo", transformer={"enabled": True, "context_length": 5}), "frame_stack 1; they must agree"),
+        (
+            at("algo", transformer={"enabled": True, "context_length": 5}),
+            "frame_stack 1; they must agree",
+        ),
     ],
 )
-def test_mistakes_in_the_configuration(edit: Any, message: str, config: Write, demos: Path, tmp_path: Path) -> None:
+def test_mistakes_in_the_configuration(
+    edit: Any, message: str, config: Write, demos: Path, tmp_path: Path
+) -> None:
     with pytest.raises(UserError, match=message):
         train(config(edit), dataset=demos, out=tmp_path / "runs")
     assert not (tmp_path / "runs").exists()
@@ -167,16 +210,36 @@ def run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
 
 
 def test_a_failing_training_exits_with_1_and_its_log_tells_where(
-    config: Write, demos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    config: Write,
+    demos: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     path = config(at("algo", gmm={"enabled": True, "num_modes": "five"}))
-    assert run(monkeypatch, "train", "--config", path, "--dataset", demos, "--out", tmp_path, "--name", "failing") == 1
+    assert (
+        run(
+            monkeypatch,
+            "train",
+            "--config",
+            path,
+            "--dataset",
+            demos,
+            "--out",
+            tmp_path,
+            "--name",
+            "failing",
+        )
+        == 1
+    )
     assert capsys.readouterr().err.splitlines()[-1].startswith("fibopolicy: training failed: ")
     (log,) = (tmp_path / "failing").glob("*/logs/log.txt")
     assert "Traceback" in log.read_text()
 
 
-@pytest.mark.parametrize("arguments", [("train",), ("trian",), ("train", "--config", "nowhere.json")])
+@pytest.mark.parametrize(
+    "arguments", [("train",), ("trian",), ("train", "--config", "nowhere.json")]
+)
 def test_the_users_mistakes_exit_with_2_and_one_line(
     arguments: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,4 +1,6 @@
-"""Study directories with a known truth: rates, effects of training seeds, difficulty of start states."""
+"""Study directories with a known truth: rates, effects of training seeds, difficulty of
+start states.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,9 @@ def describe(
     margin: float | None = 0.05,
     **changes: Any,
 ) -> Path:
-    """An empty study: its description, and no cell begun. Heads are names, or what `to_json` makes of a `StudyHead`."""
+    """An empty study: its description, and no cell begun. Heads are names, or what
+    `to_json` makes of a `StudyHead`.
+    """
     document = {
         "name": directory.name,
         "tasks": [{"task": task, "dataset": None, "demos": 400} for task in tasks],
@@ -48,11 +52,16 @@ def describe(
         "versions": {"fibopolicy": "0.1.0", "torch": "2.6.0"},
     }
     write_json(directory / "study.json", document | changes)
-    write_json(directory / "environment.json", {"date": "2026-11-24", "processor": "a processor", "gpu": None})
+    write_json(
+        directory / "environment.json",
+        {"date": "2026-11-24", "processor": "a processor", "gpu": None},
+    )
     return directory
 
 
-def begin(directory: Path, task: str, encoder: str, head: str = "bc", regime: str = "scratch") -> Path:
+def begin(
+    directory: Path, task: str, encoder: str, head: str = "bc", regime: str = "scratch"
+) -> Path:
     """A cell's folder."""
     name = f"{task.split('/')[-1]}__{encoder}__{head}__{regime}".replace(":", "-").lower()
     document = {"cell": name, "task": task, "encoder": encoder, "head": head, "regime": regime}
@@ -62,7 +71,9 @@ def begin(directory: Path, task: str, encoder: str, head: str = "bc", regime: st
 
 def add_cost(cell: Path, speed: float = 1.0, **changes: Any) -> None:
     timed = {
-        f"encoder_ms_batch_{n}": dict(zip(("median", "p25", "p75"), np.array([4, 3.8, 4.4]) * n**0.9 / speed, strict=True))
+        f"encoder_ms_batch_{n}": dict(
+            zip(("median", "p25", "p75"), np.array([4, 3.8, 4.4]) * n**0.9 / speed, strict=True)
+        )
         for n in (1, 64)
     }
     write_json(
@@ -164,17 +175,32 @@ def simulate(
     margin: float | None = 0.05,
     curves: bool = True,
 ) -> Path:
-    """A finished study. `logits`: per task and encoder the logit of success at a middling start state and training seed.
+    """A finished study. `logits`: per task and encoder the logit of success at a
+    middling start state and training seed.
 
-    An encoder's true rate is `simulated.rate(logit, hypot(seed_sd, starts_sd))`; start states are as hard for all encoders.
+    An encoder's true rate is `simulated.rate(logit, hypot(seed_sd, starts_sd))`; start
+    states are as hard for all encoders.
     """
     tasks = list(logits)
     encoders = list(logits[tasks[0]])
-    describe(directory, tasks, encoders, heads=heads, regimes=regimes, seeds=seeds, episodes=episodes, margin=margin)
+    describe(
+        directory,
+        tasks,
+        encoders,
+        heads=heads,
+        regimes=regimes,
+        seeds=seeds,
+        episodes=episodes,
+        margin=margin,
+    )
     for task in tasks:
         difficulty = starts_sd * rng.normal(size=episodes)
         for described in heads:
-            head, steps = (described["name"], described["steps"]) if isinstance(described, dict) else (described, None)
+            head, steps = (
+                (described["name"], described["steps"])
+                if isinstance(described, dict)
+                else (described, None)
+            )
             for regime in regimes:
                 for i, encoder in enumerate(encoders):
                     cell = begin(directory, task, encoder, head, regime)
@@ -182,5 +208,12 @@ def simulate(
                     for seed in seeds:
                         logit = logits[task][encoder] + seed_sd * rng.normal() + difficulty
                         solved = rng.random(episodes) < 1 / (1 + np.exp(-logit))
-                        finish(cell, seed, solved, speed=1 + 0.3 * i, curves=curves, trained=steps or STEPS)
+                        finish(
+                            cell,
+                            seed,
+                            solved,
+                            speed=1 + 0.3 * i,
+                            curves=curves,
+                            trained=steps or STEPS,
+                        )
     return directory

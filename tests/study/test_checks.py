@@ -26,22 +26,32 @@ def test_what_differs_is_what_the_study_names(config: StudyConfig) -> None:
     lines, _ = check(config, build_cells(config))
     assert lines[0] == "runs differ in place: out; encoder: policy.encoder"
     assert "equal in all 2 runs" in lines[1]
-    assert "encoder fibottention_vit_tiny is vit_tiny with attention fibottention instead of dense" in lines
+    assert (
+        "encoder fibottention_vit_tiny is vit_tiny with attention fibottention instead of dense"
+        in lines
+    )
     grid = replace(config, tasks=("reach", "lift"), seeds=(0, 1), heads=("bc", "bc_gmm"))
     told = differences(grid)[0]
     for part in ("task: dataset", "seed: seed", "policy.head", "policy.chunk"):
         assert part in told
 
 
-def test_what_a_head_sets_is_named_and_nothing_else(config: StudyConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_a_head_sets_is_named_and_nothing_else(
+    config: StudyConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
     own = StudyHead("bc_gmm", {"head_options": {"min_std": 0.05}}, {"batch_size": 4}, steps=9)
     both = replace(config, heads=("bc", own))
     told = differences(both)[0]
     for setting in ("policy.head_options.min_std", "optimizer.steps", "optimizer.batch_size"):
         assert setting in told
-    assert heads(both) == ["head bc_gmm has policy.head_options.min_std 0.05, optimizer.batch_size 4, optimizer.steps 9"]
+    assert heads(both) == [
+        "head bc_gmm has policy.head_options.min_std 0.05, optimizer.batch_size 4,"
+        " optimizer.steps 9"
+    ]
     monkeypatch.setattr(checks, "own_settings", lambda head: {})
-    with pytest.raises(UserError, match=r"its cells differ in optimizer\.steps, which no part of the grid names"):
+    with pytest.raises(
+        UserError, match=r"its cells differ in optimizer\.steps, which no part of the grid names"
+    ):
         differences(both)
 
 
@@ -53,22 +63,32 @@ def test_heads_that_see_the_cameras_otherwise_are_told_apart(config: StudyConfig
     assert len(sizes(alike, build_cells(alike))) == 1
 
 
-def test_a_difference_that_no_part_of_the_grid_names_is_refused(config: StudyConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_difference_that_no_part_of_the_grid_names_is_refused(
+    config: StudyConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def sloppy(study: StudyConfig, cell: Any, seed: int, dataset: Path, out: Path) -> TrainConfig:
         return TrainConfig(dataset, out, log_every=3 if cell.encoder.name == "vit_tiny" else 4)
 
     monkeypatch.setattr(checks, "train_config", sloppy)
-    with pytest.raises(UserError, match="its cells differ in log_every, which no part of the grid names"):
+    with pytest.raises(
+        UserError, match="its cells differ in log_every, which no part of the grid names"
+    ):
         differences(config)
 
 
 def test_unequal_numbers_of_parameters_are_stated(config: StudyConfig) -> None:
-    wider = replace(config, encoders=("vit_tiny", StudyEncoder("vit_tiny", {"depth": 4}, name="deeper"), "resnet18"))
+    wider = replace(
+        config,
+        encoders=("vit_tiny", StudyEncoder("vit_tiny", {"depth": 4}, name="deeper"), "resnet18"),
+    )
     wider = replace(wider, tasks=(StudyTask("reach", image_size=48),))
     lines, _ = check(wider, build_cells(wider))
     told = "\n".join(lines)
     assert "encoder deeper is vit_tiny with depth 4 instead of 3" in told
-    assert "encoder resnet18 is another network than vit_tiny, with pooling of its own (keypoints 32, feature_dim 64)" in told
+    assert (
+        "encoder resnet18 is another network than vit_tiny, with pooling of its own (keypoints 32,"
+        " feature_dim 64)" in told
+    )
     assert "but deeper" in lines[-1]
     assert "resnet18" in lines[-1]
 
@@ -85,13 +105,22 @@ def test_too_few_start_states_are_warned_of_with_the_number_needed(config: Study
     [
         ({"encoders": ("vit_tinny",), "control": ""}, "did you mean 'vit_tiny'"),
         ({"encoders": (StudyEncoder("vit_tiny", {"dept": 2}),)}, "did you mean 'depth'"),
-        ({"encoders": (StudyEncoder("vit_tiny", {**SMALL, "patch_size": 7}),)}, "does not divide the image of 24 x 24"),
+        (
+            {"encoders": (StudyEncoder("vit_tiny", {**SMALL, "patch_size": 7}),)},
+            "does not divide the image of 24 x 24",
+        ),
         ({"heads": ("bcc",)}, "did you mean 'bc'"),
-        ({"heads": (StudyHead("bc_gmm", {"head_options": {"min_sd": 1.0}}),)}, "did you mean 'min_std'"),
+        (
+            {"heads": (StudyHead("bc_gmm", {"head_options": {"min_sd": 1.0}}),)},
+            "did you mean 'min_std'",
+        ),
         ({"tasks": (StudyTask("reach", dataset=Path("nowhere.hdf5")),)}, r"nowhere\.hdf5"),
         ({"device": "cuda:99"}, "device 'cuda:99' is not to be had here"),
         (
-            {"regimes": ("frozen",), "encoders": (StudyEncoder("vit_tiny", SMALL, weights=Path("nope.safetensors")),)},
+            {
+                "regimes": ("frozen",),
+                "encoders": (StudyEncoder("vit_tiny", SMALL, weights=Path("nope.safetensors")),),
+            },
             r"nope\.safetensors: no such file or run directory",
         ),
     ],
@@ -111,21 +140,29 @@ def test_mistakes_are_found_before_anything_is_made(
         ({"filter_key": "trian"}, "did you mean 'train'"),
     ],
 )
-def test_what_a_file_does_not_have_is_named(config: StudyConfig, finished: StudyDirectory, changes: Any, message: str) -> None:
+def test_what_a_file_does_not_have_is_named(
+    config: StudyConfig, finished: StudyDirectory, changes: Any, message: str
+) -> None:
     task = StudyTask("reach", dataset=finished.dataset(config.tasks[0]), **changes)
     with pytest.raises(UserError, match=message):
         build_cells(replace(config, tasks=(task,)))
 
 
 def test_a_cell_that_failed_while_calibrated_is_calibrated_again(
-    finished: StudyDirectory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    finished: StudyDirectory,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     out = tmp_path / "out"
     shutil.copytree(finished.path, out)
     (tmp_path / "my_study.py").write_text(SOURCE)
     study = StudyDirectory(out, finished.config)
     sound, broken = (cell.name for cell in cells(study.config))
-    write_json(study.calibration, {"cells": {sound: {"train_s": 1.0, "evaluate_s": 1.0}, broken: {"error": "no space left"}}})
+    write_json(
+        study.calibration,
+        {"cells": {sound: {"train_s": 1.0, "evaluate_s": 1.0}, broken: {"error": "no space left"}}},
+    )
     tried: list[str] = []
 
     def cell(study: StudyDirectory, cell: Cell) -> dict[str, float]:
@@ -159,7 +196,9 @@ def test_the_estimate_counts_what_a_run_has_done(finished: StudyDirectory, tmp_p
     for run in (first, second):
         study.done(run).unlink()
     assert estimate(study, calibrated, 1) == (0.0, 2)
-    (study.run(first) / "episodes.jsonl").write_text((study.run(first) / "episodes.jsonl").read_text().splitlines(True)[0])
+    (study.run(first) / "episodes.jsonl").write_text(
+        (study.run(first) / "episodes.jsonl").read_text().splitlines(True)[0]
+    )
     (study.run(second) / "episodes.jsonl").unlink()
     assert estimate(study, calibrated, 1) == (10.0 + 20.0, 2)
     (study.run(second) / "metrics.jsonl").write_text('{"step": 2}\n{"st')

@@ -18,7 +18,10 @@ from fibopolicy.study.directory import StudyDirectory
 N, D, LAYERS, HEADS, PATCH, KEYPOINTS = 49, 96, 3, 6, 12, 16
 #: Of one ViT over one image: patches, projections and MLPs of all tokens, keypoints.
 DENSE_PARTS = (
-    N * 3 * PATCH**2 * D + LAYERS * (N + 1) * (3 * D * D + D * D + 2 * D * 4 * D) + N * D * KEYPOINTS + KEYPOINTS * N * 2
+    N * 3 * PATCH**2 * D
+    + LAYERS * (N + 1) * (3 * D * D + D * D + 2 * D * 4 * D)
+    + N * D * KEYPOINTS
+    + KEYPOINTS * N * 2
 )
 
 
@@ -28,7 +31,9 @@ def test_multiply_accumulates_are_those_counted_by_hand(cameras: int, views: str
     macs, share = count_macs(ObservationEncoder("vit_tiny", {}, sizes, 0, views), sizes)
     assert macs == cameras * (DENSE_PARTS + LAYERS * 2 * (N + 1) ** 2 * D)
     assert share == 1.0
-    macs, share = count_macs(ObservationEncoder("fibottention_vit_tiny", {}, sizes, 0, views), sizes)
+    macs, share = count_macs(
+        ObservationEncoder("fibottention_vit_tiny", {}, sizes, 0, views), sizes
+    )
     pattern = FibottentionPattern(N, HEADS)
     kept = int(pattern.mask().sum())  # over heads, CLS included
     assert macs == cameras * (DENSE_PARTS + LAYERS * kept * 2 * D // HEADS)
@@ -37,7 +42,9 @@ def test_multiply_accumulates_are_those_counted_by_hand(cameras: int, views: str
 
 def test_joint_views_are_one_sequence() -> None:
     sizes = {"a": (84, 84), "b": (84, 84)}
-    macs, _ = count_macs(ObservationEncoder("vit_tiny", {"keypoints": 16}, sizes, 0, "joint"), sizes)
+    macs, _ = count_macs(
+        ObservationEncoder("vit_tiny", {"keypoints": 16}, sizes, 0, "joint"), sizes
+    )
     separate, _ = count_macs(ObservationEncoder("vit_tiny", {"keypoints": 16}, sizes, 0), sizes)
     one_cls_less = LAYERS * 12 * D * D
     assert macs == separate - one_cls_less + LAYERS * 2 * D * ((2 * N + 1) ** 2 - 2 * (N + 1) ** 2)
@@ -58,9 +65,17 @@ def test_heads_that_see_the_cameras_otherwise_have_costs_of_their_own(config: St
 
 
 def test_every_cell_has_the_costs_of_its_encoder(finished: StudyDirectory) -> None:
-    costs = {cell.encoder.name: json.loads(finished.cost(cell).read_text()) for cell in cells(finished.config)}
+    costs = {
+        cell.encoder.name: json.loads(finished.cost(cell).read_text())
+        for cell in cells(finished.config)
+    }
     ours, dense = costs["fibottention_vit_tiny"], costs["vit_tiny"]
-    assert ours["parameters"] == dense["parameters"] > ours["encoder_parameters"] == dense["encoder_parameters"]
+    assert (
+        ours["parameters"]
+        == dense["parameters"]
+        > ours["encoder_parameters"]
+        == dense["encoder_parameters"]
+    )
     assert ours["encoder_macs"] < dense["encoder_macs"]
     assert 0 < ours["attention_pairs"] < dense["attention_pairs"] == 1
     for cost in (ours, dense):

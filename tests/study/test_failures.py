@@ -26,7 +26,8 @@ class Fragile(ViT):
             raise OverflowError("out of words")
         return super().forward(images)
 """
-#: In the process of a run, and not while it is calibrated, it is killed instead, as by a system without memory.
+#: In the process of a run, and not while it is calibrated, it is killed instead, as by
+#: a system without memory.
 KILLED = """os.kill(os.getpid(), 9 if "one_run" in sys.argv[0] else 0)
             raise Overflow"""
 
@@ -35,7 +36,10 @@ KILLED = """os.kill(os.getpid(), 9 if "one_run" in sys.argv[0] else 0)
 def fragile(config: StudyConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> StudyConfig:
     (tmp_path / "fragile.py").write_text(FRAGILE)
     monkeypatch.syspath_prepend(tmp_path)
-    encoders = (StudyEncoder("fragile:Fragile", SMALL, name="fragile"), StudyEncoder("vit_tiny", SMALL))
+    encoders = (
+        StudyEncoder("fragile:Fragile", SMALL, name="fragile"),
+        StudyEncoder("vit_tiny", SMALL),
+    )
     return replace(config, encoders=encoders)
 
 
@@ -46,7 +50,8 @@ def test_the_other_cells_go_on(fragile: StudyConfig, tmp_path: Path) -> None:
         outcome = run_study(fragile, out, here, tmp_path)
         assert [run.cell.encoder.name for run in outcome.failed] == ["fragile"]
         assert (outcome.total, outcome.done) == (2, 1)
-        assert len(here.carried_out) == 3 - attempt  # what is done is not repeated, what failed is tried again
+        # what is done is not repeated, what failed is tried again
+        assert len(here.carried_out) == 3 - attempt
         study = open_directory(out)
         broken, sound = runs(fragile)
         told = json.loads(study.failed(broken).read_text())
@@ -57,33 +62,57 @@ def test_the_other_cells_go_on(fragile: StudyConfig, tmp_path: Path) -> None:
         }
         assert (state_of(study, broken), state_of(study, sound)) == ("failed", "done")
     text = status(study)
-    assert "failed reach__fragile__bc__scratch/seed0 (attempt 2): OverflowError: out of words; log " in text
+    assert (
+        "failed reach__fragile__bc__scratch/seed0 (attempt 2): OverflowError: out of words; log "
+        in text
+    )
     assert "2 runs: 1 done, 1 failed" in text
-    assert "reach__fragile__bc__scratch: fails already while it is calibrated: OverflowError" in study.log.read_text()
+    assert (
+        "reach__fragile__bc__scratch: fails already while it is calibrated: OverflowError"
+        in study.log.read_text()
+    )
 
 
 @pytest.mark.slow
 def test_processes_of_their_own_leave_logs_and_the_command_ends_with_an_error(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    (tmp_path / "fragile.py").write_text(f"import os\nimport sys\n{FRAGILE.replace('raise Overflow', KILLED)}")
-    (tmp_path / "my_study.py").write_text(SOURCE.replace('"fibottention_vit_tiny"', '"fragile:Fragile"'))
+    (tmp_path / "fragile.py").write_text(
+        f"import os\nimport sys\n{FRAGILE.replace('raise Overflow', KILLED)}"
+    )
+    (tmp_path / "my_study.py").write_text(
+        SOURCE.replace('"fibottention_vit_tiny"', '"fragile:Fragile"')
+    )
     out = tmp_path / "out"
     code, printed, err = call(
-        monkeypatch, capsys, "study", "run", str(tmp_path / "my_study.py"), "--out", str(out), "--jobs", "2"
+        monkeypatch,
+        capsys,
+        "study",
+        "run",
+        str(tmp_path / "my_study.py"),
+        "--out",
+        str(out),
+        "--jobs",
+        "2",
     )
     assert code == 2
     assert "1 of 2 runs done" in printed
     assert "1 of 2 runs failed (reach__fragile-Fragile__bc__scratch/seed0)" in err.splitlines()[-1]
     study = open_directory(out)
     broken = runs(study.config)[0]
-    assert json.loads(study.failed(broken).read_text())["error"] == "its process was killed by signal 9 and left no word"
+    assert (
+        json.loads(study.failed(broken).read_text())["error"]
+        == "its process was killed by signal 9 and left no word"
+    )
     assert attempts_before(study, broken) == 1
     assert "training on 10 demos" in study.run_log(broken).read_text()
 
 
 def test_a_directory_that_is_no_study_is_told(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], finished: StudyDirectory, tmp_path: Path
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    finished: StudyDirectory,
+    tmp_path: Path,
 ) -> None:
     code, _, err = call(monkeypatch, capsys, "study", "status", str(tmp_path))
     assert code == 2

@@ -32,7 +32,9 @@ GMM = {
 }
 
 
-def test_two_heads_with_settings_of_their_own_run_to_their_report(finished: StudyDirectory, tmp_path: Path) -> None:
+def test_two_heads_with_settings_of_their_own_run_to_their_report(
+    finished: StudyDirectory, tmp_path: Path
+) -> None:
     (task,) = finished.config.tasks
     own = StudyHead("bc_gmm", {"head_options": {"min_std": 0.05}}, {"batch_size": 4}, steps=7)
     config = replace(
@@ -46,13 +48,18 @@ def test_two_heads_with_settings_of_their_own_run_to_their_report(finished: Stud
     study = open_directory(out)
     assert study.config == config
     for run, steps, batch in zip(runs(config), (6, 7), (8, 4), strict=True):
-        assert {row.checkpoint_step for row in read_rows(study.run(run) / "episodes.jsonl")} == {steps}
+        assert {row.checkpoint_step for row in read_rows(study.run(run) / "episodes.jsonl")} == {
+            steps
+        }
         done = json.loads(study.done(run).read_text())
         assert done["steps"] == steps
         assert done["train_s"] == pytest.approx(steps * batch / done["samples_per_s"])
     assert "/2 successes" in status(study)
     page = write_report(out)
-    assert "2 runs of 6 gradient steps with bc, 7 with bc_gmm, of which all are finished" in page.read_text()
+    assert (
+        "2 runs of 6 gradient steps with bc, 7 with bc_gmm, of which all are finished"
+        in page.read_text()
+    )
     assert run_study(config, out, Here(), tmp_path).done == 2
     for run in runs(config):
         study.done(run).unlink()
@@ -60,7 +67,9 @@ def test_two_heads_with_settings_of_their_own_run_to_their_report(finished: Stud
     assert re.findall(r"waiting, step (\d/\d)", status(study)) == ["6/6", "7/7"]
 
 
-def test_a_study_begun_before_heads_had_settings_goes_on(finished: StudyDirectory, config: StudyConfig, tmp_path: Path) -> None:
+def test_a_study_begun_before_heads_had_settings_goes_on(
+    finished: StudyDirectory, config: StudyConfig, tmp_path: Path
+) -> None:
     out = tmp_path / "out"
     shutil.copytree(finished.path, out)
     document = json.loads((out / "study.json").read_text())
@@ -77,9 +86,19 @@ def test_a_study_begun_before_heads_had_settings_goes_on(finished: StudyDirector
 def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("heads") / "study"
     logits = {task: {"dense": 1.0, "fib": 1.2} for task in (LIFT, PUSH)}
-    simulate(directory, logits, rng=np.random.default_rng(0), heads=("bc", GMM), seeds=(0, 1), episodes=30)
+    simulate(
+        directory,
+        logits,
+        rng=np.random.default_rng(0),
+        heads=("bc", GMM),
+        seeds=(0, 1),
+        episodes=30,
+    )
     document = json.loads((directory / "study.json").read_text())
-    write_json(directory / "study.json", document | {"policy": {"views": "joint", "chunk": 4}, "optimizer": {"batch_size": 32}})
+    write_json(
+        directory / "study.json",
+        document | {"policy": {"views": "joint", "chunk": 4}, "optimizer": {"batch_size": 32}},
+    )
     write_report(directory)
     return directory
 
@@ -90,28 +109,45 @@ def test_heads_are_axes_by_their_names_and_have_their_own_steps(study: Path) -> 
     assert found.steps == {"bc": STEPS, "gmm: 8": 2000}
     assert all(len(cell.done) == 2 for cell in found.cells)
     told = (study / "report/report.md").read_text()
-    assert "16 runs of 1000 gradient steps with bc, 2000 with gmm: 8, of which all are finished" in told
-    assert {path.name for path in (study / "report").glob("*.svg")} >= {"curves_bc_scratch.svg", "curves_gmm--8_scratch.svg"}
+    assert (
+        "16 runs of 1000 gradient steps with bc, 2000 with gmm: 8, of which all are finished"
+        in told
+    )
+    assert {path.name for path in (study / "report").glob("*.svg")} >= {
+        "curves_bc_scratch.svg",
+        "curves_gmm--8_scratch.svg",
+    }
 
 
 def test_one_table_per_task_has_every_head_and_encoder(study: Path) -> None:
     told = (study / "report/report.md").read_text()
     page = (study / "report/report.html").read_text().replace("&nbsp;", " ")
     with (study / "report/cells.csv").open(newline="") as file:
-        rates = {(line["task"], line["head"], line["encoder"]): line for line in csv.DictReader(file)}
+        rates = {
+            (line["task"], line["head"], line["encoder"]): line for line in csv.DictReader(file)
+        }
     for task, title in ((LIFT, "Lift"), (PUSH, "Push")):
-        expected = [f"### {title}", "", "| success, % | dense (control) | fib |", "| --- | ---: | ---: |"]
+        expected = [
+            f"### {title}",
+            "",
+            "| success, % | dense (control) | fib |",
+            "| --- | ---: | ---: |",
+        ]
         for head in ("bc", "gmm: 8"):
             lines = [rates[task, head, encoder] for encoder in ("dense", "fib")]
             shown = [
-                "{:.1f} [{:.1f}, {:.1f}]".format(*(100 * float(line[name]) for name in ("success_rate", "low_95", "high_95")))
+                "{:.1f} [{:.1f}, {:.1f}]".format(
+                    *(100 * float(line[name]) for name in ("success_rate", "low_95", "high_95"))
+                )
                 for line in lines
             ]
             expected.append(f"| {head} | {shown[0]} | {shown[1]} |")
             assert all(f">{one}<" in page for one in shown)
         assert "\n".join(expected) in told
     mean = np.mean([float(rates[task, "bc", "fib"]["success_rate"]) for task in (LIFT, PUSH)])
-    assert re.search(rf"### Mean over tasks\n\n.*\n.*\n\| bc \| [\d.]+ \| {100 * mean:.1f} \|", told)
+    assert re.search(
+        rf"### Mean over tasks\n\n.*\n.*\n\| bc \| [\d.]+ \| {100 * mean:.1f} \|", told
+    )
 
 
 def test_the_report_tells_how_each_head_was_trained(study: Path) -> None:
@@ -120,8 +156,14 @@ def test_the_report_tells_how_each_head_was_trained(study: Path) -> None:
     assert "| gmm: 8 = bc_gmm | 2000 | views joint, chunk 8, min_std 0.05 | batch_size 16 |" in told
 
 
-def test_learning_curves_end_where_each_heads_training_ends(study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_learning_curves_end_where_each_heads_training_ends(
+    study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     ends: list[float] = []
-    monkeypatch.setattr(write, "plot_curves", lambda curves, *_: ends.append(curves["Lift"]["training loss"]["fib"].step.max()))
+    monkeypatch.setattr(
+        write,
+        "plot_curves",
+        lambda curves, *_: ends.append(curves["Lift"]["training loss"]["fib"].step.max()),
+    )
     write._curves(read_study(study), tmp_path)
     assert ends == [pytest.approx(STEPS, rel=0.02), pytest.approx(2000, rel=0.02)]

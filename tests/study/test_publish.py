@@ -27,7 +27,9 @@ def copy(finished: StudyDirectory, tmp_path: Path) -> Path:
     return tmp_path / "copy"
 
 
-def test_the_copy_gives_the_same_numbers(finished: StudyDirectory, copy: Path, tmp_path: Path) -> None:
+def test_the_copy_gives_the_same_numbers(
+    finished: StudyDirectory, copy: Path, tmp_path: Path
+) -> None:
     original = tmp_path / "original"
     shutil.copytree(finished.path, original)
     write_report(original)
@@ -36,25 +38,45 @@ def test_the_copy_gives_the_same_numbers(finished: StudyDirectory, copy: Path, t
     assert (copy / "report/report.html").is_file()
 
 
-def test_the_copy_holds_neither_demonstrations_nor_weights_nor_its_own_path(finished: StudyDirectory, copy: Path) -> None:
+def test_the_copy_holds_neither_demonstrations_nor_weights_nor_its_own_path(
+    finished: StudyDirectory, copy: Path
+) -> None:
     files = [path for path in copy.rglob("*") if path.is_file()]
-    assert {path.suffix for path in files} <= {".json", ".jsonl", ".txt", ".npz", ".csv", ".svg", ".md", ".html"}
+    assert {path.suffix for path in files} <= {
+        ".json",
+        ".jsonl",
+        ".txt",
+        ".npz",
+        ".csv",
+        ".svg",
+        ".md",
+        ".html",
+    }
     assert not [path for path in files if str(finished.path).encode() in path.read_bytes()]
 
 
 def test_the_copy_goes_on_where_the_study_was(finished: StudyDirectory, copy: Path) -> None:
     run, here = runs(finished.config)[1], Here()
     shutil.rmtree(copy / "cells" / run.name)
-    outcome = run_some(finished.config, copy, [run.name], here, copy.parent)  # as a job of an array does
+    # as a job of an array does
+    outcome = run_some(finished.config, copy, [run.name], here, copy.parent)
     assert (outcome.done, here.carried_out) == (1, [run.name])
-    again, before = (read_rows(folder / "episodes.jsonl") for folder in (copy / "cells" / run.name, finished.run(run)))
-    assert [(row.start, row.success, row.steps) for row in again] == [(row.start, row.success, row.steps) for row in before]
+    again, before = (
+        read_rows(folder / "episodes.jsonl")
+        for folder in (copy / "cells" / run.name, finished.run(run))
+    )
+    assert [(row.start, row.success, row.steps) for row in again] == [
+        (row.start, row.success, row.steps) for row in before
+    ]
     with pytest.raises(UserError, match=f"is no mere copy, {run.name} was begun there"):
         publish(finished.path, copy)
 
 
 def test_a_copy_that_is_at_work_stays(finished: StudyDirectory, copy: Path) -> None:
-    with locked(copy / "study.lock", "running this study"), pytest.raises(UserError, match="a study is at work there"):
+    with (
+        locked(copy / "study.lock", "running this study"),
+        pytest.raises(UserError, match="a study is at work there"),
+    ):
         publish(finished.path, copy)
 
 
@@ -76,10 +98,14 @@ def test_a_failure_is_published_with_its_log(finished: StudyDirectory, tmp_path:
     assert not list((tmp_path / "copy").rglob("failed.json"))
 
 
-def test_a_finished_run_without_rows_is_told_before_anything_is_written(finished: StudyDirectory, tmp_path: Path) -> None:
+def test_a_finished_run_without_rows_is_told_before_anything_is_written(
+    finished: StudyDirectory, tmp_path: Path
+) -> None:
     shutil.copytree(finished.path, tmp_path / "study")
     (tmp_path / "study/cells/reach__vit_tiny__bc__scratch/seed0/episodes.jsonl").unlink()
-    with pytest.raises(UserError, match=r"seed0: is finished but has no episodes\.jsonl; remove the folder"):
+    with pytest.raises(
+        UserError, match=r"seed0: is finished but has no episodes\.jsonl; remove the folder"
+    ):
         publish(tmp_path / "study", tmp_path / "copy")
     assert not (tmp_path / "copy").exists()
 
@@ -95,10 +121,15 @@ def test_a_copy_is_brought_up_to_date(finished: StudyDirectory, tmp_path: Path) 
     publish(finished.path, copy)
     assert (copy / "cells/reach__vit_tiny__bc__scratch/seed0/done.json").is_file()
     assert (copy / "README.md").read_text() == "mine"
-    assert not (copy / "cells/push__vit_tiny__bc__scratch").exists()  # the study has no such cell any more
+    # the study has no such cell any more
+    assert not (copy / "cells/push__vit_tiny__bc__scratch").exists()
     assert not list(tmp_path.glob("*.partial"))
     with pytest.raises(
-        UserError, match=r"holds reach__vit_tiny__bc__scratch/seed0 finished, which .* lacks; go on from a copy of"
+        UserError,
+        match=(
+            r"holds reach__vit_tiny__bc__scratch/seed0 finished, which .* lacks; go on from a"
+            r" copy of"
+        ),
     ):
         publish(half, copy)
 
@@ -116,11 +147,18 @@ def test_it_takes_no_other_folder(finished: StudyDirectory, copy: Path, tmp_path
 
 
 def test_as_a_command(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], finished: StudyDirectory, tmp_path: Path
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    finished: StudyDirectory,
+    tmp_path: Path,
 ) -> None:
     (tmp_path / "my_study.py").write_text(SOURCE)
-    code, out, _ = call(monkeypatch, capsys, "study", "publish", str(finished.path), "--out", str(tmp_path / "copy"))
+    code, out, _ = call(
+        monkeypatch, capsys, "study", "publish", str(finished.path), "--out", str(tmp_path / "copy")
+    )
     assert (code, out) == (0, f"page    {tmp_path / 'copy/report/report.html'}\n")
-    code, _, err = call(monkeypatch, capsys, "study", "publish", str(tmp_path), "--out", str(tmp_path / "copy"))
+    code, _, err = call(
+        monkeypatch, capsys, "study", "publish", str(tmp_path), "--out", str(tmp_path / "copy")
+    )
     assert code == 2
     assert "is no study, it has no study.json" in err

@@ -43,14 +43,18 @@ def test_what_answers_and_is_no_cluster_is_one_line(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(ray_cluster, "PROOF", 4.0)
     with socket.create_server(("127.0.0.1", 0)) as server:
         address = f"127.0.0.1:{server.getsockname()[1]}"
-        with pytest.raises(UserError, match=f"ray {address}: something listens there, but did not prove"):
+        with pytest.raises(
+            UserError, match=f"ray {address}: something listens there, but did not prove"
+        ):
             RayCluster(address, 1, "cpu")
 
 
 @pytest.fixture
 def cluster() -> Iterator[object]:
     small = {"num_cpus": 1, "object_store_memory": 80 << 20}
-    made = cluster_utils.Cluster(initialize_head=True, head_node_args={**small, "include_dashboard": False})
+    made = cluster_utils.Cluster(
+        initialize_head=True, head_node_args={**small, "include_dashboard": False}
+    )
     made.second = made.add_node(**small)
     yield made
     ray.shutdown()
@@ -58,9 +62,14 @@ def cluster() -> Iterator[object]:
 
 
 @pytest.mark.slow
-def test_a_node_that_is_lost_costs_no_row(cluster: object, finished: StudyDirectory, config: StudyConfig, tmp_path: Path) -> None:
-    # Long enough to be interrupted in the middle; the same rows as of the same study carried out here.
-    longer = replace(config, steps=40, optimizer={**config.optimizer, "batch_size": 32}, name="longer")
+def test_a_node_that_is_lost_costs_no_row(
+    cluster: object, finished: StudyDirectory, config: StudyConfig, tmp_path: Path
+) -> None:
+    # Long enough to be interrupted in the middle; the same rows as of the same study
+    # carried out here.
+    longer = replace(
+        config, steps=40, optimizer={**config.optimizer, "batch_size": 32}, name="longer"
+    )
     here, there = tmp_path / "here", tmp_path / "there"
     run_study(longer, here, Here(), tmp_path)
     study = StudyDirectory(there, longer)
@@ -80,7 +89,13 @@ def test_a_node_that_is_lost_costs_no_row(cluster: object, finished: StudyDirect
     assert (outcome.done, outcome.failed) == (2, ())
     for run in runs(longer):
         assert state_of(study, run) == "done"
-        mine, theirs = (read_rows(one.run(run) / "episodes.jsonl") for one in (study, StudyDirectory(here, longer)))
+        mine, theirs = (
+            read_rows(one.run(run) / "episodes.jsonl")
+            for one in (study, StudyDirectory(here, longer))
+        )
         assert [row.repeatable() for row in mine] == [row.repeatable() for row in theirs]
-    starts = [len(re.findall(r": process \d+ on ", study.run_log(run).read_text())) for run in runs(longer)]
+    starts = [
+        len(re.findall(r": process \d+ on ", study.run_log(run).read_text()))
+        for run in runs(longer)
+    ]
     assert sorted(starts) == [1, 2], "the run of the lost node, and no other, was begun again"

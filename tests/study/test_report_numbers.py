@@ -18,7 +18,10 @@ from statsmodels.stats.proportion import proportion_confint
 from fibopolicy.study.report import write_report
 
 LIFT, PUSH = "fibopolicy/Lift-v0", "fibopolicy/Push-v0"
-LOGITS = {LIFT: {"dense": 2.0, "fib": 2.1, "local": 0.3}, PUSH: {"dense": 0.5, "fib": 0.4, "local": -0.4}}
+LOGITS = {
+    LIFT: {"dense": 2.0, "fib": 2.1, "local": 0.3},
+    PUSH: {"dense": 0.5, "fib": 0.4, "local": -0.4},
+}
 
 
 def lines(path: Path) -> list[dict[str, str]]:
@@ -32,13 +35,18 @@ def outcomes(study: Path, task: str, encoder: str) -> NDArray[np.float64]:
         told = json.loads(description.read_text())
         if (told["task"], told["encoder"]) == (task, encoder):
             files = sorted(description.parent.glob("seed*/episodes.jsonl"))
-            rows = [sorted(map(json.loads, file.read_text().splitlines()), key=lambda row: row["index"]) for file in files]
+            rows = [
+                sorted(map(json.loads, file.read_text().splitlines()), key=lambda row: row["index"])
+                for file in files
+            ]
             return np.array([[row["success"] for row in one] for one in rows], dtype=float)
     raise AssertionError(encoder)
 
 
 def variances(y: NDArray[np.float64]) -> tuple[float, float]:
-    """Of the mean over seeds: what seeds differ by, and what of it is chance (two-way analysis of variance)."""
+    """Of the mean over seeds: what seeds differ by, and what of it is chance (two-way
+    analysis of variance).
+    """
     s, n = y.shape
     rest = y - y.mean(1, keepdims=True) - y.mean(0, keepdims=True) + y.mean()
     return y.mean(1).var(ddof=1) / s, (rest**2).sum() / ((s - 1) * (n - 1)) / (s * n)
@@ -47,7 +55,11 @@ def variances(y: NDArray[np.float64]) -> tuple[float, float]:
 @pytest.fixture(scope="module")
 def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = simulate(
-        tmp_path_factory.mktemp("numbers") / "study", LOGITS, rng=np.random.default_rng(3), episodes=60, curves=False
+        tmp_path_factory.mktemp("numbers") / "study",
+        LOGITS,
+        rng=np.random.default_rng(3),
+        episodes=60,
+        curves=False,
     )
     write_report(directory)
     return directory
@@ -64,22 +76,33 @@ def test_rates_are_those_of_the_rows(study: Path) -> None:
         total = starts + max(0, seeds - chance)
         z = stats.t.ppf(0.975, total**2 / (starts**2 / 61 + seeds**2 / 2))
         p, n = y.mean(), min(padded.mean() * (1 - padded.mean()) / total, y.size)
-        centre, half = (p + z**2 / (2 * n)) / (1 + z**2 / n), z / (1 + z**2 / n) * np.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
-        assert (float(line["low_95"]), float(line["high_95"])) == pytest.approx((centre - half, centre + half))
+        centre, half = (
+            (p + z**2 / (2 * n)) / (1 + z**2 / n),
+            z / (1 + z**2 / n) * np.sqrt(p * (1 - p) / n + z**2 / (4 * n**2)),
+        )
+        assert (float(line["low_95"]), float(line["high_95"])) == pytest.approx(
+            (centre - half, centre + half)
+        )
 
 
 def test_a_seeds_own_interval_is_wilsons(study: Path) -> None:
     found = lines(study / "report" / "seeds.csv")
     assert len(found) == 18
     for line in found:
-        low, high = proportion_confint(int(line["successes"]), int(line["episodes"]), method="wilson")
-        assert (float(line["low_95_wilson"]), float(line["high_95_wilson"])) == pytest.approx((low, high))
+        low, high = proportion_confint(
+            int(line["successes"]), int(line["episodes"]), method="wilson"
+        )
+        assert (float(line["low_95_wilson"]), float(line["high_95_wilson"])) == pytest.approx(
+            (low, high)
+        )
 
 
 def test_differences_their_intervals_and_p_values(study: Path) -> None:
     found = lines(study / "report" / "comparisons.csv")
     assert [(line["task"], line["candidate"]) for line in found] == [
-        (task, candidate) for candidate in ("fib", "local") for task in (LIFT, PUSH, "mean over tasks")
+        (task, candidate)
+        for candidate in ("fib", "local")
+        for task in (LIFT, PUSH, "mean over tasks")
     ]
     for line in found:
         centres, totals, degrees = [], [], []
@@ -95,7 +118,9 @@ def test_differences_their_intervals_and_p_values(study: Path) -> None:
             degrees.append(by_start**2 / (a.shape[1] - 1) + sum(seeds**2 / 2 for seeds, _ in parts))
         error, df = np.sqrt(sum(totals)) / len(totals), sum(totals) ** 2 / sum(degrees)
         centre, half = np.mean(centres), stats.t.ppf(0.975, df) * error
-        assert (float(line["low_95"]), float(line["high_95"])) == pytest.approx((centre - half, centre + half))
+        assert (float(line["low_95"]), float(line["high_95"])) == pytest.approx(
+            (centre - half, centre + half)
+        )
         assert float(line["p"]) == pytest.approx(2 * stats.t.sf(abs(centre) / error, df))
         assert float(line["p_inferior"]) == pytest.approx(stats.t.sf((centre + 0.05) / error, df))
         raw = [
@@ -113,9 +138,16 @@ def test_holm_counts_every_comparison_of_the_study(study: Path) -> None:
     within = multipletests([1 - float(line["p_inferior"]) for line in found], method="holm")[1]
     assert [float(line["p_within_holm"]) for line in found] == pytest.approx(list(within))
     for line in found:
-        inferior, not_inferior = float(line["p_within_holm"]) <= 0.025, float(line["p_inferior_holm"]) <= 0.025
-        assert line["verdict"] == ("inferior" if inferior else "not inferior" if not_inferior else "undecided")
-        assert (line["needed_starts"] == "") <= (line["verdict"] != "undecided" or line["needed_seeds"] == "")
+        inferior, not_inferior = (
+            float(line["p_within_holm"]) <= 0.025,
+            float(line["p_inferior_holm"]) <= 0.025,
+        )
+        assert line["verdict"] == (
+            "inferior" if inferior else "not inferior" if not_inferior else "undecided"
+        )
+        assert (line["needed_starts"] == "") <= (
+            line["verdict"] != "undecided" or line["needed_seeds"] == ""
+        )
 
 
 def test_single_checkpoints_get_mcnemars_exact_test(tmp_path: Path) -> None:
@@ -126,7 +158,9 @@ def test_single_checkpoints_get_mcnemars_exact_test(tmp_path: Path) -> None:
     finish(begin(study, LIFT, "fib"), 0, b)
     page = write_report(study)
     (line,) = lines(study / "report" / "comparisons.csv")
-    expected = mcnemar([[(a & b).sum(), (a & ~b).sum()], [(~a & b).sum(), (~a & ~b).sum()]], exact=True).pvalue
+    expected = mcnemar(
+        [[(a & b).sum(), (a & ~b).sum()], [(~a & b).sum(), (~a & ~b).sum()]], exact=True
+    ).pvalue
     assert float(line["p"]) == float(line["p_holm"]) == pytest.approx(expected)
     assert "single checkpoints" in page.read_text()
 

@@ -1,4 +1,6 @@
-"""The report as a reader sees it: one file, in a real browser on a phone and on a desk, and its Markdown."""
+"""The report as a reader sees it: one file, in a real browser on a phone and on a desk,
+and its Markdown.
+"""
 
 from __future__ import annotations
 
@@ -18,14 +20,25 @@ from fibopolicy.study.report.results import Compared
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 TASKS = ("fibopolicy/Lift-v0", "fibopolicy/Push-v0", "robosuite/NutAssemblySquare")
-ENCODERS = {"vit_tiny": 0.0, "an_encoder_with_a_long_name_and_no_space_in_it": 0.2, "module:function": -2.0}
+ENCODERS = {
+    "vit_tiny": 0.0,
+    "an_encoder_with_a_long_name_and_no_space_in_it": 0.2,
+    "module:function": -2.0,
+}
 
 
 @pytest.fixture(scope="module")
 def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("page") / "study"
     logits = {task: {name: 1.5 + shift for name, shift in ENCODERS.items()} for task in TASKS}
-    simulate(directory, logits, rng=np.random.default_rng(0), regimes=("scratch", "frozen"), seeds=(0, 1), episodes=30)
+    simulate(
+        directory,
+        logits,
+        rng=np.random.default_rng(0),
+        regimes=("scratch", "frozen"),
+        seeds=(0, 1),
+        episodes=30,
+    )
     cell = begin(directory, TASKS[1], "module:function")
     shutil.rmtree(cell / "seed1")
     fail(cell, 1, "UserError: " + "/a/very/long/path/without/any/space" * 4)
@@ -58,18 +71,29 @@ def test_the_markdown_says_the_same_and_its_files_are_there(study: Path) -> None
         assert f">{title}</h" in page
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="no chromium here; on Debian: apt-get install chromium")
+@pytest.mark.skipif(
+    CHROMIUM is None, reason="no chromium here; on Debian: apt-get install chromium"
+)
 @pytest.mark.parametrize("width", [390, 1280])
-def test_a_browser_shows_every_picture_and_never_scrolls_sideways(study: Path, tmp_path: Path, width: int) -> None:
+def test_a_browser_shows_every_picture_and_never_scrolls_sideways(
+    study: Path, tmp_path: Path, width: int
+) -> None:
     page = study / "report" / "report.html"
     frame = tmp_path / "frame.html"
     frame.write_text(
-        f"<iframe id=f width={width} height=800 style='border:0' src='{page.as_uri()}'></iframe><pre id=told></pre>"
-        "<script>onload = () => { const d = f.contentDocument, e = d.documentElement;"
-        " d.querySelectorAll('details').forEach(one => one.open = true); told.textContent = 'SEEN '"
-        " + [e.clientWidth, e.scrollWidth, [...d.images].filter(i => i.naturalWidth > 0).length].join(' ') }</script>"
+        f"<iframe id=f width={width} height=800 style='border:0'"
+        f" src='{page.as_uri()}'></iframe><pre id=told></pre><script>onload = () => {{ const d ="
+        " f.contentDocument, e = d.documentElement; d.querySelectorAll('details').forEach(one =>"
+        " one.open = true); told.textContent = 'SEEN ' + [e.clientWidth, e.scrollWidth,"
+        " [...d.images].filter(i => i.naturalWidth > 0).length].join(' ') }</script>"
     )
-    command = [str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", "--allow-file-access-from-files"]
+    command = [
+        str(CHROMIUM),
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--allow-file-access-from-files",
+    ]
     command += [f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", frame.as_uri()]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
     seen = re.search(r"SEEN (\d+) (\d+) (\d+)", done.stdout)
@@ -86,7 +110,9 @@ def test_the_pareto_line_joins_what_no_other_beats_in_both() -> None:
     assert pareto_front(points, lower_is_better=False) == [(4.0, 0.8), (3.0, 0.9)]
 
 
-def test_films_are_of_pairs_that_differ_kept_while_fresh_and_bounded(study: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_films_are_of_pairs_that_differ_kept_while_fresh_and_bounded(
+    study: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     filmed: list[tuple[str, int]] = []
 
     def film(_: Study, one: Compared, path: Path, episodes: int) -> None:
@@ -116,12 +142,20 @@ def test_a_film_that_cannot_be_made_is_told(study: Path) -> None:
 def test_many_comparisons_are_counted_in_the_first_lines(tmp_path: Path) -> None:
     logits = {TASKS[0]: {"dense": 9.0, "fib": 9.0, "local": -9.0}}
     heads = tuple(f"head{i}" for i in range(5))
-    directory = simulate(tmp_path / "many", logits, rng=np.random.default_rng(0), heads=heads, seeds=(0,), curves=False)
+    directory = simulate(
+        tmp_path / "many",
+        logits,
+        rng=np.random.default_rng(0),
+        heads=heads,
+        seeds=(0,),
+        curves=False,
+    )
     (_, fib), (_, local) = write.answers(results(read_study(directory)))
     single = " These are single checkpoints; how other training seeds would differ is unknown."
     assert fib == f"fib is **not inferior** to dense by more than 5 points in 5 of 5 cells.{single}"
     assert local.startswith(
-        "local is **inferior** to dense by more than 5 points in 5 of 5 cells (Lift head0 scratch, Lift head1"
+        "local is **inferior** to dense by more than 5 points in 5 of 5 cells (Lift head0 scratch,"
+        " Lift head1"
     )
     assert local.endswith(single)
     told = write.write_report(directory).parent.joinpath("report.md").read_text()
@@ -132,6 +166,13 @@ def test_many_comparisons_are_counted_in_the_first_lines(tmp_path: Path) -> None
 def test_what_is_better_is_named_where_comparisons_are_counted(tmp_path: Path) -> None:
     logits = {TASKS[0]: {"dense": 0.0, "fib": 9.0}}
     heads = tuple(f"head{i}" for i in range(9))
-    directory = simulate(tmp_path / "many", logits, rng=np.random.default_rng(0), heads=heads, seeds=(0,), curves=False)
+    directory = simulate(
+        tmp_path / "many",
+        logits,
+        rng=np.random.default_rng(0),
+        heads=heads,
+        seeds=(0,),
+        curves=False,
+    )
     ((_, fib),) = write.answers(results(read_study(directory)))
     assert " in 9 of 9 cells, better in 9 of these." in fib

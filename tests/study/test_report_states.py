@@ -30,7 +30,9 @@ def lines(study: Path, name: str) -> list[dict[str, str]]:
 
 @pytest.fixture
 def study(tmp_path: Path) -> Path:
-    """Lift: dense with three seeds, fib with two and a failed one, local not begun. Push: dense alone, one seed unfinished."""
+    """Lift: dense with three seeds, fib with two and a failed one, local not begun.
+    Push: dense alone, one seed unfinished.
+    """
     directory = describe(tmp_path / "partial", [LIFT, PUSH], ["dense", "fib", "local"], episodes=40)
     for seed in range(3):
         finish(begin(directory, LIFT, "dense"), seed, solved(0.7, seed))
@@ -53,12 +55,19 @@ def test_missing_and_failed_runs_are_shown_and_count_nowhere(study: Path) -> Non
         assert "on Push no answer yet" in text
     assert 'href="../cells/lift-v0__fib__bc__scratch/seed2.log"' in page
     assert (study / "report" / "../cells/lift-v0__fib__bc__scratch/seed2.log").is_file()
-    states = {(line["task"], line["encoder"], line["seed"]): line["state"] for line in lines(study, "seeds.csv")}
+    states = {
+        (line["task"], line["encoder"], line["seed"]): line["state"]
+        for line in lines(study, "seeds.csv")
+    }
     assert states[LIFT, "fib", "2"] == "failed"
     assert states[PUSH, "dense", "2"] == "unfinished"
     assert states[PUSH, "local", "0"] == "not started"
     (compared,) = lines(study, "comparisons.csv")
-    assert (compared["control_seeds"], compared["candidate_seeds"], compared["starts"]) == ("3", "2", "40")
+    assert (compared["control_seeds"], compared["candidate_seeds"], compared["starts"]) == (
+        "3",
+        "2",
+        "40",
+    )
 
 
 def test_a_study_that_has_only_been_described_has_a_report(tmp_path: Path) -> None:
@@ -83,9 +92,15 @@ def test_where_the_control_solves_nothing_not_inferior_says_nothing(tmp_path: Pa
             finish(begin(directory, LIFT, encoder), seed, solved(rate, seed, 100))
     write_report(directory)
     told = (directory / "report" / "report.md").read_text()
-    assert "Whether same is inferior to dense by more than 5 points is **untestable**, since dense itself solves no more" in told
+    assert (
+        "Whether same is inferior to dense by more than 5 points is **untestable**, since dense"
+        " itself solves no more" in told
+    )
     assert "better is **not inferior** to dense by more than 5 points on Lift" in told
-    verdicts = {line["candidate"]: (line["verdict"], line["needed_starts"]) for line in lines(directory, "comparisons.csv")}
+    verdicts = {
+        line["candidate"]: (line["verdict"], line["needed_starts"])
+        for line in lines(directory, "comparisons.csv")
+    }
     assert verdicts == {"same": ("untestable", ""), "better": ("not inferior", "")}
 
 
@@ -103,14 +118,17 @@ def test_a_ratio_is_of_the_same_task(tmp_path: Path) -> None:
     for task, speed in ((LIFT, 4.0), (PUSH, 1.0)):
         for encoder, times in (("dense", 1.0), ("fib", 1.5)):
             cell = begin(directory, task, encoder)
-            if (task, encoder) != (LIFT, "fib"):  # it is missing, so that medians over all runs would say the opposite
+            # it is missing, so that medians over all runs would say the opposite
+            if (task, encoder) != (LIFT, "fib"):
                 finish(cell, 0, solved(0.5, 0), speed=speed * times)
     write_report(directory)
     assert "| 630 (1.50x) |" in (directory / "report" / "report.md").read_text()
 
 
 def test_a_task_at_the_floor_leaves_the_mean_untested(tmp_path: Path) -> None:
-    directory = describe(tmp_path / "mean", [LIFT, PUSH], ["dense", "worse"], episodes=100, margin=0.05)
+    directory = describe(
+        tmp_path / "mean", [LIFT, PUSH], ["dense", "worse"], episodes=100, margin=0.05
+    )
     for task, rates in ((LIFT, (0.9, 0.82)), (PUSH, (0.0, 0.0))):
         for encoder, rate in zip(("dense", "worse"), rates, strict=True):
             for seed in range(3):
@@ -123,7 +141,10 @@ def test_a_task_at_the_floor_leaves_the_mean_untested(tmp_path: Path) -> None:
 
 def test_why_a_task_has_no_comparison_is_told(study: Path) -> None:
     fail(begin(study, PUSH, "fib"), 0)
-    assert "on Push no answer yet: 1 of 3 runs of fib failed, none is finished" in write_report(study).read_text()
+    assert (
+        "on Push no answer yet: 1 of 3 runs of fib failed, none is finished"
+        in write_report(study).read_text()
+    )
 
 
 def test_costs_that_differ_by_task_are_each_told_and_runs_with_their_range(tmp_path: Path) -> None:
@@ -144,7 +165,9 @@ def test_a_damaged_row_file_is_named_and_its_run_does_not_count(study: Path) -> 
     rows.write_text(rows.read_text().replace('"success": ', '"success"', 1))
     with pytest.warns(UserWarning, match=r"seed1/episodes\.jsonl: line 1 is not an episode row"):
         page = write_report(study).read_text()
-    assert "cells/lift-v0__fib__bc__scratch/seed1/episodes.jsonl: line 1 is not an episode row" in page
+    assert (
+        "cells/lift-v0__fib__bc__scratch/seed1/episodes.jsonl: line 1 is not an episode row" in page
+    )
     assert "unreadable" in page
 
 
@@ -174,7 +197,12 @@ def test_further_evaluations_of_a_run_change_nothing(study: Path) -> None:
 def test_starts_where_a_simulator_failed_or_that_one_side_lacks_are_left_out(study: Path) -> None:
     rows = begin(study, LIFT, "dense") / "seed0" / ROWS
     first, *others = map(json.loads, rows.read_text().splitlines())
-    rows.write_text("".join(json.dumps(row) + "\n" for row in [first | {"error": "unstable", "success": False}, *others[:-1]]))
+    rows.write_text(
+        "".join(
+            json.dumps(row) + "\n"
+            for row in [first | {"error": "unstable", "success": False}, *others[:-1]]
+        )
+    )
     page = write_report(study).read_text()
     (compared,) = lines(study, "comparisons.csv")
     assert compared["starts"] == "38"

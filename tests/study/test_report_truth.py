@@ -1,4 +1,6 @@
-"""Reports of studies whose truth is known: how often the intervals cover it, and how often a verdict is wrong."""
+"""Reports of studies whose truth is known: how often the intervals cover it, and how
+often a verdict is wrong.
+"""
 
 from __future__ import annotations
 
@@ -29,14 +31,31 @@ def study(logits: dict[str, dict[str, float]], rng: np.random.Generator, margin:
             runs = []
             for seed in range(SEEDS):
                 rows = tuple(
-                    Row(task, i, i, bool(x), 50, 0, 0.5, 9, "ema", 0, 99, "fast", f"s{i}", f"{task}{encoder}{seed}")
+                    Row(
+                        task,
+                        i,
+                        i,
+                        bool(x),
+                        50,
+                        0,
+                        0.5,
+                        9,
+                        "ema",
+                        0,
+                        99,
+                        "fast",
+                        f"s{i}",
+                        f"{task}{encoder}{seed}",
+                    )
                     for i, x in enumerate(solved[seed])
                 )
                 runs.append(SeedRun(seed, Path(f"{task}/{encoder}/seed{seed}"), State.DONE, rows))
-            cells.append(Cell(task, encoder, "bc", "scratch", Path(f"{task}/{encoder}"), {}, tuple(runs)))
+            cells.append(
+                Cell(task, encoder, "bc", "scratch", Path(f"{task}/{encoder}"), {}, tuple(runs))
+            )
     encoders = tuple(next(iter(logits.values())))
     return Study(
-        Path("study"), "study", tuple(logits), encoders, ("bc",), ("scratch",), tuple(range(SEEDS)), 9, STARTS, 0, margin,
+        Path("study"), "study", tuple(logits), encoders, ("bc",), ("scratch",), tuple(range(SEEDS)), 9, STARTS, 0, margin,  # noqa: E501
         encoders[0], {}, {}, tuple(cells),
     )  # fmt: skip
 
@@ -52,15 +71,29 @@ def truth(logit: float) -> float:
 
 @pytest.mark.slow
 def test_where_encoders_are_equal_a_study_seldom_finds_a_difference() -> None:
-    """Any difference among all comparisons of a study counts as a false alarm; and the intervals of rates and means cover."""
-    alike = {task: {"dense": 1.5, "fib": 1.5, "local": 1.5} for task in ("fibopolicy/Lift-v0", "fibopolicy/Push-v0")}
+    """Any difference among all comparisons of a study counts as a false alarm; and the
+    intervals of rates and means cover.
+    """
+    alike = {
+        task: {"dense": 1.5, "fib": 1.5, "local": 1.5}
+        for task in ("fibopolicy/Lift-v0", "fibopolicy/Push-v0")
+    }
     studies = found(alike, 150, 0.05)
     alarms = [any(one.differs for one in each.comparisons) for each in studies]
     assert np.mean(alarms) <= 0.05 + 2 * np.sqrt(0.05 * 0.95 / len(studies))
     rates = [one.rate for each in studies for one in each.cells if one.rate is not None]
     assert len(rates) == 6 * len(studies)
     assert np.mean([one.low <= truth(1.5) <= one.high for one in rates]) >= 0.92
-    assert np.mean([one.difference.low <= 0 <= one.difference.high for each in studies for one in each.comparisons]) >= 0.93
+    assert (
+        np.mean(
+            [
+                one.difference.low <= 0 <= one.difference.high
+                for each in studies
+                for one in each.comparisons
+            ]
+        )
+        >= 0.93
+    )
 
 
 @pytest.mark.slow
@@ -68,7 +101,9 @@ def test_what_is_worse_by_the_margin_is_seldom_called_anything_but_undecided() -
     logits = {"fibopolicy/Lift-v0": {"dense": 2.5, "fib": 1.5, "local": 1.5}}
     margin = truth(2.5) - truth(1.5)
     studies = found(logits, 150, margin)
-    wrong = [any(one.verdict is not Verdict.UNDECIDED for one in each.comparisons) for each in studies]
+    wrong = [
+        any(one.verdict is not Verdict.UNDECIDED for one in each.comparisons) for each in studies
+    ]
     assert np.mean(wrong) <= 0.05 + 2 * np.sqrt(0.05 * 0.95 / len(studies))
 
 
@@ -82,7 +117,10 @@ def test_clear_cases_are_told_in_the_first_lines() -> None:
     verdicts = {(one.subject, one.candidate): one.verdict for one in each.comparisons}
     assert verdicts["Lift", "fib"] is Verdict.NOT_INFERIOR
     assert verdicts["Lift", "local"] is Verdict.INFERIOR
-    assert (good, bad) == ("open" if verdicts["Push", "fib"] is Verdict.UNDECIDED else "good", "bad")
+    assert (good, bad) == (
+        "open" if verdicts["Push", "fib"] is Verdict.UNDECIDED else "good",
+        "bad",
+    )
     assert fib.startswith("fib is **not inferior** to dense by more than 15 points on ")
     assert "3 seeds x 60 starts each." in fib
     assert local.startswith("local is **inferior** to dense by more than 15 points on ")

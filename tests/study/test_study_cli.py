@@ -16,21 +16,40 @@ from fibopolicy.study.lock import locked
     ("arguments", "message"),
     [
         (["--index", "2"], "index counts the study's 2 runs from 0, got 2"),
-        (["--only", "reach__vit_tny__bc__scratch"], "did you mean 'reach__vit_tiny__bc__scratch/seed0'"),
-        (["--only", "reach__vit_tiny__bc__scratch", "--prepare-only"], "--prepare-only is for the whole study"),
+        (
+            ["--only", "reach__vit_tny__bc__scratch"],
+            "did you mean 'reach__vit_tiny__bc__scratch/seed0'",
+        ),
+        (
+            ["--only", "reach__vit_tiny__bc__scratch", "--prepare-only"],
+            "--prepare-only is for the whole study",
+        ),
         (["--jobs", "0"], "jobs must be at least 1"),
         (["--ray", "127.0.0.1:1"], "ray 127.0.0.1:1: does not answer"),
         (["--ray", "127.0.0.1:1", "--jobs", "2"], "--jobs is for this machine alone"),
     ],
 )
 def test_mistakes_are_one_line_before_anything_is_made(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, arguments: list[str], message: str
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    arguments: list[str],
+    message: str,
 ) -> None:
     if "--ray" in arguments:
         pytest.importorskip("ray")
     (tmp_path / "my_study.py").write_text(SOURCE)
     out = tmp_path / "out"
-    code, _, err = call(monkeypatch, capsys, "study", "run", str(tmp_path / "my_study.py"), "--out", str(out), *arguments)
+    code, _, err = call(
+        monkeypatch,
+        capsys,
+        "study",
+        "run",
+        str(tmp_path / "my_study.py"),
+        "--out",
+        str(out),
+        *arguments,
+    )
     assert code == 2
     assert message in err
     assert err.count("\n") == 1, err
@@ -38,7 +57,10 @@ def test_mistakes_are_one_line_before_anything_is_made(
 
 
 def test_one_run_of_an_array_does_not_wait_for_the_whole_study(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], finished: StudyDirectory, tmp_path: Path
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    finished: StudyDirectory,
+    tmp_path: Path,
 ) -> None:
     (tmp_path / "my_study.py").write_text(SOURCE)
     command = ["study", "run", str(tmp_path / "my_study.py"), "--out", str(finished.path)]
@@ -52,7 +74,10 @@ def test_one_run_of_an_array_does_not_wait_for_the_whole_study(
 
 
 def test_a_damaged_study_is_told(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], finished: StudyDirectory, tmp_path: Path
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    finished: StudyDirectory,
+    tmp_path: Path,
 ) -> None:
     document = json.loads((finished.path / "study.json").read_text())
     for text in ("{", "[]", json.dumps({**document, "steps": 0}), json.dumps({"name": "x"})):

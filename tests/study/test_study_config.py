@@ -24,9 +24,21 @@ STUDIES = Path(__file__).parents[2] / "scripts" / "studies"
 def test_a_study_survives_its_file(config: StudyConfig) -> None:
     full = replace(
         config,
-        tasks=(StudyTask("lift", dataset=Path("some.hdf5"), cameras=("wrist",)), StudyTask("robosuite/Lift")),
+        tasks=(
+            StudyTask("lift", dataset=Path("some.hdf5"), cameras=("wrist",)),
+            StudyTask("robosuite/Lift"),
+        ),
         encoders=("resnet18", StudyEncoder("vit_tiny", SMALL, name="small")),
-        heads=("bc", StudyHead("bc_gmm", {"chunk": 8, "head_options": {"min_std": 0.05}}, {"batch_size": 16}, 300, "gmm")),
+        heads=(
+            "bc",
+            StudyHead(
+                "bc_gmm",
+                {"chunk": 8, "head_options": {"min_std": 0.05}},
+                {"batch_size": 16},
+                300,
+                "gmm",
+            ),
+        ),
         control="small",
         optimizer={"betas": (0.9, 0.99)},
     )
@@ -43,12 +55,22 @@ def test_a_study_of_before_heads_had_settings_is_read(config: StudyConfig) -> No
 
 
 def test_a_heads_settings_go_before_the_studys(config: StudyConfig, tmp_path: Path) -> None:
-    own = StudyHead("bc_gmm", {"hidden": 16, "head_options": {"min_std": 0.05}}, {"batch_size": 4}, steps=9, name="gmm")
+    own = StudyHead(
+        "bc_gmm",
+        {"hidden": 16, "head_options": {"min_std": 0.05}},
+        {"batch_size": 4},
+        steps=9,
+        name="gmm",
+    )
     both = replace(config, heads=("bc", own))
     plain, gmm = (train_config(both, cell, 0, tmp_path, tmp_path) for cell in cells(both)[::2])
     assert (plain.policy.head, plain.policy.hidden, plain.policy.head_options) == ("bc", 32, {})
     assert (plain.optimizer.steps, plain.optimizer.batch_size, plain.optimizer.warmup) == (6, 8, 2)
-    assert (gmm.policy.head, gmm.policy.hidden, gmm.policy.head_options) == ("bc_gmm", 16, {"min_std": 0.05})
+    assert (gmm.policy.head, gmm.policy.hidden, gmm.policy.head_options) == (
+        "bc_gmm",
+        16,
+        {"min_std": 0.05},
+    )
     assert (gmm.optimizer.steps, gmm.optimizer.batch_size, gmm.optimizer.warmup) == (9, 4, 2)
     assert cells(both)[2].name == "reach__fibottention_vit_tiny__gmm__scratch"
 
@@ -56,10 +78,22 @@ def test_a_heads_settings_go_before_the_studys(config: StudyConfig, tmp_path: Pa
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"policy": {"hiden": 3}}, "unknown policy option of head bc: 'hiden': did you mean 'hidden'"),
-        ({"policy": {"encoder": "resnet18"}}, "head bc: policy option encoder follows from the study, from its encoders"),
-        ({"optimizer": {"batch": 3}}, "unknown optimizer option of head bc: 'batch': did you mean 'batch_size'"),
-        ({"optimizer": {"steps": 3}}, "head bc: optimizer option steps follows from the study, from its steps"),
+        (
+            {"policy": {"hiden": 3}},
+            "unknown policy option of head bc: 'hiden': did you mean 'hidden'",
+        ),
+        (
+            {"policy": {"encoder": "resnet18"}},
+            "head bc: policy option encoder follows from the study, from its encoders",
+        ),
+        (
+            {"optimizer": {"batch": 3}},
+            "unknown optimizer option of head bc: 'batch': did you mean 'batch_size'",
+        ),
+        (
+            {"optimizer": {"steps": 3}},
+            "head bc: optimizer option steps follows from the study, from its steps",
+        ),
         ({"steps": 0}, "head bc: steps must be at least 1, got 0"),
     ],
 )
@@ -69,7 +103,9 @@ def test_settings_that_no_head_has_are_named(settings: dict[str, Any], message: 
 
 
 def test_the_grid_has_every_combination_once(config: StudyConfig) -> None:
-    grid = replace(config, tasks=("Lift-v0", "robosuite/Lift"), heads=("bc", "bc_gmm"), seeds=(3, 1))
+    grid = replace(
+        config, tasks=("Lift-v0", "robosuite/Lift"), heads=("bc", "bc_gmm"), seeds=(3, 1)
+    )
     names = [cell.name for cell in cells(grid)]
     assert len(names) == len(set(names)) == 8
     assert "lift__vit_tiny__bc_gmm__scratch" in names
@@ -86,13 +122,26 @@ def test_names_of_cells_are_names_of_folders(config: StudyConfig) -> None:
         "reach__mine.models-make__bc__scratch",
     ]
     with pytest.raises(UserError, match="two cells would be called reach__a-b"):
-        cells(replace(config, encoders=(StudyEncoder("vit_tiny", name="a:b"), StudyEncoder("vit_tiny", name="a b")), control=""))
+        cells(
+            replace(
+                config,
+                encoders=(
+                    StudyEncoder("vit_tiny", name="a:b"),
+                    StudyEncoder("vit_tiny", name="a b"),
+                ),
+                control="",
+            )
+        )
 
 
 def test_the_control_is_the_plain_vit_unless_named(config: StudyConfig) -> None:
     assert config.control == "vit_tiny"
-    assert replace(config, encoders=("resnet18", "local_vit_tiny"), control="").control == "resnet18"
-    with pytest.raises(UserError, match="unknown encoder as the control 'vit_tny': did you mean 'vit_tiny'"):
+    assert (
+        replace(config, encoders=("resnet18", "local_vit_tiny"), control="").control == "resnet18"
+    )
+    with pytest.raises(
+        UserError, match="unknown encoder as the control 'vit_tny': did you mean 'vit_tiny'"
+    ):
         replace(config, control="vit_tny")
 
 
@@ -106,28 +155,48 @@ def test_the_control_is_the_plain_vit_unless_named(config: StudyConfig) -> None:
         ({"seeds": (-1,)}, "integers from 0"),
         ({"encoders": ("vit_tiny", "vit_tiny")}, "vit_tiny stands twice among its encoders"),
         ({"regimes": ("frozn",)}, "did you mean 'frozen'"),
-        ({"regimes": ("frozen",)}, "needs weights to start from, and encoder fibottention_vit_tiny has none"),
+        (
+            {"regimes": ("frozen",)},
+            "needs weights to start from, and encoder fibottention_vit_tiny has none",
+        ),
         ({"policy": {"hiden": 3}}, "did you mean 'hidden'"),
         ({"policy": {"encoder": "resnet18"}}, "follows from the study"),
         ({"optimizer": {"steps": 3}}, "follows from the study"),
         ({"optimizer": {"learning_rat": 3}}, "did you mean 'learning_rate'"),
         ({"heads": (StudyHead("bc"), StudyHead("bc", steps=9))}, "bc stands twice among its heads"),
-        ({"heads": (StudyHead("bc", {"chunk": 2}),)}, "study tiny, head bc: execute must be between 1 and chunk = 2, got 4"),
-        ({"heads": (StudyHead("bc", optimizer={"batch_size": 0}),)}, "study tiny, head bc: batch_size must be at least 1"),
-        ({"heads": (StudyHead("bc", {"chunk": "x"}),)}, r"study tiny, head bc: .* \(given .*'chunk': 'x'"),
+        (
+            {"heads": (StudyHead("bc", {"chunk": 2}),)},
+            "study tiny, head bc: execute must be between 1 and chunk = 2, got 4",
+        ),
+        (
+            {"heads": (StudyHead("bc", optimizer={"batch_size": 0}),)},
+            "study tiny, head bc: batch_size must be at least 1",
+        ),
+        (
+            {"heads": (StudyHead("bc", {"chunk": "x"}),)},
+            r"study tiny, head bc: .* \(given .*'chunk': 'x'",
+        ),
         ({"steps": 0}, "steps must be at least 1"),
         ({"margin": 5}, "between 0 and 1"),
     ],
 )
-def test_values_that_make_no_study_are_named(config: StudyConfig, changes: dict[str, object], message: str) -> None:
+def test_values_that_make_no_study_are_named(
+    config: StudyConfig, changes: dict[str, object], message: str
+) -> None:
     with pytest.raises(UserError, match=message):
         replace(config, **changes)
 
 
-def test_regimes_decide_the_weights_that_training_starts_from(config: StudyConfig, tmp_path: Path) -> None:
-    encoder = StudyEncoder("timm:vit_tiny_patch16_224", {"pretrained": True}, weights=tmp_path / "vit.safetensors")
+def test_regimes_decide_the_weights_that_training_starts_from(
+    config: StudyConfig, tmp_path: Path
+) -> None:
+    encoder = StudyEncoder(
+        "timm:vit_tiny_patch16_224", {"pretrained": True}, weights=tmp_path / "vit.safetensors"
+    )
     task = config.tasks[0]
-    scratch = train_config(config, Cell(task, encoder, StudyHead("bc"), "scratch"), 0, tmp_path, tmp_path)
+    scratch = train_config(
+        config, Cell(task, encoder, StudyHead("bc"), "scratch"), 0, tmp_path, tmp_path
+    )
     assert scratch.policy.encoder_options == {}
     cell = Cell(task, encoder, StudyHead("bc"), "frozen")
     frozen = dataclasses.asdict(train_config(config, cell, 0, tmp_path, tmp_path))
@@ -146,7 +215,9 @@ def test_the_studies_that_come_with_the_project_hold_together(path: Path) -> Non
 
 def test_a_file_names_its_function(tmp_path: Path) -> None:
     path = tmp_path / "my_study.py"
-    path.write_text(SOURCE + "\n\ndef other():\n    return 3\n\n\ndef broken():\n    return 1 / 0\n")
+    path.write_text(
+        SOURCE + "\n\ndef other():\n    return 3\n\n\ndef broken():\n    return 1 / 0\n"
+    )
     found, folder = load_study(str(path))
     assert (found.name, folder) == ("tiny", tmp_path)
     assert load_study(f"{path}:study")[0] == found
@@ -166,10 +237,14 @@ def test_a_file_names_its_function(tmp_path: Path) -> None:
         load_study(str(tmp_path / "bad.py"))
 
 
-def test_paths_of_a_study_are_found_from_its_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_paths_of_a_study_are_found_from_its_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "my_study.py").write_text(
-        SOURCE.replace("demos=11", 'dataset="data/reach.hdf5"').replace('"vit_tiny", SMALL', '"vit_tiny", SMALL, weights="run"')
+        SOURCE.replace("demos=11", 'dataset="data/reach.hdf5"').replace(
+            '"vit_tiny", SMALL', '"vit_tiny", SMALL, weights="run"'
+        )
     )
     monkeypatch.chdir(tmp_path / "elsewhere")
     found, _ = load_study("../my_study.py")
@@ -181,5 +256,8 @@ def test_paths_of_a_study_are_found_from_its_file(tmp_path: Path, monkeypatch: p
 def test_a_task_that_cannot_be_is_refused() -> None:
     with pytest.raises(UserError, match="horizon must be at least 1 control step, got 0"):
         StudyTask("reach", horizon=0)
-    with pytest.raises(UserError, match=r"cameras of fibopolicy/Reach-v0: expected a sequence, .* write \('wrist',\)"):
+    with pytest.raises(
+        UserError,
+        match=r"cameras of fibopolicy/Reach-v0: expected a sequence, .* write \('wrist',\)",
+    ):
         StudyTask("reach", cameras="wrist")  # type: ignore[arg-type]

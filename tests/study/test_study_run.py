@@ -29,7 +29,14 @@ from fibopolicy.study.status import status
 
 def test_a_study_leaves_the_directory_of_its_contract(finished: StudyDirectory) -> None:
     path = finished.path
-    for name in ("study.json", "environment.json", "study.log", "study.lock", "data/reach.hdf5", "starts/reach.npz"):
+    for name in (
+        "study.json",
+        "environment.json",
+        "study.log",
+        "study.lock",
+        "data/reach.hdf5",
+        "starts/reach.npz",
+    ):
         assert (path / name).is_file(), name
     assert open_directory(path).config == finished.config
     assert {p.name for p in (path / "cells").iterdir()} == {
@@ -46,20 +53,32 @@ def test_a_study_leaves_the_directory_of_its_contract(finished: StudyDirectory) 
     }
     done = json.loads((path / "cells/reach__vit_tiny__bc__scratch/seed0/done.json").read_text())
     assert (done["steps"], done["episodes"]) == (6, 2)
-    assert all(done[key] > 0 for key in ("train_s", "evaluate_s", "samples_per_s", "peak_mb", "rollout_steps_per_s"))
+    assert all(
+        done[key] > 0
+        for key in ("train_s", "evaluate_s", "samples_per_s", "peak_mb", "rollout_steps_per_s")
+    )
 
 
 def test_every_cell_is_measured_on_the_same_start_states(finished: StudyDirectory) -> None:
-    starts = [[row.start for row in read_rows(finished.run(run) / "episodes.jsonl")] for run in runs(finished.config)]
+    starts = [
+        [row.start for row in read_rows(finished.run(run) / "episodes.jsonl")]
+        for run in runs(finished.config)
+    ]
     assert len(starts[0]) == 2
     assert starts[0] == starts[1]
-    assert {row.checkpoint_step for run in runs(finished.config) for row in read_rows(finished.run(run) / "episodes.jsonl")} == {
-        6
-    }
+    assert {
+        row.checkpoint_step
+        for run in runs(finished.config)
+        for row in read_rows(finished.run(run) / "episodes.jsonl")
+    } == {6}
 
 
 def test_a_second_start_repeats_nothing(finished: StudyDirectory) -> None:
-    before = {path: path.stat().st_mtime_ns for path in finished.path.rglob("*") if path.suffix not in (".log", ".lock")}
+    before = {
+        path: path.stat().st_mtime_ns
+        for path in finished.path.rglob("*")
+        if path.suffix not in (".log", ".lock")
+    }
     here = Here()
     outcome = run_study(finished.config, finished.path, here, finished.path)
     assert outcome.done == 2
@@ -72,7 +91,10 @@ def test_another_configuration_is_refused_with_its_difference(finished: StudyDir
         ({"steps": 7}, "steps = 6 there, 7 now"),
         ({"policy": {"hidden": 33}}, r"policy\.hidden = 32 there, 33 now"),
         ({"seeds": (0, 1), "steps": 7}, "configuration: steps = 6 there, 7 now"),
-        ({"seeds": (1,)}, r"seeds\[0\] = 0 there, 1 now; reach__fib.*/seed0 has begun, and would be left out"),
+        (
+            {"seeds": (1,)},
+            r"seeds\[0\] = 0 there, 1 now; reach__fib.*/seed0 has begun, and would be left out",
+        ),
         (
             {"heads": (StudyHead("bc", steps=7),)},
             r"steps = None there, 7 now; .*/seed0 has begun with optimizer\.steps = 6 there, 7 now",
@@ -89,7 +111,9 @@ def test_another_configuration_is_refused_with_its_difference(finished: StudyDir
 def test_a_study_grows_and_repeats_nothing(finished: StudyDirectory, tmp_path: Path) -> None:
     out = tmp_path / "study"
     shutil.copytree(finished.path, out)
-    dense, sparse = (f"reach__{encoder}__bc__scratch" for encoder in ("vit_tiny", "fibottention_vit_tiny"))
+    dense, sparse = (
+        f"reach__{encoder}__bc__scratch" for encoder in ("vit_tiny", "fibottention_vit_tiny")
+    )
     before = {path: path.read_bytes() for path in out.glob("cells/*/seed0/*") if path.is_file()}
     first, second = finished.config.encoders
     wider = replace(second, options={**second.options, "width": 32}, name="wider")
@@ -99,16 +123,28 @@ def test_a_study_grows_and_repeats_nothing(finished: StudyDirectory, tmp_path: P
     here = Here()
     assert run_study(larger, out, here, out).done == 6
     wide = "reach__wider__bc__scratch"
-    assert here.carried_out == [f"{wide}/seed0", f"{sparse}/seed1", f"{dense}/seed1", f"{wide}/seed1"]
+    assert here.carried_out == [
+        f"{wide}/seed0",
+        f"{sparse}/seed1",
+        f"{dense}/seed1",
+        f"{wide}/seed1",
+    ]
     assert {path: path.read_bytes() for path in before} == before
     assert open_directory(out).config == larger
     assert "reach__wider" in (out / "calibration.json").read_text()
-    assert "the study changes: encoders = [fibottention_vit_tiny, vit_tiny] there" in (out / "study.log").read_text()
+    assert (
+        "the study changes: encoders = [fibottention_vit_tiny, vit_tiny] there"
+        in (out / "study.log").read_text()
+    )
 
 
 def test_what_stands_in_the_way_of_growing(config: StudyConfig, tmp_path: Path) -> None:
     reach = replace(config.tasks[0], demos=2)
-    first = replace(config, tasks=(reach, replace(reach, task="Push-v0")), optimizer={**config.optimizer, "betas": (0.9, 0.9)})
+    first = replace(
+        config,
+        tasks=(reach, replace(reach, task="Push-v0")),
+        optimizer={**config.optimizer, "betas": (0.9, 0.9)},
+    )
     study = create_directory(tmp_path, first)
     for done in (study.starts(reach), study.run(runs(first)[0]) / "config.json"):
         done.parent.mkdir(parents=True, exist_ok=True)
@@ -119,7 +155,8 @@ def test_what_stands_in_the_way_of_growing(config: StudyConfig, tmp_path: Path) 
     with pytest.raises(UserError, match=r"reach__.* has begun, and would be left out"):
         grow(tmp_path, replace(first, tasks=first.tasks[1:]))
     shutil.rmtree(study.run(runs(first)[0]))
-    with pytest.raises(UserError, match="the data of reach are there already"):  # they would be taken for those of a later task
+    # they would be taken for those of a later task
+    with pytest.raises(UserError, match="the data of reach are there already"):
         grow(tmp_path, replace(first, tasks=first.tasks[1:]))
     with (
         locked(study.run_lock(runs(first)[1]), "starting"),
@@ -136,7 +173,9 @@ def test_what_has_not_begun_may_be_replaced(finished: StudyDirectory, tmp_path: 
     out = tmp_path / "study"
     shutil.copytree(finished.path, out)
     first, second = finished.config.encoders
-    gone, kept = (StudyDirectory(out, finished.config).cell(run.cell) for run in runs(finished.config))
+    gone, kept = (
+        StudyDirectory(out, finished.config).cell(run.cell) for run in runs(finished.config)
+    )
     shutil.rmtree(gone / "seed0")
     changed = replace(finished.config, encoders=(second, replace(first, name="again")))
     here = Here()
@@ -169,11 +208,24 @@ def test_chosen_runs_alone_are_carried_out(config: StudyConfig, finished: StudyD
 
 @pytest.mark.slow
 @pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="looks for processes in /proc")
-def test_a_killed_study_goes_on_and_ends_with_the_same_rows(finished: StudyDirectory, tmp_path: Path) -> None:
+def test_a_killed_study_goes_on_and_ends_with_the_same_rows(
+    finished: StudyDirectory, tmp_path: Path
+) -> None:
     (tmp_path / "my_study.py").write_text(SOURCE)
     out = tmp_path / "out"
-    command = [sys.executable, "-m", "fibopolicy", "study", "run", str(tmp_path / "my_study.py"), "--out", str(out)]
-    first = subprocess.Popen([*command, "--jobs", "1"], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    command = [
+        sys.executable,
+        "-m",
+        "fibopolicy",
+        "study",
+        "run",
+        str(tmp_path / "my_study.py"),
+        "--out",
+        str(out),
+    ]
+    first = subprocess.Popen(
+        [*command, "--jobs", "1"], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
     metrics = out / "cells/reach__fibottention_vit_tiny__bc__scratch/seed0/metrics.jsonl"
     while not metrics.exists():
         assert first.poll() is None, first.communicate()[1]
@@ -183,7 +235,8 @@ def test_a_killed_study_goes_on_and_ends_with_the_same_rows(finished: StudyDirec
     assert second.returncode == 2
     assert f"process {first.pid} on" in second.stderr
     assert second.stderr.count("\n") == 1, second.stderr
-    os.kill(first.pid, signal.SIGKILL)  # its run's process ends by itself, and the next start waits for that
+    # its run's process ends by itself, and the next start waits for that
+    os.kill(first.pid, signal.SIGKILL)
     first.communicate()
     assert subprocess.run(command, capture_output=True, text=True, check=False).returncode == 0
     study = open_directory(out)

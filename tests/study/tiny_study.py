@@ -43,7 +43,9 @@ class Here:
     carried_out: list[str] = field(default_factory=list)
     slots: int = 1
 
-    def carry_out(self, study: StudyDirectory, runs: Sequence[Run], folder: Path) -> Iterator[Ended]:
+    def carry_out(
+        self, study: StudyDirectory, runs: Sequence[Run], folder: Path
+    ) -> Iterator[Ended]:
         for run in runs:
             self.carried_out.append(run.name)
             yield Ended(run, carry_out(study, run), 0.0)

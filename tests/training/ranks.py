@@ -1,4 +1,6 @@
-"""Two processes of one training, for tests; and an encoder with batch norm and with a weight that no loss reaches."""
+"""Two processes of one training, for tests; and an encoder with batch norm and with a
+weight that no loss reaches.
+"""
 
 from __future__ import annotations
 
@@ -29,9 +31,12 @@ PATIENCE = 300.0
 class TinyCNN(Encoder):
     def __init__(self, *, image_size: tuple[int, int]) -> None:
         super().__init__()
-        # Without biases: before a batch norm their gradient is nothing but rounding, which Adam makes steps of.
+        # Without biases: before a batch norm their gradient is nothing but rounding,
+        # which Adam makes steps of.
         convolutions = nn.Conv2d(3, 8, 6, 6, bias=False), nn.Conv2d(8, 8, 2, bias=False)
-        self.net = nn.Sequential(convolutions[0], nn.BatchNorm2d(8), nn.ReLU(), convolutions[1], nn.BatchNorm2d(8))
+        self.net = nn.Sequential(
+            convolutions[0], nn.BatchNorm2d(8), nn.ReLU(), convolutions[1], nn.BatchNorm2d(8)
+        )
         self.unused = nn.Parameter(torch.zeros(3))
         self.output_dim = 8
 
@@ -42,7 +47,9 @@ class TinyCNN(Encoder):
 
 @dataclass(frozen=True)
 class Call:
-    """One `train(config, **options)` of both processes; with `dies_at`, rank 1 is killed at that step."""
+    """One `train(config, **options)` of both processes; with `dies_at`, rank 1 is
+    killed at that step.
+    """
 
     config: TrainConfig
     options: dict[str, bool]
@@ -51,7 +58,9 @@ class Call:
 
 @dataclass(frozen=True)
 class Outcome:
-    """Per rank: how a call ended ("done", an error's text, or the code of a `SystemExit`), and all that the rank printed."""
+    """Per rank: how a call ended ("done", an error's text, or the code of a
+    `SystemExit`), and all that the rank printed.
+    """
 
     endings: tuple[list[object], list[object]]
     printed: tuple[str, str]
@@ -59,12 +68,17 @@ class Outcome:
 
 
 def in_two_processes(calls: Sequence[Call], folder: Path) -> Outcome:
-    """Runs the calls one after the other, in two fresh processes that torchrun might have started."""
+    """Runs the calls one after the other, in two fresh processes that torchrun might
+    have started.
+    """
     context = multiprocessing.get_context("spawn")
     ports = [_free_port() for _ in calls]
     pipes = [context.Pipe(duplex=False) for _ in range(2)]
     logs = [folder / f"rank{rank}.txt" for rank in range(2)]
-    processes = [context.Process(target=_work, args=(r, calls, ports, logs[r], pipes[r][1])) for r in range(2)]
+    processes = [
+        context.Process(target=_work, args=(r, calls, ports, logs[r], pipes[r][1]))
+        for r in range(2)
+    ]
     for process in processes:
         process.start()
     for _, sender in pipes:
@@ -79,7 +93,11 @@ def in_two_processes(calls: Sequence[Call], folder: Path) -> Outcome:
         with contextlib.suppress(EOFError):
             while True:
                 told.append(receiver.recv())
-    return Outcome(endings, (logs[0].read_text(), logs[1].read_text()), (processes[0].exitcode, processes[1].exitcode))
+    return Outcome(
+        endings,
+        (logs[0].read_text(), logs[1].read_text()),
+        (processes[0].exitcode, processes[1].exitcode),
+    )
 
 
 def _work(rank: int, calls: Sequence[Call], ports: Sequence[int], log: Path, tell: Any) -> None:
@@ -101,7 +119,9 @@ def _work(rank: int, calls: Sequence[Call], ports: Sequence[int], log: Path, tel
             tell.send(end.code)
 
 
-def _mortal(step: Callable[..., dict[str, float]], dies_at: int | None) -> Callable[..., dict[str, float]]:
+def _mortal(
+    step: Callable[..., dict[str, float]], dies_at: int | None
+) -> Callable[..., dict[str, float]]:
     def until_then(number: int, engine: loop.Engine) -> dict[str, float]:
         if number == dies_at:
             os.kill(os.getpid(), signal.SIGKILL)

@@ -37,7 +37,8 @@ def batch_of(policy: Policy, count: int) -> dict[str, Any]:
             "hand": torch.randn(count, seen, 3),
         },
         "actions": torch.rand(count, config.chunk, 4) * 2 - 1,
-        "action_mask": torch.arange(config.chunk)[None] <= config.chunk - 1 - torch.arange(count)[:, None] % config.chunk,
+        "action_mask": torch.arange(config.chunk)[None]
+        <= config.chunk - 1 - torch.arange(count)[:, None] % config.chunk,
     }
 
 
@@ -47,7 +48,10 @@ def test_losses_of_parts_average_by_their_weights(head: str) -> None:
         pytest.importorskip("robomimic")
     torch.manual_seed(0)
     policy = build_policy(
-        PolicyConfig(head=head, head_options=OPTIONS.get(head, {}), encoder_options=ENCODER, hidden=16), SHAPES
+        PolicyConfig(
+            head=head, head_options=OPTIONS.get(head, {}), encoder_options=ENCODER, hidden=16
+        ),
+        SHAPES,
     ).eval()
     batch = batch_of(policy, 6)
 
@@ -61,14 +65,27 @@ def test_losses_of_parts_average_by_their_weights(head: str) -> None:
 
 
 @pytest.mark.parametrize("parts", [2, 8])
-def test_accumulated_gradients_are_those_of_the_whole_batch(tiny_config: TrainConfig, parts: int) -> None:
+def test_accumulated_gradients_are_those_of_the_whole_batch(
+    tiny_config: TrainConfig, parts: int
+) -> None:
     found = []
     for accumulate in (1, parts):
         optimizer = replace(tiny_config.optimizer, clip=1e9)
         compute = ComputeConfig(accumulate=accumulate, precision="fp32")
-        engine = _prepare(replace(tiny_config, optimizer=optimizer, compute=compute), World(), resume=False, overwrite=False)
+        engine = _prepare(
+            replace(tiny_config, optimizer=optimizer, compute=compute),
+            World(),
+            resume=False,
+            overwrite=False,
+        )
         figures = _step(5, engine)
-        found.append((figures["loss"], figures["gradient_norm"], [p.grad for p in engine.state.policy.parameters()]))
+        found.append(
+            (
+                figures["loss"],
+                figures["gradient_norm"],
+                [p.grad for p in engine.state.policy.parameters()],
+            )
+        )
     assert found[0][0] == pytest.approx(found[1][0], abs=1e-6)
     for ours, theirs in zip(found[0][2], found[1][2], strict=True):
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6)
@@ -92,9 +109,15 @@ def test_draws_belong_to_samples() -> None:
 
 
 @pytest.mark.parametrize("accumulate", [0, 3])
-def test_parts_that_do_not_divide_the_batch_are_refused(tiny_config: TrainConfig, tmp_path: Path, accumulate: int) -> None:
-    with pytest.raises(UserError, match=r"accumulate must be|batch_size 8 cannot be split .* a multiple of 3"):
-        train(replace(tiny_config, out=tmp_path / "run", compute=ComputeConfig(accumulate=accumulate)))
+def test_parts_that_do_not_divide_the_batch_are_refused(
+    tiny_config: TrainConfig, tmp_path: Path, accumulate: int
+) -> None:
+    with pytest.raises(
+        UserError, match=r"accumulate must be|batch_size 8 cannot be split .* a multiple of 3"
+    ):
+        train(
+            replace(tiny_config, out=tmp_path / "run", compute=ComputeConfig(accumulate=accumulate))
+        )
     assert not (tmp_path / "run").exists()
 
 

@@ -14,14 +14,22 @@ from fibopolicy.datasets import DemoFile, Mixture
 from fibopolicy.errors import UserError
 from fibopolicy.policies import PolicyConfig, build_policy
 from fibopolicy.training import TrainConfig
-from fibopolicy.training.data import left_out, narrow_distributions, open_dataset, open_validation, shapes_of
+from fibopolicy.training.data import (
+    left_out,
+    narrow_distributions,
+    open_dataset,
+    open_validation,
+    shapes_of,
+)
 from fibopolicy.training.loop import train
 from fibopolicy.training.watch_config import ValidationConfig
 
 
 @pytest.fixture
 def second_file(lift_file: Path, tmp_path: Path) -> Path:
-    """The same demonstrations in a file of their own, where filter key good names two of them and train is missing."""
+    """The same demonstrations in a file of their own, where filter key good names two
+    of them and train is missing.
+    """
     path = tmp_path / "second.hdf5"
     path.write_bytes(lift_file.read_bytes())
     with h5py.File(path, "a") as file:
@@ -32,16 +40,27 @@ def second_file(lift_file: Path, tmp_path: Path) -> Path:
 
 def demos(config: TrainConfig) -> list[int]:
     dataset = open_dataset(config)
-    return [part.num_demos for part in dataset.parts] if isinstance(dataset, Mixture) else [dataset.num_demos]
+    return (
+        [part.num_demos for part in dataset.parts]
+        if isinstance(dataset, Mixture)
+        else [dataset.num_demos]
+    )
 
 
-def test_filter_keys_are_for_all_files_or_for_each(tiny_config: TrainConfig, second_file: Path) -> None:
+def test_filter_keys_are_for_all_files_or_for_each(
+    tiny_config: TrainConfig, second_file: Path
+) -> None:
     both = replace(tiny_config, dataset=(tiny_config.dataset, second_file))
     assert demos(both) == [10, 11]  # by default train where a file has it, else all
     assert demos(replace(both, filter_key=("valid", "good"))) == [1, 2]
     assert demos(replace(both, filter_key="all")) == [11, 11]
-    assert demos(replace(tiny_config, dataset=(second_file, second_file), filter_key="good")) == [2, 2]
-    with pytest.raises(UserError, match=r"second\.hdf5: unknown filter key 'god': did you mean 'good'"):
+    assert demos(replace(tiny_config, dataset=(second_file, second_file), filter_key="good")) == [
+        2,
+        2,
+    ]
+    with pytest.raises(
+        UserError, match=r"second\.hdf5: unknown filter key 'god': did you mean 'good'"
+    ):
         open_dataset(replace(both, filter_key=("train", "god")))
     with pytest.raises(UserError, match="filter_key: got 2 for 1 files"):
         replace(tiny_config, filter_key=("train", "good"))
@@ -55,8 +74,15 @@ def test_a_list_of_one_file_is_that_file(tiny_config: TrainConfig) -> None:
     assert replace(tiny_config, dataset=(tiny_config.dataset,)) == tiny_config
 
 
-def test_a_run_on_a_mixture_resumes_to_the_same_weights(tiny_config: TrainConfig, second_file: Path, tmp_path: Path) -> None:
-    config = replace(tiny_config, dataset=(tiny_config.dataset, second_file), weights=(1.0, 3.0), out=tmp_path / "whole")
+def test_a_run_on_a_mixture_resumes_to_the_same_weights(
+    tiny_config: TrainConfig, second_file: Path, tmp_path: Path
+) -> None:
+    config = replace(
+        tiny_config,
+        dataset=(tiny_config.dataset, second_file),
+        weights=(1.0, 3.0),
+        out=tmp_path / "whole",
+    )
     train(config)
     cut = replace(config, out=tmp_path / "cut", checkpoint_every=5)
     with pytest.MonkeyPatch.context() as patch:
@@ -81,7 +107,9 @@ def validating(config: TrainConfig, key: str, **options: object) -> TrainConfig:
     return replace(config, validation=ValidationConfig(validate_on=key, **options))  # type: ignore[arg-type]
 
 
-def test_validation_reads_the_demos_of_its_key_in_every_file_that_has_it(tiny_config: TrainConfig, second_file: Path) -> None:
+def test_validation_reads_the_demos_of_its_key_in_every_file_that_has_it(
+    tiny_config: TrainConfig, second_file: Path
+) -> None:
     config = validating(replace(tiny_config, dataset=(tiny_config.dataset, second_file)), "valid")
     validation = open_validation(config, open_dataset(config))
     assert validation is not None
@@ -91,12 +119,18 @@ def test_validation_reads_the_demos_of_its_key_in_every_file_that_has_it(tiny_co
 
 def test_validating_on_what_is_trained_on_is_refused(tiny_config: TrainConfig) -> None:
     config = validating(replace(tiny_config, filter_key="all"), "valid")
-    with pytest.raises(UserError, match="1 of 1 demos of filter key 'valid' are trained on as well, say demo_"):
+    with pytest.raises(
+        UserError, match="1 of 1 demos of filter key 'valid' are trained on as well, say demo_"
+    ):
         open_validation(config, open_dataset(config))
 
 
-def test_an_unknown_validation_key_is_answered_with_the_nearest(tiny_config: TrainConfig, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="validate_on: unknown filter key 'vaild': did you mean 'valid'"):
+def test_an_unknown_validation_key_is_answered_with_the_nearest(
+    tiny_config: TrainConfig, tmp_path: Path
+) -> None:
+    with pytest.raises(
+        UserError, match="validate_on: unknown filter key 'vaild': did you mean 'valid'"
+    ):
         train(replace(validating(tiny_config, "vaild"), out=tmp_path / "run"))
     assert not (tmp_path / "run").exists()
 
@@ -106,14 +140,19 @@ def test_narrow_distributions_on_actions_at_their_limits_are_warned_of(
 ) -> None:
     with h5py.File(second_file, "a") as file:
         for name, demo in file["data"].items():
-            actions = np.random.default_rng(int(name.removeprefix("demo_"))).uniform(-1, 1, demo["actions"].shape)
-            actions[:, 1] = np.where(actions[:, 1] < 0.2, -1, actions[:, 1])  # 60 % of one axis at a limit
+            actions = np.random.default_rng(int(name.removeprefix("demo_"))).uniform(
+                -1, 1, demo["actions"].shape
+            )
+            # 60 % of one axis at a limit
+            actions[:, 1] = np.where(actions[:, 1] < 0.2, -1, actions[:, 1])
             actions[:, 3] = np.sign(actions[:, 3])  # the gripper
             demo["actions"][...] = actions
 
     def told(head: str, **options: float) -> list[str]:
         config = replace(
-            tiny_config, dataset=(tiny_config.dataset, second_file), policy=PolicyConfig(head=head, head_options=options)
+            tiny_config,
+            dataset=(tiny_config.dataset, second_file),
+            policy=PolicyConfig(head=head, head_options=options),
         )
         dataset = open_dataset(config)
         return narrow_distributions(build_policy(config.policy, shapes_of(dataset)), dataset)
@@ -127,17 +166,25 @@ def test_narrow_distributions_on_actions_at_their_limits_are_warned_of(
     assert told("bc") == []
 
 
-def test_a_file_on_which_hdf5_crashes_is_refused_before_it_is_opened(tiny_config: TrainConfig, second_file: Path) -> None:
+def test_a_file_on_which_hdf5_crashes_is_refused_before_it_is_opened(
+    tiny_config: TrainConfig, second_file: Path
+) -> None:
     content = bytearray(second_file.read_bytes())
-    for node in list(re.finditer(b"TREE\0\0", bytes(content)))[1:]:  # leaves of groups, but of the root
+    # leaves of groups, but of the root
+    for node in list(re.finditer(b"TREE\0\0", bytes(content)))[1:]:
         content[node.start() + 5] = 1  # a level above the leaves
-        content[node.start() + 32 : node.start() + 40] = node.start().to_bytes(8, "little")  # its own first child
+        # its own first child
+        content[node.start() + 32 : node.start() + 40] = node.start().to_bytes(8, "little")
     second_file.write_bytes(content)
-    with pytest.raises(UserError, match=r"second\.hdf5: is damaged: the HDF5 library crashes on it"):
+    with pytest.raises(
+        UserError, match=r"second\.hdf5: is damaged: the HDF5 library crashes on it"
+    ):
         open_dataset(replace(tiny_config, dataset=(second_file,)))
 
 
-def test_each_file_is_opened_once(tiny_config: TrainConfig, second_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_file_is_opened_once(
+    tiny_config: TrainConfig, second_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Opening looks at every demo: with thousands of them it takes longer than the first steps."""
     opened: list[str] = []
 

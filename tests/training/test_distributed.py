@@ -19,7 +19,9 @@ from fibopolicy.training.loop import train
 
 
 def curve(run: Path) -> np.ndarray:
-    return np.array([json.loads(line)["loss"] for line in (run / "metrics.jsonl").read_text().splitlines()])
+    return np.array(
+        [json.loads(line)["loss"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+    )
 
 
 def interrupted_at(step: int, config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -39,7 +41,9 @@ def interrupted_at(step: int, config: TrainConfig, monkeypatch: pytest.MonkeyPat
 
 @pytest.fixture(scope="module")
 def configs(tiny_config: TrainConfig) -> dict[str, TrainConfig]:
-    """Augmentation is on, and the padding at the ends of demonstrations makes the ranks' losses means over unequal numbers."""
+    """Augmentation is on, and the padding at the ends of demonstrations makes the
+    ranks' losses means over unequal numbers.
+    """
     halves = ComputeConfig(accumulate=2)
     cnn = PolicyConfig(encoder="tiny_cnn", hidden=32, shift=2)
     return {
@@ -53,13 +57,19 @@ def configs(tiny_config: TrainConfig) -> dict[str, TrainConfig]:
 
 
 @pytest.fixture(scope="module")
-def two(configs: dict[str, TrainConfig], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Outcome]:
+def two(
+    configs: dict[str, TrainConfig], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, Outcome]:
     """All of it in two processes; imports cost more than the trainings."""
     folder = tmp_path_factory.mktemp("two")
     with pytest.MonkeyPatch.context() as patch:
         interrupted_at(6, replace(configs["other world"], out=folder / "other world"), patch)
     calls = [
-        Call(replace(config, out=folder / name), {"resume": name == "other world"}, dies_at=6 if name == "dead rank" else None)
+        Call(
+            replace(config, out=folder / name),
+            {"resume": name == "other world"},
+            dies_at=6 if name == "dead rank" else None,
+        )
         for name, config in configs.items()
     ]
     return folder, in_two_processes(calls, folder)
@@ -91,8 +101,10 @@ def test_a_batch_that_cannot_be_split_is_told_once_and_ends_all(
 ) -> None:
     folder, outcome = two
     number = list(configs).index("uneven")
-    assert outcome.endings[0][number] == (
-        "batch_size 9 cannot be split evenly into 2 processes x accumulate 1 parts; choose a multiple of 2"
+    assert (
+        outcome.endings[0][number]
+        == "batch_size 9 cannot be split evenly into 2 processes x accumulate 1 parts; choose a"
+        " multiple of 2"
     )
     assert outcome.endings[1][number] == 2
     assert not (folder / "uneven").exists()
@@ -106,21 +118,61 @@ def test_a_dead_rank_ends_the_others_and_the_run_goes_on_later(
     assert len(outcome.endings[1]) == len(configs) - 1
     assert outcome.exit_codes == (0, -9)
     train(replace(configs["dead rank"], out=folder / "dead rank"), resume=True)
-    np.testing.assert_allclose(curve(folder / "dead rank"), curve(folder / "plain"), rtol=0, atol=1e-5)
+    np.testing.assert_allclose(
+        curve(folder / "dead rank"), curve(folder / "plain"), rtol=0, atol=1e-5
+    )
 
 
-def test_an_incomplete_environment_is_named(tiny_config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_incomplete_environment_is_named(
+    tiny_config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.delenv("RANK", raising=False)
-    with pytest.raises(UserError, match="several processes, but RANK is None; start them with `torchrun"):
+    with pytest.raises(
+        UserError, match="several processes, but RANK is None; start them with `torchrun"
+    ):
         train(replace(tiny_config, out=tmp_path / "run"))
 
 
 @pytest.mark.slow
-def test_torchrun_starts_the_command(lift_file: Path, tiny_config: TrainConfig, tmp_path: Path) -> None:
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "fibopolicy.train"]
-    options = ["--dataset", str(lift_file), "--out", str(tmp_path / "run"), "--steps", "2", "--batch-size", "8", "--warmup", "1"]
-    options += ["--encoder-options", "patch_size", "12", "width", "24", "depth", "1", "heads", "2", "--log-every", "1"]
+def test_torchrun_starts_the_command(
+    lift_file: Path, tiny_config: TrainConfig, tmp_path: Path
+) -> None:
+    torchrun = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        "-m",
+        "fibopolicy.train",
+    ]
+    options = [
+        "--dataset",
+        str(lift_file),
+        "--out",
+        str(tmp_path / "run"),
+        "--steps",
+        "2",
+        "--batch-size",
+        "8",
+        "--warmup",
+        "1",
+    ]
+    options += [
+        "--encoder-options",
+        "patch_size",
+        "12",
+        "width",
+        "24",
+        "depth",
+        "1",
+        "heads",
+        "2",
+        "--log-every",
+        "1",
+    ]
     done = subprocess.run([*torchrun, *options], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("trained to step 2") == 1

@@ -63,7 +63,9 @@ def breaking_at(step: int, factor: float, monkeypatch: pytest.MonkeyPatch) -> No
         now["step"] = number
         return whole(number, engine)
 
-    def broken(self: loop.PolicyLoss, batch: dict[str, object]) -> tuple[torch.Tensor, dict[str, float]]:
+    def broken(
+        self: loop.PolicyLoss, batch: dict[str, object]
+    ) -> tuple[torch.Tensor, dict[str, float]]:
         loss, figures = real(self, batch)
         return (loss * factor if now["step"] >= step else loss), figures
 
@@ -79,7 +81,9 @@ def test_a_loss_that_is_not_finite_stops_with_the_step_and_the_samples(
     with pytest.raises(UserError) as caught:
         train(config)
     samples = batch_indices(len(open_dataset(config)), 8, config.seed, 6)
-    assert f"the loss is nan at step 6 (samples {', '.join(map(str, samples))})" in str(caught.value)
+    assert f"the loss is nan at step 6 (samples {', '.join(map(str, samples))})" in str(
+        caught.value
+    )
     assert torch.load(config.out / "state.pt", weights_only=True)["step"] == 4
 
 
@@ -89,7 +93,9 @@ def test_no_checkpoint_is_written_once_the_loss_explodes(
     breaking_at(30, 1e4, monkeypatch)
     optimizer = OptimizerConfig(steps=200, batch_size=4, warmup=2, learning_rate=1e-4)
     config = replace(tiny_config, out=tmp_path / "run", optimizer=optimizer, checkpoint_every=1)
-    with pytest.raises(UserError, match=f"has been above .* for {PATIENCE} steps.* at step {30 + PATIENCE - 1} "):
+    with pytest.raises(
+        UserError, match=f"has been above .* for {PATIENCE} steps.* at step {30 + PATIENCE - 1} "
+    ):
         train(config)
     assert torch.load(config.out / "state.pt", weights_only=True)["step"] == 30
 

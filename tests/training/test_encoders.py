@@ -34,16 +34,23 @@ def policy_of(config: TrainConfig, seed: int, **changes: Any) -> Policy:
 
 
 def same(one: nn.Module, other: nn.Module) -> bool:
-    return all(torch.equal(a, b) for a, b in zip(one.state_dict().values(), other.state_dict().values(), strict=True))
+    return all(
+        torch.equal(a, b)
+        for a, b in zip(one.state_dict().values(), other.state_dict().values(), strict=True)
+    )
 
 
 # --- freezing
 
 
 @pytest.mark.filterwarnings("ignore:the frozen encoder has random weights")
-def test_a_frozen_encoder_stays_as_it_was_and_the_head_learns(tiny_config: TrainConfig, tmp_path: Path) -> None:
+def test_a_frozen_encoder_stays_as_it_was_and_the_head_learns(
+    tiny_config: TrainConfig, tmp_path: Path
+) -> None:
     for name, frozen in (("trained", False), ("frozen", True)):
-        train(replace(tiny_config, out=tmp_path / name, freeze_encoder=frozen, checkpoint_every=100))
+        train(
+            replace(tiny_config, out=tmp_path / name, freeze_encoder=frozen, checkpoint_every=100)
+        )
     shapes = load_policy(tmp_path / "frozen").policy.shapes
     torch.manual_seed(tiny_config.seed)
     fresh = build_policy(tiny_config.policy, shapes).state_dict()
@@ -56,12 +63,18 @@ def test_a_frozen_encoder_stays_as_it_was_and_the_head_learns(tiny_config: Train
 
 
 def test_batch_norm_of_a_frozen_encoder_keeps_its_statistics() -> None:
-    policy = build_policy(PolicyConfig(encoder="resnet18", hidden=8), Shapes({"front_image": (40, 40)}, {}, 4))
+    policy = build_policy(
+        PolicyConfig(encoder="resnet18", hidden=8), Shapes({"front_image": (40, 40)}, {}, 4)
+    )
     freeze(policy)
     training_mode(policy)
     assert policy.training
-    assert not any(module.training for module in next(iter(camera_encoders(policy).values())).modules())
-    before = {name: tensor.clone() for name, tensor in policy.state_dict().items() if "running" in name}
+    assert not any(
+        module.training for module in next(iter(camera_encoders(policy).values())).modules()
+    )
+    before = {
+        name: tensor.clone() for name, tensor in policy.state_dict().items() if "running" in name
+    }
     batch = {
         "obs": {"front_image": torch.randint(0, 255, (2, 1, 40, 40, 3), dtype=torch.uint8)},
         "actions": torch.zeros(2, 8, 4),
@@ -76,24 +89,42 @@ def test_batch_norm_of_a_frozen_encoder_keeps_its_statistics() -> None:
 # --- weights
 
 
-def test_encoders_start_from_a_run_camera_by_camera(tiny_config: TrainConfig, tmp_path: Path) -> None:
+def test_encoders_start_from_a_run_camera_by_camera(
+    tiny_config: TrainConfig, tmp_path: Path
+) -> None:
     train(replace(tiny_config, out=tmp_path / "first"))
     theirs = camera_encoders(load_policy(tmp_path / "first").policy)
-    done = train(replace(tiny_config, out=tmp_path / "second", encoder_weights=tmp_path / "first", freeze_encoder=True, seed=3))
+    done = train(
+        replace(
+            tiny_config,
+            out=tmp_path / "second",
+            encoder_weights=tmp_path / "first",
+            freeze_encoder=True,
+            seed=3,
+        )
+    )
     ours = camera_encoders(done.policy)
     assert ours.keys() == theirs.keys() == {"workspace_image", "wrist_image"}
     assert all(same(ours[camera], theirs[camera]) for camera in ours)
     assert not same(ours["workspace_image"], ours["wrist_image"])
     shutil.rmtree(tmp_path / "first")  # a resumed run has its own
     train(
-        replace(tiny_config, out=tmp_path / "second", encoder_weights=tmp_path / "first", freeze_encoder=True, seed=3),
+        replace(
+            tiny_config,
+            out=tmp_path / "second",
+            encoder_weights=tmp_path / "first",
+            freeze_encoder=True,
+            seed=3,
+        ),
         resume=True,
     )
 
 
 def test_a_run_of_other_cameras_is_refused(tiny_config: TrainConfig, tmp_path: Path) -> None:
     train(replace(tiny_config, out=tmp_path / "run"))
-    with pytest.raises(UserError, match="run: has encoders for workspace_image, wrist_image, none for front_image"):
+    with pytest.raises(
+        UserError, match="run: has encoders for workspace_image, wrist_image, none for front_image"
+    ):
         load_encoder_weights(policy_of(tiny_config, 0), tmp_path / "run")
     train(replace(tiny_config, out=tmp_path / "one", cameras=("wrist_image",)))
     policy = policy_of(tiny_config, 0)
@@ -104,15 +135,23 @@ def test_a_run_of_other_cameras_is_refused(tiny_config: TrainConfig, tmp_path: P
 
 @pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "module._orig_mod."])
 @pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
-def test_encoders_start_from_a_file(tiny_config: TrainConfig, tmp_path: Path, suffix: str, prefix: str) -> None:
+def test_encoders_start_from_a_file(
+    tiny_config: TrainConfig, tmp_path: Path, suffix: str, prefix: str
+) -> None:
     source = camera_encoders(policy_of(tiny_config, 1))["front_image"].state_dict()
     path = tmp_path / f"weights{suffix}"
     saved = {f"{prefix}{name}": tensor for name, tensor in source.items()}
-    save_file(saved, path) if suffix == ".safetensors" else torch.save({"state_dict": saved, "epoch": 3}, path)
+    (
+        save_file(saved, path)
+        if suffix == ".safetensors"
+        else torch.save({"state_dict": saved, "epoch": 3}, path)
+    )
     policy = policy_of(tiny_config, 2)
     load_encoder_weights(policy, path)
     for encoder in camera_encoders(policy).values():
-        assert all(torch.equal(encoder.state_dict()[name], tensor) for name, tensor in source.items())
+        assert all(
+            torch.equal(encoder.state_dict()[name], tensor) for name, tensor in source.items()
+        )
 
 
 def test_weights_that_do_not_fit_are_named(tiny_config: TrainConfig, tmp_path: Path) -> None:
@@ -121,13 +160,18 @@ def test_weights_that_do_not_fit_are_named(tiny_config: TrainConfig, tmp_path: P
     source["cls"] = torch.zeros(1, 1, 7)
     path = tmp_path / "weights.safetensors"
     save_file(source, path)
-    expected = r"weights\.safetensors: .*missing: norm\.weight; unknown: norm\.weights; shape: cls 1x1x7 where 1x1x24 is expected"
+    expected = (
+        r"weights\.safetensors: .*missing: norm\.weight; unknown: norm\.weights; shape: cls 1x1x7"
+        r" where 1x1x24 is expected"
+    )
     with pytest.raises(UserError, match=expected):
         train(replace(tiny_config, out=tmp_path / "run", encoder_weights=path))
     assert not (tmp_path / "run").exists()
 
 
-def test_unreadable_weights_are_refused_and_run_no_code(tiny_config: TrainConfig, tmp_path: Path) -> None:
+def test_unreadable_weights_are_refused_and_run_no_code(
+    tiny_config: TrainConfig, tmp_path: Path
+) -> None:
     class Evil:
         def __reduce__(self) -> tuple[object, ...]:
             return (Path.mkdir, (tmp_path / "executed",))
@@ -157,17 +201,24 @@ def test_a_timm_checkpoint_loses_its_classifier_and_gets_other_positions(tmp_pat
     torch.manual_seed(0)
     model = timm.create_model("vit_tiny_patch16_224", img_size=64, depth=1)
     save_file(model.state_dict(), tmp_path / "timm.safetensors")
-    config = PolicyConfig(encoder="timm:vit_tiny_patch16_224", encoder_options={"attention": "fibottention"}, hidden=8)
+    config = PolicyConfig(
+        encoder="timm:vit_tiny_patch16_224", encoder_options={"attention": "fibottention"}, hidden=8
+    )
     policy = build_policy(config, Shapes({"front_image": (32, 48)}, {}, 4))
     encoder = camera_encoders(policy)["front_image"]
     encoder.model.blocks = encoder.model.blocks[:1]
     load_encoder_weights(policy, tmp_path / "timm.safetensors")
     loaded: dict[str, Tensor] = encoder.model.state_dict()
-    assert torch.equal(loaded["blocks.0.attn.qkv.weight"], model.state_dict()["blocks.0.attn.qkv.weight"])
+    assert torch.equal(
+        loaded["blocks.0.attn.qkv.weight"], model.state_dict()["blocks.0.attn.qkv.weight"]
+    )
     assert torch.equal(loaded["pos_embed"][:, 0], model.state_dict()["pos_embed"][:, 0])
     assert loaded["pos_embed"].shape == (1, 1 + 2 * 3, 192)
     assert not torch.equal(loaded["pos_embed"], torch.zeros_like(loaded["pos_embed"]))
-    save_file({name: t for name, t in model.state_dict().items() if name != "norm.bias"}, tmp_path / "timm.safetensors")
+    save_file(
+        {name: t for name, t in model.state_dict().items() if name != "norm.bias"},
+        tmp_path / "timm.safetensors",
+    )
     with pytest.raises(UserError, match=r"missing: model\.norm\.bias\)"):
         load_encoder_weights(policy, tmp_path / "timm.safetensors")
 
@@ -206,15 +257,25 @@ def test_gradient_checkpointing_keeps_less_and_gives_the_same_gradients(attentio
         torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
 
 
-def test_a_run_with_gradient_checkpointing_ends_with_the_same_weights(tiny_config: TrainConfig, tmp_path: Path) -> None:
+def test_a_run_with_gradient_checkpointing_ends_with_the_same_weights(
+    tiny_config: TrainConfig, tmp_path: Path
+) -> None:
     for name, on in (("kept", False), ("recomputed", True)):
-        train(replace(tiny_config, out=tmp_path / name, compute=ComputeConfig(gradient_checkpointing=on)))
-    one, other = ((tmp_path / name / "ema.safetensors").read_bytes() for name in ("kept", "recomputed"))
+        train(
+            replace(
+                tiny_config, out=tmp_path / name, compute=ComputeConfig(gradient_checkpointing=on)
+            )
+        )
+    one, other = (
+        (tmp_path / name / "ema.safetensors").read_bytes() for name in ("kept", "recomputed")
+    )
     assert one == other
 
 
 def test_encoders_that_cannot_checkpoint_say_so() -> None:
-    policy = build_policy(PolicyConfig(encoder="resnet18", hidden=8), Shapes({"front_image": (40, 40)}, {}, 4))
+    policy = build_policy(
+        PolicyConfig(encoder="resnet18", hidden=8), Shapes({"front_image": (40, 40)}, {}, 4)
+    )
     with pytest.raises(UserError, match="ResNet18 cannot checkpoint its gradients"):
         checkpoint_gradients(policy)
 
@@ -230,8 +291,13 @@ def test_timm_checkpoints_gradients_itself() -> None:
 # --- compilation
 
 
-@pytest.mark.parametrize(("attention", "checkpointed"), [("dense", False), ("fibottention", False), ("fibottention", True)])
-def test_the_vision_transformer_compiles_into_one_graph_with_the_kernel_inside(attention: Any, checkpointed: bool) -> None:
+@pytest.mark.parametrize(
+    ("attention", "checkpointed"),
+    [("dense", False), ("fibottention", False), ("fibottention", True)],
+)
+def test_the_vision_transformer_compiles_into_one_graph_with_the_kernel_inside(
+    attention: Any, checkpointed: bool
+) -> None:
     encoder = ViT(image_size=(24, 24), attention=attention, **{**TINY_ENCODER, "depth": 1})
     if checkpointed:
         encoder.checkpoint_gradients()
@@ -244,7 +310,10 @@ def test_the_vision_transformer_compiles_into_one_graph_with_the_kernel_inside(a
     found = torch.compile(encoder, backend=keep, fullgraph=True)(images)[1]
     torch.testing.assert_close(found, encoder(images)[1])
     calls = [
-        str(node.target) for part in graphs[0].modules() if isinstance(part, torch.fx.GraphModule) for node in part.graph.nodes
+        str(node.target)
+        for part in graphs[0].modules()
+        if isinstance(part, torch.fx.GraphModule)
+        for node in part.graph.nodes
     ]
     assert len(graphs) == 1
     assert any("sparse_attention" in call for call in calls) == (attention == "fibottention")
@@ -252,20 +321,32 @@ def test_the_vision_transformer_compiles_into_one_graph_with_the_kernel_inside(a
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
-def test_a_run_with_compiled_encoders_has_the_same_losses_and_names(tiny_config: TrainConfig, tmp_path: Path) -> None:
+def test_a_run_with_compiled_encoders_has_the_same_losses_and_names(
+    tiny_config: TrainConfig, tmp_path: Path
+) -> None:
     # As little as there is to compile: each kernel costs seconds.
-    encoder = replace(tiny_config.policy, encoder_options={**TINY_ENCODER, "depth": 1, "pool": "mean"})
+    encoder = replace(
+        tiny_config.policy, encoder_options={**TINY_ENCODER, "depth": 1, "pool": "mean"}
+    )
     config = replace(tiny_config, cameras=("wrist_image",), policy=encoder)
     for name, on in (("eager", False), ("compiled", True)):
         train(replace(config, out=tmp_path / name, compute=ComputeConfig(compile=on)))
-    curves = [[json.loads(line)["loss"] for line in (tmp_path / n / "metrics.jsonl").open()] for n in ("eager", "compiled")]
+    curves = [
+        [json.loads(line)["loss"] for line in (tmp_path / n / "metrics.jsonl").open()]
+        for n in ("eager", "compiled")
+    ]
     assert curves[0] == pytest.approx(curves[1], abs=1e-4)
     assert load_policy(tmp_path / "compiled").step == 12
 
 
-def test_a_missing_compiler_is_named(tiny_config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_compiler_is_named(
+    tiny_config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("CXX", "no-such-compiler")
-    with pytest.raises(UserError, match="--compile needs a C\\+\\+ compiler on a CPU and found no no-such-compiler; install"):
+    with pytest.raises(
+        UserError,
+        match="--compile needs a C\\+\\+ compiler on a CPU and found no no-such-compiler; install",
+    ):
         train(replace(tiny_config, out=tmp_path / "run", compute=ComputeConfig(compile=True)))
     assert not (tmp_path / "run").exists()
 
@@ -278,17 +359,28 @@ def test_every_encoder_of_a_policy_is_found(tiny_config: TrainConfig) -> None:
         assert len({id(encoder) for encoder in found.values()}) == (2 if views == "separate" else 1)
 
 
-def test_a_run_with_published_weights_is_loaded_without_fetching_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_with_published_weights_is_loaded_without_fetching_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     make_torchvision_importable()
     timm = pytest.importorskip("timm")
     config = PolicyConfig(encoder="timm:resnet10t", encoder_options={"pretrained": True})
     shapes = Shapes({"front_image": (32, 32)}, {"hand": 3}, 4)
-    document = {"policy": asdict(config), "shapes": asdict(shapes), "train": {"optimizer": {"steps": 1}}, "env_args": {}}
+    document = {
+        "policy": asdict(config),
+        "shapes": asdict(shapes),
+        "train": {"optimizer": {"steps": 1}},
+        "env_args": {},
+    }
     (tmp_path / "config.json").write_text(json.dumps(document))
     policy = build_policy(replace(config, encoder_options={}), shapes)
     save_weights(tmp_path / "ema.safetensors", policy, {"step": "1"})
     create = timm.create_model
-    monkeypatch.setattr(timm, "create_model", lambda *args, pretrained, **rest: _refused(pretrained) or create(*args, **rest))
+    monkeypatch.setattr(
+        timm,
+        "create_model",
+        lambda *args, pretrained, **rest: _refused(pretrained) or create(*args, **rest),
+    )
     assert load_policy(tmp_path).step == 1
     with pytest.raises(UserError, match="timm:resnet10t: its published weights cannot be fetched"):
         build_policy(config, shapes)

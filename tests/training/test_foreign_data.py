@@ -1,4 +1,6 @@
-"""Training on what is not simulated here: what is chosen, what is refused, and what the policy gives back."""
+"""Training on what is not simulated here: what is chosen, what is refused, and what the
+policy gives back.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +42,13 @@ def write(tmp_path: Path) -> Files:
         with DemoWriter(path, env_args, overwrite=True) as writer:
             for _ in range(2):
                 done = random.uniform(-1, 1, (12, 7)) if actions is None else actions
-                writer.add({k: v for k, v in seen.items() if v is not None}, done, np.zeros((12, 5)), None, None)
+                writer.add(
+                    {k: v for k, v in seen.items() if v is not None},
+                    done,
+                    np.zeros((12, 5)),
+                    None,
+                    None,
+                )
         return path
 
     return write
@@ -53,12 +61,18 @@ def test_a_policy_gives_joint_targets_back_in_their_range(
     targets = np.tile([2.5, -2.0, 0.1, 3.0, 0.0, 0.5, 255.0], (12, 1))
     targets[::2, 0], targets[::2, 6] = 2.4, 0.0
     policy = replace(tiny_config.policy, action_normalization=normalization)
-    config = replace(tiny_config, dataset=write(actions=targets), out=tmp_path / "run", policy=policy)
+    config = replace(
+        tiny_config, dataset=write(actions=targets), out=tmp_path / "run", policy=policy
+    )
     train(config)
     loaded = load_policy(config.out).policy
     assert loaded.shapes.absolute
-    if normalization == "minmax":  # a policy that has learnt little stays near the middle of the range
-        obs = {"front_image": torch.zeros(1, 1, 24, 24, 3, dtype=torch.uint8), "robot0_eef_pos": torch.zeros(1, 1, 3)}
+    # a policy that has learnt little stays near the middle of the range
+    if normalization == "minmax":
+        obs = {
+            "front_image": torch.zeros(1, 1, 24, 24, 3, dtype=torch.uint8),
+            "robot0_eef_pos": torch.zeros(1, 1, 3),
+        }
         actions, _ = loaded.act(obs, None)
         assert actions[..., 3].min() > 1
 
@@ -69,7 +83,10 @@ def test_actions_within_the_bounds_stay_bounded(write: Files, tiny_config: Train
 
 def test_all_arms_are_read(write: Files, tiny_config: TrainConfig) -> None:
     path = write(robot1_eef_pos=np.zeros((12, 3)), robot0_joint_pos=np.zeros((12, 7)))
-    assert open_dataset(replace(tiny_config, dataset=path)).vectors == ("robot0_eef_pos", "robot1_eef_pos")
+    assert open_dataset(replace(tiny_config, dataset=path)).vectors == (
+        "robot0_eef_pos",
+        "robot1_eef_pos",
+    )
 
 
 def test_what_is_not_read_is_said_at_the_start(
@@ -78,7 +95,10 @@ def test_what_is_not_read_is_said_at_the_start(
     path = write(cube_pos=np.zeros((12, 3)), front_depth=np.zeros((12, 24, 24, 1), np.uint8))
     with caplog.at_level(logging.INFO):
         train(replace(tiny_config, dataset=path, out=tmp_path / "run"))
-    assert f"{path}: not read: cube_pos, front_depth; --cameras and --vectors choose" in caplog.messages
+    assert (
+        f"{path}: not read: cube_pos, front_depth; --cameras and --vectors choose"
+        in caplog.messages
+    )
 
 
 @pytest.mark.parametrize("kind", [4, 1])
@@ -86,16 +106,25 @@ def test_frames_that_cannot_be_read_are_named_and_only_a_known_task_is_to_be_ren
     write: Files, tiny_config: TrainConfig, kind: int
 ) -> None:
     name = "RealKitchen" if kind == 4 else "Lift"
-    path = write({"env_name": name, "type": kind, "env_kwargs": {}}, front_image=np.zeros((12, 24, 24, 3), np.float32))
+    path = write(
+        {"env_name": name, "type": kind, "env_kwargs": {}},
+        front_image=np.zeros((12, 24, 24, 3), np.float32),
+    )
     with pytest.raises(UserError) as caught:
         open_dataset(replace(tiny_config, dataset=path))
-    assert "front_image is float32 (N, 24, 24, 3): frames must be uint8, 0 to 255" in str(caught.value)
+    assert "front_image is float32 (N, 24, 24, 3): frames must be uint8, 0 to 255" in str(
+        caught.value
+    )
     assert ("fibopolicy render" in str(caught.value)) == (kind == 1)
 
 
-def test_one_unreadable_camera_beside_a_good_one_is_not_left_out_silently(write: Files, tiny_config: TrainConfig) -> None:
+def test_one_unreadable_camera_beside_a_good_one_is_not_left_out_silently(
+    write: Files, tiny_config: TrainConfig
+) -> None:
     config = replace(tiny_config, dataset=write(wrist_image=np.zeros((12, 3, 24, 24), np.uint8)))
-    with pytest.raises(UserError, match=r"wrist_image is .*channels first.*leave it out with --cameras front_image"):
+    with pytest.raises(
+        UserError, match=r"wrist_image is .*channels first.*leave it out with --cameras front_image"
+    ):
         open_dataset(config)
     assert open_dataset(replace(config, cameras=("front_image",))).cameras == ("front_image",)
 
@@ -119,14 +148,35 @@ def test_data_of_another_simulator_trains_and_rollouts_are_refused(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     path, run = write(env_args), tmp_path / "run"
-    options = ("--steps", "2", "--encoder-options", "patch_size", "12", "width", "24", "depth", "1", "heads", "2")
-    code, out, _ = call(monkeypatch, capsys, "train", "--dataset", str(path), "--out", str(run), *options)
+    options = (
+        "--steps",
+        "2",
+        "--encoder-options",
+        "patch_size",
+        "12",
+        "width",
+        "24",
+        "depth",
+        "1",
+        "heads",
+        "2",
+    )
+    code, out, _ = call(
+        monkeypatch, capsys, "train", "--dataset", str(path), "--out", str(run), *options
+    )
     assert (code, "next:" in out) == (0, False)
     assert json.loads((run / "config.json").read_text())["env_args"] == env_args
     for roll_out in (
         lambda: evaluate_run(EvaluateConfig(run, episodes=1)),
         lambda: evaluate(load_policy(run).policy, env_args, 1, workers=1),
-        lambda: train(replace(tiny_config, dataset=path, out=tmp_path / "b", rollouts=RolloutConfig(rollout_every=5))),
+        lambda: train(
+            replace(
+                tiny_config,
+                dataset=path,
+                out=tmp_path / "b",
+                rollouts=RolloutConfig(rollout_every=5),
+            )
+        ),
     ):
         with pytest.raises(UserError, match=told) as caught:
             roll_out()
@@ -135,15 +185,34 @@ def test_data_of_another_simulator_trains_and_rollouts_are_refused(
 
 
 def test_the_next_command_is_printed_for_a_known_task_and_quoted(
-    lift_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    lift_file: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     run = tmp_path / "my run"
-    options = ("--steps", "2", "--encoder-options", "patch_size", "12", "width", "24", "depth", "1", "heads", "2")
-    _, out, _ = call(monkeypatch, capsys, "train", "--dataset", str(lift_file), "--out", str(run), *options)
+    options = (
+        "--steps",
+        "2",
+        "--encoder-options",
+        "patch_size",
+        "12",
+        "width",
+        "24",
+        "depth",
+        "1",
+        "heads",
+        "2",
+    )
+    _, out, _ = call(
+        monkeypatch, capsys, "train", "--dataset", str(lift_file), "--out", str(run), *options
+    )
     assert f"next: fibopolicy evaluate '{run}' --episodes 50" in out.splitlines()
 
 
-def test_nested_cameras_train_from_end_to_end(write: Files, tiny_config: TrainConfig, tmp_path: Path) -> None:
+def test_nested_cameras_train_from_end_to_end(
+    write: Files, tiny_config: TrainConfig, tmp_path: Path
+) -> None:
     path = write()
     with h5py.File(path, "r+") as file:
         for demo in file["data"].values():

@@ -1,4 +1,6 @@
-"""A training killed at any moment leaves a whole checkpoint and goes on to the weights of one that was not killed."""
+"""A training killed at any moment leaves a whole checkpoint and goes on to the weights
+of one that was not killed.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,11 @@ KILLS = 50
 
 def outcome(run: Path) -> tuple[bytes, bytes, list[float]]:
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return (run / "model.safetensors").read_bytes(), (run / "ema.safetensors").read_bytes(), [row["loss"] for row in rows]
+    return (
+        (run / "model.safetensors").read_bytes(),
+        (run / "ema.safetensors").read_bytes(),
+        [row["loss"] for row in rows],
+    )
 
 
 def check_whole(run: Path) -> int:
@@ -44,7 +50,8 @@ def check_whole(run: Path) -> int:
 
 
 def forked(task: Callable[[], object], kill_after: float = math.inf) -> int:
-    """Runs `task` in a copy of this process, which has all imports and kernels; returns the signal that ended it, or 0.
+    """Runs `task` in a copy of this process, which has all imports and kernels; returns
+    the signal that ended it, or 0.
 
     Args:
         kill_after: seconds of processor time, which passes alike on busy machines.
@@ -82,7 +89,7 @@ def killed_at_random(config: TrainConfig, folder: Path) -> None:
     expected, chance, kills, runs, steps = outcome(folder / "whole"), random.Random(0), 0, 0, set()
     while kills < KILLS:
         run = replace(config, out=folder / f"killed{runs}")
-        while forked(lambda: train(run, resume=True), chance.uniform(0, span)) == signal.SIGKILL:  # noqa: B023  (runs at once)
+        while forked(lambda: train(run, resume=True), chance.uniform(0, span)) == signal.SIGKILL:  # noqa: B023
             kills += 1
             if run.out.exists():
                 steps.add(check_whole(run.out))
@@ -93,7 +100,9 @@ def killed_at_random(config: TrainConfig, folder: Path) -> None:
 
 @pytest.mark.slow
 def test_fifty_kills_at_random_moments(tiny_config: TrainConfig, tmp_path: Path) -> None:
-    config = replace(tiny_config, optimizer=OptimizerConfig(steps=60, batch_size=4, warmup=2), checkpoint_every=1)
+    config = replace(
+        tiny_config, optimizer=OptimizerConfig(steps=60, batch_size=4, warmup=2), checkpoint_every=1
+    )
     apart(killed_at_random, config, tmp_path)
 
 
@@ -102,7 +111,9 @@ def die(*_: object, **__: object) -> None:
 
 
 def dies_at_call(module: Any, name: str, call: int, *, after: bool) -> None:
-    """From now on the `call`-th use of a function, from 1, kills this process before or after it does its work."""
+    """From now on the `call`-th use of a function, from 1, kills this process before or
+    after it does its work.
+    """
     original, calls = getattr(module, name), 0
 
     def counted(*arguments: Any, **options: Any) -> Any:
@@ -137,10 +148,19 @@ def killed_while_saving(config: TrainConfig, folder: Path) -> None:
     train(replace(config, out=folder / "whole"))
     expected = outcome(folder / "whole")
     # A checkpoint is three files, each flushed, renamed, and its folder flushed.
-    places: list[Callable[[], None]] = [lambda: dies_in_the_midst_of("save"), lambda: dies_in_the_midst_of("save_file")]
+    places: list[Callable[[], None]] = [
+        lambda: dies_in_the_midst_of("save"),
+        lambda: dies_in_the_midst_of("save_file"),
+    ]
     for call in (1, 2, 3):
-        places += [lambda call=call, a=a: dies_at_call(files.os, "replace", call + 1, after=a) for a in (False, True)]  # type: ignore[misc]
-    places += [lambda call=call: dies_at_call(files, "flush", call + 2, after=False) for call in range(1, 7)]  # type: ignore[misc]
+        places += [
+            lambda call=call, a=a: dies_at_call(files.os, "replace", call + 1, after=a)
+            for a in (False, True)
+        ]  # type: ignore[misc]
+    places += [
+        lambda call=call: dies_at_call(files, "flush", call + 2, after=False)
+        for call in range(1, 7)
+    ]  # type: ignore[misc]
     for number, place in enumerate(places):
         run = replace(config, out=folder / f"killed{number}")
 
@@ -160,7 +180,9 @@ def test_kills_at_every_place_of_saving(tiny_config: TrainConfig, tmp_path: Path
 
 
 def disk_fills_up(config: TrainConfig, out: Path, tell: Any) -> None:
-    """Goes on with a run where no file may grow as large as its checkpoint, which is what a full disk looks like."""
+    """Goes on with a run where no file may grow as large as its checkpoint, which is
+    what a full disk looks like.
+    """
     torch.set_num_threads(1)
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     for limited in ("state.pt", "model.safetensors"):
@@ -174,7 +196,9 @@ def disk_fills_up(config: TrainConfig, out: Path, tell: Any) -> None:
         tell.send(check_whole(out))
 
 
-def test_a_full_disk_is_told_in_one_line_and_spares_the_checkpoint(tiny_config: TrainConfig, tmp_path: Path) -> None:
+def test_a_full_disk_is_told_in_one_line_and_spares_the_checkpoint(
+    tiny_config: TrainConfig, tmp_path: Path
+) -> None:
     config = replace(tiny_config, out=tmp_path / "run")
 
     def stop(*_: object) -> None:
@@ -189,7 +213,10 @@ def test_a_full_disk_is_told_in_one_line_and_spares_the_checkpoint(tiny_config: 
     apart(disk_fills_up, config, config.out, sender)
     told = [receiver.recv() for _ in range(4)]
     for message, name in ((told[0], "state.pt"), (told[2], "model.safetensors")):
-        assert f"{config.out}/{name}: cannot be written: File too large; the checkpoint before it is whole" in message
+        assert (
+            f"{config.out}/{name}: cannot be written: File too large; the checkpoint before it is"
+            " whole" in message
+        )
         assert "\n" not in message
     assert told[1] == 4
     train(config, resume=True)
@@ -197,12 +224,16 @@ def test_a_full_disk_is_told_in_one_line_and_spares_the_checkpoint(tiny_config: 
     assert outcome(config.out) == outcome(tmp_path / "whole")
 
 
-def test_the_first_checkpoints_failure_speaks_of_no_earlier_one(tiny_config: TrainConfig, tmp_path: Path) -> None:
+def test_the_first_checkpoints_failure_speaks_of_no_earlier_one(
+    tiny_config: TrainConfig, tmp_path: Path
+) -> None:
     config = replace(tiny_config, out=tmp_path / "run")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(checkpoint, "save_file", _disk_full)
         patch.setattr(torch, "save", _disk_full)
-        with pytest.raises(UserError, match=r"run/state\.pt: cannot be written: No space left on device$"):
+        with pytest.raises(
+            UserError, match=r"run/state\.pt: cannot be written: No space left on device$"
+        ):
             train(config)
     train(config, resume=True)
 

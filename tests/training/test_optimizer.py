@@ -35,8 +35,14 @@ def test_weight_decay_spares_biases_norms_and_positions(policy: Policy) -> None:
     assert (decayed["weight_decay"], spared["weight_decay"]) == (0.1, 0.0)
     names = {id(p): n for n, p in policy.named_parameters()}
     assert all(p.ndim > 1 for p in decayed["params"])
-    assert {name.rsplit(".", 1)[-1] for name in names.values() if "positions" in name or name.endswith("cls")} == {
-        name.rsplit(".", 1)[-1] for name in (names[id(p)] for p in spared["params"]) if not name.endswith(("bias", "weight"))
+    assert {
+        name.rsplit(".", 1)[-1]
+        for name in names.values()
+        if "positions" in name or name.endswith("cls")
+    } == {
+        name.rsplit(".", 1)[-1]
+        for name in (names[id(p)] for p in spared["params"])
+        if not name.endswith(("bias", "weight"))
     }
     assert len(decayed["params"]) + len(spared["params"]) == len(names)
 
@@ -46,7 +52,9 @@ def test_weight_decay_spares_the_learned_tokens_of_timm() -> None:
     pytest.importorskip("timm")
     encoder = build_encoder("timm:vit_tiny_patch16_224", image_size=(32, 32))
     _, spared = build_optimizer(encoder, OptimizerConfig()).param_groups
-    assert {id(encoder.model.pos_embed), id(encoder.model.cls_token)} <= {id(p) for p in spared["params"]}
+    assert {id(encoder.model.pos_embed), id(encoder.model.cls_token)} <= {
+        id(p) for p in spared["params"]
+    }
 
 
 def test_the_encoder_learns_at_its_own_rate(policy: Policy) -> None:
@@ -61,18 +69,28 @@ def test_the_encoder_learns_at_its_own_rate(policy: Policy) -> None:
 
 def test_a_frozen_encoder_is_not_in_the_optimiser(policy: Policy) -> None:
     freeze(policy)
-    trained = {id(p) for group in build_optimizer(policy, OptimizerConfig()).param_groups for p in group["params"]}
+    trained = {
+        id(p)
+        for group in build_optimizer(policy, OptimizerConfig()).param_groups
+        for p in group["params"]
+    }
     assert trained == {id(p) for name, p in policy.named_parameters() if ".encoders." not in name}
 
 
 def test_shared_encoders_are_counted_once(tiny_config: TrainConfig) -> None:
     config: PolicyConfig = replace(tiny_config.policy, views="shared")
     policy = build_policy(config, Shapes({"a_image": (24, 24), "b_image": (24, 24)}, {}, 4))
-    found = [p for group in build_optimizer(policy, OptimizerConfig(encoder_rate=0.5)).param_groups for p in group["params"]]
+    found = [
+        p
+        for group in build_optimizer(policy, OptimizerConfig(encoder_rate=0.5)).param_groups
+        for p in group["params"]
+    ]
     assert len(found) == len({id(p) for p in found}) == len(list(policy.parameters()))
 
 
-@pytest.mark.parametrize("change", [{"encoder_rate": 0.0}, {"learning_rate": -1.0}, {"clip": 0.0}, {"betas": (0.9, 1.0)}])
+@pytest.mark.parametrize(
+    "change", [{"encoder_rate": 0.0}, {"learning_rate": -1.0}, {"clip": 0.0}, {"betas": (0.9, 1.0)}]
+)
 def test_values_out_of_range_are_refused(change: dict[str, float]) -> None:
     with pytest.raises(UserError, match=next(iter(change))):
         OptimizerConfig(**change)

@@ -22,7 +22,10 @@ CPU, CUDA = torch.device("cpu"), torch.device("cuda")
     [(CPU, None, "fp32"), (CUDA, (7, 5), "fp32"), (CUDA, (8, 0), "bf16"), (CUDA, (9, 0), "bf16")],
 )
 def test_auto_goes_by_what_the_device_can_do(
-    device: torch.device, capability: tuple[int, int] | None, expected: str, monkeypatch: pytest.MonkeyPatch
+    device: torch.device,
+    capability: tuple[int, int] | None,
+    expected: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     assert resolve_precision("auto", device) == expected
@@ -35,10 +38,14 @@ def chosen(run: Path) -> str:
 
 
 def test_auto_is_float32_on_a_cpu_with_bfloat16_units_beside_load(
-    tiny_config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    tiny_config: TrainConfig,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True, raising=False)
-    monkeypatch.setattr(time, "perf_counter", itertools.count().__next__)  # no timing can favour one of them
+    # no timing can favour one of them
+    monkeypatch.setattr(time, "perf_counter", itertools.count().__next__)
     with caplog.at_level("INFO", logger="fibopolicy"):
         train(replace(tiny_config, out=tmp_path / "run"))
     assert chosen(tmp_path / "run") == "fp32"
@@ -50,22 +57,36 @@ def test_a_resumed_run_keeps_the_precision_that_it_was_started_with(
 ) -> None:
     seen: list[str] = []
     run = loop._run
-    monkeypatch.setattr(loop, "_run", lambda start, engine: seen.append(engine.config.compute.precision) or run(start, engine))
+    monkeypatch.setattr(
+        loop,
+        "_run",
+        lambda start, engine: seen.append(engine.config.compute.precision) or run(start, engine),
+    )
     monkeypatch.setattr(loop, "resolve_precision", lambda precision, device: "bf16")  # as on a GPU
     train(replace(tiny_config, out=tmp_path / "run"))
     monkeypatch.undo()
-    monkeypatch.setattr(loop, "_run", lambda start, engine: seen.append(engine.config.compute.precision) or run(start, engine))
+    monkeypatch.setattr(
+        loop,
+        "_run",
+        lambda start, engine: seen.append(engine.config.compute.precision) or run(start, engine),
+    )
     train(replace(tiny_config, out=tmp_path / "run"), resume=True)
     assert seen == ["bf16", "bf16"]
     assert chosen(tmp_path / "run") == "bf16"
 
 
-def test_bf16_trains_to_a_like_loss_with_weights_in_float32(tiny_config: TrainConfig, tmp_path: Path) -> None:
+def test_bf16_trains_to_a_like_loss_with_weights_in_float32(
+    tiny_config: TrainConfig, tmp_path: Path
+) -> None:
     curves = []
     for name in ("fp32", "bf16"):
-        done = train(replace(tiny_config, out=tmp_path / name, compute=ComputeConfig(precision=name)))
+        done = train(
+            replace(tiny_config, out=tmp_path / name, compute=ComputeConfig(precision=name))
+        )
         assert {tensor.dtype for tensor in done.policy.parameters()} == {torch.float32}
-        curves.append([json.loads(line)["loss"] for line in (tmp_path / name / "metrics.jsonl").open()])
+        curves.append(
+            [json.loads(line)["loss"] for line in (tmp_path / name / "metrics.jsonl").open()]
+        )
     assert curves[0] != curves[1]
     assert curves[0] == pytest.approx(curves[1], abs=0.02)
 

@@ -29,13 +29,23 @@ def test_the_command_line_makes_the_same_run_as_python(name: str, form: str) -> 
 def test_other_options_override_a_preset_wherever_they_stand(order: int) -> None:
     words = [["--preset", "released_robot"], ["--steps", "7", "--hidden", "64"]][::order]
     expected = preset("released_robot", DATA, RUN)
-    changed = replace(expected, optimizer=replace(expected.optimizer, steps=7), policy=replace(expected.policy, hidden=64))
+    changed = replace(
+        expected,
+        optimizer=replace(expected.optimizer, steps=7),
+        policy=replace(expected.policy, hidden=64),
+    )
     assert parsed(*words[0], *words[1]) == changed
 
 
 def test_another_head_brings_its_own_settings() -> None:
     policy = parsed("--preset", "released_robot", "--head", "bc").policy
-    assert (policy.head, policy.history, policy.chunk, policy.execute, policy.head_options) == ("bc", 1, 8, 4, {})
+    assert (policy.head, policy.history, policy.chunk, policy.execute, policy.head_options) == (
+        "bc",
+        1,
+        8,
+        4,
+        {},
+    )
     assert policy.encoder == "released_robot"
     assert parsed("--preset", "released_robot", "--ensemble", "0.01").policy.execute == 1
 
@@ -49,4 +59,10 @@ def test_without_a_preset_nothing_changes_and_unknown_ones_are_named() -> None:
 def test_released_robot_is_the_authors_encoder_in_diffusion_policy() -> None:
     policy = preset("released_robot", DATA, RUN).policy
     assert (policy.head, policy.encoder, policy.crop) == ("diffusion", "released_robot", 76)
-    assert (policy.history, policy.chunk, policy.execute, policy.hidden, policy.layers) == (2, 16, 8, 256, 3)
+    assert (policy.history, policy.chunk, policy.execute, policy.hidden, policy.layers) == (
+        2,
+        16,
+        8,
+        256,
+        3,
+    )

@@ -33,7 +33,7 @@ while not os.path.exists({once!r}) and time.monotonic() < until:
 {fail}
 document = dict(success=.5, low=.1, high=.9, episodes=2, errors=0, seconds=1, text="1/2", arguments=sys.argv[1:])
 json.dump(document, open(result, "w"))
-"""
+"""  # noqa: E501
 
 
 @pytest.fixture
@@ -42,7 +42,9 @@ def run(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def stand_in(monkeypatch: pytest.MonkeyPatch, folder: Path, *, once: Path | None = None, fail: str = "") -> None:
+def stand_in(
+    monkeypatch: pytest.MonkeyPatch, folder: Path, *, once: Path | None = None, fail: str = ""
+) -> None:
     (folder / "stand_in.py").write_text(FAKE.format(once=str(once or folder), fail=fail))
     monkeypatch.setenv("PYTHONPATH", str(folder))
     monkeypatch.setattr("fibopolicy.training.rollouts._MODULE", "stand_in")
@@ -55,7 +57,9 @@ class Kept(list[tuple[int, dict[str, float]]]):
 
 def rollouts(run: Path, written: Kept, every: int | None = 2, **options: object) -> Rollouts:
     settings = {"start": 0, "done": set(), **options}
-    return Rollouts(run, RolloutConfig(rollout_every=every), nn.Linear(1, 1), written.write, "cpu", **settings)  # type: ignore[arg-type]
+    return Rollouts(
+        run, RolloutConfig(rollout_every=every), nn.Linear(1, 1), written.write, "cpu", **settings
+    )  # type: ignore[arg-type]
 
 
 def test_training_does_not_wait_but_at_its_end(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -67,7 +71,8 @@ def test_training_does_not_wait_but_at_its_end(run: Path, monkeypatch: pytest.Mo
         assert not written
         (run / "trained").touch()
         beside.finish(6)
-    # Those of steps 4 and 6 fell due while those of step 2 ran; the last is caught up on.
+    # Those of steps 4 and 6 fell due while those of step 2 ran; the last is caught up
+    # on.
     assert [step for step, _ in written] == [1, 5]
     assert written[0][1] == {
         "monitoring_success": 0.5,
@@ -91,11 +96,18 @@ def test_a_failure_is_told_and_stops_nothing(
     assert "monitoring at step 2 failed (no such simulator)" in caplog.text
 
 
-def test_what_was_cut_short_goes_on_after_a_resume_and_is_not_repeated(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_was_cut_short_goes_on_after_a_resume_and_is_not_repeated(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     stand_in(monkeypatch, run)
     (run / "monitoring").mkdir()
     save_weights(run / "monitoring/ema.safetensors", nn.Linear(1, 1), {"step": "4"})
-    for options, expected in (({"start": 5}, [3]), ({"start": 5, "done": {3}}, []), ({"start": 3}, []), ({}, [])):
+    for options, expected in (
+        ({"start": 5}, [3]),
+        ({"start": 5, "done": {3}}, []),
+        ({"start": 3}, []),
+        ({}, []),
+    ):
         written = Kept()
         with rollouts(run, written, **options) as beside:
             beside.finish(5)
@@ -120,16 +132,23 @@ def test_numbers_below_one_are_refused(name: str) -> None:
 
 @pytest.mark.slow
 def test_a_run_is_rolled_out_beside_its_training(tiny_config: TrainConfig, tmp_path: Path) -> None:
-    config = replace(tiny_config, out=tmp_path / "run", rollouts=RolloutConfig(rollout_every=6, rollout_episodes=2))
+    config = replace(
+        tiny_config,
+        out=tmp_path / "run",
+        rollouts=RolloutConfig(rollout_every=6, rollout_episodes=2),
+    )
     train(config)
     lines = [json.loads(line) for line in (config.out / "metrics.jsonl").read_text().splitlines()]
     told = [row for row in lines if "monitoring_success" in row]
     assert told[-1]["step"] == 11
-    assert all(row["monitoring_low"] <= row["monitoring_success"] <= row["monitoring_high"] for row in told)
+    assert all(
+        row["monitoring_low"] <= row["monitoring_success"] <= row["monitoring_high"] for row in told
+    )
     assert not (config.out / "episodes.jsonl").exists()  # a result is what evaluate gives
-    assert {json.loads(row)["starts_seed"] for row in (config.out / "monitoring/episodes.jsonl").read_text().splitlines()} == {
-        730_001
-    }
+    assert {
+        json.loads(row)["starts_seed"]
+        for row in (config.out / "monitoring/episodes.jsonl").read_text().splitlines()
+    } == {730_001}
     assert load_policy(config.out / "monitoring").step == 12
     train(config, overwrite=True)
     names = {path.name for path in (config.out / "monitoring").iterdir()}
@@ -138,9 +157,32 @@ def test_a_run_is_rolled_out_beside_its_training(tiny_config: TrainConfig, tmp_p
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_rollouts_end_with_a_training_that_is_killed(tiny_config: TrainConfig, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "fibopolicy", "train", "--dataset", str(tiny_config.dataset), "--out", str(tmp_path / "run")]
-    command += ["--encoder-options", "patch_size", "12", "width", "24", "depth", "1", "heads", "2", "--batch-size", "2"]
+def test_rollouts_end_with_a_training_that_is_killed(
+    tiny_config: TrainConfig, tmp_path: Path
+) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "fibopolicy",
+        "train",
+        "--dataset",
+        str(tiny_config.dataset),
+        "--out",
+        str(tmp_path / "run"),
+    ]
+    command += [
+        "--encoder-options",
+        "patch_size",
+        "12",
+        "width",
+        "24",
+        "depth",
+        "1",
+        "heads",
+        "2",
+        "--batch-size",
+        "2",
+    ]
     command += ["--steps", "100000", "--rollout-every", "1", "--rollout-episodes", "500"]
     training = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     rows = tmp_path / "run/monitoring/episodes.jsonl"

@@ -28,7 +28,16 @@ def test_every_part_of_a_step_is_told(
     profile = profile_train(replace(tiny_config, policy=small, out=tmp_path / "run"), turns=3)
     parts = {part.name: part.seconds for part in profile.parts}
     assert [name for name in parts if name.startswith("encoder")] in (encoders, encoders[::-1])
-    rest = ["data", "to the device", "preparing frames", "head", "backward", "optimiser", "average of the weights", "step"]
+    rest = [
+        "data",
+        "to the device",
+        "preparing frames",
+        "head",
+        "backward",
+        "optimiser",
+        "average of the weights",
+        "step",
+    ]
     assert [name for name in parts if not name.startswith("encoder")] == rest
     assert all(seconds > 0 for seconds in parts.values())
     assert sum(parts.values()) - parts["step"] == pytest.approx(parts["step"], rel=0.5)

@@ -31,49 +31,102 @@ def losses(run: Path) -> list[float]:
 
 def test_a_run_leaves_every_file_of_its_contract(tiny_config: TrainConfig, tmp_path: Path) -> None:
     done = train(replace(tiny_config, out=tmp_path / "run"))
-    names = {p.name.split(".")[0] if "tfevents" in p.name else p.name for p in (tmp_path / "run").iterdir()}
-    assert names == {"config.json", "model.safetensors", "ema.safetensors", "state.pt", "metrics.jsonl", "events"}
+    names = {
+        p.name.split(".")[0] if "tfevents" in p.name else p.name
+        for p in (tmp_path / "run").iterdir()
+    }
+    assert names == {
+        "config.json",
+        "model.safetensors",
+        "ema.safetensors",
+        "state.pt",
+        "metrics.jsonl",
+        "events",
+    }
     loaded = load_policy(tmp_path / "run")
     assert (loaded.step, loaded.total_steps) == (12, 12)
     for name, tensor in done.policy.state_dict().items():
         torch.testing.assert_close(loaded.policy.state_dict()[name], tensor, rtol=0, atol=0)
-    assert [json.loads(line)["step"] for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()] == list(range(12))
+    assert [
+        json.loads(line)["step"]
+        for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    ] == list(range(12))
 
 
 def test_the_loss_falls(tiny_config: TrainConfig, tmp_path: Path) -> None:
-    longer = replace(tiny_config, out=tmp_path / "run", optimizer=OptimizerConfig(steps=120, batch_size=16, warmup=10))
+    longer = replace(
+        tiny_config,
+        out=tmp_path / "run",
+        optimizer=OptimizerConfig(steps=120, batch_size=16, warmup=10),
+    )
     train(longer)
     curve = losses(tmp_path / "run")
     assert np.mean(curve[-10:]) < 0.6 * np.mean(curve[:5])
 
 
-def test_the_same_seed_gives_the_same_curve_and_another_seed_another(tiny_config: TrainConfig, tmp_path: Path) -> None:
+def test_the_same_seed_gives_the_same_curve_and_another_seed_another(
+    tiny_config: TrainConfig, tmp_path: Path
+) -> None:
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
         train(replace(tiny_config, out=tmp_path / name, seed=seed))
     assert losses(tmp_path / "a") == losses(tmp_path / "b")
     assert losses(tmp_path / "a") != losses(tmp_path / "c")
-    assert (tmp_path / "a/ema.safetensors").read_bytes() == (tmp_path / "b/ema.safetensors").read_bytes()
+    assert (tmp_path / "a/ema.safetensors").read_bytes() == (
+        tmp_path / "b/ema.safetensors"
+    ).read_bytes()
 
 
 @pytest.mark.slow
 def test_a_killed_run_resumes_to_bit_identical_weights(lift_file: Path, tmp_path: Path) -> None:
-    base = [sys.executable, "-m", "fibopolicy", "train", "--dataset", str(lift_file), "--steps", "60", "--batch-size", "8"]
-    base += ["--encoder-options", "patch_size", "12", "width", "24", "depth", "1", "heads", "2", "--shift", "2"]
+    base = [
+        sys.executable,
+        "-m",
+        "fibopolicy",
+        "train",
+        "--dataset",
+        str(lift_file),
+        "--steps",
+        "60",
+        "--batch-size",
+        "8",
+    ]
+    base += [
+        "--encoder-options",
+        "patch_size",
+        "12",
+        "width",
+        "24",
+        "depth",
+        "1",
+        "heads",
+        "2",
+        "--shift",
+        "2",
+    ]
     base += ["--checkpoint-every", "7", "--log-every", "1", "--warmup", "5"]
     subprocess.run([*base, "--out", str(tmp_path / "whole")], check=True, capture_output=True)
 
-    killed = subprocess.Popen([*base, "--out", str(tmp_path / "killed")], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    killed = subprocess.Popen(
+        [*base, "--out", str(tmp_path / "killed")],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
     metrics = tmp_path / "killed/metrics.jsonl"
-    while not (metrics.exists() and metrics.read_text().count("\n") >= 10):  # after the first checkpoint, amid the second stretch
+    # after the first checkpoint, amid the second stretch
+    while not (metrics.exists() and metrics.read_text().count("\n") >= 10):
         assert killed.poll() is None
         time.sleep(0.005)
     os.kill(killed.pid, signal.SIGKILL)
     assert killed.wait() == -signal.SIGKILL
 
-    refused = subprocess.run([*base, "--out", str(tmp_path / "killed")], capture_output=True, text=True, check=False)
+    refused = subprocess.run(
+        [*base, "--out", str(tmp_path / "killed")], capture_output=True, text=True, check=False
+    )
     assert refused.returncode == 2
     assert "--resume" in refused.stderr
-    subprocess.run([*base, "--out", str(tmp_path / "killed"), "--resume"], check=True, capture_output=True)
+    subprocess.run(
+        [*base, "--out", str(tmp_path / "killed"), "--resume"], check=True, capture_output=True
+    )
     for name in ("model.safetensors", "ema.safetensors"):
         assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "killed" / name).read_bytes()
     assert losses(tmp_path / "whole") == losses(tmp_path / "killed")
@@ -88,7 +141,9 @@ def test_a_missing_export_is_made_again_on_resume(tiny_config: TrainConfig, tmp_
     assert (config.out / "ema.safetensors").read_bytes() == kept
 
 
-def test_resuming_another_configuration_is_refused_by_name(tiny_config: TrainConfig, tmp_path: Path) -> None:
+def test_resuming_another_configuration_is_refused_by_name(
+    tiny_config: TrainConfig, tmp_path: Path
+) -> None:
     config = replace(tiny_config, out=tmp_path / "run")
     train(config)
     with pytest.raises(UserError, match="already; pass --resume"):
@@ -97,11 +152,15 @@ def test_resuming_another_configuration_is_refused_by_name(tiny_config: TrainCon
         train(replace(config, seed=3), resume=True)
     with pytest.raises(UserError, match=r"policy\.chunk = 8 there, 6 now"):
         train(replace(config, policy=replace(config.policy, chunk=6)), resume=True)
-    with pytest.raises(UserError, match=r"train\.optimizer\.encoder_rate = 1\.0 there, 0\.5 now; use that"):
+    with pytest.raises(
+        UserError, match=r"train\.optimizer\.encoder_rate = 1\.0 there, 0\.5 now; use that"
+    ):
         train(replace(config, optimizer=replace(config.optimizer, encoder_rate=0.5)), resume=True)
 
 
-def test_resuming_on_other_data_is_refused_with_the_statistic(tiny_config: TrainConfig, lift_file: Path, tmp_path: Path) -> None:
+def test_resuming_on_other_data_is_refused_with_the_statistic(
+    tiny_config: TrainConfig, lift_file: Path, tmp_path: Path
+) -> None:
     config = replace(tiny_config, out=tmp_path / "run")
     train(config)
     moved = tmp_path / "moved.hdf5"
@@ -109,21 +168,30 @@ def test_resuming_on_other_data_is_refused_with_the_statistic(tiny_config: Train
     train(replace(config, dataset=moved), resume=True)
     with h5py.File(moved, "a") as file:
         file["data/demo_0/obs/hand_position"][:, 1] += 3.0
-    with pytest.raises(UserError, match=r"run: was trained on other data than .*moved\.hdf5: max of hand_position was \["):
+    with pytest.raises(
+        UserError,
+        match=r"run: was trained on other data than .*moved\.hdf5: max of hand_position was \[",
+    ):
         train(replace(config, dataset=moved), resume=True)
 
 
-def test_what_a_state_lacks_or_has_too_much_is_named(tiny_config: TrainConfig, tmp_path: Path) -> None:
+def test_what_a_state_lacks_or_has_too_much_is_named(
+    tiny_config: TrainConfig, tmp_path: Path
+) -> None:
     config = replace(tiny_config, out=tmp_path / "run")
     train(config)
     state = torch.load(config.out / "state.pt", weights_only=True)
     state["policy"]["head.9.bias"] = state["policy"].pop("head.0.bias")
     torch.save(state, config.out / "state.pt")
-    with pytest.raises(UserError, match=r"state\.pt: .*missing: head\.0\.bias; unknown: head\.9\.bias"):
+    with pytest.raises(
+        UserError, match=r"state\.pt: .*missing: head\.0\.bias; unknown: head\.9\.bias"
+    ):
         train(config, resume=True)
 
 
-def test_a_damaged_state_is_named_and_does_not_run_code(tiny_config: TrainConfig, tmp_path: Path) -> None:
+def test_a_damaged_state_is_named_and_does_not_run_code(
+    tiny_config: TrainConfig, tmp_path: Path
+) -> None:
     config = replace(tiny_config, out=tmp_path / "run")
     train(config)
     whole = (config.out / "state.pt").read_bytes()
@@ -141,7 +209,9 @@ def test_a_damaged_state_is_named_and_does_not_run_code(tiny_config: TrainConfig
     assert not (tmp_path / "executed").exists()
 
 
-def test_a_folder_with_something_else_in_it_is_left_alone(tiny_config: TrainConfig, tmp_path: Path) -> None:
+def test_a_folder_with_something_else_in_it_is_left_alone(
+    tiny_config: TrainConfig, tmp_path: Path
+) -> None:
     (tmp_path / "thesis.tex").write_text("years of work")
     for overwrite in (False, True):
         with pytest.raises(UserError, match="holds no run"):
@@ -149,7 +219,9 @@ def test_a_folder_with_something_else_in_it_is_left_alone(tiny_config: TrainConf
     assert (tmp_path / "thesis.tex").exists()
 
 
-def test_weights_that_do_not_fit_the_configuration_are_refused(tiny_config: TrainConfig, tmp_path: Path) -> None:
+def test_weights_that_do_not_fit_the_configuration_are_refused(
+    tiny_config: TrainConfig, tmp_path: Path
+) -> None:
     config = replace(tiny_config, out=tmp_path / "run")
     train(config)
     document = json.loads((config.out / "config.json").read_text())
@@ -159,9 +231,13 @@ def test_weights_that_do_not_fit_the_configuration_are_refused(tiny_config: Trai
         load_policy(config.out)
 
 
-def test_a_loss_that_is_not_finite_stops_with_the_step(tiny_config: TrainConfig, tmp_path: Path) -> None:
+def test_a_loss_that_is_not_finite_stops_with_the_step(
+    tiny_config: TrainConfig, tmp_path: Path
+) -> None:
     wild = replace(
-        tiny_config, out=tmp_path / "run", optimizer=OptimizerConfig(steps=200, batch_size=8, learning_rate=1e30, warmup=0)
+        tiny_config,
+        out=tmp_path / "run",
+        optimizer=OptimizerConfig(steps=200, batch_size=8, learning_rate=1e30, warmup=0),
     )
     with pytest.raises(UserError, match=r"the loss is (nan|inf) at step \d+"):
         train(wild)
@@ -180,12 +256,20 @@ def test_ema_follows_the_stated_recursion_and_copies_buffers() -> None:
     torch.testing.assert_close(ema.average.running_mean, torch.full((2,), 7.0))
 
 
-def test_object_poses_are_not_taken_for_proprioception(tmp_path: Path, tiny_config: TrainConfig, lift_file: Path) -> None:
+def test_object_poses_are_not_taken_for_proprioception(
+    tmp_path: Path, tiny_config: TrainConfig, lift_file: Path
+) -> None:
     with DemoFile(lift_file) as file:
-        obs = {key: file.read("demo_0", f"obs/{key}") for key in (*file.image_keys, *file.vector_keys)}
-        arrays = {key: file.read("demo_0", key) for key in ("actions", "states", "rewards", "dones")}
+        obs = {
+            key: file.read("demo_0", f"obs/{key}") for key in (*file.image_keys, *file.vector_keys)
+        }
+        arrays = {
+            key: file.read("demo_0", key) for key in ("actions", "states", "rewards", "dones")
+        }
         with DemoWriter(tmp_path / "cheat.hdf5", file.env_args) as writer:
-            writer.add({**obs, "object": np.zeros((len(arrays["actions"]), 10), np.float32)}, **arrays)
+            writer.add(
+                {**obs, "object": np.zeros((len(arrays["actions"]), 10), np.float32)}, **arrays
+            )
     train(replace(tiny_config, dataset=tmp_path / "cheat.hdf5", out=tmp_path / "run"))
     shapes = json.loads((tmp_path / "run/config.json").read_text())["shapes"]
     assert set(shapes["vectors"]) == {"hand_position", "gripper_opening"}
@@ -206,7 +290,10 @@ def test_overwriting_spares_what_no_run_wrote(tiny_config: TrainConfig, tmp_path
         (config.out / name).parent.mkdir(exist_ok=True)
         (config.out / name).write_text("mine")
     train(config, overwrite=True)
-    assert all((config.out / name).exists() for name in ("notes.jsonl", "other.safetensors", "videos/mine.mp4"))
+    assert all(
+        (config.out / name).exists()
+        for name in ("notes.jsonl", "other.safetensors", "videos/mine.mp4")
+    )
     foreign = tmp_path / "bert"
     foreign.mkdir()
     (foreign / "config.json").write_text('{"model_type": "bert"}')
@@ -226,12 +313,16 @@ def test_two_trainings_do_not_share_a_directory(tiny_config: TrainConfig, tmp_pa
     assert (config.out / "state.pt").read_bytes() == kept
 
 
-def test_resume_and_overwrite_together_are_refused(tiny_config: TrainConfig, tmp_path: Path) -> None:
+def test_resume_and_overwrite_together_are_refused(
+    tiny_config: TrainConfig, tmp_path: Path
+) -> None:
     with pytest.raises(UserError, match="either --resume or --overwrite"):
         train(replace(tiny_config, out=tmp_path / "run"), resume=True, overwrite=True)
 
 
-def test_a_run_without_its_state_does_not_start_over_its_weights(tiny_config: TrainConfig, tmp_path: Path) -> None:
+def test_a_run_without_its_state_does_not_start_over_its_weights(
+    tiny_config: TrainConfig, tmp_path: Path
+) -> None:
     config = replace(tiny_config, out=tmp_path / "run")
     train(config)
     (config.out / "state.pt").unlink()
@@ -241,7 +332,14 @@ def test_a_run_without_its_state_does_not_start_over_its_weights(tiny_config: Tr
 
 @pytest.mark.parametrize(
     "change",
-    [{"seed": -1}, {"seed": 1 << 40}, {"checkpoint_every": 0}, {"log_every": 0}, {"device": "foo"}, {"device": "cuda:99"}],
+    [
+        {"seed": -1},
+        {"seed": 1 << 40},
+        {"checkpoint_every": 0},
+        {"log_every": 0},
+        {"device": "foo"},
+        {"device": "cuda:99"},
+    ],
 )
 def test_values_out_of_range_are_refused_before_anything_is_written(
     tiny_config: TrainConfig, tmp_path: Path, change: dict[str, object]

@@ -38,7 +38,8 @@ def test_the_loss_does_not_depend_on_the_size_of_the_batches(tiny_config: TrainC
     dataset = open_dataset(replace(tiny_config, filter_key="valid"))
     policy = build_policy(tiny_config.policy, shapes_of(dataset)).eval()
     chosen = np.linspace(0, len(dataset) - 1, 8).round().astype(int)
-    expected = float(policy.loss(to_device(dataset.batch(chosen), CPU))[0].detach())  # counts no padding
+    # counts no padding
+    expected = float(policy.loss(to_device(dataset.batch(chosen), CPU))[0].detach())
     for size in (8, 3, 1):
         figures = validation_figures(policy, dataset, samples=8, batch_size=size, device=CPU)
         assert figures["validation_loss"] == pytest.approx(expected, rel=1e-5)
@@ -85,7 +86,9 @@ def test_the_best_are_kept_beside_the_last_and_can_be_named(watched: TrainConfig
         assert float(file.metadata()["validation_loss"]) == losses[best[0]]
     assert load_policy(watched.out, weights=f"best/{kept[0].stem}").step == best[0] + 1
     assert load_policy(watched.out).step == 12
-    with pytest.raises(UserError, match="unknown weights 'best/step_000099': did you mean 'best/step_0000"):
+    with pytest.raises(
+        UserError, match="unknown weights 'best/step_000099': did you mean 'best/step_0000"
+    ):
         load_policy(watched.out, weights="best/step_000099")
     train(watched, overwrite=True)
     assert len(list((watched.out / "best").iterdir())) == 2
@@ -95,12 +98,19 @@ def test_ranking_goes_on_from_the_files_alone(tmp_path: Path) -> None:
     module = torch.nn.Linear(1, 1)
     for step, value in ((1, 3.0), (2, 1.0), (3, float("nan")), (4, 2.0), (2, 1.0), (5, 2.0)):
         BestWeights(tmp_path, 2, "validation_loss").offer(step, {"validation_loss": value}, module)
-    assert sorted(path.stem for path in (tmp_path / "best").iterdir()) == ["step_000002", "step_000004"]
+    assert sorted(path.stem for path in (tmp_path / "best").iterdir()) == [
+        "step_000002",
+        "step_000004",
+    ]
 
 
-def test_a_criterion_that_is_no_figure_is_refused_before_anything_is_written(watched: TrainConfig) -> None:
+def test_a_criterion_that_is_no_figure_is_refused_before_anything_is_written(
+    watched: TrainConfig,
+) -> None:
     mistyped = replace(watched.validation, criterion="validation_los")
-    with pytest.raises(UserError, match="unknown criterion 'validation_los': did you mean 'validation_loss'"):
+    with pytest.raises(
+        UserError, match="unknown criterion 'validation_los': did you mean 'validation_loss'"
+    ):
         train(replace(watched, validation=mistyped))
     assert not watched.out.exists()
 
@@ -114,20 +124,35 @@ def test_a_criterion_that_is_no_figure_is_refused_before_anything_is_written(wat
         ({"validate_every": 0}, "validate_every >= 1"),
     ],
 )
-def test_settings_that_cannot_be_followed_are_refused(options: dict[str, object], message: str) -> None:
+def test_settings_that_cannot_be_followed_are_refused(
+    options: dict[str, object], message: str
+) -> None:
     with pytest.raises(UserError, match=message):
         ValidationConfig(**options)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("head", ["bc_gaussian", "bc_gmm", "bc_rnn_gmm", "bc_transformer_gmm"])
-def test_a_likelihood_is_under_the_learned_noise_in_evaluation_too(head: str, tiny_config: TrainConfig) -> None:
+def test_a_likelihood_is_under_the_learned_noise_in_evaluation_too(
+    head: str, tiny_config: TrainConfig
+) -> None:
     pytest.importorskip("robomimic", exc_type=ImportError)
-    options = {"emb_dropout": 0.0, "attn_dropout": 0.0, "block_output_dropout": 0.0} if "transformer" in head else {}
-    small = PolicyConfig(head=head, head_options=options, encoder_options=tiny_config.policy.encoder_options, hidden=16)
+    options = (
+        {"emb_dropout": 0.0, "attn_dropout": 0.0, "block_output_dropout": 0.0}
+        if "transformer" in head
+        else {}
+    )
+    small = PolicyConfig(
+        head=head,
+        head_options=options,
+        encoder_options=tiny_config.policy.encoder_options,
+        hidden=16,
+    )
     config = replace(tiny_config, policy=small)
     dataset = open_dataset(config)
     policy = build_policy(small, shapes_of(dataset))
     batch = to_device(dataset.batch(np.arange(4)), CPU)
-    trained, evaluated = (float(policy.train(mode).loss(batch)[0].detach()) for mode in (True, False))
+    trained, evaluated = (
+        float(policy.train(mode).loss(batch)[0].detach()) for mode in (True, False)
+    )
     assert evaluated == pytest.approx(trained, rel=1e-4)
     assert policy.network.low_noise_eval

@@ -25,8 +25,12 @@ def test_figures_go_to_weights_and_biases_without_a_network(
     stored = list((config.out / "wandb").glob("offline-run-*/*.wandb"))
     assert len(stored) == 1
     names = (b"learning_rate", b"gradient_norm", b"data_share", b"fibottention_vit_tiny")
-    deadline = time.monotonic() + 60  # a process of wandb's writes the file, and may end after the run has
-    while not all(name in (content := stored[0].read_bytes()) for name in names) and time.monotonic() < deadline:
+    # a process of wandb's writes the file, and may end after the run has
+    deadline = time.monotonic() + 60
+    while (
+        not all(name in (content := stored[0].read_bytes()) for name in names)
+        and time.monotonic() < deadline
+    ):
         time.sleep(0.2)
     assert [name for name in names if name not in content] == []
     train(config, resume=True)
@@ -35,7 +39,9 @@ def test_figures_go_to_weights_and_biases_without_a_network(
     assert (config.out / "wandb.json").read_text() != identity
 
 
-def test_its_absence_is_told(tiny_config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_its_absence_is_told(
+    tiny_config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(UserError, match=r"pip install 'fibopolicy\[wandb\]'"):
         train(replace(tiny_config, out=tmp_path / "run", wandb="fibopolicy-tests"))

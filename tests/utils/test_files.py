@@ -14,7 +14,9 @@ from fibopolicy.utils import files, processes
 
 @pytest.fixture
 def homeless(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """As a user id that the system does not know, without HOME; returns the folder of temporary files."""
+    """As a user id that the system does not know, without HOME; returns the folder of
+    temporary files.
+    """
 
     def unknown() -> Path:
         raise RuntimeError("Could not determine home directory.")
@@ -28,13 +30,17 @@ def homeless(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_without_a_home_caches_go_to_a_temporary_folder_of_this_user_alone(homeless: Path) -> None:
-    with pytest.warns(UserWarning, match=r"no home folder can be written: caches go to .*; set XDG_CACHE_HOME"):
+    with pytest.warns(
+        UserWarning, match=r"no home folder can be written: caches go to .*; set XDG_CACHE_HOME"
+    ):
         folder = files.cache_home()
     assert folder == homeless / f"fibopolicy-{os.getuid()}"
     assert folder.stat().st_mode & 0o777 == 0o700
 
 
-def test_a_home_that_cannot_be_written_is_none(homeless: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_home_that_cannot_be_written_is_none(
+    homeless: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     home = homeless / "home"
     monkeypatch.setattr(Path, "home", lambda: home)
     assert files.cache_home() == home / ".cache" / "fibopolicy"
@@ -43,7 +49,9 @@ def test_a_home_that_cannot_be_written_is_none(homeless: Path, monkeypatch: pyte
         assert files.cache_home().parent == homeless
 
 
-def test_a_temporary_folder_of_somebody_else_is_refused(homeless: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_temporary_folder_of_somebody_else_is_refused(
+    homeless: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (homeless / "fibopolicy-4242").mkdir()
     monkeypatch.setattr(os, "getuid", lambda: 4242)
     if (homeless / "fibopolicy-4242").stat().st_uid == 4242:
@@ -63,7 +71,9 @@ def test_a_command_without_a_home_gives_other_libraries_places_for_their_caches(
     assert os.environ["TRITON_CACHE_DIR"] == "/mine"
 
 
-def test_with_a_home_other_libraries_keep_theirs(homeless: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_with_a_home_other_libraries_keep_theirs(
+    homeless: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(Path, "home", lambda: homeless)
     processes.set_up()
     assert not {*files._OTHERS} & {*os.environ}

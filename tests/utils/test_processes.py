@@ -32,12 +32,20 @@ print(len(replay("b.hdf5", workers=1).demos))
 """
 
 
-def python(code: str, folder: Path, *options: str, file: bool = False) -> subprocess.CompletedProcess[str]:
+def python(
+    code: str, folder: Path, *options: str, file: bool = False
+) -> subprocess.CompletedProcess[str]:
     if file:
         (folder / "script.py").write_text(code)
     command = [sys.executable, "script.py" if file else "-"]
     return subprocess.run(
-        [*options, *command], input=None if file else code, capture_output=True, text=True, cwd=folder, check=False, timeout=120
+        [*options, *command],
+        input=None if file else code,
+        capture_output=True,
+        text=True,
+        cwd=folder,
+        check=False,
+        timeout=120,
     )
 
 
@@ -90,13 +98,21 @@ def local_function() -> object:
     ("make_env", "message"),
     [
         (lambda: envs.make("reach"), r"function <lambda> of "),
-        (functools.partial(lambda size: envs.make("reach", image_size=size), 16), r"function <lambda> of "),
+        (
+            functools.partial(lambda size: envs.make("reach", image_size=size), 16),
+            r"function <lambda> of ",
+        ),
         (local_function(), r"function local_function\.<locals>\.inner of "),
         (Callable(lambda: None), r"function .*<lambda> of "),
-        (functools.partial(envs.make, "reach", callback=types.ModuleType("x")), r"cannot pickle 'module' object"),
+        (
+            functools.partial(envs.make, "reach", callback=types.ModuleType("x")),
+            r"cannot pickle 'module' object",
+        ),
     ],
 )
-def test_what_cannot_reach_another_process_is_one_line_that_says_to_use_a_module(make_env, message: str) -> None:
+def test_what_cannot_reach_another_process_is_one_line_that_says_to_use_a_module(
+    make_env, message: str
+) -> None:
     with pytest.raises(UserError, match=message) as caught:
         evaluate(lambda obs: None, make_env, 1, workers=1)
     assert "at the top level of a module" in str(caught.value)
@@ -104,7 +120,10 @@ def test_what_cannot_reach_another_process_is_one_line_that_says_to_use_a_module
 
 
 def test_what_a_module_defines_may_reach_a_worker() -> None:
-    check_importable("task", functools.partial(envs.make, "__main__", cameras=("wrist",), image_size={"wrist": (8, 9)}))
+    check_importable(
+        "task",
+        functools.partial(envs.make, "__main__", cameras=("wrist",), image_size={"wrist": (8, 9)}),
+    )
 
 
 def test_a_task_of_main_is_refused_by_name() -> None:
@@ -126,7 +145,10 @@ def test_a_dev_shm_without_room_for_semaphores_is_named(monkeypatch: pytest.Monk
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(processes, "ProcessPoolExecutor", full)
-    with pytest.raises(UserError, match=r"No space left on device; .* /dev/shm.* --shm-size"), processes.simulator_pool(1, print):
+    with (
+        pytest.raises(UserError, match=r"No space left on device; .* /dev/shm.* --shm-size"),
+        processes.simulator_pool(1, print),
+    ):
         pass
 
 
@@ -135,14 +157,20 @@ def test_memory_that_the_system_refuses_is_no_bus_error(monkeypatch: pytest.Monk
         raise OSError(12, "Cannot allocate memory")
 
     monkeypatch.setattr(os, "posix_fallocate", refuse)
-    with pytest.raises(UserError, match=r"needs 12345 bytes .*Cannot allocate memory.* fewer workers"):
+    with pytest.raises(
+        UserError, match=r"needs 12345 bytes .*Cannot allocate memory.* fewer workers"
+    ):
         simulator._shared(12345)
 
 
 @pytest.mark.parametrize("options", ["size=8k", "ro"])
 def test_a_simulator_needs_no_dev_shm(tmp_path: Path, options: str) -> None:
     mount = f"mount -t tmpfs -o {options} none /dev/shm"
-    if sys.platform != "linux" or os.geteuid() or subprocess.run(["unshare", "-m", "sh", "-c", mount], check=False).returncode:
+    if (
+        sys.platform != "linux"
+        or os.geteuid()
+        or subprocess.run(["unshare", "-m", "sh", "-c", mount], check=False).returncode
+    ):
         pytest.skip("mounting needs root and a mount namespace")
     code = """
 from fibopolicy.evaluation import evaluate

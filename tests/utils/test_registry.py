@@ -14,7 +14,9 @@ def test_an_entry_is_found_by_its_name() -> None:
 
 
 def test_a_lazy_entry_is_imported_at_its_first_use() -> None:
-    functions: Registry[object] = Registry("function", {"sqrt": "math:sqrt", "gone": "no_such_module:f"})
+    functions: Registry[object] = Registry(
+        "function", {"sqrt": "math:sqrt", "gone": "no_such_module:f"}
+    )
     import math
 
     assert functions["sqrt"] is math.sqrt

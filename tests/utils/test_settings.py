@@ -14,18 +14,35 @@ DEEPER = [{"name": "vit_tiny", "options": {"depth": 3}}, {"name": "resnet18", "o
     ("there", "now", "told"),
     [
         ({"steps": 6, "seed": 0}, {"steps": 7, "seed": 1}, "steps = 6 there, 7 now"),
-        ({"optimizer": {"clip": 1.0}}, {"optimizer": {"clip": 2.0}}, "optimizer.clip = 1.0 there, 2.0 now"),
-        ({"encoders": ENCODERS}, {"encoders": DEEPER}, "encoders[0].options.depth = 2 there, 3 now"),
-        ({"encoders": ENCODERS}, {"encoders": ENCODERS[:1]}, "encoders = [vit_tiny, resnet18] there, [vit_tiny] now"),
+        (
+            {"optimizer": {"clip": 1.0}},
+            {"optimizer": {"clip": 2.0}},
+            "optimizer.clip = 1.0 there, 2.0 now",
+        ),
+        (
+            {"encoders": ENCODERS},
+            {"encoders": DEEPER},
+            "encoders[0].options.depth = 2 there, 3 now",
+        ),
+        (
+            {"encoders": ENCODERS},
+            {"encoders": ENCODERS[:1]},
+            "encoders = [vit_tiny, resnet18] there, [vit_tiny] now",
+        ),
         ({"ema": 0.99}, {}, "ema = 0.99 there, None now"),
         ({"ema": None, "policy": {"crop": None}}, {"policy": {}}, ""),
         ({"a": [1, {"b": 2}]}, {"a": [1, {"b": 2}]}, ""),
     ],
 )
-def test_the_first_setting_that_differs_is_named(there: dict[str, Any], now: dict[str, Any], told: str) -> None:
+def test_the_first_setting_that_differs_is_named(
+    there: dict[str, Any], now: dict[str, Any], told: str
+) -> None:
     assert first_difference(there, now) == told
 
 
 def test_the_documents_name_begins_the_settings() -> None:
     assert first_difference(6, 7, "train.steps") == "train.steps = 6 there, 7 now"
-    assert first_difference({"betas": [0.9]}, {"betas": [0.8]}, "train") == "train.betas[0] = 0.9 there, 0.8 now"
+    assert (
+        first_difference({"betas": [0.9]}, {"betas": [0.8]}, "train")
+        == "train.betas[0] = 0.9 there, 0.8 now"
+    )

@@ -15,5 +15,7 @@ def test_peak_memory_is_the_process_s_own_and_not_what_its_parent_held() -> None
     ours = peak_memory_bytes()
     assert ours > held.nbytes
     child = "from fibopolicy.utils.system import peak_memory_bytes; print(peak_memory_bytes())"
-    told = subprocess.run([sys.executable, "-c", child], capture_output=True, text=True, check=True).stdout
+    told = subprocess.run(
+        [sys.executable, "-c", child], capture_output=True, text=True, check=True
+    ).stdout
     assert 50e6 < int(told) < held.nbytes

@@ -1,4 +1,6 @@
-"""Networks that turn a noisy chunk of actions into what a diffusion or flow head asks for, given observations."""
+"""Networks that turn a noisy chunk of actions into what a diffusion or flow head asks
+for, given observations.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,10 @@ from fibopolicy.policies.denoisers.base import Denoiser
 from fibopolicy.policies.denoisers.transformer import TransformerDenoiser
 from fibopolicy.policies.denoisers.unet import UNetDenoiser
 
-DENOISERS: dict[str, Callable[..., Denoiser]] = {"unet": UNetDenoiser, "transformer": TransformerDenoiser}
+DENOISERS: dict[str, Callable[..., Denoiser]] = {
+    "unet": UNetDenoiser,
+    "transformer": TransformerDenoiser,
+}
 
 
 def denoiser_class(name: str) -> Callable[..., Denoiser]:

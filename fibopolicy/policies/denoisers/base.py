@@ -25,11 +25,15 @@ class Denoiser(nn.Module):
 
     @abstractmethod
     def forward(self, actions: Tensor, time: Tensor, features: Tensor) -> Tensor:
-        """Noisy actions `(B, T, D)`, the time `(B,)` of each between 0 and 100, observations `(B, T_o, F)`, to `(B, T, D)`."""
+        """Noisy actions `(B, T, D)`, the time `(B,)` of each between 0 and 100,
+        observations `(B, T_o, F)`, to `(B, T, D)`.
+        """
 
 
 class TimeEmbedding(nn.Module):
-    """Times `(B,)` between 0 and 100 to `(B, dim)`: sines and cosines of many wavelengths, then an MLP."""
+    """Times `(B,)` between 0 and 100 to `(B, dim)`: sines and cosines of many
+    wavelengths, then an MLP.
+    """
 
     frequencies: Tensor
 

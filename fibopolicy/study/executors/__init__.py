@@ -21,11 +21,15 @@ class Ended:
 
 
 class Executor(Protocol):
-    """Carries runs out, each in a process of its own, and says when one is over; a failed one does not stop the others."""
+    """Carries runs out, each in a process of its own, and says when one is over; a
+    failed one does not stop the others.
+    """
 
     @property
     def slots(self) -> int:
         """Runs at a time."""
 
-    def carry_out(self, study: StudyDirectory, runs: Sequence[Run], folder: Path) -> Iterator[Ended]:
+    def carry_out(
+        self, study: StudyDirectory, runs: Sequence[Run], folder: Path
+    ) -> Iterator[Ended]:
         """Start every run; `folder` is where "module:function" encoders are found."""

@@ -20,7 +20,8 @@ NAP = 0.1
 
 
 class Local:
-    """As many processes as asked for, or as the machine has GPUs, or cores for the study's threads.
+    """As many processes as asked for, or as the machine has GPUs, or cores for the
+    study's threads.
 
     Args:
         jobs: processes at a time.
@@ -38,7 +39,9 @@ class Local:
     def slots(self) -> int:
         return self._jobs
 
-    def carry_out(self, study: StudyDirectory, runs: Sequence[Run], folder: Path) -> Iterator[Ended]:
+    def carry_out(
+        self, study: StudyDirectory, runs: Sequence[Run], folder: Path
+    ) -> Iterator[Ended]:
         waiting, free = list(runs), list(range(self._jobs))
         under_way: dict[int, RunProcess] = {}
         try:

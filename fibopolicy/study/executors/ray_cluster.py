@@ -20,17 +20,20 @@ from fibopolicy.study.executors import Ended
 from fibopolicy.study.executors.process import RunProcess
 from fibopolicy.study.one_run import attempts_before, fail
 
-#: How long an address may take to answer, and what answers to prove that it is a cluster, seconds.
+#: How long an address may take to answer, and what answers to prove that it is a
+#: cluster, seconds.
 ANSWER, PROOF = 5.0, 60.0
 #: How often a run is begun again because its node or its worker was lost.
 LOSSES = 5
 
 
 class RayCluster:
-    """One Ray task for each run, with the study's threads as its CPUs and a GPU where the cluster has any.
+    """One Ray task for each run, with the study's threads as its CPUs and a GPU where
+    the cluster has any.
 
-    A task starts the same process as `Local` does, so rows are the same. When a node is lost, Ray begins its runs again on
-    another one, where they go on from their last checkpoint.
+    A task starts the same process as `Local` does, so rows are the same. When a node is
+    lost, Ray begins its runs again on another one, where they go on from their last
+    checkpoint.
 
     Args:
         address: "auto", HOST:PORT or ray://HOST:PORT.
@@ -49,16 +52,23 @@ class RayCluster:
         self._slots = self.gpus or int(resources.get("CPU", 0)) // threads
         if not self._slots:
             raise UserError(
-                f"ray {address}: the cluster has {resources.get('CPU', 0):.0f} CPUs, a run takes {threads}; lower threads"
+                f"ray {address}: the cluster has {resources.get('CPU', 0):.0f} CPUs, a run takes"
+                f" {threads}; lower threads"
             )
 
     @property
     def slots(self) -> int:
         return self._slots
 
-    def carry_out(self, study: StudyDirectory, runs: Sequence[Run], folder: Path) -> Iterator[Ended]:
-        task = self._ray.remote(num_cpus=self._threads, num_gpus=1 if self.gpus else 0, max_retries=LOSSES)(carry_out_on_node)
-        waiting = {task.remote(str(study.path.absolute()), run.name, str(folder)): run for run in runs}
+    def carry_out(
+        self, study: StudyDirectory, runs: Sequence[Run], folder: Path
+    ) -> Iterator[Ended]:
+        task = self._ray.remote(
+            num_cpus=self._threads, num_gpus=1 if self.gpus else 0, max_retries=LOSSES
+        )(carry_out_on_node)
+        waiting = {
+            task.remote(str(study.path.absolute()), run.name, str(folder)): run for run in runs
+        }
         try:
             while waiting:
                 ready, _ = self._ray.wait(list(waiting), num_returns=1)
@@ -73,13 +83,20 @@ class RayCluster:
         try:
             done, wall_s = self._ray.get(reference)
         except self._ray.exceptions.RayError as error:
-            fail(study, run, " ".join(f"{type(error).__name__}: {error}".split())[:300], attempts_before(study, run) + 1)
+            fail(
+                study,
+                run,
+                " ".join(f"{type(error).__name__}: {error}".split())[:300],
+                attempts_before(study, run) + 1,
+            )
             return Ended(run, False, 0.0)
         return Ended(run, done, wall_s)
 
 
 def carry_out_on_node(directory: str, name: str, folder: str) -> tuple[bool, float]:
-    """The Ray task: a run of the study in a shared directory, in a process of its own; whether it is done, and its seconds."""
+    """The Ray task: a run of the study in a shared directory, in a process of its own;
+    whether it is done, and its seconds.
+    """
     study = open_directory(Path(directory))
     process = RunProcess(study, study.find(name), Path(folder))
     try:
@@ -100,37 +117,54 @@ def _connected(address: str) -> Any:
         _check_answer(wanted)
     began = time.monotonic()
     try:
-        ray.init(address=wanted, log_to_driver=False, logging_level=logging.ERROR, configure_logging=False)
+        ray.init(
+            address=wanted,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            configure_logging=False,
+        )
     except Exception as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         raise UserError(
-            f"ray {address}: no cluster answers ({reason}, after {time.monotonic() - began:.0f} s); start one with"
-            " `ray start --head`, or name its HOST:PORT"
+            f"ray {address}: no cluster answers ({reason}, after {time.monotonic() - began:.0f} s);"
+            " start one with `ray start --head`, or name its HOST:PORT"
         ) from error
     return ray
 
 
 def _check_answer(address: str) -> None:
-    """Ask for a connection first, and whether Ray is behind it: `ray.init` would try for minutes, or for ever."""
+    """Ask for a connection first, and whether Ray is behind it: `ray.init` would try
+    for minutes, or for ever.
+    """
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if not host or not port.isdigit():
         raise UserError(f"ray {address}: expected auto, HOST:PORT or ray://HOST:PORT")
     try:
         socket.create_connection((host, int(port)), timeout=ANSWER).close()
     except (OSError, OverflowError) as error:
-        raise UserError(f"ray {address}: does not answer ({error}); is the cluster up, and its port open from here?") from error
+        raise UserError(
+            f"ray {address}: does not answer ({error}); is the cluster up, and its port open from"
+            " here?"
+        ) from error
     if address.startswith("ray://"):
         return
     asked = [sys.executable, "-m", "ray.scripts.scripts", "health-check", "--address", address]
     try:
         found = subprocess.run(
-            asked, stdin=subprocess.DEVNULL, capture_output=True, timeout=PROOF, encoding="utf-8", errors="replace"
+            asked,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=PROOF,
+            encoding="utf-8",
+            errors="replace",
         )
     except subprocess.TimeoutExpired as error:
         raise UserError(
-            f"ray {address}: something listens there, but did not prove to be a Ray cluster in {PROOF:.0f} s; name the head's"
-            " HOST:PORT"
+            f"ray {address}: something listens there, but did not prove to be a Ray cluster in"
+            f" {PROOF:.0f} s; name the head's HOST:PORT"
         ) from error
     if found.returncode:
         reason = (found.stderr.strip().splitlines() or ["no reason given"])[-1]
-        raise UserError(f"ray {address}: is no sound Ray cluster ({reason}); name the head's HOST:PORT")
+        raise UserError(
+            f"ray {address}: is no sound Ray cluster ({reason}); name the head's HOST:PORT"
+        )

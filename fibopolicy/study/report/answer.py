@@ -12,7 +12,12 @@ from fibopolicy.study.report.results import Compared, Results, Verdict
 MOST_SENTENCES = 8
 
 #: How a page marks a verdict.
-MARKS = {Verdict.NOT_INFERIOR: "good", Verdict.INFERIOR: "bad", Verdict.UNDECIDED: "open", Verdict.UNTESTABLE: "open"}
+MARKS = {
+    Verdict.NOT_INFERIOR: "good",
+    Verdict.INFERIOR: "bad",
+    Verdict.UNDECIDED: "open",
+    Verdict.UNTESTABLE: "open",
+}
 
 
 def answers(found: Results) -> list[tuple[str, str]]:
@@ -20,10 +25,16 @@ def answers(found: Results) -> list[tuple[str, str]]:
     study = found.study
     candidates = [encoder for encoder in study.encoders if encoder != study.control]
     if not candidates:
-        return [("open", f"The study holds no encoder beside {study.control}, so nothing is compared.")]
+        return [
+            ("open", f"The study holds no encoder beside {study.control}, so nothing is compared.")
+        ]
     if len(candidates) * len(study.settings) > MOST_SENTENCES:
         return [_counted(found, candidate) for candidate in candidates]
-    return [_sentence(found, candidate, setting) for candidate in candidates for setting in study.settings]
+    return [
+        _sentence(found, candidate, setting)
+        for candidate in candidates
+        for setting in study.settings
+    ]
 
 
 def _sentence(found: Results, candidate: str, setting: tuple[str, str]) -> tuple[str, str]:
@@ -31,7 +42,13 @@ def _sentence(found: Results, candidate: str, setting: tuple[str, str]) -> tuple
     prefix = f"{setting[0]}, {setting[1]}: " if len(study.settings) > 1 else ""
     comparisons = [one for one in found.of(setting) if one.candidate == candidate]
     if not comparisons:
-        return "open", f"{prefix}{candidate} against {study.control}: {_lacking(found, candidate, study.tasks, [setting])}."
+        return (
+            "open",
+            (
+                f"{prefix}{candidate} against {study.control}:"
+                f" {_lacking(found, candidate, study.tasks, [setting])}."
+            ),
+        )
     comparisons.sort(key=lambda one: one.task is not None)  # the mean over tasks first
     designs = {_design(one) for one in comparisons}
     clauses: list[str] = []
@@ -39,26 +56,50 @@ def _sentence(found: Results, candidate: str, setting: tuple[str, str]) -> tuple
         if group := [one for one in comparisons if one.verdict is verdict]:
             first = not clauses
             told = listed(
-                [_on(one, study, "" if len(designs) == 1 else f", {_design(one)}", first and one is group[0]) for one in group]
+                [
+                    _on(
+                        one,
+                        study,
+                        "" if len(designs) == 1 else f", {_design(one)}",
+                        first and one is group[0],
+                    )
+                    for one in group
+                ]
             )
             clauses.append(f"{_claim(study, verdict, candidate if first else '')} {told}")
     lacking = [task for task in study.tasks if task not in {one.task for one in comparisons}]
-    clauses += [f"on {printed(task)} {_lacking(found, candidate, [task], [setting])}" for task in lacking]
+    clauses += [
+        f"on {printed(task)} {_lacking(found, candidate, [task], [setting])}" for task in lacking
+    ]
     closing = f" {designs.pop()} each." if len(designs) == 1 else ""
-    return _mark(comparisons, bool(lacking)), f"{prefix}{'; '.join(clauses)}.{closing}{_single(comparisons)}"
+    return (
+        _mark(comparisons, bool(lacking)),
+        f"{prefix}{'; '.join(clauses)}.{closing}{_single(comparisons)}",
+    )
 
 
 def _counted(found: Results, candidate: str) -> tuple[str, str]:
-    """One sentence for all tasks, heads and regimes of an encoder, where there are too many for one each."""
+    """One sentence for all tasks, heads and regimes of an encoder, where there are too
+    many for one each.
+    """
     study = found.study
     comparisons = [one for one in found.comparisons if one.candidate == candidate]
     single = [one for one in comparisons if one.task is not None]
     if not single:
-        return "open", f"{candidate} against {study.control}: {_lacking(found, candidate, study.tasks, study.settings)}."
+        return (
+            "open",
+            (
+                f"{candidate} against {study.control}:"
+                f" {_lacking(found, candidate, study.tasks, study.settings)}."
+            ),
+        )
     clauses: list[str] = []
     for verdict in Verdict:
         if group := [one for one in single if one.verdict is verdict]:
-            told = f"{_claim(study, verdict, candidate if not clauses else '')} in {len(group)} of {len(single)} cells"
+            told = (
+                f"{_claim(study, verdict, candidate if not clauses else '')} in {len(group)} of"
+                f" {len(single)} cells"
+            )
             if verdict is Verdict.INFERIOR:
                 told += _places(group)
             for beside in ("better", "worse"):
@@ -71,17 +112,33 @@ def _counted(found: Results, candidate: str) -> tuple[str, str]:
     return _mark(single, bool(lacking)), f"{'; '.join(clauses)}.{_single(single)}"
 
 
-def _lacking(found: Results, candidate: str, tasks: Sequence[str], settings: Sequence[tuple[str, str]]) -> str:
+def _lacking(
+    found: Results, candidate: str, tasks: Sequence[str], settings: Sequence[tuple[str, str]]
+) -> str:
     """Why there is nothing to compare."""
     ready = True
     for encoder in (candidate, found.study.control):
-        of = [one.cell for one in found.cells if one.cell.encoder == encoder and one.cell.task in tasks]
+        of = [
+            one.cell
+            for one in found.cells
+            if one.cell.encoder == encoder and one.cell.task in tasks
+        ]
         states = [run.state for cell in of if cell.setting in settings for run in cell.runs]
         ready &= State.DONE in states
         if State.FAILED in states and State.DONE not in states:
-            failed, yet = states.count(State.FAILED), "" if set(states) == {State.FAILED} else " yet"
-            return f"no answer{yet}: {failed} of {len(states)} runs of {encoder} failed, none is finished"
-    return "no answer: what is finished cannot be paired, see below" if ready else "no answer yet: both need finished runs"
+            failed, yet = (
+                states.count(State.FAILED),
+                "" if set(states) == {State.FAILED} else " yet",
+            )
+            return (
+                f"no answer{yet}: {failed} of {len(states)} runs of {encoder} failed, none is"
+                " finished"
+            )
+    return (
+        "no answer: what is finished cannot be paired, see below"
+        if ready
+        else "no answer yet: both need finished runs"
+    )
 
 
 def _places(group: Sequence[Compared]) -> str:
@@ -98,7 +155,9 @@ def _single(comparisons: Sequence[Compared]) -> str:
 
 
 def _claim(study: Study, verdict: Verdict, candidate: str) -> str:
-    """The words of a verdict, before where it holds; with the candidate's name where they begin a sentence."""
+    """The words of a verdict, before where it holds; with the candidate's name where
+    they begin a sentence.
+    """
     control = study.control
     if study.margin is None:
         if verdict is Verdict.UNDECIDED:
@@ -108,15 +167,28 @@ def _claim(study: Study, verdict: Verdict, candidate: str) -> str:
         return f"{candidate} is {than}" if candidate else than
     by = f"by more than {100 * study.margin:g} points"
     if verdict is Verdict.UNTESTABLE:
-        told = f"**untestable**, since {control} itself solves no more than these {100 * study.margin:g} %"
+        told = (
+            f"**untestable**, since {control} itself solves no more than these"
+            f" {100 * study.margin:g} %"
+        )
         return f"Whether {candidate} is inferior to {control} {by} is {told}" if candidate else told
     if verdict is Verdict.UNDECIDED:
-        return f"Whether {candidate} is inferior to {control} {by} is **undecided**" if candidate else "**undecided**"
-    return f"{candidate} is **{verdict.value}** to {control} {by}" if candidate else f"**{verdict.value}** {by}"
+        return (
+            f"Whether {candidate} is inferior to {control} {by} is **undecided**"
+            if candidate
+            else "**undecided**"
+        )
+    return (
+        f"{candidate} is **{verdict.value}** to {control} {by}"
+        if candidate
+        else f"**{verdict.value}** {by}"
+    )
 
 
 def _on(one: Compared, study: Study, design: str, first: bool) -> str:
-    """Where, and with what difference: `on Lift (difference -0.7 points [-3.1, +1.7])`; after the first without the words."""
+    """Where, and with what difference: `on Lift (difference -0.7 points [-3.1, +1.7])`;
+    after the first without the words.
+    """
     d = one.difference
     value = f"difference {100 * d.value:+.1f} points" if first else f"{100 * d.value:+.1f}"
     told = f"{value} [{100 * d.low:+.1f}, {100 * d.high:+.1f}]{design}"
@@ -138,7 +210,9 @@ def beside_verdict(one: Compared, study: Study) -> str:
 
 
 def to_decide(one: Compared) -> str:
-    """What an undecided comparison needs, per encoder (and task): `412 episodes: 4 seeds x 103 starts`."""
+    """What an undecided comparison needs, per encoder (and task): `412 episodes: 4
+    seeds x 103 starts`.
+    """
     if one.needed is None:
         return f"more than {MOST:,} episodes"
     seeds, starts = one.needed.seeds, one.needed.starts
@@ -149,7 +223,10 @@ def _design(one: Compared) -> str:
     """How much was measured: `3 seeds x 100 starts`."""
     control, candidate = one.seeds
     told = f"{candidate} seed{'s' * (candidate != 1)}"
-    return f"{told}{f' against {control} of {one.control}' if control != candidate else ''} x {one.starts} starts"
+    return (
+        f"{told}{f' against {control} of {one.control}' if control != candidate else ''} x"
+        f" {one.starts} starts"
+    )
 
 
 def _mark(comparisons: Sequence[Compared], lacking: bool) -> str:

@@ -11,14 +11,16 @@ from fibopolicy.study.report.directory import Cell
 
 @dataclass(frozen=True)
 class Cost:
-    """Of one cell, or the medians over several; `None` where something was not measured.
+    """Of one cell, or the medians over several; `None` where something was not
+    measured.
 
     Args:
         parameters: of the policy.
         encoder_parameters: of its encoder alone.
         encoder_macs: multiply-accumulates of one forward pass of one frame.
         attention_pairs: share of token pairs that attention keeps, in [0, 1].
-        encoder_ms_1, encoder_ms_64: forward pass of a batch of 1 and of 64, milliseconds, median of repetitions.
+        encoder_ms_1, encoder_ms_64: forward pass of a batch of 1 and of 64,
+            milliseconds, median of repetitions.
         samples_per_s: windows trained on per second, data and optimiser included.
         peak_mb: of a run's process.
         rollout_steps_per_s: control steps per second of evaluation.
@@ -50,7 +52,9 @@ def cost(cells: Iterable[Cell]) -> Cost:
 
 
 def values(cells: Iterable[Cell], name: str) -> list[float]:
-    """What was measured for one field of `Cost`: a value per cell, or per finished run of a cell."""
+    """What was measured for one field of `Cost`: a value per cell, or per finished run
+    of a cell.
+    """
     found: list[object] = []
     for cell in cells:
         if name in _OF_RUNS:

@@ -17,7 +17,9 @@ Row = dict[str, object]
 
 
 def write_cells(found: Results, path: Path) -> None:
-    """One line per cell: success over its finished seeds with the interval over seeds and start states, and its costs."""
+    """One line per cell: success over its finished seeds with the interval over seeds
+    and start states, and its costs.
+    """
     rows: list[Row] = []
     for one in found.cells:
         cell, rate = one.cell, one.rate
@@ -28,7 +30,12 @@ def write_cells(found: Results, path: Path) -> None:
                 "head": cell.head,
                 "regime": cell.regime,
                 "seeds_planned": len(cell.runs),
-                **{f"seeds_{state.value.replace(' ', '_')}": sum(r.state is state for r in cell.runs) for state in State},
+                **{
+                    f"seeds_{state.value.replace(' ', '_')}": sum(
+                        r.state is state for r in cell.runs
+                    )
+                    for state in State
+                },
                 "starts": one.starts,
                 "episodes": None if rate is None else rate.episodes,
                 "successes": None if rate is None else rate.successes,
@@ -44,7 +51,9 @@ def write_cells(found: Results, path: Path) -> None:
 
 
 def write_seeds(found: Results, path: Path) -> None:
-    """One line per run: its own rate with Wilson's interval, which says how good this checkpoint is."""
+    """One line per run: its own rate with Wilson's interval, which says how good this
+    checkpoint is.
+    """
     rows: list[Row] = []
     for cell in found.study.cells:
         for run in cell.runs:
@@ -67,7 +76,9 @@ def write_seeds(found: Results, path: Path) -> None:
                     "high_95_wilson": None if rate is None else rate.high,
                     "simulator_errors": len(run.rows) - len(ended),
                     **{name: figures.get(name) for name in _FIGURES},
-                    "run": "" if run.folder is None else run.folder.relative_to(found.study.directory).as_posix(),
+                    "run": ""
+                    if run.folder is None
+                    else run.folder.relative_to(found.study.directory).as_posix(),
                     "error": run.error,
                     "log": run.log,
                 }
@@ -79,7 +90,9 @@ _FIGURES = ("train_s", "evaluate_s", "samples_per_s", "peak_mb", "rollout_steps_
 
 
 def write_comparisons(found: Results, path: Path) -> None:
-    """One line per comparison with the control; p values raw and adjusted by Holm over all lines."""
+    """One line per comparison with the control; p values raw and adjusted by Holm over
+    all lines.
+    """
     margin = found.study.margin
     rows: list[Row] = []
     for one in found.comparisons:
@@ -117,9 +130,36 @@ def write_comparisons(found: Results, path: Path) -> None:
 
 #: Named here, so that a study without a finished pair still has a whole file.
 _COMPARED = (
-    *("task", "tasks", "head", "regime", "control", "candidate", "control_seeds", "candidate_seeds", "starts"),
-    *("difference", "low_95", "high_95", "p", "p_holm", "margin", "p_inferior", "p_inferior_holm", "p_within_holm"),
-    *("differs", "verdict", "seed_share_of_variance", "correlation", "needed_seeds", "needed_starts"),
+    *(
+        "task",
+        "tasks",
+        "head",
+        "regime",
+        "control",
+        "candidate",
+        "control_seeds",
+        "candidate_seeds",
+        "starts",
+    ),
+    *(
+        "difference",
+        "low_95",
+        "high_95",
+        "p",
+        "p_holm",
+        "margin",
+        "p_inferior",
+        "p_inferior_holm",
+        "p_within_holm",
+    ),
+    *(
+        "differs",
+        "verdict",
+        "seed_share_of_variance",
+        "correlation",
+        "needed_seeds",
+        "needed_starts",
+    ),
 )
 
 

@@ -12,7 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 #: What may be logged, and how it is called in print.
-QUANTITIES = {"loss": "training loss", "validation_loss": "validation loss", "monitoring_success": "monitored success"}
+QUANTITIES = {
+    "loss": "training loss",
+    "validation_loss": "validation loss",
+    "monitoring_success": "monitored success",
+}
 #: Points along a curve.
 POINTS = 60
 
@@ -30,10 +34,14 @@ class Band:
 
 
 def read_curves(run: Path) -> dict[str, Curve]:
-    """Per quantity that a run logged its finite values `(n, 2)`: step, value. Lines that a kill cut short are left out."""
+    """Per quantity that a run logged its finite values `(n, 2)`: step, value. Lines
+    that a kill cut short are left out.
+    """
     path = run / "metrics.jsonl"
     found: dict[str, list[tuple[float, float]]] = {}
-    for line in path.read_text(errors="replace", encoding="utf-8").splitlines() if path.is_file() else []:
+    for line in (
+        path.read_text(errors="replace", encoding="utf-8").splitlines() if path.is_file() else []
+    ):
         with contextlib.suppress(ValueError, KeyError, TypeError):
             row = json.loads(line)
             for name in QUANTITIES:
@@ -44,7 +52,9 @@ def read_curves(run: Path) -> dict[str, Curve]:
 
 
 def band(curves: Sequence[Curve], steps: int) -> Band | None:
-    """Curves `(n, 2)` of several seeds in `POINTS` equal intervals of 0 .. `steps`, averaged within each; `None` if empty."""
+    """Curves `(n, 2)` of several seeds in `POINTS` equal intervals of 0 .. `steps`,
+    averaged within each; `None` if empty.
+    """
     sums, counts = np.zeros((2, len(curves), POINTS))
     for i, curve in enumerate(curves):
         if len(curve):
@@ -57,4 +67,6 @@ def band(curves: Sequence[Curve], steps: int) -> Band | None:
     with np.errstate(invalid="ignore"):
         values = (sums / np.where(counts > 0, counts, np.nan))[:, seen]
     centres = (np.arange(POINTS)[seen] + 0.5) * steps / POINTS
-    return Band(centres, np.nanmean(values, axis=0), np.nanmin(values, axis=0), np.nanmax(values, axis=0))
+    return Band(
+        centres, np.nanmean(values, axis=0), np.nanmin(values, axis=0), np.nanmax(values, axis=0)
+    )

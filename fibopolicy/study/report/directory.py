@@ -1,4 +1,6 @@
-"""What lies in a study directory: the grid, and of each cell its costs and its runs, finished, failed or missing."""
+"""What lies in a study directory: the grid, and of each cell its costs and its runs,
+finished, failed or missing.
+"""
 
 from __future__ import annotations
 
@@ -86,12 +88,14 @@ class Study:
     Args:
         directory: where it lies.
         name: its own.
-        tasks, encoders, heads, regimes: what it crosses, in its order; tasks by their ids.
+        tasks, encoders, heads, regimes: what it crosses, in its order; tasks by their
+            ids.
         seeds: of the trainings.
         steps: gradient steps of the runs of each head.
         episodes: start states per run.
         starts_seed: of their set.
-        margin: by how much a candidate may be worse and still count as not inferior, in (0, 1); `None` where none was fixed.
+        margin: by how much a candidate may be worse and still count as not inferior, in
+            (0, 1); `None` where none was fixed.
         control: the encoder that all others are compared with.
         document: all of `study.json`, each head with its settings.
         environment: hardware and versions.
@@ -121,14 +125,18 @@ class Study:
 
 
 def read_study(directory: Path) -> Study:
-    """Read a study directory. A run that cannot be read counts as not done, and a warning names the file.
+    """Read a study directory. A run that cannot be read counts as not done, and a
+    warning names the file.
 
     Raises:
         UserError: it is none, or its description is damaged.
     """
     path = directory / "study.json"
     if not path.is_file():
-        raise UserError(f"{directory}: is no study directory, it has no study.json; name the folder of a fibopolicy study run")
+        raise UserError(
+            f"{directory}: is no study directory, it has no study.json; name the folder of a"
+            " fibopolicy study run"
+        )
     document = _object(path)
     try:
         axes = {
@@ -138,16 +146,29 @@ def read_study(directory: Path) -> Study:
             "regime": [str(one) for one in document["regimes"]],
         }
         seeds = tuple(int(seed) for seed in document["seeds"])
-        steps, episodes, starts_seed = (int(document[name]) for name in ("steps", "episodes", "starts_seed"))
-        own_steps = {str(one["name"]): int(one["steps"]) for one in _heads(document) if one.get("steps") is not None}
+        steps, episodes, starts_seed = (
+            int(document[name]) for name in ("steps", "episodes", "starts_seed")
+        )
+        own_steps = {
+            str(one["name"]): int(one["steps"])
+            for one in _heads(document)
+            if one.get("steps") is not None
+        }
         margin = None if document.get("margin") is None else float(document["margin"])
         control = str(document["control"])
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise UserError(f"{path}: is not the description of a study ({' '.join(repr(error).split())})") from error
+        raise UserError(
+            f"{path}: is not the description of a study ({' '.join(repr(error).split())})"
+        ) from error
     if margin is not None and not 0 < margin < 1:
-        raise UserError(f"{path}: margin must lie between 0 and 1, e.g. 0.05 for five percentage points, got {margin}")
+        raise UserError(
+            f"{path}: margin must lie between 0 and 1, e.g. 0.05 for five percentage points, got"
+            f" {margin}"
+        )
     if control not in axes["encoder"]:
-        raise UserError(f"{path}: control {control} is none of its encoders: {', '.join(axes['encoder'])}")
+        raise UserError(
+            f"{path}: control {control} is none of its encoders: {', '.join(axes['encoder'])}"
+        )
     found = _cells(directory, axes)
     steps_of = {head: own_steps.get(head, steps) for head in axes["head"]}
     environment = directory / "environment.json"
@@ -166,60 +187,92 @@ def read_study(directory: Path) -> Study:
         control=control,
         document={**document, "heads": _heads(document)},
         environment=_object(environment) if environment.is_file() else {},
-        cells=tuple(_cell(directory, key, found[key], seeds, steps_of[key[2]], starts_seed) for key in found),
+        cells=tuple(
+            _cell(directory, key, found[key], seeds, steps_of[key[2]], starts_seed) for key in found
+        ),
     )
 
 
 def _heads(document: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Of `study.json`, where heads are names alone in studies of before they could have settings."""
+    """Of `study.json`, where heads are names alone in studies of before they could have
+    settings.
+    """
     return [one if isinstance(one, dict) else {"name": one} for one in document["heads"]]
 
 
 def _cells(directory: Path, axes: dict[str, list[str]]) -> dict[tuple[str, ...], Path | None]:
-    """The folder of every combination, `None` where it has none, in the order of the axes, which grow by what lies there."""
+    """The folder of every combination, `None` where it has none, in the order of the
+    axes, which grow by what lies there.
+    """
     found: dict[tuple[str, ...], Path | None] = dict.fromkeys(itertools.product(*axes.values()))
     for description in sorted((directory / "cells").glob("*/cell.json")):
         told = _object(description)
         if lacking := [name for name in axes if not isinstance(told.get(name), str)]:
-            raise UserError(f"{description}: lacks {', '.join(lacking)}; run the study again to restore it")
+            raise UserError(
+                f"{description}: lacks {', '.join(lacking)}; run the study again to restore it"
+            )
         key = tuple(told[name] for name in axes)
         for name, value in zip(axes, key, strict=True):
             if value not in axes[name]:
                 axes[name].append(value)
         found[key] = description.parent
     order = [{value: i for i, value in enumerate(values)} for values in axes.values()]
-    return {key: found[key] for key in sorted(found, key=lambda key: [o[v] for o, v in zip(order, key, strict=True)])}
+    return {
+        key: found[key]
+        for key in sorted(found, key=lambda key: [o[v] for o, v in zip(order, key, strict=True)])
+    }
 
 
-def _cell(directory: Path, key: tuple[str, ...], folder: Path | None, seeds: Sequence[int], steps: int, starts_seed: int) -> Cell:
+def _cell(
+    directory: Path,
+    key: tuple[str, ...],
+    folder: Path | None,
+    seeds: Sequence[int],
+    steps: int,
+    starts_seed: int,
+) -> Cell:
     cost: Mapping[str, Any] = {}
     if folder is not None and (folder / "cost.json").is_file():
         cost = _object(folder / "cost.json")
     runs = tuple(
-        SeedRun(seed, None, State.MISSING)
-        if folder is None
-        else _run(directory, folder / f"seed{seed}", key[0], seed, steps, starts_seed)
+        (
+            SeedRun(seed, None, State.MISSING)
+            if folder is None
+            else _run(directory, folder / f"seed{seed}", key[0], seed, steps, starts_seed)
+        )
         for seed in seeds
     )
     task, encoder, head, regime = key
     return Cell(task, encoder, head, regime, folder, cost, runs)
 
 
-def _run(directory: Path, folder: Path, task: str, seed: int, steps: int, starts_seed: int) -> SeedRun:
+def _run(
+    directory: Path, folder: Path, task: str, seed: int, steps: int, starts_seed: int
+) -> SeedRun:
     try:
         if (folder / "done.json").is_file():
             done = _object(folder / "done.json")
             rows = own_rows(folder, done, steps, starts_seed)
             if rows[0].task != task:
-                raise UserError(f"{folder / ROWS}: holds episodes of {rows[0].task}, expected {task}")
+                raise UserError(
+                    f"{folder / ROWS}: holds episodes of {rows[0].task}, expected {task}"
+                )
             return SeedRun(seed, folder, State.DONE, rows, done)
         if (folder / "failed.json").is_file():
             told = _object(folder / "failed.json")
             error, log = (" ".join(str(told.get(name) or "").split()) for name in ("error", "log"))
-            return SeedRun(seed, folder, State.FAILED, error=error or "no reason was recorded", log=log)
+            return SeedRun(
+                seed, folder, State.FAILED, error=error or "no reason was recorded", log=log
+            )
     except UserError as error:
         warnings.warn(str(error), stacklevel=2)
-        return SeedRun(seed, folder, State.UNREADABLE, error=str(error).replace(f"{directory}/", ""), log=_log(directory, folder))
+        return SeedRun(
+            seed,
+            folder,
+            State.UNREADABLE,
+            error=str(error).replace(f"{directory}/", ""),
+            log=_log(directory, folder),
+        )
     if not folder.is_dir():
         return SeedRun(seed, folder, State.MISSING)
     return SeedRun(seed, folder, State.UNFINISHED, log=_log(directory, folder))
@@ -236,7 +289,8 @@ def _object(path: Path) -> dict[str, Any]:
         document = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(
-            f"{path}: is not whole JSON ({' '.join(str(error).split())}); run the study again to restore it"
+            f"{path}: is not whole JSON ({' '.join(str(error).split())}); run the study again to"
+            " restore it"
         ) from error
     if not isinstance(document, dict):
         raise UserError(f"{path}: expected a JSON object, found {type(document).__name__}")

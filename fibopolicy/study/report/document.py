@@ -1,4 +1,6 @@
-"""What a report is made of, and how it looks in HTML and in Markdown: written once, so both say the same."""
+"""What a report is made of, and how it looks in HTML and in Markdown: written once, so
+both say the same.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,9 @@ class Heading(Block):
 
 @dataclass(frozen=True)
 class Answers(Block):
-    """The first lines: a mark ("good", "bad", "open") and a sentence each, with bold words between **."""
+    """The first lines: a mark ("good", "bad", "open") and a sentence each, with bold
+    words between **.
+    """
 
     lines: Sequence[tuple[str, str]]
 
@@ -72,7 +76,10 @@ class Table(Block):
         return page.table(self.rows, self.words)
 
     def markdown(self) -> str:
-        rules = ["---" if i == 0 or title in self.words else "---:" for i, title in enumerate(self.rows[0])]
+        rules = [
+            "---" if i == 0 or title in self.words else "---:"
+            for i, title in enumerate(self.rows[0])
+        ]
         titles, *lines = [[_cell(cell) for cell in row] for row in self.rows]
         lines = [titles, rules, *lines]
         return "\n".join(f"| {' | '.join(line)} |" for line in lines)
@@ -86,7 +93,9 @@ class Facts(Block):
         return page.pairs(self.facts)
 
     def markdown(self) -> str:
-        return "\n".join(f"- {_escaped(name)}: {_escaped(fact)}" for name, fact in self.facts.items())
+        return "\n".join(
+            f"- {_escaped(name)}: {_escaped(fact)}" for name, fact in self.facts.items()
+        )
 
 
 @dataclass(frozen=True)
@@ -118,7 +127,9 @@ class Film(Block):
 
 @dataclass(frozen=True)
 class Folded(Block):
-    """What a reader of the page sees who asks for it; Markdown, which cannot fold, leaves it out."""
+    """What a reader of the page sees who asks for it; Markdown, which cannot fold,
+    leaves it out.
+    """
 
     summary: str
     blocks: Sequence[Block]
@@ -144,7 +155,10 @@ class Contents(Block):
 
 
 def to_markdown(title: str, blocks: Sequence[Block]) -> str:
-    return "\n\n".join([f"# {_escaped(title)}", *filter(None, (block.markdown() for block in blocks))]) + "\n"
+    return (
+        "\n\n".join([f"# {_escaped(title)}", *filter(None, (block.markdown() for block in blocks))])
+        + "\n"
+    )
 
 
 def _cell(cell: Cell) -> str:

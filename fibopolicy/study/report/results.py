@@ -1,4 +1,6 @@
-"""What a study's rows say: a rate per cell, differences from the control, verdicts corrected for their number."""
+"""What a study's rows say: a rate per cell, differences from the control, verdicts
+corrected for their number.
+"""
 
 from __future__ import annotations
 
@@ -21,9 +23,11 @@ class CellResult:
 
     Args:
         side: its finished runs; `None` where there is none.
-        rate: over the start states that all of them ran to their end, with the interval over training seeds and start states.
+        rate: over the start states that all of them ran to their end, with the interval
+            over training seeds and start states.
         starts: how many these are.
-        errors: episodes that the simulator could not run to their end; they count nowhere.
+        errors: episodes that the simulator could not run to their end; they count
+            nowhere.
         problem: why there is no rate although runs are finished; empty otherwise.
     """
 
@@ -36,7 +40,9 @@ class CellResult:
 
 
 class Verdict(Enum):
-    """What a comparison with the control shows, after Holm's correction over all comparisons of the study."""
+    """What a comparison with the control shows, after Holm's correction over all
+    comparisons of the study.
+    """
 
     NOT_INFERIOR = "not inferior"
     INFERIOR = "inferior"
@@ -55,12 +61,14 @@ class Compared:
         difference: candidate minus control, in shares of episodes.
         pairs: per task the comparison on the same start states.
         p: adjusted by Holm over all comparisons of the study, of no difference.
-        p_inferior: likewise, of being worse by the margin or more; `None` without a margin.
+        p_inferior: likewise, of being worse by the margin or more; `None` without a
+            margin.
         p_within: likewise, of being worse by less than the margin, or better.
-        testable: whether the control solves more than the margin, on every task that counts; below it nothing can be worse by
-            as much, and a mean would hide what others lose.
-        needed: seeds and start states that would decide, if the difference is the one found; `None` where it is decided or
-            out of reach.
+        testable: whether the control solves more than the margin, on every task that
+            counts; below it nothing can be worse by as much, and a mean would hide what
+            others lose.
+        needed: seeds and start states that would decide, if the difference is the one
+            found; `None` where it is decided or out of reach.
     """
 
     task: str | None
@@ -88,12 +96,16 @@ class Compared:
 
     @property
     def verdict(self) -> Verdict:
-        """Against the margin; without one, whether the candidate is shown to be worse, or not to be."""
+        """Against the margin; without one, whether the candidate is shown to be worse,
+        or not to be.
+        """
         if self.p_inferior is None or self.p_within is None:
             if not self.differs:
                 return Verdict.UNDECIDED
             return Verdict.NOT_INFERIOR if self.difference.value > 0 else Verdict.INFERIOR
-        if self.p_inferior <= ALPHA / 2 and (self.testable or (self.differs and self.difference.value > 0)):
+        if self.p_inferior <= ALPHA / 2 and (
+            self.testable or (self.differs and self.difference.value > 0)
+        ):
             return Verdict.NOT_INFERIOR
         if not self.testable:
             return Verdict.UNTESTABLE
@@ -127,7 +139,8 @@ class Results:
 
     Args:
         cells: in the study's order.
-        comparisons: every encoder but the control, per head and regime: task by task, then the mean over tasks.
+        comparisons: every encoder but the control, per head and regime: task by task,
+            then the mean over tasks.
         unpaired: comparisons that could not be made, and why, one line each.
     """
 
@@ -138,7 +151,14 @@ class Results:
 
     def cell(self, task: str, encoder: str, setting: tuple[str, str]) -> CellResult | None:
         key = (task, encoder, setting)
-        return next((one for one in self.cells if (one.cell.task, one.cell.encoder, one.cell.setting) == key), None)
+        return next(
+            (
+                one
+                for one in self.cells
+                if (one.cell.task, one.cell.encoder, one.cell.setting) == key
+            ),
+            None,
+        )
 
     def of(self, setting: tuple[str, str]) -> list[Compared]:
         return [one for one in self.comparisons if (one.head, one.regime) == setting]
@@ -147,14 +167,19 @@ class Results:
 def results(study: Study) -> Results:
     """Everything that the rows of a study say; missing cells are simply not compared.
 
-    Holm's correction counts every comparison that could be made, the means over tasks included: separately for differences,
-    for non-inferiority, and for inferiority by more than the margin.
+    Holm's correction counts every comparison that could be made, the means over tasks
+    included: separately for differences, for non-inferiority, and for inferiority by
+    more than the margin.
 
     Raises:
         UserError: two training seeds of a cell hold the same weights.
     """
     cells = [_result(cell) for cell in study.cells]
-    sides = {(one.cell.task, one.cell.encoder, one.cell.setting): one.side for one in cells if one.rate is not None}
+    sides = {
+        (one.cell.task, one.cell.encoder, one.cell.setting): one.side
+        for one in cells
+        if one.rate is not None
+    }
     comparisons: list[Compared] = []
     unpaired: list[str] = []
     for setting in study.settings:
@@ -163,13 +188,18 @@ def results(study: Study) -> Results:
                 continue
             pairs: dict[str, Comparison] = {}
             for task in study.tasks:
-                control, other = (sides.get((task, encoder, setting)) for encoder in (study.control, candidate))
+                control, other = (
+                    sides.get((task, encoder, setting)) for encoder in (study.control, candidate)
+                )
                 if control is None or other is None:
                     continue
                 try:
                     pairs[task] = compare([control, other])
                 except UserError as error:
-                    unpaired.append(f"{candidate} against {study.control} on {printed(task)}, {', '.join(setting)}: {error}")
+                    unpaired.append(
+                        f"{candidate} against {study.control} on {printed(task)},"
+                        f" {', '.join(setting)}: {error}"
+                    )
             comparisons += _compared(pairs, setting, study.control, candidate)
     return Results(study, tuple(cells), tuple(_judged(comparisons, study.margin)), tuple(unpaired))
 
@@ -187,16 +217,22 @@ def _result(cell: Cell) -> CellResult:
     return CellResult(cell, side, found.rates[0], len(found.starts), side.errors)
 
 
-def _compared(pairs: dict[str, Comparison], setting: tuple[str, str], control: str, candidate: str) -> list[Compared]:
+def _compared(
+    pairs: dict[str, Comparison], setting: tuple[str, str], control: str, candidate: str
+) -> list[Compared]:
     """The comparisons of one encoder: per task, and their mean where there are several."""
-    differences: dict[str, Difference] = {task: pair.verdicts[0].difference for task, pair in pairs.items()}
+    differences: dict[str, Difference] = {
+        task: pair.verdicts[0].difference for task, pair in pairs.items()
+    }
     found = [
         Compared(task, (task,), *setting, control, candidate, difference, (pairs[task],))
         for task, difference in differences.items()
     ]
     if len(found) > 1:
         mean = MeanDifference(tuple(differences.values()))
-        found.append(Compared(None, tuple(pairs), *setting, control, candidate, mean, tuple(pairs.values())))
+        found.append(
+            Compared(None, tuple(pairs), *setting, control, candidate, mean, tuple(pairs.values()))
+        )
     return found
 
 
@@ -208,11 +244,21 @@ def _judged(comparisons: Sequence[Compared], margin: float | None) -> list[Compa
         raw = [one.difference.p_inferior(margin) for one in comparisons]
         inferior, within = [*holm(raw)], [*holm([1 - each for each in raw])]
     judged = [
-        replace(one, p=p[i], p_inferior=inferior[i], p_within=within[i], testable=margin is None or one.lowest_control > margin)
+        replace(
+            one,
+            p=p[i],
+            p_inferior=inferior[i],
+            p_within=within[i],
+            testable=margin is None or one.lowest_control > margin,
+        )
         for i, one in enumerate(comparisons)
     ]
     bound, alpha = (0.0 if margin is None else -margin), ALPHA / 2 / max(1, len(judged))
     return [
-        replace(one, needed=needed(one.difference, bound, alpha=alpha, power=POWER)) if one.verdict is Verdict.UNDECIDED else one
+        (
+            replace(one, needed=needed(one.difference, bound, alpha=alpha, power=POWER))
+            if one.verdict is Verdict.UNDECIDED
+            else one
+        )
         for one in judged
     ]

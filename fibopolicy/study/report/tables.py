@@ -21,24 +21,38 @@ NONE = "-"
 
 
 def success_table(found: Results, setting: tuple[str, str]) -> Table:
-    """Encoders against tasks: percent of episodes solved, with the interval; how many seeds, where some are missing."""
+    """Encoders against tasks: percent of episodes solved, with the interval; how many
+    seeds, where some are missing.
+    """
     study = found.study
     several = len(study.tasks) > 1
     table: Table = [["success, %", *map(printed, study.tasks), *["mean"] * several]]
     for encoder in study.encoders:
         cells = [found.cell(task, encoder, setting) for task in study.tasks]
-        table.append([_named(encoder, study), *(_success(one, study) for one in cells), *[_mean(cells)] * several])
+        table.append(
+            [
+                _named(encoder, study),
+                *(_success(one, study) for one in cells),
+                *[_mean(cells)] * several,
+            ]
+        )
     return table
 
 
 def success_by_head_table(found: Results, task: str | None, regime: str) -> Table:
-    """Heads against encoders: percent of a task's episodes solved, with the interval; without a task the mean over all."""
+    """Heads against encoders: percent of a task's episodes solved, with the interval;
+    without a task the mean over all.
+    """
     study = found.study
     table: Table = [["success, %", *(_named(encoder, study) for encoder in study.encoders)]]
     for head in study.heads:
         row: list[TableCell] = [head]
         for encoder in study.encoders:
-            cells = [found.cell(one, encoder, (head, regime)) for one in study.tasks if task in (one, None)]
+            cells = [
+                found.cell(one, encoder, (head, regime))
+                for one in study.tasks
+                if task in (one, None)
+            ]
             row.append(_mean(cells) if task is None else _success(cells[0], study))
         table.append(row)
     return table
@@ -78,7 +92,9 @@ def states(cell: Cell) -> str:
 def difference_table(comparisons: list[Compared], study: Study) -> Table:
     """Per task and encoder the difference from the control, and what it shows."""
     table: Table = [["", "points", "95 % interval", "p (Holm)", "verdict", "to decide"]]
-    subjects = list(dict.fromkeys(one.subject for one in sorted(comparisons, key=lambda one: one.task is None)))
+    subjects = list(
+        dict.fromkeys(one.subject for one in sorted(comparisons, key=lambda one: one.task is None))
+    )
     for one in sorted(comparisons, key=lambda one: subjects.index(one.subject)):
         d = one.difference
         beside = beside_verdict(one, study)
@@ -88,7 +104,10 @@ def difference_table(comparisons: list[Compared], study: Study) -> Table:
                 f"{100 * d.value:+.1f}",
                 f"[{100 * d.low:+.1f}, {100 * d.high:+.1f}]",
                 p_value(one.p),
-                Marked(f"{one.verdict.value}, {beside}" if beside else one.verdict.value, MARKS[one.verdict]),
+                Marked(
+                    f"{one.verdict.value}, {beside}" if beside else one.verdict.value,
+                    MARKS[one.verdict],
+                ),
                 to_decide(one) if one.verdict is Verdict.UNDECIDED else NONE,
             ]
         )
@@ -96,10 +115,15 @@ def difference_table(comparisons: list[Compared], study: Study) -> Table:
 
 
 def cost_table(study: Study, setting: tuple[str, str]) -> Table:
-    """Per encoder its costs: what it has, by task where tasks differ, and medians of what was timed, with those of runs from the
-    lowest to the highest; times also as a multiple of the control's."""
+    """Per encoder its costs: what it has, by task where tasks differ, and medians of
+    what was timed, with those of runs from the lowest to the highest; times also as a
+    multiple of the control's.
+    """
     table: Table = [["encoder", *(title for title, _, _ in _COSTS)]]
-    cells = {encoder: [c for c in study.cells if c.encoder == encoder and c.setting == setting] for encoder in study.encoders}
+    cells = {
+        encoder: [c for c in study.cells if c.encoder == encoder and c.setting == setting]
+        for encoder in study.encoders
+    }
     for encoder in study.encoders:
         row: list[TableCell] = [encoder]
         for _, name, kind in _COSTS:
@@ -107,7 +131,10 @@ def cost_table(study: Study, setting: tuple[str, str]) -> Table:
             if not found:
                 row.append(NONE)
             elif kind == "has":
-                shown = (f"{100 * value:.3g} %" if name == "attention_pairs" else _short(value) for value in found)
+                shown = (
+                    f"{100 * value:.3g} %" if name == "attention_pairs" else _short(value)
+                    for value in found
+                )
                 row.append(" / ".join(dict.fromkeys(shown)))
             else:
                 told = _short(median(found))
@@ -121,13 +148,21 @@ def cost_table(study: Study, setting: tuple[str, str]) -> Table:
 
 
 def _ratio(cells: Sequence[Cell], control: Sequence[Cell], name: str) -> float | None:
-    """How many times the control's on the same task, geometric mean over tasks, since one task may take longer than another."""
-    medians = [{cell.task: median(found) for cell in side if (found := values([cell], name))} for side in (cells, control)]
-    ratios = [medians[0][task] / base for task, base in medians[1].items() if task in medians[0] and base]
+    """How many times the control's on the same task, geometric mean over tasks, since
+    one task may take longer than another.
+    """
+    medians = [
+        {cell.task: median(found) for cell in side if (found := values([cell], name))}
+        for side in (cells, control)
+    ]
+    ratios = [
+        medians[0][task] / base for task, base in medians[1].items() if task in medians[0] and base
+    ]
     return geometric_mean(ratios) if ratios else None
 
 
-#: Title, field of `Cost`, and whether an encoder has it, or it was timed for an encoder or for a run.
+#: Title, field of `Cost`, and whether an encoder has it, or it was timed for an encoder
+#: or for a run.
 _COSTS = (
     ("parameters", "encoder_parameters", "has"),
     ("MACs", "encoder_macs", "has"),
@@ -154,14 +189,20 @@ def run_table(study: Study) -> Table:
     table: Table = [["run", "state", "solved", "step", "training", "evaluation", "video"]]
     for cell in study.cells:
         for run in cell.runs:
-            table.append([_linked(study, cell, run), run.state.value, *_figures(run), _video(study, run)])
+            table.append(
+                [_linked(study, cell, run), run.state.value, *_figures(run), _video(study, run)]
+            )
     return table
 
 
 def _video(study: Study, run: SeedRun) -> TableCell:
     """A link to what the evaluation filmed."""
     found = [] if run.folder is None else sorted((run.folder / "videos").glob("*.mp4"))
-    return Link("episodes", f"../{found[0].relative_to(study.directory).as_posix()}") if found else NONE
+    return (
+        Link("episodes", f"../{found[0].relative_to(study.directory).as_posix()}")
+        if found
+        else NONE
+    )
 
 
 def _linked(study: Study, cell: Cell, run: SeedRun) -> TableCell:
@@ -184,31 +225,48 @@ def _figures(run: SeedRun) -> list[str]:
 
 
 def head_settings_table(study: Study) -> Table:
-    """Per head its gradient steps, and what the study sets of policy and optimiser for it; the rest is as by default."""
+    """Per head its gradient steps, and what the study sets of policy and optimiser for
+    it; the rest is as by default.
+    """
     document = study.document
     own = {one["name"]: one for one in document["heads"]}
     table: Table = [["policy head", "steps", "policy", "optimiser"]]
     for head in study.heads:
         one = own.get(head, {})
         built = one.get("head", head)
-        settings = [_settings({**(document.get(kind) or {}), **one.get(kind, {})}) for kind in ("policy", "optimizer")]
-        table.append([head if built == head else f"{head} = {built}", str(study.steps[head]), *settings])
+        settings = [
+            _settings({**(document.get(kind) or {}), **one.get(kind, {})})
+            for kind in ("policy", "optimizer")
+        ]
+        table.append(
+            [head if built == head else f"{head} = {built}", str(study.steps[head]), *settings]
+        )
     return table
 
 
 def _settings(options: Mapping[str, Any]) -> str:
     """`chunk 8, min_std 0.05`."""
-    told = [_settings(value) if isinstance(value, dict) else f"{name} {value}" for name, value in options.items()]
+    told = [
+        _settings(value) if isinstance(value, dict) else f"{name} {value}"
+        for name, value in options.items()
+    ]
     return ", ".join(one for one in told if one != NONE) or NONE
 
 
 def missing_table(study: Study) -> Table:
-    """Every run that does not count, why, and where its log is; only the heading where all count."""
+    """Every run that does not count, why, and where its log is; only the heading where
+    all count.
+    """
     table: Table = [["run", "state", "error", "log"]]
     for cell in study.cells:
         if all(run.state is State.MISSING for run in cell.runs):
             table.append(
-                [f"{printed(cell.task)}, {cell.encoder}, {cell.head}, {cell.regime}, all seeds", State.MISSING.value, NONE, NONE]
+                [
+                    f"{printed(cell.task)}, {cell.encoder}, {cell.head}, {cell.regime}, all seeds",
+                    State.MISSING.value,
+                    NONE,
+                    NONE,
+                ]
             )
             continue
         for run in cell.runs:

@@ -17,8 +17,11 @@ _log = logging.getLogger(__name__)
 EPISODES, MOST = 4, 12
 
 
-def films(found: Results, folder: Path, *, make: bool) -> tuple[list[tuple[Compared, Path]], list[str]]:
-    """Videos of control and candidate on start states that one of them alone solved, by the first seed of each.
+def films(
+    found: Results, folder: Path, *, make: bool
+) -> tuple[list[tuple[Compared, Path]], list[str]]:
+    """Videos of control and candidate on start states that one of them alone solved, by
+    the first seed of each.
 
     Args:
         folder: where they lie; one that is newer than the rows of both is kept.
@@ -34,8 +37,13 @@ def films(found: Results, folder: Path, *, make: bool) -> tuple[list[tuple[Compa
         control, candidate = (pair.outcomes(side)[0] for side in pair.sides)
         if (control == candidate).all():
             continue
-        path = folder / f"{'__'.join(map(in_file_name, (one.subject, one.candidate, one.head, one.regime)))}.mp4"
-        if path.is_file() and all(path.stat().st_mtime > (side.runs[0] / ROWS).stat().st_mtime for side in pair.sides):
+        path = (
+            folder
+            / f"{'__'.join(map(in_file_name, (one.subject, one.candidate, one.head, one.regime)))}.mp4"  # noqa: E501
+        )
+        if path.is_file() and all(
+            path.stat().st_mtime > (side.runs[0] / ROWS).stat().st_mtime for side in pair.sides
+        ):
             shown.append((one, path))
         elif make and len(shown) < MOST:
             _log.info("filming %s against %s on %s", one.candidate, one.control, one.subject)
@@ -43,8 +51,14 @@ def films(found: Results, folder: Path, *, make: bool) -> tuple[list[tuple[Compa
             try:
                 film(found.study, one, path, min(EPISODES, differing))
                 shown.append((one, path))
-            except (UserError, RuntimeError) as error:  # RuntimeError: episodes do not repeat on this machine
-                told.append(f"{one.candidate} on {one.subject}, {one.head}, {one.regime} could not be filmed: {error}")
+            except (
+                UserError,
+                RuntimeError,
+            ) as error:  # RuntimeError: episodes do not repeat on this machine
+                told.append(
+                    f"{one.candidate} on {one.subject}, {one.head}, {one.regime} could not be"
+                    f" filmed: {error}"
+                )
         elif make:
             told.append(f"Only {MOST} pairs are filmed.")
             break
@@ -55,7 +69,8 @@ def film(study: Study, one: Compared, path: Path, episodes: int) -> None:
     """Write the video of one comparison.
 
     Raises:
-        UserError: the study holds no weights or start states any more, or they are not those of the rows.
+        UserError: the study holds no weights or start states any more, or they are not
+            those of the rows.
     """
     # They load torch and the simulators, which a report without videos does without.
     from fibopolicy.evaluation.side_by_side import film_side_by_side
@@ -67,4 +82,7 @@ def film(study: Study, one: Compared, path: Path, episodes: int) -> None:
         if set(pair.starts) <= {stored.identity(i) for i in range(len(stored))}:
             film_side_by_side(pair, path, episodes, starts)
             return
-    raise UserError(f"{study.directory / 'starts'}: holds no file with the start states of {printed(one.tasks[0])}")
+    raise UserError(
+        f"{study.directory / 'starts'}: holds no file with the start states of"
+        f" {printed(one.tasks[0])}"
+    )

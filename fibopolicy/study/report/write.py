@@ -41,30 +41,34 @@ from fibopolicy.study.report.tables import (
 from fibopolicy.study.report.videos import films
 from fibopolicy.utils.files import atomic_write, directory_lock
 
-#: What no interval over a few seeds holds; measured for `fibopolicy.evaluation.differences.Difference`.
+#: What no interval over a few seeds holds; measured for
+#: `fibopolicy.evaluation.differences.Difference`.
 FEW_SEEDS = (
-    "Few seeds cannot show a kind of seed that is rare: where a method trains badly once in a while, few seeds often miss"
-    " that, and its intervals are too good."
+    "Few seeds cannot show a kind of seed that is rare: where a method trains badly once in a"
+    " while, few seeds often miss that, and its intervals are too good."
 )
 #: The report's folder within a study.
 REPORT = "report"
 
 
 def write_report(directory: Path, *, videos: bool = False) -> Path:
-    """Write `report/` of a study: `report.html`, `report.md`, `cells.csv`, `seeds.csv`, `comparisons.csv` and the pictures.
+    """Write `report/` of a study: `report.html`, `report.md`, `cells.csv`, `seeds.csv`,
+    `comparisons.csv` and the pictures.
 
-    Everything comes from the rows as they are now; runs that are missing or failed are shown as such, and an earlier report
-    is replaced.
+    Everything comes from the rows as they are now; runs that are missing or failed are
+    shown as such, and an earlier report is replaced.
 
     Args:
         directory: of the study, finished or not.
-        videos: film control and candidates side by side, which simulates the shown episodes once more.
+        videos: film control and candidates side by side, which simulates the shown
+            episodes once more.
 
     Returns:
         the page.
 
     Raises:
-        UserError: no study, a damaged description, two seeds with the same weights, another process writing the report.
+        UserError: no study, a damaged description, two seeds with the same weights,
+            another process writing the report.
     """
     study = read_study(directory)
     found = results(study)
@@ -92,7 +96,12 @@ def _blocks(found: Results, folder: Path, *, videos: bool) -> list[Block]:
         *_made(found.study),
     ]
     headings = [block.text for block in sections if isinstance(block, Heading) and block.level == 2]
-    return [Answers(answers(found)), Note(_design(found.study, len(found.comparisons))), Contents(headings), *sections]
+    return [
+        Answers(answers(found)),
+        Note(_design(found.study, len(found.comparisons))),
+        Contents(headings),
+        *sections,
+    ]
 
 
 def _design(study: Study, comparisons: int) -> str:
@@ -106,23 +115,36 @@ def _design(study: Study, comparisons: int) -> str:
         _number(len(study.regimes), "regime"),
         _number(len(study.seeds), "training seed"),
     ]
-    together = f" Verdicts hold for all {comparisons} comparisons together (Holm)." if comparisons > 1 else ""
-    ready = "all are finished" if done == len(runs) else f"{done} are finished, the others are listed below and count nowhere"
+    together = (
+        f" Verdicts hold for all {comparisons} comparisons together (Holm)."
+        if comparisons > 1
+        else ""
+    )
+    ready = (
+        "all are finished"
+        if done == len(runs)
+        else f"{done} are finished, the others are listed below and count nowhere"
+    )
     return (
-        f"{' x '.join(counts)}: {len(runs)} runs of {_steps(study)}, of which {ready}. Each is measured on the same"
-        f" {study.episodes} start states of its task, which no training saw. The last checkpoint counts; none was selected."
-        f"{together}"
+        f"{' x '.join(counts)}: {len(runs)} runs of {_steps(study)}, of which {ready}. Each is"
+        f" measured on the same {study.episodes} start states of its task, which no training saw."
+        f" The last checkpoint counts; none was selected.{together}"
     )
 
 
 def _steps(study: Study) -> str:
-    """`1000 gradient steps`, or where heads differ `800 gradient steps with bc and bc_gmm, 500 with flow`."""
+    """`1000 gradient steps`, or where heads differ `800 gradient steps with bc and
+    bc_gmm, 500 with flow`.
+    """
     heads: dict[int, list[str]] = {}
     for head, steps in study.steps.items():
         heads.setdefault(steps, []).append(head)
     if len(heads) == 1:
         return f"{next(iter(heads))} gradient steps"
-    told = [f"{steps}{' gradient steps' * (i == 0)} with {listed(names)}" for i, (steps, names) in enumerate(heads.items())]
+    told = [
+        f"{steps}{' gradient steps' * (i == 0)} with {listed(names)}"
+        for i, (steps, names) in enumerate(heads.items())
+    ]
     return ", ".join(told)
 
 
@@ -138,22 +160,32 @@ def _success(found: Results) -> list[Block]:
     blocks: list[Block] = [Heading("Success"), *_success_tables(found)]
     blocks.append(
         Note(
-            "Percent of episodes solved by one training seed, with 95 % Wilson intervals for what other start states would give;"
-            " what other seeds would give is unknown."
+            "Percent of episodes solved by one training seed, with 95 % Wilson intervals for what"
+            " other start states would give; what other seeds would give is unknown."
             if len(found.study.seeds) == 1
-            else "Percent of episodes solved, over training seeds, with 95 % intervals for what other seeds and other start"
-            " states would give (the limit of a two-level bootstrap over both); where one seed alone is finished, for other"
-            f" start states only. {FEW_SEEDS}"
+            else (
+                "Percent of episodes solved, over training seeds, with 95 % intervals for what"
+                " other seeds and other start states would give (the limit of a two-level"
+                " bootstrap over both); where one seed alone is finished, for other start states"
+                f" only. {FEW_SEEDS}"
+            )
         )
     )
     errors = sum(one.errors for one in found.cells)
     if errors:
-        blocks.append(Note(f"{_number(errors, 'episode')} that a simulator could not run to the end: they count nowhere."))
+        blocks.append(
+            Note(
+                f"{_number(errors, 'episode')} that a simulator could not run to the end: they"
+                " count nowhere."
+            )
+        )
     return blocks
 
 
 def _success_tables(found: Results) -> list[Block]:
-    """Encoders against tasks, regime by regime; with several heads those against encoders, task by task."""
+    """Encoders against tasks, regime by regime; with several heads those against
+    encoders, task by task.
+    """
     study = found.study
     blocks: list[Block] = []
     if len(study.heads) == 1:
@@ -163,9 +195,18 @@ def _success_tables(found: Results) -> list[Block]:
     tasks: list[str | None] = [*study.tasks, *[None] * (len(study.tasks) > 1)]
     for regime in study.regimes:
         for task in tasks:
-            title = [printed(task) if task is not None else "Mean over tasks", *[regime] * (len(study.regimes) > 1)]
-            blocks += [Heading(", ".join(title), 3), Table(success_by_head_table(found, task, regime))]
-    note = "Encoders are compared along a row. Heads differ in more than their network: how each was trained stands below."
+            title = [
+                printed(task) if task is not None else "Mean over tasks",
+                *[regime] * (len(study.regimes) > 1),
+            ]
+            blocks += [
+                Heading(", ".join(title), 3),
+                Table(success_by_head_table(found, task, regime)),
+            ]
+    note = (
+        "Encoders are compared along a row. Heads differ in more than their network: how each was"
+        " trained stands below."
+    )
     return [*blocks, Note(note)]
 
 
@@ -178,35 +219,43 @@ def _differences(found: Results, folder: Path) -> list[Block]:
         if comparisons := found.of(setting):
             path = folder / _named("differences", i, study)
             plot_forest(comparisons, study.control, study.margin, path)
-            told = f"differences from {study.control} with 95 % intervals, by task, {', '.join(setting)}"
+            told = (
+                f"differences from {study.control} with 95 % intervals, by task,"
+                f" {', '.join(setting)}"
+            )
             blocks += [*_titled(study, setting), Picture(path, told)]
-            blocks.append(Table(difference_table(comparisons, study), words=("verdict", "to decide")))
+            blocks.append(
+                Table(difference_table(comparisons, study), words=("verdict", "to decide"))
+            )
     blocks += [Note(reason) for reason in found.unpaired]
     if not found.comparisons:
         return blocks
     told = (
-        "Points are percent of episodes, candidate minus control on the same start states, with 95 % intervals: Bonett and"
-        " Price's for a checkpoint against a checkpoint, beside McNemar's exact p; else Student's over seeds and start states."
+        "Points are percent of episodes, candidate minus control on the same start states, with 95"
+        " % intervals: Bonett and Price's for a checkpoint against a checkpoint, beside McNemar's"
+        " exact p; else Student's over seeds and start states."
     )
     if (m := len(found.comparisons)) > 1:
         told += (
-            f" Each interval stands for itself; p values and verdicts are corrected by Holm for all {m} comparisons of this"
-            " study, so a verdict can be stricter than its interval looks."
+            " Each interval stands for itself; p values and verdicts are corrected by Holm for all"
+            f" {m} comparisons of this study, so a verdict can be stricter than its interval looks."
         )
     blocks.append(Note(told))
     if study.margin is not None:
         blocks.append(
             Note(
-                f"Not inferior: worse by less than {100 * study.margin:g} points, the margin in study.json; inferior: worse by"
-                f" more; each at {100 * ALPHA / 2:g} % one-sided. The margin counts only if it was fixed before the rows were"
-                " seen. Untestable: the control itself solves no more than the margin."
+                f"Not inferior: worse by less than {100 * study.margin:g} points, the margin in"
+                f" study.json; inferior: worse by more; each at {100 * ALPHA / 2:g} % one-sided."
+                " The margin counts only if it was fixed before the rows were seen. Untestable:"
+                " the control itself solves no more than the margin."
             )
         )
     blocks.append(
         Note(
             "To decide: the episodes per encoder and task that would settle it with"
-            f" {100 * POWER:.0f} % power after the same correction, if the true difference is the one seen and varies as it did."
-            " Where training seeds differ much, more seeds are asked for, not more episodes."
+            f" {100 * POWER:.0f} % power after the same correction, if the true difference is the"
+            " one seen and varies as it did. Where training seeds differ much, more seeds are"
+            " asked for, not more episodes."
         )
     )
     return blocks
@@ -219,15 +268,22 @@ def _costs(found: Results, folder: Path) -> list[Block]:
         path = folder / _named("cost", i, study)
         blocks += _titled(study, setting)
         if plot_pareto(found, setting, path):
-            blocks.append(Picture(path, f"success against encoder latency and training throughput, {', '.join(setting)}"))
+            blocks.append(
+                Picture(
+                    path,
+                    "success against encoder latency and training throughput,"
+                    f" {', '.join(setting)}",
+                )
+            )
         blocks.append(Table(cost_table(study, setting)))
     blocks.append(
         Note(
-            "Dots: success with its 95 % interval. Line: encoders that no other beats in both. Parameters, MACs (one frame) and"
-            " milliseconds are the encoder's, all timed in one interleaved run; in brackets the multiple of the control's"
-            " on the same task, geometric mean over tasks."
-            " Samples, memory and steps are medians over runs with the lowest and the highest. Runs may have shared their"
-            " machine: where they scatter, the interleaved milliseconds tell encoders apart, not these."
+            "Dots: success with its 95 % interval. Line: encoders that no other beats in both."
+            " Parameters, MACs (one frame) and milliseconds are the encoder's, all timed in one"
+            " interleaved run; in brackets the multiple of the control's on the same task,"
+            " geometric mean over tasks. Samples, memory and steps are medians over runs with the"
+            " lowest and the highest. Runs may have shared their machine: where they scatter, the"
+            " interleaved milliseconds tell encoders apart, not these."
         )
     )
     return blocks
@@ -241,14 +297,24 @@ def _curves(study: Study, folder: Path) -> list[Block]:
             if cell.setting == setting:
                 logged = [read_curves(run.folder) for run in cell.done if run.folder is not None]
                 for name, title in QUANTITIES.items():
-                    if drawn := band([one[name] for one in logged if name in one], study.steps[cell.head]):
-                        curves.setdefault(printed(cell.task), {}).setdefault(title, {})[cell.encoder] = drawn
+                    if drawn := band(
+                        [one[name] for one in logged if name in one], study.steps[cell.head]
+                    ):
+                        curves.setdefault(printed(cell.task), {}).setdefault(title, {})[
+                            cell.encoder
+                        ] = drawn
         if curves:
             path = folder / _named("curves", i, study)
             plot_curves(curves, study.encoders, path)
-            blocks += [*_titled(study, setting), Picture(path, f"learning curves, {', '.join(setting)}")]
+            blocks += [
+                *_titled(study, setting),
+                Picture(path, f"learning curves, {', '.join(setting)}"),
+            ]
     if blocks:
-        note = Note("Mean over training seeds and over neighbouring steps; the band reaches from the lowest to the highest seed.")
+        note = Note(
+            "Mean over training seeds and over neighbouring steps; the band reaches from the lowest"
+            " to the highest seed."
+        )
         blocks = [Heading("Learning curves"), *blocks, note]
     return blocks
 
@@ -259,12 +325,17 @@ def _films(found: Results, folder: Path, *, make: bool) -> list[Block]:
         return []
     blocks: list[Block] = [Heading("Side by side")]
     for one, path in shown:
-        where = one.subject if len(found.study.settings) == 1 else f"{one.subject}, {one.head}, {one.regime}"
+        where = (
+            one.subject
+            if len(found.study.settings) == 1
+            else f"{one.subject}, {one.head}, {one.regime}"
+        )
         blocks += [Heading(f"{where}: {one.control} and {one.candidate}", 3), Film(path)]
     blocks.append(
         Note(
-            "The same start states, by the first training seed of either, those that one alone solved: chosen to show failures,"
-            " not to count them. Grey frame: running. Green: success. Red: not solved within the horizon."
+            "The same start states, by the first training seed of either, those that one alone"
+            " solved: chosen to show failures, not to count them. Grey frame: running. Green:"
+            " success. Red: not solved within the horizon."
         )
     )
     return [*blocks, *map(Note, told)]
@@ -288,18 +359,27 @@ def _made(study: Study) -> list[Block]:
         "margin": "none" if study.margin is None else f"{100 * study.margin:g} points",
         "hardware": _hardware(environment),
         "threads": f"{document['threads']} per run" if "threads" in document else "",
-        "versions": ", ".join(f"{name} {version}" for name, version in dict(document.get("versions") or {}).items()),
+        "versions": ", ".join(
+            f"{name} {version}" for name, version in dict(document.get("versions") or {}).items()
+        ),
         "date": str(environment.get("date") or ""),
     }
-    files: list[list[page.Cell]] = [[page.Link(name, name), holds] for name, holds in _FILES.items()]
+    files: list[list[page.Cell]] = [
+        [page.Link(name, name), holds] for name, holds in _FILES.items()
+    ]
     files += [
-        [page.Link(name, f"../{name}"), holds] for name, holds in _STUDY_FILES.items() if (study.directory / name).is_file()
+        [page.Link(name, f"../{name}"), holds]
+        for name, holds in _STUDY_FILES.items()
+        if (study.directory / name).is_file()
     ]
     return [
         Heading("How it was made"),
         Facts({name: fact for name, fact in facts.items() if fact}),
         Table(head_settings_table(study), words=("policy", "optimiser")),
-        Note("What the study sets of each head's runs; all else is the head's own or training's default."),
+        Note(
+            "What the study sets of each head's runs; all else is the head's own or training's"
+            " default."
+        ),
         Folded("Every run", [Table(run_table(study), words=("state", "video"))]),
         Table([["file", "what it holds"], *files], words=("what it holds",)),
     ]
@@ -324,12 +404,17 @@ def _task(one: Mapping[str, Any]) -> str:
         told = [f"demonstrations of {Path(one['dataset']).name}"]
     else:
         size = one.get("image_size")
-        told = [f"{one.get('demos')} demonstrations of its scripted expert (seed {one.get('collect_seed', 0)})"]
+        told = [
+            f"{one.get('demos')} demonstrations of its scripted expert (seed"
+            f" {one.get('collect_seed', 0)})"
+        ]
         told += [f"{size} x {size} pixels in {one.get('quality')} quality"] * (size is not None)
     if one.get("filter_key"):
         told.append(f"filter key {one['filter_key']}")
     cameras = one.get("cameras")
-    told.append("all cameras" if cameras is None else f"camera{'s' * (len(cameras) != 1)} {listed(cameras)}")
+    told.append(
+        "all cameras" if cameras is None else f"camera{'s' * (len(cameras) != 1)} {listed(cameras)}"
+    )
     if one.get("horizon") is not None:
         told.append(f"{one['horizon']} control steps at most")
     return ", ".join(told)
@@ -349,9 +434,17 @@ def _encoder(one: Mapping[str, Any], regimes: Sequence[str]) -> str:
     told = f"{name} = {built}" if built and built != name else name
     if options := one.get("options"):
         told += f" ({', '.join(f'{key} {value}' for key, value in options.items())})"
-    return f"{told}, from {Path(one['weights']).name}" if one.get("weights") and set(regimes) != {"scratch"} else told
+    return (
+        f"{told}, from {Path(one['weights']).name}"
+        if one.get("weights") and set(regimes) != {"scratch"}
+        else told
+    )
 
 
 def _named(picture: str, i: int, study: Study) -> str:
     """A picture's file name: numbered where there are several heads or regimes."""
-    return f"{picture}.svg" if len(study.settings) == 1 else f"{picture}_{'_'.join(map(in_file_name, study.settings[i]))}.svg"
+    return (
+        f"{picture}.svg"
+        if len(study.settings) == 1
+        else f"{picture}_{'_'.join(map(in_file_name, study.settings[i]))}.svg"
+    )
