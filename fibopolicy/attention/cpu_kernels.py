@@ -172,7 +172,7 @@ def _put(STORAGE, past, vector, address):  # type: ignore[no-untyped-def]
 
 
 @njit(inline="always")
-def _column_sum(
+def _column_sum(  # type: ignore[no-untyped-def]
     STORAGE,
     WIDTH,
     STEP,
@@ -187,7 +187,7 @@ def _column_sum(
     chunks,
     lse,
     target,
-):  # type: ignore[no-untyped-def]
+):
     """Sum over tokens of `values`, or with an `lse`, of each over exp(lse) where a key
     was dropped, into `target`.
     """

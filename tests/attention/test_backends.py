@@ -151,9 +151,9 @@ def test_a_token_without_keys_gets_zeros_and_zero_gradients(backend: str) -> Non
     for case in (pattern, lonely):
         inputs = make("heads first", 2, case.num_heads, case.num_tokens, 8, torch.float32)
         out, *grads = differentiate(
-            lambda *x: fibottention(*x, case, backend=backend),
+            lambda *x: fibottention(*x, case, backend=backend),  # noqa: B023
             inputs,
-            torch.ones_like(inputs[0]),  # noqa: B023
+            torch.ones_like(inputs[0]),
         )
         empty = ~case.mask().any(-1)
         assert (out[:, empty] == 0).all()
@@ -237,9 +237,9 @@ def test_empty_batches() -> None:
     for backend in BACKENDS:
         inputs = make("heads first", 0, 2, 11, 16, torch.float32)
         out, *grads = differentiate(
-            lambda *x: fibottention(*x, pattern, backend=backend),
+            lambda *x: fibottention(*x, pattern, backend=backend),  # noqa: B023
             inputs,
-            inputs[0],  # noqa: B023
+            inputs[0],
         )
         assert [tuple(x.shape) for x in (out, *grads)] == [(0, 2, 11, 16)] * 4
 
