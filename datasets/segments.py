@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation, Slerp
 
 from fibopolicy.envs.base import SimState
-from fibopolicy.envs.robosuite import RobosuiteEnv
-from fibopolicy.envs.robosuite_subtasks import Hand, Pose, Subtask
+from fibopolicy.envs.robosuite.environment import RobosuiteEnv
+from fibopolicy.envs.robosuite.subtasks import Hand, Pose, Subtask
 from fibopolicy.errors import UserError
 
 Array = NDArray[np.float64]

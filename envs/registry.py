@@ -12,9 +12,9 @@ import gymnasium
 import numpy as np
 
 from fibopolicy.envs.base import Observation, TaskEnv
-from fibopolicy.envs.metaworld_tasks import METAWORLD
+from fibopolicy.envs.metaworld.tasks import METAWORLD
 from fibopolicy.envs.other_suites import ROBOSUITE_NAMES, of_other_suite, other_suite
-from fibopolicy.envs.robosuite_tasks import TASKS
+from fibopolicy.envs.robosuite.tasks import TASKS
 from fibopolicy.envs.versions import warn_of_versions
 from fibopolicy.errors import UserError, unknown
 from fibopolicy.utils.imports import import_object, is_import_path
@@ -30,8 +30,8 @@ BUILT_IN: Mapping[str, str] = {
 ROBOSUITE = tuple(f"robosuite/{name}" for name in TASKS)
 #: Other suites: what stands before the slash -> "module:class", which takes a task id.
 SUITES: Mapping[str, str] = {
-    "metaworld": "fibopolicy.envs.metaworld:MetaWorldEnv",
-    "robosuite": "fibopolicy.envs.robosuite:RobosuiteEnv",
+    "metaworld": "fibopolicy.envs.metaworld.environment:MetaWorldEnv",
+    "robosuite": "fibopolicy.envs.robosuite.environment:RobosuiteEnv",
 }
 
 
@@ -230,7 +230,7 @@ def from_env_args(env_args: Mapping[str, Any], **overrides: Any) -> TaskEnv:
     kind, name = env_args.get("type"), str(env_args.get("env_name"))
     kwargs = dict(env_args.get("env_kwargs") or {})
     if kind == 1 and not is_import_path(name):
-        from fibopolicy.envs.robosuite import RobosuiteEnv
+        from fibopolicy.envs.robosuite.environment import RobosuiteEnv
 
         return RobosuiteEnv.from_env_args(env_args, **overrides)
     if name.startswith("metaworld/"):

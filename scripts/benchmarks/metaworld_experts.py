@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from fibopolicy import envs
 from fibopolicy.datasets.collect import Plan, run_expert
-from fibopolicy.envs.metaworld_tasks import METAWORLD
+from fibopolicy.envs.metaworld.tasks import METAWORLD
 from fibopolicy.evaluation.statistics import wilson
 from fibopolicy.utils.system import environment
 

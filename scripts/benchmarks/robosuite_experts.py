@@ -21,8 +21,8 @@ import numpy as np
 
 from fibopolicy import envs
 from fibopolicy.datasets.collect import perturbed
-from fibopolicy.envs.robosuite import RobosuiteEnv, import_robosuite
-from fibopolicy.envs.robosuite_experts import EXPERTS
+from fibopolicy.envs.robosuite.environment import RobosuiteEnv, import_robosuite
+from fibopolicy.envs.robosuite.experts import EXPERTS
 from fibopolicy.envs.seeding import episode_seed
 from fibopolicy.evaluation.statistics import wilson
 from fibopolicy.utils.files import atomic_write

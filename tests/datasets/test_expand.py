@@ -19,8 +19,8 @@ from fibopolicy.datasets.expand import Expanded, Source, expand, generate
 from fibopolicy.datasets.segments import Segment, attempt, take_apart
 from fibopolicy.datasets.writer import DemoWriter
 from fibopolicy.envs.base import SimState
-from fibopolicy.envs.robosuite import RobosuiteEnv
-from fibopolicy.envs.robosuite_subtasks import SUBTASKS, Hand
+from fibopolicy.envs.robosuite.environment import RobosuiteEnv
+from fibopolicy.envs.robosuite.subtasks import SUBTASKS, Hand
 from fibopolicy.envs.seeding import episode_seed
 from fibopolicy.errors import UserError
 

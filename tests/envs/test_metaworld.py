@@ -13,8 +13,8 @@ import pytest
 from gymnasium.utils.env_checker import check_env
 
 from fibopolicy import envs
-from fibopolicy.envs.metaworld import MetaWorldEnv
-from fibopolicy.envs.metaworld_tasks import METAWORLD
+from fibopolicy.envs.metaworld.environment import MetaWorldEnv
+from fibopolicy.envs.metaworld.tasks import METAWORLD
 from fibopolicy.errors import UserError
 
 pytest.importorskip("metaworld")

@@ -22,8 +22,8 @@ from scipy.spatial.transform import Rotation
 
 from fibopolicy.envs import registry
 from fibopolicy.envs.base import Observation, SimState
-from fibopolicy.envs.robosuite import RobosuiteEnv
-from fibopolicy.envs.robosuite_legacy import adopt, composite_controller
+from fibopolicy.envs.robosuite.environment import RobosuiteEnv
+from fibopolicy.envs.robosuite.legacy import adopt, composite_controller
 from fibopolicy.errors import UserError
 
 robosuite = pytest.importorskip("robosuite", reason="robosuite is not installed")

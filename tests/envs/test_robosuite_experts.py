@@ -7,10 +7,9 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from fibopolicy.envs.robosuite import RobosuiteEnv
-from fibopolicy.envs.robosuite_experts import EXPERTS
-from fibopolicy.envs.robosuite_experts.lift import SEEN
-from fibopolicy.envs.robosuite_experts.motion import Arm
+from fibopolicy.envs.robosuite.arm import Arm
+from fibopolicy.envs.robosuite.environment import RobosuiteEnv
+from fibopolicy.envs.robosuite.experts import CUBE_SEEN, EXPERTS
 from fibopolicy.errors import UserError
 
 pytest.importorskip("robosuite", reason="robosuite is not installed")
@@ -90,7 +89,7 @@ def test_a_hand_turns_to_a_cube_where_it_sees_how_it_lies() -> None:
             turned.append(abs(arm.yaw - first))
             env.advance(action)
     env.close()
-    assert max(turn for turn, off in zip(turned, aside, strict=True) if off > SEEN) < 0.1
+    assert max(turn for turn, off in zip(turned, aside, strict=True) if off > CUBE_SEEN) < 0.1
     assert max(turned) > 0.3
 
 

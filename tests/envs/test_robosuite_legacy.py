@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from fibopolicy.envs.robosuite_legacy import adopt, portable
+from fibopolicy.envs.robosuite.legacy import adopt, portable
 from fibopolicy.errors import UserError
 
 pytest.importorskip("robosuite", reason="robosuite is not installed")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from fibopolicy.envs import make, resolve, task_ids
-from fibopolicy.envs.robosuite_tasks import TASKS
+from fibopolicy.envs.robosuite.tasks import TASKS
 
 pytest.importorskip("robosuite", reason="robosuite is not installed")
 

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fibopolicy.envs.base import Observation, SimState, TaskEnv
-from fibopolicy.envs.metaworld_tasks import METAWORLD, import_metaworld, metaworld_version
+from fibopolicy.envs.metaworld.tasks import METAWORLD, import_metaworld, metaworld_version
 from fibopolicy.envs.rendering import (
     DEFAULT_IMAGE_SIZE,
     FrameSizes,

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 
-from fibopolicy.envs.robosuite import RobosuiteEnv
+from fibopolicy.envs.robosuite.environment import RobosuiteEnv
 from fibopolicy.errors import UserError
 
 #: A rigid pose: homogeneous `(4, 4)`, metres, in the world's frame.

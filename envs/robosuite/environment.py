@@ -23,9 +23,9 @@ from fibopolicy.envs.rendering import (
     configure_gl,
     no_gl,
 )
-from fibopolicy.envs.robosuite_experts import expert_action
-from fibopolicy.envs.robosuite_legacy import adopt, composite_controller, hold_orientation, portable
-from fibopolicy.envs.robosuite_tasks import TASKS, Defaults
+from fibopolicy.envs.robosuite.experts import expert_action
+from fibopolicy.envs.robosuite.legacy import adopt, composite_controller, hold_orientation, portable
+from fibopolicy.envs.robosuite.tasks import TASKS, Defaults
 from fibopolicy.envs.scene_renderer import SceneRenderer
 from fibopolicy.envs.versions import warn_of_versions
 from fibopolicy.errors import UserError, unknown
@@ -64,7 +64,7 @@ class RobosuiteEnv(TaskEnv):
 
     Args:
         task_id: "robosuite/" and the task's name, e.g. "robosuite/Lift".
-        cameras: the cameras to render, by default the task's in `robosuite_tasks`;
+        cameras: the cameras to render, by default the task's in `fibopolicy.envs.robosuite.tasks`;
             fewer are faster, and none needs no OpenGL.
         image_size: pixels, the side of square frames, (height, width), or one of these
             per camera.
@@ -225,7 +225,7 @@ class RobosuiteEnv(TaskEnv):
         observation.
 
         The model may come from another machine, and from a robosuite as old as 1.0 (see
-        `robosuite_legacy.adopt`).
+        `legacy.adopt`).
 
         Raises:
             UserError: the model does not fit this task or does not load; the state's
@@ -296,7 +296,7 @@ class RobosuiteEnv(TaskEnv):
 
     def expert_action(self) -> NDArray[np.float32]:
         """The scripted expert's action at this instant; see
-        `fibopolicy.envs.robosuite_experts`.
+        `fibopolicy.envs.robosuite.experts`.
 
         Raises:
             UserError: the task has no expert, or the robot or its controller is not the

@@ -1,0 +1,1 @@
+"""Meta-World's tasks. Importing this package imports neither Meta-World nor MuJoCo."""

@@ -1,0 +1,1 @@
+"""Robosuite's tasks. Importing this package imports neither robosuite nor MuJoCo."""
