@@ -49,7 +49,7 @@ class Compare:
     def run(self) -> None:
         from fibopolicy.evaluation.compare import compare, sides
         from fibopolicy.evaluation.comparison_text import text
-        from fibopolicy.evaluation.rows import ROWS
+        from fibopolicy.evaluation.episodes import ROWS
 
         film = self.out.with_suffix(".mp4") if self.out is not None and self.video else None
         if self.video < 0 or (self.video and self.out is None):

@@ -65,8 +65,8 @@ class Rates:
     """Replace an existing file."""
 
     def run(self) -> None:
+        from fibopolicy.evaluation.episodes import ROWS, evaluations, success_rate
         from fibopolicy.evaluation.report import rate_table, trained_with, write_results
-        from fibopolicy.evaluation.rows import ROWS, evaluations, success_rate
 
         if not self.runs:
             raise UserError("name at least one run directory")

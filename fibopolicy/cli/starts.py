@@ -41,7 +41,7 @@ class Starts:
 
     def run(self) -> None:
         from fibopolicy.envs import from_env_args, make
-        from fibopolicy.evaluation.starts import make_starts, save_starts
+        from fibopolicy.evaluation.init_states import make_starts, save_starts
 
         check_output(self.out, self.overwrite)
         options = {"cameras": self.cameras, "image_size": self.image_size, "quality": self.quality}

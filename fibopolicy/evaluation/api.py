@@ -10,7 +10,8 @@ from typing import Any
 
 from fibopolicy.envs import TaskEnv, from_env_args, make, resolve
 from fibopolicy.errors import UserError
-from fibopolicy.evaluation.acting import Actor
+from fibopolicy.evaluation.episodes import Row
+from fibopolicy.evaluation.init_states import Starts, default_starts, load_starts
 from fibopolicy.evaluation.measure import (
     Identity,
     check_view,
@@ -20,9 +21,8 @@ from fibopolicy.evaluation.measure import (
     view_options,
     weights_digest,
 )
-from fibopolicy.evaluation.rows import Row
-from fibopolicy.evaluation.starts import Starts, default_starts, load_starts
-from fibopolicy.evaluation.vectorized import STEP_LIMIT, TRIES, VectorRollout
+from fibopolicy.evaluation.policy_runner import Actor
+from fibopolicy.evaluation.scheduler import STEP_LIMIT, TRIES, VectorRollout
 
 
 def evaluate(

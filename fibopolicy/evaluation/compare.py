@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from fibopolicy.errors import UserError, printable, quoted
 from fibopolicy.evaluation.differences import Difference, holm
-from fibopolicy.evaluation.rows import ROWS, Row, not_evaluated, read_rows
+from fibopolicy.evaluation.episodes import ROWS, Row, not_evaluated, read_rows
 from fibopolicy.evaluation.statistics import Rate, pooled
 from fibopolicy.utils.files import expanded
 

@@ -14,9 +14,18 @@ from typing import Any
 from fibopolicy.envs import TaskEnv, from_env_args
 from fibopolicy.envs.registry import unavailable
 from fibopolicy.errors import UserError
-from fibopolicy.evaluation.acting import Actor
 from fibopolicy.evaluation.config import EvaluateConfig
+from fibopolicy.evaluation.episodes import (
+    ROWS,
+    Row,
+    append_row,
+    read_rows,
+    success_rate,
+    suffix,
+    write_rows,
+)
 from fibopolicy.evaluation.film import film
+from fibopolicy.evaluation.init_states import Starts, default_starts, load_starts, save_starts
 from fibopolicy.evaluation.measure import (
     Identity,
     check_view,
@@ -27,19 +36,10 @@ from fibopolicy.evaluation.measure import (
     weights_digest,
 )
 from fibopolicy.evaluation.overlay import draw_look
-from fibopolicy.evaluation.rows import (
-    ROWS,
-    Row,
-    append_row,
-    read_rows,
-    success_rate,
-    suffix,
-    write_rows,
-)
+from fibopolicy.evaluation.policy_runner import Actor
+from fibopolicy.evaluation.scheduler import VectorRollout
 from fibopolicy.evaluation.simulator import TaskInfo
-from fibopolicy.evaluation.starts import Starts, default_starts, load_starts, save_starts
 from fibopolicy.evaluation.statistics import Rate
-from fibopolicy.evaluation.vectorized import VectorRollout
 from fibopolicy.evaluation.video import write_grid
 from fibopolicy.policies.run_directory import Loaded
 from fibopolicy.robomimic.run_directory import load_policy

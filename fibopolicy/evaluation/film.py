@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 from tqdm import tqdm
 
-from fibopolicy.evaluation.acting import Actor, own_randomness
-from fibopolicy.evaluation.rows import Row
-from fibopolicy.evaluation.starts import Starts
-from fibopolicy.evaluation.vectorized import VectorRollout
+from fibopolicy.evaluation.episodes import Row
+from fibopolicy.evaluation.init_states import Starts
+from fibopolicy.evaluation.policy_runner import Actor, own_randomness
+from fibopolicy.evaluation.scheduler import VectorRollout
 from fibopolicy.evaluation.video import Frame
 
 Clip = tuple[Sequence[Frame], bool]

@@ -16,11 +16,11 @@ from tqdm import tqdm
 
 from fibopolicy.envs.registry import is_heavy
 from fibopolicy.errors import UserError
-from fibopolicy.evaluation.acting import Actor, own_randomness, trained_shapes
-from fibopolicy.evaluation.rows import Row, success_rate
+from fibopolicy.evaluation.episodes import Row, success_rate
+from fibopolicy.evaluation.init_states import Starts
+from fibopolicy.evaluation.policy_runner import Actor, own_randomness, trained_shapes
+from fibopolicy.evaluation.scheduler import VectorRollout
 from fibopolicy.evaluation.simulator import TaskInfo
-from fibopolicy.evaluation.starts import Starts
-from fibopolicy.evaluation.vectorized import VectorRollout
 from fibopolicy.policies import Policy
 from fibopolicy.policies.run_directory import render_quality
 from fibopolicy.utils.system import usable_cores

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from fibopolicy.encoders.pooling import SpatialSoftmax
 from fibopolicy.errors import UserError
-from fibopolicy.evaluation.acting import own_randomness
+from fibopolicy.evaluation.policy_runner import own_randomness
 
 Frame = NDArray[np.uint8]
 #: Patches along the shorter side of a heat map, for encoders without keypoints.

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from fibopolicy.evaluation.episodes import Row
 from fibopolicy.evaluation.figures import COLOURS, colours, figure, legend, save_png, short
-from fibopolicy.evaluation.rows import Row
 from fibopolicy.evaluation.statistics import Rate, pooled
 
 

@@ -10,9 +10,9 @@ from typing import Any
 
 from fibopolicy.evaluation import page
 from fibopolicy.evaluation.comparison_text import columns
+from fibopolicy.evaluation.episodes import Row, success_rate, suffix
 from fibopolicy.evaluation.evaluate_run import Evaluation
 from fibopolicy.evaluation.plots import plot_curves, plot_success_by_step
-from fibopolicy.evaluation.rows import Row, success_rate, suffix
 from fibopolicy.evaluation.statistics import Rate
 from fibopolicy.policies.run_directory import CONFIG, read_config
 from fibopolicy.utils.files import atomic_write

@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fibopolicy.envs import Observation, TaskEnv
-from fibopolicy.evaluation.acting import Actor, Request
 from fibopolicy.evaluation.episode import LiveEpisode
+from fibopolicy.evaluation.policy_runner import Actor, Request
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,9 @@ from fibopolicy.evaluation.compare import Comparison, Side
 from fibopolicy.evaluation.config import EvaluateConfig
 from fibopolicy.evaluation.evaluate_run import default_starts_path, make_env
 from fibopolicy.evaluation.film import Clip, film
+from fibopolicy.evaluation.init_states import load_starts
 from fibopolicy.evaluation.measure import default_workers, make_actor, weights_digest
-from fibopolicy.evaluation.starts import load_starts
-from fibopolicy.evaluation.vectorized import VectorRollout
+from fibopolicy.evaluation.scheduler import VectorRollout
 from fibopolicy.evaluation.video import write_grid
 from fibopolicy.robomimic.run_directory import load_policy
 

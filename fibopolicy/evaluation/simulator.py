@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 from fibopolicy.envs import Observation, SimState, TaskEnv
 from fibopolicy.errors import UserError
 from fibopolicy.evaluation.episode import LiveEpisode
-from fibopolicy.evaluation.starts import camera_hashes, versions
+from fibopolicy.evaluation.init_states import camera_hashes, versions
 from fibopolicy.evaluation.viewer import Viewer
 from fibopolicy.utils.processes import WorkerProcess
 

@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from fibopolicy.evaluation.acting import Actor, Request
 from fibopolicy.evaluation.episode import LiveEpisode
+from fibopolicy.evaluation.init_states import load_starts
 from fibopolicy.evaluation.measure import BATCH
-from fibopolicy.evaluation.starts import load_starts
+from fibopolicy.evaluation.policy_runner import Actor, Request
 from fibopolicy.policies import Policy
 from fibopolicy.study.cells import Cell, cells, runs, train_config
 from fibopolicy.study.directory import StudyDirectory, progress_of

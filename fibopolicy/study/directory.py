@@ -15,7 +15,7 @@ import fibopolicy
 from fibopolicy.envs.versions import installed
 from fibopolicy.errors import UserError, unknown
 from fibopolicy.evaluation.config import EvaluateConfig
-from fibopolicy.evaluation.rows import ROWS
+from fibopolicy.evaluation.episodes import ROWS
 from fibopolicy.study.cells import Cell, Run, cells, evaluate_config, runs, train_config
 from fibopolicy.study.config import StudyConfig, StudyTask, from_json, to_json
 from fibopolicy.study.lock import held

@@ -8,7 +8,7 @@ from fibopolicy.datasets import DemoFile
 from fibopolicy.datasets.collect import Plan, collect
 from fibopolicy.envs import TaskEnv, from_env_args
 from fibopolicy.errors import UserError
-from fibopolicy.evaluation.starts import default_starts, load_starts, save_starts
+from fibopolicy.evaluation.init_states import default_starts, load_starts, save_starts
 from fibopolicy.study.config import StudyTask
 from fibopolicy.study.directory import StudyDirectory
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from fibopolicy.errors import UserError
-from fibopolicy.evaluation.rows import ROWS
+from fibopolicy.evaluation.episodes import ROWS
 from fibopolicy.study.cells import cells, runs
 from fibopolicy.study.directory import STUDY, StudyDirectory, open_directory, refuse_foreign
 from fibopolicy.study.growth import refuse_change

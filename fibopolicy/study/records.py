@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fibopolicy.evaluation.compare import Choice
-from fibopolicy.evaluation.rows import Row
+from fibopolicy.evaluation.episodes import Row
 from fibopolicy.training.config import OptimizerConfig
 
 

@@ -32,10 +32,10 @@ import torch
 from usage import resident_mb
 
 from fibopolicy import envs
+from fibopolicy.evaluation.init_states import Starts, default_starts, make_starts
 from fibopolicy.evaluation.measure import Identity, default_workers, make_actor, measure
-from fibopolicy.evaluation.starts import Starts, default_starts, make_starts
+from fibopolicy.evaluation.scheduler import VectorRollout
 from fibopolicy.evaluation.statistics import wilson
-from fibopolicy.evaluation.vectorized import VectorRollout
 from fibopolicy.policies import Policy, PolicyConfig, Shapes, build_policy
 from fibopolicy.policies.run_directory import load_policy
 from fibopolicy.utils.system import environment

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from fibopolicy.evaluation.rows import ROWS, Row, read_rows, write_rows
+from fibopolicy.evaluation.episodes import ROWS, Row, read_rows, write_rows
 
 
 def row(index: int, success: bool, **changes: Any) -> Row:

@@ -14,9 +14,9 @@ from torch import nn
 from fibopolicy import envs
 from fibopolicy.errors import UserError
 from fibopolicy.evaluation import evaluate
-from fibopolicy.evaluation.acting import Actor, Request
-from fibopolicy.evaluation.rows import Row, success_rate
-from fibopolicy.evaluation.starts import make_starts, save_starts, shipped_starts
+from fibopolicy.evaluation.episodes import Row, success_rate
+from fibopolicy.evaluation.init_states import make_starts, save_starts, shipped_starts
+from fibopolicy.evaluation.policy_runner import Actor, Request
 
 
 class OutsideReach(nn.Module):

@@ -12,7 +12,7 @@ from fibopolicy.errors import UserError
 from fibopolicy.evaluation.compare import Choice, Comparison, compare, sides
 from fibopolicy.evaluation.comparison_text import power_rows, text
 from fibopolicy.evaluation.differences import Difference
-from fibopolicy.evaluation.rows import ROWS, read_rows, write_rows
+from fibopolicy.evaluation.episodes import ROWS, read_rows, write_rows
 from fibopolicy.evaluation.side_by_side import by_turns
 
 

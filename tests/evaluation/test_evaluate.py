@@ -18,11 +18,11 @@ from fibopolicy.errors import UserError
 from fibopolicy.evaluation import evaluate
 from fibopolicy.evaluation.compare import Choice
 from fibopolicy.evaluation.config import EvaluateConfig
+from fibopolicy.evaluation.episodes import evaluations, read_rows
 from fibopolicy.evaluation.evaluate_run import LOCK, evaluate_run
+from fibopolicy.evaluation.init_states import make_starts, save_starts
 from fibopolicy.evaluation.report import rate_table, report
 from fibopolicy.evaluation.rollout import rollout
-from fibopolicy.evaluation.rows import evaluations, read_rows
-from fibopolicy.evaluation.starts import make_starts, save_starts
 from fibopolicy.evaluation.statistics import wilson
 from fibopolicy.evaluation.video import FAILURE, RUNNING, SUCCESS, grid_frames
 from fibopolicy.policies import PolicyConfig, load_policy

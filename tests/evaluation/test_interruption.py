@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from fibopolicy.evaluation.rows import read_rows
+from fibopolicy.evaluation.episodes import read_rows
 from fibopolicy.training import TrainConfig
 from fibopolicy.training.loop import train
 

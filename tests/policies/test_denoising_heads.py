@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from fibopolicy.errors import UserError
-from fibopolicy.evaluation.acting import Actor
+from fibopolicy.evaluation.policy_runner import Actor
 from fibopolicy.policies import Policy, PolicyConfig, Shapes, build_policy
 
 HEADS = ("diffusion", "flow")

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fibopolicy.evaluation.rows import ROWS, Row, write_rows
+from fibopolicy.evaluation.episodes import ROWS, Row, write_rows
 
 STEPS = 1000
 

@@ -14,7 +14,7 @@ import pytest
 from made_study import STEPS, simulate
 from tiny_study import Here
 
-from fibopolicy.evaluation.rows import read_rows
+from fibopolicy.evaluation.episodes import read_rows
 from fibopolicy.study import StudyConfig, StudyHead, StudyTask
 from fibopolicy.study.cells import runs
 from fibopolicy.study.directory import StudyDirectory, open_directory, write_json

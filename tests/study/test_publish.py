@@ -11,7 +11,7 @@ import pytest
 from tiny_study import SOURCE, Here, call
 
 from fibopolicy.errors import UserError
-from fibopolicy.evaluation.rows import read_rows
+from fibopolicy.evaluation.episodes import read_rows
 from fibopolicy.study.cells import runs
 from fibopolicy.study.directory import StudyDirectory, create_directory
 from fibopolicy.study.lock import locked

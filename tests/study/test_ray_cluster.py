@@ -14,7 +14,7 @@ import pytest
 from tiny_study import Here
 
 from fibopolicy.errors import UserError
-from fibopolicy.evaluation.rows import read_rows
+from fibopolicy.evaluation.episodes import read_rows
 from fibopolicy.study import StudyConfig
 from fibopolicy.study.cells import runs
 from fibopolicy.study.directory import StudyDirectory, state_of

@@ -13,7 +13,7 @@ import pytest
 from made_study import add_cost, begin, describe, fail, finish
 
 from fibopolicy.errors import UserError
-from fibopolicy.evaluation.rows import ROWS
+from fibopolicy.evaluation.episodes import ROWS
 from fibopolicy.study.report import write_report
 
 LIFT, PUSH = "fibopolicy/Lift-v0", "fibopolicy/Push-v0"

@@ -13,7 +13,7 @@ import pytest
 sys.path.append(str(Path(__file__).parents[1] / "evaluation"))
 from simulated import outcomes, rate
 
-from fibopolicy.evaluation.rows import Row
+from fibopolicy.evaluation.episodes import Row
 from fibopolicy.study.report.answer import answers
 from fibopolicy.study.report.directory import Cell, SeedRun, State, Study
 from fibopolicy.study.report.results import Results, Verdict, results

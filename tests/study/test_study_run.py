@@ -17,7 +17,7 @@ from tiny_study import SOURCE, Here
 
 from fibopolicy.datasets.parts import parts_folder
 from fibopolicy.errors import UserError
-from fibopolicy.evaluation.rows import read_rows
+from fibopolicy.evaluation.episodes import read_rows
 from fibopolicy.study import StudyConfig, StudyHead
 from fibopolicy.study.cells import runs
 from fibopolicy.study.directory import StudyDirectory, create_directory, open_directory

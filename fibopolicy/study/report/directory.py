@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from fibopolicy.errors import UserError
-from fibopolicy.evaluation.rows import ROWS, Row
+from fibopolicy.evaluation.episodes import ROWS, Row
 from fibopolicy.study.records import own_rows
 
 

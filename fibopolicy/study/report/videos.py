@@ -6,7 +6,7 @@ import logging
 from pathlib import Path
 
 from fibopolicy.errors import UserError
-from fibopolicy.evaluation.rows import ROWS
+from fibopolicy.evaluation.episodes import ROWS
 from fibopolicy.study.cells import in_file_name
 from fibopolicy.study.report.directory import Study, printed
 from fibopolicy.study.report.results import Compared, Results
@@ -73,8 +73,8 @@ def film(study: Study, one: Compared, path: Path, episodes: int) -> None:
             those of the rows.
     """
     # They load torch and the simulators, which a report without videos does without.
+    from fibopolicy.evaluation.init_states import load_starts
     from fibopolicy.evaluation.side_by_side import film_side_by_side
-    from fibopolicy.evaluation.starts import load_starts
 
     pair = one.pairs[0]
     for starts in sorted((study.directory / "starts").glob("*.npz")):

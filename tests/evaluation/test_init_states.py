@@ -12,7 +12,7 @@ import pytest
 from fibopolicy import cli, envs
 from fibopolicy.errors import UserError
 from fibopolicy.evaluation import evaluate
-from fibopolicy.evaluation.starts import (
+from fibopolicy.evaluation.init_states import (
     default_starts,
     load_starts,
     make_starts,

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from fibopolicy import envs
-from fibopolicy.evaluation.acting import Actor
+from fibopolicy.evaluation.init_states import camera_hashes, make_starts
+from fibopolicy.evaluation.policy_runner import Actor
 from fibopolicy.evaluation.rollout import rollout
-from fibopolicy.evaluation.starts import camera_hashes, make_starts
-from fibopolicy.evaluation.vectorized import VectorRollout
+from fibopolicy.evaluation.scheduler import VectorRollout
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("robosuite") is None, reason="robosuite is not installed"

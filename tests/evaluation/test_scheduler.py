@@ -21,10 +21,10 @@ import torch
 
 from fibopolicy import envs
 from fibopolicy.errors import UserError
-from fibopolicy.evaluation.acting import Actor
+from fibopolicy.evaluation.init_states import Starts, make_starts
+from fibopolicy.evaluation.policy_runner import Actor
 from fibopolicy.evaluation.rollout import rollout
-from fibopolicy.evaluation.starts import Starts, make_starts
-from fibopolicy.evaluation.vectorized import Outcome, VectorRollout
+from fibopolicy.evaluation.scheduler import Outcome, VectorRollout
 from fibopolicy.policies import Policy, PolicyConfig, Shapes, build_policy
 
 EPISODES = 5
@@ -289,7 +289,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 import faulty_envs
-from fibopolicy.evaluation.vectorized import VectorRollout
+from fibopolicy.evaluation.scheduler import VectorRollout
 if __name__ == "__main__":
     with VectorRollout(partial(faulty_envs.sleepless, Path({str(tmp_path)!r})), 1, 2) as pool:
         pool.info()

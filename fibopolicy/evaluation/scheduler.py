@@ -24,9 +24,9 @@ from numpy.typing import NDArray
 
 from fibopolicy.envs import TaskEnv
 from fibopolicy.errors import UserError
-from fibopolicy.evaluation.acting import Actor, Request
+from fibopolicy.evaluation.init_states import Starts
+from fibopolicy.evaluation.policy_runner import Actor, Request
 from fibopolicy.evaluation.simulator import Failed, Ready, Simulator, TaskInfo
-from fibopolicy.evaluation.starts import Starts
 from fibopolicy.evaluation.viewer import check_display
 from fibopolicy.utils.processes import check_importable
 
