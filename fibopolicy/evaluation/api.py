@@ -10,7 +10,7 @@ from typing import Any
 
 from fibopolicy.envs import TaskEnv, from_env_args, make, resolve
 from fibopolicy.errors import UserError
-from fibopolicy.evaluation.episodes import Row
+from fibopolicy.evaluation.episodes import EpisodeResult
 from fibopolicy.evaluation.init_states import Starts, default_starts, load_starts
 from fibopolicy.evaluation.measure import (
     Identity,
@@ -36,9 +36,9 @@ def evaluate(
     step_limit: float = STEP_LIMIT,
     tries: int = TRIES,
     allow_mismatch: bool = False,
-    on_row: Callable[[Row], None] | None = None,
+    on_row: Callable[[EpisodeResult], None] | None = None,
     **options: Any,
-) -> list[Row]:
+) -> list[EpisodeResult]:
     """Roll a policy out from stored start states, one row each, in the order of their
     indices.
 

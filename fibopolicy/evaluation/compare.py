@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from fibopolicy.errors import UserError, printable, quoted
 from fibopolicy.evaluation.differences import Difference, holm
-from fibopolicy.evaluation.episodes import ROWS, Row, not_evaluated, read_rows
+from fibopolicy.evaluation.episodes import ROWS, EpisodeResult, not_evaluated, read_rows
 from fibopolicy.evaluation.statistics import Rate, pooled
 from fibopolicy.utils.files import expanded
 
@@ -36,7 +36,7 @@ class Choice:
     quality: str | None = None
     """Render quality."""
 
-    def of(self, run: Path) -> tuple[Row, ...]:
+    def of(self, run: Path) -> tuple[EpisodeResult, ...]:
         """The rows of the one evaluation of `run` that is meant, by index.
 
         Raises:
@@ -86,7 +86,7 @@ class Side:
 
     name: str
     runs: tuple[Path, ...]
-    rows: tuple[tuple[Row, ...], ...]
+    rows: tuple[tuple[EpisodeResult, ...], ...]
 
     @property
     def errors(self) -> int:
@@ -110,7 +110,7 @@ def side(name: str, runs: Sequence[Path], choice: Choice) -> Side:
     return assembled(name, runs, [choice.of(run) for run in runs])
 
 
-def assembled(name: str, runs: Sequence[Path], rows: Sequence[Sequence[Row]]) -> Side:
+def assembled(name: str, runs: Sequence[Path], rows: Sequence[Sequence[EpisodeResult]]) -> Side:
     """A side from the rows of its runs.
 
     Raises:
@@ -216,7 +216,7 @@ class Comparison:
         """Success `(S, n)` of a side's runs on `starts`."""
         return _outcomes(side, self.starts)
 
-    def shared_rows(self, side: Side) -> list[list[Row]]:
+    def shared_rows(self, side: Side) -> list[list[EpisodeResult]]:
         """Per run of a side its rows on `starts`, in that order."""
         by_start = [{row.start: row for row in rows} for rows in side.rows]
         return [[found[start] for start in self.starts] for found in by_start]

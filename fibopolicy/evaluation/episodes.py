@@ -16,7 +16,7 @@ ROWS = "episodes.jsonl"
 
 
 @dataclass(frozen=True)
-class Row:
+class EpisodeResult:
     """One episode.
 
     Args:
@@ -66,7 +66,7 @@ class Row:
     tries: int = 1
     mismatch: str = ""
 
-    def repeatable(self) -> Row:
+    def repeatable(self) -> EpisodeResult:
         """This row without what differs between repetitions: how long it took and how
         often it was begun.
         """
@@ -92,12 +92,12 @@ def suffix(weights: str) -> str:
     return f"_{weights.replace('/', '_')}" if "/" in weights else ""
 
 
-def append_row(path: Path, row: Row) -> None:
+def append_row(path: Path, row: EpisodeResult) -> None:
     with path.open("a", encoding="utf-8") as file:
         file.write(_line(row))
 
 
-def read_rows(path: Path) -> list[Row]:
+def read_rows(path: Path) -> list[EpisodeResult]:
     """The whole rows of a file; a last one that a kill cut short is left out."""
     if not path.exists():
         return []
@@ -110,7 +110,7 @@ def read_rows(path: Path) -> list[Row]:
     return [_parse(path, number, line) for number, line in enumerate(whole.splitlines(), 1)]
 
 
-def write_rows(path: Path, rows: Iterable[Row]) -> None:
+def write_rows(path: Path, rows: Iterable[EpisodeResult]) -> None:
     """Replace a file by these rows."""
     with atomic_write(path) as aside:
         aside.write_text("".join(map(_line, rows)), encoding="utf-8")
@@ -123,25 +123,25 @@ def not_evaluated(run: Path) -> UserError:
     return UserError(f"{run}: holds no episode rows; run `fibopolicy evaluate {quoted(run)}` first")
 
 
-def _line(row: Row) -> str:
+def _line(row: EpisodeResult) -> str:
     return json.dumps(asdict(row)) + "\n"
 
 
-def _parse(path: Path, number: int, line: str) -> Row:
+def _parse(path: Path, number: int, line: str) -> EpisodeResult:
     try:
-        return Row(**json.loads(line))
+        return EpisodeResult(**json.loads(line))
     except (ValueError, TypeError) as error:
         raise UserError(f"{path}: line {number} is not an episode row ({error})") from error
 
 
-def evaluations(run: Path) -> dict[str, list[Row]]:
+def evaluations(run: Path) -> dict[str, list[EpisodeResult]]:
     """The rows of each evaluation of a run directory, named by everything that tells
     them apart.
 
     Raises:
         UserError: it has not been evaluated.
     """
-    groups: dict[tuple[object, ...], list[Row]] = {}
+    groups: dict[tuple[object, ...], list[EpisodeResult]] = {}
     for row in read_rows(run / ROWS):
         groups.setdefault(row.evaluation, []).append(row)
     if not groups:
@@ -152,7 +152,7 @@ def evaluations(run: Path) -> dict[str, list[Row]]:
     }
 
 
-def success_rate(rows: Sequence[Row]) -> Rate:
+def success_rate(rows: Sequence[EpisodeResult]) -> Rate:
     """The rate over all rows with its 95 % Wilson interval; episodes that ended in an
     error are counted apart.
 

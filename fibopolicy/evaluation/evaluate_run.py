@@ -17,7 +17,7 @@ from fibopolicy.errors import UserError
 from fibopolicy.evaluation.config import EvaluateConfig
 from fibopolicy.evaluation.episodes import (
     ROWS,
-    Row,
+    EpisodeResult,
     append_row,
     read_rows,
     success_rate,
@@ -54,7 +54,7 @@ class Evaluation:
     """What an evaluation gave."""
 
     rate: Rate
-    rows: tuple[Row, ...]
+    rows: tuple[EpisodeResult, ...]
     seconds: float
     rows_path: Path
     starts_path: Path
@@ -225,7 +225,7 @@ def _kept(
     *,
     resume: bool,
     overwrite: bool,
-) -> dict[int, Row]:
+) -> dict[int, EpisodeResult]:
     """The rows that this evaluation has already, errors apart; those of others stay in
     the file in any case.
     """
@@ -275,7 +275,7 @@ def _film(
     rollouts: VectorRollout,
     actor: Actor,
     starts: Starts,
-    rows: tuple[Row, ...],
+    rows: tuple[EpisodeResult, ...],
     camera: str,
     info: TaskInfo,
 ) -> Path | None:

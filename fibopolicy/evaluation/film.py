@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from tqdm import tqdm
 
-from fibopolicy.evaluation.episodes import Row
+from fibopolicy.evaluation.episodes import EpisodeResult
 from fibopolicy.evaluation.init_states import Starts
 from fibopolicy.evaluation.policy_runner import Actor, own_randomness
 from fibopolicy.evaluation.scheduler import VectorRollout
@@ -16,7 +16,11 @@ Clip = tuple[Sequence[Frame], bool]
 
 
 def film(
-    rollouts: VectorRollout, actor: Actor, starts: Starts, rows: Sequence[Row], camera: str
+    rollouts: VectorRollout,
+    actor: Actor,
+    starts: Starts,
+    rows: Sequence[EpisodeResult],
+    camera: str,
 ) -> dict[int, Clip]:
     """Frames and success by index of the episodes of these rows, in their order,
     without those that a simulator fails in.

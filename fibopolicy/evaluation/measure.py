@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from fibopolicy.envs.registry import is_heavy
 from fibopolicy.errors import UserError
-from fibopolicy.evaluation.episodes import Row, success_rate
+from fibopolicy.evaluation.episodes import EpisodeResult, success_rate
 from fibopolicy.evaluation.init_states import Starts
 from fibopolicy.evaluation.policy_runner import Actor, own_randomness, trained_shapes
 from fibopolicy.evaluation.scheduler import VectorRollout
@@ -154,10 +154,10 @@ def measure(
     indices: Sequence[int],
     identity: Identity,
     *,
-    kept: Sequence[Row] = (),
+    kept: Sequence[EpisodeResult] = (),
     allow_mismatch: bool = False,
     source: object = "start states",
-) -> Iterator[Row]:
+) -> Iterator[EpisodeResult]:
     """A row for each index, in the order in which episodes end, with a live view; at
     the end tells where the time went.
 
@@ -189,7 +189,7 @@ def measure(
         ) as bar,
     ):
         for outcome in rollouts.run(actor, starts, indices, check=check):
-            row = Row(
+            row = EpisodeResult(
                 task=info.task_id,
                 index=outcome.index,
                 seed=starts.seeds[outcome.index],

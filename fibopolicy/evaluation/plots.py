@@ -8,12 +8,14 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from fibopolicy.evaluation.episodes import Row
+from fibopolicy.evaluation.episodes import EpisodeResult
 from fibopolicy.evaluation.figures import COLOURS, colours, figure, legend, save_png, short
 from fibopolicy.evaluation.statistics import Rate, pooled
 
 
-def success_by_step(runs: Sequence[Sequence[Row]]) -> tuple[NDArray[np.int64], list[Rate]]:
+def success_by_step(
+    runs: Sequence[Sequence[EpisodeResult]],
+) -> tuple[NDArray[np.int64], list[Rate]]:
     """Control steps from 0 to the horizon, where something changes, and the share of
     episodes solved by then.
 
@@ -28,7 +30,9 @@ def success_by_step(runs: Sequence[Sequence[Row]]) -> tuple[NDArray[np.int64], l
     return steps, [pooled(solved_at <= step) for step in steps]
 
 
-def plot_success_by_step(sides: Mapping[str, Sequence[Sequence[Row]]], path: Path) -> None:
+def plot_success_by_step(
+    sides: Mapping[str, Sequence[Sequence[EpisodeResult]]], path: Path
+) -> None:
     """A PNG of success against time: per side the share of episodes solved by each
     control step, with its 95 % band.
 

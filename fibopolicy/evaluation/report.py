@@ -10,7 +10,7 @@ from typing import Any
 
 from fibopolicy.evaluation import page
 from fibopolicy.evaluation.comparison_text import columns
-from fibopolicy.evaluation.episodes import Row, success_rate, suffix
+from fibopolicy.evaluation.episodes import EpisodeResult, success_rate, suffix
 from fibopolicy.evaluation.evaluate_run import Evaluation
 from fibopolicy.evaluation.plots import plot_curves, plot_success_by_step
 from fibopolicy.evaluation.statistics import Rate
@@ -156,7 +156,9 @@ def _trained_with(document: Mapping[str, Any]) -> dict[str, str]:
 
 
 def write_results(
-    path: Path, found: Mapping[str, Sequence[Row]], trained: Mapping[str, Mapping[str, str]]
+    path: Path,
+    found: Mapping[str, Sequence[EpisodeResult]],
+    trained: Mapping[str, Mapping[str, str]],
 ) -> None:
     """Write evaluations as one JSON file, small enough to be committed: rates, and per
     episode its start, outcome and steps.

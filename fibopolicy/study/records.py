@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from fibopolicy.evaluation.compare import Choice
-from fibopolicy.evaluation.episodes import Row
+from fibopolicy.evaluation.episodes import EpisodeResult
 from fibopolicy.training.config import OptimizerConfig
 
 
-def own_rows(run: Path, done: Mapping[str, Any], steps: int, starts_seed: int) -> tuple[Row, ...]:
+def own_rows(
+    run: Path, done: Mapping[str, Any], steps: int, starts_seed: int
+) -> tuple[EpisodeResult, ...]:
     """The rows of the study's own evaluation of a run, by index: it may have been
     evaluated again, otherwise or on more starts.
 
@@ -31,7 +33,11 @@ def own_rows(run: Path, done: Mapping[str, Any], steps: int, starts_seed: int) -
 
 
 def measured_costs(
-    run: Path, optimizer: OptimizerConfig, rows: Sequence[Row], workers: int, peak_mb: float
+    run: Path,
+    optimizer: OptimizerConfig,
+    rows: Sequence[EpisodeResult],
+    workers: int,
+    peak_mb: float,
 ) -> dict[str, Any]:
     """The contents of `done.json`: costs, and what tells the study's own evaluation
     from others of the run.

@@ -6,10 +6,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from fibopolicy.evaluation.episodes import ROWS, Row, read_rows, write_rows
+from fibopolicy.evaluation.episodes import ROWS, EpisodeResult, read_rows, write_rows
 
 
-def row(index: int, success: bool, **changes: Any) -> Row:
+def row(index: int, success: bool, **changes: Any) -> EpisodeResult:
     fields = {
         "task": "fibopolicy/Lift-v0",
         "index": index,
@@ -25,7 +25,7 @@ def row(index: int, success: bool, **changes: Any) -> Row:
         "quality": "fast",
         "start": f"s{index}",
     }
-    return Row(**(fields | changes))
+    return EpisodeResult(**(fields | changes))
 
 
 def make_run(run: Path, successes: Iterable[bool], **changes: Any) -> Path:

@@ -14,7 +14,7 @@ from torch import nn
 from fibopolicy import envs
 from fibopolicy.errors import UserError
 from fibopolicy.evaluation import evaluate
-from fibopolicy.evaluation.episodes import Row, success_rate
+from fibopolicy.evaluation.episodes import EpisodeResult, success_rate
 from fibopolicy.evaluation.init_states import make_starts, save_starts, shipped_starts
 from fibopolicy.evaluation.policy_runner import Actor, Request
 
@@ -188,8 +188,8 @@ def test_shipped_start_states_are_those_of_the_tasks_as_they_are() -> None:
 
 
 def test_errors_count_in_no_rate_and_are_stated() -> None:
-    row = Row("t", 0, 0, True, 5, 1.0, 0.1, 0, "", 0, 9, "fast", "x")
-    failed = Row(
+    row = EpisodeResult("t", 0, 0, True, 5, 1.0, 0.1, 0, "", 0, 9, "fast", "x")
+    failed = EpisodeResult(
         "t",
         1,
         0,

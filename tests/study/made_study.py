@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fibopolicy.evaluation.episodes import ROWS, Row, write_rows
+from fibopolicy.evaluation.episodes import ROWS, EpisodeResult, write_rows
 
 STEPS = 1000
 
@@ -105,7 +105,7 @@ def finish(
     task = json.loads((cell / "cell.json").read_text())["task"]
     rng = np.random.default_rng(seed)
     rows = [
-        Row(
+        EpisodeResult(
             **(
                 {
                     "task": task,

@@ -13,7 +13,7 @@ import pytest
 sys.path.append(str(Path(__file__).parents[1] / "evaluation"))
 from simulated import outcomes, rate
 
-from fibopolicy.evaluation.episodes import Row
+from fibopolicy.evaluation.episodes import EpisodeResult
 from fibopolicy.study.report.answer import answers
 from fibopolicy.study.report.directory import Cell, SeedRun, State, Study
 from fibopolicy.study.report.results import Results, Verdict, results
@@ -31,7 +31,7 @@ def study(logits: dict[str, dict[str, float]], rng: np.random.Generator, margin:
             runs = []
             for seed in range(SEEDS):
                 rows = tuple(
-                    Row(
+                    EpisodeResult(
                         task,
                         i,
                         i,

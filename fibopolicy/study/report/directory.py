@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from fibopolicy.errors import UserError
-from fibopolicy.evaluation.episodes import ROWS, Row
+from fibopolicy.evaluation.episodes import ROWS, EpisodeResult
 from fibopolicy.study.records import own_rows
 
 
@@ -46,7 +46,7 @@ class SeedRun:
     seed: int
     folder: Path | None
     state: State
-    rows: tuple[Row, ...] = ()
+    rows: tuple[EpisodeResult, ...] = ()
     figures: Mapping[str, float] | None = None
     error: str = ""
     log: str = ""
