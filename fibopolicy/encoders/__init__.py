@@ -2,12 +2,10 @@
 
 from fibopolicy.encoders import resnet, vit  # noqa: F401
 from fibopolicy.encoders.base import Encoder, build_encoder, encoder_names, register_encoder
-from fibopolicy.encoders.observation import ObservationEncoder
 from fibopolicy.encoders.pooling import SpatialSoftmax
 
 __all__ = [
     "Encoder",
-    "ObservationEncoder",
     "SpatialSoftmax",
     "build_encoder",
     "encoder_names",

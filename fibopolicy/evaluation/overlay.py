@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from fibopolicy.encoders.pooling import SpatialSoftmax
 from fibopolicy.errors import UserError
 from fibopolicy.evaluation.policy_runner import own_randomness
+from fibopolicy.policies.observations import ObservationEncoder
 
 Frame = NDArray[np.uint8]
 #: Patches along the shorter side of a heat map, for encoders without keypoints.
@@ -42,12 +43,12 @@ def draw_look(policy: Any, camera: str, frames: Sequence[Frame]) -> list[Frame]:
             of ours or joins its views.
     """
     observations = getattr(policy, "observations", None)
-    if observations is None or observations.encoder.views == "joint":
+    if not isinstance(observations, ObservationEncoder) or observations.views == "joint":
         raise UserError(
             "the overlay needs a policy of this library whose views are separate or shared; film"
             " without --overlay"
         )
-    encoder = observations.encoder.of(camera)
+    encoder = observations.encoder_of(camera)
     images = torch.from_numpy(np.stack(frames)).to(next(policy.parameters()).device)
     # (T, 3, H', W')
     seen = torch.cat([observations.encoder_input(camera, part) for part in torch.split(images, 64)])

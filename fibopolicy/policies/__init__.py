@@ -14,7 +14,6 @@ from fibopolicy.policies.base import (
     PolicyConfig,
     Shapes,
     build_policy,
-    policy_names,
     register_policy,
 )
 from fibopolicy.policies.run_directory import load_policy
@@ -25,6 +24,5 @@ __all__ = [
     "Shapes",
     "build_policy",
     "load_policy",
-    "policy_names",
     "register_policy",
 ]

@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fibopolicy.errors import UserError, unknown
+from fibopolicy.policies.rng import GLOBAL_RNG, SampleRng
+from fibopolicy.utils.registry import Registry
 
 Statistics = Mapping[str, Mapping[str, NDArray[np.float64]]]
 #: What a policy carries from one call of `act` to the next within an episode; opaque to
@@ -40,6 +42,11 @@ class Shapes:
     absolute: bool = False
     rotations: tuple[int, ...] = ()
 
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """All observation keys, cameras first."""
+        return (*self.images, *self.vectors)
+
 
 ROTATIONS = ("6d", "axis_angle")
 #: In a `PolicyConfig`: what the head has by itself.
@@ -52,7 +59,7 @@ Option = int | float | bool | str
 
 
 @dataclass(frozen=True)
-class HeadDefaults:
+class PolicyDefaults:
     """What a head takes for the settings of a `PolicyConfig` that are left to it."""
 
     history: int = 1
@@ -109,10 +116,12 @@ class PolicyConfig:
     """Pixels: train on frames shifted by up to this much, edges repeated."""
 
     def __post_init__(self) -> None:
-        head = _POLICIES.get(self.head)
+        head = Policy
+        if self.head in POLICIES:
+            head = POLICIES[self.head]
         if self.ensemble is not None and self.execute == OWN:
             object.__setattr__(self, "execute", 1)
-        for name, value in asdict(head.defaults if head else HeadDefaults()).items():
+        for name, value in asdict(head.defaults).items():
             if getattr(self, name) in (OWN, AUTO):
                 object.__setattr__(self, name, value)
         for name, least in (
@@ -132,7 +141,7 @@ class PolicyConfig:
                 f"execute must be between 1 and chunk = {self.chunk}, got {self.execute}"
             )
         if self.ensemble is not None:
-            if head and not head.ensembles:
+            if head is not Policy and not head.ensembles:
                 raise UserError(
                     f"head {self.head} predicts no chunks that could be averaged; leave"
                     " ensemble out"
@@ -180,7 +189,7 @@ class Policy(nn.Module):
     """
 
     name: ClassVar[str]
-    defaults: ClassVar[HeadDefaults] = HeadDefaults()
+    defaults: ClassVar[PolicyDefaults] = PolicyDefaults()
     sequence: ClassVar[bool] = False
     ensembles: ClassVar[bool] = False
     config: PolicyConfig
@@ -194,19 +203,22 @@ class Policy(nn.Module):
         """
 
     @abstractmethod
-    def loss(self, batch: Mapping[str, Any]) -> tuple[Tensor, dict[str, float]]:
-        """A scalar to minimise, and figures to log.
+    def loss(
+        self, batch: Mapping[str, Any], rng: SampleRng = GLOBAL_RNG
+    ) -> tuple[Tensor, dict[str, float]]:
+        """A scalar to minimise, and metrics to log.
 
-        What is drawn per sample (augmentation, noise) is drawn by `per_sample`, the
-        rest (dropout) from torch's global generator. Observations are checked as in
-        `act`.
+        Args:
+            batch: as above; observations are checked as in `act`.
+            rng: of random numbers that belong to samples (augmentation, noise). Dropout
+                draws from torch's global generator.
         """
 
-    def loss_weight(self, batch: Mapping[str, Any]) -> Tensor:
-        """What `loss` is a mean over, as a scalar: the loss of several batches together
-        is the mean of theirs by this weight.
+    def loss_denominator(self, batch: Mapping[str, Any]) -> Tensor:
+        """How many terms `loss` is the mean of, a scalar; by default the batch's samples.
 
-        The number of samples, unless a head overrides it.
+        The loss of a batch that is computed in parts is the mean of the parts' losses,
+        weighted by this number.
         """
         mask: Tensor = batch["action_mask"]
         return torch.tensor(float(len(mask)), device=mask.device)
@@ -231,28 +243,12 @@ class Policy(nn.Module):
         """
 
 
-_POLICIES: dict[str, type[Policy]] = {}
+POLICIES: Registry[type[Policy]] = Registry("policy head")
 
 
 def register_policy(policy: type[Policy]) -> type[Policy]:
-    """Class decorator: make a head known to `build_policy` under its `name`."""
-    _POLICIES[policy.name] = policy
-    return policy
-
-
-def policy_names() -> tuple[str, ...]:
-    return tuple(sorted(_POLICIES))
-
-
-def policy_class(head: str) -> type[Policy]:
-    """The registered head of a name.
-
-    Raises:
-        UserError: no such head, with the nearest match suggested.
-    """
-    if head not in _POLICIES:
-        raise unknown("policy head", head, _POLICIES)
-    return _POLICIES[head]
+    """Class decorator: register a policy under its `name`."""
+    return POLICIES.register(policy.name)(policy)
 
 
 def build_policy(config: PolicyConfig, shapes: Shapes) -> Policy:
@@ -262,7 +258,7 @@ def build_policy(config: PolicyConfig, shapes: Shapes) -> Policy:
         UserError: an unknown head, encoder or option, or values that do not fit the
             images.
     """
-    factory: Callable[[PolicyConfig, Shapes], Policy] = policy_class(config.head)
+    factory: Callable[[PolicyConfig, Shapes], Policy] = POLICIES[config.head]
     return factory(config, shapes)
 
 

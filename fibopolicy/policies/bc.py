@@ -21,7 +21,8 @@ from fibopolicy.policies.base import (
     register_policy,
 )
 from fibopolicy.policies.ensembling import ensemble
-from fibopolicy.policies.observations import ObservationFeatures
+from fibopolicy.policies.observations import ObservationEncoder
+from fibopolicy.policies.rng import GLOBAL_RNG, SampleRng
 
 
 @register_policy
@@ -39,31 +40,34 @@ class BCPolicy(Policy):
             raise unknown("loss", config.loss, ("l1", "l2"))
         checked_options(self.name, config.head_options, {})
         self.config, self.shapes = config, shapes
-        self.observations = ObservationFeatures(config, shapes)
+        self.observations = ObservationEncoder(config, shapes)
         self.actions = ActionNormalizer(config, shapes)
         widths = [self.observations.output_dim, *[config.hidden] * config.layers]
         layers = [m for a, b in pairwise(widths) for m in (nn.Linear(a, b), nn.GELU())]
-        self.head = nn.Sequential(*layers, nn.Linear(widths[-1], config.chunk * self.actions.dim))
+        self.mlp = nn.Sequential(*layers, nn.Linear(widths[-1], config.chunk * self.actions.dim))
 
     def fit_normalizers(self, statistics: Statistics) -> None:
         self.observations.fit(statistics)
         self.actions.fit(statistics["actions"])
 
-    def predict(self, obs: Mapping[str, Tensor]) -> Tensor:
-        """Normalised actions `(B, chunk, D)` from a window of observations."""
-        flat: Tensor = self.head(self.observations(obs))
+    def predict(self, obs: Mapping[str, Tensor], rng: SampleRng = GLOBAL_RNG) -> Tensor:
+        """Normalised actions `(B, chunk, D)` from the last T_o observations."""
+        flat: Tensor = self.mlp(self.observations(obs, rng))
         return flat.view(flat.shape[0], self.config.chunk, self.actions.dim)
 
-    def loss(self, batch: Mapping[str, Any]) -> tuple[Tensor, dict[str, float]]:
-        error = self.predict(batch["obs"]) - self.actions(batch["actions"])  # (B, chunk, D)
+    def loss(
+        self, batch: Mapping[str, Any], rng: SampleRng = GLOBAL_RNG
+    ) -> tuple[Tensor, dict[str, float]]:
+        predicted = self.predict(batch["obs"], rng)  # (B, chunk, D)
+        error = predicted - self.actions(batch["actions"])
         error = error.abs() if self.config.loss == "l1" else error.square()
         mask = batch["action_mask"].unsqueeze(-1)  # (B, chunk, 1)
         loss = (error * mask).sum() / (mask.sum() * error.shape[-1])
         return loss, {"loss": float(loss.detach())}
 
-    def loss_weight(self, batch: Mapping[str, Any]) -> Tensor:
-        weight: Tensor = batch["action_mask"].sum().float()
-        return weight
+    def loss_denominator(self, batch: Mapping[str, Any]) -> Tensor:
+        counted: Tensor = batch["action_mask"].sum().float()
+        return counted
 
     @torch.no_grad()
     def act(self, obs: Mapping[str, Tensor], state: State = None) -> tuple[Tensor, State]:

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from fibopolicy.errors import UserError
 from fibopolicy.policies.base import State, register_policy
-from fibopolicy.policies.robomimic_actor import forward_recurrent
+from fibopolicy.policies.rng import GLOBAL_RNG, SampleRng
+from fibopolicy.policies.robomimic_actor import forward_recurrent, init_memory
 from fibopolicy.policies.robomimic_head import (
     MIXTURE,
     ROBOMIMIC,
@@ -69,28 +70,30 @@ class BCRNNGMMPolicy(RobomimicHead):
             **arguments,
         )
 
-    def loss(self, batch: Mapping[str, Any]) -> tuple[Tensor, dict[str, float]]:
+    def loss(
+        self, batch: Mapping[str, Any], rng: SampleRng = GLOBAL_RNG
+    ) -> tuple[Tensor, dict[str, float]]:
         actions, mask = self.actions(batch["actions"]), batch["action_mask"]  # (B, T, D), (B, T)
         with learned_noise(self.network):
-            distribution = self.distribution(batch["obs"])
+            distribution = self.distribution(batch["obs"], rng)
         likelihood = log_likelihood(distribution, actions, mask.unsqueeze(-1))  # (B, T)
         loss = -(likelihood * mask).sum() / mask.sum()
         return loss, {"loss": float(loss.detach())}
 
-    def loss_weight(self, batch: Mapping[str, Any]) -> Tensor:
-        weight: Tensor = batch["action_mask"].sum().float()
-        return weight
+    def loss_denominator(self, batch: Mapping[str, Any]) -> Tensor:
+        counted: Tensor = batch["action_mask"].sum().float()
+        return counted
 
-    def distribution(self, obs: Mapping[str, Tensor]) -> Any:
+    def distribution(self, obs: Mapping[str, Tensor], rng: SampleRng = GLOBAL_RNG) -> Any:
         """Over normalised actions `(D,)`, one per sample and step."""
-        sequence = self.prepared(obs)  # (B, T, ...)
+        sequence = self.prepared(obs, rng)  # (B, T, ...)
         if self.options["open_loop"]:
             sequence = {key: value[:, :1].expand_as(value) for key, value in sequence.items()}
         return self.network.forward_train(sequence)
 
     @torch.no_grad()
     def act(self, obs: Mapping[str, Tensor], state: State = None) -> tuple[Tensor, State]:
-        inputs, memory = self.inputs(obs), self.recall(obs, state)
+        inputs, memory = self.inputs(obs), state or init_memory(obs, self.shapes.keys)
         actions, carried = forward_recurrent(
             self.network,
             inputs,

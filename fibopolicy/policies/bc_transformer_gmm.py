@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from fibopolicy.policies.base import register_policy
+from fibopolicy.policies.rng import GLOBAL_RNG, SampleRng
 from fibopolicy.policies.robomimic_head import MIXTURE, ROBOMIMIC, RobomimicHead
 
 
@@ -54,9 +55,9 @@ class BCTransformerGMMPolicy(RobomimicHead):
             **arguments,
         )
 
-    def distribution(self, obs: Mapping[str, Tensor]) -> Any:
+    def distribution(self, obs: Mapping[str, Tensor], rng: SampleRng = GLOBAL_RNG) -> Any:
         """Over chunks of normalised actions `(chunk * D,)`, of the newest step."""
-        every = self.network.forward_train(self.inputs(obs))
+        every = self.network.forward_train(self.inputs(obs, rng))
         normal = every.component_distribution.base_dist
         return torch.distributions.MixtureSameFamily(
             torch.distributions.Categorical(logits=every.mixture_distribution.logits[:, -1]),
@@ -65,5 +66,5 @@ class BCTransformerGMMPolicy(RobomimicHead):
             ),
         )
 
-    def inputs(self, obs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        return self.prepared(obs)  # (B, T, ...)
+    def inputs(self, obs: Mapping[str, Tensor], rng: SampleRng = GLOBAL_RNG) -> dict[str, Tensor]:
+        return self.prepared(obs, rng)  # (B, T, ...)

@@ -14,20 +14,19 @@ from torch import Tensor
 from fibopolicy.errors import UserError
 from fibopolicy.policies.actions import ActionNormalizer
 from fibopolicy.policies.base import (
-    HeadDefaults,
     Option,
     Policy,
     PolicyConfig,
+    PolicyDefaults,
     Shapes,
     State,
     Statistics,
     checked_options,
 )
-from fibopolicy.policies.chance import Chance, beginning, gaussian, moved_on
 from fibopolicy.policies.denoisers import denoiser_class
 from fibopolicy.policies.ensembling import Predictions, ensemble
-from fibopolicy.policies.observations import ObservationFeatures
-from fibopolicy.policies.per_sample import per_sample
+from fibopolicy.policies.observations import ObservationEncoder
+from fibopolicy.policies.rng import GLOBAL_RNG, EpisodeRng, EpisodeRngState, SampleRng
 
 DENOISING: dict[str, Option] = {"denoiser": "unet", "draws": 4}
 
@@ -37,11 +36,11 @@ class Memory(TypedDict):
     dimension counts them.
 
     Attributes:
-        chance: where their noise comes from.
+        rng: where their noise comes from.
         predictions: of earlier chunks, with ensembling.
     """
 
-    chance: Chance
+    rng: EpisodeRngState
     predictions: Predictions | None
 
 
@@ -62,7 +61,7 @@ class DenoisingHead(Policy):
         options: as they are set.
     """
 
-    defaults = HeadDefaults(history=2, chunk=16, execute=8, hidden=64)
+    defaults = PolicyDefaults(history=2, chunk=16, execute=8, hidden=64)
     ensembles = True
     option_defaults: ClassVar[Mapping[str, Option]]
 
@@ -75,7 +74,7 @@ class DenoisingHead(Policy):
                 raise UserError(f"head {self.name}: {name} must be at least 1, got {value}")
         if config.layers < 1:
             raise UserError(f"head {self.name} needs layers of at least 1")
-        self.observations = ObservationFeatures(config, shapes)
+        self.observations = ObservationEncoder(config, shapes)
         self.actions = ActionNormalizer(config, shapes)
         self.denoiser = denoiser_class(self.options["denoiser"])(
             action_dim=self.actions.dim,
@@ -90,34 +89,32 @@ class DenoisingHead(Policy):
         self.observations.fit(statistics)
         self.actions.fit(statistics["actions"])
 
-    def features(self, obs: Mapping[str, Tensor]) -> Tensor:
+    def features(self, obs: Mapping[str, Tensor], rng: SampleRng = GLOBAL_RNG) -> Tensor:
         """What the denoiser is told of a window of observations, `(B, T_o, F)`."""
-        features: Tensor = self.observations(obs).unflatten(1, (self.config.history, -1))
+        features: Tensor = self.observations(obs, rng).unflatten(1, (self.config.history, -1))
         return features
 
-    def loss(self, batch: Mapping[str, Any]) -> tuple[Tensor, dict[str, float]]:
+    def loss(
+        self, batch: Mapping[str, Any], rng: SampleRng = GLOBAL_RNG
+    ) -> tuple[Tensor, dict[str, float]]:
         draws, device = self.options["draws"], batch["actions"].device
         # (B * draws, T, D)
         actions = self.actions(batch["actions"]).repeat_interleave(draws, dim=0)
         # (B * draws, T_o, F)
-        features = self.features(batch["obs"]).repeat_interleave(draws, dim=0)
+        features = self.features(batch["obs"], rng).repeat_interleave(draws, dim=0)
         # (B * draws, T, 1)
         mask = batch["action_mask"].repeat_interleave(draws, dim=0).unsqueeze(-1)
-        shape = (draws, *actions.shape[1:])
-        noise = per_sample(
-            lambda n, g: torch.randn((n, *shape), generator=g, device=device), len(batch["actions"])
-        )
+        samples = len(batch["actions"])
+        noise = rng.randn(samples, draws, *actions.shape[1:], device=device)
         noise = noise.flatten(0, 1).to(actions)
-        times = per_sample(
-            lambda n, g: torch.rand((n, draws), generator=g, device=device), len(batch["actions"])
-        ).flatten()
+        times = rng.rand(samples, draws, device=device).flatten()
         error = self.error(actions, noise, times, features).square()
         loss = (error * mask).sum() / (mask.sum() * error.shape[-1])
         return loss, {"loss": float(loss.detach())}
 
-    def loss_weight(self, batch: Mapping[str, Any]) -> Tensor:
-        weight: Tensor = batch["action_mask"].sum().float()
-        return weight
+    def loss_denominator(self, batch: Mapping[str, Any]) -> Tensor:
+        counted: Tensor = batch["action_mask"].sum().float()
+        return counted
 
     @abstractmethod
     def error(self, actions: Tensor, noise: Tensor, times: Tensor, features: Tensor) -> Tensor:
@@ -132,18 +129,11 @@ class DenoisingHead(Policy):
     @torch.no_grad()
     def act(self, obs: Mapping[str, Tensor], state: State = None) -> tuple[Tensor, State]:
         features = self.features(obs)
-        memory: Memory = state or self._begin(obs)
-        noise = gaussian(memory["chance"], (self.config.chunk, self.actions.dim)).to(features)
-        chunk, predictions = self.denoise(noise, features), memory["predictions"]
+        rng = EpisodeRng(**state["rng"]) if state else EpisodeRng.init(obs, self.shapes.keys)
+        noise = rng.randn(self.config.chunk, self.actions.dim).to(features)
+        chunk = self.denoise(noise, features)
+        predictions = state["predictions"] if state else None
         if self.config.ensemble is not None:
             chunk, predictions = ensemble(chunk, self.config.ensemble, predictions)
-        after: Memory = {"chance": moved_on(memory["chance"]), "predictions": predictions}
-        return self.actions.invert(chunk[:, : self.config.execute]), after
-
-    def _begin(self, obs: Mapping[str, Tensor]) -> Memory:
-        return {
-            "chance": beginning(
-                {key: obs[key] for key in (*self.shapes.images, *self.shapes.vectors)}
-            ),
-            "predictions": None,
-        }
+        memory: Memory = {"rng": rng.advance().state, "predictions": predictions}
+        return self.actions.invert(chunk[:, : self.config.execute]), memory

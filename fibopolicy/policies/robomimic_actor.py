@@ -8,47 +8,39 @@ alone: an episode repeats exactly, whatever runs beside it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, TypedDict
 
 import torch
 from torch import Tensor
 
-from fibopolicy.policies.chance import Chance, beginning, draw_seeds
+from fibopolicy.policies.rng import EpisodeRng, EpisodeRngState
 
 Observations = Mapping[str, Tensor]
 
 
-class Memory(Chance):
+class Memory(TypedDict):
     """What B episodes carry from step to step, as tensors whose first dimension counts
     them.
 
     Attributes:
+        rng: where the episodes' random numbers come from.
         hidden: of a recurrent network, `(B, layers, H)` each: LSTM two, GRU one, others
             none.
         first: of an open-loop recurrent network, the observations `(B, ...)` that its
             actions follow from; else empty.
     """
 
-    seed: Tensor
-    step: Tensor
+    rng: EpisodeRngState
     hidden: tuple[Tensor, ...]
     first: dict[str, Tensor]
 
 
-def recall(raw: Observations, state: Memory | None) -> Memory:
-    """The episodes' memory. That of beginning episodes, `None`, is made from what they
-    see.
-
-    Args:
-        raw: observations `(B, ...)` as the simulator gave them.
+def init_memory(obs: Observations, keys: Iterable[str]) -> Memory:
+    """The memory of episodes that begin with `obs`, `(B, ...)` per key, as the simulator
+    gave them.
     """
-    return {**beginning(raw), "hidden": (), "first": {}} if state is None else state
-
-
-def moved_on(memory: Memory) -> Memory:
-    """One step later."""
-    return {**memory, "step": memory["step"] + 1}
+    return {"rng": EpisodeRng.init(obs, keys).state, "hidden": (), "first": {}}
 
 
 def forward(network: Any, obs: Observations, memory: Memory) -> tuple[Tensor, Memory]:
@@ -60,7 +52,8 @@ def forward(network: Any, obs: Observations, memory: Memory) -> tuple[Tensor, Me
             transformer, whose last step counts.
     """
     out = network.forward_train(obs) if hasattr(network, "forward_train") else network(obs)
-    return draw(network, out, draw_seeds(memory)), moved_on(memory)
+    rng = EpisodeRng(**memory["rng"])
+    return draw(network, out, rng.seeds()), {**memory, "rng": rng.advance().state}
 
 
 def forward_recurrent(
@@ -73,8 +66,8 @@ def forward_recurrent(
         obs: `(B, ...)` per key.
         open_loop: act on the observation seen when it last forgot.
     """
-    device = next(iter(obs.values())).device
-    afresh = (memory["step"] % horizon == 0).to(device)  # (B,)
+    device, rng = next(iter(obs.values())).device, EpisodeRng(**memory["rng"])
+    afresh = (rng.step % horizon == 0).to(device)  # (B,)
     start = network.get_rnn_init_state(batch_size=len(afresh), device=device)
     lstm = isinstance(start, tuple)
     zeros = start if lstm else (start,)  # (layers, B, H) each
@@ -92,10 +85,10 @@ def forward_recurrent(
     sequence = {key: value.unsqueeze(1) for key, value in obs.items()}  # (B, 1, ...)
     step = getattr(network, "forward_train", network)
     out, after = step(sequence, rnn_init_state=hidden if lstm else hidden[0], return_state=True)
-    actions = draw(network, out, draw_seeds(memory))
+    actions = draw(network, out, rng.seeds())
     # (B, layers, H) each
     carried = tuple(part.transpose(0, 1) for part in (after if lstm else (after,)))
-    return actions, {**moved_on(memory), "hidden": carried, "first": first}
+    return actions, {"rng": rng.advance().state, "hidden": carried, "first": first}
 
 
 def _over(rows: Tensor, value: Tensor) -> Tensor:

@@ -20,17 +20,18 @@ from torch import Tensor
 from fibopolicy.errors import UserError
 from fibopolicy.policies.actions import ActionNormalizer
 from fibopolicy.policies.base import (
-    HeadDefaults,
     Option,
     Policy,
     PolicyConfig,
+    PolicyDefaults,
     Shapes,
     State,
     Statistics,
     checked_options,
 )
-from fibopolicy.policies.observations import ObservationInputs
-from fibopolicy.policies.robomimic_actor import Memory, forward, recall
+from fibopolicy.policies.observations import ObservationPreprocessor
+from fibopolicy.policies.rng import GLOBAL_RNG, SampleRng
+from fibopolicy.policies.robomimic_actor import forward, init_memory
 
 #: Of the linear layer behind an encoder, which robomimic's own cores have too.
 FEATURES: dict[str, Option] = {"feature_dimension": 64}
@@ -41,7 +42,7 @@ MIXTURE: dict[str, Option] = {
     "low_noise_eval": True,
     **FEATURES,
 }
-ROBOMIMIC = HeadDefaults(chunk=1, execute=1, hidden=1024, action_normalization="none")
+ROBOMIMIC = PolicyDefaults(chunk=1, execute=1, hidden=1024, action_normalization="none")
 
 
 class RobomimicHead(Policy):
@@ -71,12 +72,12 @@ class RobomimicHead(Policy):
                 " views='separate'"
             )
         self._check()
-        self.observations = ObservationInputs(config, shapes, sequence=self.sequence)
+        self.observations = ObservationPreprocessor(config, shapes, sequence=self.sequence)
         self.actions = ActionNormalizer(config, shapes)
         with robomimic_observations(shapes):
             try:
                 self.network = self._network(
-                    obs_shapes=network_shapes(shapes, self.observations.sizes),
+                    obs_shapes=network_shapes(shapes, self.observations.image_sizes),
                     encoder_kwargs=encoder_kwargs(config, self.options),
                 )
             except (AssertionError, KeyError, TypeError, ValueError, RuntimeError) as error:
@@ -115,38 +116,36 @@ class RobomimicHead(Policy):
                 f" {largest:.3g}; pass --action-normalization minmax"
             )
 
-    def loss(self, batch: Mapping[str, Any]) -> tuple[Tensor, dict[str, float]]:
+    def loss(
+        self, batch: Mapping[str, Any], rng: SampleRng = GLOBAL_RNG
+    ) -> tuple[Tensor, dict[str, float]]:
         actions = self.actions(batch["actions"])  # (B, chunk, D)
         mask = batch["action_mask"].unsqueeze(-1).expand_as(actions)
         with learned_noise(self.network):
-            # (B,)
-            likelihood = log_likelihood(
-                self.distribution(batch["obs"]), actions.flatten(1), mask.flatten(1)
-            )
+            distribution = self.distribution(batch["obs"], rng)
+        likelihood = log_likelihood(distribution, actions.flatten(1), mask.flatten(1))  # (B,)
         loss = -likelihood.mean()
         return loss, {"loss": float(loss.detach())}
 
-    def distribution(self, obs: Mapping[str, Tensor]) -> Any:
+    def distribution(self, obs: Mapping[str, Tensor], rng: SampleRng = GLOBAL_RNG) -> Any:
         """Over chunks of normalised actions `(chunk * D,)`, one per sample."""
-        return self.network.forward_train(self.inputs(obs))
+        return self.network.forward_train(self.inputs(obs, rng))
 
-    def recall(self, obs: Mapping[str, Tensor], state: State) -> Memory:
-        """The episodes' memory; see `robomimic_actor.recall`."""
-        return recall({key: obs[key] for key in (*self.shapes.images, *self.shapes.vectors)}, state)
-
-    def inputs(self, obs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def inputs(self, obs: Mapping[str, Tensor], rng: SampleRng = GLOBAL_RNG) -> dict[str, Tensor]:
         """Observations as the network takes them."""
-        return {key: value[:, -1] for key, value in self.prepared(obs).items()}
+        return {key: value[:, -1] for key, value in self.prepared(obs, rng).items()}
 
-    def prepared(self, obs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """All steps of the observations, `(B, T_o, ...)`, under the names that the
-        network's modules have.
+    def prepared(self, obs: Mapping[str, Tensor], rng: SampleRng = GLOBAL_RNG) -> dict[str, Tensor]:
+        """All steps of the observations, `(B, T_o, ...)`, under the names of the
+        network's modules.
         """
-        return {module_name(key): value for key, value in self.observations.prepare(obs).items()}
+        prepared = self.observations.prepare(obs, rng)
+        return {module_name(key): value for key, value in prepared.items()}
 
     @torch.no_grad()
     def act(self, obs: Mapping[str, Tensor], state: State = None) -> tuple[Tensor, State]:
-        flat, carried = forward(self.network, self.inputs(obs), self.recall(obs, state))
+        inputs, memory = self.inputs(obs), state or init_memory(obs, self.shapes.keys)
+        flat, carried = forward(self.network, inputs, memory)
         chunk = flat.view(-1, self.config.chunk, self.actions.dim)[:, : self.config.execute]
         return self.actions.invert(chunk), carried
 

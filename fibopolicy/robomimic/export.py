@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 
 from fibopolicy.errors import UserError
-from fibopolicy.policies import policy_names
-from fibopolicy.policies.base import policy_class
-from fibopolicy.policies.normalizer import Normalizer
+from fibopolicy.policies.base import POLICIES
 from fibopolicy.policies.robomimic_head import RobomimicHead, encoder_kwargs, network_shapes
 from fibopolicy.policies.run_directory import CONFIG, load_policy, read_config
 from fibopolicy.robomimic.run_directory import SECTION
@@ -44,7 +42,7 @@ def export(run: StrPath, out: StrPath, *, weights: str = "ema", overwrite: bool 
     policy = loaded.policy
     if not isinstance(policy, RobomimicHead):
         known = ", ".join(
-            name for name in policy_names() if issubclass(policy_class(name), RobomimicHead)
+            name for name in POLICIES.names() if issubclass(POLICIES[name], RobomimicHead)
         )
         raise UserError(
             f"{run}: robomimic has no counterpart of head {policy.name}; it has one of {known}"
@@ -155,10 +153,7 @@ def _statistics(policy: RobomimicHead) -> dict[str, dict[str, Any]]:
     for key, (height, width) in policy.shapes.images.items():
         zeros = torch.zeros(frames, 3, height, width)
         statistics[key] = {"mean": zeros.tolist(), "std": (zeros + 1).tolist()}
-    for key, module in zip(
-        policy.observations.vectors, policy.observations.normalizers, strict=True
-    ):
-        normalizer = cast(Normalizer, module)
+    for key, normalizer in policy.observations.vector_normalizers().items():
         offset, scale = normalizer.offset.expand(frames, -1), normalizer.scale.expand(frames, -1)
         statistics[key] = {"mean": offset.tolist(), "std": scale.tolist()}
     return statistics

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 from fibopolicy.errors import UserError, unknown
 from fibopolicy.policies.base import Policy, PolicyConfig, Shapes, State, Statistics
-from fibopolicy.policies.chance import draw_seeds
 from fibopolicy.policies.observations import check_observations
-from fibopolicy.policies.robomimic_actor import Memory, forward, forward_recurrent, moved_on, recall
+from fibopolicy.policies.rng import GLOBAL_RNG, EpisodeRng, SampleRng
+from fibopolicy.policies.robomimic_actor import Memory, forward, forward_recurrent, init_memory
 from fibopolicy.robomimic.checkpoint import Checkpoint
 from fibopolicy.robomimic.config import used_keys
 from fibopolicy.utils.system import resolve_device
@@ -92,16 +92,18 @@ class RobomimicPolicy(Policy):
             "a robomimic checkpoint brings its own normalisation and is not trained here"
         )
 
-    def loss(self, batch: Mapping[str, Any]) -> tuple[Tensor, dict[str, float]]:
+    def loss(
+        self, batch: Mapping[str, Any], rng: SampleRng = GLOBAL_RNG
+    ) -> tuple[Tensor, dict[str, float]]:
         raise UserError(
             "a robomimic checkpoint is not trained here; use python -m fibopolicy.robomimic train"
         )
 
     @torch.no_grad()
     def act(self, obs: Mapping[str, Tensor], state: State = None) -> tuple[Tensor, State]:
-        check_observations(obs, self.shapes, (self.config.history,))
+        check_observations(obs, self.shapes, {self.config.history})
         raw = {key: obs[key].to(self.device) for key in (*self.shapes.images, *self.shapes.vectors)}
-        memory = recall(raw, state)
+        memory = state or init_memory(raw, raw)
         seen = self._observations(raw)
         if not self.transformer:
             seen = {key: value[:, -1] for key, value in seen.items()}  # (B, ...)
@@ -146,9 +148,9 @@ class RobomimicPolicy(Policy):
 
     def _one_by_one(self, obs: Mapping[str, Tensor], memory: Memory) -> tuple[Tensor, Memory]:
         """Algorithms that draw from torch's global generator: each episode from its own seed."""
-        actions = []
+        actions, rng = [], EpisodeRng(**memory["rng"])
         devices = [self.device] if self.device.type == "cuda" else []
-        for row, seed in enumerate(draw_seeds(memory)):
+        for row, seed in enumerate(rng.seeds()):
             with torch.random.fork_rng(devices=devices):
                 torch.manual_seed(seed)
                 actions.append(
@@ -156,7 +158,7 @@ class RobomimicPolicy(Policy):
                         {key: value[row : row + 1] for key, value in obs.items()}
                     )
                 )
-        return torch.cat(actions), moved_on(memory)
+        return torch.cat(actions), {**memory, "rng": rng.advance().state}
 
 
 def _object_signs(checkpoint: Checkpoint, shapes: Shapes) -> Tensor:

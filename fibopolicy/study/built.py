@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import nn
 
 from fibopolicy.datasets import DemoFile
 from fibopolicy.datasets.proprioception import proprioception
-from fibopolicy.encoders import ObservationEncoder
 from fibopolicy.errors import unknown
 from fibopolicy.policies import Shapes, build_policy
+from fibopolicy.policies.observations import ObservationEncoder
 from fibopolicy.study.cells import Cell, cells, policy_config
 from fibopolicy.study.config import StudyConfig, StudyTask
 from fibopolicy.study.prepare import plan_of
@@ -27,13 +26,11 @@ class Built:
         parameters: of the policy.
         encoder: all cameras' encoders together, without the head; its feature is what
             the head reads of the cameras.
-        sizes: (H, W) per camera, as the encoder sees them.
     """
 
     cell: Cell
     parameters: int
     encoder: ObservationEncoder
-    sizes: Mapping[str, tuple[int, int]]
 
     @property
     def encoder_parameters(self) -> int:
@@ -60,13 +57,11 @@ def build_cells(config: StudyConfig) -> list[Built]:
 
 def _build(config: StudyConfig, cell: Cell, shapes: Shapes) -> Built:
     policy = policy_config(config, cell)
-    crop = policy.crop
-    sizes = {camera: (crop, crop) if crop else size for camera, size in shapes.images.items()}
     whole = build_policy(policy, shapes)
     if cell.regime != "scratch" and cell.encoder.weights is not None:
         load_encoder_weights(whole, cell.encoder.weights)
-    encoder = ObservationEncoder(policy.encoder, policy.encoder_options, sizes, 0, policy.views)
-    return Built(cell, count(whole), encoder.eval(), sizes)
+    encoder = ObservationEncoder(policy, replace(shapes, vectors={}))
+    return Built(cell, count(whole), encoder.eval())
 
 
 def task_shapes(task: StudyTask) -> Shapes:

@@ -20,6 +20,7 @@ from fibopolicy.attention import AttentionPattern
 from fibopolicy.attention.profile import interleave
 from fibopolicy.attention.selection import VARIABLE, kept_share
 from fibopolicy.errors import UserError
+from fibopolicy.policies.observations import ObservationEncoder
 from fibopolicy.study.built import Built
 from fibopolicy.utils.system import resolve_device
 
@@ -56,27 +57,28 @@ def encoder_costs(built: Sequence[Built], device: str | None) -> list[dict[str, 
 
 
 def _key(built: Built) -> str:
-    return f"{built.cell.encoder.name} {built.encoder.views} {sorted(built.sizes.values())}"
+    sizes = sorted(built.encoder.image_sizes.values())
+    return f"{built.cell.encoder.name} {built.encoder.views} {sizes}"
 
 
 def _counted(built: Built) -> tuple[int, float | None]:
     try:
-        return count_macs(built.encoder, built.sizes)
+        return count_macs(built.encoder)
     except Exception as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise UserError(
-            f"encoder {built.cell.encoder.name} fails on frames of {dict(built.sizes)} pixels"
-            f" ({reason}); it takes (B, 3, H, W) and returns tokens (B, N, D) and a feature (B,"
-            " output_dim)"
+            f"encoder {built.cell.encoder.name} fails on frames of {built.encoder.image_sizes}"
+            f" pixels ({reason}); it takes (B, 3, H, W) and returns tokens (B, N, D) and a feature"
+            " (B, output_dim)"
         ) from error
 
 
 def frames(
-    sizes: Mapping[str, tuple[int, int]], batch: int, device: torch.device | str = "cpu"
-) -> tuple[dict[str, Tensor], Tensor]:
-    """Random frames of every camera and no vectors, as an `ObservationEncoder` takes them."""
-    images = {camera: torch.rand(batch, 3, *size, device=device) for camera, size in sizes.items()}
-    return images, torch.zeros(batch, 0, device=device)
+    encoder: ObservationEncoder, batch: int, device: torch.device | str = "cpu"
+) -> dict[str, Tensor]:
+    """Random frames of every camera, as `ObservationEncoder.encode` takes them."""
+    sizes = encoder.image_sizes
+    return {camera: torch.rand(batch, 3, *size, device=device) for camera, size in sizes.items()}
 
 
 def latencies(
@@ -86,7 +88,7 @@ def latencies(
     place = resolve_device(device)
     runs: dict[str, Callable[[], object]] = {}
     for key, one in built.items():
-        runs[key] = _forward(one.encoder.to(place), *frames(one.sizes, batch, place))
+        runs[key] = _forward(one.encoder.to(place), frames(one.encoder, batch, place))
     with torch.no_grad():
         trial = interleave(runs, 1, str(place))
         turns = min(TURNS[batch], int(SECONDS / max(sum(t[0] for t in trial.values()), 1e-9)))
@@ -96,10 +98,8 @@ def latencies(
     return {key: _quartiles([1000 * s for s in times]) for key, times in seconds.items()}
 
 
-def _forward(
-    encoder: nn.Module, images: dict[str, Tensor], vectors: Tensor
-) -> Callable[[], object]:
-    return lambda: encoder(images, vectors)
+def _forward(encoder: ObservationEncoder, images: dict[str, Tensor]) -> Callable[[], object]:
+    return lambda: encoder.encode(images)
 
 
 def _quartiles(values: Sequence[float]) -> dict[str, float]:
@@ -107,9 +107,7 @@ def _quartiles(values: Sequence[float]) -> dict[str, float]:
     return {"median": middle, "p25": low, "p75": high}
 
 
-def count_macs(
-    encoder: nn.Module, sizes: Mapping[str, tuple[int, int]]
-) -> tuple[int, float | None]:
+def count_macs(encoder: ObservationEncoder) -> tuple[int, float | None]:
     """Multiply-accumulates for one moment of all cameras, and the share of patch pairs
     that attention keeps.
 
@@ -141,7 +139,7 @@ def count_macs(
             _Dense() as dense,
             FlopCounterMode(display=False) as counter,
         ):
-            encoder(*frames(sizes, 1))
+            encoder.encode(frames(encoder, 1))
     finally:
         for hook in hooks:
             hook.remove()

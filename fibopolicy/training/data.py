@@ -17,7 +17,7 @@ from fibopolicy.datasets.validate import ACTION_TOLERANCE
 from fibopolicy.datasets.windows import share_at_limits
 from fibopolicy.errors import UserError, quoted, unknown
 from fibopolicy.policies import Policy, Shapes
-from fibopolicy.policies.base import policy_class
+from fibopolicy.policies.base import POLICIES
 from fibopolicy.training.config import TrainConfig
 
 #: A head's least standard deviation, and the share of an action at its limits, that do
@@ -197,5 +197,5 @@ def _windows(
         filter_key=filter_key,
         chunk=config.policy.chunk,
         history=config.policy.history,
-        sequence=policy_class(config.policy.head).sequence,
+        sequence=POLICIES[config.policy.head].sequence,
     )

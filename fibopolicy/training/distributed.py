@@ -25,6 +25,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from fibopolicy.errors import UserError
 from fibopolicy.policies import Policy
+from fibopolicy.policies.rng import GLOBAL_RNG, SampleRng
 from fibopolicy.training.batch_norm import share_batch_norms
 from fibopolicy.training.encoders import training_mode
 from fibopolicy.utils.system import resolve_device
@@ -41,8 +42,10 @@ class PolicyLoss(nn.Module):
         super().__init__()
         self.policy = policy
 
-    def forward(self, batch: Mapping[str, Any]) -> tuple[Tensor, dict[str, float]]:
-        return self.policy.loss(batch)
+    def forward(
+        self, batch: Mapping[str, Any], rng: SampleRng = GLOBAL_RNG
+    ) -> tuple[Tensor, dict[str, float]]:
+        return self.policy.loss(batch, rng)
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,11 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from fibopolicy.encoders import Encoder, ObservationEncoder
+from fibopolicy.encoders import Encoder
 from fibopolicy.encoders.timm import TimmEncoder
 from fibopolicy.errors import UserError
 from fibopolicy.policies import Policy
+from fibopolicy.policies.observations import ObservationEncoder
 from fibopolicy.policies.robomimic_head import module_name
 from fibopolicy.policies.run_directory import load_policy
 from fibopolicy.weights import load_strictly
@@ -72,7 +73,7 @@ def camera_encoders(policy: Policy) -> dict[str, Encoder]:
     for camera in policy.shapes.images:
         # robomimic's networks keep one encoder per camera under its name
         every[camera] = (
-            joined.of(camera)
+            joined.encoder_of(camera)
             if joined
             else next(m for n, m in named.items() if module_name(camera) in n.split("."))
         )

@@ -18,7 +18,7 @@ from fibopolicy.datasets import Windows
 from fibopolicy.envs.registry import unavailable
 from fibopolicy.errors import UserError
 from fibopolicy.policies import Policy, build_policy
-from fibopolicy.policies.per_sample import part_of_batch
+from fibopolicy.policies.rng import SampleRng
 from fibopolicy.policies.run_directory import render_quality
 from fibopolicy.training.batches import rows, to_device
 from fibopolicy.training.checkpoint import (
@@ -265,21 +265,18 @@ def _step(step: int, engine: Engine) -> dict[str, float]:
     state.optimizer.zero_grad(set_to_none=True)
     # The loss is a mean over what parts may hold unequal amounts of, say actions that
     # are no padding.
-    weights = torch.stack([state.policy.loss_weight(part) for part in parts])
+    weights = torch.stack([state.policy.loss_denominator(part) for part in parts])
     shares = weights / world.sum(weights.sum())
     sums: dict[str, Tensor] = {}
     for number, (part, share) in enumerate(zip(parts, shares, strict=True)):
         position = world.rank * len(parts) + number
         _seed(config.seed, step, position)
-        # the same for every part
-        chance = torch.Generator(device).manual_seed((config.seed << 32) + step)
+        start = position * len(indices) // (world.size * len(parts))
+        generator = torch.Generator(device).manual_seed((config.seed << 32) + step)
+        rng = SampleRng(generator, len(indices), start)
         with unsynchronised(engine.module, last=number + 1 == len(parts)):
-            start = position * len(indices) // (world.size * len(parts))
-            with (
-                part_of_batch(chance, total=len(indices), start=start),
-                autocast(config.compute.precision, device),
-            ):
-                loss, figures = engine.module(part)
+            with autocast(config.compute.precision, device):
+                loss, figures = engine.module(part, rng)
             # which the mean over the processes divides by again
             (loss * (share * world.size)).backward()
         for name, value in {**figures, "loss": loss.detach()}.items():

@@ -12,9 +12,9 @@ import torch
 from torch import nn
 
 from fibopolicy.datasets.profile import Part, parts_table, shares
-from fibopolicy.encoders import ObservationEncoder
 from fibopolicy.encoders.base import Encoder
 from fibopolicy.policies import Policy, build_policy
+from fibopolicy.policies.observations import ObservationEncoder
 from fibopolicy.training.batches import to_device
 from fibopolicy.training.config import TrainConfig
 from fibopolicy.training.data import open_dataset, shapes_of
@@ -178,7 +178,7 @@ def _encoders(policy: Policy) -> dict[str, nn.Module]:
     found: dict[str, nn.Module] = {}
     for path, module in policy.named_modules():
         if isinstance(module, ObservationEncoder) and module.views == "separate":
-            found |= {camera: module.of(camera) for camera in module.cameras}
+            found |= {camera: module.encoder_of(camera) for camera in module.cameras}
         elif isinstance(module, Encoder) and not any(module is known for known in found.values()):
             # robomimic's networks keep the cores by observation key; one encoder for
             # several cameras is nobody's own.

@@ -53,7 +53,7 @@ def validation_figures(
             torch.manual_seed((seed << 32) + start)
             batch = to_device(dataset.batch(indices), device)
             loss, figures = policy.loss(batch)
-            weight = float(policy.loss_weight(batch))
+            weight = float(policy.loss_denominator(batch))
             whole += weight
             for name, value in {**figures, "loss": float(loss)}.items():
                 sums[name] = sums.get(name, 0.0) + float(value) * weight

@@ -10,7 +10,7 @@ import torch
 from fibopolicy.errors import UserError
 from fibopolicy.policies import PolicyConfig, Shapes, build_policy
 from fibopolicy.policies.normalizer import Normalizer
-from fibopolicy.policies.observations import ObservationFeatures
+from fibopolicy.policies.observations import ObservationEncoder
 
 OPTIONS = {"patch_size": 12, "width": 24, "depth": 1, "heads": 2, "keypoints": 4}
 SHAPES = Shapes({"front_image": (24, 24)}, {"hand": 3}, 4)
@@ -103,7 +103,7 @@ def test_normalizer_inverts_and_leaves_constant_dimensions_finite(kind: str) -> 
 
 
 def test_random_crops_are_the_same_for_all_frames_of_a_window_and_differ_between_samples() -> None:
-    features = ObservationFeatures(config(crop=12, history=2), SHAPES)
+    features = ObservationEncoder(config(crop=12, history=2), SHAPES)
     ramp = (
         torch.arange(24 * 24 * 3, dtype=torch.int64)
         .reshape(1, 1, 24, 24, 3)
@@ -115,14 +115,14 @@ def test_random_crops_are_the_same_for_all_frames_of_a_window_and_differ_between
 
 
 def test_the_central_crop_is_used_to_act() -> None:
-    features = ObservationFeatures(config(crop=12), SHAPES).eval()
+    features = ObservationEncoder(config(crop=12), SHAPES).eval()
     frames = torch.randint(0, 256, (2, 1, 24, 24, 3), dtype=torch.uint8)
     expected = frames[:, 0, 6:18, 6:18].permute(0, 3, 1, 2).float() / 255
     torch.testing.assert_close(features._frames(frames, (12, 12)), expected)
 
 
 def test_shifts_repeat_the_edge_and_stop_when_acting() -> None:
-    features = ObservationFeatures(config(shift=3), SHAPES)
+    features = ObservationEncoder(config(shift=3), SHAPES)
     constant = torch.full((4, 1, 24, 24, 3), 7, dtype=torch.uint8)
     torch.testing.assert_close(
         features._frames(constant, (24, 24)), torch.full((4, 3, 24, 24), 7 / 255)

@@ -8,7 +8,8 @@ from dataclasses import replace
 import pytest
 
 from fibopolicy.attention import FibottentionPattern
-from fibopolicy.encoders import ObservationEncoder
+from fibopolicy.policies import PolicyConfig, Shapes
+from fibopolicy.policies.observations import ObservationEncoder
 from fibopolicy.study import StudyConfig, StudyHead
 from fibopolicy.study.built import build_cells
 from fibopolicy.study.cells import cells
@@ -25,15 +26,18 @@ DENSE_PARTS = (
 )
 
 
+def encoder_of(name: str, cameras: int = 1, views: str = "separate") -> ObservationEncoder:
+    config = PolicyConfig(encoder=name, views=views)
+    images = {f"camera_{i}": (84, 84) for i in range(cameras)}
+    return ObservationEncoder(config, Shapes(images, {}, action_dim=1))
+
+
 @pytest.mark.parametrize(("cameras", "views"), [(1, "separate"), (2, "separate"), (2, "shared")])
 def test_multiply_accumulates_are_those_counted_by_hand(cameras: int, views: str) -> None:
-    sizes = {f"camera_{i}": (84, 84) for i in range(cameras)}
-    macs, share = count_macs(ObservationEncoder("vit_tiny", {}, sizes, 0, views), sizes)
+    macs, share = count_macs(encoder_of("vit_tiny", cameras, views))
     assert macs == cameras * (DENSE_PARTS + LAYERS * 2 * (N + 1) ** 2 * D)
     assert share == 1.0
-    macs, share = count_macs(
-        ObservationEncoder("fibottention_vit_tiny", {}, sizes, 0, views), sizes
-    )
+    macs, share = count_macs(encoder_of("fibottention_vit_tiny", cameras, views))
     pattern = FibottentionPattern(N, HEADS)
     kept = int(pattern.mask().sum())  # over heads, CLS included
     assert macs == cameras * (DENSE_PARTS + LAYERS * kept * 2 * D // HEADS)
@@ -41,18 +45,14 @@ def test_multiply_accumulates_are_those_counted_by_hand(cameras: int, views: str
 
 
 def test_joint_views_are_one_sequence() -> None:
-    sizes = {"a": (84, 84), "b": (84, 84)}
-    macs, _ = count_macs(
-        ObservationEncoder("vit_tiny", {"keypoints": 16}, sizes, 0, "joint"), sizes
-    )
-    separate, _ = count_macs(ObservationEncoder("vit_tiny", {"keypoints": 16}, sizes, 0), sizes)
+    macs, _ = count_macs(encoder_of("vit_tiny", 2, "joint"))
+    separate, _ = count_macs(encoder_of("vit_tiny", 2))
     one_cls_less = LAYERS * 12 * D * D
     assert macs == separate - one_cls_less + LAYERS * 2 * D * ((2 * N + 1) ** 2 - 2 * (N + 1) ** 2)
 
 
 def test_convolutions_keep_no_pairs() -> None:
-    sizes = {"camera": (84, 84)}
-    macs, share = count_macs(ObservationEncoder("resnet18", {}, sizes, 0).eval(), sizes)
+    macs, share = count_macs(encoder_of("resnet18").eval())
     assert share is None
     assert 250e6 < macs < 350e6
 

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from fibopolicy.errors import UserError
-from fibopolicy.policies import PolicyConfig, Shapes, build_policy, policy_names
-from fibopolicy.policies.base import Policy
-from fibopolicy.policies.per_sample import part_of_batch, per_sample
+from fibopolicy.policies import PolicyConfig, Shapes, build_policy
+from fibopolicy.policies.base import POLICIES, Policy
+from fibopolicy.policies.rng import GLOBAL_RNG, SampleRng
 from fibopolicy.training import ComputeConfig, TrainConfig
 from fibopolicy.training.batches import rows
 from fibopolicy.training.distributed import World
@@ -42,7 +42,7 @@ def batch_of(policy: Policy, count: int) -> dict[str, Any]:
     }
 
 
-@pytest.mark.parametrize("head", policy_names())
+@pytest.mark.parametrize("head", POLICIES.names())
 def test_losses_of_parts_average_by_their_weights(head: str) -> None:
     if head.startswith("bc_"):
         pytest.importorskip("robomimic")
@@ -57,8 +57,8 @@ def test_losses_of_parts_average_by_their_weights(head: str) -> None:
 
     def loss(which: slice) -> torch.Tensor:
         part = rows(batch, which)
-        with part_of_batch(torch.Generator().manual_seed(0), total=6, start=which.start):
-            return policy.loss(part)[0].detach().double() * policy.loss_weight(part)
+        rng = SampleRng(torch.Generator().manual_seed(0), batch_size=6, start=which.start)
+        return policy.loss(part, rng)[0].detach().double() * policy.loss_denominator(part)
 
     parts = [loss(slice(0, 1)), loss(slice(1, 4)), loss(slice(4, 6))]
     torch.testing.assert_close(sum(parts), loss(slice(0, 6)), rtol=1e-5, atol=1e-5)
@@ -91,21 +91,24 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6)
 
 
-def test_draws_belong_to_samples() -> None:
-    def draw(count: int, generator: torch.Generator | None) -> torch.Tensor:
-        return torch.rand(count, 2, generator=generator)
+def test_random_numbers_belong_to_samples() -> None:
+    cpu = torch.device("cpu")
 
     def drawn(start: int, count: int) -> list[torch.Tensor]:
-        with part_of_batch(torch.Generator().manual_seed(3), total=8, start=start):
-            return [per_sample(draw, count) for _ in range(2)]
+        rng = SampleRng(torch.Generator().manual_seed(3), batch_size=8, start=start)
+        return [
+            rng.rand(count, 2, device=cpu),
+            rng.randn(count, 2, 3, device=cpu),
+            rng.randint(-4, 5, count, 1, device=cpu),
+        ]
 
     whole = drawn(0, 8)
     for first, second in zip(*(drawn(start, 4) for start in (0, 4)), strict=True):
         assert torch.equal(torch.cat([first, second]), whole.pop(0))
     torch.manual_seed(3)
-    outside = per_sample(draw, 8)
+    unsplit = GLOBAL_RNG.rand(8, 2, device=cpu)
     torch.manual_seed(3)
-    assert torch.equal(outside, torch.rand(8, 2))
+    assert torch.equal(unsplit, torch.rand(8, 2))
 
 
 @pytest.mark.parametrize("accumulate", [0, 3])

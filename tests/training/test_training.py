@@ -181,10 +181,10 @@ def test_what_a_state_lacks_or_has_too_much_is_named(
     config = replace(tiny_config, out=tmp_path / "run")
     train(config)
     state = torch.load(config.out / "state.pt", weights_only=True)
-    state["policy"]["head.9.bias"] = state["policy"].pop("head.0.bias")
+    state["policy"]["mlp.9.bias"] = state["policy"].pop("mlp.0.bias")
     torch.save(state, config.out / "state.pt")
     with pytest.raises(
-        UserError, match=r"state\.pt: .*missing: head\.0\.bias; unknown: head\.9\.bias"
+        UserError, match=r"state\.pt: .*missing: mlp\.0\.bias; unknown: mlp\.9\.bias"
     ):
         train(config, resume=True)
 

@@ -1,49 +1,66 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
-from fibopolicy.encoders import ObservationEncoder, SpatialSoftmax
+from fibopolicy.encoders import SpatialSoftmax
 from fibopolicy.errors import UserError
+from fibopolicy.policies import PolicyConfig, Shapes
+from fibopolicy.policies.observations import ObservationEncoder
 
 OPTIONS = {"patch_size": 12, "width": 24, "depth": 1, "heads": 2, "keypoints": 4}
 SIZES = {"front_image": (24, 24), "wrist_image": (24, 24)}
 
 
+def encoder_of(
+    name: str,
+    sizes: dict[str, tuple[int, int]] = SIZES,
+    views: str = "separate",
+    vectors: dict[str, int] | None = None,
+    **options: Any,
+) -> ObservationEncoder:
+    changes = {} if name == "resnet18" else {**OPTIONS, **options}
+    config = PolicyConfig(encoder=name, encoder_options=changes, views=views)
+    return ObservationEncoder(config, Shapes(sizes, vectors or {}, action_dim=1))
+
+
+def frames(count: int) -> torch.Tensor:
+    return torch.randint(256, (count, 1, 24, 24, 3), dtype=torch.uint8)
+
+
 @pytest.mark.parametrize("views", ["separate", "shared", "joint"])
 def test_cameras_and_vectors_are_joined(views: str) -> None:
-    encoder = ObservationEncoder("fibottention_vit_tiny", OPTIONS, SIZES, 3, views)
-    images = {key: torch.rand(5, 3, 24, 24) for key in SIZES}
-    vectors = torch.rand(5, 3)
-    features = encoder(images, vectors)
+    encoder = encoder_of("fibottention_vit_tiny", views=views, vectors={"hand": 2, "gripper": 1})
+    hand, gripper = torch.rand(5, 1, 2), torch.rand(5, 1, 1)
+    features = encoder({**{key: frames(5) for key in SIZES}, "gripper": gripper, "hand": hand})
     assert features.shape == (5, encoder.output_dim)
-    torch.testing.assert_close(features[:, -3:], vectors)
+    torch.testing.assert_close(features[:, -3:], torch.cat([hand, gripper], dim=-1)[:, 0])
     assert len(encoder.encoders) == (2 if views == "separate" else 1)
 
 
 def test_shared_views_are_encoded_alike_and_separate_ones_are_not() -> None:
-    image = torch.rand(2, 3, 24, 24)
+    image = frames(2)
     for views, alike in (("shared", True), ("separate", False)):
-        encoder = ObservationEncoder("vit_tiny", OPTIONS, SIZES, 0, views)
-        first, second = encoder(dict.fromkeys(SIZES, image), torch.zeros(2, 0)).chunk(2, dim=-1)
+        encoder = encoder_of("vit_tiny", views=views)
+        first, second = encoder(dict.fromkeys(SIZES, image)).chunk(2, dim=-1)
         assert torch.allclose(first, second) == alike
 
 
 def test_joint_tokens_let_cameras_see_each_other() -> None:
-    encoder = ObservationEncoder(
-        "vit_tiny", {**OPTIONS, "pool": "cls+keypoints", "depth": 2}, SIZES, 0, "joint"
-    ).eval()
-    images = {key: torch.rand(1, 3, 24, 24) for key in SIZES}
-    before = encoder(images, torch.zeros(1, 0))
-    images["wrist_image"] = torch.rand(1, 3, 24, 24)
-    after = encoder(images, torch.zeros(1, 0))
+    encoder = encoder_of("vit_tiny", views="joint", pool="cls+keypoints", depth=2).eval()
+    images = {key: frames(1) for key in SIZES}
+    before = encoder(images)
+    images["wrist_image"] = frames(1)
+    after = encoder(images)
     front_keypoints = slice(24, 24 + 8)
     assert not torch.allclose(before[:, front_keypoints], after[:, front_keypoints])
 
 
 def test_no_cameras_leaves_the_vectors() -> None:
-    encoder = ObservationEncoder("vit_tiny", {}, {}, 4)
-    assert encoder({}, torch.ones(2, 4)).shape == (2, 4)
+    encoder = encoder_of("vit_tiny", {}, vectors={"hand": 4})
+    assert encoder({"hand": torch.ones(2, 1, 4)}).shape == (2, 4)
 
 
 def test_a_keypoint_lies_where_its_heatmap_peaks() -> None:
@@ -65,6 +82,5 @@ def test_a_keypoint_lies_where_its_heatmap_peaks() -> None:
 def test_views_that_do_not_fit_are_named(
     encoder: str, sizes: dict[str, tuple[int, int]], views: str, message: str
 ) -> None:
-    options = {} if encoder == "resnet18" else OPTIONS
     with pytest.raises(UserError, match=message):
-        ObservationEncoder(encoder, options, sizes, 0, views)
+        encoder_of(encoder, sizes, views)
