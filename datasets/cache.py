@@ -8,15 +8,14 @@ each camera's frames of all selected demos one after the other in one file `(F, 
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
+import math
 import mmap
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,7 @@ from tqdm import tqdm
 from fibopolicy.datasets.buffers import Buffers
 from fibopolicy.datasets.hdf5 import DemoFile
 from fibopolicy.errors import UserError
-from fibopolicy.utils.files import StrPath, cache_home, flush, wrap_os_error
+from fibopolicy.utils.files import StrPath, cache_home, directory_lock, flush, wrap_os_error
 
 _META = "meta.json"
 _CHUNK_STEPS = 1024  # frames copied at a time: bounds the memory that building takes
@@ -139,14 +138,16 @@ def _ensure(file: DemoFile, demos: Sequence[str], cameras: Sequence[str], folder
     }
     if _is_whole(final, identity, sizes):
         return final
-    with wrap_os_error(final):
-        folder.mkdir(parents=True, exist_ok=True)
-        with _lock(final.with_suffix(".lock")):
-            # else another process built it while this one waited
-            if not _is_whole(final, identity, sizes):
-                _check_room(final, sum(sizes.values()))
-                _build(file, demos, cameras, final, identity)
-                _remove_outdated(folder, source)
+    lock = f"{final.name}.lock"
+    with (
+        directory_lock(folder, lock, activity="building a cache of frames", max_wait=math.inf),
+        wrap_os_error(final),
+    ):
+        # else another process built it while this one waited
+        if not _is_whole(final, identity, sizes):
+            _check_room(final, sum(sizes.values()))
+            _build(file, demos, cameras, final, identity)
+            _remove_outdated(folder, source)
     return final
 
 
@@ -217,14 +218,6 @@ def _remove_outdated(folder: Path, source: dict[str, Any]) -> None:
             continue  # being removed by another process, or not ours to judge
         if other["path"] == source["path"] and other != source:
             shutil.rmtree(meta.parent, ignore_errors=True)
-
-
-@contextmanager
-def _lock(path: Path) -> Iterator[None]:
-    """Exclusive over processes; the system releases it when the holder ends, however it ends."""
-    with path.open("w", encoding="utf-8") as handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
 
 
 def _frame_file(position: int) -> str:

@@ -15,7 +15,6 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from fibopolicy import __version__
 from fibopolicy.datasets.hdf5 import DemoFile
 from fibopolicy.datasets.parts import opened_parts, parts_folder, remove_parts
 from fibopolicy.datasets.restore import (
@@ -29,7 +28,7 @@ from fibopolicy.datasets.restore import (
 from fibopolicy.datasets.writer import DemoWriter
 from fibopolicy.envs import Observation, SimState, TaskEnv
 from fibopolicy.envs.rendering import FrameSizes, ImageSize, Quality, check_options, renderer_name
-from fibopolicy.envs.versions import installed, warn_of_versions
+from fibopolicy.envs.versions import warn_of_versions
 from fibopolicy.errors import UserError
 from fibopolicy.utils.files import (
     StrPath,
@@ -40,12 +39,15 @@ from fibopolicy.utils.files import (
     expanded,
 )
 from fibopolicy.utils.processes import checked_workers, simulator_pool
+from fibopolicy.utils.system import versions
 
 #: What this module writes anew; everything else of a demo is copied.
 _OURS = {"obs", "next_obs", "last_obs", "actions", "states", "rewards", "dones"}
 #: What a state does not tell: accelerations follow from the motors' commands, which it
 #: leaves out.
 _UNKNOWN = "_joint_acc"
+#: Whose versions a rendered file records.
+_RENDERERS = ("fibopolicy", "robosuite", "metaworld", "mujoco")
 
 
 @dataclass(frozen=True)
@@ -153,11 +155,7 @@ def _plan(file: DemoFile, demos: Sequence[str], view: View) -> dict[str, Any]:
     """What a rendering depends on: parts of another one are not to be mixed with it."""
     found = file.identity(demos, ("states", "actions", "executed_actions"))
     source = {"source": found.pop("path"), **found}
-    return {**source, "demos": list(demos), **asdict(view), "versions": _versions()}
-
-
-def _versions() -> dict[str, str]:
-    return {"fibopolicy": __version__, **installed("robosuite", "metaworld", "mujoco")}
+    return {**source, "demos": list(demos), **asdict(view), "versions": dict(versions())}
 
 
 def _render_all(
@@ -277,7 +275,9 @@ def _assemble(
         **file.file_attrs,
         "quality": view.quality,
         "renderer": first["renderer"],
-        "rendered_with": ", ".join(f"{name} {version}" for name, version in _versions().items()),
+        "rendered_with": ", ".join(
+            f"{name} {version}" for name, version in versions().items() if name in _RENDERERS
+        ),
         "rendered_from": file.path.name,
         "source_env_version": str(file.env_args.get("env_version", "unknown")),
     }

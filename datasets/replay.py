@@ -27,7 +27,7 @@ from fibopolicy.datasets.restore import (
     warn_of_scenes,
 )
 from fibopolicy.envs import SimState, TaskEnv
-from fibopolicy.envs.versions import installed, warn_of_versions
+from fibopolicy.envs.versions import warn_of_versions
 from fibopolicy.errors import UserError, quoted
 from fibopolicy.utils.files import StrPath, atomic_write
 from fibopolicy.utils.processes import checked_workers, simulator_pool
@@ -211,7 +211,7 @@ def write_replay(path: Path, done: Replay, rate: Mapping[str, float]) -> None:
         "demos": [asdict(row) for row in done.demos],
         "skipped": done.skipped,
         "first_frames": {key: asdict(match) for key, match in done.frames.items()},
-        "environment": {**environment(), **installed("robosuite", "mujoco")},
+        "environment": environment(),
     }
     with atomic_write(path) as aside:
         aside.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")

@@ -4,19 +4,9 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-
-def installed(*packages: str) -> dict[str, str]:
-    """The installed ones of some packages, with their versions."""
-    found = {}
-    for package in packages:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
+from fibopolicy.utils.system import versions
 
 
 def warn_of_versions(env_args: Mapping[str, Any]) -> None:
@@ -30,7 +20,7 @@ def warn_of_versions(env_args: Mapping[str, Any]) -> None:
     package = (
         "robosuite" if env_args.get("type") == 1 else {"fibopolicy": "mujoco"}.get(suite, suite)
     )
-    here = installed(package).get(package)
+    here = versions().get(package)
     if here is not None and str(told).split(".")[:2] != here.split(".")[:2]:
         warnings.warn(
             f"the data come from {package} {told}, and {here} is installed: replay some before"

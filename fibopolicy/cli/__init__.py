@@ -64,7 +64,7 @@ def main() -> None:
     verb = None
     try:
         if arguments == ["--version"]:
-            from fibopolicy.study.directory import versions
+            from fibopolicy.utils.system import versions
 
             print(
                 *(f"{name} {version}" for name, version in versions().items()), sep=", ", flush=True

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import logging
@@ -13,7 +12,6 @@ import zipfile
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +23,7 @@ from fibopolicy.envs import Observation, SimState, TaskEnv
 from fibopolicy.envs.seeding import episode_seed
 from fibopolicy.errors import UserError
 from fibopolicy.utils.files import atomic_write, check_output
+from fibopolicy.utils.system import versions
 
 _log = logging.getLogger(__name__)
 #: Start states of one set; their states and hashes are kept in memory.
@@ -70,18 +69,13 @@ class Starts:
         return digest.hexdigest()[:16]
 
 
-def versions() -> dict[str, str]:
+def picture_versions() -> dict[str, str]:
     """What a picture depends on beside its settings: the simulators' versions, and
     where OpenGL comes from.
     """
-    found = {
-        "platform": f"{platform.system()} {platform.machine()}",
-        "MUJOCO_GL": os.environ.get("MUJOCO_GL", ""),
-    }
-    for package in ("mujoco", "robosuite"):
-        with contextlib.suppress(metadata.PackageNotFoundError):
-            found[package] = metadata.version(package)
-    return found
+    simulators = {k: v for k, v in versions().items() if k in ("mujoco", "robosuite")}
+    found = {"platform": f"{platform.system()} {platform.machine()}"}
+    return {**found, "MUJOCO_GL": os.environ.get("MUJOCO_GL", ""), **simulators}
 
 
 def camera_hashes(obs: Observation) -> dict[str, str]:
@@ -110,7 +104,7 @@ def make_starts(env: TaskEnv, episodes: int, seed: int) -> Starts:
         states.append(env.get_state())
         # Hashed as restored, which is how every evaluation sees it.
         hashes.append(camera_hashes(env.set_state(states[-1])))
-    return Starts(env.env_args, seed, seeds, tuple(states), tuple(hashes), versions())
+    return Starts(env.env_args, seed, seeds, tuple(states), tuple(hashes), picture_versions())
 
 
 def default_starts(env: TaskEnv, episodes: int, seed: int) -> Starts:
@@ -132,7 +126,7 @@ def default_starts(env: TaskEnv, episodes: int, seed: int) -> Starts:
                     index,
                 )
                 break
-    return Starts(env.env_args, seed, shipped.seeds[:episodes], states, hashes, versions())
+    return Starts(env.env_args, seed, shipped.seeds[:episodes], states, hashes, picture_versions())
 
 
 def _same_picture(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:

@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 from fibopolicy.envs import Observation, SimState, TaskEnv
 from fibopolicy.errors import UserError
 from fibopolicy.evaluation.episode import LiveEpisode
-from fibopolicy.evaluation.init_states import camera_hashes, versions
+from fibopolicy.evaluation.init_states import camera_hashes, picture_versions
 from fibopolicy.evaluation.viewer import Viewer
 from fibopolicy.utils.processes import WorkerProcess
 
@@ -284,7 +284,7 @@ def _offer(
         env.control_hz,
         env.proprioception,
         layout,
-        versions(),
+        picture_versions(),
         told,
     )
     size = _size(layout, history)

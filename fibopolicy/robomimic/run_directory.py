@@ -10,19 +10,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-import platform
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
-
-import fibopolicy
 from fibopolicy.errors import UserError
 from fibopolicy.policies import run_directory
 from fibopolicy.policies.run_directory import CONFIG, Loaded, read_config, render_quality
 from fibopolicy.robomimic.checkpoint import Checkpoint, read_checkpoint
 from fibopolicy.utils.files import StrPath, atomic_write, expanded
+from fibopolicy.utils.system import versions
 
 SECTION = "robomimic"
 
@@ -63,11 +60,7 @@ def adopted(path: StrPath) -> Path:
             },
         },
         "env_args": _env_args(checkpoint),
-        "versions": {
-            "fibopolicy": fibopolicy.__version__,
-            "torch": torch.__version__,
-            "python": platform.python_version(),
-        },
+        "versions": dict(versions()),
         SECTION: {"checkpoint": path.name, "sha256": digest},
     }
     with atomic_write(run / CONFIG) as aside:

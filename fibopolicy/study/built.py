@@ -48,7 +48,7 @@ def build_cells(config: StudyConfig) -> list[Built]:
     Raises:
         UserError: an unknown head, encoder or option, or values that do not fit the
             images; a dataset or weights that cannot be read, or weights of another
-            network; a device that is not to be had.
+            network; a device that is not available.
     """
     resolve_device(config.device)
     shapes = {task.task: task_shapes(task) for task in config.tasks}

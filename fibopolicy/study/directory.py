@@ -11,31 +11,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import fibopolicy
-from fibopolicy.envs.versions import installed
 from fibopolicy.errors import UserError, unknown
 from fibopolicy.evaluation.config import EvaluateConfig
 from fibopolicy.evaluation.episodes import ROWS
 from fibopolicy.study.cells import Cell, Run, cells, evaluate_config, runs, train_config
 from fibopolicy.study.config import StudyConfig, StudyTask, from_json, to_json
-from fibopolicy.study.lock import held
 from fibopolicy.training.config import TrainConfig
-from fibopolicy.utils.files import atomic_write
+from fibopolicy.utils.files import atomic_write, is_locked
 from fibopolicy.utils.settings import first_difference
-from fibopolicy.utils.system import environment, usable_cores
+from fibopolicy.utils.system import environment, usable_cores, versions
 
 STUDY, LOCK = "study.json", "study.lock"
-_VERSIONED = (
-    "torch",
-    "numpy",
-    "mujoco",
-    "gymnasium",
-    "robosuite",
-    "metaworld",
-    "robomimic",
-    "timm",
-    "ray",
-)
 
 
 @dataclass(frozen=True)
@@ -147,7 +133,7 @@ def create_directory(path: Path, config: StudyConfig) -> StudyDirectory:
         found = open_directory(path)
         if difference := first_difference(to_json(found.config), to_json(config)):
             raise other_study(path, difference)
-        then, now = read_json(path / STUDY).get("versions", {}), versions()
+        then, now = read_json(path / STUDY).get("versions", {}), dict(versions())
         differing = [name for name in {**then, **now} if then.get(name) != now.get(name)]
         if differing:
             told = ", ".join(
@@ -157,7 +143,7 @@ def create_directory(path: Path, config: StudyConfig) -> StudyDirectory:
             warnings.warn(f"{path}: was begun with {told}; rows of both may differ", stacklevel=2)
         return _described(found)
     refuse_foreign(path)
-    write_json(path / STUDY, {**to_json(config), "versions": versions()})
+    write_json(path / STUDY, {**to_json(config), "versions": dict(versions())})
     return _described(StudyDirectory(path, config))
 
 
@@ -192,15 +178,6 @@ def _described(study: StudyDirectory) -> StudyDirectory:
     return study
 
 
-def versions() -> dict[str, str]:
-    """Of everything that a row may depend on."""
-    return {
-        "fibopolicy": fibopolicy.__version__,
-        "python": platform.python_version(),
-        **installed(*_VERSIONED),
-    }
-
-
 def write_json(path: Path, document: Any) -> None:
     with atomic_write(path) as aside:
         aside.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
@@ -227,7 +204,7 @@ def state_of(study: StudyDirectory, run: Run) -> str:
     """ "done", "failed", "running" or "waiting"."""
     if study.done(run).exists():
         return "done"
-    if held(study.run_lock(run)):
+    if is_locked(study.run_lock(run)):
         return "running"
     return "failed" if study.failed(run).exists() else "waiting"
 

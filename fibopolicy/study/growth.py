@@ -17,7 +17,7 @@ from fibopolicy.study.directory import (
     read_json,
     write_json,
 )
-from fibopolicy.study.lock import held
+from fibopolicy.utils.files import is_locked
 from fibopolicy.utils.settings import first_difference
 
 #: What of a study's configuration may change while it is under way.
@@ -36,7 +36,7 @@ def refuse_change(study: StudyDirectory, config: StudyConfig) -> None:
     after = StudyDirectory(study.path, config)
     known = {run.name: run for run in runs(config)}
     for run in runs(study.config):
-        if not (study.run(run).exists() or held(study.run_lock(run))):
+        if not (study.run(run).exists() or is_locked(study.run_lock(run))):
             continue
         if run.name not in known:
             raise other_study(

@@ -47,12 +47,12 @@ def main() -> None:
     logging.getLogger("fibopolicy").setLevel(logging.INFO)
     try:
         from fibopolicy.study.directory import open_directory
-        from fibopolicy.study.lock import Held
+        from fibopolicy.utils.files import Locked
 
         study = open_directory(Path(sys.argv[1]))
         try:
             sys.exit(0 if carry_out(study, study.find(sys.argv[2])) else FAILED)
-        except Held as error:
+        except Locked as error:
             print(error, file=sys.stderr)
             sys.exit(BUSY)
     except KeyboardInterrupt:
@@ -66,9 +66,11 @@ def carry_out(study: StudyDirectory, run: Run) -> bool:
     What an earlier process has done is not repeated.
     """
     from fibopolicy.study.directory import open_directory
-    from fibopolicy.study.lock import locked
+    from fibopolicy.utils.files import directory_lock
 
-    with locked(study.run_lock(run), f"at work on {run.name}", wait_s=PATIENCE):
+    lock = study.run_lock(run)
+    activity = f"at work on {run.name}"
+    with directory_lock(lock.parent, lock.name, activity=activity, max_wait=PATIENCE):
         study = open_directory(study.path)  # it may have grown before this run was held
         run = study.find(run.name)
         if study.done(run).exists():

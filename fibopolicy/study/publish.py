@@ -14,9 +14,8 @@ from fibopolicy.evaluation.episodes import ROWS
 from fibopolicy.study.cells import cells, runs
 from fibopolicy.study.directory import STUDY, StudyDirectory, open_directory, refuse_foreign
 from fibopolicy.study.growth import refuse_change
-from fibopolicy.study.lock import held
 from fibopolicy.study.report import write_report
-from fibopolicy.utils.files import directory_lock, wrap_os_error
+from fibopolicy.utils.files import directory_lock, is_locked, wrap_os_error
 
 
 def publish(directory: Path, out: Path) -> Path:
@@ -94,11 +93,11 @@ def _refuse_loss(study: StudyDirectory, out: Path) -> None:
         refuse_foreign(out)
         return
     there = open_directory(out)
-    if held(there.lock):
+    if is_locked(there.lock):
         raise UserError(f"{out}: is no mere copy, a study is at work there; name another folder")
     refuse_change(there, study.config)
     for run in runs(there.config):
-        if (there.run(run) / "config.json").exists() or held(there.run_lock(run)):
+        if (there.run(run) / "config.json").exists() or is_locked(there.run_lock(run)):
             raise UserError(
                 f"{out}: is no mere copy, {run.name} was begun there; name another folder"
             )

@@ -31,9 +31,8 @@ from fibopolicy.study.directory import (
 )
 from fibopolicy.study.executors import Executor
 from fibopolicy.study.growth import grow, refuse_change
-from fibopolicy.study.lock import locked
 from fibopolicy.study.prepare import prepare_task
-from fibopolicy.utils.files import atomic_write
+from fibopolicy.utils.files import atomic_write, directory_lock
 from fibopolicy.utils.system import torch_threads
 
 _log = logging.getLogger("fibopolicy.study")
@@ -68,7 +67,7 @@ def prepare_study(
         wait_s: how long to wait for another process that prepares it, seconds.
     """
     built = _first_look(config, out)
-    with locked(out / LOCK, AT_WORK, wait_s=wait_s):
+    with directory_lock(out, LOCK, activity=AT_WORK, max_wait=wait_s):
         return _prepare(config, out, slots, built)
 
 
@@ -84,7 +83,7 @@ def run_study(config: StudyConfig, out: Path, executor: Executor, folder: Path) 
             failed.
     """
     built = _first_look(config, out)
-    with locked(out / LOCK, AT_WORK, wait_s=1.0):
+    with directory_lock(out, LOCK, activity=AT_WORK, max_wait=1.0):
         study = _prepare(config, out, executor.slots, built)
         with logged(study):
             return _carry_out(study, runs(config), executor, folder)

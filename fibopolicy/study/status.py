@@ -7,8 +7,8 @@ from collections import Counter
 from fibopolicy.study.calibration import duration, estimate
 from fibopolicy.study.cells import Run, cells, runs
 from fibopolicy.study.directory import StudyDirectory, progress_of, read_json, state_of
-from fibopolicy.study.lock import held
 from fibopolicy.study.records import own_rows
+from fibopolicy.utils.files import is_locked
 
 
 def status(study: StudyDirectory) -> str:
@@ -39,7 +39,7 @@ def status(study: StudyDirectory) -> str:
         for state in ("done", "running", "failed", "waiting")
         if count[state]
     )
-    at_work = "a runner is at work" if held(study.lock) else "no runner is at work"
+    at_work = "a runner is at work" if is_locked(study.lock) else "no runner is at work"
     lines.append(f"{len(every)} runs: {summed}; {at_work}")
     if study.calibration.exists():
         seconds, left = estimate(study, read_json(study.calibration)["cells"], 1)

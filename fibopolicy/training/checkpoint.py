@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import platform
 import re
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -25,7 +24,6 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import nn
 
-import fibopolicy
 from fibopolicy.datasets import Windows
 from fibopolicy.errors import UserError
 from fibopolicy.policies import Policy
@@ -36,7 +34,7 @@ from fibopolicy.training.divergence import Divergence
 from fibopolicy.training.ema import EMA
 from fibopolicy.utils.files import atomic_write
 from fibopolicy.utils.settings import first_difference
-from fibopolicy.utils.system import hardware
+from fibopolicy.utils.system import hardware, versions
 from fibopolicy.weights import load_strictly
 
 STATE = "state.pt"
@@ -149,11 +147,7 @@ def describe(config: TrainConfig, dataset: Windows) -> dict[str, Any]:
         },
         "train": train,
         "env_args": dataset.env_args,
-        "versions": {
-            "fibopolicy": fibopolicy.__version__,
-            "torch": torch.__version__,
-            "python": platform.python_version(),
-        },
+        "versions": dict(versions()),
         "hardware": hardware(),
     }
     plain: dict[str, Any] = json.loads(json.dumps(document, default=str))

@@ -1,12 +1,15 @@
-"""Where cached files live, and how an output appears: whole or not at all."""
+"""Files: the folder of caches, atomic writes, checks of an output, locks."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
 import fcntl
+import logging
 import os
+import socket
 import tempfile
+import time
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -15,6 +18,8 @@ from pathlib import Path
 from fibopolicy.errors import UserError
 
 StrPath = str | os.PathLike[str]
+
+_log = logging.getLogger(__name__)
 
 
 #: Where other libraries keep what they compile; each of them fails or complains without
@@ -124,20 +129,16 @@ def atomic_write(path: Path) -> Iterator[Path]:
     partial = path.with_name(path.name + ".partial")
     with wrap_os_error(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        claim = os.open(partial, os.O_RDWR | os.O_CREAT, 0o666)
+        handle = os.open(partial, os.O_RDWR | os.O_CREAT, 0o666)
     try:
-        try:
-            fcntl.flock(claim, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise UserError(
-                f"{path}: another process is writing it; wait for it or choose another name"
-            ) from error
+        if not _try_lock(handle, path.parent):
+            raise Locked(f"{path}: another process is writing it; wait for it, or end it first")
         renamed = False
         try:
             yield partial
             with wrap_os_error(path):
                 # some writers replace the file by one that only its owner may read
-                os.chmod(partial, os.fstat(claim).st_mode)
+                os.chmod(partial, os.fstat(handle).st_mode)
                 flush(partial)
                 os.replace(partial, path)
                 renamed = True
@@ -146,33 +147,82 @@ def atomic_write(path: Path) -> Iterator[Path]:
             if not renamed:  # afterwards the name may be another process's
                 partial.unlink(missing_ok=True)
     finally:
-        os.close(claim)
+        os.close(handle)
+
+
+class Locked(UserError):
+    """Another process holds the lock."""
 
 
 @contextmanager
-def directory_lock(folder: Path, name: str | None = None) -> Iterator[None]:
-    """Holds a folder, made if need be, for one process at a time; a second one gets a
-    `UserError`.
+def directory_lock(
+    folder: Path,
+    name: str | None = None,
+    *,
+    activity: str = "at work there",
+    max_wait: float = 0.0,
+) -> Iterator[None]:
+    """Hold a folder for one process at a time.
 
-    With the name of a lock file in it, only against others of that name.
+    The system releases the lock when its holder ends, however it ends.
+
+    Args:
+        folder: created if it does not exist.
+        name: a lock file in the folder. It names its holder, and keeps out only other
+            holders of the same lock file.
+        activity: what the holder does, for the message to a second process.
+        max_wait: how long to wait for another holder, seconds.
+
+    Raises:
+        Locked: another process holds it.
     """
     with wrap_os_error(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        handle = (
-            os.open(folder / name, os.O_RDWR | os.O_CREAT, 0o666)
-            if name
-            else os.open(folder, os.O_RDONLY)
-        )
+        flags = os.O_RDWR | os.O_CREAT if name else os.O_RDONLY
+        handle = os.open(folder / (name or ""), flags, 0o666)
     try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise UserError(
-                f"{folder}: another process is at work there; wait for it or choose another name"
-            ) from error
+        began, logged = time.monotonic(), False
+        while not _try_lock(handle, folder):
+            holder = os.pread(handle, 200, 0).decode(errors="replace").strip() if name else ""
+            holder = holder or "another process"
+            waited = time.monotonic() - began
+            if waited >= max_wait:
+                raise Locked(f"{folder}: {holder} is {activity}; wait for it, or end it first")
+            if waited > 2 and not logged:
+                _log.info("waiting: %s is %s", holder, activity)
+                logged = True
+            time.sleep(0.1)
+        if name:
+            os.ftruncate(handle, 0)
+            os.pwrite(handle, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
         yield
     finally:
         os.close(handle)
+
+
+def is_locked(path: Path) -> bool:
+    """Whether a process holds the lock file `path` now."""
+    if not path.exists():
+        return False
+    handle = os.open(path, os.O_RDWR)
+    try:
+        return not _try_lock(handle, path.parent)
+    finally:
+        os.close(handle)
+
+
+def _try_lock(handle: int, folder: Path) -> bool:
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno == errno.ENOLCK:
+            raise UserError(
+                f"{folder}: its file system does not support locks; choose a folder elsewhere"
+            ) from error
+        raise
+    return True
 
 
 @contextmanager

@@ -7,30 +7,66 @@ import platform
 import resource
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
 
-import torch
-
+import fibopolicy
 from fibopolicy.errors import UserError
+
+if TYPE_CHECKING:
+    import torch  # imported where it is needed: simulator processes must not load it
+
+
+#: Packages that a result may depend on.
+_PACKAGES = (
+    "torch",
+    "numpy",
+    "mujoco",
+    "gymnasium",
+    "h5py",
+    "robosuite",
+    "metaworld",
+    "robomimic",
+    "timm",
+    "diffusers",
+    "ray",
+)
+
+
+@cache
+def versions() -> Mapping[str, str]:
+    """Versions of fibopolicy, of Python, and of the installed packages that a result may
+    depend on, by name. Imports none of them.
+    """
+    found = {"fibopolicy": fibopolicy.__version__, "python": platform.python_version()}
+    for package in _PACKAGES:
+        with suppress(PackageNotFoundError):
+            found[package] = version(package)
+    return MappingProxyType(found)
 
 
 def environment() -> dict[str, Any]:
     """Hardware, versions and date, for a result file."""
+    import torch
+
     return {
         "date": time.strftime("%Y-%m-%d"),
         **hardware(),
         "threads": torch.get_num_threads(),
         "load": os.getloadavg() if hasattr(os, "getloadavg") else None,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
+        **versions(),
     }
 
 
 def hardware() -> dict[str, str | None]:
     """The names of the processor and of the GPU, if there is one."""
+    import torch
+
     return {
         "processor": _processor(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
@@ -77,8 +113,10 @@ def resolve_device(name: str | None) -> torch.device:
     one.
 
     Raises:
-        UserError: no such device here.
+        UserError: this machine has no such device.
     """
+    import torch
+
     if name is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -87,14 +125,16 @@ def resolve_device(name: str | None) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(
-            f"device {name!r} is not to be had here ({reason}); use cpu, or leave the device out"
+            f"device {name!r} is not available ({reason}); use cpu, or leave the device out"
         ) from error
     return device
 
 
 @contextmanager
 def torch_threads(number: int) -> Iterator[None]:
-    """Within it, torch computes with as many threads."""
+    """Within it, torch computes with `number` threads."""
+    import torch
+
     before = torch.get_num_threads()
     torch.set_num_threads(number)
     try:

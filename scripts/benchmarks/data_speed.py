@@ -211,7 +211,7 @@ def main() -> None:
         "batch": BATCH,
         "seed": 0,
     }
-    result |= results.described(__doc__, command, settings, began, "robomimic", "h5py", "numpy")
+    result |= results.described(__doc__, command, settings, began)
     print(table(result))
     if options.out:
         page = results.page(

@@ -17,7 +17,6 @@ from usage import processor_seconds
 
 from fibopolicy.datasets import fetch
 from fibopolicy.datasets.expand import expand
-from fibopolicy.envs.versions import installed
 from fibopolicy.utils.files import atomic_write
 from fibopolicy.utils.system import environment
 
@@ -50,7 +49,7 @@ def main() -> None:
             continue
         rows.append(measure(source, task, demos, noise, arguments.workers))
         with atomic_write(arguments.out) as aside:
-            where = {**environment(), **installed("robosuite", "mujoco", "numpy")}
+            where = environment()
             aside.write_text(
                 json.dumps({"environment": where, "rows": rows}, indent=1) + "\n", encoding="utf-8"
             )

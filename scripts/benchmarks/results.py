@@ -52,23 +52,21 @@ def hardware_options(what: str | None, turns: int) -> argparse.Namespace:
 
 
 def described(
-    what: str | None, command: str, settings: dict[str, Any], began: float, *packages: str
+    what: str | None, command: str, settings: dict[str, Any], began: float
 ) -> dict[str, Any]:
     """What a result file says beside its figures.
 
     Args:
         what: the script's docstring.
         began: `time.perf_counter()` at the beginning.
-        packages: whose versions count, beside torch's.
     """
-    from fibopolicy.envs.versions import installed
     from fibopolicy.utils.system import environment
 
     return {
         "what": what,
         "command": command,
         "settings": settings,
-        "environment": {**environment(), **installed(*packages)},
+        "environment": environment(),
         "seconds": round(time.perf_counter() - began),
     }
 

@@ -297,7 +297,7 @@ def main() -> None:
     }
     settings = {name: getattr(options, name) for name in ("turns", "frames", "steps")}
     command = "python scripts/benchmarks/robosuite_render.py"
-    result |= results.described(__doc__, command, settings, began, "robosuite", "mujoco", "numpy")
+    result |= results.described(__doc__, command, settings, began)
     print(table(result))
     if options.out:
         versions = ("robosuite", "mujoco")

@@ -200,7 +200,7 @@ def main() -> None:
         families[family] = {"model": model, "trials": trials}
         print(family, model, *(trial["verdict"] for trial in trials), flush=True)
         document = results.described(
-            __doc__, "timm_families.py", {"size": SIZE, "batch": BATCH}, began, "timm"
+            __doc__, "timm_families.py", {"size": SIZE, "batch": BATCH}, began
         )
         document["families"] = dict(sorted(families.items()))
         path.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")

@@ -249,7 +249,7 @@ def main() -> None:
         "window": WINDOW,
         "batch": BATCH,
     }
-    result |= results.described(__doc__, command, settings, began, "robomimic", "numpy")
+    result |= results.described(__doc__, command, settings, began)
     print(table(result))
     if options.out:
         page = results.page(

@@ -115,7 +115,7 @@ def test_too_few_start_states_are_warned_of_with_the_number_needed(config: Study
             "did you mean 'min_std'",
         ),
         ({"tasks": (StudyTask("reach", dataset=Path("nowhere.hdf5")),)}, r"nowhere\.hdf5"),
-        ({"device": "cuda:99"}, "device 'cuda:99' is not to be had here"),
+        ({"device": "cuda:99"}, "device 'cuda:99' is not available"),
         (
             {
                 "regimes": ("frozen",),

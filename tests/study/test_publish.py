@@ -14,11 +14,11 @@ from fibopolicy.errors import UserError
 from fibopolicy.evaluation.episodes import read_rows
 from fibopolicy.study.cells import runs
 from fibopolicy.study.directory import StudyDirectory, create_directory
-from fibopolicy.study.lock import locked
 from fibopolicy.study.one_run import fail
 from fibopolicy.study.publish import publish
 from fibopolicy.study.report import write_report
 from fibopolicy.study.runner import run_some
+from fibopolicy.utils.files import directory_lock
 
 
 @pytest.fixture
@@ -74,7 +74,7 @@ def test_the_copy_goes_on_where_the_study_was(finished: StudyDirectory, copy: Pa
 
 def test_a_copy_that_is_at_work_stays(finished: StudyDirectory, copy: Path) -> None:
     with (
-        locked(copy / "study.lock", "running this study"),
+        directory_lock(copy, "study.lock", activity="running this study"),
         pytest.raises(UserError, match="a study is at work there"),
     ):
         publish(finished.path, copy)

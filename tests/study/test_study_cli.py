@@ -9,7 +9,7 @@ import pytest
 from tiny_study import SOURCE, call
 
 from fibopolicy.study.directory import StudyDirectory
-from fibopolicy.study.lock import locked
+from fibopolicy.utils.files import directory_lock
 
 
 @pytest.mark.parametrize(
@@ -64,7 +64,7 @@ def test_one_run_of_an_array_does_not_wait_for_the_whole_study(
 ) -> None:
     (tmp_path / "my_study.py").write_text(SOURCE)
     command = ["study", "run", str(tmp_path / "my_study.py"), "--out", str(finished.path)]
-    with locked(finished.lock, "running this study"):
+    with directory_lock(finished.path, finished.lock.name, activity="running this study"):
         code, out, _ = call(monkeypatch, capsys, *command, "--index", "1")
         assert code == 0
         assert "1 of 1 runs done" in out

@@ -22,9 +22,9 @@ from fibopolicy.study import StudyConfig, StudyHead
 from fibopolicy.study.cells import runs
 from fibopolicy.study.directory import StudyDirectory, create_directory, open_directory
 from fibopolicy.study.growth import grow
-from fibopolicy.study.lock import locked
 from fibopolicy.study.runner import run_some, run_study
 from fibopolicy.study.status import status
+from fibopolicy.utils.files import directory_lock
 
 
 def test_a_study_leaves_the_directory_of_its_contract(finished: StudyDirectory) -> None:
@@ -158,8 +158,9 @@ def test_what_stands_in_the_way_of_growing(config: StudyConfig, tmp_path: Path) 
     # they would be taken for those of a later task
     with pytest.raises(UserError, match="the data of reach are there already"):
         grow(tmp_path, replace(first, tasks=first.tasks[1:]))
+    lock = study.run_lock(runs(first)[1])
     with (
-        locked(study.run_lock(runs(first)[1]), "starting"),
+        directory_lock(lock.parent, lock.name, activity="starting"),
         pytest.raises(UserError, match=r"has begun with optimizer\.steps = 6 there, 7 now"),
     ):
         grow(tmp_path, replace(first, heads=(StudyHead("bc", steps=7),)))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import tempfile
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -77,3 +79,34 @@ def test_with_a_home_other_libraries_keep_theirs(
     monkeypatch.setattr(Path, "home", lambda: homeless)
     processes.set_up()
     assert not {*files._OTHERS} & {*os.environ}
+
+
+def test_a_lock_names_its_holder_to_a_second_process(tmp_path: Path) -> None:
+    with files.directory_lock(tmp_path / "run", "run.lock", activity="training"):
+        assert files.is_locked(tmp_path / "run" / "run.lock")
+        with (
+            pytest.raises(files.Locked, match=rf"process {os.getpid()} on .* is training; wait"),
+            files.directory_lock(tmp_path / "run", "run.lock", max_wait=0.2, activity="training"),
+        ):
+            pass
+    assert not files.is_locked(tmp_path / "run" / "run.lock")
+    assert not files.is_locked(tmp_path / "absent.lock")
+
+
+def test_a_lock_is_waited_for(tmp_path: Path) -> None:
+    entered = threading.Event()
+    order: list[str] = []
+
+    def hold() -> None:
+        with files.directory_lock(tmp_path):
+            entered.set()
+            time.sleep(0.3)
+            order.append("first")
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    entered.wait()
+    with files.directory_lock(tmp_path, max_wait=10):
+        order.append("second")
+    thread.join()
+    assert order == ["first", "second"]
