@@ -47,7 +47,7 @@ class Quickstart:
         from fibopolicy.datasets.collect import Plan, collect
         from fibopolicy.encoders.base import encoder_options
         from fibopolicy.evaluation.evaluate_run import evaluate_run
-        from fibopolicy.evaluation.report import rate_table, report
+        from fibopolicy.report.run import rate_table, report
         from fibopolicy.training.loop import train
 
         data, run = (

@@ -16,9 +16,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from command import call
-from evaluation.made_rows import make_run
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from made_rows import make_run
 from PIL import Image
 
 from fibopolicy.training import OptimizerConfig, TrainConfig, train

@@ -15,11 +15,11 @@ from pathlib import Path
 
 import h5py
 import pytest
-from evaluation.made_rows import make_run
+from made_rows import make_run
 
 from fibopolicy import cli
 from fibopolicy.errors import UserError, quoted
-from fibopolicy.evaluation.compare import Choice
+from fibopolicy.evaluation.episodes import Selector
 from fibopolicy.utils import processes
 from fibopolicy.utils.files import expanded
 
@@ -85,7 +85,7 @@ def test_hints_are_quoted_for_the_shell(monkeypatch: pytest.MonkeyPatch, tmp_pat
     for name in ("my run", "-x", "$HOME"):
         Path(name).mkdir()
         with pytest.raises(UserError, match="no episode rows") as error:
-            Choice().of(Path(name))
+            Selector().of(Path(name))
         command = str(error.value).split("`")[1]
         assert shlex.split(command)[:2] == ["fibopolicy", "evaluate"]
         assert Path(shlex.split(command)[2]) == Path(name)

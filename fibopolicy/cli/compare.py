@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import glob
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from fibopolicy.errors import UserError
-from fibopolicy.evaluation.compare import Choice
-from fibopolicy.utils.files import check_output
+from fibopolicy.errors import UserError, printable
+from fibopolicy.evaluation.episodes import ROWS, Selector
+from fibopolicy.utils.files import check_output, expanded
+
+if TYPE_CHECKING:
+    from fibopolicy.statistics.compare import Method
 
 
 @dataclass(frozen=True)
@@ -35,7 +40,7 @@ class Compare:
     """How much worse a candidate may be and still count as not inferior, e.g. 0.05; fix it before you see the rows."""  # noqa: E501
     difference: tuple[float, ...] = (0.02, 0.05, 0.1)
     """Differences of rates whose needed episodes are printed."""
-    choice: Annotated[Choice, tyro.conf.arg(name="")] = field(default_factory=Choice)
+    choice: Annotated[Selector, tyro.conf.arg(name="")] = field(default_factory=Selector)
 
     out: Path | None = None
     """HTML page to write: tables, intervals, success against time."""
@@ -47,9 +52,8 @@ class Compare:
     """Replace an existing page and video."""
 
     def run(self) -> None:
-        from fibopolicy.evaluation.compare import compare, sides
-        from fibopolicy.evaluation.comparison_text import text
-        from fibopolicy.evaluation.episodes import ROWS
+        from fibopolicy.report.comparison import text
+        from fibopolicy.statistics.compare import compare
 
         film = self.out.with_suffix(".mp4") if self.out is not None and self.video else None
         if self.video < 0 or (self.video and self.out is None):
@@ -60,7 +64,7 @@ class Compare:
         for path in (self.out, film):
             if path is not None:
                 check_output(path, self.overwrite, [run / ROWS for run in self.runs])
-        comparison = compare(sides(self.runs, self.group, self.choice), self.margin)
+        comparison = compare(read_methods(self.runs, self.group, self.choice), self.margin)
         print(text(comparison, self.difference), flush=True)
         if film is not None:
             from fibopolicy.evaluation.side_by_side import film_side_by_side
@@ -68,7 +72,48 @@ class Compare:
             film_side_by_side(comparison, film, self.video, self.starts)
             print(f"video   {film}")
         if self.out is not None:
-            from fibopolicy.evaluation.comparison_page import write_comparison_page
+            from fibopolicy.report.comparison_page import write_comparison_page
 
             write_comparison_page(comparison, self.difference, self.out, film)
             print(f"page    {self.out}")
+
+
+def read_methods(runs: Sequence[Path], groups: Sequence[str], selector: Selector) -> list[Method]:
+    """The methods that the command line names: each run, then each group
+    `NAME=PATTERN[,PATTERN...]` with the run directories that match.
+
+    Raises:
+        UserError: a group without runs; a name given twice; fewer than two methods;
+            what `Selector.of` and `Method` raise.
+    """
+    from fibopolicy.statistics.compare import Method
+
+    named = [(printable(str(run)), [run]) for run in runs]
+    for group in groups:
+        name, equals, patterns = group.partition("=")
+        if not (name and equals and patterns):
+            raise UserError(
+                f"--group {group}: expected NAME=RUNS, e.g. --group dense='runs/dense_seed*'"
+            )
+        matches = [
+            Path(path)
+            for pattern in patterns.split(",")
+            for path in sorted(glob.glob(str(expanded(pattern))))
+            if Path(path).is_dir()
+        ]
+        if not matches:
+            raise UserError(f"--group {group}: no run directory matches {patterns}")
+        named.append((printable(name), matches))
+    if len(named) < 2:
+        raise UserError(
+            f"a comparison needs a baseline and a candidate, got {len(named)} of runs and groups"
+        )
+    names = [name for name, _ in named]
+    if twice := {name for name in names if names.count(name) > 1}:
+        raise UserError(
+            f"{', '.join(sorted(twice))}: named twice; give each method a name of its own"
+        )
+    return [
+        Method(name, tuple(members), tuple(selector.of(run) for run in members))
+        for name, members in named
+    ]

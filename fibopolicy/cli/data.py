@@ -95,7 +95,7 @@ class Expand:
 
     def run(self) -> None:
         from fibopolicy.datasets.expand import expand
-        from fibopolicy.evaluation.statistics import wilson
+        from fibopolicy.statistics.rates import wilson
 
         done = expand(
             self.file,
@@ -262,7 +262,7 @@ class Replay:
 
     def run(self) -> None:
         from fibopolicy.datasets.replay import replay, table, write_replay
-        from fibopolicy.evaluation.statistics import wilson
+        from fibopolicy.statistics.rates import wilson
 
         if self.out is not None:
             check_output(self.out, self.overwrite, [self.file])

@@ -32,7 +32,7 @@ class Evaluate:
 
     def run(self) -> None:
         from fibopolicy.evaluation.evaluate_run import evaluate_run
-        from fibopolicy.evaluation.report import rate_table, report
+        from fibopolicy.report.run import rate_table, report
         from fibopolicy.robomimic.run_directory import adopted
 
         run = adopted(self.config.run)
@@ -66,7 +66,7 @@ class Rates:
 
     def run(self) -> None:
         from fibopolicy.evaluation.episodes import ROWS, evaluations, success_rate
-        from fibopolicy.evaluation.report import rate_table, trained_with, write_results
+        from fibopolicy.report.run import rate_table, trained_with, write_results
 
         if not self.runs:
             raise UserError("name at least one run directory")
@@ -75,6 +75,7 @@ class Rates:
         of_runs = {run: evaluations(run) for run in self.runs}
         found = {name: rows for named in of_runs.values() for name, rows in named.items()}
         trained = {name: trained_with(run) for run, named in of_runs.items() for name in named}
-        print(rate_table({name: success_rate(rows) for name, rows in found.items()}))
+        rates = {name: success_rate(rows) for name, rows in found.items()}
+        print(rate_table(rates))
         if self.out is not None:
-            write_results(self.out, found, trained)
+            write_results(self.out, found, rates, trained)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 from fibopolicy.errors import UserError, quoted
-from fibopolicy.evaluation.statistics import Rate, wilson
+from fibopolicy.statistics.rates import Rate, wilson
 from fibopolicy.utils.files import atomic_write
 
 #: The rows' file in a run directory.
@@ -83,13 +83,6 @@ class EpisodeResult:
             self.horizon,
             self.quality,
         )
-
-
-def suffix(weights: str) -> str:
-    """Of the names of pages, pictures and videos: empty for the last checkpoint, which
-    is a run's result.
-    """
-    return f"_{weights.replace('/', '_')}" if "/" in weights else ""
 
 
 def append_row(path: Path, row: EpisodeResult) -> None:
@@ -167,3 +160,58 @@ def success_rate(rows: Sequence[EpisodeResult]) -> Rate:
     return replace(
         wilson(sum(row.success for row in ended), len(ended)), errors=len(rows) - len(ended)
     )
+
+
+@dataclass(frozen=True)
+class Selector:
+    """Which evaluation of a run directory is meant, where it holds several; without a
+    step, the last checkpoint's.
+    """
+
+    step: int | None = None
+    """Gradient steps behind the checkpoint; the last evaluated one by default."""
+    weights: str | None = None
+    """"ema" or "model"."""
+    starts_seed: int | None = None
+    """Take the rows of this set of start states."""
+    horizon: int | None = None
+    """Control steps until an episode was given up."""
+    quality: str | None = None
+    """Render quality."""
+
+    def of(self, run: Path) -> tuple[EpisodeResult, ...]:
+        """The rows of the one evaluation of `run` that is meant, by index.
+
+        Raises:
+            UserError: there is none, or several.
+        """
+        rows = read_rows(run / ROWS)
+        if not rows:
+            raise not_evaluated(run)
+        step = max(row.checkpoint_step for row in rows) if self.step is None else self.step
+        wanted = {f.name: getattr(self, f.name) for f in fields(self)} | {"step": step}
+        wanted = {name: value for name, value in wanted.items() if value is not None}
+        found = [
+            row
+            for row in rows
+            if all(getattr(row, _FIELD.get(k, k)) == v for k, v in wanted.items())
+        ]
+        if not found:
+            asked = ", ".join(f"{name} {value}" for name, value in wanted.items())
+            raise UserError(
+                f"{run}: holds no evaluation with {asked}; `fibopolicy rates {quoted(run)}` lists"
+                " what it holds"
+            )
+        for name in ("task", *(f.name for f in fields(self))):
+            values = sorted({getattr(row, _FIELD.get(name, name)) for row in found})
+            if len(values) > 1:
+                flag = f"--{name.replace('_', '-')} {values[0]}"
+                raise UserError(
+                    f"{run}: step {step} was evaluated with several {name}:"
+                    f" {', '.join(map(str, values))};"
+                    f" {'compare a run of one task' if name == 'task' else f'choose one, e.g. {flag}'}"  # noqa: E501
+                )
+        return tuple(sorted(found, key=lambda row: row.index))
+
+
+_FIELD = {"step": "checkpoint_step"}

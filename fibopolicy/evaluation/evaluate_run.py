@@ -39,10 +39,10 @@ from fibopolicy.evaluation.overlay import draw_look
 from fibopolicy.evaluation.policy_runner import Actor
 from fibopolicy.evaluation.scheduler import VectorRollout
 from fibopolicy.evaluation.simulator import TaskInfo
-from fibopolicy.evaluation.statistics import Rate
 from fibopolicy.evaluation.video import write_grid
-from fibopolicy.policies.run_directory import Loaded
+from fibopolicy.policies.run_directory import Loaded, suffix
 from fibopolicy.robomimic.run_directory import load_policy
+from fibopolicy.statistics.rates import Rate
 from fibopolicy.utils.files import check_resume_or_overwrite, directory_lock
 
 #: Held while a run is being evaluated: two evaluations would write the same rows.

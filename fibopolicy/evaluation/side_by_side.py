@@ -11,7 +11,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fibopolicy.errors import UserError
-from fibopolicy.evaluation.compare import Comparison, Side
 from fibopolicy.evaluation.config import EvaluateConfig
 from fibopolicy.evaluation.evaluate_run import default_starts_path, make_env
 from fibopolicy.evaluation.film import Clip, film
@@ -20,6 +19,7 @@ from fibopolicy.evaluation.measure import default_workers, make_actor, weights_d
 from fibopolicy.evaluation.scheduler import VectorRollout
 from fibopolicy.evaluation.video import write_grid
 from fibopolicy.robomimic.run_directory import load_policy
+from fibopolicy.statistics.compare import Comparison, Method
 
 
 def film_side_by_side(
@@ -39,10 +39,10 @@ def film_side_by_side(
         UserError: a checkpoint is not the evaluated one any more; the start states
             cannot be found.
     """
-    sides = comparison.sides[:2]
+    sides = comparison.methods[:2]
     shown = [
         comparison.starts[i]
-        for i in by_turns(*(comparison.outcomes(side)[0] for side in sides))[:episodes]
+        for i in by_turns(*(side.outcomes(comparison.starts)[0] for side in sides))[:episodes]
     ]
     (left, fps), (right, _) = (_film_checkpoint(side, shown, starts) for side in sides)
     clips = [
@@ -67,7 +67,7 @@ def by_turns(baseline: NDArray[np.bool_], candidate: NDArray[np.bool_]) -> list[
 
 
 def _film_checkpoint(
-    side: Side, shown: Sequence[str], starts: Path | None
+    side: Method, shown: Sequence[str], starts: Path | None
 ) -> tuple[dict[str, Clip], float]:
     """Clips by identity of the start state, and frames per second."""
     run = side.runs[0]

@@ -115,3 +115,10 @@ def _shapes(document: dict[str, Any]) -> Shapes:
         document.get("absolute", False),
         rotations,
     )
+
+
+def suffix(weights: str) -> str:
+    """Of the names of pages, pictures and videos: empty for the last checkpoint, which
+    is a run's result.
+    """
+    return f"_{weights.replace('/', '_')}" if "/" in weights else ""

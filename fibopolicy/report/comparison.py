@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
-
-from fibopolicy.evaluation.compare import ALPHA, Comparison
-from fibopolicy.evaluation.power import episodes_needed
+from fibopolicy.statistics.compare import ALPHA, Comparison
+from fibopolicy.statistics.power import episodes_needed
 
 Table = list[list[str]]
 
@@ -30,7 +28,7 @@ def text(comparison: Comparison, differences: Sequence[float]) -> str:
 
 def summary(comparison: Comparison) -> str:
     """On what: task, start states, what was left out."""
-    seeds = sorted({rows[0].starts_seed for one in comparison.sides for rows in one.rows})
+    seeds = sorted({rows[0].starts_seed for one in comparison.methods for rows in one.rows})
     told = [
         f"{comparison.task}, {len(comparison.starts)} shared start states (set of seed"
         f" {', '.join(map(str, seeds))}), horizon {comparison.horizon}"
@@ -45,7 +43,7 @@ def summary(comparison: Comparison) -> str:
 def rate_rows(comparison: Comparison) -> Table:
     """Per side its rate; the first row is the heading."""
     table = [["", "step", "seeds", "errors", "successes", "rate", "95 % interval"]]
-    for side, rate in zip(comparison.sides, comparison.rates, strict=True):
+    for side, rate in zip(comparison.methods, comparison.rates, strict=True):
         table.append(
             [
                 side.name,
@@ -62,10 +60,10 @@ def rate_rows(comparison: Comparison) -> Table:
 
 def difference_rows(comparison: Comparison) -> Table:
     """Per candidate its difference from the baseline; the first row is the heading."""
-    several = len(comparison.verdicts) > 1
+    several = len(comparison.candidates) > 1
     table = [
         [
-            f"minus {comparison.sides[0].name}",
+            f"minus {comparison.baseline.name}",
             "difference",
             "95 % interval",
             "p",
@@ -73,7 +71,7 @@ def difference_rows(comparison: Comparison) -> Table:
             "verdict",
         ]
     ]
-    for verdict in comparison.verdicts:
+    for verdict in comparison.candidates:
         d = verdict.difference
         table.append(
             [
@@ -82,7 +80,7 @@ def difference_rows(comparison: Comparison) -> Table:
                 f"[{100 * d.low:+.1f}, {100 * d.high:+.1f}] %",
                 p_value(d.p),
                 *[p_value(verdict.p)] * several,
-                str(verdict),
+                verdict.verdict,
             ]
         )
     return table
@@ -95,19 +93,20 @@ def p_value(p: float) -> str:
 def notes(comparison: Comparison) -> list[str]:
     """What the figures rest on, and what they do not say."""
     told = []
-    for verdict in comparison.verdicts:
+    baseline = comparison.baseline.name
+    for verdict in comparison.candidates:
         d = verdict.difference
         if d.checkpoint_pair:
             only_baseline, only_candidate = d.discordant
             told.append(
                 f"{verdict.name}: alone solved {only_candidate} start states,"
-                f" {comparison.sides[0].name} alone {only_baseline}; exact McNemar. This tells two"
+                f" {baseline} alone {only_baseline}; exact McNemar. This tells two"
                 " checkpoints apart, not two methods: train more seeds and pass --group."
             )
         else:
             pair = (
-                comparison.sides[0],
-                next(side for side in comparison.sides if side.name == verdict.name),
+                comparison.methods[0],
+                next(side for side in comparison.methods if side.name == verdict.name),
             )
             if single := [side.name for side in pair if len(side.runs) == 1]:
                 told.append(
@@ -127,11 +126,11 @@ def notes(comparison: Comparison) -> list[str]:
         floor = comparison.rates[0].value <= comparison.margin
         if empty := [
             v.name
-            for v in comparison.verdicts
+            for v in comparison.candidates
             if floor and not (v.p <= ALPHA and v.difference.value > 0)
         ]:
             told.append(
-                f"{comparison.sides[0].name} itself solves no more than the margin, and nothing can"
+                f"{baseline} itself solves no more than the margin, and nothing can"
                 f" be worse by as much: whether {', '.join(empty)} is inferior cannot be tested."
             )
     return told
@@ -145,7 +144,7 @@ def power_rows(comparison: Comparison, differences: Sequence[float]) -> Table:
     """How many episodes would show a difference from the baseline's rate: on the same
     start states, and on others.
     """
-    baseline, correlation = comparison.rates[0].value, observed_correlation(comparison)
+    baseline, correlation = comparison.rates[0].value, comparison.correlation
     table = [["rates", f"the same start states (correlation {correlation:.2f})", "different ones"]]
     for difference in differences:
         other = baseline + difference if baseline + difference <= 1 else baseline - difference
@@ -156,22 +155,6 @@ def power_rows(comparison: Comparison, differences: Sequence[float]) -> Table:
         told = ["more than 20000" if n is None else str(n) for n in needed]
         table.append([f"{100 * baseline:.1f} and {100 * other:.1f} %", told[0], f"{told[1]} each"])
     return table
-
-
-def observed_correlation(comparison: Comparison) -> float:
-    """Of the outcomes of baseline and candidate checkpoints on a start state, averaged
-    over pairs; 0 where nothing tells.
-    """
-    found = []
-    baseline = comparison.outcomes(comparison.sides[0])
-    for side in comparison.sides[1:]:
-        for a in baseline:
-            found += [
-                float(np.corrcoef(a, b)[0, 1])
-                for b in comparison.outcomes(side)
-                if 0 < a.mean() < 1 and 0 < b.mean() < 1
-            ]
-    return max(0.0, sum(found) / len(found)) if found else 0.0
 
 
 def columns(table: Table) -> str:

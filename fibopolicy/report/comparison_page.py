@@ -6,9 +6,8 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from fibopolicy.evaluation import page
-from fibopolicy.evaluation.compare import ALPHA, Comparison
-from fibopolicy.evaluation.comparison_text import (
+from fibopolicy.report import page
+from fibopolicy.report.comparison import (
     POWER,
     difference_rows,
     notes,
@@ -16,7 +15,8 @@ from fibopolicy.evaluation.comparison_text import (
     rate_rows,
     summary,
 )
-from fibopolicy.evaluation.plots import plot_differences, plot_success_by_step
+from fibopolicy.report.plots import plot_differences, plot_success_by_step
+from fibopolicy.statistics.compare import ALPHA, Comparison
 
 
 def write_comparison_page(
@@ -32,11 +32,11 @@ def write_comparison_page(
         found, success = Path(folder) / "differences.png", Path(folder) / "success_by_step.png"
         intervals = {
             v.name: (v.difference.value, v.difference.low, v.difference.high)
-            for v in comparison.verdicts
+            for v in comparison.candidates
         }
-        plot_differences(intervals, comparison.sides[0].name, comparison.margin, found)
+        plot_differences(intervals, comparison.methods[0].name, comparison.margin, found)
         plot_success_by_step(
-            {side.name: comparison.shared_rows(side) for side in comparison.sides}, success
+            {side.name: side.results(comparison.starts) for side in comparison.methods}, success
         )
         parts = [
             page.note(summary(comparison)),
@@ -51,7 +51,7 @@ def write_comparison_page(
             page.note("The share of episodes solved by each control step, with its 95 % interval."),
         ]
         if video is not None:
-            both = " and ".join(side.name for side in comparison.sides[:2])
+            both = " and ".join(side.name for side in comparison.methods[:2])
             parts += [
                 page.heading("Side by side"),
                 page.video(video),
@@ -68,8 +68,8 @@ def write_comparison_page(
                 " another: exact McNemar on the same start states, z test on different ones."
             ),
             page.heading("How it was made"),
-            page.pairs({side.name: ", ".join(map(str, side.runs)) for side in comparison.sides}),
+            page.pairs({side.name: ", ".join(map(str, side.runs)) for side in comparison.methods}),
         ]
-        names = [side.name for side in comparison.sides]
-        verdict = f": {comparison.verdicts[0]}" if len(comparison.verdicts) == 1 else ""
+        names = [side.name for side in comparison.methods]
+        verdict = f": {comparison.candidates[0].verdict}" if len(comparison.candidates) == 1 else ""
         page.write_page(path, f"{', '.join(names[1:])} against {names[0]}{verdict}", parts)

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fibopolicy.evaluation.episodes import EpisodeResult
-from fibopolicy.evaluation.figures import COLOURS, colours, figure, legend, save_png, short
-from fibopolicy.evaluation.statistics import Rate, pooled
+from fibopolicy.report.figures import COLOURS, colours, figure, legend, save_png, short
+from fibopolicy.statistics.rates import Rate, pooled
+
+if TYPE_CHECKING:
+    from fibopolicy.evaluation.episodes import EpisodeResult
 
 
 def success_by_step(

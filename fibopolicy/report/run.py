@@ -6,17 +6,19 @@ import contextlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from fibopolicy.evaluation import page
-from fibopolicy.evaluation.comparison_text import columns
-from fibopolicy.evaluation.episodes import EpisodeResult, success_rate, suffix
-from fibopolicy.evaluation.evaluate_run import Evaluation
-from fibopolicy.evaluation.plots import plot_curves, plot_success_by_step
-from fibopolicy.evaluation.statistics import Rate
-from fibopolicy.policies.run_directory import CONFIG, read_config
+from fibopolicy.policies.run_directory import CONFIG, read_config, suffix
+from fibopolicy.report import page
+from fibopolicy.report.comparison import columns
+from fibopolicy.report.plots import plot_curves, plot_success_by_step
+from fibopolicy.statistics.rates import Rate
 from fibopolicy.utils.files import atomic_write
 from fibopolicy.utils.system import environment
+
+if TYPE_CHECKING:
+    from fibopolicy.evaluation.episodes import EpisodeResult
+    from fibopolicy.evaluation.evaluate_run import Evaluation
 
 _WEIGHTS = {"ema": "moving average of the last checkpoint", "model": "last checkpoint"}
 
@@ -158,6 +160,7 @@ def _trained_with(document: Mapping[str, Any]) -> dict[str, str]:
 def write_results(
     path: Path,
     found: Mapping[str, Sequence[EpisodeResult]],
+    rates: Mapping[str, Rate],
     trained: Mapping[str, Mapping[str, str]],
 ) -> None:
     """Write evaluations as one JSON file, small enough to be committed: rates, and per
@@ -165,12 +168,13 @@ def write_results(
 
     Args:
         found: the rows of each evaluation.
+        rates: of each evaluation.
         trained: what each was trained with; `environment` in the file is where it was
             written.
     """
     runs = []
     for name, rows in found.items():
-        rate = success_rate(rows)
+        rate = rates[name]
         runs.append(
             {
                 "evaluation": name,

@@ -13,7 +13,7 @@ from scipy.special import stdtr
 from scipy.stats import binomtest
 
 from fibopolicy.errors import UserError
-from fibopolicy.evaluation.statistics import Variation, degrees_of_freedom, quantile, variation
+from fibopolicy.statistics.rates import Variation, degrees_of_freedom, quantile, variation
 
 #: A variance and the degrees of freedom that it was estimated with.
 Part = tuple[float, int]

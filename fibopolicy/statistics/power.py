@@ -12,7 +12,7 @@ from scipy.special import stdtr, stdtrit
 from scipy.stats import binom, norm
 
 from fibopolicy.errors import UserError
-from fibopolicy.evaluation.differences import Estimate
+from fibopolicy.statistics.differences import Estimate
 
 #: Beyond this many episodes a difference counts as out of reach.
 MOST = 20_000

@@ -11,7 +11,7 @@ from typing import Any
 
 from fibopolicy.encoders.base import encoder_settings
 from fibopolicy.errors import UserError
-from fibopolicy.evaluation.power import episodes_needed
+from fibopolicy.statistics.power import episodes_needed
 from fibopolicy.study.built import Built
 from fibopolicy.study.cells import cells, train_config
 from fibopolicy.study.config import StudyConfig, StudyHead

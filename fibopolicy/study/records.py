@@ -8,8 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fibopolicy.evaluation.compare import Choice
-from fibopolicy.evaluation.episodes import EpisodeResult
+from fibopolicy.evaluation.episodes import EpisodeResult, Selector
 from fibopolicy.training.config import OptimizerConfig
 
 
@@ -25,11 +24,11 @@ def own_rows(
     Raises:
         UserError: there are none.
     """
-    choice = Choice(
+    selector = Selector(
         steps, "ema", starts_seed, horizon=done.get("horizon"), quality=done.get("quality")
     )
     episodes = done.get("episodes")
-    return tuple(row for row in choice.of(run) if episodes is None or row.index < episodes)
+    return tuple(row for row in selector.of(run) if episodes is None or row.index < episodes)
 
 
 def measured_costs(

@@ -35,9 +35,9 @@ from fibopolicy import envs
 from fibopolicy.evaluation.init_states import Starts, default_starts, make_starts
 from fibopolicy.evaluation.measure import Identity, default_workers, make_actor, measure
 from fibopolicy.evaluation.scheduler import VectorRollout
-from fibopolicy.evaluation.statistics import wilson
 from fibopolicy.policies import Policy, PolicyConfig, Shapes, build_policy
 from fibopolicy.policies.run_directory import load_policy
+from fibopolicy.statistics.rates import wilson
 from fibopolicy.utils.system import environment
 
 PARTS = ("tabletop", "robosuite", "command", "growth")

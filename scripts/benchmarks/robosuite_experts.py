@@ -24,7 +24,7 @@ from fibopolicy.datasets.collect import perturbed
 from fibopolicy.envs.robosuite.environment import RobosuiteEnv, import_robosuite
 from fibopolicy.envs.robosuite.experts import EXPERTS
 from fibopolicy.envs.seeding import episode_seed
-from fibopolicy.evaluation.statistics import wilson
+from fibopolicy.statistics.rates import wilson
 from fibopolicy.utils.files import atomic_write
 from fibopolicy.utils.system import environment
 

@@ -16,16 +16,15 @@ from fibopolicy.cli.compare import Compare
 from fibopolicy.datasets.collect import Plan, collect
 from fibopolicy.errors import UserError
 from fibopolicy.evaluation import evaluate
-from fibopolicy.evaluation.compare import Choice
 from fibopolicy.evaluation.config import EvaluateConfig
-from fibopolicy.evaluation.episodes import evaluations, read_rows
+from fibopolicy.evaluation.episodes import Selector, evaluations, read_rows
 from fibopolicy.evaluation.evaluate_run import LOCK, evaluate_run
 from fibopolicy.evaluation.init_states import make_starts, save_starts
-from fibopolicy.evaluation.report import rate_table, report
 from fibopolicy.evaluation.rollout import rollout
-from fibopolicy.evaluation.statistics import wilson
 from fibopolicy.evaluation.video import FAILURE, RUNNING, SUCCESS, grid_frames
 from fibopolicy.policies import PolicyConfig, load_policy
+from fibopolicy.report.run import rate_table, report
+from fibopolicy.statistics.rates import wilson
 from fibopolicy.training import TrainConfig
 from fibopolicy.training.loop import train
 from fibopolicy.utils.files import directory_lock
@@ -320,5 +319,5 @@ def test_two_checkpoints_are_filmed_side_by_side_on_the_same_start_states(
     (other / "ema.safetensors").write_bytes((other / "model.safetensors").read_bytes())
     with pytest.raises(UserError, match="are not those that the compared rows"):
         Compare(
-            (fresh.run, other), out=page, video=1, overwrite=True, choice=Choice(weights="ema")
+            (fresh.run, other), out=page, video=1, overwrite=True, choice=Selector(weights="ema")
         ).run()

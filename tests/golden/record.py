@@ -37,9 +37,9 @@ import torch
 
 from fibopolicy import attention
 from fibopolicy.evaluation import evaluate
-from fibopolicy.evaluation.differences import Difference, MeanDifference, holm
-from fibopolicy.evaluation.statistics import Rate, pooled
 from fibopolicy.policies import PolicyConfig, load_policy
+from fibopolicy.statistics.differences import Difference, MeanDifference, holm
+from fibopolicy.statistics.rates import Rate, pooled
 from fibopolicy.training import ComputeConfig, OptimizerConfig, TrainConfig, train
 
 HERE = Path(__file__).parent

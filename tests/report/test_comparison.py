@@ -7,19 +7,19 @@ import numpy as np
 import pytest
 from made_rows import make_run
 
-from fibopolicy.cli.compare import Compare
+from fibopolicy.cli.compare import Compare, read_methods
 from fibopolicy.errors import UserError
-from fibopolicy.evaluation.compare import Choice, Comparison, compare, sides
-from fibopolicy.evaluation.comparison_text import power_rows, text
-from fibopolicy.evaluation.differences import Difference
-from fibopolicy.evaluation.episodes import ROWS, read_rows, write_rows
+from fibopolicy.evaluation.episodes import ROWS, Selector, read_rows, write_rows
 from fibopolicy.evaluation.side_by_side import by_turns
+from fibopolicy.report.comparison import power_rows, text
+from fibopolicy.statistics.compare import Comparison, compare
+from fibopolicy.statistics.differences import Difference
 
 
 def of(
     *runs: Path, groups: tuple[str, ...] = (), margin: float | None = None, **choice: object
 ) -> Comparison:
-    return compare(sides(runs, groups, Choice(**choice)), margin)  # type: ignore[arg-type]
+    return compare(read_methods(runs, groups, Selector(**choice)), margin)  # type: ignore[arg-type]
 
 
 @pytest.fixture
@@ -37,11 +37,11 @@ def test_rows_are_paired_by_start_state_whatever_their_order_or_index(
 ) -> None:
     rows = read_rows(pair[1] / ROWS)
     write_rows(pair[1] / ROWS, [replace(row, index=99 - row.index) for row in rows])
-    found = of(*pair).verdicts[0]
+    found = of(*pair).candidates[0]
     assert found.difference.discordant == (2, 12)
     assert found.difference.value == pytest.approx(10 / 60)
     assert found.p == pytest.approx(0.0129, abs=1e-4)
-    assert str(found) == "better"
+    assert found.verdict == "better"
 
 
 def test_only_shared_start_states_count_and_the_rest_is_told(
@@ -67,7 +67,7 @@ def test_errors_count_in_no_rate_and_are_told(pair: tuple[Path, Path]) -> None:
     found = of(*pair)
     assert found.faulty == 2
     assert [(rate.successes, rate.episodes) for rate in found.rates] == [(41, 58), (51, 58)]
-    assert found.sides[1].errors == 2
+    assert found.methods[1].errors == 2
     assert "2 left out because a simulator failed there" in text(found, ())
 
 
@@ -134,10 +134,10 @@ def test_groups_pool_training_seeds(tmp_path: Path) -> None:
             make_run(tmp_path / f"{name}_seed{seed}", one, policy=f"{name}{seed}")
     groups = (f"dense={tmp_path}/dense_seed*", f"fib={tmp_path}/fib_seed0,{tmp_path}/fib_seed[12]")
     comparison = of(groups=groups)
-    assert [len(side.runs) for side in comparison.sides] == [3, 3]
+    assert [len(side.runs) for side in comparison.methods] == [3, 3]
     assert comparison.rates[1].episodes == 240
     assert (
-        comparison.verdicts[0].difference.value
+        comparison.candidates[0].difference.value
         == Difference(outcomes["dense"], outcomes["fib"]).value
     )
     mixed = of(tmp_path / "dense_seed0", groups=groups[1:])
@@ -163,18 +163,18 @@ def test_mistaken_groups_are_refused(tmp_path: Path, groups: tuple[str, ...], me
 def test_holm_over_several_candidates(pair: tuple[Path, Path], tmp_path: Path) -> None:
     same = make_run(tmp_path / "same", [True] * 42 + [False] * 18)
     found = of(*pair, same, margin=0.1)
-    better, equal = found.verdicts
+    better, equal = found.candidates
     assert better.p == pytest.approx(2 * better.difference.p)
-    assert str(better) == "better; not inferior"
-    assert str(equal) == "no difference shown; not inferior"
+    assert better.verdict == "better; not inferior"
+    assert equal.verdict == "no difference shown; not inferior"
     assert "p (Holm)" in text(found, ())
 
 
 def test_a_margin_decides_non_inferiority(tmp_path: Path) -> None:
     a = make_run(tmp_path / "a", [True] * 45 + [False] * 5)
     b = make_run(tmp_path / "b", [True] * 40 + [False] * 10)
-    assert "non-inferiority not shown" in str(of(a, b, margin=0.05).verdicts[0])
-    assert "; not inferior" in str(of(a, b, margin=0.4).verdicts[0])
+    assert "non-inferiority not shown" in of(a, b, margin=0.05).candidates[0].verdict
+    assert "; not inferior" in of(a, b, margin=0.4).candidates[0].verdict
     with pytest.raises(UserError, match="margin must lie between 0 and 1"):
         of(a, b, margin=5)
 

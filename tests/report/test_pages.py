@@ -17,9 +17,9 @@ from fibopolicy.cli.compare import Compare
 from fibopolicy.errors import UserError
 from fibopolicy.evaluation.config import EvaluateConfig
 from fibopolicy.evaluation.evaluate_run import evaluate_run
-from fibopolicy.evaluation.plots import success_by_step
-from fibopolicy.evaluation.report import report
 from fibopolicy.evaluation.video import HEADING, write_grid
+from fibopolicy.report.plots import success_by_step
+from fibopolicy.report.run import report
 from fibopolicy.training import TrainConfig
 from fibopolicy.training.loop import train
 

@@ -11,7 +11,7 @@ from statsmodels.stats.contingency_tables import mcnemar as oracle_mcnemar
 from statsmodels.stats.multitest import multipletests
 
 from fibopolicy.errors import UserError
-from fibopolicy.evaluation.differences import Difference, MeanDifference, holm, mcnemar
+from fibopolicy.statistics.differences import Difference, MeanDifference, holm, mcnemar
 
 
 @settings(max_examples=25, deadline=None)

@@ -6,8 +6,8 @@ from scipy.stats import binomtest
 from simulated import outcomes, rate
 
 from fibopolicy.errors import UserError
-from fibopolicy.evaluation.differences import Difference, mcnemar
-from fibopolicy.evaluation.power import (
+from fibopolicy.statistics.differences import Difference, mcnemar
+from fibopolicy.statistics.power import (
     MOST,
     discordance,
     episodes_needed,

@@ -8,7 +8,7 @@ from simulated import outcomes, rate
 from statsmodels.stats.proportion import proportion_confint
 
 from fibopolicy.errors import UserError
-from fibopolicy.evaluation.statistics import pooled, variation, wilson
+from fibopolicy.statistics.rates import pooled, variation, wilson
 
 
 @given(st.integers(1, 2000).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))

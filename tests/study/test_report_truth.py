@@ -4,13 +4,10 @@ often a verdict is wrong.
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-
-sys.path.append(str(Path(__file__).parents[1] / "evaluation"))
 from simulated import outcomes, rate
 
 from fibopolicy.evaluation.episodes import EpisodeResult

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from fibopolicy.evaluation.power import MOST
+from fibopolicy.statistics.power import MOST
 from fibopolicy.study.report.directory import State, Study, printed
 from fibopolicy.study.report.results import Compared, Results, Verdict
 

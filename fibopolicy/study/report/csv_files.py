@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from fibopolicy.evaluation.statistics import wilson
+from fibopolicy.statistics.rates import wilson
 from fibopolicy.study.report.costs import cost
 from fibopolicy.study.report.directory import State
 from fibopolicy.study.report.results import Results

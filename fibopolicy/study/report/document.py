@@ -9,8 +9,8 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from fibopolicy.evaluation import page
-from fibopolicy.evaluation.page import Cell, Link
+from fibopolicy.report import page
+from fibopolicy.report.page import Cell, Link
 
 
 class Block(ABC):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fibopolicy.evaluation.figures import (
+from fibopolicy.report.figures import (
     COLOURS,
     FAINT,
     colours,
@@ -17,7 +17,7 @@ from fibopolicy.evaluation.figures import (
     save_svg,
     short,
 )
-from fibopolicy.evaluation.statistics import Rate
+from fibopolicy.statistics.rates import Rate
 from fibopolicy.study.report.costs import cost
 from fibopolicy.study.report.curves import Band
 from fibopolicy.study.report.directory import printed

@@ -9,11 +9,11 @@ from dataclasses import dataclass, replace
 from enum import Enum
 
 from fibopolicy.errors import UserError
-from fibopolicy.evaluation.compare import ALPHA, Comparison, Side, assembled, compare
-from fibopolicy.evaluation.comparison_text import POWER, observed_correlation
-from fibopolicy.evaluation.differences import Difference, Estimate, MeanDifference, holm
-from fibopolicy.evaluation.power import Needed, needed
-from fibopolicy.evaluation.statistics import Rate
+from fibopolicy.report.comparison import POWER
+from fibopolicy.statistics.compare import ALPHA, Comparison, Method, compare
+from fibopolicy.statistics.differences import Difference, Estimate, MeanDifference, holm
+from fibopolicy.statistics.power import Needed, needed
+from fibopolicy.statistics.rates import Rate
 from fibopolicy.study.report.directory import Cell, Study, printed
 
 
@@ -32,7 +32,7 @@ class CellResult:
     """
 
     cell: Cell
-    side: Side | None
+    side: Method | None
     rate: Rate | None
     starts: int = 0
     errors: int = 0
@@ -114,7 +114,7 @@ class Compared:
     @property
     def seeds(self) -> tuple[int, int]:
         """Training seeds of control and candidate, fewest over the tasks."""
-        first, second = (min(len(pair.sides[i].runs) for pair in self.pairs) for i in (0, 1))
+        first, second = (min(len(pair.methods[i].runs) for pair in self.pairs) for i in (0, 1))
         return first, second
 
     @property
@@ -130,7 +130,7 @@ class Compared:
     @property
     def correlation(self) -> float:
         """Of the outcomes of two checkpoints on the same start state, mean over tasks."""
-        return sum(map(observed_correlation, self.pairs)) / len(self.pairs)
+        return sum(pair.correlation for pair in self.pairs) / len(self.pairs)
 
 
 @dataclass(frozen=True)
@@ -208,7 +208,7 @@ def _result(cell: Cell) -> CellResult:
     runs = [(run.folder, run.rows) for run in cell.done if run.folder is not None]
     if not runs:
         return CellResult(cell, None, None)
-    side = assembled(cell.encoder, [folder for folder, _ in runs], [rows for _, rows in runs])
+    side = Method(cell.encoder, *map(tuple, zip(*runs, strict=True)))
     try:
         found = compare([side])
     except UserError:
@@ -222,7 +222,7 @@ def _compared(
 ) -> list[Compared]:
     """The comparisons of one encoder: per task, and their mean where there are several."""
     differences: dict[str, Difference] = {
-        task: pair.verdicts[0].difference for task, pair in pairs.items()
+        task: pair.candidates[0].difference for task, pair in pairs.items()
     }
     found = [
         Compared(task, (task,), *setting, control, candidate, difference, (pairs[task],))

@@ -34,7 +34,7 @@ def films(
     told: list[str] = []
     for one in [one for one in found.comparisons if one.task is not None]:
         pair = one.pairs[0]
-        control, candidate = (pair.outcomes(side)[0] for side in pair.sides)
+        control, candidate = (side.outcomes(pair.starts)[0] for side in pair.methods)
         if (control == candidate).all():
             continue
         path = (
@@ -42,7 +42,7 @@ def films(
             / f"{'__'.join(map(in_file_name, (one.subject, one.candidate, one.head, one.regime)))}.mp4"  # noqa: E501
         )
         if path.is_file() and all(
-            path.stat().st_mtime > (side.runs[0] / ROWS).stat().st_mtime for side in pair.sides
+            path.stat().st_mtime > (side.runs[0] / ROWS).stat().st_mtime for side in pair.methods
         ):
             shown.append((one, path))
         elif make and len(shown) < MOST:

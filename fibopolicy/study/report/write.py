@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fibopolicy.evaluation import page
-from fibopolicy.evaluation.compare import ALPHA
-from fibopolicy.evaluation.comparison_text import POWER
+from fibopolicy.report import page
+from fibopolicy.report.comparison import POWER
+from fibopolicy.statistics.compare import ALPHA
 from fibopolicy.study.cells import in_file_name
 from fibopolicy.study.report.answer import answers, listed
 from fibopolicy.study.report.csv_files import write_cells, write_comparisons, write_seeds
@@ -42,7 +42,7 @@ from fibopolicy.study.report.videos import films
 from fibopolicy.utils.files import atomic_write, directory_lock
 
 #: What no interval over a few seeds holds; measured for
-#: `fibopolicy.evaluation.differences.Difference`.
+#: `fibopolicy.statistics.differences.Difference`.
 FEW_SEEDS = (
     "Few seeds cannot show a kind of seed that is rare: where a method trains badly once in a"
     " while, few seeds often miss that, and its intervals are too good."
