@@ -21,7 +21,6 @@ from fibopolicy.evaluation.episodes import (
     append_row,
     read_rows,
     success_rate,
-    suffix,
     write_rows,
 )
 from fibopolicy.evaluation.film import film

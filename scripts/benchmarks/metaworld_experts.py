@@ -24,6 +24,7 @@ from tqdm import tqdm
 from fibopolicy import envs
 from fibopolicy.datasets.collect import Plan, run_expert
 from fibopolicy.envs.metaworld.tasks import METAWORLD
+from fibopolicy.statistics.rates import wilson
 from fibopolicy.utils.system import environment
 
 RENDERED = ("metaworld/reach-v3", "metaworld/assembly-v3", "metaworld/door-open-v3")

@@ -76,7 +76,7 @@ def test_errors_count_in_no_rate_and_are_told(pair: tuple[Path, Path]) -> None:
     [
         (
             {"task": "fibopolicy/Push-v0"},
-            r"has task fibopolicy/Lift-v0, .*has task fibopolicy/Push-v0; compare evaluations of one task",
+            r"has task fibopolicy/Lift-v0, .*has task fibopolicy/Push-v0; compare",
         ),
         ({"horizon": 50}, "has horizon 50; compare evaluations of one task and horizon"),
     ],
