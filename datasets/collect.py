@@ -16,9 +16,9 @@ from fibopolicy.datasets.parts import opened_parts, parts_folder, remove_parts
 from fibopolicy.datasets.shards import Arrays, add_episode, made_ahead
 from fibopolicy.datasets.writer import DemoWriter
 from fibopolicy.envs import TaskEnv, make, resolve
+from fibopolicy.envs.base import episode_seed
 from fibopolicy.envs.registry import check_observation
 from fibopolicy.envs.rendering import DEFAULT_IMAGE_SIZE, ImageSize
-from fibopolicy.envs.seeding import episode_seed
 from fibopolicy.errors import UserError
 from fibopolicy.utils.files import StrPath, check_output, check_resume_or_overwrite, expanded
 from fibopolicy.utils.imports import is_import_path

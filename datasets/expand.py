@@ -26,9 +26,9 @@ from fibopolicy.datasets.restore import read_motion, require_task
 from fibopolicy.datasets.segments import Segment, attempt, take_apart
 from fibopolicy.datasets.shards import Arrays, add_episode, made_ahead
 from fibopolicy.datasets.writer import Attribute, DemoWriter
+from fibopolicy.envs.base import episode_seed
 from fibopolicy.envs.robosuite.environment import RobosuiteEnv
 from fibopolicy.envs.robosuite.subtasks import SUBTASKS, Hand
-from fibopolicy.envs.seeding import episode_seed
 from fibopolicy.errors import UserError, unknown
 from fibopolicy.utils.files import StrPath, check_output, check_resume_or_overwrite, expanded
 from fibopolicy.utils.processes import checked_workers

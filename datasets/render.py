@@ -27,8 +27,8 @@ from fibopolicy.datasets.restore import (
 )
 from fibopolicy.datasets.writer import DemoWriter
 from fibopolicy.envs import Observation, SimState, TaskEnv
+from fibopolicy.envs.registry import warn_of_version
 from fibopolicy.envs.rendering import FrameSizes, ImageSize, Quality, check_options, renderer_name
-from fibopolicy.envs.versions import warn_of_versions
 from fibopolicy.errors import UserError
 from fibopolicy.utils.files import (
     StrPath,
@@ -133,7 +133,7 @@ def render(
     with DemoFile(src, skip_damaged=skip_damaged) as file:
         require_task(file)
         demos = file.select(filter_key)
-        warn_of_versions(file.env_args)
+        warn_of_version(file.env_args)
         warn_of_scenes(file, demos)
         parts = parts_folder(out)
         with (

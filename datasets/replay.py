@@ -27,7 +27,7 @@ from fibopolicy.datasets.restore import (
     warn_of_scenes,
 )
 from fibopolicy.envs import SimState, TaskEnv
-from fibopolicy.envs.versions import warn_of_versions
+from fibopolicy.envs.registry import warn_of_version
 from fibopolicy.errors import UserError, quoted
 from fibopolicy.utils.files import StrPath, atomic_write
 from fibopolicy.utils.processes import checked_workers, simulator_pool
@@ -132,7 +132,7 @@ def replay(
         jobs = by_model(file, demos)
         env_args, skipped = file.env_args, dict(file.damaged)
         warn_of_scenes(file, demos)
-    warn_of_versions(env_args)
+    warn_of_version(env_args)
     rows: dict[str, ReplayedDemo] = {}
     with (
         simulator_pool(
@@ -274,13 +274,13 @@ def replay_trajectory(env: TaskEnv, trajectory: Trajectory) -> ReplayedDemo:
     start = trajectory.state(env, 0)
     recorded = (
         [_hands(env.set_state(SimState(start.model, state)), env) for state in trajectory.states]
-        if env.hands
+        if env.eef_keys
         else []
     )
     obs = env.set_state(start)
     drift, success_step = [], None
     for step, action in enumerate(trajectory.actions):
-        if env.hands:
+        if env.eef_keys:
             drift.append(
                 100 * float(np.linalg.norm(_hands(obs, env) - recorded[step], axis=1).max())
             )
@@ -299,4 +299,4 @@ def replay_trajectory(env: TaskEnv, trajectory: Trajectory) -> ReplayedDemo:
 
 
 def _hands(obs: dict[str, Any], env: TaskEnv) -> NDArray[np.floating[Any]]:
-    return np.stack([obs[key] for key in env.hands])  # (hands, 3), metres
+    return np.stack([obs[key] for key in env.eef_keys])  # (hands, 3), metres

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
+import zlib
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, cast
 
 import gymnasium
 import numpy as np
@@ -14,6 +17,7 @@ from fibopolicy.envs.rendering import Quality
 from fibopolicy.errors import UserError
 
 Observation = dict[str, NDArray[Any]]
+Space = gymnasium.Space[Any]
 
 
 @dataclass(frozen=True)
@@ -30,34 +34,32 @@ class SimState:
 
 
 class TaskEnv(gymnasium.Env[Observation, NDArray[np.float32]], ABC):
-    """A manipulation task: images and proprioception in, normalised actions out,
-    success as a predicate.
+    """A manipulation task: observations out, normalised actions in, success as a predicate.
 
     Observations are a dict: `<camera>_image` uint8 `(H, W, 3)`, upright, and float32
-    vectors. Actions are float32 in [-1, 1]. `info["success"]` says whether the goal is
-    met at this instant; an episode terminates when it is. `step` is `advance` followed
-    by `observe`: whoever needs no picture of an instant calls `advance` alone.
+    vectors. Actions are float32 in [-1, 1]. `info["success"]` says whether the goal is met
+    at this instant; an episode terminates when it is. `step` is `advance` followed by
+    `observe`: call `advance` alone where no picture is needed.
 
-    A class of your own that is named as "module:class" is made with the keyword
-    arguments `cameras`, `image_size` and `quality`, and `horizon` where one is asked
-    for; `image_size` is a number, or where cameras differ or are not square, (height,
-    width) or a mapping from cameras to sizes; `env_args` give its `task_id` as
-    `env_name`, `type` 2, and these arguments as `env_kwargs`.
+    A custom class, named as "module:class", is made with the keyword arguments `cameras`,
+    `image_size` and `quality`, and `horizon` where the caller sets one. `image_size` is a
+    number; where cameras differ or are not square it is (height, width) or a mapping from
+    cameras to sizes. Its `env_args` give its `task_id` as `env_name`, `type` 2, and these
+    arguments as `env_kwargs`.
     """
 
     task_id: str
     control_hz: float
-    #: How frames are rendered; they look different otherwise.
+    #: How frames are rendered. Frames of different qualities do not match.
     quality: Quality
     #: Control steps after which an episode is truncated.
     horizon: int
-    #: Standard deviation of the noise that an expert's executed actions carry unless
-    #: told otherwise, action units.
+    #: Default standard deviation of the noise on an expert's executed actions, action units.
     expert_noise: float = 0.2
-    #: The observation keys that a policy uses as proprioception unless told otherwise.
+    #: The observation keys that a policy uses as proprioception by default.
     proprioception: tuple[str, ...]
-    #: The observation keys of the hands' places, `(3,)` each, metres.
-    hands: tuple[str, ...] = ()
+    #: The observation keys of the end effectors' positions, `(3,)` each, metres.
+    eef_keys: tuple[str, ...] = ()
 
     @abstractmethod
     def advance(
@@ -80,8 +82,9 @@ class TaskEnv(gymnasium.Env[Observation, NDArray[np.float32]], ABC):
     @property
     @abstractmethod
     def env_args(self) -> dict[str, Any]:
-        """What `fibopolicy.envs.from_env_args` needs to make this environment again;
-        stored with every dataset.
+        """What `fibopolicy.envs.from_env_args` needs to make this environment again.
+
+        Every dataset stores it.
         """
 
     @abstractmethod
@@ -89,8 +92,7 @@ class TaskEnv(gymnasium.Env[Observation, NDArray[np.float32]], ABC):
         """Whether the goal is met at this instant."""
 
     def expert_action(self) -> NDArray[np.float32]:
-        """The scripted expert's action at this instant, a function of the simulator's
-        state alone.
+        """The scripted expert's action at this instant, a function of the simulator's state alone.
 
         Raises:
             UserError: the task has no expert.
@@ -98,9 +100,7 @@ class TaskEnv(gymnasium.Env[Observation, NDArray[np.float32]], ABC):
         raise UserError(f"{self.task_id} has no scripted expert to collect from")
 
     def simulation(self) -> tuple[Any, Any]:
-        """MuJoCo's model and data behind this environment, as they are now; a state
-        with another model replaces them.
-        """
+        """MuJoCo's current model and data. Restoring a state with another model replaces them."""
         raise LookupError(f"{self.task_id} has no MuJoCo simulation to show")
 
     def step(
@@ -108,3 +108,64 @@ class TaskEnv(gymnasium.Env[Observation, NDArray[np.float32]], ABC):
     ) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
         reward, terminated, truncated, info = self.advance(action)
         return self.observe(), reward, terminated, truncated, info
+
+
+def episode_seed(purpose: Literal["collect", "evaluate", "expand"], seed: int, index: int) -> int:
+    """The seed of episode `index`, a 32-bit integer.
+
+    Each purpose and each seed has a stream of its own, so that no policy is evaluated on
+    the layouts that it was trained on.
+    """
+    sequence = np.random.SeedSequence([zlib.crc32(purpose.encode()), seed, index])
+    return int(sequence.generate_state(1)[0])
+
+
+# What the environments of this package share.
+
+
+def make_observation_space(
+    image_sizes: Mapping[str, tuple[int, int]], vectors: Mapping[str, Space]
+) -> gymnasium.Space[Observation]:
+    """A space of images, by camera and (height, width), and of vectors."""
+    images: dict[str, Space] = {
+        f"{camera}_image": gymnasium.spaces.Box(0, 255, (*size, 3), np.uint8)
+        for camera, size in image_sizes.items()
+    }
+    return cast("gymnasium.Space[Observation]", gymnasium.spaces.Dict({**images, **vectors}))
+
+
+def get_physics(model: Any, data: Any, parts: int) -> NDArray[np.float64]:
+    """MuJoCo's state of this instant, of the given `mujoco.mjtState` parts."""
+    import mujoco
+
+    state = np.empty(mujoco.mj_stateSize(model, parts))
+    mujoco.mj_getState(model, data, state, parts)
+    return state
+
+
+def set_physics(model: Any, data: Any, state: NDArray[np.float64], parts: int) -> None:
+    """Restore what `get_physics` returned, exactly."""
+    import mujoco
+
+    state = np.ascontiguousarray(state)
+    mujoco.mj_resetData(model, data)
+    mujoco.mj_setState(model, data, state, parts)
+    mujoco.mj_forward(model, data)
+    # mj_forward changes what the solver starts from; the stored values continue the run
+    # exactly.
+    mujoco.mj_setState(model, data, state, parts)
+
+
+def finite_action(env: TaskEnv, action: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
+    """`action` in float64.
+
+    Raises:
+        UserError: its shape is not the action space's, or it is not finite.
+    """
+    command = np.asarray(action, dtype=np.float64)
+    if command.shape != env.action_space.shape or not np.isfinite(command).all():
+        dims = math.prod(env.action_space.shape or ())
+        raise UserError(
+            f"{env.task_id} takes {dims} finite actions, got {np.asarray(action).tolist()}"
+        )
+    return command

@@ -1,9 +1,10 @@
-"""Off-screen rendering, with its quality as an explicit setting."""
+"""Off-screen rendering: the choice of OpenGL, the frames' sizes and quality, the renderers."""
 
 from __future__ import annotations
 
 import atexit
 import contextlib
+import hashlib
 import importlib
 import importlib.util
 import operator
@@ -28,130 +29,52 @@ INSTALL_GL = {
 Quality = Literal["full", "fast"]
 #: Pixels: the side of square frames, (height, width), or one of these per camera.
 ImageSize = int | Sequence[int] | Mapping[str, int | Sequence[int]]
-#: Pixels; more would be a slip of the finger.
+#: Pixels; a larger number is taken for a typing error.
 MAX_IMAGE_SIZE = 1024
 DEFAULT_IMAGE_SIZE = 84
 
 
-def configure_gl() -> None:
-    """Choose a headless OpenGL before mujoco is imported: on Linux EGL, unless
-    MUJOCO_GL says otherwise.
+# The choice of OpenGL
 
-    An empty MUJOCO_GL counts as unset. EGL draws without a display and beside one, and
-    gives the same frames: a DISPLAY, which may name a server that cannot be reached,
-    changes nothing.
+
+def configure_gl() -> None:
+    """Choose a headless OpenGL before mujoco is imported: EGL on Linux, or MUJOCO_GL.
+
+    An empty MUJOCO_GL counts as unset. EGL gives the same frames with and without a
+    display, so DISPLAY, which may name an unreachable server, has no effect.
 
     Software rendering of small frames is fastest on one thread per process, so that is
     the default as well.
     """
     if not os.environ.get("MUJOCO_GL") and sys.platform == "linux":
         os.environ["MUJOCO_GL"] = "egl"
-    # Somebody may have imported mujoco first, and it settled for a window system:
-    # robosuite sets MUJOCO_GL only afterwards. It is not reloaded where that would
-    # fail: the first frame says why.
-    chosen, module = (
-        os.environ.get("MUJOCO_GL", "").strip().lower(),
-        sys.modules.get("mujoco.gl_context"),
-    )
+    # If mujoco was imported earlier, it settled for a window system: robosuite sets
+    # MUJOCO_GL only afterwards. Where a reload would fail, the first frame says why.
+    chosen = os.environ.get("MUJOCO_GL", "").strip().lower()
+    module = sys.modules.get("mujoco.gl_context")
     settled = getattr(module, "GLContext", type).__module__ == f"mujoco.{chosen}"
     if module is not None and chosen in INSTALL_GL and not settled and not _contradiction():
         importlib.reload(module)
     os.environ.setdefault("LP_NUM_THREADS", "0")
-    # Mesa's software renderer brings LLVM's symbols into the process for all to see; a
-    # Triton loaded after it (torch does so when it makes an optimiser) binds to them
-    # and crashes. Loaded before it, both work.
+    # Mesa's software renderer exports LLVM's symbols to the whole process. A Triton that
+    # is loaded after it (torch does so when it makes an optimizer) binds to them and
+    # crashes. Loaded before it, both work.
     if importlib.util.find_spec("triton"):
         with contextlib.suppress(ImportError):
             importlib.import_module("triton._C.libtriton")
 
 
-def check_options(quality: str, horizon: int) -> None:
-    """Refuse what no environment can be made with.
+def load_mujoco() -> None:
+    """Import mujoco with the OpenGL of `configure_gl`.
 
     Raises:
-        UserError: an unknown quality, or an episode without a step.
+        UserError: its OpenGL cannot be loaded.
     """
-    if quality not in ("fast", "full"):
-        raise unknown("render quality", quality, ("fast", "full"))
-    if not isinstance(horizon, int) or horizon < 1:
-        raise UserError(f"horizon must be at least 1 control step, got {horizon!r}")
-
-
-class FrameSizes:
-    """The size of each camera's frames.
-
-    Args:
-        image_size: pixels, the side of square frames, (height, width), or a mapping
-            from each camera to one of these. A mapping may name more cameras.
-        cameras: the cameras in use.
-
-    Raises:
-        UserError: a camera without a size, or a size that no frame can have.
-    """
-
-    def __init__(self, image_size: ImageSize, cameras: Iterable[str]) -> None:
-        if isinstance(image_size, Mapping):
-            if missing := [camera for camera in cameras if camera not in image_size]:
-                known = ", ".join(image_size) or "no camera"
-                raise UserError(
-                    f"image_size gives no size for {', '.join(missing)}, but for {known}; give one"
-                    " for each camera"
-                )
-            self._sizes = {camera: _size(image_size[camera]) for camera in cameras}
-            self._others = next(iter(self._sizes.values()), _size(DEFAULT_IMAGE_SIZE))
-        else:
-            self._others = _size(image_size)
-            self._sizes = dict.fromkeys(cameras, self._others)
-
-    def __getitem__(self, camera: str) -> tuple[int, int]:
-        """(height, width); for a camera that is not in use, that of the first one in use."""
-        return self._sizes.get(camera, self._others)
-
-    @property
-    def all(self) -> tuple[tuple[int, int], ...]:
-        """(height, width) of each camera in use, in their order."""
-        return tuple(self._sizes.values())
-
-    @property
-    def shared(self) -> tuple[int, int] | None:
-        """(height, width) where all cameras have the same, else `None`."""
-        return self._others if set(self.all) <= {self._others} else None
-
-    @property
-    def largest(self) -> tuple[int, int]:
-        """The height and width that every frame fits into."""
-        heights, widths = zip(self._others, *self.all, strict=True)
-        return max(heights), max(widths)
-
-    def stored(self) -> int | list[int] | dict[str, int | list[int]]:
-        """The `image_size` that gives these sizes, as JSON holds it."""
-
-        def short(size: tuple[int, int]) -> int | list[int]:
-            return size[0] if size[0] == size[1] else list(size)
-
-        return (
-            short(self.shared)
-            if self.shared
-            else {camera: short(size) for camera, size in self._sizes.items()}
-        )
-
-
-def _size(given: int | Sequence[int]) -> tuple[int, int]:
-    sides = (
-        given
-        if isinstance(given, Sequence) and not isinstance(given, str) and len(given) == 2
-        else (given, given)
-    )
+    configure_gl()
     try:
-        height, width = (operator.index(side) for side in sides)  # type: ignore[arg-type]
-    except TypeError as error:
-        raise UserError(
-            "image_size must be a number of pixels, (height, width), or one of these per camera,"
-            f" got {given!r}"
-        ) from error
-    if not (8 <= height <= MAX_IMAGE_SIZE and 8 <= width <= MAX_IMAGE_SIZE):
-        raise UserError(f"image_size must be between 8 and {MAX_IMAGE_SIZE} pixels, got {given}")
-    return height, width
+        import mujoco  # noqa: F401
+    except Exception as error:  # every OpenGL backend fails with a type of its own
+        raise no_gl(error) from error
 
 
 def no_gl(error: BaseException) -> UserError:
@@ -169,9 +92,7 @@ def no_gl(error: BaseException) -> UserError:
 
 
 def _contradiction() -> str:
-    """What is wrong with PYOPENGL_PLATFORM, which must name the same OpenGL as
-    MUJOCO_GL; else empty.
-    """
+    """What is wrong with PYOPENGL_PLATFORM, which must name the OpenGL of MUJOCO_GL."""
     chosen, platform = (
         os.environ.get(name, "").strip() for name in ("MUJOCO_GL", "PYOPENGL_PLATFORM")
     )
@@ -180,10 +101,114 @@ def _contradiction() -> str:
     return f"PYOPENGL_PLATFORM={platform} contradicts MUJOCO_GL={chosen}; unset PYOPENGL_PLATFORM"
 
 
-class Renderers:
-    """Draws an `MjModel` with a `mujoco.Renderer` per size, made when it is needed and
-    closed at exit at the latest.
+def renderer_name() -> str:
+    """What drew the last frame, e.g. "llvmpipe (LLVM 15.0.6, 256 bits) through egl"."""
+    from OpenGL import GL
+
+    name = GL.glGetString(GL.GL_RENDERER)
+    renderer = name.decode() if isinstance(name, bytes) else "unknown"
+    return f"{renderer} through {os.environ.get('MUJOCO_GL', 'a window system')}"
+
+
+# Sizes and quality of frames
+
+
+def check_options(quality: str, horizon: int) -> None:
+    """Check the options that every environment takes.
+
+    Raises:
+        UserError: an unknown quality, or an episode without a step.
     """
+    if quality not in ("fast", "full"):
+        raise unknown("render quality", quality, ("fast", "full"))
+    if not isinstance(horizon, int) or horizon < 1:
+        raise UserError(f"horizon must be at least 1 control step, got {horizon!r}")
+
+
+def apply_quality(model: Any, quality: Quality) -> None:
+    """Turn off shadows, multisampling and reflections of an `MjModel` for "fast" frames."""
+    if quality == "fast":
+        model.vis.quality.shadowsize = 0
+        model.vis.quality.offsamples = 0
+        model.mat_reflectance[:] = 0
+
+
+class FrameSizes:
+    """The size of each camera's frames.
+
+    Args:
+        image_size: pixels, the side of square frames, (height, width), or a mapping from
+            each camera to one of these. A mapping may name more cameras.
+        cameras: the cameras in use.
+
+    Raises:
+        UserError: a camera has no size, or an impossible one.
+    """
+
+    def __init__(self, image_size: ImageSize, cameras: Iterable[str]) -> None:
+        if isinstance(image_size, Mapping):
+            if missing := [camera for camera in cameras if camera not in image_size]:
+                known = ", ".join(image_size) or "no camera"
+                raise UserError(
+                    f"image_size gives no size for {', '.join(missing)}, but for {known};"
+                    " give one for each camera"
+                )
+            self._sizes = {camera: _size(image_size[camera]) for camera in cameras}
+            self._default = next(iter(self._sizes.values()), _size(DEFAULT_IMAGE_SIZE))
+        else:
+            self._default = _size(image_size)
+            self._sizes = dict.fromkeys(cameras, self._default)
+
+    def __getitem__(self, camera: str) -> tuple[int, int]:
+        """(height, width); that of the first camera in use for one that is not in use."""
+        return self._sizes.get(camera, self._default)
+
+    @property
+    def by_camera(self) -> dict[str, tuple[int, int]]:
+        """(height, width) of each camera in use, in their order."""
+        return dict(self._sizes)
+
+    @property
+    def shared(self) -> tuple[int, int] | None:
+        """(height, width) where all cameras have the same, else `None`."""
+        return self._default if set(self._sizes.values()) <= {self._default} else None
+
+    @property
+    def largest(self) -> tuple[int, int]:
+        """The height and width that every frame fits into."""
+        heights, widths = zip(self._default, *self._sizes.values(), strict=True)
+        return max(heights), max(widths)
+
+    def stored(self) -> int | list[int] | dict[str, int | list[int]]:
+        """The `image_size` that gives these sizes, as JSON holds it."""
+
+        def short(size: tuple[int, int]) -> int | list[int]:
+            return size[0] if size[0] == size[1] else list(size)
+
+        if self.shared:
+            return short(self.shared)
+        return {camera: short(size) for camera, size in self._sizes.items()}
+
+
+def _size(given: int | Sequence[int]) -> tuple[int, int]:
+    pair = isinstance(given, Sequence) and not isinstance(given, str) and len(given) == 2
+    try:
+        height, width = (operator.index(side) for side in (given if pair else (given, given)))  # type: ignore[arg-type, union-attr]
+    except TypeError as error:
+        raise UserError(
+            "image_size must be a number of pixels, (height, width), or one of these per camera,"
+            f" got {given!r}"
+        ) from error
+    if not (8 <= height <= MAX_IMAGE_SIZE and 8 <= width <= MAX_IMAGE_SIZE):
+        raise UserError(f"image_size must be between 8 and {MAX_IMAGE_SIZE} pixels, got {given}")
+    return height, width
+
+
+# Renderers
+
+
+class Renderers:
+    """Draws an `MjModel` with a `mujoco.Renderer` per size, made at its first use."""
 
     def __init__(self, model: Any, sizes: FrameSizes) -> None:
         self._model, self._sizes = model, sizes
@@ -191,8 +216,7 @@ class Renderers:
         model.vis.global_.offheight, model.vis.global_.offwidth = sizes.largest
 
     def render(self, data: Any, camera: str) -> NDArray[np.uint8]:
-        """The present instant of `data`, an `MjData` of the model: uint8 `(height,
-        width, 3)`.
+        """The present instant of `data`, an `MjData` of the model: uint8 `(H, W, 3)`.
 
         Raises:
             UserError: no OpenGL context can be made.
@@ -205,7 +229,7 @@ class Renderers:
                 self._made[size] = mujoco.Renderer(self._model, *size)
             except Exception as error:  # every OpenGL backend fails with a type of its own
                 raise no_gl(error) from error
-            close_at_exit(self._made[size])
+            _close_at_exit(self._made[size])
         self._made[size].update_scene(data, camera)
         frame: NDArray[np.uint8] = self._made[size].render()
         return frame
@@ -215,15 +239,131 @@ class Renderers:
             self._made.popitem()[1].close()
 
 
-def renderer_name() -> str:
-    """What drew the last frame of this process, e.g. "llvmpipe (LLVM 15.0.6, 256 bits)
-    through egl".
-    """
-    from OpenGL import GL
+#: A geom group that is not drawn. Robosuite's visual meshes are in group 1, its collision
+#: shapes in group 0.
+_HIDDEN = 5
+#: What a MuJoCo context keeps on the graphics side. Two models that agree in it can share
+#: one.
+_UPLOADED = ("mesh_", "tex_", "hfield_", "skin_", "ntex", "nmesh", "nhfield", "nskin")
 
-    name = GL.glGetString(GL.GL_RENDERER)
-    told = name.decode() if isinstance(name, bytes) else "unknown"
-    return f"{told} through {os.environ.get('MUJOCO_GL', 'a window system')}"
+
+class SceneRenderer:
+    """Draws many MuJoCo models in one OpenGL context, and only what lies in view.
+
+    Frames are uint8, upright, of at most `(height, width)` pixels. Robosuite's own
+    renderer does not switch to its OpenGL context, so that two of them in one process
+    return each other's frames; this one does. Uploading a robot's meshes takes a second:
+    a model that looks like the previous one reuses what was uploaded.
+
+    Raises:
+        UserError: no OpenGL context can be made.
+    """
+
+    def __init__(self, height: int, width: int) -> None:
+        load_mujoco()
+        import mujoco
+        from mujoco import gl_context  # `mujoco.GLContext` ignores `configure_gl`
+
+        self._mujoco = mujoco
+        self._shape = (height, width)
+        self._camera, self._perturb = mujoco.MjvCamera(), mujoco.MjvPerturb()
+        self._options = mujoco.MjvOption()
+        self._camera.type = mujoco.mjtCamera.mjCAMERA_FIXED
+        self._options.geomgroup[0] = 0
+        self._gl: Any = None
+        self._context: Any = None
+        self._uploaded = b""
+        try:
+            self._gl = gl_context.GLContext(width, height)
+            self._gl.make_current()
+        except Exception as error:  # every OpenGL backend fails with a type of its own
+            # The half-made object's destructor looks for it and would print a traceback.
+            gl_context.GLContext._context = None
+            raise no_gl(error) from error
+        _close_at_exit(self)
+
+    def load(self, model: Any) -> None:
+        """Draw this `MjModel` from now on."""
+        mujoco = self._mujoco
+        model.vis.global_.offheight, model.vis.global_.offwidth = self._shape
+        self._model = model
+        self._scene = mujoco.MjvScene(model, maxgeom=10_000)
+        self._groups = model.geom_group.copy()
+        if (looks := _looks(model)) != self._uploaded:
+            self._gl.make_current()
+            if self._context is not None:
+                self._context.free()
+            self._context = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_150)
+            mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._context)
+            self._context.readDepthMap = mujoco.mjtDepthMap.mjDEPTH_ZEROFAR
+            self._uploaded = looks
+
+    def render(
+        self, data: Any, camera: str, *, cull: bool, size: tuple[int, int] | None = None
+    ) -> NDArray[np.uint8]:
+        """The present instant of `data`, an `MjData` of the loaded model: `(H, W, 3)`.
+
+        Args:
+            size: (height, width), pixels; by default the largest.
+            cull: draw only what can lie in the camera's field of view. The frame is the
+                same, and many times faster for a camera on the gripper. Do not use it with
+                shadows or reflections, which may show what is out of view.
+        """
+        mujoco, model = self._mujoco, self._model
+        height, width = size or self._shape
+        self._gl.make_current()
+        self._camera.fixedcamid = model.camera(camera).id
+        if cull:
+            outside = self._out_of_view(data, self._camera.fixedcamid, width / height)
+            model.geom_group[outside] = _HIDDEN
+        category = mujoco.mjtCatBit.mjCAT_ALL
+        mujoco.mjv_updateScene(
+            model, data, self._options, self._perturb, self._camera, category, self._scene
+        )
+        model.geom_group[:] = self._groups
+        viewport = mujoco.MjrRect(0, 0, width, height)
+        frame = np.empty((height, width, 3), dtype=np.uint8)
+        mujoco.mjr_render(viewport, self._scene, self._context)
+        mujoco.mjr_readPixels(frame, None, viewport, self._context)
+        return np.ascontiguousarray(frame[::-1])  # OpenGL's first row is the lowest
+
+    def close(self) -> None:
+        if self._gl is not None:
+            self._gl.make_current()
+            if self._context is not None:
+                self._context.free()
+            self._gl.free()
+            self._gl = self._context = None
+
+    def _out_of_view(self, data: Any, camera: int, aspect: float) -> NDArray[np.bool_]:
+        """Whether each geom's bounding sphere lies outside the camera's pyramid.
+
+        Planes have no bounding sphere and stay.
+        """
+        model = self._model
+        radius = np.where(model.geom_rbound > 0, model.geom_rbound, np.inf)
+        rotation = data.cam_xmat[camera].reshape(3, 3)  # it looks along -z
+        x, y, z = ((data.geom_xpos - data.cam_xpos[camera]) @ rotation).T
+        tall = np.tan(np.deg2rad(model.cam_fovy[camera]) / 2)
+        wide = tall * aspect
+        sideways = (np.abs(x) + z * wide) / np.hypot(1, wide)
+        above = (np.abs(y) + z * tall) / np.hypot(1, tall)
+        outside = (sideways > radius) | (above > radius) | (z > radius)
+        return np.asarray(outside, dtype=np.bool_)
+
+
+def _looks(model: Any) -> bytes:
+    """A digest of what a context uploads."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name in dir(model):
+        if name.startswith(_UPLOADED):
+            value = np.asarray(getattr(model, name))
+            digest.update(f"{name} {value.shape}".encode())
+            digest.update(np.ascontiguousarray(value).data)
+    quality, sizes = model.vis.quality, model.vis.global_
+    settings = [quality.shadowsize, quality.offsamples, sizes.offheight, sizes.offwidth]
+    digest.update(repr(settings).encode())
+    return digest.digest()
 
 
 class _Closes(Protocol):
@@ -233,12 +373,12 @@ class _Closes(Protocol):
 _open: weakref.WeakSet[_Closes] = weakref.WeakSet()
 
 
-def close_at_exit(renderer: _Closes) -> None:
-    """Close a renderer when the interpreter exits, should nobody have done so before.
+def _close_at_exit(renderer: _Closes) -> None:
+    """Close a renderer when the interpreter exits, unless it was closed before.
 
-    Exit hooks run last in, first out: registered once the first renderer exists, this
-    one runs before mujoco's own hook takes the display away, after which closing would
-    print a traceback.
+    Exit hooks run last in, first out: registered once the first renderer exists, this one
+    runs before mujoco's own hook removes the display, after which closing would print a
+    traceback.
     """
     if not _open:
         atexit.unregister(_close_open)

@@ -9,13 +9,21 @@ import re
 import warnings
 from collections.abc import Mapping
 from copy import deepcopy
-from typing import Any, cast
+from typing import Any
 
 import gymnasium
 import numpy as np
 from numpy.typing import NDArray
 
-from fibopolicy.envs.base import Observation, SimState, TaskEnv
+from fibopolicy.envs.base import (
+    Observation,
+    SimState,
+    TaskEnv,
+    finite_action,
+    get_physics,
+    make_observation_space,
+    set_physics,
+)
 from fibopolicy.envs.metaworld.tasks import METAWORLD, import_metaworld, metaworld_version
 from fibopolicy.envs.rendering import (
     DEFAULT_IMAGE_SIZE,
@@ -23,19 +31,14 @@ from fibopolicy.envs.rendering import (
     ImageSize,
     Quality,
     Renderers,
+    apply_quality,
     check_options,
-    configure_gl,
-    no_gl,
+    load_mujoco,
 )
 from fibopolicy.errors import UserError, unknown
 
-configure_gl()
-try:
-    import mujoco  # after its OpenGL has been chosen
-except (
-    Exception
-) as error:  # mujoco loads OpenGL at import, and each backend fails with a type of its own
-    raise no_gl(error) from error
+load_mujoco()
+import mujoco  # noqa: E402
 
 CAMERAS = ("corner2", "gripperPOV")
 #: What of MuJoCo's state the next step depends on; forces from outside are never
@@ -101,7 +104,7 @@ class MetaWorldEnv(TaskEnv):
         "render_fps": 80,
     }
     proprioception = ("hand_position", "gripper_opening")
-    hands = ("hand_position",)
+    eef_keys = ("hand_position",)
 
     def __init__(
         self,
@@ -143,17 +146,14 @@ class MetaWorldEnv(TaskEnv):
         self._previous: Vector = np.zeros(FRAME)
         self._prepare_rendering()
         self.action_space = gymnasium.spaces.Box(-1.0, 1.0, (4,), np.float32)
-        spaces: dict[str, gymnasium.Space[Any]] = {
-            f"{camera}_image": gymnasium.spaces.Box(0, 255, (*self._sizes[camera], 3), np.uint8)
-            for camera in self.cameras
+        box = gymnasium.spaces.Box
+        vectors = {
+            "hand_position": box(-np.inf, np.inf, (3,), np.float32),
+            "gripper_opening": box(0.0, 1.0, (1,), np.float32),
+            "object_state": box(-np.inf, np.inf, (14,), np.float32),
+            "goal_position": box(-np.inf, np.inf, (3,), np.float32),
         }
-        spaces |= {
-            "hand_position": gymnasium.spaces.Box(-np.inf, np.inf, (3,), np.float32),
-            "gripper_opening": gymnasium.spaces.Box(0.0, 1.0, (1,), np.float32),
-            "object_state": gymnasium.spaces.Box(-np.inf, np.inf, (14,), np.float32),
-            "goal_position": gymnasium.spaces.Box(-np.inf, np.inf, (3,), np.float32),
-        }
-        self.observation_space = cast("gymnasium.Space[Observation]", gymnasium.spaces.Dict(spaces))
+        self.observation_space = make_observation_space(self._sizes.by_camera, vectors)
 
     # The environment contract.
 
@@ -171,12 +171,7 @@ class MetaWorldEnv(TaskEnv):
     def advance(
         self, action: NDArray[np.floating[Any]]
     ) -> tuple[float, bool, bool, dict[str, Any]]:
-        command = np.asarray(action, dtype=np.float64)
-        if command.shape != (4,) or not np.isfinite(command).all():
-            raise UserError(
-                f"{self.task_id} takes 4 finite actions in [-1, 1], got"
-                f" {np.asarray(action).tolist()}"
-            )
+        command = finite_action(self, action)
         self._previous = self._env._prev_obs
         _, reward, _, _, info = self._env.step(np.clip(command, -1, 1).astype(np.float32))
         self._steps += 1
@@ -328,19 +323,13 @@ class MetaWorldEnv(TaskEnv):
 
     def _vector(self) -> Vector:
         """MuJoCo's state, the layout, the previous frame."""
-        physics = np.empty(mujoco.mj_stateSize(self.model, _PHYSICS))
-        mujoco.mj_getState(self.model, self.data, physics, _PHYSICS)
+        physics = get_physics(self.model, self.data, _PHYSICS)
         return np.concatenate([physics, self._layout, self._previous])
 
     def _restore(self, vector: Vector) -> Observation:
         """Go to the instant of a state of the present layout."""
-        physics = np.ascontiguousarray(vector[: mujoco.mj_stateSize(self.model, _PHYSICS)])
-        mujoco.mj_resetData(self.model, self.data)
-        mujoco.mj_setState(self.model, self.data, physics, _PHYSICS)
-        mujoco.mj_forward(self.model, self.data)
-        # mj_forward refreshes what the solver starts from; the stored values are the
-        # ones that continue the run exactly.
-        mujoco.mj_setState(self.model, self.data, physics, _PHYSICS)
+        physics = vector[: mujoco.mj_stateSize(self.model, _PHYSICS)]
+        set_physics(self.model, self.data, physics, _PHYSICS)
         self._previous = vector[-FRAME:].copy()
         self._env._prev_obs = self._env._get_curr_obs_combined_no_goal()
         self._steps = 0
@@ -348,10 +337,7 @@ class MetaWorldEnv(TaskEnv):
 
     def _prepare_rendering(self) -> None:
         model = self.model
-        if self.quality == "fast":
-            model.vis.quality.shadowsize = 0
-            model.vis.quality.offsamples = 0
-            model.mat_reflectance[:] = 0
+        apply_quality(model, self.quality)
         if not self.goal_visible:
             for i in range(model.nsite):
                 if "goal" in model.site(i).name.lower() or model.site(i).name == "pegTop":

@@ -1,27 +1,25 @@
-"""Robosuite's tasks with the settings that robomimic's benchmarks use (Mandlekar et al., 2021)."""
+"""Robosuite's tasks with the settings of robomimic's benchmarks (Mandlekar et al., 2021)."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-_ONE_ARM = ("agentview", "robot0_eye_in_hand")
-
 
 @dataclass(frozen=True)
 class Defaults:
-    """What a task gets unless told otherwise.
+    """The default settings of a task.
 
     Args:
         horizon: control steps until an episode is truncated; robomimic's for its
             proficient-human data.
         robots: of the scene.
-        cameras: what is rendered.
+        cameras: the cameras to render.
     """
 
     horizon: int = 400
     robots: tuple[str, ...] = ("Panda",)
-    cameras: tuple[str, ...] = _ONE_ARM
+    cameras: tuple[str, ...] = ("agentview", "robot0_eye_in_hand")
 
 
 _TWO_ARMS = ("Panda", "Panda")
@@ -46,3 +44,11 @@ TASKS: Mapping[str, Defaults] = {
         cameras=("agentview", "robot0_eye_in_hand", "robot1_eye_in_hand"),
     ),
 }
+
+#: All tasks of robosuite 1.5, whether or not it is installed.
+# fmt: off
+ROBOSUITE_NAMES = frozenset({
+    *TASKS, "NutAssembly", "NutAssemblyRound", "NutAssemblySingle", "PickPlace", "PickPlaceBread",
+    "PickPlaceCereal", "PickPlaceMilk", "PickPlaceSingle", "TwoArmLift", "TwoArmPegInHole", "Wipe",
+})
+# fmt: on

@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Any, cast
+from typing import Any
 
 import gymnasium
 import numpy as np
 from numpy.typing import NDArray
 
-from fibopolicy.envs.base import Observation, SimState, TaskEnv
+from fibopolicy.envs.base import (
+    Observation,
+    SimState,
+    TaskEnv,
+    finite_action,
+    get_physics,
+    make_observation_space,
+    set_physics,
+)
 from fibopolicy.envs.rendering import (
     DEFAULT_IMAGE_SIZE,
     FrameSizes,
@@ -17,19 +25,13 @@ from fibopolicy.envs.rendering import (
     Quality,
     Renderers,
     check_options,
-    configure_gl,
-    no_gl,
+    load_mujoco,
 )
 from fibopolicy.envs.tabletop.scene import MAX_OPENING, WORKSPACE_HIGH, WORKSPACE_LOW, scene
 from fibopolicy.errors import UserError, unknown
 
-configure_gl()
-try:
-    import mujoco  # after its OpenGL has been chosen
-except (
-    Exception
-) as error:  # mujoco loads OpenGL at import, and each backend fails with a type of its own
-    raise no_gl(error) from error
+load_mujoco()
+import mujoco  # noqa: E402
 
 CAMERAS = ("workspace", "wrist")
 CONTROL_HZ = 20
@@ -38,6 +40,9 @@ STEP = 0.01
 #: How far the target may run ahead of the hand, metres: bounds the force against an
 #: obstacle.
 LEAD = 0.03
+
+#: What of MuJoCo's state the next step depends on.
+_PHYSICS = mujoco.mjtState.mjSTATE_INTEGRATION
 
 Vector = NDArray[np.float64]
 
@@ -66,7 +71,7 @@ class TabletopEnv(TaskEnv):
     }
     control_hz = float(CONTROL_HZ)
     proprioception = ("hand_position", "gripper_opening")
-    hands = ("hand_position",)
+    eef_keys = ("hand_position",)
     default_horizon = 120
 
     def __init__(
@@ -95,15 +100,12 @@ class TabletopEnv(TaskEnv):
         self._renderers = Renderers(self.model, self._sizes)
         self._steps = 0
         self.action_space = gymnasium.spaces.Box(-1.0, 1.0, (4,), np.float32)
-        spaces: dict[str, gymnasium.Space[Any]] = {
-            f"{camera}_image": gymnasium.spaces.Box(0, 255, (*self._sizes[camera], 3), np.uint8)
-            for camera in self.cameras
+        box = gymnasium.spaces.Box
+        vectors = {
+            "hand_position": box(-1.0, 1.0, (3,), np.float32),
+            "gripper_opening": box(-0.01, MAX_OPENING + 0.01, (1,), np.float32),
         }
-        spaces["hand_position"] = gymnasium.spaces.Box(-1.0, 1.0, (3,), np.float32)
-        spaces["gripper_opening"] = gymnasium.spaces.Box(
-            -0.01, MAX_OPENING + 0.01, (1,), np.float32
-        )
-        self.observation_space = cast("gymnasium.Space[Observation]", gymnasium.spaces.Dict(spaces))
+        self.observation_space = make_observation_space(self._sizes.by_camera, vectors)
 
     # What a task defines.
 
@@ -124,8 +126,10 @@ class TabletopEnv(TaskEnv):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Observation, dict[str, Any]]:
-        """Draw a layout from `seed`: the hand within 5 cm of the centre at 13 to 18 cm
-        height, the objects as the task states.
+        """Draw a layout from `seed`.
+
+        The hand is within 5 cm of the centre at 13 to 18 cm height, the objects as the task
+        states.
         """
         super().reset(seed=seed)
         mujoco.mj_resetData(self.model, self.data)
@@ -141,12 +145,7 @@ class TabletopEnv(TaskEnv):
     def advance(
         self, action: NDArray[np.floating[Any]]
     ) -> tuple[float, bool, bool, dict[str, Any]]:
-        command = np.clip(np.asarray(action, dtype=np.float64), -1.0, 1.0)
-        if command.shape != (4,) or not np.isfinite(command).all():
-            raise UserError(
-                f"{self.task_id} takes 4 finite actions in [-1, 1], got"
-                f" {np.asarray(action).tolist()}"
-            )
+        command = np.clip(finite_action(self, action), -1.0, 1.0)
         hand = self.data.qpos[:3]
         target = np.clip(self.data.ctrl[:3] + STEP * command[:3], hand - LEAD, hand + LEAD)
         self.data.ctrl[:3] = np.clip(target, WORKSPACE_LOW, WORKSPACE_HIGH)
@@ -165,30 +164,13 @@ class TabletopEnv(TaskEnv):
         return observation
 
     def get_state(self) -> SimState:
-        state = np.empty(mujoco.mj_stateSize(self.model, mujoco.mjtState.mjSTATE_INTEGRATION))
-        mujoco.mj_getState(self.model, self.data, state, mujoco.mjtState.mjSTATE_INTEGRATION)
-        return SimState(self._xml, state)
+        return SimState(self._xml, get_physics(self.model, self.data, _PHYSICS))
 
     def set_state(self, state: SimState) -> Observation:
-        size = mujoco.mj_stateSize(self.model, mujoco.mjtState.mjSTATE_INTEGRATION)
+        size = mujoco.mj_stateSize(self.model, _PHYSICS)
         if state.state.shape != (size,):
             raise UserError(f"a state of {self.task_id} has width {size}, got {state.state.shape}")
-        mujoco.mj_resetData(self.model, self.data)
-        mujoco.mj_setState(
-            self.model,
-            self.data,
-            np.ascontiguousarray(state.state),
-            mujoco.mjtState.mjSTATE_INTEGRATION,
-        )
-        mujoco.mj_forward(self.model, self.data)
-        # mj_forward refreshes what the solver starts from; the stored values are the
-        # ones that continue the run exactly.
-        mujoco.mj_setState(
-            self.model,
-            self.data,
-            np.ascontiguousarray(state.state),
-            mujoco.mjtState.mjSTATE_INTEGRATION,
-        )
+        set_physics(self.model, self.data, state.state, _PHYSICS)
         self._steps = 0
         return self.observe()
 

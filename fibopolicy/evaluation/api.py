@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fibopolicy.envs import TaskEnv, from_env_args, make, resolve
+from fibopolicy.envs.registry import task_id_of
 from fibopolicy.errors import UserError
 from fibopolicy.evaluation.episodes import EpisodeResult
 from fibopolicy.evaluation.init_states import Starts, default_starts, load_starts
@@ -140,11 +141,7 @@ def _maker(
     if isinstance(task, str):
         return functools.partial(make, resolve(task), **options), resolve(task)
     if isinstance(task, Mapping):
-        prefix = "robosuite/" if task.get("type") == 1 else ""
-        return (
-            functools.partial(from_env_args, dict(task), **options),
-            f"{prefix}{task.get('env_name')}",
-        )
+        return functools.partial(from_env_args, dict(task), **options), task_id_of(task)
     if not callable(task):
         raise UserError(
             f"task must be a task's id, a dataset's env_args or a function that makes it, got {task!r}"[  # noqa: E501

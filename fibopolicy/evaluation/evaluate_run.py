@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from fibopolicy.envs import TaskEnv, from_env_args
-from fibopolicy.envs.registry import unavailable
+from fibopolicy.envs.registry import is_robosuite, task_id_of, unavailable
 from fibopolicy.errors import UserError
 from fibopolicy.evaluation.config import EvaluateConfig
 from fibopolicy.evaluation.episodes import (
@@ -93,10 +93,7 @@ def _evaluate(
 ) -> Evaluation:
     began, rows_path = time.perf_counter(), config.run / ROWS
     env_maker = make_env(config, loaded)
-    robosuite = "robosuite/" if loaded.env_args.get("type") == 1 else ""
-    workers = config.workers or default_workers(
-        f"{robosuite}{loaded.env_args.get('env_name')}", config.episodes
-    )
+    workers = config.workers or default_workers(task_id_of(loaded.env_args), config.episodes)
     if config.viewer and config.workers is None:
         workers = 1
     with VectorRollout(
@@ -164,7 +161,7 @@ def make_env(config: EvaluateConfig, loaded: Loaded) -> Callable[[], TaskEnv]:
         for name in ("quality", "horizon")
         if (value := getattr(config, name)) is not None
     }
-    if loaded.env_args.get("type") == 1 and "render_quality" not in loaded.env_args:
+    if is_robosuite(loaded.env_args) and "render_quality" not in loaded.env_args:
         warnings.warn(
             f"{config.run}: its dataset does not say how its frames were rendered; other robosuite"
             " versions draw the same scene differently, and a policy trained on their frames may"

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from fibopolicy.envs import Observation, SimState, TaskEnv
-from fibopolicy.envs.seeding import episode_seed
+from fibopolicy.envs.base import episode_seed
 from fibopolicy.errors import UserError
 from fibopolicy.utils.files import atomic_write, check_output
 from fibopolicy.utils.system import versions

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from fibopolicy.envs.registry import task_id_of
 from fibopolicy.errors import UserError
 from fibopolicy.evaluation.config import EvaluateConfig
 from fibopolicy.evaluation.evaluate_run import default_starts_path, make_env
@@ -95,8 +96,7 @@ def _film_checkpoint(
             f"{path}: lacks start state {missing[0]} of {run}; name the file that it was evaluated"
             " on with --starts"
         )
-    task = f"{'robosuite/' if loaded.env_args.get('type') == 1 else ''}{loaded.env_args.get('env_name')}"  # noqa: E501
-    workers = default_workers(task, len(shown))
+    workers = default_workers(task_id_of(loaded.env_args), len(shown))
     with VectorRollout(make_env(config, loaded), loaded.policy.config.history, workers) as rollouts:
         info = rollouts.info()
         actor = make_actor(loaded.policy, first.batch, first.threads, info)

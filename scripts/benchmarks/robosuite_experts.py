@@ -21,9 +21,9 @@ import numpy as np
 
 from fibopolicy import envs
 from fibopolicy.datasets.collect import perturbed
+from fibopolicy.envs.base import episode_seed
 from fibopolicy.envs.robosuite.environment import RobosuiteEnv, import_robosuite
 from fibopolicy.envs.robosuite.experts import EXPERTS
-from fibopolicy.envs.seeding import episode_seed
 from fibopolicy.statistics.rates import wilson
 from fibopolicy.utils.files import atomic_write
 from fibopolicy.utils.system import environment

@@ -18,10 +18,9 @@ from fibopolicy.datasets.collect import Plan, collect
 from fibopolicy.datasets.expand import Expanded, Source, expand, generate
 from fibopolicy.datasets.segments import Segment, attempt, take_apart
 from fibopolicy.datasets.writer import DemoWriter
-from fibopolicy.envs.base import SimState
+from fibopolicy.envs.base import SimState, episode_seed
 from fibopolicy.envs.robosuite.environment import RobosuiteEnv
 from fibopolicy.envs.robosuite.subtasks import SUBTASKS, Hand
-from fibopolicy.envs.seeding import episode_seed
 from fibopolicy.errors import UserError
 
 pytest.importorskip("robosuite", reason="robosuite is not installed")

@@ -5,8 +5,7 @@ from typing import Any
 import pytest
 
 from fibopolicy.envs import from_env_args, make, resolve
-from fibopolicy.envs.other_suites import ROBOSUITE_NAMES, other_suite
-from fibopolicy.envs.registry import is_known, unavailable
+from fibopolicy.envs.registry import ROBOSUITE_NAMES, is_known, other_suite, unavailable
 from fibopolicy.errors import UserError
 
 

@@ -39,7 +39,7 @@ def test_seeds_states_and_proprioception(task: str) -> None:
     env = make(f"robosuite/{task}", cameras=())
     assert env.horizon == horizon
     assert env.proprioception == (ONE_ARM if arms == 1 else TWO_ARMS)
-    assert env.hands == tuple(key for key in env.proprioception if key.endswith("eef_pos"))
+    assert env.eef_keys == tuple(key for key in env.proprioception if key.endswith("eef_pos"))
     assert env.action_space.shape == (7 * arms,)
     first, info = env.reset(seed=3)
     assert info == {"success": False}

@@ -5,8 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fibopolicy.envs.rendering import configure_gl
-from fibopolicy.envs.scene_renderer import SceneRenderer
+from fibopolicy.envs.rendering import SceneRenderer, configure_gl
 from fibopolicy.errors import UserError
 
 configure_gl()

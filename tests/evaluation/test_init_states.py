@@ -26,7 +26,7 @@ def still(obs: dict[str, np.ndarray]) -> np.ndarray:
 
 
 def test_start_states_are_held_out_stored_and_restored(tmp_path: Path) -> None:
-    from fibopolicy.envs.seeding import episode_seed
+    from fibopolicy.envs.base import episode_seed
 
     env = envs.make("Push-v0", image_size=16)
     starts = make_starts(env, 3, seed=1)
