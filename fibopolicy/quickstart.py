@@ -48,7 +48,7 @@ class Quickstart:
         from fibopolicy.encoders.base import encoder_options
         from fibopolicy.evaluation.evaluate_run import evaluate_run
         from fibopolicy.report.run import rate_table, report
-        from fibopolicy.training.loop import train
+        from fibopolicy.training.trainer import train
 
         data, run = (
             self.out / f"lift_{self.demos}.hdf5",

@@ -365,7 +365,7 @@ def test_a_head_keeps_its_own_defaults_on_the_command_line(
         policies.append(config.policy)
         raise UserError("seen")
 
-    monkeypatch.setattr("fibopolicy.training.loop.train", take)
+    monkeypatch.setattr("fibopolicy.training.trainer.train", take)
     monkeypatch.setattr("fibopolicy.training.profile.profile_train", take)
     where = ["--out", "run"] if verb == "train" else []
     call(monkeypatch, capsys, *verb.split(), "--dataset", "any.hdf5", *where, "--head", head)

@@ -11,8 +11,7 @@ import tyro
 
 from fibopolicy.errors import quoted
 from fibopolicy.policies.base import PolicyConfig
-from fibopolicy.training.config import TrainConfig
-from fibopolicy.training.presets import preset
+from fibopolicy.training.config import TrainConfig, preset
 
 
 @dataclass(frozen=True)
@@ -22,7 +21,7 @@ class Train:
     Example: fibopolicy train --dataset lift.hdf5 --out runs/lift --encoder vit_tiny
     --encoder-options depth 4 pool mean
 
-    In several processes, one per GPU: torchrun --nproc-per-node 2 -m fibopolicy.train
+    In several processes, one per GPU: torchrun --nproc-per-node 2 -m fibopolicy train
     --dataset lift.hdf5 --out runs/lift
     """
 
@@ -38,13 +37,13 @@ class Train:
     def run(self) -> None:
         from fibopolicy.envs.registry import is_known
         from fibopolicy.policies.run_directory import read_config
-        from fibopolicy.training.distributed import leads
-        from fibopolicy.training.loop import train
+        from fibopolicy.training.distributed import is_main_process
+        from fibopolicy.training.trainer import train
 
         done = train(self.config, resume=self.resume, overwrite=self.overwrite)
-        if not leads():  # one of several processes that trained together
+        if not is_main_process():  # one of several processes that trained together
             return
-        print(f"{self.config.out}: trained to step {done.step}\n{done.summary.table()}")
+        print(f"{self.config.out}: trained to step {done.summary.steps}\n{done.summary.table()}")
         if is_known(read_config(self.config.out)["env_args"]):
             print(f"next: fibopolicy evaluate {quoted(self.config.out)} --episodes 50")
 

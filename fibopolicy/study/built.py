@@ -14,7 +14,7 @@ from fibopolicy.policies.observations import ObservationEncoder
 from fibopolicy.study.cells import Cell, cells, policy_config
 from fibopolicy.study.config import StudyConfig, StudyTask
 from fibopolicy.study.prepare import plan_of
-from fibopolicy.training.encoder_weights import load_encoder_weights
+from fibopolicy.training.encoders import load_encoder_weights
 from fibopolicy.utils.system import resolve_device
 
 

@@ -23,7 +23,7 @@ from fibopolicy.policies import Policy
 from fibopolicy.study.cells import Cell, cells, runs, train_config
 from fibopolicy.study.directory import StudyDirectory, progress_of
 from fibopolicy.study.prepare import task_env
-from fibopolicy.training.loop import train
+from fibopolicy.training.trainer import train
 from fibopolicy.utils.system import torch_threads
 
 #: Gradient steps and policy calls of a calibration; the first ones do not count, since

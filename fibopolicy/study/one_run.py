@@ -111,7 +111,7 @@ def _train_and_evaluate(study: StudyDirectory, run: Run) -> None:
     from fibopolicy.evaluation.evaluate_run import evaluate_run
     from fibopolicy.study.directory import write_json
     from fibopolicy.study.records import measured_costs
-    from fibopolicy.training.loop import train
+    from fibopolicy.training.trainer import train
 
     torch.set_num_threads(study.config.threads)
     training = study.train_config(run)

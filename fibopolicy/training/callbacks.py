@@ -1,180 +1,276 @@
-"""Rollouts while training goes on: a process of its own evaluates a snapshot of the
-averaged weights.
-
-Evaluation stands beside training and neither imports the other, so what connects them
-is a command, a folder in the form of a run directory, and a file with the result.
+"""Called during training, in the main process: validation and rollouts of the averaged
+weights. Neither changes the weights that are trained.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
+import os
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
+import numpy as np
+import torch
 from safetensors import safe_open
 from torch import nn
 
+from fibopolicy.datasets import Windows
+from fibopolicy.envs.registry import unavailable
+from fibopolicy.errors import UserError, unknown
+from fibopolicy.evaluation.config import EvaluateConfig
+from fibopolicy.policies import Policy
 from fibopolicy.policies.run_directory import CONFIG, EMA_WEIGHTS
-from fibopolicy.training.checkpoint import save_weights
-from fibopolicy.training.watch_config import RolloutConfig
+from fibopolicy.training.checkpoint import TopKCheckpoints, save_weights
+from fibopolicy.training.config import TrainConfig
+from fibopolicy.training.data import to_device
+from fibopolicy.utils.imports import import_object, is_import_path
+from fibopolicy.utils.processes import WorkerProcess
 
 _log = logging.getLogger(__name__)
 
-#: The folder in a run directory; a run directory itself, whose weights are those of the
-#: last snapshot.
-MONITORING = "monitoring"
-RESULT = "result.json"
-LOG = "log.txt"
-_MODULE = "fibopolicy.evaluation.monitor"
+#: Takes the number of a step, from 0, and metrics of the weights after it.
 Write = Callable[[int, dict[str, float]], None]
 
+#: Folder in a run directory; itself a run directory, with the weights of the last snapshot.
+MONITORING = "monitoring"
+LOG = "log.txt"
+#: Seed of the initial states of rollouts, unlike any that `fibopolicy evaluate` is given.
+SEED = 730_001
+#: Priority of rollouts below that of the training.
+NICENESS = 5
 
-class Rollouts:
-    """Evaluates every `rollout_every` steps and writes `monitoring_...` figures as they
-    come; a context manager.
 
-    One evaluation runs at a time: one that falls due before the last has ended is left
-    out, except at the end of training. The process ends with this one, however this one
-    ends. That an evaluation fails is told and stops nothing.
+class Callback:
+    """Called after every step and at the end."""
+
+    def after_step(self, steps: int) -> None:
+        """After `steps` gradient steps."""
+
+    def finish(self, steps: int) -> None:
+        """After the last step."""
+
+    def close(self) -> None:
+        """At the end, also after an error."""
+
+
+def check_callbacks(
+    config: TrainConfig,
+    dataset: Windows,
+    validation: Windows | None,
+    average: Policy,
+    device: torch.device,
+) -> None:
+    """Refuse what would fail during training.
+
+    Raises:
+        UserError: the task cannot be simulated, or the criterion is not a metric.
+    """
+    if config.rollouts.rollout_every is not None:
+        if (reason := unavailable(dataset.env_args)) is not None:
+            raise UserError(f"--rollout-every: {reason}")
+        if is_import_path(task := str(dataset.env_args["env_name"])):
+            import_object("task", task)
+    if validation is not None:
+        metrics = validation_metrics(average, validation, samples=1, batch_size=1, device=device)
+        if config.validation.criterion not in metrics:
+            raise unknown("criterion", config.validation.criterion, metrics)
+
+
+class Validation(Callback):
+    """The loss of the averaged weights on held-out windows; keeps the best checkpoints."""
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        average: Policy,
+        dataset: Windows,
+        write: Write,
+        device: torch.device,
+    ) -> None:
+        self._config, self._average, self._dataset = config, average, dataset
+        self._write, self._device = write, device
+        validation = config.validation
+        self._best = TopKCheckpoints(config.out, validation.keep_best, validation.criterion)
+
+    def after_step(self, steps: int) -> None:
+        optimizer, validation = self._config.optimizer, self._config.validation
+        if steps % validation.validate_every and steps != optimizer.steps:
+            return
+        metrics = validation_metrics(
+            self._average,
+            self._dataset,
+            samples=validation.validate_samples,
+            batch_size=optimizer.batch_size,
+            device=self._device,
+        )
+        self._write(steps - 1, metrics)
+        self._best.update(steps, metrics, self._average)
+
+
+def validation_metrics(
+    policy: Policy,
+    dataset: Windows,
+    *,
+    samples: int,
+    batch_size: int,
+    device: torch.device,
+    seed: int = 0,
+) -> dict[str, float]:
+    """The loss and the metrics of `policy.loss`, as `validation_<name>`, without augmentation.
 
     Args:
-        out: the run directory.
-        weights: the averaged weights, which change while training goes on.
-        write: takes a row's step and figures.
-        done: rows that the log holds already have these steps.
-        start: gradient steps done before. An evaluation of them that was cut short goes
-            on where it was.
+        policy: in evaluation mode.
+        samples: largest number of windows, evenly spread over the dataset.
+        seed: of a loss that draws random numbers. Every call draws the same, so that losses
+            of several steps compare. The random numbers of training are left alone.
+    """
+    count = min(samples, len(dataset))
+    chosen = np.linspace(0, len(dataset) - 1, count).round().astype(np.int64)
+    sums: dict[str, float] = {}
+    total = 0.0
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices), torch.no_grad():
+        for start in range(0, count, batch_size):
+            torch.manual_seed((seed << 32) + start)
+            batch = to_device(dataset.batch(chosen[start : start + batch_size]), device)
+            loss, metrics = policy.loss(batch)
+            weight = float(policy.loss_denominator(batch))
+            total += weight
+            for name, value in {**metrics, "loss": float(loss)}.items():
+                sums[name] = sums.get(name, 0.0) + float(value) * weight
+    return {f"validation_{name}": value / total for name, value in sums.items()}
+
+
+class Rollouts(Callback):
+    """Success rates of snapshots of the averaged weights, as metrics `monitoring_...`.
+
+    Another process evaluates a snapshot every `rollout_every` steps. One that is due
+    before the last has ended is skipped, except at the end of training. The process ends
+    with this one, even if this one is killed. A failed evaluation is logged and does not
+    stop the training.
+
+    Args:
+        average: averaged weights, which change during training.
+        start: gradient steps done before. An interrupted evaluation of theirs is resumed.
+        done: steps whose results are logged already.
     """
 
     def __init__(
         self,
-        out: Path,
-        config: RolloutConfig,
-        weights: nn.Module,
+        config: TrainConfig,
+        average: nn.Module,
         write: Write,
-        device: str,
+        device: torch.device,
         *,
-        start: int = 0,
+        start: int,
         done: set[int],
     ) -> None:
-        self._folder, self._config, self._weights, self._write, self._device = (
-            out / MONITORING,
-            config,
-            weights,
-            write,
-            device,
-        )
-        self._process: subprocess.Popen[bytes] | None = None
-        self._steps = 0  # gradient steps of the weights that the process evaluates
-        self._left_out = False
-        if (
-            config.rollout_every is not None
-            and 0 < (steps := self._snapshot_steps()) <= start
-            and steps - 1 not in done
-        ):
+        self._folder, self._config = config.out / MONITORING, config.rollouts
+        self._average, self._write, self._device = average, write, device
+        self._process: WorkerProcess | None = None
+        self._result: Connection
+        self._steps = 0  # of the weights that the process evaluates
+        self._skipped = False
+        steps = self._snapshot_steps()
+        if 0 < steps <= start and steps - 1 not in done:
             self._begin(steps, resume=True)
 
-    def after(self, steps: int) -> None:
-        """After `steps` gradient steps: take in what has ended, begin what is due."""
-        if self._config.rollout_every is None:
-            return
-        self._take_in(wait=False)
+    def after_step(self, steps: int) -> None:
+        assert self._config.rollout_every is not None
+        if self._process is not None and not self._process.is_alive():
+            self._collect()
         if steps % self._config.rollout_every:
             return
-        self._left_out = self._process is not None
-        if self._left_out:
-            _log.info(
-                "monitoring at step %d is left out: that of step %d still runs", steps, self._steps
-            )
+        self._skipped = self._process is not None
+        if self._skipped:
+            message = "monitoring at step %d is skipped: that of step %d still runs"
+            _log.info(message, steps, self._steps)
             return
         self._folder.mkdir(exist_ok=True)
         shutil.copyfile(self._folder.parent / CONFIG, self._folder / CONFIG)
-        save_weights(self._folder / EMA_WEIGHTS, self._weights, {"step": str(steps)})
+        save_weights(self._folder / EMA_WEIGHTS, self._average, {"step": str(steps)})
         self._begin(steps, resume=False)
 
     def finish(self, steps: int) -> None:
-        """At the end of training: wait for what runs, and catch up on the last
-        evaluation if it was left out.
-        """
+        """Wait for running rollouts, and make up for the last if it was skipped."""
         if self._process is not None:
             _log.info("waiting for the rollouts of step %d", self._steps)
-            self._take_in(wait=True)
-        if self._left_out:
-            self.after(steps)
-            self._take_in(wait=True)
+            self._collect()
+        if self._skipped:
+            self.after_step(steps)
+            self._collect()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
         if self._process is not None:
             self._process.kill()
-            self._process.wait()
+            self._process.join()
 
     def _begin(self, steps: int, *, resume: bool) -> None:
-        (self._folder / RESULT).unlink(missing_ok=True)
-        command = [
-            sys.executable,
-            "-m",
-            _MODULE,
-            str(self._folder),
-            "--result",
-            str(self._folder / RESULT),
-        ]
-        command += [
-            "--episodes",
-            str(self._config.rollout_episodes),
-            "--workers",
-            str(self._config.rollout_workers),
-        ]
-        command += ["--device", self._device, *(["--resume"] if resume else [])]
-        with (self._folder / LOG).open("wb") as log:
-            # It ends when the other end of its standard input is gone, even if this
-            # process is killed.
-            self._process = subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=log, stderr=subprocess.STDOUT
-            )
+        config = EvaluateConfig(
+            self._folder,
+            self._config.rollout_episodes,
+            seed=SEED,
+            video=0,
+            workers=self._config.rollout_workers,
+            device=str(self._device),
+        )
+        self._result, sender = Pipe(duplex=False)
+        arguments = (config, resume, self._folder / LOG, sender)
+        self._process = WorkerProcess(target=_evaluate_snapshot, args=arguments)
+        self._process.start()
+        sender.close()
         self._steps = steps
 
-    def _take_in(self, *, wait: bool) -> None:
-        if self._process is None or (not wait and self._process.poll() is None):
+    def _collect(self) -> None:
+        """Wait for the process and write its result."""
+        if self._process is None:
             return
-        code, self._process = self._process.wait(), None
+        self._process.join()
+        code, self._process = self._process.exitcode, None
         try:
-            result: dict[str, Any] = json.loads((self._folder / RESULT).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            lines = (
-                (self._folder / LOG)
-                .read_text(errors="replace", encoding="utf-8")
-                .strip()
-                .splitlines()
-            )
+            text, metrics = self._result.recv()
+        except EOFError:
+            log = self._folder / LOG
+            lines = log.read_text(errors="replace", encoding="utf-8").strip().splitlines()
             reason = lines[-1] if lines else f"exit code {code}"
-            _log.warning(
-                "monitoring at step %d failed (%s); see %s", self._steps, reason, self._folder / LOG
-            )
+            _log.warning("monitoring at step %d failed (%s); see %s", self._steps, reason, log)
             return
-        told = "monitoring at step %d: %s; no result, since evaluate measures on other start states"
-        _log.info(told, self._steps, result["text"])
-        names = ("success", "low", "high", "episodes", "errors", "seconds")
-        self._write(self._steps - 1, {f"monitoring_{name}": result[name] for name in names})
+        message = "monitoring at step %d: %s; evaluate measures the result, from other start states"
+        _log.info(message, self._steps, text)
+        self._write(self._steps - 1, metrics)
 
     def _snapshot_steps(self) -> int:
-        with (
-            contextlib.suppress(Exception),
-            safe_open(self._folder / EMA_WEIGHTS, framework="pt") as file,
-        ):
+        path = self._folder / EMA_WEIGHTS
+        with contextlib.suppress(Exception), safe_open(path, framework="pt") as file:
             return int((file.metadata() or {})["step"])
         return 0
+
+
+def _evaluate_snapshot(config: EvaluateConfig, resume: bool, log: Path, result: Connection) -> None:
+    """In the rollouts' process: evaluate, and send a text and metrics; output goes to `log`."""
+    with log.open("wb") as file:
+        os.dup2(file.fileno(), sys.stdout.fileno())
+        os.dup2(file.fileno(), sys.stderr.fileno())
+    os.nice(NICENESS)
+    from fibopolicy.evaluation.evaluate_run import evaluate_run
+
+    try:
+        done = evaluate_run(config, resume=resume, overwrite=not resume)
+    except UserError as error:
+        sys.exit(str(error))
+    rate = done.rate
+    metrics: dict[str, Any] = {
+        "success": rate.value,
+        "low": rate.low,
+        "high": rate.high,
+        "episodes": rate.episodes,
+        "errors": rate.errors,
+        "seconds": done.seconds,
+    }
+    result.send((str(rate), {f"monitoring_{name}": value for name, value in metrics.items()}))

@@ -1,16 +1,16 @@
-"""The run directory: opened, written and resumed so that a checkpoint is whole or
-absent.
+"""The run directory: opened, written and resumed so that every checkpoint is whole.
 
-`state.pt` alone is what a run resumes from: weights, average, optimiser and step, in
-one file that is replaced in one rename. `model.safetensors` and `ema.safetensors` are
-what everybody else reads; each says its step in its metadata. Order and randomness need
-no storing, being functions of (seed, step).
+A run resumes from `state.pt` alone: weights, average, optimizer and step, in one file that
+is replaced by one rename. `model.safetensors` and `ema.safetensors` are exports for others;
+their metadata holds the step. Order and randomness are functions of (seed, step) and need
+no storing.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import re
 from collections.abc import Iterator
@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
@@ -30,16 +30,15 @@ from fibopolicy.policies import Policy
 from fibopolicy.policies.run_directory import BEST, CONFIG, EMA_WEIGHTS, WEIGHTS, read_config
 from fibopolicy.training.config import TrainConfig
 from fibopolicy.training.data import shapes_of
-from fibopolicy.training.divergence import Divergence
-from fibopolicy.training.ema import EMA
+from fibopolicy.training.optim import EMA, Divergence
 from fibopolicy.utils.files import atomic_write
 from fibopolicy.utils.settings import first_difference
 from fibopolicy.utils.system import hardware, versions
 from fibopolicy.weights import load_strictly
 
 STATE = "state.pt"
-#: What a run and its evaluation write, beside the folder of videos; the configuration
-#: last, since it marks a run.
+#: Files that a run and its evaluation write, beside the videos; the configuration last,
+#: because it marks a run.
 RUN_FILES = (
     STATE,
     WEIGHTS,
@@ -71,9 +70,8 @@ RUN_FILES = (
 )
 #: Folders that a run makes in its directory.
 RUN_FOLDERS = ("videos", BEST, "monitoring")
-#: Settings that do not change what is learnt: where the data lie, how steps are
-#: computed, how often to log, save and measure.
-_INDIFFERENT = (
+#: Settings that do not change the weights: places, and how steps are computed and watched.
+_MAY_CHANGE = (
     "out",
     "dataset",
     "device",
@@ -88,7 +86,7 @@ _INDIFFERENT = (
 
 @dataclass(frozen=True)
 class TrainingState:
-    """What changes while training."""
+    """What changes during training and a checkpoint restores."""
 
     policy: Policy
     ema: EMA[Policy]
@@ -97,9 +95,7 @@ class TrainingState:
 
 
 def open_run(config: TrainConfig, dataset: Windows, *, resume: bool, overwrite: bool) -> None:
-    """Write `config.json` into the (directory_lock) run directory, or check that the
-    one there is of this very configuration.
-    """
+    """Write `config.json` into the locked run directory, or check that it holds this run."""
     out = config.out
     document = describe(config, dataset)
     if (out / CONFIG).exists():
@@ -107,30 +103,30 @@ def open_run(config: TrainConfig, dataset: Windows, *, resume: bool, overwrite: 
         if not overwrite:
             if not resume:
                 raise UserError(
-                    f"{out}: holds a run already; pass --resume to go on with it or --overwrite to"
+                    f"{out}: holds a run already; pass --resume to continue it or --overwrite to"
                     " replace it"
                 )
-            _refuse_other(out, found, document)
+            _check_same_run(out, found, document)
             return
         _remove_run(out)
     elif any(out.iterdir()):
         raise UserError(f"{out}: is not empty and holds no run; choose another directory")
-    with atomic_write(out / CONFIG) as aside:
-        aside.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+    with atomic_write(out / CONFIG) as partial:
+        partial.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
 
 
 def _remove_run(out: Path) -> None:
-    """Delete what a run writes, and nothing else that somebody may have put there."""
+    """Delete the files of a run and no others."""
     for pattern in RUN_FILES:
         for path in out.glob(pattern):
             path.unlink()
     for folder in RUN_FOLDERS:
-        with contextlib.suppress(OSError):  # not there, or somebody else's files in it
+        with contextlib.suppress(OSError):  # missing, or holds other files
             (out / folder).rmdir()
 
 
 def describe(config: TrainConfig, dataset: Windows) -> dict[str, Any]:
-    """The contents of `config.json`: everything that made the run, as plain JSON."""
+    """The contents of `config.json`: everything that makes the run, as plain JSON."""
     train = asdict(config)
     policy = train.pop("policy")
     train |= {
@@ -143,7 +139,8 @@ def describe(config: TrainConfig, dataset: Windows) -> dict[str, Any]:
         "policy": policy,
         "shapes": asdict(shapes_of(dataset)),
         "statistics": {
-            key: {n: v.tolist() for n, v in stats.items()} for key, stats in dataset.stats.items()
+            key: {name: values.tolist() for name, values in stats.items()}
+            for key, stats in dataset.stats.items()
         },
         "train": train,
         "env_args": dataset.env_args,
@@ -155,22 +152,19 @@ def describe(config: TrainConfig, dataset: Windows) -> dict[str, Any]:
 
 
 def stored_precision(out: Path) -> str | None:
-    """The precision that a run was started with; `None` where there is no run."""
-    return (
-        read_config(out)["train"].get("compute", {}).get("precision")
-        if (out / CONFIG).exists()
-        else None
-    )
+    """The precision that a run was started with; `None` if there is no run."""
+    if not (out / CONFIG).exists():
+        return None
+    precision: str | None = read_config(out)["train"].get("compute", {}).get("precision")
+    return precision
 
 
-def _refuse_other(out: Path, found: dict[str, Any], wanted: dict[str, Any]) -> None:
+def _check_same_run(out: Path, found: dict[str, Any], wanted: dict[str, Any]) -> None:
     for section in ("policy", "shapes", "train"):
         for key in wanted[section] | found[section]:
-            if key in _INDIFFERENT:
-                continue
-            if difference := first_difference(
-                found[section].get(key), wanted[section].get(key), f"{section}.{key}"
-            ):
+            old, new = found[section].get(key), wanted[section].get(key)
+            difference = first_difference(old, new, f"{section}.{key}")
+            if difference and key not in _MAY_CHANGE:
                 raise UserError(
                     f"{out}: holds a run of another configuration: {difference}; use that value or"
                     " another directory"
@@ -181,24 +175,21 @@ def _refuse_other(out: Path, found: dict[str, Any], wanted: dict[str, Any]) -> N
             if old is None or not np.allclose(old, new, rtol=1e-6, atol=1e-9):
                 raise UserError(
                     f"{out}: was trained on other data than {wanted['train']['dataset']}: {name} of"
-                    f" {key} was {_short(old)}, not {_short(new)}; resume with the data it was"
-                    " started on, or use another directory"
+                    f" {key} was {_brief(old)}, not {_brief(new)}; resume with the original data,"
+                    " or use another directory"
                 )
 
 
-def _short(values: Any) -> str:
-    return (
-        "unknown" if values is None else "[" + ", ".join(f"{value:.6g}" for value in values) + "]"
-    )
+def _brief(values: Any) -> str:
+    return "unknown" if values is None else f"[{', '.join(f'{value:.6g}' for value in values)}]"
 
 
 def save_checkpoint(out: Path, state: TrainingState, step: int) -> None:
-    """Write the state after `step` gradient steps; at every moment each file on disk is
-    a whole one.
+    """Write the state after `step` gradient steps; each file is whole at every moment.
 
     Raises:
-        UserError: a file cannot be written, say because the disk is full; an older one
-            of its name stays as it is.
+        UserError: a file cannot be written, e.g. because the disk is full; an older one of
+            its name stays as it is.
     """
     document = {
         "step": step,
@@ -206,9 +197,10 @@ def save_checkpoint(out: Path, state: TrainingState, step: int) -> None:
         "ema": state.ema.average.state_dict(),
         "optimizer": state.optimizer.state_dict(),
         "losses": list(state.divergence.recent),
-        "high_losses": state.divergence.streak,
+        "high_losses": state.divergence.num_bad,
     }
-    with atomic_write(out / STATE) as aside, _failure_told(out / STATE), aside.open("wb") as file:
+    path = out / STATE
+    with atomic_write(path) as partial, _wrap_write_error(path), partial.open("wb") as file:
         torch.save(document, file)
     _export(out, state, step)
 
@@ -219,52 +211,46 @@ def _export(out: Path, state: TrainingState, step: int) -> None:
 
 
 def save_weights(path: Path, module: nn.Module, metadata: dict[str, str]) -> None:
-    """Write a module's parameters and buffers as safetensors, whole or not at all."""
-    # Copied, since safetensors refuses two names for one tensor, which robomimic's
-    # recurrent network has.
+    """Write the parameters and buffers of a module as safetensors, atomically."""
+    # Copied, because safetensors refuses shared tensors, which robomimic's RNN has.
     tensors = {
         name: tensor.detach().to("cpu", copy=True).contiguous()
         for name, tensor in module.state_dict().items()
     }
-    with atomic_write(path) as aside, _failure_told(path):
-        save_file(tensors, aside, metadata=metadata)
+    with atomic_write(path) as partial, _wrap_write_error(path):
+        save_file(tensors, partial, metadata=metadata)
 
 
 @contextlib.contextmanager
-def _failure_told(path: Path) -> Iterator[None]:
-    """Turns a failure to write into one line. An `OSError` is what torch hides and what
-    safetensors tells the number of.
+def _wrap_write_error(path: Path) -> Iterator[None]:
+    """Turn a failure to write into one line.
+
+    torch hides the `OSError` as the error's context; safetensors gives its number in words.
     """
     try:
         yield
     except (OSError, RuntimeError, SafetensorError) as error:
-        told = re.search(r"os error (\d+)", str(error))
+        number = re.search(r"os error (\d+)", str(error))
         cause = error if isinstance(error, OSError) else error.__context__
-        if told is None and not isinstance(cause, OSError):
+        if number is None and not isinstance(cause, OSError):
             raise
-        reason = os.strerror(int(told[1])) if told else str(getattr(cause, "strerror", cause))
-        kept = (
-            "; the checkpoint before it is whole: make room, then continue with --resume"
-            if path.exists()
-            else ""
-        )
-        raise UserError(f"{path}: cannot be written: {reason}{kept}") from error
+        reason = os.strerror(int(number[1])) if number else str(getattr(cause, "strerror", cause))
+        advice = "; the checkpoint before it is whole: make room, then continue with --resume"
+        raise UserError(
+            f"{path}: cannot be written: {reason}{advice if path.exists() else ''}"
+        ) from error
 
 
-def load_state(out: Path, state: TrainingState, *, writes: bool) -> int:
-    """Restore the newest checkpoint into `state` and return the steps done; 0 where
-    there is none yet.
+def load_checkpoint(out: Path, state: TrainingState, *, export: bool) -> int:
+    """Restore the newest checkpoint into `state`; return its steps, 0 without a checkpoint.
 
     Args:
-        writes: make what others read anew, since a kill may have come between the state
-            and its exports.
+        export: write the exports again, which a kill after the state may have left out.
     """
     path = out / STATE
     if not path.exists():
         if (out / WEIGHTS).exists():
-            raise UserError(
-                f"{path}: is missing, so the run cannot go on; pass --overwrite to start again"
-            )
+            raise UserError(f"{path}: is missing; pass --overwrite to start again")
         return 0
     advice = "pass --overwrite to start again"
     try:
@@ -273,13 +259,52 @@ def load_state(out: Path, state: TrainingState, *, writes: bool) -> int:
         load_strictly(state.ema.average, document["ema"], path, advice)
         state.optimizer.load_state_dict(document["optimizer"])
         state.divergence.recent.extend(document["losses"])
-        state.divergence.streak = int(document["high_losses"])
+        state.divergence.num_bad = int(document["high_losses"])
         step = int(document["step"])
     except UserError:
         raise
     except Exception as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(f"{path}: cannot be resumed from ({reason}); {advice}") from error
-    if writes:
+    if export:
         _export(out, state, step)
     return step
+
+
+class TopKCheckpoints:
+    """Keeps the `keep` averaged weights with the lowest criterion in `best/`.
+
+    A file `step_<steps>.safetensors` has its criterion in its metadata, so that a resumed
+    run continues from the files alone. A repeated step replaces its file.
+    """
+
+    def __init__(self, out: Path, keep: int, criterion: str) -> None:
+        self._folder, self._keep, self._criterion = out / BEST, keep, criterion
+
+    def update(self, step: int, metrics: dict[str, float], weights: nn.Module) -> None:
+        """Keep the weights after `step` steps if they are among the best; ties keep the earlier.
+
+        Raises:
+            UserError: a file cannot be written, or one there has no criterion.
+        """
+        if not self._keep or not math.isfinite(value := metrics[self._criterion]):
+            return
+        path = self._folder / f"step_{step:06d}.safetensors"
+        ranked = sorted((*self._kept(without=path), (value, step, path)))
+        if (value, step, path) in ranked[: self._keep]:
+            save_weights(path, weights, {"step": str(step), self._criterion: repr(value)})
+        for _, _, dropped in ranked[self._keep :]:
+            dropped.unlink(missing_ok=True)
+
+    def _kept(self, without: Path) -> Iterator[tuple[float, int, Path]]:
+        for path in self._folder.glob("step_*.safetensors"):
+            if path == without:
+                continue
+            try:
+                with safe_open(path, framework="pt") as file:
+                    metadata = file.metadata() or {}
+                yield float(metadata[self._criterion]), int(metadata["step"]), path
+            except (SafetensorError, KeyError, ValueError) as error:
+                raise UserError(
+                    f"{path}: does not hold its {self._criterion}; move it away and start again"
+                ) from error

@@ -1,28 +1,36 @@
-"""One training run as a value."""
+"""One training run as a value, and published runs by name."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from fibopolicy.errors import UserError, unknown
 from fibopolicy.policies.base import PolicyConfig
-from fibopolicy.training.watch_config import RolloutConfig, ValidationConfig
 from fibopolicy.utils.files import expanded
 
 PRECISIONS = ("auto", "fp32", "bf16")
 
 
+def _check_at_least(config: object, least: int, *names: str) -> None:
+    """Refuse a setting below `least`; `None` passes."""
+    for name in names:
+        value = getattr(config, name)
+        if value is not None and not value >= least:
+            raise UserError(f"{name} must be at least {least}, got {value}")
+
+
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW with linear warm-up, then a cosine to zero."""
+    """AdamW with a linear warm-up, then a cosine to zero."""
 
     steps: int = 2500
-    """Gradient steps in all."""
+    """Number of gradient steps."""
     batch_size: int = 64
     """Windows per step."""
     learning_rate: float = 1e-3
-    """At its highest, after the warm-up; it then falls to 0 along a cosine."""
+    """Highest learning rate, reached after the warm-up; it then falls to 0 along a cosine."""
     warmup: int = 100
     """Gradient steps in which the learning rate rises from 0."""
     weight_decay: float = 1e-2
@@ -34,48 +42,92 @@ class OptimizerConfig:
     clip: float = 1.0
     """Largest gradient norm; larger ones are scaled down to it."""
     ema: float = 0.995
-    """Decay of the weights' moving average, which is what gets evaluated."""
+    """Decay of the moving average of the weights, which is what gets evaluated."""
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} must be at least 1, got {getattr(self, name)}")
+        _check_at_least(self, 1, "steps", "batch_size")
+        _check_at_least(self, 0, "warmup", "weight_decay")
         if self.batch_size > 1 << 20:
             raise UserError(f"batch_size must be at most {1 << 20}, got {self.batch_size}")
-        for name in ("learning_rate", "encoder_rate"):
+        for name in ("learning_rate", "encoder_rate", "clip"):
             if not getattr(self, name) > 0:
                 raise UserError(f"{name} must be positive, got {getattr(self, name)}")
-        if not (
-            self.warmup >= 0 and self.weight_decay >= 0 and self.clip > 0 and 0 <= self.ema < 1
-        ):
-            raise UserError(
-                "expected warmup >= 0, weight_decay >= 0, clip > 0 and 0 <= ema < 1, got"
-                f" {self.warmup}, {self.weight_decay}, {self.clip}, {self.ema}"
-            )
+        if not 0 <= self.ema < 1:
+            raise UserError(f"ema must be in [0, 1), got {self.ema}")
         if not all(0 <= beta < 1 for beta in self.betas):
             raise UserError(f"betas must be in [0, 1), got {self.betas}")
 
 
 @dataclass(frozen=True)
 class ComputeConfig:
-    """How steps are computed: their speed and memory, not, rounding apart, what is
-    learnt. May change on resume.
+    """How steps are computed. Changes speed and memory, and results only by rounding.
+
+    May change on resume.
     """
 
     accumulate: int = 1
-    """Parts of a batch that go through the network one after the other, for memory; the step is the whole batch's."""  # noqa: E501
+    """Parts of a batch that go through the network one by one, to save memory; the step is unchanged."""  # noqa: E501
     gradient_checkpointing: bool = False
-    """Compute a vision transformer's activations twice instead of keeping them."""
+    """Compute the activations of a vision transformer twice instead of keeping them."""
     precision: str = "auto"
     """"fp32", "bf16" (autocast), or "auto": bf16 on a GPU that computes it, fp32 elsewhere; a resumed run keeps its own."""  # noqa: E501
     compile: bool = False
     """torch.compile the encoders; takes minutes at the start, and a C++ compiler on CPUs."""
 
     def __post_init__(self) -> None:
-        if self.accumulate < 1:
-            raise UserError(f"accumulate must be at least 1, got {self.accumulate}")
+        _check_at_least(self, 1, "accumulate")
         if self.precision not in PRECISIONS:
             raise unknown("precision", self.precision, PRECISIONS)
+
+
+@dataclass(frozen=True)
+class ValidationConfig:
+    """Losses of the averaged weights on held-out demonstrations, and checkpoints kept for
+    them.
+    """
+
+    validate_on: str | None = None
+    """Filter key of demos to validate on, e.g. valid, in the files that have it; none by default."""  # noqa: E501
+    validate_every: int = 250
+    """Gradient steps between validations."""
+    validate_samples: int = 2048
+    """Largest number of windows, evenly spread over those demos."""
+    keep_best: int = 0
+    """Number of checkpoints to keep in best/ by the criterion; the last checkpoint stays the result."""  # noqa: E501
+    criterion: str = "validation_loss"
+    """Validation metric of which the lowest value is best."""
+
+    def __post_init__(self) -> None:
+        _check_at_least(self, 1, "validate_every", "validate_samples")
+        _check_at_least(self, 0, "keep_best")
+        if self.validate_on is None and (self.keep_best or self.criterion != "validation_loss"):
+            raise UserError(
+                f"criterion {self.criterion} needs a validation; name its demos with --validate-on"
+            )
+        if not self.criterion.startswith("validation_"):
+            raise UserError(
+                "criterion must be a metric of the validation, such as validation_loss, got"
+                f" {self.criterion!r}"
+            )
+
+
+@dataclass(frozen=True)
+class RolloutConfig:
+    """Rollouts of the averaged weights during training, in a separate process.
+
+    They show progress. The result of a run is what `fibopolicy evaluate` measures
+    afterwards, from other start states.
+    """
+
+    rollout_every: int | None = None
+    """Gradient steps between rollouts; none by default."""
+    rollout_episodes: int = 20
+    """Episodes of each rollout."""
+    rollout_workers: int = 1
+    """Simulators at once; each takes a core from the training while it runs."""
+
+    def __post_init__(self) -> None:
+        _check_at_least(self, 1, "rollout_every", "rollout_episodes", "rollout_workers")
 
 
 @dataclass(frozen=True)
@@ -87,9 +139,9 @@ class TrainConfig:
     out: Path
     """Run directory."""
     weights: tuple[float, ...] | None = None
-    """With several files: the share of each in every batch, one number per file; by default as many as it has steps."""  # noqa: E501
+    """With several files: the share of each in every batch, one number per file; by default in proportion to their steps."""  # noqa: E501
     cameras: tuple[str, ...] | None = None
-    """Image keys to see; all of the file's by default."""
+    """Image keys to see; by default all of the file's."""
     vectors: tuple[str, ...] | None = None
     """Vector keys to see; by default the proprioception among them."""
     filter_key: str | tuple[str, ...] | None = None
@@ -97,59 +149,55 @@ class TrainConfig:
     policy: PolicyConfig = field(default_factory=PolicyConfig)
     """What is trained."""
     encoder_weights: Path | None = None
-    """Start the encoders from these: a run directory, or a safetensors or .pth file of the encoder or of its timm model."""  # noqa: E501
+    """Initial weights of the encoders: a run directory, or a safetensors or .pth file of the encoder or of its timm model."""  # noqa: E501
     freeze_encoder: bool = False
-    """Train the head alone; the encoders stay as they are, batch norm included."""
+    """Train everything but the encoders; they stay as they are, batch norm included."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     """How it is optimised."""
     compute: ComputeConfig = field(default_factory=ComputeConfig)
-    """With what speed and memory."""
+    """How steps are computed."""
     validation: ValidationConfig = field(default_factory=ValidationConfig)
-    """Loss on other demonstrations, and what is kept for it."""
+    """Losses on held-out demonstrations."""
     rollouts: RolloutConfig = field(default_factory=RolloutConfig)
-    """Success while training."""
+    """Success rates during training."""
     wandb: str | None = None
     """Weights & Biases project to log to as well."""
     seed: int = 0
     """Decides initial weights, order and augmentation."""
     checkpoint_every: int = 250
-    """Gradient steps between checkpoints: what a killed run loses at most."""
+    """Gradient steps between checkpoints; a killed run loses at most as many."""
     log_every: int = 10
     """Gradient steps between lines of metrics.jsonl."""
     device: str | None = None
-    """"cpu", "cuda", ...; by default a GPU where there is one."""
+    """"cpu", "cuda", ...; by default a GPU if there is one."""
 
     def __post_init__(self) -> None:
-        paths = tuple(
-            expanded(p)
-            for p in (self.dataset if isinstance(self.dataset, tuple | list) else (self.dataset,))
-        )
+        paths = self.dataset if isinstance(self.dataset, tuple | list) else (self.dataset,)
         if not paths:
             raise UserError("dataset: name at least one file")
+        paths = tuple(expanded(path) for path in paths)
+        object.__setattr__(self, "dataset", paths[0] if len(paths) == 1 else paths)
+        object.__setattr__(self, "out", expanded(self.out))
+        if self.encoder_weights is not None:
+            object.__setattr__(self, "encoder_weights", expanded(self.encoder_weights).absolute())
+        if isinstance(self.filter_key, tuple) and len(self.filter_key) not in (1, len(paths)):
+            raise UserError(
+                f"filter_key: got {len(self.filter_key)} for {len(paths)} files; give one for all"
+                " or one per file"
+            )
         for name in ("cameras", "vectors"):
             keys = getattr(self, name) or ()
             if len(set(keys)) < len(keys):
                 raise UserError(
                     f"{name}: {', '.join(keys)} names one twice; name each observation once"
                 )
-        object.__setattr__(self, "dataset", paths[0] if len(paths) == 1 else paths)
-        if isinstance(self.filter_key, tuple) and len(self.filter_key) not in (1, len(paths)):
-            raise UserError(
-                f"filter_key: got {len(self.filter_key)} for {len(paths)} files; give one for all"
-                " or one per file"
-            )
-        object.__setattr__(self, "out", expanded(self.out))
         try:
             str(self.out).encode()
         except UnicodeEncodeError as error:
             raise UserError(
                 f"{self.out}: is not valid UTF-8, which TensorBoard needs; choose another --out"
             ) from error
-        if self.encoder_weights is not None:
-            object.__setattr__(self, "encoder_weights", expanded(self.encoder_weights).absolute())
-        for name in ("checkpoint_every", "log_every"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} must be at least 1 step, got {getattr(self, name)}")
+        _check_at_least(self, 1, "checkpoint_every", "log_every")
         if not 0 <= self.seed < 1 << 31:
             raise UserError(f"seed must be between 0 and {(1 << 31) - 1}, got {self.seed}")
 
@@ -159,3 +207,53 @@ class TrainConfig:
         paths = self.dataset if isinstance(self.dataset, tuple) else (self.dataset,)
         keys = self.filter_key if isinstance(self.filter_key, tuple) else (self.filter_key,)
         return tuple(zip(paths, keys * len(paths) if len(keys) == 1 else keys, strict=True))
+
+
+def released_robot(dataset: Path, out: Path) -> TrainConfig:
+    """The robot training of Fibottention's authors: their encoder in Diffusion Policy.
+
+    Each camera has a ViT-B over 8 x 8 patches of a crop of 76 x 76 with their Fibottention
+    (encoder `released_robot`). The rest is Diffusion Policy's: a U-Net of 256, 512 and 1024
+    channels, DDPM with 100 steps, 2 observations, a horizon of 16 and 8 actions, batches
+    of 64, AdamW with rate 1e-4, its weight decay and warm-up, an EMA.
+
+    The authors trained for about 500 epochs of a dataset, so set `steps` to
+    500 * windows / 64: 75,000 for robomimic's 200 Lift demonstrations. That takes a GPU.
+    To act, they visit all 100 denoising steps; here DDIM visits 10.
+    """
+    return TrainConfig(
+        dataset,
+        out,
+        policy=PolicyConfig(
+            head="diffusion",
+            encoder="released_robot",
+            crop=76,
+            hidden=256,
+            layers=3,
+            head_options={"draws": 1},
+        ),
+        optimizer=OptimizerConfig(
+            steps=75_000,
+            batch_size=64,
+            learning_rate=1e-4,
+            warmup=500,
+            weight_decay=1e-6,
+            betas=(0.95, 0.999),
+            ema=0.9999,
+        ),
+        checkpoint_every=1000,
+    )
+
+
+PRESETS: dict[str, Callable[[Path, Path], TrainConfig]] = {"released_robot": released_robot}
+
+
+def preset(name: str, dataset: Path, out: Path) -> TrainConfig:
+    """The published training run of a name.
+
+    Raises:
+        UserError: no such preset; the message suggests the nearest.
+    """
+    if name not in PRESETS:
+        raise unknown("preset", name, PRESETS)
+    return PRESETS[name](dataset, out)

@@ -1,10 +1,8 @@
-"""One training in several processes, as torchrun starts them: `torchrun
---nproc-per-node 2 -m fibopolicy.train ...`.
+"""One training in several processes: `torchrun --nproc-per-node 2 -m fibopolicy train ...`.
 
-Each process ("rank") takes its rows of every batch; gradients are averaged by torch's
-`DistributedDataParallel`. Rank 0 alone writes and prints. A mistake of the user's ends
-all ranks with one message; a rank that dies ends the others, which miss it at their
-next exchange.
+Each process ("rank") takes its rows of every batch; torch's `DistributedDataParallel`
+averages the gradients. Rank 0, the main process, alone writes and prints. A `UserError`
+ends all ranks with one message. If a rank dies, the others fail at their next exchange.
 """
 
 from __future__ import annotations
@@ -21,12 +19,12 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, distributed, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
 from fibopolicy.errors import UserError
 from fibopolicy.policies import Policy
 from fibopolicy.policies.rng import GLOBAL_RNG, SampleRng
-from fibopolicy.training.batch_norm import share_batch_norms
 from fibopolicy.training.encoders import training_mode
 from fibopolicy.utils.system import resolve_device
 
@@ -34,9 +32,7 @@ T = TypeVar("T")
 
 
 class PolicyLoss(nn.Module):
-    """A policy whose `forward` is its loss, since that is what
-    `DistributedDataParallel` watches.
-    """
+    """A policy whose `forward` is its loss, as `DistributedDataParallel` needs it."""
 
     def __init__(self, policy: Policy) -> None:
         super().__init__()
@@ -54,8 +50,8 @@ class World:
 
     Attributes:
         rank: of this process, from 0.
-        size: how many there are.
-        local_rank: of this process on its machine.
+        size: number of processes.
+        local_rank: rank of this process on its machine.
     """
 
     rank: int = 0
@@ -64,7 +60,7 @@ class World:
     _wrapped: list[DistributedDataParallel] = field(default_factory=list, compare=False, repr=False)
 
     @property
-    def leads(self) -> bool:
+    def is_main(self) -> bool:
         """Whether this is the process that writes and prints."""
         return self.rank == 0
 
@@ -76,7 +72,7 @@ class World:
         if device.index is not None:
             raise UserError(
                 f"device {name!r} is one GPU, but each of the {self.size} processes needs its own;"
-                " name it cuda"
+                " use --device cuda"
             )
         if self.local_rank >= torch.cuda.device_count():
             raise UserError(
@@ -88,37 +84,9 @@ class World:
         return device
 
     def rows(self, count: int) -> slice:
-        """This process's share of `count` rows, which its size divides."""
+        """This process's share of `count` rows, a multiple of the number of processes."""
         share = count // self.size
         return slice(self.rank * share, (self.rank + 1) * share)
-
-    def wrapped(self, module: PolicyLoss, batch: Mapping[str, Any]) -> nn.Module:
-        """A module of the same `forward` whose gradients become the mean over all
-        processes, and whose batch norms are shared.
-
-        Args:
-            batch: on which to see whether the loss reaches all parameters, or some have
-                to be looked for at each step.
-        """
-        if self.size == 1:
-            return module
-        share_batch_norms(module)
-        self._wrapped.append(
-            DistributedDataParallel(module, find_unused_parameters=_leaves_some(module, batch))
-        )
-        return self._wrapped[-1]
-
-    def part(self) -> None:
-        """Ends the connection to the other processes.
-
-        The modules' gradient exchange goes first. Were it the last to hold the
-        connection, it would wait for the connection's threads while it holds Python's
-        lock, and these wait for that lock to drop their last tensor: for ever, now and
-        then.
-        """
-        for module in self._wrapped:
-            del module.reducer, module.logger
-        distributed.destroy_process_group()
 
     def sum(self, values: Tensor) -> Tensor:
         """The sum over all processes."""
@@ -127,123 +95,152 @@ class World:
             distributed.all_reduce(values)
         return values
 
-    def in_turn(self, task: Callable[[], T]) -> T:
-        """What `task` returns; rank 0 does it before the others, which then find any cache made."""
-        results = [self._agree(task if turn else None) for turn in (self.leads, not self.leads)]
+    def sync_batch_norms(self, policy: nn.Module) -> None:
+        """Share the statistics of batch norm over all processes, in place, on GPUs.
+
+        Subclasses of torch's `BatchNorm2d`, such as timm's, keep those of their process.
+
+        Raises:
+            UserError: batch norm is trained on CPUs, where torch cannot synchronise it.
+        """
+        training_mode(policy)
+        for name, child in list(policy.named_modules()):
+            if self.size == 1 or not isinstance(child, _BatchNorm) or not child.training:
+                continue
+            if next(policy.parameters()).device.type != "cuda":
+                raise UserError(
+                    f"{name}: batch norm cannot be synchronised over processes on a CPU; train in"
+                    " one process or on GPUs, or pass --freeze-encoder"
+                )
+            if type(child) is nn.BatchNorm2d:
+                parent, _, attribute = name.rpartition(".")
+                shared = nn.SyncBatchNorm.convert_sync_batchnorm(child)  # type: ignore[no-untyped-call]
+                setattr(policy.get_submodule(parent), attribute, shared)
+
+    def wrap(self, module: nn.Module, batch: Mapping[str, Any]) -> nn.Module:
+        """A module with the same `forward` whose gradients are averaged over all processes.
+
+        Args:
+            batch: any batch; shows whether the loss reaches all parameters.
+        """
+        unused = _has_unused_parameters(module, batch)
+        wrapped = DistributedDataParallel(module, find_unused_parameters=unused)
+        self._wrapped.append(wrapped)
+        return wrapped
+
+    def main_process_first(self, task: Callable[[], T]) -> T:
+        """Run `task` in every process, first in the main one, which fills any cache."""
+        results = [self._run(task if now else None) for now in (self.is_main, not self.is_main)]
         return next(result[0] for result in results if result)
 
-    def lead(self, task: Callable[[], T]) -> T:
-        """What `task` returned on rank 0, which alone does it."""
-        result = self._agree(task if self.leads else None)
+    def main_process_only(self, task: Callable[[], T]) -> T:
+        """Run `task` in the main process; every process gets its result."""
+        result = self._run(task if self.is_main else None)
         if self.size == 1:
             return result[0]
-        box = [result[0] if result else None]
+        box: list[Any] = [result[0] if result else None]
         distributed.broadcast_object_list(box, src=0)
-        told: Any = box[0]
-        return told  # type: ignore[no-any-return]
+        return box[0]  # type: ignore[no-any-return]
 
-    def _agree(self, task: Callable[[], T] | None) -> list[T]:
-        """[what `task` returns], or [] without a task; a `UserError` of any process ends all."""
+    def _run(self, task: Callable[[], T] | None) -> list[T]:
+        """[result of `task`], or [] without a task; a `UserError` in any process ends all."""
         result: list[T] = []
         error: UserError | None = None
         try:
             if task is not None:
                 result.append(task())
-        except UserError as mine:
-            error = mine
+        except UserError as own:
+            error = own
         if self.size > 1:
-            told: list[str | None] = [None] * self.size
-            distributed.all_gather_object(told, str(error) if error else None)
-            others = next((message for message in told if message is not None), None)
-            error = error or (UserError(others) if others is not None else None)
+            messages: list[str | None] = [None] * self.size
+            distributed.all_gather_object(messages, str(error) if error else None)
+            first = next((message for message in messages if message is not None), None)
+            error = error or (UserError(first) if first is not None else None)
         if error is not None:
-            raise self.same(error)
+            raise self.once(error)
         return result
 
-    def same(self, error: UserError) -> BaseException:
-        """What to raise for an error that every process has come upon: rank 0 alone tells it."""
-        return error if self.leads else SystemExit(2)
+    def once(self, error: UserError) -> BaseException:
+        """What each process raises for an error that all of them meet: only one reports it."""
+        return error if self.is_main else SystemExit(2)
+
+    def close(self) -> None:
+        """End the connection to the other processes.
+
+        Gradient exchange is deleted first. As the last owner of the connection, it would
+        wait for the connection's threads while holding Python's lock, which these threads
+        need to drop their last tensor: now and then a deadlock.
+        """
+        for module in self._wrapped:
+            del module.reducer, module.logger
+        distributed.destroy_process_group()
 
 
-def _leaves_some(module: PolicyLoss, batch: Mapping[str, Any]) -> bool:
-    """Whether parameters get no gradient from the loss."""
-    trial = copy.deepcopy(module)
-    training_mode(trial.policy)
+def _has_unused_parameters(module: nn.Module, batch: Mapping[str, Any]) -> bool:
+    """Whether some parameters get no gradient from the loss."""
+    trial = copy.deepcopy(module)  # in training mode, as `World.sync_batch_norms` leaves it
     trial(batch)[0].backward()
-    return any(
-        parameter.requires_grad and parameter.grad is None for parameter in trial.parameters()
-    )
+    return any(p.requires_grad and p.grad is None for p in trial.parameters())
 
 
-def leads() -> bool:
-    """Whether this process is the one that prints, before and after it is part of a `World`."""
-    return os.environ.get("RANK", "0") == "0"
-
-
-@contextmanager
-def joined(device: str | None) -> Iterator[World]:
-    """The processes that torchrun's environment tells of, connected: by NCCL on GPUs,
-    else by gloo.
-
-    Raises:
-        UserError: the environment is incomplete; another process has ended.
-    """
-    size = _number("WORLD_SIZE", 1)
-    if size == 1:
-        yield World()
-        return
-    world = World(_number("RANK"), size, _number("LOCAL_RANK"))
-    if threading.current_thread() is threading.main_thread():
-        # in the midst of an exchange no Python code would run to heed it
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    if not world.leads:
-        warnings.simplefilter("ignore")
-    gpu = torch.cuda.is_available() and (device or "cuda").startswith("cuda")
-    try:
-        distributed.init_process_group("cpu:gloo,cuda:nccl" if gpu else "gloo")
-        try:
-            yield world
-        except (
-            UserError,
-            SystemExit,
-        ):  # which the others have come upon as well, so that they part too
-            world.part()
-            raise
-        world.part()
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt if world.leads else SystemExit(130) from None
-    except RuntimeError as error:
-        if not _lost(error):
-            raise
-        lost = UserError(
-            "another process of this training has ended, its own message tells why; --resume goes"
-            " on from here"
-        )
-        raise world.same(lost) from error
-
-
-def unsynchronised(module: nn.Module, *, last: bool) -> AbstractContextManager[object]:
-    """Around all backward passes of a step but the last, after which alone gradients
-    are exchanged.
-    """
+def no_sync(module: nn.Module, *, last: bool) -> AbstractContextManager[object]:
+    """Context of one backward pass of a step; gradients are exchanged after the last."""
     if last or not isinstance(module, DistributedDataParallel):
         return nullcontext()
     context: AbstractContextManager[object] = module.no_sync()
     return context
 
 
-def _lost(error: RuntimeError) -> bool:
-    """Whether an exchange failed because the other side is gone."""
+def is_main_process() -> bool:
+    """Whether this process prints, also before and after it is part of a `World`."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+@contextmanager
+def init_distributed(device: str | None) -> Iterator[World]:
+    """Connect the processes that torchrun has started, by NCCL on GPUs and by gloo on CPUs.
+
+    Raises:
+        UserError: torchrun's environment is incomplete, or another process has ended.
+    """
+    size = _environment_number("WORLD_SIZE", 1)
+    if size == 1:
+        yield World()
+        return
+    world = World(_environment_number("RANK"), size, _environment_number("LOCAL_RANK"))
+    if threading.current_thread() is threading.main_thread():
+        # A Python handler would not run during an exchange.
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    if not world.is_main:
+        warnings.simplefilter("ignore")
+    gpu = torch.cuda.is_available() and (device or "cuda").startswith("cuda")
+    try:
+        distributed.init_process_group("cpu:gloo,cuda:nccl" if gpu else "gloo")
+        try:
+            yield world
+        except (UserError, SystemExit):  # raised in all processes, so that all close
+            world.close()
+            raise
+        world.close()
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt if world.is_main else SystemExit(130) from None
+    except RuntimeError as error:
+        if not _is_lost_connection(error):
+            raise
+        lost = "another process of this training has ended, see its message; continue with --resume"
+        raise world.once(UserError(lost)) from error
+
+
+def _is_lost_connection(error: RuntimeError) -> bool:
     signs = ("Connection closed by peer", "Connection reset", "Broken pipe", "gloo", "NCCL")
     return isinstance(error, distributed.DistError) or any(sign in str(error) for sign in signs)
 
 
-def _number(name: str, default: int | None = None) -> int:
-    """Of an environment variable."""
+def _environment_number(name: str, default: int | None = None) -> int:
     found = os.environ.get(name, None if default is None else str(default))
     if found is None or not found.isdigit():
         raise UserError(
-            f"the environment tells of several processes, but {name} is {found}; start them with"
-            " `torchrun --nproc-per-node N -m fibopolicy.train ...`, or unset WORLD_SIZE"
+            f"WORLD_SIZE asks for several processes, but {name} is {found}; start them with"
+            " `torchrun --nproc-per-node N -m fibopolicy train ...`, or unset WORLD_SIZE"
         )
     return int(found)

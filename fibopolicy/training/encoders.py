@@ -1,34 +1,58 @@
-"""What training does to a policy's encoders: freezes them, trades time for memory,
-compiles them.
-"""
+"""The encoders of a policy in training: initial weights, freezing, memory, compilation."""
 
 from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
 import torch
-from torch import nn
+from safetensors.torch import load_file
+from torch import Tensor, nn
 
 from fibopolicy.encoders import Encoder
+from fibopolicy.encoders.timm import TimmEncoder
 from fibopolicy.errors import UserError
+from fibopolicy.policies import Policy
+from fibopolicy.policies.observations import ObservationEncoder
+from fibopolicy.policies.robomimic_head import module_name
+from fibopolicy.policies.run_directory import load_policy
+from fibopolicy.weights import load_strictly
+
+ADVICE = (
+    "build the encoder with the options that these weights were trained with, or name other weights"
+)
 
 
 def encoders_of(policy: nn.Module) -> list[Encoder]:
-    """Each once, in the order of the policy's modules."""
+    """All encoders, in the order of the policy's modules."""
     return [module for module in policy.modules() if isinstance(module, Encoder)]
 
 
+def camera_encoders(policy: Policy) -> dict[str, Encoder]:
+    """The encoder of each camera; cameras may share one."""
+    for module in policy.modules():
+        if isinstance(module, ObservationEncoder):
+            found: dict[str, Any] = {key: module.encoder_of(key) for key in policy.shapes.images}
+            return found
+    # robomimic's networks keep one encoder per camera under its name.
+    named = {tuple(n.split(".")): m for n, m in policy.named_modules() if isinstance(m, Encoder)}
+    return {
+        camera: next(m for names, m in named.items() if module_name(camera) in names)
+        for camera in policy.shapes.images
+    }
+
+
 def freeze(policy: nn.Module) -> None:
-    """No gradients for the encoders; `training_mode` keeps them as they are in evaluation."""
+    """Give the encoders no gradients; `training_mode` keeps them in evaluation mode."""
     for encoder in encoders_of(policy):
         encoder.requires_grad_(False)
 
 
 def training_mode(policy: nn.Module) -> None:
-    """As `train()`, but frozen encoders stay in evaluation mode: batch norm keeps its
-    statistics, nothing is dropped.
-    """
+    """`train()`, but frozen encoders stay in evaluation mode: no dropout, no statistics."""
     policy.train()
     for encoder in encoders_of(policy):
         if not any(parameter.requires_grad for parameter in encoder.parameters()):
@@ -42,8 +66,7 @@ def checkpoint_gradients(policy: nn.Module) -> None:
 
 
 def compile_encoders(policy: nn.Module, device: torch.device) -> None:
-    """torch.compile, in place; names of weights stay, and the sparse attention kernel
-    is called from inside.
+    """Compile in place, including the sparse attention kernel; weights keep their names.
 
     Raises:
         UserError: on a CPU without a C++ compiler.
@@ -56,3 +79,94 @@ def compile_encoders(policy: nn.Module, device: torch.device) -> None:
         )
     for encoder in encoders_of(policy):
         encoder.compile()
+
+
+def load_encoder_weights(policy: Policy, source: Path) -> None:
+    """Copy weights into the policy's encoders.
+
+    Args:
+        source: a run directory or a file. Of a run, the averaged encoders are taken camera
+            by camera, or its only encoder for every camera. A file (.safetensors, else a
+            `torch.save` of tensors alone) holds one encoder for every camera, under the
+            encoder's own names or, for "timm:<name>", those of the timm model. The
+            classifier of a timm model is left out, and its positions are resampled to the
+            image size. A prefix of DataParallel or torch.compile is dropped.
+
+    Raises:
+        UserError: no such source; it cannot be read without running code; weights are
+            missing, unknown or of another shape.
+    """
+    encoders = camera_encoders(policy)
+    if not encoders:
+        raise UserError(
+            f"{source}: the policy sees no images, so it has no encoder to take these weights"
+        )
+    if not source.is_dir():
+        tensors = _without_prefix(_read(source))
+        for encoder in encoders.values():
+            fitted = _from_timm(encoder, tensors) if isinstance(encoder, TimmEncoder) else tensors
+            load_strictly(encoder, fitted, source, ADVICE)
+        return
+    trained = camera_encoders(load_policy(source).policy)
+    only = next(iter(trained.values())) if len({id(e) for e in trained.values()}) == 1 else None
+    for camera, encoder in encoders.items():
+        found = trained.get(camera, only)
+        if found is None:
+            raise UserError(
+                f"{source}: has encoders for {', '.join(trained) or 'no camera'}, none for {camera}"
+            )
+        load_strictly(encoder, found.state_dict(), f"{source}: {camera}", ADVICE)
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    if not path.is_file():
+        raise UserError(
+            f"{path}: no such file or run directory; name the weights to start the encoder from"
+        )
+    document: Any
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        document = torch.load(path, weights_only=True, map_location="cpu")
+    except Exception as error:  # torch reads any bytes as a pickle, which may fail in any way
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(
+            f"{path}: cannot be read as weights ({reason}); save them as safetensors"
+        ) from error
+    for key in ("state_dict", "model"):  # wrappers of timm and many other libraries
+        if isinstance(document, Mapping) and isinstance(document.get(key), Mapping):
+            document = document[key]
+    if not isinstance(document, Mapping) or not all(
+        isinstance(value, Tensor) for value in document.values()
+    ):
+        raise UserError(
+            f"{path}: holds no mapping from names to tensors; save the encoder's state_dict()"
+        )
+    return {str(name): value for name, value in document.items()}
+
+
+def _without_prefix(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """Without the prefix that DataParallel or torch.compile puts before every name."""
+    for prefix in ("module.", "_orig_mod."):
+        if tensors and all(name.startswith(prefix) for name in tensors):
+            return _without_prefix({n.removeprefix(prefix): t for n, t in tensors.items()})
+    return tensors
+
+
+def _from_timm(encoder: TimmEncoder, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The weights of a timm model, or of our encoder around it, under our encoder's names."""
+    if all(name.startswith("model.") for name in tensors):
+        tensors = {name.removeprefix("model."): value for name, value in tensors.items()}
+    classifier = encoder.model.default_cfg.get("classifier") or ()
+    classifiers = [classifier] if isinstance(classifier, str) else classifier
+    unused = tuple(f"{name}." for name in classifiers)
+    own = encoder.model.state_dict()
+    fitted = {n: value for n, value in tensors.items() if n in own or not n.startswith(unused)}
+    old, new = fitted.get("pos_embed"), own.get("pos_embed")
+    if old is not None and new is not None and old.shape != new.shape and old.ndim == 3:
+        from timm.layers import resample_abs_pos_embed
+
+        prefix = 0 if encoder.model.no_embed_class else encoder.prefix
+        grid = list(encoder.model.patch_embed.grid_size)
+        fitted["pos_embed"] = resample_abs_pos_embed(old, grid, num_prefix_tokens=prefix)
+    return {f"model.{name}": value for name, value in fitted.items()}

@@ -1,82 +1,83 @@
-"""What a run logs: JSON lines and TensorBoard events, and Weights & Biases where asked for."""
+"""What a run logs: JSON lines, TensorBoard, Weights & Biases, and its speed and memory."""
 
 from __future__ import annotations
 
+import importlib
 import json
+import resource
+import secrets
 from collections import defaultdict, deque
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+import torch
 from torch.utils.tensorboard import SummaryWriter
 
-from fibopolicy.training.wandb_log import WandbLog
+from fibopolicy.errors import UserError
 from fibopolicy.utils.files import atomic_write
+from fibopolicy.utils.system import peak_memory_bytes
 
 METRICS = "metrics.jsonl"
-#: How many rows `recent` averages over.
+#: Identity of the run at Weights & Biases, so that a resumed run continues its curves.
+WANDB_IDENTITY = "wandb.json"
+#: Number of rows that `MetricsLogger.recent` averages over.
 RECENT = 10
 
 
-class MetricsLog:
-    """Appends to `metrics.jsonl` and TensorBoard events; rows from `start` on, left by
-    a killed run, are dropped first.
+class MetricsLogger:
+    """Appends rows to `metrics.jsonl`, TensorBoard and, if asked for, Weights & Biases.
+
+    Rows from `start` on, which a killed run has left, are dropped first.
 
     Args:
-        out: the run directory.
+        out: run directory.
         start: steps done before.
-        wandb: a project of Weights & Biases that gets the same figures.
-        config: what it is told about the run.
+        wandb: project of Weights & Biases.
+        config: description of the run for Weights & Biases.
     """
 
     def __init__(
-        self,
-        out: Path,
-        start: int,
-        *,
-        wandb: str | None = None,
-        config: dict[str, Any] | None = None,
+        self, out: Path, start: int, *, wandb: str | None = None, config: dict[str, Any]
     ) -> None:
         path = out / METRICS
         self._recent: defaultdict[str, deque[float]] = defaultdict(lambda: deque(maxlen=RECENT))
         self._steps: defaultdict[str, set[int]] = defaultdict(set)
         if path.exists():
-            kept = [
-                line
-                for line in path.read_text(encoding="utf-8").splitlines()
-                if _step_of(line) < start
-            ]
-            with atomic_write(path) as aside:
-                aside.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+            lines = path.read_text(encoding="utf-8").splitlines()
+            kept = [line for line in lines if _step_of(line) < start]
+            with atomic_write(path) as partial:
+                partial.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
             for line in kept:
                 self._remember(json.loads(line))
-        self._wandb = WandbLog(out, wandb, config or {}) if wandb is not None else None
+        self._wandb = WandbLogger(out, wandb, config) if wandb is not None else None
         self._file = path.open("a", encoding="utf-8")
         self._events = SummaryWriter(str(out), purge_step=start if start else None)
 
-    def write(self, step: int, figures: dict[str, float]) -> None:
-        """One row: `{"step": ..., "loss": ..., ...}`. Several rows may be of one step."""
-        row = {"step": step, **figures}
+    def write(self, step: int, metrics: dict[str, float]) -> None:
+        """Write one row `{"step": ..., "loss": ..., ...}`; a step may have several."""
+        row = {"step": step, **metrics}
         self._file.write(json.dumps(row) + "\n")
         self._file.flush()
         self._remember(row)
-        for name, value in figures.items():
+        for name, value in metrics.items():
             self._events.add_scalar(name, value, step)
         if self._wandb is not None:
             self._wandb.write(row)
 
     def recent(self, name: str) -> float | None:
-        """The mean of a figure over its last rows; `None` where there are none."""
+        """The mean of a metric over its last rows; `None` if there are none."""
         values = self._recent.get(name)
         return sum(values) / len(values) if values else None
 
     def last(self, name: str) -> float | None:
-        """A figure's last value; `None` where there is none."""
+        """The last value of a metric; `None` if there is none."""
         values = self._recent.get(name)
         return values[-1] if values else None
 
     def steps_with(self, name: str) -> set[int]:
-        """The steps of the rows that hold a figure."""
+        """The steps of all rows that hold a metric."""
         return set(self._steps.get(name, ()))
 
     def flush(self) -> None:
@@ -103,8 +104,156 @@ class MetricsLog:
 
 
 def _step_of(line: str) -> float:
-    """A row's step; infinite for a row that a kill cut short."""
+    """The step of a row; infinite for a row that a kill cut short."""
     try:
         return int(json.loads(line)["step"])
     except (ValueError, KeyError, TypeError):
         return float("inf")
+
+
+class WandbLogger:
+    """One run of a Weights & Biases project.
+
+    Without a network, `WANDB_MODE=offline` keeps everything in the run directory.
+
+    Raises:
+        UserError: wandb is not installed, or refuses to start (no key, no network).
+    """
+
+    def __init__(self, out: Path, project: str, config: dict[str, Any]) -> None:
+        require_wandb(project)
+        import wandb
+
+        try:
+            self._run = wandb.init(
+                project=project,
+                id=_wandb_identity(out),
+                name=out.name,
+                dir=str(out),
+                config=config,
+                resume="allow",
+            )
+        except (wandb.errors.Error, OSError, ValueError) as error:
+            reason = " ".join(str(error).split())
+            raise UserError(
+                f"wandb: {reason}; log in with `wandb login`, set WANDB_MODE=offline, or leave out"
+                " --wandb"
+            ) from error
+        # wandb's own step only grows, but results of rollouts come after rows of later steps.
+        self._run.define_metric("*", step_metric="step")
+
+    def write(self, row: dict[str, float]) -> None:
+        self._run.log(row)
+
+    def close(self, *, failed: bool) -> None:
+        self._run.finish(exit_code=1 if failed else 0)
+
+
+def require_wandb(project: str | None) -> None:
+    """Raise `UserError` if a project is to be logged to and wandb is not installed."""
+    if project is None:
+        return
+    try:
+        importlib.import_module("wandb")
+    except ImportError as error:
+        raise UserError(
+            f"--wandb needs Weights & Biases ({error}): pip install 'fibopolicy[wandb]'"
+        ) from error
+
+
+def _wandb_identity(out: Path) -> str:
+    path = out / WANDB_IDENTITY
+    if path.exists():
+        return str(json.loads(path.read_text(encoding="utf-8"))["id"])
+    identity = secrets.token_hex(4)
+    with atomic_write(path) as partial:
+        partial.write_text(json.dumps({"id": identity}) + "\n", encoding="utf-8")
+    return identity
+
+
+@dataclass
+class Throughput:
+    """Samples and seconds of some steps."""
+
+    samples: int = 0
+    data_seconds: float = 0.0
+    seconds: float = 0.0
+
+    def add(self, samples: int, data_seconds: float, seconds: float) -> None:
+        """Add a step of `samples` that took `seconds`, of which `data_seconds` to load them."""
+        self.samples += samples
+        self.data_seconds += data_seconds
+        self.seconds += seconds
+
+    def metrics(self) -> dict[str, float]:
+        """`samples_per_s`, and `data_share`, the part of the time that loads data."""
+        return {
+            "samples_per_s": self.samples / self.seconds if self.seconds else 0.0,
+            "data_share": self.data_seconds / self.seconds if self.seconds else 0.0,
+        }
+
+
+def memory_metrics(device: torch.device) -> dict[str, float]:
+    """`memory_gb`, resident now, mapped frames included; on a GPU its `gpu_memory_gb`, the
+    most so far.
+
+    On other systems than Linux, `memory_gb` is the most so far.
+    """
+    try:
+        pages = int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[1])
+        metrics = {"memory_gb": pages * resource.getpagesize() / 1e9}
+    except OSError:
+        metrics = {"memory_gb": peak_memory_bytes() / 1e9}
+    if device.type == "cuda":
+        metrics["gpu_memory_gb"] = torch.cuda.max_memory_allocated(device) / 1e9
+    return metrics
+
+
+def peak_memory(device: torch.device) -> dict[str, float]:
+    """The most memory so far: `peak_gb` of the process, on a GPU `gpu_gb` of its tensors."""
+    peak = {"peak_gb": peak_memory_bytes() / 1e9}
+    if device.type == "cuda":
+        peak["gpu_gb"] = torch.cuda.max_memory_allocated(device) / 1e9
+    return peak
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Outcome and cost of a training.
+
+    Attributes:
+        steps: gradient steps of the weights.
+        loss: mean over the last logged rows; `None` in processes that do not log.
+        validation_loss: the last; `None` without validation.
+        seconds: wall time, without the time before a resume.
+        samples_per_s, data_share: see `Throughput`; 0 without new steps.
+        peak_gb, gpu_gb: see `peak_memory`; no `gpu_gb` without a GPU.
+    """
+
+    steps: int
+    loss: float | None
+    validation_loss: float | None
+    seconds: float
+    samples_per_s: float
+    data_share: float
+    peak_gb: float
+    gpu_gb: float | None = None
+
+    def table(self) -> str:
+        """Plain text, one value per line."""
+        timed = bool(self.samples_per_s)
+        rows = {
+            "steps": f"{self.steps}",
+            "loss": "" if self.loss is None else f"{self.loss:.5g}",
+            "validation loss": ""
+            if self.validation_loss is None
+            else f"{self.validation_loss:.5g}",
+            "time": f"{self.seconds:.1f} s",
+            "throughput": f"{self.samples_per_s:.0f} samples/s" if timed else "",
+            "waiting for data": f"{100 * self.data_share:.1f} % of the steps" if timed else "",
+            "peak memory": f"{self.peak_gb:.2f} GB",
+            "GPU memory": "" if self.gpu_gb is None else f"{self.gpu_gb:.2f} GB",
+        }
+        rows = {name: value for name, value in rows.items() if value}
+        width = max(map(len, rows))
+        return "\n".join(f"{name:<{width}}  {value}" for name, value in rows.items())

@@ -1,52 +1,47 @@
-"""AdamW over groups of parameters, and its learning rate."""
+"""The optimizer, its learning rate, the average of the weights, divergence and precision."""
 
 from __future__ import annotations
 
+import copy
 import math
+import statistics
+from collections import deque
+from contextlib import AbstractContextManager, nullcontext
+from typing import Generic, TypeVar
 
 import torch
 from torch import nn
 
-from fibopolicy.encoders import Encoder
 from fibopolicy.training.config import OptimizerConfig
+from fibopolicy.training.encoders import encoders_of
 
-#: Matrices by shape, but not weights of a product: positions and learned tokens, ours
-#: and timm's.
+M = TypeVar("M", bound=nn.Module)
+
+#: Learned tokens and positions, ours and timm's: matrices by shape, but not weights of a product.
 NOT_DECAYED = ("positions", "cls", "pos_embed", "cls_token", "reg_token", "dist_token")
-#: In a group of the optimiser: its learning rate as a factor of the schedule's.
-FACTOR = "factor"
+#: Key of a parameter group: its learning rate as a factor of the schedule's.
+LR_SCALE = "factor"
 
 
 def build_optimizer(policy: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
-    """AdamW over what is trained: weight decay on matrices alone, encoders at their own
-    learning rate.
+    """AdamW over the parameters that need gradients.
+
+    Weight decay acts on matrices alone. Encoders have their own learning rate.
     """
-    encoders = {
-        id(p)
-        for module in policy.modules()
-        if isinstance(module, Encoder)
-        for p in module.parameters()
-    }
+    encoded = {id(p) for encoder in encoders_of(policy) for p in encoder.parameters()}
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in policy.named_parameters():
         if parameter.requires_grad:
             decayed = parameter.ndim > 1 and name.rsplit(".", 1)[-1] not in NOT_DECAYED
-            factor = config.encoder_rate if id(parameter) in encoders else 1.0
-            groups.setdefault((factor, config.weight_decay if decayed else 0.0), []).append(
-                parameter
-            )
-    # In an order of their own, since a resumed run finds its groups by position.
+            scale = config.encoder_rate if id(parameter) in encoded else 1.0
+            key = (scale, config.weight_decay if decayed else 0.0)
+            groups.setdefault(key, []).append(parameter)
+    # Sorted, because a resumed run finds its groups by position.
     described = [
-        {"params": groups[key], FACTOR: key[0], "weight_decay": key[1]}
+        {"params": groups[key], LR_SCALE: key[0], "weight_decay": key[1]}
         for key in sorted(groups, reverse=True)
     ]
     return torch.optim.AdamW(described, lr=config.learning_rate, betas=config.betas, foreach=True)
-
-
-def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """For the next step, to every group its share."""
-    for group in optimizer.param_groups:
-        group["lr"] = rate * group[FACTOR]
 
 
 def learning_rate(step: int, config: OptimizerConfig) -> float:
@@ -55,3 +50,110 @@ def learning_rate(step: int, config: OptimizerConfig) -> float:
         return config.learning_rate * (step + 1) / config.warmup
     progress = (step - config.warmup) / max(1, config.steps - config.warmup)
     return config.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Set the learning rate of the next step in every parameter group."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr * group[LR_SCALE]
+
+
+class EMA(Generic[M]):
+    """Keeps `average`, a copy of a module whose parameters follow it: a <- d a + (1 - d) w.
+
+    The decay d grows from 0.1 at the first step to its full value, so that the random
+    initial weights are forgotten. Buffers, such as batch-norm statistics, are copied.
+    """
+
+    def __init__(self, module: M, decay: float) -> None:
+        self.average: M = copy.deepcopy(module).eval().requires_grad_(False)
+        self.decay = decay
+
+    @torch.no_grad()
+    def update(self, module: nn.Module, step: int) -> None:
+        """Follow `module` after gradient step number `step`, counted from 0."""
+        decay = min(self.decay, (1 + step) / (10 + step))
+        averages = [parameter.detach() for parameter in self.average.parameters()]
+        weights = [parameter.detach() for parameter in module.parameters()]
+        torch._foreach_lerp_(averages, weights, 1 - decay)
+        for average, buffer in zip(self.average.buffers(), module.buffers(), strict=True):
+            average.copy_(buffer)
+
+
+#: Number of losses that make up the usual level, and how many are needed before judging.
+WINDOW, LEAST = 200, 20
+#: A loss is high if it exceeds the median of the recent losses by this many times their size.
+FACTOR = 10.0
+#: Number of high losses in a row that count as divergence.
+PATIENCE = 50
+
+
+class Divergence:
+    """Ends a training whose loss is not finite or stays far above its usual level.
+
+    The usual level is the median of the last `WINDOW` losses that were not high. Their
+    size is the magnitude of that median or their interquartile range, whichever is
+    larger, because log-likelihoods may have any sign. One high loss is an outlier,
+    `PATIENCE` of them in a row are divergence. No checkpoint is written while losses are
+    high, so that the newest one on disk is from before.
+
+    Attributes:
+        recent: the losses that make up the usual level.
+        num_bad: number of high losses in a row, up to now.
+    """
+
+    def __init__(self) -> None:
+        self.recent: deque[float] = deque(maxlen=WINDOW)
+        self.num_bad = 0
+
+    @property
+    def is_stable(self) -> bool:
+        return self.num_bad == 0
+
+    def check(self, loss: float, gradient_norm: float) -> str | None:
+        """Take in the next step; return the reason to stop training, or `None`."""
+        if not math.isfinite(loss):
+            return f"the loss is {loss}"
+        if not math.isfinite(gradient_norm):
+            return f"the gradient norm is {gradient_norm}"
+        limit = self._limit()
+        if loss <= limit:
+            self.num_bad = 0
+            self.recent.append(loss)
+            return None
+        self.num_bad += 1
+        if self.num_bad < PATIENCE:
+            return None
+        return (
+            f"the loss has been above {limit:.4g} for {PATIENCE} steps, {FACTOR:g} times its"
+            f" usual size, and is {loss:.4g}"
+        )
+
+    def _limit(self) -> float:
+        if len(self.recent) < LEAST:
+            return math.inf
+        low, median, high = statistics.quantiles(self.recent, n=4)
+        return median + FACTOR * max(abs(median), high - low)
+
+
+def resolve_precision(precision: str, device: torch.device) -> str:
+    """ "fp32" or "bf16"; "auto" is bf16 on GPUs that compute it and fp32 elsewhere.
+
+    The choice depends on the device alone, never on a timing, so that a seed gives the
+    same weights on a quiet and on a busy machine. Small networks on CPUs are often slower
+    under autocast.
+    """
+    if precision != "auto":
+        return precision
+    capable = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
+    return "bf16" if capable else "fp32"
+
+
+def autocast(precision: str, device: torch.device) -> AbstractContextManager[object]:
+    """Context of a forward pass in "fp32" or "bf16".
+
+    With "bf16", products are computed in bfloat16; weights, sums and losses stay float32.
+    """
+    if precision == "bf16":
+        return torch.autocast(device.type, torch.bfloat16)
+    return nullcontext()

@@ -12,14 +12,11 @@ import torch
 from torch import nn
 
 from fibopolicy.datasets.profile import Part, parts_table, shares
-from fibopolicy.encoders.base import Encoder
 from fibopolicy.policies import Policy, build_policy
-from fibopolicy.policies.observations import ObservationEncoder
-from fibopolicy.training.batches import to_device
 from fibopolicy.training.config import TrainConfig
-from fibopolicy.training.data import open_dataset, shapes_of
-from fibopolicy.training.ema import EMA
-from fibopolicy.training.optimizer import build_optimizer
+from fibopolicy.training.data import open_dataset, shapes_of, to_device
+from fibopolicy.training.encoders import camera_encoders
+from fibopolicy.training.optim import EMA, build_optimizer
 from fibopolicy.utils.system import resolve_device
 
 _WARM_UP = 3
@@ -31,11 +28,11 @@ class TrainProfile:
     """Training steps, part by part.
 
     Attributes:
-        parts: reading the batch, bringing it to the device, preparing it (crop, shift,
-            scale), each camera's encoder, the head, backward, the optimiser with
-            clipping, the average; "step" is their sum.
+        parts: loading the batch, moving it to the device, preparing its frames (crop,
+            shift, scale), each camera's encoder, the head, backward, the optimizer with
+            clipping, the average of the weights; "step" is their sum.
         samples_per_s: of whole steps.
-        parameters: trained ones.
+        parameters: number of trained ones.
     """
 
     head: str
@@ -48,10 +45,10 @@ class TrainProfile:
 
 
 def profile_train(config: TrainConfig, *, turns: int) -> TrainProfile:
-    """Times `turns` steps after some that warm up; nothing is written.
+    """Time `turns` steps after some that warm up; nothing is written.
 
-    On a GPU every part is waited for before the next begins, so parts that would
-    overlap count one after the other.
+    On a GPU each part ends before the next begins, so that parts which overlap in training
+    are added up here.
     """
     torch.manual_seed(config.seed)
     device = resolve_device(config.device)
@@ -62,7 +59,8 @@ def profile_train(config: TrainConfig, *, turns: int) -> TrainProfile:
     optimizer = build_optimizer(policy, config.optimizer)
     ema = EMA(policy, config.optimizer.ema)
     seconds: dict[str, list[float]] = {}
-    with _Clock(device).of_parts(policy) as clock:
+    clock = _Clock(device)
+    with clock.inner_calls(policy):
         for step in range(turns + _WARM_UP):
             clock.start()
             indices = dataset.indices(config.optimizer.batch_size, config.seed, step)
@@ -98,16 +96,16 @@ def profile_train(config: TrainConfig, *, turns: int) -> TrainProfile:
 
 def table(profile: TrainProfile) -> str:
     """A profile as a Markdown table and a line."""
-    told = (
+    summary = (
         f"{profile.samples_per_s:.0f} samples/s in batches of {profile.batch_size} on"
         f" {profile.device}: {profile.head} with {profile.encoder}, {profile.parameters / 1e6:.2f}"
         " million parameters"
     )
-    return "\n".join([*parts_table(profile.parts), "", told])
+    return "\n".join([*parts_table(profile.parts), "", summary])
 
 
 class _Clock:
-    """Laps of one step; what runs within another part is taken out of it."""
+    """Laps of one step; the time of inner calls is taken out of their lap."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -124,65 +122,42 @@ class _Clock:
         self.laps[name], self._last = now - self._last, now
 
     def lap_forward(self) -> None:
-        """The parts that were seen within the forward pass, and the rest of it as the head's."""
+        """A lap per inner call; the rest of the forward pass is the head's."""
         self.lap("head")
         head = self.laps.pop("head")
         self.laps |= self._inner
         self.laps["head"] = head - sum(self._inner.values())
 
     @contextmanager
-    def of_parts(self, policy: Policy) -> Iterator[_Clock]:
-        """Within it, this clock sees the preparation of frames and every encoder."""
-        handles = []
-        for name, module in _encoders(policy).items():
-            began: list[float] = []
-            handles.append(
-                module.register_forward_pre_hook(lambda *_, began=began: began.append(self._now()))
-            )
-            handles.append(
-                module.register_forward_hook(
-                    lambda *_, began=began, name=name: self._add(f"encoder, {name}", began.pop())
-                )
-            )
-        observations: Any = getattr(policy, "observations", None)
-        prepare: Callable[..., Any] | None = getattr(observations, "prepare", None)
-        if prepare is not None:
-
-            def timed(*arguments: Any) -> Any:
-                since = self._now()
-                prepared = prepare(*arguments)
-                self._add("preparing frames", since)
-                return prepared
-
-            observations.prepare = timed
+    def inner_calls(self, policy: Policy) -> Iterator[None]:
+        """Time the preparation of frames and every encoder as inner calls."""
+        methods: list[tuple[Any, str, str]] = []
+        observations = getattr(policy, "observations", None)
+        if hasattr(observations, "prepare"):
+            methods.append((observations, "prepare", "preparing frames"))
+        encoders = camera_encoders(policy)
+        shared = len(encoders) > 1 and len({id(encoder) for encoder in encoders.values()}) == 1
+        for camera, encoder in list(encoders.items())[: 1 if shared else None]:
+            name = f"encoder, {'all cameras' if shared else camera}"
+            methods.append((encoder, "forward", name))
+        for owner, method, name in methods:
+            setattr(owner, method, self._timed(getattr(owner, method), name))
         try:
-            yield self
+            yield
         finally:
-            for handle in handles:
-                handle.remove()
-            if prepare is not None:
-                del observations.prepare
+            for owner, method, _ in methods:
+                delattr(owner, method)
 
-    def _add(self, name: str, since: float) -> None:
-        self._inner[name] = self._inner.get(name, 0.0) + self._now() - since
+    def _timed(self, call: Callable[..., Any], name: str) -> Callable[..., Any]:
+        def timed(*arguments: Any, **options: Any) -> Any:
+            since = self._now()
+            result = call(*arguments, **options)
+            self._inner[name] = self._inner.get(name, 0.0) + self._now() - since
+            return result
+
+        return timed
 
     def _now(self) -> float:
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
         return time.perf_counter()
-
-
-def _encoders(policy: Policy) -> dict[str, nn.Module]:
-    """Every encoder under the name of its camera, or of all that it sees."""
-    cameras = tuple(policy.shapes.images)
-    found: dict[str, nn.Module] = {}
-    for path, module in policy.named_modules():
-        if isinstance(module, ObservationEncoder) and module.views == "separate":
-            found |= {camera: module.encoder_of(camera) for camera in module.cameras}
-        elif isinstance(module, Encoder) and not any(module is known for known in found.values()):
-            # robomimic's networks keep the cores by observation key; one encoder for
-            # several cameras is nobody's own.
-            found[
-                next((camera for camera in cameras if f".{camera}." in f".{path}."), "all cameras")
-            ] = module
-    return found

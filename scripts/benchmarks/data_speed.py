@@ -51,7 +51,7 @@ class Ours:
     def epoch(self) -> Iterator[int]:
         import torch
 
-        from fibopolicy.training.batches import to_device
+        from fibopolicy.training.data import to_device
 
         for _ in range(len(self.dataset) // BATCH):
             batch = to_device(

@@ -37,7 +37,7 @@ def step_seconds(policy: Any, batch: Mapping[str, Any], device: Any, precision: 
     """How long forward and backward take in "fp32" or "bf16"; the gradients are dropped."""
     import torch
 
-    from fibopolicy.training.precision import autocast
+    from fibopolicy.training.optim import autocast
 
     began = time.perf_counter()
     with autocast(precision, device):
@@ -108,15 +108,13 @@ def main() -> None:
     set_up()
     import torch
 
-    from fibopolicy.training.precision import has_bf16_units
-
     torch.set_num_threads(arguments.threads)
     device = torch.device("cpu")
     settings = {
         "turns": arguments.turns,
         "threads": arguments.threads,
         "device": str(device),
-        "bf16_units": has_bf16_units(device),
+        "bf16_units": torch.cpu._is_avx512_bf16_supported(),
     }
     command = (
         f"scripts/benchmarks/precision_and_compile.py --turns {arguments.turns} --threads"

@@ -28,7 +28,7 @@ from fibopolicy.study.directory import StudyDirectory
 from fibopolicy.study.executors.local import Local
 from fibopolicy.study.prepare import prepare_task
 from fibopolicy.study.runner import run_study
-from fibopolicy.training.loop import train
+from fibopolicy.training.trainer import train
 from fibopolicy.utils.system import environment
 
 

@@ -7,7 +7,7 @@ BC-RNN-GMM as robomimic 0.3 builds it by default (LSTM 2 x 400, MLP 1024-1024, 5
 its ResNet-18 with 32 keypoints and 64 features per camera, two cameras of 84 x 84,
 proprioception, sequences of 10, batch 16, no cropping. robomimic: `run_epoch`, its
 Adam, on its DataLoader with the file in memory ("all"). Ours:
-`fibopolicy.training.loop.train`, with AdamW, gradient clipping and the average of the
+`fibopolicy.training.trainer.train`, with AdamW, gradient clipping and the average of the
 weights, which robomimic has not. Each in a process of its own, in turns.
 
 `fibopolicy`'s command sets two things in its process before torch is loaded: threads
@@ -85,7 +85,7 @@ def ours(path: Path, connection: Connection) -> None:
     from fibopolicy.datasets import WindowDataset
     from fibopolicy.policies import PolicyConfig
     from fibopolicy.training import OptimizerConfig, TrainConfig
-    from fibopolicy.training.loop import train
+    from fibopolicy.training.trainer import train
 
     held: dict[str, Any] = {"left": 0, "asked": 0, "began": 0.0, "busy": 0.0, "data": 0.0}
     indices, batch = WindowDataset.indices, WindowDataset.batch

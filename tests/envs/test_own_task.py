@@ -19,7 +19,7 @@ from fibopolicy.evaluation import evaluate
 from fibopolicy.evaluation.measure import default_workers
 from fibopolicy.study import StudyTask
 from fibopolicy.training import TrainConfig, train
-from fibopolicy.training.watch_config import RolloutConfig
+from fibopolicy.training.config import RolloutConfig
 
 SOURCE = """
 import numpy as np

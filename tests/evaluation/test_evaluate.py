@@ -26,7 +26,7 @@ from fibopolicy.policies import PolicyConfig, load_policy
 from fibopolicy.report.run import rate_table, report
 from fibopolicy.statistics.rates import wilson
 from fibopolicy.training import TrainConfig
-from fibopolicy.training.loop import train
+from fibopolicy.training.trainer import train
 from fibopolicy.utils.files import directory_lock
 
 

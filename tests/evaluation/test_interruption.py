@@ -15,7 +15,7 @@ import pytest
 
 from fibopolicy.evaluation.episodes import read_rows
 from fibopolicy.training import TrainConfig
-from fibopolicy.training.loop import train
+from fibopolicy.training.trainer import train
 
 
 def children(pid: int) -> list[int]:

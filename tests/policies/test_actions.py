@@ -13,7 +13,7 @@ from fibopolicy.policies import PolicyConfig, Shapes, build_policy
 from fibopolicy.policies.actions import ActionNormalizer
 from fibopolicy.policies.run_directory import load_policy
 from fibopolicy.training import OptimizerConfig, TrainConfig
-from fibopolicy.training.loop import train
+from fibopolicy.training.trainer import train
 
 # two arms: position, rotation, gripper
 ABSOLUTE = Shapes({}, {"hand": 3}, 14, absolute=True, rotations=(3, 10))

@@ -16,7 +16,7 @@ from fibopolicy.policies import PolicyConfig, Shapes, build_policy
 from fibopolicy.policies.robomimic_head import log_likelihood
 from fibopolicy.policies.run_directory import load_policy
 from fibopolicy.training import OptimizerConfig, TrainConfig
-from fibopolicy.training.loop import train
+from fibopolicy.training.trainer import train
 
 if importlib.util.find_spec("robomimic") is None:
     pytest.skip(

@@ -21,7 +21,7 @@ from fibopolicy.evaluation.video import HEADING, write_grid
 from fibopolicy.report.plots import success_by_step
 from fibopolicy.report.run import report
 from fibopolicy.training import TrainConfig
-from fibopolicy.training.loop import train
+from fibopolicy.training.trainer import train
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 

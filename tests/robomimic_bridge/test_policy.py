@@ -26,7 +26,7 @@ from fibopolicy.robomimic.export import export
 from fibopolicy.robomimic.policy import RobomimicPolicy
 from fibopolicy.robomimic.run_directory import adopted, load_policy
 from fibopolicy.training import OptimizerConfig, TrainConfig
-from fibopolicy.training.loop import train
+from fibopolicy.training.trainer import train
 
 Save = Callable[..., Path]
 SEEN = Shapes({"front_image": (24, 24)}, {"hand": 3, "cube": 4}, 5)

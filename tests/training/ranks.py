@@ -1,5 +1,5 @@
-"""Two processes of one training, for tests; and an encoder with batch norm and with a
-weight that no loss reaches.
+"""Two processes of one training, for tests; and an encoder with a weight that no loss
+reaches.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from fibopolicy.encoders import Encoder, register_encoder
 from fibopolicy.errors import UserError
-from fibopolicy.training import TrainConfig, loop
+from fibopolicy.training import TrainConfig, trainer
 
 #: Seconds that a test waits for both processes, which should have ended long before.
 PATIENCE = 300.0
@@ -29,14 +29,12 @@ PATIENCE = 300.0
 
 @register_encoder("tiny_cnn")
 class TinyCNN(Encoder):
-    def __init__(self, *, image_size: tuple[int, int]) -> None:
+    def __init__(self, *, image_size: tuple[int, int], batch_norm: bool = False) -> None:
         super().__init__()
-        # Without biases: before a batch norm their gradient is nothing but rounding,
-        # which Adam makes steps of.
+        # Without biases: before a norm their gradient is rounding alone, which Adam scales.
         convolutions = nn.Conv2d(3, 8, 6, 6, bias=False), nn.Conv2d(8, 8, 2, bias=False)
-        self.net = nn.Sequential(
-            convolutions[0], nn.BatchNorm2d(8), nn.ReLU(), convolutions[1], nn.BatchNorm2d(8)
-        )
+        norms = [nn.BatchNorm2d(8) if batch_norm else nn.GroupNorm(2, 8) for _ in range(2)]
+        self.net = nn.Sequential(convolutions[0], norms[0], nn.ReLU(), convolutions[1], norms[1])
         self.unused = nn.Parameter(torch.zeros(3))
         self.output_dim = 8
 
@@ -106,12 +104,13 @@ def _work(rank: int, calls: Sequence[Call], ports: Sequence[int], log: Path, tel
         os.dup2(file.fileno(), sys.stdout.fileno())
         os.dup2(file.fileno(), sys.stderr.fileno())
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1")
-    step = loop._step
+    step = trainer.Trainer.train_step
     for call, port in zip(calls, ports, strict=True):
         os.environ["MASTER_PORT"] = str(port)
-        loop._step = _mortal(step, call.dies_at) if rank == 1 else step  # type: ignore[assignment]
+        mortal = _mortal(step, call.dies_at) if rank == 1 else step
+        trainer.Trainer.train_step = mortal  # type: ignore[method-assign]
         try:
-            loop.train(call.config, **call.options)
+            trainer.train(call.config, **call.options)
             tell.send("done")
         except UserError as error:
             tell.send(str(error))
@@ -122,10 +121,10 @@ def _work(rank: int, calls: Sequence[Call], ports: Sequence[int], log: Path, tel
 def _mortal(
     step: Callable[..., dict[str, float]], dies_at: int | None
 ) -> Callable[..., dict[str, float]]:
-    def until_then(number: int, engine: loop.Engine) -> dict[str, float]:
+    def until_then(self: trainer.Trainer, number: int) -> dict[str, float]:
         if number == dies_at:
             os.kill(os.getpid(), signal.SIGKILL)
-        return step(number, engine)
+        return step(self, number)
 
     return until_then
 

@@ -14,9 +14,9 @@ from fibopolicy.policies import PolicyConfig, Shapes, build_policy
 from fibopolicy.policies.base import POLICIES, Policy
 from fibopolicy.policies.rng import GLOBAL_RNG, SampleRng
 from fibopolicy.training import ComputeConfig, TrainConfig
-from fibopolicy.training.batches import rows
+from fibopolicy.training.data import rows
 from fibopolicy.training.distributed import World
-from fibopolicy.training.loop import _prepare, _step, train
+from fibopolicy.training.trainer import Trainer, train
 
 SHAPES = Shapes({"front_image": (24, 24)}, {"hand": 3}, 4)
 #: Small ones, where a head has them.
@@ -72,20 +72,11 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(
     for accumulate in (1, parts):
         optimizer = replace(tiny_config.optimizer, clip=1e9)
         compute = ComputeConfig(accumulate=accumulate, precision="fp32")
-        engine = _prepare(
-            replace(tiny_config, optimizer=optimizer, compute=compute),
-            World(),
-            resume=False,
-            overwrite=False,
-        )
-        figures = _step(5, engine)
-        found.append(
-            (
-                figures["loss"],
-                figures["gradient_norm"],
-                [p.grad for p in engine.state.policy.parameters()],
-            )
-        )
+        config = replace(tiny_config, optimizer=optimizer, compute=compute)
+        trainer = Trainer(config, World())
+        metrics = trainer.train_step(5)
+        gradients = [p.grad for p in trainer.policy.parameters()]
+        found.append((metrics["loss"], metrics["gradient_norm"], gradients))
     assert found[0][0] == pytest.approx(found[1][0], abs=1e-6)
     for ours, theirs in zip(found[0][2], found[1][2], strict=True):
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6)

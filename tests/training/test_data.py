@@ -14,6 +14,7 @@ from fibopolicy.datasets import DemoFile, Mixture
 from fibopolicy.errors import UserError
 from fibopolicy.policies import PolicyConfig, build_policy
 from fibopolicy.training import TrainConfig
+from fibopolicy.training.config import ValidationConfig
 from fibopolicy.training.data import (
     left_out,
     narrow_distributions,
@@ -21,8 +22,7 @@ from fibopolicy.training.data import (
     open_validation,
     shapes_of,
 )
-from fibopolicy.training.loop import train
-from fibopolicy.training.watch_config import ValidationConfig
+from fibopolicy.training.trainer import Trainer, train
 
 
 @pytest.fixture
@@ -86,7 +86,8 @@ def test_a_run_on_a_mixture_resumes_to_the_same_weights(
     train(config)
     cut = replace(config, out=tmp_path / "cut", checkpoint_every=5)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("fibopolicy.training.watch.Watch.after", lambda self, step: stop_at(step, 7))
+        whole = Trainer.train_step
+        patch.setattr(Trainer, "train_step", lambda self, step: whole(self, stop_at(step, 8)))
         with pytest.raises(RuntimeError, match="wanted elsewhere"):
             train(cut)
     train(cut, resume=True)
@@ -98,9 +99,10 @@ def test_a_run_on_a_mixture_resumes_to_the_same_weights(
         train(replace(config, weights=(1.0, 1.0)), resume=True)
 
 
-def stop_at(step: int, last: int) -> None:
+def stop_at(step: int, last: int) -> int:
     if step == last:
         raise RuntimeError("the machine is wanted elsewhere")
+    return step
 
 
 def validating(config: TrainConfig, key: str, **options: object) -> TrainConfig:
@@ -120,7 +122,7 @@ def test_validation_reads_the_demos_of_its_key_in_every_file_that_has_it(
 def test_validating_on_what_is_trained_on_is_refused(tiny_config: TrainConfig) -> None:
     config = validating(replace(tiny_config, filter_key="all"), "valid")
     with pytest.raises(
-        UserError, match="1 of 1 demos of filter key 'valid' are trained on as well, say demo_"
+        UserError, match="1 of 1 demos of filter key 'valid' are trained on as well, such as demo_"
     ):
         open_validation(config, open_dataset(config))
 

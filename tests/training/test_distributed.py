@@ -14,8 +14,8 @@ from safetensors.torch import load_file
 
 from fibopolicy.errors import UserError
 from fibopolicy.policies import PolicyConfig
-from fibopolicy.training import ComputeConfig, TrainConfig, loop
-from fibopolicy.training.loop import train
+from fibopolicy.training import ComputeConfig, TrainConfig
+from fibopolicy.training.trainer import Trainer, train
 
 
 def curve(run: Path) -> np.ndarray:
@@ -26,15 +26,15 @@ def curve(run: Path) -> np.ndarray:
 
 def interrupted_at(step: int, config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     """Leaves the run as it is when it is stopped at a step."""
-    whole = loop._step
+    whole = Trainer.train_step
 
-    def stop(number: int, engine: loop.Engine) -> dict[str, float]:
+    def stop(self: Trainer, number: int) -> dict[str, float]:
         if number == step:
             raise KeyboardInterrupt
-        return whole(number, engine)
+        return whole(self, number)
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "_step", stop)
+        patch.setattr(Trainer, "train_step", stop)
         with pytest.raises(KeyboardInterrupt):
             train(config)
 
@@ -46,10 +46,13 @@ def configs(tiny_config: TrainConfig) -> dict[str, TrainConfig]:
     """
     halves = ComputeConfig(accumulate=2)
     cnn = PolicyConfig(encoder="tiny_cnn", hidden=32, shift=2)
+    batch_norm = replace(cnn, encoder_options={"batch_norm": True})
     return {
         "plain": tiny_config,
         "accumulated": replace(tiny_config, compute=halves),
-        "batch norm": replace(tiny_config, policy=cnn),
+        "unused weight": replace(tiny_config, policy=cnn),
+        "batch norm": replace(tiny_config, policy=batch_norm),
+        "frozen batch norm": replace(tiny_config, policy=batch_norm, freeze_encoder=True),
         "other world": tiny_config,
         "uneven": replace(tiny_config, optimizer=replace(tiny_config.optimizer, batch_size=9)),
         "dead rank": tiny_config,
@@ -75,7 +78,10 @@ def two(
     return folder, in_two_processes(calls, folder)
 
 
-@pytest.mark.parametrize("name", ["plain", "accumulated", "batch norm", "other world"])
+@pytest.mark.filterwarnings("ignore:the frozen encoder has random weights")
+@pytest.mark.parametrize(
+    "name", ["plain", "accumulated", "unused weight", "frozen batch norm", "other world"]
+)
 def test_two_processes_train_as_one(
     name: str, two: tuple[Path, Outcome], configs: dict[str, TrainConfig], tmp_path: Path
 ) -> None:
@@ -108,6 +114,18 @@ def test_a_batch_that_cannot_be_split_is_told_once_and_ends_all(
     )
     assert outcome.endings[1][number] == 2
     assert not (folder / "uneven").exists()
+
+
+def test_batch_norm_that_is_trained_on_cpus_is_refused_and_ends_all(
+    two: tuple[Path, Outcome], configs: dict[str, TrainConfig]
+) -> None:
+    folder, outcome = two
+    number = list(configs).index("batch norm")
+    assert "batch norm cannot be synchronised over processes on a CPU; train in one process" in str(
+        outcome.endings[0][number]
+    )
+    assert outcome.endings[1][number] == 2
+    assert not (folder / "batch norm").exists()
 
 
 def test_a_dead_rank_ends_the_others_and_the_run_goes_on_later(
@@ -146,7 +164,8 @@ def test_torchrun_starts_the_command(
         "--nproc-per-node",
         "2",
         "-m",
-        "fibopolicy.train",
+        "fibopolicy",
+        "train",
     ]
     options = [
         "--dataset",

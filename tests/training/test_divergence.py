@@ -3,6 +3,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,32 +11,32 @@ import torch
 
 from fibopolicy.datasets import batch_indices
 from fibopolicy.errors import UserError
-from fibopolicy.training import OptimizerConfig, TrainConfig, loop
+from fibopolicy.training import OptimizerConfig, TrainConfig
 from fibopolicy.training.data import open_dataset
-from fibopolicy.training.divergence import FACTOR, LEAST, PATIENCE, Divergence
-from fibopolicy.training.loop import train
+from fibopolicy.training.optim import FACTOR, LEAST, PATIENCE, Divergence
+from fibopolicy.training.trainer import PolicyLoss, Trainer, train
 
 
 def watched(losses: list[float]) -> Divergence:
     watch = Divergence()
-    assert all(watch.reason(loss, 1.0) is None for loss in losses)
+    assert all(watch.check(loss, 1.0) is None for loss in losses)
     return watch
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 def test_what_is_not_finite_ends_at_once(bad: float) -> None:
-    assert Divergence().reason(bad, 1.0) == f"the loss is {bad}"
-    assert Divergence().reason(1.0, bad) == f"the gradient norm is {bad}"
+    assert Divergence().check(bad, 1.0) == f"the loss is {bad}"
+    assert Divergence().check(1.0, bad) == f"the gradient norm is {bad}"
 
 
 def test_a_loss_that_stays_high_ends_and_an_outlier_does_not() -> None:
     usual = np.random.default_rng(0).uniform(0.8, 1.2, 100).tolist()
     watch = watched(usual)
-    assert watch.reason(100.0, 1.0) is None
-    assert not watch.calm
-    assert watch.reason(1.0, 1.0) is None
-    assert watch.calm
-    reasons = [watch.reason(100.0 + i, 1.0) for i in range(PATIENCE)]
+    assert watch.check(100.0, 1.0) is None
+    assert not watch.is_stable
+    assert watch.check(1.0, 1.0) is None
+    assert watch.is_stable
+    reasons = [watch.check(100.0 + i, 1.0) for i in range(PATIENCE)]
     assert reasons[:-1] == [None] * (PATIENCE - 1)
     assert f"for {PATIENCE} steps" in str(reasons[-1])
 
@@ -44,33 +45,31 @@ def test_a_loss_that_stays_high_ends_and_an_outlier_does_not() -> None:
 def test_log_likelihoods_of_any_sign_have_a_usual_level(level: float) -> None:
     losses = (level + np.random.default_rng(0).normal(0, 1, 300)).tolist()
     watch = watched(losses)
-    assert watch.calm
-    watch.reason(level + 2 * FACTOR * (abs(level) + 2), 1.0)
-    assert not watch.calm
+    assert watch.is_stable
+    watch.check(level + 2 * FACTOR * (abs(level) + 2), 1.0)
+    assert not watch.is_stable
 
 
 def test_a_falling_loss_and_the_first_steps_are_never_high() -> None:
-    assert watched([1000.0 * 0.9**i for i in range(300)]).calm
-    assert watched([1.0, 1e9] * (LEAST // 2)).calm
+    assert watched([1000.0 * 0.9**i for i in range(300)]).is_stable
+    assert watched([1.0, 1e9] * (LEAST // 2)).is_stable
 
 
 def breaking_at(step: int, factor: float, monkeypatch: pytest.MonkeyPatch) -> None:
     """From a step on, the loss is multiplied."""
-    real, now = loop.PolicyLoss.forward, {"step": -1}
-    whole = loop._step
+    real, now = PolicyLoss.forward, {"step": -1}
+    whole = Trainer.train_step
 
-    def counted(number: int, engine: loop.Engine) -> dict[str, float]:
+    def counted(self: Trainer, number: int) -> dict[str, float]:
         now["step"] = number
-        return whole(number, engine)
+        return whole(self, number)
 
-    def broken(
-        self: loop.PolicyLoss, batch: dict[str, object]
-    ) -> tuple[torch.Tensor, dict[str, float]]:
-        loss, figures = real(self, batch)
-        return (loss * factor if now["step"] >= step else loss), figures
+    def broken(self: PolicyLoss, *arguments: Any) -> tuple[torch.Tensor, dict[str, float]]:
+        loss, metrics = real(self, *arguments)
+        return (loss * factor if now["step"] >= step else loss), metrics
 
-    monkeypatch.setattr(loop, "_step", counted)
-    monkeypatch.setattr(loop.PolicyLoss, "forward", broken)
+    monkeypatch.setattr(Trainer, "train_step", counted)
+    monkeypatch.setattr(PolicyLoss, "forward", broken)
 
 
 def test_a_loss_that_is_not_finite_stops_with_the_step_and_the_samples(

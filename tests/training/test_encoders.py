@@ -19,9 +19,14 @@ from fibopolicy.policies import Policy, PolicyConfig, Shapes, build_policy
 from fibopolicy.policies.run_directory import load_policy
 from fibopolicy.training import ComputeConfig, TrainConfig
 from fibopolicy.training.checkpoint import save_weights
-from fibopolicy.training.encoder_weights import camera_encoders, load_encoder_weights
-from fibopolicy.training.encoders import checkpoint_gradients, freeze, training_mode
-from fibopolicy.training.loop import train
+from fibopolicy.training.encoders import (
+    camera_encoders,
+    checkpoint_gradients,
+    freeze,
+    load_encoder_weights,
+    training_mode,
+)
+from fibopolicy.training.trainer import train
 from fibopolicy.utils.imports import make_torchvision_importable
 
 SHAPES = Shapes({"front_image": (24, 24), "wrist_image": (24, 24)}, {"hand": 3}, 4)

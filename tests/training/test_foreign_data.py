@@ -24,9 +24,9 @@ from fibopolicy.evaluation.config import EvaluateConfig
 from fibopolicy.evaluation.evaluate_run import evaluate_run
 from fibopolicy.policies.run_directory import load_policy
 from fibopolicy.training import TrainConfig
+from fibopolicy.training.config import RolloutConfig
 from fibopolicy.training.data import open_dataset, shapes_of
-from fibopolicy.training.loop import train
-from fibopolicy.training.watch_config import RolloutConfig
+from fibopolicy.training.trainer import train
 
 KITCHEN = {"env_name": "RealKitchen", "type": 4, "env_kwargs": {}}
 FRAMES = np.zeros((12, 24, 24, 3), np.uint8)

@@ -24,7 +24,7 @@ import torch
 from fibopolicy.errors import UserError
 from fibopolicy.policies.run_directory import load_policy
 from fibopolicy.training import OptimizerConfig, TrainConfig, checkpoint
-from fibopolicy.training.loop import train
+from fibopolicy.training.trainer import train
 from fibopolicy.utils import files
 
 KILLS = 50
@@ -206,7 +206,7 @@ def test_a_full_disk_is_told_in_one_line_and_spares_the_checkpoint(
 
     save = checkpoint.save_checkpoint
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("fibopolicy.training.loop.save_checkpoint", lambda *a: (save(*a), stop()))
+        patch.setattr(checkpoint, "save_checkpoint", lambda *a: (save(*a), stop()))
         with pytest.raises(KeyboardInterrupt):
             train(config)
     receiver, sender = multiprocessing.get_context("spawn").Pipe(duplex=False)

@@ -12,7 +12,7 @@ from fibopolicy.errors import UserError
 from fibopolicy.policies import Policy, PolicyConfig, Shapes, build_policy
 from fibopolicy.training import OptimizerConfig, TrainConfig
 from fibopolicy.training.encoders import freeze
-from fibopolicy.training.optimizer import build_optimizer, learning_rate, set_learning_rate
+from fibopolicy.training.optim import build_optimizer, learning_rate, set_learning_rate
 from fibopolicy.utils.imports import make_torchvision_importable
 
 

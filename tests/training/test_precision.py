@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from fibopolicy.errors import UserError
-from fibopolicy.training import ComputeConfig, TrainConfig, loop
-from fibopolicy.training.loop import train
-from fibopolicy.training.precision import autocast, resolve_precision
+from fibopolicy.training import ComputeConfig, TrainConfig, optim
+from fibopolicy.training.optim import autocast, resolve_precision
+from fibopolicy.training.trainer import Trainer, TrainResult, train
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
@@ -56,20 +56,16 @@ def test_a_resumed_run_keeps_the_precision_that_it_was_started_with(
     tiny_config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[str] = []
-    run = loop._run
-    monkeypatch.setattr(
-        loop,
-        "_run",
-        lambda start, engine: seen.append(engine.config.compute.precision) or run(start, engine),
-    )
-    monkeypatch.setattr(loop, "resolve_precision", lambda precision, device: "bf16")  # as on a GPU
-    train(replace(tiny_config, out=tmp_path / "run"))
-    monkeypatch.undo()
-    monkeypatch.setattr(
-        loop,
-        "_run",
-        lambda start, engine: seen.append(engine.config.compute.precision) or run(start, engine),
-    )
+    run = Trainer.train
+
+    def noted(self: Trainer) -> TrainResult:
+        seen.append(self.config.compute.precision)
+        return run(self)
+
+    monkeypatch.setattr(Trainer, "train", noted)
+    with monkeypatch.context() as patch:
+        patch.setattr(optim, "resolve_precision", lambda precision, device: "bf16")  # as on a GPU
+        train(replace(tiny_config, out=tmp_path / "run"))
     train(replace(tiny_config, out=tmp_path / "run"), resume=True)
     assert seen == ["bf16", "bf16"]
     assert chosen(tmp_path / "run") == "bf16"

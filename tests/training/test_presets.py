@@ -7,8 +7,7 @@ import pytest
 
 from fibopolicy import cli
 from fibopolicy.errors import UserError
-from fibopolicy.training.config import TrainConfig
-from fibopolicy.training.presets import PRESETS, preset
+from fibopolicy.training.config import PRESETS, TrainConfig, preset
 
 DATA, RUN = Path("can.hdf5"), Path("runs/can")
 COMMAND = ["train", "--dataset", str(DATA), "--out", str(RUN)]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import json
 import logging
 import os
@@ -9,31 +11,23 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import closing
 from dataclasses import replace
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pytest
+import torch
 from torch import nn
 
 from fibopolicy.errors import UserError
+from fibopolicy.evaluation.config import EvaluateConfig
 from fibopolicy.policies.run_directory import load_policy
 from fibopolicy.training import TrainConfig
+from fibopolicy.training.callbacks import Rollouts
 from fibopolicy.training.checkpoint import save_weights
-from fibopolicy.training.loop import train
-from fibopolicy.training.rollouts import Rollouts
-from fibopolicy.training.watch_config import RolloutConfig
-
-#: Stands in for the evaluation: writes its result once a file is there, or fails.
-FAKE = """
-import json, os, sys, time
-result = sys.argv[sys.argv.index("--result") + 1]
-until = time.monotonic() + 60
-while not os.path.exists({once!r}) and time.monotonic() < until:
-    time.sleep(0.01)
-{fail}
-document = dict(success=.5, low=.1, high=.9, episodes=2, errors=0, seconds=1, text="1/2", arguments=sys.argv[1:])
-json.dump(document, open(result, "w"))
-"""  # noqa: E501
+from fibopolicy.training.config import RolloutConfig
+from fibopolicy.training.trainer import train
 
 
 @pytest.fixture
@@ -42,55 +36,62 @@ def run(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def stand_in(
-    monkeypatch: pytest.MonkeyPatch, folder: Path, *, once: Path | None = None, fail: str = ""
+def fake(
+    config: EvaluateConfig, resume: bool, log: Path, result: Connection, *, once: Path, fail: bool
 ) -> None:
-    (folder / "stand_in.py").write_text(FAKE.format(once=str(once or folder), fail=fail))
-    monkeypatch.setenv("PYTHONPATH", str(folder))
-    monkeypatch.setattr("fibopolicy.training.rollouts._MODULE", "stand_in")
+    """Stands in for the evaluation: sends a result once a file exists, or fails."""
+    log.write_text(f"resume {resume}")
+    deadline = time.monotonic() + 60
+    while not once.exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    if fail:
+        log.write_text("no such simulator")
+        sys.exit(1)
+    result.send(("1/2", {"monitoring_success": 0.5}))
+
+
+def stand_in(monkeypatch: pytest.MonkeyPatch, once: Path, *, fail: bool = False) -> None:
+    replacement = functools.partial(fake, once=once, fail=fail)
+    monkeypatch.setattr("fibopolicy.training.callbacks._evaluate_snapshot", replacement)
 
 
 class Kept(list[tuple[int, dict[str, float]]]):
-    def write(self, step: int, figures: dict[str, float]) -> None:
-        self.append((step, figures))
+    def write(self, step: int, metrics: dict[str, float]) -> None:
+        self.append((step, metrics))
 
 
-def rollouts(run: Path, written: Kept, every: int | None = 2, **options: object) -> Rollouts:
-    settings = {"start": 0, "done": set(), **options}
-    return Rollouts(
-        run, RolloutConfig(rollout_every=every), nn.Linear(1, 1), written.write, "cpu", **settings
-    )  # type: ignore[arg-type]
+def rollouts(
+    run: Path, written: Kept, start: int = 0, done: frozenset[int] = frozenset()
+) -> closing[Rollouts]:
+    config = TrainConfig(Path("data.hdf5"), run, rollouts=RolloutConfig(rollout_every=2))
+    device = torch.device("cpu")
+    return closing(
+        Rollouts(config, nn.Linear(1, 1), written.write, device, start=start, done=set(done))
+    )
 
 
 def test_training_does_not_wait_but_at_its_end(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    stand_in(monkeypatch, run, once=run / "trained")
+    stand_in(monkeypatch, run / "trained")
     written = Kept()
     with rollouts(run, written) as beside:
         for steps in range(1, 7):
-            beside.after(steps)  # had it waited, there would be a result
+            beside.after_step(steps)  # had it waited, there would be a result
         assert not written
         (run / "trained").touch()
         beside.finish(6)
     # Those of steps 4 and 6 fell due while those of step 2 ran; the last is caught up
     # on.
     assert [step for step, _ in written] == [1, 5]
-    assert written[0][1] == {
-        "monitoring_success": 0.5,
-        "monitoring_low": 0.1,
-        "monitoring_high": 0.9,
-        "monitoring_episodes": 2,
-        "monitoring_errors": 0,
-        "monitoring_seconds": 1,
-    }
+    assert written[0][1] == {"monitoring_success": 0.5}
 
 
 def test_a_failure_is_told_and_stops_nothing(
     run: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    stand_in(monkeypatch, run, fail="sys.exit('no such simulator')")
+    stand_in(monkeypatch, run, fail=True)
     written = Kept()
     with caplog.at_level(logging.WARNING), rollouts(run, written) as beside:
-        beside.after(2)
+        beside.after_step(2)
         beside.finish(2)
     assert not written
     assert "monitoring at step 2 failed (no such simulator)" in caplog.text
@@ -104,7 +105,7 @@ def test_what_was_cut_short_goes_on_after_a_resume_and_is_not_repeated(
     save_weights(run / "monitoring/ema.safetensors", nn.Linear(1, 1), {"step": "4"})
     for options, expected in (
         ({"start": 5}, [3]),
-        ({"start": 5, "done": {3}}, []),
+        ({"start": 5, "done": frozenset({3})}, []),
         ({"start": 3}, []),
         ({}, []),
     ):
@@ -112,16 +113,7 @@ def test_what_was_cut_short_goes_on_after_a_resume_and_is_not_repeated(
         with rollouts(run, written, **options) as beside:
             beside.finish(5)
         assert [step for step, _ in written] == expected, options
-    arguments = json.loads((run / "monitoring/result.json").read_text())["arguments"]
-    assert "--resume" in arguments
-
-
-def test_none_are_run_unless_asked_for(run: Path) -> None:
-    with rollouts(run, Kept(), every=None) as beside:
-        for steps in range(1, 9):
-            beside.after(steps)
-        beside.finish(8)
-    assert not (run / "monitoring").exists()
+    assert (run / "monitoring/log.txt").read_text() == "resume True"
 
 
 @pytest.mark.parametrize("name", ["rollout_every", "rollout_episodes", "rollout_workers"])
@@ -141,6 +133,8 @@ def test_a_run_is_rolled_out_beside_its_training(tiny_config: TrainConfig, tmp_p
     lines = [json.loads(line) for line in (config.out / "metrics.jsonl").read_text().splitlines()]
     told = [row for row in lines if "monitoring_success" in row]
     assert told[-1]["step"] == 11
+    names = ("success", "low", "high", "episodes", "errors", "seconds")
+    assert told[-1].keys() == {"step", *(f"monitoring_{name}" for name in names)}
     assert all(
         row["monitoring_low"] <= row["monitoring_success"] <= row["monitoring_high"] for row in told
     )
@@ -202,13 +196,10 @@ def test_rollouts_end_with_a_training_that_is_killed(
 
 
 def beside(folder: str) -> list[str]:
-    """The processes whose command line names a folder."""
+    """The processes with an open file in a folder: rollouts print to their log."""
     found = []
-    for entry in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            line = entry.read_text()
-        except OSError:
-            continue
-        if folder in line:
-            found.append(line)
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            files = [os.readlink(entry) for entry in (process / "fd").iterdir()]
+            found += [process.name for file in files if file.startswith(folder)]
     return found

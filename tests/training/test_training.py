@@ -20,8 +20,8 @@ from fibopolicy.datasets import DemoFile, DemoWriter
 from fibopolicy.errors import UserError
 from fibopolicy.policies.run_directory import load_policy
 from fibopolicy.training import OptimizerConfig, TrainConfig
-from fibopolicy.training.ema import EMA
-from fibopolicy.training.loop import train
+from fibopolicy.training.optim import EMA
+from fibopolicy.training.trainer import train
 from fibopolicy.utils.files import directory_lock
 
 

@@ -13,12 +13,11 @@ from fibopolicy.errors import UserError
 from fibopolicy.policies import PolicyConfig, build_policy
 from fibopolicy.policies.run_directory import load_policy
 from fibopolicy.training import TrainConfig
-from fibopolicy.training.batches import to_device
-from fibopolicy.training.best import BestWeights
-from fibopolicy.training.data import open_dataset, shapes_of
-from fibopolicy.training.loop import train
-from fibopolicy.training.validation import validation_figures
-from fibopolicy.training.watch_config import ValidationConfig
+from fibopolicy.training.callbacks import validation_metrics
+from fibopolicy.training.checkpoint import TopKCheckpoints
+from fibopolicy.training.config import ValidationConfig
+from fibopolicy.training.data import open_dataset, shapes_of, to_device
+from fibopolicy.training.trainer import train
 
 CPU = torch.device("cpu")
 
@@ -41,8 +40,8 @@ def test_the_loss_does_not_depend_on_the_size_of_the_batches(tiny_config: TrainC
     # counts no padding
     expected = float(policy.loss(to_device(dataset.batch(chosen), CPU))[0].detach())
     for size in (8, 3, 1):
-        figures = validation_figures(policy, dataset, samples=8, batch_size=size, device=CPU)
-        assert figures["validation_loss"] == pytest.approx(expected, rel=1e-5)
+        metrics = validation_metrics(policy, dataset, samples=8, batch_size=size, device=CPU)
+        assert metrics["validation_loss"] == pytest.approx(expected, rel=1e-5)
 
 
 def test_it_leaves_random_numbers_and_repeats_its_own(tiny_config: TrainConfig) -> None:
@@ -52,10 +51,10 @@ def test_it_leaves_random_numbers_and_repeats_its_own(tiny_config: TrainConfig) 
     loss = policy.loss
     policy.loss = lambda batch: (loss(batch)[0] + torch.rand(()), {})  # type: ignore[method-assign]
     torch.manual_seed(5)
-    first = validation_figures(policy, dataset, samples=20, batch_size=8, device=CPU)
+    first = validation_metrics(policy, dataset, samples=20, batch_size=8, device=CPU)
     drawn = torch.rand(())
     torch.manual_seed(6)
-    assert validation_figures(policy, dataset, samples=20, batch_size=8, device=CPU) == first
+    assert validation_metrics(policy, dataset, samples=20, batch_size=8, device=CPU) == first
     torch.manual_seed(5)
     assert torch.rand(()) == drawn
 
@@ -70,7 +69,7 @@ def test_a_run_validates_its_averaged_weights_in_the_log_and_stays_the_same_run(
     losses = rows(watched.out, "validation_loss")
     assert list(losses) == [2, 5, 8, 11]
     dataset = open_dataset(replace(tiny_config, filter_key="valid"))
-    ours = validation_figures(done.policy, dataset, samples=2048, batch_size=8, device=CPU)
+    ours = validation_metrics(done.policy, dataset, samples=2048, batch_size=8, device=CPU)
     assert losses[11] == pytest.approx(ours["validation_loss"])
     assert done.summary.validation_loss == losses[11]
     assert "validation loss" in done.summary.table()
@@ -97,14 +96,16 @@ def test_the_best_are_kept_beside_the_last_and_can_be_named(watched: TrainConfig
 def test_ranking_goes_on_from_the_files_alone(tmp_path: Path) -> None:
     module = torch.nn.Linear(1, 1)
     for step, value in ((1, 3.0), (2, 1.0), (3, float("nan")), (4, 2.0), (2, 1.0), (5, 2.0)):
-        BestWeights(tmp_path, 2, "validation_loss").offer(step, {"validation_loss": value}, module)
+        TopKCheckpoints(tmp_path, 2, "validation_loss").update(
+            step, {"validation_loss": value}, module
+        )
     assert sorted(path.stem for path in (tmp_path / "best").iterdir()) == [
         "step_000002",
         "step_000004",
     ]
 
 
-def test_a_criterion_that_is_no_figure_is_refused_before_anything_is_written(
+def test_a_criterion_that_is_no_metric_is_refused_before_anything_is_written(
     watched: TrainConfig,
 ) -> None:
     mistyped = replace(watched.validation, criterion="validation_los")
@@ -120,8 +121,8 @@ def test_a_criterion_that_is_no_figure_is_refused_before_anything_is_written(
     [
         ({"keep_best": 3}, "criterion validation_loss needs a validation"),
         ({"criterion": "validation_l1"}, "criterion validation_l1 needs a validation"),
-        ({"validate_on": "valid", "criterion": "loss"}, "must be a figure of the validation"),
-        ({"validate_every": 0}, "validate_every >= 1"),
+        ({"validate_on": "valid", "criterion": "loss"}, "must be a metric of the validation"),
+        ({"validate_every": 0}, "validate_every must be at least 1"),
     ],
 )
 def test_settings_that_cannot_be_followed_are_refused(

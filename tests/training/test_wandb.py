@@ -9,7 +9,7 @@ import pytest
 
 from fibopolicy.errors import UserError
 from fibopolicy.training import TrainConfig
-from fibopolicy.training.loop import train
+from fibopolicy.training.trainer import train
 
 
 @pytest.mark.slow
