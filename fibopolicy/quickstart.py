@@ -47,7 +47,8 @@ class Quickstart:
         from fibopolicy.datasets.collect import Plan, collect
         from fibopolicy.encoders.base import encoder_options
         from fibopolicy.evaluation.evaluate_run import evaluate_run
-        from fibopolicy.report.run import rate_table, report
+        from fibopolicy.report.run import write_run_page
+        from fibopolicy.report.tables import rate_table
         from fibopolicy.training.trainer import train
 
         data, run = (
@@ -67,13 +68,13 @@ class Quickstart:
         with times.of(f"evaluate {run.name}"):
             evaluation = evaluate_run(evaluating, resume=True)
         mine = times.of_run(run.name)
-        page = report(run, evaluation, mine)
+        page = write_run_page(run, evaluation, mine)
         print(
             f"\n{TASK}, {self.episodes} held-out start"
             f" states\n{rate_table({self.encoder: evaluation.rate})}"
         )
         print(f"\nwall time\n{time_table(mine)}")
-        print(f"\nvideo   {evaluation.video_path}\ncurves  {run / 'curves.png'}\npage    {page}")
+        print(f"\nvideo   {evaluation.video_path}\ncurves  {run / 'curves.svg'}\npage    {page}")
 
     def train_config(self, data: Path, run: Path) -> TrainConfig:
         """The recipe that the README's numbers are of."""

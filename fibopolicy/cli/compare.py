@@ -72,7 +72,7 @@ class Compare:
             film_side_by_side(comparison, film, self.video, self.starts)
             print(f"video   {film}")
         if self.out is not None:
-            from fibopolicy.report.comparison_page import write_comparison_page
+            from fibopolicy.report.comparison import write_comparison_page
 
             write_comparison_page(comparison, self.difference, self.out, film)
             print(f"page    {self.out}")

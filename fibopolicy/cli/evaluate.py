@@ -32,7 +32,8 @@ class Evaluate:
 
     def run(self) -> None:
         from fibopolicy.evaluation.evaluate_run import evaluate_run
-        from fibopolicy.report.run import rate_table, report
+        from fibopolicy.report.run import write_run_page
+        from fibopolicy.report.tables import rate_table
         from fibopolicy.robomimic.run_directory import adopted
 
         run = adopted(self.config.run)
@@ -43,7 +44,7 @@ class Evaluate:
         )
         done = evaluate_run(config, resume=self.resume, overwrite=self.overwrite)
         print(rate_table({str(self.config.run): done.rate}), flush=True)
-        page = report(config.run, done)
+        page = write_run_page(config.run, done)
         print(f"rows    {done.rows_path}\nstarts  {done.starts_path}")
         if done.video_path:
             print(f"video   {done.video_path}")
@@ -66,7 +67,8 @@ class Rates:
 
     def run(self) -> None:
         from fibopolicy.evaluation.episodes import ROWS, evaluations, success_rate
-        from fibopolicy.report.run import rate_table, trained_with, write_results
+        from fibopolicy.report.run import trained_with, write_results
+        from fibopolicy.report.tables import rate_table
 
         if not self.runs:
             raise UserError("name at least one run directory")

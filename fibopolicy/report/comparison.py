@@ -1,171 +1,209 @@
-"""A comparison in words: what is printed, and what the page shows."""
+"""A comparison of methods as plain text and as one HTML page."""
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Sequence
+from pathlib import Path
 
+from fibopolicy.report.document import (
+    FRAME_COLOURS,
+    Block,
+    Facts,
+    Heading,
+    Note,
+    Picture,
+    Table,
+    Video,
+    write_html,
+)
+from fibopolicy.report.plots import SUCCESS_BY_STEP, Interval, plot_forest, plot_success_by_step
+from fibopolicy.report.tables import Rows, aligned, counted, listed, p_value, percent, points
 from fibopolicy.statistics.compare import ALPHA, Comparison
-from fibopolicy.statistics.power import episodes_needed
-
-Table = list[list[str]]
+from fibopolicy.statistics.power import MAX_EPISODES, POWER, episodes_needed
 
 
-def text(comparison: Comparison, differences: Sequence[float]) -> str:
-    """The whole comparison as plain text."""
+def text(comparison: Comparison, effect_sizes: Sequence[float]) -> str:
+    """The comparison as it is printed.
+
+    Args:
+        effect_sizes: differences of rates, in (0, 1), whose episodes are listed.
+    """
     parts = [
         summary(comparison),
-        columns(rate_rows(comparison)),
-        columns(difference_rows(comparison)),
+        aligned(rate_rows(comparison)),
+        aligned(difference_rows(comparison)),
         "\n".join(notes(comparison)),
-        (
-            f"episodes for {100 * POWER:.0f} % power at {100 * ALPHA:.0f} %, for one checkpoint"
-            " against another"
-        ),
-        columns(power_rows(comparison, differences)),
+        f"episodes for {100 * POWER:.0f} % power at the {100 * ALPHA:.0f} % level, one checkpoint"
+        f" against another\n{aligned(power_rows(comparison, effect_sizes))}",
     ]
-    return "\n\n".join(part for part in parts[:4] if part) + "\n\n" + "\n".join(parts[4:])
+    return "\n\n".join(filter(None, parts))
+
+
+def write_comparison_page(
+    comparison: Comparison, effect_sizes: Sequence[float], path: Path, video: Path | None = None
+) -> None:
+    """Write the page of a comparison.
+
+    Args:
+        effect_sizes: as for `text`.
+        video: mp4 of baseline and first candidate side by side, to embed.
+    """
+    baseline, *candidates = (method.name for method in comparison.methods)
+    intervals = [
+        Interval(one.name, one.difference.value, one.difference.low, one.difference.high)
+        for one in comparison.candidates
+    ]
+    with tempfile.TemporaryDirectory() as folder:
+        forest, success = Path(folder) / "differences.svg", Path(folder) / "success_by_step.svg"
+        plot_forest({"": intervals}, baseline, comparison.margin, forest)
+        plot_success_by_step(
+            {method.name: method.results(comparison.starts) for method in comparison.methods},
+            success,
+        )
+        blocks: list[Block] = [
+            Note(summary(comparison)),
+            Heading("Differences"),
+            Table(difference_rows(comparison), words=("verdict",)),
+            Picture(forest, "differences from the baseline with 95 % intervals"),
+            *map(Note, notes(comparison)),
+            Heading("Success rates"),
+            Table(rate_rows(comparison)),
+            Heading("Success against time"),
+            Picture(success, SUCCESS_BY_STEP),
+            Note(SUCCESS_BY_STEP),
+        ]
+        if video is not None:
+            blocks += [
+                Heading("Side by side"),
+                Video(video),
+                Note(
+                    f"{baseline} and {candidates[0]} on the same start states. Start states with"
+                    f" different outcomes come first. {FRAME_COLOURS}"
+                ),
+            ]
+        blocks += [
+            Heading("Episodes needed"),
+            Table(power_rows(comparison, effect_sizes)),
+            Note(
+                f"Episodes for {100 * POWER:.0f} % power at the {100 * ALPHA:.0f} % level, one"
+                " checkpoint against another: McNemar's exact test on the same start states, a z"
+                " test on different ones."
+            ),
+            Heading("How it was made"),
+            Facts({method.name: ", ".join(map(str, method.runs)) for method in comparison.methods}),
+        ]
+        verdict = f": {comparison.candidates[0].verdict}" if len(candidates) == 1 else ""
+        write_html(path, f"{', '.join(candidates)} against {baseline}{verdict}", blocks)
 
 
 def summary(comparison: Comparison) -> str:
-    """On what: task, start states, what was left out."""
-    seeds = sorted({rows[0].starts_seed for one in comparison.methods for rows in one.rows})
-    told = [
-        f"{comparison.task}, {len(comparison.starts)} shared start states (set of seed"
-        f" {', '.join(map(str, seeds))}), horizon {comparison.horizon}"
-    ]
+    """Task and start states, and which of these are left out."""
+    rows = [rows for method in comparison.methods for rows in method.rows]
+    seeds = listed([str(seed) for seed in sorted({each[0].starts_seed for each in rows})])
+    left_out = []
     if comparison.left_out:
-        told.append(f"{comparison.left_out} that not every run has are left out")
+        left_out.append(f"{comparison.left_out} that some run lacks")
     if comparison.faulty:
-        told.append(f"{comparison.faulty} left out because a simulator failed there in some run")
-    return "; ".join(told)
+        left_out.append(f"{comparison.faulty} with a simulator error in some run")
+    return (
+        f"{comparison.task}, {len(comparison.starts)} shared start states (set of seed {seeds}),"
+        f" horizon {comparison.horizon}{'; left out: ' * bool(left_out)}{listed(left_out)}"
+    )
 
 
-def rate_rows(comparison: Comparison) -> Table:
-    """Per side its rate; the first row is the heading."""
-    table = [["", "step", "seeds", "errors", "successes", "rate", "95 % interval"]]
-    for side, rate in zip(comparison.methods, comparison.rates, strict=True):
-        table.append(
+def rate_rows(comparison: Comparison) -> Rows:
+    """The rate of each method, below the titles."""
+    rows = [["", "step", "seeds", "errors", "successes", "rate", "95 % interval"]]
+    for method, rate in zip(comparison.methods, comparison.rates, strict=True):
+        rows.append(
             [
-                side.name,
-                side.steps,
-                str(len(side.runs)),
-                str(side.errors),
+                method.name,
+                method.steps,
+                str(len(method.runs)),
+                str(method.errors),
                 f"{rate.successes}/{rate.episodes}",
-                f"{100 * rate.value:.1f} %",
+                percent(rate.value),
                 f"[{100 * rate.low:.1f}, {100 * rate.high:.1f}] %",
             ]
         )
-    return table
+    return rows
 
 
-def difference_rows(comparison: Comparison) -> Table:
-    """Per candidate its difference from the baseline; the first row is the heading."""
-    several = len(comparison.candidates) > 1
-    table = [
-        [
-            f"minus {comparison.baseline.name}",
-            "difference",
-            "95 % interval",
-            "p",
-            *["p (Holm)"] * several,
-            "verdict",
-        ]
-    ]
-    for verdict in comparison.candidates:
-        d = verdict.difference
-        table.append(
+def difference_rows(comparison: Comparison) -> Rows:
+    """The difference of each candidate from the baseline, below the titles."""
+    adjusted = ["p (Holm)"] * (len(comparison.candidates) > 1)
+    first = f"minus {comparison.baseline.name}"
+    rows = [[first, "points", "95 % interval", "p", *adjusted, "verdict"]]
+    for one in comparison.candidates:
+        d = one.difference
+        rows.append(
             [
-                verdict.name,
-                f"{100 * d.value:+.1f} %",
-                f"[{100 * d.low:+.1f}, {100 * d.high:+.1f}] %",
+                one.name,
+                points(d.value),
+                f"[{points(d.low)}, {points(d.high)}]",
                 p_value(d.p),
-                *[p_value(verdict.p)] * several,
-                verdict.verdict,
+                *[p_value(one.p) for _ in adjusted],
+                one.verdict,
             ]
         )
-    return table
-
-
-def p_value(p: float) -> str:
-    return f"{p:.3f}" if p >= 0.001 else f"{p:.0e}"
+    return rows
 
 
 def notes(comparison: Comparison) -> list[str]:
-    """What the figures rest on, and what they do not say."""
-    told = []
-    baseline = comparison.baseline.name
-    for verdict in comparison.candidates:
-        d = verdict.difference
-        if d.checkpoint_pair:
-            only_baseline, only_candidate = d.discordant
-            told.append(
-                f"{verdict.name}: alone solved {only_candidate} start states,"
-                f" {baseline} alone {only_baseline}; exact McNemar. This tells two"
-                " checkpoints apart, not two methods: train more seeds and pass --group."
+    """The tests behind the verdicts, and their limits."""
+    baseline, found = comparison.baseline, []
+    for one, method in zip(comparison.candidates, comparison.methods[1:], strict=True):
+        single = [side.name for side in (baseline, method) if len(side.runs) == 1]
+        if one.difference.checkpoint_pair:
+            only_baseline, only_candidate = one.difference.discordant
+            found.append(
+                f"{one.name} alone solved {counted(only_candidate, 'start state')},"
+                f" {baseline.name} alone {only_baseline} (McNemar's exact test). This compares two"
+                " checkpoints, not two methods: train more seeds and pass --group."
             )
-        else:
-            pair = (
-                comparison.methods[0],
-                next(side for side in comparison.methods if side.name == verdict.name),
+        elif single:
+            found.append(
+                f"{one.name}: {single[0]} is a single checkpoint, so the variation between its"
+                " training seeds is unknown."
             )
-            if single := [side.name for side in pair if len(side.runs) == 1]:
-                told.append(
-                    f"{verdict.name}: {single[0]} is one checkpoint; how its training seeds differ"
-                    " is unknown."
-                )
-        if d.seed_share > 0.5:
-            told.append(
-                f"{verdict.name}: {100 * d.seed_share:.0f} % of the variance is between training"
-                " seeds: more episodes do not help, more seeds do."
+        if one.difference.seed_share > 0.5:
+            found.append(
+                f"{one.name}: {100 * one.difference.seed_share:.0f} % of the variance is between"
+                " training seeds. Train more seeds; more episodes do not help."
             )
-    if comparison.margin is not None:
-        told.append(
-            f"Not inferior: worse by less than the margin of {100 * comparison.margin:g} points, at"
-            " 2.5 % one-sided. The margin counts only if it was fixed before the rows were seen."
-        )
-        floor = comparison.rates[0].value <= comparison.margin
-        if empty := [
-            v.name
-            for v in comparison.candidates
-            if floor and not (v.p <= ALPHA and v.difference.value > 0)
-        ]:
-            told.append(
-                f"{baseline} itself solves no more than the margin, and nothing can"
-                f" be worse by as much: whether {', '.join(empty)} is inferior cannot be tested."
+    if comparison.margin is None:
+        return found
+    found.append(
+        f"Not inferior: worse by less than the margin of {100 * comparison.margin:g} points, at"
+        f" {100 * ALPHA / 2:g} % one-sided. The margin is valid only if it was chosen before the"
+        " results were seen."
+    )
+    if comparison.rates[0].value <= comparison.margin:
+        untestable = [
+            one.name for one in comparison.candidates if one.p > ALPHA or one.difference.value <= 0
+        ]
+        if untestable:
+            found.append(
+                f"{baseline.name} itself solves no more than the margin, so no method can be worse"
+                f" by the margin: whether {listed(untestable)} is inferior cannot be tested."
             )
-    return told
+    return found
 
 
-#: Asked of a planned experiment.
-POWER = 0.8
-
-
-def power_rows(comparison: Comparison, differences: Sequence[float]) -> Table:
-    """How many episodes would show a difference from the baseline's rate: on the same
-    start states, and on others.
+def power_rows(comparison: Comparison, effect_sizes: Sequence[float]) -> Rows:
+    """How many episodes would show a difference from the baseline's rate, on the same and
+    on different start states.
     """
     baseline, correlation = comparison.rates[0].value, comparison.correlation
-    table = [["rates", f"the same start states (correlation {correlation:.2f})", "different ones"]]
-    for difference in differences:
-        other = baseline + difference if baseline + difference <= 1 else baseline - difference
+    same = f"same start states (correlation {correlation:.2f})"
+    rows = [["rates", same, "different start states"]]
+    for effect in effect_sizes:
+        other = baseline + effect if baseline + effect <= 1 else baseline - effect
         needed = [
             episodes_needed(baseline, other, correlation=r, power=POWER, alpha=ALPHA)
             for r in (correlation, None)
         ]
-        told = ["more than 20000" if n is None else str(n) for n in needed]
-        table.append([f"{100 * baseline:.1f} and {100 * other:.1f} %", told[0], f"{told[1]} each"])
-    return table
-
-
-def columns(table: Table) -> str:
-    """Rows of cells in aligned columns, the first and the last to the left."""
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    last = len(widths) - 1
-    lines = []
-    for row in table:
-        cells = [
-            cell.ljust(w) if i in (0, last) else cell.rjust(w)
-            for i, (cell, w) in enumerate(zip(row, widths, strict=True))
-        ]
-        lines.append("  ".join(cells).rstrip())
-    return "\n".join(lines)
+        paired, unpaired = (f"more than {MAX_EPISODES}" if n is None else str(n) for n in needed)
+        rows.append([f"{100 * baseline:.1f} and {percent(other)}", paired, f"{unpaired} each"])
+    return rows

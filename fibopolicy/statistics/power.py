@@ -14,8 +14,10 @@ from scipy.stats import binom, norm
 from fibopolicy.errors import UserError
 from fibopolicy.statistics.differences import Estimate
 
+#: Power that planned experiments are sized for.
+POWER = 0.8
 #: Beyond this many episodes a difference counts as out of reach.
-MOST = 20_000
+MAX_EPISODES = 20_000
 #: Rather than on more start states than this, several training seeds are continued by
 #: further ones, up to so many.
 MOST_STARTS, MOST_SEEDS = 2000, 50
@@ -94,7 +96,7 @@ def episodes_needed(
     a: float, b: float, *, correlation: float | None, power: float = 0.8, alpha: float = 0.05
 ) -> int | None:
     """Episodes until rates a and b are told apart with a chance of `power`; `None`
-    beyond `MOST`.
+    beyond `MAX_EPISODES`.
 
     Args:
         correlation: of the outcomes on the same start states (McNemar's exact test);
@@ -109,11 +111,11 @@ def episodes_needed(
         )
         return found >= power
 
-    if a == b or not reached(MOST):
+    if a == b or not reached(MAX_EPISODES):
         return None
     low, high = 1, 2
     while not reached(high):
-        low, high = high, min(2 * high, MOST)
+        low, high = high, min(2 * high, MAX_EPISODES)
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (low, middle) if reached(middle) else (middle, high)
@@ -144,7 +146,7 @@ def needed(found: Estimate, bound: float, *, alpha: float, power: float = 0.8) -
         alpha: of the one-sided test, after any correction.
 
     Returns:
-        `None` where `MOST` episodes, start states times seeds, are not enough.
+        `None` where `MAX_EPISODES` episodes, start states times seeds, are not enough.
     """
 
     def reached(seeds: int, starts: int) -> bool:
@@ -156,7 +158,7 @@ def needed(found: Estimate, bound: float, *, alpha: float, power: float = 0.8) -
 
     single = found.seeds == 1
     for seeds in range(found.seeds, 2 if single else MOST_SEEDS + 1):
-        most = MOST if single else min(MOST_STARTS, MOST // seeds)
+        most = MAX_EPISODES if single else min(MOST_STARTS, MAX_EPISODES // seeds)
         if reached(seeds, most):
             low, high = 1, most
             while high - low > 1:

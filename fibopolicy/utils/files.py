@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import json
 import logging
 import os
 import socket
@@ -14,6 +15,7 @@ import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from fibopolicy.errors import UserError
 
@@ -148,6 +150,19 @@ def atomic_write(path: Path) -> Iterator[Path]:
                 partial.unlink(missing_ok=True)
     finally:
         os.close(handle)
+
+
+def read_json_lines(path: Path) -> list[dict[str, Any]]:
+    """The JSON objects of a file with one on each line, such as `metrics.jsonl`. Lines
+    that a kill cut short are left out; a file that does not exist holds none.
+    """
+    if not path.is_file():
+        return []
+    rows = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        with contextlib.suppress(ValueError):
+            rows.append(json.loads(line))
+    return [row for row in rows if isinstance(row, dict)]
 
 
 class Locked(UserError):

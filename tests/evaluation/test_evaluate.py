@@ -23,7 +23,8 @@ from fibopolicy.evaluation.init_states import make_starts, save_starts
 from fibopolicy.evaluation.rollout import rollout
 from fibopolicy.evaluation.video import FAILURE, RUNNING, SUCCESS, grid_frames
 from fibopolicy.policies import PolicyConfig, load_policy
-from fibopolicy.report.run import rate_table, report
+from fibopolicy.report.run import write_run_page
+from fibopolicy.report.tables import rate_table
 from fibopolicy.statistics.rates import wilson
 from fibopolicy.training import TrainConfig
 from fibopolicy.training.trainer import train
@@ -194,14 +195,16 @@ def test_the_grid_marks_success_and_failure_when_an_episode_ends() -> None:
 
 
 def test_the_page_needs_no_other_file(fresh: EvaluateConfig) -> None:
-    page = report(fresh.run, evaluate_run(fresh)).read_text()
+    page = write_run_page(fresh.run, evaluate_run(fresh)).read_text()
     assert not re.findall(r'(?:src|href)="(?!data:)', page)
     assert "data:video/mp4;base64," in page
-    assert "data:image/png;base64," in page
+    assert "data:image/svg+xml;base64," in page
     assert "95 % Wilson interval" in page
     assert "processor " in page
     # beside the other
-    assert report(fresh.run, evaluate_run(replace(fresh, seed=1))).name == "report_seed1.html"
+    assert (
+        write_run_page(fresh.run, evaluate_run(replace(fresh, seed=1))).name == "report_seed1.html"
+    )
 
 
 def test_the_table_states_counts_rate_and_interval() -> None:
@@ -226,7 +229,7 @@ def test_rates_of_runs_with_one_name_stay_apart(fresh: EvaluateConfig, tmp_path:
 
 def test_a_page_is_made_without_the_training_log(fresh: EvaluateConfig) -> None:
     (fresh.run / "metrics.jsonl").write_text('{"step":')
-    assert "95 % Wilson interval" in report(fresh.run, evaluate_run(fresh)).read_text()
+    assert "95 % Wilson interval" in write_run_page(fresh.run, evaluate_run(fresh)).read_text()
 
 
 def test_from_python_a_policy_sees_what_it_was_trained_on(fresh: EvaluateConfig) -> None:

@@ -52,7 +52,7 @@ def test_only_shared_start_states_count_and_the_rest_is_told(
     assert len(found.starts) == 60
     assert found.left_out == 20
     assert found.rates[1].episodes == 60
-    assert "20 that not every run has are left out" in text(found, ())
+    assert "left out: 20 that some run lacks" in text(found, ())
 
 
 def test_errors_count_in_no_rate_and_are_told(pair: tuple[Path, Path]) -> None:
@@ -68,7 +68,7 @@ def test_errors_count_in_no_rate_and_are_told(pair: tuple[Path, Path]) -> None:
     assert found.faulty == 2
     assert [(rate.successes, rate.episodes) for rate in found.rates] == [(41, 58), (51, 58)]
     assert found.methods[1].errors == 2
-    assert "2 left out because a simulator failed there" in text(found, ())
+    assert "left out: 2 with a simulator error in some run" in text(found, ())
 
 
 @pytest.mark.parametrize(
@@ -141,7 +141,7 @@ def test_groups_pool_training_seeds(tmp_path: Path) -> None:
         == Difference(outcomes["dense"], outcomes["fib"]).value
     )
     mixed = of(tmp_path / "dense_seed0", groups=groups[1:])
-    assert "dense_seed0 is one checkpoint" in text(mixed, ())
+    assert "dense_seed0 is a single checkpoint" in text(mixed, ())
 
 
 @pytest.mark.parametrize(
@@ -195,10 +195,10 @@ def test_the_verb_prints_it_all(
     printed = capsys.readouterr().out
     for told in (
         "60 shared start states",
-        "+16.7 %",
+        "+16.7",
         "better; not inferior",
-        "exact McNemar",
-        "two checkpoints apart",
+        "McNemar's exact test",
+        "compares two checkpoints",
         "80 % power",
     ):
         assert told in printed

@@ -19,7 +19,7 @@ from fibopolicy.evaluation.config import EvaluateConfig
 from fibopolicy.evaluation.evaluate_run import evaluate_run
 from fibopolicy.evaluation.video import HEADING, write_grid
 from fibopolicy.report.plots import success_by_step
-from fibopolicy.report.run import report
+from fibopolicy.report.run import write_run_page
 from fibopolicy.training import TrainConfig
 from fibopolicy.training.trainer import train
 
@@ -54,7 +54,9 @@ def test_the_comparison_page_needs_no_other_file(comparison_page: Path) -> None:
 def run_page(tiny_config: TrainConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = tmp_path_factory.mktemp("runs") / "run"
     train(replace(tiny_config, out=run))
-    return report(run, evaluate_run(EvaluateConfig(run, episodes=2, video=2, horizon=8, workers=1)))
+    return write_run_page(
+        run, evaluate_run(EvaluateConfig(run, episodes=2, video=2, horizon=8, workers=1))
+    )
 
 
 @pytest.mark.skipif(

@@ -8,7 +8,7 @@ from simulated import outcomes, rate
 from fibopolicy.errors import UserError
 from fibopolicy.statistics.differences import Difference, mcnemar
 from fibopolicy.statistics.power import (
-    MOST,
+    MAX_EPISODES,
     discordance,
     episodes_needed,
     needed,
@@ -118,7 +118,7 @@ def test_what_is_needed_is_no_less_than_there_is_in_seeds_and_none_at_the_bound(
     wanted = needed(found, found.value - 0.05, alpha=0.025)
     assert wanted is not None
     assert wanted.seeds >= 3
-    assert wanted.seeds * wanted.starts <= MOST
+    assert wanted.seeds * wanted.starts <= MAX_EPISODES
     easier = needed(found, found.value - 0.2, alpha=0.025)
     assert easier is not None
     assert easier.seeds * easier.starts < wanted.seeds * wanted.starts

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from fibopolicy.statistics.power import MOST
+from fibopolicy.statistics.power import MAX_EPISODES
 from fibopolicy.study.report.directory import State, Study, printed
 from fibopolicy.study.report.results import Compared, Results, Verdict
 
@@ -196,7 +196,9 @@ def _on(one: Compared, study: Study, design: str, first: bool) -> str:
         told += f", {beside} than {study.control}"
     if one.verdict is Verdict.UNDECIDED:
         need, tasks = one.needed, "" if one.task is not None else " on each task"
-        episodes = f"more than {MOST:,}" if need is None else f"{need.seeds * need.starts:,}"
+        episodes = (
+            f"more than {MAX_EPISODES:,}" if need is None else f"{need.seeds * need.starts:,}"
+        )
         told += f": {episodes} episodes{tasks} would be needed"
     where = one.subject if one.task is not None else f"average over {len(one.tasks)} tasks"
     return f"on {where} ({told})"
@@ -214,7 +216,7 @@ def to_decide(one: Compared) -> str:
     seeds x 103 starts`.
     """
     if one.needed is None:
-        return f"more than {MOST:,} episodes"
+        return f"more than {MAX_EPISODES:,} episodes"
     seeds, starts = one.needed.seeds, one.needed.starts
     return f"{seeds * starts:,} episodes: {seeds} seed{'s' * (seeds != 1)} x {starts} starts"
 

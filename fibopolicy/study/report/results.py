@@ -9,10 +9,9 @@ from dataclasses import dataclass, replace
 from enum import Enum
 
 from fibopolicy.errors import UserError
-from fibopolicy.report.comparison import POWER
 from fibopolicy.statistics.compare import ALPHA, Comparison, Method, compare
 from fibopolicy.statistics.differences import Difference, Estimate, MeanDifference, holm
-from fibopolicy.statistics.power import Needed, needed
+from fibopolicy.statistics.power import POWER, Needed, needed
 from fibopolicy.statistics.rates import Rate
 from fibopolicy.study.report.directory import Cell, Study, printed
 

@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean, geometric_mean, median
 from typing import Any
 
-from fibopolicy.report.comparison import p_value
 from fibopolicy.report.page import Cell as TableCell
 from fibopolicy.report.page import Link, Marked
+from fibopolicy.report.tables import p_value
 from fibopolicy.study.report.answer import MARKS, beside_verdict, to_decide
 from fibopolicy.study.report.costs import values
 from fibopolicy.study.report.directory import Cell, SeedRun, State, Study, printed

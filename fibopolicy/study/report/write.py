@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from fibopolicy.report import page
-from fibopolicy.report.comparison import POWER
 from fibopolicy.statistics.compare import ALPHA
+from fibopolicy.statistics.power import POWER
 from fibopolicy.study.cells import in_file_name
 from fibopolicy.study.report.answer import answers, listed
 from fibopolicy.study.report.csv_files import write_cells, write_comparisons, write_seeds

@@ -1,0 +1,192 @@
+"""Documents made of blocks: one HTML page that needs no other file, or Markdown.
+
+A report states its blocks once; the templates beside this module say how each kind of
+block looks. The HTML fits a phone and follows a dark screen.
+"""
+
+from __future__ import annotations
+
+import base64
+import re
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import jinja2
+from markupsafe import Markup, escape
+
+from fibopolicy.utils.files import atomic_write
+
+#: What the colours of the frames in a video of episodes mean.
+FRAME_COLOURS = "Grey frame: running. Green: success. Red: not solved within the horizon."
+
+
+class Block:
+    """A piece of a document."""
+
+    @property
+    def kind(self) -> str:
+        """By which a template finds the block's look."""
+        return type(self).__name__.lower()
+
+
+@dataclass(frozen=True)
+class Heading(Block):
+    text: str
+    level: int = 2
+
+
+@dataclass(frozen=True)
+class Contents(Block):
+    """Links to headings; not in Markdown, whose readers make their own."""
+
+    headings: Sequence[str]
+
+
+@dataclass(frozen=True)
+class Answers(Block):
+    """The first lines of a document.
+
+    Args:
+        lines: mark ("good", "bad" or "open") and text, with bold words between `**`.
+    """
+
+    lines: Sequence[tuple[str, str]]
+
+
+@dataclass(frozen=True)
+class Note(Block):
+    text: str
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A cell of a table.
+
+    Args:
+        text: what it says.
+        href: file that it links to, relative to the document; empty for no link.
+        mark: "good", "bad" or "open", shown as a colour; empty for none.
+    """
+
+    text: str
+    href: str = ""
+    mark: str = ""
+
+
+@dataclass(frozen=True)
+class Table(Block):
+    """A table; on a phone each row becomes a card.
+
+    Args:
+        rows: the first row holds the titles, the first column the names of the rows.
+        words: titles of further columns that hold words instead of numbers.
+    """
+
+    rows: Sequence[Sequence[str | Cell]]
+    words: Collection[str] = ()
+
+    @property
+    def titles(self) -> list[str]:
+        return [cell.text if isinstance(cell, Cell) else cell for cell in self.rows[0]]
+
+    @property
+    def body(self) -> list[list[Cell]]:
+        """All rows below the titles."""
+        return [
+            [cell if isinstance(cell, Cell) else Cell(cell) for cell in row]
+            for row in self.rows[1:]
+        ]
+
+    def kind_of(self, title: str) -> str:
+        """What the column of this title holds: "name", "words" or "number"."""
+        if title == self.titles[0]:
+            return "name"
+        return "words" if title in self.words else "number"
+
+
+@dataclass(frozen=True)
+class Facts(Block):
+    """Names and what they stand for."""
+
+    facts: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Picture(Block):
+    """An SVG file, embedded in HTML.
+
+    Args:
+        alt: its description for readers who cannot see it.
+    """
+
+    path: Path
+    alt: str
+
+
+@dataclass(frozen=True)
+class Video(Block):
+    """An mp4 file, embedded in HTML."""
+
+    path: Path
+
+
+@dataclass(frozen=True)
+class Folded(Block):
+    """Blocks that a reader of the page unfolds; not in Markdown, which cannot fold."""
+
+    summary: str
+    blocks: Sequence[Block]
+
+
+def write_html(path: Path, title: str, blocks: Sequence[Block]) -> None:
+    """Write a page with all its pictures and videos."""
+    _write(path, _templates().get_template("page.html").render(title=title, blocks=blocks))
+
+
+def write_markdown(path: Path, title: str, blocks: Sequence[Block]) -> None:
+    """Write a Markdown file that links to pictures and videos in its folder."""
+    template = _templates().get_template("page.md")
+    _write(path, template.render(title=title, blocks=blocks, folder=path.parent))
+
+
+def _write(path: Path, text: str) -> None:
+    with atomic_write(path) as partial:
+        # A file name may hold bytes that are not UTF-8.
+        partial.write_text(text, encoding="utf-8", errors="backslashreplace")
+
+
+@cache
+def _templates() -> jinja2.Environment:
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("fibopolicy.report"),
+        autoescape=jinja2.select_autoescape(["html"]),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters |= {
+        "anchor": lambda text: re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-"),
+        "base64": lambda path: base64.b64encode(path.read_bytes()).decode(),
+        "bold": lambda text: Markup(re.sub(r"\*\*(.+?)\*\*", r"<b>\1</b>", str(escape(text)))),
+        "escaped": _escaped,
+        "relative": lambda path, folder: path.relative_to(folder).as_posix(),
+        "unbroken_intervals": _unbroken_intervals,
+    }
+    return environment
+
+
+def _escaped(text: str) -> str:
+    """Markdown in which nothing in a name or a message begins a column, a tag or
+    emphasis.
+    """
+    return re.sub(r"[|<*]", r"\\\g<0>", text)
+
+
+def _unbroken_intervals(text: str) -> Markup:
+    """HTML in which an interval such as `[93.1, 97.8]` stays on one line."""
+    return Markup(
+        re.sub(r"\[[^\]]*\]( %)?", lambda found: found[0].replace(" ", "&nbsp;"), str(escape(text)))
+    )
