@@ -134,9 +134,9 @@ def _check_agreement(first: WindowDataset, part: WindowDataset) -> None:
         ("cameras", first.cameras, part.cameras),
         ("vectors", first.vectors, part.vectors),
         (
-            "chunk, history",
-            (first.chunk, first.history, first.sequence),
-            (part.chunk, part.history, part.sequence),
+            "horizon, n_obs_steps",
+            (first.horizon, first.n_obs_steps, first.sequence),
+            (part.horizon, part.n_obs_steps, part.sequence),
         ),
     ):
         if one != other:

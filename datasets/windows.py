@@ -28,8 +28,8 @@ class Batch(TypedDict):
     Attributes:
         obs: per camera uint8 `(B, T_o, H, W, 3)`, per vector float32 `(B, T_o, D)`,
             oldest first.
-        actions: float32 `(B, chunk, A)`.
-        action_mask: bool `(B, chunk)`, false where an action is padding after the end
+        actions: float32 `(B, horizon, A)`.
+        action_mask: bool `(B, horizon)`, false where an action is padding after the end
             of the demo.
     """
 
@@ -42,8 +42,8 @@ class WindowDataset:
     """Every step t of every selected demo is one sample: what was seen up to t, and the
     actions from t on.
 
-    The observations are those of steps t-history+1 .. t, and steps before the first
-    repeat the first; the actions are those of t .. t+chunk-1, and steps after the last
+    The observations are those of steps t-n_obs_steps+1 .. t, and steps before the first
+    repeat the first; the actions are those of t .. t+horizon-1, and steps after the last
     repeat the last. A window never reaches into another demo. Sample i is step i of the
     demos in a row.
 
@@ -55,10 +55,10 @@ class WindowDataset:
             first.
         cameras, vectors: observation keys, in the order in which `batch` gives them.
         filter_key: which demos, `None` for all.
-        chunk: actions per sample, at least 1.
-        history: observations per sample up to t, at least 1.
+        horizon: actions per sample, at least 1.
+        n_obs_steps: observations per sample up to t, at least 1.
         sequence: go on with the observations of the actions after t, so that T_o is
-            history + chunk - 1 instead of history; those after the demo's last step
+            n_obs_steps + horizon - 1 instead of n_obs_steps; those after the demo's last step
             repeat it.
         cache_dir: the folder of the frame cache, see `FrameCache`.
 
@@ -88,17 +88,17 @@ class WindowDataset:
         cameras: Sequence[str],
         vectors: Sequence[str],
         filter_key: str | None = None,
-        chunk: int,
-        history: int = 1,
+        horizon: int,
+        n_obs_steps: int = 1,
         sequence: bool = False,
         cache_dir: StrPath | None = None,
     ) -> None:
-        for name, value in (("chunk", chunk), ("history", history)):
+        for name, value in (("horizon", horizon), ("n_obs_steps", n_obs_steps)):
             if value < 1:
                 raise UserError(f"{name} must be at least 1, got {value}")
         self.path = path.path if isinstance(path, DemoFile) else Path(path)
         self.cameras, self.vectors = tuple(cameras), tuple(vectors)
-        self.chunk, self.history, self.sequence = chunk, history, sequence
+        self.horizon, self.n_obs_steps, self.sequence = horizon, n_obs_steps, sequence
         with nullcontext(path) if isinstance(path, DemoFile) else DemoFile(path) as file:
             self.env_args: dict[str, Any] = file.env_args
             self.warnings = tuple(f"{self.path}: {oddity}" for oddity in file.warnings)
@@ -144,9 +144,11 @@ class WindowDataset:
         """The samples of `indices` `(B,)`, each in 0 .. len - 1."""
         demo = np.searchsorted(self._ends, indices, side="right")  # (B,)
         # (B, T_o)
-        seen = indices[:, None] + np.arange(1 - self.history, self.chunk if self.sequence else 1)
+        seen = indices[:, None] + np.arange(
+            1 - self.n_obs_steps, self.horizon if self.sequence else 1
+        )
         seen = np.clip(seen, self._starts[demo][:, None], self._ends[demo][:, None] - 1)
-        then = indices[:, None] + np.arange(self.chunk)  # (B, chunk)
+        then = indices[:, None] + np.arange(self.horizon)  # (B, horizon)
         mask = then < self._ends[demo][:, None]
         then = np.minimum(then, self._ends[demo][:, None] - 1)
         images = {camera: self._frames.gather(camera, seen) for camera in self.cameras}

@@ -39,7 +39,7 @@ def tiny_config(lift_file: Path) -> TrainConfig:
         lift_file,
         Path("replace-me"),
         policy=PolicyConfig(encoder_options=TINY_ENCODER, hidden=32, shift=1),
-        optimizer=OptimizerConfig(steps=12, batch_size=8, warmup=2),
+        optimizer=OptimizerConfig(steps=12, batch_size=8, warmup_steps=2),
         checkpoint_every=4,
         log_every=1,
     )

@@ -66,7 +66,7 @@ def place(
         replace(
             tiny_config,
             out=folder / "run",
-            optimizer=OptimizerConfig(steps=1, batch_size=4, warmup=0),
+            optimizer=OptimizerConfig(steps=1, batch_size=4, warmup_steps=0),
         )
     )
     make_run(folder / "a", [True, False, True, True])
@@ -242,11 +242,11 @@ NUMBERS = {
         *(
             "--steps",
             "--batch-size",
-            "--learning-rate",
-            "--warmup",
+            "--lr",
+            "--warmup-steps",
             "--weight-decay",
-            "--encoder-rate",
-            "--clip",
+            "--encoder-lr-scale",
+            "--grad-clip-norm",
             "--ema",
         ),
         *(
@@ -254,9 +254,9 @@ NUMBERS = {
             "--seed",
             "--checkpoint-every",
             "--log-every",
-            "--history",
-            "--chunk",
-            "--execute",
+            "--n-obs-steps",
+            "--horizon",
+            "--n-action-steps",
             "--hidden",
         ),
         *(
@@ -295,7 +295,7 @@ def test_a_number_that_is_none_or_negative_is_one_line(
         "rates a --out a/episodes.jsonl --overwrite",
         "compare a a",
         "compare a b --video 2",
-        "train --dataset good.hdf5 --out new --history 100000000000000000000",
+        "train --dataset good.hdf5 --out new --n-obs-steps 100000000000000000000",
         "train --dataset good.hdf5 --out new --hidden 100000000000000000000",
         "train --dataset good.hdf5 --out new --batch-size 100000000000000000000",
         "train --dataset good.hdf5 --out new --encoder-options depth 100000000000000000000",
@@ -385,7 +385,7 @@ GENERATED: dict[str, tuple[list[str], list[str]]] = {
             *(
                 "--seed",
                 "--batch-size",
-                "--learning-rate",
+                "--lr",
                 "--cameras",
                 "--vectors",
                 "--filter-key",
@@ -393,14 +393,14 @@ GENERATED: dict[str, tuple[list[str], list[str]]] = {
                 "--precision",
             ),
             *(
-                "--execute",
+                "--n-action-steps",
                 "--crop",
                 "--shift",
                 "--rotation",
                 "--validate-on",
                 "--keep-best",
                 "--resume",
-                "--warmup",
+                "--warmup-steps",
                 "--ema",
             ),
         ],

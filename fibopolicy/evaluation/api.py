@@ -50,7 +50,7 @@ def evaluate(
             tensors of all cameras, uint8 `(B, T_o, H, W, 3)`, and vectors, float32 `(B,
             T_o, D)`; actions `(B, T_a, A)` in [-1, 1] are executed one after the other
             before the next call; `state` is `None` at an episode's start and then what
-            the call before returned. `T_o` is its attribute `history`, or 1. B is
+            the call before returned. `T_o` is its attribute `n_obs_steps`, or 1. B is
             `batch`; see `acting.Actor` for states in batches. Or a function of one
             episode's newest observation, a dict of arrays without B and T_o, that
             returns an action `(A,)` or a chunk `(T_a, A)`.
@@ -103,10 +103,10 @@ def evaluate(
     if episodes < 1:
         raise UserError(f"starts must be at least 1, got {episodes}")
     make_env, name = _maker(task, {**({} if callable(task) else view_options(policy)), **options})
-    history = Actor(policy).history
+    n_obs_steps = Actor(policy).n_obs_steps
     with VectorRollout(
         make_env,
-        history,
+        n_obs_steps,
         workers or default_workers(name, episodes),
         step_limit=step_limit,
         tries=tries,

@@ -23,7 +23,7 @@ class LiveEpisode:
     Args:
         env: restored to the start state.
         obs: what it shows there.
-        history: T_o, observations that the policy reads, the newest last; the first
+        n_obs_steps: T_o, observations that the policy reads, the newest last; the first
             stands for those before it.
         film: observation key of a camera whose every frame is kept in `frames`, uint8
             `(H, W, 3)` each.
@@ -35,7 +35,7 @@ class LiveEpisode:
         self,
         env: TaskEnv,
         obs: Observation,
-        history: int,
+        n_obs_steps: int,
         *,
         film: str | None = None,
         beat: Callable[[], None] = lambda: None,
@@ -43,12 +43,12 @@ class LiveEpisode:
     ) -> None:
         self._env, self._history, self._film, self._beat, self._show = (
             env,
-            history,
+            n_obs_steps,
             film,
             beat,
             show,
         )
-        self.window: deque[Observation] = deque([obs] * history, maxlen=history)
+        self.window: deque[Observation] = deque([obs] * n_obs_steps, maxlen=n_obs_steps)
         self.frames: list[NDArray[np.uint8]] = [obs[film]] if film else []
         self.steps, self.total_reward, self.success, self.done = 0, 0.0, False, False
 

@@ -98,7 +98,7 @@ def _evaluate(
         workers = 1
     with VectorRollout(
         env_maker,
-        loaded.policy.config.history,
+        loaded.policy.config.n_obs_steps,
         workers,
         step_limit=config.step_limit,
         tries=config.tries,

@@ -89,7 +89,7 @@ class Actor:
             )
         self.policy, self.batch, self.threads = policy, batch, threads
         config = getattr(policy, "config", None)
-        self.history = int(getattr(policy if config is None else config, "history", 1))
+        self.n_obs_steps = int(getattr(policy if config is None else config, "n_obs_steps", 1))
         parameters = policy.parameters() if isinstance(policy, nn.Module) else iter(())
         self.device = next((p.device for p in parameters), torch.device("cpu"))
         shapes = trained_shapes(policy)
@@ -169,7 +169,7 @@ class Actor:
         rng = np.random.default_rng(0)
         windows = [
             {
-                key: _noise(rng, (self.history, *shape), dtype)
+                key: _noise(rng, (self.n_obs_steps, *shape), dtype)
                 for key, (shape, dtype) in layout.items()
             }
             for _ in range(self.batch)

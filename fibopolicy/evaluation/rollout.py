@@ -38,7 +38,7 @@ def rollout(
         index: of the episode, which random policies are seeded with.
     """
     actor = policy if isinstance(policy, Actor) else Actor(policy)
-    episode = LiveEpisode(env, obs, actor.history, film=frames_from)
+    episode = LiveEpisode(env, obs, actor.n_obs_steps, film=frames_from)
     request = Request(index, {})
     while not episode.done:
         request.window = {key: np.stack([o[key] for o in episode.window]) for key in obs}

@@ -118,7 +118,7 @@ class VectorRollout:
     Args:
         make_env: makes one environment; called in each process, which must be able to
             import it.
-        history: T_o, observations that the policy reads.
+        n_obs_steps: T_o, observations that the policy reads.
         workers: processes.
         step_limit: seconds that a control step or a picture may take before the process
             counts as hung.
@@ -129,7 +129,7 @@ class VectorRollout:
     def __init__(
         self,
         make_env: Callable[[], TaskEnv],
-        history: int,
+        n_obs_steps: int,
         workers: int,
         *,
         step_limit: float = STEP_LIMIT,
@@ -148,7 +148,7 @@ class VectorRollout:
                     f"the viewer shows one simulator, and {workers} workers were asked for"
                 )
         check_importable("the function that makes the environment", make_env)
-        self._simulator = functools.partial(Simulator, make_env, history, viewer)
+        self._simulator = functools.partial(Simulator, make_env, n_obs_steps, viewer)
         self._step_limit, self._tries = step_limit, tries
         self._stillborn, self._told = 0, False
         self._call_s = 0.0

@@ -97,7 +97,9 @@ def _film_checkpoint(
             " on with --starts"
         )
     workers = default_workers(task_id_of(loaded.env_args), len(shown))
-    with VectorRollout(make_env(config, loaded), loaded.policy.config.history, workers) as rollouts:
+    with VectorRollout(
+        make_env(config, loaded), loaded.policy.config.n_obs_steps, workers
+    ) as rollouts:
         info = rollouts.info()
         actor = make_actor(loaded.policy, first.batch, first.threads, info)
         wanted = [replace(rows[start], index=place[start]) for start in shown]

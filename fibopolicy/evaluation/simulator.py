@@ -95,19 +95,21 @@ class Simulator:
 
     Args:
         make_env: makes the environment; see `check_importable`.
-        history: T_o, observations that the policy reads.
+        n_obs_steps: T_o, observations that the policy reads.
         viewer: open MuJoCo's viewer beside it.
     """
 
-    def __init__(self, make_env: Callable[[], TaskEnv], history: int, viewer: bool = False) -> None:
+    def __init__(
+        self, make_env: Callable[[], TaskEnv], n_obs_steps: int, viewer: bool = False
+    ) -> None:
         self.connection, theirs = multiprocessing.Pipe()
         self.process = WorkerProcess(
-            target=_serve, args=(theirs, make_env, history, viewer), daemon=True
+            target=_serve, args=(theirs, make_env, n_obs_steps, viewer), daemon=True
         )
         self.process.start()
         theirs.close()
         self.info: TaskInfo | None = None
-        self.history = history
+        self.n_obs_steps = n_obs_steps
         self._closed = False
         self._beats: NDArray[np.int64] | None = None
         self._views: dict[str, NDArray[Any]] = {}
@@ -124,12 +126,12 @@ class Simulator:
         if isinstance(reply, TaskInfo):
             handle = reduction.recv_handle(self.connection)
             try:
-                memory = mmap.mmap(handle, _size(reply.layout, self.history))
+                memory = mmap.mmap(handle, _size(reply.layout, self.n_obs_steps))
             finally:
                 os.close(handle)
             self.info = reply
             # which keep it mapped
-            self._beats, self._views = _arrays(memory, reply.layout, self.history)
+            self._beats, self._views = _arrays(memory, reply.layout, self.n_obs_steps)
         assert isinstance(reply, TaskInfo | Ready | Ended | Failed)
         return reply
 
@@ -154,7 +156,7 @@ class Simulator:
 
     def window(self) -> dict[str, NDArray[Any]]:
         """The last T_o observations, `(T_o, ...)` per key; valid until the next
-        `execute` or `start`.
+        `n_action_steps` or `start`.
         """
         return self._views
 
@@ -192,7 +194,7 @@ class Simulator:
 
 
 def _serve(
-    connection: Connection, make_env: Callable[[], TaskEnv], history: int, viewer: bool
+    connection: Connection, make_env: Callable[[], TaskEnv], n_obs_steps: int, viewer: bool
 ) -> None:
     if hasattr(os, "nice"):
         os.nice(NICENESS)
@@ -203,7 +205,7 @@ def _serve(
         # once by the parent, not by every process
         told = tuple(str(w.message) for w in caught if w.category is UserWarning)
         try:
-            _run(connection, env, history, told, Viewer(env).show if viewer else lambda: None)
+            _run(connection, env, n_obs_steps, told, Viewer(env).show if viewer else lambda: None)
         finally:
             env.close()
     except (EOFError, BrokenPipeError, ConnectionResetError):
@@ -227,14 +229,14 @@ def _tell(connection: Connection, reply: Failed) -> None:
 def _run(
     connection: Connection,
     env: TaskEnv,
-    history: int,
+    n_obs_steps: int,
     told: tuple[str, ...],
     view: Callable[[], None],
 ) -> None:
     spaces: Any = env.observation_space
     layout = {key: (tuple(space.shape), np.dtype(space.dtype)) for key, space in spaces.items()}
-    memory = _offer(connection, env, layout, history, told)
-    beats, views = _arrays(memory, layout, history)
+    memory = _offer(connection, env, layout, n_obs_steps, told)
+    beats, views = _arrays(memory, layout, n_obs_steps)
     model = ""
     episode: LiveEpisode | None = None
 
@@ -253,7 +255,7 @@ def _run(
             model = model if changed is None else changed
             obs = env.set_state(SimState(model, state))
             beat()
-            episode = LiveEpisode(env, obs, history, film=film, beat=beat, show=view)
+            episode = LiveEpisode(env, obs, n_obs_steps, film=film, beat=beat, show=view)
             view()
             show(episode.window)
             connection.send(Ready(camera_hashes(obs)))
@@ -273,7 +275,7 @@ def _run(
 
 
 def _offer(
-    connection: Connection, env: TaskEnv, layout: Layout, history: int, told: tuple[str, ...]
+    connection: Connection, env: TaskEnv, layout: Layout, n_obs_steps: int, told: tuple[str, ...]
 ) -> mmap.mmap:
     """Introduce the environment, and hand over memory for what it observes."""
     info = TaskInfo(
@@ -287,7 +289,7 @@ def _offer(
         picture_versions(),
         told,
     )
-    size = _size(layout, history)
+    size = _size(layout, n_obs_steps)
     parent = multiprocessing.parent_process()
     assert parent is not None
     assert parent.pid is not None
@@ -326,21 +328,21 @@ def _shared(size: int) -> int:
     return handle
 
 
-def _size(layout: Layout, history: int) -> int:
-    return ALIGNED + sum(_room(history, *entry) for entry in layout.values())
+def _size(layout: Layout, n_obs_steps: int) -> int:
+    return ALIGNED + sum(_room(n_obs_steps, *entry) for entry in layout.values())
 
 
-def _room(history: int, shape: tuple[int, ...], dtype: np.dtype[Any]) -> int:
-    return -(-history * int(np.prod(shape)) * dtype.itemsize // ALIGNED) * ALIGNED
+def _room(n_obs_steps: int, shape: tuple[int, ...], dtype: np.dtype[Any]) -> int:
+    return -(-n_obs_steps * int(np.prod(shape)) * dtype.itemsize // ALIGNED) * ALIGNED
 
 
 def _arrays(
-    memory: mmap.mmap, layout: Layout, history: int
+    memory: mmap.mmap, layout: Layout, n_obs_steps: int
 ) -> tuple[NDArray[np.int64], dict[str, NDArray[Any]]]:
     """The counter and the observations `(T_o, ...)` in shared memory."""
     views, offset = {}, ALIGNED
     for key, (shape, dtype) in layout.items():
-        count = history * int(np.prod(shape))
-        views[key] = np.frombuffer(memory, dtype, count, offset).reshape(history, *shape)
-        offset += _room(history, shape, dtype)
+        count = n_obs_steps * int(np.prod(shape))
+        views[key] = np.frombuffer(memory, dtype, count, offset).reshape(n_obs_steps, *shape)
+        offset += _room(n_obs_steps, shape, dtype)
     return np.frombuffer(memory, np.int64, 1, 0), views

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
@@ -49,9 +49,13 @@ class Shapes:
 
 
 ROTATIONS = ("6d", "axis_angle")
-#: In a `PolicyConfig`: what the head has by itself.
-OWN = -1
-AUTO = "auto"
+if TYPE_CHECKING:
+    IntOrDefault = int
+    StrOrDefault = str
+else:  # None, as given, becomes the policy's default on construction
+    IntOrDefault = int | None
+    StrOrDefault = str | None
+_DEFAULT: Any = None
 #: More of anything (steps seen, units, layers) is a slip of the keyboard; far beyond
 #: it, torch's own numbers overflow.
 MOST = 1 << 16
@@ -62,9 +66,9 @@ Option = int | float | bool | str
 class PolicyDefaults:
     """What a head takes for the settings of a `PolicyConfig` that are left to it."""
 
-    history: int = 1
-    chunk: int = 8
-    execute: int = 4
+    n_obs_steps: int = 1
+    horizon: int = 8
+    n_action_steps: int = 4
     hidden: int = 256
     layers: int = 2
     action_normalization: str = "minmax"
@@ -72,8 +76,8 @@ class PolicyDefaults:
 
 @dataclass(frozen=True)
 class PolicyConfig:
-    """What to build; the same for every task. Settings left to the head (-1, "auto")
-    are resolved on construction.
+    """What to build; the same for every task. Settings that are `None` get the
+    policy's defaults on construction.
     """
 
     head: str = "bc"
@@ -87,26 +91,26 @@ class PolicyConfig:
     """Its options as pairs, e.g. depth 4 pool mean."""
     views: str = "separate"
     """Several cameras: "separate" encoders, one "shared", or "joint" tokens in one sequence."""
-    history: int = OWN
-    """Observations that the policy sees, the newest last; -1 is the head's own number: 1, diffusion and flow 2,
-    bc_transformer_gmm 10."""  # noqa: E501
-    chunk: int = OWN
-    """Actions predicted at once, or the length of a recurrent head's sequences; -1: bc 8, diffusion and flow 16,
+    n_obs_steps: IntOrDefault = _DEFAULT
+    """Observations that the policy sees, the newest last; by default 1, diffusion and flow 2,
+    bc_transformer_gmm 10."""
+    horizon: IntOrDefault = _DEFAULT
+    """Actions predicted at once, or the length of a recurrent head's sequences; by default bc 8, diffusion and flow 16,
     bc_rnn_gmm 10, others 1."""  # noqa: E501
-    execute: int = OWN
-    """How many of them are executed before the policy looks again; -1: bc 4, diffusion and flow 8, others 1; with
-    ensemble 1."""  # noqa: E501
-    ensemble: float | None = None
-    """Execute the average of all chunks' predictions for a step, the n-th oldest weighing exp(-ensemble * n): temporal
+    n_action_steps: IntOrDefault = _DEFAULT
+    """How many of them are executed before the policy looks again; by default bc 4, diffusion and flow 8, others 1; with
+    temporal ensembling 1."""  # noqa: E501
+    temporal_ensemble_coeff: float | None = None
+    """Execute the average of all chunks' predictions for a step, the n-th oldest weighing exp(-coeff * n): temporal
     ensembling, 0.01 in ACT. For bc, diffusion and flow."""  # noqa: E501
     loss: str = "l1"
     """"l1" or "l2", on normalised actions; for bc."""
-    hidden: int = OWN
-    """Width of the head's MLP, or of its denoiser (a U-Net's at full length); -1: bc 256, diffusion and flow 64, others 1024."""  # noqa: E501
-    layers: int = OWN
-    """Hidden layers of the head's MLP, levels of its U-Net or blocks of its transformer; -1: 2, bc_rnn_gmm none."""  # noqa: E501
-    action_normalization: str = AUTO
-    """"minmax" to [-1, 1], "gaussian" to zero mean and unit variance, or "none"; "auto": bc, diffusion and flow minmax, others
+    hidden: IntOrDefault = _DEFAULT
+    """Width of the head's MLP, or of its denoiser (a U-Net's at full length); by default bc 256, diffusion and flow 64, others 1024."""  # noqa: E501
+    layers: IntOrDefault = _DEFAULT
+    """Hidden layers of the head's MLP, levels of its U-Net or blocks of its transformer; by default 2, bc_rnn_gmm none."""  # noqa: E501
+    action_normalization: StrOrDefault = _DEFAULT
+    """"minmax" to [-1, 1], "gaussian" to zero mean and unit variance, or "none"; by default bc, diffusion and flow minmax, others
     none."""  # noqa: E501
     rotation: str = "6d"
     """How rotations in absolute actions are predicted: "6d", or "axis_angle" as they are in the dataset."""  # noqa: E501
@@ -119,15 +123,15 @@ class PolicyConfig:
         head = Policy
         if self.head in POLICIES:
             head = POLICIES[self.head]
-        if self.ensemble is not None and self.execute == OWN:
-            object.__setattr__(self, "execute", 1)
+        if self.temporal_ensemble_coeff is not None and self.n_action_steps is None:
+            object.__setattr__(self, "n_action_steps", 1)
         for name, value in asdict(head.defaults).items():
-            if getattr(self, name) in (OWN, AUTO):
+            if getattr(self, name) is None:
                 object.__setattr__(self, name, value)
         for name, least in (
-            ("history", 1),
-            ("chunk", 1),
-            ("execute", 1),
+            ("n_obs_steps", 1),
+            ("horizon", 1),
+            ("n_action_steps", 1),
             ("hidden", 1),
             ("layers", 0),
             ("shift", 0),
@@ -136,20 +140,21 @@ class PolicyConfig:
                 raise UserError(f"{name} must be at least {least}, got {getattr(self, name)}")
             if getattr(self, name) > MOST:
                 raise UserError(f"{name} must be at most {MOST}, got {getattr(self, name)}")
-        if self.execute > self.chunk:
+        if self.n_action_steps > self.horizon:
             raise UserError(
-                f"execute must be between 1 and chunk = {self.chunk}, got {self.execute}"
+                f"n_action_steps must be between 1 and horizon = {self.horizon}, got"
+                f" {self.n_action_steps}"
             )
-        if self.ensemble is not None:
+        if self.temporal_ensemble_coeff is not None:
             if head is not Policy and not head.ensembles:
                 raise UserError(
                     f"head {self.head} predicts no chunks that could be averaged; leave"
                     " ensemble out"
                 )
-            if self.execute != 1 or not self.ensemble >= 0:
+            if self.n_action_steps != 1 or not self.temporal_ensemble_coeff >= 0:
                 raise UserError(
-                    f"ensemble is at least 0 and needs execute 1, got {self.ensemble} with execute"
-                    f" {self.execute}"
+                    "temporal_ensemble_coeff must be at least 0 and needs n_action_steps 1, got"
+                    f" {self.temporal_ensemble_coeff} with n_action_steps {self.n_action_steps}"
                 )
         if self.rotation not in ROTATIONS:
             raise unknown("rotation", self.rotation, ROTATIONS)
@@ -175,15 +180,15 @@ class Policy(nn.Module):
     """Observations to action chunks; owns its normalisation.
 
     A batch holds `obs` (camera keys uint8 `(B, T_o, H, W, 3)`, vector keys float32 `(B,
-    T_o, D)`), `actions` float32 `(B, chunk, A)` and `action_mask` bool `(B, chunk)`,
+    T_o, D)`), `actions` float32 `(B, horizon, A)` and `action_mask` bool `(B, horizon)`,
     false where an action repeats the demonstration's last.
 
     Attributes:
         name: in the registry.
         defaults: for the settings that are left to the head.
         sequence: the observations of a training batch go on beyond the newest, to that
-            of the last action: T_o = history + chunk - 1.
-        ensembles: its chunks may be averaged over time, see `PolicyConfig.ensemble`.
+            of the last action: T_o = n_obs_steps + horizon - 1.
+        ensembles: its chunks may be averaged over time, see `PolicyConfig.temporal_ensemble_coeff`.
         render_quality: how the frames that it was trained on were rendered, where its
             data say so.
     """
@@ -225,11 +230,11 @@ class Policy(nn.Module):
 
     @abstractmethod
     def act(self, obs: Mapping[str, Tensor], state: State = None) -> tuple[Tensor, State]:
-        """Actions `(B, execute, A)` in [-1, 1], or absolute ones, to execute before the
+        """Actions `(B, n_action_steps, A)` in [-1, 1], or absolute ones, to execute before the
         next call.
 
         Args:
-            obs: the last T_o = `history` control steps as in a batch; an episode's
+            obs: the last T_o = `n_obs_steps` control steps as in a batch; an episode's
                 first observation stands for those before it. Keys that the policy does
                 not read are ignored.
             state: what the previous call of these episodes returned, `None` at their

@@ -27,8 +27,8 @@ from fibopolicy.policies.rng import GLOBAL_RNG, SampleRng
 
 @register_policy
 class BCPolicy(Policy):
-    """Predicts `chunk` actions from `history` observations and executes the first
-    `execute` of them.
+    """Predicts `horizon` actions from `n_obs_steps` observations and executes the first
+    `n_action_steps` of them.
     """
 
     name = "bc"
@@ -44,24 +44,24 @@ class BCPolicy(Policy):
         self.actions = ActionNormalizer(config, shapes)
         widths = [self.observations.output_dim, *[config.hidden] * config.layers]
         layers = [m for a, b in pairwise(widths) for m in (nn.Linear(a, b), nn.GELU())]
-        self.mlp = nn.Sequential(*layers, nn.Linear(widths[-1], config.chunk * self.actions.dim))
+        self.mlp = nn.Sequential(*layers, nn.Linear(widths[-1], config.horizon * self.actions.dim))
 
     def fit_normalizers(self, statistics: Statistics) -> None:
         self.observations.fit(statistics)
         self.actions.fit(statistics["actions"])
 
     def predict(self, obs: Mapping[str, Tensor], rng: SampleRng = GLOBAL_RNG) -> Tensor:
-        """Normalised actions `(B, chunk, D)` from the last T_o observations."""
+        """Normalised actions `(B, horizon, D)` from the last T_o observations."""
         flat: Tensor = self.mlp(self.observations(obs, rng))
-        return flat.view(flat.shape[0], self.config.chunk, self.actions.dim)
+        return flat.view(flat.shape[0], self.config.horizon, self.actions.dim)
 
     def loss(
         self, batch: Mapping[str, Any], rng: SampleRng = GLOBAL_RNG
     ) -> tuple[Tensor, dict[str, float]]:
-        predicted = self.predict(batch["obs"], rng)  # (B, chunk, D)
+        predicted = self.predict(batch["obs"], rng)  # (B, horizon, D)
         error = predicted - self.actions(batch["actions"])
         error = error.abs() if self.config.loss == "l1" else error.square()
-        mask = batch["action_mask"].unsqueeze(-1)  # (B, chunk, 1)
+        mask = batch["action_mask"].unsqueeze(-1)  # (B, horizon, 1)
         loss = (error * mask).sum() / (mask.sum() * error.shape[-1])
         return loss, {"loss": float(loss.detach())}
 
@@ -72,6 +72,6 @@ class BCPolicy(Policy):
     @torch.no_grad()
     def act(self, obs: Mapping[str, Tensor], state: State = None) -> tuple[Tensor, State]:
         chunk = self.predict(obs)
-        if self.config.ensemble is not None:
-            chunk, state = ensemble(chunk, self.config.ensemble, state)
-        return self.actions.invert(chunk[:, : self.config.execute]), state
+        if self.config.temporal_ensemble_coeff is not None:
+            chunk, state = ensemble(chunk, self.config.temporal_ensemble_coeff, state)
+        return self.actions.invert(chunk[:, : self.config.n_action_steps]), state

@@ -61,7 +61,7 @@ class DenoisingHead(Policy):
         options: as they are set.
     """
 
-    defaults = PolicyDefaults(history=2, chunk=16, execute=8, hidden=64)
+    defaults = PolicyDefaults(n_obs_steps=2, horizon=16, n_action_steps=8, hidden=64)
     ensembles = True
     option_defaults: ClassVar[Mapping[str, Option]]
 
@@ -78,9 +78,9 @@ class DenoisingHead(Policy):
         self.actions = ActionNormalizer(config, shapes)
         self.denoiser = denoiser_class(self.options["denoiser"])(
             action_dim=self.actions.dim,
-            chunk=config.chunk,
-            history=config.history,
-            feature_dim=self.observations.output_dim // config.history,
+            horizon=config.horizon,
+            n_obs_steps=config.n_obs_steps,
+            feature_dim=self.observations.output_dim // config.n_obs_steps,
             width=config.hidden,
             layers=config.layers,
         )
@@ -91,7 +91,7 @@ class DenoisingHead(Policy):
 
     def features(self, obs: Mapping[str, Tensor], rng: SampleRng = GLOBAL_RNG) -> Tensor:
         """What the denoiser is told of a window of observations, `(B, T_o, F)`."""
-        features: Tensor = self.observations(obs, rng).unflatten(1, (self.config.history, -1))
+        features: Tensor = self.observations(obs, rng).unflatten(1, (self.config.n_obs_steps, -1))
         return features
 
     def loss(
@@ -130,10 +130,10 @@ class DenoisingHead(Policy):
     def act(self, obs: Mapping[str, Tensor], state: State = None) -> tuple[Tensor, State]:
         features = self.features(obs)
         rng = EpisodeRng(**state["rng"]) if state else EpisodeRng.init(obs, self.shapes.keys)
-        noise = rng.randn(self.config.chunk, self.actions.dim).to(features)
+        noise = rng.randn(self.config.horizon, self.actions.dim).to(features)
         chunk = self.denoise(noise, features)
         predictions = state["predictions"] if state else None
-        if self.config.ensemble is not None:
-            chunk, predictions = ensemble(chunk, self.config.ensemble, predictions)
+        if self.config.temporal_ensemble_coeff is not None:
+            chunk, predictions = ensemble(chunk, self.config.temporal_ensemble_coeff, predictions)
         memory: Memory = {"rng": rng.advance().state, "predictions": predictions}
-        return self.actions.invert(chunk[:, : self.config.execute]), memory
+        return self.actions.invert(chunk[:, : self.config.n_action_steps]), memory

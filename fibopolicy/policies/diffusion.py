@@ -17,8 +17,8 @@ from fibopolicy.policies.denoising_head import DENOISING, DenoisingHead
 class DiffusionPolicy(DenoisingHead):
     """Predicts the noise in a noisy chunk of actions.
 
-    In Diffusion Policy's words: `history` is n_obs_steps, `execute` n_action_steps and
-    `chunk` the horizon, all with its numbers, 2, 8 and 16. One difference: its horizon
+    In Diffusion Policy's words: `n_obs_steps` is n_obs_steps, `n_action_steps` n_action_steps and
+    `horizon` the horizon, all with its numbers, 2, 8 and 16. One difference: its horizon
     starts at the oldest observation, so that its first n_obs_steps - 1 actions lie in
     the past and are never executed; here a chunk starts with the action of now, so none
     of it does. Inpainting, its way of fixing parts of the chunk, is not done, as it is

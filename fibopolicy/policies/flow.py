@@ -17,7 +17,7 @@ class FlowPolicy(DenoisingHead):
     Lipman et al. 2023, "Flow Matching for Generative Modeling", and Liu et al. 2023,
     "Flow Straight and Fast" (rectified flow): x_t = (1 - t) noise + t actions, velocity
     actions - noise, t uniform. To act, Euler's rule takes `steps` equal steps along it.
-    `history`, `chunk` and `execute` mean what they mean in `DiffusionPolicy`; options
+    `n_obs_steps`, `horizon` and `n_action_steps` mean what they mean in `DiffusionPolicy`; options
     beside those of `DenoisingHead`: `steps`, 1 to 10 are usual.
     """
 

@@ -25,7 +25,7 @@ class ObservationPreprocessor(nn.Module):
     same for all T_o frames. In evaluation mode crops are central.
 
     Args:
-        sequence: also accept `history + chunk - 1` observations, see `Policy.sequence`.
+        sequence: also accept `n_obs_steps + horizon - 1` observations, see `Policy.sequence`.
 
     Attributes:
         image_sizes: (H', W') per camera after the crop.
@@ -34,9 +34,9 @@ class ObservationPreprocessor(nn.Module):
     def __init__(self, config: PolicyConfig, shapes: Shapes, *, sequence: bool = False) -> None:
         super().__init__()
         self.shift, self.shapes = config.shift, shapes
-        self.lengths = {config.history}
+        self.lengths = {config.n_obs_steps}
         if sequence:
-            self.lengths.add(config.history + config.chunk - 1)
+            self.lengths.add(config.n_obs_steps + config.horizon - 1)
         for camera, size in shapes.images.items():
             if config.crop is not None and config.crop > min(size):
                 raise UserError(
@@ -111,7 +111,7 @@ class ObservationEncoder(ObservationPreprocessor):
     of all cameras, so that attention crosses cameras.
 
     Attributes:
-        output_dim: `history` times the features of one observation, F.
+        output_dim: `n_obs_steps` times the features of one observation, F.
     """
 
     def __init__(self, config: PolicyConfig, shapes: Shapes) -> None:
@@ -121,7 +121,7 @@ class ObservationEncoder(ObservationPreprocessor):
         self.encoders = nn.ModuleList(encoders)
         calls = len(self.cameras) if self.views == "shared" else 1  # per encoder
         feature_dim = calls * sum(encoder.output_dim for encoder in encoders)
-        self.output_dim = config.history * (feature_dim + sum(shapes.vectors.values()))
+        self.output_dim = config.n_obs_steps * (feature_dim + sum(shapes.vectors.values()))
 
     def encoder_of(self, camera: str) -> nn.Module:
         """The encoder of a camera's frames; with joint views, the one of all cameras."""

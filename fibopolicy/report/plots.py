@@ -87,7 +87,7 @@ def plot_training(rows: Sequence[Mapping[str, float]], path: Path) -> None:
     axes[0, 0].plot(steps, losses, color=COLOURS[0], linewidth=1)
     # A negative log likelihood may be below zero.
     axes[0, 0].set(ylabel="training loss, by batch", yscale="log" if min(losses) > 0 else "linear")
-    axes[1, 0].plot(steps, [row["learning_rate"] for row in rows], color=COLOURS[0])
+    axes[1, 0].plot(steps, [row["lr"] for row in rows], color=COLOURS[0])
     axes[1, 0].set(ylabel="learning rate", xlabel="gradient step", ylim=(0, None))
     _save(drawn, path)
 

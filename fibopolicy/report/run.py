@@ -86,7 +86,7 @@ def write_run_page(
 
 def _training_metrics(run: Path) -> list[dict[str, Any]]:
     rows = read_json_lines(run / "metrics.jsonl")
-    return [row for row in rows if {"step", "loss", "learning_rate"} <= row.keys()]
+    return [row for row in rows if {"step", "loss", "lr"} <= row.keys()]
 
 
 def _facts(document: Mapping[str, Any], evaluation: Evaluation) -> dict[str, str]:

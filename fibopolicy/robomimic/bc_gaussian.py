@@ -26,7 +26,7 @@ class BCGaussianPolicy(RobomimicHead):
         from robomimic.models.policy_nets import GaussianActorNetwork
 
         return GaussianActorNetwork(
-            ac_dim=self.config.chunk * self.actions.dim,
+            ac_dim=self.config.horizon * self.actions.dim,
             mlp_layer_dims=self.layer_dims,
             fixed_std=self.options["fixed_std"],
             init_std=self.options["init_std"],

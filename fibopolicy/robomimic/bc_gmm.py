@@ -19,7 +19,7 @@ class BCGMMPolicy(RobomimicHead):
         from robomimic.models.policy_nets import GMMActorNetwork
 
         return GMMActorNetwork(
-            ac_dim=self.config.chunk * self.actions.dim,
+            ac_dim=self.config.horizon * self.actions.dim,
             mlp_layer_dims=self.layer_dims,
             **{
                 name: self.options[name]

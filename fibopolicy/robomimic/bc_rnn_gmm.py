@@ -24,7 +24,7 @@ from fibopolicy.policies.robomimic_head import (
 
 @register_policy
 class BCRNNGMMPolicy(RobomimicHead):
-    """Trained on sequences of `chunk` steps (robomimic's `horizon` and `seq_length`);
+    """Trained on sequences of `horizon` steps (robomimic's `horizon` and `seq_length`);
     acts step by step, forgetting as often.
 
     No MLP follows the recurrent network by default, as in the configurations of
@@ -33,7 +33,7 @@ class BCRNNGMMPolicy(RobomimicHead):
 
     name = "bc_rnn_gmm"
     sequence = True
-    defaults = replace(ROBOMIMIC, chunk=10, layers=0)
+    defaults = replace(ROBOMIMIC, horizon=10, layers=0)
     option_defaults = {  # noqa: RUF012
         **MIXTURE,
         "hidden_dim": 400,
@@ -43,10 +43,11 @@ class BCRNNGMMPolicy(RobomimicHead):
     }
 
     def _check(self) -> None:
-        if self.config.history != 1 or self.config.execute != 1:
+        if self.config.n_obs_steps != 1 or self.config.n_action_steps != 1:
             raise UserError(
-                f"head {self.name} takes one observation and one action at a time, got history"
-                f" {self.config.history} and execute {self.config.execute}; leave both out"
+                f"head {self.name} takes one observation and one action at a time, got n_obs_steps"
+                f" {self.config.n_obs_steps} and n_action_steps {self.config.n_action_steps}; leave"
+                " both out"
             )
         if self.options["rnn_type"] not in ("LSTM", "GRU"):
             raise UserError(
@@ -98,7 +99,7 @@ class BCRNNGMMPolicy(RobomimicHead):
             self.network,
             inputs,
             memory,
-            horizon=self.config.chunk,
+            horizon=self.config.horizon,
             open_loop=self.options["open_loop"],
         )
         return self.actions.invert(actions).unsqueeze(1), carried

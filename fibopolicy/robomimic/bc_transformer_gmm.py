@@ -18,12 +18,12 @@ from fibopolicy.policies.robomimic_head import MIXTURE, ROBOMIMIC, RobomimicHead
 
 @register_policy
 class BCTransformerGMMPolicy(RobomimicHead):
-    """Attends over `history` observations (robomimic's `context_length` and
+    """Attends over `n_obs_steps` observations (robomimic's `context_length` and
     `frame_stack`); the newest one's output counts.
     """
 
     name = "bc_transformer_gmm"
-    defaults = replace(ROBOMIMIC, history=10)
+    defaults = replace(ROBOMIMIC, n_obs_steps=10)
     option_defaults = {  # noqa: RUF012
         **MIXTURE,
         "embed_dim": 512,
@@ -45,8 +45,8 @@ class BCTransformerGMMPolicy(RobomimicHead):
 
         own = [name for name in self.options if name not in MIXTURE]
         return TransformerGMMActorNetwork(
-            ac_dim=self.config.chunk * self.actions.dim,
-            transformer_context_length=self.config.history,
+            ac_dim=self.config.horizon * self.actions.dim,
+            transformer_context_length=self.config.n_obs_steps,
             **{f"transformer_{name}": self.options[name] for name in own},
             **{
                 name: self.options[name]
@@ -56,7 +56,7 @@ class BCTransformerGMMPolicy(RobomimicHead):
         )
 
     def distribution(self, obs: Mapping[str, Tensor], rng: SampleRng = GLOBAL_RNG) -> Any:
-        """Over chunks of normalised actions `(chunk * D,)`, of the newest step."""
+        """Over chunks of normalised actions `(horizon * D,)`, of the newest step."""
         every = self.network.forward_train(self.inputs(obs, rng))
         normal = every.component_distribution.base_dist
         return torch.distributions.MixtureSameFamily(

@@ -47,10 +47,10 @@ def export(run: StrPath, out: StrPath, *, weights: str = "ema", overwrite: bool 
         raise UserError(
             f"{run}: robomimic has no counterpart of head {policy.name}; it has one of {known}"
         )
-    if policy.config.chunk != 1 and not policy.sequence:
+    if policy.config.horizon != 1 and not policy.sequence:
         raise UserError(
-            f"{run}: predicts {policy.config.chunk} actions at once, robomimic one; train with"
-            " chunk 1 to export"
+            f"{run}: predicts {policy.config.horizon} actions at once, robomimic one; train with"
+            " horizon 1 to export"
         )
     if policy.config.action_normalization != "none":
         raise UserError(
@@ -104,11 +104,11 @@ def _config(policy: RobomimicHead, document: dict[str, Any]) -> Any:
     config.train.data = dataset if isinstance(dataset, str) else ", ".join(dataset)
     config.train.hdf5_filter_key = filter_key if isinstance(filter_key, str) else None
     config.train.hdf5_normalize_obs = True
-    config.train.frame_stack = policy.config.history
-    config.train.seq_length = policy.config.chunk
+    config.train.frame_stack = policy.config.n_obs_steps
+    config.train.seq_length = policy.config.horizon
     config.train.batch_size = optimizer["batch_size"]
     config.train.seed = train["seed"]
-    config.algo.optim_params.policy.learning_rate.initial = optimizer["learning_rate"]
+    config.algo.optim_params.policy.learning_rate.initial = optimizer["lr"]
     config.algo.actor_layer_dims = list(policy.layer_dims)
     mixture = config.algo.gaussian if policy.name == "bc_gaussian" else config.algo.gmm
     network = {"bc_rnn_gmm": config.algo.rnn, "bc_transformer_gmm": config.algo.transformer}.get(
@@ -121,8 +121,8 @@ def _config(policy: RobomimicHead, document: dict[str, Any]) -> Any:
                 if name in section:
                     section[name] = options[name]
     if policy.name == "bc_rnn_gmm":
-        config.algo.rnn.horizon = policy.config.chunk
-    config.algo.transformer.context_length = policy.config.history
+        config.algo.rnn.horizon = policy.config.horizon
+    config.algo.transformer.context_length = policy.config.n_obs_steps
     config.observation.modalities.obs.rgb = list(policy.shapes.images)
     config.observation.modalities.obs.low_dim = list(policy.shapes.vectors)
     with config.unlocked():
@@ -149,7 +149,7 @@ def _statistics(policy: RobomimicHead) -> dict[str, dict[str, Any]]:
     rollouts refuse it for more.
     """
     statistics: dict[str, dict[str, Any]] = {}
-    frames = policy.config.history
+    frames = policy.config.n_obs_steps
     for key, (height, width) in policy.shapes.images.items():
         zeros = torch.zeros(frames, 3, height, width)
         statistics[key] = {"mean": zeros.tolist(), "std": (zeros + 1).tolist()}

@@ -73,9 +73,9 @@ class RobomimicPolicy(Policy):
         self.config = PolicyConfig(
             head=f"robomimic {checkpoint.algo_name}: {type(self.algorithm).__name__}",
             encoder=str(core) if images else "none",
-            history=stacked,
-            chunk=1,
-            execute=1,
+            n_obs_steps=stacked,
+            horizon=1,
+            n_action_steps=1,
         )
         self.object_signs = _object_signs(checkpoint, self.shapes).to(self.device)
         self.obs_scales = _scales(checkpoint.obs_statistics, self.device)
@@ -101,7 +101,7 @@ class RobomimicPolicy(Policy):
 
     @torch.no_grad()
     def act(self, obs: Mapping[str, Tensor], state: State = None) -> tuple[Tensor, State]:
-        check_observations(obs, self.shapes, {self.config.history})
+        check_observations(obs, self.shapes, {self.config.n_obs_steps})
         raw = {key: obs[key].to(self.device) for key in (*self.shapes.images, *self.shapes.vectors)}
         memory = state or init_memory(raw, raw)
         seen = self._observations(raw)

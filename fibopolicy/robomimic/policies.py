@@ -42,7 +42,7 @@ MIXTURE: dict[str, Option] = {
     "low_noise_eval": True,
     **FEATURES,
 }
-ROBOMIMIC = PolicyDefaults(chunk=1, execute=1, hidden=1024, action_normalization="none")
+ROBOMIMIC = PolicyDefaults(horizon=1, n_action_steps=1, hidden=1024, action_normalization="none")
 
 
 class RobomimicHead(Policy):
@@ -50,7 +50,7 @@ class RobomimicHead(Policy):
     actions, trained by its log-likelihood.
 
     Options have the names and defaults of robomimic's configuration of BC, and
-    `feature_dimension` that of its cores. Several actions at once (`chunk`) are one
+    `feature_dimension` that of its cores. Several actions at once (`horizon`) are one
     larger action to the network; robomimic itself predicts one.
 
     Attributes:
@@ -92,10 +92,10 @@ class RobomimicHead(Policy):
 
     def _check(self) -> None:
         """Refuse settings that this head cannot follow."""
-        if self.config.history != 1:
+        if self.config.n_obs_steps != 1:
             raise UserError(
-                f"head {self.name} sees one observation, as in robomimic, got history"
-                f" {self.config.history}; use bc_rnn_gmm or bc_transformer_gmm"
+                f"head {self.name} sees one observation, as in robomimic, got n_obs_steps"
+                f" {self.config.n_obs_steps}; use bc_rnn_gmm or bc_transformer_gmm"
             )
         if self.config.layers < 1:
             raise UserError(f"head {self.name} needs layers of at least 1, as robomimic's MLP does")
@@ -119,7 +119,7 @@ class RobomimicHead(Policy):
     def loss(
         self, batch: Mapping[str, Any], rng: SampleRng = GLOBAL_RNG
     ) -> tuple[Tensor, dict[str, float]]:
-        actions = self.actions(batch["actions"])  # (B, chunk, D)
+        actions = self.actions(batch["actions"])  # (B, horizon, D)
         mask = batch["action_mask"].unsqueeze(-1).expand_as(actions)
         with learned_noise(self.network):
             distribution = self.distribution(batch["obs"], rng)
@@ -128,7 +128,7 @@ class RobomimicHead(Policy):
         return loss, {"loss": float(loss.detach())}
 
     def distribution(self, obs: Mapping[str, Tensor], rng: SampleRng = GLOBAL_RNG) -> Any:
-        """Over chunks of normalised actions `(chunk * D,)`, one per sample."""
+        """Over chunks of normalised actions `(horizon * D,)`, one per sample."""
         return self.network.forward_train(self.inputs(obs, rng))
 
     def inputs(self, obs: Mapping[str, Tensor], rng: SampleRng = GLOBAL_RNG) -> dict[str, Tensor]:
@@ -146,7 +146,9 @@ class RobomimicHead(Policy):
     def act(self, obs: Mapping[str, Tensor], state: State = None) -> tuple[Tensor, State]:
         inputs, memory = self.inputs(obs), state or init_memory(obs, self.shapes.keys)
         flat, carried = forward(self.network, inputs, memory)
-        chunk = flat.view(-1, self.config.chunk, self.actions.dim)[:, : self.config.execute]
+        chunk = flat.view(-1, self.config.horizon, self.actions.dim)[
+            :, : self.config.n_action_steps
+        ]
         return self.actions.invert(chunk), carried
 
 

@@ -88,7 +88,7 @@ def _control_step(study: StudyDirectory, cell: Cell, policy: Policy) -> tuple[fl
         horizon = env.horizon
         observation = env.set_state(load_starts(study.starts(cell.task)).states[0])
         episode, requests = (
-            LiveEpisode(env, observation, actor.history),
+            LiveEpisode(env, observation, actor.n_obs_steps),
             [Request(i, {}) for i in range(BATCH)],
         )
         while len(calls) < CALLS and not episode.done:

@@ -24,7 +24,14 @@ NAMED = {
         "policy.head",
         *(
             f"policy.{name}"
-            for name in ("history", "chunk", "execute", "hidden", "layers", "action_normalization")
+            for name in (
+                "n_obs_steps",
+                "horizon",
+                "n_action_steps",
+                "hidden",
+                "layers",
+                "action_normalization",
+            )
         ),
     ),
     "regime": ("policy.encoder_options", "encoder_weights", "freeze_encoder"),
@@ -115,7 +122,7 @@ def flat(document: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def own_settings(head: StudyHead) -> dict[str, Any]:
     """What a head's runs have of their own, under the names of a run's configuration:
-    `policy.chunk`, `optimizer.steps`.
+    `policy.horizon`, `optimizer.steps`.
     """
     steps = {} if head.steps is None else {"optimizer.steps": head.steps}
     kinds = {"policy": head.policy, "optimizer": head.optimizer}

@@ -142,7 +142,7 @@ class StudyHead:
 
     Args:
         head: what `PolicyConfig.head` takes.
-        policy: options of `PolicyConfig` for its runs, e.g. `{"chunk": 8,
+        policy: options of `PolicyConfig` for its runs, e.g. `{"horizon": 8,
             "head_options": {"min_std": 0.05}}`. Each replaces the study's,
             `head_options` as a whole.
         optimizer: options of `OptimizerConfig` beside `steps`, likewise.

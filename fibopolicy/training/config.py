@@ -29,27 +29,27 @@ class OptimizerConfig:
     """Number of gradient steps."""
     batch_size: int = 64
     """Windows per step."""
-    learning_rate: float = 1e-3
+    lr: float = 1e-3
     """Highest learning rate, reached after the warm-up; it then falls to 0 along a cosine."""
-    warmup: int = 100
+    warmup_steps: int = 100
     """Gradient steps in which the learning rate rises from 0."""
     weight_decay: float = 1e-2
     """On matrices only, not on biases, norms and positions."""
-    encoder_rate: float = 1.0
+    encoder_lr_scale: float = 1.0
     """The encoder's learning rate as a factor of the others'."""
     betas: tuple[float, float] = (0.9, 0.95)
     """AdamW's decay rates of the gradient's mean and square."""
-    clip: float = 1.0
+    grad_clip_norm: float = 1.0
     """Largest gradient norm; larger ones are scaled down to it."""
     ema: float = 0.995
     """Decay of the moving average of the weights, which is what gets evaluated."""
 
     def __post_init__(self) -> None:
         _check_at_least(self, 1, "steps", "batch_size")
-        _check_at_least(self, 0, "warmup", "weight_decay")
+        _check_at_least(self, 0, "warmup_steps", "weight_decay")
         if self.batch_size > 1 << 20:
             raise UserError(f"batch_size must be at most {1 << 20}, got {self.batch_size}")
-        for name in ("learning_rate", "encoder_rate", "clip"):
+        for name in ("lr", "encoder_lr_scale", "grad_clip_norm"):
             if not getattr(self, name) > 0:
                 raise UserError(f"{name} must be positive, got {getattr(self, name)}")
         if not 0 <= self.ema < 1:
@@ -235,8 +235,8 @@ def released_robot(dataset: Path, out: Path) -> TrainConfig:
         optimizer=OptimizerConfig(
             steps=75_000,
             batch_size=64,
-            learning_rate=1e-4,
-            warmup=500,
+            lr=1e-4,
+            warmup_steps=500,
             weight_decay=1e-6,
             betas=(0.95, 0.999),
             ema=0.9999,

@@ -142,8 +142,8 @@ def _windows(
         cameras=cameras,
         vectors=vectors,
         filter_key=filter_key,
-        chunk=config.policy.chunk,
-        history=config.policy.history,
+        horizon=config.policy.horizon,
+        n_obs_steps=config.policy.n_obs_steps,
         sequence=POLICIES[config.policy.head].sequence,
     )
 

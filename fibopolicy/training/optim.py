@@ -33,7 +33,7 @@ def build_optimizer(policy: nn.Module, config: OptimizerConfig) -> torch.optim.A
     for name, parameter in policy.named_parameters():
         if parameter.requires_grad:
             decayed = parameter.ndim > 1 and name.rsplit(".", 1)[-1] not in NOT_DECAYED
-            scale = config.encoder_rate if id(parameter) in encoded else 1.0
+            scale = config.encoder_lr_scale if id(parameter) in encoded else 1.0
             key = (scale, config.weight_decay if decayed else 0.0)
             groups.setdefault(key, []).append(parameter)
     # Sorted, because a resumed run finds its groups by position.
@@ -41,15 +41,15 @@ def build_optimizer(policy: nn.Module, config: OptimizerConfig) -> torch.optim.A
         {"params": groups[key], LR_SCALE: key[0], "weight_decay": key[1]}
         for key in sorted(groups, reverse=True)
     ]
-    return torch.optim.AdamW(described, lr=config.learning_rate, betas=config.betas, foreach=True)
+    return torch.optim.AdamW(described, lr=config.lr, betas=config.betas, foreach=True)
 
 
 def learning_rate(step: int, config: OptimizerConfig) -> float:
-    """Linear from 0 over `warmup` steps, then half a cosine to 0 at the last step."""
-    if step < config.warmup:
-        return config.learning_rate * (step + 1) / config.warmup
-    progress = (step - config.warmup) / max(1, config.steps - config.warmup)
-    return config.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
+    """Linear from 0 over `warmup_steps` steps, then half a cosine to 0 at the last step."""
+    if step < config.warmup_steps:
+        return config.lr * (step + 1) / config.warmup_steps
+    progress = (step - config.warmup_steps) / max(1, config.steps - config.warmup_steps)
+    return config.lr * 0.5 * (1 + math.cos(math.pi * progress))
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:

@@ -73,7 +73,7 @@ def profile_train(config: TrainConfig, *, turns: int) -> TrainProfile:
             optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
             clock.lap("backward")
-            nn.utils.clip_grad_norm_(policy.parameters(), config.optimizer.clip)
+            nn.utils.clip_grad_norm_(policy.parameters(), config.optimizer.grad_clip_norm)
             optimizer.step()
             clock.lap("optimiser")
             ema.update(policy, step)

@@ -165,7 +165,9 @@ class Trainer:
                 (loss * (share * world.size)).backward()
             for name, value in {**metrics, "loss": loss.detach()}.items():
                 sums[name] = sums.get(name, 0) + share * value
-        norm = float(nn.utils.clip_grad_norm_(self.policy.parameters(), config.optimizer.clip))
+        norm = float(
+            nn.utils.clip_grad_norm_(self.policy.parameters(), config.optimizer.grad_clip_norm)
+        )
         means = world.sum(torch.stack(list(sums.values())).float()).tolist()
         logged = dict(zip(sums, means, strict=True))
         self._check_divergence(step, indices, logged["loss"], norm)
@@ -174,7 +176,7 @@ class Trainer:
 
         for throughput in (self.throughput, self.recent_throughput):
             throughput.add(len(indices), loaded - began, time.perf_counter() - began)
-        return {**logged, "learning_rate": lr, "gradient_norm": norm}
+        return {**logged, "lr": lr, "gradient_norm": norm}
 
     def _forward(
         self, step: int, number: int, count: int, part: dict[str, Any]
@@ -223,7 +225,7 @@ class Trainer:
             raise self.world.once(
                 UserError(
                     f"{out}: {reason} at step {step} (samples {', '.join(map(str, indices))});"
-                    f" lower learning_rate or look at these samples{kept}"
+                    f" lower lr or look at these samples{kept}"
                 )
             )
 

@@ -44,7 +44,7 @@ class Ours:
         from fibopolicy.datasets import WindowDataset
 
         self.dataset = WindowDataset(
-            path, cameras=CAMERAS, vectors=VECTORS, chunk=WINDOW, sequence=True, cache_dir=cache
+            path, cameras=CAMERAS, vectors=VECTORS, horizon=WINDOW, sequence=True, cache_dir=cache
         )
         self.step = 0
 

@@ -78,7 +78,7 @@ class Ours:
     ) -> None:
         began = time.perf_counter()
         self.rollouts, self.starts, self.workers = (
-            VectorRollout(make_env, policy.config.history, workers),
+            VectorRollout(make_env, policy.config.n_obs_steps, workers),
             starts,
             workers,
         )

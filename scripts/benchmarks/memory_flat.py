@@ -48,8 +48,8 @@ def main() -> None:
                 path,
                 cameras=CAMERAS,
                 vectors=("robot0_eef_pos",),
-                chunk=8,
-                history=10,
+                horizon=8,
+                n_obs_steps=10,
                 cache_dir=Path(folder) / "cache",
             )
         tell("cache built", resident_mb())

@@ -38,5 +38,5 @@ def study() -> StudyConfig:
         steps=1500,
         episodes=100,
         margin=0.05,
-        optimizer={"batch_size": 32, "learning_rate": 2e-3},
+        optimizer={"batch_size": 32, "lr": 2e-3},
     )

@@ -19,13 +19,13 @@ PATCHES = {"patch_size": 6}
 #: for the Gaussian, 0.0001 for mixtures.
 MIN_STD = {"head_options": {"min_std": 0.05}}
 #: As much as `bc` predicts and executes at once.
-CHUNKED = {**MIN_STD, "chunk": 8, "execute": 4}
+CHUNKED = {**MIN_STD, "horizon": 8, "n_action_steps": 4}
 #: A recurrent network's outputs are small at first, so that it begins late: it takes
 #: many steps, and short windows.
-RECURRENT = {"head_options": {**MIN_STD["head_options"], "num_layers": 1}, "chunk": 3}
+RECURRENT = {"head_options": {**MIN_STD["head_options"], "num_layers": 1}, "horizon": 3}
 #: Twice the usual rate: at 1e-3 `bc` with ResNet-18 was still on its way after 1200
 #: steps.
-FASTER = {"learning_rate": 2e-3}
+FASTER = {"lr": 2e-3}
 
 
 def study() -> StudyConfig:
@@ -42,7 +42,7 @@ def study() -> StudyConfig:
             StudyHead("bc_gaussian", CHUNKED, steps=1200),
             StudyHead("bc_gmm", CHUNKED, steps=2500),
             StudyHead("bc_rnn_gmm", RECURRENT, {**FASTER, "batch_size": 16}, steps=2000),
-            StudyHead("bc_transformer_gmm", {**MIN_STD, "history": 3}, steps=800),
+            StudyHead("bc_transformer_gmm", {**MIN_STD, "n_obs_steps": 3}, steps=800),
             StudyHead("diffusion", steps=800),
             StudyHead("flow", steps=500),
         ],

@@ -28,5 +28,5 @@ def study() -> StudyConfig:
         episodes=100,
         margin=0.05,
         policy={"views": "joint"},
-        optimizer={"batch_size": 16, "learning_rate": 2e-3},
+        optimizer={"batch_size": 16, "lr": 2e-3},
     )

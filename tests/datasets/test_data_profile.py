@@ -18,7 +18,7 @@ def test_the_parts_of_a_batch_add_up_and_nothing_stays_behind(
         write(tmp_path / "demos.hdf5"),
         cameras=CAMERAS,
         vectors=VECTORS,
-        chunk=2,
+        horizon=2,
         cache_dir=tmp_path / "cache",
     )
     profile = profile_data(Mixture([dataset, dataset], (1, 1)), batch_size=4, turns=20)

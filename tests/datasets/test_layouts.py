@@ -24,7 +24,7 @@ Edited = Callable[[Callable[[h5py.File], object]], Path]
 
 
 def windows(path: Path, cameras: tuple[str, ...] = CAMERAS) -> WindowDataset:
-    return WindowDataset(path, cameras=cameras, vectors=VECTORS, chunk=2, cache_dir=path.parent)
+    return WindowDataset(path, cameras=cameras, vectors=VECTORS, horizon=2, cache_dir=path.parent)
 
 
 def task(text: str | None) -> Callable[[h5py.File], None]:
@@ -254,7 +254,7 @@ def test_a_recording_is_rendered_and_then_trains(tmp_path: Path) -> None:
     assert done.demos == 2
     cameras, vectors = ("agentview_image",), ("robot0_eef_pos",)
     dataset = WindowDataset(
-        done.path, cameras=cameras, vectors=vectors, chunk=2, cache_dir=tmp_path
+        done.path, cameras=cameras, vectors=vectors, horizon=2, cache_dir=tmp_path
     )
     assert dataset.actions.min() == -1
     assert any(

@@ -259,7 +259,7 @@ def test_frames_of_an_overwritten_recording_are_cached_anew(
 
     def frames() -> tuple[Path, np.ndarray]:
         dataset = WindowDataset(
-            path, cameras=CAMERAS, vectors=VECTORS, chunk=1, cache_dir=path.parent / "cache"
+            path, cameras=CAMERAS, vectors=VECTORS, horizon=1, cache_dir=path.parent / "cache"
         )
         return dataset._frames.path, dataset.batch(np.arange(5, 8))["obs"]["wrist_image"][:, 0]
 

@@ -19,7 +19,7 @@ def windows(path: Path, **options: Any) -> WindowDataset:
     settings = {
         "cameras": CAMERAS,
         "vectors": VECTORS,
-        "chunk": 2,
+        "horizon": 2,
         "cache_dir": path.parent / "cache",
     }
     return WindowDataset(path, **{**settings, **options})

@@ -14,8 +14,8 @@ def windows(path: Path, **options: object) -> WindowDataset:
     settings = {
         "cameras": CAMERAS,
         "vectors": VECTORS,
-        "chunk": 4,
-        "history": 3,
+        "horizon": 4,
+        "n_obs_steps": 3,
         "cache_dir": path.parent / "cache",
     }
     return WindowDataset(path, **{**settings, **options})  # type: ignore[arg-type]
@@ -48,7 +48,7 @@ def test_every_window_is_padded_at_both_ends_and_stays_in_its_demo(path: Path) -
 
 
 def test_shapes_and_types(path: Path) -> None:
-    dataset = windows(path, chunk=2, history=1)
+    dataset = windows(path, horizon=2, n_obs_steps=1)
     batch = dataset.batch(np.array([14, 0, 3, 3]))
     assert list(batch["obs"]) == [*CAMERAS, *VECTORS]
     told = {
@@ -105,7 +105,7 @@ def test_training_without_cameras_needs_no_frames(path: Path) -> None:
     assert list(batch["obs"]) == ["eef_pos"]
 
 
-@pytest.mark.parametrize("option", ["chunk", "history"])
+@pytest.mark.parametrize("option", ["horizon", "n_obs_steps"])
 def test_a_window_of_no_steps_is_refused(path: Path, option: str) -> None:
     with pytest.raises(UserError, match=f"{option} must be at least 1, got 0"):
         windows(path, **{option: 0})
@@ -118,7 +118,7 @@ def test_faulty_content_is_refused_before_anything_is_cached(path: Path) -> None
 
 
 def test_a_sequence_goes_on_to_the_last_action(path: Path) -> None:
-    data = windows(path, history=2, sequence=True)
+    data = windows(path, n_obs_steps=2, sequence=True)
     batch = data.batch(np.arange(len(data)))
     sample = 0
     for seed, steps in enumerate((5, 3, 7)):
@@ -134,12 +134,12 @@ def test_a_sequence_goes_on_to_the_last_action(path: Path) -> None:
 def test_a_file_that_is_open_is_read_and_stays_open(path: Path) -> None:
     with DemoFile(path) as file:
         dataset = WindowDataset(
-            file, cameras=CAMERAS[:1], vectors=(), chunk=4, cache_dir=path.parent / "cache"
+            file, cameras=CAMERAS[:1], vectors=(), horizon=4, cache_dir=path.parent / "cache"
         )
         assert file.read("demo_0", "actions").shape == (5, 4)
     assert dataset.path == path
     assert dataset.left_out == ("eef_pos", "wrist_image")
-    expected = windows(path, history=1, cameras=CAMERAS[:1], vectors=()).batch(np.arange(15))
+    expected = windows(path, n_obs_steps=1, cameras=CAMERAS[:1], vectors=()).batch(np.arange(15))
     np.testing.assert_array_equal(
         dataset.batch(np.arange(15))["obs"][CAMERAS[0]], expected["obs"][CAMERAS[0]]
     )

@@ -24,7 +24,7 @@ class OutsideReach(nn.Module):
     often it was asked.
     """
 
-    history = 2
+    n_obs_steps = 2
 
     def __init__(self) -> None:
         super().__init__()

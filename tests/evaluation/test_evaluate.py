@@ -49,14 +49,17 @@ def fresh(run: Path, tmp_path: Path) -> EvaluateConfig:
 class Scripted:
     """The expert behind the policy's interface, to see what the rollout does with a good policy."""
 
-    def __init__(self, env: envs.TaskEnv, history: int, execute: int) -> None:
-        self.env, self.config = env, PolicyConfig(history=history, execute=execute)
+    def __init__(self, env: envs.TaskEnv, n_obs_steps: int, n_action_steps: int) -> None:
+        self.env, self.config = (
+            env,
+            PolicyConfig(n_obs_steps=n_obs_steps, n_action_steps=n_action_steps),
+        )
         self.seen: list[dict[str, torch.Tensor]] = []
 
     def act(self, obs: dict[str, torch.Tensor], state: int | None) -> tuple[torch.Tensor, int]:
         self.seen.append(obs)
         action = torch.from_numpy(self.env.expert_action())
-        return action.expand(1, self.config.execute, 4), (state or 0) + 1
+        return action.expand(1, self.config.n_action_steps, 4), (state or 0) + 1
 
 
 def test_an_expert_succeeds_and_the_reward_counts_it() -> None:
@@ -72,7 +75,7 @@ def test_an_expert_succeeds_and_the_reward_counts_it() -> None:
 def test_the_policy_sees_the_last_steps_in_order_and_the_first_stands_for_those_before() -> None:
     env = envs.make("Lift-v0", image_size=16, horizon=8)
     env.reset(seed=0)
-    policy = Scripted(env, history=2, execute=3)
+    policy = Scripted(env, n_obs_steps=2, n_action_steps=3)
     start = env.get_state()
     rollout(policy, env, env.set_state(start))
     positions = [obs["hand_position"][0] for obs in policy.seen]  # (2, 3) each

@@ -56,7 +56,7 @@ def untrained(encoder: str, options: dict[str, int], **settings: Any) -> Policy:
         4,
     )
     config = PolicyConfig(
-        **{"history": 2, "chunk": 5, "execute": 3, **settings},
+        **{"n_obs_steps": 2, "horizon": 5, "n_action_steps": 3, **settings},
         encoder=encoder,
         encoder_options=options,
     )
@@ -94,15 +94,15 @@ VIT = ("fibottention_vit_tiny", {"patch_size": 8, "width": 32, "depth": 2, "head
         (*VIT, {}, 4),
         ("resnet18", {}, {}, 1),
         ("resnet18", {}, {}, 4),
-        (*VIT, {"ensemble": 0.01, "execute": 1}, 4),
+        (*VIT, {"temporal_ensemble_coeff": 0.01, "n_action_steps": 1}, 4),
         (*VIT, {"head": "flow"}, 4),
         (
             *VIT,
             {
                 "head": "diffusion",
                 "head_options": {"denoiser": "transformer", "steps": 2},
-                "ensemble": 0.01,
-                "execute": 1,
+                "temporal_ensemble_coeff": 0.01,
+                "n_action_steps": 1,
             },
             4,
         ),
@@ -141,7 +141,7 @@ class Counting:
     random numbers too if asked.
     """
 
-    history = 2
+    n_obs_steps = 2
 
     def __init__(self, noise: float = 0.0) -> None:
         self.noise, self.rows = noise, set()

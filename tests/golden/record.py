@@ -67,7 +67,7 @@ POLICIES = {
         encoder="vit_tiny",
         encoder_options=VIT,
         hidden=32,
-        chunk=4,
+        horizon=4,
         shift=1,
     ),
 }
@@ -102,7 +102,7 @@ def losses() -> dict[str, list[float]]:
         demos, out = Path(folder) / "demos.hdf5", Path(folder) / "run"
         write_demos(demos)
         for name, policy in POLICIES.items():
-            optimizer = OptimizerConfig(steps=20, batch_size=8, warmup=2)
+            optimizer = OptimizerConfig(steps=20, batch_size=8, warmup_steps=2)
             compute = ComputeConfig(precision="fp32")
             config = TrainConfig(
                 demos,

@@ -82,9 +82,9 @@ def test_every_head_trains_and_acts_on_absolute_actions(head: str) -> None:
     config = PolicyConfig(
         head=head,
         hidden=16,
-        chunk=3,
-        execute=1,
-        history=1,
+        horizon=3,
+        n_action_steps=1,
+        n_obs_steps=1,
         head_options=sizes.get(head, {}),
         action_normalization="minmax",
     )
@@ -132,7 +132,7 @@ def test_a_run_on_a_file_of_absolute_actions_keeps_their_layout(tmp_path: Path) 
     with DemoWriter(tmp_path / "absolute.hdf5", task) as writer:
         hand = {"robot0_eef_pos": np.random.default_rng(0).random((6, 3))}
         writer.add(hand, actions=actions, states=np.zeros((6, 2)), rewards=None, dones=None)
-    policy = PolicyConfig(hidden=16, chunk=2, execute=1)
+    policy = PolicyConfig(hidden=16, horizon=2, n_action_steps=1)
     optimizer = OptimizerConfig(steps=2, batch_size=4)
     train(
         TrainConfig(

@@ -18,19 +18,19 @@ SHAPES = Shapes({"front_image": (24, 24)}, {"hand": 3}, 4)
 
 def config(**changes: Any) -> PolicyConfig:
     return PolicyConfig(
-        **{"encoder_options": OPTIONS, "hidden": 16, "chunk": 5, "execute": 2, **changes}
+        **{"encoder_options": OPTIONS, "hidden": 16, "horizon": 5, "n_action_steps": 2, **changes}
     )
 
 
-def batch(size: int = 3, history: int = 1, chunk: int = 5) -> dict[str, Any]:
+def batch(size: int = 3, n_obs_steps: int = 1, horizon: int = 5) -> dict[str, Any]:
     obs = {
-        "front_image": torch.randint(0, 256, (size, history, 24, 24, 3), dtype=torch.uint8),
-        "hand": torch.rand(size, history, 3),
+        "front_image": torch.randint(0, 256, (size, n_obs_steps, 24, 24, 3), dtype=torch.uint8),
+        "hand": torch.rand(size, n_obs_steps, 3),
     }
     return {
         "obs": obs,
-        "actions": torch.rand(size, chunk, 4),
-        "action_mask": torch.ones(size, chunk, dtype=torch.bool),
+        "actions": torch.rand(size, horizon, 4),
+        "action_mask": torch.ones(size, horizon, dtype=torch.bool),
     }
 
 
@@ -43,11 +43,11 @@ def statistics() -> dict[str, dict[str, np.ndarray]]:
     }
 
 
-@pytest.mark.parametrize("history", [1, 3])
+@pytest.mark.parametrize("n_obs_steps", [1, 3])
 @pytest.mark.parametrize("loss", ["l1", "l2"])
-def test_loss_is_a_scalar_with_gradients_everywhere(history: int, loss: str) -> None:
-    policy = build_policy(config(history=history, loss=loss), SHAPES)
-    value, figures = policy.loss(batch(history=history))
+def test_loss_is_a_scalar_with_gradients_everywhere(n_obs_steps: int, loss: str) -> None:
+    policy = build_policy(config(n_obs_steps=n_obs_steps, loss=loss), SHAPES)
+    value, figures = policy.loss(batch(n_obs_steps=n_obs_steps))
     value.backward()
     assert value.ndim == 0
     assert figures["loss"] == pytest.approx(value.item())
@@ -103,7 +103,7 @@ def test_normalizer_inverts_and_leaves_constant_dimensions_finite(kind: str) -> 
 
 
 def test_random_crops_are_the_same_for_all_frames_of_a_window_and_differ_between_samples() -> None:
-    features = ObservationEncoder(config(crop=12, history=2), SHAPES)
+    features = ObservationEncoder(config(crop=12, n_obs_steps=2), SHAPES)
     ramp = (
         torch.arange(24 * 24 * 3, dtype=torch.int64)
         .reshape(1, 1, 24, 24, 3)
@@ -137,9 +137,9 @@ def test_shifts_repeat_the_edge_and_stop_when_acting() -> None:
     ("changes", "message"),
     [
         ({"head": "bcc"}, "did you mean 'bc'"),
-        ({"execute": 6}, "execute must be between 1 and chunk = 5"),
+        ({"n_action_steps": 6}, "n_action_steps must be between 1 and horizon = 5"),
         ({"loss": "l3"}, "unknown loss 'l3'"),
-        ({"history": 0}, "history must be at least 1"),
+        ({"n_obs_steps": 0}, "n_obs_steps must be at least 1"),
         ({"crop": 30}, "crop 30 does not fit camera front_image of 24 x 24"),
         ({"action_normalization": "nothing"}, "unknown normalisation 'nothing'"),
         ({"encoder": "vit_tny"}, "did you mean 'vit_tiny'"),

@@ -11,19 +11,26 @@ from fibopolicy.policies.denoisers import DENOISERS, denoiser_class
 
 def build(name: str, **changes: Any) -> torch.nn.Module:
     torch.manual_seed(0)
-    sizes = {"action_dim": 3, "chunk": 8, "history": 2, "feature_dim": 5, "width": 32, "layers": 2}
+    sizes = {
+        "action_dim": 3,
+        "horizon": 8,
+        "n_obs_steps": 2,
+        "feature_dim": 5,
+        "width": 32,
+        "layers": 2,
+    }
     return denoiser_class(name)(**{**sizes, **changes}).eval()
 
 
-@pytest.mark.parametrize("chunk", [1, 2, 7, 8, 15])
+@pytest.mark.parametrize("horizon", [1, 2, 7, 8, 15])
 @pytest.mark.parametrize("layers", [1, 2, 3])
 @pytest.mark.parametrize("name", DENOISERS)
 def test_any_chunk_keeps_its_shape_and_every_weight_gets_a_gradient(
-    name: str, layers: int, chunk: int
+    name: str, layers: int, horizon: int
 ) -> None:
-    denoiser = build(name, layers=layers, chunk=chunk)
-    out = denoiser(torch.randn(4, chunk, 3), torch.rand(4) * 100, torch.randn(4, 2, 5))
-    assert out.shape == (4, chunk, 3)
+    denoiser = build(name, layers=layers, horizon=horizon)
+    out = denoiser(torch.randn(4, horizon, 3), torch.rand(4) * 100, torch.randn(4, 2, 5))
+    assert out.shape == (4, horizon, 3)
     out.square().sum().backward()
     assert all(parameter.grad is not None for parameter in denoiser.parameters())
 

@@ -21,23 +21,30 @@ pytest.importorskip("diffusers", reason="install fibopolicy[diffusion]")
 
 def config(head: str, **changes: Any) -> PolicyConfig:
     return PolicyConfig(
-        **{"head": head, "encoder_options": TINY, "hidden": 32, "chunk": 6, "execute": 3, **changes}
+        **{
+            "head": head,
+            "encoder_options": TINY,
+            "hidden": 32,
+            "horizon": 6,
+            "n_action_steps": 3,
+            **changes,
+        }
     )
 
 
 def observations(settings: PolicyConfig, rows: int = 3) -> dict[str, torch.Tensor]:
     images = {
-        key: torch.randint(0, 256, (rows, settings.history, SIZE, SIZE, 3), dtype=torch.uint8)
+        key: torch.randint(0, 256, (rows, settings.n_obs_steps, SIZE, SIZE, 3), dtype=torch.uint8)
         for key in SHAPES.images
     }
-    return images | {"hand": torch.rand(rows, settings.history, 3)}
+    return images | {"hand": torch.rand(rows, settings.n_obs_steps, 3)}
 
 
 def batch(settings: PolicyConfig, rows: int = 3) -> dict[str, Any]:
     return {
         "obs": observations(settings, rows),
-        "actions": torch.rand(rows, settings.chunk, 4) * 2 - 1,
-        "action_mask": torch.ones(rows, settings.chunk, dtype=torch.bool),
+        "actions": torch.rand(rows, settings.horizon, 4) * 2 - 1,
+        "action_mask": torch.ones(rows, settings.horizon, dtype=torch.bool),
     }
 
 
@@ -45,9 +52,9 @@ def test_settings_left_to_the_head_are_diffusion_policys() -> None:
     for head in HEADS:
         settings = PolicyConfig(head=head)
         assert (
-            settings.history,
-            settings.chunk,
-            settings.execute,
+            settings.n_obs_steps,
+            settings.horizon,
+            settings.n_action_steps,
             settings.action_normalization,
         ) == (2, 16, 8, "minmax")
         assert PolicyConfig(**asdict(settings)) == settings
@@ -69,7 +76,7 @@ def test_the_loss_reaches_every_weight(head: str, denoiser: str, views: str) -> 
 @pytest.mark.parametrize("encoder", ["resnet18", "released_robot"])
 def test_other_encoders_will_do(head: str, encoder: str) -> None:
     options = {"width": 12, "depth": 1, "heads": 2} if encoder == "released_robot" else {}
-    settings = config(head, encoder=encoder, encoder_options=options, history=1, views="shared")
+    settings = config(head, encoder=encoder, encoder_options=options, n_obs_steps=1, views="shared")
     policy = build_policy(settings, SHAPES)
     policy.loss(batch(settings, 2))[0].backward()
     assert policy.eval().act(observations(settings, 1))[0].shape == (1, 3, 4)
@@ -92,7 +99,7 @@ def test_padded_actions_have_no_share_in_the_loss(head: str) -> None:
 @pytest.mark.parametrize("head", HEADS)
 def test_a_perfect_denoiser_has_no_error_and_acts_as_was_demonstrated(head: str) -> None:
     """Of the distribution that is one chunk alone, the ideal network is known in closed form."""
-    settings = config(head, history=1)
+    settings = config(head, n_obs_steps=1)
     policy = build_policy(settings, Shapes({}, {"hand": 3}, 4)).eval()
     shown = (torch.rand(1, 6, 4) * 2 - 1).expand(5, 6, 4)
     policy.denoiser = Ideal(policy, shown[:1])

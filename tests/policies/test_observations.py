@@ -106,9 +106,11 @@ def test_what_training_did_not_show_is_refused(
     with pytest.raises(UserError, match=message) as caught:
         policy.act(obs)
     assert "\n" not in str(caught.value)
-    batch = {"obs": obs, "actions": torch.zeros(2, policy.config.chunk, 4)}
+    batch = {"obs": obs, "actions": torch.zeros(2, policy.config.horizon, 4)}
     with pytest.raises(UserError, match=message):
-        policy.loss({**batch, "action_mask": torch.ones(2, policy.config.chunk, dtype=torch.bool)})
+        policy.loss(
+            {**batch, "action_mask": torch.ones(2, policy.config.horizon, dtype=torch.bool)}
+        )
 
 
 @pytest.mark.parametrize("head", HEADS)
@@ -154,7 +156,7 @@ def test_cameras_may_have_dots_in_their_names() -> None:
     for head in ("bc", *ROBOMIMIC):
         config = policy_of(head).config
         policy = build_policy(config, shapes).eval()
-        steps = config.history
+        steps = config.n_obs_steps
         obs = {
             "observation.images.front": torch.zeros(1, steps, 24, 24, 3, dtype=torch.uint8),
             "observation.state": torch.zeros(1, steps, 3),

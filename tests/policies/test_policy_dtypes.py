@@ -18,7 +18,7 @@ def test_a_policy_computes_in_its_own_dtype(
         pytest.importorskip("diffusers")
     torch.manual_seed(0)
     config = PolicyConfig(
-        head=head, encoder="vit_tiny", encoder_options={"depth": 1}, hidden=16, history=1
+        head=head, encoder="vit_tiny", encoder_options={"depth": 1}, hidden=16, n_obs_steps=1
     )
     policy = build_policy(config, Shapes({"a_image": (24, 24), "b_image": (24, 24)}, vectors, 4))
     obs = {
@@ -28,8 +28,8 @@ def test_a_policy_computes_in_its_own_dtype(
     obs |= {key: torch.randn(2, 1, dim) for key, dim in vectors.items()}
     batch = {
         "obs": obs,
-        "actions": torch.rand(2, config.chunk, 4),
-        "action_mask": torch.ones(2, config.chunk, dtype=torch.bool),
+        "actions": torch.rand(2, config.horizon, 4),
+        "action_mask": torch.ones(2, config.horizon, dtype=torch.bool),
     }
     expected = policy.eval().act(obs)[0]
     policy.to(dtype)

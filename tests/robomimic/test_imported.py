@@ -97,8 +97,8 @@ def frames(
     ]
 
 
-def window(seen: list[dict[str, Any]], t: int, history: int) -> dict[str, torch.Tensor]:
-    picked = [seen[max(0, i)] for i in range(t - history + 1, t + 1)]
+def window(seen: list[dict[str, Any]], t: int, n_obs_steps: int) -> dict[str, torch.Tensor]:
+    picked = [seen[max(0, i)] for i in range(t - n_obs_steps + 1, t + 1)]
     return {key: torch.from_numpy(np.stack([o[key] for o in picked], axis=1)) for key in picked[0]}
 
 
@@ -142,7 +142,7 @@ def test_actions_are_those_of_robomimics_own_rollout(
     }
     path = save(both(ours, edit), SEEN, statistics if normalised else None)
     policy = RobomimicPolicy(read_checkpoint(path))
-    history = policy.config.history
+    n_obs_steps = policy.config.n_obs_steps
     with contextlib.redirect_stdout(io.StringIO()):
         theirs, _ = file_utils.policy_from_checkpoint(
             ckpt_path=str(path), device=torch.device("cpu")
@@ -150,16 +150,18 @@ def test_actions_are_those_of_robomimics_own_rollout(
     seen = frames(2, 8, np.random.default_rng(0))
     mine, state = [], None
     for t in range(8):
-        actions, state = policy.act(window(seen, t, history), state)
+        actions, state = policy.act(window(seen, t, n_obs_steps), state)
         mine.append(actions[:, 0])
     for row in range(2):  # theirs runs one episode after the other
         theirs.start_episode()
         for t in range(8):
-            stacked = {key: value[row].numpy() for key, value in window(seen, t, history).items()}
+            stacked = {
+                key: value[row].numpy() for key, value in window(seen, t, n_obs_steps).items()
+            }
             stacked["front_image"] = (stacked["front_image"].astype(np.float32) / 255).transpose(
                 0, 3, 1, 2
             )
-            obs = stacked if history > 1 else {key: value[0] for key, value in stacked.items()}
+            obs = stacked if n_obs_steps > 1 else {key: value[0] for key, value in stacked.items()}
             np.testing.assert_allclose(mine[t][row].numpy(), theirs(obs), atol=tolerance)
 
 
@@ -347,7 +349,7 @@ def test_an_exported_run_rolls_out_as_the_run_does(
             tiny_config,
             out=run,
             policy=policy,
-            optimizer=OptimizerConfig(steps=2, batch_size=4, warmup=1),
+            optimizer=OptimizerConfig(steps=2, batch_size=4, warmup_steps=1),
         )
     )
     done = [

@@ -47,11 +47,11 @@ def config(head: str, **changes: Any) -> PolicyConfig:
 
 
 def batch(settings: PolicyConfig, rows: int = 3) -> dict[str, Any]:
-    steps = settings.history + (settings.chunk - 1 if settings.head == "bc_rnn_gmm" else 0)
+    steps = settings.n_obs_steps + (settings.horizon - 1 if settings.head == "bc_rnn_gmm" else 0)
     return {
         "obs": observations(rows, steps),
-        "actions": torch.rand(rows, settings.chunk, 4) * 2 - 1,
-        "action_mask": torch.ones(rows, settings.chunk, dtype=torch.bool),
+        "actions": torch.rand(rows, settings.horizon, 4) * 2 - 1,
+        "action_mask": torch.ones(rows, settings.horizon, dtype=torch.bool),
     }
 
 
@@ -63,17 +63,19 @@ def observations(rows: int, steps: int) -> dict[str, torch.Tensor]:
     return images | {"hand": torch.rand(rows, steps, 3)}
 
 
-@pytest.mark.parametrize("chunk", [-1, 3])
+@pytest.mark.parametrize("horizon", [None, 3])
 @pytest.mark.parametrize("head", SMALL)
-def test_the_loss_reaches_every_weight_and_padding_does_not_count(head: str, chunk: int) -> None:
-    settings = config(head, chunk=chunk)
+def test_the_loss_reaches_every_weight_and_padding_does_not_count(
+    head: str, horizon: int | None
+) -> None:
+    settings = config(head, horizon=horizon)
     policy = build_policy(settings, SHAPES)
     policy.eval()  # no dropout; the distributions become narrow
     samples = batch(settings)
     policy.loss(samples)[0].backward()
     without = {name for name, parameter in policy.named_parameters() if parameter.grad is None}
     assert all("scale" in name for name in without)
-    if settings.chunk > 1:
+    if settings.horizon > 1:
         samples["action_mask"][:, -1] = False
         before = policy.loss(samples)[0].detach()
         samples["actions"][:, -1] += 1
@@ -100,7 +102,7 @@ def test_the_likelihood_is_torchs_own() -> None:
 @pytest.mark.parametrize("head", SMALL)
 def test_settings_left_to_the_head_are_robomimics(head: str) -> None:
     settings = PolicyConfig(head=head)
-    assert (settings.history, settings.chunk, settings.execute) == {
+    assert (settings.n_obs_steps, settings.horizon, settings.n_action_steps) == {
         "bc_rnn_gmm": (1, 10, 1),
         "bc_transformer_gmm": (10, 1, 1),
     }.get(head, (1, 1, 1))
@@ -115,10 +117,10 @@ def test_settings_left_to_the_head_are_robomimics(head: str) -> None:
         ("bc_gmm", {"head_options": {"num_mode": 3}}, "did you mean 'num_modes'"),
         ("bc_gmm", {"head_options": {"num_modes": "3"}}, "num_modes must be like 5, got '3'"),
         ("bc_gmm", {"head_options": {"std_activation": "relu"}}, "std_activation must be one of"),
-        ("bc_gmm", {"history": 2}, "sees one observation"),
+        ("bc_gmm", {"n_obs_steps": 2}, "sees one observation"),
         ("bc_gaussian", {"layers": 0}, "layers of at least 1"),
         ("bc_gmm", {"views": "joint"}, "views='separate'"),
-        ("bc_rnn_gmm", {"execute": 2}, "one action at a time"),
+        ("bc_rnn_gmm", {"n_action_steps": 2}, "one action at a time"),
         ("bc_rnn_gmm", {"head_options": {"rnn_type": "lstm"}}, "LSTM or GRU"),
         ("bc_transformer_gmm", {"head_options": {"embed_dim": 15}}, "cannot be built"),
         ("bc_gmm", {"encoder_options": {"dept": 3}}, "did you mean 'depth'"),
@@ -140,13 +142,13 @@ def test_an_exported_policy_acts_alike(head: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="exists already"):
         export(run, out)
     policy, exported = load_policy(run).policy, RobomimicPolicy(read_checkpoint(out))
-    seen = [observations(2, policy.config.history) for _ in range(3)]
+    seen = [observations(2, policy.config.n_obs_steps) for _ in range(3)]
     state = other = None
     for step in range(12):
         actions, state = policy.act(seen[step % 3], state)
         theirs, other = exported.act(seen[step % 3], other)
         torch.testing.assert_close(theirs, actions, atol=1e-5, rtol=0)
-    robomimics_rollout_agrees(out, policy, observations(1, policy.config.history))
+    robomimics_rollout_agrees(out, policy, observations(1, policy.config.n_obs_steps))
 
 
 def robomimics_rollout_agrees(path: Path, policy: Any, obs: dict[str, torch.Tensor]) -> None:
@@ -179,7 +181,7 @@ def robomimics_rollout_agrees(path: Path, policy: Any, obs: dict[str, torch.Tens
 @pytest.mark.parametrize(
     ("head", "changes", "message"),
     [
-        ("bc_gmm", {"chunk": 3}, "train with chunk 1"),
+        ("bc_gmm", {"horizon": 3}, "train with horizon 1"),
         ("bc_gmm", {"action_normalization": "minmax"}, "action_normalization none"),
     ],
 )
@@ -216,7 +218,7 @@ def saved(settings: PolicyConfig, run: Path) -> Path:
         "dataset": "x.hdf5",
         "seed": 0,
         "filter_key": None,
-        "optimizer": {"steps": 1, "batch_size": 4, "learning_rate": 1e-3},
+        "optimizer": {"steps": 1, "batch_size": 4, "lr": 1e-3},
     }
     document = {
         "policy": asdict(settings),
@@ -233,8 +235,8 @@ def test_a_run_trains_and_loads(head: str, tiny_config: TrainConfig, tmp_path: P
     settings = replace(
         tiny_config,
         out=tmp_path / "run",
-        policy=config(head, crop=None, chunk=4 if head == "bc_rnn_gmm" else 1),
-        optimizer=OptimizerConfig(steps=3, batch_size=4, warmup=1),
+        policy=config(head, crop=None, horizon=4 if head == "bc_rnn_gmm" else 1),
+        optimizer=OptimizerConfig(steps=3, batch_size=4, warmup_steps=1),
     )
     done = train(settings)
     loaded = load_policy(tmp_path / "run")

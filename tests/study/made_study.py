@@ -134,7 +134,7 @@ def finish(
         loss = 0.2 * np.exp(-steps / (200 + 40 * seed)) * rng.lognormal(0, 0.1, len(steps)) + 0.01
         (run / "metrics.jsonl").write_text(
             "".join(
-                json.dumps({"step": int(s), "loss": float(v), "learning_rate": 1e-3}) + "\n"
+                json.dumps({"step": int(s), "loss": float(v), "lr": 1e-3}) + "\n"
                 for s, v in zip(steps, loss, strict=True)
             )
         )

@@ -32,7 +32,7 @@ def test_what_differs_is_what_the_study_names(config: StudyConfig) -> None:
     )
     grid = replace(config, tasks=("reach", "lift"), seeds=(0, 1), heads=("bc", "bc_gmm"))
     told = differences(grid)[0]
-    for part in ("task: dataset", "seed: seed", "policy.head", "policy.chunk"):
+    for part in ("task: dataset", "seed: seed", "policy.head", "policy.horizon"):
         assert part in told
 
 

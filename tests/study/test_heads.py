@@ -25,7 +25,7 @@ from fibopolicy.study.status import status
 LIFT, PUSH = "fibopolicy/Lift-v0", "fibopolicy/Push-v0"
 GMM = {
     "head": "bc_gmm",
-    "policy": {"chunk": 8, "head_options": {"min_std": 0.05}},
+    "policy": {"horizon": 8, "head_options": {"min_std": 0.05}},
     "optimizer": {"batch_size": 16},
     "steps": 2000,
     "name": "gmm: 8",
@@ -97,7 +97,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
     document = json.loads((directory / "study.json").read_text())
     write_json(
         directory / "study.json",
-        document | {"policy": {"views": "joint", "chunk": 4}, "optimizer": {"batch_size": 32}},
+        document | {"policy": {"views": "joint", "horizon": 4}, "optimizer": {"batch_size": 32}},
     )
     write_report(directory)
     return directory
@@ -152,8 +152,10 @@ def test_one_table_per_task_has_every_head_and_encoder(study: Path) -> None:
 
 def test_the_report_tells_how_each_head_was_trained(study: Path) -> None:
     told = (study / "report/report.md").read_text()
-    assert "| bc | 1000 | views joint, chunk 4 | batch_size 32 |" in told
-    assert "| gmm: 8 = bc_gmm | 2000 | views joint, chunk 8, min_std 0.05 | batch_size 16 |" in told
+    assert "| bc | 1000 | views joint, horizon 4 | batch_size 32 |" in told
+    assert (
+        "| gmm: 8 = bc_gmm | 2000 | views joint, horizon 8, min_std 0.05 | batch_size 16 |" in told
+    )
 
 
 def test_learning_curves_end_where_each_heads_training_ends(

@@ -33,7 +33,7 @@ def test_a_study_survives_its_file(config: StudyConfig) -> None:
             "bc",
             StudyHead(
                 "bc_gmm",
-                {"chunk": 8, "head_options": {"min_std": 0.05}},
+                {"horizon": 8, "head_options": {"min_std": 0.05}},
                 {"batch_size": 16},
                 300,
                 "gmm",
@@ -65,13 +65,17 @@ def test_a_heads_settings_go_before_the_studys(config: StudyConfig, tmp_path: Pa
     both = replace(config, heads=("bc", own))
     plain, gmm = (train_config(both, cell, 0, tmp_path, tmp_path) for cell in cells(both)[::2])
     assert (plain.policy.head, plain.policy.hidden, plain.policy.head_options) == ("bc", 32, {})
-    assert (plain.optimizer.steps, plain.optimizer.batch_size, plain.optimizer.warmup) == (6, 8, 2)
+    assert (plain.optimizer.steps, plain.optimizer.batch_size, plain.optimizer.warmup_steps) == (
+        6,
+        8,
+        2,
+    )
     assert (gmm.policy.head, gmm.policy.hidden, gmm.policy.head_options) == (
         "bc_gmm",
         16,
         {"min_std": 0.05},
     )
-    assert (gmm.optimizer.steps, gmm.optimizer.batch_size, gmm.optimizer.warmup) == (9, 4, 2)
+    assert (gmm.optimizer.steps, gmm.optimizer.batch_size, gmm.optimizer.warmup_steps) == (9, 4, 2)
     assert cells(both)[2].name == "reach__fibottention_vit_tiny__gmm__scratch"
 
 
@@ -162,19 +166,19 @@ def test_the_control_is_the_plain_vit_unless_named(config: StudyConfig) -> None:
         ({"policy": {"hiden": 3}}, "did you mean 'hidden'"),
         ({"policy": {"encoder": "resnet18"}}, "follows from the study"),
         ({"optimizer": {"steps": 3}}, "follows from the study"),
-        ({"optimizer": {"learning_rat": 3}}, "did you mean 'learning_rate'"),
+        ({"optimizer": {"weight_deca": 3}}, "did you mean 'weight_decay'"),
         ({"heads": (StudyHead("bc"), StudyHead("bc", steps=9))}, "bc stands twice among its heads"),
         (
-            {"heads": (StudyHead("bc", {"chunk": 2}),)},
-            "study tiny, head bc: execute must be between 1 and chunk = 2, got 4",
+            {"heads": (StudyHead("bc", {"horizon": 2}),)},
+            "study tiny, head bc: n_action_steps must be between 1 and horizon = 2, got 4",
         ),
         (
             {"heads": (StudyHead("bc", optimizer={"batch_size": 0}),)},
             "study tiny, head bc: batch_size must be at least 1",
         ),
         (
-            {"heads": (StudyHead("bc", {"chunk": "x"}),)},
-            r"study tiny, head bc: .* \(given .*'chunk': 'x'",
+            {"heads": (StudyHead("bc", {"horizon": "x"}),)},
+            r"study tiny, head bc: .* \(given .*'horizon': 'x'",
         ),
         ({"steps": 0}, "steps must be at least 1"),
         ({"margin": 5}, "between 0 and 1"),

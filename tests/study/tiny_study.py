@@ -30,7 +30,7 @@ def study():
         steps=6,
         episodes=2,
         videos=1,
-        optimizer={{"batch_size": 8, "warmup": 2}},
+        optimizer={{"batch_size": 8, "warmup_steps": 2}},
         policy={{"hidden": 32}},
     )
 """

@@ -30,15 +30,15 @@ ENCODER = {"patch_size": 12, "width": 24, "depth": 1, "heads": 2, "keypoints": 4
 def batch_of(policy: Policy, count: int) -> dict[str, Any]:
     """Random windows; the later ones end in ever more padding."""
     config = policy.config
-    seen = config.history + (config.chunk - 1 if policy.sequence else 0)
+    seen = config.n_obs_steps + (config.horizon - 1 if policy.sequence else 0)
     return {
         "obs": {
             "front_image": torch.randint(0, 255, (count, seen, 24, 24, 3), dtype=torch.uint8),
             "hand": torch.randn(count, seen, 3),
         },
-        "actions": torch.rand(count, config.chunk, 4) * 2 - 1,
-        "action_mask": torch.arange(config.chunk)[None]
-        <= config.chunk - 1 - torch.arange(count)[:, None] % config.chunk,
+        "actions": torch.rand(count, config.horizon, 4) * 2 - 1,
+        "action_mask": torch.arange(config.horizon)[None]
+        <= config.horizon - 1 - torch.arange(count)[:, None] % config.horizon,
     }
 
 
@@ -70,7 +70,7 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(
 ) -> None:
     found = []
     for accumulate in (1, parts):
-        optimizer = replace(tiny_config.optimizer, clip=1e9)
+        optimizer = replace(tiny_config.optimizer, grad_clip_norm=1e9)
         compute = ComputeConfig(accumulate=accumulate, precision="fp32")
         config = replace(tiny_config, optimizer=optimizer, compute=compute)
         trainer = Trainer(config, World())

@@ -176,7 +176,7 @@ def test_torchrun_starts_the_command(
         "2",
         "--batch-size",
         "8",
-        "--warmup",
+        "--warmup-steps",
         "1",
     ]
     options += [

@@ -90,7 +90,7 @@ def test_no_checkpoint_is_written_once_the_loss_explodes(
     tiny_config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     breaking_at(30, 1e4, monkeypatch)
-    optimizer = OptimizerConfig(steps=200, batch_size=4, warmup=2, learning_rate=1e-4)
+    optimizer = OptimizerConfig(steps=200, batch_size=4, warmup_steps=2, lr=1e-4)
     config = replace(tiny_config, out=tmp_path / "run", optimizer=optimizer, checkpoint_every=1)
     with pytest.raises(
         UserError, match=f"has been above .* for {PATIENCE} steps.* at step {30 + PATIENCE - 1} "

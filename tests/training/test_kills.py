@@ -101,7 +101,9 @@ def killed_at_random(config: TrainConfig, folder: Path) -> None:
 @pytest.mark.slow
 def test_fifty_kills_at_random_moments(tiny_config: TrainConfig, tmp_path: Path) -> None:
     config = replace(
-        tiny_config, optimizer=OptimizerConfig(steps=60, batch_size=4, warmup=2), checkpoint_every=1
+        tiny_config,
+        optimizer=OptimizerConfig(steps=60, batch_size=4, warmup_steps=2),
+        checkpoint_every=1,
     )
     apart(killed_at_random, config, tmp_path)
 

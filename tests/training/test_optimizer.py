@@ -22,7 +22,7 @@ def policy(tiny_config: TrainConfig) -> Policy:
 
 
 def test_learning_rate_warms_up_and_ends_at_zero() -> None:
-    config = OptimizerConfig(steps=100, warmup=10, learning_rate=1.0)
+    config = OptimizerConfig(steps=100, warmup_steps=10, lr=1.0)
     rates = [learning_rate(step, config) for step in range(101)]
     assert rates[0] == pytest.approx(0.1)
     assert max(rates) == rates[9] == rates[10] == 1.0
@@ -58,7 +58,7 @@ def test_weight_decay_spares_the_learned_tokens_of_timm() -> None:
 
 
 def test_the_encoder_learns_at_its_own_rate(policy: Policy) -> None:
-    optimizer = build_optimizer(policy, OptimizerConfig(encoder_rate=0.1))
+    optimizer = build_optimizer(policy, OptimizerConfig(encoder_lr_scale=0.1))
     set_learning_rate(optimizer, 2.0)
     inside = {id(p) for name, p in policy.named_parameters() if ".encoders." in name}
     assert len(optimizer.param_groups) == 4
@@ -82,14 +82,15 @@ def test_shared_encoders_are_counted_once(tiny_config: TrainConfig) -> None:
     policy = build_policy(config, Shapes({"a_image": (24, 24), "b_image": (24, 24)}, {}, 4))
     found = [
         p
-        for group in build_optimizer(policy, OptimizerConfig(encoder_rate=0.5)).param_groups
+        for group in build_optimizer(policy, OptimizerConfig(encoder_lr_scale=0.5)).param_groups
         for p in group["params"]
     ]
     assert len(found) == len({id(p) for p in found}) == len(list(policy.parameters()))
 
 
 @pytest.mark.parametrize(
-    "change", [{"encoder_rate": 0.0}, {"learning_rate": -1.0}, {"clip": 0.0}, {"betas": (0.9, 1.0)}]
+    "change",
+    [{"encoder_lr_scale": 0.0}, {"lr": -1.0}, {"grad_clip_norm": 0.0}, {"betas": (0.9, 1.0)}],
 )
 def test_values_out_of_range_are_refused(change: dict[str, float]) -> None:
     with pytest.raises(UserError, match=next(iter(change))):

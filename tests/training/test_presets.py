@@ -38,7 +38,13 @@ def test_other_options_override_a_preset_wherever_they_stand(order: int) -> None
 
 def test_another_head_brings_its_own_settings() -> None:
     policy = parsed("--preset", "released_robot", "--head", "bc").policy
-    assert (policy.head, policy.history, policy.chunk, policy.execute, policy.head_options) == (
+    assert (
+        policy.head,
+        policy.n_obs_steps,
+        policy.horizon,
+        policy.n_action_steps,
+        policy.head_options,
+    ) == (
         "bc",
         1,
         8,
@@ -46,7 +52,12 @@ def test_another_head_brings_its_own_settings() -> None:
         {},
     )
     assert policy.encoder == "released_robot"
-    assert parsed("--preset", "released_robot", "--ensemble", "0.01").policy.execute == 1
+    assert (
+        parsed(
+            "--preset", "released_robot", "--temporal-ensemble-coeff", "0.01"
+        ).policy.n_action_steps
+        == 1
+    )
 
 
 def test_without_a_preset_nothing_changes_and_unknown_ones_are_named() -> None:
@@ -58,7 +69,13 @@ def test_without_a_preset_nothing_changes_and_unknown_ones_are_named() -> None:
 def test_released_robot_is_the_authors_encoder_in_diffusion_policy() -> None:
     policy = preset("released_robot", DATA, RUN).policy
     assert (policy.head, policy.encoder, policy.crop) == ("diffusion", "released_robot", 76)
-    assert (policy.history, policy.chunk, policy.execute, policy.hidden, policy.layers) == (
+    assert (
+        policy.n_obs_steps,
+        policy.horizon,
+        policy.n_action_steps,
+        policy.hidden,
+        policy.layers,
+    ) == (
         2,
         16,
         8,

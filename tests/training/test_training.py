@@ -57,7 +57,7 @@ def test_the_loss_falls(tiny_config: TrainConfig, tmp_path: Path) -> None:
     longer = replace(
         tiny_config,
         out=tmp_path / "run",
-        optimizer=OptimizerConfig(steps=120, batch_size=16, warmup=10),
+        optimizer=OptimizerConfig(steps=120, batch_size=16, warmup_steps=10),
     )
     train(longer)
     curve = losses(tmp_path / "run")
@@ -103,7 +103,7 @@ def test_a_killed_run_resumes_to_bit_identical_weights(lift_file: Path, tmp_path
         "--shift",
         "2",
     ]
-    base += ["--checkpoint-every", "7", "--log-every", "1", "--warmup", "5"]
+    base += ["--checkpoint-every", "7", "--log-every", "1", "--warmup-steps", "5"]
     subprocess.run([*base, "--out", str(tmp_path / "whole")], check=True, capture_output=True)
 
     killed = subprocess.Popen(
@@ -151,11 +151,13 @@ def test_resuming_another_configuration_is_refused_by_name(
     with pytest.raises(UserError, match=r"train\.seed = 0 there, 3 now"):
         train(replace(config, seed=3), resume=True)
     with pytest.raises(UserError, match=r"policy\.chunk = 8 there, 6 now"):
-        train(replace(config, policy=replace(config.policy, chunk=6)), resume=True)
+        train(replace(config, policy=replace(config.policy, horizon=6)), resume=True)
     with pytest.raises(
-        UserError, match=r"train\.optimizer\.encoder_rate = 1\.0 there, 0\.5 now; use that"
+        UserError, match=r"train\.optimizer\.encoder_lr_scale = 1\.0 there, 0\.5 now; use that"
     ):
-        train(replace(config, optimizer=replace(config.optimizer, encoder_rate=0.5)), resume=True)
+        train(
+            replace(config, optimizer=replace(config.optimizer, encoder_lr_scale=0.5)), resume=True
+        )
 
 
 def test_resuming_on_other_data_is_refused_with_the_statistic(
@@ -237,7 +239,7 @@ def test_a_loss_that_is_not_finite_stops_with_the_step(
     wild = replace(
         tiny_config,
         out=tmp_path / "run",
-        optimizer=OptimizerConfig(steps=200, batch_size=8, learning_rate=1e30, warmup=0),
+        optimizer=OptimizerConfig(steps=200, batch_size=8, lr=1e30, warmup_steps=0),
     )
     with pytest.raises(UserError, match=r"the loss is (nan|inf) at step \d+"):
         train(wild)

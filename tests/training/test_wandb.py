@@ -24,7 +24,7 @@ def test_figures_go_to_weights_and_biases_without_a_network(
     identity = (config.out / "wandb.json").read_text()
     stored = list((config.out / "wandb").glob("offline-run-*/*.wandb"))
     assert len(stored) == 1
-    names = (b"learning_rate", b"gradient_norm", b"data_share", b"fibottention_vit_tiny")
+    names = (b"lr", b"gradient_norm", b"data_share", b"fibottention_vit_tiny")
     # a process of wandb's writes the file, and may end after the run has
     deadline = time.monotonic() + 60
     while (

@@ -15,9 +15,9 @@ DEEPER = [{"name": "vit_tiny", "options": {"depth": 3}}, {"name": "resnet18", "o
     [
         ({"steps": 6, "seed": 0}, {"steps": 7, "seed": 1}, "steps = 6 there, 7 now"),
         (
-            {"optimizer": {"clip": 1.0}},
-            {"optimizer": {"clip": 2.0}},
-            "optimizer.clip = 1.0 there, 2.0 now",
+            {"optimizer": {"grad_clip_norm": 1.0}},
+            {"optimizer": {"grad_clip_norm": 2.0}},
+            "optimizer.grad_clip_norm = 1.0 there, 2.0 now",
         ),
         (
             {"encoders": ENCODERS},

@@ -14,8 +14,8 @@ class Denoiser(nn.Module):
 
     Args:
         action_dim: D.
-        chunk: T.
-        history: T_o, observations that it is conditioned on.
+        horizon: T.
+        n_obs_steps: T_o, observations that it is conditioned on.
         feature_dim: F, numbers per observation.
         width, layers: of the network, at least 1.
 

@@ -25,8 +25,8 @@ class TransformerDenoiser(Denoiser):
         self,
         *,
         action_dim: int,
-        chunk: int,
-        history: int,
+        horizon: int,
+        n_obs_steps: int,
         feature_dim: int,
         width: int,
         layers: int,
@@ -37,8 +37,8 @@ class TransformerDenoiser(Denoiser):
         self.actions = nn.Linear(action_dim, width)
         self.observations = nn.Linear(feature_dim, width)
         self.time = TimeEmbedding(width)
-        self.positions = nn.Parameter(torch.randn(1, chunk, width) * 0.02)
-        self.memory_positions = nn.Parameter(torch.randn(1, 1 + history, width) * 0.02)
+        self.positions = nn.Parameter(torch.randn(1, horizon, width) * 0.02)
+        self.memory_positions = nn.Parameter(torch.randn(1, 1 + n_obs_steps, width) * 0.02)
         self.blocks = nn.ModuleList(
             nn.TransformerDecoderLayer(
                 width,
@@ -54,7 +54,7 @@ class TransformerDenoiser(Denoiser):
         self.norm = nn.LayerNorm(width)
         self.out = nn.Linear(width, action_dim)
         self.register_buffer(
-            "later", nn.Transformer.generate_square_subsequent_mask(chunk), persistent=False
+            "later", nn.Transformer.generate_square_subsequent_mask(horizon), persistent=False
         )
 
     def forward(self, actions: Tensor, time: Tensor, features: Tensor) -> Tensor:

@@ -28,8 +28,8 @@ class UNetDenoiser(Denoiser):
         self,
         *,
         action_dim: int,
-        chunk: int,
-        history: int,
+        horizon: int,
+        n_obs_steps: int,
         feature_dim: int,
         width: int,
         layers: int,
@@ -38,7 +38,7 @@ class UNetDenoiser(Denoiser):
         if width % GROUPS:
             raise UserError(f"a U-Net's hidden must be divisible by {GROUPS}, got {width}")
         channels = [width << level for level in range(layers)]
-        condition = TIME_DIM + history * feature_dim
+        condition = TIME_DIM + n_obs_steps * feature_dim
         self.time = TimeEmbedding(TIME_DIM)
         ins = [action_dim, *channels[:-1]]
         self.down = nn.ModuleList(

@@ -245,7 +245,7 @@ def head_settings_table(study: Study) -> Table:
 
 
 def _settings(options: Mapping[str, Any]) -> str:
-    """`chunk 8, min_std 0.05`."""
+    """`horizon 8, min_std 0.05`."""
     told = [
         _settings(value) if isinstance(value, dict) else f"{name} {value}"
         for name, value in options.items()
