@@ -509,7 +509,7 @@ def test_a_missing_extra_is_named_with_a_command_to_install_it(
     for name in [
         name
         for name in sys.modules
-        if name.split(".")[0] == library or name == "fibopolicy.encoders.robomimic_core"
+        if name.split(".")[0] == library or name == "fibopolicy.robomimic.encoder_core"
     ]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, library, None)

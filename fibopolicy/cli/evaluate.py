@@ -32,11 +32,11 @@ class Evaluate:
 
     def run(self) -> None:
         from fibopolicy.evaluation.evaluate_run import evaluate_run
+        from fibopolicy.policies.run_directory import open_run
         from fibopolicy.report.run import write_run_page
         from fibopolicy.report.tables import rate_table
-        from fibopolicy.robomimic.run_directory import adopted
 
-        run = adopted(self.config.run)
+        run = open_run(self.config.run)
         config = (
             self.config
             if run == self.config.run

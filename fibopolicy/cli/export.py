@@ -31,6 +31,6 @@ class Export:
 
         path = export(self.directory, self.out, weights=self.weights, overwrite=self.overwrite)
         print(
-            f"{path}: a robomimic checkpoint; import fibopolicy.encoders.robomimic_core before"
+            f"{path}: a robomimic checkpoint; import fibopolicy.robomimic.encoder_core before"
             " robomimic loads it"
         )

@@ -39,8 +39,7 @@ from fibopolicy.evaluation.policy_runner import Actor
 from fibopolicy.evaluation.scheduler import VectorRollout
 from fibopolicy.evaluation.simulator import TaskInfo
 from fibopolicy.evaluation.video import write_grid
-from fibopolicy.policies.run_directory import Loaded, suffix
-from fibopolicy.robomimic.run_directory import load_policy
+from fibopolicy.policies.run_directory import Loaded, load_policy, suffix
 from fibopolicy.statistics.rates import Rate
 from fibopolicy.utils.files import check_resume_or_overwrite, directory_lock
 

@@ -19,7 +19,7 @@ from fibopolicy.evaluation.init_states import load_starts
 from fibopolicy.evaluation.measure import default_workers, make_actor, weights_digest
 from fibopolicy.evaluation.scheduler import VectorRollout
 from fibopolicy.evaluation.video import write_grid
-from fibopolicy.robomimic.run_directory import load_policy
+from fibopolicy.policies.run_directory import load_policy
 from fibopolicy.statistics.compare import Comparison, Method
 
 

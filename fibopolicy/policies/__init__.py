@@ -2,10 +2,6 @@
 
 from fibopolicy.policies import (
     bc,  # noqa: F401
-    bc_gaussian,  # noqa: F401
-    bc_gmm,  # noqa: F401
-    bc_rnn_gmm,  # noqa: F401
-    bc_transformer_gmm,  # noqa: F401
     diffusion,  # noqa: F401
     flow,  # noqa: F401
 )

@@ -248,7 +248,15 @@ class Policy(nn.Module):
         """
 
 
-POLICIES: Registry[type[Policy]] = Registry("policy head")
+POLICIES: Registry[type[Policy]] = Registry(
+    "policy head",
+    {
+        "bc_gaussian": "fibopolicy.robomimic.policies:BCGaussianPolicy",
+        "bc_gmm": "fibopolicy.robomimic.policies:BCGMMPolicy",
+        "bc_rnn_gmm": "fibopolicy.robomimic.policies:BCRNNGMMPolicy",
+        "bc_transformer_gmm": "fibopolicy.robomimic.policies:BCTransformerGMMPolicy",
+    },
+)
 
 
 def register_policy(policy: type[Policy]) -> type[Policy]:

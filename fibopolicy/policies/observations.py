@@ -18,6 +18,11 @@ from fibopolicy.policies.rng import GLOBAL_RNG, SampleRng
 VIEWS = ("separate", "shared", "joint")
 
 
+def module_name(key: str) -> str:
+    """An observation key as the name of a module, which may not hold a dot."""
+    return key.replace(".", "|")
+
+
 class ObservationPreprocessor(nn.Module):
     """Crops or shifts frames and scales them to [0, 1]; normalises vectors.
 

@@ -5,7 +5,7 @@ is executed on loading.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from fibopolicy.errors import UserError, unknown
 from fibopolicy.policies.base import Policy, PolicyConfig, Shapes, build_policy
 from fibopolicy.utils.files import StrPath, expanded
+from fibopolicy.utils.registry import Registry
 from fibopolicy.utils.system import resolve_device
 
 CONFIG = "config.json"
@@ -34,6 +35,30 @@ class Loaded:
     step: int
     total_steps: int
     env_args: dict[str, Any]
+
+
+#: Makes a run directory for a checkpoint file of another library, by the file's suffix.
+IMPORTERS = Registry[Callable[[Path], Path]](
+    "checkpoint", {".pth": "fibopolicy.robomimic.checkpoint:import_checkpoint"}
+)
+#: Loads the policy of such a run directory from the directory, the contents of its
+#: `config.json` and a device, by the section that `config.json` has in addition.
+LOADERS = Registry[Callable[[Path, dict[str, Any], str], Loaded]](
+    "imported checkpoint", {"robomimic": "fibopolicy.robomimic.checkpoint:load_imported"}
+)
+
+
+def open_run(path: StrPath) -> Path:
+    """Run directory of a policy: `path` itself, or the one that belongs to a checkpoint
+    file of another library.
+
+    Raises:
+        UserError: the checkpoint cannot be read.
+    """
+    path = expanded(path)
+    if path.is_dir() or path.suffix not in IMPORTERS:
+        return path
+    return IMPORTERS[path.suffix](path)
 
 
 def read_config(run: Path) -> dict[str, Any]:
@@ -65,7 +90,7 @@ def load_policy(run: StrPath, *, weights: str = "ema", device: str = "cpu") -> L
 
     Args:
         weights: "ema", the moving average, or "model"; "best/step_<steps>" for one that
-            a validation liked.
+            a validation liked. An imported checkpoint has one set of weights.
 
     Raises:
         UserError: no run, no checkpoint yet, or weights that do not fit the
@@ -73,6 +98,9 @@ def load_policy(run: StrPath, *, weights: str = "ema", device: str = "cpu") -> L
     """
     run = expanded(run)
     document = read_config(run)
+    for section in LOADERS.names():
+        if section in document:
+            return LOADERS[section](run, document, device)
     files = {"ema": run / EMA_WEIGHTS, "model": run / WEIGHTS}
     files |= {
         f"{BEST}/{path.stem}": path for path in sorted((run / BEST).glob("step_*.safetensors"))

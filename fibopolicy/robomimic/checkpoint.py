@@ -4,12 +4,13 @@ is in them.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import pickle
 import re
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,12 @@ import torch
 from numpy.typing import NDArray
 
 from fibopolicy.errors import UserError
-from fibopolicy.utils.files import StrPath, expanded
+from fibopolicy.policies.run_directory import CONFIG, Loaded, read_config, render_quality
+from fibopolicy.utils.files import StrPath, atomic_write, expanded
+from fibopolicy.utils.system import versions
 
+#: Section of the `config.json` of a run directory made for a checkpoint.
+SECTION = "robomimic"
 LAYOUT = ("model", "config", "algo_name", "env_metadata", "shape_metadata")
 
 
@@ -158,3 +163,84 @@ def _arrays_allowed() -> AbstractContextManager[None]:
         ]
     context: AbstractContextManager[None] = torch.serialization.safe_globals(allowed)
     return context
+
+
+def import_checkpoint(path: Path) -> Path:
+    """Run directory of a checkpoint `X.pth`: `X_evaluation` beside it, made if it does
+    not exist yet.
+
+    It holds a `config.json` like that of our runs, with a section "robomimic" that names
+    the checkpoint and its digest. An evaluation adds its rows, start states, video and
+    report. The weights stay where they are.
+
+    Raises:
+        UserError: the checkpoint cannot be loaded, or the directory belongs to another
+            checkpoint.
+    """
+    checkpoint = read_checkpoint(path)
+    run = path.with_name(f"{path.stem}_evaluation")
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    if (run / CONFIG).exists():
+        if read_config(run).get(SECTION, {}).get("sha256") != digest:
+            raise UserError(
+                f"{run}: holds the evaluation of another {path.name}; move it away or remove it"
+            )
+        return run
+    from fibopolicy.robomimic.imported import ImportedPolicy
+
+    policy = ImportedPolicy(checkpoint)
+    train, experiment = checkpoint.config.get("train", {}), checkpoint.config.get("experiment", {})
+    document = {
+        "policy": asdict(policy.config),
+        "shapes": asdict(policy.shapes),
+        "train": {
+            "dataset": _dataset(train.get("data")),
+            "demos": train.get("hdf5_filter_key") or "all demonstrations",
+            "seed": train.get("seed"),
+            "optimizer": {
+                "steps": (checkpoint.epoch or 0) * (experiment.get("epoch_every_n_steps") or 0)
+            },
+        },
+        "env_args": _env_args(checkpoint),
+        "versions": dict(versions()),
+        SECTION: {"checkpoint": path.name, "sha256": digest},
+    }
+    with atomic_write(run / CONFIG) as aside:
+        aside.write_text(json.dumps(document, indent=2, default=str) + "\n", encoding="utf-8")
+    return run
+
+
+def load_imported(run: Path, document: Mapping[str, Any], device: str) -> Loaded:
+    """Load the policy of a run directory that `import_checkpoint` made.
+
+    Args:
+        document: the contents of its `config.json`.
+    """
+    from fibopolicy.robomimic.imported import ImportedPolicy
+
+    checkpoint = read_checkpoint(run.parent / str(document[SECTION]["checkpoint"]))
+    policy = ImportedPolicy(checkpoint, device)
+    policy.render_quality = render_quality(document["env_args"])
+    steps = int(document["train"]["optimizer"]["steps"])
+    return Loaded(policy, steps, steps, document["env_args"])
+
+
+def _env_args(checkpoint: Checkpoint) -> dict[str, Any]:
+    """The dataset's, with the horizon of robomimic's own rollouts, which datasets do not tell."""
+    env_args = checkpoint.env_metadata
+    horizon = checkpoint.config.get("experiment", {}).get("rollout", {}).get("horizon")
+    if env_args.get("type") != 1 or not horizon:
+        return env_args
+    return {
+        **env_args,
+        "env_kwargs": {**(env_args.get("env_kwargs") or {}), "horizon": int(horizon)},
+    }
+
+
+def _dataset(data: Any) -> str:
+    """0.5 may list several, each with its path."""
+    if isinstance(data, list):
+        return ", ".join(
+            str(entry.get("path") if isinstance(entry, dict) else entry) for entry in data
+        )
+    return str(data)

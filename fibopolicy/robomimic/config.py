@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from fibopolicy.datasets import DemoFile
-from fibopolicy.encoders.robomimic_core import CORE
 from fibopolicy.errors import UserError, unknown
+from fibopolicy.robomimic.encoder_core import CORE
 from fibopolicy.utils.files import StrPath, expanded
 
 NO_ROLLOUTS = (

@@ -1,29 +1,34 @@
-"""Our encoders as an observation core of robomimic. Importing this module registers it:
-robomimic finds cores by class name.
+"""Our encoders inside robomimic's networks. Importing this module registers them:
+robomimic finds observation cores by class name.
 
-Two habits of robomimic shape it. It drops `core_kwargs` that a core does not name,
-without a word, so an encoder's own options travel in one argument, where
-`build_encoder` sees all of them. And its networks, transformers apart, put a ReLU
-behind every core, which would cut off the negative half of keypoints, so a linear layer
-comes before it, as in its own `VisualCore`.
+robomimic drops the `core_kwargs` that a core does not name, so an encoder's options
+travel in one argument and `build_encoder` checks all of them. Most of its networks apply
+a ReLU to a core's output, which would cut off the negative half of keypoints. Therefore
+a linear layer follows the encoder, as in robomimic's own `VisualCore`.
 """
 
 from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Mapping, Sequence
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, nn
 
 from fibopolicy.encoders.base import build_encoder
 from fibopolicy.errors import UserError
+from fibopolicy.policies.base import PolicyConfig, Shapes
+from fibopolicy.policies.observations import module_name
 from fibopolicy.utils.imports import make_torchvision_importable
 
 make_torchvision_importable()
 try:
-    with contextlib.redirect_stdout(io.StringIO()):  # it asks for a file of private macros
+    # robomimic prints that a file of private macros is missing.
+    with contextlib.redirect_stdout(io.StringIO()):
+        import robomimic.utils.obs_utils as obs_utils
         from robomimic.models.obs_core import EncoderCore
 except ImportError as error:
     raise UserError(
@@ -38,13 +43,12 @@ class FibopolicyEncoder(EncoderCore):  # type: ignore[misc]
     [0, 1] -> `(B, D)`.
 
     Args:
-        input_shape: (3, H, W), after the randomizer's crop; robomimic gives it.
-        encoder: as for `build_encoder`, e.g. "fibottention_vit_tiny", "vit_tiny",
-            "resnet18", "timm:vit_small_patch16_224".
-        encoder_options: its options, e.g. `{"depth": 4, "pool": "mean"}`.
-        feature_dimension: D, of a linear layer behind the encoder. None leaves it out,
-            and D is the encoder's own; so does the width of an encoder that ends in
-            such a layer, as resnet18 does.
+        input_shape: (3, H, W) after the randomizer's crop, set by robomimic.
+        encoder: name for `build_encoder`, e.g. "vit_tiny" or "timm:<name>".
+        encoder_options: options of the encoder, e.g. `{"depth": 4, "pool": "mean"}`.
+        feature_dimension: D, the size of a linear layer after the encoder. There is no
+            such layer if it is None (D is then the encoder's `output_dim`), or if the
+            encoder ends in a linear layer of this size, as resnet18 does.
 
     Raises:
         UserError: an unknown encoder or option, or images that the encoder refuses.
@@ -88,3 +92,46 @@ class FibopolicyEncoder(EncoderCore):  # type: ignore[misc]
     def forward(self, inputs: Tensor) -> Tensor:
         features: Tensor = self.project(self.encoder(inputs)[1])
         return features
+
+
+def encoder_kwargs(config: PolicyConfig, options: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """robomimic's `observation.encoder` for a policy of ours."""
+    core = {
+        "encoder": config.encoder,
+        "encoder_options": dict(config.encoder_options),
+        "feature_dimension": options["feature_dimension"],
+    }
+    none: dict[str, Any] = {"obs_randomizer_class": None, "obs_randomizer_kwargs": {}}
+    return {
+        "rgb": {"core_class": CORE, "core_kwargs": core, **none},
+        "low_dim": {"core_class": None, "core_kwargs": {}, **none},
+    }
+
+
+def network_shapes(
+    shapes: Shapes, sizes: Mapping[str, tuple[int, int]]
+) -> OrderedDict[str, list[int]]:
+    """Shapes per observation in robomimic's order, which is alphabetical; images are
+    (3, H, W) of `sizes`.
+    """
+    every: dict[str, list[int]] = {module_name(key): [3, *size] for key, size in sizes.items()}
+    every |= {module_name(key): [dim] for key, dim in shapes.vectors.items()}
+    return OrderedDict(sorted(every.items()))
+
+
+@contextmanager
+def observation_modalities(shapes: Shapes) -> Iterator[None]:
+    """Enter the keys of `shapes` into robomimic's global table of modalities, and
+    silence what robomimic prints.
+    """
+    before = obs_utils.OBS_KEYS_TO_MODALITIES
+    table = obs_utils.ObservationKeyToModalityDict()
+    table.update({module_name(key): "rgb" for key in shapes.images})
+    table.update({module_name(key): "low_dim" for key in shapes.vectors})
+    obs_utils.OBS_KEYS_TO_MODALITIES = table
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        # robomimic's networks read the table again when they are printed.
+        obs_utils.OBS_KEYS_TO_MODALITIES = before or table

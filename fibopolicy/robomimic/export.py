@@ -9,9 +9,10 @@ import torch
 
 from fibopolicy.errors import UserError
 from fibopolicy.policies.base import POLICIES
-from fibopolicy.policies.robomimic_head import RobomimicHead, encoder_kwargs, network_shapes
 from fibopolicy.policies.run_directory import CONFIG, load_policy, read_config
-from fibopolicy.robomimic.run_directory import SECTION
+from fibopolicy.robomimic.checkpoint import SECTION
+from fibopolicy.robomimic.encoder_core import encoder_kwargs, network_shapes
+from fibopolicy.robomimic.policies import RobomimicPolicy
 from fibopolicy.utils.files import StrPath, atomic_write, check_output, expanded
 
 
@@ -40,9 +41,9 @@ def export(run: StrPath, out: StrPath, *, weights: str = "ema", overwrite: bool 
         )
     loaded = load_policy(run, weights=weights)
     policy = loaded.policy
-    if not isinstance(policy, RobomimicHead):
+    if not isinstance(policy, RobomimicPolicy):
         known = ", ".join(
-            name for name in POLICIES.names() if issubclass(POLICIES[name], RobomimicHead)
+            name for name in POLICIES.names() if issubclass(POLICIES[name], RobomimicPolicy)
         )
         raise UserError(
             f"{run}: robomimic has no counterpart of head {policy.name}; it has one of {known}"
@@ -90,7 +91,7 @@ def export(run: StrPath, out: StrPath, *, weights: str = "ema", overwrite: bool 
     return out
 
 
-def _config(policy: RobomimicHead, document: dict[str, Any]) -> Any:
+def _config(policy: RobomimicPolicy, document: dict[str, Any]) -> Any:
     """robomimic's configuration of the same training, as far as it has words for it."""
     import robomimic.algo  # noqa: F401
     from robomimic.config import config_factory
@@ -141,7 +142,7 @@ def _config(policy: RobomimicHead, document: dict[str, Any]) -> Any:
     return config
 
 
-def _statistics(policy: RobomimicHead) -> dict[str, dict[str, Any]]:
+def _statistics(policy: RobomimicPolicy) -> dict[str, dict[str, Any]]:
     """What robomimic subtracts and divides by; images stay as they are, for which it
     wants zeros and ones of their shape.
 

@@ -18,7 +18,7 @@ from fibopolicy.errors import UserError, unknown
 from fibopolicy.policies.base import Policy, PolicyConfig, Shapes, State, Statistics
 from fibopolicy.policies.observations import check_observations
 from fibopolicy.policies.rng import GLOBAL_RNG, EpisodeRng, SampleRng
-from fibopolicy.policies.robomimic_actor import Memory, forward, forward_recurrent, init_memory
+from fibopolicy.robomimic.actor import Memory, forward, forward_recurrent, init_memory
 from fibopolicy.robomimic.checkpoint import Checkpoint
 from fibopolicy.robomimic.config import used_keys
 from fibopolicy.utils.system import resolve_device
@@ -27,7 +27,7 @@ from fibopolicy.utils.system import resolve_device
 ALGORITHMS = ("bc", "bcq", "cql", "iql", "td3_bc")
 
 
-class RobomimicPolicy(Policy):
+class ImportedPolicy(Policy):
     """Rolls out what robomimic trained; training it is robomimic's business.
 
     `act` returns one action per call, unclipped where the checkpoint scales actions,
@@ -199,7 +199,7 @@ def _scales(
 def _build(checkpoint: Checkpoint, device: torch.device) -> Any:
     """The robomimic algorithm with its weights, ready to act."""
     # registers the core; says what to install
-    importlib.import_module("fibopolicy.encoders.robomimic_core")
+    importlib.import_module("fibopolicy.robomimic.encoder_core")
     import robomimic.algo as algorithms
     import robomimic.utils.file_utils as file_utils
     import robomimic.utils.obs_utils as obs_utils

@@ -1,17 +1,15 @@
-"""What robomimic's behaviour-cloning heads share: its network with our encoders in it,
-its loss, acting with memory.
+"""robomimic's four behaviour-cloning policies, trained here with our encoders.
+
+The networks are those of `robomimic.models.policy_nets`. Options have the names and
+defaults of robomimic's configuration of BC.
 """
 
 from __future__ import annotations
 
-import contextlib
-import importlib
-import io
 import math
-from abc import abstractmethod
-from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
@@ -29,90 +27,106 @@ from fibopolicy.policies.base import (
     Statistics,
     checked_options,
 )
-from fibopolicy.policies.observations import ObservationPreprocessor
+from fibopolicy.policies.observations import ObservationPreprocessor, module_name
 from fibopolicy.policies.rng import GLOBAL_RNG, SampleRng
-from fibopolicy.policies.robomimic_actor import forward, init_memory
+from fibopolicy.robomimic.actor import forward, forward_recurrent, init_memory
 
-#: Of the linear layer behind an encoder, which robomimic's own cores have too.
+#: Size of the linear layer after each encoder; robomimic's own cores have one, too.
 FEATURES: dict[str, Option] = {"feature_dimension": 64}
+#: Options of a mixture of Gaussians, which robomimic's networks take by these names.
 MIXTURE: dict[str, Option] = {
     "num_modes": 5,
     "min_std": 0.0001,
     "std_activation": "softplus",
     "low_noise_eval": True,
-    **FEATURES,
 }
-ROBOMIMIC = PolicyDefaults(horizon=1, n_action_steps=1, hidden=1024, action_normalization="none")
+DEFAULTS = PolicyDefaults(horizon=1, n_action_steps=1, hidden=1024, action_normalization="none")
 
 
-class RobomimicHead(Policy):
-    """A network of `robomimic.models.policy_nets` that predicts a distribution over
-    actions, trained by its log-likelihood.
+class RobomimicPolicy(Policy):
+    """A robomimic network that predicts a distribution over actions and is trained by
+    its log-likelihood.
 
-    Options have the names and defaults of robomimic's configuration of BC, and
-    `feature_dimension` that of its cores. Several actions at once (`horizon`) are one
-    larger action to the network; robomimic itself predicts one.
+    A chunk of several actions is one larger action to the network; robomimic itself
+    predicts one.
 
     Attributes:
-        option_defaults: what `head_options` may set.
-        options: as they are set.
-        network: robomimic's; one core of its own per camera.
+        option_defaults: what `head_options` may set, with the defaults.
+        network_class: class of the network in `robomimic.models.policy_nets`.
+        options: `option_defaults`, updated by `head_options`.
+        network: the network, with one encoder per camera.
     """
 
-    defaults = ROBOMIMIC
+    defaults = DEFAULTS
     option_defaults: ClassVar[Mapping[str, Option]]
+    network_class: ClassVar[str]
 
     def __init__(self, config: PolicyConfig, shapes: Shapes) -> None:
+        from fibopolicy.robomimic.encoder_core import (
+            encoder_kwargs,
+            network_shapes,
+            observation_modalities,
+        )
+
         super().__init__()
         self.config, self.shapes = config, shapes
         self.options = checked_options(self.name, config.head_options, self.option_defaults)
         if config.views != "separate":
             raise UserError(
-                f"head {self.name} has one encoder per camera, as robomimic has; use"
+                f"policy {self.name} has one encoder per camera, as in robomimic; use"
                 " views='separate'"
             )
         self._check()
         self.observations = ObservationPreprocessor(config, shapes, sequence=self.sequence)
         self.actions = ActionNormalizer(config, shapes)
-        with robomimic_observations(shapes):
+        with observation_modalities(shapes):
+            from robomimic.models import policy_nets
+
             try:
-                self.network = self._network(
+                self.network = getattr(policy_nets, self.network_class)(
                     obs_shapes=network_shapes(shapes, self.observations.image_sizes),
                     encoder_kwargs=encoder_kwargs(config, self.options),
+                    **self._network_options(),
                 )
             except (AssertionError, KeyError, TypeError, ValueError, RuntimeError) as error:
                 reason = " ".join(f"{type(error).__name__}: {error}".split())
                 raise UserError(
-                    f"head {self.name} cannot be built with {self.options}: {reason}"
+                    f"policy {self.name} cannot be built with {self.options}: {reason}"
                 ) from error
 
-    @abstractmethod
-    def _network(self, **arguments: Any) -> Any:
-        """The robomimic network; `arguments` are those that all of them take."""
-
     def _check(self) -> None:
-        """Refuse settings that this head cannot follow."""
+        """Raise `UserError` for settings that this policy does not support."""
         if self.config.n_obs_steps != 1:
             raise UserError(
-                f"head {self.name} sees one observation, as in robomimic, got n_obs_steps"
+                f"policy {self.name} sees one observation, as in robomimic, got n_obs_steps"
                 f" {self.config.n_obs_steps}; use bc_rnn_gmm or bc_transformer_gmm"
             )
         if self.config.layers < 1:
-            raise UserError(f"head {self.name} needs layers of at least 1, as robomimic's MLP does")
+            raise UserError(
+                f"policy {self.name} needs layers of at least 1, as robomimic's MLP does"
+            )
+
+    def _network_options(self) -> dict[str, Any]:
+        """Arguments of the network's constructor that do not describe observations."""
+        return {
+            "ac_dim": self.config.horizon * self.actions.dim,
+            "mlp_layer_dims": self.layer_dims,
+            **{name: self.options[name] for name in MIXTURE if name in self.options},
+        }
 
     @property
     def layer_dims(self) -> tuple[int, ...]:
-        """robomimic's `actor_layer_dims`."""
+        """Widths of the MLP: robomimic's `actor_layer_dims`."""
         return (self.config.hidden,) * self.config.layers
 
     def fit_normalizers(self, statistics: Statistics) -> None:
         self.observations.fit(statistics)
         self.actions.fit(statistics["actions"])
         largest = max(self.actions.largest(statistics["actions"][name]) for name in ("min", "max"))
-        # robomimic's networks put their means through tanh
+        # robomimic's networks bound their means by tanh.
         if self.actions.kind == "none" and largest > 1 + 1e-6:
             raise UserError(
-                f"head {self.name} predicts actions in [-1, 1], and those of the data reach"
+                f"policy {self.name} predicts actions in [-1, 1], and those of the data reach"
                 f" {largest:.3g}; pass --action-normalization minmax"
             )
 
@@ -128,37 +142,191 @@ class RobomimicHead(Policy):
         return loss, {"loss": float(loss.detach())}
 
     def distribution(self, obs: Mapping[str, Tensor], rng: SampleRng = GLOBAL_RNG) -> Any:
-        """Over chunks of normalised actions `(horizon * D,)`, one per sample."""
+        """Distribution over chunks of normalised actions `(horizon * D,)`, one per sample."""
         return self.network.forward_train(self.inputs(obs, rng))
 
     def inputs(self, obs: Mapping[str, Tensor], rng: SampleRng = GLOBAL_RNG) -> dict[str, Tensor]:
-        """Observations as the network takes them."""
+        """The observations that the network reads: the newest, `(B, ...)` per key."""
         return {key: value[:, -1] for key, value in self.prepared(obs, rng).items()}
 
     def prepared(self, obs: Mapping[str, Tensor], rng: SampleRng = GLOBAL_RNG) -> dict[str, Tensor]:
-        """All steps of the observations, `(B, T_o, ...)`, under the names of the
-        network's modules.
-        """
+        """All observations, `(B, T_o, ...)`, by the names of the network's modules."""
         prepared = self.observations.prepare(obs, rng)
         return {module_name(key): value for key, value in prepared.items()}
 
     @torch.no_grad()
     def act(self, obs: Mapping[str, Tensor], state: State = None) -> tuple[Tensor, State]:
-        inputs, memory = self.inputs(obs), state or init_memory(obs, self.shapes.keys)
-        flat, carried = forward(self.network, inputs, memory)
+        inputs = self.inputs(obs)  # checks the observations
+        memory = state or init_memory(obs, self.shapes.keys)
+        flat, memory = forward(self.network, inputs, memory)
         chunk = flat.view(-1, self.config.horizon, self.actions.dim)[
             :, : self.config.n_action_steps
         ]
-        return self.actions.invert(chunk), carried
+        return self.actions.invert(chunk), memory
+
+
+class BCGaussianPolicy(RobomimicPolicy):
+    """An MLP that predicts a diagonal Gaussian. It acts with the mean if
+    `low_noise_eval` is set.
+    """
+
+    name = "bc_gaussian"
+    network_class = "GaussianActorNetwork"
+    option_defaults = {  # noqa: RUF012  (see RobomimicPolicy)
+        "fixed_std": False,
+        "init_std": 0.1,
+        "min_std": 0.01,
+        "std_activation": "softplus",
+        "low_noise_eval": True,
+        **FEATURES,
+    }
+
+    def _network_options(self) -> dict[str, Any]:
+        options = super()._network_options()
+        limits = (options.pop("min_std"), 7.5)
+        own = {name: self.options[name] for name in ("fixed_std", "init_std")}
+        return {**options, **own, "std_limits": limits}
+
+
+class BCGMMPolicy(RobomimicPolicy):
+    """An MLP that predicts a mixture of Gaussians. It acts by drawing a mode and, with
+    `low_noise_eval`, its mean up to a standard deviation of 1e-4.
+    """
+
+    name = "bc_gmm"
+    network_class = "GMMActorNetwork"
+    option_defaults = {**MIXTURE, **FEATURES}  # noqa: RUF012
+
+
+class BCRNNGMMPolicy(RobomimicPolicy):
+    """An LSTM or GRU that predicts a mixture of Gaussians at every step.
+
+    It is trained on sequences of `horizon` steps (also `seq_length` in robomimic)
+    and acts step by step, with its memory reset after as many. By default no MLP follows
+    the recurrent network, as in the configurations of robomimic's paper.
+    """
+
+    name = "bc_rnn_gmm"
+    network_class = "RNNGMMActorNetwork"
+    sequence = True
+    defaults = replace(DEFAULTS, horizon=10, layers=0)
+    option_defaults = {  # noqa: RUF012
+        **MIXTURE,
+        **FEATURES,
+        "hidden_dim": 400,
+        "rnn_type": "LSTM",
+        "num_layers": 2,
+        "open_loop": False,
+    }
+
+    def _check(self) -> None:
+        if self.config.n_obs_steps != 1 or self.config.n_action_steps != 1:
+            raise UserError(
+                f"policy {self.name} takes one observation and one action at a time, got n_obs_steps"
+                f" {self.config.n_obs_steps} and n_action_steps {self.config.n_action_steps}; leave both out"
+            )
+        if self.options["rnn_type"] not in ("LSTM", "GRU"):
+            raise UserError(
+                f"policy {self.name}: rnn_type must be LSTM or GRU, got"
+                f" {self.options['rnn_type']!r}"
+            )
+
+    def _network_options(self) -> dict[str, Any]:
+        return {
+            **super()._network_options(),
+            "ac_dim": self.actions.dim,
+            "rnn_hidden_dim": self.options["hidden_dim"],
+            "rnn_num_layers": self.options["num_layers"],
+            "rnn_type": self.options["rnn_type"],
+            "rnn_kwargs": {"bidirectional": False},
+        }
+
+    def loss(
+        self, batch: Mapping[str, Any], rng: SampleRng = GLOBAL_RNG
+    ) -> tuple[Tensor, dict[str, float]]:
+        actions, mask = self.actions(batch["actions"]), batch["action_mask"]  # (B, T, D), (B, T)
+        with learned_noise(self.network):
+            distribution = self.distribution(batch["obs"], rng)
+        likelihood = log_likelihood(distribution, actions, mask.unsqueeze(-1))  # (B, T)
+        loss = -(likelihood * mask).sum() / mask.sum()
+        return loss, {"loss": float(loss.detach())}
+
+    def loss_denominator(self, batch: Mapping[str, Any]) -> Tensor:
+        counted: Tensor = batch["action_mask"].sum().float()
+        return counted
+
+    def distribution(self, obs: Mapping[str, Tensor], rng: SampleRng = GLOBAL_RNG) -> Any:
+        """Distribution over normalised actions `(D,)`, one per sample and step."""
+        sequence = self.prepared(obs, rng)  # (B, T, ...)
+        if self.options["open_loop"]:
+            sequence = {key: value[:, :1].expand_as(value) for key, value in sequence.items()}
+        return self.network.forward_train(sequence)
+
+    @torch.no_grad()
+    def act(self, obs: Mapping[str, Tensor], state: State = None) -> tuple[Tensor, State]:
+        actions, memory = forward_recurrent(
+            self.network,
+            self.inputs(obs),
+            state or init_memory(obs, self.shapes.keys),
+            horizon=self.config.horizon,
+            open_loop=self.options["open_loop"],
+        )
+        return self.actions.invert(actions).unsqueeze(1), memory
+
+
+class BCTransformerGMMPolicy(RobomimicPolicy):
+    """A transformer over `n_obs_steps` observations (robomimic's `context_length` and
+    `frame_stack`). The output of the newest predicts a mixture of Gaussians.
+    """
+
+    name = "bc_transformer_gmm"
+    network_class = "TransformerGMMActorNetwork"
+    defaults = replace(DEFAULTS, n_obs_steps=10)
+    option_defaults = {  # noqa: RUF012
+        **MIXTURE,
+        **FEATURES,
+        "embed_dim": 512,
+        "num_layers": 6,
+        "num_heads": 8,
+        "emb_dropout": 0.1,
+        "attn_dropout": 0.1,
+        "block_output_dropout": 0.1,
+        "sinusoidal_embedding": False,
+        "activation": "gelu",
+        "nn_parameter_for_timesteps": True,
+    }
+
+    def _check(self) -> None:
+        pass  # any n_obs_steps and horizon
+
+    def _network_options(self) -> dict[str, Any]:
+        options = super()._network_options()
+        del options["mlp_layer_dims"]
+        own = self.options.keys() - MIXTURE.keys() - FEATURES.keys()
+        options |= {f"transformer_{name}": self.options[name] for name in own}
+        return {**options, "transformer_context_length": self.config.n_obs_steps}
+
+    def inputs(self, obs: Mapping[str, Tensor], rng: SampleRng = GLOBAL_RNG) -> dict[str, Tensor]:
+        return self.prepared(obs, rng)  # (B, T_o, ...)
+
+    def distribution(self, obs: Mapping[str, Tensor], rng: SampleRng = GLOBAL_RNG) -> Any:
+        """Distribution over chunks of normalised actions, from the newest step."""
+        every = super().distribution(obs, rng)
+        normal = every.component_distribution.base_dist
+        return torch.distributions.MixtureSameFamily(
+            torch.distributions.Categorical(logits=every.mixture_distribution.logits[:, -1]),
+            torch.distributions.Independent(
+                torch.distributions.Normal(normal.loc[:, -1], normal.scale[:, -1]), 1
+            ),
+        )
 
 
 @contextmanager
 def learned_noise(network: Any) -> Iterator[None]:
-    """Within it a network in evaluation mode predicts the standard deviations that it
-    has learned, as in training.
+    """Let a network predict its learned standard deviations in evaluation mode, too.
 
-    Otherwise, with `low_noise_eval`, it puts 1e-4 in their place, and a likelihood of
-    held-out actions says nothing.
+    With `low_noise_eval` it would replace them by 1e-4, and the likelihood of held-out
+    actions would mean nothing.
     """
     low_noise, network.low_noise_eval = network.low_noise_eval, False
     try:
@@ -168,8 +336,8 @@ def learned_noise(network: Any) -> Iterator[None]:
 
 
 def log_likelihood(distribution: Any, actions: Tensor, mask: Tensor) -> Tensor:
-    """Log-density `(...)` of actions `(..., D)` under a Gaussian or a mixture of them,
-    of the numbers that `mask` counts.
+    """Log-density `(...)` of actions `(..., D)` under a Gaussian or a mixture of
+    Gaussians, over the dimensions where `mask` is true.
     """
     mixture = getattr(distribution, "mixture_distribution", None)
     normal = (distribution if mixture is None else distribution.component_distribution).base_dist
@@ -181,59 +349,3 @@ def log_likelihood(distribution: Any, actions: Tensor, mask: Tensor) -> Tensor:
     if mixture is None:
         return summed
     return torch.logsumexp(summed + mixture.logits.log_softmax(-1), dim=-1)
-
-
-def module_name(key: str) -> str:
-    """An observation key as the name of a module, which may hold no dot."""
-    return key.replace(".", "|")
-
-
-def network_shapes(
-    shapes: Shapes, sizes: Mapping[str, tuple[int, int]]
-) -> OrderedDict[str, list[int]]:
-    """Shapes per observation in robomimic's order, which is alphabetical; images (3, H,
-    W) of `sizes`.
-    """
-    every: dict[str, list[int]] = {module_name(key): [3, *size] for key, size in sizes.items()}
-    every |= {module_name(key): [dim] for key, dim in shapes.vectors.items()}
-    return OrderedDict(sorted(every.items()))
-
-
-def encoder_kwargs(config: PolicyConfig, options: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """robomimic's `observation.encoder` for our encoders."""
-    from fibopolicy.encoders.robomimic_core import CORE
-
-    core = {
-        "encoder": config.encoder,
-        "encoder_options": dict(config.encoder_options),
-        "feature_dimension": options["feature_dimension"],
-    }
-    none: dict[str, Any] = {"obs_randomizer_class": None, "obs_randomizer_kwargs": {}}
-    return {
-        "rgb": {"core_class": CORE, "core_kwargs": core, **none},
-        "low_dim": {"core_class": None, "core_kwargs": {}, **none},
-    }
-
-
-@contextmanager
-def robomimic_observations(shapes: Shapes) -> Iterator[None]:
-    """Within it robomimic's global table of modalities knows the keys of `shapes`, and
-    robomimic prints nothing.
-    """
-    # registers the core; says what to install
-    importlib.import_module("fibopolicy.encoders.robomimic_core")
-    import robomimic.utils.obs_utils as obs_utils
-
-    before = obs_utils.OBS_KEYS_TO_MODALITIES
-    table = obs_utils.ObservationKeyToModalityDict()
-    table.update(
-        {module_name(key): "rgb" for key in shapes.images}
-        | {module_name(key): "low_dim" for key in shapes.vectors}
-    )
-    obs_utils.OBS_KEYS_TO_MODALITIES = table
-    try:
-        with contextlib.redirect_stdout(io.StringIO()):
-            yield
-    finally:
-        # robomimic's networks look into it when they are printed
-        obs_utils.OBS_KEYS_TO_MODALITIES = before or table

@@ -16,8 +16,7 @@ from fibopolicy.encoders import Encoder
 from fibopolicy.encoders.timm import TimmEncoder
 from fibopolicy.errors import UserError
 from fibopolicy.policies import Policy
-from fibopolicy.policies.observations import ObservationEncoder
-from fibopolicy.policies.robomimic_head import module_name
+from fibopolicy.policies.observations import ObservationEncoder, module_name
 from fibopolicy.policies.run_directory import load_policy
 from fibopolicy.weights import load_strictly
 
@@ -40,8 +39,10 @@ def camera_encoders(policy: Policy) -> dict[str, Encoder]:
     # robomimic's networks keep one encoder per camera under its name.
     named = {tuple(n.split(".")): m for n, m in policy.named_modules() if isinstance(m, Encoder)}
     return {
-        camera: next(m for names, m in named.items() if module_name(camera) in names)
+        camera: encoder
         for camera in policy.shapes.images
+        for names, encoder in named.items()
+        if module_name(camera) in names
     }
 
 

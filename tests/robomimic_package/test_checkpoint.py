@@ -13,7 +13,7 @@ import torch
 
 from fibopolicy.errors import UserError
 from fibopolicy.robomimic.checkpoint import read_checkpoint
-from fibopolicy.robomimic.policy import RobomimicPolicy
+from fibopolicy.robomimic.imported import ImportedPolicy
 
 Save = Callable[..., Path]
 
@@ -93,7 +93,7 @@ def test_other_files_are_refused(contents: Any, message: str, tmp_path: Path) ->
 
 
 def test_a_checkpoint_of_0_5_scales_its_actions(save: Save) -> None:
-    plain = RobomimicPolicy(read_checkpoint(save()))
+    plain = ImportedPolicy(read_checkpoint(save()))
     obs = {"hand": torch.rand(2, 1, 3), "cube": torch.rand(2, 1, 4)}
     expected, _ = plain.act(obs)
 
@@ -123,7 +123,7 @@ def test_a_checkpoint_of_0_5_scales_its_actions(save: Save) -> None:
         }
 
     path = resaved(save(), edit)
-    actions, _ = RobomimicPolicy(read_checkpoint(path)).act(obs)
+    actions, _ = ImportedPolicy(read_checkpoint(path)).act(obs)
     scale, offset = (
         torch.tensor([10.0, 10.0, 10.0, 1.0, 1.0]),
         torch.tensor([1.0, 2.0, 3.0, 0.0, 0.0]),
@@ -166,10 +166,10 @@ def edited_config(path: Path, edit: Any) -> Path:
 )
 def test_what_would_act_wrongly_is_refused(edit: Any, message: str, save: Save) -> None:
     with pytest.raises(UserError, match=message):
-        RobomimicPolicy(read_checkpoint(edited_config(save(), edit)))
+        ImportedPolicy(read_checkpoint(edited_config(save(), edit)))
 
 
 def test_algorithms_with_memory_of_their_own_are_refused(save: Save) -> None:
     path = resaved(save(), lambda contents: contents.update(algo_name="hbc"))
     with pytest.raises(UserError, match=r"unknown algorithm .*'hbc'"):
-        RobomimicPolicy(read_checkpoint(path))
+        ImportedPolicy(read_checkpoint(path))

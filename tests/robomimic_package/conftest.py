@@ -73,7 +73,7 @@ def save(tmp_path: Path) -> Save:
     """Writes a checkpoint of fresh weights by robomimic's own functions; `edit` may
     change the configuration.
     """
-    import fibopolicy.encoders.robomimic_core  # noqa: F401
+    import fibopolicy.robomimic.encoder_core  # noqa: F401
     from fibopolicy.policies.base import Shapes
 
     def write(

@@ -13,8 +13,8 @@ from safetensors.torch import save_file
 
 from fibopolicy.errors import UserError
 from fibopolicy.policies import PolicyConfig, Shapes, build_policy
-from fibopolicy.policies.robomimic_head import log_likelihood
 from fibopolicy.policies.run_directory import load_policy
+from fibopolicy.robomimic.policies import log_likelihood
 from fibopolicy.training import OptimizerConfig, TrainConfig
 from fibopolicy.training.trainer import train
 
@@ -135,13 +135,13 @@ def test_mistakes_in_the_settings(head: str, changes: dict[str, Any], message: s
 def test_an_exported_policy_acts_alike(head: str, tmp_path: Path) -> None:
     from fibopolicy.robomimic.checkpoint import read_checkpoint
     from fibopolicy.robomimic.export import export
-    from fibopolicy.robomimic.policy import RobomimicPolicy
+    from fibopolicy.robomimic.imported import ImportedPolicy
 
     run = saved(config(head), tmp_path / "run")
     out = export(run, tmp_path / "x.pth")
     with pytest.raises(UserError, match="exists already"):
         export(run, out)
-    policy, exported = load_policy(run).policy, RobomimicPolicy(read_checkpoint(out))
+    policy, exported = load_policy(run).policy, ImportedPolicy(read_checkpoint(out))
     seen = [observations(2, policy.config.n_obs_steps) for _ in range(3)]
     state = other = None
     for step in range(12):

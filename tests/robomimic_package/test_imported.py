@@ -20,11 +20,10 @@ from fibopolicy.errors import UserError
 from fibopolicy.evaluation.config import EvaluateConfig
 from fibopolicy.evaluation.evaluate_run import evaluate_run as evaluate
 from fibopolicy.policies.base import PolicyConfig, Shapes
-from fibopolicy.policies.run_directory import CONFIG
+from fibopolicy.policies.run_directory import CONFIG, load_policy, open_run
 from fibopolicy.robomimic.checkpoint import read_checkpoint
 from fibopolicy.robomimic.export import export
-from fibopolicy.robomimic.policy import RobomimicPolicy
-from fibopolicy.robomimic.run_directory import adopted, load_policy
+from fibopolicy.robomimic.imported import ImportedPolicy
 from fibopolicy.training import OptimizerConfig, TrainConfig
 from fibopolicy.training.trainer import train
 
@@ -141,7 +140,7 @@ def test_actions_are_those_of_robomimics_own_rollout(
         for key, shape in sizes.items()
     }
     path = save(both(ours, edit), SEEN, statistics if normalised else None)
-    policy = RobomimicPolicy(read_checkpoint(path))
+    policy = ImportedPolicy(read_checkpoint(path))
     n_obs_steps = policy.config.n_obs_steps
     with contextlib.redirect_stdout(io.StringIO()):
         theirs, _ = file_utils.policy_from_checkpoint(
@@ -193,7 +192,7 @@ def joined(*states: Any) -> Any:
     ids=["rnn_gmm", "vae"],
 )
 def test_an_episode_is_the_same_whatever_runs_beside_it(edit: Any, save: Save) -> None:
-    policy = RobomimicPolicy(read_checkpoint(save(both(ours, edit), SEEN)))
+    policy = ImportedPolicy(read_checkpoint(save(both(ours, edit), SEEN)))
     seen = frames(3, 7, np.random.default_rng(1))
 
     def act(rows: list[int], t: int, state: Any) -> Any:
@@ -227,17 +226,17 @@ def test_published_weights_are_not_fetched_for_a_checkpoint(
     monkeypatch.setattr(
         torch.hub, "load_state_dict_from_url", lambda *_, **__: pytest.fail("tried to download")
     )
-    assert RobomimicPolicy(read_checkpoint(path)).shapes.images == {"front_image": (24, 24)}
+    assert ImportedPolicy(read_checkpoint(path)).shapes.images == {"front_image": (24, 24)}
 
 
 @pytest.mark.parametrize("algo", ["bcq", "cql", "iql", "td3_bc"])
 def test_other_algorithms_without_memory_act(algo: str, save: Save) -> None:
-    policy = RobomimicPolicy(read_checkpoint(save(algo=algo)))
+    policy = ImportedPolicy(read_checkpoint(save(algo=algo)))
     obs = {"hand": torch.rand(2, 1, 3), "cube": torch.rand(2, 1, 4)}
     first, state = policy.act(obs)
     again, _ = policy.act({key: value[1:] for key, value in obs.items()})
     assert first.shape == (2, 1, 5)
-    assert state["step"].tolist() == [1, 1]
+    assert state["rng"]["step"].tolist() == [1, 1]
     torch.testing.assert_close(first[1:], again)
 
 
@@ -247,20 +246,20 @@ def test_lifts_object_is_turned_round_for_files_before_robosuite_1_5(save: Save)
     turned = torch.cat([vector[..., :7], -vector[..., 7:]], dim=-1)
     for version, expected in (("1.5.2", vector), ("1.4.1", turned), (None, turned)):
         old = replace(checkpoint, env_metadata={**checkpoint.env_metadata, "env_version": version})
-        policy, reference = RobomimicPolicy(old), RobomimicPolicy(checkpoint)
+        policy, reference = ImportedPolicy(old), ImportedPolicy(checkpoint)
         torch.testing.assert_close(
             policy.act({"object": vector})[0], reference.act({"object": expected})[0]
         )
     with pytest.raises(UserError, match="another robot, task or simulator version"):
-        RobomimicPolicy(checkpoint).act({"object": vector[..., :9]})
+        ImportedPolicy(checkpoint).act({"object": vector[..., :9]})
 
 
 def test_a_checkpoint_gets_a_run_directory_beside_it(save: Save, tmp_path: Path) -> None:
     path = save(ours, SEEN)
-    run = adopted(path)
+    run = open_run(path)
     assert run == tmp_path / "model_epoch_20_evaluation"
-    assert adopted(path) == run
-    assert adopted(run) == run
+    assert open_run(path) == run
+    assert open_run(run) == run
     loaded = load_policy(run)
     assert loaded.step == 20 * 100
     assert loaded.env_args["env_kwargs"]["horizon"] == 123
@@ -268,7 +267,7 @@ def test_a_checkpoint_gets_a_run_directory_beside_it(save: Save, tmp_path: Path)
     assert document["policy"]["encoder"] == "fibottention_vit_tiny"
     save(both(ours, gaussian), SEEN)
     with pytest.raises(UserError, match=r"evaluation of another model_epoch_20\.pth"):
-        adopted(path)
+        open_run(path)
 
 
 @pytest.mark.slow
@@ -354,7 +353,7 @@ def test_an_exported_run_rolls_out_as_the_run_does(
     )
     done = [
         evaluate(EvaluateConfig(run=directory, episodes=2, video=0, horizon=12))
-        for directory in (run, adopted(export(run, tmp_path / "exported.pth")))
+        for directory in (run, open_run(export(run, tmp_path / "exported.pth")))
     ]
     mine, theirs = (
         [(row.start, row.steps, row.total_reward) for row in evaluation.rows] for evaluation in done
