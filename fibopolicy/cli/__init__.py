@@ -134,11 +134,12 @@ def _parse(arguments: list[str]) -> Any:
             f"{arguments[0]}: an argument is empty; if it came from a shell variable, that is"
             " not set"
         )
-    told, arguments = io.StringIO(), with_preset(arguments)
+    verbs = VERBS | {"train": with_preset(arguments)}
+    told = io.StringIO()
     try:
         with contextlib.redirect_stderr(told):
             return tyro.extras.subcommand_cli_from_dict(
-                VERBS, args=arguments, prog="fibopolicy", description=DESCRIPTION, config=PLAIN
+                verbs, args=arguments, prog="fibopolicy", description=DESCRIPTION, config=PLAIN
             )
     except SystemExit as end:
         if end.code != 2:

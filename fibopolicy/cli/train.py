@@ -1,17 +1,21 @@
-"""The verb that trains."""
+"""The command that trains."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
+import argparse
+import copy
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, make_dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import tyro
 
 from fibopolicy.errors import quoted
-from fibopolicy.policies.base import PolicyConfig
+from fibopolicy.policies.base import POLICIES, PolicyConfig
 from fibopolicy.training.config import TrainConfig, preset
+
+CONFIG = Annotated[tyro.conf.OmitArgPrefixes[TrainConfig], tyro.conf.arg(name="")]
 
 
 @dataclass(frozen=True)
@@ -25,12 +29,11 @@ class Train:
     --dataset lift.hdf5 --out runs/lift
     """
 
-    config: Annotated[tyro.conf.OmitArgPrefixes[TrainConfig], tyro.conf.arg(name="")]
+    config: CONFIG
     preset: str | None = None
-    """Start from a published run instead of the defaults: released_robot, Fibottention's authors' encoder with Diffusion
-    Policy. Other options override it."""  # noqa: E501
+    """Take the defaults from a published run: released_robot, the encoder of Fibottention's authors with Diffusion Policy."""  # noqa: E501
     resume: bool = False
-    """Go on with a run that was stopped; it ends with the same weights as one that was not."""
+    """Continue an interrupted run; it ends with the same weights as an uninterrupted one."""
     overwrite: bool = False
     """Replace an existing run."""
 
@@ -48,49 +51,26 @@ class Train:
             print(f"next: fibopolicy evaluate {quoted(self.config.out)} --episodes 50")
 
 
-def with_preset(arguments: Sequence[str]) -> list[str]:
-    """A command line whose `train --preset NAME`, if it has that, is preceded by all
-    options of the preset; the last counts.
+def with_preset(arguments: Sequence[str]) -> type[Train]:
+    """`Train`, whose defaults are those of the published run that `--preset` names.
 
     Raises:
         UserError: no such preset.
     """
-    pairs = zip(arguments, [*arguments[1:], ""], strict=True)
-    named = [
-        value if word == "--preset" else word.removeprefix("--preset=")
-        for word, value in pairs
-        if _is_preset(word)
-    ]
-    if arguments[:1] != ["train"] or not any(named) or named[-1].startswith("-"):
-        return list(arguments)
-    here = Path()  # the data and the run are named by the command line
-    chosen = preset(named[-1], here, here)
-    if any(word == "--head" or word.startswith("--head=") for word in arguments):
-        # which only its own head knows
-        chosen = replace(chosen, policy=replace(chosen.policy, head_options={}))
-    return ["train", *_options(chosen), *arguments[1:]]
-
-
-def _is_preset(word: str) -> bool:
-    return word == "--preset" or word.startswith("--preset=")
-
-
-def _options(config: Any) -> Iterator[str]:
-    """The words on the command line that make a config, but for what has no default."""
-    # What a head settles by itself is left to the head, which may be another.
-    own = PolicyConfig(head=config.head) if isinstance(config, PolicyConfig) else None
-    for field in fields(config):
-        value = getattr(config, field.name)
-        default = field.default if field.default_factory is MISSING else field.default_factory()
-        if own is not None and field.name != "head":
-            default = getattr(own, field.name)
-        if is_dataclass(value):
-            yield from _options(value)
-        elif default is not MISSING and value != default:
-            yield f"--{field.name.replace('_', '-')}"
-            many = (
-                [word for pair in value.items() for word in pair]
-                if isinstance(value, Mapping)
-                else value
-            )
-            yield from map(str, many if isinstance(many, list | tuple) else [many])
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--preset", nargs="?")
+    parser.add_argument("--head", nargs="?")
+    known, _ = parser.parse_known_args(arguments)
+    if arguments[:1] != ["train"] or known.preset is None:
+        return Train
+    config = preset(known.preset, Path(), Path())
+    policy = copy.copy(config.policy)
+    # What the policy decides by itself stays open, since `--head` may name another one.
+    for name, value in asdict(POLICIES[policy.head].defaults).items():
+        if getattr(policy, name) == value:
+            object.__setattr__(policy, name, getattr(PolicyConfig, name))
+    if known.head is not None:
+        object.__setattr__(policy, "head_options", {})
+    for name, value in (("dataset", tyro.MISSING), ("out", tyro.MISSING), ("policy", policy)):
+        object.__setattr__(config, name, value)
+    return make_dataclass("Train", [("config", CONFIG, config)], bases=(Train,), frozen=True)
