@@ -46,7 +46,7 @@ class Quickstart:
         # Heavy imports wait until the command line has been understood.
         from fibopolicy.datasets.collect import Plan, collect
         from fibopolicy.encoders.base import encoder_options
-        from fibopolicy.evaluation.evaluate_run import evaluate_run
+        from fibopolicy.evaluation.evaluate import evaluate_run
         from fibopolicy.report.run import write_run_page
         from fibopolicy.report.tables import rate_table
         from fibopolicy.training.trainer import train

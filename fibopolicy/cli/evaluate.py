@@ -31,7 +31,7 @@ class Evaluate:
     """Replace an existing evaluation."""
 
     def run(self) -> None:
-        from fibopolicy.evaluation.evaluate_run import evaluate_run
+        from fibopolicy.evaluation.evaluate import evaluate_run
         from fibopolicy.policies.run_directory import open_run
         from fibopolicy.report.run import write_run_page
         from fibopolicy.report.tables import rate_table

@@ -1,18 +1,17 @@
-"""Rollouts over stored start states, episode rows, intervals, video."""
+"""Evaluation of policies in simulation, on stored start states."""
 
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from fibopolicy.evaluation.api import evaluate
+    from fibopolicy.evaluation.evaluate import evaluate_policy
 
-__all__ = ["evaluate"]
+__all__ = ["evaluate_policy"]
 
 
 def __getattr__(name: str) -> object:
-    # On demand: the processes of simulators import this package and must not load
-    # torch.
-    if name == "evaluate":
-        from fibopolicy.evaluation.api import evaluate
+    # Lazy: simulator processes import this package and must not load torch.
+    if name == "evaluate_policy":
+        from fibopolicy.evaluation.evaluate import evaluate_policy
 
-        return evaluate
+        return evaluate_policy
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

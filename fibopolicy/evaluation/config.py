@@ -1,4 +1,4 @@
-"""One evaluation as a value."""
+"""The settings of `fibopolicy evaluate`."""
 
 from __future__ import annotations
 
@@ -19,53 +19,58 @@ class EvaluateConfig:
     run: Annotated[Positional[Path], arg(metavar="RUN")]
     """Run directory of the policy, or a robomimic checkpoint (.pth)."""
     episodes: int = 50
-    """Start states to run, from the first."""
+    """Number of start states, from the first."""
     seed: int = 0
-    """Which set of start states is drawn; other seeds are other layouts."""
+    """Seed of the set of start states."""
     starts: Path | None = None
     """A file of start states to use instead."""
     weights: str = "ema"
-    """"ema", the moving average, or "model"; or one that a validation liked, as best/step_001000."""  # noqa: E501
+    """"ema", the moving average; "model"; or a checkpoint chosen by validation, such as
+    best/step_001000."""
     video: int = 10
-    """Episodes shown in the video, 0 for none."""
+    """Episodes in the video, 0 for no video."""
     video_camera: str | None = None
-    """Camera that films; the policy's first by default."""
+    """Camera of the video; the policy's first by default."""
     failures_first: bool = False
-    """Film the failures first, then as many successes as there is room for."""
+    """Show failures before successes in the video."""
     overlay: bool = False
-    """Draw on the video where the encoder looks: its softmax keypoints, or else how much each patch moves its feature."""  # noqa: E501
+    """Draw on the video where the encoder looks: its softmax keypoints, or else how much
+    each patch changes its feature."""
     quality: str | None = None
     """Render quality, fast or full; the dataset's by default."""
     horizon: int | None = None
-    """Control steps until an episode is given up; the task's by default."""
+    """Control steps until an episode is truncated; the task's by default."""
     device: str = "cpu"
-    """Where the policy runs: "cpu", "cuda", ..."""
+    """Device of the policy: "cpu", "cuda", ..."""
     workers: int | None = None
-    """Simulators, one process each; by default as many as cores, or five times as many, up to 20, for the light built-in
-    tasks. Rows do not depend on it."""  # noqa: E501
+    """Simulators, one process each; by default the number of cores, or five times as
+    many, up to 20, for the light built-in tasks. Results do not depend on it."""
     batch: int | None = None
-    """Rows in each of the policy's calls, filled up where fewer episodes wait; 4 by default. Another number gives other last
-    bits, and so other rows."""  # noqa: E501
+    """Rows in each policy call, padded where fewer episodes wait; 4 by default. Another
+    number gives other last bits, and so other results."""
     threads: int = 1
-    """Of torch during the policy's calls, fixed since another number may give other last bits too."""  # noqa: E501
+    """Torch threads during the policy's calls. Another number may give other last bits,
+    too."""
     step_limit: float = 60.0
     """Seconds that a control step or a frame may take until its process counts as hung."""
     tries: int = 3
-    """Attempts for an episode whose simulator dies, hangs or fails; then it becomes an error row."""  # noqa: E501
+    """Attempts for an episode whose simulator dies, hangs or fails; afterwards its row is
+    an error."""
     viewer: bool = False
-    """Open MuJoCo's own viewer and run one episode after the other, in real time."""
+    """Open MuJoCo's viewer and run one episode after the other in real time."""
     allow_mismatch: bool = False
-    """Go on where start states do not look as they did when they were stored."""
+    """Accept start states that do not look as they did when they were stored."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "run", expanded(self.run))
         if self.episodes < 1 or self.seed < 0 or self.video < 0:
             raise UserError(
-                f"expected episodes >= 1, seed >= 0 and video >= 0, got {self.episodes},"
-                f" {self.seed}, {self.video}"
+                "expected episodes >= 1, seed >= 0 and video >= 0, got"
+                f" {self.episodes}, {self.seed}, {self.video}"
             )
         for name in ("workers", "batch", "threads", "tries"):
-            if (value := getattr(self, name)) is not None and value < 1:
+            value = getattr(self, name)
+            if value is not None and value < 1:
                 raise UserError(f"{name} must be at least 1, got {value}")
             if value is not None and value > 1 << 16:
                 raise UserError(f"{name} must be at most {1 << 16}, got {value}")

@@ -1,47 +1,85 @@
-"""Episode rows: one JSON line per episode, from which every rate, table and picture is computed."""
+"""The two records of an episode: `Episode` while it runs, `EpisodeResult` afterwards.
+
+A run directory keeps one result per line in `episodes.jsonl`. Every rate, table and plot
+is computed from these rows.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from fibopolicy.errors import UserError, quoted
 from fibopolicy.statistics.rates import Rate, wilson
 from fibopolicy.utils.files import atomic_write
 
-#: The rows' file in a run directory.
+#: The file of results in a run directory.
 ROWS = "episodes.jsonl"
+
+
+@dataclass
+class Episode:
+    """An episode in memory, from its start state to its end.
+
+    Args:
+        index: of the start state.
+        window: the last T_o observations, `(T_o, ...)` per key, the newest last.
+        state: what the policy returned with its last actions, `None` at the start.
+        decision: number of policy calls so far.
+        attempt: 1, or more after a simulator failed in this episode.
+        success: whether the goal was met at some step.
+        steps: control steps taken.
+        total_reward: summed over the episode.
+        frames: every frame of the filmed camera, uint8 `(H, W, 3)` each.
+        wall_s: seconds from the start of the last attempt to its end.
+        error: empty, or why a simulator could not finish the episode; `success`, `steps`
+            and `total_reward` then mean nothing.
+    """
+
+    index: int
+    window: Mapping[str, NDArray[Any]] = field(default_factory=dict)
+    state: Any = None
+    decision: int = 0
+    attempt: int = 1
+    success: bool = False
+    steps: int = 0
+    total_reward: float = 0.0
+    frames: Sequence[NDArray[np.uint8]] = ()
+    wall_s: float = 0.0
+    error: str = ""
 
 
 @dataclass(frozen=True)
 class EpisodeResult:
-    """One episode.
+    """An episode on disk: one row of `episodes.jsonl`.
 
     Args:
         task: task id.
         index: of the start state.
-        seed: that the start state was drawn from.
+        seed: from which the start state was drawn.
         success: whether the goal was met at some step.
         steps: control steps taken.
         total_reward: summed over the episode.
-        wall_s: seconds it took, waiting for other episodes included.
+        wall_s: seconds that the episode took, waiting for other episodes included.
         checkpoint_step: gradient steps behind the weights.
         weights: "ema" or "model".
-        starts_seed: which set of start states.
-        horizon: control steps after which it would have been given up.
-        quality: how the frames were rendered.
-        start: digest of the start state, the same however it is rendered: rows with
-            equal ones can be paired.
-        policy: digest of the policy's weights; empty where it has none.
-        batch: rows in each of the policy's calls, which its last bits depend on.
-        threads: of torch, likewise.
-        error: empty, or why the simulator could not run this episode to its end in
-            `tries` attempts; it then says nothing about the policy and counts in no
-            rate.
-        tries: attempts it took. With `wall_s`, the only field that differs between
-            repetitions.
+        starts_seed: seed of the set of start states.
+        horizon: control steps after which an episode is truncated.
+        quality: render quality of the frames.
+        start: digest of the start state, which does not depend on rendering. Results
+            with equal digests can be paired.
+        policy: digest of the policy's weights; empty if it has none.
+        batch: rows in each policy call; the last bits of the actions depend on it.
+        threads: torch threads during the call; they matter likewise.
+        error: empty, or why no simulator could finish the episode in `tries` attempts.
+            It then says nothing about the policy and counts in no rate.
+        tries: attempts. `wall_s` and `tries` alone differ between repetitions.
         mismatch: empty, or the cameras whose first frame differed from the stored one,
             where that was allowed.
     """
@@ -67,14 +105,12 @@ class EpisodeResult:
     mismatch: str = ""
 
     def repeatable(self) -> EpisodeResult:
-        """This row without what differs between repetitions: how long it took and how
-        often it was begun.
-        """
+        """This result without the fields that differ between repetitions."""
         return replace(self, wall_s=0.0, tries=1)
 
     @property
     def evaluation(self) -> tuple[str, int, str, int, int, str]:
-        """What rows of one evaluation have in common; a file may hold several."""
+        """Key of the evaluation that this result belongs to; a file may hold several."""
         return (
             self.task,
             self.checkpoint_step,
@@ -85,81 +121,82 @@ class EpisodeResult:
         )
 
 
-def append_row(path: Path, row: EpisodeResult) -> None:
+def append_row(path: Path, result: EpisodeResult) -> None:
     with path.open("a", encoding="utf-8") as file:
-        file.write(_line(row))
+        file.write(_line(result))
 
 
 def read_rows(path: Path) -> list[EpisodeResult]:
-    """The whole rows of a file; a last one that a kill cut short is left out."""
+    """The results in a file, without a last line that a kill cut short.
+
+    Raises:
+        UserError: a line is not a result.
+    """
     if not path.exists():
         return []
     try:
-        whole = path.read_text(encoding="utf-8").rpartition("\n")[0]
+        complete = path.read_text(encoding="utf-8").rpartition("\n")[0]
     except UnicodeDecodeError as error:
         raise UserError(
-            f"{path}: does not hold text ({error.reason}); remove it and evaluate again"
+            f"{path}: is not text ({error.reason}); remove it and evaluate again"
         ) from error
-    return [_parse(path, number, line) for number, line in enumerate(whole.splitlines(), 1)]
+    results = []
+    for number, line in enumerate(complete.splitlines(), 1):
+        try:
+            results.append(EpisodeResult(**json.loads(line)))
+        except (ValueError, TypeError) as error:
+            raise UserError(f"{path}: line {number} is not an episode row ({error})") from error
+    return results
 
 
-def write_rows(path: Path, rows: Iterable[EpisodeResult]) -> None:
-    """Replace a file by these rows."""
-    with atomic_write(path) as aside:
-        aside.write_text("".join(map(_line, rows)), encoding="utf-8")
+def write_rows(path: Path, results: Iterable[EpisodeResult]) -> None:
+    """Replace a file by these results."""
+    with atomic_write(path) as partial:
+        partial.write_text("".join(map(_line, results)), encoding="utf-8")
+
+
+def _line(result: EpisodeResult) -> str:
+    return json.dumps(asdict(result)) + "\n"
 
 
 def not_evaluated(run: Path) -> UserError:
-    """The error for a run without rows, or for what is no run."""
+    """The error for a run without results, or for a path that is not a run."""
     if not run.is_dir():
         return UserError(f"{run}: no such run directory; name the --out of a training")
-    return UserError(f"{run}: holds no episode rows; run `fibopolicy evaluate {quoted(run)}` first")
-
-
-def _line(row: EpisodeResult) -> str:
-    return json.dumps(asdict(row)) + "\n"
-
-
-def _parse(path: Path, number: int, line: str) -> EpisodeResult:
-    try:
-        return EpisodeResult(**json.loads(line))
-    except (ValueError, TypeError) as error:
-        raise UserError(f"{path}: line {number} is not an episode row ({error})") from error
+    return UserError(f"{run}: has no episode rows; run `fibopolicy evaluate {quoted(run)}` first")
 
 
 def evaluations(run: Path) -> dict[str, list[EpisodeResult]]:
-    """The rows of each evaluation of a run directory, named by everything that tells
-    them apart.
+    """The results of each evaluation in a run directory; names state what differs.
 
     Raises:
-        UserError: it has not been evaluated.
+        UserError: the run has not been evaluated.
     """
     groups: dict[tuple[object, ...], list[EpisodeResult]] = {}
-    for row in read_rows(run / ROWS):
-        groups.setdefault(row.evaluation, []).append(row)
+    for result in read_rows(run / ROWS):
+        groups.setdefault(result.evaluation, []).append(result)
     if not groups:
         raise not_evaluated(run)
     return {
-        f"{run}: step {step} {weights}, starts {seed}, horizon {horizon}, {quality}": rows
-        for (_, step, weights, seed, horizon, quality), rows in groups.items()
+        f"{run}: step {step} {weights}, starts {seed}, horizon {horizon}, {quality}": results
+        for (_, step, weights, seed, horizon, quality), results in groups.items()
     }
 
 
-def success_rate(rows: Sequence[EpisodeResult]) -> Rate:
-    """The rate over all rows with its 95 % Wilson interval; episodes that ended in an
-    error are counted apart.
+def success_rate(results: Sequence[EpisodeResult]) -> Rate:
+    """The success rate with its 95 % Wilson interval; errors are counted separately.
 
     Raises:
-        UserError: no episode could be run to its end.
+        UserError: every episode ended in an error.
     """
-    ended = [row for row in rows if not row.error]
-    if rows and not ended:
+    finished = [result for result in results if not result.error]
+    if results and not finished:
         raise UserError(
-            f"none of {len(rows)} episodes could be run to its end; the first: {rows[0].error}"
+            f"none of {len(results)} episodes could be run to its end; the first:"
+            f" {results[0].error}"
         )
-    return replace(
-        wilson(sum(row.success for row in ended), len(ended)), errors=len(rows) - len(ended)
-    )
+    rate = wilson(sum(result.success for result in finished), len(finished))
+    return replace(rate, errors=len(results) - len(finished))
 
 
 @dataclass(frozen=True)

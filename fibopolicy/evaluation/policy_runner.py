@@ -1,19 +1,17 @@
-"""A policy behind one call for many episodes, whose answer to one never depends on the
-others.
+"""Run one policy for many episodes, such that no episode's actions depend on the others.
 
-A matrix product gives other last bits for another number of rows, and contacts amplify
-them until an episode fails that succeeded before. So every call has the same number of
-rows, `batch`, filled up where fewer episodes wait; row by row our networks then give
-the same bits whatever the other rows hold, which is checked on each policy before it is
-relied on.
+A matrix product over another number of rows has other last bits, and contacts amplify
+them until an episode fails that succeeded before. So every call has `batch` rows, padded
+where fewer episodes wait. Row by row, the networks of this library then give the same
+bits whatever the other rows hold; `make_runner` verifies that before relying on it.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -22,149 +20,129 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fibopolicy.errors import UserError
-from fibopolicy.policies import Shapes
+from fibopolicy.evaluation.episodes import Episode
+from fibopolicy.policies import Policy, Shapes
 from fibopolicy.utils.system import torch_threads
 
-#: Observations of one episode: `(T_o, ...)` per key.
-Window = Mapping[str, NDArray[Any]]
+#: Default rows in a call: hardly slower than one row, and enough to share the overhead.
+BATCH = 4
+#: Shape and dtype of each observation key.
+Layout = Mapping[str, tuple[tuple[int, ...], np.dtype[Any]]]
 
 
-@dataclass
-class Request:
-    """An episode that waits for actions.
-
-    Args:
-        index: the episode's.
-        window: what the policy reads, `(T_o, ...)` per key.
-        state: what the policy returned to this episode last, `None` at its start.
-        decision: how many calls the episode had before.
-    """
-
-    index: int
-    window: Window
-    state: Any = None
-    decision: int = 0
-
-
-class Actor:
-    """Answers requests with a policy's actions.
+class PolicyRunner:
+    """Computes actions for episodes, with a fixed number of rows in each policy call.
 
     Args:
         policy: an object with `act(obs, state) -> (actions, state)` as in
             `fibopolicy.policies.Policy`, called with `batch` rows. Its state is `None`,
-            or tensors in dicts, lists and tuples, whose dimension
-            `policy.state_batch_dim` (0 where there is no such attribute) counts the
-            rows; anything else in it must be equal for rows to share a call. A batch of
-            one hands the state through untouched, whatever it is. Or a plain function
-            of one episode's newest observation, a dict of arrays, that returns an
-            action `(A,)` or a chunk `(T_a, A)`. Both are called without gradients and
-            may return whatever numpy reads as numbers.
-        batch: rows in every call. With 1, random numbers that the policy draws from
-            torch, numpy or random depend on the episode and its decision alone; with
-            more, no policy that draws any is repeatable.
-        threads: of torch, during the calls; others give other bits.
+            or tensors in dicts, lists and tuples. Their dimension
+            `policy.state_batch_dim` (default 0) counts the rows; anything else in the
+            state must be equal for rows to share a call. With a batch of one, the state
+            may be any object. A policy may also be a plain function that maps the newest
+            observation of one episode, a dict of arrays, to an action `(A,)` or a chunk
+            `(T_a, A)`. Both are called without gradients and may return anything that
+            numpy reads as numbers.
+        batch: rows in each call. With 1, random numbers that the policy draws from
+            torch, numpy or random depend only on the episode and its decision. With
+            more, a policy that draws any does not repeat.
+        threads: torch threads during the calls; other numbers give other last bits.
+
+    Raises:
+        UserError: not a policy, a policy in training mode, or impossible numbers.
     """
 
     def __init__(self, policy: Any, *, batch: int = 1, threads: int = 1) -> None:
-        if isinstance(policy, type) or not (
-            callable(getattr(policy, "act", None)) or callable(policy)
-        ):
+        has_act = callable(getattr(policy, "act", None))
+        if isinstance(policy, type) or not (has_act or callable(policy)):
             raise UserError(
-                f"a policy has a method act(obs, state), or is a function of an observation; got {policy!r}"[  # noqa: E501
-                    :300
-                ]
+                "a policy has a method act(obs, state), or is a function of an observation; got"
+                f" {policy!r}"[:300]
             )
         if batch < 1 or threads < 1:
             raise UserError(f"batch and threads must be at least 1, got {batch} and {threads}")
-        self.function = not hasattr(policy, "act")
-        if self.function and batch > 1:
+        if not has_act and batch > 1:
             raise UserError(
-                "a function acts on one episode at a time, so its batch is 1; give an object with"
+                "a function acts on one episode at a time, so its batch is 1; pass an object with"
                 " act(obs, state)"
             )
         if isinstance(policy, nn.Module) and policy.training:
             raise UserError(
-                "the policy is in training mode, which augments or drops what it sees; call"
+                "the policy is in training mode, which augments or drops its inputs; call"
                 " policy.eval() first"
             )
         self.policy, self.batch, self.threads = policy, batch, threads
+        self._act = policy.act if has_act else functools.partial(_act_with_function, policy)
         config = getattr(policy, "config", None)
         self.n_obs_steps = int(getattr(policy if config is None else config, "n_obs_steps", 1))
         parameters = policy.parameters() if isinstance(policy, nn.Module) else iter(())
-        self.device = next((p.device for p in parameters), torch.device("cpu"))
+        self._device = next((p.device for p in parameters), torch.device("cpu"))
         shapes = trained_shapes(policy)
-        #: The observation keys that the policy reads; `None` when it does not say.
-        self.reads = None if shapes is None else {*shapes.images, *shapes.vectors}
+        self._keys = None if shapes is None else {*shapes.images, *shapes.vectors}
         self._state_dim = int(getattr(policy, "state_batch_dim", 0))
 
-    def act(self, requests: Sequence[Request]) -> list[NDArray[np.float32]]:
-        """Actions `(T_a, A)` for each of at most `batch` requests, whose `state` and
-        `decision` move on.
+    def act(self, episodes: Sequence[Episode]) -> list[NDArray[np.float32]]:
+        """Actions `(T_a, A)` for each of at most `batch` episodes.
+
+        Reads their `window` and `state`; updates their `state` and `decision`.
 
         Raises:
-            UserError: the policy returns something else than finite actions `(batch,
-                T_a, A)`.
+            UserError: the policy does not return finite actions `(batch, T_a, A)`.
         """
-        answers: dict[int, NDArray[np.float32]] = {}
-        # Episodes at their start carry no state, so they cannot share a call with
-        # others of a policy that has one.
+        # An episode at its start has no state, so it cannot share a call with later ones.
         groups: dict[Any, list[int]] = {}
-        for i, request in enumerate(requests):
-            groups.setdefault(_kind(request.state) if self.batch > 1 else i, []).append(i)
+        for i, episode in enumerate(episodes):
+            key = tuple(_structure(episode.state)) if self.batch > 1 else i
+            groups.setdefault(key, []).append(i)
+        answers: dict[int, NDArray[np.float32]] = {}
         with torch_threads(self.threads):
             for group in groups.values():
-                actions, states = self._call([requests[i] for i in group])
+                actions, states = self._call([episodes[i] for i in group])
                 for i, action, state in zip(group, actions, states, strict=True):
                     answers[i] = action
-                    requests[i].state, requests[i].decision = state, requests[i].decision + 1
-        return [answers[i] for i in range(len(requests))]
+                    episodes[i].state, episodes[i].decision = state, episodes[i].decision + 1
+        return [answers[i] for i in range(len(episodes))]
 
-    def _call(self, requests: list[Request]) -> tuple[list[NDArray[np.float32]], list[Any]]:
+    def _call(self, episodes: list[Episode]) -> tuple[list[NDArray[np.float32]], list[Any]]:
         if self.batch == 1:
-            _seed(requests[0].index, requests[0].decision)
-        if self.function:
-            newest = {key: np.array(values[-1]) for key, values in requests[0].window.items()}
-            with torch.no_grad():
-                returned = self.policy(newest)
-            actions = _array(returned, "the policy", "an action (A,) or a chunk of them (T_a, A)")
-            return [_checked(np.atleast_2d(actions), requests[0])], [None]
-        rows = [*requests, *[requests[0]] * (self.batch - len(requests))]
-        keys = [key for key in rows[0].window if self.reads is None or key in self.reads]
-        # In torch's own memory, which is aligned: the last bits of a product may depend
-        # on that, too.
+            _seed(episodes[0])
+        rows = [*episodes, *[episodes[0]] * (self.batch - len(episodes))]
+        keys = [key for key in rows[0].window if self._keys is None or key in self._keys]
+        # Torch's own memory is aligned; the last bits of a product may depend on that, too.
         obs = {
-            key: torch.stack([torch.from_numpy(r.window[key]) for r in rows]).to(self.device)
+            key: torch.stack([torch.from_numpy(row.window[key]) for row in rows]).to(self._device)
             for key in keys
         }
-        state = (
-            rows[0].state if self.batch == 1 else _joined([r.state for r in rows], self._state_dim)
-        )
-        # inference mode would leave tensors in a policy's caches that no later training
-        # could use
+        states = [row.state for row in rows]
+        state = states[0] if self.batch == 1 else _concatenate(states, self._state_dim)
+        # Inference mode would leave tensors in a policy's caches that training cannot use.
         with torch.no_grad():
-            returned = self.policy.act(obs, state)
+            returned = self._act(obs, state)
+
         expected = f"actions ({self.batch}, T_a, A) and a state"
         if not isinstance(returned, tuple | list) or len(returned) != 2:
             raise UserError(
                 f"the policy's act returned {_described(returned)}, expected a pair: {expected}"
             )
-        actions, state = returned
-        array = _array(actions, "the policy's act", expected)
+        array, state = _as_array(returned[0], "the policy's act", expected), returned[1]
         if array.ndim != 3 or len(array) != self.batch:
             raise UserError(f"the policy's act returned actions {array.shape}, expected {expected}")
-        states = (
-            [state]
-            if self.batch == 1
-            else [_row(state, i, self._state_dim) for i in range(len(requests))]
-        )
-        return [_checked(array[i], request) for i, request in enumerate(requests)], states
+        if array.size == 0:
+            raise UserError(f"the policy returned no actions {array.shape}, expected {expected}")
+        for actions, episode in zip(array, episodes, strict=False):
+            if not np.isfinite(actions).all():
+                raise UserError(
+                    "the policy returned actions that are not finite in episode"
+                    f" {episode.index}: {actions.tolist()}"[:300]
+                )
+        count = range(len(episodes))
+        states = [state] if self.batch == 1 else [_row(state, i, self._state_dim) for i in count]
+        return [np.array(array[i]) for i in count], states
 
-    def independent(self, layout: Mapping[str, tuple[tuple[int, ...], np.dtype[Any]]]) -> bool:
-        """Whether each row's actions keep their bits when the rows trade places and
-        neighbours, on random observations.
+    def is_row_independent(self, layout: Layout) -> bool:
+        """Whether actions keep their bits when rows change places and neighbours.
 
-        Args:
-            layout: shape and dtype per observation key.
+        Tested on random observations, without a state.
         """
         rng = np.random.default_rng(0)
         windows = [
@@ -174,22 +152,58 @@ class Actor:
             }
             for _ in range(self.batch)
         ]
-        there = self.act([Request(i, window) for i, window in enumerate(windows)])
-        back = self.act([Request(i, window) for i, window in enumerate(windows)][::-1])[::-1]
-        few = self.act([Request(0, windows[0])])
-        return all(map(np.array_equal, [*there, there[0]], [*back, few[0]]))
+        forward = self.act([Episode(i, window) for i, window in enumerate(windows)])
+        backward = self.act([Episode(i, window) for i, window in enumerate(windows)][::-1])[::-1]
+        alone = self.act([Episode(0, windows[0])])
+        return all(map(np.array_equal, [*forward, forward[0]], [*backward, alone[0]]))
+
+
+def make_runner(policy: Any, batch: int | None, threads: int, layout: Layout) -> PolicyRunner:
+    """A runner with calls of `batch` rows whose results are known to repeat.
+
+    `None` takes `BATCH` for a policy of this library with independent rows, else 1: any
+    other policy may draw random numbers or mix its rows, and then only a batch of one
+    repeats.
+
+    Raises:
+        UserError: the rows of a larger batch depend on each other.
+    """
+    if batch == 1 or (batch is None and not isinstance(policy, Policy)):
+        return PolicyRunner(policy, batch=1, threads=threads)
+    runner = PolicyRunner(policy, batch=batch or BATCH, threads=threads)
+    with preserved_randomness():
+        if runner.is_row_independent(layout):
+            return runner
+    if batch is None:
+        return PolicyRunner(policy, batch=1, threads=threads)
+    raise UserError(
+        f"in a batch of {batch}, this policy's actions for an episode depend on the other episodes"
+        " or on random numbers: rows would depend on the number of workers; use a batch of 1"
+    )
 
 
 def trained_shapes(policy: Any) -> Shapes | None:
-    """What a policy was trained on; `None` for a policy that does not say so in an
-    attribute `shapes`.
-    """
+    """The attribute `shapes` of a policy of this library: its training observations."""
     shapes = getattr(policy, "shapes", None)
     return shapes if isinstance(shapes, Shapes) else None
 
 
-def _array(returned: Any, source: str, expected: str) -> NDArray[np.float32]:
-    """Numbers of whatever kind as float32.
+def _act_with_function(
+    function: Callable[[dict[str, NDArray[Any]]], Any], obs: dict[str, Tensor], state: None
+) -> tuple[NDArray[np.float32], None]:
+    """Call a function of one episode's newest observation like a policy."""
+    returned = function({key: value[0, -1].numpy() for key, value in obs.items()})
+    expected = "an action (A,) or a chunk of them (T_a, A)"
+    actions = np.atleast_2d(_as_array(returned, "the policy", expected))
+    if actions.ndim != 2:
+        raise UserError(
+            f"the policy returned actions of shape {actions.shape}, expected {expected}"
+        )
+    return actions[None], None
+
+
+def _as_array(returned: Any, source: str, expected: str) -> NDArray[np.float32]:
+    """Numbers of any kind as float32.
 
     Raises:
         UserError: it holds anything else, such as a dictionary or nothing.
@@ -200,108 +214,82 @@ def _array(returned: Any, source: str, expected: str) -> NDArray[np.float32]:
         array = np.asarray(returned)
         if array.dtype.kind in "iuf":
             return array.astype(np.float32)
-    except (
-        TypeError,
-        ValueError,
-        RuntimeError,
-    ):  # ragged lists, lists of tensors with gradients, complex tensors
-        pass
+    except (TypeError, ValueError, RuntimeError):
+        pass  # ragged lists, lists of tensors with gradients, complex tensors
     raise UserError(f"{source} returned {_described(returned)}, expected {expected} as numbers")
 
 
 def _described(value: Any) -> str:
     shape = f" of shape {tuple(value.shape)}" if isinstance(value, Tensor | np.ndarray) else ""
-    return (
-        f"{value!r}"[:60]
-        if value is None or isinstance(value, str)
-        else f"a {type(value).__name__}{shape}"
-    )
-
-
-def _checked(actions: NDArray[np.float32], request: Request) -> NDArray[np.float32]:
-    if actions.ndim != 2 or actions.size == 0:
-        raise UserError(
-            f"the policy returned actions of shape {actions.shape} for an episode, expected"
-            " (T_a, A)"
-        )
-    if not np.isfinite(actions).all():
-        raise UserError(
-            f"the policy returned actions that are not finite in episode {request.index}: {actions.tolist()}"[  # noqa: E501
-                :300
-            ]
-        )
-    return np.array(actions)
+    short = value is None or isinstance(value, str)
+    return f"{value!r}"[:60] if short else f"a {type(value).__name__}{shape}"
 
 
 def _noise(rng: np.random.Generator, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
-    return (
-        rng.integers(0, 256, shape, dtype=np.uint8)
-        if dtype == np.uint8
-        else rng.normal(size=shape).astype(dtype)
-    )
+    if dtype == np.uint8:
+        return rng.integers(0, 256, shape, dtype=np.uint8)
+    return rng.normal(size=shape).astype(dtype)
 
 
-def _seed(index: int, decision: int) -> None:
-    """Make what the policy draws now depend on the episode and its decision alone."""
-    seed = int(np.random.SeedSequence([index, decision]).generate_state(1)[0])
+def _seed(episode: Episode) -> None:
+    """Seed all global generators by the episode and its decision alone."""
+    sequence = np.random.SeedSequence([episode.index, episode.decision])
+    seed = int(sequence.generate_state(1)[0])
     torch.manual_seed(seed)
-    np.random.seed(seed)  # noqa: NPY002
+    np.random.seed(seed)  # noqa: NPY002  (a user's policy may draw from it)
     random.seed(seed)
 
 
 @contextlib.contextmanager
-def own_randomness() -> Iterator[None]:
-    """Give the caller's random streams back as they were, after policies were seeded."""
-    kept = torch.get_rng_state(), np.random.get_state(), random.getstate()  # noqa: NPY002
+def preserved_randomness() -> Iterator[None]:
+    """Restore the caller's global random state afterwards."""
+    before = torch.get_rng_state(), np.random.get_state(), random.getstate()  # noqa: NPY002
     try:
         yield
     finally:
-        torch.set_rng_state(kept[0])
-        np.random.set_state(kept[1])  # noqa: NPY002
-        random.setstate(kept[2])
+        torch.set_rng_state(before[0])
+        np.random.set_state(before[1])  # noqa: NPY002
+        random.setstate(before[2])
 
 
-# A state is a tree: dicts, lists and tuples around tensors and whatever else.
+# A policy's state is a tree: dicts, lists and tuples of tensors and anything else.
 
 
-def _leaves(state: Any) -> Iterator[tuple[Any, ...]]:
-    """What states must have in common to be joined."""
+def _structure(state: Any) -> Iterator[tuple[Any, ...]]:
+    """What states must have in common to share a call."""
     if isinstance(state, Tensor):
         yield ("tensor", tuple(state.shape), state.dtype)
     elif isinstance(state, Mapping):
         yield ("dict", tuple(state))
         for value in state.values():
-            yield from _leaves(value)
+            yield from _structure(value)
     elif isinstance(state, list | tuple):
         yield (type(state).__name__, len(state))
         for value in state:
-            yield from _leaves(value)
+            yield from _structure(value)
     else:
         yield ("value", state)
 
 
-def _kind(state: Any) -> tuple[Any, ...]:
-    return tuple(_leaves(state))
-
-
-def _joined(states: list[Any], dim: int) -> Any:
-    return _mapped(lambda parts: torch.cat(parts, dim), states)
+def _concatenate(states: list[Any], dim: int) -> Any:
+    return _map_tensors(lambda parts: torch.cat(parts, dim), states)
 
 
 def _row(state: Any, i: int, dim: int) -> Any:
-    # A copy: a view would keep the whole batch's memory for as long as the episode
-    # lasts.
-    return _mapped(lambda parts: parts[0].narrow(dim, i, 1).clone(), [state])
+    # A copy: a view would keep the whole batch in memory as long as the episode lasts.
+    return _map_tensors(lambda parts: parts[0].narrow(dim, i, 1).clone(), [state])
 
 
-def _mapped(function: Callable[[list[Tensor]], Tensor], states: list[Any]) -> Any:
-    """`function` of the tensors in the same place of each state; anything else is the first's."""
+def _map_tensors(function: Callable[[list[Tensor]], Tensor], states: list[Any]) -> Any:
+    """Apply `function` to the tensors at each place of several states; keep the first
+    state's value everywhere else.
+    """
     first = states[0]
     if isinstance(first, Tensor):
         return function(states)
     if isinstance(first, Mapping):
-        return {key: _mapped(function, [state[key] for state in states]) for key in first}
+        return {key: _map_tensors(function, [state[key] for state in states]) for key in first}
     if isinstance(first, list | tuple):
-        values = [_mapped(function, list(parts)) for parts in zip(*states, strict=True)]
+        values = [_map_tensors(function, list(parts)) for parts in zip(*states, strict=True)]
         return type(first)(*values) if hasattr(first, "_fields") else type(first)(values)
     return first

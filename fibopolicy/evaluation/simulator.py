@@ -1,9 +1,17 @@
-"""A simulator in a process of its own: what runs there, and the handle to it. Neither
-side of it loads torch.
+"""One simulator in its own process, and the handle to it. Neither side loads torch.
 
-A process makes one environment, and observations come back through memory that both
-sides map. It has no name in the file system and its only descriptors are the two
-mappings, so that nothing is left behind however a process ends.
+Messages, in the order of an episode (`->` goes to the process):
+
+    <- TaskInfo                           once, when the environment has been made
+    -> ("start", model, state, film)      restore a start state
+    <- ("ready", hashes)                  the policy's window is in the shared memory
+    -> ("execute", actions)
+    <- ("ready", None), or ("ended", success, steps, total_reward, frames)
+    <- ("refused", reason) or ("failed", reason)   instead: a UserError, any other error
+
+Observations come back through memory that both sides map. It has no name in the file
+system and no descriptors but the two mappings, so nothing is left behind however a
+process ends.
 """
 
 from __future__ import annotations
@@ -14,11 +22,14 @@ import mmap
 import multiprocessing
 import os
 import signal
+import sys
 import tempfile
 import threading
+import time
 import traceback
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections import deque
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from multiprocessing import reduction
 from multiprocessing.connection import Connection
@@ -29,24 +40,22 @@ from numpy.typing import NDArray
 
 from fibopolicy.envs import Observation, SimState, TaskEnv
 from fibopolicy.errors import UserError
-from fibopolicy.evaluation.episode import LiveEpisode
 from fibopolicy.evaluation.init_states import camera_hashes, picture_versions
-from fibopolicy.evaluation.viewer import Viewer
 from fibopolicy.utils.processes import WorkerProcess
 
-#: Shape and dtype per observation key.
+#: Shape and dtype of each observation key.
 Layout = Mapping[str, tuple[tuple[int, ...], np.dtype[Any]]]
-#: Arrays in shared memory begin at multiples of this; a counter that shows signs of
-#: life has the first such piece.
-ALIGNED = 64
-#: Added to a simulator's niceness. All of them wait for the one policy, so it goes
+#: Arrays in shared memory begin at multiples of this. The first such block holds a
+#: counter, the heartbeat.
+ALIGNMENT = 64
+#: Added to a simulator's niceness. All simulators wait for the one policy, so it runs
 #: first where they share its core.
 NICENESS = 10
 
 
 @dataclass(frozen=True)
 class TaskInfo:
-    """What a process tells of the environment that it made."""
+    """Description of the environment in a process."""
 
     task_id: str
     env_args: Mapping[str, Any]
@@ -59,129 +68,102 @@ class TaskInfo:
     warnings: tuple[str, ...] = ()
 
 
-# Replies of a process, in the order of an episode: Hello once, then Ready before every
-# decision, then Ended.
-
-
-@dataclass(frozen=True)
-class Ready:
-    """The observation lies in shared memory; at an episode's start also the digest of
-    each camera's frame.
-    """
-
-    hashes: Mapping[str, str] | None = None
-
-
-@dataclass(frozen=True)
-class Ended:
-    """The episode is over."""
-
-    success: bool
-    steps: int
-    total_reward: float
-    frames: tuple[NDArray[np.uint8], ...]
-
-
-@dataclass(frozen=True)
-class Failed:
-    """Something was raised; `user` when it was a `UserError`."""
-
-    user: bool
-    reason: str
-
-
 class Simulator:
     """The handle to a process with one environment.
 
     Args:
-        make_env: makes the environment; see `check_importable`.
+        make_env: makes the environment; must pass `check_importable`.
         n_obs_steps: T_o, observations that the policy reads.
-        viewer: open MuJoCo's viewer beside it.
+        viewer: open MuJoCo's viewer.
+
+    Attributes:
+        info: of the environment; `None` until the process has made it.
     """
 
     def __init__(
         self, make_env: Callable[[], TaskEnv], n_obs_steps: int, viewer: bool = False
     ) -> None:
-        self.connection, theirs = multiprocessing.Pipe()
+        self.connection, remote = multiprocessing.Pipe()
         self.process = WorkerProcess(
-            target=_serve, args=(theirs, make_env, n_obs_steps, viewer), daemon=True
+            target=_serve, args=(remote, make_env, n_obs_steps, viewer), daemon=True
         )
         self.process.start()
-        theirs.close()
+        remote.close()
         self.info: TaskInfo | None = None
-        self.n_obs_steps = n_obs_steps
+        self._n_obs_steps = n_obs_steps
         self._closed = False
-        self._beats: NDArray[np.int64] | None = None
-        self._views: dict[str, NDArray[Any]] = {}
+        self._heartbeat: NDArray[np.int64] | None = None
+        self._window: dict[str, NDArray[Any]] = {}
         self._model: bytes | None = None
         self._sender: threading.Thread | None = None
 
-    def receive(self) -> TaskInfo | Ready | Ended | Failed:
-        """The next reply; the first is a `TaskInfo` (or why there is none).
+    def receive(self) -> TaskInfo | tuple[Any, ...]:
+        """The next message.
 
         Raises:
             EOFError, OSError: the process is gone.
         """
-        reply = self.connection.recv()
-        if isinstance(reply, TaskInfo):
+        message = self.connection.recv()
+        if isinstance(message, TaskInfo):
             handle = reduction.recv_handle(self.connection)
             try:
-                memory = mmap.mmap(handle, _size(reply.layout, self.n_obs_steps))
+                memory = mmap.mmap(handle, _memory_size(message.layout, self._n_obs_steps))
             finally:
                 os.close(handle)
-            self.info = reply
-            # which keep it mapped
-            self._beats, self._views = _arrays(memory, reply.layout, self.n_obs_steps)
-        assert isinstance(reply, TaskInfo | Ready | Ended | Failed)
-        return reply
+            self.info = message
+            # The arrays keep the memory mapped.
+            self._heartbeat, self._window = _arrays(memory, message.layout, self._n_obs_steps)
+        assert isinstance(message, TaskInfo | tuple)
+        return message
 
     def start(self, state: SimState, film: str | None = None) -> None:
-        """Restore a start state; `Ready` follows."""
+        """Restore a start state.
+
+        Args:
+            film: observation key of a camera whose every frame is kept.
+        """
         digest = hashlib.sha256(state.model.encode()).digest()
-        message = ("start", None if digest == self._model else state.model, state.state, film)
+        changed = digest != self._model
         self._model = digest
-        if message[1] is None:
+        message = ("start", state.model if changed else None, state.state, film)
+        if not changed:
             self.connection.send(message)
-        else:  # more than a pipe holds: a process that was stopped would hold up the sender for ever  # noqa: E501
+        else:  # more than a pipe holds, and a stopped process would block the sender forever
             self._sender = threading.Thread(target=self._send, args=(message,), daemon=True)
             self._sender.start()
 
     def _send(self, message: object) -> None:
-        with contextlib.suppress(OSError):  # its end shows itself to `receive`
+        with contextlib.suppress(OSError):  # `receive` reports a process that is gone
             self.connection.send(message)
 
     def execute(self, actions: NDArray[np.float32]) -> None:
-        """Execute actions `(T_a, A)`; `Ready` or `Ended` follows."""
+        """Execute actions `(T_a, A)`."""
         self.connection.send(("execute", actions))
 
     def window(self) -> dict[str, NDArray[Any]]:
         """The last T_o observations, `(T_o, ...)` per key; valid until the next
-        `n_action_steps` or `start`.
+        `execute` or `start`.
         """
-        return self._views
+        return self._window
 
-    def beats(self) -> int:
+    def heartbeat(self) -> int:
         """A number that grows while the process makes progress."""
-        return 0 if self._beats is None else int(self._beats[0])
+        return 0 if self._heartbeat is None else int(self._heartbeat[0])
 
-    def how_it_ended(self) -> str:
-        """For a process that is gone: with which signal or code."""
+    def exit_reason(self) -> str:
+        """The signal or exit code of a process that is gone."""
         self.process.join(5)
         code = self.process.exitcode
-        return (
-            f"was ended by {signal.Signals(-code).name}"
-            if code is not None and code < 0
-            else f"ended with code {code}"
-        )
+        if code is not None and code < 0:
+            return f"was ended by {signal.Signals(-code).name}"
+        return f"ended with code {code}"
 
     def close(self) -> None:
-        """End the process, also one that hangs or was stopped; the system takes back
-        all that it held.
-        """
+        """End the process, even if it hangs or is stopped."""
         if self._closed:
             return
         self._closed = True
-        self._views, self._beats = {}, None
+        self._window, self._heartbeat = {}, None
         self.process.kill()
         self.process.join()
         self.process.close()
@@ -190,7 +172,7 @@ class Simulator:
         self.connection.close()
 
 
-# The process's side.
+# What follows runs in the process.
 
 
 def _serve(
@@ -202,98 +184,182 @@ def _serve(
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("default", UserWarning)
             env = make_env()
-        # once by the parent, not by every process
-        told = tuple(str(w.message) for w in caught if w.category is UserWarning)
+        # The parent repeats them once, not once per process.
+        messages = tuple(str(w.message) for w in caught if w.category is UserWarning)
         try:
-            _run(connection, env, n_obs_steps, told, Viewer(env).show if viewer else lambda: None)
+            _run_episodes(connection, env, n_obs_steps, messages, viewer)
         finally:
             env.close()
     except (EOFError, BrokenPipeError, ConnectionResetError):
-        pass  # the parent needs no more
+        pass  # the parent has closed the connection
     except UserError as error:
-        _tell(connection, Failed(True, str(error)))
+        with contextlib.suppress(OSError):
+            connection.send(("refused", str(error)))
     except Exception as error:
         where = traceback.extract_tb(error.__traceback__)[-1]
-        reason = (
-            f"{type(error).__name__}: {error} ({os.path.basename(where.filename)}, line"
-            f" {where.lineno})"
-        )
-        _tell(connection, Failed(False, " ".join(reason.split())[:500]))
+        place = f"{os.path.basename(where.filename)}, line {where.lineno}"
+        reason = f"{type(error).__name__}: {error} ({place})"
+        with contextlib.suppress(OSError):
+            connection.send(("failed", " ".join(reason.split())[:500]))
 
 
-def _tell(connection: Connection, reply: Failed) -> None:
-    with contextlib.suppress(OSError):
-        connection.send(reply)
-
-
-def _run(
-    connection: Connection,
-    env: TaskEnv,
-    n_obs_steps: int,
-    told: tuple[str, ...],
-    view: Callable[[], None],
+def _run_episodes(
+    connection: Connection, env: TaskEnv, n_obs_steps: int, messages: tuple[str, ...], viewer: bool
 ) -> None:
     spaces: Any = env.observation_space
     layout = {key: (tuple(space.shape), np.dtype(space.dtype)) for key, space in spaces.items()}
-    memory = _offer(connection, env, layout, n_obs_steps, told)
-    beats, views = _arrays(memory, layout, n_obs_steps)
-    model = ""
-    episode: LiveEpisode | None = None
-
-    def beat() -> None:
-        beats[0] += 1
-
-    def show(window: Iterable[Observation]) -> None:
-        for t, obs in enumerate(window):
-            for key, view in views.items():
-                view[t] = obs[key]
-
-    while True:
-        message = connection.recv()
-        if message[0] == "start":
-            _, changed, state, film = message
-            model = model if changed is None else changed
-            obs = env.set_state(SimState(model, state))
-            beat()
-            episode = LiveEpisode(env, obs, n_obs_steps, film=film, beat=beat, show=view)
-            view()
-            show(episode.window)
-            connection.send(Ready(camera_hashes(obs)))
-        else:
-            assert episode is not None
-            episode.execute(message[1])
-            if episode.done:
-                connection.send(
-                    Ended(
-                        episode.success, episode.steps, episode.total_reward, tuple(episode.frames)
-                    )
-                )
-                episode = None
-            else:
-                show(episode.window)
-                connection.send(Ready())
-
-
-def _offer(
-    connection: Connection, env: TaskEnv, layout: Layout, n_obs_steps: int, told: tuple[str, ...]
-) -> mmap.mmap:
-    """Introduce the environment, and hand over memory for what it observes."""
     info = TaskInfo(
-        env.task_id,
-        env.env_args,
-        env.horizon,
-        env.quality,
-        env.control_hz,
-        env.proprioception,
-        layout,
-        picture_versions(),
-        told,
+        task_id=env.task_id,
+        env_args=env.env_args,
+        horizon=env.horizon,
+        quality=env.quality,
+        control_hz=env.control_hz,
+        proprioception=env.proprioception,
+        layout=layout,
+        versions=picture_versions(),
+        warnings=messages,
     )
-    size = _size(layout, n_obs_steps)
+    counter, window = _arrays(_share_memory(connection, info, n_obs_steps), layout, n_obs_steps)
+    show = Viewer(env).show if viewer else lambda: None
+
+    def heartbeat() -> None:
+        counter[0] += 1
+
+    def ready(runner: EpisodeRunner, hashes: Mapping[str, str] | None = None) -> None:
+        for t, obs in enumerate(runner.window):
+            for key, array in window.items():
+                array[t] = obs[key]
+        connection.send(("ready", hashes))
+
+    model = ""
+    runner: EpisodeRunner | None = None
+    while True:
+        match connection.recv():
+            case ("start", new_model, state, film):
+                model = model if new_model is None else new_model
+                obs = env.set_state(SimState(model, state))
+                heartbeat()
+                runner = EpisodeRunner(
+                    env, obs, n_obs_steps, film=film, heartbeat=heartbeat, on_step=show
+                )
+                show()
+                ready(runner, camera_hashes(obs))
+            case ("execute", actions):
+                assert runner is not None
+                runner.execute(actions)
+                if runner.done:
+                    result = runner.success, runner.steps, runner.total_reward, runner.frames
+                    connection.send(("ended", *result))
+                else:
+                    ready(runner)
+
+
+class EpisodeRunner:
+    """Steps an environment through one episode.
+
+    Cameras are rendered only where the policy reads them, and at every step if filmed.
+
+    Args:
+        env: restored to the start state.
+        obs: its observation there; stands for the steps before it, too.
+        n_obs_steps: T_o, observations that the policy reads.
+        film: observation key of a camera whose every frame is kept in `frames`, uint8
+            `(H, W, 3)` each.
+        heartbeat: called after every control step and every observation.
+        on_step: called after every control step.
+    """
+
+    def __init__(
+        self,
+        env: TaskEnv,
+        obs: Observation,
+        n_obs_steps: int,
+        *,
+        film: str | None = None,
+        heartbeat: Callable[[], None] = lambda: None,
+        on_step: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._env, self._n_obs_steps, self._film = env, n_obs_steps, film
+        self._heartbeat, self._on_step = heartbeat, on_step
+        self.window: deque[Observation] = deque([obs] * n_obs_steps, maxlen=n_obs_steps)
+        self.frames: list[NDArray[np.uint8]] = [obs[film]] if film else []
+        self.steps, self.total_reward, self.success, self.done = 0, 0.0, False, False
+
+    def execute(self, actions: NDArray[np.floating[Any]]) -> None:
+        """Execute actions `(T_a, A)` until the episode ends. Afterwards, `window` holds
+        the last T_o observations, the newest last.
+        """
+        for i, action in enumerate(actions):
+            reward, terminated, truncated, info = self._env.advance(action)
+            self._heartbeat()
+            self._on_step()
+            self.steps, self.total_reward = self.steps + 1, self.total_reward + reward
+            self.success, self.done = bool(info["success"]), terminated or truncated
+            read_by_policy = i >= len(actions) - self._n_obs_steps and not self.done
+            if self._film or read_by_policy:
+                self.window.append(self._env.observe())
+                self._heartbeat()
+            if self._film:
+                self.frames.append(self.window[-1][self._film])
+            if self.done:
+                return
+
+
+class Viewer:
+    """Shows an environment in MuJoCo's viewer, at most in real time. The episode
+    continues if the window is closed.
+    """
+
+    def __init__(self, env: TaskEnv) -> None:
+        self._env = env
+        self._simulation: tuple[Any, Any] = (None, None)
+        self._window: Any = None
+        self._next = 0.0
+
+    def show(self) -> None:
+        """Draw the current state, one control step of real time after the last call."""
+        model, data = self._env.simulation()
+        if model is not self._simulation[0] or data is not self._simulation[1]:
+            if self._window is not None:
+                self._window.close()
+            self._simulation, self._window = (model, data), _open_window(model, data)
+        if self._window.is_running():
+            self._window.sync()
+            time.sleep(max(0.0, self._next - time.perf_counter()))
+            self._next = time.perf_counter() + 1 / self._env.control_hz
+
+
+def _open_window(model: Any, data: Any) -> Any:
+    try:
+        import mujoco.viewer
+
+        return mujoco.viewer.launch_passive(model, data)
+    except Exception as error:  # a missing window system raises errors of many kinds
+        raise UserError(
+            f"--viewer: MuJoCo's viewer cannot be opened ({' '.join(str(error).split())})"
+        ) from error
+
+
+def check_display() -> None:
+    """Raise `UserError` if the viewer cannot open a window."""
+    display = os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
+    if sys.platform == "linux" and not display:
+        raise UserError(
+            "--viewer opens a window, but there is no display (DISPLAY is not set); watch the"
+            " video instead"
+        )
+
+
+# Shared memory: the heartbeat, then the window of each observation key.
+
+
+def _share_memory(connection: Connection, info: TaskInfo, n_obs_steps: int) -> mmap.mmap:
+    """Allocate the memory; send the task's description and the memory to the parent."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     assert parent.pid is not None
-    handle = _shared(size)
+    size = _memory_size(info.layout, n_obs_steps)
+    handle = _allocate(size)
     try:
         memory = mmap.mmap(handle, size)
         connection.send(info)
@@ -303,7 +369,7 @@ def _offer(
     return memory
 
 
-def _shared(size: int) -> int:
+def _allocate(size: int) -> int:
     """A descriptor of `size` bytes of memory for two processes.
 
     Raises:
@@ -317,7 +383,7 @@ def _shared(size: int) -> int:
     try:
         os.ftruncate(handle, size)
         if hasattr(os, "posix_fallocate"):
-            # fails here; a write to memory that is not there would be a SIGBUS
+            # Fails here; otherwise the first write would end the process with SIGBUS.
             os.posix_fallocate(handle, 0, size)
     except OSError as error:
         os.close(handle)
@@ -328,21 +394,22 @@ def _shared(size: int) -> int:
     return handle
 
 
-def _size(layout: Layout, n_obs_steps: int) -> int:
-    return ALIGNED + sum(_room(n_obs_steps, *entry) for entry in layout.values())
+def _memory_size(layout: Layout, n_obs_steps: int) -> int:
+    return ALIGNMENT + sum(_array_size(n_obs_steps, *entry) for entry in layout.values())
 
 
-def _room(n_obs_steps: int, shape: tuple[int, ...], dtype: np.dtype[Any]) -> int:
-    return -(-n_obs_steps * int(np.prod(shape)) * dtype.itemsize // ALIGNED) * ALIGNED
+def _array_size(n_obs_steps: int, shape: tuple[int, ...], dtype: np.dtype[Any]) -> int:
+    size = n_obs_steps * int(np.prod(shape)) * dtype.itemsize
+    return -(-size // ALIGNMENT) * ALIGNMENT
 
 
 def _arrays(
     memory: mmap.mmap, layout: Layout, n_obs_steps: int
 ) -> tuple[NDArray[np.int64], dict[str, NDArray[Any]]]:
-    """The counter and the observations `(T_o, ...)` in shared memory."""
-    views, offset = {}, ALIGNED
+    """The heartbeat `(1,)` and the windows `(T_o, ...)` in shared memory."""
+    windows, offset = {}, ALIGNMENT
     for key, (shape, dtype) in layout.items():
         count = n_obs_steps * int(np.prod(shape))
-        views[key] = np.frombuffer(memory, dtype, count, offset).reshape(n_obs_steps, *shape)
-        offset += _room(n_obs_steps, shape, dtype)
-    return np.frombuffer(memory, np.int64, 1, 0), views
+        windows[key] = np.frombuffer(memory, dtype, count, offset).reshape(n_obs_steps, *shape)
+        offset += _array_size(n_obs_steps, shape, dtype)
+    return np.frombuffer(memory, np.int64, 1, 0), windows

@@ -27,7 +27,7 @@ from fibopolicy.utils.system import environment
 
 if TYPE_CHECKING:
     from fibopolicy.evaluation.episodes import EpisodeResult
-    from fibopolicy.evaluation.evaluate_run import Evaluation
+    from fibopolicy.evaluation.evaluate import Evaluation
 
 _WEIGHTS = {"ema": "moving average of the last checkpoint", "model": "last checkpoint"}
 

@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from fibopolicy.evaluation.episode import LiveEpisode
+from fibopolicy.evaluation.episodes import Episode
 from fibopolicy.evaluation.init_states import load_starts
-from fibopolicy.evaluation.measure import BATCH
-from fibopolicy.evaluation.policy_runner import Actor, Request
+from fibopolicy.evaluation.policy_runner import BATCH, PolicyRunner
+from fibopolicy.evaluation.simulator import EpisodeRunner
 from fibopolicy.policies import Policy
 from fibopolicy.study.cells import Cell, cells, runs, train_config
 from fibopolicy.study.directory import StudyDirectory, progress_of
@@ -81,15 +81,15 @@ def _control_step(study: StudyDirectory, cell: Cell, policy: Policy) -> tuple[fl
     """Seconds of a control step, its share of the policy's call included, and the steps
     of a whole episode.
     """
-    actor = Actor(policy, batch=BATCH)
+    actor = PolicyRunner(policy, batch=BATCH)
     calls: list[float] = []
     simulated: list[float] = []
     with task_env(study, cell.task) as env:
         horizon = env.horizon
         observation = env.set_state(load_starts(study.starts(cell.task)).states[0])
         episode, requests = (
-            LiveEpisode(env, observation, actor.n_obs_steps),
-            [Request(i, {}) for i in range(BATCH)],
+            EpisodeRunner(env, observation, actor.n_obs_steps),
+            [Episode(i) for i in range(BATCH)],
         )
         while len(calls) < CALLS and not episode.done:
             for request in requests:

@@ -108,7 +108,7 @@ def _train_and_evaluate(study: StudyDirectory, run: Run) -> None:
     import torch
 
     from fibopolicy.errors import UserError
-    from fibopolicy.evaluation.evaluate_run import evaluate_run
+    from fibopolicy.evaluation.evaluate import evaluate_run
     from fibopolicy.study.directory import write_json
     from fibopolicy.study.records import measured_costs
     from fibopolicy.training.trainer import train

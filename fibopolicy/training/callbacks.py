@@ -258,7 +258,7 @@ def _evaluate_snapshot(config: EvaluateConfig, resume: bool, log: Path, result: 
         os.dup2(file.fileno(), sys.stdout.fileno())
         os.dup2(file.fileno(), sys.stderr.fileno())
     os.nice(NICENESS)
-    from fibopolicy.evaluation.evaluate_run import evaluate_run
+    from fibopolicy.evaluation.evaluate import evaluate_run
 
     try:
         done = evaluate_run(config, resume=resume, overwrite=not resume)

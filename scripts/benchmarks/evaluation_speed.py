@@ -32,9 +32,8 @@ import torch
 from usage import resident_mb
 
 from fibopolicy import envs
+from fibopolicy.evaluation.evaluate import Evaluator, default_workers
 from fibopolicy.evaluation.init_states import Starts, default_starts, make_starts
-from fibopolicy.evaluation.measure import Identity, default_workers, make_actor, measure
-from fibopolicy.evaluation.scheduler import VectorRollout
 from fibopolicy.policies import Policy, PolicyConfig, Shapes, build_policy
 from fibopolicy.policies.run_directory import load_policy
 from fibopolicy.statistics.rates import wilson
@@ -66,7 +65,7 @@ def plain_loop(
 
 
 class Ours:
-    """An evaluation with its simulators open, timed from its first episode to its last."""
+    """An evaluation with open simulators, timed from its first episode to its last."""
 
     def __init__(
         self,
@@ -77,17 +76,13 @@ class Ours:
         batch: int | None,
     ) -> None:
         began = time.perf_counter()
-        self.rollouts, self.starts, self.workers = (
-            VectorRollout(make_env, policy.config.n_obs_steps, workers),
-            starts,
-            workers,
-        )
-        self.actor = make_actor(policy, batch, 1, self.rollouts.info())
-        self.run(range(min(workers, len(starts))))  # until every simulator stands
+        self.evaluator = Evaluator(policy, make_env, workers, batch=batch)
+        self.starts, self.workers = starts, workers
+        self.run(range(min(workers, len(starts))))  # until every simulator is open
         self.start_s = time.perf_counter() - began
 
     def run(self, indices: range) -> tuple[int, int]:
-        rows = list(measure(self.rollouts, self.actor, self.starts, indices, Identity()))
+        rows = list(self.evaluator.run(self.starts, indices))
         assert not any(row.error for row in rows)
         return sum(row.success for row in rows), sum(row.steps for row in rows)
 
@@ -140,13 +135,13 @@ def tabletop(policy: Policy, starts: Starts, rounds: int, episodes: int) -> dict
         sides[name] = open_[name].run
     result = in_turn(rounds, episodes, sides)
     for name, ours in open_.items():
-        load = ours.rollouts.load
+        load = ours.evaluator.scheduler.throughput
         result[name] |= {
             "start_s": round(ours.start_s, 2),
             "policy_busy": round(load.policy_s / load.wall_s, 3),
-            "episodes_per_call": round(load.requests / load.calls, 2),
+            "episodes_per_call": round(load.rows / load.calls, 2),
         }
-        ours.rollouts.close()
+        ours.evaluator.close()
     env.close()
     base = result["plain loop"]["episodes_per_minute"]
     for entry in result.values():
@@ -187,12 +182,12 @@ def robosuite(rounds: int, episodes: int) -> dict[str, Any]:
     sides |= {name: ours.run for name, ours in open_.items()}
     result = in_turn(rounds, episodes, sides)
     for name, ours in open_.items():
-        load = ours.rollouts.load
+        load = ours.evaluator.scheduler.throughput
         result[name] |= {
             "start_s": round(ours.start_s, 2),
             "policy_busy": round(load.policy_s / load.wall_s, 3),
         }
-        ours.rollouts.close()
+        ours.evaluator.close()
     env.close()
     base, one = (
         result[name]["episodes_per_minute"]
@@ -239,7 +234,10 @@ def growth(policy: Policy, starts: Starts, episodes: int) -> list[dict[str, Any]
     """
     make = functools.partial(envs.make, "Lift-v0")
     ours = Ours(policy, make, starts, CORES, None)
-    processes = [os.getpid(), *(slot.simulator.process.pid or 0 for slot in ours.rollouts._slots)]
+    processes = [
+        os.getpid(),
+        *(slot.simulator.process.pid or 0 for slot in ours.evaluator.scheduler._slots),
+    ]
     readings = []
     for done in range(0, episodes + 1, 100):
         if done:
@@ -251,7 +249,7 @@ def growth(policy: Policy, starts: Starts, episodes: int) -> list[dict[str, Any]
                 "files": [*map(_open_files, processes)],
             }
         )
-    ours.rollouts.close()
+    ours.evaluator.close()
     return readings
 
 

@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 from usage import processor_seconds
 
-from fibopolicy.evaluation.evaluate_run import evaluate_run
+from fibopolicy.evaluation.evaluate import evaluate_run
 from fibopolicy.study import StudyConfig, StudyTask
 from fibopolicy.study.cells import runs
 from fibopolicy.study.directory import StudyDirectory

@@ -15,8 +15,8 @@ from fibopolicy.datasets.collect import Plan, collect
 from fibopolicy.datasets.replay import replay
 from fibopolicy.envs import from_env_args, make
 from fibopolicy.errors import UserError
-from fibopolicy.evaluation import evaluate
-from fibopolicy.evaluation.measure import default_workers
+from fibopolicy.evaluation import evaluate_policy
+from fibopolicy.evaluation.evaluate import default_workers
 from fibopolicy.study import StudyTask
 from fibopolicy.training import TrainConfig, train
 from fibopolicy.training.config import RolloutConfig
@@ -90,13 +90,15 @@ def test_it_is_collected_replayed_and_rolled_out_like_any_other() -> None:
         env.reset(seed=0)
         assert env.position("target")[2] == pytest.approx(0.14)  # type: ignore[attr-defined]
     assert all(demo.success for demo in replay(Path("high.hdf5"), workers=1).demos)
-    rows = evaluate(lambda obs: [0, 0, 1, -1], "own_task:High", 2, workers=1, cameras=(), horizon=3)
+    rows = evaluate_policy(
+        lambda obs: [0, 0, 1, -1], "own_task:High", 2, workers=1, cameras=(), horizon=3
+    )
     assert [row.task for row in rows] == ["own_task:High"] * 2
     # it may be as heavy
     assert default_workers("own_task:High", 1000) == default_workers("robosuite/Lift", 1000)
     assert StudyTask("own_task:High").short == "own_task-High"
     with pytest.raises(UserError, match="own_task:Bare: its class lacks advance"):
-        evaluate(lambda obs: [0, 0, 1, -1], "own_task:Bare", 2, workers=1)
+        evaluate_policy(lambda obs: [0, 0, 1, -1], "own_task:Bare", 2, workers=1)
 
 
 @pytest.mark.usefixtures("here")

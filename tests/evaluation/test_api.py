@@ -13,10 +13,10 @@ from torch import nn
 
 from fibopolicy import envs
 from fibopolicy.errors import UserError
-from fibopolicy.evaluation import evaluate
-from fibopolicy.evaluation.episodes import EpisodeResult, success_rate
+from fibopolicy.evaluation import evaluate_policy
+from fibopolicy.evaluation.episodes import Episode, EpisodeResult, success_rate
 from fibopolicy.evaluation.init_states import make_starts, save_starts, shipped_starts
-from fibopolicy.evaluation.policy_runner import Actor, Request
+from fibopolicy.evaluation.policy_runner import PolicyRunner
 
 
 class OutsideReach(nn.Module):
@@ -44,7 +44,7 @@ def test_an_outside_torch_policy_gives_the_same_rows_with_any_number_of_workers(
     torch.manual_seed(0)
     policy, seen = OutsideReach().eval(), []
     options = {"cameras": ("workspace",), "image_size": 16, "horizon": 9}
-    one = evaluate(policy, "reach", 4, workers=1, on_row=seen.append, **options)
+    one = evaluate_policy(policy, "reach", 4, workers=1, on_result=seen.append, **options)
     assert sorted(seen, key=lambda row: row.index) == one
     assert [row.index for row in one] == [0, 1, 2, 3]
     assert {(row.task, row.steps, row.batch, row.threads, row.error) for row in one} == {
@@ -52,11 +52,11 @@ def test_an_outside_torch_policy_gives_the_same_rows_with_any_number_of_workers(
     }
     with envs.make("reach", **options) as env:
         save_starts(make_starts(env, 4, seed=0), tmp_path / "starts.npz")
-    others = evaluate(
+    others = evaluate_policy(
         policy, partial(envs.make, "reach", **options), tmp_path / "starts.npz", workers=2
     )
     assert [row.repeatable() for row in others] == [row.repeatable() for row in one]
-    batched = evaluate(policy, "reach", 4, workers=2, batch=3, **options)
+    batched = evaluate_policy(policy, "reach", 4, workers=2, batch=3, **options)
     assert {row.batch for row in batched} == {3}
 
 
@@ -67,7 +67,9 @@ def towards(obs: dict[str, np.ndarray]) -> np.ndarray:
 
 
 def test_a_function_is_a_policy(capfd: pytest.CaptureFixture[str]) -> None:
-    rows = evaluate(towards, envs.make("Lift-v0").env_args, 2, workers=1, cameras=(), horizon=4)
+    rows = evaluate_policy(
+        towards, envs.make("Lift-v0").env_args, 2, workers=1, cameras=(), horizon=4
+    )
     assert [(row.success, row.steps) for row in rows] == [(False, 4)] * 2
     assert "Traceback" not in capfd.readouterr().err
 
@@ -99,7 +101,9 @@ WEIGHT = torch.zeros(4, requires_grad=True)
     ],
 )
 def test_actions_may_be_whatever_numpy_reads(policy: object) -> None:
-    actions = Actor(policy).act([Request(0, {"hand_position": np.zeros((1, 3), np.float32)})])[0]
+    actions = PolicyRunner(policy).act(
+        [Episode(0, {"hand_position": np.zeros((1, 3), np.float32)})]
+    )[0]
     assert actions.dtype == np.float32
     assert actions.shape[1:] == (4,)
     assert (actions == 0.5).all()
@@ -111,7 +115,7 @@ def test_the_callers_random_numbers_stay_as_they_were() -> None:
     expected = torch.rand(1), np.random.rand()  # noqa: NPY002
     torch.manual_seed(3)
     np.random.seed(3)  # noqa: NPY002
-    evaluate(towards, "Lift-v0", 1, workers=1, cameras=(), horizon=2)
+    evaluate_policy(towards, "Lift-v0", 1, workers=1, cameras=(), horizon=2)
     assert (torch.rand(1), np.random.rand()) == expected  # noqa: NPY002
 
 
@@ -161,19 +165,21 @@ def test_what_is_wrong_with_a_policy_is_one_line(
     policy: object, options: dict[str, object], message: str
 ) -> None:
     with pytest.raises(UserError, match=message) as told:
-        evaluate(policy, "Lift-v0", 1, **{"workers": 1, "cameras": (), "horizon": 4, **options})
+        evaluate_policy(
+            policy, "Lift-v0", 1, **{"workers": 1, "cameras": (), "horizon": 4, **options}
+        )
     assert "\n" not in str(told.value)
 
 
 def test_starts_are_any_whole_number_and_mistakes_are_one_line() -> None:
     options: dict[str, Any] = {"workers": 1, "cameras": (), "horizon": 2}
-    assert len(evaluate(towards, "Lift-v0", np.int64(1), **options)) == 1
+    assert len(evaluate_policy(towards, "Lift-v0", np.int64(1), **options)) == 1
     for starts in (2.5, None):
         with pytest.raises(UserError, match="starts must be start states"):
-            evaluate(towards, "Lift-v0", starts, **options)
+            evaluate_policy(towards, "Lift-v0", starts, **options)
     for task in (None, 3):
         with pytest.raises(UserError, match="task must be a task's id"):
-            evaluate(towards, task, 1)
+            evaluate_policy(towards, task, 1)
 
 
 def test_shipped_start_states_are_those_of_the_tasks_as_they_are() -> None:

@@ -10,17 +10,17 @@ import imageio.v3 as iio
 import numpy as np
 import pytest
 import torch
+from rollout import rollout
 
 from fibopolicy import envs
 from fibopolicy.cli.compare import Compare
 from fibopolicy.datasets.collect import Plan, collect
 from fibopolicy.errors import UserError
-from fibopolicy.evaluation import evaluate
+from fibopolicy.evaluation import evaluate_policy
 from fibopolicy.evaluation.config import EvaluateConfig
 from fibopolicy.evaluation.episodes import Selector, evaluations, read_rows
-from fibopolicy.evaluation.evaluate_run import LOCK, evaluate_run
+from fibopolicy.evaluation.evaluate import LOCK, evaluate_run
 from fibopolicy.evaluation.init_states import make_starts, save_starts
-from fibopolicy.evaluation.rollout import rollout
 from fibopolicy.evaluation.video import FAILURE, RUNNING, SUCCESS, grid_frames
 from fibopolicy.policies import PolicyConfig, load_policy
 from fibopolicy.report.run import write_run_page
@@ -101,7 +101,7 @@ def test_frames_are_rendered_at_decisions_only_unless_filmed() -> None:
     rollout(Scripted(env, 1, 4), env, env.set_state(start))
     assert len(rendered) == 2
     rendered.clear()
-    episode = rollout(Scripted(env, 1, 4), env, env.set_state(start), frames_from="workspace_image")
+    episode = rollout(Scripted(env, 1, 4), env, env.set_state(start), film="workspace_image")
     assert len(rendered) == len(episode.frames) == 9
     env.close()
 
@@ -132,7 +132,7 @@ def test_a_row_does_not_depend_on_the_episodes_before_it(fresh: EvaluateConfig) 
 def test_a_run_is_evaluated_by_one_process_at_a_time(fresh: EvaluateConfig) -> None:
     with (
         directory_lock(fresh.run, LOCK),
-        pytest.raises(UserError, match="another process is at work there"),
+        pytest.raises(UserError, match="is at work there"),
     ):
         evaluate_run(fresh)
     with directory_lock(fresh.run):  # as while it is trained, which an evaluation may look into
@@ -241,24 +241,24 @@ def test_from_python_a_policy_sees_what_it_was_trained_on(fresh: EvaluateConfig)
     ]
     policy = load_policy(fresh.run).policy
     count = len(expected)
-    rows = evaluate(policy, "Lift-v0", count, workers=1, horizon=fresh.horizon)
+    rows = evaluate_policy(policy, "Lift-v0", count, workers=1, horizon=fresh.horizon)
     assert [(row.success, row.steps, row.total_reward, row.policy) for row in rows] == expected
     with pytest.raises(
         UserError,
         match=r"trained on workspace_image of shape \(24, 24, 3\), which .* gives as \(84, 84, 3\)",
     ):
-        evaluate(policy, "Lift-v0", count, workers=1, image_size=84)
+        evaluate_policy(policy, "Lift-v0", count, workers=1, image_size=84)
     with pytest.raises(
         UserError, match=r"trained on wrist_image, which .* does not give; it gives workspace_image"
     ):
-        evaluate(
+        evaluate_policy(
             policy,
             partial(envs.make, "Lift-v0", cameras=("workspace",), image_size=24),
             count,
             workers=1,
         )
     with pytest.warns(UserWarning, match="trained on frames of render quality fast and sees full"):
-        evaluate(policy, "Lift-v0", 1, workers=1, horizon=2, quality="full")
+        evaluate_policy(policy, "Lift-v0", 1, workers=1, horizon=2, quality="full")
 
 
 def test_frames_of_any_shape_are_trained_on_and_evaluated(
@@ -271,7 +271,7 @@ def test_frames_of_any_shape_are_trained_on_and_evaluated(
     policy = load_policy(out).policy
     assert dict(policy.shapes.images) == {"workspace_image": (24, 36), "wrist_image": (24, 24)}
     expected = evaluate_run(EvaluateConfig(out, episodes=1, video=1, horizon=3, workers=1)).rows
-    rows = evaluate(policy, "Lift-v0", 1, workers=1, horizon=3)
+    rows = evaluate_policy(policy, "Lift-v0", 1, workers=1, horizon=3)
     assert [row.total_reward for row in rows] == [row.total_reward for row in expected]
 
 
@@ -297,11 +297,11 @@ def test_impossible_evaluations_are_refused(change: dict[str, int], tmp_path: Pa
 def test_failures_are_filmed_first_and_the_overlay_is_drawn(
     fresh: EvaluateConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from fibopolicy.evaluation import evaluate_run as module
+    from fibopolicy.evaluation import video
 
     filmed: list[tuple[int, bool]] = []
     monkeypatch.setattr(
-        module, "write_grid", lambda path, clips, fps: filmed.extend((len(f), s) for f, s in clips)
+        video, "write_grid", lambda path, clips, fps: filmed.extend((len(f), s) for f, s in clips)
     )
     evaluate_run(replace(fresh, failures_first=True, overlay=True))
     assert filmed == [(11, False), (11, False)]

@@ -11,7 +11,7 @@ import pytest
 
 from fibopolicy import cli, envs
 from fibopolicy.errors import UserError
-from fibopolicy.evaluation import evaluate
+from fibopolicy.evaluation import evaluate_policy
 from fibopolicy.evaluation.init_states import (
     default_starts,
     load_starts,
@@ -70,7 +70,9 @@ def test_the_verb_stores_them_for_any_cameras_and_evaluation_verifies_those_it_r
     stored = load_starts(out)
     assert stored.hashes[0].keys() == {"workspace_image", "wrist_image"}
     assert stored.versions["mujoco"] == stored.env_args["env_version"]
-    rows = evaluate(still, "Lift-v0", out, workers=1, cameras=("wrist",), image_size=16, horizon=2)
+    rows = evaluate_policy(
+        still, "Lift-v0", out, workers=1, cameras=("wrist",), image_size=16, horizon=2
+    )
     assert [row.start for row in rows] == [stored.identity(0), stored.identity(1)]
     assert {row.starts_seed for row in rows} == {3}
     with pytest.raises(SystemExit) as end:
@@ -92,16 +94,20 @@ def test_what_looks_different_is_an_error_that_names_settings_and_versions_unles
             r" then"
         ),
     ):
-        evaluate(still, "Lift-v0", starts, image_size=24, **options)
-    allowed = evaluate(still, "Lift-v0", starts, image_size=24, allow_mismatch=True, **options)
+        evaluate_policy(still, "Lift-v0", starts, image_size=24, **options)
+    allowed = evaluate_policy(
+        still, "Lift-v0", starts, image_size=24, allow_mismatch=True, **options
+    )
     assert [row.mismatch for row in allowed] == ["wrist_image"] * 2
     assert [
-        row.mismatch for row in evaluate(still, "Lift-v0", starts, image_size=16, **options)
+        row.mismatch for row in evaluate_policy(still, "Lift-v0", starts, image_size=16, **options)
     ] == [""] * 2
     moved = [replace(state, state=state.state.copy()) for state in starts.states]
     moved[1].state[1] += 0.01  # after the time, the hand's position
     with pytest.raises(UserError, match=r"start state 1 .*does not look as it did"):
-        evaluate(still, "Lift-v0", replace(starts, states=tuple(moved)), image_size=16, **options)
+        evaluate_policy(
+            still, "Lift-v0", replace(starts, states=tuple(moved)), image_size=16, **options
+        )
 
 
 def test_the_settings_compared_are_those_of_the_simulator(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -110,7 +116,7 @@ def test_the_settings_compared_are_those_of_the_simulator(monkeypatch: pytest.Mo
     starts = replace(starts, versions={**starts.versions, "MUJOCO_GL": "osmesa"})
     monkeypatch.delenv("MUJOCO_GL")  # as in a process that has made no environment
     with pytest.raises(UserError, match=r"MUJOCO_GL osmesa then, egl now"):
-        evaluate(still, "Lift-v0", starts, image_size=24, workers=1, horizon=2)
+        evaluate_policy(still, "Lift-v0", starts, image_size=24, workers=1, horizon=2)
 
 
 def test_shipped_start_states_are_taken_where_there_are_enough() -> None:

@@ -18,13 +18,14 @@ import faulty_envs
 import numpy as np
 import pytest
 import torch
+from rollout import rollout
 
 from fibopolicy import envs
 from fibopolicy.errors import UserError
+from fibopolicy.evaluation.episodes import Episode
 from fibopolicy.evaluation.init_states import Starts, make_starts
-from fibopolicy.evaluation.policy_runner import Actor
-from fibopolicy.evaluation.rollout import rollout
-from fibopolicy.evaluation.scheduler import Outcome, VectorRollout
+from fibopolicy.evaluation.policy_runner import PolicyRunner
+from fibopolicy.evaluation.scheduler import Scheduler
 from fibopolicy.policies import Policy, PolicyConfig, Shapes, build_policy
 
 EPISODES = 5
@@ -40,9 +41,9 @@ def starts() -> Iterator[Starts]:
 
 
 @pytest.fixture(scope="module")
-def pools() -> Iterator[dict[int, VectorRollout]]:
+def pools() -> Iterator[dict[int, Scheduler]]:
     """Simulators by their number, as the histories of the policies here are all 2."""
-    pools = {workers: VectorRollout(MAKE, 2, workers) for workers in (1, 3)}
+    pools = {workers: Scheduler(MAKE, 2, workers) for workers in (1, 3)}
     yield pools
     for pool in pools.values():
         pool.close()
@@ -63,7 +64,7 @@ def untrained(encoder: str, options: dict[str, int], **settings: Any) -> Policy:
     return build_policy(config, shapes).eval()
 
 
-def short(outcome: Outcome) -> Short:
+def short(outcome: Episode) -> Short:
     assert not outcome.error
     return outcome.index, outcome.success, outcome.steps, outcome.total_reward
 
@@ -71,7 +72,7 @@ def short(outcome: Outcome) -> Short:
 class Recorder:
     """Remembers every answer of a policy, bit for bit, by the observation that it was for."""
 
-    def __init__(self, actor: Actor) -> None:
+    def __init__(self, actor: PolicyRunner) -> None:
         self.actor, self.answers = actor, {}
         act = actor.act
 
@@ -114,13 +115,13 @@ def test_actions_and_outcomes_do_not_depend_on_workers_or_order(
     settings: dict[str, Any],
     batch: int,
     starts: Starts,
-    pools: dict[int, VectorRollout],
+    pools: dict[int, Scheduler],
 ) -> None:
     if settings.get("head") == "diffusion":
         pytest.importorskip("diffusers")
     policy = untrained(encoder, options, **settings)
     env = MAKE()
-    serial = Recorder(Actor(policy, batch=batch))
+    serial = Recorder(PolicyRunner(policy, batch=batch))
     expected = []
     for index in range(EPISODES):
         episode = rollout(serial.actor, env, env.set_state(starts.states[index]), index=index)
@@ -128,7 +129,7 @@ def test_actions_and_outcomes_do_not_depend_on_workers_or_order(
     env.close()
     shuffled = [int(i) for i in np.random.default_rng(0).permutation(EPISODES)]
     for workers, order in ((1, range(EPISODES)), (3, range(EPISODES)), (3, shuffled)):
-        recorder = Recorder(Actor(policy, batch=batch))
+        recorder = Recorder(PolicyRunner(policy, batch=batch))
         got = [
             short(outcome) for outcome in pools[workers].run(recorder.actor, starts, list(order))
         ]
@@ -156,12 +157,12 @@ class Counting:
 
 @pytest.mark.parametrize("batch", [1, 3])
 def test_recurrent_state_stays_with_its_episode(
-    batch: int, starts: Starts, pools: dict[int, VectorRollout]
+    batch: int, starts: Starts, pools: dict[int, Scheduler]
 ) -> None:
     answers = []
     for workers in (1, 3):
         policy = Counting()
-        recorder = Recorder(Actor(policy, batch=batch))
+        recorder = Recorder(PolicyRunner(policy, batch=batch))
         list(pools[workers].run(recorder.actor, starts, range(EPISODES)))
         answers.append(recorder.answers)
         assert policy.rows == {batch}
@@ -169,44 +170,44 @@ def test_recurrent_state_stays_with_its_episode(
 
 
 def test_a_policy_of_chance_repeats_in_a_batch_of_one(
-    starts: Starts, pools: dict[int, VectorRollout]
+    starts: Starts, pools: dict[int, Scheduler]
 ) -> None:
-    recorders = [Recorder(Actor(Counting(noise=0.1))) for _ in range(2)]
+    recorders = [Recorder(PolicyRunner(Counting(noise=0.1))) for _ in range(2)]
     for workers, recorder in zip((1, 3), recorders, strict=True):
         list(pools[workers].run(recorder.actor, starts, range(EPISODES)))
     assert recorders[0].answers == recorders[1].answers
     layout = pools[1].info().layout
-    assert not Actor(Counting(noise=0.1), batch=3).independent(layout)
-    assert Actor(Counting(), batch=3).independent(layout)
+    assert not PolicyRunner(Counting(noise=0.1), batch=3).is_row_independent(layout)
+    assert PolicyRunner(Counting(), batch=3).is_row_independent(layout)
 
 
-def test_a_policy_whose_rows_mix_is_found_out(pools: dict[int, VectorRollout]) -> None:
+def test_a_policy_whose_rows_mix_is_found_out(pools: dict[int, Scheduler]) -> None:
     class Mixing(Counting):
         def act(self, obs, state):
             actions, state = super().act(obs, state)
             return actions - actions.mean(0), state
 
-    assert not Actor(Mixing(), batch=4).independent(pools[1].info().layout)
+    assert not PolicyRunner(Mixing(), batch=4).is_row_independent(pools[1].info().layout)
 
 
 @pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="looks into /proc")
 def test_simulators_load_no_torch_and_run_no_script_again(
-    pools: dict[int, VectorRollout], tmp_path: Path
+    pools: dict[int, Scheduler], tmp_path: Path
 ) -> None:
     pools[3].info()
     for slot in pools[3]._slots:
         assert "libtorch" not in Path(f"/proc/{slot.simulator.process.pid}/maps").read_text()
     script = tmp_path / "unguarded.py"
     script.write_text(
-        "import numpy\nfrom fibopolicy.evaluation import evaluate\nprint('once',"
-        " len(evaluate(lambda obs: numpy.zeros(4), 'Lift-v0', 1, workers=1, cameras=(),"
+        "import numpy\nfrom fibopolicy.evaluation import evaluate_policy\nprint('once',"
+        " len(evaluate_policy(lambda obs: numpy.zeros(4), 'Lift-v0', 1, workers=1, cameras=(),"
         " horizon=2)))\n"
     )
     done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=True)
     assert done.stdout == "once 1\n"
 
 
-def test_the_policy_goes_before_the_simulators(pools: dict[int, VectorRollout]) -> None:
+def test_the_policy_goes_before_the_simulators(pools: dict[int, Scheduler]) -> None:
     pids = [slot.simulator.process.pid for slot in pools[3]._slots]
     assert all(
         os.getpriority(os.PRIO_PROCESS, pid) > os.getpriority(os.PRIO_PROCESS, 0) for pid in pids
@@ -214,9 +215,9 @@ def test_the_policy_goes_before_the_simulators(pools: dict[int, VectorRollout]) 
 
 
 def test_a_film_shows_every_step_and_changes_nothing(
-    starts: Starts, pools: dict[int, VectorRollout]
+    starts: Starts, pools: dict[int, Scheduler]
 ) -> None:
-    actor = Actor(Counting())
+    actor = PolicyRunner(Counting())
     plain = {o.index: short(o) for o in pools[3].run(actor, starts, [0, 1])}
     for outcome in pools[3].run(actor, starts, [0, 1], film="wrist_image"):
         assert short(outcome) == plain[outcome.index]
@@ -226,14 +227,14 @@ def test_a_film_shows_every_step_and_changes_nothing(
 
 def faulty(
     fault: Callable[[], None], times: int, folder: Path, *, step_limit: float = 60.0
-) -> dict[int, Outcome]:
+) -> dict[int, Episode]:
     env = envs.make("Lift-v0", image_size=16, horizon=12)
     starts = make_starts(env, 4, seed=0)
     hand = env.set_state(starts.states[2])["hand_position"]
     env.close()
     make = faulty_envs.making(fault, folder, times, hand)
-    with VectorRollout(make, 2, 2, step_limit=step_limit) as pool:
-        outcomes = {o.index: o for o in pool.run(Actor(Counting()), starts, range(4))}
+    with Scheduler(make, 2, 2, step_limit=step_limit) as pool:
+        outcomes = {o.index: o for o in pool.run(PolicyRunner(Counting()), starts, range(4))}
         pids = [slot.simulator.process.pid for slot in pool._slots]
     assert not [pid for pid in pids if Path(f"/proc/{pid}").exists()], "a process was left behind"
     return outcomes
@@ -247,7 +248,7 @@ def test_an_episode_whose_simulator_fails_runs_again_elsewhere(
     fault: Callable[[], None], limit: float, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     outcomes = faulty(fault, 1, tmp_path, step_limit=limit)
-    assert [(i, o.steps, o.tries, o.error) for i, o in sorted(outcomes.items())] == [
+    assert [(i, o.steps, o.attempt, o.error) for i, o in sorted(outcomes.items())] == [
         (0, 12, 1, ""),
         (1, 12, 1, ""),
         (2, 12, 2, ""),
@@ -259,14 +260,14 @@ def test_an_episode_whose_simulator_fails_runs_again_elsewhere(
 def test_an_episode_that_fails_every_time_is_an_error_and_no_failure(tmp_path: Path) -> None:
     outcomes = faulty(faulty_envs.crash, 99, tmp_path)
     assert len(list(tmp_path.iterdir())) == 3
-    assert outcomes[2].tries == 3
+    assert outcomes[2].attempt == 3
     assert "ArithmeticError: the simulation is unstable" in outcomes[2].error
     assert [outcomes[i].error for i in (0, 1, 3)] == ["", "", ""]
 
 
 def test_a_simulator_that_dies_between_episodes_costs_none(starts: Starts) -> None:
-    with VectorRollout(MAKE, 2, 1) as pool:
-        actor = Actor(Counting())
+    with Scheduler(MAKE, 2, 1) as pool:
+        actor = PolicyRunner(Counting())
         first = [short(outcome) for outcome in pool.run(actor, starts, [0])]
         pool._slots[0].simulator.process.kill()
         pool._slots[0].simulator.process.join()
@@ -276,7 +277,7 @@ def test_a_simulator_that_dies_between_episodes_costs_none(starts: Starts) -> No
 
 def test_a_simulator_that_cannot_start_is_told_and_not_tried_for_ever() -> None:
     with (
-        VectorRollout(faulty_envs.unborn, 1, 1) as pool,
+        Scheduler(faulty_envs.unborn, 1, 1) as pool,
         pytest.raises(UserError, match=r"was ended by SIGKILL.*tried 3 times"),
     ):
         pool.info()
@@ -289,9 +290,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 import faulty_envs
-from fibopolicy.evaluation.scheduler import VectorRollout
+from fibopolicy.evaluation.scheduler import Scheduler
 if __name__ == "__main__":
-    with VectorRollout(partial(faulty_envs.sleepless, Path({str(tmp_path)!r})), 1, 2) as pool:
+    with Scheduler(partial(faulty_envs.sleepless, Path({str(tmp_path)!r})), 1, 2) as pool:
         pool.info()
         print("up", flush=True)
         import time; time.sleep(60)

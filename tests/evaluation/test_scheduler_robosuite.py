@@ -7,12 +7,12 @@ from functools import partial
 
 import numpy as np
 import pytest
+from rollout import rollout
 
 from fibopolicy import envs
 from fibopolicy.evaluation.init_states import camera_hashes, make_starts
-from fibopolicy.evaluation.policy_runner import Actor
-from fibopolicy.evaluation.rollout import rollout
-from fibopolicy.evaluation.scheduler import VectorRollout
+from fibopolicy.evaluation.policy_runner import PolicyRunner
+from fibopolicy.evaluation.scheduler import Scheduler
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("robosuite") is None, reason="robosuite is not installed"
@@ -32,7 +32,7 @@ def reaching(obs: dict[str, np.ndarray]) -> np.ndarray:
 def test_robosuites_episodes_do_not_depend_on_process_or_order() -> None:
     make = partial(envs.make, "robosuite/Lift", cameras=("agentview",), image_size=32, horizon=32)
     env = make()
-    starts, actor, expected, frames = make_starts(env, 3, seed=0), Actor(reaching), {}, {}
+    starts, actor, expected, frames = make_starts(env, 3, seed=0), PolicyRunner(reaching), {}, {}
     for index in range(3):
         obs = env.set_state(starts.states[index])
         frames[index] = camera_hashes(obs)
@@ -40,7 +40,7 @@ def test_robosuites_episodes_do_not_depend_on_process_or_order() -> None:
         expected[index] = (episode.success, episode.steps, episode.total_reward)
     env.close()
     seen = {}
-    with VectorRollout(make, 1, 2) as pool:
+    with Scheduler(make, 1, 2) as pool:
         for order in ([2, 1, 0, 2], [0, 1, 2]):
             for outcome in pool.run(actor, starts, order, check=seen.__setitem__):
                 assert (outcome.success, outcome.steps, outcome.total_reward) == expected[

@@ -10,15 +10,14 @@ import pytest
 
 from fibopolicy import envs
 from fibopolicy.errors import UserError
-from fibopolicy.evaluation.episode import LiveEpisode
-from fibopolicy.evaluation.viewer import Viewer, check_display
+from fibopolicy.evaluation.simulator import EpisodeRunner, Viewer, check_display
 
 
 def test_without_a_display_the_viewer_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("DISPLAY", raising=False)
     monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
     monkeypatch.setattr(sys, "platform", "linux")
-    with pytest.raises(UserError, match="no display here"):
+    with pytest.raises(UserError, match="there is no display"):
         check_display()
 
 
@@ -40,7 +39,7 @@ def test_the_viewer_follows_every_control_step_in_real_time(
     )
     monkeypatch.setattr("mujoco.viewer", sys.modules["mujoco.viewer"], raising=False)
     obs, _ = env.reset(seed=0)
-    episode, began = LiveEpisode(env, obs, 1, show=Viewer(env).show), time.perf_counter()
+    episode, began = EpisodeRunner(env, obs, 1, on_step=Viewer(env).show), time.perf_counter()
     episode.execute(np.zeros((5, 4)))
     assert opened == [env.simulation()]
     np.testing.assert_allclose(times, np.arange(1, 6) / env.control_hz)

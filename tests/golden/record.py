@@ -36,7 +36,7 @@ import numpy as np
 import torch
 
 from fibopolicy import attention
-from fibopolicy.evaluation import evaluate
+from fibopolicy.evaluation import evaluate_policy
 from fibopolicy.policies import PolicyConfig, load_policy
 from fibopolicy.statistics.differences import Difference, MeanDifference, holm
 from fibopolicy.statistics.rates import Rate, pooled
@@ -158,7 +158,7 @@ def rollouts(name: str) -> list[list[Any]]:
     task, episodes, horizon = ROLLOUTS[name]
     policy = load_policy(HERE / "policies" / name).policy
     # A busy machine may take long for a step; that must not become an error row.
-    rows = evaluate(
+    rows = evaluate_policy(
         policy, task, episodes, workers=1, batch=4, threads=1, horizon=horizon, step_limit=600
     )
     return [[row.success, row.steps, row.start] for row in rows]

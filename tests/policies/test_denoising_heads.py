@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from fibopolicy.errors import UserError
-from fibopolicy.evaluation.policy_runner import Actor
+from fibopolicy.evaluation.policy_runner import PolicyRunner
 from fibopolicy.policies import Policy, PolicyConfig, Shapes, build_policy
 
 HEADS = ("diffusion", "flow")
@@ -159,7 +159,7 @@ def test_an_evaluation_may_batch_it(head: str, denoiser: str) -> None:
     layout = {key: ((SIZE, SIZE, 3), np.dtype(np.uint8)) for key in SHAPES.images} | {
         "hand": ((3,), np.dtype(np.float32))
     }
-    assert Actor(policy, batch=4).independent(layout)
+    assert PolicyRunner(policy, batch=4).is_row_independent(layout)
 
 
 def test_ddim_visits_fewer_steps_than_were_trained_and_more_change_the_answer() -> None:

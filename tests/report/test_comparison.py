@@ -10,7 +10,7 @@ from made_rows import make_run
 from fibopolicy.cli.compare import Compare, read_methods
 from fibopolicy.errors import UserError
 from fibopolicy.evaluation.episodes import ROWS, Selector, read_rows, write_rows
-from fibopolicy.evaluation.side_by_side import by_turns
+from fibopolicy.evaluation.side_by_side import alternate
 from fibopolicy.report.comparison import power_rows, text
 from fibopolicy.statistics.compare import Comparison, compare
 from fibopolicy.statistics.differences import Difference
@@ -204,8 +204,8 @@ def test_the_verb_prints_it_all(
         assert told in printed
 
 
-def test_a_film_shows_by_turns_what_one_side_alone_solved() -> None:
+def test_a_film_shows_in_turn_what_one_side_alone_solved() -> None:
     baseline, candidate = (
         np.array([int(x) for x in told], dtype=bool) for told in ("1110100", "0100111")
     )
-    assert by_turns(baseline, candidate) == [0, 5, 2, 6, 1, 3, 4]
+    assert alternate(baseline, candidate) == [0, 5, 2, 6, 1, 3, 4]

@@ -16,7 +16,7 @@ from made_rows import make_run, row
 from fibopolicy.cli.compare import Compare
 from fibopolicy.errors import UserError
 from fibopolicy.evaluation.config import EvaluateConfig
-from fibopolicy.evaluation.evaluate_run import evaluate_run
+from fibopolicy.evaluation.evaluate import evaluate_run
 from fibopolicy.evaluation.video import HEADING, write_grid
 from fibopolicy.report.plots import success_by_step
 from fibopolicy.report.run import write_run_page

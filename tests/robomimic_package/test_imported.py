@@ -18,7 +18,7 @@ import torch
 
 from fibopolicy.errors import UserError
 from fibopolicy.evaluation.config import EvaluateConfig
-from fibopolicy.evaluation.evaluate_run import evaluate_run as evaluate
+from fibopolicy.evaluation.evaluate import evaluate_run as evaluate
 from fibopolicy.policies.base import PolicyConfig, Shapes
 from fibopolicy.policies.run_directory import CONFIG, load_policy, open_run
 from fibopolicy.robomimic.checkpoint import read_checkpoint

@@ -19,9 +19,9 @@ from command import call
 
 from fibopolicy.datasets import DemoWriter
 from fibopolicy.errors import UserError
-from fibopolicy.evaluation import evaluate
+from fibopolicy.evaluation import evaluate_policy
 from fibopolicy.evaluation.config import EvaluateConfig
-from fibopolicy.evaluation.evaluate_run import evaluate_run
+from fibopolicy.evaluation.evaluate import evaluate_run
 from fibopolicy.policies.run_directory import load_policy
 from fibopolicy.training import TrainConfig
 from fibopolicy.training.config import RolloutConfig
@@ -168,7 +168,7 @@ def test_data_of_another_simulator_trains_and_rollouts_are_refused(
     assert json.loads((run / "config.json").read_text())["env_args"] == env_args
     for roll_out in (
         lambda: evaluate_run(EvaluateConfig(run, episodes=1)),
-        lambda: evaluate(load_policy(run).policy, env_args, 1, workers=1),
+        lambda: evaluate_policy(load_policy(run).policy, env_args, 1, workers=1),
         lambda: train(
             replace(
                 tiny_config,

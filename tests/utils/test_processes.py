@@ -16,7 +16,7 @@ import pytest
 
 from fibopolicy import envs
 from fibopolicy.errors import UserError
-from fibopolicy.evaluation import evaluate, simulator
+from fibopolicy.evaluation import evaluate_policy, simulator
 from fibopolicy.utils import processes
 from fibopolicy.utils.imports import import_object
 from fibopolicy.utils.processes import WorkerProcess, check_importable
@@ -59,14 +59,14 @@ def test_collect_render_and_replay_need_no_main_guard(tmp_path: Path, file: bool
 def test_an_environment_of_a_script_is_named_before_any_process_starts(tmp_path: Path) -> None:
     code = """
 from fibopolicy.envs.tabletop.reach import Reach
-from fibopolicy.evaluation import evaluate
+from fibopolicy.evaluation import evaluate_policy
 from fibopolicy.errors import UserError
 import functools
 class MyReach(Reach): pass
 def make(): return MyReach()
 for task in (MyReach, make, lambda: MyReach(), functools.partial(MyReach, cameras=())):
     try:
-        evaluate(lambda obs: None, task, 1, workers=1)
+        evaluate_policy(lambda obs: None, task, 1, workers=1)
     except UserError as error:
         print(error)
 """
@@ -114,7 +114,7 @@ def test_what_cannot_reach_another_process_is_one_line_that_says_to_use_a_module
     make_env, message: str
 ) -> None:
     with pytest.raises(UserError, match=message) as caught:
-        evaluate(lambda obs: None, make_env, 1, workers=1)
+        evaluate_policy(lambda obs: None, make_env, 1, workers=1)
     assert "at the top level of a module" in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -160,7 +160,7 @@ def test_memory_that_the_system_refuses_is_no_bus_error(monkeypatch: pytest.Monk
     with pytest.raises(
         UserError, match=r"needs 12345 bytes .*Cannot allocate memory.* fewer workers"
     ):
-        simulator._shared(12345)
+        simulator._allocate(12345)
 
 
 @pytest.mark.parametrize("options", ["size=8k", "ro"])
@@ -173,9 +173,9 @@ def test_a_simulator_needs_no_dev_shm(tmp_path: Path, options: str) -> None:
     ):
         pytest.skip("mounting needs root and a mount namespace")
     code = """
-from fibopolicy.evaluation import evaluate
+from fibopolicy.evaluation import evaluate_policy
 import numpy as np
-rows = evaluate(lambda obs: np.zeros(4), "reach", 1, workers=1, image_size=128, horizon=2)
+rows = evaluate_policy(lambda obs: np.zeros(4), "reach", 1, workers=1, image_size=128, horizon=2)
 print(rows[0].steps, rows[0].error)
 from fibopolicy.datasets.collect import Plan, collect
 from fibopolicy.errors import UserError

@@ -8,7 +8,7 @@ from torch import nn
 from fibopolicy.encoders import build_encoder
 from fibopolicy.encoders.pooling import SpatialSoftmax
 from fibopolicy.errors import UserError
-from fibopolicy.evaluation.overlay import draw_look, keypoints, sensitivity
+from fibopolicy.evaluation.video import draw_look, keypoints, sensitivity
 from fibopolicy.policies import PolicyConfig, build_policy
 from fibopolicy.policies.base import Shapes
 

@@ -1,0 +1,653 @@
+"""Evaluate a policy: run one episode from each stored start state.
+
+`evaluate_policy` takes any policy from Python, `evaluate_run` the run directory of a
+training, as the command `fibopolicy evaluate` does. Both use one engine, `Evaluator`.
+Results depend on the policy, the start states, `batch` and `threads`, and on nothing
+else: not on the number of workers, nor on the order in which episodes run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import json
+import logging
+import operator
+import re
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from fibopolicy.envs import TaskEnv, from_env_args, make, resolve
+from fibopolicy.envs.registry import is_heavy, is_robosuite, task_id_of, unavailable
+from fibopolicy.errors import UserError
+from fibopolicy.evaluation.config import EvaluateConfig
+from fibopolicy.evaluation.episodes import (
+    ROWS,
+    EpisodeResult,
+    append_row,
+    read_rows,
+    success_rate,
+    write_rows,
+)
+from fibopolicy.evaluation.init_states import Starts, default_starts, load_starts, save_starts
+from fibopolicy.evaluation.policy_runner import (
+    PolicyRunner,
+    make_runner,
+    preserved_randomness,
+    trained_shapes,
+)
+from fibopolicy.evaluation.scheduler import STEP_LIMIT, TRIES, Scheduler
+from fibopolicy.evaluation.simulator import TaskInfo
+from fibopolicy.policies.run_directory import Loaded, load_policy, render_quality, suffix
+from fibopolicy.statistics.rates import Rate
+from fibopolicy.utils.files import check_resume_or_overwrite, directory_lock
+from fibopolicy.utils.system import usable_cores
+
+if TYPE_CHECKING:
+    from fibopolicy.evaluation.video import Clip
+
+_log = logging.getLogger(__name__)
+
+#: Locked while a run is evaluated: two evaluations would write the same rows.
+LOCK = ".evaluating"
+
+Task = str | Mapping[str, Any] | Callable[[], TaskEnv]
+
+
+def evaluate_policy(
+    policy: Any,
+    task: Task,
+    starts: Starts | str | Path | int = 50,
+    *,
+    workers: int | None = None,
+    batch: int | None = None,
+    threads: int = 1,
+    step_limit: float = STEP_LIMIT,
+    tries: int = TRIES,
+    allow_mismatch: bool = False,
+    on_result: Callable[[EpisodeResult], None] | None = None,
+    **options: Any,
+) -> list[EpisodeResult]:
+    """Run a policy from stored start states; one result each, in the order of indices.
+
+    Args:
+        policy: an object with `act(obs, state) -> (actions, state)`. `obs` holds tensors
+            of all cameras, uint8 `(B, T_o, H, W, 3)`, and vectors, float32
+            `(B, T_o, D)`. Actions `(B, T_a, A)` in [-1, 1] are executed one after the
+            other before the next call. `state` is `None` at the start of an episode and
+            then what the last call returned. `T_o` is the policy's attribute `n_obs_steps`,
+            or 1. B is `batch`; see `PolicyRunner` for states in batches. A policy may
+            also be a function of one episode's newest observation, a dict of arrays
+            without B and T_o, that returns an action `(A,)` or a chunk `(T_a, A)`.
+        task: a task id, or "module:class" of your own; a dataset's `env_args`; or a
+            function without arguments that makes the environment. Each process imports
+            that function by its name.
+        starts: a file of start states, its contents, or a number of start states from
+            the set with seed 0.
+        workers: simulators, one process each. The default is the number of cores; for
+            the light built-in tasks five times as many, up to 20.
+        batch, threads: rows in each policy call, and torch threads during it. Other
+            numbers may change the last bits of actions, and so the results. By default
+            4 rows for a policy of this library and 1 for others.
+        step_limit: seconds that a control step or a frame may take until its process
+            counts as hung.
+        tries: attempts for an episode whose simulator dies, hangs or fails. Afterwards
+            its result is an error, not a failure of the policy.
+        allow_mismatch: accept start states that do not look as they did when stored.
+        on_result: called with each result when its episode has ended.
+        options: of the environment, e.g. `cameras`, `image_size`, `quality`, `horizon`.
+            Cameras, sizes and quality default to those of the policy's training data if
+            it has the attribute `shapes` of this library's policies.
+
+    Raises:
+        UserError: an unknown task or option; unusable start states; an environment
+            without the observations that the policy reads; wrong actions.
+
+    Example:
+        >>> import numpy as np
+        >>> from fibopolicy.evaluation import evaluate_policy
+        >>> def down(obs):
+        ...     return np.array([0, 0, -1, 1], dtype=np.float32)
+        >>> results = evaluate_policy(down, "Lift-v0", 2, workers=1, cameras=(), horizon=5)
+        >>> [(result.index, result.success, result.steps) for result in results]
+        [(0, False, 5), (1, False, 5)]
+    """
+    if isinstance(starts, str | Path):
+        starts = load_starts(Path(starts))
+    stored = starts if isinstance(starts, Starts) else None
+    try:
+        episodes = len(starts) if isinstance(starts, Starts) else operator.index(starts)
+    except TypeError as error:
+        raise UserError(
+            f"starts must be start states, a file of them or a whole number, got {starts!r}"
+        ) from error
+    if episodes < 1:
+        raise UserError(f"starts must be at least 1, got {episodes}")
+    make_env, task_id = _env_maker(task, policy, options)
+    evaluator = Evaluator(
+        policy,
+        make_env,
+        workers or default_workers(task_id, episodes),
+        batch=batch,
+        threads=threads,
+        step_limit=step_limit,
+        tries=tries,
+    )
+    with evaluator:
+        if stored is None:
+            with contextlib.closing(make_env()) as env:
+                stored = default_starts(env, episodes, 0)
+        results = []
+        for result in evaluator.run(stored, range(episodes), allow_mismatch=allow_mismatch):
+            results.append(result)
+            if on_result is not None:
+                on_result(result)
+    return sorted(results, key=lambda result: result.index)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The outcome of `evaluate_run`."""
+
+    rate: Rate
+    rows: tuple[EpisodeResult, ...]
+    seconds: float
+    rows_path: Path
+    starts_path: Path
+    video_path: Path | None
+
+
+def evaluate_run(
+    config: EvaluateConfig, *, resume: bool = False, overwrite: bool = False
+) -> Evaluation:
+    """Evaluate a run directory: results go to `episodes.jsonl`, the video to `videos/`.
+
+    Each result is on disk as soon as its episode has ended.
+
+    Args:
+        resume: run only the episodes that have no result yet, or an error.
+        overwrite: replace the results of an earlier evaluation.
+
+    Raises:
+        UserError: not a run; it has results of this evaluation, and neither `resume`
+            nor `overwrite` is given; the start states belong to another task or do not
+            look as they did when stored; another process is evaluating this run.
+    """
+    began = time.perf_counter()
+    check_resume_or_overwrite(resume=resume, overwrite=overwrite)
+    loaded = load_policy(config.run, weights=config.weights, device=config.device)
+    camera = _video_camera(config, loaded)
+    if loaded.step < loaded.total_steps and config.weights in ("ema", "model"):
+        warnings.warn(
+            f"{config.run}: its training has done {loaded.step} of {loaded.total_steps} steps",
+            stacklevel=2,
+        )
+    with directory_lock(config.run, LOCK), run_evaluator(config, loaded) as evaluator:
+        starts, starts_path = _load_or_make_starts(config, evaluator)
+        path, evaluation = config.run / ROWS, evaluator.key(starts)
+        stored = read_rows(path)
+        others = [row for row in stored if row.evaluation != evaluation]
+        rows = {row.index: row for row in stored if row.evaluation == evaluation}
+        if overwrite:
+            rows = {}
+        elif rows:
+            if not resume:
+                raise UserError(
+                    f"{path}: has results of this evaluation; pass --resume to complete it or"
+                    " --overwrite to replace it"
+                )
+            _check_rows_match(path, rows, starts, evaluator)
+        rows = {index: row for index, row in rows.items() if not row.error}
+        if path.exists():
+            # This also drops a line that a kill cut short, so that lines can be appended.
+            write_rows(path, [*others, *rows.values()])
+        missing = [index for index in range(config.episodes) if index not in rows]
+        new_rows = evaluator.run(
+            starts,
+            missing,
+            done=[row for index, row in rows.items() if index < config.episodes],
+            allow_mismatch=config.allow_mismatch,
+            source=starts_path,
+        )
+        for row in new_rows:
+            append_row(path, row)
+            rows[row.index] = row
+        # They were appended as episodes ended.
+        write_rows(path, [*others, *(rows[index] for index in sorted(rows))])
+        requested = tuple(rows[index] for index in range(config.episodes))
+        video_path = _film(config, evaluator, starts, requested, camera) if camera else None
+    seconds = time.perf_counter() - began
+    return Evaluation(success_rate(requested), requested, seconds, path, starts_path, video_path)
+
+
+class Evaluator:
+    """A policy and open simulators of its task; a context manager.
+
+    Args:
+        policy: see `evaluate_policy`, as the other arguments that it has.
+        make_env: makes one environment; each process imports it by its name.
+        viewer: open MuJoCo's viewer for the only worker.
+        checkpoint_step, weights: of the policy, for its results.
+        name: of the policy in messages.
+
+    Attributes:
+        info: description of the task.
+        runner: the policy with its `batch` and `threads`.
+        policy_digest: of the weights.
+    """
+
+    def __init__(
+        self,
+        policy: Any,
+        make_env: Callable[[], TaskEnv],
+        workers: int,
+        *,
+        batch: int | None = None,
+        threads: int = 1,
+        step_limit: float = STEP_LIMIT,
+        tries: int = TRIES,
+        viewer: bool = False,
+        checkpoint_step: int = 0,
+        weights: str = "",
+        name: str = "the policy",
+    ) -> None:
+        n_obs_steps = PolicyRunner(policy).n_obs_steps
+        self.make_env = make_env
+        self.scheduler = Scheduler(
+            make_env, n_obs_steps, workers, step_limit=step_limit, tries=tries, viewer=viewer
+        )
+        try:
+            self.info = self.scheduler.info()
+            check_view(policy, self.info, name)
+            self.runner = make_runner(policy, batch, threads, self.info.layout)
+        except BaseException:
+            self.close()
+            raise
+        self.policy_digest = weights_digest(policy)
+        self._checkpoint_step, self._weights = checkpoint_step, weights
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the simulators."""
+        self.scheduler.close()
+
+    def key(self, starts: Starts) -> tuple[str, int, str, int, int, str]:
+        """`EpisodeResult.evaluation` of the results from these start states."""
+        info = self.info
+        return (
+            info.task_id,
+            self._checkpoint_step,
+            self._weights,
+            starts.seed,
+            info.horizon,
+            info.quality,
+        )
+
+    def run(
+        self,
+        starts: Starts,
+        indices: Sequence[int],
+        *,
+        done: Sequence[EpisodeResult] = (),
+        allow_mismatch: bool = False,
+        source: object = "starts",
+    ) -> Iterator[EpisodeResult]:
+        """Run episodes by index, with a progress bar; yields results as they end.
+
+        Args:
+            done: earlier results, for the progress bar.
+            allow_mismatch: accept start states that do not look as they did when stored.
+            source: of the start states, for messages.
+
+        Raises:
+            UserError: the start states are of another task or look different.
+        """
+        info, results = self.info, list(done)
+        _check_task(starts, info, source)
+        mismatches: dict[int, str] = {}
+
+        def check_frames(index: int, hashes: Mapping[str, str]) -> None:
+            if cameras := starts.different_cameras(index, hashes):
+                if not allow_mismatch:
+                    raise UserError(f"{source}: {_mismatch(starts, index, cameras, info)}")
+                mismatches[index] = ", ".join(cameras)
+
+        count = len(results) + len(indices)
+        with (
+            preserved_randomness(),
+            tqdm(
+                total=count, initial=len(done), desc="evaluate", unit="episode", disable=None
+            ) as bar,
+        ):
+            for episode in self.scheduler.run(self.runner, starts, indices, check=check_frames):
+                result = EpisodeResult(
+                    task=info.task_id,
+                    index=episode.index,
+                    seed=starts.seeds[episode.index],
+                    success=episode.success,
+                    steps=episode.steps,
+                    total_reward=episode.total_reward,
+                    wall_s=round(episode.wall_s, 4),
+                    checkpoint_step=self._checkpoint_step,
+                    weights=self._weights,
+                    starts_seed=starts.seed,
+                    horizon=info.horizon,
+                    quality=info.quality,
+                    start=starts.identity(episode.index),
+                    policy=self.policy_digest,
+                    batch=self.runner.batch,
+                    threads=self.runner.threads,
+                    error=episode.error,
+                    tries=episode.attempt,
+                    mismatch=mismatches.get(episode.index, ""),
+                )
+                results.append(result)
+                if any(not result.error for result in results):
+                    speed = f"{self.scheduler.throughput.steps_per_s:.0f} steps/s"
+                    bar.set_postfix_str(f"{success_rate(results)}, {speed}", refresh=False)
+                bar.update()
+                yield result
+        if indices:
+            _log.info("%s", self.scheduler.throughput)
+        if mismatches:
+            _log.warning(
+                "%d of %d start states did not look as they did when they were stored",
+                len(mismatches),
+                len(indices),
+            )
+
+    def film(
+        self, starts: Starts, results: Sequence[EpisodeResult], camera: str
+    ) -> dict[int, Clip]:
+        """Run episodes once more and keep every frame of one camera.
+
+        Returns:
+            frames and success by index, without episodes in which a simulator failed.
+        """
+        expected = {result.index: result for result in results}
+        clips: dict[int, Clip] = {}
+        with preserved_randomness():
+            episodes = self.scheduler.run(self.runner, starts, list(expected), film=camera)
+            for episode in tqdm(
+                episodes, total=len(expected), desc="film", unit="episode", disable=None
+            ):
+                if episode.error:
+                    continue
+                result = expected[episode.index]
+                if (episode.success, episode.steps) != (result.success, result.steps):
+                    raise RuntimeError(
+                        f"episode {episode.index} did not repeat: {episode.steps} steps, its row"
+                        f" says {result.steps}"
+                    )
+                clips[episode.index] = (episode.frames, episode.success)
+        return {index: clips[index] for index in expected if index in clips}
+
+
+def run_evaluator(config: EvaluateConfig, loaded: Loaded) -> Evaluator:
+    """The evaluator of a policy from a run directory, on the task of its training."""
+    workers = default_workers(task_id_of(loaded.env_args), config.episodes)
+    return Evaluator(
+        loaded.policy,
+        _env_maker_of_run(config, loaded),
+        config.workers or (1 if config.viewer else workers),
+        batch=config.batch,
+        threads=config.threads,
+        step_limit=config.step_limit,
+        tries=config.tries,
+        viewer=config.viewer,
+        checkpoint_step=loaded.step,
+        weights=config.weights,
+        name=f"{config.run}:",
+    )
+
+
+def default_workers(task_id: str, episodes: int) -> int:
+    """Number of processes: the cores if one simulator fills a core, else five times as
+    many. Those are at most 20, unless there are more cores: one policy cannot serve more.
+    """
+    cores = usable_cores()
+    workers = cores if is_heavy(task_id) else max(cores, min(5 * cores, 20))
+    return max(1, min(workers, episodes))
+
+
+def weights_digest(policy: Any) -> str:
+    """A digest of a module's parameters and buffers; empty if it is not a module."""
+    if not isinstance(policy, nn.Module):
+        return ""
+    digest = hashlib.sha256()
+    for name, tensor in policy.state_dict().items():
+        digest.update(name.encode())
+        digest.update(
+            tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes()
+        )
+    return digest.hexdigest()[:16]
+
+
+# The environment: made in any process, with the observations that the policy reads.
+
+
+def _env_maker(
+    task: Task, policy: Any, options: Mapping[str, Any]
+) -> tuple[Callable[[], TaskEnv], str]:
+    """A function that makes the environment, and the task id as far as it is known."""
+    if callable(task):
+        if options:
+            raise UserError(
+                f"{', '.join(options)}: a function that makes the environment takes no options; set"
+                " them there"
+            )
+        return task, "robosuite/"  # as heavy as a simulator may be
+    options = {**view_options(policy), **options}
+    if isinstance(task, str):
+        return functools.partial(make, resolve(task), **options), resolve(task)
+    if isinstance(task, Mapping):
+        return functools.partial(from_env_args, dict(task), **options), task_id_of(task)
+    raise UserError(
+        f"task must be a task's id, a dataset's env_args or a function that makes it, got {task!r}"[
+            :300
+        ]
+    )
+
+
+def _env_maker_of_run(config: EvaluateConfig, loaded: Loaded) -> Callable[[], TaskEnv]:
+    if (reason := unavailable(loaded.env_args)) is not None:
+        raise UserError(f"{config.run}: {reason}; the run itself keeps its env_args in config.json")
+    if is_robosuite(loaded.env_args) and "render_quality" not in loaded.env_args:
+        warnings.warn(
+            f"{config.run}: its dataset does not say how its frames were rendered; other versions"
+            " of robosuite render the same scene differently, and a policy trained on their frames"
+            " may fail on these",
+            stacklevel=2,
+        )
+    options = view_options(loaded.policy)
+    for name in ("quality", "horizon"):
+        if (value := getattr(config, name)) is not None:
+            options[name] = value
+    return functools.partial(from_env_args, loaded.env_args, **options)
+
+
+def view_options(policy: Any) -> dict[str, Any]:
+    """Options for an environment that shows what a policy was trained on: `cameras`,
+    `image_size`, `quality`. Empty if the policy has no `shapes`.
+    """
+    if (shapes := trained_shapes(policy)) is None:
+        return {}
+    sizes = {camera.removesuffix("_image"): tuple(size) for camera, size in shapes.images.items()}
+    options: dict[str, Any] = {"cameras": tuple(sizes)}
+    if sizes:
+        height, width = one = next(iter(sizes.values()))
+        alike = set(sizes.values()) == {one}
+        options["image_size"] = (height if height == width else one) if alike else sizes
+    if quality := getattr(policy, "render_quality", None):
+        options["quality"] = quality
+    return options
+
+
+def check_view(policy: Any, info: TaskInfo, name: str) -> None:
+    """Check that an environment shows what a policy reads, before the first step.
+
+    Args:
+        name: of the policy in messages.
+
+    Raises:
+        UserError: a camera or a vector is missing or has another shape.
+    """
+    if (shapes := trained_shapes(policy)) is None:
+        return
+    expected: dict[str, tuple[int, ...]] = {
+        **{key: (*size, 3) for key, size in shapes.images.items()},
+        **{key: (dim,) for key, dim in shapes.vectors.items()},
+    }
+    for key, shape in expected.items():
+        if key not in info.layout:
+            known = [k for k, (found, _) in info.layout.items() if len(found) == len(shape)]
+            raise UserError(
+                f"{name} was trained on {key}, which {info.task_id} does not give; it gives"
+                f" {', '.join(known) or 'none of its kind'}"
+            )
+        if (found := tuple(info.layout[key][0])) != shape:
+            raise UserError(
+                f"{name} was trained on {key} of shape {shape}, which {info.task_id} gives as"
+                f" {found}"
+            )
+    trained = getattr(policy, "render_quality", None)
+    if shapes.images and trained and info.quality != trained:
+        warnings.warn(
+            f"{name} was trained on frames of render quality {trained} and sees {info.quality},"
+            " which look different",
+            stacklevel=2,
+        )
+
+
+# The start states and the results of a run.
+
+
+def default_starts_path(run: Path, seed: int, quality: str) -> Path:
+    """The start states that an evaluation stores in a run directory if it has no file."""
+    return run / f"starts_seed{seed}_{quality}.npz"
+
+
+def _load_or_make_starts(config: EvaluateConfig, evaluator: Evaluator) -> tuple[Starts, Path]:
+    info = evaluator.info
+    path = config.starts or default_starts_path(config.run, config.seed, info.quality)
+    if config.starts is None:
+        old = load_starts(path) if path.exists() else None
+        if old is None or len(old) < config.episodes or old.env_args != info.env_args:
+            with contextlib.closing(evaluator.make_env()) as env:
+                starts = default_starts(env, config.episodes, config.seed)
+            save_starts(starts, path, overwrite=True)
+    starts = load_starts(path)
+    _check_task(starts, info, path)
+    if len(starts) < config.episodes:
+        raise UserError(f"{path}: has {len(starts)} start states, expected {config.episodes}")
+    return starts, path
+
+
+def _check_task(starts: Starts, info: TaskInfo, source: object) -> None:
+    if (found := starts.env_args.get("env_name")) != info.env_args["env_name"]:
+        raise UserError(f"{source}: start states of {found}, but the task is {info.task_id}")
+
+
+def _check_rows_match(
+    path: Path, rows: Mapping[int, EpisodeResult], starts: Starts, evaluator: Evaluator
+) -> None:
+    """Raise `UserError` if stored results do not belong to the evaluation to resume."""
+    runner = evaluator.runner
+    for index, row in rows.items():
+        if index < len(starts) and row.start != starts.identity(index):
+            raise UserError(
+                f"{path}: has rows of other start states with the same seed; pass --overwrite to"
+                " replace them"
+            )
+        if row.policy != evaluator.policy_digest:
+            raise UserError(
+                f"{path}: has rows of other weights at the same step; pass --overwrite to replace"
+                " them"
+            )
+        if (row.batch, row.threads) != (runner.batch, runner.threads):
+            raise UserError(
+                f"{path}: has rows with batch {row.batch} and {row.threads} threads, not"
+                f" {runner.batch} and {runner.threads}, which changes the last bits; pass the same"
+                " numbers or --overwrite"
+            )
+
+
+def _mismatch(starts: Starts, index: int, cameras: Sequence[str], info: TaskInfo) -> str:
+    """How a restored start state looks different, and why."""
+    before = _rendering(starts.env_args, starts.versions)
+    now = _rendering(info.env_args, info.versions)
+    changes = [
+        f"{key} {before.get(key) or 'none'} then, {now[key] or 'none'} now"
+        for key in now
+        if before.get(key) != now[key]
+    ]
+    same = "settings and versions are the same, so OpenGL renders differently here"
+    return (
+        f"start state {index} of {info.task_id} does not look as it did when it was stored"
+        f" ({', '.join(cameras)}); {'; '.join(changes) or same}; make them again, or pass"
+        " --allow-mismatch"
+    )
+
+
+def _rendering(env_args: Mapping[str, Any], versions: Mapping[str, str]) -> dict[str, str]:
+    """Everything that a frame depends on, as text."""
+    settings = {**(env_args.get("env_kwargs") or {}), "render quality": render_quality(env_args)}
+    unseen = ("horizon", "quality")
+    return {
+        **{key: json.dumps(value) for key, value in settings.items() if key not in unseen},
+        **versions,
+    }
+
+
+# The video of a run.
+
+
+def _video_camera(config: EvaluateConfig, loaded: Loaded) -> str | None:
+    cameras = list(loaded.policy.shapes.images)
+    if config.video < 1 or not cameras:
+        return None
+    if config.video_camera is None:
+        return cameras[0]
+    key = config.video_camera.removesuffix("_image") + "_image"
+    if key not in cameras:
+        raise UserError(
+            f"video_camera {config.video_camera!r} is not one of the policy's: {', '.join(cameras)}"
+        )
+    return key
+
+
+def _film(
+    config: EvaluateConfig,
+    evaluator: Evaluator,
+    starts: Starts,
+    rows: Sequence[EpisodeResult],
+    camera: str,
+) -> Path:
+    # Here, since nothing else needs the codecs.
+    from fibopolicy.evaluation.video import draw_look, write_grid
+
+    ordered = sorted(rows, key=lambda row: row.success) if config.failures_first else rows
+    shown = [row for row in ordered if not row.error][: config.video]
+    clips = list(evaluator.film(starts, shown, camera).values())
+    if config.overlay:
+        policy = evaluator.runner.policy
+        clips = [(draw_look(policy, camera, frames), success) for frames, success in clips]
+    task = re.sub("[/:]", "_", evaluator.info.task_id)
+    name = f"{task}_seed{starts.seed}{suffix(config.weights)}.mp4"
+    path = config.run / "videos" / name
+    write_grid(path, clips, evaluator.info.control_hz)
+    return path

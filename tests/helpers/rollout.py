@@ -1,0 +1,33 @@
+"""One episode of a policy in an environment of the test's own process."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from fibopolicy.envs import Observation, TaskEnv
+from fibopolicy.evaluation.episodes import Episode
+from fibopolicy.evaluation.policy_runner import PolicyRunner
+from fibopolicy.evaluation.simulator import EpisodeRunner
+
+
+def rollout(
+    policy: Any, env: TaskEnv, obs: Observation, *, film: str | None = None, index: int = 0
+) -> Episode:
+    """Run an episode from the restored start state that `obs` shows.
+
+    Args:
+        policy: a `PolicyRunner`, or any policy that it accepts.
+        film: observation key of a camera whose every frame is kept.
+        index: of the episode; random policies are seeded with it.
+    """
+    policy_runner = policy if isinstance(policy, PolicyRunner) else PolicyRunner(policy)
+    episode = Episode(index)
+    runner = EpisodeRunner(env, obs, policy_runner.n_obs_steps, film=film)
+    while not runner.done:
+        episode.window = {key: np.stack([o[key] for o in runner.window]) for key in obs}
+        runner.execute(policy_runner.act([episode])[0])
+    episode.success, episode.steps = runner.success, runner.steps
+    episode.total_reward, episode.frames = runner.total_reward, runner.frames
+    return episode
