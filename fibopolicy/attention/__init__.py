@@ -4,8 +4,8 @@ Needs torch and numpy alone; with numba its CPU kernels are compiled, with trito
 for CUDA.
 """
 
-from fibopolicy.attention.controls import (
-    CONTROLS,
+from fibopolicy.attention.baselines import (
+    BASELINES,
     BigBirdPattern,
     DensePattern,
     DilatedPattern,
@@ -26,7 +26,7 @@ from fibopolicy.attention.patterns import (
 
 __all__ = [
     "BACKENDS",
-    "CONTROLS",
+    "BASELINES",
     "AttentionPattern",
     "BigBirdPattern",
     "DensePattern",

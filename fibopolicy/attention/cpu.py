@@ -1,26 +1,27 @@
 """The CPU backend around the compiled kernels: what fits them, which one runs, and on
 how many threads.
 
-Memory beyond the results is linear in T: logits of a few rows per thread, in backward
-also two numbers per kept pair of one head per thread.
+Memory beyond the results is linear in T: logits of a few rows per thread, and in the
+backward pass two numbers per kept pair of one head per thread.
 """
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import importlib.util
 import math
-import struct
-from array import array
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from fibopolicy.attention import threads
-from fibopolicy.attention.neighbours import Neighbours, neighbours
-from fibopolicy.attention.patterns import AttentionPattern
+from fibopolicy.attention.operator import KERNELS, Kernels, dropped_sum, readable
+from fibopolicy.attention.patterns import AttentionPattern, Neighbours, neighbours
 
 _STORAGE = {
     torch.float32: "f32",
@@ -34,53 +35,51 @@ _WHOLE_ROWS = (32, 64, 128)
 _CHUNK = 16
 #: The kernels read and write whole vectors; a row's scratch ends with room for one.
 _VECTOR_BYTES = 64
-#: The next head's keys and values are fetched ahead if they take no more than this, a
+#: The next head's keys and values are prefetched if they take no more than this, a
 #: share of the second-level cache.
-_AHEAD_BYTES = 1 << 19
+_PREFETCH_BYTES = 1 << 19
 #: Results larger than this would push everything else out of a core's cache, and are
 #: written past it.
 _CACHE_BYTES = 1 << 22
-_COUNTERS = bytes(256)
 #: Below this many multiplications a second thread costs more than it saves.
 _SERIAL_BELOW = 1 << 17
-
+#: Two cache lines: what different threads write lies at least this far apart.
+_APART = 128
 
 _INSTALLED = importlib.util.find_spec("numba") is not None
 
 
 def available() -> bool:
-    """Whether the compiled kernels can be had: numba is installed."""
+    """Whether numba, which compiles the kernels, is installed."""
     return _INSTALLED
 
 
 def supports(dtype: torch.dtype) -> bool:
-    """Whether the kernels know a dtype."""
+    """Whether the kernels compute a dtype."""
     return dtype in _STORAGE
 
 
 def forward(
-    q: Tensor, k: Tensor, v: Tensor, pattern: AttentionPattern, zero_logit: bool, scale: float
-) -> tuple[Tensor, Tensor]:
-    """Attention of `(B, h, T, d)` tensors on the CPU.
-
-    Returns:
-        out: `(B, h, T, d)`, laid out by `empty_like`; and the logarithm of each query's
-            sum of weights,
-        `(B, h, T)` in float32 (float64 for float64 inputs).
-    """
-    out = empty_like(q)
-    q, k, v = _readable(q, k, v)
-    lse = q.new_empty(q.shape[:3], dtype=_compute_dtype(q))
-    call = _Call(q, pattern, zero_logit, scale, lse)
-    if q.numel():
-        group = _kernels().GROUP
-        # A peak, a sum and a dropped weight for each row of a group, and its logits,
-        # each row's in vectors of their own.
-        logits = _pairs_within(call.neighbours, group) * lse.element_size() + group * _VECTOR_BYTES
-        scratch = (q.shape[-1] + 3 * group) * lse.element_size() + logits + _VECTOR_BYTES
-        sums = v.sum(dim=2, dtype=lse.dtype) if zero_logit and call.blocks > 1 else None
-        call.run(0, 0, scratch, None, sums, (q, k, v), (out,))
-    return out, lse
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    pattern: AttentionPattern,
+    zero_logit: bool,
+    scale: float,
+) -> None:
+    """See `Kernels.forward`."""
+    kernels = _kernels()
+    q, k, v = readable(q), readable(k), readable(v)
+    call = _Call(q, lse, pattern, zero_logit, scale)
+    # A peak, a sum and a dropped weight for each row of a group, and its logits, each
+    # row's in vectors of their own.
+    logits = _pairs_within(call.neighbours, kernels.GROUP) * call.size
+    scratch = (q.shape[-1] + 3 * kernels.GROUP) * call.size + logits
+    scratch += (kernels.GROUP + 1) * _VECTOR_BYTES
+    sums = v.sum(dim=2, dtype=lse.dtype) if zero_logit and call.blocks > 1 else None
+    call.run("forward", {"q": q, "k": k, "v": v}, {"out": out}, scratch, sums=sums)
 
 
 def backward(
@@ -90,92 +89,38 @@ def backward(
     v: Tensor,
     out: Tensor,
     lse: Tensor,
+    grads: Tensor,
     pattern: AttentionPattern,
     zero_logit: bool,
     scale: float,
-    grads: Tensor | None = None,
-) -> Tensor:
-    """The gradients of q, k and v, stacked: `(3, B, h, T, d)`, from those of
-    `forward`'s `out`; into `grads` if given.
-    """
-    grad, q, k, v, out = _readable(grad, q, k, v, out)
-    if grads is None:
-        # One block of memory: three would be given back to the system and faulted in
-        # again at every step.
-        grads = q.new_empty((3, *q.shape))
-    call = _Call(q, pattern, zero_logit, scale, lse)
-    if q.numel():
-        kernels = _kernels()
-        size = lse.element_size()
-        # a weight and a slope for each
-        pairs = 2 * (call.neighbours.pairs_per_head + _VECTOR_BYTES // size)
-        tensors = (q, k, v, out, grad), grads.unbind(0)
-        scratch = q.shape[-1] * size
-        if call.blocks == 1:
-            scratch += pairs * size
-            call.run(1, kernels.WHOLE, scratch, None, None, *tensors)
-        else:
-            # Rows of one head on several threads: all its weights must stand before
-            # anyone gathers them.
-            shared = lse.new_empty((q.shape[0] * q.shape[1], pairs))
-            drops = torch.from_numpy(call.neighbours.start).diff(dim=1) < q.shape[2]  # (h, T)
-            sums = dropped_sum(grad, lse, drops).contiguous() if zero_logit else None
-            for phase in (kernels.FIRST, kernels.SECOND):
-                call.run(1, phase, scratch, shared, sums, *tensors)
-    return grads
+) -> None:
+    """See `Kernels.backward`."""
+    kernels = _kernels()
+    q, k, v, out, grad = (readable(x) for x in (q, k, v, out, grad))
+    call = _Call(q, lse, pattern, zero_logit, scale)
+    inputs = {"q": q, "k": k, "v": v, "out": out, "grad": grad}
+    results = {"dq": grads[0], "dk": grads[1], "dv": grads[2]}
+    row = q.shape[-1] * call.size
+    # a weight and a slope for each pair
+    pairs = 2 * (call.neighbours.pairs_per_head + _VECTOR_BYTES // call.size)
+    if call.blocks == 1:
+        call.run("backward", inputs, results, row + pairs * call.size, phase=kernels.WHOLE)
+        return
+    # Rows of one head on several threads: all its weights must be complete before any
+    # thread gathers them.
+    shared = lse.new_empty((q.shape[0] * q.shape[1], pairs))
+    drops_keys = torch.from_numpy(call.neighbours.start).diff(dim=1) < q.shape[2]  # (h, T)
+    sums = dropped_sum(grad, lse, drops_keys).contiguous() if zero_logit else None
+    for phase in (kernels.FIRST, kernels.SECOND):
+        call.run("backward", inputs, results, row, phase=phase, sums=sums, shared=shared)
 
 
-def dropped_sum(grad: Tensor, lse: Tensor, drops: Tensor) -> Tensor:
-    """What the dropped pairs of "zero_logit" add to every key's gradient of v, as if
-    all pairs were dropped: `(B, h, d)`.
-
-    `drops`, bool `(h, T)` or `(T,)`, leaves out rows that keep every key: exp(-lse)
-    could overflow there.
-    """
-    weight = torch.exp(-lse).masked_fill(~drops, 0.0)  # (B, h, T)
-    # Not as a matrix product: under autocast that would be computed in half precision.
-    return (weight[..., None] * grad.to(lse.dtype)).sum(dim=2)
-
-
-def empty_like(q: Tensor) -> Tensor:
-    """Memory for a result of q's shape `(B, h, T, d)`.
-
-    It is laid out as `(B, T, h, d)` where q's heads of one token stand closer than its
-    tokens, as after a packed projection: then `out.transpose(1, 2).reshape(B, T, h *
-    d)` copies nothing.
-    """
-    _, heads, length, dim = q.shape
-    if q.stride(-1) == 1 and heads > 1 and q.stride(1) < q.stride(2):
-        # Not as a view of something else, which an operator's result must not be.
-        return q.new_empty_strided(q.shape, (length * heads * dim, dim, heads * dim, 1))
-    return q.new_empty(q.shape)
-
-
-def padded_dim(head_dim: int) -> int:
-    """The head dimension the kernels work on: a multiple of a chunk."""
-    return math.ceil(head_dim / _CHUNK) * _CHUNK
-
-
-def pad(x: Tensor) -> Tensor:
-    """`x` with zeros appended to the head dimension where the kernels need it; they
-    change no product and no sum.
-    """
-    missing = padded_dim(x.shape[-1]) - x.shape[-1]
-    return F.pad(x, (0, missing)) if missing else x
-
-
-def _readable(*tensors: Tensor) -> list[Tensor]:
-    """The kernels step freely over batch, head and token, but read a row's numbers side by side."""
-    return [(x if x.stride(-1) == 1 else x.contiguous()).resolve_neg() for x in tensors]
-
-
-def _compute_dtype(x: Tensor) -> torch.dtype:
-    return torch.float64 if x.dtype == torch.float64 else torch.float32
+KERNELS["numba"] = Kernels(forward, backward, dim_multiple=_CHUNK)
 
 
 @functools.lru_cache(maxsize=64)
 def _pairs_within(near: Neighbours, rows: int) -> int:
-    """The largest number of kept pairs that so many consecutive rows of one head have together."""
+    """The largest number of kept pairs in `rows` consecutive rows of one head."""
     last = near.start.shape[1] - 1
     return max(
         int((near.start[:, min(i + rows, last)] - near.start[:, i]).max()) for i in range(last)
@@ -188,15 +133,16 @@ class _Call:
     """
 
     def __init__(
-        self, q: Tensor, pattern: AttentionPattern, zero_logit: bool, scale: float, lse: Tensor
+        self, q: Tensor, lse: Tensor, pattern: AttentionPattern, zero_logit: bool, scale: float
     ) -> None:
         self.batch, self.heads, self.length, head_dim = q.shape
-        self.storage = _STORAGE[q.dtype]
-        self.single = head_dim in _WHOLE_ROWS and q.dtype != torch.float64
-        self.width = head_dim if self.single else _CHUNK
+        single = head_dim in _WHOLE_ROWS and q.dtype != torch.float64
+        self.width = head_dim if single else _CHUNK
         self.chunks = head_dim // self.width
-        self.neighbours: Neighbours = neighbours(pattern)
-        self.zero_logit, self.scale, self.lse = zero_logit, scale, lse
+        self.kernel = (_STORAGE[q.dtype], self.width, single)
+        self.neighbours = neighbours(pattern)
+        self.zero_logit, self.scale = zero_logit, scale
+        self.lse, self.size = lse, lse.element_size()
         work = self.batch * len(self.neighbours.key) * head_dim
         self.threads = 1 if work < _SERIAL_BELOW else torch.get_num_threads()
         # several units a thread, as some take longer
@@ -205,55 +151,121 @@ class _Call:
 
     def run(
         self,
-        which: int,
-        phase: int,
+        name: str,
+        inputs: dict[str, Tensor],
+        results: dict[str, Tensor],
         scratch_bytes: int,
-        shared: Tensor | None,
-        sums: Tensor | None,
-        tensors: tuple[Tensor, ...],
-        results: tuple[Tensor, ...],
+        *,
+        phase: int = 0,
+        sums: Tensor | None = None,
+        shared: Tensor | None = None,
     ) -> None:
-        kernel = _kernels().kernels(self.storage, self.width, self.single)[which]
-        # threads keep off each other's cache lines
-        scratch_bytes = (scratch_bytes + 127) // 128 * 128
-        scratch = self.lse.new_empty(self.threads * scratch_bytes + 128, dtype=torch.uint8)
-        scratch_address = (scratch.data_ptr() + 127) // 128 * 128
-        near = self.neighbours
-        size = tensors[0].element_size()
-        head_bytes = 2 * self.length * self.chunks * self.width * size
+        """Fill the record of a kernel's call, and run it."""
+        kernels = _kernels()
+        kernel = kernels.kernels(*self.kernel)[name]
+        scratch_bytes = math.ceil(scratch_bytes / _APART) * _APART
+        scratch = self.lse.new_empty(self.threads * scratch_bytes + _APART, dtype=torch.uint8)
+        counters = (ctypes.c_int64 * (2 * _APART // 8))()
+        size = inputs["q"].element_size()
+        row_bytes = self.chunks * self.width * size
         # Every row of a result begins at a multiple of 64 bytes if the first does:
         # results are laid out without gaps.
-        past = sum(x.nbytes for x in results) > _CACHE_BYTES and self.width * size % 64 == 0
-        past = past and all(x.data_ptr() % 64 == 0 for x in results)
-        ahead = self.blocks == 1 and head_bytes <= _AHEAD_BYTES
-        # What the kernel reads: two ticket counters, each alone on its cache lines,
-        # then its record, which names their places.
-        call = array("q", _COUNTERS)
-        values = [
-            _bits(self.scale), 0, 0, self.batch * self.heads * self.blocks, self.blocks, self.heads, self.length,  # noqa: E501
-            self.chunks, int(self.zero_logit), phase, *near.addresses,
-            scratch_address, scratch_bytes, 0 if shared is None else shared.data_ptr(),
-            0 if shared is None else shared.stride(0) * shared.element_size(), self.lse.data_ptr(),
-            0 if sums is None else sums.data_ptr(), int(ahead), int(past),
-        ]  # fmt: skip
-        for x in (*tensors, *results):
-            b, h, t, _ = x.stride()
-            values += (x.data_ptr(), b * size, h * size, t * size)
-        call.extend(values)
-        address = call.buffer_info()[0]
-        call[33], call[34] = address, address + 128
-        threads.run(kernel.address, address + len(_COUNTERS), self.threads)
+        past_cache = (
+            sum(x.nbytes for x in results.values()) > _CACHE_BYTES
+            and self.width * size % 64 == 0
+            and all(x.data_ptr() % 64 == 0 for x in results.values())
+        )
+        record = kernel.record(
+            scale=self.scale,
+            ticket=ctypes.addressof(counters),
+            thread=ctypes.addressof(counters) + _APART,
+            units=self.batch * self.heads * self.blocks,
+            blocks=self.blocks,
+            heads=self.heads,
+            length=self.length,
+            chunks=self.chunks,
+            zero_logit=self.zero_logit,
+            phase=phase,
+            scratch=math.ceil(scratch.data_ptr() / _APART) * _APART,
+            scratch_bytes=scratch_bytes,
+            shared=0 if shared is None else shared.data_ptr(),
+            shared_bytes=0 if shared is None else shared.stride(0) * self.size,
+            lse=self.lse.data_ptr(),
+            sums=0 if sums is None else sums.data_ptr(),
+            ahead=self.blocks == 1 and 2 * self.length * row_bytes <= _PREFETCH_BYTES,
+            past_cache=past_cache,
+            **self.neighbours.addresses,
+            **{name: kernels.Strided(*_strided(x, size)) for name, x in (inputs | results).items()},
+        )
+        _run(kernel.function.address, ctypes.addressof(record), self.threads)
 
 
-@functools.lru_cache(maxsize=64)
-def _bits(number: float) -> int:
-    """A float64 as the integer of the same bits."""
-    return int(struct.unpack("q", struct.pack("d", number))[0])
+def _strided(x: Tensor, size: int) -> tuple[int, int, int, int]:
+    batch, head, token, _ = x.stride()
+    return x.data_ptr(), batch * size, head * size, token * size
 
 
 @functools.cache
 def _kernels() -> ModuleType:
-    """The compiled kernels, imported when they are needed first: they need numba."""
+    """The compiled kernels, imported at their first use: they need numba."""
     from fibopolicy.attention import cpu_kernels
 
     return cpu_kernels
+
+
+# Threads: a kernel runs on as many as torch uses. Where torch brings GNU's or Intel's
+# OpenMP, it runs on torch's own team: those threads are awake already, and no second
+# pool competes with them. This is safe from several Python threads, each of which has
+# its own team. Elsewhere Python threads do the same a little slower. A forked child has
+# lost its parent's team, and OpenMP would wait for it forever, so there it runs serially.
+
+_in_forked_child = False
+
+
+def _note_fork() -> None:
+    global _in_forked_child
+    _in_forked_child = True
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_note_fork)
+
+
+def _run(function: int, argument: int, threads: int) -> None:
+    """Call the C function at address `function` with the address `argument`, at least
+    once and up to `threads` times at once, without the GIL.
+    """
+    call: Any = _caller(function)
+    if threads <= 1 or _in_forked_child:
+        call(argument)
+    elif (parallel := _openmp()) is not None:
+        parallel(function, argument, threads, 0)
+    else:
+        others = [_pool(threads - 1).submit(call, argument) for _ in range(threads - 1)]
+        call(argument)
+        for other in others:
+            other.result()
+
+
+@functools.cache
+def _caller(function: int) -> Any:
+    return ctypes.CFUNCTYPE(None, ctypes.c_void_p)(function)
+
+
+@functools.cache
+def _openmp() -> Callable[..., None] | None:
+    """`GOMP_parallel(function, argument, threads, flags)` of the OpenMP that torch has
+    loaded, if it is that kind.
+    """
+    try:
+        parallel = ctypes.CDLL(None).GOMP_parallel
+    except (AttributeError, OSError, TypeError):
+        return None
+    parallel.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
+    parallel.restype = None
+    return parallel
+
+
+@functools.lru_cache(maxsize=4)
+def _pool(threads: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(threads, thread_name_prefix="fibottention")

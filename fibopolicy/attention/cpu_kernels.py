@@ -9,8 +9,9 @@ Rows are gathered, never scattered: no two units write to the same row.
 
 from __future__ import annotations
 
+import ctypes
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numba import carray, cfunc, from_dtype, njit, types
@@ -20,6 +21,7 @@ from fibopolicy.attention.simd import (
     add_scaled,
     difference,
     exponential,
+    fence,
     first,
     highest,
     load,
@@ -27,7 +29,6 @@ from fibopolicy.attention.simd import (
     maximum,
     prefetch,
     read,
-    settle,
     splat,
     store,
     store_first,
@@ -38,37 +39,29 @@ from fibopolicy.attention.simd import (
     write,
 )
 
+#: What a call of any kernel is told, all but `scale` as int64. Byte addresses: `ticket` and
+#: `thread` of the counters that share out units and scratch, `start`, `key` and
+#: `transpose` of the neighbour lists, `scratch`, `lse`, and where given `shared` (the
+#: heads' weights and slopes) and `sums` (over all tokens). Flags: `ahead`, prefetch the
+#: next head; `past_cache`, write results past the caches.
+_CALL = (
+    *("ticket", "thread", "units", "blocks", "heads", "length", "chunks", "zero_logit", "phase"),
+    *("start", "key", "transpose", "scratch", "scratch_bytes", "shared", "shared_bytes"),
+    *("lse", "sums", "ahead", "past_cache"),
+)
 
-def _record(*tensors: str) -> np.dtype[Any]:
-    """A call: addresses, counts, and for each tensor its address and its byte strides
-    over batch, head and token.
-    """
-    names = [
-        "ticket",
-        "thread",
-        "units",
-        "blocks",
-        "heads",
-        "length",
-        "chunks",
-        "zero_logit",
-        "phase",
-    ]
-    names += [
-        "start",
-        "key",
-        "twin",
-        "scratch",
-        "scratch_bytes",
-        "shared",
-        "shared_bytes",
-        "lse",
-        "sums",
-        "ahead",
-        "past",
-    ]
-    names += [tensor + suffix for tensor in tensors for suffix in ("", "_b", "_h", "_t")]
-    return np.dtype([("scale", np.float64), *((name, np.int64) for name in names)])
+
+class Strided(ctypes.Structure):
+    """A tensor `(B, h, T, d)`: its address, and its strides over batch, head and token."""
+
+    _fields_ = [(name, ctypes.c_int64) for name in ("address", "batch", "head", "token")]
+
+
+def _record(*tensors: str) -> type[ctypes.Structure]:
+    """A call of a kernel: `_CALL` and its tensors."""
+    fields = [("scale", ctypes.c_double), *((name, ctypes.c_int64) for name in _CALL)]
+    fields += [(name, Strided) for name in tensors]
+    return type("Record", (ctypes.Structure,), {"_fields_": fields})
 
 
 FORWARD = _record("q", "k", "v", "out")
@@ -87,23 +80,39 @@ TERMS = 64
 WHOLE, FIRST, SECOND = 0, 1, 2
 
 
+class Kernel(NamedTuple):
+    function: Any
+    record: type[ctypes.Structure]
+
+
 @functools.cache
-def kernels(storage: str, width: int, single: bool) -> tuple[Any, Any]:
-    """The compiled forward and backward for rows of `width` numbers, or of `chunks`
+def kernels(storage: str, width: int, single: bool) -> dict[str, Kernel]:
+    """The compiled "forward" and "backward" for rows of `width` numbers, or of `chunks`
     times `width` if not `single`.
 
     `storage` is "f32", "f64", "f16" or "bf16"; the halves are computed in float32. The
-    first call in the first process compiles; the result is cached on disk by numba.
+    first call in the first process compiles; numba caches the result on disk.
     """
     try:
-        return _build(storage, width, single, simd.VERSION, True)
+        forward, backward = _build(storage, width, single, simd.VERSION, True)
     except RuntimeError:  # numba found no writable place for its cache
-        return _build(storage, width, single, simd.VERSION, False)
+        forward, backward = _build(storage, width, single, simd.VERSION, False)
+    return {"forward": Kernel(forward, FORWARD), "backward": Kernel(backward, BACKWARD)}
+
+
+def _signature(record: type[ctypes.Structure]) -> Any:
+    return types.void(types.CPointer(from_dtype(np.dtype(record))))
 
 
 # What follows is inlined into the kernels, which pass their constants. Were these
 # functions made per kernel instead, numba would count them as part of its cache key,
 # and no process would find what another one compiled.
+
+
+@njit(inline="always")
+def _head(tensor, batch, head):  # type: ignore[no-untyped-def]
+    """The address of a head's first row."""
+    return tensor.address + batch * tensor.batch + head * tensor.head
 
 
 @njit(inline="always")
@@ -173,21 +182,9 @@ def _put(STORAGE, past, vector, address):  # type: ignore[no-untyped-def]
 
 @njit(inline="always")
 def _column_sum(  # type: ignore[no-untyped-def]
-    STORAGE,
-    WIDTH,
-    STEP,
-    REAL,
-    SIZE,
-    LANES,
-    zero,
-    values,
-    stride,
-    start,
-    length,
-    chunks,
-    lse,
-    target,
-):
+    STORAGE, WIDTH, STEP, REAL, SIZE, LANES,
+    zero, values, stride, start, length, chunks, lse, target,
+):  # fmt: skip
     """Sum over tokens of `values`, or with an `lse`, of each over exp(lse) where a key
     was dropped, into `target`.
     """
@@ -198,9 +195,8 @@ def _column_sum(  # type: ignore[no-untyped-def]
             if lse:
                 if read("i64", start + t * 8 + 8) - read("i64", start + t * 8) == length:
                     continue
-                result = add_scaled(
-                    result, first(exponential(splat(LANES, zero - read(REAL, lse + t * SIZE)))), row
-                )
+                weight = first(exponential(splat(LANES, zero - read(REAL, lse + t * SIZE))))
+                result = add_scaled(result, weight, row)
             else:
                 result = result + row
         store(REAL, result, target + c * WIDTH * SIZE)
@@ -217,158 +213,125 @@ def _build(STORAGE: str, WIDTH: int, SINGLE: bool, VERSION: int, cache: bool) ->
     real = np.float64 if REAL == "f64" else np.float32
     LOWEST, ZERO, ONE = real(-np.inf), real(0), real(1)
 
-    @cfunc(types.void(types.CPointer(from_dtype(FORWARD))), cache=cache, error_model="numpy")
+    @cfunc(_signature(FORWARD), cache=cache, error_model="numpy")
     def forward(pointer):  # type: ignore[no-untyped-def]
         p = carray(pointer, 1)[0]
-        version = VERSION  # noqa: F841
+        version = VERSION  # noqa: F841 - a part of the cache key
         length, zero_logit, scale = p.length, p.zero_logit, real(p.scale)
         chunks = 1 if SINGLE else p.chunks  # a constant where it can be, so that its loops vanish
         own_sums = p.scratch + take_ticket(p.thread) * p.scratch_bytes
         peaks = own_sums + chunks * WIDTH * SIZE
-        masses = peaks + GROUP * SIZE
-        drops = masses + GROUP * SIZE
-        logits = drops + GROUP * SIZE
+        row_sums = peaks + GROUP * SIZE
+        dropped_weights = row_sums + GROUP * SIZE
+        logits = dropped_weights + GROUP * SIZE
         unit = take_ticket(p.ticket)
         while unit < p.units:
             block = unit % p.blocks
             head = (unit // p.blocks) % p.heads
             batch = unit // (p.blocks * p.heads)
-            k, k_t = p.k + batch * p.k_b + head * p.k_h, p.k_t
-            v, v_t = p.v + batch * p.v_b + head * p.v_h, p.v_t
+            k, k_t = _head(p.k, batch, head), p.k.token
+            v, v_t = _head(p.v, batch, head), p.v.token
             start = p.start + head * (length + 1) * 8
             lse = p.lse + (batch * p.heads + head) * length * SIZE
             sums = p.sums + (batch * p.heads + head) * chunks * WIDTH * SIZE
             if zero_logit and not p.sums:
                 sums = own_sums
                 _column_sum(
-                    STORAGE,
-                    WIDTH,
-                    STEP,
-                    REAL,
-                    SIZE,
-                    LANES,
-                    ZERO,
-                    v,
-                    v_t,
-                    start,
-                    length,
-                    chunks,
-                    0,
-                    sums,
-                )
+                    STORAGE, WIDTH, STEP, REAL, SIZE, LANES, ZERO,
+                    v, v_t, start, length, chunks, 0, sums,
+                )  # fmt: skip
             row_end = length * (block + 1) // p.blocks
             # While this head is computed, the next one's keys and values are on their
             # way.
             next_k, next_v = 0, 0
             if p.ahead:
                 unit = take_ticket(p.ticket)
-                next_k = p.k + unit // p.heads * p.k_b + unit % p.heads * p.k_h
-                next_v = p.v + unit // p.heads * p.v_b + unit % p.heads * p.v_h
+                next_k = _head(p.k, unit // p.heads, unit % p.heads)
+                next_v = _head(p.v, unit // p.heads, unit % p.heads)
             for top in range(length * block // p.blocks, row_end, GROUP):
                 bottom = min(top + GROUP, row_end)
                 # Each row's logits begin a vector of their own; the lanes behind the
                 # last one get weight exp(-inf) = 0.
                 row_logits = logits
                 for row in range(top, bottom):
-                    q = p.q + batch * p.q_b + head * p.q_h + row * p.q_t
+                    q = _head(p.q, batch, head) + row * p.q.token
                     begin = read("i64", start + row * 8)
                     count = read("i64", start + row * 8 + 8) - begin
                     q0, keys = load(STORAGE, WIDTH, q), p.key + begin * 4
-                    _ahead(STEP, chunks, q + 16 * p.q_t)
+                    _ahead(STEP, chunks, q + 16 * p.q.token)
                     _dots(
-                        STORAGE,
-                        WIDTH,
-                        STEP,
-                        REAL,
-                        SIZE,
-                        q0,
-                        q,
-                        k,
-                        k_t,
-                        keys,
-                        count,
-                        chunks,
-                        row_logits,
-                    )
+                        STORAGE, WIDTH, STEP, REAL, SIZE,
+                        q0, q, k, k_t, keys, count, chunks, row_logits,
+                    )  # fmt: skip
                     store(REAL, splat(LANES, LOWEST), row_logits + count * SIZE)
                     row_logits += (count + LANES - 1) // LANES * LANES * SIZE
 
                 row_logits = logits
                 for row in range(top, bottom):
                     count = read("i64", start + row * 8 + 8) - read("i64", start + row * 8)
-                    drops_some = zero_logit and count < length
-                    row_peaks = splat(LANES, ZERO if drops_some else LOWEST)
+                    drops_keys = zero_logit and count < length
+                    row_peaks = splat(LANES, ZERO if drops_keys else LOWEST)
                     for i in range(0, count, LANES):
-                        row_peaks = maximum(
-                            row_peaks,
-                            splat(LANES, scale) * load(REAL, LANES, row_logits + i * SIZE),
-                        )
+                        logit = splat(LANES, scale) * load(REAL, LANES, row_logits + i * SIZE)
+                        row_peaks = maximum(row_peaks, logit)
                     peak = highest(row_peaks)
                     # Under zero_logit each dropped key has logit 0, so weight
                     # `dropped`; `sums` holds what they all add.
                     dropped = splat(LANES, ZERO)
-                    if drops_some:
+                    if drops_keys:
                         dropped = exponential(splat(LANES, ZERO - peak))
-                    row_masses = splat(LANES, ZERO)
+                    partial_sums = splat(LANES, ZERO)
                     for i in range(0, count, LANES):
                         logit = splat(LANES, scale) * load(REAL, LANES, row_logits + i * SIZE)
                         # Fused, a logit above 1e9 and its own rounded value, the peak,
                         # would differ by more than exp can take.
                         weight = exponential(difference(logit, splat(LANES, peak)))
-                        row_masses = row_masses + weight
+                        partial_sums = partial_sums + weight
                         store(REAL, weight - dropped, row_logits + i * SIZE)
-                    mass = total(row_masses) + first(dropped) * real(length - count)
+                    row_sum = total(partial_sums) + first(dropped) * real(length - count)
                     if count == 0 and not zero_logit:
-                        mass, peak = ONE, ZERO
+                        row_sum, peak = ONE, ZERO
                     write(REAL, peaks + (row - top) * SIZE, peak)
-                    write(REAL, masses + (row - top) * SIZE, mass)
-                    write(REAL, drops + (row - top) * SIZE, first(dropped))
+                    write(REAL, row_sums + (row - top) * SIZE, row_sum)
+                    write(REAL, dropped_weights + (row - top) * SIZE, first(dropped))
                     row_logits += (count + LANES - 1) // LANES * LANES * SIZE
 
                 for i in range(0, bottom - top, LANES):
-                    row_masses = load(REAL, LANES, masses + i * SIZE)
-                    row_lse = load(REAL, LANES, peaks + i * SIZE) + logarithm(row_masses)
-                    store_first(row_lse, lse + (top + i) * SIZE, bottom - top - i)
-                    store(REAL, splat(LANES, ONE) / row_masses, masses + i * SIZE)
+                    group_sums = load(REAL, LANES, row_sums + i * SIZE)
+                    group_lse = load(REAL, LANES, peaks + i * SIZE) + logarithm(group_sums)
+                    store_first(group_lse, lse + (top + i) * SIZE, bottom - top - i)
+                    store(REAL, splat(LANES, ONE) / group_sums, row_sums + i * SIZE)
 
                 row_logits = logits
                 for row in range(top, bottom):
                     if p.ahead:
-                        _ahead(STEP, chunks, next_k + row * p.k_t)
-                        _ahead(STEP, chunks, next_v + row * p.v_t)
-                    out = p.out + batch * p.out_b + head * p.out_h + row * p.out_t
+                        _ahead(STEP, chunks, next_k + row * p.k.token)
+                        _ahead(STEP, chunks, next_v + row * p.v.token)
+                    out = _head(p.out, batch, head) + row * p.out.token
                     begin = read("i64", start + row * 8)
                     count = read("i64", start + row * 8 + 8) - begin
                     keys = p.key + begin * 4
-                    inverse = splat(WIDTH, read(REAL, masses + (row - top) * SIZE))
+                    inverse = splat(WIDTH, read(REAL, row_sums + (row - top) * SIZE))
                     for c in range(chunks):
                         result, values = splat(WIDTH, ZERO), v + c * STEP
                         if zero_logit and count < length:
-                            drop = splat(WIDTH, read(REAL, drops + (row - top) * SIZE))
-                            result = drop * load(REAL, WIDTH, sums + c * WIDTH * SIZE)
+                            row_dropped = read(REAL, dropped_weights + (row - top) * SIZE)
+                            value_sum = load(REAL, WIDTH, sums + c * WIDTH * SIZE)
+                            result = splat(WIDTH, row_dropped) * value_sum
                         result = _weighted_sum(
-                            STORAGE,
-                            WIDTH,
-                            REAL,
-                            SIZE,
-                            ZERO,
-                            result,
-                            row_logits,
-                            values,
-                            v_t,
-                            keys,
-                            count,
-                        )
-                        _put(STORAGE, p.past, result * inverse, out + c * STEP)
+                            STORAGE, WIDTH, REAL, SIZE, ZERO,
+                            result, row_logits, values, v_t, keys, count,
+                        )  # fmt: skip
+                        _put(STORAGE, p.past_cache, result * inverse, out + c * STEP)
                     row_logits += (count + LANES - 1) // LANES * LANES * SIZE
             if not p.ahead:
                 unit = take_ticket(p.ticket)
-        settle()
+        fence()
 
-    @cfunc(types.void(types.CPointer(from_dtype(BACKWARD))), cache=cache, error_model="numpy")
+    @cfunc(_signature(BACKWARD), cache=cache, error_model="numpy")
     def backward(pointer):  # type: ignore[no-untyped-def]
         p = carray(pointer, 1)[0]
-        version = VERSION  # noqa: F841
+        version = VERSION  # noqa: F841 - a part of the cache key
         length, zero_logit, scale = p.length, p.zero_logit, real(p.scale)
         chunks = 1 if SINGLE else p.chunks  # a constant where it can be, so that its loops vanish
         own_sums = p.scratch + take_ticket(p.thread) * p.scratch_bytes
@@ -379,70 +342,47 @@ def _build(STORAGE: str, WIDTH: int, SINGLE: bool, VERSION: int, cache: bool) ->
             head = (unit // p.blocks) % p.heads
             batch = unit // (p.blocks * p.heads)
             row_begin, row_end = length * block // p.blocks, length * (block + 1) // p.blocks
-            q = p.q + batch * p.q_b + head * p.q_h
-            k = p.k + batch * p.k_b + head * p.k_h
-            v = p.v + batch * p.v_b + head * p.v_h
-            out = p.out + batch * p.out_b + head * p.out_h
-            grad = p.grad + batch * p.grad_b + head * p.grad_h
+            q = _head(p.q, batch, head)
+            k = _head(p.k, batch, head)
+            v = _head(p.v, batch, head)
+            out = _head(p.out, batch, head)
+            grad = _head(p.grad, batch, head)
             start = p.start + head * (length + 1) * 8
             origin = read("i64", start)
             pairs = read("i64", start + length * 8) - origin
             lse = p.lse + (batch * p.heads + head) * length * SIZE
             # Rows split over threads meet in memory of their head; else every thread
             # has its own, and it stays in cache.
-            weights = (
-                own_weights
-                if p.phase == 0
-                else p.shared + (batch * p.heads + head) * p.shared_bytes
-            )
+            weights = own_weights
+            if p.phase != WHOLE:
+                weights = p.shared + (batch * p.heads + head) * p.shared_bytes
             slopes = weights + (pairs + LANES) * SIZE
 
-            # the first pass: weights p and slopes dL/dlogit of this unit's rows, and
-            # their dq
-            if p.phase != 2:
+            # The first pass: weights and slopes dL/dlogit of this unit's rows, and dq.
+            if p.phase != SECOND:
                 end = read("i64", start + row_end * 8) - origin
                 for row in range(row_begin, row_end):
-                    q_row = q + row * p.q_t
-                    grad_row = grad + row * p.grad_t
+                    q_row = q + row * p.q.token
+                    grad_row = grad + row * p.grad.token
                     begin = read("i64", start + row * 8) - origin
                     count = read("i64", start + row * 8 + 8) - origin - begin
                     keys = p.key + (origin + begin) * 4
                     q0 = load(STORAGE, WIDTH, q_row)
                     grad0 = load(STORAGE, WIDTH, grad_row)
-                    _ahead(STEP, chunks, q_row + 8 * p.q_t)
-                    _ahead(STEP, chunks, grad_row + 8 * p.grad_t)
-                    _ahead(STEP, chunks, out + (row + 8) * p.out_t)
-                    mean = _dot(STORAGE, WIDTH, STEP, grad0, grad_row, out + row * p.out_t, chunks)
-                    _dots(
-                        STORAGE,
-                        WIDTH,
-                        STEP,
-                        REAL,
-                        SIZE,
-                        q0,
-                        q_row,
-                        k,
-                        p.k_t,
-                        keys,
-                        count,
-                        chunks,
-                        weights + begin * SIZE,
+                    _ahead(STEP, chunks, q_row + 8 * p.q.token)
+                    _ahead(STEP, chunks, grad_row + 8 * p.grad.token)
+                    _ahead(STEP, chunks, out + (row + 8) * p.out.token)
+                    mean = _dot(
+                        STORAGE, WIDTH, STEP, grad0, grad_row, out + row * p.out.token, chunks
                     )
                     _dots(
-                        STORAGE,
-                        WIDTH,
-                        STEP,
-                        REAL,
-                        SIZE,
-                        grad0,
-                        grad_row,
-                        v,
-                        p.v_t,
-                        keys,
-                        count,
-                        chunks,
-                        slopes + begin * SIZE,
-                    )
+                        STORAGE, WIDTH, STEP, REAL, SIZE,
+                        q0, q_row, k, p.k.token, keys, count, chunks, weights + begin * SIZE,
+                    )  # fmt: skip
+                    _dots(
+                        STORAGE, WIDTH, STEP, REAL, SIZE,
+                        grad0, grad_row, v, p.v.token, keys, count, chunks, slopes + begin * SIZE,
+                    )  # fmt: skip
                     row_lse = read(REAL, lse + row * SIZE)
                     dropped = splat(LANES, ZERO)
                     if zero_logit and count < length:
@@ -463,65 +403,38 @@ def _build(STORAGE: str, WIDTH: int, SINGLE: bool, VERSION: int, cache: bool) ->
                             store_first(weight, weights + i * SIZE, end - i)
                             store_first(slope, slopes + i * SIZE, end - i)
                     for c in range(chunks):
-                        result, values, row_slopes = (
-                            splat(WIDTH, ZERO),
-                            k + c * STEP,
-                            slopes + begin * SIZE,
-                        )
+                        result, values = splat(WIDTH, ZERO), k + c * STEP
+                        row_slopes = slopes + begin * SIZE
                         result = _weighted_sum(
-                            STORAGE,
-                            WIDTH,
-                            REAL,
-                            SIZE,
-                            ZERO,
-                            result,
-                            row_slopes,
-                            values,
-                            p.k_t,
-                            keys,
-                            count,
-                        )
-                        _put(
-                            STORAGE,
-                            p.past,
-                            result,
-                            p.dq + batch * p.dq_b + head * p.dq_h + row * p.dq_t + c * STEP,
-                        )
+                            STORAGE, WIDTH, REAL, SIZE, ZERO,
+                            result, row_slopes, values, p.k.token, keys, count,
+                        )  # fmt: skip
+                        dq = _head(p.dq, batch, head) + row * p.dq.token
+                        _put(STORAGE, p.past_cache, result, dq + c * STEP)
 
             next_k, next_v = 0, 0
             if p.ahead:
                 unit = take_ticket(p.ticket)
-                next_k = p.k + unit // p.heads * p.k_b + unit % p.heads * p.k_h
-                next_v = p.v + unit // p.heads * p.v_b + unit % p.heads * p.v_h
-            if p.phase != 1:  # the second pass: dk and dv, gathered through the twins
+                next_k = _head(p.k, unit // p.heads, unit % p.heads)
+                next_v = _head(p.v, unit // p.heads, unit % p.heads)
+            # The second pass: dk and dv, gathered through the transposed pairs.
+            if p.phase != FIRST:
                 sums = p.sums + (batch * p.heads + head) * chunks * WIDTH * SIZE
                 if zero_logit and not p.sums:
                     sums = own_sums
                     _column_sum(
-                        STORAGE,
-                        WIDTH,
-                        STEP,
-                        REAL,
-                        SIZE,
-                        LANES,
-                        ZERO,
-                        grad,
-                        p.grad_t,
-                        start,
-                        length,
-                        chunks,
-                        lse,
-                        sums,
-                    )
+                        STORAGE, WIDTH, STEP, REAL, SIZE, LANES, ZERO,
+                        grad, p.grad.token, start, length, chunks, lse, sums,
+                    )  # fmt: skip
                 for row in range(row_begin, row_end):
                     begin = read("i64", start + row * 8)
                     count = read("i64", start + row * 8 + 8) - begin
-                    keys, twins = p.key + begin * 4, p.twin + begin * 4
+                    keys, transposed = p.key + begin * 4, p.transpose + begin * 4
                     if p.ahead:
-                        _ahead(STEP, chunks, next_k + row * p.k_t)
-                        _ahead(STEP, chunks, next_v + row * p.v_t)
-                    dk = p.dk + batch * p.dk_b + head * p.dk_h + row * p.dk_t
-                    dv = p.dv + batch * p.dv_b + head * p.dv_h + row * p.dv_t
+                        _ahead(STEP, chunks, next_k + row * p.k.token)
+                        _ahead(STEP, chunks, next_v + row * p.v.token)
+                    dk = _head(p.dk, batch, head) + row * p.dk.token
+                    dv = _head(p.dv, batch, head) + row * p.dv.token
                     for c in range(chunks):
                         k_result = splat(WIDTH, ZERO)
                         v_result = splat(WIDTH, ZERO)
@@ -531,19 +444,19 @@ def _build(STORAGE: str, WIDTH: int, SINGLE: bool, VERSION: int, cache: bool) ->
                             k_part, v_part = splat(WIDTH, ZERO), splat(WIDTH, ZERO)
                             for i in range(low, min(low + TERMS, count)):
                                 other = read("i32", keys + i * 4)
-                                at = read("i32", twins + i * 4) * SIZE
-                                q_other = load(STORAGE, WIDTH, q + other * p.q_t + c * STEP)
-                                grad_other = load(
-                                    STORAGE, WIDTH, grad + other * p.grad_t + c * STEP
+                                at = read("i32", transposed + i * 4) * SIZE
+                                q_other = load(STORAGE, WIDTH, q + other * p.q.token + c * STEP)
+                                g_other = load(
+                                    STORAGE, WIDTH, grad + other * p.grad.token + c * STEP
                                 )
                                 k_part = add_scaled(k_part, read(REAL, slopes + at), q_other)
-                                v_part = add_scaled(v_part, read(REAL, weights + at), grad_other)
+                                v_part = add_scaled(v_part, read(REAL, weights + at), g_other)
                             k_result = k_result + k_part
                             v_result = v_result + v_part
-                        _put(STORAGE, p.past, k_result, dk + c * STEP)
-                        _put(STORAGE, p.past, v_result, dv + c * STEP)
+                        _put(STORAGE, p.past_cache, k_result, dk + c * STEP)
+                        _put(STORAGE, p.past_cache, v_result, dv + c * STEP)
             if not p.ahead:
                 unit = take_ticket(p.ticket)
-        settle()
+        fence()
 
     return forward, backward

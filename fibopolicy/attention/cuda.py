@@ -15,12 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fibopolicy.attention.cpu import dropped_sum, empty_like
+from fibopolicy.attention.operator import KERNELS, Kernels, dropped_sum, readable
 from fibopolicy.attention.patterns import AttentionPattern, OffsetPattern
 
 #: Rows of one program.
 _ROWS = 32
-
 
 _INSTALLED = importlib.util.find_spec("triton") is not None
 
@@ -31,37 +30,40 @@ def available() -> bool:
 
 
 def supports(dtype: torch.dtype, pattern: AttentionPattern) -> bool:
-    """Whether the kernels know a dtype and a pattern: those made of diagonals."""
+    """Whether the kernels compute a dtype and a pattern, which must be made of diagonals."""
     return dtype in (torch.float32, torch.float16, torch.bfloat16) and isinstance(
         pattern, OffsetPattern
     )
 
 
 def forward(
-    q: Tensor, k: Tensor, v: Tensor, pattern: AttentionPattern, zero_logit: bool, scale: float
-) -> tuple[Tensor, Tensor]:
-    """As `cpu.forward`, for any head dimension."""
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    pattern: AttentionPattern,
+    zero_logit: bool,
+    scale: float,
+) -> None:
+    """See `Kernels.forward`."""
     from fibopolicy.attention import triton_kernels as kernels
 
-    q, k, v = (_readable(x) for x in (q, k, v))
-    out = empty_like(q)
-    lse = q.new_empty(q.shape[:3], dtype=torch.float32)
+    q, k, v = readable(q), readable(k), readable(v)
     batch, heads, length, d = q.shape
     prefix, block = pattern.num_prefix, _block(d)
     offsets, counts = _offsets(pattern, q.device)
     sums = v.sum(dim=2, dtype=torch.float32).contiguous() if zero_logit else lse
     tensors = [x for tensor in (q, k, v, out) for x in (tensor, *tensor.stride()[:3])]
-    if q.numel():
-        patch_blocks = -(-pattern.num_tokens // _ROWS)
-        kernels.forward_patches[(patch_blocks, batch * heads)](
-            *tensors, lse, sums, offsets, counts, heads, length, prefix, d, scale, offsets.shape[1],
-            D=block, R=_ROWS, ZERO_LOGIT=zero_logit,
-        )  # fmt: skip
-        if prefix:
-            kernels.forward_prefix[(prefix, batch * heads)](
-                *tensors, lse, heads, length, d, scale, D=block, R=_ROWS
-            )
-    return out, lse
+    patch_blocks = -(-pattern.num_tokens // _ROWS)
+    kernels.forward_patches[(patch_blocks, batch * heads)](
+        *tensors, lse, sums, offsets, counts, heads, length, prefix, d, scale, offsets.shape[1],
+        D=block, R=_ROWS, ZERO_LOGIT=zero_logit,
+    )  # fmt: skip
+    if prefix:
+        kernels.forward_prefix[(prefix, batch * heads)](
+            *tensors, lse, heads, length, d, scale, D=block, R=_ROWS
+        )
 
 
 def backward(
@@ -71,16 +73,15 @@ def backward(
     v: Tensor,
     out: Tensor,
     lse: Tensor,
+    grads: Tensor,
     pattern: AttentionPattern,
     zero_logit: bool,
     scale: float,
-    grads: Tensor | None = None,
-) -> Tensor:
-    """As `cpu.backward`."""
+) -> None:
+    """See `Kernels.backward`."""
     from fibopolicy.attention import triton_kernels as kernels
 
-    grad, q, k, v = (_readable(x) for x in (grad, q, k, v))
-    grads = q.new_empty((3, *q.shape)) if grads is None else grads
+    grad, q, k, v = (readable(x) for x in (grad, q, k, v))
     batch, heads, length, d = q.shape
     prefix, block = pattern.num_prefix, _block(d)
     offsets, counts = _offsets(pattern, q.device)
@@ -89,21 +90,18 @@ def backward(
     sums = dropped_sum(grad, lse, patches).contiguous() if zero_logit else mean
     tensors: list[Any] = [x for tensor in (q, k, v, grad) for x in (tensor, *tensor.stride()[:3])]
     tensors += [*grads.unbind(0), *grads.stride()[1:4], lse, mean]
-    if q.numel():
-        patch_blocks = -(-pattern.num_tokens // _ROWS)
-        kernels.backward_patches[(patch_blocks, batch * heads)](
-            *tensors, sums, offsets, counts, heads, length, prefix, d, scale, offsets.shape[1],
-            D=block, R=_ROWS, ZERO_LOGIT=zero_logit,
-        )  # fmt: skip
-        if prefix:
-            kernels.backward_prefix[(prefix, batch * heads)](
-                *tensors, heads, length, d, scale, D=block, R=_ROWS
-            )
-    return grads
+    patch_blocks = -(-pattern.num_tokens // _ROWS)
+    kernels.backward_patches[(patch_blocks, batch * heads)](
+        *tensors, sums, offsets, counts, heads, length, prefix, d, scale, offsets.shape[1],
+        D=block, R=_ROWS, ZERO_LOGIT=zero_logit,
+    )  # fmt: skip
+    if prefix:
+        kernels.backward_prefix[(prefix, batch * heads)](
+            *tensors, heads, length, d, scale, D=block, R=_ROWS
+        )
 
 
-def _readable(x: Tensor) -> Tensor:
-    return x if x.stride(-1) == 1 else x.contiguous()
+KERNELS["triton"] = Kernels(forward, backward)
 
 
 def _block(d: int) -> int:

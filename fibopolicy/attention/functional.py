@@ -1,8 +1,10 @@
-"""`fibottention`: one function, several backends."""
+"""`fibottention`: one function, several backends, and which of them runs."""
 
 from __future__ import annotations
 
 import functools
+import logging
+import math
 import os
 from collections.abc import Callable, Mapping
 from typing import Literal
@@ -10,12 +12,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from fibopolicy.attention import cpu, cuda, selection
-from fibopolicy.attention.csr import csr_attention
-from fibopolicy.attention.operator import sparse, sparse_packed, unpack
+from fibopolicy.attention import cpu, cuda
+from fibopolicy.attention.operator import KERNELS, sparse, sparse_packed, unpack
 from fibopolicy.attention.patterns import AttentionPattern
-from fibopolicy.attention.reference import reference
-from fibopolicy.attention.sdpa import masked_sdpa
+from fibopolicy.attention.reference import csr, reference, sdpa
 from fibopolicy.errors import UserError, unknown
 
 Masking = Literal["neg_inf", "zero_logit"]
@@ -25,11 +25,22 @@ _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 #: Every backend computes the same function; a faster one is one more entry here.
 BACKENDS: Mapping[str, Backend] = {
     "reference": reference,
-    "sdpa": masked_sdpa,
-    "csr": csr_attention,
-    "numba": functools.partial(sparse, backend="numba"),
-    "triton": functools.partial(sparse, backend="triton"),
+    "sdpa": sdpa,
+    "csr": csr,
+    **{name: functools.partial(sparse, backend=name) for name in KERNELS},
 }
+#: Names a backend for every call that says "auto".
+BACKEND_VARIABLE = "FIBOPOLICY_ATTENTION_BACKEND"
+#: (T, share): up to T tokens the sparse CPU kernels run where at most this share of all
+#: T^2 pairs is kept. Beyond it masked dense attention is faster, forward and backward
+#: together: `docs/benchmarks/attention_auto_*.json` has the timings.
+_CPU_TABLE = ((101, 0.95), (197, 0.75), (math.inf, 0.6))
+#: Up to this many tokens masked dense attention runs on a GPU: launching takes longer
+#: than computing, and the sparse backends launch more kernels, forward and backward
+#: together. `docs/benchmarks/attention_h200_*.md` has the timings.
+_CUDA_SHORT = 197
+
+_log = logging.getLogger(__name__)
 
 
 def fibottention(
@@ -98,7 +109,7 @@ def fibottention_qkvpacked(
     q, k, v = unpack(qkv)
     backend = _checked(q, k, v, pattern, masking, backend)
     scale = q.shape[-1] ** -0.5 if scale is None else scale
-    if backend in ("numba", "triton"):
+    if backend in KERNELS:
         return sparse_packed(qkv, pattern, masking, scale, backend).transpose(1, 2)
     return BACKENDS[backend](q, k, v, pattern, masking, scale).transpose(1, 2)
 
@@ -122,7 +133,7 @@ def _checked(
     if masking not in ("neg_inf", "zero_logit"):
         raise unknown("masking rule", masking, ("neg_inf", "zero_logit"))
     if backend == "auto":
-        backend = selection.choose(q, pattern)
+        backend = choose_backend(q, pattern)
     if backend not in BACKENDS:
         raise unknown("attention backend", backend, ("auto", *BACKENDS))
     _check_backend(backend, q, pattern)
@@ -189,3 +200,33 @@ def _check(q: Tensor, k: Tensor, v: Tensor, pattern: AttentionPattern) -> None:
             f" patches + {pattern.num_prefix} before them), got {q.shape[1]} heads and {q.shape[2]}"
             " tokens"
         )
+
+
+def choose_backend(q: Tensor, pattern: AttentionPattern) -> str:
+    """The backend for a tensor `(B, h, T, d)` and its pattern, by device, dtype, T and
+    the share of pairs that are kept.
+    """
+    if torch.compiler.is_exporting() or (torch.jit.is_tracing() and torch.onnx.is_in_onnx_export()):  # type: ignore[attr-defined,no-untyped-call]
+        return "sdpa"  # an exported program must not depend on our operators
+    name = os.environ.get(BACKEND_VARIABLE) or _fastest(q.device.type, q.dtype, pattern)
+    if not torch.compiler.is_compiling():
+        found = (name, q.device.type, q.dtype, pattern.sequence_length)
+        _log.debug("attention backend %s for %s %s, T = %d", *found)
+    return name
+
+
+def _fastest(device: str, dtype: torch.dtype, pattern: AttentionPattern) -> str:
+    if pattern.keeps_all:
+        return "sdpa"
+    if device == "cuda" and pattern.sequence_length > _CUDA_SHORT:
+        return "triton" if cuda.available() and cuda.supports(dtype, pattern) else "csr"
+    if device != "cpu" or not cpu.available() or not cpu.supports(dtype):
+        return "sdpa"
+    limit = next(share for length, share in _CPU_TABLE if pattern.sequence_length <= length)
+    return "numba" if _kept_share(pattern.spec) <= limit else "sdpa"
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _kept_share(spec: str) -> float:
+    """`AttentionPattern.kept_share` by the `spec`, which a compiler takes for a constant."""
+    return AttentionPattern.from_spec(spec).kept_share

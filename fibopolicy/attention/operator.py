@@ -1,48 +1,178 @@
-"""The compiled kernels as torch operators: they trace under torch.compile,
-differentiate, and pass `torch.library.opcheck`.
+"""The torch operator around a compiled backend: it traces under torch.compile,
+differentiates once, and passes `torch.library.opcheck`.
 
-The pattern travels by value, as its `spec`. The second result, the logarithm of each
-query's sum of weights, is kept for the backward pass; no gradient flows through it.
+A backend adds its `Kernels` to `KERNELS`. The pattern travels by value, as its `spec`.
+The operator's second result, the logarithm of each query's sum of weights ("lse"), is
+kept for the backward pass; no gradient flows through it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
+from torch.nn import functional as F
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
-from fibopolicy.attention import cpu, cuda
-from fibopolicy.attention.derivatives import check_transforms, once, refuse_second
 from fibopolicy.attention.patterns import AttentionPattern
+from fibopolicy.errors import UserError
 
-_FORWARD: Mapping[str, Callable[..., tuple[Tensor, Tensor]]] = {
-    "numba": cpu.forward,
-    "triton": cuda.forward,
-}
-#: Smaller ones, and negative ones, are multiplied into q.
-_SMALLEST_SCALE = 1e-30
-_BACKWARD: Mapping[str, Callable[..., Tensor]] = {"numba": cpu.backward, "triton": cuda.backward}
+
+@dataclass(frozen=True)
+class Kernels:
+    """What a compiled backend computes; the operator allocates the results.
+
+    Attributes:
+        forward: `(q, k, v, out, lse, pattern, zero_logit, scale)` fills `out`, `(B, h,
+            T, d)`, and `lse`, `(B, h, T)` in float32 (float64 for float64 inputs).
+        backward: `(grad, q, k, v, out, lse, grads, pattern, zero_logit, scale)` fills
+            `grads`, `(3, B, h, T, d)`: the gradients of q, k and v.
+        dim_multiple: the head dimension is padded with zeros to a multiple of this.
+    """
+
+    forward: Callable[..., None]
+    backward: Callable[..., None]
+    dim_multiple: int = 1
+
+
+#: Compiled backends by name.
+KERNELS: dict[str, Kernels] = {}
+#: A scale below this, or negative, is multiplied into q.
+_MIN_SCALE = 1e-30
+_INSTEAD = "set backend='reference', or FIBOPOLICY_ATTENTION_BACKEND=reference in the environment"
+
+
+def sparse(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    pattern: AttentionPattern,
+    masking: str,
+    scale: float,
+    backend: str,
+) -> Tensor:
+    """A compiled backend over `(B, h, T, d)`, differentiable once."""
+    check_transforms(q, k, v)
+    dim = q.shape[-1]
+    if padding := -dim % KERNELS[backend].dim_multiple:
+        q, k, v = (F.pad(x, (0, padding)) for x in (q, k, v))  # zeros change no product
+    if scale < _MIN_SCALE:  # the kernels mark an absent key by a logit of -infinity times scale
+        q, scale = q * scale, 1.0
+    zero_logit = masking == "zero_logit"
+    out: Tensor
+    if not _is_eager():
+        out = sparse_attention(q, k, v, pattern.spec, zero_logit, scale, backend)[0]
+    elif torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad):
+        out = _Direct.apply(q, k, v, pattern, zero_logit, scale, backend)[0]  # type: ignore[no-untyped-call]
+    else:
+        out = _forward(q, k, v, pattern, zero_logit, scale, backend)[0]
+    return out[..., :dim] if padding else out
+
+
+def sparse_packed(
+    qkv: Tensor, pattern: AttentionPattern, masking: str, scale: float, backend: str
+) -> Tensor:
+    """`sparse` of a packed projection `(B, T, 3, h, d)`, whose gradient is written in
+    place -> `(B, h, T, d)`.
+    """
+    padded = qkv.shape[-1] % KERNELS[backend].dim_multiple
+    if padded or scale < _MIN_SCALE or not _is_eager():
+        return sparse(*unpack(qkv), pattern, masking, scale, backend)
+    check_transforms(qkv)
+    out: Tensor = _DirectPacked.apply(qkv, pattern, masking == "zero_logit", scale, backend)[0]  # type: ignore[no-untyped-call]
+    return out
+
+
+def unpack(qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """q, k and v, `(B, h, T, d)` each, as views of a packed projection `(B, T, 3, h, d)`."""
+    q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+    return q, k, v
+
+
+def _is_eager() -> bool:
+    """Whether no compiler, export, mode or transform of `torch.func` has to see an operator."""
+    watched = (
+        torch.compiler.is_compiling()
+        or torch._C._get_tracing_state() is not None
+        or is_in_torch_dispatch_mode()
+    )
+    return not (watched or torch._C._are_functorch_transforms_active())
+
+
+def _forward(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    pattern: AttentionPattern,
+    zero_logit: bool,
+    scale: float,
+    backend: str,
+) -> tuple[Tensor, Tensor]:
+    out, lse = _empty_results(q)
+    if q.numel():
+        KERNELS[backend].forward(q, k, v, out, lse, pattern, zero_logit, scale)
+    return out, lse
+
+
+def _backward(
+    grads: Tensor | None,
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    pattern: AttentionPattern,
+    zero_logit: bool,
+    scale: float,
+    backend: str,
+) -> Tensor:
+    """Fill `grads`, or new memory."""
+    if grads is None:
+        # One block of memory: three would be given back to the system and faulted in
+        # again at every step.
+        grads = q.new_empty((3, *q.shape))
+    if q.numel():
+        args = (grad, q, k, v, out, lse, grads, pattern, zero_logit, scale)
+        KERNELS[backend].backward(*args)
+    return grads
+
+
+def _empty_results(q: Tensor) -> tuple[Tensor, Tensor]:
+    """Memory for `out`, of q's shape `(B, h, T, d)`, and `lse`.
+
+    `out` is laid out as `(B, T, h, d)` where q's heads of one token stand closer than
+    its tokens, as after a packed projection: then `out.transpose(1, 2).reshape(B, T,
+    h * d)` copies nothing.
+    """
+    _, heads, length, dim = q.shape
+    lse = q.new_empty(q.shape[:3], dtype=compute_dtype(q))
+    if q.stride(-1) == 1 and heads > 1 and q.stride(1) < q.stride(2):
+        # Not a view of something else, which an operator's result must not be.
+        return q.new_empty_strided(q.shape, (length * heads * dim, dim, heads * dim, 1)), lse
+    return q.new_empty(q.shape), lse
+
+
+# The operators: `_forward` and `_backward` with the pattern as a string.
 
 
 @torch.library.custom_op("fibopolicy::sparse_attention", mutates_args=())
 def sparse_attention(
     q: Tensor, k: Tensor, v: Tensor, pattern: str, zero_logit: bool, scale: float, backend: str
 ) -> tuple[Tensor, Tensor]:
-    """See `cpu.forward`; the head dimension has to be one that its kernels work on, see
-    `cpu.pad`.
-    """
-    return _FORWARD[backend](q, k, v, AttentionPattern.from_spec(pattern), zero_logit, scale)
+    """`out` and `lse`, see `Kernels`; d must be a multiple of the backend's `dim_multiple`."""
+    return _forward(q, k, v, AttentionPattern.from_spec(pattern), zero_logit, scale, backend)
 
 
 @sparse_attention.register_fake
 def _(
     q: Tensor, k: Tensor, v: Tensor, pattern: str, zero_logit: bool, scale: float, backend: str
 ) -> tuple[Tensor, Tensor]:
-    dtype = torch.float64 if q.dtype == torch.float64 else torch.float32
-    return cpu.empty_like(q), q.new_empty(q.shape[:3], dtype=dtype)
+    return _empty_results(q)
 
 
 @torch.library.custom_op("fibopolicy::sparse_attention_backward", mutates_args=())
@@ -58,29 +188,17 @@ def sparse_attention_backward(
     scale: float,
     backend: str,
 ) -> Tensor:
-    """See `cpu.backward`."""
-    return _BACKWARD[backend](
-        grad, q, k, v, out, lse, AttentionPattern.from_spec(pattern), zero_logit, scale
-    )
+    """`grads`, see `Kernels`."""
+    value = AttentionPattern.from_spec(pattern)
+    return _backward(None, grad, q, k, v, out, lse, value, zero_logit, scale, backend)
 
 
 @sparse_attention_backward.register_fake
-def _(
-    grad: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    out: Tensor,
-    lse: Tensor,
-    pattern: str,
-    zero_logit: bool,
-    scale: float,
-    backend: str,
-) -> Tensor:
+def _(grad: Tensor, q: Tensor, *_: Any) -> Tensor:
     return q.new_empty((3, *q.shape))
 
 
-def _remember(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     tensors = [x for x in inputs if isinstance(x, Tensor)]
     ctx.options = inputs[len(tensors) :]
     ctx.save_for_backward(*tensors, *output)
@@ -91,65 +209,39 @@ def _remember(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) 
 def _differentiate(ctx: Any, grad: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
     if grad is None:
         return (None,) * 7
-    q, k, v, out, lse = ctx.saved_tensors
-    grads = sparse_attention_backward(grad, q, k, v, out, lse, *ctx.options)
+    grads = sparse_attention_backward(grad, *ctx.saved_tensors, *ctx.options)
     return (*grads.unbind(0), None, None, None, None)
-
-
-sparse_attention.register_autograd(_differentiate, setup_context=_remember)
-sparse_attention_backward.register_autograd(refuse_second)
 
 
 class _Direct(torch.autograd.Function):
     """The operator without its dispatch, which costs as much as a small problem itself.
 
-    So would a `setup_context` apart from `forward`: for it, torch binds the arguments
-    to their names at each call.
+    So would a separate `setup_context`: for it, torch binds the arguments to their
+    names at each call.
     """
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        pattern: AttentionPattern,
-        zero_logit: bool,
-        scale: float,
-        backend: str,
-    ) -> tuple[Tensor, Tensor]:
-        results = _FORWARD[backend](q, k, v, pattern, zero_logit, scale)
-        _remember(ctx, (q, k, v, pattern, zero_logit, scale, backend), results)
+    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor]:
+        results = _forward(*inputs)
+        _save(ctx, inputs, results)
         return results
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
         if grad is None:
             return (None,) * 7
-        q, k, v, out, lse = ctx.saved_tensors
-        pattern, zero_logit, scale, backend = ctx.options
-        grads = once(
-            _BACKWARD[backend], (grad, q, k, v), grad, q, k, v, out, lse, pattern, zero_logit, scale
-        )
+        saved = ctx.saved_tensors
+        grads = once(_backward, (grad, *saved[:3]), None, grad, *saved, *ctx.options)
         return (*grads.unbind(0), None, None, None, None)
 
 
 class _DirectPacked(torch.autograd.Function):
-    """The same from one packed projection `(B, T, 3, h, d)`, whose gradient is written
-    in place, packed as well.
-    """
+    """`_Direct` of one packed projection `(B, T, 3, h, d)`, with a packed gradient."""
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        qkv: Tensor,
-        pattern: AttentionPattern,
-        zero_logit: bool,
-        scale: float,
-        backend: str,
-    ) -> tuple[Tensor, Tensor]:
-        results = _FORWARD[backend](*unpack(qkv), pattern, zero_logit, scale)
-        _remember(ctx, (qkv, pattern, zero_logit, scale, backend), results)
+    def forward(ctx: Any, qkv: Tensor, *options: Any) -> tuple[Tensor, Tensor]:
+        results = _forward(*unpack(qkv), *options)
+        _save(ctx, (qkv, *options), results)
         return results
 
     @staticmethod
@@ -157,91 +249,100 @@ class _DirectPacked(torch.autograd.Function):
         if grad is None:
             return (None,) * 5
         qkv, out, lse = ctx.saved_tensors
-        return (
-            once(_packed_backward, (grad, qkv), grad, qkv, out, lse, *ctx.options),
-            None,
-            None,
-            None,
-            None,
-        )
+        packed = once(_packed_backward, (grad, qkv), grad, qkv, out, lse, *ctx.options)
+        return packed, None, None, None, None
 
 
-def _packed_backward(
-    grad: Tensor,
-    qkv: Tensor,
-    out: Tensor,
-    lse: Tensor,
-    pattern: AttentionPattern,
-    zero_logit: bool,
-    scale: float,
-    backend: str,
-) -> Tensor:
-    """The gradient of a packed projection, laid out as the projection: `(B, T, 3, h, d)`."""
+def _packed_backward(grad: Tensor, qkv: Tensor, out: Tensor, lse: Tensor, *options: Any) -> Tensor:
     packed = torch.empty_like(qkv, memory_format=torch.contiguous_format)
-    _BACKWARD[backend](
-        grad, *unpack(qkv), out, lse, pattern, zero_logit, scale, packed.permute(2, 0, 3, 1, 4)
-    )
+    _backward(packed.permute(2, 0, 3, 1, 4), grad, *unpack(qkv), out, lse, *options)
     return packed
 
 
-def unpack(qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """q, k and v, `(B, h, T, d)` each, as views of a packed projection `(B, T, 3, h, d)`."""
-    q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
-    return q, k, v
+# What backends share: the layout of inputs, a term of the gradient, and the refusal of
+# derivatives that a hand-written backward pass does not have.
 
 
-def _eager() -> bool:
-    """Whether nobody watches: no compiler, no export, no mode and no transform
-    (`torch.func`) that has to see an operator.
+def readable(x: Tensor) -> Tensor:
+    """`x` as kernels read it: any strides over batch, head and token, but a row's
+    numbers side by side.
     """
-    watched = (
-        torch.compiler.is_compiling()
-        or torch._C._get_tracing_state() is not None
-        or is_in_torch_dispatch_mode()
-    )
-    return not (watched or torch._C._are_functorch_transforms_active())
+    return (x if x.stride(-1) == 1 else x.contiguous()).resolve_neg()
 
 
-def _differentiates(*tensors: Tensor) -> bool:
-    """Whether a backward pass may follow."""
-    return torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
+def compute_dtype(x: Tensor) -> torch.dtype:
+    """The precision of sums: float64 for float64, else float32."""
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
-def sparse(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    pattern: AttentionPattern,
-    masking: str,
-    scale: float,
-    backend: str,
-) -> Tensor:
-    """A compiled backend over `(B, h, T, d)`, differentiable."""
-    check_transforms(q, k, v)
-    dim = q.shape[-1]
-    if backend == "numba":
-        q, k, v = cpu.pad(q), cpu.pad(k), cpu.pad(v)
-    # the kernels mark what is no key by a logit of -infinity times scale
-    if scale < _SMALLEST_SCALE:
-        q, scale = q * scale, 1.0
-    if _eager() and not _differentiates(q, k, v):
-        out = _FORWARD[backend](q, k, v, pattern, masking == "zero_logit", scale)[0]
-    elif _eager():
-        out = _Direct.apply(q, k, v, pattern, masking == "zero_logit", scale, backend)[0]  # type: ignore[no-untyped-call]
-    else:
-        out = sparse_attention(q, k, v, pattern.spec, masking == "zero_logit", scale, backend)[0]
-    return out if out.shape[-1] == dim else out[..., :dim]
+def dropped_sum(grad: Tensor, lse: Tensor, drops_keys: Tensor) -> Tensor:
+    """The dropped pairs' part of every key's gradient of v under "zero_logit", as if
+    all pairs were dropped: `(B, h, d)`.
 
-
-def sparse_packed(
-    qkv: Tensor, pattern: AttentionPattern, masking: str, scale: float, backend: str
-) -> Tensor:
-    """A compiled backend over a packed projection `(B, T, 3, h, d)`, differentiable ->
-    `(B, h, T, d)`.
+    `drops_keys`, bool `(h, T)` or `(T,)`, leaves out rows that keep every key: exp(-lse)
+    could overflow there.
     """
-    padded = backend == "numba" and cpu.padded_dim(qkv.shape[-1]) != qkv.shape[-1]
-    if padded or scale < _SMALLEST_SCALE or not _eager():
-        return sparse(*unpack(qkv), pattern, masking, scale, backend)
-    check_transforms(qkv)
-    out: Tensor = _DirectPacked.apply(qkv, pattern, masking == "zero_logit", scale, backend)[0]  # type: ignore[no-untyped-call]
-    return out
+    weight = torch.exp(-lse).masked_fill(~drops_keys, 0.0)  # (B, h, T)
+    # Not a matrix product: under autocast that would be computed in half precision.
+    return (weight[..., None] * grad.to(lse.dtype)).sum(dim=2)
+
+
+def once(backward: Callable[..., Tensor], inputs: tuple[Tensor, ...], *arguments: Any) -> Tensor:
+    """`backward(*arguments)`, which raises `UserError` if differentiated by `inputs`.
+
+    `torch.autograd.function.once_differentiable` does not suffice: its error is no
+    function of the inputs, so `torch.autograd.grad(gradient, x)` leaves it out, and
+    gives a wrong number wherever x also reaches the gradient another way.
+    """
+    if not torch.is_grad_enabled():  # the usual case: without create_graph=True
+        return backward(*arguments)
+    gradient: Tensor = _Once.apply(backward, arguments, *inputs)  # type: ignore[no-untyped-call]
+    return gradient
+
+
+class _Once(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, backward: Callable[..., Tensor], arguments: tuple[Any, ...], *inputs: Tensor
+    ) -> Tensor:
+        return backward(*arguments)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> NoReturn:
+        raise UserError(f"sparse attention has no second derivatives; {_INSTEAD}")
+
+
+sparse_attention.register_autograd(_differentiate, setup_context=_save)
+sparse_attention_backward.register_autograd(_Once.backward)
+
+
+def check_transforms(*tensors: Tensor) -> None:
+    """Refuse forward-mode differentiation and transforms of `torch.func` except vmap.
+
+    Raises:
+        UserError: one of them watches a tensor.
+    """
+    if torch.compiler.is_compiling():  # the compiler traces an operator, which refuses them
+        return
+    forward = forward_ad._current_level >= 0
+    if not forward and not torch._C._are_functorch_transforms_active():
+        return
+    if any((forward and _has_tangent(x)) or _is_differentiated(x) for x in tensors):
+        raise UserError(
+            "sparse attention has no forward-mode derivatives and none inside torch.func (grad,"
+            f" jvp, hessian); {_INSTEAD}"
+        )
+
+
+def _has_tangent(x: Tensor) -> bool:
+    return forward_ad.unpack_dual(x).tangent is not None  # type: ignore[no-untyped-call]
+
+
+def _is_differentiated(x: Tensor) -> bool:
+    """Whether any of the transforms around a tensor differentiates it."""
+    functorch = torch._C._functorch
+    while functorch.is_functorch_wrapped_tensor(x):
+        if functorch.is_gradtrackingtensor(x):
+            return True
+        x = functorch.get_unwrapped(x)
+    return False

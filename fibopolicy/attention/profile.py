@@ -19,10 +19,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fibopolicy.attention.functional import fibottention
-from fibopolicy.attention.neighbours import neighbours
-from fibopolicy.attention.patterns import FibottentionPattern
-from fibopolicy.attention.selection import choose
+from fibopolicy.attention.functional import choose_backend, fibottention
+from fibopolicy.attention.patterns import FibottentionPattern, neighbours
 from fibopolicy.utils.system import environment, status_bytes
 
 #: (B, h, N) of the published table.
@@ -135,7 +133,7 @@ def profile_attention(
 
 
 def _contenders(pattern: FibottentionPattern, q: Tensor, flex: bool) -> dict[str, Contender]:
-    backend = choose(q, pattern)
+    backend = choose_backend(q, pattern)
     contenders: dict[str, Contender] = {
         "dense SDPA": F.scaled_dot_product_attention,
         f"{backend}, neg_inf": lambda q, k, v: fibottention(q, k, v, pattern, backend=backend),

@@ -510,7 +510,7 @@ def stream(typing_context: Any, storage: Any, vector: Any, address: Any) -> Any:
 
 
 @intrinsic
-def settle(typing_context: Any) -> Any:
+def fence(typing_context: Any) -> Any:
     """Everything written so far, also by `stream`, stands before anything that follows."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:

@@ -38,7 +38,7 @@ def _write(base, stride, rows, kept, d, value, D: tl.constexpr):
 
 
 @triton.jit
-def _absorb(logit, kept, value, peak, mass, result, ZERO_LOGIT: tl.constexpr):
+def _online_softmax_step(logit, kept, value, peak, row_sum, result, ZERO_LOGIT: tl.constexpr):
     """One more key for each row, (R,) logits and (R, D) values, in the running softmax
     of each row.
     """
@@ -48,7 +48,7 @@ def _absorb(logit, kept, value, peak, mass, result, ZERO_LOGIT: tl.constexpr):
     weight = tl.where(kept, tl.exp(logit - higher), 0.0)
     if ZERO_LOGIT:  # it was counted as a dropped key, at logit 0
         weight -= tl.where(kept, tl.exp(-higher), 0.0)
-    return higher, mass * old + weight, result * old[:, None] + weight[:, None] * value
+    return higher, row_sum * old + weight, result * old[:, None] + weight[:, None] * value
 
 
 @triton.jit
@@ -66,40 +66,40 @@ def forward_patches(
     column = tl.arange(0, D)
     if ZERO_LOGIT:  # begin with every key at logit 0
         peak = tl.zeros([R], tl.float32)
-        mass = tl.zeros([R], tl.float32) + length
+        row_sum = tl.zeros([R], tl.float32) + length
         sums = tl.load(SUMS + tl.program_id(1) * d + column, mask=column < d, other=0.0)
         result = tl.zeros([R, D], tl.float32) + sums[None, :]
     else:
         peak = tl.full([R], float("-inf"), tl.float32)
-        mass = tl.zeros([R], tl.float32)
+        row_sum = tl.zeros([R], tl.float32)
         result = tl.zeros([R, D], tl.float32)
     for i in range(prefix):
         key = tl.zeros([R], tl.int32) + i
         logit = tl.sum(q * _tile(k, k_t, key, inside, d, D), 1)
-        peak, mass, result = _absorb(
-            logit, inside, _tile(v, v_t, key, inside, d, D), peak, mass, result, ZERO_LOGIT
+        peak, row_sum, result = _online_softmax_step(
+            logit, inside, _tile(v, v_t, key, inside, d, D), peak, row_sum, result, ZERO_LOGIT
         )
     for i in range(tl.load(COUNTS + head)):
         key = row + tl.load(OFFSETS + head * most + i)
         kept = inside & (key >= prefix) & (key < length)
         logit = tl.sum(q * _tile(k, k_t, key, kept, d, D), 1)
-        peak, mass, result = _absorb(
-            logit, kept, _tile(v, v_t, key, kept, d, D), peak, mass, result, ZERO_LOGIT
+        peak, row_sum, result = _online_softmax_step(
+            logit, kept, _tile(v, v_t, key, kept, d, D), peak, row_sum, result, ZERO_LOGIT
         )
-    empty = mass == 0
-    mass = tl.where(empty, 1.0, mass)
+    empty = row_sum == 0
+    row_sum = tl.where(empty, 1.0, row_sum)
     _write(
         OUT + batch.to(tl.int64) * out_b + head * out_h,
         out_t,
         row,
         inside,
         d,
-        result / mass[:, None],
+        result / row_sum[:, None],
         D,
     )
     tl.store(
         LSE + tl.program_id(1) * length + row,
-        tl.where(empty, 0.0, peak) + tl.log(mass),
+        tl.where(empty, 0.0, peak) + tl.log(row_sum),
         mask=inside,
     )
 
@@ -116,7 +116,7 @@ def forward_prefix(
     v = V + batch.to(tl.int64) * v_b + head * v_h
     q = _tile(Q + batch.to(tl.int64) * q_b + head * q_h, q_t, row, always, d, D) * scale  # (1, D)
     peak = tl.full([1], float("-inf"), tl.float32)
-    mass = tl.zeros([1], tl.float32)
+    row_sum = tl.zeros([1], tl.float32)
     result = tl.zeros([1, D], tl.float32)
     for first in range(0, length, R):
         key = first + tl.arange(0, R)
@@ -125,7 +125,7 @@ def forward_prefix(
         higher = tl.maximum(peak, tl.max(logit, 0))
         old = tl.exp(peak - higher)
         weight = tl.exp(logit - higher)  # (R,)
-        mass = mass * old + tl.sum(weight, 0)
+        row_sum = row_sum * old + tl.sum(weight, 0)
         result = (
             result * old[:, None]
             + tl.sum(weight[:, None] * _tile(v, v_t, key, inside, d, D), 0)[None, :]
@@ -137,10 +137,10 @@ def forward_prefix(
         row,
         always,
         d,
-        result / mass[:, None],
+        result / row_sum[:, None],
         D,
     )
-    tl.store(LSE + tl.program_id(1) * length + row, peak + tl.log(mass))
+    tl.store(LSE + tl.program_id(1) * length + row, peak + tl.log(row_sum))
 
 
 @triton.jit

@@ -31,7 +31,7 @@ class ShowPattern:
 
     def run(self) -> None:
         from fibopolicy.attention import FibottentionPattern
-        from fibopolicy.attention.drawing import draw_pattern
+        from fibopolicy.attention.plot import draw_pattern
 
         check_output(self.out, self.overwrite)
         # a picture of more would show nothing, and fill the memory

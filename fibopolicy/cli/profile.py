@@ -53,7 +53,7 @@ class ProfileAttention(_Timed):
     """Also time FlexAttention, which torch compiles first: minutes, and a C++ compiler on CPUs, where it has no backward."""  # noqa: E501
 
     def run(self) -> None:
-        from fibopolicy.attention.drawing import draw_crossover
+        from fibopolicy.attention.plot import draw_crossover
         from fibopolicy.attention.profile import profile_attention, table
 
         self.check()

@@ -1,4 +1,4 @@
-"""Vision transformer with dense attention, Fibottention, or a control that is as dense
+"""Vision transformer with dense attention, Fibottention, or a baseline that is as dense
 as Fibottention.
 """
 
@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from fibopolicy.attention import (
-    CONTROLS,
+    BASELINES,
     AttentionPattern,
     FibottentionPattern,
     fibottention_qkvpacked,
@@ -27,8 +27,8 @@ from fibopolicy.errors import UserError, unknown
 POOLS = ("cls", "mean", "keypoints", "cls+keypoints")
 #: The patterns of `fibopolicy.attention.like`, each with the density of Fibottention
 #: for the same tokens and heads.
-SPARSE_CONTROLS = tuple(name for name in CONTROLS if name != "dense")
-ATTENTIONS = ("dense", "fibottention", *SPARSE_CONTROLS)
+SPARSE_BASELINES = tuple(name for name in BASELINES if name != "dense")
+ATTENTIONS = ("dense", "fibottention", *SPARSE_BASELINES)
 
 
 @dataclass(frozen=True)
@@ -115,10 +115,10 @@ class ViT(Encoder):
         pool: the feature: "cls", "mean" of the patches, "keypoints" (softmax keypoints
             over the patch grid), or "cls+keypoints".
         keypoints: K per view, for the pools that have them.
-        attention: "dense", "fibottention", or a control as dense as that: "local",
+        attention: "dense", "fibottention", or a baseline as dense as that: "local",
             "random", "dilated", "bigbird", "shared" (one set of offsets for all heads
             and layers), "unpermuted" (the same heads in every layer).
-        preset: which Fibottention, one of `PRESETS`; a control takes its density and
+        preset: which Fibottention, one of `PRESETS`; a baseline takes its density and
             masking.
         num_views: V images of one moment that share the sequence; offsets then cross
             from one view into the next.
@@ -295,7 +295,7 @@ _SIZES: dict[str, dict[str, Any]] = {
 
 for _size, _options in _SIZES.items():
     register_encoder(f"vit_{_size}", attention="dense", **_options)(ViT)
-    for _attention in ("fibottention", *SPARSE_CONTROLS):
+    for _attention in ("fibottention", *SPARSE_BASELINES):
         register_encoder(f"{_attention}_vit_{_size}", attention=_attention, **_options)(ViT)
 # What the authors ran for robots: ViT-B, 8 x 8 patches, on crops of 76 x 76 (9 x 9
 # patches, 4 pixels dropped).

@@ -17,8 +17,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from fibopolicy.attention import AttentionPattern
+from fibopolicy.attention.functional import BACKEND_VARIABLE
 from fibopolicy.attention.profile import interleave
-from fibopolicy.attention.selection import VARIABLE, kept_share
 from fibopolicy.errors import UserError
 from fibopolicy.policies.observations import ObservationEncoder
 from fibopolicy.study.built import Built
@@ -124,7 +124,7 @@ def count_macs(encoder: ObservationEncoder) -> tuple[int, float | None]:
             rows, length, width = arguments[0].shape
             # D = h d, so that h heads with their mean share of T^2 pairs take share *
             # T^2 * D twice.
-            sparse += round(2 * rows * kept_share(pattern) * length**2 * width)
+            sparse += round(2 * rows * pattern.kept_share * length**2 * width)
             shares.append(pattern.density)
 
     hooks = [
@@ -168,12 +168,12 @@ class _Dense(TorchFunctionMode):
 @contextmanager
 def _sparse_kernels() -> Iterator[None]:
     """Within it, sparse attention runs in kernels that torch does not count."""
-    before = os.environ.get(VARIABLE)
-    os.environ[VARIABLE] = "numba"
+    before = os.environ.get(BACKEND_VARIABLE)
+    os.environ[BACKEND_VARIABLE] = "numba"
     try:
         yield
     finally:
         if before is None:
-            del os.environ[VARIABLE]
+            del os.environ[BACKEND_VARIABLE]
         else:
-            os.environ[VARIABLE] = before
+            os.environ[BACKEND_VARIABLE] = before

@@ -4,7 +4,7 @@ attention's, by length and share of kept pairs.
     python scripts/benchmarks/attention_auto.py --hardware epyc-2-threads
 
 Writes docs/benchmarks/attention_auto_<hardware>_<date>.json;
-`fibopolicy/attention/selection.py` holds the rule read off it.
+`fibopolicy/attention/functional.py` holds the rule read off it.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import torch
 
 from fibopolicy.attention import LocalPattern, fibottention
 from fibopolicy.attention.profile import Report, interleave, ratios
-from fibopolicy.attention.selection import kept_share
 
 LENGTHS = (16, 36, 64, 100, 196, 400)
 SHARES = (0.1, 0.2, 0.35, 0.5, 0.65, 0.8, 0.95)
@@ -48,7 +47,7 @@ def main() -> None:
                 ) -> object:
                     return torch.autograd.grad(forward(backend), leaves, grad)
 
-                row = {"batch": batch, "num_tokens": num_tokens, "kept_share": kept_share(pattern)}
+                row = {"batch": batch, "num_tokens": num_tokens, "kept_share": pattern.kept_share}
                 for name, run in (("forward", forward), ("forward+backward", both)):
                     runs = {
                         backend: (lambda run=run, backend=backend: run(backend))

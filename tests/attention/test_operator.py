@@ -14,7 +14,7 @@ from fibopolicy.attention import (
     cuda,
     fibottention,
     fibottention_qkvpacked,
-    selection,
+    functional,
 )
 from fibopolicy.attention.operator import sparse_attention, sparse_attention_backward
 from fibopolicy.errors import UserError
@@ -117,7 +117,7 @@ def test_auto_says_what_it_chose_and_obeys_the_environment(
 def test_auto_on_a_gpu_takes_the_kernels_where_they_pay(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cuda, "available", lambda: True)
     chosen = [
-        selection._fastest("cuda", torch.float32, FibottentionPattern(tokens, 6))
+        functional._fastest("cuda", torch.float32, FibottentionPattern(tokens, 6))
         for tokens in (64, 196, 588)
     ]
     assert chosen == ["sdpa", "sdpa", "triton"]

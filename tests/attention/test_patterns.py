@@ -15,7 +15,7 @@ from fibopolicy.attention import (
     get_fibonacci,
     wythoff,
 )
-from fibopolicy.attention.neighbours import neighbours
+from fibopolicy.attention.patterns import neighbours
 from fibopolicy.errors import UserError
 
 WYTHOFF = [
@@ -133,12 +133,13 @@ def test_mask_and_neighbours_equal_the_definition(
         rows = torch.repeat_interleave(
             torch.arange(num_tokens + prefix), torch.from_numpy(near.start[head]).diff()
         )
-        keys, twins = (
-            torch.from_numpy(x[begin : near.start[head, -1]]).long() for x in (near.key, near.twin)
+        keys, transposed = (
+            torch.from_numpy(x[begin : near.start[head, -1]]).long()
+            for x in (near.key, near.transpose)
         )
         assert torch.equal(torch.stack([rows, keys]), mask[head].nonzero().T)
-        assert torch.equal(rows[twins], keys)
-        assert torch.equal(keys[twins], rows)
+        assert torch.equal(rows[transposed], keys)
+        assert torch.equal(keys[transposed], rows)
 
 
 def test_generate_fibomask_keeps_the_cls_row_and_column_and_leaves_the_global_generator_alone() -> (

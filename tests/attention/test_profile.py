@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from fibopolicy.attention import FibottentionPattern, like
-from fibopolicy.attention.drawing import draw_crossover, draw_pattern
+from fibopolicy.attention.plot import draw_crossover, draw_pattern
 from fibopolicy.attention.profile import profile_attention, table
 
 
@@ -27,9 +27,9 @@ def test_a_profile_times_every_contender_in_both_passes_and_writes_it_down(tmp_p
     assert (tmp_path / "crossover.png").stat().st_size > 1000
 
 
-@pytest.mark.parametrize("control", ["unpermuted", "random"])
-def test_patterns_can_be_drawn(control: str, tmp_path: Path) -> None:
-    draw_pattern(like(FibottentionPattern(36, 7), control), tmp_path / "pattern.png")
+@pytest.mark.parametrize("baseline", ["unpermuted", "random"])
+def test_patterns_can_be_drawn(baseline: str, tmp_path: Path) -> None:
+    draw_pattern(like(FibottentionPattern(36, 7), baseline), tmp_path / "pattern.png")
     assert (tmp_path / "pattern.png").stat().st_size > 1000
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from fibopolicy.attention import FibottentionPattern, fibottention, threads
+from fibopolicy.attention import FibottentionPattern, cpu, fibottention
 
 PATTERN = FibottentionPattern(196, 6)
 
@@ -123,7 +123,7 @@ def test_python_threads_stand_in_where_torch_has_no_gnu_openmp(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     expected = work(2)
-    monkeypatch.setattr(threads, "_openmp", lambda: None)
+    monkeypatch.setattr(cpu, "_openmp", lambda: None)
     assert work(2) == pytest.approx(expected)
 
 

@@ -6,7 +6,7 @@ from torch.nn import functional as F
 
 from fibopolicy.encoders import build_encoder, encoder_names
 from fibopolicy.encoders.base import encoder_settings
-from fibopolicy.encoders.vit import PRESETS, SPARSE_CONTROLS, ViT
+from fibopolicy.encoders.vit import PRESETS, SPARSE_BASELINES, ViT
 from fibopolicy.errors import UserError
 
 
@@ -170,12 +170,12 @@ def test_an_exported_encoder_does_not_depend_on_our_operators() -> None:
     )
 
 
-@pytest.mark.parametrize("control", SPARSE_CONTROLS)
-def test_a_control_differs_from_fibottention_in_its_pattern_alone(control: str) -> None:
+@pytest.mark.parametrize("baseline", SPARSE_BASELINES)
+def test_a_baseline_differs_from_fibottention_in_its_pattern_alone(baseline: str) -> None:
     torch.manual_seed(0)
     ours = build_encoder("fibottention_vit_tiny", image_size=(84, 84))
     torch.manual_seed(0)
-    theirs = build_encoder(f"{control}_vit_tiny", image_size=(84, 84))
+    theirs = build_encoder(f"{baseline}_vit_tiny", image_size=(84, 84))
     assert {k: v.shape for k, v in ours.state_dict().items()} == {
         k: v.shape for k, v in theirs.state_dict().items()
     }
@@ -190,6 +190,6 @@ def test_a_control_differs_from_fibottention_in_its_pattern_alone(control: str) 
     ]
     images = torch.rand(2, 3, 84, 84)
     assert not torch.equal(ours(images)[1], theirs(images)[1])
-    assert encoder_settings(f"{control}_vit_tiny") | {
+    assert encoder_settings(f"{baseline}_vit_tiny") | {
         "attention": "fibottention"
     } == encoder_settings("fibottention_vit_tiny")

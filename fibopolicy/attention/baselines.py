@@ -235,7 +235,7 @@ def _symmetric(
     return row.astype(np.int32), key.astype(np.int32)
 
 
-_CONTROLS: dict[str, Callable[..., AttentionPattern]] = {
+_BASELINES: dict[str, Callable[..., AttentionPattern]] = {
     "local": LocalPattern,
     "dilated": DilatedPattern,
     "shared": SharedPattern,
@@ -244,21 +244,23 @@ _CONTROLS: dict[str, Callable[..., AttentionPattern]] = {
 }
 
 #: What `like` knows.
-CONTROLS = ("dense", "unpermuted", *_CONTROLS)
+BASELINES = ("dense", "unpermuted", *_BASELINES)
 
 
-def like(pattern: FibottentionPattern, control: str) -> AttentionPattern:
-    """The control of this name for the same tokens, heads and layer, with the density
+def like(pattern: FibottentionPattern, baseline: str) -> AttentionPattern:
+    """The baseline of this name for the same tokens, heads and layer, with the density
     of `pattern`.
 
     >>> like(FibottentionPattern(196, 6), "local").offsets[0]
     (0, 1, 2, 3)
     """
-    if control == "unpermuted":
+    if baseline == "unpermuted":
         return dataclasses.replace(pattern, permuted=False)
     size = {"layer": pattern.layer, "cls_token": pattern.cls_token}
-    if control == "dense":
+    if baseline == "dense":
         return DensePattern(pattern.num_tokens, pattern.num_heads, **size)
-    if control not in _CONTROLS:
-        raise unknown("control pattern", control, CONTROLS)
-    return _CONTROLS[control](pattern.num_tokens, pattern.num_heads, target=pattern.density, **size)
+    if baseline not in _BASELINES:
+        raise unknown("baseline pattern", baseline, BASELINES)
+    return _BASELINES[baseline](
+        pattern.num_tokens, pattern.num_heads, target=pattern.density, **size
+    )

@@ -3,29 +3,35 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fibopolicy.attention import CONTROLS, AttentionPattern, FibottentionPattern, fibottention, like
-from fibopolicy.attention.neighbours import neighbours
+from fibopolicy.attention import (
+    BASELINES,
+    AttentionPattern,
+    FibottentionPattern,
+    fibottention,
+    like,
+)
+from fibopolicy.attention.patterns import neighbours
 from fibopolicy.errors import UserError
 
-SPARSE = [name for name in CONTROLS if name != "dense"]
+SPARSE = [name for name in BASELINES if name != "dense"]
 
 
-@pytest.mark.parametrize("control", SPARSE)
+@pytest.mark.parametrize("baseline", SPARSE)
 @pytest.mark.parametrize(("heads", "num_tokens"), [(6, 196), (12, 196), (12, 784)])
 @pytest.mark.parametrize("cls_token", [True, False])
-def test_a_control_is_as_dense_as_its_pattern(
-    control: str, heads: int, num_tokens: int, cls_token: bool
+def test_a_baseline_is_as_dense_as_its_pattern(
+    baseline: str, heads: int, num_tokens: int, cls_token: bool
 ) -> None:
     pattern = FibottentionPattern(num_tokens, heads, cls_token=cls_token)
-    assert like(pattern, control).density == pytest.approx(pattern.density, rel=0.025)
+    assert like(pattern, baseline).density == pytest.approx(pattern.density, rel=0.025)
 
 
-@pytest.mark.parametrize("control", CONTROLS)
+@pytest.mark.parametrize("baseline", BASELINES)
 @pytest.mark.parametrize("cls_token", [True, False])
-def test_a_control_is_symmetric_says_its_true_density_and_is_a_value(
-    control: str, cls_token: bool
+def test_a_baseline_is_symmetric_says_its_true_density_and_is_a_value(
+    baseline: str, cls_token: bool
 ) -> None:
-    pattern = like(FibottentionPattern(40, 3, layer=2, cls_token=cls_token), control)
+    pattern = like(FibottentionPattern(40, 3, layer=2, cls_token=cls_token), baseline)
     patches = pattern.mask()[:, int(cls_token) :, int(cls_token) :]
     assert torch.equal(patches, patches.mT)
     assert patches.double().mean().item() == pytest.approx(pattern.density)
@@ -35,17 +41,17 @@ def test_a_control_is_symmetric_says_its_true_density_and_is_a_value(
     assert (near.start[:, -1] - near.start[:, 0] == pattern.mask().sum((1, 2)).numpy()).all()
 
 
-@pytest.mark.parametrize("control", CONTROLS)
+@pytest.mark.parametrize("baseline", BASELINES)
 @pytest.mark.parametrize("backend", ["sdpa", "csr", "numba", "auto"])
-def test_every_backend_computes_every_control(control: str, backend: str) -> None:
+def test_every_backend_computes_every_baseline(baseline: str, backend: str) -> None:
     torch.manual_seed(0)
-    pattern = like(FibottentionPattern(30, 2), control)
+    pattern = like(FibottentionPattern(30, 2), baseline)
     q, k, v = torch.randn(3, 2, 2, 31, 8, dtype=torch.float64)
     expected = fibottention(q, k, v, pattern, backend="reference")
     torch.testing.assert_close(fibottention(q, k, v, pattern, backend=backend), expected)
 
 
-def test_controls_are_what_they_are_called() -> None:
+def test_baselines_are_what_they_are_called() -> None:
     pattern = FibottentionPattern(196, 6)
     assert like(pattern, "dense").mask().all()
     local = like(pattern, "local").offsets  # type: ignore[attr-defined]
@@ -67,6 +73,6 @@ def test_bigbird_has_a_window_random_pairs_and_a_global_token() -> None:
     assert len({head.numpy().tobytes() for head in mask}) == 6
 
 
-def test_an_unknown_control_is_refused_with_the_nearest_name() -> None:
+def test_an_unknown_baseline_is_refused_with_the_nearest_name() -> None:
     with pytest.raises(UserError, match="did you mean 'bigbird'"):
         like(FibottentionPattern(10, 2), "bigbrid")
