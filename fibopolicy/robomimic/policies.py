@@ -222,8 +222,9 @@ class BCRNNGMMPolicy(RobomimicPolicy):
     def _check(self) -> None:
         if self.config.n_obs_steps != 1 or self.config.n_action_steps != 1:
             raise UserError(
-                f"policy {self.name} takes one observation and one action at a time, got n_obs_steps"
-                f" {self.config.n_obs_steps} and n_action_steps {self.config.n_action_steps}; leave both out"
+                f"policy {self.name} takes one observation and one action at a time; got"
+                f" n_obs_steps {self.config.n_obs_steps} and n_action_steps"
+                f" {self.config.n_action_steps}, leave both out"
             )
         if self.options["rnn_type"] not in ("LSTM", "GRU"):
             raise UserError(
