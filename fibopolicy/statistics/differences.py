@@ -1,4 +1,4 @@
-"""What episodes on the same start states say about the difference of two success rates."""
+"""The difference of two success rates on the same start states, with its interval."""
 
 from __future__ import annotations
 
@@ -13,7 +13,12 @@ from scipy.special import stdtr
 from scipy.stats import binomtest
 
 from fibopolicy.errors import UserError
-from fibopolicy.statistics.rates import Variation, degrees_of_freedom, quantile, variation
+from fibopolicy.statistics.rates import (
+    VarianceComponents,
+    degrees_of_freedom,
+    student_quantile,
+    variance_components,
+)
 
 #: A variance and the degrees of freedom that it was estimated with.
 Part = tuple[float, int]
@@ -21,7 +26,7 @@ Part = tuple[float, int]
 
 @dataclass(frozen=True)
 class Expected:
-    """What another number of training seeds and start states would leave to doubt.
+    """The precision to expect of another number of training seeds and start states.
 
     Args:
         error: standard error of the difference, in [0, 1].
@@ -33,7 +38,12 @@ class Expected:
 
 
 class Estimate(ABC):
-    """A difference of success rates, candidate minus baseline, with what is uncertain about it."""
+    """A difference of success rates, candidate minus baseline, with its uncertainty.
+
+    With centre c, standard error e and df degrees of freedom, which subclasses give:
+    interval c ± t(df) e, p value 2 T_df(-|c| / e), p value of inferiority by a margin
+    T_df(-(c + margin) / e), where T_df is Student's distribution and t(df) its quantile.
+    """
 
     confidence: float
 
@@ -56,8 +66,11 @@ class Estimate(ABC):
         return min(1.0, self._centre + self._half)
 
     def p_inferior(self, margin: float) -> float:
-        """One-sided p value of the candidate being worse than the baseline by `margin`,
-        in (0, 1), or more.
+        """One-sided p value of the hypothesis that the candidate is worse than the
+        baseline by `margin` or more.
+
+        Args:
+            margin: in (0, 1).
         """
         if not 0 < margin < 1:
             raise UserError(
@@ -68,33 +81,32 @@ class Estimate(ABC):
 
     @property
     def seed_share(self) -> float:
-        """The share of the variance, in [0, 1], that training seeds cause beyond
-        chance: more episodes do not reduce it.
+        """Share of the variance, in [0, 1], between training seeds beyond chance. More
+        episodes do not reduce it.
         """
         return self._beyond_chance / self._error**2
 
     @abstractmethod
     def expected(self, seeds: int, starts: int) -> Expected:
-        """What `seeds` training seeds of either side on `starts` start states (of each
-        task) would leave, varying as these do.
-
-        Variation that a single seed cannot tell counts as none.
+        """The precision to expect of `seeds` training seeds of each method on `starts`
+        start states of each task, if they vary as these do. The variation between seeds
+        counts as 0 where a single seed was seen.
         """
 
     @property
     @abstractmethod
     def seeds(self) -> int:
-        """Training seeds of the side with more."""
+        """Training seeds, of the method with more."""
 
     @property
     @abstractmethod
     def starts(self) -> int:
-        """Start states, of the task with most."""
+        """Start states, of the task with the most."""
 
     @property
     @abstractmethod
     def checkpoint_pair(self) -> bool:
-        """Whether each side is a single checkpoint (per task)."""
+        """Whether both methods are single checkpoints, on every task."""
 
     @property
     @abstractmethod
@@ -118,7 +130,7 @@ class Estimate(ABC):
 
     @property
     def _half(self) -> float:
-        return self._error * quantile(self._error**2, self._degrees, self.confidence)
+        return self._error * student_quantile(self._error**2, self._degrees, self.confidence)
 
     def _student(self) -> float:
         return float(2 * stdtr(self._df, -abs(self._centre) / self._error))
@@ -128,25 +140,31 @@ class Estimate(ABC):
 class Difference(Estimate):
     """Candidate minus baseline, on the same n start states.
 
-    Args:
-        baseline, candidate: outcomes `(S, n)` of S training seeds each, whose columns
-            are the same start states.
-        confidence: of the interval.
-
-    With one seed each the interval is Bonett and Price's (2012): of the mean paired
-    difference, as if two more start states had been seen, one solved by the baseline
-    alone and one by the candidate alone, so that even equal outcomes leave a doubt. It
-    speaks of these two checkpoints. With several seeds it also holds what they differ
-    by beyond chance, with Student's quantile for their number, and speaks of the two
-    methods.
+    With one seed each, the interval is Bonett and Price's (2012) for a paired
+    difference, and the p value is McNemar's. Both hold for these two checkpoints. With
+    several seeds they hold for the two methods: the variance is
+    starts(b - a) + beyond_chance(a) + beyond_chance(b) (see `VarianceComponents`, with
+    b - a the difference of the means on each start state), and the distribution is
+    Student's. In both cases two start states are added, one that only the baseline
+    solved and one that only the candidate solved, so that the variance is above 0 even
+    if all outcomes are equal.
 
     In simulation (see `pooled`; 1, 3 and 5 seeds each) the 95 % interval covers 94 to
-    100 % where both methods' seeds differ alike, by a standard deviation of up to 1
-    logit. It is too good where one method is near 100 % and some of the other's seeds
-    train badly, because 3 seeds often miss those: with true rates of 95 and 90 % and a
-    standard deviation of 1 it covers 87 to 91 % and grants 8 to 12 % of false
-    non-inferiority instead of 2.5 %; with 99 and 94 % and 1.5 (one seed in twenty below
-    78 %) it covers 78 to 81 % and grants 19 to 22 %. Only more seeds would show them.
+    100 % if the seeds of both methods differ alike, by a standard deviation of up to 1
+    logit. It is too narrow if one method is near 100 % and some seeds of the other train
+    badly, because 3 seeds often miss these. With true rates of 95 and 90 % and a standard
+    deviation of 1 it covers 87 to 91 %, and non-inferiority is wrongly found in 8 to
+    12 % of studies instead of 2.5 %. With 99 and 94 % and a standard deviation of 1.5
+    (one seed in twenty below 78 %) it covers 78 to 81 %, and 19 to 22 % are wrong. Only
+    more seeds help.
+
+    Args:
+        baseline, candidate: success `(S, n)` of S training seeds each, whose columns are
+            the same start states.
+        confidence: of the interval.
+
+    Raises:
+        UserError: the start states differ in number, or there is no outcome.
     """
 
     baseline: NDArray[np.bool_]
@@ -154,8 +172,8 @@ class Difference(Estimate):
     confidence: float = 0.95
 
     def __post_init__(self) -> None:
-        for side in (self.baseline, self.candidate):
-            if side.ndim != 2 or not side.size or side.shape[1] != self.baseline.shape[1]:
+        for one in (self.baseline, self.candidate):
+            if one.ndim != 2 or not one.size or one.shape[1] != self.baseline.shape[1]:
                 raise UserError(
                     "a difference needs outcomes (seeds, start states) on the same start states,"
                     f" got shapes {self.baseline.shape} and {self.candidate.shape}"
@@ -168,20 +186,20 @@ class Difference(Estimate):
 
     @property
     def checkpoint_pair(self) -> bool:
-        """Whether each side is a single checkpoint."""
+        """Whether both methods are single checkpoints."""
         return len(self.baseline) == len(self.candidate) == 1
 
     @property
     def discordant(self) -> tuple[int, int]:
-        """Of a checkpoint pair: start states that only the baseline solved, and that
-        only the candidate solved.
+        """For a checkpoint pair, the number of start states that only the baseline
+        solved, and that only the candidate solved.
         """
         a, b = self.baseline[0], self.candidate[0]
         return int((a & ~b).sum()), int((b & ~a).sum())
 
     @cached_property
     def p(self) -> float:
-        """Two-sided p value of no difference: exact McNemar for a checkpoint pair,
+        """Two-sided p value of no difference: McNemar's exact test for a checkpoint pair,
         Student's for several seeds.
         """
         if self.checkpoint_pair:
@@ -201,26 +219,25 @@ class Difference(Estimate):
         return Expected(variance**0.5, degrees_of_freedom(variance, degrees))
 
     def planned(self, seeds: int, starts: int) -> tuple[float, tuple[Part, ...]]:
-        """The variance of the difference with so many training seeds and start states,
-        and the parts that it consists of.
+        """The variance of the difference to expect of so many training seeds and start
+        states, and its parts.
         """
-        # As if each start state had been seen more often; the two that nobody has seen
-        # remain two.
+        # Each start state counts more often, or less; the two added ones remain two.
         weights = np.array([*[starts / self.starts] * self.starts, 1.0, 1.0])
-        by_start, *sides = self._varying(weights)
-        # Repeated start states vary less than as many new ones.
+        by_start, *methods = self._components(weights)
+        # Repeated start states vary less than as many new ones: their degrees of freedom.
         new = (1 - 1 / max(starts, 2)) / (1 - 1 / max(self.starts, 2))
-        chance = new * sum(side.chance for side in sides)
-        chances, beyond, apart = 0.0, 0.0, []
-        for side, seen, trained in zip(
-            sides, self._parts[1:], (self.baseline, self.candidate), strict=True
+        chance = new * sum(method.chance for method in methods)
+        new_chance, beyond, between_seeds = 0.0, 0.0, []
+        for method, seen, trained in zip(
+            methods, self._seen[1:], (self.baseline, self.candidate), strict=True
         ):
-            left = new * side.chance * len(trained) / seeds
+            left = new * method.chance * len(trained) / seeds
             between = seen.beyond_chance * len(trained) / seeds
-            chances, beyond = chances + left, beyond + between
-            apart.append((between + left, seeds - 1))
-        varying = max(0.0, new * by_start.starts - chance) + chances
-        return varying + beyond, ((varying, starts + 1), *apart)
+            new_chance, beyond = new_chance + left, beyond + between
+            between_seeds.append((between + left, seeds - 1))
+        between_starts = max(0.0, new * by_start.starts - chance) + new_chance
+        return between_starts + beyond, ((between_starts, starts + 1), *between_seeds)
 
     @cached_property
     def _padded(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -231,18 +248,20 @@ class Difference(Estimate):
         )
 
     @cached_property
-    def _parts(self) -> tuple[Variation, Variation, Variation]:
-        return self._varying(None)
+    def _seen(self) -> tuple[VarianceComponents, VarianceComponents, VarianceComponents]:
+        return self._components(None)
 
-    def _varying(
+    def _components(
         self, weights: NDArray[np.float64] | None
-    ) -> tuple[Variation, Variation, Variation]:
-        """Of the difference by start state, and of either side."""
+    ) -> tuple[VarianceComponents, VarianceComponents, VarianceComponents]:
+        """Variance of the difference by start state, of the baseline and of the
+        candidate.
+        """
         a, b = self._padded
         return (
-            variation((b.mean(axis=0) - a.mean(axis=0))[None], weights),
-            variation(a, weights),
-            variation(b, weights),
+            variance_components((b.mean(axis=0) - a.mean(axis=0))[None], weights),
+            variance_components(a, weights),
+            variance_components(b, weights),
         )
 
     @property
@@ -252,16 +271,16 @@ class Difference(Estimate):
 
     @property
     def _beyond_chance(self) -> float:
-        return self._parts[1].beyond_chance + self._parts[2].beyond_chance
+        return self._seen[1].beyond_chance + self._seen[2].beyond_chance
 
     @cached_property
     def _error(self) -> float:
-        starts, a, b = self._parts
+        starts, a, b = self._seen
         return float((starts.starts + a.beyond_chance + b.beyond_chance) ** 0.5)
 
     @cached_property
     def _degrees(self) -> tuple[Part, ...]:
-        starts, a, b = self._parts
+        starts, a, b = self._seen
         n = self._padded[0].shape[1]
         return (
             (starts.starts, n - 1),
@@ -272,13 +291,13 @@ class Difference(Estimate):
 
 @dataclass(frozen=True)
 class MeanDifference(Estimate):
-    """The mean of differences on several tasks, each task counted alike, whose runs and
-    start states are independent.
+    """The mean of the differences on several tasks, with equal weights. Their variances
+    add, since runs and start states of different tasks are independent.
 
-    It speaks of these tasks, not of others like them: tasks are no random draw.
+    It holds for these tasks, which are not a random sample, not for other tasks.
 
     Args:
-        parts: per task.
+        parts: difference on each task.
         confidence: of the interval.
     """
 
@@ -337,8 +356,11 @@ class MeanDifference(Estimate):
 
 
 def mcnemar(only_a: int, only_b: int) -> float:
-    """Exact two-sided p value of McNemar's test: are start states that only one side
-    solved as often its as the other's?
+    """Two-sided p value of McNemar's exact test: under the null hypothesis, a start state
+    that only one method solved is as likely to be solved by a as by b.
+
+    Args:
+        only_a, only_b: start states that only a, and only b solved.
 
     >>> round(mcnemar(1, 8), 4)
     0.0391
@@ -347,8 +369,8 @@ def mcnemar(only_a: int, only_b: int) -> float:
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's (1979) adjusted p values, in the given order: below 5 %, the chance of any
-    false alarm among them stays so.
+    """Holm's (1979) adjusted p values, in the given order. If all adjusted values up to
+    5 % are called significant, the chance of any false positive is at most 5 %.
 
     >>> holm([0.01, 0.04, 0.03])
     [0.03, 0.06, 0.06]

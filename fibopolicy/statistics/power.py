@@ -1,4 +1,4 @@
-"""How many episodes a difference of success rates needs to be seen."""
+"""The power of a comparison, and the number of episodes that it needs."""
 
 from __future__ import annotations
 
@@ -18,18 +18,21 @@ from fibopolicy.statistics.differences import Estimate
 POWER = 0.8
 #: Beyond this many episodes a difference counts as out of reach.
 MAX_EPISODES = 20_000
-#: Rather than on more start states than this, several training seeds are continued by
-#: further ones, up to so many.
-MOST_STARTS, MOST_SEEDS = 2000, 50
+#: `sample_size` adds training seeds instead of asking for more start states than this.
+MAX_STARTS, MAX_SEEDS = 2000, 50
 
 
 def discordance(a: float, b: float, correlation: float) -> tuple[float, float]:
-    """The shares of start states that only the first and only the second policy solves.
+    """The shares of start states that only the first and only the second policy solves:
+    a - q and b - q, where both solve q = a b + r sqrt(a (1 - a) b (1 - b)).
 
     Args:
         a, b: true rates.
-        correlation: of the two outcomes on a start state; brought to the nearest value
-            that such rates allow.
+        correlation: r, of the two outcomes on a start state. It is clipped to the range
+            that these rates allow.
+
+    Raises:
+        UserError: a rate outside [0, 1].
     """
     for rate in (a, b):
         if not 0 <= rate <= 1:
@@ -42,8 +45,9 @@ def discordance(a: float, b: float, correlation: float) -> tuple[float, float]:
 def paired_power(
     a: float, b: float, episodes: int, correlation: float = 0.0, alpha: float = 0.05
 ) -> float:
-    """The chance that McNemar's exact test tells rates a and b apart, on the same
-    `episodes` start states.
+    """Power of McNemar's exact test for true rates a and b on the same `episodes` start
+    states: the number of discordant ones is binomial, and given that number, those that b
+    solved are binomial.
 
     >>> round(paired_power(0.85, 0.90, 300, correlation=0.6), 2)
     0.79
@@ -52,11 +56,11 @@ def paired_power(
     differ = only_a + only_b
     if differ <= 0:
         return 0.0
-    # Only numbers of differing start states with a chance worth counting.
+    # Numbers of discordant start states with a probability worth counting.
     m = np.arange(
         int(binom.ppf(1e-9, episodes, differ)), int(binom.ppf(1 - 1e-9, episodes, differ)) + 1
     )
-    edge = _rejected_up_to(int(m[-1]), alpha)[m]  # of m, at most so many on one side reject
+    edge = _rejected_up_to(int(m[-1]), alpha)[m]  # of m, at most so many on one side
     share = only_b / differ
     rejects = binom.cdf(edge, m, share) + binom.cdf(edge, m, 1 - share)
     return float((binom.pmf(m, episodes, differ) * rejects).sum())
@@ -64,8 +68,8 @@ def paired_power(
 
 @lru_cache(maxsize=8)
 def _rejected_up_to(most: int, alpha: float) -> NDArray[np.int64]:
-    """For m = 0 .. most fair coins, the largest k so that at most k heads reject on two
-    sides; -1 if none does.
+    """For m = 0 .. most fair coins, the largest k such that k heads reject two-sided; -1
+    if none does.
     """
     m = np.arange(most + 1)
     k = binom.ppf(alpha / 2, m, 0.5).astype(np.int64)  # the smallest whose tail reaches alpha / 2
@@ -74,33 +78,34 @@ def _rejected_up_to(most: int, alpha: float) -> NDArray[np.int64]:
 
 
 def unpaired_power(a: float, b: float, episodes: int, alpha: float = 0.05) -> float:
-    """The chance that a z test tells rates a and b apart, on `episodes` start states
-    each that are not the same.
+    """Power of a two-sided z test for true rates a and b, on `episodes` different start
+    states for each policy.
 
     >>> round(unpaired_power(0.85, 0.90, 300), 2)
     0.46
     """
     mean = (a + b) / 2
-    under_none = math.sqrt(2 * mean * (1 - mean) / episodes)
-    spread = math.sqrt((a * (1 - a) + b * (1 - b)) / episodes)
-    if spread == 0:
+    null_error = math.sqrt(2 * mean * (1 - mean) / episodes)
+    error = math.sqrt((a * (1 - a) + b * (1 - b)) / episodes)
+    if error == 0:
         return float(a != b)
     z = float(norm.ppf(1 - alpha / 2))
     return float(
-        norm.cdf((abs(b - a) - z * under_none) / spread)
-        + norm.cdf((-abs(b - a) - z * under_none) / spread)
+        norm.cdf((abs(b - a) - z * null_error) / error)
+        + norm.cdf((-abs(b - a) - z * null_error) / error)
     )
 
 
 def episodes_needed(
-    a: float, b: float, *, correlation: float | None, power: float = 0.8, alpha: float = 0.05
+    a: float, b: float, *, correlation: float | None, power: float = POWER, alpha: float = 0.05
 ) -> int | None:
-    """Episodes until rates a and b are told apart with a chance of `power`; `None`
-    beyond `MAX_EPISODES`.
+    """The fewest episodes that show the difference of true rates a and b with this
+    power; `None` if `MAX_EPISODES` do not.
 
     Args:
         correlation: of the outcomes on the same start states (McNemar's exact test);
-            `None` for other start states (z test).
+            `None` for different start states (z test).
+        alpha: of the two-sided test.
     """
 
     def reached(n: int) -> bool:
@@ -123,30 +128,36 @@ def episodes_needed(
 
 
 @dataclass(frozen=True)
-class Needed:
-    """Training seeds of either side, and start states (of each task) that each of them
-    is measured on.
+class SampleSize:
+    """Size of a study.
+
+    Args:
+        seeds: training seeds of each method.
+        starts: start states of each task that every seed is evaluated on.
     """
 
     seeds: int
     starts: int
 
 
-def needed(found: Estimate, bound: float, *, alpha: float, power: float = 0.8) -> Needed | None:
-    """What would tell a difference from `bound` with a chance of `power`, if it is the
-    one found and varies as it did.
+def sample_size(
+    found: Estimate, bound: float, *, alpha: float, power: float = POWER
+) -> SampleSize | None:
+    """The study that would tell a difference from `bound` with this power, if the true
+    difference is the one found and outcomes vary as they did.
 
-    The fewest seeds, not fewer than there are, for which `MOST_STARTS` start states are
-    enough, and with these the fewest start states. Single checkpoints stay single: how
-    seeds would differ is unknown.
+    It has the fewest seeds, at least those of `found`, for which `MAX_STARTS` start states
+    suffice, and then the fewest start states. Single checkpoints remain single, since the
+    variation between seeds is unknown.
 
     Args:
-        bound: 0 to see a difference at all, minus the margin to see whether the
-            candidate is inferior by it; in (-1, 1).
+        found: a difference.
+        bound: in (-1, 1): 0 for a difference of any size, minus the margin for
+            non-inferiority.
         alpha: of the one-sided test, after any correction.
 
     Returns:
-        `None` where `MAX_EPISODES` episodes, start states times seeds, are not enough.
+        `None` if `MAX_EPISODES` episodes, seeds times start states, do not suffice.
     """
 
     def reached(seeds: int, starts: int) -> bool:
@@ -157,12 +168,12 @@ def needed(found: Estimate, bound: float, *, alpha: float, power: float = 0.8) -
         )
 
     single = found.seeds == 1
-    for seeds in range(found.seeds, 2 if single else MOST_SEEDS + 1):
-        most = MAX_EPISODES if single else min(MOST_STARTS, MAX_EPISODES // seeds)
+    for seeds in range(found.seeds, 2 if single else MAX_SEEDS + 1):
+        most = MAX_EPISODES if single else min(MAX_STARTS, MAX_EPISODES // seeds)
         if reached(seeds, most):
             low, high = 1, most
             while high - low > 1:
                 middle = (low + high) // 2
                 low, high = (low, middle) if reached(seeds, middle) else (middle, high)
-            return Needed(seeds, high)
+            return SampleSize(seeds, high)
     return None

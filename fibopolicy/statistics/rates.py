@@ -1,5 +1,5 @@
-"""What episodes say about a success rate: of one checkpoint, and of several training
-seeds of one method.
+"""The success rate of one checkpoint, or of several training seeds of one method, with
+its interval.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ class Rate:
 
     Args:
         successes, episodes: the counts.
-        low, high: the interval's ends, in [0, 1].
-        errors: further episodes, which the simulator could not run to their end; they
-            count nowhere else.
+        low, high: the ends of the interval, in [0, 1].
+        errors: further episodes that ended in a simulator error; they are not in
+            `episodes`.
     """
 
     successes: int
@@ -37,7 +37,7 @@ class Rate:
         return self.successes / self.episodes
 
     def __str__(self) -> str:
-        """As it is printed: `47/50 = 94.0 % [83.8, 97.9]`."""
+        """For example `47/50 = 94.0 % [83.8, 97.9]`."""
         errors = f", {self.errors} errors" if self.errors else ""
         return (
             f"{self.successes}/{self.episodes} = {100 * self.value:.1f} % [{100 * self.low:.1f},"
@@ -46,10 +46,15 @@ class Rate:
 
 
 def wilson(successes: int, episodes: int, confidence: float = 0.95) -> Rate:
-    """Wilson's score interval for a binomial rate (Wilson, 1927).
+    """A binomial rate with Wilson's score interval (Wilson, 1927).
 
-    Unlike the textbook interval it stays within [0, 1] and does not shrink to a point
-    at 0 or all successes.
+    The interval holds all rates that the observed share p of n episodes does not reject
+    at z standard errors: (p + z^2 / 2n ± z sqrt(p (1 - p) / n + z^2 / 4n^2)) /
+    (1 + z^2 / n). It stays within [0, 1], and it does not shrink to a point when no
+    episode or every episode succeeds.
+
+    Raises:
+        UserError: impossible counts.
 
     >>> print(wilson(47, 50))
     47/50 = 94.0 % [83.8, 97.9]
@@ -67,24 +72,27 @@ def wilson(successes: int, episodes: int, confidence: float = 0.95) -> Rate:
 
 
 def _score_interval(p: float, n: float, z: float) -> tuple[float, float]:
-    """The rates that n episodes with a share p of successes do not reject at z standard errors."""
+    """Ends of the score interval; see `wilson`."""
     centre = (p + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    # At the ends the formula gives exactly 0 or 1; rounding must not.
+    # The formula gives exactly 0 for p = 0 and 1 for p = 1, but for rounding.
     return (0.0 if p == 0 else centre - half), (1.0 if p == 1 else centre + half)
 
 
 @dataclass(frozen=True)
-class Variation:
-    """How uncertain the mean of outcomes `(S, n)` of S training seeds on the same n
-    start states is, and why.
+class VarianceComponents:
+    """The variance of the mean of outcomes `(S, n)`, S training seeds on the same n
+    start states, split by its causes.
 
-    All three are variances of that mean: `starts` for other start states, chance
-    included; `seeds` for other training seeds, chance included; `chance` for what
-    neither explains. Their sum, with chance counted once, is where a two-level
-    bootstrap converges that draws S - 1 seeds (Rao and Wu, 1988: with S, three seeds
-    would hide a third of their variance) and n start states anew; so nothing needs to
-    be drawn.
+    The sum `starts + beyond_chance` is the limit of a two-level bootstrap that resamples
+    S - 1 of the seeds and n of the start states. (Rao and Wu, 1988: resampling S seeds
+    would understate the variance, by a third for three seeds.) So no resampling is
+    needed.
+
+    Args:
+        starts: variance from the choice of start states, including chance.
+        seeds: variance from the choice of training seeds, including chance.
+        chance: variance that neither explains.
     """
 
     starts: float
@@ -93,18 +101,26 @@ class Variation:
 
     @property
     def beyond_chance(self) -> float:
-        """What training seeds differ by beyond chance; 0 for a single one, which cannot tell."""
+        """Variance from the choice of training seeds, without chance; 0 for a single seed,
+        for which it is unknown.
+        """
         return max(0.0, self.seeds - self.chance)
 
 
-def variation(
+def variance_components(
     outcomes: NDArray[np.floating[Any]], weights: NDArray[np.floating[Any]] | None = None
-) -> Variation:
-    """The variance of the mean of crossed outcomes `(S, n)`, n >= 2 (Cameron, Gelbach
-    and Miller, 2011).
+) -> VarianceComponents:
+    """Split the variance of the mean of crossed outcomes y `(S, n)`, n >= 2, by its
+    causes (Cameron, Gelbach and Miller, 2011).
+
+    With y_s, y_i and m the means of a seed, of a start state and of all outcomes:
+
+    - starts = sum_i (y_i - m)^2 / (n - 1) / n
+    - seeds = sum_s (y_s - m)^2 / (S - 1) / S
+    - chance = sum_si (y_si - y_s - y_i + m)^2 / ((S - 1) (n - 1)) / (S n)
 
     Args:
-        weights: `(n,)`: how many start states each column stands for; 1 by default.
+        weights: `(n,)`, how many start states each column stands for; 1 by default.
     """
     seeds = len(outcomes)
     weights = np.ones(outcomes.shape[1]) if weights is None else weights
@@ -113,40 +129,53 @@ def variation(
     mean = by_seed.mean()
     starts = float(weights @ (by_start - mean) ** 2) / (n - 1) / n
     if seeds == 1:
-        return Variation(starts, 0.0, 0.0)
+        return VarianceComponents(starts, 0.0, 0.0)
     rest = outcomes - by_seed[:, None] - by_start + mean
     chance = float((rest**2 @ weights).sum()) / ((seeds - 1) * (n - 1)) / (seeds * n)
-    return Variation(starts, float(by_seed.var(ddof=1)) / seeds, chance)
+    return VarianceComponents(starts, float(by_seed.var(ddof=1)) / seeds, chance)
 
 
-def quantile(total: float, parts: tuple[tuple[float, int], ...], confidence: float) -> float:
-    """Student's quantile for a variance `total` estimated from `parts`, each with its
-    degrees of freedom (Satterthwaite, 1946).
-
-    Three seeds that differ much leave 2 degrees of freedom: 4.3 standard errors to
-    either side instead of 1.96.
+def student_quantile(
+    total: float, parts: tuple[tuple[float, int], ...], confidence: float
+) -> float:
+    """Half the width of a two-sided interval, in standard errors, by Student's t with
+    `degrees_of_freedom`. For example, three seeds that differ much leave 2 degrees of
+    freedom: 4.3 standard errors instead of 1.96.
     """
     return float(t.ppf((1 + confidence) / 2, degrees_of_freedom(total, parts)))
 
 
 def degrees_of_freedom(total: float, parts: tuple[tuple[float, int], ...]) -> float:
+    """Degrees of freedom of an estimated variance (Satterthwaite, 1946):
+    total^2 / sum_k(part_k^2 / df_k).
+
+    Args:
+        total: the variance.
+        parts: estimated variances that it consists of, each with its degrees of freedom.
+    """
     return total**2 / sum(part**2 / df for part, df in parts if df)
 
 
 def pooled(outcomes: NDArray[np.bool_], confidence: float = 0.95) -> Rate:
-    """The success rate of a method, from several training seeds on the same start
-    states: outcomes `(S, n)`.
+    """The success rate of a method: several training seeds on the same start states.
 
-    A score interval like Wilson's, with as many episodes as would vary as much as these
-    do, given that seeds differ and that a hard start state is hard for all of them, and
-    with Student's quantile in place of the normal one. One seed gives Wilson's own: it
-    says how good this checkpoint is, and nothing about the next seed.
+    The interval is Wilson's with two changes. Outcomes of the same seed or of the same
+    start state are correlated, so n becomes the effective number of episodes
+    p (1 - p) / V, where V = starts + beyond_chance from `variance_components`, at most
+    S n. And z becomes Student's quantile. For V, two start states are added, one solved
+    by all seeds and one by none, so that V is above 0 even if all episodes succeed.
+
+    With one seed the interval is Wilson's own: it holds for this checkpoint, not for
+    other training seeds.
 
     In simulation (logit-normal seeds and start states; 3 and 5 seeds, 50 and 200 start
-    states, rates of 50 to 98 %) the 95 % interval covers 91 to 99.7 % where seeds
-    differ by a standard deviation of up to 1 logit; a two-level percentile bootstrap of
-    3 seeds covers 78 to 100 %. Nothing sees a kind of seed that none of those trained
-    was: at a rate of 94 % and 1.5 logits 3 seeds cover 84 %.
+    states, rates of 50 to 98 %) the 95 % interval covers 91 to 99.7 % if seeds differ by
+    a standard deviation of up to 1 logit; a two-level percentile bootstrap of 3 seeds
+    covers 78 to 100 %. No interval can foresee rare bad seeds of which none was trained:
+    at a rate of 94 % and 1.5 logits, 3 seeds cover 84 %.
+
+    Args:
+        outcomes: success `(S, n)` of S seeds on n start states.
 
     Raises:
         UserError: no outcome.
@@ -159,12 +188,10 @@ def pooled(outcomes: NDArray[np.bool_], confidence: float = 0.95) -> Rate:
     successes = int(outcomes.sum())
     if seeds == 1:
         return wilson(successes, n, confidence)
-    # As if two more start states had been seen, one solved by all and one by none: all
-    # successes still leave a doubt.
     padded = np.column_stack([outcomes.astype(float), np.ones(seeds), np.zeros(seeds)])
-    found = variation(padded)
+    found = variance_components(padded)
     total = found.starts + found.beyond_chance
     mean = float(padded.mean())
-    worth = min(mean * (1 - mean) / total, seeds * n)
-    z = quantile(total, ((found.starts, n + 1), (found.seeds, seeds - 1)), confidence)
-    return Rate(successes, seeds * n, *_score_interval(successes / (seeds * n), worth, z))
+    effective = min(mean * (1 - mean) / total, seeds * n)
+    z = student_quantile(total, ((found.starts, n + 1), (found.seeds, seeds - 1)), confidence)
+    return Rate(successes, seeds * n, *_score_interval(successes / (seeds * n), effective, z))

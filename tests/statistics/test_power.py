@@ -11,8 +11,8 @@ from fibopolicy.statistics.power import (
     MAX_EPISODES,
     discordance,
     episodes_needed,
-    needed,
     paired_power,
+    sample_size,
     unpaired_power,
 )
 
@@ -100,7 +100,7 @@ def test_as_many_as_are_said_to_be_needed_show_non_inferiority(seeds: int, seed_
     while len(sizes) < 15:
         pilot = study(max(seeds, 1), 150)
         if abs(pilot.value - true) < 0.01:
-            sizes.append(needed(pilot, -margin, alpha=alpha))
+            sizes.append(sample_size(pilot, -margin, alpha=alpha))
     known = [size for size in sizes if size is not None]
     assert len(known) >= 10
     reached = [
@@ -115,15 +115,15 @@ def test_what_is_needed_is_no_less_than_there_is_in_seeds_and_none_at_the_bound(
     rng = np.random.default_rng(4)
     a, b = (outcomes(rng, 3, rng.normal(size=60), 1, 0.5) for _ in range(2))
     found = Difference(a, b)
-    wanted = needed(found, found.value - 0.05, alpha=0.025)
+    wanted = sample_size(found, found.value - 0.05, alpha=0.025)
     assert wanted is not None
     assert wanted.seeds >= 3
     assert wanted.seeds * wanted.starts <= MAX_EPISODES
-    easier = needed(found, found.value - 0.2, alpha=0.025)
+    easier = sample_size(found, found.value - 0.2, alpha=0.025)
     assert easier is not None
     assert easier.seeds * easier.starts < wanted.seeds * wanted.starts
-    assert needed(found, found.value - 1e-5, alpha=0.025) is None
-    single = needed(Difference(a[:1], b[:1]), 0.5, alpha=0.025)
+    assert sample_size(found, found.value - 1e-5, alpha=0.025) is None
+    single = sample_size(Difference(a[:1], b[:1]), 0.5, alpha=0.025)
     assert single is not None
     assert single.seeds == 1
 
@@ -136,7 +136,7 @@ def test_equal_outcomes_ask_for_little_more_than_equal_outcomes_would_need(seeds
 
     enough = next(n for n in range(8, 400) if passes(n))
     seen = np.ones((seeds, 20), dtype=bool)
-    wanted = needed(Difference(seen, seen), -0.05, alpha=0.002)
+    wanted = sample_size(Difference(seen, seen), -0.05, alpha=0.002)
     assert wanted is not None
     assert wanted.seeds == seeds
     assert enough <= wanted.starts <= 1.4 * enough

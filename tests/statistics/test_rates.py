@@ -8,7 +8,7 @@ from simulated import outcomes, rate
 from statsmodels.stats.proportion import proportion_confint
 
 from fibopolicy.errors import UserError
-from fibopolicy.statistics.rates import pooled, variation, wilson
+from fibopolicy.statistics.rates import pooled, variance_components, wilson
 
 
 @given(st.integers(1, 2000).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
@@ -37,7 +37,7 @@ def test_the_variance_is_where_a_two_level_bootstrap_converges() -> None:
     rng = np.random.default_rng(0)
     y = outcomes(rng, 4, 1.5 * rng.normal(size=60), 1.0, 0.8).astype(float)
     drawn = [y[rng.integers(4, size=3)][:, rng.integers(60, size=60)].mean() for _ in range(20_000)]
-    found = variation(y)
+    found = variance_components(y)
     assert np.var(drawn) == pytest.approx(found.seeds + found.starts + found.chance, rel=0.05)
     assert 0 < found.chance < min(found.seeds, found.starts)
 

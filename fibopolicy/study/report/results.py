@@ -11,7 +11,7 @@ from enum import Enum
 from fibopolicy.errors import UserError
 from fibopolicy.statistics.compare import ALPHA, Comparison, Method, compare
 from fibopolicy.statistics.differences import Difference, Estimate, MeanDifference, holm
-from fibopolicy.statistics.power import POWER, Needed, needed
+from fibopolicy.statistics.power import POWER, SampleSize, sample_size
 from fibopolicy.statistics.rates import Rate
 from fibopolicy.study.report.directory import Cell, Study, printed
 
@@ -82,7 +82,7 @@ class Compared:
     p_inferior: float | None = None
     p_within: float | None = None
     testable: bool = True
-    needed: Needed | None = None
+    needed: SampleSize | None = None
 
     @property
     def subject(self) -> str:
@@ -255,7 +255,7 @@ def _judged(comparisons: Sequence[Compared], margin: float | None) -> list[Compa
     bound, alpha = (0.0 if margin is None else -margin), ALPHA / 2 / max(1, len(judged))
     return [
         (
-            replace(one, needed=needed(one.difference, bound, alpha=alpha, power=POWER))
+            replace(one, needed=sample_size(one.difference, bound, alpha=alpha, power=POWER))
             if one.verdict is Verdict.UNDECIDED
             else one
         )
