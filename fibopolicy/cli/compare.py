@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from fibopolicy.errors import UserError, printable
-from fibopolicy.evaluation.episodes import ROWS, Selector
+from fibopolicy.evaluation.episodes import Selector
 from fibopolicy.utils.files import check_output, expanded
 
 if TYPE_CHECKING:
@@ -52,6 +52,7 @@ class Compare:
     """Replace an existing page and video."""
 
     def run(self) -> None:
+        from fibopolicy.policies.run_directory import RunDirectory
         from fibopolicy.report.comparison import text
         from fibopolicy.statistics.compare import compare
 
@@ -63,7 +64,8 @@ class Compare:
             )
         for path in (self.out, film):
             if path is not None:
-                check_output(path, self.overwrite, [run / ROWS for run in self.runs])
+                inputs = [RunDirectory(run).episodes for run in self.runs]
+                check_output(path, self.overwrite, inputs)
         comparison = compare(read_methods(self.runs, self.group, self.choice), self.margin)
         print(text(comparison, self.difference), flush=True)
         if film is not None:

@@ -66,14 +66,16 @@ class Rates:
     """Replace an existing file."""
 
     def run(self) -> None:
-        from fibopolicy.evaluation.episodes import ROWS, evaluations, success_rate
+        from fibopolicy.evaluation.episodes import evaluations, success_rate
+        from fibopolicy.policies.run_directory import RunDirectory
         from fibopolicy.report.run import trained_with, write_results
         from fibopolicy.report.tables import rate_table
 
         if not self.runs:
             raise UserError("name at least one run directory")
         if self.out is not None:
-            check_output(self.out, self.overwrite, [run / ROWS for run in self.runs])
+            inputs = [RunDirectory(run).episodes for run in self.runs]
+            check_output(self.out, self.overwrite, inputs)
         of_runs = {run: evaluations(run) for run in self.runs}
         found = {name: rows for named in of_runs.values() for name, rows in named.items()}
         trained = {name: trained_with(run) for run, named in of_runs.items() for name in named}

@@ -39,7 +39,7 @@ class Train:
 
     def run(self) -> None:
         from fibopolicy.envs.registry import is_known
-        from fibopolicy.policies.run_directory import read_config
+        from fibopolicy.policies.run_directory import RunDirectory
         from fibopolicy.training.distributed import is_main_process
         from fibopolicy.training.trainer import train
 
@@ -47,7 +47,7 @@ class Train:
         if not is_main_process():  # one of several processes that trained together
             return
         print(f"{self.config.out}: trained to step {done.summary.steps}\n{done.summary.table()}")
-        if is_known(read_config(self.config.out)["env_args"]):
+        if is_known(RunDirectory(self.config.out).read_config()["env_args"]):
             print(f"next: fibopolicy evaluate {quoted(self.config.out)} --episodes 50")
 
 

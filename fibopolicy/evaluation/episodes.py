@@ -16,11 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fibopolicy.errors import UserError, quoted
+from fibopolicy.policies.run_directory import RunDirectory
 from fibopolicy.statistics.rates import Rate, wilson
 from fibopolicy.utils.files import atomic_write
-
-#: The file of results in a run directory.
-ROWS = "episodes.jsonl"
 
 
 @dataclass
@@ -173,7 +171,7 @@ def evaluations(run: Path) -> dict[str, list[EpisodeResult]]:
         UserError: the run has not been evaluated.
     """
     groups: dict[tuple[object, ...], list[EpisodeResult]] = {}
-    for result in read_rows(run / ROWS):
+    for result in read_rows(RunDirectory(run).episodes):
         groups.setdefault(result.evaluation, []).append(result)
     if not groups:
         raise not_evaluated(run)
@@ -222,7 +220,7 @@ class Selector:
         Raises:
             UserError: there is none, or several.
         """
-        rows = read_rows(run / ROWS)
+        rows = read_rows(RunDirectory(run).episodes)
         if not rows:
             raise not_evaluated(run)
         step = max(row.checkpoint_step for row in rows) if self.step is None else self.step

@@ -31,7 +31,6 @@ from fibopolicy.envs.registry import is_heavy, is_robosuite, task_id_of, unavail
 from fibopolicy.errors import UserError
 from fibopolicy.evaluation.config import EvaluateConfig
 from fibopolicy.evaluation.episodes import (
-    ROWS,
     EpisodeResult,
     append_row,
     read_rows,
@@ -47,7 +46,13 @@ from fibopolicy.evaluation.policy_runner import (
 )
 from fibopolicy.evaluation.scheduler import STEP_LIMIT, TRIES, Scheduler
 from fibopolicy.evaluation.simulator import TaskInfo
-from fibopolicy.policies.run_directory import Loaded, load_policy, render_quality, suffix
+from fibopolicy.policies.run_directory import (
+    LoadedPolicy,
+    RunDirectory,
+    load_policy,
+    render_quality,
+    suffix,
+)
 from fibopolicy.statistics.rates import Rate
 from fibopolicy.utils.files import check_resume_or_overwrite, directory_lock
 from fibopolicy.utils.system import usable_cores
@@ -57,8 +62,6 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-#: Locked while a run is evaluated: two evaluations would write the same rows.
-LOCK = ".evaluating"
 
 Task = str | Mapping[str, Any] | Callable[[], TaskEnv]
 
@@ -185,15 +188,18 @@ def evaluate_run(
     began = time.perf_counter()
     check_resume_or_overwrite(resume=resume, overwrite=overwrite)
     loaded = load_policy(config.run, weights=config.weights, device=config.device)
-    camera = _video_camera(config, loaded)
+    camera, files = _video_camera(config, loaded), RunDirectory(config.run)
     if loaded.step < loaded.total_steps and config.weights in ("ema", "model"):
         warnings.warn(
             f"{config.run}: its training has done {loaded.step} of {loaded.total_steps} steps",
             stacklevel=2,
         )
-    with directory_lock(config.run, LOCK), run_evaluator(config, loaded) as evaluator:
+    with (
+        directory_lock(config.run, files.evaluation_lock.name),
+        run_evaluator(config, loaded) as evaluator,
+    ):
         starts, starts_path = _load_or_make_starts(config, evaluator)
-        path, evaluation = config.run / ROWS, evaluator.key(starts)
+        path, evaluation = files.episodes, evaluator.key(starts)
         stored = read_rows(path)
         others = [row for row in stored if row.evaluation != evaluation]
         rows = {row.index: row for row in stored if row.evaluation == evaluation}
@@ -397,7 +403,7 @@ class Evaluator:
         return {index: clips[index] for index in expected if index in clips}
 
 
-def run_evaluator(config: EvaluateConfig, loaded: Loaded) -> Evaluator:
+def run_evaluator(config: EvaluateConfig, loaded: LoadedPolicy) -> Evaluator:
     """The evaluator of a policy from a run directory, on the task of its training."""
     workers = default_workers(task_id_of(loaded.env_args), config.episodes)
     return Evaluator(
@@ -463,7 +469,7 @@ def _env_maker(
     )
 
 
-def _env_maker_of_run(config: EvaluateConfig, loaded: Loaded) -> Callable[[], TaskEnv]:
+def _env_maker_of_run(config: EvaluateConfig, loaded: LoadedPolicy) -> Callable[[], TaskEnv]:
     if (reason := unavailable(loaded.env_args)) is not None:
         raise UserError(f"{config.run}: {reason}; the run itself keeps its env_args in config.json")
     if is_robosuite(loaded.env_args) and "render_quality" not in loaded.env_args:
@@ -536,14 +542,10 @@ def check_view(policy: Any, info: TaskInfo, name: str) -> None:
 # The start states and the results of a run.
 
 
-def default_starts_path(run: Path, seed: int, quality: str) -> Path:
-    """The start states that an evaluation stores in a run directory if it has no file."""
-    return run / f"starts_seed{seed}_{quality}.npz"
-
-
 def _load_or_make_starts(config: EvaluateConfig, evaluator: Evaluator) -> tuple[Starts, Path]:
     info = evaluator.info
-    path = config.starts or default_starts_path(config.run, config.seed, info.quality)
+    default = RunDirectory(config.run).init_states(config.seed, info.quality)
+    path = config.starts or default
     if config.starts is None:
         old = load_starts(path) if path.exists() else None
         if old is None or len(old) < config.episodes or old.env_args != info.env_args:
@@ -616,7 +618,7 @@ def _rendering(env_args: Mapping[str, Any], versions: Mapping[str, str]) -> dict
 # The video of a run.
 
 
-def _video_camera(config: EvaluateConfig, loaded: Loaded) -> str | None:
+def _video_camera(config: EvaluateConfig, loaded: LoadedPolicy) -> str | None:
     cameras = list(loaded.policy.shapes.images)
     if config.video < 1 or not cameras:
         return None
@@ -647,7 +649,7 @@ def _film(
         policy = evaluator.runner.policy
         clips = [(draw_look(policy, camera, frames), success) for frames, success in clips]
     task = re.sub("[/:]", "_", evaluator.info.task_id)
-    name = f"{task}_seed{starts.seed}{suffix(config.weights)}.mp4"
-    path = config.run / "videos" / name
+    name = f"{task}_seed{starts.seed}{suffix(config.weights)}"
+    path = RunDirectory(config.run).video(name)
     write_grid(path, clips, evaluator.info.control_hz)
     return path

@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 
 from fibopolicy.errors import UserError
 from fibopolicy.evaluation.config import EvaluateConfig
-from fibopolicy.evaluation.evaluate import default_starts_path, run_evaluator, weights_digest
+from fibopolicy.evaluation.evaluate import run_evaluator, weights_digest
 from fibopolicy.evaluation.init_states import load_starts
 from fibopolicy.evaluation.video import Clip, write_grid
-from fibopolicy.policies.run_directory import load_policy
+from fibopolicy.policies.run_directory import RunDirectory, load_policy
 from fibopolicy.statistics.compare import Comparison, Method
 
 
@@ -71,7 +71,7 @@ def _film_checkpoint(
         raise UserError(
             f"{run}: its policy has no camera, so there is nothing to film; leave --video out"
         )
-    path = starts or default_starts_path(run, first.starts_seed, first.quality)
+    path = starts or RunDirectory(run).init_states(first.starts_seed, first.quality)
     stored = load_starts(path)
     position = {stored.identity(i): i for i in range(len(stored))}
     if missing := [row.index for row in rows.values() if row.start not in position]:

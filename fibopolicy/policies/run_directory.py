@@ -1,9 +1,11 @@
-"""A trained policy on disk: `config.json` beside weights in safetensors. Nothing in it
-is executed on loading.
+"""The directory of a training run: its files, and the policy in it.
+
+Loading a policy executes nothing that the directory holds.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -11,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
 
 from fibopolicy.errors import UserError, unknown
 from fibopolicy.policies.base import Policy, PolicyConfig, Shapes, build_policy
@@ -18,17 +21,115 @@ from fibopolicy.utils.files import StrPath, expanded
 from fibopolicy.utils.registry import Registry
 from fibopolicy.utils.system import resolve_device
 
-CONFIG = "config.json"
-WEIGHTS = "model.safetensors"
-EMA_WEIGHTS = "ema.safetensors"
-#: Folder of checkpoints that a validation liked best.
-BEST = "best"
+
+class RunDirectory:
+    """The paths of everything that a training run and its evaluations write."""
+
+    def __init__(self, path: StrPath) -> None:
+        self.path = path = expanded(path)
+        self.config = path / "config.json"  # what made the run; it marks a directory as a run
+
+        # Training: the state to resume from, the weights that others read, the log.
+        self.state = path / "state.pt"
+        self.model = path / "model.safetensors"
+        self.ema = path / "ema.safetensors"  # the moving average of the weights
+        self.best = path / "best"  # checkpoints with the lowest validation loss
+        self.metrics = path / "metrics.jsonl"
+        self.wandb = path / "wandb.json"  # the run's id at Weights & Biases
+
+        # Rollouts during training: a run directory of the last snapshot.
+        self.monitoring = path / "monitoring"
+        self.rollout_log = path / "log.txt"
+
+        # Evaluation.
+        self.episodes = path / "episodes.jsonl"
+        self.evaluation_lock = path / ".evaluating"
+        self.videos = path / "videos"
+        self.curves = path / "curves.svg"
+
+    def best_checkpoint(self, step: int) -> Path:
+        return self.best / f"step_{step:06d}.safetensors"
+
+    def best_checkpoints(self) -> list[Path]:
+        return sorted(self.best.glob("step_*.safetensors"))
+
+    def init_states(self, seed: int | str, quality: str) -> Path:
+        """The start states that an evaluation drew itself."""
+        return self.path / f"starts_seed{seed}_{quality}.npz"
+
+    def video(self, name: str) -> Path:
+        return self.videos / f"{name}.mp4"
+
+    def success_by_step(self, suffix: str) -> Path:
+        return self.path / f"success_by_step{suffix}.svg"
+
+    def report(self, suffix: str) -> Path:
+        return self.path / f"report{suffix}.html"
+
+    def read_config(self) -> dict[str, Any]:
+        """The contents of `config.json`.
+
+        Raises:
+            UserError: there is no such file, or it is not a run's.
+        """
+        if not self.config.is_file():
+            raise UserError(
+                f"{self.path}: is no run directory, it has no {self.config.name}; name the --out"
+                " of a training"
+            )
+        try:
+            document = json.loads(self.config.read_text(encoding="utf-8"))
+            if not isinstance(document, dict):
+                raise ValueError("no JSON object")
+            for section in ("policy", "shapes", "train", "env_args"):
+                if not isinstance(document.get(section), dict):
+                    raise ValueError(f"section {section!r} is missing")
+            PolicyConfig(**document["policy"])
+            _shapes(document["shapes"])
+            int(document["train"]["optimizer"]["steps"])
+        except (ValueError, TypeError, KeyError, IndexError, OSError) as error:
+            reason = " ".join(str(error).split())
+            raise UserError(f"{self.config}: is not a run's configuration ({reason})") from error
+        return document
+
+    def remove(self) -> None:
+        """Delete what a run and its evaluations wrote, and no other file."""
+        if self.monitoring.is_dir():
+            RunDirectory(self.monitoring).remove()
+        written = (
+            self.state,
+            self.model,
+            self.ema,
+            *self.best_checkpoints(),
+            self.metrics,
+            self.wandb,
+            *self.path.glob("events.out.tfevents.*"),  # TensorBoard's
+            self.rollout_log,
+            self.episodes,
+            self.evaluation_lock,
+            *self.path.glob(self.init_states("*", "*").name),
+            *self.videos.glob(self.video("*_seed*").name),
+            self.curves,
+            *self.path.glob(self.success_by_step("*").name),
+            *self.path.glob(self.report("*").name),
+            self.config,  # last, since without it the rest is no run
+        )
+        for path in written:
+            path.unlink(missing_ok=True)
+        for folder in (self.videos, self.best, self.monitoring):
+            with contextlib.suppress(OSError):  # absent, or it holds files of someone else
+                folder.rmdir()
 
 
 @dataclass(frozen=True)
-class Loaded:
-    """A policy from a run directory, in evaluation mode; `env_args` are of the task
-    that it was trained on.
+class LoadedPolicy:
+    """A policy from a run directory.
+
+    Attributes:
+        policy: in evaluation mode.
+        step: gradient steps behind its weights.
+        total_steps: gradient steps of the whole run.
+        env_args: of the task that it was trained on.
     """
 
     policy: Policy
@@ -41,16 +142,15 @@ class Loaded:
 IMPORTERS = Registry[Callable[[Path], Path]](
     "checkpoint", {".pth": "fibopolicy.robomimic.checkpoint:import_checkpoint"}
 )
-#: Loads the policy of such a run directory from the directory, the contents of its
-#: `config.json` and a device, by the section that `config.json` has in addition.
-LOADERS = Registry[Callable[[Path, dict[str, Any], str], Loaded]](
+#: Loads the policy of such a run directory, by a section that only its `config.json` has.
+#: Takes the directory, the contents of `config.json` and a device.
+LOADERS = Registry[Callable[[Path, dict[str, Any], str], LoadedPolicy]](
     "imported checkpoint", {"robomimic": "fibopolicy.robomimic.checkpoint:load_imported"}
 )
 
 
 def open_run(path: StrPath) -> Path:
-    """Run directory of a policy: `path` itself, or the one that belongs to a checkpoint
-    file of another library.
+    """The run directory `path`, or the one that belongs to a checkpoint of another library.
 
     Raises:
         UserError: the checkpoint cannot be read.
@@ -61,87 +161,57 @@ def open_run(path: StrPath) -> Path:
     return IMPORTERS[path.suffix](path)
 
 
-def read_config(run: Path) -> dict[str, Any]:
-    """The contents of a run's `config.json`."""
-    path = run / CONFIG
-    if not path.is_file():
-        raise UserError(
-            f"{run}: is no run directory, it has no {CONFIG}; name the --out of a training"
-        )
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(document, dict):
-            raise ValueError("no JSON object")
-        for section in ("policy", "shapes", "train", "env_args"):
-            if not isinstance(document.get(section), dict):
-                raise ValueError(f"section {section!r} is missing")
-        PolicyConfig(**document["policy"])
-        _shapes(document["shapes"])
-        int(document["train"]["optimizer"]["steps"])
-    except (ValueError, TypeError, KeyError, IndexError, OSError) as error:
-        raise UserError(
-            f"{path}: is not a run's configuration ({' '.join(str(error).split())})"
-        ) from error
-    return document
-
-
-def load_policy(run: StrPath, *, weights: str = "ema", device: str = "cpu") -> Loaded:
-    """Load the last checkpoint of a run; the result's `policy` acts.
+def load_policy(run: StrPath, *, weights: str = "ema", device: str = "cpu") -> LoadedPolicy:
+    """Load the last checkpoint of a run.
 
     Args:
-        weights: "ema", the moving average, or "model"; "best/step_<steps>" for one that
-            a validation liked. An imported checkpoint has one set of weights.
+        weights: "ema", the moving average, or "model"; or one of the run's best checkpoints,
+            as "best/step_<steps>". An imported checkpoint has one set of weights.
 
     Raises:
-        UserError: no run, no checkpoint yet, or weights that do not fit the
-            configuration.
+        UserError: no run, no checkpoint yet, or weights that do not fit the configuration.
     """
-    run = expanded(run)
-    document = read_config(run)
+    directory = RunDirectory(run)
+    document = directory.read_config()
     for section in LOADERS.names():
         if section in document:
-            return LOADERS[section](run, document, device)
-    files = {"ema": run / EMA_WEIGHTS, "model": run / WEIGHTS}
-    files |= {
-        f"{BEST}/{path.stem}": path for path in sorted((run / BEST).glob("step_*.safetensors"))
-    }
+            return LOADERS[section](directory.path, document, device)
+    files = {"ema": directory.ema, "model": directory.model}
+    files |= {f"best/{path.stem}": path for path in directory.best_checkpoints()}
     if weights not in files:
         raise unknown("weights", weights, files)
     path = files[weights]
     if not path.is_file():
         raise UserError(f"{path}: no checkpoint has been written yet")
-    policy = build_policy(
-        PolicyConfig(**document["policy"]).as_loaded(), _shapes(document["shapes"])
-    )
+    config = PolicyConfig(**document["policy"]).as_loaded()
+    policy = build_policy(config, _shapes(document["shapes"]))
     try:
         with safe_open(path, framework="pt") as file:
             step = int((file.metadata() or {})["step"])
-            policy.load_state_dict({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
-    except (SafetensorError, KeyError, RuntimeError) as error:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, KeyError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{path}: does not fit {CONFIG} ({reason})") from error
+        raise UserError(f"{path}: is no checkpoint of a run ({reason})") from error
+    load_strictly(policy, tensors, path, f"{directory.config.name} describes another policy")
     policy.render_quality = render_quality(document["env_args"])
     policy.to(resolve_device(device)).eval()
-    return Loaded(policy, step, int(document["train"]["optimizer"]["steps"]), document["env_args"])
+    total_steps = int(document["train"]["optimizer"]["steps"])
+    return LoadedPolicy(policy, step, total_steps, document["env_args"])
 
 
 def render_quality(env_args: Mapping[str, Any]) -> str | None:
-    """The quality of a dataset's frames, "fast" or "full"; `None` where its `env_args`
-    do not say.
-    """
+    """The quality of a dataset's frames, "fast" or "full"; `None` if `env_args` do not say."""
     quality = env_args.get("render_quality") or (env_args.get("env_kwargs") or {}).get("quality")
     return None if quality is None else str(quality)
 
 
-def _shapes(document: dict[str, Any]) -> Shapes:
-    images = {k: (v[0], v[1]) for k, v in document["images"].items()}
-    rotations = tuple(document.get("rotations", ()))
+def _shapes(document: Mapping[str, Any]) -> Shapes:
     return Shapes(
-        images,
-        document["vectors"],
-        document["action_dim"],
-        document.get("absolute", False),
-        rotations,
+        images={key: (size[0], size[1]) for key, size in document["images"].items()},
+        vectors=document["vectors"],
+        action_dim=document["action_dim"],
+        absolute=document.get("absolute", False),
+        rotations=tuple(document.get("rotations", ())),
     )
 
 
@@ -150,3 +220,41 @@ def suffix(weights: str) -> str:
     is a run's result.
     """
     return f"_{weights.replace('/', '_')}" if "/" in weights else ""
+
+
+def load_strictly(
+    module: nn.Module, tensors: Mapping[str, Tensor], source: object, advice: str
+) -> None:
+    """Copy `tensors` into the parameters and buffers of their names, all of them.
+
+    Args:
+        source: what the error names, for example a file.
+        advice: what the error says to do.
+
+    Raises:
+        UserError: weights are missing, unknown or of another shape; the module stays as it
+            was.
+    """
+    expected = module.state_dict()
+    faults = {
+        "missing": [name for name in expected if name not in tensors],
+        "unknown": [name for name in tensors if name not in expected],
+        "shape": [
+            f"{name} {_size(tensors[name])} where {_size(tensor)} is expected"
+            for name, tensor in expected.items()
+            if name in tensors and tensors[name].shape != tensor.shape
+        ],
+    }
+    if any(faults.values()):
+        found = "; ".join(f"{kind}: {_first(names)}" for kind, names in faults.items() if names)
+        raise UserError(f"{source}: its weights do not fit ({found}); {advice}")
+    module.load_state_dict(tensors)
+
+
+def _size(tensor: Tensor) -> str:
+    return "x".join(map(str, tensor.shape)) or "scalar"
+
+
+def _first(names: list[str], most: int = 3) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more

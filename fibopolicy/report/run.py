@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fibopolicy.policies.run_directory import CONFIG, read_config, render_quality, suffix
+from fibopolicy.policies.run_directory import RunDirectory, render_quality, suffix
 from fibopolicy.report.document import (
     FRAME_COLOURS,
     Block,
@@ -44,13 +44,14 @@ def write_run_page(
     Returns:
         path of the page.
     """
-    document = read_config(run)
+    files = RunDirectory(run)
+    document = files.read_config()
     first = evaluation.rows[0]
     ending = suffix(first.weights) + (f"_seed{first.starts_seed}" if first.starts_seed else "")
     encoder = document["policy"]["encoder"]
     seconds = stages or {"evaluation": evaluation.seconds}
 
-    success = run / f"success_by_step{ending}.svg"
+    success = files.success_by_step(ending)
     plot_success_by_step({"": [[row for row in evaluation.rows if not row.error]]}, success)
     blocks: list[Block] = [
         Heading("Success rate"),
@@ -71,21 +72,21 @@ def write_run_page(
         Note(SUCCESS_BY_STEP),
     ]
     if metrics := _training_metrics(run):
-        plot_training(metrics, run / "curves.svg")
-        blocks += [Heading("Training"), Picture(run / "curves.svg", "loss and learning rate")]
+        plot_training(metrics, files.curves)
+        blocks += [Heading("Training"), Picture(files.curves, "loss and learning rate")]
     blocks += [
         Heading("Wall time"),
         Facts({name: f"{s:.1f} s" for name, s in seconds.items()}),
         Heading("How it was made"),
         Facts(_facts(document, evaluation)),
     ]
-    path = run / f"report{ending}.html"
+    path = files.report(ending)
     write_html(path, f"{run.resolve().name}: {evaluation.rate}", blocks)
     return path
 
 
 def _training_metrics(run: Path) -> list[dict[str, Any]]:
-    rows = read_json_lines(run / "metrics.jsonl")
+    rows = read_json_lines(RunDirectory(run).metrics)
     return [row for row in rows if {"step", "loss", "lr"} <= row.keys()]
 
 
@@ -114,7 +115,8 @@ def _facts(document: Mapping[str, Any], evaluation: Evaluation) -> dict[str, str
 
 def trained_with(run: Path) -> dict[str, str]:
     """The versions and the hardware that a run was trained with, as far as recorded."""
-    return _trained_with(read_config(run) if (run / CONFIG).exists() else {})
+    files = RunDirectory(run)
+    return _trained_with(files.read_config() if files.config.exists() else {})
 
 
 def _trained_with(document: Mapping[str, Any]) -> dict[str, str]:

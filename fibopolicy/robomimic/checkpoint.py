@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 
 from fibopolicy.errors import UserError
-from fibopolicy.policies.run_directory import CONFIG, Loaded, read_config, render_quality
+from fibopolicy.policies.run_directory import LoadedPolicy, RunDirectory, render_quality
 from fibopolicy.utils.files import StrPath, atomic_write, expanded
 from fibopolicy.utils.system import versions
 
@@ -180,8 +180,9 @@ def import_checkpoint(path: Path) -> Path:
     checkpoint = read_checkpoint(path)
     run = path.with_name(f"{path.stem}_evaluation")
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    if (run / CONFIG).exists():
-        if read_config(run).get(SECTION, {}).get("sha256") != digest:
+    files = RunDirectory(run)
+    if files.config.exists():
+        if files.read_config().get(SECTION, {}).get("sha256") != digest:
             raise UserError(
                 f"{run}: holds the evaluation of another {path.name}; move it away or remove it"
             )
@@ -205,12 +206,12 @@ def import_checkpoint(path: Path) -> Path:
         "versions": dict(versions()),
         SECTION: {"checkpoint": path.name, "sha256": digest},
     }
-    with atomic_write(run / CONFIG) as aside:
+    with atomic_write(files.config) as aside:
         aside.write_text(json.dumps(document, indent=2, default=str) + "\n", encoding="utf-8")
     return run
 
 
-def load_imported(run: Path, document: Mapping[str, Any], device: str) -> Loaded:
+def load_imported(run: Path, document: Mapping[str, Any], device: str) -> LoadedPolicy:
     """Load the policy of a run directory that `import_checkpoint` made.
 
     Args:
@@ -222,7 +223,7 @@ def load_imported(run: Path, document: Mapping[str, Any], device: str) -> Loaded
     policy = ImportedPolicy(checkpoint, device)
     policy.render_quality = render_quality(document["env_args"])
     steps = int(document["train"]["optimizer"]["steps"])
-    return Loaded(policy, steps, steps, document["env_args"])
+    return LoadedPolicy(policy, steps, steps, document["env_args"])
 
 
 def _env_args(checkpoint: Checkpoint) -> dict[str, Any]:

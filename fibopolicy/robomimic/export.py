@@ -9,7 +9,7 @@ import torch
 
 from fibopolicy.errors import UserError
 from fibopolicy.policies.base import POLICIES
-from fibopolicy.policies.run_directory import CONFIG, load_policy, read_config
+from fibopolicy.policies.run_directory import RunDirectory, load_policy
 from fibopolicy.robomimic.checkpoint import SECTION
 from fibopolicy.robomimic.encoder_core import encoder_kwargs, network_shapes
 from fibopolicy.robomimic.policies import RobomimicPolicy
@@ -32,8 +32,8 @@ def export(run: StrPath, out: StrPath, *, weights: str = "ema", overwrite: bool 
             exists.
     """
     run, out = expanded(run), expanded(out)
-    check_output(out, overwrite, [*run.glob("*.safetensors"), run / CONFIG])
-    document = read_config(run)
+    check_output(out, overwrite, [*run.glob("*.safetensors"), RunDirectory(run).config])
+    document = RunDirectory(run).read_config()
     if SECTION in document:
         raise UserError(
             f"{run}: is the evaluation of a robomimic checkpoint,"

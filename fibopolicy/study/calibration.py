@@ -20,6 +20,7 @@ from fibopolicy.evaluation.init_states import load_starts
 from fibopolicy.evaluation.policy_runner import BATCH, PolicyRunner
 from fibopolicy.evaluation.simulator import EpisodeRunner
 from fibopolicy.policies import Policy
+from fibopolicy.policies.run_directory import RunDirectory
 from fibopolicy.study.cells import Cell, cells, runs, train_config
 from fibopolicy.study.directory import StudyDirectory, progress_of
 from fibopolicy.study.prepare import task_env
@@ -67,7 +68,7 @@ def _cell(study: StudyDirectory, cell: Cell) -> dict[str, float]:
         ).policy
         rows = [
             json.loads(line)
-            for line in (out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+            for line in RunDirectory(out).metrics.read_text(encoding="utf-8").splitlines()
         ]
     step_s = min(config.optimizer.batch_size / row["samples_per_s"] for row in rows[WARM_UP:])
     control_step_s, horizon = _control_step(study, cell, policy.eval())

@@ -13,7 +13,7 @@ from typing import Any
 
 from fibopolicy.errors import UserError, unknown
 from fibopolicy.evaluation.config import EvaluateConfig
-from fibopolicy.evaluation.episodes import ROWS
+from fibopolicy.policies.run_directory import RunDirectory
 from fibopolicy.study.cells import Cell, Run, cells, evaluate_config, runs, train_config
 from fibopolicy.study.config import StudyConfig, StudyTask, from_json, to_json
 from fibopolicy.training.config import TrainConfig
@@ -211,7 +211,8 @@ def state_of(study: StudyDirectory, run: Run) -> str:
 
 def progress_of(study: StudyDirectory, run: Run) -> tuple[int, int]:
     """Gradient steps logged and episodes recorded so far."""
-    metrics, rows = study.run(run) / "metrics.jsonl", study.run(run) / ROWS
+    files = RunDirectory(study.run(run))
+    metrics, rows = files.metrics, files.episodes
     episodes = rows.read_text(encoding="utf-8").count("\n") if rows.exists() else 0
     for line in reversed(
         metrics.read_text(encoding="utf-8").splitlines() if metrics.exists() else []

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from fibopolicy.errors import UserError
-from fibopolicy.evaluation.episodes import ROWS
+from fibopolicy.policies.run_directory import RunDirectory
 from fibopolicy.study.cells import cells, runs
 from fibopolicy.study.directory import STUDY, StudyDirectory, open_directory, refuse_foreign
 from fibopolicy.study.growth import refuse_change
@@ -71,16 +71,14 @@ def _files(study: StudyDirectory) -> Iterator[Path]:
     for cell in cells(study.config):
         yield from filter(Path.exists, (study.cell(cell) / "cell.json", study.cost(cell)))
     for run in runs(study.config):
-        folder = study.run(run)
+        files = RunDirectory(study.run(run))
         if study.done(run).exists():
-            if not (folder / ROWS).exists():
+            if not files.episodes.exists():
                 raise UserError(
-                    f"{folder}: is finished but has no {ROWS}; remove the folder, and the study"
-                    " does the run over"
+                    f"{files.path}: is finished but has no {files.episodes.name}; remove the"
+                    " folder, and the study does the run over"
                 )
-            yield from filter(
-                Path.exists, (study.done(run), folder / ROWS, folder / "metrics.jsonl")
-            )
+            yield from filter(Path.exists, (study.done(run), files.episodes, files.metrics))
         elif study.failed(run).exists():
             yield from filter(Path.exists, (study.failed(run), study.run_log(run)))
 
@@ -97,7 +95,7 @@ def _refuse_loss(study: StudyDirectory, out: Path) -> None:
         raise UserError(f"{out}: is no mere copy, a study is at work there; name another folder")
     refuse_change(there, study.config)
     for run in runs(there.config):
-        if (there.run(run) / "config.json").exists() or is_locked(there.run_lock(run)):
+        if RunDirectory(there.run(run)).config.exists() or is_locked(there.run_lock(run)):
             raise UserError(
                 f"{out}: is no mere copy, {run.name} was begun there; name another folder"
             )

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fibopolicy.evaluation.episodes import EpisodeResult, Selector
+from fibopolicy.policies.run_directory import RunDirectory
 from fibopolicy.training.config import OptimizerConfig
 
 
@@ -47,7 +48,7 @@ def measured_costs(
     """
     metrics = [
         json.loads(line)
-        for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+        for line in RunDirectory(run).metrics.read_text(encoding="utf-8").splitlines()
     ]
     samples_per_s = statistics.median(row["samples_per_s"] for row in metrics)
     evaluate_s = sum(row.wall_s for row in rows) / workers  # simulators work side by side

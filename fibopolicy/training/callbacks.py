@@ -25,7 +25,7 @@ from fibopolicy.envs.registry import unavailable
 from fibopolicy.errors import UserError, unknown
 from fibopolicy.evaluation.config import EvaluateConfig
 from fibopolicy.policies import Policy
-from fibopolicy.policies.run_directory import CONFIG, EMA_WEIGHTS
+from fibopolicy.policies.run_directory import RunDirectory
 from fibopolicy.training.checkpoint import TopKCheckpoints, save_weights
 from fibopolicy.training.config import TrainConfig
 from fibopolicy.training.data import to_device
@@ -39,7 +39,6 @@ Write = Callable[[int, dict[str, float]], None]
 
 #: Folder in a run directory; itself a run directory, with the weights of the last snapshot.
 MONITORING = "monitoring"
-LOG = "log.txt"
 #: Seed of the initial states of rollouts, unlike any that `fibopolicy evaluate` is given.
 SEED = 730_001
 #: Priority of rollouts below that of the training.
@@ -171,7 +170,8 @@ class Rollouts(Callback):
         start: int,
         done: set[int],
     ) -> None:
-        self._folder, self._config = config.out / MONITORING, config.rollouts
+        self._run = RunDirectory(RunDirectory(config.out).monitoring)
+        self._config = config.rollouts
         self._average, self._write, self._device = average, write, device
         self._process: WorkerProcess | None = None
         self._result: Connection
@@ -192,9 +192,9 @@ class Rollouts(Callback):
             message = "monitoring at step %d is skipped: that of step %d still runs"
             _log.info(message, steps, self._steps)
             return
-        self._folder.mkdir(exist_ok=True)
-        shutil.copyfile(self._folder.parent / CONFIG, self._folder / CONFIG)
-        save_weights(self._folder / EMA_WEIGHTS, self._average, {"step": str(steps)})
+        self._run.path.mkdir(exist_ok=True)
+        shutil.copyfile(RunDirectory(self._run.path.parent).config, self._run.config)
+        save_weights(self._run.ema, self._average, {"step": str(steps)})
         self._begin(steps, resume=False)
 
     def finish(self, steps: int) -> None:
@@ -213,7 +213,7 @@ class Rollouts(Callback):
 
     def _begin(self, steps: int, *, resume: bool) -> None:
         config = EvaluateConfig(
-            self._folder,
+            self._run.path,
             self._config.rollout_episodes,
             seed=SEED,
             video=0,
@@ -221,7 +221,7 @@ class Rollouts(Callback):
             device=str(self._device),
         )
         self._result, sender = Pipe(duplex=False)
-        arguments = (config, resume, self._folder / LOG, sender)
+        arguments = (config, resume, self._run.rollout_log, sender)
         self._process = WorkerProcess(target=_evaluate_snapshot, args=arguments)
         self._process.start()
         sender.close()
@@ -236,7 +236,7 @@ class Rollouts(Callback):
         try:
             text, metrics = self._result.recv()
         except EOFError:
-            log = self._folder / LOG
+            log = self._run.rollout_log
             lines = log.read_text(errors="replace", encoding="utf-8").strip().splitlines()
             reason = lines[-1] if lines else f"exit code {code}"
             _log.warning("monitoring at step %d failed (%s); see %s", self._steps, reason, log)
@@ -246,7 +246,7 @@ class Rollouts(Callback):
         self._write(self._steps - 1, metrics)
 
     def _snapshot_steps(self) -> int:
-        path = self._folder / EMA_WEIGHTS
+        path = self._run.ema
         with contextlib.suppress(Exception), safe_open(path, framework="pt") as file:
             return int((file.metadata() or {})["step"])
         return 0

@@ -27,49 +27,14 @@ from torch import nn
 from fibopolicy.datasets import Windows
 from fibopolicy.errors import UserError
 from fibopolicy.policies import Policy
-from fibopolicy.policies.run_directory import BEST, CONFIG, EMA_WEIGHTS, WEIGHTS, read_config
+from fibopolicy.policies.run_directory import RunDirectory, load_strictly
 from fibopolicy.training.config import TrainConfig
 from fibopolicy.training.data import shapes_of
 from fibopolicy.training.optim import EMA, Divergence
 from fibopolicy.utils.files import atomic_write
 from fibopolicy.utils.settings import first_difference
 from fibopolicy.utils.system import hardware, versions
-from fibopolicy.weights import load_strictly
 
-STATE = "state.pt"
-#: Files that a run and its evaluation write, beside the videos; the configuration last,
-#: because it marks a run.
-RUN_FILES = (
-    STATE,
-    WEIGHTS,
-    EMA_WEIGHTS,
-    "metrics.jsonl",
-    "episodes.jsonl",
-    "events.out.tfevents.*",
-    "starts_seed*.npz",
-    "videos/*_seed*.mp4",
-    "curves.svg",
-    "success_by_step*.svg",
-    "report*.html",
-    ".evaluating",
-    f"{BEST}/step_*.safetensors",
-    *(
-        f"monitoring/{name}"
-        for name in (
-            EMA_WEIGHTS,
-            "episodes.jsonl",
-            "starts_seed*.npz",
-            "result.json",
-            "log.txt",
-            ".evaluating",
-            CONFIG,
-        )
-    ),
-    "wandb.json",
-    CONFIG,
-)
-#: Folders that a run makes in its directory.
-RUN_FOLDERS = ("videos", BEST, "monitoring")
 #: Settings that do not change the weights: places, and how steps are computed and watched.
 _MAY_CHANGE = (
     "out",
@@ -96,10 +61,10 @@ class TrainingState:
 
 def open_run(config: TrainConfig, dataset: Windows, *, resume: bool, overwrite: bool) -> None:
     """Write `config.json` into the locked run directory, or check that it holds this run."""
-    out = config.out
+    run, out = RunDirectory(config.out), config.out
     document = describe(config, dataset)
-    if (out / CONFIG).exists():
-        found = read_config(out)  # refuses a configuration that is not a run's
+    if run.config.exists():
+        found = run.read_config()  # refuses a configuration that is not a run's
         if not overwrite:
             if not resume:
                 raise UserError(
@@ -108,21 +73,11 @@ def open_run(config: TrainConfig, dataset: Windows, *, resume: bool, overwrite: 
                 )
             _check_same_run(out, found, document)
             return
-        _remove_run(out)
+        run.remove()
     elif any(out.iterdir()):
         raise UserError(f"{out}: is not empty and holds no run; choose another directory")
-    with atomic_write(out / CONFIG) as partial:
+    with atomic_write(run.config) as partial:
         partial.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
-
-
-def _remove_run(out: Path) -> None:
-    """Delete the files of a run and no others."""
-    for pattern in RUN_FILES:
-        for path in out.glob(pattern):
-            path.unlink()
-    for folder in RUN_FOLDERS:
-        with contextlib.suppress(OSError):  # missing, or holds other files
-            (out / folder).rmdir()
 
 
 def describe(config: TrainConfig, dataset: Windows) -> dict[str, Any]:
@@ -153,9 +108,10 @@ def describe(config: TrainConfig, dataset: Windows) -> dict[str, Any]:
 
 def stored_precision(out: Path) -> str | None:
     """The precision that a run was started with; `None` if there is no run."""
-    if not (out / CONFIG).exists():
+    run = RunDirectory(out)
+    if not run.config.exists():
         return None
-    precision: str | None = read_config(out)["train"].get("compute", {}).get("precision")
+    precision: str | None = run.read_config()["train"].get("compute", {}).get("precision")
     return precision
 
 
@@ -199,15 +155,16 @@ def save_checkpoint(out: Path, state: TrainingState, step: int) -> None:
         "losses": list(state.divergence.recent),
         "high_losses": state.divergence.num_bad,
     }
-    path = out / STATE
+    path = RunDirectory(out).state
     with atomic_write(path) as partial, _wrap_write_error(path), partial.open("wb") as file:
         torch.save(document, file)
     _export(out, state, step)
 
 
 def _export(out: Path, state: TrainingState, step: int) -> None:
-    save_weights(out / WEIGHTS, state.policy, {"step": str(step)})
-    save_weights(out / EMA_WEIGHTS, state.ema.average, {"step": str(step)})
+    run = RunDirectory(out)
+    save_weights(run.model, state.policy, {"step": str(step)})
+    save_weights(run.ema, state.ema.average, {"step": str(step)})
 
 
 def save_weights(path: Path, module: nn.Module, metadata: dict[str, str]) -> None:
@@ -247,9 +204,9 @@ def load_checkpoint(out: Path, state: TrainingState, *, export: bool) -> int:
     Args:
         export: write the exports again, which a kill after the state may have left out.
     """
-    path = out / STATE
+    run, path = RunDirectory(out), RunDirectory(out).state
     if not path.exists():
-        if (out / WEIGHTS).exists():
+        if run.model.exists():
             raise UserError(f"{path}: is missing; pass --overwrite to start again")
         return 0
     advice = "pass --overwrite to start again"
@@ -279,7 +236,7 @@ class TopKCheckpoints:
     """
 
     def __init__(self, out: Path, keep: int, criterion: str) -> None:
-        self._folder, self._keep, self._criterion = out / BEST, keep, criterion
+        self._run, self._keep, self._criterion = RunDirectory(out), keep, criterion
 
     def update(self, step: int, metrics: dict[str, float], weights: nn.Module) -> None:
         """Keep the weights after `step` steps if they are among the best; ties keep the earlier.
@@ -289,7 +246,7 @@ class TopKCheckpoints:
         """
         if not self._keep or not math.isfinite(value := metrics[self._criterion]):
             return
-        path = self._folder / f"step_{step:06d}.safetensors"
+        path = self._run.best_checkpoint(step)
         ranked = sorted((*self._kept(without=path), (value, step, path)))
         if (value, step, path) in ranked[: self._keep]:
             save_weights(path, weights, {"step": str(step), self._criterion: repr(value)})
@@ -297,7 +254,7 @@ class TopKCheckpoints:
             dropped.unlink(missing_ok=True)
 
     def _kept(self, without: Path) -> Iterator[tuple[float, int, Path]]:
-        for path in self._folder.glob("step_*.safetensors"):
+        for path in self._run.best_checkpoints():
             if path == without:
                 continue
             try:

@@ -17,8 +17,7 @@ from fibopolicy.encoders.timm import TimmEncoder
 from fibopolicy.errors import UserError
 from fibopolicy.policies import Policy
 from fibopolicy.policies.observations import ObservationEncoder, module_name
-from fibopolicy.policies.run_directory import load_policy
-from fibopolicy.weights import load_strictly
+from fibopolicy.policies.run_directory import load_policy, load_strictly
 
 ADVICE = (
     "build the encoder with the options that these weights were trained with, or name other weights"

@@ -16,12 +16,10 @@ import torch
 from torch.utils.tensorboard import SummaryWriter
 
 from fibopolicy.errors import UserError
+from fibopolicy.policies.run_directory import RunDirectory
 from fibopolicy.utils.files import atomic_write
 from fibopolicy.utils.system import peak_memory_bytes
 
-METRICS = "metrics.jsonl"
-#: Identity of the run at Weights & Biases, so that a resumed run continues its curves.
-WANDB_IDENTITY = "wandb.json"
 #: Number of rows that `MetricsLogger.recent` averages over.
 RECENT = 10
 
@@ -41,7 +39,7 @@ class MetricsLogger:
     def __init__(
         self, out: Path, start: int, *, wandb: str | None = None, config: dict[str, Any]
     ) -> None:
-        path = out / METRICS
+        path = RunDirectory(out).metrics
         self._recent: defaultdict[str, deque[float]] = defaultdict(lambda: deque(maxlen=RECENT))
         self._steps: defaultdict[str, set[int]] = defaultdict(set)
         if path.exists():
@@ -162,7 +160,7 @@ def require_wandb(project: str | None) -> None:
 
 
 def _wandb_identity(out: Path) -> str:
-    path = out / WANDB_IDENTITY
+    path = RunDirectory(out).wandb
     if path.exists():
         return str(json.loads(path.read_text(encoding="utf-8"))["id"])
     identity = secrets.token_hex(4)

@@ -17,7 +17,7 @@ from tqdm import tqdm
 from fibopolicy.errors import UserError
 from fibopolicy.policies import Policy, build_policy
 from fibopolicy.policies.rng import SampleRng
-from fibopolicy.policies.run_directory import render_quality
+from fibopolicy.policies.run_directory import RunDirectory, render_quality
 from fibopolicy.training import checkpoint, data, encoders, optim
 from fibopolicy.training.callbacks import Callback, Rollouts, Validation, check_callbacks
 from fibopolicy.training.config import TrainConfig
@@ -220,7 +220,7 @@ class Trainer:
         if reason is not None:
             out = self.config.out
             kept = (
-                "; the last checkpoint is from before" if (out / checkpoint.STATE).exists() else ""
+                "; the last checkpoint is from before" if RunDirectory(out).state.exists() else ""
             )
             raise self.world.once(
                 UserError(
@@ -231,7 +231,7 @@ class Trainer:
 
     def _build_policy(self) -> Policy:
         config, dataset = self.config, self.dataset
-        resumes = self.resume and (config.out / checkpoint.STATE).exists()
+        resumes = self.resume and RunDirectory(config.out).state.exists()
         # The weights of a checkpoint replace any initial ones.
         recipe = config.policy.as_loaded() if resumes else config.policy
         policy = build_policy(recipe, data.shapes_of(dataset))

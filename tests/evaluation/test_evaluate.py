@@ -19,7 +19,7 @@ from fibopolicy.errors import UserError
 from fibopolicy.evaluation import evaluate_policy
 from fibopolicy.evaluation.config import EvaluateConfig
 from fibopolicy.evaluation.episodes import Selector, evaluations, read_rows
-from fibopolicy.evaluation.evaluate import LOCK, evaluate_run
+from fibopolicy.evaluation.evaluate import evaluate_run
 from fibopolicy.evaluation.init_states import make_starts, save_starts
 from fibopolicy.evaluation.video import FAILURE, RUNNING, SUCCESS, grid_frames
 from fibopolicy.policies import PolicyConfig, load_policy
@@ -131,7 +131,7 @@ def test_a_row_does_not_depend_on_the_episodes_before_it(fresh: EvaluateConfig) 
 
 def test_a_run_is_evaluated_by_one_process_at_a_time(fresh: EvaluateConfig) -> None:
     with (
-        directory_lock(fresh.run, LOCK),
+        directory_lock(fresh.run, ".evaluating"),
         pytest.raises(UserError, match="is at work there"),
     ):
         evaluate_run(fresh)

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from fibopolicy.evaluation.episodes import ROWS, EpisodeResult, read_rows, write_rows
+from fibopolicy.evaluation.episodes import EpisodeResult, read_rows, write_rows
 
 
 def row(index: int, success: bool, **changes: Any) -> EpisodeResult:
@@ -32,5 +32,5 @@ def make_run(run: Path, successes: Iterable[bool], **changes: Any) -> Path:
     """Add an evaluation to a run directory: one row per outcome, on start states 0, 1, ..."""
     run.mkdir(parents=True, exist_ok=True)
     rows = [row(index, bool(success), **changes) for index, success in enumerate(successes)]
-    write_rows(run / ROWS, [*read_rows(run / ROWS), *rows])
+    write_rows(run / "episodes.jsonl", [*read_rows(run / "episodes.jsonl"), *rows])
     return run

@@ -9,7 +9,7 @@ from made_rows import make_run
 
 from fibopolicy.cli.compare import Compare, read_methods
 from fibopolicy.errors import UserError
-from fibopolicy.evaluation.episodes import ROWS, Selector, read_rows, write_rows
+from fibopolicy.evaluation.episodes import Selector, read_rows, write_rows
 from fibopolicy.evaluation.side_by_side import alternate
 from fibopolicy.report.comparison import power_rows, text
 from fibopolicy.statistics.compare import Comparison, compare
@@ -35,8 +35,8 @@ def pair(tmp_path: Path) -> tuple[Path, Path]:
 def test_rows_are_paired_by_start_state_whatever_their_order_or_index(
     pair: tuple[Path, Path],
 ) -> None:
-    rows = read_rows(pair[1] / ROWS)
-    write_rows(pair[1] / ROWS, [replace(row, index=99 - row.index) for row in rows])
+    rows = read_rows(pair[1] / "episodes.jsonl")
+    write_rows(pair[1] / "episodes.jsonl", [replace(row, index=99 - row.index) for row in rows])
     found = of(*pair).candidates[0]
     assert found.difference.discordant == (2, 12)
     assert found.difference.value == pytest.approx(10 / 60)
@@ -56,9 +56,9 @@ def test_only_shared_start_states_count_and_the_rest_is_told(
 
 
 def test_errors_count_in_no_rate_and_are_told(pair: tuple[Path, Path]) -> None:
-    rows = read_rows(pair[1] / ROWS)
+    rows = read_rows(pair[1] / "episodes.jsonl")
     write_rows(
-        pair[1] / ROWS,
+        pair[1] / "episodes.jsonl",
         [
             replace(row, success=False, error="hung") if row.index in (0, 59) else row
             for row in rows
@@ -90,8 +90,11 @@ def test_other_tests_are_refused(
 
 def test_unpaired_rows_are_refused_in_one_line(pair: tuple[Path, Path]) -> None:
     write_rows(
-        pair[1] / ROWS,
-        [replace(row, start="x" + row.start, starts_seed=5) for row in read_rows(pair[1] / ROWS)],
+        pair[1] / "episodes.jsonl",
+        [
+            replace(row, start="x" + row.start, starts_seed=5)
+            for row in read_rows(pair[1] / "episodes.jsonl")
+        ],
     )
     with pytest.raises(
         UserError,

@@ -20,7 +20,7 @@ from fibopolicy.errors import UserError
 from fibopolicy.evaluation.config import EvaluateConfig
 from fibopolicy.evaluation.evaluate import evaluate_run as evaluate
 from fibopolicy.policies.base import PolicyConfig, Shapes
-from fibopolicy.policies.run_directory import CONFIG, load_policy, open_run
+from fibopolicy.policies.run_directory import load_policy, open_run
 from fibopolicy.robomimic.checkpoint import read_checkpoint
 from fibopolicy.robomimic.export import export
 from fibopolicy.robomimic.imported import ImportedPolicy
@@ -263,7 +263,7 @@ def test_a_checkpoint_gets_a_run_directory_beside_it(save: Save, tmp_path: Path)
     loaded = load_policy(run)
     assert loaded.step == 20 * 100
     assert loaded.env_args["env_kwargs"]["horizon"] == 123
-    document = json.loads((run / CONFIG).read_text())
+    document = json.loads((run / "config.json").read_text())
     assert document["policy"]["encoder"] == "fibottention_vit_tiny"
     save(both(ours, gaussian), SEEN)
     with pytest.raises(UserError, match=r"evaluation of another model_epoch_20\.pth"):

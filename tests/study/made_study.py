@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fibopolicy.evaluation.episodes import ROWS, EpisodeResult, write_rows
+from fibopolicy.evaluation.episodes import EpisodeResult, write_rows
 
 STEPS = 1000
 
@@ -128,7 +128,7 @@ def finish(
         )
         for i, success in enumerate(successes)
     ]
-    write_rows(run / ROWS, rows)
+    write_rows(run / "episodes.jsonl", rows)
     if curves:
         steps = np.arange(0, trained, 10)
         loss = 0.2 * np.exp(-steps / (200 + 40 * seed)) * rng.lognormal(0, 0.1, len(steps)) + 0.01

@@ -13,7 +13,6 @@ import pytest
 from made_study import add_cost, begin, describe, fail, finish
 
 from fibopolicy.errors import UserError
-from fibopolicy.evaluation.episodes import ROWS
 from fibopolicy.study.report import write_report
 
 LIFT, PUSH = "fibopolicy/Lift-v0", "fibopolicy/Push-v0"
@@ -161,7 +160,7 @@ def test_costs_that_differ_by_task_are_each_told_and_runs_with_their_range(tmp_p
 
 
 def test_a_damaged_row_file_is_named_and_its_run_does_not_count(study: Path) -> None:
-    rows = begin(study, LIFT, "fib") / "seed1" / ROWS
+    rows = begin(study, LIFT, "fib") / "seed1" / "episodes.jsonl"
     rows.write_text(rows.read_text().replace('"success": ', '"success"', 1))
     with pytest.warns(UserWarning, match=r"seed1/episodes\.jsonl: line 1 is not an episode row"):
         page = write_report(study).read_text()
@@ -185,7 +184,7 @@ def test_rows_of_another_task_or_step_do_not_count(study: Path) -> None:
 def test_further_evaluations_of_a_run_change_nothing(study: Path) -> None:
     write_report(study)
     before = lines(study, "seeds.csv")
-    path = begin(study, LIFT, "fib") / "seed0" / ROWS
+    path = begin(study, LIFT, "fib") / "seed0" / "episodes.jsonl"
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     others = [{"horizon": 7}, {"quality": "full"}, {"weights": "model"}, {"index": len(rows)}]
     more = [rows[0] | {"success": not rows[0]["success"]} | other for other in others]
@@ -195,7 +194,7 @@ def test_further_evaluations_of_a_run_change_nothing(study: Path) -> None:
 
 
 def test_starts_where_a_simulator_failed_or_that_one_side_lacks_are_left_out(study: Path) -> None:
-    rows = begin(study, LIFT, "dense") / "seed0" / ROWS
+    rows = begin(study, LIFT, "dense") / "seed0" / "episodes.jsonl"
     first, *others = map(json.loads, rows.read_text().splitlines())
     rows.write_text(
         "".join(
@@ -219,7 +218,7 @@ def test_two_seeds_of_the_same_weights_are_refused(study: Path) -> None:
 
 def test_start_states_that_are_not_shared_are_told(study: Path) -> None:
     for seed in range(2):
-        rows = begin(study, LIFT, "fib") / f"seed{seed}" / ROWS
+        rows = begin(study, LIFT, "fib") / f"seed{seed}" / "episodes.jsonl"
         rows.write_text(rows.read_text().replace(f'"start": "{LIFT}', '"start": "other'))
     page = write_report(study).read_text()
     assert "fib against dense on Lift, bc, scratch: 0 start states are shared" in page

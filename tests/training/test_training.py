@@ -229,7 +229,7 @@ def test_weights_that_do_not_fit_the_configuration_are_refused(
     document = json.loads((config.out / "config.json").read_text())
     document["policy"]["hidden"] = 17
     (config.out / "config.json").write_text(json.dumps(document))
-    with pytest.raises(UserError, match=r"does not fit config\.json"):
+    with pytest.raises(UserError, match=r"weights do not fit .* config\.json"):
         load_policy(config.out)
 
 

@@ -11,6 +11,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from fibopolicy.policies.run_directory import RunDirectory
+
 #: What may be logged, and how it is called in print.
 QUANTITIES = {
     "loss": "training loss",
@@ -37,7 +39,7 @@ def read_curves(run: Path) -> dict[str, Curve]:
     """Per quantity that a run logged its finite values `(n, 2)`: step, value. Lines
     that a kill cut short are left out.
     """
-    path = run / "metrics.jsonl"
+    path = RunDirectory(run).metrics
     found: dict[str, list[tuple[float, float]]] = {}
     for line in (
         path.read_text(errors="replace", encoding="utf-8").splitlines() if path.is_file() else []

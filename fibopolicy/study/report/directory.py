@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from fibopolicy.errors import UserError
-from fibopolicy.evaluation.episodes import ROWS, EpisodeResult
+from fibopolicy.evaluation.episodes import EpisodeResult
+from fibopolicy.policies.run_directory import RunDirectory
 from fibopolicy.study.records import own_rows
 
 
@@ -255,7 +256,8 @@ def _run(
             rows = own_rows(folder, done, steps, starts_seed)
             if rows[0].task != task:
                 raise UserError(
-                    f"{folder / ROWS}: holds episodes of {rows[0].task}, expected {task}"
+                    f"{RunDirectory(folder).episodes}: holds episodes of {rows[0].task},"
+                    f" expected {task}"
                 )
             return SeedRun(seed, folder, State.DONE, rows, done)
         if (folder / "failed.json").is_file():

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean, geometric_mean, median
 from typing import Any
 
+from fibopolicy.policies.run_directory import RunDirectory
 from fibopolicy.report.page import Cell as TableCell
 from fibopolicy.report.page import Link, Marked
 from fibopolicy.report.tables import p_value
@@ -197,7 +198,7 @@ def run_table(study: Study) -> Table:
 
 def _video(study: Study, run: SeedRun) -> TableCell:
     """A link to what the evaluation filmed."""
-    found = [] if run.folder is None else sorted((run.folder / "videos").glob("*.mp4"))
+    found = [] if run.folder is None else sorted(RunDirectory(run.folder).videos.glob("*.mp4"))
     return (
         Link("episodes", f"../{found[0].relative_to(study.directory).as_posix()}")
         if found

@@ -6,7 +6,7 @@ import logging
 from pathlib import Path
 
 from fibopolicy.errors import UserError
-from fibopolicy.evaluation.episodes import ROWS
+from fibopolicy.policies.run_directory import RunDirectory
 from fibopolicy.study.cells import in_file_name
 from fibopolicy.study.report.directory import Study, printed
 from fibopolicy.study.report.results import Compared, Results
@@ -42,7 +42,8 @@ def films(
             / f"{'__'.join(map(in_file_name, (one.subject, one.candidate, one.head, one.regime)))}.mp4"  # noqa: E501
         )
         if path.is_file() and all(
-            path.stat().st_mtime > (side.runs[0] / ROWS).stat().st_mtime for side in pair.methods
+            path.stat().st_mtime > RunDirectory(side.runs[0]).episodes.stat().st_mtime
+            for side in pair.methods
         ):
             shown.append((one, path))
         elif make and len(shown) < MOST:
