@@ -7,7 +7,7 @@ __version__ = "0.1.0"
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from fibopolicy.encoders.convert import convert
+    from fibopolicy.encoders.timm import convert
 
 __all__ = ["convert"]
 
@@ -15,7 +15,7 @@ __all__ = ["convert"]
 def __getattr__(name: str) -> object:
     # On demand: `import fibopolicy` alone must not import torch.
     if name == "convert":
-        from fibopolicy.encoders.convert import convert
+        from fibopolicy.encoders.timm import convert
 
         return convert
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from abc import abstractmethod
 from collections.abc import Callable
@@ -11,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from fibopolicy.errors import UserError, unknown
-from fibopolicy.utils.imports import import_object
+from fibopolicy.utils.imports import import_object, is_import_path
+from fibopolicy.utils.registry import Registry
 
 
 class Encoder(nn.Module):
@@ -88,27 +90,31 @@ def _check_images(encoder: nn.Module, arguments: tuple[Any, ...]) -> None:
 
 
 EncoderFactory = Callable[..., Encoder]
-_ENCODERS: dict[str, tuple[EncoderFactory, dict[str, Any]]] = {}
 F = TypeVar("F", bound=EncoderFactory)
+
+ENCODERS: Registry[EncoderFactory] = Registry("encoder")
+#: timm's models are too many to register, and are imported at their first use.
+TIMM: Registry[EncoderFactory] = Registry(
+    "encoder", lazy={"timm": "fibopolicy.encoders.timm:TimmEncoder"}
+)
 
 
 def register_encoder(name: str, **defaults: Any) -> Callable[[F], F]:
-    """Decorator: make a factory known to `build_encoder`, with defaults of its own for
-    some options.
+    """Decorator: add a factory to the registry, with other defaults for some options.
 
     The factory takes `image_size=(H, W)` and its options, all by keyword, and returns
     an `Encoder`.
     """
 
     def add(factory: F) -> F:
-        _ENCODERS[name] = (factory, defaults)
+        ENCODERS.register(name)(functools.partial(factory, **defaults))
         return factory
 
     return add
 
 
 def encoder_names() -> tuple[str, ...]:
-    return tuple(sorted(_ENCODERS))
+    return ENCODERS.names()
 
 
 def build_encoder(name: str, *, image_size: tuple[int, int], **options: Any) -> Encoder:
@@ -116,19 +122,18 @@ def build_encoder(name: str, *, image_size: tuple[int, int], **options: Any) -> 
 
     Args:
         name: one of `encoder_names()`, "timm:" and the name of a timm model, or
-            "module:function": a function or class of yours that takes `image_size` and
+            "module:function": your own function or class that takes `image_size` and
             its options by keyword and returns an `Encoder`. Its module is imported,
             from where Python finds modules or else from the current folder.
         image_size: (H, W), pixels.
-        options: the encoder's own, e.g. `depth=4`.
+        options: the encoder's, e.g. `depth=4`.
 
     Raises:
         UserError: an unknown name or option (the nearest match is suggested), a value
-            that the encoder refuses, or a function of yours that cannot be imported or
-            returns no `Encoder`.
+            that the encoder refuses, or your own function cannot be imported or returns
+            no `Encoder`.
     """
     known = encoder_options(name)
-    factory, defaults = _find(name)
     for option, value in options.items():
         if option not in known:
             raise unknown(f"option of encoder {name}:", option, known)
@@ -136,7 +141,7 @@ def build_encoder(name: str, *, image_size: tuple[int, int], **options: Any) -> 
         if type(value) is int and abs(value) > 1 << 16:
             raise UserError(f"encoder {name}: {option} must be at most {1 << 16}, got {value}")
     try:
-        encoder = factory(image_size=image_size, **{**defaults, **options})
+        encoder = _factory(name)(image_size=image_size, **options)
     except (TypeError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())
         raise UserError(
@@ -148,54 +153,48 @@ def build_encoder(name: str, *, image_size: tuple[int, int], **options: Any) -> 
             f" {type(encoder).__name__}"
         )
     if encoder.image_size is None:
-        encoder.image_size, encoder.num_views = (
-            (image_size[0], image_size[1]),
-            int(options.get("num_views", 1)),
-        )
+        encoder.image_size = (image_size[0], image_size[1])
+        encoder.num_views = int(options.get("num_views", 1))
     return encoder
 
 
 def encoder_options(name: str) -> tuple[str, ...]:
     """The options that an encoder takes beside `image_size`."""
-    factory, _ = _find(name)
-    fixed = {"image_size", "name"} if name.startswith("timm:") else {"image_size"}
-    return tuple(n for n in inspect.signature(factory).parameters if n not in fixed)
+    return tuple(_parameters(name))
 
 
 def encoder_settings(name: str, **options: Any) -> dict[str, Any]:
     """Every option with the value that `build_encoder` would give it."""
-    factory, defaults = _find(name)
-    parameters = inspect.signature(factory).parameters
-    own = {
-        n: parameters[n].default
-        for n in encoder_options(name)
-        if parameters[n].default is not inspect.Parameter.empty
-    }
-    return {**own, **{k: v for k, v in defaults.items() if k != "name"}, **options}
+    defaults = {option: p.default for option, p in _parameters(name).items()}
+    settings = {**defaults, **options}
+    return {k: v for k, v in settings.items() if v is not inspect.Parameter.empty}
 
 
-def _find(name: str) -> tuple[EncoderFactory, dict[str, Any]]:
+def _parameters(name: str) -> dict[str, inspect.Parameter]:
+    fixed = ("image_size", "name") if name.startswith("timm:") else ("image_size",)
+    parameters = inspect.signature(_factory(name)).parameters
+    return {option: p for option, p in parameters.items() if option not in fixed}
+
+
+def _factory(name: str) -> EncoderFactory:
     if name.startswith("timm:"):
-        from fibopolicy.encoders.timm import TimmEncoder
-
-        return TimmEncoder, {"name": name.removeprefix("timm:")}
-    if ":" in name:
-        return _own(name), {}
-    if name not in _ENCODERS:
-        raise unknown("encoder", name, (*_ENCODERS, "timm:<name>", "<module>:<name>"))
-    return _ENCODERS[name]
+        return functools.partial(TIMM["timm"], name=name.removeprefix("timm:"))
+    if is_import_path(name):
+        return _custom_factory(name)
+    if name not in ENCODERS:
+        raise unknown("encoder", name, (*ENCODERS.names(), "timm:<name>", "<module>:<name>"))
+    return ENCODERS[name]
 
 
-def _own(name: str) -> EncoderFactory:
-    """The function or class of "module:function"."""
+def _custom_factory(name: str) -> EncoderFactory:
     found = import_object("encoder", name, ["timm"])
     # Named by a file of settings, so it must be meant as an encoder: no other callable
     # has this parameter.
     try:
-        takes = inspect.signature(found).parameters
-    except (TypeError, ValueError):  # not callable, or a built-in that does not tell
-        takes = inspect.Signature().parameters
-    if "image_size" not in takes:
+        parameters = inspect.signature(found).parameters
+    except (TypeError, ValueError):  # not callable, or a built-in without a signature
+        parameters = inspect.Signature().parameters
+    if "image_size" not in parameters:
         raise UserError(
             f"encoder {name}: expected a function or class that takes image_size=(H, W) by keyword"
             " and returns an Encoder"
