@@ -31,6 +31,11 @@ def printable(text: str) -> str:
     return text.encode(errors="backslashreplace").decode()
 
 
+def one_line(error: BaseException) -> str:
+    """An error with its type, in one line."""
+    return " ".join(f"{type(error).__name__}: {error}".split())
+
+
 def unknown(kind: str, name: object, known: Iterable[str], summary: str = "") -> UserError:
     """The error for a name that is not registered: the nearest match, and what is
     known, or a `summary` of it.

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Run:
-    """Carry out a study: every cell of its grid, trained and evaluated for every seed.
-    The same command goes on after a stop.
+    """Carry out a study: train and evaluate every condition of its grid for every seed.
+    The same command resumes it.
 
     Example: fibopolicy study run my_study.py --out studies/encoders
     """
@@ -32,62 +32,54 @@ class Run:
     ray: str | None = None
     """Carry the runs out on the Ray cluster at this address instead: HOST:PORT, ray://HOST:PORT, or auto for the one here."""  # noqa: E501
     only: tuple[str, ...] = ()
-    """Runs (CELL/seedN) or cells to carry out; several such jobs may share the directory."""
+    """Runs (CONDITION/seedN) or conditions to carry out; several such jobs may share the
+    directory."""
     index: int | None = None
     """The run to carry out, counted from 0: for array jobs."""
     prepare_only: bool = False
-    """Check, collect, measure the encoders and estimate the time, and stop there."""
+    """Check the study, measure its encoders, collect its data, and stop there."""
 
     def run(self) -> None:
-        from fibopolicy.study.cells import runs
-        from fibopolicy.study.directory import read_json
-        from fibopolicy.study.runner import prepare_study, run_some, run_study
-        from fibopolicy.study.source import load_study
+        from fibopolicy.study.config import load_study
+        from fibopolicy.study.grid import runs
+        from fibopolicy.study.runner import prepare_study, run_selected, run_study
 
         config, folder = load_study(self.study)
         executor = self._executor(config)
-        chosen = list(self.only)
+        names = list(self.only)
         if self.index is not None:
             every = runs(config)
             if not 0 <= self.index < len(every):
                 raise UserError(
                     f"index counts the study's {len(every)} runs from 0, got {self.index}"
                 )
-            chosen.append(every[self.index].name)
+            names.append(every[self.index].name)
         if self.prepare_only:
-            if chosen:
+            if names:
                 raise UserError(
                     "--prepare-only is for the whole study; leave --only and --index out"
                 )
-            study = prepare_study(config, self.out, executor.slots)
-            calibrated = read_json(study.calibration)["cells"]
-            if broken := [name for name, found in calibrated.items() if "error" in found]:
-                raise UserError(
-                    f"{self.out}: {len(broken)} of {len(calibrated)} cells fail already while they"
-                    " are calibrated, as told above"
-                    f" ({', '.join(broken[:3])}{', ...' * (len(broken) > 3)}); the same command"
-                    " tries them again"
-                )
+            prepare_study(config, self.out)
+            print(f"{self.out}: prepared, {len(runs(config))} runs")
             return
-        if chosen:
-            outcome = run_some(config, self.out, chosen, executor, folder)
+        if names:
+            outcome = run_selected(config, self.out, names, executor, folder)
         else:
             outcome = run_study(config, self.out, executor, folder)
         print(f"{self.out}: {outcome.done} of {outcome.total} runs done")
         if outcome.failed:
-            names = ", ".join(run.name for run in outcome.failed[:3]) + (
-                ", ..." if len(outcome.failed) > 3 else ""
-            )
+            failed = [run.name for run in outcome.failed]
+            listed = ", ".join(failed[:3]) + ", ..." * (len(failed) > 3)
             raise UserError(
-                f"{self.out}: {len(outcome.failed)} of {outcome.total} runs failed ({names}); their"
-                f" logs are named by `fibopolicy study status {quoted(self.out)}`, and the same"
-                " command tries them again"
+                f"{self.out}: {len(failed)} of {outcome.total} runs failed ({listed}); `fibopolicy"
+                f" study status {quoted(self.out)}` names their logs, and the same command tries"
+                " them again"
             )
         print(f"next: fibopolicy study report {quoted(self.out)}")
 
     def _executor(self, config: StudyConfig) -> Executor:
-        from fibopolicy.study.executors.local import Local
-        from fibopolicy.study.executors.ray_cluster import RayCluster
+        from fibopolicy.study.executors import Local
+        from fibopolicy.study.ray_cluster import RayCluster
 
         if self.ray is None:
             return Local(self.jobs, config.threads, config.device)
@@ -100,19 +92,20 @@ class Run:
 
 @dataclass(frozen=True)
 class Status:
-    """Tell what of a study is done, under way, failed and to do.
+    """Show the state of every run of a study, and the time that is left.
 
     Example: fibopolicy study status studies/encoders
     """
 
-    directory: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="DIRECTORY")]
-    """Directory of the study."""
+    study: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="STUDY")]
+    """Directory or archive of the study."""
 
     def run(self) -> None:
-        from fibopolicy.study.directory import open_directory
+        from fibopolicy.study.archive import open_study
         from fibopolicy.study.status import status
 
-        print(status(open_directory(self.directory)))
+        with open_study(self.study) as study:
+            print(status(study))
 
 
 @dataclass(frozen=True)
@@ -122,36 +115,35 @@ class Report:
     Example: fibopolicy study report studies/encoders
     """
 
-    directory: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="DIRECTORY")]
-    """Directory of the study."""
+    study: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="STUDY")]
+    """Directory or archive of the study."""
     videos: bool = False
     """Film control and candidates side by side, which runs the shown episodes once more."""
 
     def run(self) -> None:
         from fibopolicy.study.report import write_report
 
-        print(f"page    {write_report(self.directory, videos=self.videos)}")
+        print(f"page    {write_report(self.study, videos=self.videos)}")
 
 
 @dataclass(frozen=True)
 class Publish:
-    """Copy what a study's report rests on, to commit or to hand on: no demonstrations,
-    weights or videos.
+    """Write a study's archive: one file with everything that its report needs, without
+    demonstrations, checkpoints and videos.
 
-    The copy can be reported on, and gone on with, like the study itself.
-
-    Example: fibopolicy study publish runs/encoders --out published/encoders
+    Example: fibopolicy study publish runs/encoders --out encoders.study.zip
     """
 
     directory: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="DIRECTORY")]
     """Directory of the study."""
     out: Path
-    """Folder of the copy, new or an earlier one, which is brought up to date."""
+    """The archive, NAME.study.zip; an earlier one of the study is replaced."""
 
     def run(self) -> None:
-        from fibopolicy.study.publish import publish
+        from fibopolicy.study.archive import publish
 
-        print(f"page    {publish(self.directory, self.out)}")
+        publish(self.directory, self.out)
+        print(f"next: fibopolicy study report {quoted(self.out)}")
 
 
 @dataclass(frozen=True)

@@ -1,19 +1,22 @@
-"""One study as a value: tasks x encoders x heads x regimes x training seeds, and what
-all of them share.
+"""A study as a value: tasks x encoders x heads x inits x training seeds, and what all
+of its runs share.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import json
 import re
-from collections.abc import Iterable, Mapping
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import chdir, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from fibopolicy.envs import resolve
-from fibopolicy.errors import UserError, unknown
+from fibopolicy.errors import UserError, one_line, unknown
 from fibopolicy.policies.base import PolicyConfig
 from fibopolicy.training.config import OptimizerConfig
 from fibopolicy.utils.files import expanded
@@ -22,10 +25,10 @@ from fibopolicy.utils.imports import is_import_path
 Option = int | float | bool | str
 
 #: How an encoder gets its weights.
-REGIMES = ("scratch", "fine-tune", "frozen")
-#: What may be set for all runs of a study or for those of one head; and the options
-#: among these with a place of their own.
-_CONFIGURED = {
+INITS = ("scratch", "finetune", "frozen")
+#: The options that a study or one of its heads may set, and those that follow from
+#: another part of the study.
+_OPTIONS = {
     "policy": (
         PolicyConfig,
         {"head": "its heads", "encoder": "its encoders", "encoder_options": "its encoders"},
@@ -34,23 +37,48 @@ _CONFIGURED = {
 }
 
 
+def _several(value: Any, name: str) -> tuple[Any, ...]:
+    if isinstance(value, str) or not isinstance(value, Iterable):
+        raise UserError(
+            f"{name} expected a sequence, got {value!r}; for a single value write ({value!r},)"
+        )
+    if not (found := tuple(value)):
+        raise UserError(f"{name} expected at least one, got none")
+    return found
+
+
+def _set_options(config: Any, where: str) -> None:
+    """Copy the options of policy and optimizer, and check that they exist."""
+    for kind, (options_class, derived) in _OPTIONS.items():
+        options = dict(getattr(config, kind))
+        object.__setattr__(config, kind, options)
+        known = {item.name for item in dataclasses.fields(options_class)} - derived.keys()
+        for option in options:
+            if option in derived:
+                raise UserError(
+                    f"{where}: {kind} option {option} follows from the study, from"
+                    f" {derived[option]}; set it there"
+                )
+            if option not in known:
+                raise unknown(f"{kind} option of {where}:", option, known)
+
+
 @dataclass(frozen=True)
 class StudyTask:
     """A task and its demonstrations.
 
     Args:
-        task: its id, or short: "Lift-v0"; or "module:class" of your own.
-        dataset: a robomimic HDF5 file, in a study's file relative to that; `None`
+        task: id such as "Lift-v0", or "module:class" for a custom task.
+        dataset: robomimic HDF5 file; a relative path starts at the study's file. `None`
             collects `demos` episodes of the task's scripted expert into the study.
-        demos: how many to collect.
-        cameras: that the policy sees, e.g. "wrist"; all of the task's or the file's by
-            default.
-        image_size, quality: of what is collected; a file has its own.
-        collect_seed: of the collection.
-        filter_key: the demonstrations to train on; "train" by default, where the file
-            has it.
-        horizon: control steps until an evaluated episode is given up; the task's by
-            default.
+        demos: episodes to collect.
+        cameras: cameras that the policy sees, e.g. "wrist"; by default all of the task
+            or of the file.
+        image_size, quality: rendering of the collected frames.
+        collect_seed: seed of the collection.
+        filter_key: demonstrations to train on; "train" by default, if the file has it.
+        horizon: control steps after which an evaluated episode ends; by default the
+            task's.
     """
 
     task: str
@@ -69,20 +97,14 @@ class StudyTask:
             object.__setattr__(self, "dataset", expanded(self.dataset).absolute())
         if self.cameras is not None:
             object.__setattr__(self, "cameras", _several(self.cameras, f"cameras of {self.task}:"))
-        if self.horizon is not None and self.horizon < 1:
-            raise UserError(
-                f"{self.task}: horizon must be at least 1 control step, got {self.horizon}"
-            )
-        if self.demos < 1 or self.image_size < 1:
-            raise UserError(
-                f"{self.task}: demos and image_size must be at least 1, got {self.demos} and"
-                f" {self.image_size}"
-            )
+        for name in ("demos", "image_size", "horizon"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise UserError(f"{self.task}: {name} must be at least 1, got {value}")
 
     @property
     def short(self) -> str:
-        """The task's name in names of cells and files: "lift" of "fibopolicy/Lift-v0",
-        "robosuite-Lift", "my_reach-Far".
+        """The task in names of conditions and files: "lift" for "fibopolicy/Lift-v0",
+        "robosuite-Lift" for "robosuite/Lift", "my_reach-Far" for "my_reach:Far".
         """
         if is_import_path(self.task):
             return self.task.replace(":", "-")
@@ -93,17 +115,16 @@ class StudyTask:
 
 @dataclass(frozen=True)
 class StudyEncoder:
-    """An encoder under a name of its own.
+    """An encoder with options.
 
     Args:
-        encoder: what `build_encoder` takes: a registered name, "timm:<name>", or
-            "module:function".
-        options: its options.
-        weights: what it starts from in the regimes "fine-tune" and "frozen": a run
-            directory, or a file of an encoder's weights, in a study's file relative to
-            that. A timm model may have its published weights instead, with the option
-            `pretrained`, which "scratch" ignores.
-        name: what the study calls it; the encoder's by default. Two entries of one
+        encoder: registered name, "timm:<name>", or "module:function".
+        options: options of `build_encoder`.
+        weights: run directory or file of encoder weights that the inits "finetune" and
+            "frozen" start from; a relative path starts at the study's file. A timm model
+            may use its published weights instead, by the option `pretrained`, which
+            "scratch" ignores.
+        name: name within the study; by default the encoder's. Two entries of the same
             encoder need two names.
     """
 
@@ -113,41 +134,23 @@ class StudyEncoder:
     name: str = ""
 
     def __post_init__(self) -> None:
-        if not self.name:
-            object.__setattr__(self, "name", self.encoder)
+        object.__setattr__(self, "name", self.name or self.encoder)
+        object.__setattr__(self, "options", dict(self.options))
         if self.weights is not None:
             object.__setattr__(self, "weights", expanded(self.weights).absolute())
-        object.__setattr__(self, "options", dict(self.options))
-
-
-def _check_options(given: StudyConfig | StudyHead, where: str) -> None:
-    """Raise `UserError` for an option of policy or optimiser that does not exist or
-    that has a place of its own.
-    """
-    for kind, (config, placed) in _CONFIGURED.items():
-        known = [item.name for item in dataclasses.fields(config) if item.name not in placed]
-        for option in getattr(given, kind):
-            if option in placed:
-                raise UserError(
-                    f"{where}: {kind} option {option} follows from the study, from"
-                    f" {placed[option]}; set it there"
-                )
-            if option not in known:
-                raise unknown(f"{kind} option of {where}:", option, known)
 
 
 @dataclass(frozen=True)
 class StudyHead:
-    """A policy head with settings of its own, under a name of its own.
+    """A policy head with settings that hold for its runs only.
 
     Args:
-        head: what `PolicyConfig.head` takes.
-        policy: options of `PolicyConfig` for its runs, e.g. `{"horizon": 8,
-            "head_options": {"min_std": 0.05}}`. Each replaces the study's,
-            `head_options` as a whole.
-        optimizer: options of `OptimizerConfig` beside `steps`, likewise.
-        steps: gradient steps of its runs; the study's by default.
-        name: what the study calls it; the head's by default. Two entries of one head
+        head: name that `PolicyConfig.head` takes.
+        policy: options of `PolicyConfig`, e.g. `{"horizon": 8, "head_options": {"min_std":
+            0.05}}`. Each replaces the study's, `head_options` as a whole.
+        optimizer: options of `OptimizerConfig` except `steps`. Each replaces the study's.
+        steps: gradient steps; by default the study's.
+        name: name within the study; by default the head's. Two entries of the same head
             need two names.
     """
 
@@ -158,156 +161,131 @@ class StudyHead:
     name: str = ""
 
     def __post_init__(self) -> None:
-        if not self.name:
-            object.__setattr__(self, "name", self.head)
-        for kind in _CONFIGURED:
-            object.__setattr__(self, kind, dict(getattr(self, kind)))
-        _check_options(self, f"head {self.name}")
+        object.__setattr__(self, "name", self.name or self.head)
+        _set_options(self, f"head {self.name}")
         if self.steps is not None and self.steps < 1:
             raise UserError(f"head {self.name}: steps must be at least 1, got {self.steps}")
 
 
 @dataclass(frozen=True)
 class StudyConfig:
-    """Everything that decides a study's rows.
+    """Everything that decides the results of a study.
 
-    Each task is a `StudyTask` or its id, each encoder a `StudyEncoder` or its name,
-    each head a `StudyHead` or its name.
+    A task may be given by its id, an encoder and a head by their names.
 
     Args:
-        name: of the study.
-        tasks, encoders, heads, regimes, seeds: the grid; each combination is trained
-            and evaluated once.
-        control: the encoder that the others are compared with; the first whose name has
-            no pattern in it ("vit_*"), else the first of all.
-        steps: gradient steps of every run whose head names none.
-        optimizer: options of `OptimizerConfig` beside `steps`, for every run.
-        policy: options of `PolicyConfig` beside the encoder and the head, for every
-            run, e.g. `{"views": "joint"}`.
-        episodes: start states that every run is measured on.
-        starts_seed: of the set of start states.
-        margin: how much lower a success rate may be and still count as not inferior.
-        expected_rate: the success rate to expect, for the number of start states that
-            the margin needs.
-        videos: start states that are filmed for each run, from the first.
-        threads: of torch in each run. Another number gives other last bits, and so
-            other weights and rows, which is why it belongs to the study and not to the
-            machine.
-        device: "cpu", "cuda", ...; by default a GPU where there is one.
+        name: name of the study.
+        tasks, encoders, heads, inits, seeds: the grid. Each combination is trained and
+            evaluated once.
+        baseline: encoder that the others are compared with; by default the first named
+            "vit_*", or else the first.
+        steps: gradient steps of every run whose head sets none.
+        optimizer: options of `OptimizerConfig` except `steps`, for every run.
+        policy: options of `PolicyConfig` except encoder and head, for every run, e.g.
+            `{"views": "joint"}`.
+        episodes: start states that every run is evaluated on.
+        starts_seed: seed of the set of start states.
+        margin: how much lower a success rate may be and still count as not inferior, in
+            (0, 1); `None` tests for differences only.
+        expected_rate: expected success rate, in (0, 1), to compute how many episodes the
+            margin needs.
+        videos: number of start states that are filmed for each run.
+        threads: torch threads of each run. Another number changes the last bits of the
+            weights, so it belongs to the study and not to the machine.
+        device: "cpu", "cuda", ...; by default a GPU if there is one.
     """
 
     name: str
     tasks: tuple[StudyTask, ...]
     encoders: tuple[StudyEncoder, ...]
     heads: tuple[StudyHead, ...] = (StudyHead("bc"),)
-    regimes: tuple[str, ...] = ("scratch",)
+    inits: tuple[str, ...] = ("scratch",)
     seeds: tuple[int, ...] = (0, 1, 2)
-    control: str = ""
+    baseline: str = ""
     steps: int = 1000
     optimizer: Mapping[str, Any] = field(default_factory=dict)
     policy: Mapping[str, Any] = field(default_factory=dict)
     episodes: int = 100
     starts_seed: int = 0
-    margin: float = 0.05
+    margin: float | None = 0.05
     expected_rate: float = 0.85
     videos: int = 6
     threads: int = 1
     device: str | None = None
 
     def __post_init__(self) -> None:
-        tasks = tuple(
-            StudyTask(t) if isinstance(t, str) else t
-            for t in _several(self.tasks, "tasks of a study:")
-        )
-        encoders = tuple(
-            StudyEncoder(e) if isinstance(e, str) else e
-            for e in _several(self.encoders, "encoders of a study:")
-        )
-        heads = tuple(
-            StudyHead(h) if isinstance(h, str) else h
-            for h in _several(self.heads, "heads of a study:")
-        )
-        settings: dict[str, Any] = {"tasks": tasks, "encoders": encoders, "heads": heads}
-        settings |= {
-            name: _several(getattr(self, name), f"{name} of a study:")
-            for name in ("regimes", "seeds")
-        }
-        settings |= {kind: dict(getattr(self, kind)) for kind in _CONFIGURED}
-        for name, value in settings.items():
-            object.__setattr__(self, name, value)
-        self._check_grid()
-        _check_options(self, f"study {self.name}")
-        for name in ("steps", "episodes", "threads"):
-            if getattr(self, name) < 1:
+        kinds = {"tasks": StudyTask, "encoders": StudyEncoder, "heads": StudyHead}
+        for axis in ("tasks", "encoders", "heads", "inits", "seeds"):
+            values = _several(getattr(self, axis), f"{axis} of a study:")
+            if kind := kinds.get(axis):
+                values = tuple(kind(v) if isinstance(v, str) else v for v in values)
+            object.__setattr__(self, axis, values)
+        where = f"study {self.name}"
+        _set_options(self, where)
+        self._check_grid(where)
+        least = {"steps": 1, "episodes": 1, "threads": 1, "videos": 0, "starts_seed": 0}
+        for name, low in least.items():
+            if getattr(self, name) < low:
                 raise UserError(
-                    f"study {self.name}: {name} must be at least 1, got {getattr(self, name)}"
+                    f"{where}: {name} must be at least {low}, got {getattr(self, name)}"
                 )
-        self._check_values()
-        if not 0 < self.margin < 1 or not 0 < self.expected_rate < 1:
-            raise UserError(
-                f"study {self.name}: margin and expected_rate are shares of the episodes, between 0"
-                f" and 1, got {self.margin} and {self.expected_rate}"
-            )
-        if self.videos < 0 or self.starts_seed < 0:
-            raise UserError(
-                f"study {self.name}: videos and starts_seed must be at least 0, got {self.videos}"
-                f" and {self.starts_seed}"
-            )
+        for name in ("margin", "expected_rate"):
+            value = getattr(self, name)
+            if not (value is None and name == "margin") and not 0 < value < 1:
+                raise UserError(f"{where}: {name} must lie between 0 and 1, got {value}")
+        for head in self.heads:  # a value that one head takes may be out of range for another
+            self._check_head(head, where)
 
-    def _check_grid(self) -> None:
-        names = {
+    def _check_grid(self, where: str) -> None:
+        axes: dict[str, list[Any]] = {
             "tasks": [task.short for task in self.tasks],
             "encoders": [encoder.name for encoder in self.encoders],
             "heads": [head.name for head in self.heads],
-            **{kind: list(getattr(self, kind)) for kind in ("regimes", "seeds")},
+            "inits": [*self.inits],
+            "seeds": [*self.seeds],
         }
-        for kind, found in names.items():
+        for axis, found in axes.items():
             if repeated := sorted({str(name) for name in found if found.count(name) > 1}):
                 raise UserError(
-                    f"study {self.name}: {', '.join(repeated)} stands twice among its {kind}; name"
-                    " each once"
+                    f"{where}: {', '.join(repeated)} appears twice among its {axis}; name each once"
                 )
-        for regime in self.regimes:
-            if regime not in REGIMES:
-                raise unknown("regime", regime, REGIMES)
+        for init in self.inits:
+            if init not in INITS:
+                raise unknown("init", init, INITS)
             for encoder in self.encoders:
-                if (
-                    regime != "scratch"
-                    and encoder.weights is None
-                    and not encoder.options.get("pretrained")
-                ):
+                pretrained = encoder.weights is not None or encoder.options.get("pretrained")
+                if init != "scratch" and not pretrained:
                     raise UserError(
-                        f"study {self.name}: regime {regime!r} needs weights to start from, and"
-                        f" encoder {encoder.name} has none; give its StudyEncoder weights=, or a"
+                        f"{where}: init {init!r} needs weights to start from, and encoder"
+                        f" {encoder.name} has none; set weights= of its StudyEncoder, or for a"
                         " timm model the option pretrained"
                     )
         if any(not isinstance(seed, int) or seed < 0 for seed in self.seeds):
-            raise UserError(f"study {self.name}: seeds are integers from 0, got {self.seeds}")
-        if not self.control:
-            plain = [name for name in names["encoders"] if str(name).startswith("vit_")]
-            object.__setattr__(self, "control", (plain or names["encoders"])[0])
-        if self.control not in names["encoders"]:
-            raise unknown("encoder as the control", self.control, map(str, names["encoders"]))
+            raise UserError(f"{where}: seeds are integers from 0, got {self.seeds}")
+        names = [encoder.name for encoder in self.encoders]
+        if not self.baseline:
+            plain = [name for name in names if name.startswith("vit_")]
+            object.__setattr__(self, "baseline", (plain or names)[0])
+        if self.baseline not in names:
+            raise unknown("encoder as the baseline", self.baseline, names)
 
-    def _check_values(self) -> None:
-        """Build every head's settings, since what one head takes may be out of range
-        for another.
-        """
-        for head in self.heads:
-            try:
-                self.optimizer_config(head)
-                PolicyConfig(head=head.head, **self.policy_options(head))
-            except (UserError, TypeError) as error:
-                told = {**self.optimizer, **head.optimizer, **self.policy_options(head)}
-                given = f" (given {told})" if isinstance(error, TypeError) else ""
-                raise UserError(f"study {self.name}, head {head.name}: {error}{given}") from error
+    def _check_head(self, head: StudyHead, where: str) -> None:
+        options = self.policy_options(head)
+        try:
+            self.optimizer_config(head)
+            PolicyConfig(head=head.head, **options)
+        except UserError as error:
+            raise UserError(f"{where}, head {head.name}: {error}") from error
+        except TypeError as error:
+            given = {**self.optimizer, **head.optimizer, **options}
+            raise UserError(f"{where}, head {head.name}: {error} (given {given})") from error
 
     def policy_options(self, head: StudyHead) -> dict[str, Any]:
-        """Options of `PolicyConfig` for the runs of a head, its own over the study's."""
+        """Options of `PolicyConfig` for the runs of a head; its own replace the study's."""
         return {**self.policy, **head.policy}
 
     def optimizer_config(self, head: StudyHead) -> OptimizerConfig:
-        """What the runs of a head are optimised with.
+        """Optimizer settings for the runs of a head.
 
         Raises:
             UserError: a value is out of range.
@@ -316,35 +294,83 @@ class StudyConfig:
         return OptimizerConfig(steps=steps, **{**self.optimizer, **head.optimizer})
 
 
-def _several(value: Any, name: str) -> tuple[Any, ...]:
-    if isinstance(value, str) or not isinstance(value, Iterable):
-        raise UserError(
-            f"{name} expected a sequence, got {value!r}; for one alone write ({value!r},)"
-        )
-    if not (found := tuple(value)):
-        raise UserError(f"{name} expected at least one, got none")
-    return found
-
-
 def to_json(config: StudyConfig) -> dict[str, Any]:
-    """The configuration as plain JSON; `from_json` reads it back."""
+    """The configuration as plain JSON, for `from_json`."""
     document: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(config), default=str))
     return document
 
 
 def from_json(document: Mapping[str, Any]) -> StudyConfig:
-    """Read back what `to_json` wrote; what it does not know, such as versions, is left
-    out.
+    """The inverse of `to_json`. Ignores further keys of the document, such as versions.
 
     Raises:
         UserError: a value is out of range.
+        KeyError, TypeError: not the document of a study.
     """
     known = {item.name for item in dataclasses.fields(StudyConfig)}
     values = {name: value for name, value in document.items() if name in known}
-    values["tasks"] = tuple(StudyTask(**task) for task in document["tasks"])
-    values["encoders"] = tuple(StudyEncoder(**encoder) for encoder in document["encoders"])
-    # Heads were names alone before they could have settings.
-    values["heads"] = tuple(
-        head if isinstance(head, str) else StudyHead(**head) for head in document["heads"]
-    )
+    for axis, kind in (("tasks", StudyTask), ("encoders", StudyEncoder), ("heads", StudyHead)):
+        values[axis] = tuple(kind(**entry) for entry in document[axis])
     return StudyConfig(**values)
+
+
+def load_study(source: str) -> tuple[StudyConfig, Path]:
+    """Call the function of a Python file that returns a study.
+
+    The folder of the file is importable during and after the call, so that
+    "module:function" encoders may lie beside it. During the call it is the working
+    directory, so that relative paths start there.
+
+    Args:
+        source: "my_study.py", whose function is `study`, or "my_study.py:function".
+
+    Returns:
+        the study, and the folder of its file.
+
+    Raises:
+        UserError: there is no such file or function, it fails, or it does not return a
+            `StudyConfig`.
+    """
+    name, _, function = source.partition(":")
+    function = function or "study"
+    path = expanded(name)
+    if path.suffix != ".py":
+        raise UserError(
+            f"{source}: expected a Python file with a function that returns a StudyConfig:"
+            " my_study.py[:function]"
+        )
+    if not path.is_file():
+        raise UserError(f"{path}: no such file")
+    path = path.absolute()
+    folder = path.resolve().parent
+    if str(folder) not in sys.path:
+        sys.path.append(str(folder))
+    spec = importlib.util.spec_from_file_location(f"fibopolicy_study_{path.stem}", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look up their module there
+    with chdir(folder), _wrap_errors(f"{path}: cannot be run"):
+        spec.loader.exec_module(module)
+    make = getattr(module, function, None)
+    if not callable(make):
+        callables = {name: value for name, value in vars(module).items() if callable(value)}
+        own = [name for name, value in callables.items() if value.__module__ == spec.name]
+        raise unknown(f"function of {path}:", function, own)
+    with chdir(folder), _wrap_errors(f"{path}: {function}() failed"):
+        config = make()
+    if not isinstance(config, StudyConfig):
+        raise UserError(
+            f"{path}: {function}() must return a StudyConfig, got {type(config).__name__}"
+        )
+    return config, folder
+
+
+@contextmanager
+def _wrap_errors(prefix: str) -> Iterator[None]:
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"{prefix}: {one_line(error)}") from error

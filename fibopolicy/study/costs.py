@@ -1,5 +1,5 @@
-"""What an encoder costs: parameters, multiply-accumulates, kept token pairs, and
-latency beside the study's other encoders.
+"""The costs of an encoder: parameters, multiply-accumulates, kept token pairs, and the
+latency compared with the other encoders of the study.
 """
 
 from __future__ import annotations
@@ -19,61 +19,59 @@ from torch.utils.flop_counter import FlopCounterMode
 from fibopolicy.attention import AttentionPattern
 from fibopolicy.attention.functional import BACKEND_VARIABLE
 from fibopolicy.attention.profile import interleave
-from fibopolicy.errors import UserError
+from fibopolicy.errors import UserError, one_line
 from fibopolicy.policies.observations import ObservationEncoder
-from fibopolicy.study.built import Built
+from fibopolicy.study.preflight import ModelSize
 from fibopolicy.utils.system import resolve_device
 
-#: Moments of one call, and at most so many timed turns of each encoder, which end after
-#: so many seconds a batch size.
-BATCHES = (1, 64)
+#: Batch sizes, and for each the highest number of timed turns of every encoder.
 TURNS = {1: 30, 64: 7}
-SECONDS = 30.0
+#: Time limit for the turns of a batch size, in seconds.
+MAX_SECONDS = 30.0
 
 
-def encoder_costs(built: Sequence[Built], device: str | None) -> list[dict[str, Any]]:
-    """The contents of each cell's `cost.json`, in the order of `built`.
+def encoder_costs(sizes: Sequence[ModelSize], device: str | None) -> list[dict[str, Any]]:
+    """The content of each condition's `cost.json`, in the order of `sizes`.
 
-    Latency is of all cameras' frames of one moment, forward only; encoders take turns
-    in one process, so that whatever else the machine does falls on all alike. Cells
-    whose encoder sees the same frames in the same way share one measurement.
+    Latency is the forward pass of one frame of every camera. Encoders take turns in one
+    process, so that other work on the machine slows all of them alike. Conditions whose
+    encoder sees the same frames in the same way share one measurement.
 
     Raises:
-        UserError: an encoder fails on its task's frames.
+        UserError: an encoder fails on the frames of its task.
     """
-    distinct = {_key(b): b for b in built}
-    counted = {key: _counted(b) for key, b in distinct.items()}
-    timed = {batch: latencies(distinct, batch, device) for batch in BATCHES}
+    distinct = {_key(size): size for size in sizes}
+    counted = {key: _count(size) for key, size in distinct.items()}
+    timed = {batch: latencies(distinct, batch, device) for batch in TURNS}
     return [
         {
-            "parameters": b.parameters,
-            "encoder_parameters": b.encoder_parameters,
-            "encoder_macs": counted[_key(b)][0],
-            "attention_pairs": counted[_key(b)][1],
-            **{f"encoder_ms_batch_{batch}": timed[batch][_key(b)] for batch in BATCHES},
+            "parameters": size.parameters,
+            "encoder_parameters": size.encoder_parameters,
+            "encoder_macs": counted[_key(size)][0],
+            "attention_pairs": counted[_key(size)][1],
+            **{f"encoder_ms_batch_{batch}": timed[batch][_key(size)] for batch in TURNS},
         }
-        for b in built
+        for size in sizes
     ]
 
 
-def _key(built: Built) -> str:
-    sizes = sorted(built.encoder.image_sizes.values())
-    return f"{built.cell.encoder.name} {built.encoder.views} {sizes}"
+def _key(size: ModelSize) -> str:
+    image_sizes = sorted(size.encoder.image_sizes.values())
+    return f"{size.condition.encoder.name} {size.encoder.views} {image_sizes}"
 
 
-def _counted(built: Built) -> tuple[int, float | None]:
+def _count(size: ModelSize) -> tuple[int, float | None]:
     try:
-        return count_macs(built.encoder)
+        return count_macs(size.encoder)
     except Exception as error:
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise UserError(
-            f"encoder {built.cell.encoder.name} fails on frames of {built.encoder.image_sizes}"
-            f" pixels ({reason}); it takes (B, 3, H, W) and returns tokens (B, N, D) and a feature"
-            " (B, output_dim)"
+            f"encoder {size.condition.encoder.name} fails on frames of"
+            f" {size.encoder.image_sizes} pixels ({one_line(error)}); it takes (B, 3, H, W) and"
+            " returns tokens (B, N, D) and a feature (B, output_dim)"
         ) from error
 
 
-def frames(
+def random_frames(
     encoder: ObservationEncoder, batch: int, device: torch.device | str = "cpu"
 ) -> dict[str, Tensor]:
     """Random frames of every camera, as `ObservationEncoder.encode` takes them."""
@@ -82,19 +80,21 @@ def frames(
 
 
 def latencies(
-    built: Mapping[str, Built], batch: int, device: str | None
+    sizes: Mapping[str, ModelSize], batch: int, device: str | None
 ) -> dict[str, dict[str, float]]:
     """Milliseconds of a forward pass: median and quartiles over interleaved turns."""
     place = resolve_device(device)
-    runs: dict[str, Callable[[], object]] = {}
-    for key, one in built.items():
-        runs[key] = _forward(one.encoder.to(place), frames(one.encoder, batch, place))
+    calls = {
+        key: _forward(size.encoder.to(place), random_frames(size.encoder, batch, place))
+        for key, size in sizes.items()
+    }
     with torch.no_grad():
-        trial = interleave(runs, 1, str(place))
-        turns = min(TURNS[batch], int(SECONDS / max(sum(t[0] for t in trial.values()), 1e-9)))
-        seconds = interleave(runs, max(turns, 3), str(place))
-    for one in built.values():
-        one.encoder.to("cpu")
+        trial = interleave(calls, 1, str(place))
+        turn_s = sum(times[0] for times in trial.values())
+        turns = min(TURNS[batch], int(MAX_SECONDS / max(turn_s, 1e-9)))
+        seconds = interleave(calls, max(turns, 3), str(place))
+    for size in sizes.values():
+        size.encoder.to("cpu")
     return {key: _quartiles([1000 * s for s in times]) for key, times in seconds.items()}
 
 
@@ -108,12 +108,12 @@ def _quartiles(values: Sequence[float]) -> dict[str, float]:
 
 
 def count_macs(encoder: ObservationEncoder) -> tuple[int, float | None]:
-    """Multiply-accumulates for one moment of all cameras, and the share of patch pairs
-    that attention keeps.
+    """Multiply-accumulates of the forward pass of one frame per camera, and the share of
+    patch pairs that attention keeps.
 
-    Products and convolutions are torch's count; attention counts twice the head's width
-    for each kept pair, prefix tokens included, whatever kernel computes it. The share
-    is averaged over layers and heads; `None` without attention.
+    Torch counts matrix products and convolutions. Each pair that attention keeps, prefix
+    tokens included, counts twice the width of a head, whichever kernel computes it. The
+    share is the mean over layers and heads; `None` without attention.
     """
     sparse, shares = 0, []
 
@@ -122,8 +122,7 @@ def count_macs(encoder: ObservationEncoder) -> tuple[int, float | None]:
         pattern: Any = module.pattern
         if isinstance(pattern, AttentionPattern):
             rows, length, width = arguments[0].shape
-            # D = h d, so that h heads with their mean share of T^2 pairs take share *
-            # T^2 * D twice.
+            # Over all heads, h * d = D.
             sparse += round(2 * rows * pattern.kept_share * length**2 * width)
             shares.append(pattern.density)
 
@@ -139,11 +138,11 @@ def count_macs(encoder: ObservationEncoder) -> tuple[int, float | None]:
             _Dense() as dense,
             FlopCounterMode(display=False) as counter,
         ):
-            encoder.encode(frames(encoder, 1))
+            encoder.encode(random_frames(encoder, 1))
     finally:
         for hook in hooks:
             hook.remove()
-    # Torch counts dense attention on some devices only, so it is counted here instead.
+    # Torch counts dense attention on some devices only, so `_Dense` counts it everywhere.
     counts = counter.get_flop_counts().get("Global", {})
     flops = sum(n for operator, n in counts.items() if "scaled_dot_product" not in str(operator))
     shares += [1.0] * dense.calls
@@ -167,7 +166,7 @@ class _Dense(TorchFunctionMode):
 
 @contextmanager
 def _sparse_kernels() -> Iterator[None]:
-    """Within it, sparse attention runs in kernels that torch does not count."""
+    """Run sparse attention in kernels that torch does not count."""
     before = os.environ.get(BACKEND_VARIABLE)
     os.environ[BACKEND_VARIABLE] = "numba"
     try:

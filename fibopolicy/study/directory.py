@@ -1,95 +1,105 @@
-"""The directory of one study: its state, all of it. Whatever is killed, the next start
-reads here what is done.
-"""
+"""The directory of a study. It holds the whole state, so a killed study resumes from it."""
 
 from __future__ import annotations
 
 import json
 import platform
+import shutil
 import warnings
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from fibopolicy.datasets.parts import parts_folder, remove_parts
 from fibopolicy.errors import UserError, unknown
 from fibopolicy.evaluation.config import EvaluateConfig
-from fibopolicy.policies.run_directory import RunDirectory
-from fibopolicy.study.cells import Cell, Run, cells, evaluate_config, runs, train_config
 from fibopolicy.study.config import StudyConfig, StudyTask, from_json, to_json
+from fibopolicy.study.grid import (
+    Condition,
+    Run,
+    conditions,
+    evaluate_config,
+    runs,
+    train_config,
+)
 from fibopolicy.training.config import TrainConfig
 from fibopolicy.utils.files import atomic_write, is_locked
 from fibopolicy.utils.settings import first_difference
 from fibopolicy.utils.system import environment, usable_cores, versions
 
-STUDY, LOCK = "study.json", "study.lock"
+STUDY, ENVIRONMENT, LOCK = "study.json", "environment.json", "study.lock"
+#: The parts of a configuration that may change while the study is under way.
+GRID = ("tasks", "encoders", "heads", "inits", "seeds")
 
 
 @dataclass(frozen=True)
 class StudyDirectory:
-    """Where everything of a study lies.
+    """The paths of a study.
 
     Args:
-        path: of the directory.
-        config: of the study.
+        path: directory of the study.
+        config: the study.
     """
 
     path: Path
     config: StudyConfig
 
     @property
-    def lock(self) -> Path:
-        return self.path / LOCK
-
-    @property
     def log(self) -> Path:
         return self.path / "study.log"
 
     @property
-    def calibration(self) -> Path:
-        """What each cell is expected to take; see `fibopolicy.study.calibration`."""
-        return self.path / "calibration.json"
-
-    @property
     def checks(self) -> Path:
-        """What was checked before the first run, in words."""
+        """The results of the checks before the first run, as text."""
         return self.path / "checks.txt"
 
     def dataset(self, task: StudyTask) -> Path:
-        return self.path / "data" / f"{task.short}.hdf5" if task.dataset is None else task.dataset
+        return task.dataset or self.path / "data" / f"{task.short}.hdf5"
 
     def starts(self, task: StudyTask) -> Path:
         return self.path / "starts" / f"{task.short}.npz"
 
-    def cell(self, cell: Cell) -> Path:
-        return self.path / "cells" / cell.name
+    def condition(self, condition: Condition) -> Path:
+        return self.path / "conditions" / condition.name
 
-    def cost(self, cell: Cell) -> Path:
-        return self.cell(cell) / "cost.json"
+    def cost(self, condition: Condition) -> Path:
+        """What the encoder costs: parameters, multiply-accumulates, latency."""
+        return self.condition(condition) / "cost.json"
 
     def run(self, run: Run) -> Path:
-        """The run directory, an ordinary one."""
-        return self.cell(run.cell) / f"seed{run.seed}"
+        """The run directory, which every command that takes one accepts."""
+        return self.condition(run.condition) / f"seed{run.seed}"
 
     def run_log(self, run: Run) -> Path:
-        """What the run's process printed."""
-        return self.cell(run.cell) / f"seed{run.seed}.log"
+        """Output of the run's process."""
+        return self.run(run).with_suffix(".log")
 
     def run_lock(self, run: Run) -> Path:
-        return self.cell(run.cell) / f"seed{run.seed}.lock"
+        return self.run(run).with_suffix(".lock")
 
     def done(self, run: Run) -> Path:
+        """Exists only if the run is complete; holds its times and memory."""
         return self.run(run) / "done.json"
 
     def failed(self, run: Run) -> Path:
+        """Exists only if the last attempt failed; holds the error."""
         return self.run(run) / "failed.json"
 
+    def is_running(self, run: Run) -> bool:
+        return is_locked(self.run_lock(run))
+
+    def is_prepared(self) -> bool:
+        """Whether the checks are made, the demonstrations are there and the start states
+        are stored.
+        """
+        needed = [self.checks, *map(self.dataset, self.config.tasks)]
+        return all(path.exists() for path in (*needed, *map(self.starts, self.config.tasks)))
+
     def train_config(self, run: Run) -> TrainConfig:
-        return train_config(
-            self.config, run.cell, run.seed, self.dataset(run.cell.task), self.run(run)
-        )
+        return train_config(self.config, run, self.dataset(run.condition.task), self.run(run))
 
     def evaluate_config(self, run: Run) -> EvaluateConfig:
-        return evaluate_config(self.config, run.cell, self.run(run), self.starts(run.cell.task))
+        return evaluate_config(self.config, run, self.run(run), self.starts(run.condition.task))
 
     def find(self, name: str) -> Run:
         """The run of a name such as `lift__vit_tiny__bc__scratch/seed0`.
@@ -104,121 +114,141 @@ class StudyDirectory:
 
 
 def open_directory(path: Path) -> StudyDirectory:
-    """The study that lies in a directory.
+    """The study of a directory.
 
     Raises:
-        UserError: none does, or its `study.json` is damaged.
+        UserError: it holds no study, or its `study.json` is corrupt.
     """
     file = path / STUDY
     if not file.is_file():
         raise UserError(
-            f"{path}: is no study, it has no {STUDY}; name the --out of a `fibopolicy study run`"
+            f"{path}: is not a study, it has no {STUDY}; name the --out of a `fibopolicy study run`"
         )
     try:
-        return StudyDirectory(path, from_json(json.loads(file.read_text(encoding="utf-8"))))
+        return StudyDirectory(path, from_json(read_json(file)))
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise UserError(
-            f"{file}: is not a study's configuration ({' '.join(str(error).split())})"
-        ) from error
+        reason = " ".join(repr(error).split())
+        raise UserError(f"{file}: is not the configuration of a study ({reason})") from error
 
 
-def create_directory(path: Path, config: StudyConfig) -> StudyDirectory:
-    """The directory of a study: made now, or found with this very study in it.
+def create_or_extend(path: Path, config: StudyConfig) -> StudyDirectory:
+    """Make the directory of a study, or bring the one there to a larger grid. The caller
+    holds the study's lock.
+
+    An extension removes the checks and costs, which compare all conditions of the grid,
+    and the conditions that are left out, of which no run has begun.
 
     Raises:
-        UserError: something else lies there, or another study, with the first
-            difference named.
+        UserError: the directory holds something else, or a study that may not become this
+            one, see `check_change`.
     """
-    if (path / STUDY).exists():
-        found = open_directory(path)
-        if difference := first_difference(to_json(found.config), to_json(config)):
-            raise other_study(path, difference)
-        then, now = read_json(path / STUDY).get("versions", {}), dict(versions())
-        differing = [name for name in {**then, **now} if then.get(name) != now.get(name)]
-        if differing:
-            told = ", ".join(
-                f"{name} {then.get(name, 'none')}, now {now.get(name, 'none')}"
-                for name in differing
-            )
-            warnings.warn(f"{path}: was begun with {told}; rows of both may differ", stacklevel=2)
-        return _described(found)
-    refuse_foreign(path)
-    write_json(path / STUDY, {**to_json(config), "versions": dict(versions())})
-    return _described(StudyDirectory(path, config))
+    check_no_other_content(path)
+    if not (path / STUDY).exists():
+        facts = {**environment(), "host": platform.node(), "cores": usable_cores()}
+        write_json(path / ENVIRONMENT, facts)
+        write_json(path / STUDY, {**to_json(config), "versions": dict(versions())})
+        return StudyDirectory(path, config)
+    old, new = open_directory(path), StudyDirectory(path, config)
+    warn_of_other_versions(old)
+    if difference := first_difference(to_json(old.config), to_json(config)):
+        check_change(old, config)
+        old.checks.unlink(missing_ok=True)
+        kept = {condition.name for condition in conditions(config)}
+        for condition in conditions(old.config):
+            old.cost(condition).unlink(missing_ok=True)
+            if condition.name not in kept:
+                shutil.rmtree(old.condition(condition), ignore_errors=True)
+        for task in old.config.tasks:
+            if task.dataset is None and task not in config.tasks:
+                remove_parts(parts_folder(old.dataset(task)))  # of an interrupted collection
+        started_with = read_json(path / STUDY).get("versions", {})
+        write_json(path / STUDY, {**to_json(config), "versions": started_with})
+        with new.log.open("a", encoding="utf-8") as log:
+            log.write(f"the study changes: {difference}\n")
+    return new
 
 
-def other_study(path: Path, difference: str, why: str = "") -> UserError:
-    """The error of a directory that holds another study, and why it may not become this one."""
-    told = f"{path}: holds a study of another configuration: {difference}"
-    return UserError(f"{told}{f'; {why}' if why else ''}; use that value or another directory")
+def check_change(study: StudyDirectory, config: StudyConfig) -> None:
+    """Raise `UserError` unless the study may become `config`: only the grid differs, every
+    run that has begun keeps its settings, and the data of every task stay valid.
+    """
+    old, new = to_json(study.config), to_json(config)
+    if fixed := first_difference({**old, **{axis: new[axis] for axis in GRID}}, new):
+        raise other_study(study.path, fixed)
+    difference = first_difference(old, new)
+    after = StudyDirectory(study.path, from_json(new))  # tuples become lists, as in study.json
+    remaining = {run.name: run for run in runs(after.config)}
+    for run in runs(study.config):
+        if not (study.run(run).exists() or study.is_running(run)):
+            continue
+        if run.name not in remaining:
+            reason = f"{run.name} has begun, and would be left out"
+            raise other_study(study.path, difference, reason)
+        if change := first_difference(_settings(study, run), _settings(after, remaining[run.name])):
+            raise other_study(study.path, difference, f"{run.name} has begun with {change}")
+    tasks = {task.short: task for task in after.config.tasks}
+    for task in study.config.tasks:
+        collected = task.dataset is None and study.dataset(task).exists()
+        if (collected or study.starts(task).exists()) and tasks.get(task.short) != task:
+            reason = f"the data of {task.short} exist already"
+            raise other_study(study.path, difference, reason)
 
 
-def refuse_foreign(path: Path) -> None:
-    """Raise `UserError` where something lies that is no study."""
-    leftover = {LOCK, f"{STUDY}.partial"}
+def _settings(study: StudyDirectory, run: Run) -> dict[str, Any]:
+    evaluation = asdict(study.evaluate_config(run))
+    return {**asdict(study.train_config(run)), "evaluation": evaluation}
+
+
+def other_study(path: Path, difference: str, reason: str = "") -> UserError:
+    """The error for a directory or an archive of another study."""
+    reason = reason and f"; {reason}"
+    return UserError(
+        f"{path}: holds a study of another configuration: {difference}{reason}; use that value or"
+        " another --out"
+    )
+
+
+def check_no_other_content(path: Path) -> None:
+    """Raise `UserError` for a directory with content that is not a study."""
     if (path / STUDY).exists() or not path.exists():
         return
-    if not path.is_dir() or any(p.name not in leftover for p in path.iterdir()):
+    unfinished = {LOCK, ENVIRONMENT, f"{ENVIRONMENT}.partial", f"{STUDY}.partial"}
+    if not path.is_dir() or any(p.name not in unfinished for p in path.iterdir()):
         raise UserError(f"{path}: is not empty and holds no study; choose another directory")
 
 
-def _described(study: StudyDirectory) -> StudyDirectory:
-    """The same, with its small descriptions in place: a kill may have come before all
-    of them were written.
-    """
-    if not (study.path / "environment.json").exists():
-        write_json(
-            study.path / "environment.json",
-            {**environment(), "host": platform.node(), "cores": usable_cores()},
+def warn_of_other_versions(study: StudyDirectory) -> None:
+    """Warn if the study was begun with other versions than those installed."""
+    before, now = read_json(study.path / STUDY).get("versions", {}), dict(versions())
+    names = [name for name in {**before, **now} if before.get(name) != now.get(name)]
+    if names:
+        changes = ", ".join(
+            f"{name} {before.get(name, 'none')}, now {now.get(name, 'none')}" for name in names
         )
-    for cell in cells(study.config):
-        if not (file := study.cell(cell) / "cell.json").exists():
-            document = {"cell": cell.name, "task": cell.task.task, "encoder": cell.encoder.name}
-            write_json(file, {**document, "head": cell.head.name, "regime": cell.regime})
-    return study
+        warnings.warn(
+            f"{study.path}: was begun with {changes}; rows of both may differ", stacklevel=2
+        )
 
 
 def write_json(path: Path, document: Any) -> None:
-    with atomic_write(path) as aside:
-        aside.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+    with atomic_write(path) as partial:
+        partial.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A document that this package wrote.
+    """Read a JSON object.
 
     Raises:
-        UserError: it is damaged.
+        UserError: the file is corrupt.
     """
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(document, dict):
-            raise ValueError("no JSON object")
     except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())
         raise UserError(
-            f"{path}: cannot be read ({error}); remove it, and it is made again"
+            f"{path}: is not whole JSON ({reason}); restore it, or remove it and run the"
+            " study again"
         ) from error
+    if not isinstance(document, dict):
+        raise UserError(f"{path}: expected a JSON object, found {type(document).__name__}")
     return document
-
-
-def state_of(study: StudyDirectory, run: Run) -> str:
-    """ "done", "failed", "running" or "waiting"."""
-    if study.done(run).exists():
-        return "done"
-    if is_locked(study.run_lock(run)):
-        return "running"
-    return "failed" if study.failed(run).exists() else "waiting"
-
-
-def progress_of(study: StudyDirectory, run: Run) -> tuple[int, int]:
-    """Gradient steps logged and episodes recorded so far."""
-    files = RunDirectory(study.run(run))
-    metrics, rows = files.metrics, files.episodes
-    episodes = rows.read_text(encoding="utf-8").count("\n") if rows.exists() else 0
-    for line in reversed(
-        metrics.read_text(encoding="utf-8").splitlines() if metrics.exists() else []
-    ):
-        try:
-            return int(json.loads(line)["step"]) + 1, episodes
-        except ValueError:  # cut short by a kill
-            continue
-    return 0, episodes

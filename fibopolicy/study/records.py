@@ -1,67 +1,298 @@
-"""What a run cost, from its own records."""
+"""The content of a study's directory: every condition with its costs, and every run with
+its state and rows.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import json
-import statistics
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
+from fibopolicy.errors import UserError
 from fibopolicy.evaluation.episodes import EpisodeResult, Selector
 from fibopolicy.policies.run_directory import RunDirectory
-from fibopolicy.training.config import OptimizerConfig
+from fibopolicy.study.config import StudyConfig, to_json
+from fibopolicy.study.directory import (
+    ENVIRONMENT,
+    STUDY,
+    StudyDirectory,
+    open_directory,
+    read_json,
+    write_json,
+)
+from fibopolicy.study.grid import Condition, Run, conditions
 
 
-def own_rows(
-    run: Path, done: Mapping[str, Any], steps: int, starts_seed: int
-) -> tuple[EpisodeResult, ...]:
-    """The rows of the study's own evaluation of a run, by index: it may have been
-    evaluated again, otherwise or on more starts.
+class State(Enum):
+    """How far a run is."""
+
+    DONE = "done"
+    RUNNING = "running"
+    FAILED = "failed"
+    UNREADABLE = "unreadable"
+    UNFINISHED = "unfinished"
+    MISSING = "not started"
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """One training seed of a condition.
 
     Args:
-        done: its `done.json`.
+        seed: training seed.
+        folder: run directory.
+        state: only a run that is `DONE` counts.
+        rows: rows of the study's evaluation, by index; empty unless the run is done.
+        costs: the content of `done.json`: seconds, samples per second, memory.
+        error: why it failed or cannot be read, in one line.
+        log: path of its log, relative to the study; empty if there is none.
+        attempts: how often it has failed.
+    """
+
+    seed: int
+    folder: Path
+    state: State
+    rows: tuple[EpisodeResult, ...] = ()
+    costs: Mapping[str, Any] = field(default_factory=dict)
+    error: str = ""
+    log: str = ""
+    attempts: int = 0
+
+
+@dataclass(frozen=True)
+class ConditionRecord:
+    """A condition with its runs.
+
+    Args:
+        condition: the combination of the grid.
+        cost: the content of `cost.json`; empty before the encoders are measured.
+        runs: one per seed of the study.
+    """
+
+    condition: Condition
+    cost: Mapping[str, Any]
+    runs: tuple[RunRecord, ...]
+
+    @property
+    def task(self) -> str:
+        """Task id."""
+        return self.condition.task.task
+
+    @property
+    def encoder(self) -> str:
+        return self.condition.encoder.name
+
+    @property
+    def head(self) -> str:
+        return self.condition.head.name
+
+    @property
+    def init(self) -> str:
+        return self.condition.init
+
+    @property
+    def setting(self) -> tuple[str, str]:
+        """Head and init, which are the same wherever encoders are compared."""
+        return self.head, self.init
+
+    @property
+    def done(self) -> tuple[RunRecord, ...]:
+        return tuple(run for run in self.runs if run.state is State.DONE)
+
+
+@dataclass(frozen=True)
+class Study:
+    """A study as its directory or its archive has it.
+
+    Args:
+        directory: its paths and configuration.
+        conditions: every condition of the grid.
+        environment: hardware and date.
+        versions: versions of the packages that it was begun with.
+        archived: whether it comes from an archive, so that its files are not at hand.
+    """
+
+    directory: StudyDirectory
+    conditions: tuple[ConditionRecord, ...]
+    environment: Mapping[str, Any] = field(default_factory=dict)
+    versions: Mapping[str, str] = field(default_factory=dict)
+    archived: bool = False
+
+    @property
+    def config(self) -> StudyConfig:
+        return self.directory.config
+
+    @property
+    def path(self) -> Path:
+        return self.directory.path
+
+    @property
+    def name(self) -> str:
+        return self.config.name
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """Task ids."""
+        return tuple(task.task for task in self.config.tasks)
+
+    @property
+    def encoders(self) -> tuple[str, ...]:
+        return tuple(encoder.name for encoder in self.config.encoders)
+
+    @property
+    def heads(self) -> tuple[str, ...]:
+        return tuple(head.name for head in self.config.heads)
+
+    @property
+    def inits(self) -> tuple[str, ...]:
+        return self.config.inits
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        return self.config.seeds
+
+    @property
+    def steps(self) -> dict[str, int]:
+        """Gradient steps of the runs of each head."""
+        return {h.name: self.config.optimizer_config(h).steps for h in self.config.heads}
+
+    @property
+    def episodes(self) -> int:
+        """Start states that every run is evaluated on."""
+        return self.config.episodes
+
+    @property
+    def starts_seed(self) -> int:
+        return self.config.starts_seed
+
+    @property
+    def margin(self) -> float | None:
+        return self.config.margin
+
+    @property
+    def baseline(self) -> str:
+        """The encoder that all others are compared with."""
+        return self.config.baseline
+
+    @property
+    def document(self) -> dict[str, Any]:
+        """The configuration as plain JSON."""
+        return to_json(self.config)
+
+    @property
+    def settings(self) -> list[tuple[str, str]]:
+        """Every combination of head and init."""
+        return list(dict.fromkeys(one.setting for one in self.conditions))
+
+    def link(self, path: Path) -> str:
+        """Link to a file or folder of the study from its folder `report`; empty if the
+        reader does not have it.
+        """
+        if self.archived or not path.exists():
+            return ""
+        relative = path.relative_to(self.path).as_posix()
+        return f"../{relative}{'/' * path.is_dir()}"
+
+
+def read_study(path: Path) -> Study:
+    """Read the directory of a study, finished or not. A run that cannot be read counts as
+    not done, and a warning names the file.
 
     Raises:
-        UserError: there are none.
+        UserError: `path` is not a study, or a JSON file in it is corrupt.
     """
-    selector = Selector(
-        steps, "ema", starts_seed, horizon=done.get("horizon"), quality=done.get("quality")
+    directory = open_directory(path)
+    found = []
+    for condition in conditions(directory.config):
+        cost = directory.cost(condition)
+        records = tuple(
+            read_run(directory, Run(condition, seed)) for seed in directory.config.seeds
+        )
+        found.append(ConditionRecord(condition, read_json(cost) if cost.exists() else {}, records))
+    environment = path / ENVIRONMENT
+    return Study(
+        directory,
+        tuple(found),
+        read_json(environment) if environment.exists() else {},
+        read_json(path / STUDY).get("versions", {}),
     )
-    episodes = done.get("episodes")
-    return tuple(row for row in selector.of(run) if episodes is None or row.index < episodes)
 
 
-def measured_costs(
-    run: Path,
-    optimizer: OptimizerConfig,
-    rows: Sequence[EpisodeResult],
-    workers: int,
-    peak_mb: float,
-) -> dict[str, Any]:
-    """The contents of `done.json`: costs, and what tells the study's own evaluation
-    from others of the run.
+def read_run(study: StudyDirectory, run: Run) -> RunRecord:
+    """The state of a run, with its rows if it is done."""
+    folder, log = study.run(run), study.run_log(run)
+    logged = log.relative_to(study.path).as_posix() if log.exists() else ""
+    try:
+        if study.done(run).exists():
+            costs = read_json(study.done(run))
+            return RunRecord(run.seed, folder, State.DONE, evaluated_rows(study, run, costs), costs)
+        if study.is_running(run):
+            return RunRecord(run.seed, folder, State.RUNNING, log=logged)
+        if study.failed(run).exists():
+            failure = read_json(study.failed(run))
+            error = " ".join(str(failure.get("error") or "no reason was recorded").split())
+            attempts = int(failure.get("attempts", 0))
+            return RunRecord(
+                run.seed, folder, State.FAILED, error=error, log=logged, attempts=attempts
+            )
+    except UserError as error:
+        warnings.warn(str(error), stacklevel=2)
+        reason = str(error).replace(f"{study.path}/", "")
+        return RunRecord(run.seed, folder, State.UNREADABLE, error=reason, log=logged)
+    state = State.UNFINISHED if folder.is_dir() else State.MISSING
+    return RunRecord(run.seed, folder, state, log=logged if folder.is_dir() else "")
 
-    Seconds are of gradient steps and of episodes, from `metrics.jsonl` and the rows, so
-    that a run which was killed and resumed counts like one which was not; loading,
-    checkpoints and the video are not in them.
+
+def evaluated_rows(
+    study: StudyDirectory, run: Run, costs: Mapping[str, Any]
+) -> tuple[EpisodeResult, ...]:
+    """The rows of the study's own evaluation of a run, by index. The run may have been
+    evaluated again, with other settings or on more start states.
+
+    Args:
+        costs: the content of its `done.json`.
+
+    Raises:
+        UserError: there are none, or they are of another task.
     """
-    metrics = [
-        json.loads(line)
-        for line in RunDirectory(run).metrics.read_text(encoding="utf-8").splitlines()
-    ]
-    samples_per_s = statistics.median(row["samples_per_s"] for row in metrics)
-    evaluate_s = sum(row.wall_s for row in rows) / workers  # simulators work side by side
-    return {
-        "train_s": optimizer.steps * optimizer.batch_size / samples_per_s,
-        "evaluate_s": evaluate_s,
-        "samples_per_s": samples_per_s,
-        # Under another name than once, when it could be that of the process which
-        # started the run.
-        "peak_mb": peak_mb,
-        "rollout_steps_per_s": sum(row.steps for row in rows) / max(evaluate_s, 1e-9),
-        "steps": optimizer.steps,
-        "episodes": len(rows),
-        "horizon": rows[0].horizon,
-        "quality": rows[0].quality,
-    }
+    folder, task = study.run(run), run.condition.task.task
+    selector = Selector(
+        study.config.optimizer_config(run.condition.head).steps,
+        "ema",
+        study.config.starts_seed,
+        horizon=costs.get("horizon"),
+        quality=costs.get("quality"),
+    )
+    rows = selector.of(folder)
+    if rows[0].task != task:
+        path = RunDirectory(folder).episodes
+        raise UserError(f"{path}: holds episodes of {rows[0].task}, expected {task}")
+    return tuple(row for row in rows if row.index < costs.get("episodes", len(rows)))
+
+
+def read_metrics(folder: Path) -> list[dict[str, Any]]:
+    """The metrics that a run has logged. Lines that a kill cut short are left out."""
+    path = RunDirectory(folder).metrics
+    if not path.exists():
+        return []
+    found = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        with contextlib.suppress(ValueError):
+            found.append(json.loads(line))
+    return [row for row in found if isinstance(row, dict)]
+
+
+def record_failure(study: StudyDirectory, run: Run, error: str, attempts: int) -> None:
+    """Write the `failed.json` of a run."""
+    write_json(study.failed(run), {"error": error, "attempts": attempts})
+
+
+def failed_attempts(study: StudyDirectory, run: Run) -> int:
+    """How often a run has failed so far."""
+    failed = study.failed(run)
+    return int(read_json(failed).get("attempts", 0)) if failed.exists() else 0

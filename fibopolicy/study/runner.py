@@ -1,4 +1,4 @@
-"""`fibopolicy study run`: prepare, then carry out every run that is not done."""
+"""`fibopolicy study run`: prepare a study, then carry out every run that is not done."""
 
 from __future__ import annotations
 
@@ -12,40 +12,43 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from fibopolicy.errors import unknown
-from fibopolicy.study.built import Built, build_cells
-from fibopolicy.study.calibration import calibrate, told
-from fibopolicy.study.cells import Run, runs
-from fibopolicy.study.checks import check
-from fibopolicy.study.config import StudyConfig, to_json
+from fibopolicy.datasets import DemoFile
+from fibopolicy.datasets.collect import collect
+from fibopolicy.envs import from_env_args
+from fibopolicy.errors import UserError, unknown
+from fibopolicy.evaluation.init_states import default_starts, save_starts
+from fibopolicy.study.config import StudyConfig, StudyTask, to_json
 from fibopolicy.study.costs import encoder_costs
 from fibopolicy.study.directory import (
     LOCK,
     STUDY,
     StudyDirectory,
-    create_directory,
+    check_change,
+    check_no_other_content,
+    create_or_extend,
     open_directory,
-    read_json,
-    refuse_foreign,
+    other_study,
+    warn_of_other_versions,
     write_json,
 )
 from fibopolicy.study.executors import Executor
-from fibopolicy.study.growth import grow, refuse_change
-from fibopolicy.study.prepare import prepare_task
+from fibopolicy.study.grid import Run, runs
+from fibopolicy.study.preflight import ModelSize, check, collection_plan, model_sizes
+from fibopolicy.study.records import read_run, read_study
+from fibopolicy.study.status import duration, seconds_left
 from fibopolicy.utils.files import atomic_write, directory_lock
+from fibopolicy.utils.settings import first_difference
 from fibopolicy.utils.system import torch_threads
 
 _log = logging.getLogger("fibopolicy.study")
-AT_WORK = "running this study"
-#: How long one run of an array job waits while another prepares the study, seconds.
-PREPARATION = 12 * 3600.0
+ACTIVITY = "running this study"
+#: Seconds that a job of an array waits while another one prepares the study.
+MAX_PREPARATION = 12 * 3600.0
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How many runs the study has, how many are done, which failed now, and seconds
-    that this took.
-    """
+    """The number of runs, how many are done, which failed now, and the seconds it took."""
 
     total: int
     done: int
@@ -53,165 +56,159 @@ class Outcome:
     seconds: float
 
 
-def prepare_study(
-    config: StudyConfig, out: Path, slots: int, *, wait_s: float = 1.0
-) -> StudyDirectory:
-    """Check the study, measure its encoders, collect its data, store its start states,
-    estimate its time.
-
-    What is there already is not made again. Nothing is written before every policy of
-    the study has been built once.
-
-    Args:
-        slots: runs at a time, for the estimate.
-        wait_s: how long to wait for another process that prepares it, seconds.
-    """
-    built = _first_look(config, out)
-    with directory_lock(out, LOCK, activity=AT_WORK, max_wait=wait_s):
-        return _prepare(config, out, slots, built)
-
-
 def run_study(config: StudyConfig, out: Path, executor: Executor, folder: Path) -> Outcome:
-    """Carry out everything that is not done yet; a second start goes on where the first
-    was stopped, with a larger grid, too.
+    """Carry out everything that is not done. A second call resumes the study, also with a
+    larger grid.
 
     Args:
-        folder: where "module:function" encoders are found, that of the study's file.
+        folder: folder that "module:function" encoders are imported from, the one of the
+            study's file.
 
     Raises:
         UserError: another process runs this study; `out` holds something else; a check
             failed.
     """
-    built = _first_look(config, out)
-    with directory_lock(out, LOCK, activity=AT_WORK, max_wait=1.0):
-        study = _prepare(config, out, executor.slots, built)
-        with logged(study):
-            return _carry_out(study, runs(config), executor, folder)
+    sizes = _check_before_writing(config, out)
+    with directory_lock(out, LOCK, activity=ACTIVITY, max_wait=1.0):
+        study = _prepare(config, out, sizes)
+        return _execute(study, runs(config), executor, folder)
 
 
-def run_some(
-    config: StudyConfig, out: Path, chosen: Sequence[str], executor: Executor, folder: Path
+def run_selected(
+    config: StudyConfig, out: Path, names: Sequence[str], executor: Executor, folder: Path
 ) -> Outcome:
-    """Carry out the runs of these names, as one job of several that share the
-    directory; the first to come prepares it.
+    """Carry out the runs of these names, as one of several jobs that share the directory.
+    The first job prepares the study.
 
     Args:
-        chosen: names of runs or of whole cells.
+        names: names of runs or of whole conditions.
 
     Raises:
         UserError: no such run; a check failed.
     """
-    wanted = [run for run in runs(config) if run.name in chosen or run.cell.name in chosen]
-    known = {name for run in wanted for name in (run.name, run.cell.name)}
-    for name in chosen:
-        if name not in known:
-            raise unknown("run of the study", name, [run.name for run in runs(config)])
-    if (out / STUDY).exists() and open_directory(out).calibration.exists():
-        # a whole study may be under way: each run has a lock of its own
-        study = create_directory(out, config)
+    every = runs(config)
+    for name in names:
+        if not any(name in (run.name, run.condition.name) for run in every):
+            raise unknown("run of the study", name, [run.name for run in every])
+    selected = [run for run in every if run.name in names or run.condition.name in names]
+    study = open_directory(out) if (out / STUDY).exists() else None
+    if study is None or not study.is_prepared():
+        study = prepare_study(config, out, max_wait=MAX_PREPARATION)
+    elif difference := first_difference(to_json(study.config), to_json(config)):
+        raise other_study(out, difference)  # other jobs may be at work, so it is not extended
     else:
-        study = prepare_study(config, out, executor.slots, wait_s=PREPARATION)
-    with logged(study):
-        return _carry_out(study, wanted, executor, folder)
+        warn_of_other_versions(study)
+    return _execute(study, selected, executor, folder)
 
 
-def _first_look(config: StudyConfig, out: Path) -> list[Built] | None:
-    """Build every policy of a new or changed study, before anything is written; `None`
-    for one that is there already.
+def prepare_study(config: StudyConfig, out: Path, *, max_wait: float = 1.0) -> StudyDirectory:
+    """Check the study, measure its encoders, collect its data and store its start states,
+    as far as that is not done. Nothing is written before every policy has been built once.
+
+    Args:
+        max_wait: seconds to wait for another process that prepares it.
     """
+    sizes = _check_before_writing(config, out)
+    with directory_lock(out, LOCK, activity=ACTIVITY, max_wait=max_wait):
+        return _prepare(config, out, sizes)
+
+
+def _check_before_writing(config: StudyConfig, out: Path) -> list[ModelSize] | None:
+    """Build every policy of a new or changed study; `None` for an unchanged one."""
+    check_no_other_content(out)
     if (out / STUDY).exists():
-        found = open_directory(out)
-        if to_json(found.config) == to_json(config):
+        study = open_directory(out)
+        if to_json(study.config) == to_json(config):
             return None
-        refuse_change(found, config)
-    else:
-        refuse_foreign(out)
-    return build_cells(config)
+        check_change(study, config)
+    return model_sizes(config)
 
 
-def _prepare(
-    config: StudyConfig, out: Path, slots: int, built: list[Built] | None
-) -> StudyDirectory:
-    grow(out, config)
-    study = create_directory(out, config)
-    with logged(study):
-        _check_and_measure(study, built)
+def _prepare(config: StudyConfig, out: Path, sizes: list[ModelSize] | None) -> StudyDirectory:
+    study = create_or_extend(out, config)
+    with _log_file(study):
+        if not study.checks.exists():
+            _check_and_measure(study, sizes or model_sizes(config))
         for task in config.tasks:
             prepare_task(study, task)
-        known = read_json(study.calibration)["cells"] if study.calibration.exists() else {}
-        if not known or any("error" in found for found in known.values()):
-            _log.info("calibrating: a few steps of each cell")
-            write_json(study.calibration, {"cells": calibrate(study, known)})
-        for line in told(study, read_json(study.calibration)["cells"], slots):
-            _log.info("%s", line)
     return study
 
 
-def _check_and_measure(study: StudyDirectory, built: list[Built] | None) -> None:
-    """What can be known before there is any data: that the cells are comparable, and
-    what their encoders cost.
-    """
-    if study.checks.exists():
-        return
-    built = built or build_cells(study.config)
-    lines, doubts = check(study.config, built)
+def _check_and_measure(study: StudyDirectory, sizes: list[ModelSize]) -> None:
+    lines, doubts = check(study.config, sizes)
     for line in lines:
         _log.info("%s", line)
     for doubt in doubts:
         warnings.warn(doubt, stacklevel=2)
     _log.info("measuring %d encoders side by side", len(study.config.encoders))
     with torch_threads(study.config.threads):
-        for one, cost in zip(built, encoder_costs(built, study.config.device), strict=True):
-            write_json(study.cost(one.cell), cost)
-    with atomic_write(study.checks) as aside:  # last, since it marks that all of this is done
-        aside.write_text(
-            "".join(f"{line}\n" for line in (*lines, *(f"warning: {doubt}" for doubt in doubts))),
-            encoding="utf-8",
-        )
+        costs = encoder_costs(sizes, study.config.device)
+    for size, cost in zip(sizes, costs, strict=True):
+        write_json(study.cost(size.condition), cost)
+    lines += [f"warning: {doubt}" for doubt in doubts]
+    with atomic_write(study.checks) as partial:  # last, since it marks that all of this is done
+        partial.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
 
 
-def _carry_out(
-    study: StudyDirectory, chosen: Sequence[Run], executor: Executor, folder: Path
+def prepare_task(study: StudyDirectory, task: StudyTask, workers: int | None = None) -> None:
+    """Collect the demonstrations of a task unless it has a dataset, and store the start
+    states that every condition is evaluated on.
+
+    Raises:
+        UserError: the task has no expert; the dataset is of another task.
+    """
+    dataset, starts, config = study.dataset(task), study.starts(task), study.config
+    if not dataset.exists() and task.dataset is None:
+        _log.info("collecting %d demonstrations of %s", task.demos, task.task)
+        collect(collection_plan(task), task.demos, dataset, workers=workers, resume=True)
+    if starts.exists():
+        return
+    options = {} if task.horizon is None else {"horizon": task.horizon}
+    with DemoFile(dataset) as file:
+        env = from_env_args(file.env_args, **options)
+    with env:
+        if env.task_id != task.task:
+            raise UserError(
+                f"{dataset}: holds demonstrations of {env.task_id}, the study's task is {task.task}"
+            )
+        _log.info("storing %d start states of %s", config.episodes, task.task)
+        save_starts(default_starts(env, config.episodes, config.starts_seed), starts)
+
+
+def _execute(
+    study: StudyDirectory, selected: Sequence[Run], executor: Executor, folder: Path
 ) -> Outcome:
     began = time.perf_counter()
-    waiting = [run for run in chosen if not study.done(run).exists()]
-    done, failed = len(chosen) - len(waiting), []
-    _log.info(
-        "study %s: %d of %d runs to do, %d at a time",
-        study.config.name,
-        len(waiting),
-        len(chosen),
-        executor.slots,
-    )
-    with tqdm(total=len(chosen), initial=done, desc="study", unit="run", disable=None) as bar:
-        for ended in executor.carry_out(study, waiting, folder):
+    waiting = [run for run in selected if not study.done(run).exists()]
+    total, done, failed = len(selected), len(selected) - len(waiting), []
+    with (
+        _log_file(study),
+        tqdm(total=total, initial=done, desc="study", unit="run", disable=None) as bar,
+    ):
+        _log.info(
+            "study %s: %d of %d runs to do, %d at a time",
+            *(study.config.name, len(waiting), total, executor.slots),
+        )
+        for ended in executor.execute(study, waiting, folder):
             if ended.done:
                 done += 1
-                _log.info("done    %s in %.0f s", ended.run.name, ended.wall_s)
+                left = duration(seconds_left(read_study(study.path), executor.slots))
+                _log.info("done    %s in %.0f s; about %s left", ended.run.name, ended.wall_s, left)
             else:
                 failed.append(ended.run)
+                error = read_run(study, ended.run).error or (
+                    "it was interrupted, or another process is at work on it"
+                )
                 _log.warning(
-                    "failed  %s: %s; its log: %s",
-                    ended.run.name,
-                    _reason(study, ended.run),
-                    study.run_log(ended.run),
+                    "failed  %s: %s; log %s", ended.run.name, error, study.run_log(ended.run)
                 )
             bar.update()
-    return Outcome(len(chosen), done, tuple(failed), time.perf_counter() - began)
-
-
-def _reason(study: StudyDirectory, run: Run) -> str:
-    failed = study.failed(run)
-    return (
-        str(read_json(failed).get("error"))
-        if failed.exists()
-        else "it was interrupted, or another process is at work on it"
-    )
+    return Outcome(total, done, tuple(failed), time.perf_counter() - began)
 
 
 @contextmanager
-def logged(study: StudyDirectory) -> Iterator[None]:
-    """Within it, what this package tells goes to the study's log, too."""
+def _log_file(study: StudyDirectory) -> Iterator[None]:
+    """Send the log of this package to the study's log, too."""
     handler = logging.FileHandler(study.log, encoding="utf-8", errors="backslashreplace")
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
     package = logging.getLogger("fibopolicy")

@@ -1,64 +1,100 @@
-"""`fibopolicy study status`: what is done, under way, failed and to do."""
+"""`fibopolicy study status`: the state of every run, and the time that is left."""
 
 from __future__ import annotations
 
 from collections import Counter
+from statistics import fmean
 
-from fibopolicy.study.calibration import duration, estimate
-from fibopolicy.study.cells import Run, cells, runs
-from fibopolicy.study.directory import StudyDirectory, progress_of, read_json, state_of
-from fibopolicy.study.records import own_rows
+from fibopolicy.policies.run_directory import RunDirectory
+from fibopolicy.study.directory import LOCK
+from fibopolicy.study.records import ConditionRecord, RunRecord, State, Study, read_metrics
 from fibopolicy.utils.files import is_locked
 
 
-def status(study: StudyDirectory) -> str:
-    """A line per cell with a column per seed, then what failed and why, then the sum."""
-    config = study.config
-    every = {run.name: state_of(study, run) for run in runs(config)}
-    table = [["", *(f"seed {seed}" for seed in config.seeds)]]
-    for cell in cells(config):
-        told = [
-            _told(study, run, every[run.name]) for run in (Run(cell, seed) for seed in config.seeds)
-        ]
-        table.append([cell.name, *told])
+def status(study: Study) -> str:
+    """A line per condition with a column per seed, then the errors, then the sum."""
+    table = [["", *(f"seed {seed}" for seed in study.seeds)]]
+    for one in study.conditions:
+        table.append([one.condition.name, *(_state(study, one, run) for run in one.runs)])
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    lines = [
-        "  ".join(f"{text:<{width}}" for text, width in zip(row, widths, strict=True)).rstrip()
-        for row in table
-    ]
-    for run in runs(config):
-        if every[run.name] == "failed":
-            failed = read_json(study.failed(run))
-            lines.append(
-                f"failed {run.name} (attempt {failed['attempts']}): {failed['error']}; log"
-                f" {study.path / failed['log']}"
-            )
-    count = Counter(every.values())
-    summed = ", ".join(
-        f"{count[state]} {state}"
-        for state in ("done", "running", "failed", "waiting")
-        if count[state]
-    )
-    at_work = "a runner is at work" if is_locked(study.lock) else "no runner is at work"
-    lines.append(f"{len(every)} runs: {summed}; {at_work}")
-    if study.calibration.exists():
-        seconds, left = estimate(study, read_json(study.calibration)["cells"], 1)
-        if left:
-            lines.append(
-                f"about {duration(seconds)} left, one run at a time and start-up aside, as"
-                " calibrated at the beginning"
-            )
+    lines = []
+    for row in table:
+        cells = (f"{text:<{width}}" for text, width in zip(row, widths, strict=True))
+        lines.append("  ".join(cells).rstrip())
+    for one in study.conditions:
+        for run in one.runs:
+            if run.error:
+                attempt = f" (attempt {run.attempts})" if run.attempts else ""
+                log = f"; log {study.path / run.log}" if run.log else ""
+                name = f"{one.condition.name}/seed{run.seed}"
+                lines.append(f"{run.state.value} {name}{attempt}: {run.error}{log}")
+    counts = Counter(run.state for one in study.conditions for run in one.runs)
+    summary = ", ".join(f"{counts[state]} {state.value}" for state in State if counts[state])
+    runner = "a runner is" if is_locked(study.path / LOCK) else "no runner is"
+    lines.append(f"{counts.total()} runs: {summary}; {runner} at work")
+    if seconds := seconds_left(study, 1):
+        lines.append(
+            f"about {duration(seconds)} left, one run at a time, estimated from the finished runs"
+        )
     return "\n".join(lines)
 
 
-def _told(study: StudyDirectory, run: Run, state: str) -> str:
-    folder, steps = study.run(run), study.config.optimizer_config(run.cell.head).steps
-    if state == "done":
-        rows = own_rows(folder, read_json(study.done(run)), steps, study.config.starts_seed)
-        return f"{sum(row.success for row in rows)}/{len(rows)} successes"
-    if state == "failed":
-        return state
-    step, episodes = progress_of(study, run)
-    if episodes:
-        return f"{state}, {episodes}/{study.config.episodes} episodes"
-    return f"{state}, step {step}/{steps}" if step else state
+def _state(study: Study, one: ConditionRecord, run: RunRecord) -> str:
+    if run.state is State.DONE:
+        return f"{sum(row.success for row in run.rows)}/{len(run.rows)} successes"
+    if run.state in (State.RUNNING, State.UNFINISHED):
+        step, episodes = _progress(run)
+        if episodes:
+            return f"{run.state.value}, {episodes}/{study.episodes} episodes"
+        if step:
+            return f"{run.state.value}, step {step}/{study.steps[one.head]}"
+    return str(run.state.value)
+
+
+def _progress(run: RunRecord) -> tuple[int, int]:
+    """Gradient steps logged, and episodes recorded."""
+    metrics, rows = read_metrics(run.folder), RunDirectory(run.folder).episodes
+    episodes = rows.read_text(encoding="utf-8").count("\n") if rows.exists() else 0
+    return int(metrics[-1]["step"]) + 1 if metrics else 0, episodes
+
+
+def seconds_left(study: Study, slots: int) -> float:
+    """Estimated seconds until all runs are done; 0 before the first run is done.
+
+    A run is expected to take as long as the finished runs of its condition, or else of
+    its task and head, or else as all finished runs. Its progress counts.
+
+    Args:
+        slots: number of runs at a time.
+    """
+    left = []
+    for one in study.conditions:
+        if not (spent := _similar(study, one)):
+            return 0.0
+        train, evaluate = (fmean(times) for times in zip(*spent, strict=True))
+        for run in one.runs:
+            if run.state is not State.DONE:
+                step, episodes = _progress(run)
+                to_train = 1 - min(step / study.steps[one.head], 1.0)
+                to_evaluate = 1 - min(episodes / study.episodes, 1.0)
+                left.append(to_train * train + to_evaluate * evaluate)
+    return max(sum(left) / slots, max(left, default=0.0))
+
+
+def _similar(study: Study, one: ConditionRecord) -> list[tuple[float, float]]:
+    """Seconds of training and evaluation of the finished runs that are most like those of
+    a condition.
+    """
+    same_task = [c for c in study.conditions if (c.task, c.head) == (one.task, one.head)]
+    for group in ([one], same_task, study.conditions):
+        if runs := [run for condition in group for run in condition.done]:
+            return [(run.costs["train_s"], run.costs["evaluate_s"]) for run in runs]
+    return []
+
+
+def duration(seconds: float) -> str:
+    """ "35 s", "12 min" or "3 h 20 min"."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60:02d} min"

@@ -1,5 +1,5 @@
 """What the runner of a study adds to the time of its runs: processes, checks, costs,
-calibration, files.
+files.
 
     python scripts/benchmarks/study_overhead.py --steps 400 --episodes 50
 
@@ -23,11 +23,10 @@ from usage import processor_seconds
 
 from fibopolicy.evaluation.evaluate import evaluate_run
 from fibopolicy.study import StudyConfig, StudyTask
-from fibopolicy.study.cells import runs
 from fibopolicy.study.directory import StudyDirectory
-from fibopolicy.study.executors.local import Local
-from fibopolicy.study.prepare import prepare_task
-from fibopolicy.study.runner import run_study
+from fibopolicy.study.executors import Local
+from fibopolicy.study.grid import runs
+from fibopolicy.study.runner import prepare_task, run_study
 from fibopolicy.training.trainer import train
 from fibopolicy.utils.system import environment
 

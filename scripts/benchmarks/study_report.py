@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 import tyro
 
+from fibopolicy.envs.metaworld.tasks import METAWORLD
 from fibopolicy.utils.system import environment
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tests" / "study"))
@@ -31,10 +32,10 @@ ENCODERS = {
     "random_vit_tiny": -0.3,
     "resnet18": 0.3,
 }
-#: Tasks, heads and regimes of each study.
+#: Tasks, heads and inits of each study.
 GRIDS = {
     "20 tasks": (20, ("bc",), ("scratch",)),
-    "5 tasks, 2 heads, 2 regimes": (5, ("bc", "bc_gmm"), ("scratch", "frozen")),
+    "5 tasks, 2 heads, 2 inits": (5, ("bc", "bc_gmm"), ("scratch", "frozen")),
     "1 task, 20 heads": (1, tuple(f"head{i}" for i in range(20)), ("scratch",)),
 }
 REPORT = """
@@ -58,15 +59,13 @@ class Args:
 def main(args: Args) -> None:
     found = {}
     with tempfile.TemporaryDirectory() as folder:
-        for name, (tasks, heads, regimes) in GRIDS.items():
+        for name, (tasks, heads, inits) in GRIDS.items():
             study = Path(folder) / name.replace(",", "").replace(" ", "_")
             logits = {
-                f"fibopolicy/Task{i}-v0": {
-                    encoder: 1 + i % 4 + shift for encoder, shift in ENCODERS.items()
-                }
+                METAWORLD[i]: {encoder: 1 + i % 4 + shift for encoder, shift in ENCODERS.items()}
                 for i in range(tasks)
             }
-            simulate(study, logits, rng=np.random.default_rng(0), heads=heads, regimes=regimes)
+            simulate(study, logits, rng=np.random.default_rng(0), heads=heads, inits=inits)
             wall, cpu = [], []
             for _ in range(args.repeats):
                 began = time.perf_counter()

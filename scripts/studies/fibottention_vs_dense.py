@@ -33,7 +33,7 @@ def study() -> StudyConfig:
             ),
             "resnet18",
         ],
-        control="vit_tiny",
+        baseline="vit_tiny",
         seeds=(0, 1, 2),
         steps=1500,
         episodes=100,

@@ -46,7 +46,7 @@ def study() -> StudyConfig:
             StudyHead("diffusion", steps=800),
             StudyHead("flow", steps=500),
         ],
-        control="vit_tiny",
+        baseline="vit_tiny",
         seeds=(0,),
         episodes=50,
         margin=0.05,

@@ -22,7 +22,7 @@ def study() -> StudyConfig:
         encoders=[
             StudyEncoder(f"{attention}vit_tiny", FINE) for attention in ("fibottention_", "")
         ],
-        control="vit_tiny",
+        baseline="vit_tiny",
         seeds=(0, 1, 2),
         steps=1000,
         episodes=100,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from tiny_study import SOURCE, Here
 
@@ -24,3 +26,10 @@ def finished(config: StudyConfig, tmp_path_factory: pytest.TempPathFactory) -> S
     outcome = run_study(config, out, Here(), out.parent)
     assert (outcome.total, outcome.done, outcome.failed) == (2, 2, ())
     return StudyDirectory(out, config)
+
+
+@pytest.fixture(scope="session")
+def with_data(finished: StudyDirectory) -> StudyConfig:
+    """The same study on the demonstrations of the finished one, to collect none."""
+    (task,) = finished.config.tasks
+    return replace(finished.config, tasks=(replace(task, dataset=finished.dataset(task)),))

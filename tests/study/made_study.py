@@ -13,6 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fibopolicy.evaluation.episodes import EpisodeResult, write_rows
+from fibopolicy.study import StudyEncoder, StudyHead, StudyTask
+from fibopolicy.study.grid import Condition
 
 STEPS = 1000
 
@@ -28,23 +30,24 @@ def describe(
     encoders: Sequence[str],
     *,
     heads: Sequence[str | dict[str, Any]] = ("bc",),
-    regimes: Sequence[str] = ("scratch",),
+    inits: Sequence[str] = ("scratch",),
     seeds: Sequence[int] = (0, 1, 2),
     episodes: int = 100,
     margin: float | None = 0.05,
     **changes: Any,
 ) -> Path:
-    """An empty study: its description, and no cell begun. Heads are names, or what
+    """An empty study: its description, and no condition begun. Heads are names, or what
     `to_json` makes of a `StudyHead`.
     """
+    weights = None if tuple(inits) == ("scratch",) else "/weights"
     document = {
         "name": directory.name,
         "tasks": [{"task": task, "dataset": None, "demos": 400} for task in tasks],
-        "encoders": [{"name": name, "encoder": name, "options": {}} for name in encoders],
-        "heads": list(heads),
-        "regimes": list(regimes),
+        "encoders": [{"name": name, "encoder": name, "weights": weights} for name in encoders],
+        "heads": [{"head": head} if isinstance(head, str) else head for head in heads],
+        "inits": list(inits),
         "seeds": list(seeds),
-        "control": encoders[0],
+        "baseline": encoders[0],
         "steps": STEPS,
         "episodes": episodes,
         "starts_seed": 0,
@@ -60,16 +63,16 @@ def describe(
 
 
 def begin(
-    directory: Path, task: str, encoder: str, head: str = "bc", regime: str = "scratch"
+    directory: Path, task: str, encoder: str, head: str = "bc", init: str = "scratch"
 ) -> Path:
-    """A cell's folder."""
-    name = f"{task.split('/')[-1]}__{encoder}__{head}__{regime}".replace(":", "-").lower()
-    document = {"cell": name, "task": task, "encoder": encoder, "head": head, "regime": regime}
-    write_json(directory / "cells" / name / "cell.json", document)
-    return directory / "cells" / name
+    """A condition's folder."""
+    name = Condition(StudyTask(task), StudyEncoder(encoder), StudyHead(head), init).name
+    folder = directory / "conditions" / name
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
 
 
-def add_cost(cell: Path, speed: float = 1.0, **changes: Any) -> None:
+def add_cost(condition: Path, speed: float = 1.0, **changes: Any) -> None:
     timed = {
         f"encoder_ms_batch_{n}": dict(
             zip(("median", "p25", "p75"), np.array([4, 3.8, 4.4]) * n**0.9 / speed, strict=True)
@@ -77,7 +80,7 @@ def add_cost(cell: Path, speed: float = 1.0, **changes: Any) -> None:
         for n in (1, 64)
     }
     write_json(
-        cell / "cost.json",
+        condition / "cost.json",
         {
             "parameters": 5_530_000,
             "encoder_parameters": 5_400_000,
@@ -90,7 +93,7 @@ def add_cost(cell: Path, speed: float = 1.0, **changes: Any) -> None:
 
 
 def finish(
-    cell: Path,
+    condition: Path,
     seed: int,
     successes: Sequence[bool] | NDArray[np.bool_],
     *,
@@ -100,9 +103,11 @@ def finish(
     **changes: Any,
 ) -> Path:
     """A finished run whose outcomes are these, on start states 0, 1, ..."""
-    run = cell / f"seed{seed}"
+    run = condition / f"seed{seed}"
     run.mkdir(parents=True, exist_ok=True)
-    task = json.loads((cell / "cell.json").read_text())["task"]
+    document = json.loads((condition.parents[1] / "study.json").read_text())
+    short = condition.name.split("__")[0]
+    task = next(t["task"] for t in document["tasks"] if StudyTask(t["task"]).short == short)
     rng = np.random.default_rng(seed)
     rows = [
         EpisodeResult(
@@ -121,7 +126,7 @@ def finish(
                     "horizon": 120,
                     "quality": "fast",
                     "start": f"{task}{i}",
-                    "policy": f"{cell.name}{seed}",
+                    "policy": f"{condition.name}{seed}",
                 }
                 | changes
             )
@@ -155,10 +160,9 @@ def finish(
     return run
 
 
-def fail(cell: Path, seed: int, error: str = "RuntimeError: out of memory") -> None:
-    log = f"cells/{cell.name}/seed{seed}.log"
-    write_json(cell / f"seed{seed}" / "failed.json", {"error": error, "log": log, "attempts": 2})
-    (cell / f"seed{seed}.log").write_text(error)
+def fail(condition: Path, seed: int, error: str = "RuntimeError: out of memory") -> None:
+    write_json(condition / f"seed{seed}" / "failed.json", {"error": error, "attempts": 2})
+    (condition / f"seed{seed}.log").write_text(error)
 
 
 def simulate(
@@ -169,7 +173,7 @@ def simulate(
     seed_sd: float = 0.3,
     starts_sd: float = 1.5,
     heads: Sequence[str | dict[str, Any]] = ("bc",),
-    regimes: Sequence[str] = ("scratch",),
+    inits: Sequence[str] = ("scratch",),
     seeds: Sequence[int] = (0, 1, 2),
     episodes: int = 100,
     margin: float | None = 0.05,
@@ -188,7 +192,7 @@ def simulate(
         tasks,
         encoders,
         heads=heads,
-        regimes=regimes,
+        inits=inits,
         seeds=seeds,
         episodes=episodes,
         margin=margin,
@@ -201,15 +205,15 @@ def simulate(
                 if isinstance(described, dict)
                 else (described, None)
             )
-            for regime in regimes:
+            for init in inits:
                 for i, encoder in enumerate(encoders):
-                    cell = begin(directory, task, encoder, head, regime)
-                    add_cost(cell, speed=1 + 0.3 * i)
+                    condition = begin(directory, task, encoder, head, init)
+                    add_cost(condition, speed=1 + 0.3 * i)
                     for seed in seeds:
                         logit = logits[task][encoder] + seed_sd * rng.normal() + difficulty
                         solved = rng.random(episodes) < 1 / (1 + np.exp(-logit))
                         finish(
-                            cell,
+                            condition,
                             seed,
                             solved,
                             speed=1 + 0.3 * i,

@@ -11,10 +11,10 @@ from fibopolicy.attention import FibottentionPattern
 from fibopolicy.policies import PolicyConfig, Shapes
 from fibopolicy.policies.observations import ObservationEncoder
 from fibopolicy.study import StudyConfig, StudyHead
-from fibopolicy.study.built import build_cells
-from fibopolicy.study.cells import cells
 from fibopolicy.study.costs import count_macs, encoder_costs
 from fibopolicy.study.directory import StudyDirectory
+from fibopolicy.study.grid import conditions
+from fibopolicy.study.preflight import model_sizes
 
 N, D, LAYERS, HEADS, PATCH, KEYPOINTS = 49, 96, 3, 6, 12, 16
 #: Of one ViT over one image: patches, projections and MLPs of all tokens, keypoints.
@@ -59,15 +59,15 @@ def test_convolutions_keep_no_pairs() -> None:
 
 def test_heads_that_see_the_cameras_otherwise_have_costs_of_their_own(config: StudyConfig) -> None:
     heads = ("bc", "bc_gmm", StudyHead("bc", {"views": "joint"}, name="joint"))
-    built = build_cells(replace(config, encoders=config.encoders[1:], heads=heads))
+    built = model_sizes(replace(config, encoders=config.encoders[1:], heads=heads))
     bc, gmm, joint = (cost["encoder_macs"] for cost in encoder_costs(built, "cpu"))
     assert bc == gmm != joint
 
 
-def test_every_cell_has_the_costs_of_its_encoder(finished: StudyDirectory) -> None:
+def test_every_condition_has_the_costs_of_its_encoder(finished: StudyDirectory) -> None:
     costs = {
-        cell.encoder.name: json.loads(finished.cost(cell).read_text())
-        for cell in cells(finished.config)
+        one.encoder.name: json.loads(finished.cost(one).read_text())
+        for one in conditions(finished.config)
     }
     ours, dense = costs["fibottention_vit_tiny"], costs["vit_tiny"]
     assert (

@@ -11,15 +11,15 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from tiny_study import Here
+from tiny_study import SMALL, Here
 
 from fibopolicy.errors import UserError
 from fibopolicy.evaluation.episodes import read_rows
-from fibopolicy.study import StudyConfig
-from fibopolicy.study.cells import runs
-from fibopolicy.study.directory import StudyDirectory, state_of
-from fibopolicy.study.executors import ray_cluster
-from fibopolicy.study.executors.ray_cluster import RayCluster
+from fibopolicy.study import StudyConfig, ray_cluster
+from fibopolicy.study.directory import StudyDirectory
+from fibopolicy.study.grid import Run, runs
+from fibopolicy.study.ray_cluster import RayCluster
+from fibopolicy.study.records import State, read_run
 from fibopolicy.study.runner import run_study
 
 ray = pytest.importorskip("ray")
@@ -40,13 +40,30 @@ def test_an_address_that_does_not_answer_is_one_line() -> None:
 
 
 def test_what_answers_and_is_no_cluster_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ray_cluster, "PROOF", 4.0)
+    monkeypatch.setattr(ray_cluster, "HEALTH_TIMEOUT", 4.0)
     with socket.create_server(("127.0.0.1", 0)) as server:
         address = f"127.0.0.1:{server.getsockname()[1]}"
         with pytest.raises(
             UserError, match=f"ray {address}: something listens there, but did not prove"
         ):
             RayCluster(address, 1, "cpu")
+
+
+#: Trains only once the file is there.
+GATED = """
+import time
+from pathlib import Path
+
+from fibopolicy.encoders.vit import ViT
+
+GATE = Path({gate!r})
+
+class Gated(ViT):
+    def forward(self, images):
+        while self.training and not GATE.exists():
+            time.sleep(0.05)
+        return super().forward(images)
+"""
 
 
 @pytest.fixture
@@ -63,39 +80,41 @@ def cluster() -> Iterator[object]:
 
 @pytest.mark.slow
 def test_a_node_that_is_lost_costs_no_row(
-    cluster: object, finished: StudyDirectory, config: StudyConfig, tmp_path: Path
+    cluster: object, with_data: StudyConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Long enough to be interrupted in the middle; the same rows as of the same study
-    # carried out here.
-    longer = replace(
-        config, steps=40, optimizer={**config.optimizer, "batch_size": 32}, name="longer"
+    gate = tmp_path / "gate"
+    (tmp_path / "gated.py").write_text(GATED.format(gate=str(gate)))
+    monkeypatch.syspath_prepend(tmp_path)
+    encoders = tuple(
+        replace(one, encoder="gated:Gated", options={**SMALL, "attention": attention})
+        for one, attention in zip(with_data.encoders, ("fibottention", "dense"), strict=True)
     )
-    here, there = tmp_path / "here", tmp_path / "there"
-    run_study(longer, here, Here(), tmp_path)
-    study = StudyDirectory(there, longer)
+    gated = replace(with_data, encoders=encoders, name="gated")
+    study = StudyDirectory(tmp_path / "there", gated)
+
+    def starts(run: Run) -> int:
+        log = study.run_log(run)
+        return len(re.findall(r": process \d+ on ", log.read_text())) if log.exists() else 0
 
     def lose_a_node() -> None:
-        while sum((study.run(run) / "metrics.jsonl").exists() for run in runs(longer)) < 2:
+        while not all(map(starts, runs(gated))):
             time.sleep(0.05)
         cluster.remove_node(cluster.second, allow_graceful=False)  # type: ignore[attr-defined]
+        gate.touch()
 
     losing = threading.Thread(target=lose_a_node, daemon=True)
     losing.start()
-    executor = RayCluster(cluster.address, longer.threads, "cpu")  # type: ignore[attr-defined]
+    executor = RayCluster(cluster.address, gated.threads, "cpu")  # type: ignore[attr-defined]
     assert executor.slots == 2
-    outcome = run_study(longer, there, executor, tmp_path)
+    outcome = run_study(gated, study.path, executor, tmp_path)
     losing.join(30)
     assert not losing.is_alive()
     assert (outcome.done, outcome.failed) == (2, ())
-    for run in runs(longer):
-        assert state_of(study, run) == "done"
-        mine, theirs = (
-            read_rows(one.run(run) / "episodes.jsonl")
-            for one in (study, StudyDirectory(here, longer))
-        )
+    # the run of the lost node, and no other, was started again
+    assert sorted(map(starts, runs(gated))) == [1, 2]
+    here = StudyDirectory(tmp_path / "here", gated)
+    run_study(gated, here.path, Here(), tmp_path)
+    for run in runs(gated):
+        assert read_run(study, run).state is State.DONE
+        mine, theirs = (read_rows(one.run(run) / "episodes.jsonl") for one in (study, here))
         assert [row.repeatable() for row in mine] == [row.repeatable() for row in theirs]
-    starts = [
-        len(re.findall(r": process \d+ on ", study.run_log(run).read_text()))
-        for run in runs(longer)
-    ]
-    assert sorted(starts) == [1, 2], "the run of the lost node, and no other, was begun again"

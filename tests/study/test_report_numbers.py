@@ -31,16 +31,13 @@ def lines(path: Path) -> list[dict[str, str]]:
 
 def outcomes(study: Path, task: str, encoder: str) -> NDArray[np.float64]:
     """`(seeds, start states)`, read from the rows' JSON."""
-    for description in (study / "cells").glob("*/cell.json"):
-        told = json.loads(description.read_text())
-        if (told["task"], told["encoder"]) == (task, encoder):
-            files = sorted(description.parent.glob("seed*/episodes.jsonl"))
-            rows = [
-                sorted(map(json.loads, file.read_text().splitlines()), key=lambda row: row["index"])
-                for file in files
-            ]
-            return np.array([[row["success"] for row in one] for one in rows], dtype=float)
-    raise AssertionError(encoder)
+    folder = begin(study, task, encoder)
+    files = sorted(folder.glob("seed*/episodes.jsonl"))
+    rows = [
+        sorted(map(json.loads, file.read_text().splitlines()), key=lambda row: row["index"])
+        for file in files
+    ]
+    return np.array([[row["success"] for row in one] for one in rows], dtype=float)
 
 
 def variances(y: NDArray[np.float64]) -> tuple[float, float]:

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from made_study import begin, fail, simulate
 
-from fibopolicy.study.report import read_study, results, videos, write, write_report
-from fibopolicy.study.report.directory import Study
+from fibopolicy.study.records import Study, read_study
+from fibopolicy.study.report import results, videos, write, write_report
 from fibopolicy.study.report.plots import pareto_front
 from fibopolicy.study.report.results import Compared
 
@@ -35,7 +35,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
         directory,
         logits,
         rng=np.random.default_rng(0),
-        regimes=("scratch", "frozen"),
+        inits=("scratch", "frozen"),
         seeds=(0, 1),
         episodes=30,
     )

@@ -52,8 +52,8 @@ def test_missing_and_failed_runs_are_shown_and_count_nowhere(study: Path) -> Non
         assert "Push, local, bc, scratch, all seeds" in text
         assert "2 of 3 seeds" in text
         assert "on Push no answer yet" in text
-    assert 'href="../cells/lift-v0__fib__bc__scratch/seed2.log"' in page
-    assert (study / "report" / "../cells/lift-v0__fib__bc__scratch/seed2.log").is_file()
+    assert 'href="../conditions/lift__fib__bc__scratch/seed2.log"' in page
+    assert (study / "report" / "../conditions/lift__fib__bc__scratch/seed2.log").is_file()
     states = {
         (line["task"], line["encoder"], line["seed"]): line["state"]
         for line in lines(study, "seeds.csv")
@@ -165,7 +165,8 @@ def test_a_damaged_row_file_is_named_and_its_run_does_not_count(study: Path) -> 
     with pytest.warns(UserWarning, match=r"seed1/episodes\.jsonl: line 1 is not an episode row"):
         page = write_report(study).read_text()
     assert (
-        "cells/lift-v0__fib__bc__scratch/seed1/episodes.jsonl: line 1 is not an episode row" in page
+        "conditions/lift__fib__bc__scratch/seed1/episodes.jsonl: line 1 is not an episode row"
+        in page
     )
     assert "unreadable" in page
 
@@ -230,14 +231,16 @@ def test_what_is_no_study_is_refused(tmp_path: Path) -> None:
     directory = describe(tmp_path / "damaged", [LIFT], ["dense", "fib"], margin=5)
     with pytest.raises(UserError, match="margin must lie between 0 and 1"):
         write_report(directory)
-    describe(directory, [LIFT], ["dense", "fib"], control="dance")
-    with pytest.raises(UserError, match="control dance is none of its encoders: dense, fib"):
+    describe(directory, [LIFT], ["dense", "fib"], baseline="dance")
+    with pytest.raises(
+        UserError, match=r"unknown encoder as the baseline 'dance'.* known: dense, fib"
+    ):
         write_report(directory)
     (directory / "study.json").write_text('{"tasks": [')
     with pytest.raises(UserError, match=r"study\.json: is not whole JSON"):
         write_report(directory)
     (directory / "study.json").write_text('{"tasks": []}')
-    with pytest.raises(UserError, match=r"is not the description of a study.*encoders"):
+    with pytest.raises(UserError, match=r"is not the configuration of a study.*encoders"):
         write_report(directory)
     assert not (directory / "report").exists()
 

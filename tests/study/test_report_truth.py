@@ -11,8 +11,11 @@ import pytest
 from simulated import outcomes, rate
 
 from fibopolicy.evaluation.episodes import EpisodeResult
+from fibopolicy.study import StudyConfig
+from fibopolicy.study.directory import StudyDirectory
+from fibopolicy.study.grid import Run, conditions
+from fibopolicy.study.records import ConditionRecord, RunRecord, State, Study
 from fibopolicy.study.report.answer import answers
-from fibopolicy.study.report.directory import Cell, SeedRun, State, Study
 from fibopolicy.study.report.results import Results, Verdict, results
 
 STARTS, SEEDS, STARTS_SD, SEED_SD = 60, 3, 1.5, 0.4
@@ -20,41 +23,37 @@ STARTS, SEEDS, STARTS_SD, SEED_SD = 60, 3, 1.5, 0.4
 
 def study(logits: dict[str, dict[str, float]], rng: np.random.Generator, margin: float) -> Study:
     """A finished study in memory; see `made_study.simulate`."""
-    cells = []
-    for task, by_encoder in logits.items():
-        difficulty = STARTS_SD * rng.normal(size=STARTS)
-        for encoder, logit in by_encoder.items():
-            solved = outcomes(rng, SEEDS, difficulty, logit, SEED_SD)
-            runs = []
-            for seed in range(SEEDS):
-                rows = tuple(
-                    EpisodeResult(
-                        task,
-                        i,
-                        i,
-                        bool(x),
-                        50,
-                        0,
-                        0.5,
-                        9,
-                        "ema",
-                        0,
-                        99,
-                        "fast",
-                        f"s{i}",
-                        f"{task}{encoder}{seed}",
-                    )
-                    for i, x in enumerate(solved[seed])
-                )
-                runs.append(SeedRun(seed, Path(f"{task}/{encoder}/seed{seed}"), State.DONE, rows))
-            cells.append(
-                Cell(task, encoder, "bc", "scratch", Path(f"{task}/{encoder}"), {}, tuple(runs))
-            )
     encoders = tuple(next(iter(logits.values())))
-    return Study(
-        Path("study"), "study", tuple(logits), encoders, ("bc",), ("scratch",), tuple(range(SEEDS)), 9, STARTS, 0, margin,  # noqa: E501
-        encoders[0], {}, {}, tuple(cells),
-    )  # fmt: skip
+    config = StudyConfig(
+        "study",
+        tuple(logits),
+        encoders,
+        baseline=encoders[0],
+        steps=9,
+        episodes=STARTS,
+        margin=margin,
+    )
+    directory = StudyDirectory(Path("study"), config)
+    difficulties: dict[str, np.ndarray] = {}
+    found = []
+    for condition in conditions(config):
+        task, encoder = condition.task.task, condition.encoder.name
+        if task not in difficulties:
+            difficulties[task] = STARTS_SD * rng.normal(size=STARTS)
+        solved = outcomes(rng, SEEDS, difficulties[task], logits[task][encoder], SEED_SD)
+        runs = []
+        for seed in range(SEEDS):
+            identity = (9, "ema", 0, 99, "fast")
+            rows = tuple(
+                EpisodeResult(
+                    *(task, i, i, bool(x), 50, 0, 0.5, *identity), f"s{i}", f"{task}{encoder}{seed}"
+                )
+                for i, x in enumerate(solved[seed])
+            )
+            folder = directory.run(Run(condition, seed))
+            runs.append(RunRecord(seed, folder, State.DONE, rows))
+        found.append(ConditionRecord(condition, {}, tuple(runs)))
+    return Study(directory, tuple(found))
 
 
 def found(logits: dict[str, dict[str, float]], studies: int, margin: float) -> list[Results]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
 from tiny_study import SOURCE, call
 
-from fibopolicy.study.directory import StudyDirectory
+from fibopolicy.study.directory import LOCK, StudyDirectory
+from fibopolicy.study.runner import ACTIVITY
 from fibopolicy.utils.files import directory_lock
 
 
@@ -64,12 +66,13 @@ def test_one_run_of_an_array_does_not_wait_for_the_whole_study(
 ) -> None:
     (tmp_path / "my_study.py").write_text(SOURCE)
     command = ["study", "run", str(tmp_path / "my_study.py"), "--out", str(finished.path)]
-    with directory_lock(finished.path, finished.lock.name, activity="running this study"):
+    with directory_lock(finished.path, LOCK, activity=ACTIVITY):
         code, out, _ = call(monkeypatch, capsys, *command, "--index", "1")
         assert code == 0
         assert "1 of 1 runs done" in out
         code, _, err = call(monkeypatch, capsys, *command)
         assert code == 2
+        assert f"process {os.getpid()} on " in err
         assert "is running this study; wait for it, or end it first" in err
 
 

@@ -13,10 +13,9 @@ from tiny_study import SMALL, SOURCE
 
 from fibopolicy.errors import UserError
 from fibopolicy.study import StudyConfig, StudyEncoder, StudyHead, StudyTask
-from fibopolicy.study.cells import Cell, cells, runs, train_config
-from fibopolicy.study.checks import differences
-from fibopolicy.study.config import from_json, to_json
-from fibopolicy.study.source import load_study
+from fibopolicy.study.config import from_json, load_study, to_json
+from fibopolicy.study.grid import Condition, Run, conditions, runs, train_config
+from fibopolicy.study.preflight import describe_differences
 
 STUDIES = Path(__file__).parents[2] / "scripts" / "studies"
 
@@ -39,7 +38,7 @@ def test_a_study_survives_its_file(config: StudyConfig) -> None:
                 "gmm",
             ),
         ),
-        control="small",
+        baseline="small",
         optimizer={"betas": (0.9, 0.99)},
     )
     again = from_json(json.loads(json.dumps(to_json(full))))
@@ -47,11 +46,6 @@ def test_a_study_survives_its_file(config: StudyConfig) -> None:
     assert again.tasks == full.tasks
     assert again.heads == full.heads
     assert again.tasks[0].dataset == Path("some.hdf5").absolute()
-
-
-def test_a_study_of_before_heads_had_settings_is_read(config: StudyConfig) -> None:
-    document = to_json(replace(config, heads=("bc", "flow"))) | {"heads": ["bc", "flow"]}
-    assert from_json(document).heads == (StudyHead("bc"), StudyHead("flow"))
 
 
 def test_a_heads_settings_go_before_the_studys(config: StudyConfig, tmp_path: Path) -> None:
@@ -63,7 +57,9 @@ def test_a_heads_settings_go_before_the_studys(config: StudyConfig, tmp_path: Pa
         name="gmm",
     )
     both = replace(config, heads=("bc", own))
-    plain, gmm = (train_config(both, cell, 0, tmp_path, tmp_path) for cell in cells(both)[::2])
+    plain, gmm = (
+        train_config(both, Run(one, 0), tmp_path, tmp_path) for one in conditions(both)[::2]
+    )
     assert (plain.policy.head, plain.policy.hidden, plain.policy.head_options) == ("bc", 32, {})
     assert (plain.optimizer.steps, plain.optimizer.batch_size, plain.optimizer.warmup_steps) == (
         6,
@@ -76,7 +72,7 @@ def test_a_heads_settings_go_before_the_studys(config: StudyConfig, tmp_path: Pa
         {"min_std": 0.05},
     )
     assert (gmm.optimizer.steps, gmm.optimizer.batch_size, gmm.optimizer.warmup_steps) == (9, 4, 2)
-    assert cells(both)[2].name == "reach__fibottention_vit_tiny__gmm__scratch"
+    assert conditions(both)[2].name == "reach__fibottention_vit_tiny__gmm__scratch"
 
 
 @pytest.mark.parametrize(
@@ -110,7 +106,7 @@ def test_the_grid_has_every_combination_once(config: StudyConfig) -> None:
     grid = replace(
         config, tasks=("Lift-v0", "robosuite/Lift"), heads=("bc", "bc_gmm"), seeds=(3, 1)
     )
-    names = [cell.name for cell in cells(grid)]
+    names = [one.name for one in conditions(grid)]
     assert len(names) == len(set(names)) == 8
     assert "lift__vit_tiny__bc_gmm__scratch" in names
     assert "robosuite-Lift__fibottention_vit_tiny__bc__scratch" in names
@@ -119,34 +115,34 @@ def test_the_grid_has_every_combination_once(config: StudyConfig) -> None:
     assert every[0].name.endswith("/seed3")
 
 
-def test_names_of_cells_are_names_of_folders(config: StudyConfig) -> None:
-    odd = replace(config, encoders=("timm:vit_tiny.in1k", "mine.models:make"), control="")
-    assert [cell.name for cell in cells(odd)] == [
+def test_names_of_conditions_are_names_of_folders(config: StudyConfig) -> None:
+    odd = replace(config, encoders=("timm:vit_tiny.in1k", "mine.models:make"), baseline="")
+    assert [one.name for one in conditions(odd)] == [
         "reach__timm-vit_tiny.in1k__bc__scratch",
         "reach__mine.models-make__bc__scratch",
     ]
-    with pytest.raises(UserError, match="two cells would be called reach__a-b"):
-        cells(
+    with pytest.raises(UserError, match="two conditions would be called reach__a-b"):
+        conditions(
             replace(
                 config,
                 encoders=(
                     StudyEncoder("vit_tiny", name="a:b"),
                     StudyEncoder("vit_tiny", name="a b"),
                 ),
-                control="",
+                baseline="",
             )
         )
 
 
-def test_the_control_is_the_plain_vit_unless_named(config: StudyConfig) -> None:
-    assert config.control == "vit_tiny"
+def test_the_baseline_is_the_plain_vit_unless_named(config: StudyConfig) -> None:
+    assert config.baseline == "vit_tiny"
     assert (
-        replace(config, encoders=("resnet18", "local_vit_tiny"), control="").control == "resnet18"
+        replace(config, encoders=("resnet18", "local_vit_tiny"), baseline="").baseline == "resnet18"
     )
     with pytest.raises(
-        UserError, match="unknown encoder as the control 'vit_tny': did you mean 'vit_tiny'"
+        UserError, match="unknown encoder as the baseline 'vit_tny': did you mean 'vit_tiny'"
     ):
-        replace(config, control="vit_tny")
+        replace(config, baseline="vit_tny")
 
 
 @pytest.mark.parametrize(
@@ -155,19 +151,22 @@ def test_the_control_is_the_plain_vit_unless_named(config: StudyConfig) -> None:
         ({"tasks": ("Lyft-v0",)}, "did you mean 'Lift-v0'"),
         ({"tasks": "lift"}, "tasks of a study: expected a sequence"),
         ({"encoders": ()}, "encoders of a study: expected at least one"),
-        ({"seeds": (0, 0)}, "0 stands twice among its seeds"),
+        ({"seeds": (0, 0)}, "0 appears twice among its seeds"),
         ({"seeds": (-1,)}, "integers from 0"),
-        ({"encoders": ("vit_tiny", "vit_tiny")}, "vit_tiny stands twice among its encoders"),
-        ({"regimes": ("frozn",)}, "did you mean 'frozen'"),
+        ({"encoders": ("vit_tiny", "vit_tiny")}, "vit_tiny appears twice among its encoders"),
+        ({"inits": ("frozn",)}, "did you mean 'frozen'"),
         (
-            {"regimes": ("frozen",)},
+            {"inits": ("frozen",)},
             "needs weights to start from, and encoder fibottention_vit_tiny has none",
         ),
         ({"policy": {"hiden": 3}}, "did you mean 'hidden'"),
         ({"policy": {"encoder": "resnet18"}}, "follows from the study"),
         ({"optimizer": {"steps": 3}}, "follows from the study"),
         ({"optimizer": {"weight_deca": 3}}, "did you mean 'weight_decay'"),
-        ({"heads": (StudyHead("bc"), StudyHead("bc", steps=9))}, "bc stands twice among its heads"),
+        (
+            {"heads": (StudyHead("bc"), StudyHead("bc", steps=9))},
+            "bc appears twice among its heads",
+        ),
         (
             {"heads": (StudyHead("bc", {"horizon": 2}),)},
             "study tiny, head bc: n_action_steps must be between 1 and horizon = 2, got 4",
@@ -191,19 +190,18 @@ def test_values_that_make_no_study_are_named(
         replace(config, **changes)
 
 
-def test_regimes_decide_the_weights_that_training_starts_from(
+def test_inits_decide_the_weights_that_training_starts_from(
     config: StudyConfig, tmp_path: Path
 ) -> None:
     encoder = StudyEncoder(
         "timm:vit_tiny_patch16_224", {"pretrained": True}, weights=tmp_path / "vit.safetensors"
     )
     task = config.tasks[0]
-    scratch = train_config(
-        config, Cell(task, encoder, StudyHead("bc"), "scratch"), 0, tmp_path, tmp_path
-    )
+    condition = Condition(task, encoder, StudyHead("bc"), "scratch")
+    scratch = train_config(config, Run(condition, 0), tmp_path, tmp_path)
     assert scratch.policy.encoder_options == {}
-    cell = Cell(task, encoder, StudyHead("bc"), "frozen")
-    frozen = dataclasses.asdict(train_config(config, cell, 0, tmp_path, tmp_path))
+    condition = Condition(task, encoder, StudyHead("bc"), "frozen")
+    frozen = dataclasses.asdict(train_config(config, Run(condition, 0), tmp_path, tmp_path))
     assert frozen["freeze_encoder"]
     assert frozen["encoder_weights"] == tmp_path / "vit.safetensors"
     assert frozen["policy"]["encoder_options"] == {"pretrained": True}
@@ -214,7 +212,7 @@ def test_the_studies_that_come_with_the_project_hold_together(path: Path) -> Non
     found, _ = load_study(str(path))
     assert found.name == path.stem
     assert from_json(to_json(found)) == found
-    assert f"equal in all {len(runs(found))} runs" in differences(found)[1]
+    assert f"equal in all {len(runs(found))} runs" in describe_differences(found)[1]
 
 
 def test_a_file_names_its_function(tmp_path: Path) -> None:
@@ -234,7 +232,7 @@ def test_a_file_names_its_function(tmp_path: Path) -> None:
             load_study(f"{path}:{name}")
     with pytest.raises(UserError, match=r"nowhere\.py: no such file"):
         load_study(str(tmp_path / "nowhere.py"))
-    with pytest.raises(UserError, match="expected a file of Python"):
+    with pytest.raises(UserError, match="expected a Python file"):
         load_study(str(tmp_path / "study.yaml"))
     (tmp_path / "bad.py").write_text("import nothing_of_this_name")
     with pytest.raises(UserError, match=r"bad\.py: cannot be run: ModuleNotFoundError"):
@@ -258,7 +256,7 @@ def test_paths_of_a_study_are_found_from_its_file(
 
 
 def test_a_task_that_cannot_be_is_refused() -> None:
-    with pytest.raises(UserError, match="horizon must be at least 1 control step, got 0"):
+    with pytest.raises(UserError, match="horizon must be at least 1, got 0"):
         StudyTask("reach", horizon=0)
     with pytest.raises(
         UserError,

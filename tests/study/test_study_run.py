@@ -13,16 +13,16 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from tiny_study import SOURCE, Here
+from tiny_study import SOURCE, Here, call
 
 from fibopolicy.datasets.parts import parts_folder
 from fibopolicy.errors import UserError
 from fibopolicy.evaluation.episodes import read_rows
 from fibopolicy.study import StudyConfig, StudyHead
-from fibopolicy.study.cells import runs
-from fibopolicy.study.directory import StudyDirectory, create_directory, open_directory
-from fibopolicy.study.growth import grow
-from fibopolicy.study.runner import run_some, run_study
+from fibopolicy.study.directory import StudyDirectory, create_or_extend, open_directory
+from fibopolicy.study.grid import runs
+from fibopolicy.study.records import read_study
+from fibopolicy.study.runner import run_selected, run_study
 from fibopolicy.study.status import status
 from fibopolicy.utils.files import directory_lock
 
@@ -39,19 +39,13 @@ def test_a_study_leaves_the_directory_of_its_contract(finished: StudyDirectory) 
     ):
         assert (path / name).is_file(), name
     assert open_directory(path).config == finished.config
-    assert {p.name for p in (path / "cells").iterdir()} == {
+    assert {p.name for p in (path / "conditions").iterdir()} == {
         "reach__fibottention_vit_tiny__bc__scratch",
         "reach__vit_tiny__bc__scratch",
     }
-    cell = json.loads((path / "cells/reach__vit_tiny__bc__scratch/cell.json").read_text())
-    assert cell == {
-        "cell": "reach__vit_tiny__bc__scratch",
-        "task": "fibopolicy/Reach-v0",
-        "encoder": "vit_tiny",
-        "head": "bc",
-        "regime": "scratch",
-    }
-    done = json.loads((path / "cells/reach__vit_tiny__bc__scratch/seed0/done.json").read_text())
+    done = json.loads(
+        (path / "conditions/reach__vit_tiny__bc__scratch/seed0/done.json").read_text()
+    )
     assert (done["steps"], done["episodes"]) == (6, 2)
     assert all(
         done[key] > 0
@@ -59,7 +53,7 @@ def test_a_study_leaves_the_directory_of_its_contract(finished: StudyDirectory) 
     )
 
 
-def test_every_cell_is_measured_on_the_same_start_states(finished: StudyDirectory) -> None:
+def test_every_condition_is_measured_on_the_same_start_states(finished: StudyDirectory) -> None:
     starts = [
         [row.start for row in read_rows(finished.run(run) / "episodes.jsonl")]
         for run in runs(finished.config)
@@ -82,7 +76,7 @@ def test_a_second_start_repeats_nothing(finished: StudyDirectory) -> None:
     here = Here()
     outcome = run_study(finished.config, finished.path, here, finished.path)
     assert outcome.done == 2
-    assert here.carried_out == []
+    assert here.executed == []
     assert {path: path.stat().st_mtime_ns for path in before} == before
 
 
@@ -101,7 +95,7 @@ def test_another_configuration_is_refused_with_its_difference(finished: StudyDir
         ),
         (
             {"tasks": (replace(finished.config.tasks[0], demos=12),)},
-            "demos = 11 there, 12 now; the data of reach are there already",
+            "demos = 11 there, 12 now; the data of reach exist already",
         ),
     ):
         with pytest.raises(UserError, match=message):
@@ -114,16 +108,20 @@ def test_a_study_grows_and_repeats_nothing(finished: StudyDirectory, tmp_path: P
     dense, sparse = (
         f"reach__{encoder}__bc__scratch" for encoder in ("vit_tiny", "fibottention_vit_tiny")
     )
-    before = {path: path.read_bytes() for path in out.glob("cells/*/seed0/*") if path.is_file()}
+    before = {
+        path: path.read_bytes() for path in out.glob("conditions/*/seed0/*") if path.is_file()
+    }
     first, second = finished.config.encoders
     wider = replace(second, options={**second.options, "width": 32}, name="wider")
     larger = replace(finished.config, seeds=(0, 1), encoders=(first, second, wider))
     with pytest.raises(UserError, match="another configuration"):
-        run_some(larger, out, [f"{dense}/seed1"], Here(), out)  # beside a job that may be at work
+        run_selected(
+            larger, out, [f"{dense}/seed1"], Here(), out
+        )  # beside a job that may be at work
     here = Here()
     assert run_study(larger, out, here, out).done == 6
     wide = "reach__wider__bc__scratch"
-    assert here.carried_out == [
+    assert here.executed == [
         f"{wide}/seed0",
         f"{sparse}/seed1",
         f"{dense}/seed1",
@@ -131,7 +129,8 @@ def test_a_study_grows_and_repeats_nothing(finished: StudyDirectory, tmp_path: P
     ]
     assert {path: path.read_bytes() for path in before} == before
     assert open_directory(out).config == larger
-    assert "reach__wider" in (out / "calibration.json").read_text()
+    assert "wider is vit_tiny with width 32" in (out / "checks.txt").read_text()
+    assert (out / "conditions" / wide / "cost.json").is_file()
     assert (
         "the study changes: encoders = [fibottention_vit_tiny, vit_tiny] there"
         in (out / "study.log").read_text()
@@ -145,7 +144,7 @@ def test_what_stands_in_the_way_of_growing(config: StudyConfig, tmp_path: Path) 
         tasks=(reach, replace(reach, task="Push-v0")),
         optimizer={**config.optimizer, "betas": (0.9, 0.9)},
     )
-    study = create_directory(tmp_path, first)
+    study = create_or_extend(tmp_path, first)
     for done in (study.starts(reach), study.run(runs(first)[0]) / "config.json"):
         done.parent.mkdir(parents=True, exist_ok=True)
         done.touch()
@@ -153,19 +152,19 @@ def test_what_stands_in_the_way_of_growing(config: StudyConfig, tmp_path: Path) 
     pushing.mkdir(parents=True)
     (pushing / "plan.json").touch()
     with pytest.raises(UserError, match=r"reach__.* has begun, and would be left out"):
-        grow(tmp_path, replace(first, tasks=first.tasks[1:]))
+        create_or_extend(tmp_path, replace(first, tasks=first.tasks[1:]))
     shutil.rmtree(study.run(runs(first)[0]))
     # they would be taken for those of a later task
-    with pytest.raises(UserError, match="the data of reach are there already"):
-        grow(tmp_path, replace(first, tasks=first.tasks[1:]))
+    with pytest.raises(UserError, match="the data of reach exist already"):
+        create_or_extend(tmp_path, replace(first, tasks=first.tasks[1:]))
     lock = study.run_lock(runs(first)[1])
     with (
-        directory_lock(lock.parent, lock.name, activity="starting"),
+        directory_lock(lock.parent, lock.name),
         pytest.raises(UserError, match=r"has begun with optimizer\.steps = 6 there, 7 now"),
     ):
-        grow(tmp_path, replace(first, heads=(StudyHead("bc", steps=7),)))
+        create_or_extend(tmp_path, replace(first, heads=(StudyHead("bc", steps=7),)))
     other = replace(first, tasks=(reach, replace(first.tasks[1], image_size=36)), seeds=(0, 1))
-    grow(tmp_path, other)
+    create_or_extend(tmp_path, other)
     assert open_directory(tmp_path).config.seeds == (0, 1)
     assert not pushing.exists()
 
@@ -175,13 +174,14 @@ def test_what_has_not_begun_may_be_replaced(finished: StudyDirectory, tmp_path: 
     shutil.copytree(finished.path, out)
     first, second = finished.config.encoders
     gone, kept = (
-        StudyDirectory(out, finished.config).cell(run.cell) for run in runs(finished.config)
+        StudyDirectory(out, finished.config).condition(run.condition)
+        for run in runs(finished.config)
     )
     shutil.rmtree(gone / "seed0")
     changed = replace(finished.config, encoders=(second, replace(first, name="again")))
     here = Here()
     run_study(changed, out, here, out)
-    assert here.carried_out == ["reach__again__bc__scratch/seed0"]
+    assert here.executed == ["reach__again__bc__scratch/seed0"]
     assert kept.exists()
     assert not gone.exists()
 
@@ -194,52 +194,52 @@ def test_a_folder_with_something_else_is_left_alone(config: StudyConfig, tmp_pat
 
 
 def test_the_status_names_what_is_done(finished: StudyDirectory) -> None:
-    told = status(finished)
+    told = status(read_study(finished.path))
     assert "2 runs: 2 done; no runner is at work" in told
     assert "/2 successes" in told
 
 
 def test_chosen_runs_alone_are_carried_out(config: StudyConfig, finished: StudyDirectory) -> None:
     here = Here()
-    run_some(config, finished.path, ["reach__vit_tiny__bc__scratch"], here, finished.path)
-    assert here.carried_out == []
+    run_selected(config, finished.path, ["reach__vit_tiny__bc__scratch"], here, finished.path)
+    assert here.executed == []
     with pytest.raises(UserError, match="did you mean 'reach__vit_tiny__bc__scratch/seed0'"):
-        run_some(config, finished.path, ["reach__vit_tiny__bc__scratch/seed1"], here, finished.path)
+        run_selected(
+            config, finished.path, ["reach__vit_tiny__bc__scratch/seed1"], here, finished.path
+        )
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="looks for processes in /proc")
-def test_a_killed_study_goes_on_and_ends_with_the_same_rows(
-    finished: StudyDirectory, tmp_path: Path
+def test_a_killed_study_resumes_and_ends_with_the_same_rows(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    finished: StudyDirectory,
+    tmp_path: Path,
 ) -> None:
-    (tmp_path / "my_study.py").write_text(SOURCE)
-    out = tmp_path / "out"
-    command = [
-        sys.executable,
-        "-m",
-        "fibopolicy",
-        "study",
-        "run",
-        str(tmp_path / "my_study.py"),
-        "--out",
-        str(out),
-    ]
+    source, out = tmp_path / "my_study.py", tmp_path / "out"
+    data = finished.dataset(finished.config.tasks[0])
+    source.write_text(SOURCE.replace("demos=11", f"dataset={str(data)!r}"))
+    command = ["study", "run", str(source), "--out", str(out), "--jobs", "1"]
     first = subprocess.Popen(
-        [*command, "--jobs", "1"], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-m", "fibopolicy", *command],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
     )
-    metrics = out / "cells/reach__fibottention_vit_tiny__bc__scratch/seed0/metrics.jsonl"
+    metrics = out / "conditions/reach__fibottention_vit_tiny__bc__scratch/seed0/metrics.jsonl"
     while not metrics.exists():
         assert first.poll() is None, first.communicate()[1]
         time.sleep(0.02)
     os.kill(first.pid, signal.SIGSTOP)  # so that it cannot be done before the second start looks
-    second = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert second.returncode == 2
-    assert f"process {first.pid} on" in second.stderr
-    assert second.stderr.count("\n") == 1, second.stderr
+    code, _, err = call(monkeypatch, capsys, *command)
+    assert code == 2
+    assert f"process {first.pid} on" in err
+    assert err.count("\n") == 1, err
     # its run's process ends by itself, and the next start waits for that
     os.kill(first.pid, signal.SIGKILL)
     first.communicate()
-    assert subprocess.run(command, capture_output=True, text=True, check=False).returncode == 0
+    assert call(monkeypatch, capsys, *command)[0] == 0
     study = open_directory(out)
     for run in runs(finished.config):
         mine, theirs = (read_rows(one.run(run) / "episodes.jsonl") for one in (study, finished))

@@ -8,10 +8,10 @@ from pathlib import Path
 
 from command import call as call
 
-from fibopolicy.study.cells import Run
 from fibopolicy.study.directory import StudyDirectory
 from fibopolicy.study.executors import Ended
-from fibopolicy.study.one_run import carry_out
+from fibopolicy.study.grid import Run
+from fibopolicy.study.worker import execute
 
 SMALL = {"patch_size": 12, "width": 24, "depth": 1, "heads": 2, "keypoints": 4}
 
@@ -40,12 +40,10 @@ def study():
 class Here:
     """Carries runs out in this process, so that a test waits for no imports; keeps their names."""
 
-    carried_out: list[str] = field(default_factory=list)
+    executed: list[str] = field(default_factory=list)
     slots: int = 1
 
-    def carry_out(
-        self, study: StudyDirectory, runs: Sequence[Run], folder: Path
-    ) -> Iterator[Ended]:
+    def execute(self, study: StudyDirectory, runs: Sequence[Run], folder: Path) -> Iterator[Ended]:
         for run in runs:
-            self.carried_out.append(run.name)
-            yield Ended(run, carry_out(study, run), 0.0)
+            self.executed.append(run.name)
+            yield Ended(run, execute(study, run), 0.0)

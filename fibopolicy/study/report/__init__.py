@@ -13,7 +13,8 @@ From a study directory, whether it is finished or not:
 Beside the page lie `report.md`, `cells.csv`, `seeds.csv` and `comparisons.csv`. The
 numbers behind them:
 
-    from fibopolicy.study.report import read_study, results
+    from fibopolicy.study.records import read_study
+    from fibopolicy.study.report import results
 
     found = results(read_study(Path("studies/fibottention_vs_dense")))
     for one in found.comparisons:
@@ -21,8 +22,7 @@ numbers behind them:
         one.difference.high, one.p, one.verdict)
 """
 
-from fibopolicy.study.report.directory import read_study
 from fibopolicy.study.report.results import results
 from fibopolicy.study.report.write import write_report
 
-__all__ = ["read_study", "results", "write_report"]
+__all__ = ["results", "write_report"]

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from fibopolicy.statistics.power import MAX_EPISODES
-from fibopolicy.study.report.directory import State, Study, printed
-from fibopolicy.study.report.results import Compared, Results, Verdict
+from fibopolicy.study.records import State, Study
+from fibopolicy.study.report.results import Compared, Results, Verdict, printed
 
 #: More sentences than this are counted instead.
 MOST_SENTENCES = 8
@@ -23,10 +23,10 @@ MARKS = {
 def answers(found: Results) -> list[tuple[str, str]]:
     """Per encoder beside the control a mark ("good", "bad", "open") and a sentence."""
     study = found.study
-    candidates = [encoder for encoder in study.encoders if encoder != study.control]
+    candidates = [encoder for encoder in study.encoders if encoder != study.baseline]
     if not candidates:
         return [
-            ("open", f"The study holds no encoder beside {study.control}, so nothing is compared.")
+            ("open", f"The study holds no encoder beside {study.baseline}, so nothing is compared.")
         ]
     if len(candidates) * len(study.settings) > MOST_SENTENCES:
         return [_counted(found, candidate) for candidate in candidates]
@@ -45,7 +45,7 @@ def _sentence(found: Results, candidate: str, setting: tuple[str, str]) -> tuple
         return (
             "open",
             (
-                f"{prefix}{candidate} against {study.control}:"
+                f"{prefix}{candidate} against {study.baseline}:"
                 f" {_lacking(found, candidate, study.tasks, [setting])}."
             ),
         )
@@ -79,7 +79,7 @@ def _sentence(found: Results, candidate: str, setting: tuple[str, str]) -> tuple
 
 
 def _counted(found: Results, candidate: str) -> tuple[str, str]:
-    """One sentence for all tasks, heads and regimes of an encoder, where there are too
+    """One sentence for all tasks, heads and inits of an encoder, where there are too
     many for one each.
     """
     study = found.study
@@ -89,7 +89,7 @@ def _counted(found: Results, candidate: str) -> tuple[str, str]:
         return (
             "open",
             (
-                f"{candidate} against {study.control}:"
+                f"{candidate} against {study.baseline}:"
                 f" {_lacking(found, candidate, study.tasks, study.settings)}."
             ),
         )
@@ -117,7 +117,7 @@ def _lacking(
 ) -> str:
     """Why there is nothing to compare."""
     ready = True
-    for encoder in (candidate, found.study.control):
+    for encoder in (candidate, found.study.baseline):
         of = [
             one.cell
             for one in found.cells
@@ -145,7 +145,7 @@ def _places(group: Sequence[Compared]) -> str:
     """Where, unless that is in too many places to tell."""
     if len(group) > MOST_SENTENCES:
         return ""
-    return f" ({listed([f'{one.subject} {one.head} {one.regime}' for one in group])})"
+    return f" ({listed([f'{one.subject} {one.head} {one.init}' for one in group])})"
 
 
 def _single(comparisons: Sequence[Compared]) -> str:
@@ -158,7 +158,7 @@ def _claim(study: Study, verdict: Verdict, candidate: str) -> str:
     """The words of a verdict, before where it holds; with the candidate's name where
     they begin a sentence.
     """
-    control = study.control
+    control = study.baseline
     if study.margin is None:
         if verdict is Verdict.UNDECIDED:
             told = f"between {candidate} and {control} is shown" if candidate else "is shown"
@@ -193,7 +193,7 @@ def _on(one: Compared, study: Study, design: str, first: bool) -> str:
     value = f"difference {100 * d.value:+.1f} points" if first else f"{100 * d.value:+.1f}"
     told = f"{value} [{100 * d.low:+.1f}, {100 * d.high:+.1f}]{design}"
     if beside := beside_verdict(one, study):
-        told += f", {beside} than {study.control}"
+        told += f", {beside} than {study.baseline}"
     if one.verdict is Verdict.UNDECIDED:
         need, tasks = one.needed, "" if one.task is not None else " on each task"
         episodes = (

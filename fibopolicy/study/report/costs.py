@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from statistics import median
 
-from fibopolicy.study.report.directory import Cell
+from fibopolicy.study.records import ConditionRecord
 
 
 @dataclass(frozen=True)
@@ -44,21 +44,21 @@ _OF_CELLS = ("parameters", "encoder_parameters", "encoder_macs", "attention_pair
 _OF_RUNS = ("samples_per_s", "peak_mb", "rollout_steps_per_s", "train_s", "evaluate_s")
 
 
-def cost(cells: Iterable[Cell]) -> Cost:
+def cost(cells: Iterable[ConditionRecord]) -> Cost:
     """Medians over the finished runs of a cell, and over cells."""
     cells = list(cells)
     found = {field.name: values(cells, field.name) for field in fields(Cost)}
     return Cost(**{name: median(numbers) if numbers else None for name, numbers in found.items()})
 
 
-def values(cells: Iterable[Cell], name: str) -> list[float]:
+def values(cells: Iterable[ConditionRecord], name: str) -> list[float]:
     """What was measured for one field of `Cost`: a value per cell, or per finished run
     of a cell.
     """
     found: list[object] = []
     for cell in cells:
         if name in _OF_RUNS:
-            found += [(run.figures or {}).get(name) for run in cell.done]
+            found += [(run.costs).get(name) for run in cell.done]
         elif name in _OF_CELLS:
             found.append(cell.cost.get(name))
         else:

@@ -8,8 +8,8 @@ from dataclasses import asdict
 from pathlib import Path
 
 from fibopolicy.statistics.rates import wilson
+from fibopolicy.study.records import State
 from fibopolicy.study.report.costs import cost
-from fibopolicy.study.report.directory import State
 from fibopolicy.study.report.results import Results
 from fibopolicy.utils.files import atomic_write
 
@@ -28,7 +28,7 @@ def write_cells(found: Results, path: Path) -> None:
                 "task": cell.task,
                 "encoder": cell.encoder,
                 "head": cell.head,
-                "regime": cell.regime,
+                "init": cell.init,
                 "seeds_planned": len(cell.runs),
                 **{
                     f"seeds_{state.value.replace(' ', '_')}": sum(
@@ -55,17 +55,17 @@ def write_seeds(found: Results, path: Path) -> None:
     checkpoint is.
     """
     rows: list[Row] = []
-    for cell in found.study.cells:
+    for cell in found.study.conditions:
         for run in cell.runs:
             ended = [row for row in run.rows if not row.error]
             rate = wilson(sum(row.success for row in ended), len(ended)) if ended else None
-            figures = run.figures or {}
+            figures = run.costs
             rows.append(
                 {
                     "task": cell.task,
                     "encoder": cell.encoder,
                     "head": cell.head,
-                    "regime": cell.regime,
+                    "init": cell.init,
                     "seed": run.seed,
                     "state": run.state.value,
                     "step": run.rows[0].checkpoint_step if run.rows else None,
@@ -76,9 +76,7 @@ def write_seeds(found: Results, path: Path) -> None:
                     "high_95_wilson": None if rate is None else rate.high,
                     "simulator_errors": len(run.rows) - len(ended),
                     **{name: figures.get(name) for name in _FIGURES},
-                    "run": ""
-                    if run.folder is None
-                    else run.folder.relative_to(found.study.directory).as_posix(),
+                    "run": run.folder.relative_to(found.study.path).as_posix(),
                     "error": run.error,
                     "log": run.log,
                 }
@@ -102,7 +100,7 @@ def write_comparisons(found: Results, path: Path) -> None:
                 "task": one.task or "mean over tasks",
                 "tasks": " ".join(one.tasks),
                 "head": one.head,
-                "regime": one.regime,
+                "init": one.init,
                 "control": one.control,
                 "candidate": one.candidate,
                 "control_seeds": control,
@@ -134,7 +132,7 @@ _COMPARED = (
         "task",
         "tasks",
         "head",
-        "regime",
+        "init",
         "control",
         "candidate",
         "control_seeds",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from fibopolicy.policies.run_directory import RunDirectory
+from fibopolicy.study.records import read_metrics
 
 #: What may be logged, and how it is called in print.
 QUANTITIES = {
@@ -39,13 +38,9 @@ def read_curves(run: Path) -> dict[str, Curve]:
     """Per quantity that a run logged its finite values `(n, 2)`: step, value. Lines
     that a kill cut short are left out.
     """
-    path = RunDirectory(run).metrics
     found: dict[str, list[tuple[float, float]]] = {}
-    for line in (
-        path.read_text(errors="replace", encoding="utf-8").splitlines() if path.is_file() else []
-    ):
+    for row in read_metrics(run):
         with contextlib.suppress(ValueError, KeyError, TypeError):
-            row = json.loads(line)
             for name in QUANTITIES:
                 if name in row:
                     found.setdefault(name, []).append((float(row["step"]), float(row[name])))

@@ -20,8 +20,7 @@ from fibopolicy.report.figures import (
 from fibopolicy.statistics.rates import Rate
 from fibopolicy.study.report.costs import cost
 from fibopolicy.study.report.curves import Band
-from fibopolicy.study.report.directory import printed
-from fibopolicy.study.report.results import Compared, Results, Verdict
+from fibopolicy.study.report.results import Compared, Results, Verdict, printed
 
 #: Told apart in grey, too: by shape.
 _LOOKS = {
@@ -39,7 +38,7 @@ def plot_forest(
     mean over tasks last.
 
     Args:
-        comparisons: of one head and regime.
+        comparisons: of one head and init.
     """
     subjects = dict.fromkeys(
         one.subject for one in sorted(comparisons, key=lambda one: one.task is None)

@@ -4,6 +4,7 @@ corrected for their number.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
@@ -13,7 +14,7 @@ from fibopolicy.statistics.compare import ALPHA, Comparison, Method, compare
 from fibopolicy.statistics.differences import Difference, Estimate, MeanDifference, holm
 from fibopolicy.statistics.power import POWER, SampleSize, sample_size
 from fibopolicy.statistics.rates import Rate
-from fibopolicy.study.report.directory import Cell, Study, printed
+from fibopolicy.study.records import ConditionRecord, Study
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class CellResult:
         problem: why there is no rate although runs are finished; empty otherwise.
     """
 
-    cell: Cell
+    cell: ConditionRecord
     side: Method | None
     rate: Rate | None
     starts: int = 0
@@ -51,12 +52,12 @@ class Verdict(Enum):
 
 @dataclass(frozen=True)
 class Compared:
-    """An encoder against the control: same task, head, regime and start states.
+    """An encoder against the control: same task, head, init and start states.
 
     Args:
         task: `None` for the mean over several.
         tasks: those that count.
-        head, regime, control, candidate: what is compared.
+        head, init, control, candidate: what is compared.
         difference: candidate minus control, in shares of episodes.
         pairs: per task the comparison on the same start states.
         p: adjusted by Holm over all comparisons of the study, of no difference.
@@ -73,7 +74,7 @@ class Compared:
     task: str | None
     tasks: tuple[str, ...]
     head: str
-    regime: str
+    init: str
     control: str
     candidate: str
     difference: Estimate
@@ -138,7 +139,7 @@ class Results:
 
     Args:
         cells: in the study's order.
-        comparisons: every encoder but the control, per head and regime: task by task,
+        comparisons: every encoder but the control, per head and init: task by task,
             then the mean over tasks.
         unpaired: comparisons that could not be made, and why, one line each.
     """
@@ -160,7 +161,7 @@ class Results:
         )
 
     def of(self, setting: tuple[str, str]) -> list[Compared]:
-        return [one for one in self.comparisons if (one.head, one.regime) == setting]
+        return [one for one in self.comparisons if (one.head, one.init) == setting]
 
 
 def results(study: Study) -> Results:
@@ -173,7 +174,7 @@ def results(study: Study) -> Results:
     Raises:
         UserError: two training seeds of a cell hold the same weights.
     """
-    cells = [_result(cell) for cell in study.cells]
+    cells = [_result(cell) for cell in study.conditions]
     sides = {
         (one.cell.task, one.cell.encoder, one.cell.setting): one.side
         for one in cells
@@ -183,12 +184,12 @@ def results(study: Study) -> Results:
     unpaired: list[str] = []
     for setting in study.settings:
         for candidate in study.encoders:
-            if candidate == study.control:
+            if candidate == study.baseline:
                 continue
             pairs: dict[str, Comparison] = {}
             for task in study.tasks:
                 control, other = (
-                    sides.get((task, encoder, setting)) for encoder in (study.control, candidate)
+                    sides.get((task, encoder, setting)) for encoder in (study.baseline, candidate)
                 )
                 if control is None or other is None:
                     continue
@@ -196,15 +197,15 @@ def results(study: Study) -> Results:
                     pairs[task] = compare([control, other])
                 except UserError as error:
                     unpaired.append(
-                        f"{candidate} against {study.control} on {printed(task)},"
+                        f"{candidate} against {study.baseline} on {printed(task)},"
                         f" {', '.join(setting)}: {error}"
                     )
-            comparisons += _compared(pairs, setting, study.control, candidate)
+            comparisons += _compared(pairs, setting, study.baseline, candidate)
     return Results(study, tuple(cells), tuple(_judged(comparisons, study.margin)), tuple(unpaired))
 
 
-def _result(cell: Cell) -> CellResult:
-    runs = [(run.folder, run.rows) for run in cell.done if run.folder is not None]
+def _result(cell: ConditionRecord) -> CellResult:
+    runs = [(run.folder, run.rows) for run in cell.done]
     if not runs:
         return CellResult(cell, None, None)
     side = Method(cell.encoder, *map(tuple, zip(*runs, strict=True)))
@@ -261,3 +262,9 @@ def _judged(comparisons: Sequence[Compared], margin: float | None) -> list[Compa
         )
         for one in judged
     ]
+
+
+def printed(task: str) -> str:
+    """A task in print: "Lift" for "fibopolicy/Lift-v0", else its id."""
+    suite, _, name = task.partition("/")
+    return re.sub(r"-v\d+$", "", name) if suite == "fibopolicy" else task

@@ -11,10 +11,10 @@ from fibopolicy.policies.run_directory import RunDirectory
 from fibopolicy.report.page import Cell as TableCell
 from fibopolicy.report.page import Link, Marked
 from fibopolicy.report.tables import p_value
+from fibopolicy.study.records import ConditionRecord, RunRecord, State, Study
 from fibopolicy.study.report.answer import MARKS, beside_verdict, to_decide
 from fibopolicy.study.report.costs import values
-from fibopolicy.study.report.directory import Cell, SeedRun, State, Study, printed
-from fibopolicy.study.report.results import CellResult, Compared, Results, Verdict
+from fibopolicy.study.report.results import CellResult, Compared, Results, Verdict, printed
 
 Table = list[list[TableCell]]
 #: Where there is nothing to tell.
@@ -40,7 +40,7 @@ def success_table(found: Results, setting: tuple[str, str]) -> Table:
     return table
 
 
-def success_by_head_table(found: Results, task: str | None, regime: str) -> Table:
+def success_by_head_table(found: Results, task: str | None, init: str) -> Table:
     """Heads against encoders: percent of a task's episodes solved, with the interval;
     without a task the mean over all.
     """
@@ -50,9 +50,7 @@ def success_by_head_table(found: Results, task: str | None, regime: str) -> Tabl
         row: list[TableCell] = [head]
         for encoder in study.encoders:
             cells = [
-                found.cell(one, encoder, (head, regime))
-                for one in study.tasks
-                if task in (one, None)
+                found.cell(one, encoder, (head, init)) for one in study.tasks if task in (one, None)
             ]
             row.append(_mean(cells) if task is None else _success(cells[0], study))
         table.append(row)
@@ -60,7 +58,7 @@ def success_by_head_table(found: Results, task: str | None, regime: str) -> Tabl
 
 
 def _named(encoder: str, study: Study) -> str:
-    return f"{encoder} (control)" if encoder == study.control else encoder
+    return f"{encoder} (control)" if encoder == study.baseline else encoder
 
 
 def _mean(cells: Sequence[CellResult | None]) -> str:
@@ -82,7 +80,7 @@ def _success(one: CellResult | None, study: Study) -> str:
     return told
 
 
-def states(cell: Cell) -> str:
+def states(cell: ConditionRecord) -> str:
     """How far the runs of a cell are: `1 failed, 2 not started`."""
     counts = Counter(run.state for run in cell.runs)
     if len(counts) == 1:
@@ -122,7 +120,7 @@ def cost_table(study: Study, setting: tuple[str, str]) -> Table:
     """
     table: Table = [["encoder", *(title for title, _, _ in _COSTS)]]
     cells = {
-        encoder: [c for c in study.cells if c.encoder == encoder and c.setting == setting]
+        encoder: [c for c in study.conditions if c.encoder == encoder and c.setting == setting]
         for encoder in study.encoders
     }
     for encoder in study.encoders:
@@ -141,14 +139,16 @@ def cost_table(study: Study, setting: tuple[str, str]) -> Table:
                 told = _short(median(found))
                 if kind == "run" and len(found) > 1:
                     told += f" [{_short(min(found))}, {_short(max(found))}]"
-                compared = name in _RELATIVE and encoder != study.control
-                ratio = _ratio(cells[encoder], cells[study.control], name) if compared else None
+                compared = name in _RELATIVE and encoder != study.baseline
+                ratio = _ratio(cells[encoder], cells[study.baseline], name) if compared else None
                 row.append(told if ratio is None else f"{told} ({ratio:.2f}x)")
         table.append(row)
     return table
 
 
-def _ratio(cells: Sequence[Cell], control: Sequence[Cell], name: str) -> float | None:
+def _ratio(
+    cells: Sequence[ConditionRecord], control: Sequence[ConditionRecord], name: str
+) -> float | None:
     """How many times the control's on the same task, geometric mean over tasks, since
     one task may take longer than another.
     """
@@ -188,7 +188,7 @@ def _short(value: float) -> str:
 def run_table(study: Study) -> Table:
     """Every run: how far it is, its own rate, its times, and where it lies."""
     table: Table = [["run", "state", "solved", "step", "training", "evaluation", "video"]]
-    for cell in study.cells:
+    for cell in study.conditions:
         for run in cell.runs:
             table.append(
                 [_linked(study, cell, run), run.state.value, *_figures(run), _video(study, run)]
@@ -196,28 +196,23 @@ def run_table(study: Study) -> Table:
     return table
 
 
-def _video(study: Study, run: SeedRun) -> TableCell:
+def _video(study: Study, run: RunRecord) -> TableCell:
     """A link to what the evaluation filmed."""
-    found = [] if run.folder is None else sorted(RunDirectory(run.folder).videos.glob("*.mp4"))
-    return (
-        Link("episodes", f"../{found[0].relative_to(study.directory).as_posix()}")
-        if found
-        else NONE
-    )
+    found = sorted(RunDirectory(run.folder).videos.glob("*.mp4"))
+    return Link("episodes", study.link(found[0])) if found else NONE
 
 
-def _linked(study: Study, cell: Cell, run: SeedRun) -> TableCell:
-    name = f"{printed(cell.task)}, {cell.encoder}, {cell.head}, {cell.regime}, seed {run.seed}"
-    if run.folder is None or not run.folder.is_dir():
-        return name
-    return Link(name, f"../{run.folder.relative_to(study.directory).as_posix()}/")
+def _linked(study: Study, cell: ConditionRecord, run: RunRecord) -> TableCell:
+    name = f"{printed(cell.task)}, {cell.encoder}, {cell.head}, {cell.init}, seed {run.seed}"
+    link = study.link(run.folder)
+    return Link(name, link) if link else name
 
 
-def _figures(run: SeedRun) -> list[str]:
+def _figures(run: RunRecord) -> list[str]:
     if run.state is not State.DONE:
         return [NONE] * 4
     ended = [row for row in run.rows if not row.error]
-    seconds = [(run.figures or {}).get(name) for name in ("train_s", "evaluate_s")]
+    seconds = [run.costs.get(name) for name in ("train_s", "evaluate_s")]
     return [
         f"{sum(row.success for row in ended)}/{len(ended)}",
         str(run.rows[0].checkpoint_step),
@@ -259,11 +254,11 @@ def missing_table(study: Study) -> Table:
     all count.
     """
     table: Table = [["run", "state", "error", "log"]]
-    for cell in study.cells:
+    for cell in study.conditions:
         if all(run.state is State.MISSING for run in cell.runs):
             table.append(
                 [
-                    f"{printed(cell.task)}, {cell.encoder}, {cell.head}, {cell.regime}, all seeds",
+                    f"{printed(cell.task)}, {cell.encoder}, {cell.head}, {cell.init}, all seeds",
                     State.MISSING.value,
                     NONE,
                     NONE,
@@ -272,6 +267,7 @@ def missing_table(study: Study) -> Table:
             continue
         for run in cell.runs:
             if run.state is not State.DONE:
-                log = Link(run.log, f"../{run.log}") if run.log else NONE
+                link = study.link(study.path / run.log) if run.log else ""
+                log = Link(run.log, link) if link else run.log or NONE
                 table.append([_linked(study, cell, run), run.state.value, run.error or NONE, log])
     return table

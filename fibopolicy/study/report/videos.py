@@ -7,9 +7,9 @@ from pathlib import Path
 
 from fibopolicy.errors import UserError
 from fibopolicy.policies.run_directory import RunDirectory
-from fibopolicy.study.cells import in_file_name
-from fibopolicy.study.report.directory import Study, printed
-from fibopolicy.study.report.results import Compared, Results
+from fibopolicy.study.grid import in_file_name
+from fibopolicy.study.records import Study
+from fibopolicy.study.report.results import Compared, Results, printed
 
 _log = logging.getLogger(__name__)
 
@@ -39,7 +39,7 @@ def films(
             continue
         path = (
             folder
-            / f"{'__'.join(map(in_file_name, (one.subject, one.candidate, one.head, one.regime)))}.mp4"  # noqa: E501
+            / f"{'__'.join(map(in_file_name, (one.subject, one.candidate, one.head, one.init)))}.mp4"  # noqa: E501
         )
         if path.is_file() and all(
             path.stat().st_mtime > RunDirectory(side.runs[0]).episodes.stat().st_mtime
@@ -57,7 +57,7 @@ def films(
                 RuntimeError,
             ) as error:  # RuntimeError: episodes do not repeat on this machine
                 told.append(
-                    f"{one.candidate} on {one.subject}, {one.head}, {one.regime} could not be"
+                    f"{one.candidate} on {one.subject}, {one.head}, {one.init} could not be"
                     f" filmed: {error}"
                 )
         elif make:
@@ -78,12 +78,11 @@ def film(study: Study, one: Compared, path: Path, episodes: int) -> None:
     from fibopolicy.evaluation.side_by_side import film_side_by_side
 
     pair = one.pairs[0]
-    for starts in sorted((study.directory / "starts").glob("*.npz")):
+    for starts in sorted((study.path / "starts").glob("*.npz")):
         stored = load_starts(starts)
         if set(pair.starts) <= {stored.identity(i) for i in range(len(stored))}:
             film_side_by_side(pair, path, episodes, starts)
             return
     raise UserError(
-        f"{study.directory / 'starts'}: holds no file with the start states of"
-        f" {printed(one.tasks[0])}"
+        f"{study.path / 'starts'}: holds no file with the start states of {printed(one.tasks[0])}"
     )

@@ -9,11 +9,12 @@ from typing import Any
 from fibopolicy.report import page
 from fibopolicy.statistics.compare import ALPHA
 from fibopolicy.statistics.power import POWER
-from fibopolicy.study.cells import in_file_name
+from fibopolicy.study.archive import SUFFIX, open_study
+from fibopolicy.study.grid import in_file_name
+from fibopolicy.study.records import State, Study
 from fibopolicy.study.report.answer import answers, listed
 from fibopolicy.study.report.csv_files import write_cells, write_comparisons, write_seeds
 from fibopolicy.study.report.curves import QUANTITIES, Band, band, read_curves
-from fibopolicy.study.report.directory import State, Study, printed, read_study
 from fibopolicy.study.report.document import (
     Answers,
     Block,
@@ -28,7 +29,7 @@ from fibopolicy.study.report.document import (
     to_markdown,
 )
 from fibopolicy.study.report.plots import plot_curves, plot_forest, plot_pareto
-from fibopolicy.study.report.results import Results, results
+from fibopolicy.study.report.results import Results, printed, results
 from fibopolicy.study.report.tables import (
     cost_table,
     difference_table,
@@ -51,15 +52,16 @@ FEW_SEEDS = (
 REPORT = "report"
 
 
-def write_report(directory: Path, *, videos: bool = False) -> Path:
-    """Write `report/` of a study: `report.html`, `report.md`, `cells.csv`, `seeds.csv`,
-    `comparisons.csv` and the pictures.
+def write_report(path: Path, *, videos: bool = False) -> Path:
+    """Write the report of a study: `report.html`, `report.md`, `cells.csv`, `seeds.csv`,
+    `comparisons.csv` and the pictures, in the study's folder `report`, or beside an
+    archive `NAME.study.zip` in `NAME_report`.
 
     Everything comes from the rows as they are now; runs that are missing or failed are
     shown as such, and an earlier report is replaced.
 
     Args:
-        directory: of the study, finished or not.
+        path: directory of the study, finished or not, or its archive.
         videos: film control and candidates side by side, which simulates the shown
             episodes once more.
 
@@ -70,19 +72,25 @@ def write_report(directory: Path, *, videos: bool = False) -> Path:
         UserError: no study, a damaged description, two seeds with the same weights,
             another process writing the report.
     """
-    study = read_study(directory)
-    found = results(study)
-    folder = directory / REPORT
+    folder = path / REPORT
+    if path.is_file():
+        folder = path.with_name(f"{path.name.removesuffix(SUFFIX)}_{REPORT}")
+    with open_study(path) as study:
+        found = results(study)
+        _write(found, folder, videos=videos)
+    return folder / "report.html"
+
+
+def _write(found: Results, folder: Path, *, videos: bool) -> None:
     with directory_lock(folder):
         write_cells(found, folder / "cells.csv")
         write_seeds(found, folder / "seeds.csv")
         write_comparisons(found, folder / "comparisons.csv")
         blocks = _blocks(found, folder, videos=videos)
         with atomic_write(folder / "report.md") as aside:
-            aside.write_text(to_markdown(study.name, blocks), encoding="utf-8")
-        path = folder / "report.html"
-        page.write_page(path, study.name, [block.html() for block in blocks])
-    return path
+            aside.write_text(to_markdown(found.study.name, blocks), encoding="utf-8")
+        title = found.study.name
+        page.write_page(folder / "report.html", title, [block.html() for block in blocks])
 
 
 def _blocks(found: Results, folder: Path, *, videos: bool) -> list[Block]:
@@ -106,13 +114,13 @@ def _blocks(found: Results, folder: Path, *, videos: bool) -> list[Block]:
 
 def _design(study: Study, comparisons: int) -> str:
     """What was compared, how often, and what does not count, in one paragraph."""
-    runs = [run for cell in study.cells for run in cell.runs]
+    runs = [run for cell in study.conditions for run in cell.runs]
     done = sum(run.state is State.DONE for run in runs)
     counts = [
         _number(len(study.tasks), "task"),
         _number(len(study.encoders), "encoder"),
         _number(len(study.heads), "policy head"),
-        _number(len(study.regimes), "regime"),
+        _number(len(study.inits), "init"),
         _number(len(study.seeds), "training seed"),
     ]
     together = (
@@ -183,7 +191,7 @@ def _success(found: Results) -> list[Block]:
 
 
 def _success_tables(found: Results) -> list[Block]:
-    """Encoders against tasks, regime by regime; with several heads those against
+    """Encoders against tasks, init by init; with several heads those against
     encoders, task by task.
     """
     study = found.study
@@ -193,15 +201,15 @@ def _success_tables(found: Results) -> list[Block]:
             blocks += [*_titled(study, setting), Table(success_table(found, setting))]
         return blocks
     tasks: list[str | None] = [*study.tasks, *[None] * (len(study.tasks) > 1)]
-    for regime in study.regimes:
+    for init in study.inits:
         for task in tasks:
             title = [
                 printed(task) if task is not None else "Mean over tasks",
-                *[regime] * (len(study.regimes) > 1),
+                *[init] * (len(study.inits) > 1),
             ]
             blocks += [
                 Heading(", ".join(title), 3),
-                Table(success_by_head_table(found, task, regime)),
+                Table(success_by_head_table(found, task, init)),
             ]
     note = (
         "Encoders are compared along a row. Heads differ in more than their network: how each was"
@@ -214,13 +222,13 @@ def _differences(found: Results, folder: Path) -> list[Block]:
     study = found.study
     if not found.comparisons and not found.unpaired:
         return []
-    blocks: list[Block] = [Heading(f"Differences from {study.control}")]
+    blocks: list[Block] = [Heading(f"Differences from {study.baseline}")]
     for i, setting in enumerate(study.settings):
         if comparisons := found.of(setting):
             path = folder / _named("differences", i, study)
-            plot_forest(comparisons, study.control, study.margin, path)
+            plot_forest(comparisons, study.baseline, study.margin, path)
             told = (
-                f"differences from {study.control} with 95 % intervals, by task,"
+                f"differences from {study.baseline} with 95 % intervals, by task,"
                 f" {', '.join(setting)}"
             )
             blocks += [*_titled(study, setting), Picture(path, told)]
@@ -293,9 +301,9 @@ def _curves(study: Study, folder: Path) -> list[Block]:
     blocks: list[Block] = []
     for i, setting in enumerate(study.settings):
         curves: dict[str, dict[str, dict[str, Band]]] = {}
-        for cell in study.cells:
+        for cell in study.conditions:
             if cell.setting == setting:
-                logged = [read_curves(run.folder) for run in cell.done if run.folder is not None]
+                logged = [read_curves(run.folder) for run in cell.done]
                 for name, title in QUANTITIES.items():
                     if drawn := band(
                         [one[name] for one in logged if name in one], study.steps[cell.head]
@@ -328,7 +336,7 @@ def _films(found: Results, folder: Path, *, make: bool) -> list[Block]:
         where = (
             one.subject
             if len(found.study.settings) == 1
-            else f"{one.subject}, {one.head}, {one.regime}"
+            else f"{one.subject}, {one.head}, {one.init}"
         )
         blocks += [Heading(f"{where}: {one.control} and {one.candidate}", 3), Film(path)]
     blocks.append(
@@ -352,26 +360,21 @@ def _made(study: Study) -> list[Block]:
     document, environment = study.document, study.environment
     facts = {
         **{f"task {printed(str(one['task']))}": _task(one) for one in document["tasks"]},
-        "encoders": "; ".join(_encoder(one, study.regimes) for one in document["encoders"]),
-        "regimes": ", ".join(study.regimes),
+        "encoders": "; ".join(_encoder(one, study.inits) for one in document["encoders"]),
+        "inits": ", ".join(study.inits),
         "training seeds": ", ".join(map(str, study.seeds)),
         "start states": f"{study.episodes} per task, set of seed {study.starts_seed}",
         "margin": "none" if study.margin is None else f"{100 * study.margin:g} points",
         "hardware": _hardware(environment),
-        "threads": f"{document['threads']} per run" if "threads" in document else "",
-        "versions": ", ".join(
-            f"{name} {version}" for name, version in dict(document.get("versions") or {}).items()
-        ),
+        "threads": f"{document['threads']} per run",
+        "versions": ", ".join(f"{name} {version}" for name, version in study.versions.items()),
         "date": str(environment.get("date") or ""),
     }
     files: list[list[page.Cell]] = [
         [page.Link(name, name), holds] for name, holds in _FILES.items()
     ]
-    files += [
-        [page.Link(name, f"../{name}"), holds]
-        for name, holds in _STUDY_FILES.items()
-        if (study.directory / name).is_file()
-    ]
+    links = {name: study.link(study.path / name) for name in _STUDY_FILES}
+    files += [[page.Link(name, link), _STUDY_FILES[name]] for name, link in links.items() if link]
     return [
         Heading("How it was made"),
         Facts({name: fact for name, fact in facts.items() if fact}),
@@ -429,20 +432,20 @@ def _hardware(environment: Mapping[str, Any]) -> str:
     return ", ".join(told)
 
 
-def _encoder(one: Mapping[str, Any], regimes: Sequence[str]) -> str:
+def _encoder(one: Mapping[str, Any], inits: Sequence[str]) -> str:
     name, built = str(one["name"]), str(one.get("encoder") or "")
     told = f"{name} = {built}" if built and built != name else name
     if options := one.get("options"):
         told += f" ({', '.join(f'{key} {value}' for key, value in options.items())})"
     return (
         f"{told}, from {Path(one['weights']).name}"
-        if one.get("weights") and set(regimes) != {"scratch"}
+        if one.get("weights") and set(inits) != {"scratch"}
         else told
     )
 
 
 def _named(picture: str, i: int, study: Study) -> str:
-    """A picture's file name: numbered where there are several heads or regimes."""
+    """A picture's file name: numbered where there are several heads or inits."""
     return (
         f"{picture}.svg"
         if len(study.settings) == 1

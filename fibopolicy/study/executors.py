@@ -1,0 +1,155 @@
+"""Executors carry out the runs of a study, each in a process: here, or in `ray_cluster` on
+a Ray cluster.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import torch
+
+from fibopolicy.errors import UserError
+from fibopolicy.study.directory import StudyDirectory
+from fibopolicy.study.grid import Run
+from fibopolicy.study.records import failed_attempts, record_failure
+from fibopolicy.study.worker import BUSY, FAILED, GRACE, INTERRUPTED
+from fibopolicy.utils.system import usable_cores
+
+#: Seconds between two looks at the processes.
+POLL_INTERVAL = 0.1
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A run whose process has ended: whether the run is done, and the seconds it took."""
+
+    run: Run
+    done: bool
+    wall_s: float
+
+
+class Executor(Protocol):
+    """Carries out runs and yields each when it ends. A failed run does not stop the others."""
+
+    @property
+    def slots(self) -> int:
+        """Runs at a time."""
+
+    def execute(self, study: StudyDirectory, runs: Sequence[Run], folder: Path) -> Iterator[Ended]:
+        """Carry out the runs; "module:function" encoders are imported from `folder`."""
+
+
+class RunProcess:
+    """The process of a run; its output goes to the run's log.
+
+    Args:
+        folder: folder that "module:function" encoders are imported from.
+        variables: environment variables for this process.
+    """
+
+    def __init__(
+        self,
+        study: StudyDirectory,
+        run: Run,
+        folder: Path,
+        variables: Mapping[str, str] | None = None,
+    ) -> None:
+        self.study, self.run = study, run
+        self._attempts, self._began = failed_attempts(study, run), time.monotonic()
+        path = os.pathsep.join(p for p in (os.environ.get("PYTHONPATH", ""), str(folder)) if p)
+        threads = {"OMP_NUM_THREADS": str(study.config.threads), "OMP_WAIT_POLICY": "PASSIVE"}
+        study.condition(run.condition).mkdir(parents=True, exist_ok=True)
+        with study.run_log(run).open("ab") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "fibopolicy.study.worker", study.path.absolute(), run.name],
+                stdin=subprocess.PIPE,  # closes when this process dies, which ends the run
+                stdout=log,
+                stderr=log,
+                env={**os.environ, **threads, "PYTHONPATH": path, **(variables or {})},
+            )
+
+    @property
+    def wall_s(self) -> float:
+        return time.monotonic() - self._began
+
+    def has_ended(self) -> bool:
+        return self._process.poll() is not None
+
+    def wait(self) -> bool:
+        """Wait for its end, and return whether the run is done. A process that was killed
+        gets its `failed.json` here.
+        """
+        code = self._process.wait()
+        self._close()
+        if self.study.done(self.run).exists():
+            return True
+        explained = code in (INTERRUPTED, BUSY)
+        if not explained and not (code == FAILED and self.study.failed(self.run).exists()):
+            how = f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
+            error = f"its process {how} without an error message"
+            record_failure(self.study, self.run, error, self._attempts + 1)
+        return False
+
+    def end(self) -> None:
+        """Interrupt it, and kill it if it does not end."""
+        self._process.terminate()
+        try:
+            self._process.wait(GRACE)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._close()
+
+    def _close(self) -> None:
+        if self._process.stdin is not None:
+            with contextlib.suppress(OSError):
+                self._process.stdin.close()
+
+
+class Local:
+    """Runs side by side on this machine.
+
+    Args:
+        jobs: processes at a time; by default one per GPU, or without GPUs as many as there
+            are cores for their threads.
+        threads: torch threads of each process.
+        device: device of the study.
+    """
+
+    def __init__(self, jobs: int | None, threads: int, device: str | None) -> None:
+        if jobs is not None and jobs < 1:
+            raise UserError(f"jobs must be at least 1, got {jobs}")
+        self.gpus = torch.cuda.device_count() if device in (None, "cuda") else 0
+        self._jobs = jobs or self.gpus or max(1, usable_cores() // threads)
+
+    @property
+    def slots(self) -> int:
+        return self._jobs
+
+    def execute(self, study: StudyDirectory, runs: Sequence[Run], folder: Path) -> Iterator[Ended]:
+        waiting, free = list(runs), list(range(self._jobs))
+        active: dict[int, RunProcess] = {}
+        try:
+            while waiting or active:
+                while waiting and free:
+                    slot = free.pop(0)
+                    gpu = {"CUDA_VISIBLE_DEVICES": str(slot % self.gpus)} if self.gpus else {}
+                    active[slot] = RunProcess(study, waiting.pop(0), folder, gpu)
+                ended = [slot for slot, process in active.items() if process.has_ended()]
+                for slot in ended:
+                    process = active.pop(slot)
+                    free.append(slot)
+                    yield Ended(process.run, process.wait(), process.wall_s)
+                if not ended:
+                    time.sleep(POLL_INTERVAL)
+        finally:
+            for process in active.values():
+                process.end()

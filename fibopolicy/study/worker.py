@@ -1,0 +1,169 @@
+"""The process of one run: `python -m fibopolicy.study.worker STUDY CONDITION/seedN`.
+
+Every executor starts this program, so the rows do not depend on the executor. Its output
+goes to the run's log. It ends when its standard input closes, which happens when its
+parent dies, so that no training continues unnoticed.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import platform
+import signal
+import statistics
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fibopolicy.utils.processes import make_streams_safe, set_up
+
+if TYPE_CHECKING:
+    from fibopolicy.evaluation.episodes import EpisodeResult
+    from fibopolicy.study.directory import StudyDirectory
+    from fibopolicy.study.grid import Run
+
+_log = logging.getLogger("fibopolicy.study")
+
+#: Exit codes: the run failed and `failed.json` says why; it was interrupted; another
+#: process is at work on it.
+FAILED, INTERRUPTED, BUSY = 1, 130, 75
+#: Seconds that a run waits for its lock: an orphaned process has to end first, and a
+#: shared file system to release the lock.
+MAX_WAIT = 120.0
+#: Seconds that an interrupted process may take to end.
+GRACE = 10.0
+
+
+def main() -> None:
+    signal.signal(signal.SIGTERM, _interrupt)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    set_up()
+    make_streams_safe()
+    logging.basicConfig(format="%(asctime)s %(message)s")
+    logging.getLogger("fibopolicy").setLevel(logging.INFO)
+    try:
+        from fibopolicy.study.directory import open_directory
+        from fibopolicy.utils.files import Locked
+
+        study = open_directory(Path(sys.argv[1]))
+        try:
+            sys.exit(0 if execute(study, study.find(sys.argv[2])) else FAILED)
+        except Locked as error:
+            print(error, file=sys.stderr)
+            sys.exit(BUSY)
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)
+
+
+def execute(study: StudyDirectory, run: Run) -> bool:
+    """Train and evaluate a run, and write its `done.json`, or on an error its
+    `failed.json`. Work that an earlier process has done is not repeated.
+
+    Returns:
+        whether the run is done.
+
+    Raises:
+        Locked: another process is at work on it.
+    """
+    from fibopolicy.errors import one_line
+    from fibopolicy.study.directory import open_directory
+    from fibopolicy.study.records import failed_attempts, record_failure
+    from fibopolicy.utils.files import directory_lock
+
+    lock = study.run_lock(run)
+    activity = f"at work on {run.name}"
+    with directory_lock(lock.parent, lock.name, activity=activity, max_wait=MAX_WAIT):
+        study = open_directory(study.path)  # it may have been extended in the meantime
+        run = study.find(run.name)
+        if study.done(run).exists():
+            return True
+        attempts = failed_attempts(study, run) + 1
+        _log.info("%s: process %d on %s", run.name, os.getpid(), platform.node())
+        # Training refuses a directory with a file in it and no run.
+        study.failed(run).unlink(missing_ok=True)
+        try:
+            _train_and_evaluate(study, run)
+        except Exception as error:
+            traceback.print_exc()
+            record_failure(study, run, one_line(error), attempts)
+            return False
+        return True
+
+
+def _train_and_evaluate(study: StudyDirectory, run: Run) -> None:
+    import torch
+
+    from fibopolicy.errors import UserError
+    from fibopolicy.evaluation.evaluate import evaluate_run
+    from fibopolicy.study.directory import write_json
+    from fibopolicy.training.trainer import train
+
+    torch.set_num_threads(study.config.threads)
+    train(study.train_config(run), resume=True)
+    peak_mb = _peak_mb()  # of training alone
+    evaluation = study.evaluate_config(run)
+    rows = evaluate_run(evaluation, resume=True).rows
+    if broken := [row for row in rows if row.error]:
+        raise UserError(
+            f"{len(broken)} of {len(rows)} episodes could not be completed; the first:"
+            f" {broken[0].error}"
+        )
+    costs = _costs(study, run, rows, evaluation.workers or 1)
+    write_json(study.done(run), {**costs, "peak_mb": peak_mb})
+
+
+def _costs(
+    study: StudyDirectory, run: Run, rows: Sequence[EpisodeResult], workers: int
+) -> dict[str, Any]:
+    """Times of a run, and the settings that identify the study's evaluation among others.
+
+    Seconds come from the metrics and rows, so they are those of gradient steps and
+    episodes only, and a resumed run counts like any other.
+    """
+    from fibopolicy.study.records import read_metrics
+
+    optimizer = study.config.optimizer_config(run.condition.head)
+    samples_per_s = statistics.median(m["samples_per_s"] for m in read_metrics(study.run(run)))
+    evaluate_s = sum(row.wall_s for row in rows) / workers  # simulators work in parallel
+    return {
+        "train_s": optimizer.steps * optimizer.batch_size / samples_per_s,
+        "evaluate_s": evaluate_s,
+        "samples_per_s": samples_per_s,
+        "rollout_steps_per_s": sum(row.steps for row in rows) / max(evaluate_s, 1e-9),
+        "steps": optimizer.steps,
+        "episodes": len(rows),
+        "horizon": rows[0].horizon,
+        "quality": rows[0].quality,
+    }
+
+
+def _peak_mb() -> float:
+    """The most memory that this process has used, on the GPU if it uses one."""
+    import torch
+
+    from fibopolicy.utils.system import peak_memory_bytes
+
+    if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
+        return torch.cuda.max_memory_allocated() / 2**20
+    return peak_memory_bytes() / 2**20
+
+
+def _interrupt(number: int, frame: object) -> None:
+    raise KeyboardInterrupt
+
+
+def _end_with_parent() -> None:
+    while os.read(0, 1024):
+        pass
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(GRACE)
+    os.kill(os.getpid(), signal.SIGKILL)  # whatever it hangs in
+
+
+if __name__ == "__main__":
+    main()
