@@ -36,7 +36,7 @@ class Quickstart:
     steps: int = 1000
     """Gradient steps."""
     episodes: int = 50
-    """Held-out start states to roll out on."""
+    """Held-out initial states to roll out on."""
     seed: int = 0
     """Training seed."""
     setup_seconds: float | None = None

@@ -57,7 +57,7 @@ def test_collect_inspect_train_evaluate(
     assert (tmp_path / "run/report.html").is_file()
     code, out, _ = call(monkeypatch, capsys, "rates", run, "--out", str(tmp_path / "rates.json"))
     assert code == 0
-    assert "step 5 ema, starts 0" in out
+    assert "step 5 ema, init_seed 0" in out
     stored = json.loads((tmp_path / "rates.json").read_text())["runs"][0]
     assert {"fibopolicy", "torch", "python", "processor"} <= stored["trained_with"].keys()
     assert stored["index"] == [0, 1]
@@ -305,7 +305,6 @@ def test_mistakes_are_one_line_and_code_2(
             ),
         ),
         ("inspect a b", "inspect does not know what to do with 'b'"),
-        ("starts mkae x", "starts: expected 'make', got 'mkae'"),
         ("trin", "unknown verb 'trin': did you mean 'train'?"),
         ("TRAIN", "unknown verb 'TRAIN': did you mean 'train'?"),
         ("--hepl", "fibopolicy has no option --hepl; see fibopolicy --help"),

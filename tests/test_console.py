@@ -24,7 +24,7 @@ from fibopolicy.utils import processes
 from fibopolicy.utils.files import expanded
 
 ROOT = Path(__file__).parents[1]
-#: Starts the command as `python -m fibopolicy` does.
+#: InitStates the command as `python -m fibopolicy` does.
 COMMAND = [sys.executable, "-m", "fibopolicy"]
 
 

@@ -21,9 +21,9 @@ from fibopolicy.cli.compare import Compare
 from fibopolicy.cli.data import Collect, Expand, Fetch, Inspect, Render, Replay, Split
 from fibopolicy.cli.evaluate import Evaluate, Rates
 from fibopolicy.cli.export import Export
+from fibopolicy.cli.init_states import InitStates
 from fibopolicy.cli.mistakes import mistake
 from fibopolicy.cli.profile import Profile
-from fibopolicy.cli.starts import Starts
 from fibopolicy.cli.study import Study
 from fibopolicy.cli.train import Train, with_preset
 from fibopolicy.errors import UserError, unknown
@@ -41,7 +41,7 @@ VERBS: dict[str, Callable[..., Any]] = {
     "replay": Replay,
     "render": Render,
     "train": Train,
-    "starts": Starts,
+    "init-states": InitStates,
     "evaluate": Evaluate,
     "rates": Rates,
     "compare": Compare,

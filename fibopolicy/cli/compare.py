@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Compare:
-    """Compare evaluated runs on the same start states: paired differences with
+    """Compare evaluated runs on the same initial states: paired differences with
     intervals, exact tests, a verdict.
 
     The first run or group is the baseline, every other one a candidate. Groups pool the
@@ -45,9 +45,9 @@ class Compare:
     out: Path | None = None
     """HTML page to write: tables, intervals, success against time."""
     video: int = 0
-    """Start states on which the baseline and the first candidate are filmed side by side, into the page and an mp4 beside it."""  # noqa: E501
-    starts: Path | None = None
-    """File of start states for the video; those kept in each run directory by default."""
+    """Initial states on which the baseline and the first candidate are filmed side by side, into the page and an mp4 beside it."""  # noqa: E501
+    init_states: Path | None = None
+    """File of initial states for the video; those kept in each run directory by default."""
     overwrite: bool = False
     """Replace an existing page and video."""
 
@@ -59,7 +59,7 @@ class Compare:
         film = self.out.with_suffix(".mp4") if self.out is not None and self.video else None
         if self.video < 0 or (self.video and self.out is None):
             raise UserError(
-                f"--video {self.video}: expected a number of start states, and --out PAGE to show"
+                f"--video {self.video}: expected a number of initial states, and --out PAGE to show"
                 " them in"
             )
         for path in (self.out, film):
@@ -71,7 +71,7 @@ class Compare:
         if film is not None:
             from fibopolicy.evaluation.side_by_side import film_side_by_side
 
-            film_side_by_side(comparison, film, self.video, self.starts)
+            film_side_by_side(comparison, film, self.video, self.init_states)
             print(f"video   {film}")
         if self.out is not None:
             from fibopolicy.report.comparison import write_comparison_page

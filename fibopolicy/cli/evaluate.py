@@ -15,7 +15,7 @@ from fibopolicy.utils.files import check_output
 
 @dataclass(frozen=True)
 class Evaluate:
-    """Roll a trained policy out over stored start states and print its success rate
+    """Roll a trained policy out over stored initial states and print its success rate
     with a 95 % Wilson interval.
 
     A robomimic checkpoint is one too; rows, video and page then lie in a folder beside
@@ -45,7 +45,7 @@ class Evaluate:
         done = evaluate_run(config, resume=self.resume, overwrite=self.overwrite)
         print(rate_table({str(self.config.run): done.rate}), flush=True)
         page = write_run_page(config.run, done)
-        print(f"rows    {done.rows_path}\nstarts  {done.starts_path}")
+        print(f"rows    {done.rows_path}\ninit states  {done.init_states_path}")
         if done.video_path:
             print(f"video   {done.video_path}")
         print(f"page    {page}")

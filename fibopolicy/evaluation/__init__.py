@@ -1,4 +1,4 @@
-"""Evaluation of policies in simulation, on stored start states."""
+"""Evaluation of policies in simulation, on stored initial states."""
 
 from typing import TYPE_CHECKING
 

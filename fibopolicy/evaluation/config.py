@@ -19,11 +19,11 @@ class EvaluateConfig:
     run: Annotated[Positional[Path], arg(metavar="RUN")]
     """Run directory of the policy, or a robomimic checkpoint (.pth)."""
     episodes: int = 50
-    """Number of start states, from the first."""
+    """Number of initial states, from the first."""
     seed: int = 0
-    """Seed of the set of start states."""
-    starts: Path | None = None
-    """A file of start states to use instead."""
+    """Seed of the set of initial states."""
+    init_states: Path | None = None
+    """A file of initial states to use instead."""
     weights: str = "ema"
     """"ema", the moving average; "model"; or a checkpoint chosen by validation, such as
     best/step_001000."""
@@ -59,7 +59,7 @@ class EvaluateConfig:
     viewer: bool = False
     """Open MuJoCo's viewer and run one episode after the other in real time."""
     allow_mismatch: bool = False
-    """Accept start states that do not look as they did when they were stored."""
+    """Accept initial states that do not look as they did when they were stored."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "run", expanded(self.run))

@@ -23,10 +23,10 @@ from fibopolicy.utils.files import atomic_write
 
 @dataclass
 class Episode:
-    """An episode in memory, from its start state to its end.
+    """An episode in memory, from its initial state to its end.
 
     Args:
-        index: of the start state.
+        index: of the initial state.
         window: the last T_o observations, `(T_o, ...)` per key, the newest last.
         state: what the policy returned with its last actions, `None` at the start.
         decision: number of policy calls so far.
@@ -59,18 +59,18 @@ class EpisodeResult:
 
     Args:
         task: task id.
-        index: of the start state.
-        seed: from which the start state was drawn.
+        index: of the initial state.
+        seed: from which the initial state was drawn.
         success: whether the goal was met at some step.
         steps: control steps taken.
         total_reward: summed over the episode.
         wall_s: seconds that the episode took, waiting for other episodes included.
         checkpoint_step: gradient steps behind the weights.
         weights: "ema" or "model".
-        starts_seed: seed of the set of start states.
+        init_seed: seed of the set of initial states.
         horizon: control steps after which an episode is truncated.
         quality: render quality of the frames.
-        start: digest of the start state, which does not depend on rendering. Results
+        init_state: digest of the initial state, which does not depend on rendering. Results
             with equal digests can be paired.
         policy: digest of the policy's weights; empty if it has none.
         batch: rows in each policy call; the last bits of the actions depend on it.
@@ -91,10 +91,10 @@ class EpisodeResult:
     wall_s: float
     checkpoint_step: int
     weights: str
-    starts_seed: int
+    init_seed: int
     horizon: int
     quality: str
-    start: str
+    init_state: str
     policy: str = ""
     batch: int = 1
     threads: int = 1
@@ -113,7 +113,7 @@ class EpisodeResult:
             self.task,
             self.checkpoint_step,
             self.weights,
-            self.starts_seed,
+            self.init_seed,
             self.horizon,
             self.quality,
         )
@@ -176,7 +176,7 @@ def evaluations(run: Path) -> dict[str, list[EpisodeResult]]:
     if not groups:
         raise not_evaluated(run)
     return {
-        f"{run}: step {step} {weights}, starts {seed}, horizon {horizon}, {quality}": results
+        f"{run}: step {step} {weights}, init_seed {seed}, horizon {horizon}, {quality}": results
         for (_, step, weights, seed, horizon, quality), results in groups.items()
     }
 
@@ -207,8 +207,8 @@ class Selector:
     """Gradient steps behind the checkpoint; the last evaluated one by default."""
     weights: str | None = None
     """"ema" or "model"."""
-    starts_seed: int | None = None
-    """Take the rows of this set of start states."""
+    init_seed: int | None = None
+    """Take the rows of this set of initial states."""
     horizon: int | None = None
     """Control steps until an episode was given up."""
     quality: str | None = None

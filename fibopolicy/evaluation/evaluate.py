@@ -1,8 +1,8 @@
-"""Evaluate a policy: run one episode from each stored start state.
+"""Evaluate a policy: run one episode from each stored initial state.
 
 `evaluate_policy` takes any policy from Python, `evaluate_run` the run directory of a
 training, as the command `fibopolicy evaluate` does. Both use one engine, `Evaluator`.
-Results depend on the policy, the start states, `batch` and `threads`, and on nothing
+Results depend on the policy, the initial states, `batch` and `threads`, and on nothing
 else: not on the number of workers, nor on the order in which episodes run.
 """
 
@@ -37,7 +37,12 @@ from fibopolicy.evaluation.episodes import (
     success_rate,
     write_rows,
 )
-from fibopolicy.evaluation.init_states import Starts, default_starts, load_starts, save_starts
+from fibopolicy.evaluation.init_states import (
+    InitStates,
+    default_init_states,
+    load_init_states,
+    save_init_states,
+)
 from fibopolicy.evaluation.policy_runner import (
     PolicyRunner,
     make_runner,
@@ -69,7 +74,7 @@ Task = str | Mapping[str, Any] | Callable[[], TaskEnv]
 def evaluate_policy(
     policy: Any,
     task: Task,
-    starts: Starts | str | Path | int = 50,
+    init_states: InitStates | str | Path | int = 50,
     *,
     workers: int | None = None,
     batch: int | None = None,
@@ -80,7 +85,7 @@ def evaluate_policy(
     on_result: Callable[[EpisodeResult], None] | None = None,
     **options: Any,
 ) -> list[EpisodeResult]:
-    """Run a policy from stored start states; one result each, in the order of indices.
+    """Run a policy from stored initial states; one result each, in the order of indices.
 
     Args:
         policy: an object with `act(obs, state) -> (actions, state)`. `obs` holds tensors
@@ -94,7 +99,7 @@ def evaluate_policy(
         task: a task id, or "module:class" of your own; a dataset's `env_args`; or a
             function without arguments that makes the environment. Each process imports
             that function by its name.
-        starts: a file of start states, its contents, or a number of start states from
+        init_states: a file of initial states, its contents, or a number of initial states from
             the set with seed 0.
         workers: simulators, one process each. The default is the number of cores; for
             the light built-in tasks five times as many, up to 20.
@@ -105,14 +110,14 @@ def evaluate_policy(
             counts as hung.
         tries: attempts for an episode whose simulator dies, hangs or fails. Afterwards
             its result is an error, not a failure of the policy.
-        allow_mismatch: accept start states that do not look as they did when stored.
+        allow_mismatch: accept initial states that do not look as they did when stored.
         on_result: called with each result when its episode has ended.
         options: of the environment, e.g. `cameras`, `image_size`, `quality`, `horizon`.
             Cameras, sizes and quality default to those of the policy's training data if
             it has the attribute `shapes` of this library's policies.
 
     Raises:
-        UserError: an unknown task or option; unusable start states; an environment
+        UserError: an unknown task or option; unusable initial states; an environment
             without the observations that the policy reads; wrong actions.
 
     Example:
@@ -124,17 +129,20 @@ def evaluate_policy(
         >>> [(result.index, result.success, result.steps) for result in results]
         [(0, False, 5), (1, False, 5)]
     """
-    if isinstance(starts, str | Path):
-        starts = load_starts(Path(starts))
-    stored = starts if isinstance(starts, Starts) else None
+    if isinstance(init_states, str | Path):
+        init_states = load_init_states(Path(init_states))
+    stored = init_states if isinstance(init_states, InitStates) else None
     try:
-        episodes = len(starts) if isinstance(starts, Starts) else operator.index(starts)
+        episodes = (
+            len(init_states) if isinstance(init_states, InitStates) else operator.index(init_states)
+        )
     except TypeError as error:
         raise UserError(
-            f"starts must be start states, a file of them or a whole number, got {starts!r}"
+            "init_states must be initial states, a file of them or a whole number, got"
+            f" {init_states!r}"
         ) from error
     if episodes < 1:
-        raise UserError(f"starts must be at least 1, got {episodes}")
+        raise UserError(f"init_states must be at least 1, got {episodes}")
     make_env, task_id = _env_maker(task, policy, options)
     evaluator = Evaluator(
         policy,
@@ -148,7 +156,7 @@ def evaluate_policy(
     with evaluator:
         if stored is None:
             with contextlib.closing(make_env()) as env:
-                stored = default_starts(env, episodes, 0)
+                stored = default_init_states(env, episodes, 0)
         results = []
         for result in evaluator.run(stored, range(episodes), allow_mismatch=allow_mismatch):
             results.append(result)
@@ -165,7 +173,7 @@ class Evaluation:
     rows: tuple[EpisodeResult, ...]
     seconds: float
     rows_path: Path
-    starts_path: Path
+    init_states_path: Path
     video_path: Path | None
 
 
@@ -182,7 +190,7 @@ def evaluate_run(
 
     Raises:
         UserError: not a run; it has results of this evaluation, and neither `resume`
-            nor `overwrite` is given; the start states belong to another task or do not
+            nor `overwrite` is given; the initial states belong to another task or do not
             look as they did when stored; another process is evaluating this run.
     """
     began = time.perf_counter()
@@ -198,8 +206,8 @@ def evaluate_run(
         directory_lock(config.run, files.evaluation_lock.name),
         run_evaluator(config, loaded) as evaluator,
     ):
-        starts, starts_path = _load_or_make_starts(config, evaluator)
-        path, evaluation = files.episodes, evaluator.key(starts)
+        init_states, init_states_path = _load_or_make_starts(config, evaluator)
+        path, evaluation = files.episodes, evaluator.key(init_states)
         stored = read_rows(path)
         others = [row for row in stored if row.evaluation != evaluation]
         rows = {row.index: row for row in stored if row.evaluation == evaluation}
@@ -211,18 +219,18 @@ def evaluate_run(
                     f"{path}: has results of this evaluation; pass --resume to complete it or"
                     " --overwrite to replace it"
                 )
-            _check_rows_match(path, rows, starts, evaluator)
+            _check_rows_match(path, rows, init_states, evaluator)
         rows = {index: row for index, row in rows.items() if not row.error}
         if path.exists():
             # This also drops a line that a kill cut short, so that lines can be appended.
             write_rows(path, [*others, *rows.values()])
         missing = [index for index in range(config.episodes) if index not in rows]
         new_rows = evaluator.run(
-            starts,
+            init_states,
             missing,
             done=[row for index, row in rows.items() if index < config.episodes],
             allow_mismatch=config.allow_mismatch,
-            source=starts_path,
+            source=init_states_path,
         )
         for row in new_rows:
             append_row(path, row)
@@ -230,9 +238,11 @@ def evaluate_run(
         # They were appended as episodes ended.
         write_rows(path, [*others, *(rows[index] for index in sorted(rows))])
         requested = tuple(rows[index] for index in range(config.episodes))
-        video_path = _film(config, evaluator, starts, requested, camera) if camera else None
+        video_path = _film(config, evaluator, init_states, requested, camera) if camera else None
     seconds = time.perf_counter() - began
-    return Evaluation(success_rate(requested), requested, seconds, path, starts_path, video_path)
+    return Evaluation(
+        success_rate(requested), requested, seconds, path, init_states_path, video_path
+    )
 
 
 class Evaluator:
@@ -291,45 +301,45 @@ class Evaluator:
         """End the simulators."""
         self.scheduler.close()
 
-    def key(self, starts: Starts) -> tuple[str, int, str, int, int, str]:
-        """`EpisodeResult.evaluation` of the results from these start states."""
+    def key(self, init_states: InitStates) -> tuple[str, int, str, int, int, str]:
+        """`EpisodeResult.evaluation` of the results from these initial states."""
         info = self.info
         return (
             info.task_id,
             self._checkpoint_step,
             self._weights,
-            starts.seed,
+            init_states.seed,
             info.horizon,
             info.quality,
         )
 
     def run(
         self,
-        starts: Starts,
+        init_states: InitStates,
         indices: Sequence[int],
         *,
         done: Sequence[EpisodeResult] = (),
         allow_mismatch: bool = False,
-        source: object = "starts",
+        source: object = "init_states",
     ) -> Iterator[EpisodeResult]:
         """Run episodes by index, with a progress bar; yields results as they end.
 
         Args:
             done: earlier results, for the progress bar.
-            allow_mismatch: accept start states that do not look as they did when stored.
-            source: of the start states, for messages.
+            allow_mismatch: accept initial states that do not look as they did when stored.
+            source: of the initial states, for messages.
 
         Raises:
-            UserError: the start states are of another task or look different.
+            UserError: the initial states are of another task or look different.
         """
         info, results = self.info, list(done)
-        _check_task(starts, info, source)
+        _check_task(init_states, info, source)
         mismatches: dict[int, str] = {}
 
         def check_frames(index: int, hashes: Mapping[str, str]) -> None:
-            if cameras := starts.different_cameras(index, hashes):
+            if cameras := init_states.different_cameras(index, hashes):
                 if not allow_mismatch:
-                    raise UserError(f"{source}: {_mismatch(starts, index, cameras, info)}")
+                    raise UserError(f"{source}: {_mismatch(init_states, index, cameras, info)}")
                 mismatches[index] = ", ".join(cameras)
 
         count = len(results) + len(indices)
@@ -339,21 +349,23 @@ class Evaluator:
                 total=count, initial=len(done), desc="evaluate", unit="episode", disable=None
             ) as bar,
         ):
-            for episode in self.scheduler.run(self.runner, starts, indices, check=check_frames):
+            for episode in self.scheduler.run(
+                self.runner, init_states, indices, check=check_frames
+            ):
                 result = EpisodeResult(
                     task=info.task_id,
                     index=episode.index,
-                    seed=starts.seeds[episode.index],
+                    seed=init_states.seeds[episode.index],
                     success=episode.success,
                     steps=episode.steps,
                     total_reward=episode.total_reward,
                     wall_s=round(episode.wall_s, 4),
                     checkpoint_step=self._checkpoint_step,
                     weights=self._weights,
-                    starts_seed=starts.seed,
+                    init_seed=init_states.seed,
                     horizon=info.horizon,
                     quality=info.quality,
-                    start=starts.identity(episode.index),
+                    init_state=init_states.identity(episode.index),
                     policy=self.policy_digest,
                     batch=self.runner.batch,
                     threads=self.runner.threads,
@@ -371,13 +383,13 @@ class Evaluator:
             _log.info("%s", self.scheduler.throughput)
         if mismatches:
             _log.warning(
-                "%d of %d start states did not look as they did when they were stored",
+                "%d of %d initial states did not look as they did when they were stored",
                 len(mismatches),
                 len(indices),
             )
 
     def film(
-        self, starts: Starts, results: Sequence[EpisodeResult], camera: str
+        self, init_states: InitStates, results: Sequence[EpisodeResult], camera: str
     ) -> dict[int, Clip]:
         """Run episodes once more and keep every frame of one camera.
 
@@ -387,7 +399,7 @@ class Evaluator:
         expected = {result.index: result for result in results}
         clips: dict[int, Clip] = {}
         with preserved_randomness():
-            episodes = self.scheduler.run(self.runner, starts, list(expected), film=camera)
+            episodes = self.scheduler.run(self.runner, init_states, list(expected), film=camera)
             for episode in tqdm(
                 episodes, total=len(expected), desc="film", unit="episode", disable=None
             ):
@@ -539,40 +551,42 @@ def check_view(policy: Any, info: TaskInfo, name: str) -> None:
         )
 
 
-# The start states and the results of a run.
+# The initial states and the results of a run.
 
 
-def _load_or_make_starts(config: EvaluateConfig, evaluator: Evaluator) -> tuple[Starts, Path]:
+def _load_or_make_starts(config: EvaluateConfig, evaluator: Evaluator) -> tuple[InitStates, Path]:
     info = evaluator.info
     default = RunDirectory(config.run).init_states(config.seed, info.quality)
-    path = config.starts or default
-    if config.starts is None:
-        old = load_starts(path) if path.exists() else None
+    path = config.init_states or default
+    if config.init_states is None:
+        old = load_init_states(path) if path.exists() else None
         if old is None or len(old) < config.episodes or old.env_args != info.env_args:
             with contextlib.closing(evaluator.make_env()) as env:
-                starts = default_starts(env, config.episodes, config.seed)
-            save_starts(starts, path, overwrite=True)
-    starts = load_starts(path)
-    _check_task(starts, info, path)
-    if len(starts) < config.episodes:
-        raise UserError(f"{path}: has {len(starts)} start states, expected {config.episodes}")
-    return starts, path
+                init_states = default_init_states(env, config.episodes, config.seed)
+            save_init_states(init_states, path, overwrite=True)
+    init_states = load_init_states(path)
+    _check_task(init_states, info, path)
+    if len(init_states) < config.episodes:
+        raise UserError(
+            f"{path}: has {len(init_states)} initial states, expected {config.episodes}"
+        )
+    return init_states, path
 
 
-def _check_task(starts: Starts, info: TaskInfo, source: object) -> None:
-    if (found := starts.env_args.get("env_name")) != info.env_args["env_name"]:
-        raise UserError(f"{source}: start states of {found}, but the task is {info.task_id}")
+def _check_task(init_states: InitStates, info: TaskInfo, source: object) -> None:
+    if (found := init_states.env_args.get("env_name")) != info.env_args["env_name"]:
+        raise UserError(f"{source}: initial states of {found}, but the task is {info.task_id}")
 
 
 def _check_rows_match(
-    path: Path, rows: Mapping[int, EpisodeResult], starts: Starts, evaluator: Evaluator
+    path: Path, rows: Mapping[int, EpisodeResult], init_states: InitStates, evaluator: Evaluator
 ) -> None:
     """Raise `UserError` if stored results do not belong to the evaluation to resume."""
     runner = evaluator.runner
     for index, row in rows.items():
-        if index < len(starts) and row.start != starts.identity(index):
+        if index < len(init_states) and row.init_state != init_states.identity(index):
             raise UserError(
-                f"{path}: has rows of other start states with the same seed; pass --overwrite to"
+                f"{path}: has rows of other initial states with the same seed; pass --overwrite to"
                 " replace them"
             )
         if row.policy != evaluator.policy_digest:
@@ -588,9 +602,9 @@ def _check_rows_match(
             )
 
 
-def _mismatch(starts: Starts, index: int, cameras: Sequence[str], info: TaskInfo) -> str:
-    """How a restored start state looks different, and why."""
-    before = _rendering(starts.env_args, starts.versions)
+def _mismatch(init_states: InitStates, index: int, cameras: Sequence[str], info: TaskInfo) -> str:
+    """How a restored initial state looks different, and why."""
+    before = _rendering(init_states.env_args, init_states.versions)
     now = _rendering(info.env_args, info.versions)
     changes = [
         f"{key} {before.get(key) or 'none'} then, {now[key] or 'none'} now"
@@ -599,7 +613,7 @@ def _mismatch(starts: Starts, index: int, cameras: Sequence[str], info: TaskInfo
     ]
     same = "settings and versions are the same, so OpenGL renders differently here"
     return (
-        f"start state {index} of {info.task_id} does not look as it did when it was stored"
+        f"initial state {index} of {info.task_id} does not look as it did when it was stored"
         f" ({', '.join(cameras)}); {'; '.join(changes) or same}; make them again, or pass"
         " --allow-mismatch"
     )
@@ -635,7 +649,7 @@ def _video_camera(config: EvaluateConfig, loaded: LoadedPolicy) -> str | None:
 def _film(
     config: EvaluateConfig,
     evaluator: Evaluator,
-    starts: Starts,
+    init_states: InitStates,
     rows: Sequence[EpisodeResult],
     camera: str,
 ) -> Path:
@@ -644,12 +658,12 @@ def _film(
 
     ordered = sorted(rows, key=lambda row: row.success) if config.failures_first else rows
     shown = [row for row in ordered if not row.error][: config.video]
-    clips = list(evaluator.film(starts, shown, camera).values())
+    clips = list(evaluator.film(init_states, shown, camera).values())
     if config.overlay:
         policy = evaluator.runner.policy
         clips = [(draw_look(policy, camera, frames), success) for frames, success in clips]
     task = re.sub("[/:]", "_", evaluator.info.task_id)
-    name = f"{task}_seed{starts.seed}{suffix(config.weights)}"
+    name = f"{task}_seed{init_states.seed}{suffix(config.weights)}"
     path = RunDirectory(config.run).video(name)
     write_grid(path, clips, evaluator.info.control_hz)
     return path

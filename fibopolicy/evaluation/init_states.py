@@ -1,4 +1,4 @@
-"""Stored start states: every policy runs the same episodes."""
+"""Stored initial states: every policy runs the same episodes."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ from fibopolicy.utils.system import versions
 
 _log = logging.getLogger(__name__)
 
-#: Most start states in one set, which is kept in memory.
+#: Most initial states in one set, which is kept in memory.
 MOST = 1_000_000
-#: 100 start states of each built-in task, from `fibopolicy starts make TASK --episodes 100`.
-SHIPPED = Path(__file__).parent / "start_states"
+#: 100 initial states of each built-in task, from `fibopolicy init-states TASK --episodes 100`.
+SHIPPED = Path(__file__).parent / "init_states_data"
 
 
 @dataclass(frozen=True)
-class Starts:
-    """The start states of episodes 0 .. n-1 of a task.
+class InitStates:
+    """The initial states of episodes 0 .. n-1 of a task.
 
     Args:
         env_args: of the environment that drew the states and rendered the frames.
@@ -88,8 +88,8 @@ def camera_hashes(obs: Observation) -> dict[str, str]:
     }
 
 
-def make_starts(env: TaskEnv, episodes: int, seed: int) -> Starts:
-    """Draw start states. Episode i depends only on `seed` and i, and demonstrations are
+def make_init_states(env: TaskEnv, episodes: int, seed: int) -> InitStates:
+    """Draw initial states. Episode i depends only on `seed` and i, and demonstrations are
     never collected from it.
 
     Raises:
@@ -102,22 +102,22 @@ def make_starts(env: TaskEnv, episodes: int, seed: int) -> Starts:
         raise UserError(f"seed must be at least 0, got {seed}")
     seeds = tuple(episode_seed("evaluate", seed, index) for index in range(episodes))
     states, hashes = [], []
-    description = f"start states of {env.task_id}"
+    description = f"initial states of {env.task_id}"
     for layout_seed in tqdm(seeds, desc=description, unit="state", disable=None):
         env.reset(seed=layout_seed)
         states.append(env.get_state())
         # Hash the restored state, since that is what an evaluation sees.
         hashes.append(camera_hashes(env.set_state(states[-1])))
-    return Starts(env.env_args, seed, seeds, tuple(states), tuple(hashes), picture_versions())
+    return InitStates(env.env_args, seed, seeds, tuple(states), tuple(hashes), picture_versions())
 
 
-def default_starts(env: TaskEnv, episodes: int, seed: int) -> Starts:
-    """The shipped start states if there are enough, else new ones; hashed as this
+def default_init_states(env: TaskEnv, episodes: int, seed: int) -> InitStates:
+    """The shipped initial states if there are enough, else new ones; hashed as this
     environment renders them.
     """
-    shipped = shipped_starts(env.task_id, seed)
+    shipped = shipped_init_states(env.task_id, seed)
     if shipped is None or len(shipped) < episodes:
-        return make_starts(env, episodes, seed)
+        return make_init_states(env, episodes, seed)
     states = shipped.states[:episodes]
     hashes = tuple(camera_hashes(env.set_state(state)) for state in states)
     ours, theirs = env.env_args["env_kwargs"], shipped.env_args["env_kwargs"]
@@ -125,51 +125,56 @@ def default_starts(env: TaskEnv, episodes: int, seed: int) -> Starts:
         different = [i for i, here in enumerate(hashes) if shipped.different_cameras(i, here)]
         if different:
             _log.info(
-                "%s: OpenGL renders start state %d differently here than where it was made; the"
+                "%s: OpenGL renders initial state %d differently here than where it was made; the"
                 " states are the same",
                 env.task_id,
                 different[0],
             )
-    return Starts(env.env_args, seed, shipped.seeds[:episodes], states, hashes, picture_versions())
+    return InitStates(
+        env.env_args, seed, shipped.seeds[:episodes], states, hashes, picture_versions()
+    )
 
 
-def shipped_starts(task_id: str, seed: int) -> Starts | None:
-    """The start states in this package for a task and seed, if there are any."""
+def shipped_init_states(task_id: str, seed: int) -> InitStates | None:
+    """The initial states in this package for a task and seed, if there are any."""
     path = SHIPPED / f"{task_id.replace('/', '_')}_seed{seed}.npz"
-    return load_starts(path) if path.is_file() else None
+    return load_init_states(path) if path.is_file() else None
 
 
-def save_starts(starts: Starts, path: Path, *, overwrite: bool = False) -> None:
+def save_init_states(init_states: InitStates, path: Path, *, overwrite: bool = False) -> None:
     """Write a compressed `.npz` file, in which equal models are stored once.
 
     Raises:
         UserError: the file exists and `overwrite` is not given, or cannot be written.
     """
     check_output(path, overwrite)
-    models = list(dict.fromkeys(s.model for s in starts.states))
-    cameras = starts.hashes[0]
+    models = list(dict.fromkeys(s.model for s in init_states.states))
+    cameras = init_states.hashes[0]
     arrays: dict[str, NDArray[Any]] = {
-        "env_args": np.array(json.dumps(dict(starts.env_args))),
-        "seed": np.array(starts.seed),
-        "seeds": np.array(starts.seeds, dtype=np.int64),
+        "env_args": np.array(json.dumps(dict(init_states.env_args))),
+        "seed": np.array(init_states.seed),
+        "seeds": np.array(init_states.seeds, dtype=np.int64),
         "models": np.array(models),
-        "model": np.array([models.index(s.model) for s in starts.states]),
-        "states": np.stack([s.state for s in starts.states]),
-        "versions": np.array(json.dumps(dict(starts.versions))),
-        **{f"hashes/{camera}": np.array([h[camera] for h in starts.hashes]) for camera in cameras},
+        "model": np.array([models.index(s.model) for s in init_states.states]),
+        "states": np.stack([s.state for s in init_states.states]),
+        "versions": np.array(json.dumps(dict(init_states.versions))),
+        **{
+            f"hashes/{camera}": np.array([h[camera] for h in init_states.hashes])
+            for camera in cameras
+        },
     }
     with atomic_write(path) as partial, partial.open("wb") as file:
         np.savez_compressed(file, allow_pickle=False, **arrays)
 
 
-def load_starts(path: Path) -> Starts:
-    """Read a file that `save_starts` wrote.
+def load_init_states(path: Path) -> InitStates:
+    """Read a file that `save_init_states` wrote.
 
     Raises:
         UserError: no such file, or another kind of file.
     """
     if not path.is_file():
-        raise UserError(f"{path}: no such file of start states")
+        raise UserError(f"{path}: no such file of initial states")
     try:
         with np.load(path, allow_pickle=False) as file:
             models = [str(m) for m in file["models"]]
@@ -178,7 +183,7 @@ def load_starts(path: Path) -> Starts:
                 for model, state in zip(file["model"], file["states"], strict=True)
             )
             hashes = {name: file[name] for name in file.files if name.startswith("hashes/")}
-            return Starts(
+            return InitStates(
                 env_args=json.loads(str(file["env_args"])),
                 seed=int(file["seed"]),
                 seeds=tuple(int(s) for s in file["seeds"]),
@@ -191,4 +196,4 @@ def load_starts(path: Path) -> Starts:
             )
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         reason = " ".join(str(error).split())[:120]
-        raise UserError(f"{path}: is not a file of start states ({reason})") from error
+        raise UserError(f"{path}: is not a file of initial states ({reason})") from error

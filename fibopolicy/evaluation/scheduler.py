@@ -21,7 +21,7 @@ from typing import Self
 from fibopolicy.envs import TaskEnv
 from fibopolicy.errors import UserError
 from fibopolicy.evaluation.episodes import Episode
-from fibopolicy.evaluation.init_states import Starts
+from fibopolicy.evaluation.init_states import InitStates
 from fibopolicy.evaluation.policy_runner import PolicyRunner
 from fibopolicy.evaluation.simulator import Simulator, TaskInfo, check_display
 from fibopolicy.utils.processes import check_importable
@@ -31,7 +31,7 @@ _log = logging.getLogger(__name__)
 #: Attempts for an episode before it becomes an error.
 TRIES = 3
 #: Seconds without a heartbeat: while stepping or rendering, and while an environment is
-#: made or a start state restored.
+#: made or an initial state restored.
 STEP_LIMIT, START_LIMIT = 60.0, 600.0
 #: Longest sleep of the loop, seconds. A pause of this process, as by Ctrl-Z, counts as
 #: no more than that.
@@ -170,7 +170,7 @@ class Scheduler:
     def run(
         self,
         runner: PolicyRunner,
-        starts: Starts,
+        init_states: InitStates,
         indices: Sequence[int],
         *,
         film: str | None = None,
@@ -187,7 +187,7 @@ class Scheduler:
         while queue or any(slot.episode for slot in self._slots):
             for slot in self._slots:
                 if queue and slot.episode is None and not slot.starting:
-                    self._begin(slot, queue.popleft(), starts, film)
+                    self._begin(slot, queue.popleft(), init_states, film)
             due = self._due(runner.batch)
             if due:
                 self._act(runner, due)
@@ -199,12 +199,14 @@ class Scheduler:
                     yield episode
             self.throughput.wall_s = before + time.perf_counter() - began
 
-    def _begin(self, slot: _Slot, episode: Episode, starts: Starts, film: str | None) -> None:
+    def _begin(
+        self, slot: _Slot, episode: Episode, init_states: InitStates, film: str | None
+    ) -> None:
         episode.window = slot.simulator.window()
         slot.episode, slot.began = episode, time.perf_counter()
         slot.expect_heartbeat(START_LIMIT)
         with contextlib.suppress(OSError):  # `_receive` finds a process that is gone
-            slot.simulator.start(starts.states[episode.index], film)
+            slot.simulator.start(init_states.states[episode.index], film)
 
     def _due(self, batch: int) -> list[_Slot]:
         """The slots to act for now, longest waiting first; none if more should join."""

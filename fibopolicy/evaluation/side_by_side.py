@@ -1,4 +1,4 @@
-"""Two checkpoints on the same start states in one video."""
+"""Two checkpoints on the same initial states in one video."""
 
 from __future__ import annotations
 
@@ -13,30 +13,30 @@ from numpy.typing import NDArray
 from fibopolicy.errors import UserError
 from fibopolicy.evaluation.config import EvaluateConfig
 from fibopolicy.evaluation.evaluate import run_evaluator, weights_digest
-from fibopolicy.evaluation.init_states import load_starts
+from fibopolicy.evaluation.init_states import load_init_states
 from fibopolicy.evaluation.video import Clip, write_grid
 from fibopolicy.policies.run_directory import RunDirectory, load_policy
 from fibopolicy.statistics.compare import Comparison, Method
 
 
 def film_side_by_side(
-    comparison: Comparison, path: Path, episodes: int, starts: Path | None = None
+    comparison: Comparison, path: Path, episodes: int, init_states: Path | None = None
 ) -> None:
     """Write an mp4 of the baseline's and the candidate's first checkpoint, one row per
-    start state. Start states that only one of them solves come first.
+    initial state. Initial states that only one of them solves come first.
 
     Args:
-        starts: file of the start states; by default the one that `fibopolicy evaluate`
+        init_states: file of the initial states; by default the one that `fibopolicy evaluate`
             left in the run directory.
 
     Raises:
-        UserError: a checkpoint has changed since its evaluation; the start states cannot
+        UserError: a checkpoint has changed since its evaluation; the initial states cannot
             be found.
     """
     methods = comparison.methods[:2]
-    order = alternate(*(method.outcomes(comparison.starts)[0] for method in methods))
-    shown = [comparison.starts[i] for i in order[:episodes]]
-    (left, fps), (right, _) = (_film_checkpoint(method, shown, starts) for method in methods)
+    order = alternate(*(method.outcomes(comparison.init_states)[0] for method in methods))
+    shown = [comparison.init_states[i] for i in order[:episodes]]
+    (left, fps), (right, _) = (_film_checkpoint(method, shown, init_states) for method in methods)
     both = [start for start in shown if start in left and start in right]
     clips = [clip for start in both for clip in (left[start], right[start])]
     write_grid(path, clips, fps, columns=2, headings=[method.name for method in methods])
@@ -54,11 +54,11 @@ def alternate(baseline: NDArray[np.bool_], candidate: NDArray[np.bool_]) -> list
 
 
 def _film_checkpoint(
-    method: Method, shown: Sequence[str], starts: Path | None
+    method: Method, shown: Sequence[str], init_states: Path | None
 ) -> tuple[dict[str, Clip], float]:
-    """Clips by digest of the start state, and frames per second."""
+    """Clips by digest of the initial state, and frames per second."""
     run = method.runs[0]
-    rows = {row.start: row for row in method.rows[0] if row.start in shown}
+    rows = {row.init_state: row for row in method.rows[0] if row.init_state in shown}
     first = next(iter(rows.values()))
     loaded = load_policy(run, weights=first.weights)
     if (loaded.step, weights_digest(loaded.policy)) != (first.checkpoint_step, first.policy):
@@ -71,13 +71,13 @@ def _film_checkpoint(
         raise UserError(
             f"{run}: its policy has no camera, so there is nothing to film; leave --video out"
         )
-    path = starts or RunDirectory(run).init_states(first.starts_seed, first.quality)
-    stored = load_starts(path)
+    path = init_states or RunDirectory(run).init_states(first.init_seed, first.quality)
+    stored = load_init_states(path)
     position = {stored.identity(i): i for i in range(len(stored))}
-    if missing := [row.index for row in rows.values() if row.start not in position]:
+    if missing := [row.index for row in rows.values() if row.init_state not in position]:
         raise UserError(
-            f"{path}: lacks start state {missing[0]} of {run}; pass the file of its evaluation with"
-            " --starts"
+            f"{path}: lacks initial state {missing[0]} of {run}; pass the file of its evaluation"
+            " with --init-states"
         )
     config = EvaluateConfig(
         run,

@@ -3,7 +3,7 @@
 Messages, in the order of an episode (`->` goes to the process):
 
     <- TaskInfo                           once, when the environment has been made
-    -> ("start", model, state, film)      restore a start state
+    -> ("start", model, state, film)      restore an initial state
     <- ("ready", hashes)                  the policy's window is in the shared memory
     -> ("execute", actions)
     <- ("ready", None), or ("ended", success, steps, total_reward, frames)
@@ -117,7 +117,7 @@ class Simulator:
         return message
 
     def start(self, state: SimState, film: str | None = None) -> None:
-        """Restore a start state.
+        """Restore an initial state.
 
         Args:
             film: observation key of a camera whose every frame is kept.
@@ -260,7 +260,7 @@ class EpisodeRunner:
     Cameras are rendered only where the policy reads them, and at every step if filmed.
 
     Args:
-        env: restored to the start state.
+        env: restored to the initial state.
         obs: its observation there; stands for the steps before it, too.
         n_obs_steps: T_o, observations that the policy reads.
         film: observation key of a camera whose every frame is kept in `frames`, uint8

@@ -54,8 +54,8 @@ class RunDirectory:
         return sorted(self.best.glob("step_*.safetensors"))
 
     def init_states(self, seed: int | str, quality: str) -> Path:
-        """The start states that an evaluation drew itself."""
-        return self.path / f"starts_seed{seed}_{quality}.npz"
+        """The initial states that an evaluation drew itself."""
+        return self.path / f"init_seed{seed}_{quality}.npz"
 
     def video(self, name: str) -> Path:
         return self.videos / f"{name}.mp4"

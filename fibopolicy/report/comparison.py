@@ -34,8 +34,10 @@ def text(comparison: Comparison, effect_sizes: Sequence[float]) -> str:
         aligned(rate_rows(comparison)),
         aligned(difference_rows(comparison)),
         "\n".join(notes(comparison)),
-        f"episodes for {100 * POWER:.0f} % power at the {100 * ALPHA:.0f} % level, one checkpoint"
-        f" against another\n{aligned(power_rows(comparison, effect_sizes))}",
+        (
+            f"episodes for {100 * POWER:.0f} % power at the {100 * ALPHA:.0f} % level, one"
+            f" checkpoint against another\n{aligned(power_rows(comparison, effect_sizes))}"
+        ),
     ]
     return "\n\n".join(filter(None, parts))
 
@@ -58,7 +60,7 @@ def write_comparison_page(
         forest, success = Path(folder) / "differences.svg", Path(folder) / "success_by_step.svg"
         plot_forest({"": intervals}, baseline, comparison.margin, forest)
         plot_success_by_step(
-            {method.name: method.results(comparison.starts) for method in comparison.methods},
+            {method.name: method.results(comparison.init_states) for method in comparison.methods},
             success,
         )
         blocks: list[Block] = [
@@ -78,8 +80,8 @@ def write_comparison_page(
                 Heading("Side by side"),
                 Video(video),
                 Note(
-                    f"{baseline} and {candidates[0]} on the same start states. Start states with"
-                    f" different outcomes come first. {FRAME_COLOURS}"
+                    f"{baseline} and {candidates[0]} on the same initial states. Initial states"
+                    f" with different outcomes come first. {FRAME_COLOURS}"
                 ),
             ]
         blocks += [
@@ -87,7 +89,7 @@ def write_comparison_page(
             Table(power_rows(comparison, effect_sizes)),
             Note(
                 f"Episodes for {100 * POWER:.0f} % power at the {100 * ALPHA:.0f} % level, one"
-                " checkpoint against another: McNemar's exact test on the same start states, a z"
+                " checkpoint against another: McNemar's exact test on the same initial states, a z"
                 " test on different ones."
             ),
             Heading("How it was made"),
@@ -98,17 +100,18 @@ def write_comparison_page(
 
 
 def summary(comparison: Comparison) -> str:
-    """Task and start states, and which of these are left out."""
+    """Task and initial states, and which of these are left out."""
     rows = [rows for method in comparison.methods for rows in method.rows]
-    seeds = listed([str(seed) for seed in sorted({each[0].starts_seed for each in rows})])
+    seeds = listed([str(seed) for seed in sorted({each[0].init_seed for each in rows})])
     left_out = []
     if comparison.left_out:
         left_out.append(f"{comparison.left_out} that some run lacks")
     if comparison.faulty:
         left_out.append(f"{comparison.faulty} with a simulator error in some run")
     return (
-        f"{comparison.task}, {len(comparison.starts)} shared start states (set of seed {seeds}),"
-        f" horizon {comparison.horizon}{'; left out: ' * bool(left_out)}{listed(left_out)}"
+        f"{comparison.task}, {len(comparison.init_states)} shared initial states (set of seed"
+        f" {seeds}), horizon"
+        f" {comparison.horizon}{'; left out: ' * bool(left_out)}{listed(left_out)}"
     )
 
 
@@ -158,7 +161,7 @@ def notes(comparison: Comparison) -> list[str]:
         if one.difference.checkpoint_pair:
             only_baseline, only_candidate = one.difference.discordant
             found.append(
-                f"{one.name} alone solved {counted(only_candidate, 'start state')},"
+                f"{one.name} alone solved {counted(only_candidate, 'initial state')},"
                 f" {baseline.name} alone {only_baseline} (McNemar's exact test). This compares two"
                 " checkpoints, not two methods: train more seeds and pass --group."
             )
@@ -192,12 +195,12 @@ def notes(comparison: Comparison) -> list[str]:
 
 
 def power_rows(comparison: Comparison, effect_sizes: Sequence[float]) -> Rows:
-    """How many episodes would show a difference from the baseline's rate, on the same and
-    on different start states.
+    """How many episodes would show a difference from the baseline's rate, on the same
+    and on different initial states.
     """
     baseline, correlation = comparison.rates[0].value, comparison.correlation
-    same = f"same start states (correlation {correlation:.2f})"
-    rows = [["rates", same, "different start states"]]
+    same = f"same initial states (correlation {correlation:.2f})"
+    rows = [["rates", same, "different initial states"]]
     for effect in effect_sizes:
         other = baseline + effect if baseline + effect <= 1 else baseline - effect
         needed = [

@@ -66,7 +66,8 @@ def success_by_step(
     changes, and that share.
 
     Args:
-        runs: for each training seed the results on the same start states, without errors.
+        runs: for each training seed the results on the same initial states, without
+            errors.
     """
     horizon = runs[0][0].horizon
     solved_at = np.array(
@@ -157,8 +158,8 @@ def plot_forest(
 
 
 def _edge(intervals: Sequence[Interval], margin: float | None) -> float:
-    """How many points a forest shows to either side. A single wide interval, of few seeds,
-    must not squeeze the others.
+    """How many points a forest shows to either side. A single wide interval, of few
+    seeds, must not squeeze the others.
     """
     usual = 4 * float(np.median([one.half for one in intervals]))
     ends = [max(abs(one.low), abs(one.high)) for one in intervals if one.half <= usual]
@@ -240,8 +241,9 @@ class Band:
 
 
 def band(curves: Sequence[NDArray[np.float64]], steps: int, points: int = 60) -> Band | None:
-    """Reduce the curves `(n, 2)` of several seeds, of step and value, to few points: the
-    mean, lowest and highest seed in each of `points` equal intervals of 0 .. `steps`.
+    """Reduce the curves `(n, 2)` of several seeds, of step and value, to few points:
+    the mean, lowest and highest seed in each of `points` equal intervals of 0 ..
+    `steps`.
 
     Returns:
         `None` if all curves are empty.
@@ -265,8 +267,8 @@ def band(curves: Sequence[NDArray[np.float64]], steps: int, points: int = 60) ->
 def plot_learning_curves(
     curves: Mapping[str, Mapping[str, Mapping[str, Band]]], names: Sequence[str], path: Path
 ) -> None:
-    """Learning curves: a row of panels for each task, a column for each quantity, a line
-    for each method with the range over its seeds.
+    """Learning curves: a row of panels for each task, a column for each quantity, a
+    line for each method with the range over its seeds.
 
     Args:
         curves: by task, quantity and method.
@@ -300,8 +302,8 @@ def plot_learning_curves(
 
 
 def _figure(rows: int, columns: int = 1, *, height: float = 2.8, **options: Any) -> tuple[Any, Any]:
-    """A figure with panels of `height` inches, and its axes `(rows, columns)`; `options`
-    as in `pyplot.subplots`.
+    """A figure with panels of `height` inches, and its axes `(rows, columns)`;
+    `options` as in `pyplot.subplots`.
     """
     import matplotlib  # takes a second, which commands that draw nothing save
 
@@ -364,8 +366,8 @@ def _percent(
 
 
 def _save(drawn: Any, path: Path) -> None:
-    """Save without a background and with ink that turns light on a dark screen. The same
-    plot gives the same bytes.
+    """Save without a background and with ink that turns light on a dark screen. The
+    same plot gives the same bytes.
     """
     import matplotlib
     from matplotlib import pyplot

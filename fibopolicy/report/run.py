@@ -35,8 +35,9 @@ _WEIGHTS = {"ema": "moving average of the last checkpoint", "model": "last check
 def write_run_page(
     run: Path, evaluation: Evaluation, stages: Mapping[str, float] | None = None
 ) -> Path:
-    """Write `report.html` and its plots into a run directory. An evaluation on another set
-    of start states than that of seed 0 gets its own page, such as `report_seed1.html`.
+    """Write `report.html` and its plots into a run directory. An evaluation on another
+    set of initial states than that of seed 0 gets its own page, such as
+    `report_seed1.html`.
 
     Args:
         stages: wall time of each stage, seconds; by default that of the evaluation.
@@ -47,7 +48,7 @@ def write_run_page(
     files = RunDirectory(run)
     document = files.read_config()
     first = evaluation.rows[0]
-    ending = suffix(first.weights) + (f"_seed{first.starts_seed}" if first.starts_seed else "")
+    ending = suffix(first.weights) + (f"_seed{first.init_seed}" if first.init_seed else "")
     encoder = document["policy"]["encoder"]
     seconds = stages or {"evaluation": evaluation.seconds}
 
@@ -106,7 +107,7 @@ def _facts(document: Mapping[str, Any], evaluation: Evaluation) -> dict[str, str
             f"{first.weights}, selected by validation; the last checkpoint is the run's result",
         ),
         "training seed": str(training["seed"]),
-        "start states": f"{len(evaluation.rows)}, set of seed {first.starts_seed}, not used in"
+        "initial states": f"{len(evaluation.rows)}, set of seed {first.init_seed}, not used in"
         " training",
         "render quality of the data": render_quality(document["env_args"]) or "not recorded",
         "trained with": ", ".join(f"{n} {value}" for n, value in _trained_with(document).items()),
@@ -131,7 +132,7 @@ def write_results(
     trained: Mapping[str, Mapping[str, str]],
 ) -> None:
     """Write evaluations as one JSON file, small enough to be committed: rates, and the
-    start state, outcome and steps of each episode.
+    initial state, outcome and steps of each episode.
 
     Args:
         evaluations: episode results of each evaluation.

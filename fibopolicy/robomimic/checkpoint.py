@@ -170,7 +170,7 @@ def import_checkpoint(path: Path) -> Path:
     not exist yet.
 
     It holds a `config.json` like that of our runs, with a section "robomimic" that names
-    the checkpoint and its digest. An evaluation adds its rows, start states, video and
+    the checkpoint and its digest. An evaluation adds its rows, initial states, video and
     report. The weights stay where they are.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Compare methods on the start states that all of them were evaluated on."""
+"""Compare methods on the initial states that all of them were evaluated on."""
 
 from __future__ import annotations
 
@@ -58,14 +58,14 @@ class Method:
         """Gradient steps of the checkpoints, as printed: `1000` or `500, 1000`."""
         return ", ".join(map(str, sorted({rows[0].checkpoint_step for rows in self.rows})))
 
-    def outcomes(self, starts: Sequence[str]) -> NDArray[np.bool_]:
-        """Success `(S, n)` of the S runs on n start states, named by their digests."""
-        return np.array([[row.success for row in rows] for rows in self.results(starts)])
+    def outcomes(self, init_states: Sequence[str]) -> NDArray[np.bool_]:
+        """Success `(S, n)` of the S runs on n initial states, named by their digests."""
+        return np.array([[row.success for row in rows] for rows in self.results(init_states)])
 
-    def results(self, starts: Sequence[str]) -> list[list[EpisodeResult]]:
-        """For each run its results on these start states, in their order."""
-        by_start = [{row.start: row for row in rows} for rows in self.rows]
-        return [[found[start] for start in starts] for found in by_start]
+    def results(self, init_states: Sequence[str]) -> list[list[EpisodeResult]]:
+        """For each run its results on these initial states, in their order."""
+        by_init_state = [{row.init_state: row for row in rows} for rows in self.rows]
+        return [[found[start] for start in init_states] for found in by_init_state]
 
 
 @dataclass(frozen=True)
@@ -101,23 +101,23 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Methods on the start states that they share.
+    """Methods on the initial states that they share.
 
     Args:
         task, horizon: the same for all methods.
         methods: all methods, the baseline first.
-        starts: digests of the shared start states, without simulator errors.
-        left_out: number of start states that some run lacks.
-        faulty: number of shared start states with a simulator error in some run.
+        init_states: digests of the shared initial states, without simulator errors.
+        left_out: number of initial states that some run lacks.
+        faulty: number of shared initial states with a simulator error in some run.
         margin: of non-inferiority, or `None`.
-        rates: of each method on `starts`.
+        rates: of each method on `init_states`.
         candidates: each further method against the baseline.
     """
 
     task: str
     horizon: int
     methods: tuple[Method, ...]
-    starts: tuple[str, ...]
+    init_states: tuple[str, ...]
     left_out: int
     faulty: int
     margin: float | None
@@ -131,10 +131,10 @@ class Comparison:
     @property
     def correlation(self) -> float:
         """Correlation of the outcomes of a baseline and a candidate checkpoint on the
-        same start state: mean over pairs, at least 0; 0 where all outcomes are equal.
+        same initial state: mean over pairs, at least 0; 0 where all outcomes are equal.
         """
         found = []
-        baseline, *others = (method.outcomes(self.starts) for method in self.methods)
+        baseline, *others = (method.outcomes(self.init_states) for method in self.methods)
         for other in others:
             for a in baseline:
                 for b in other:
@@ -144,15 +144,15 @@ class Comparison:
 
 
 def compare(methods: Sequence[Method], margin: float | None = None) -> Comparison:
-    """Compare every further method with the first, on the start states they share.
+    """Compare every further method with the first, on the initial states they share.
 
     Args:
         margin: how much worse a candidate may be and still count as not inferior, in
             (0, 1). Choose it before you see the results.
 
     Raises:
-        UserError: the methods differ in task or horizon, or share fewer than two start
-            states.
+        UserError: the methods differ in task or horizon, or share fewer than two
+            initial states.
     """
     runs = [(method.name, rows) for method in methods for rows in method.rows]
     for name in ("task", "horizon"):
@@ -160,20 +160,18 @@ def compare(methods: Sequence[Method], margin: float | None = None) -> Compariso
         if len(values) > 1:
             found = ", ".join(f"{method} has {name} {value}" for value, method in values.items())
             raise UserError(f"{found}; compare evaluations of one task and horizon")
-    starts_of = [{row.start for row in rows} for _, rows in runs]
-    shared, every = set.intersection(*starts_of), set.union(*starts_of)
-    faulty = {row.start for _, rows in runs for row in rows if row.error} & shared
-    in_order = (row.start for row in runs[0][1])
-    starts = tuple(dict.fromkeys(start for start in in_order if start in shared - faulty))
-    if len(starts) < 2:
-        sets = "; ".join(
-            f"{name}: {len(rows)} of seed {rows[0].starts_seed}" for name, rows in runs
-        )
+    init_states_of = [{row.init_state for row in rows} for _, rows in runs]
+    shared, every = set.intersection(*init_states_of), set.union(*init_states_of)
+    faulty = {row.init_state for _, rows in runs for row in rows if row.error} & shared
+    in_order = (row.init_state for row in runs[0][1])
+    init_states = tuple(dict.fromkeys(start for start in in_order if start in shared - faulty))
+    if len(init_states) < 2:
+        sets = "; ".join(f"{name}: {len(rows)} of seed {rows[0].init_seed}" for name, rows in runs)
         raise UserError(
-            f"{len(starts)} start states are shared, so nothing can be paired ({sets}); evaluate"
-            " all runs with the same --starts or --seed"
+            f"{len(init_states)} initial states are shared, so nothing can be paired ({sets});"
+            " evaluate all runs with the same --init-states or --seed"
         )
-    outcomes = [method.outcomes(starts) for method in methods]
+    outcomes = [method.outcomes(init_states) for method in methods]
     differences = [Difference(outcomes[0], other) for other in outcomes[1:]]
     p = holm([d.p for d in differences])
     p_inferior: list[float | None] = [None] * len(p)
@@ -184,7 +182,7 @@ def compare(methods: Sequence[Method], margin: float | None = None) -> Compariso
         task=runs[0][1][0].task,
         horizon=runs[0][1][0].horizon,
         methods=tuple(methods),
-        starts=starts,
+        init_states=init_states,
         left_out=len(every - shared),
         faulty=len(faulty),
         margin=margin,

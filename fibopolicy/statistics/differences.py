@@ -1,4 +1,4 @@
-"""The difference of two success rates on the same start states, with its interval."""
+"""The difference of two success rates on the same initial states, with its interval."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Part = tuple[float, int]
 
 @dataclass(frozen=True)
 class Expected:
-    """The precision to expect of another number of training seeds and start states.
+    """The precision to expect of another number of training seeds and initial states.
 
     Args:
         error: standard error of the difference, in [0, 1].
@@ -87,9 +87,9 @@ class Estimate(ABC):
         return self._beyond_chance / self._error**2
 
     @abstractmethod
-    def expected(self, seeds: int, starts: int) -> Expected:
-        """The precision to expect of `seeds` training seeds of each method on `starts`
-        start states of each task, if they vary as these do. The variation between seeds
+    def expected(self, seeds: int, init_states: int) -> Expected:
+        """The precision to expect of `seeds` training seeds of each method on `init_states`
+        initial states of each task, if they vary as these do. The variation between seeds
         counts as 0 where a single seed was seen.
         """
 
@@ -100,8 +100,8 @@ class Estimate(ABC):
 
     @property
     @abstractmethod
-    def starts(self) -> int:
-        """Start states, of the task with the most."""
+    def init_states(self) -> int:
+        """Initial states, of the task with the most."""
 
     @property
     @abstractmethod
@@ -138,14 +138,14 @@ class Estimate(ABC):
 
 @dataclass(frozen=True)
 class Difference(Estimate):
-    """Candidate minus baseline, on the same n start states.
+    """Candidate minus baseline, on the same n initial states.
 
     With one seed each, the interval is Bonett and Price's (2012) for a paired
     difference, and the p value is McNemar's. Both hold for these two checkpoints. With
     several seeds they hold for the two methods: the variance is
     starts(b - a) + beyond_chance(a) + beyond_chance(b) (see `VarianceComponents`, with
-    b - a the difference of the means on each start state), and the distribution is
-    Student's. In both cases two start states are added, one that only the baseline
+    b - a the difference of the means on each initial state), and the distribution is
+    Student's. In both cases two initial states are added, one that only the baseline
     solved and one that only the candidate solved, so that the variance is above 0 even
     if all outcomes are equal.
 
@@ -160,11 +160,11 @@ class Difference(Estimate):
 
     Args:
         baseline, candidate: success `(S, n)` of S training seeds each, whose columns are
-            the same start states.
+            the same initial states.
         confidence: of the interval.
 
     Raises:
-        UserError: the start states differ in number, or there is no outcome.
+        UserError: the initial states differ in number, or there is no outcome.
     """
 
     baseline: NDArray[np.bool_]
@@ -175,8 +175,8 @@ class Difference(Estimate):
         for one in (self.baseline, self.candidate):
             if one.ndim != 2 or not one.size or one.shape[1] != self.baseline.shape[1]:
                 raise UserError(
-                    "a difference needs outcomes (seeds, start states) on the same start states,"
-                    f" got shapes {self.baseline.shape} and {self.candidate.shape}"
+                    "a difference needs outcomes (seeds, initial states) on the same initial"
+                    f" states, got shapes {self.baseline.shape} and {self.candidate.shape}"
                 )
 
     @property
@@ -191,7 +191,7 @@ class Difference(Estimate):
 
     @property
     def discordant(self) -> tuple[int, int]:
-        """For a checkpoint pair, the number of start states that only the baseline
+        """For a checkpoint pair, the number of initial states that only the baseline
         solved, and that only the candidate solved.
         """
         a, b = self.baseline[0], self.candidate[0]
@@ -211,22 +211,22 @@ class Difference(Estimate):
         return max(len(self.baseline), len(self.candidate))
 
     @property
-    def starts(self) -> int:
+    def init_states(self) -> int:
         return int(self.baseline.shape[1])
 
-    def expected(self, seeds: int, starts: int) -> Expected:
-        variance, degrees = self.planned(seeds, starts)
+    def expected(self, seeds: int, init_states: int) -> Expected:
+        variance, degrees = self.planned(seeds, init_states)
         return Expected(variance**0.5, degrees_of_freedom(variance, degrees))
 
-    def planned(self, seeds: int, starts: int) -> tuple[float, tuple[Part, ...]]:
-        """The variance of the difference to expect of so many training seeds and start
+    def planned(self, seeds: int, init_states: int) -> tuple[float, tuple[Part, ...]]:
+        """The variance of the difference to expect of so many training seeds and initial
         states, and its parts.
         """
-        # Each start state counts more often, or less; the two added ones remain two.
-        weights = np.array([*[starts / self.starts] * self.starts, 1.0, 1.0])
-        by_start, *methods = self._components(weights)
-        # Repeated start states vary less than as many new ones: their degrees of freedom.
-        new = (1 - 1 / max(starts, 2)) / (1 - 1 / max(self.starts, 2))
+        # Each initial state counts more often, or less; the two added ones remain two.
+        weights = np.array([*[init_states / self.init_states] * self.init_states, 1.0, 1.0])
+        by_init_state, *methods = self._components(weights)
+        # Repeated initial states vary less than as many new ones: their degrees of freedom.
+        new = (1 - 1 / max(init_states, 2)) / (1 - 1 / max(self.init_states, 2))
         chance = new * sum(method.chance for method in methods)
         new_chance, beyond, between_seeds = 0.0, 0.0, []
         for method, seen, trained in zip(
@@ -236,8 +236,8 @@ class Difference(Estimate):
             between = seen.beyond_chance * len(trained) / seeds
             new_chance, beyond = new_chance + left, beyond + between
             between_seeds.append((between + left, seeds - 1))
-        between_starts = max(0.0, new * by_start.starts - chance) + new_chance
-        return between_starts + beyond, ((between_starts, starts + 1), *between_seeds)
+        between_starts = max(0.0, new * by_init_state.init_states - chance) + new_chance
+        return between_starts + beyond, ((between_starts, init_states + 1), *between_seeds)
 
     @cached_property
     def _padded(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -254,7 +254,7 @@ class Difference(Estimate):
     def _components(
         self, weights: NDArray[np.float64] | None
     ) -> tuple[VarianceComponents, VarianceComponents, VarianceComponents]:
-        """Variance of the difference by start state, of the baseline and of the
+        """Variance of the difference by initial state, of the baseline and of the
         candidate.
         """
         a, b = self._padded
@@ -275,15 +275,15 @@ class Difference(Estimate):
 
     @cached_property
     def _error(self) -> float:
-        starts, a, b = self._seen
-        return float((starts.starts + a.beyond_chance + b.beyond_chance) ** 0.5)
+        init_states, a, b = self._seen
+        return float((init_states.init_states + a.beyond_chance + b.beyond_chance) ** 0.5)
 
     @cached_property
     def _degrees(self) -> tuple[Part, ...]:
-        starts, a, b = self._seen
+        init_states, a, b = self._seen
         n = self._padded[0].shape[1]
         return (
-            (starts.starts, n - 1),
+            (init_states.init_states, n - 1),
             (a.seeds, len(self.baseline) - 1),
             (b.seeds, len(self.candidate) - 1),
         )
@@ -292,7 +292,7 @@ class Difference(Estimate):
 @dataclass(frozen=True)
 class MeanDifference(Estimate):
     """The mean of the differences on several tasks, with equal weights. Their variances
-    add, since runs and start states of different tasks are independent.
+    add, since runs and initial states of different tasks are independent.
 
     It holds for these tasks, which are not a random sample, not for other tasks.
 
@@ -318,18 +318,18 @@ class MeanDifference(Estimate):
         return max(part.seeds for part in self.parts)
 
     @property
-    def starts(self) -> int:
-        return max(part.starts for part in self.parts)
+    def init_states(self) -> int:
+        return max(part.init_states for part in self.parts)
 
     @property
     def checkpoint_pair(self) -> bool:
         return all(part.checkpoint_pair for part in self.parts)
 
-    def expected(self, seeds: int, starts: int) -> Expected:
+    def expected(self, seeds: int, init_states: int) -> Expected:
         degrees: list[Part] = []
         total = 0.0
         for part in self.parts:
-            variance, parts = part.planned(seeds, starts)
+            variance, parts = part.planned(seeds, init_states)
             total += variance
             degrees += parts
         return Expected(total**0.5 / len(self.parts), degrees_of_freedom(total, tuple(degrees)))
@@ -356,11 +356,11 @@ class MeanDifference(Estimate):
 
 
 def mcnemar(only_a: int, only_b: int) -> float:
-    """Two-sided p value of McNemar's exact test: under the null hypothesis, a start state
+    """Two-sided p value of McNemar's exact test: under the null hypothesis, an initial state
     that only one method solved is as likely to be solved by a as by b.
 
     Args:
-        only_a, only_b: start states that only a, and only b solved.
+        only_a, only_b: initial states that only a, and only b solved.
 
     >>> round(mcnemar(1, 8), 4)
     0.0391

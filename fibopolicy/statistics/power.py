@@ -18,17 +18,17 @@ from fibopolicy.statistics.differences import Estimate
 POWER = 0.8
 #: Beyond this many episodes a difference counts as out of reach.
 MAX_EPISODES = 20_000
-#: `sample_size` adds training seeds instead of asking for more start states than this.
+#: `sample_size` adds training seeds instead of asking for more initial states than this.
 MAX_STARTS, MAX_SEEDS = 2000, 50
 
 
 def discordance(a: float, b: float, correlation: float) -> tuple[float, float]:
-    """The shares of start states that only the first and only the second policy solves:
+    """The shares of initial states that only the first and only the second policy solves:
     a - q and b - q, where both solve q = a b + r sqrt(a (1 - a) b (1 - b)).
 
     Args:
         a, b: true rates.
-        correlation: r, of the two outcomes on a start state. It is clipped to the range
+        correlation: r, of the two outcomes on an initial state. It is clipped to the range
             that these rates allow.
 
     Raises:
@@ -45,7 +45,7 @@ def discordance(a: float, b: float, correlation: float) -> tuple[float, float]:
 def paired_power(
     a: float, b: float, episodes: int, correlation: float = 0.0, alpha: float = 0.05
 ) -> float:
-    """Power of McNemar's exact test for true rates a and b on the same `episodes` start
+    """Power of McNemar's exact test for true rates a and b on the same `episodes` initial
     states: the number of discordant ones is binomial, and given that number, those that b
     solved are binomial.
 
@@ -56,7 +56,7 @@ def paired_power(
     differ = only_a + only_b
     if differ <= 0:
         return 0.0
-    # Numbers of discordant start states with a probability worth counting.
+    # Numbers of discordant initial states with a probability worth counting.
     m = np.arange(
         int(binom.ppf(1e-9, episodes, differ)), int(binom.ppf(1 - 1e-9, episodes, differ)) + 1
     )
@@ -78,7 +78,7 @@ def _rejected_up_to(most: int, alpha: float) -> NDArray[np.int64]:
 
 
 def unpaired_power(a: float, b: float, episodes: int, alpha: float = 0.05) -> float:
-    """Power of a two-sided z test for true rates a and b, on `episodes` different start
+    """Power of a two-sided z test for true rates a and b, on `episodes` different initial
     states for each policy.
 
     >>> round(unpaired_power(0.85, 0.90, 300), 2)
@@ -103,8 +103,8 @@ def episodes_needed(
     power; `None` if `MAX_EPISODES` do not.
 
     Args:
-        correlation: of the outcomes on the same start states (McNemar's exact test);
-            `None` for different start states (z test).
+        correlation: of the outcomes on the same initial states (McNemar's exact test);
+            `None` for different initial states (z test).
         alpha: of the two-sided test.
     """
 
@@ -133,11 +133,11 @@ class SampleSize:
 
     Args:
         seeds: training seeds of each method.
-        starts: start states of each task that every seed is evaluated on.
+        init_states: initial states of each task that every seed is evaluated on.
     """
 
     seeds: int
-    starts: int
+    init_states: int
 
 
 def sample_size(
@@ -146,8 +146,8 @@ def sample_size(
     """The study that would tell a difference from `bound` with this power, if the true
     difference is the one found and outcomes vary as they did.
 
-    It has the fewest seeds, at least those of `found`, for which `MAX_STARTS` start states
-    suffice, and then the fewest start states. Single checkpoints remain single, since the
+    It has the fewest seeds, at least those of `found`, for which `MAX_STARTS` initial states
+    suffice, and then the fewest initial states. Single checkpoints remain single, since the
     variation between seeds is unknown.
 
     Args:
@@ -157,11 +157,11 @@ def sample_size(
         alpha: of the one-sided test, after any correction.
 
     Returns:
-        `None` if `MAX_EPISODES` episodes, seeds times start states, do not suffice.
+        `None` if `MAX_EPISODES` episodes, seeds times initial states, do not suffice.
     """
 
-    def reached(seeds: int, starts: int) -> bool:
-        left = found.expected(seeds, starts)
+    def reached(seeds: int, init_states: int) -> bool:
+        left = found.expected(seeds, init_states)
         return bool(
             stdtr(left.df, abs(found.value - bound) / left.error - stdtrit(left.df, 1 - alpha))
             >= power

@@ -82,20 +82,20 @@ def _score_interval(p: float, n: float, z: float) -> tuple[float, float]:
 @dataclass(frozen=True)
 class VarianceComponents:
     """The variance of the mean of outcomes `(S, n)`, S training seeds on the same n
-    start states, split by its causes.
+    initial states, split by its causes.
 
     The sum `starts + beyond_chance` is the limit of a two-level bootstrap that resamples
-    S - 1 of the seeds and n of the start states. (Rao and Wu, 1988: resampling S seeds
+    S - 1 of the seeds and n of the initial states. (Rao and Wu, 1988: resampling S seeds
     would understate the variance, by a third for three seeds.) So no resampling is
     needed.
 
     Args:
-        starts: variance from the choice of start states, including chance.
+        init_states: variance from the choice of initial states, including chance.
         seeds: variance from the choice of training seeds, including chance.
         chance: variance that neither explains.
     """
 
-    starts: float
+    init_states: float
     seeds: float
     chance: float
 
@@ -113,26 +113,26 @@ def variance_components(
     """Split the variance of the mean of crossed outcomes y `(S, n)`, n >= 2, by its
     causes (Cameron, Gelbach and Miller, 2011).
 
-    With y_s, y_i and m the means of a seed, of a start state and of all outcomes:
+    With y_s, y_i and m the means of a seed, of an initial state and of all outcomes:
 
     - starts = sum_i (y_i - m)^2 / (n - 1) / n
     - seeds = sum_s (y_s - m)^2 / (S - 1) / S
     - chance = sum_si (y_si - y_s - y_i + m)^2 / ((S - 1) (n - 1)) / (S n)
 
     Args:
-        weights: `(n,)`, how many start states each column stands for; 1 by default.
+        weights: `(n,)`, how many initial states each column stands for; 1 by default.
     """
     seeds = len(outcomes)
     weights = np.ones(outcomes.shape[1]) if weights is None else weights
     n = float(weights.sum())
-    by_seed, by_start = outcomes @ weights / n, outcomes.mean(axis=0)
+    by_seed, by_init_state = outcomes @ weights / n, outcomes.mean(axis=0)
     mean = by_seed.mean()
-    starts = float(weights @ (by_start - mean) ** 2) / (n - 1) / n
+    init_states = float(weights @ (by_init_state - mean) ** 2) / (n - 1) / n
     if seeds == 1:
-        return VarianceComponents(starts, 0.0, 0.0)
-    rest = outcomes - by_seed[:, None] - by_start + mean
+        return VarianceComponents(init_states, 0.0, 0.0)
+    rest = outcomes - by_seed[:, None] - by_init_state + mean
     chance = float((rest**2 @ weights).sum()) / ((seeds - 1) * (n - 1)) / (seeds * n)
-    return VarianceComponents(starts, float(by_seed.var(ddof=1)) / seeds, chance)
+    return VarianceComponents(init_states, float(by_seed.var(ddof=1)) / seeds, chance)
 
 
 def student_quantile(
@@ -157,32 +157,32 @@ def degrees_of_freedom(total: float, parts: tuple[tuple[float, int], ...]) -> fl
 
 
 def pooled(outcomes: NDArray[np.bool_], confidence: float = 0.95) -> Rate:
-    """The success rate of a method: several training seeds on the same start states.
+    """The success rate of a method: several training seeds on the same initial states.
 
     The interval is Wilson's with two changes. Outcomes of the same seed or of the same
-    start state are correlated, so n becomes the effective number of episodes
+    initial state are correlated, so n becomes the effective number of episodes
     p (1 - p) / V, where V = starts + beyond_chance from `variance_components`, at most
-    S n. And z becomes Student's quantile. For V, two start states are added, one solved
+    S n. And z becomes Student's quantile. For V, two initial states are added, one solved
     by all seeds and one by none, so that V is above 0 even if all episodes succeed.
 
     With one seed the interval is Wilson's own: it holds for this checkpoint, not for
     other training seeds.
 
-    In simulation (logit-normal seeds and start states; 3 and 5 seeds, 50 and 200 start
+    In simulation (logit-normal seeds and initial states; 3 and 5 seeds, 50 and 200 initial
     states, rates of 50 to 98 %) the 95 % interval covers 91 to 99.7 % if seeds differ by
     a standard deviation of up to 1 logit; a two-level percentile bootstrap of 3 seeds
     covers 78 to 100 %. No interval can foresee rare bad seeds of which none was trained:
     at a rate of 94 % and 1.5 logits, 3 seeds cover 84 %.
 
     Args:
-        outcomes: success `(S, n)` of S seeds on n start states.
+        outcomes: success `(S, n)` of S seeds on n initial states.
 
     Raises:
         UserError: no outcome.
     """
     if outcomes.ndim != 2 or not outcomes.size:
         raise UserError(
-            f"a pooled rate needs outcomes (seeds, start states), got shape {outcomes.shape}"
+            f"a pooled rate needs outcomes (seeds, initial states), got shape {outcomes.shape}"
         )
     seeds, n = outcomes.shape
     successes = int(outcomes.sum())
@@ -190,8 +190,8 @@ def pooled(outcomes: NDArray[np.bool_], confidence: float = 0.95) -> Rate:
         return wilson(successes, n, confidence)
     padded = np.column_stack([outcomes.astype(float), np.ones(seeds), np.zeros(seeds)])
     found = variance_components(padded)
-    total = found.starts + found.beyond_chance
+    total = found.init_states + found.beyond_chance
     mean = float(padded.mean())
     effective = min(mean * (1 - mean) / total, seeds * n)
-    z = student_quantile(total, ((found.starts, n + 1), (found.seeds, seeds - 1)), confidence)
+    z = student_quantile(total, ((found.init_states, n + 1), (found.seeds, seeds - 1)), confidence)
     return Rate(successes, seeds * n, *_score_interval(successes / (seeds * n), effective, z))

@@ -33,7 +33,7 @@ SUFFIX = ".study.zip"
 
 
 def publish(directory: Path, out: Path) -> None:
-    """Write the archive of a study: settings, checks, costs, start states, rows, learning
+    """Write the archive of a study: settings, checks, costs, initial states, rows, learning
     curves, and of a failed run the error and the log. The same study gives the same bytes.
 
     Args:
@@ -62,7 +62,7 @@ def _files(study: StudyDirectory) -> Iterator[Path]:
     """The files of an archive, each of which may be absent in a study that is not done."""
     config = study.config
     found = [study.path / STUDY, study.path / ENVIRONMENT, study.checks]
-    found += [study.starts(task) for task in config.tasks]
+    found += [study.init_states(task) for task in config.tasks]
     found += [study.cost(condition) for condition in conditions(config)]
     for run in runs(config):
         files = RunDirectory(study.run(run))

@@ -183,13 +183,13 @@ class StudyConfig:
         optimizer: options of `OptimizerConfig` except `steps`, for every run.
         policy: options of `PolicyConfig` except encoder and head, for every run, e.g.
             `{"views": "joint"}`.
-        episodes: start states that every run is evaluated on.
-        starts_seed: seed of the set of start states.
+        episodes: initial states that every run is evaluated on.
+        init_seed: seed of the set of initial states.
         margin: how much lower a success rate may be and still count as not inferior, in
             (0, 1); `None` tests for differences only.
         expected_rate: expected success rate, in (0, 1), to compute how many episodes the
             margin needs.
-        videos: number of start states that are filmed for each run.
+        videos: number of initial states that are filmed for each run.
         threads: torch threads of each run. Another number changes the last bits of the
             weights, so it belongs to the study and not to the machine.
         device: "cpu", "cuda", ...; by default a GPU if there is one.
@@ -206,7 +206,7 @@ class StudyConfig:
     optimizer: Mapping[str, Any] = field(default_factory=dict)
     policy: Mapping[str, Any] = field(default_factory=dict)
     episodes: int = 100
-    starts_seed: int = 0
+    init_seed: int = 0
     margin: float | None = 0.05
     expected_rate: float = 0.85
     videos: int = 6
@@ -223,7 +223,7 @@ class StudyConfig:
         where = f"study {self.name}"
         _set_options(self, where)
         self._check_grid(where)
-        least = {"steps": 1, "episodes": 1, "threads": 1, "videos": 0, "starts_seed": 0}
+        least = {"steps": 1, "episodes": 1, "threads": 1, "videos": 0, "init_seed": 0}
         for name, low in least.items():
             if getattr(self, name) < low:
                 raise UserError(

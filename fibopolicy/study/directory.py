@@ -56,8 +56,8 @@ class StudyDirectory:
     def dataset(self, task: StudyTask) -> Path:
         return task.dataset or self.path / "data" / f"{task.short}.hdf5"
 
-    def starts(self, task: StudyTask) -> Path:
-        return self.path / "starts" / f"{task.short}.npz"
+    def init_states(self, task: StudyTask) -> Path:
+        return self.path / "init_states" / f"{task.short}.npz"
 
     def condition(self, condition: Condition) -> Path:
         return self.path / "conditions" / condition.name
@@ -89,17 +89,19 @@ class StudyDirectory:
         return is_locked(self.run_lock(run))
 
     def is_prepared(self) -> bool:
-        """Whether the checks are made, the demonstrations are there and the start states
+        """Whether the checks are made, the demonstrations are there and the initial states
         are stored.
         """
         needed = [self.checks, *map(self.dataset, self.config.tasks)]
-        return all(path.exists() for path in (*needed, *map(self.starts, self.config.tasks)))
+        return all(path.exists() for path in (*needed, *map(self.init_states, self.config.tasks)))
 
     def train_config(self, run: Run) -> TrainConfig:
         return train_config(self.config, run, self.dataset(run.condition.task), self.run(run))
 
     def evaluate_config(self, run: Run) -> EvaluateConfig:
-        return evaluate_config(self.config, run, self.run(run), self.starts(run.condition.task))
+        return evaluate_config(
+            self.config, run, self.run(run), self.init_states(run.condition.task)
+        )
 
     def find(self, name: str) -> Run:
         """The run of a name such as `lift__vit_tiny__bc__scratch/seed0`.
@@ -189,7 +191,7 @@ def check_change(study: StudyDirectory, config: StudyConfig) -> None:
     tasks = {task.short: task for task in after.config.tasks}
     for task in study.config.tasks:
         collected = task.dataset is None and study.dataset(task).exists()
-        if (collected or study.starts(task).exists()) and tasks.get(task.short) != task:
+        if (collected or study.init_states(task).exists()) and tasks.get(task.short) != task:
             reason = f"the data of {task.short} exist already"
             raise other_study(study.path, difference, reason)
 

@@ -111,15 +111,17 @@ def train_config(config: StudyConfig, run: Run, dataset: Path, out: Path) -> Tra
     )
 
 
-def evaluate_config(config: StudyConfig, run: Run, folder: Path, starts: Path) -> EvaluateConfig:
-    """The evaluation of a run: its last checkpoint on the stored start states of its task."""
+def evaluate_config(
+    config: StudyConfig, run: Run, folder: Path, init_states: Path
+) -> EvaluateConfig:
+    """The evaluation of a run: its last checkpoint on the stored initial states of its task."""
     task = run.condition.task
     per_thread = 1 if is_heavy(task.task) else 4  # several light simulators fit beside the policy
     return EvaluateConfig(
         folder,
         episodes=config.episodes,
-        seed=config.starts_seed,
-        starts=starts,
+        seed=config.init_seed,
+        init_states=init_states,
         video=min(config.videos, config.episodes),
         horizon=task.horizon,
         device=config.device or "cpu",

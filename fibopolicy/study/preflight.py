@@ -39,8 +39,8 @@ DECIDED_BY = {
 }
 #: Encoders count as equal in size up to this relative difference of their parameters.
 SIZE_TOLERANCE = 0.01
-#: Assumed correlation of the outcomes of two encoders on the same start state. The report
-#: has the observed one; a smaller one needs more start states.
+#: Assumed correlation of the outcomes of two encoders on the same initial state. The report
+#: has the observed one; a smaller one needs more initial states.
 CORRELATION = 0.3
 
 
@@ -172,8 +172,10 @@ def describe_differences(config: StudyConfig) -> list[str]:
     parts = "; ".join(f"{axis}: {', '.join(keys)}" for axis, keys in by_axis.items())
     return [
         f"runs differ in {parts}",
-        f"the other {len(values) - len(differing)} settings of policy, optimizer and data are equal"
-        f" in all {len(settings)} runs",
+        (
+            f"the other {len(values) - len(differing)} settings of policy, optimizer and data are"
+            f" equal in all {len(settings)} runs"
+        ),
     ]
 
 
@@ -261,7 +263,7 @@ def check_power(config: StudyConfig) -> Iterator[str]:
     if needed is not None:
         enough = f"{needed}; {-(-needed // seeds)} episodes for each of {runs_each} would do"
     yield (
-        f"{available} episodes per condition ({config.episodes} start states x {runs_each}) are few"
-        f" for a margin of {config.margin:g}: to tell {rate:.2f} from {low:.2f} with 80 % power"
+        f"{available} episodes per condition ({config.episodes} initial states x {runs_each}) are"
+        f" few for a margin of {config.margin:g}: to tell {rate:.2f} from {low:.2f} with 80 % power"
         f" takes {enough}, and more where seeds differ"
     )

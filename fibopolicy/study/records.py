@@ -163,12 +163,12 @@ class Study:
 
     @property
     def episodes(self) -> int:
-        """Start states that every run is evaluated on."""
+        """Initial states that every run is evaluated on."""
         return self.config.episodes
 
     @property
-    def starts_seed(self) -> int:
-        return self.config.starts_seed
+    def init_seed(self) -> int:
+        return self.config.init_seed
 
     @property
     def margin(self) -> float | None:
@@ -252,7 +252,7 @@ def evaluated_rows(
     study: StudyDirectory, run: Run, costs: Mapping[str, Any]
 ) -> tuple[EpisodeResult, ...]:
     """The rows of the study's own evaluation of a run, by index. The run may have been
-    evaluated again, with other settings or on more start states.
+    evaluated again, with other settings or on more initial states.
 
     Args:
         costs: the content of its `done.json`.
@@ -264,7 +264,7 @@ def evaluated_rows(
     selector = Selector(
         study.config.optimizer_config(run.condition.head).steps,
         "ema",
-        study.config.starts_seed,
+        study.config.init_seed,
         horizon=costs.get("horizon"),
         quality=costs.get("quality"),
     )

@@ -16,7 +16,7 @@ from fibopolicy.datasets import DemoFile
 from fibopolicy.datasets.collect import collect
 from fibopolicy.envs import from_env_args
 from fibopolicy.errors import UserError, unknown
-from fibopolicy.evaluation.init_states import default_starts, save_starts
+from fibopolicy.evaluation.init_states import default_init_states, save_init_states
 from fibopolicy.study.config import StudyConfig, StudyTask, to_json
 from fibopolicy.study.costs import encoder_costs
 from fibopolicy.study.directory import (
@@ -102,7 +102,7 @@ def run_selected(
 
 
 def prepare_study(config: StudyConfig, out: Path, *, max_wait: float = 1.0) -> StudyDirectory:
-    """Check the study, measure its encoders, collect its data and store its start states,
+    """Check the study, measure its encoders, collect its data and store its initial states,
     as far as that is not done. Nothing is written before every policy has been built once.
 
     Args:
@@ -151,17 +151,17 @@ def _check_and_measure(study: StudyDirectory, sizes: list[ModelSize]) -> None:
 
 
 def prepare_task(study: StudyDirectory, task: StudyTask, workers: int | None = None) -> None:
-    """Collect the demonstrations of a task unless it has a dataset, and store the start
+    """Collect the demonstrations of a task unless it has a dataset, and store the initial
     states that every condition is evaluated on.
 
     Raises:
         UserError: the task has no expert; the dataset is of another task.
     """
-    dataset, starts, config = study.dataset(task), study.starts(task), study.config
+    dataset, init_states, config = study.dataset(task), study.init_states(task), study.config
     if not dataset.exists() and task.dataset is None:
         _log.info("collecting %d demonstrations of %s", task.demos, task.task)
         collect(collection_plan(task), task.demos, dataset, workers=workers, resume=True)
-    if starts.exists():
+    if init_states.exists():
         return
     options = {} if task.horizon is None else {"horizon": task.horizon}
     with DemoFile(dataset) as file:
@@ -171,8 +171,8 @@ def prepare_task(study: StudyDirectory, task: StudyTask, workers: int | None = N
             raise UserError(
                 f"{dataset}: holds demonstrations of {env.task_id}, the study's task is {task.task}"
             )
-        _log.info("storing %d start states of %s", config.episodes, task.task)
-        save_starts(default_starts(env, config.episodes, config.starts_seed), starts)
+        _log.info("storing %d initial states of %s", config.episodes, task.task)
+        save_init_states(default_init_states(env, config.episodes, config.init_seed), init_states)
 
 
 def _execute(

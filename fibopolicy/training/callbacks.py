@@ -241,7 +241,9 @@ class Rollouts(Callback):
             reason = lines[-1] if lines else f"exit code {code}"
             _log.warning("monitoring at step %d failed (%s); see %s", self._steps, reason, log)
             return
-        message = "monitoring at step %d: %s; evaluate measures the result, from other start states"
+        message = (
+            "monitoring at step %d: %s; evaluate measures the result, from other initial states"
+        )
         _log.info(message, self._steps, text)
         self._write(self._steps - 1, metrics)
 

@@ -82,8 +82,8 @@ class ComputeConfig:
 
 @dataclass(frozen=True)
 class ValidationConfig:
-    """Losses of the averaged weights on held-out demonstrations, and checkpoints kept for
-    them.
+    """Losses of the averaged weights on held-out demonstrations, and checkpoints kept
+    for them.
     """
 
     validate_on: str | None = None
@@ -116,7 +116,7 @@ class RolloutConfig:
     """Rollouts of the averaged weights during training, in a separate process.
 
     They show progress. The result of a run is what `fibopolicy evaluate` measures
-    afterwards, from other start states.
+    afterwards, from other initial states.
     """
 
     rollout_every: int | None = None
@@ -212,14 +212,15 @@ class TrainConfig:
 def released_robot(dataset: Path, out: Path) -> TrainConfig:
     """The robot training of Fibottention's authors: their encoder in Diffusion Policy.
 
-    Each camera has a ViT-B over 8 x 8 patches of a crop of 76 x 76 with their Fibottention
-    (encoder `released_robot`). The rest is Diffusion Policy's: a U-Net of 256, 512 and 1024
-    channels, DDPM with 100 steps, 2 observations, a horizon of 16 and 8 actions, batches
-    of 64, AdamW with rate 1e-4, its weight decay and warm-up, an EMA.
+    Each camera has a ViT-B over 8 x 8 patches of a crop of 76 x 76 with their
+    Fibottention (encoder `released_robot`). The rest is Diffusion Policy's: a U-Net of
+    256, 512 and 1024 channels, DDPM with 100 steps, 2 observations, a horizon of 16 and
+    8 actions, batches of 64, AdamW with rate 1e-4, its weight decay and warm-up, an
+    EMA.
 
-    The authors trained for about 500 epochs of a dataset, so set `steps` to
-    500 * windows / 64: 75,000 for robomimic's 200 Lift demonstrations. That takes a GPU.
-    To act, they visit all 100 denoising steps; here DDIM visits 10.
+    The authors trained for about 500 epochs of a dataset, so set `steps` to 500 *
+    windows / 64: 75,000 for robomimic's 200 Lift demonstrations. That takes a GPU. To
+    act, they visit all 100 denoising steps; here DDIM visits 10.
     """
     return TrainConfig(
         dataset,

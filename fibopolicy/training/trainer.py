@@ -47,15 +47,16 @@ def train(config: TrainConfig, *, resume: bool = False, overwrite: bool = False)
     """Train a policy in `config.out`; under torchrun, together with other processes.
 
     The batch, augmentation and learning rate of a step are functions of (seed, step).
-    Therefore a killed and resumed run ends with the same weights as an uninterrupted one,
-    bit for bit on the same machine. The number of processes and `accumulate` may change
-    on resume; weights then agree up to rounding, except for dropout, whose draws depend on
-    them, and batch norm, which sees one part of a batch (of all processes) at a time.
+    Therefore a killed and resumed run ends with the same weights as an uninterrupted
+    one, bit for bit on the same machine. The number of processes and `accumulate` may
+    change on resume; weights then agree up to rounding, except for dropout, whose draws
+    depend on them, and batch norm, which sees one part of a batch (of all processes) at
+    a time.
 
     Raises:
-        UserError: invalid data or configuration; `config.out` exists and neither `resume`
-            nor `overwrite` is given, or it holds a run of another configuration or of
-            data with other statistics; the loss diverges.
+        UserError: invalid data or configuration; `config.out` exists and neither
+            `resume` nor `overwrite` is given, or it holds a run of another
+            configuration or of data with other statistics; the loss diverges.
     """
     with init_distributed(config.device) as world:
         trainer = world.main_process_first(
@@ -65,12 +66,14 @@ def train(config: TrainConfig, *, resume: bool = False, overwrite: bool = False)
 
 
 class Trainer:
-    """One run: `__init__` builds what a step needs and writes nothing, `train` is the loop.
+    """One run: `__init__` builds what a step needs and writes nothing, `train` is the
+    loop.
 
     Attributes:
         config: with the precision resolved.
         validation: the windows to validate on, or `None`.
-        state: what a checkpoint holds: the policy, its average, the optimizer, divergence.
+        state: what a checkpoint holds: the policy, its average, the optimizer,
+            divergence.
         loss: `policy.loss` as a module; its gradients are averaged over all processes.
     """
 
@@ -154,7 +157,8 @@ class Trainer:
         optim.set_learning_rate(self.optimizer, lr)
         encoders.training_mode(self.policy)
         self.optimizer.zero_grad(set_to_none=True)
-        # The loss is a mean, over unequal numbers of values in the parts: padding is left out.
+        # The loss is a mean, over unequal numbers of values in the parts: padding is
+        # left out.
         weights = torch.stack([self.policy.loss_denominator(part) for part in parts])
         shares = weights / world.sum(weights.sum())
         sums: dict[str, Tensor] = {}
@@ -183,8 +187,9 @@ class Trainer:
     ) -> tuple[Tensor, dict[str, float]]:
         """The loss of part `number` of `count` parts of this process, and its metrics.
 
-        Draws per sample are made for the whole batch from one generator, so that they do
-        not depend on how the batch is split. Dropout draws from torch's global generators.
+        Draws per sample are made for the whole batch from one generator, so that they
+        do not depend on how the batch is split. Dropout draws from torch's global
+        generators.
         """
         config, size = self.config, self.config.optimizer.batch_size
         position = self.world.rank * count + number
@@ -205,8 +210,8 @@ class Trainer:
         own = indices[world.rows(len(indices))]
         batch = data.to_device(self.dataset.batch(own), self.device)
         size = len(own) // config.compute.accumulate
-        starts = range(0, len(own), size)
-        return indices, [data.rows(batch, slice(start, start + size)) for start in starts]
+        init_states = range(0, len(own), size)
+        return indices, [data.rows(batch, slice(start, start + size)) for start in init_states]
 
     def _performance(self) -> dict[str, float]:
         """Throughput since the last call, and memory."""

@@ -1,4 +1,4 @@
-"""Evaluation against a plain serial loop: same policy, same start states, both in turn
+"""Evaluation against a plain serial loop: same policy, same initial states, both in turn
 within one run.
 
     python scripts/benchmarks/evaluation_speed.py --run
@@ -33,7 +33,7 @@ from usage import resident_mb
 
 from fibopolicy import envs
 from fibopolicy.evaluation.evaluate import Evaluator, default_workers
-from fibopolicy.evaluation.init_states import Starts, default_starts, make_starts
+from fibopolicy.evaluation.init_states import InitStates, default_init_states, make_init_states
 from fibopolicy.policies import Policy, PolicyConfig, Shapes, build_policy
 from fibopolicy.policies.run_directory import load_policy
 from fibopolicy.statistics.rates import wilson
@@ -44,14 +44,19 @@ CORES = len(os.sched_getaffinity(0))
 
 
 def plain_loop(
-    policy: Policy, env: envs.TaskEnv, starts: Starts, indices: range
+    policy: Policy, env: envs.TaskEnv, init_states: InitStates, indices: range
 ) -> tuple[int, int]:
     """What most code bases do: one episode after the other, every frame rendered.
     Returns successes and control steps.
     """
     successes = steps = 0
     for index in indices:
-        obs, queue, done, info = env.set_state(starts.states[index]), [], False, {"success": False}
+        obs, queue, done, info = (
+            env.set_state(init_states.states[index]),
+            [],
+            False,
+            {"success": False},
+        )
         while not done:
             if not queue:
                 batch = {
@@ -71,18 +76,18 @@ class Ours:
         self,
         policy: Policy,
         make_env: Callable[[], envs.TaskEnv],
-        starts: Starts,
+        init_states: InitStates,
         workers: int,
         batch: int | None,
     ) -> None:
         began = time.perf_counter()
         self.evaluator = Evaluator(policy, make_env, workers, batch=batch)
-        self.starts, self.workers = starts, workers
-        self.run(range(min(workers, len(starts))))  # until every simulator is open
+        self.init_states, self.workers = init_states, workers
+        self.run(range(min(workers, len(init_states))))  # until every simulator is open
         self.start_s = time.perf_counter() - began
 
     def run(self, indices: range) -> tuple[int, int]:
-        rows = list(self.evaluator.run(self.starts, indices))
+        rows = list(self.evaluator.run(self.init_states, indices))
         assert not any(row.error for row in rows)
         return sum(row.success for row in rows), sum(row.steps for row in rows)
 
@@ -112,7 +117,7 @@ def in_turn(
     }
 
 
-def tabletop(policy: Policy, starts: Starts, rounds: int, episodes: int) -> dict[str, Any]:
+def tabletop(policy: Policy, init_states: InitStates, rounds: int, episodes: int) -> dict[str, Any]:
     """Built-in Lift: the plain loop, and ours with several numbers of workers and of
     rows in a call.
     """
@@ -127,11 +132,11 @@ def tabletop(policy: Policy, starts: Starts, rounds: int, episodes: int) -> dict
     }
     env = make()
     sides: dict[str, Callable[[range], tuple[int, int]]] = {
-        "plain loop": functools.partial(plain_loop, policy, env, starts)
+        "plain loop": functools.partial(plain_loop, policy, env, init_states)
     }
     open_: dict[str, Ours] = {}
     for name, (workers, batch) in kinds.items():
-        open_[name] = Ours(policy, make, starts, workers, batch)
+        open_[name] = Ours(policy, make, init_states, workers, batch)
         sides[name] = open_[name].run
     result = in_turn(rounds, episodes, sides)
     for name, ours in open_.items():
@@ -169,14 +174,14 @@ def robosuite(rounds: int, episodes: int) -> dict[str, Any]:
         for q in ("full", "fast")
     )
     env = full()
-    starts = make_starts(env, episodes, 0)
+    init_states = make_init_states(env, episodes, 0)
     with fast() as other:
-        fast_starts = make_starts(other, episodes, 0)
+        fast_init_states = make_init_states(other, episodes, 0)
     sides: dict[str, Callable[[range], tuple[int, int]]] = {
-        "plain loop, full quality": functools.partial(plain_loop, policy, env, starts)
+        "plain loop, full quality": functools.partial(plain_loop, policy, env, init_states)
     }
     open_ = {
-        f"{workers} workers, fast": Ours(policy, fast, fast_starts, workers, None)
+        f"{workers} workers, fast": Ours(policy, fast, fast_init_states, workers, None)
         for workers in sorted({1, 2, CORES})
     }
     sides |= {name: ours.run for name, ours in open_.items()}
@@ -228,12 +233,12 @@ def whole_command(run: Path, rounds: int) -> dict[str, list[float]]:
     return seconds
 
 
-def growth(policy: Policy, starts: Starts, episodes: int) -> list[dict[str, Any]]:
+def growth(policy: Policy, init_states: InitStates, episodes: int) -> list[dict[str, Any]]:
     """Resident memory and open files of this process and its simulators, while many
     episodes run.
     """
     make = functools.partial(envs.make, "Lift-v0")
-    ours = Ours(policy, make, starts, CORES, None)
+    ours = Ours(policy, make, init_states, CORES, None)
     processes = [
         os.getpid(),
         *(slot.simulator.process.pid or 0 for slot in ours.evaluator.scheduler._slots),
@@ -323,17 +328,17 @@ def main() -> None:
     arguments = parser.parse_args()
     policy = load_policy(arguments.run).policy
     with envs.make("Lift-v0") as env:
-        starts = default_starts(env, 100, 0)
+        init_states = default_init_states(env, 100, 0)
     result: dict[str, Any] = {
         "invocation": "python scripts/benchmarks/evaluation_speed.py " + " ".join(sys.argv[1:]),
         "environment": {**environment(), "mujoco": mujoco.__version__, "cores": CORES},
         "rounds": arguments.rounds,
     }
     parts: dict[str, Callable[[], Any]] = {
-        "tabletop": lambda: tabletop(policy, starts, arguments.rounds, arguments.episodes),
+        "tabletop": lambda: tabletop(policy, init_states, arguments.rounds, arguments.episodes),
         "robosuite": lambda: robosuite(arguments.rounds, arguments.robosuite_episodes),
         "command": lambda: whole_command(arguments.run, arguments.rounds),
-        "growth": lambda: growth(policy, starts, arguments.growth_episodes),
+        "growth": lambda: growth(policy, init_states, arguments.growth_episodes),
     }
     for name in arguments.parts:
         result[name] = parts[name]()

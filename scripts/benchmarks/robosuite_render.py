@@ -93,7 +93,7 @@ class Ours:
         return [seconds(lambda seed=seed: self.env.reset(seed=seed)) for seed in range(count)]
 
     def restores(self, count: int) -> list[float]:
-        """Seconds of each restored start state, both cameras seen."""
+        """Seconds of each restored initial state, both cameras seen."""
         states = []
         for seed in range(count):
             self.env.reset(seed=seed)
@@ -214,7 +214,7 @@ def together(turns: int, steps: int, cores: tuple[int, int]) -> dict[str, Any]:
 
 
 def lifecycle(core: int, creations: int, count: int) -> dict[str, Any]:
-    """Creation with the first reset and frames, soft resets, restored start states,
+    """Creation with the first reset and frames, soft resets, restored initial states,
     peak memory: ours, `fast`.
     """
     made = []
@@ -252,7 +252,7 @@ def judged(result: dict[str, Any]) -> list[tuple[str, dict[str, float], str, boo
             CREATION_S,
         ),
         ("soft reset, s", life["soft_reset_s"], "<=", RESET_S),
-        ("restored start state, s", life["restored_start_s"], "<=", RESET_S),
+        ("restored initial state, s", life["restored_start_s"], "<=", RESET_S),
         ("peak memory of a process, GB", memory, "<=", MEMORY_GB),
     ]
     met = {">=": lambda value, bound: value >= bound, "<=": lambda value, bound: value <= bound}

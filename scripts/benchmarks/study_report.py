@@ -1,5 +1,5 @@
 """Seconds from rows to the HTML report of simulated studies of 100 cells, 3 training
-seeds and 100 start states each.
+seeds and 100 initial states each.
 
     python scripts/benchmarks/study_report.py --out result.json
 

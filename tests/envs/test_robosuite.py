@@ -1,7 +1,7 @@
 """Robosuite behind the environment contract.
 
 `lift_human.npz` holds what replay needs of the ten human Lift demonstrations in
-robomimic 0.1.0's tests (MIT, robosuite 1.2): models, start states, actions, and the
+robomimic 0.1.0's tests (MIT, robosuite 1.2): models, initial states, actions, and the
 gripper's recorded positions.
 """
 

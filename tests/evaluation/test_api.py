@@ -15,7 +15,11 @@ from fibopolicy import envs
 from fibopolicy.errors import UserError
 from fibopolicy.evaluation import evaluate_policy
 from fibopolicy.evaluation.episodes import Episode, EpisodeResult, success_rate
-from fibopolicy.evaluation.init_states import make_starts, save_starts, shipped_starts
+from fibopolicy.evaluation.init_states import (
+    make_init_states,
+    save_init_states,
+    shipped_init_states,
+)
 from fibopolicy.evaluation.policy_runner import PolicyRunner
 
 
@@ -51,7 +55,7 @@ def test_an_outside_torch_policy_gives_the_same_rows_with_any_number_of_workers(
         ("fibopolicy/Reach-v0", 9, 1, 1, "")
     }
     with envs.make("reach", **options) as env:
-        save_starts(make_starts(env, 4, seed=0), tmp_path / "starts.npz")
+        save_init_states(make_init_states(env, 4, seed=0), tmp_path / "starts.npz")
     others = evaluate_policy(
         policy, partial(envs.make, "reach", **options), tmp_path / "starts.npz", workers=2
     )
@@ -174,9 +178,9 @@ def test_what_is_wrong_with_a_policy_is_one_line(
 def test_starts_are_any_whole_number_and_mistakes_are_one_line() -> None:
     options: dict[str, Any] = {"workers": 1, "cameras": (), "horizon": 2}
     assert len(evaluate_policy(towards, "Lift-v0", np.int64(1), **options)) == 1
-    for starts in (2.5, None):
-        with pytest.raises(UserError, match="starts must be start states"):
-            evaluate_policy(towards, "Lift-v0", starts, **options)
+    for init_states in (2.5, None):
+        with pytest.raises(UserError, match="init_states must be initial states"):
+            evaluate_policy(towards, "Lift-v0", init_states, **options)
     for task in (None, 3):
         with pytest.raises(UserError, match="task must be a task's id"):
             evaluate_policy(towards, task, 1)
@@ -185,7 +189,7 @@ def test_starts_are_any_whole_number_and_mistakes_are_one_line() -> None:
 def test_shipped_start_states_are_those_of_the_tasks_as_they_are() -> None:
     for task in envs.registry.BUILT_IN:
         with envs.make(task) as env:
-            shipped, fresh = shipped_starts(task, 0), make_starts(env, 3, seed=0)
+            shipped, fresh = shipped_init_states(task, 0), make_init_states(env, 3, seed=0)
         assert shipped is not None
         assert len(shipped) == 100
         assert shipped.env_args["env_name"] == task

@@ -20,7 +20,7 @@ from fibopolicy.evaluation import evaluate_policy
 from fibopolicy.evaluation.config import EvaluateConfig
 from fibopolicy.evaluation.episodes import Selector, evaluations, read_rows
 from fibopolicy.evaluation.evaluate import evaluate_run
-from fibopolicy.evaluation.init_states import make_starts, save_starts
+from fibopolicy.evaluation.init_states import make_init_states, save_init_states
 from fibopolicy.evaluation.video import FAILURE, RUNNING, SUCCESS, grid_frames
 from fibopolicy.policies import PolicyConfig, load_policy
 from fibopolicy.report.run import write_run_page
@@ -141,10 +141,10 @@ def test_a_run_is_evaluated_by_one_process_at_a_time(fresh: EvaluateConfig) -> N
 
 def test_a_file_holds_several_evaluations_apart(fresh: EvaluateConfig) -> None:
     first = evaluate_run(fresh).rows
-    other_weights, other_starts = replace(fresh, weights="model"), replace(fresh, seed=1)
+    other_weights, other_init_states = replace(fresh, weights="model"), replace(fresh, seed=1)
     assert {row.weights for row in evaluate_run(other_weights).rows} == {"model"}
-    assert {row.starts_seed for row in evaluate_run(other_starts).rows} == {1}
-    evaluate_run(other_starts, overwrite=True)
+    assert {row.init_seed for row in evaluate_run(other_init_states).rows} == {1}
+    evaluate_run(other_init_states, overwrite=True)
     stored = read_rows(fresh.run / "episodes.jsonl")
     assert len(stored) == 9
     assert tuple(row for row in stored if row.evaluation == first[0].evaluation) == first
@@ -154,29 +154,31 @@ def test_start_states_that_look_different_are_refused(
     fresh: EvaluateConfig, tmp_path: Path
 ) -> None:
     env = envs.make("Lift-v0", image_size=24, horizon=10)
-    starts = make_starts(env, 3, seed=0)
+    init_states = make_init_states(env, 3, seed=0)
     env.close()
-    save_starts(
-        replace(starts, hashes=tuple({**h, "wrist_image": "0" * 16} for h in starts.hashes)),
+    save_init_states(
+        replace(
+            init_states, hashes=tuple({**h, "wrist_image": "0" * 16} for h in init_states.hashes)
+        ),
         tmp_path / "odd.npz",
     )
     with pytest.raises(
-        UserError, match=r"start state \d .* does not look as it did .*\(wrist_image\)"
+        UserError, match=r"initial state \d .* does not look as it did .*\(wrist_image\)"
     ):
-        evaluate_run(replace(fresh, starts=tmp_path / "odd.npz"))
+        evaluate_run(replace(fresh, init_states=tmp_path / "odd.npz"))
 
 
 def test_start_states_of_another_task_or_too_few_are_refused(
     fresh: EvaluateConfig, tmp_path: Path
 ) -> None:
     env = envs.make("Push-v0", image_size=24)
-    save_starts(make_starts(env, 1, seed=0), tmp_path / "push.npz")
+    save_init_states(make_init_states(env, 1, seed=0), tmp_path / "push.npz")
     env.close()
-    with pytest.raises(UserError, match="start states of fibopolicy/Push-v0"):
-        evaluate_run(replace(fresh, starts=tmp_path / "push.npz"))
+    with pytest.raises(UserError, match="initial states of fibopolicy/Push-v0"):
+        evaluate_run(replace(fresh, init_states=tmp_path / "push.npz"))
     (tmp_path / "broken.npz").write_bytes(b"PK not really")
-    with pytest.raises(UserError, match="is not a file of start states"):
-        evaluate_run(replace(fresh, starts=tmp_path / "broken.npz"))
+    with pytest.raises(UserError, match="is not a file of initial states"):
+        evaluate_run(replace(fresh, init_states=tmp_path / "broken.npz"))
 
 
 def test_video_shows_the_filmed_episodes(fresh: EvaluateConfig) -> None:
@@ -218,7 +220,9 @@ def test_another_render_quality_is_another_evaluation(fresh: EvaluateConfig) -> 
     fast = evaluate_run(fresh).rows
     full = evaluate_run(replace(fresh, quality="full"), resume=True).rows
     assert {row.quality for row in full} == {"full"}
-    assert [row.start for row in full] == [row.start for row in fast]  # so that they can be paired
+    assert [row.init_state for row in full] == [
+        row.init_state for row in fast
+    ]  # so that they can be paired
     assert len(evaluations(fresh.run)) == 2
 
 

@@ -1,4 +1,4 @@
-"""Start states are stored once and restored exactly, and what looks different is told."""
+"""Initial states are stored once and restored exactly, and what looks different is told."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from fibopolicy import cli, envs
 from fibopolicy.errors import UserError
 from fibopolicy.evaluation import evaluate_policy
 from fibopolicy.evaluation.init_states import (
-    default_starts,
-    load_starts,
-    make_starts,
-    save_starts,
-    shipped_starts,
+    default_init_states,
+    load_init_states,
+    make_init_states,
+    save_init_states,
+    shipped_init_states,
 )
 
 
@@ -29,20 +29,20 @@ def test_start_states_are_held_out_stored_and_restored(tmp_path: Path) -> None:
     from fibopolicy.envs.base import episode_seed
 
     env = envs.make("Push-v0", image_size=16)
-    starts = make_starts(env, 3, seed=1)
-    save_starts(starts, tmp_path / "starts.npz")
-    loaded = load_starts(tmp_path / "starts.npz")
-    for a, b in zip(starts.states, loaded.states, strict=True):
+    init_states = make_init_states(env, 3, seed=1)
+    save_init_states(init_states, tmp_path / "starts.npz")
+    loaded = load_init_states(tmp_path / "starts.npz")
+    for a, b in zip(init_states.states, loaded.states, strict=True):
         np.testing.assert_array_equal(a.state, b.state)
         assert a.model == b.model
     assert (loaded.seeds, loaded.hashes, loaded.env_args) == (
-        starts.seeds,
-        starts.hashes,
+        init_states.seeds,
+        init_states.hashes,
         env.env_args,
     )
-    assert make_starts(env, 2, seed=1).hashes == starts.hashes[:2]
+    assert make_init_states(env, 2, seed=1).hashes == init_states.hashes[:2]
     assert not {episode_seed("collect", s, i) for s in range(3) for i in range(500)} & set(
-        starts.seeds
+        init_states.seeds
     )
     env.close()
 
@@ -52,7 +52,7 @@ def test_the_verb_stores_them_for_any_cameras_and_evaluation_verifies_those_it_r
 ) -> None:
     out = tmp_path / "lift.npz"
     arguments = [
-        "starts",
+        "init_states",
         "make",
         "lift",
         "--episodes",
@@ -66,15 +66,15 @@ def test_the_verb_stores_them_for_any_cameras_and_evaluation_verifies_those_it_r
     ]
     monkeypatch.setattr(sys, "argv", ["fibopolicy", *arguments])
     cli.main()
-    assert "2 start states of fibopolicy/Lift-v0" in capsys.readouterr().out
-    stored = load_starts(out)
+    assert "2 initial states of fibopolicy/Lift-v0" in capsys.readouterr().out
+    stored = load_init_states(out)
     assert stored.hashes[0].keys() == {"workspace_image", "wrist_image"}
     assert stored.versions["mujoco"] == stored.env_args["env_version"]
     rows = evaluate_policy(
         still, "Lift-v0", out, workers=1, cameras=("wrist",), image_size=16, horizon=2
     )
-    assert [row.start for row in rows] == [stored.identity(0), stored.identity(1)]
-    assert {row.starts_seed for row in rows} == {3}
+    assert [row.init_state for row in rows] == [stored.identity(0), stored.identity(1)]
+    assert {row.init_seed for row in rows} == {3}
     with pytest.raises(SystemExit) as end:
         cli.main()
     assert end.value.code == 2
@@ -85,7 +85,7 @@ def test_what_looks_different_is_an_error_that_names_settings_and_versions_unles
     tmp_path: Path,
 ) -> None:
     with envs.make("Lift-v0", image_size=16) as env:
-        starts = replace(make_starts(env, 2, seed=0), versions={"mujoco": "3.1.0"})
+        init_states = replace(make_init_states(env, 2, seed=0), versions={"mujoco": "3.1.0"})
     options = {"workers": 1, "cameras": ("wrist",), "horizon": 2}
     with pytest.raises(
         UserError,
@@ -94,37 +94,38 @@ def test_what_looks_different_is_an_error_that_names_settings_and_versions_unles
             r" then"
         ),
     ):
-        evaluate_policy(still, "Lift-v0", starts, image_size=24, **options)
+        evaluate_policy(still, "Lift-v0", init_states, image_size=24, **options)
     allowed = evaluate_policy(
-        still, "Lift-v0", starts, image_size=24, allow_mismatch=True, **options
+        still, "Lift-v0", init_states, image_size=24, allow_mismatch=True, **options
     )
     assert [row.mismatch for row in allowed] == ["wrist_image"] * 2
     assert [
-        row.mismatch for row in evaluate_policy(still, "Lift-v0", starts, image_size=16, **options)
+        row.mismatch
+        for row in evaluate_policy(still, "Lift-v0", init_states, image_size=16, **options)
     ] == [""] * 2
-    moved = [replace(state, state=state.state.copy()) for state in starts.states]
+    moved = [replace(state, state=state.state.copy()) for state in init_states.states]
     moved[1].state[1] += 0.01  # after the time, the hand's position
-    with pytest.raises(UserError, match=r"start state 1 .*does not look as it did"):
+    with pytest.raises(UserError, match=r"initial state 1 .*does not look as it did"):
         evaluate_policy(
-            still, "Lift-v0", replace(starts, states=tuple(moved)), image_size=16, **options
+            still, "Lift-v0", replace(init_states, states=tuple(moved)), image_size=16, **options
         )
 
 
 def test_the_settings_compared_are_those_of_the_simulator(monkeypatch: pytest.MonkeyPatch) -> None:
     with envs.make("Lift-v0", image_size=16) as env:
-        starts = make_starts(env, 1, seed=0)
-    starts = replace(starts, versions={**starts.versions, "MUJOCO_GL": "osmesa"})
+        init_states = make_init_states(env, 1, seed=0)
+    init_states = replace(init_states, versions={**init_states.versions, "MUJOCO_GL": "osmesa"})
     monkeypatch.delenv("MUJOCO_GL")  # as in a process that has made no environment
     with pytest.raises(UserError, match=r"MUJOCO_GL osmesa then, egl now"):
-        evaluate_policy(still, "Lift-v0", starts, image_size=24, workers=1, horizon=2)
+        evaluate_policy(still, "Lift-v0", init_states, image_size=24, workers=1, horizon=2)
 
 
 def test_shipped_start_states_are_taken_where_there_are_enough() -> None:
-    shipped = shipped_starts("fibopolicy/Reach-v0", 0)
+    shipped = shipped_init_states("fibopolicy/Reach-v0", 0)
     assert shipped is not None
     with envs.make("Reach-v0", image_size=16, cameras=("wrist",)) as env:
-        taken, drawn = default_starts(env, 3, 0), default_starts(env, 1, 5)
+        taken, drawn = default_init_states(env, 3, 0), default_init_states(env, 1, 5)
         assert [taken.identity(i) for i in range(3)] == [shipped.identity(i) for i in range(3)]
-        assert taken.hashes == make_starts(env, 3, 0).hashes
+        assert taken.hashes == make_init_states(env, 3, 0).hashes
         assert drawn.seed == 5
         assert drawn.seeds[0] != taken.seeds[0]

@@ -23,7 +23,7 @@ from rollout import rollout
 from fibopolicy import envs
 from fibopolicy.errors import UserError
 from fibopolicy.evaluation.episodes import Episode
-from fibopolicy.evaluation.init_states import Starts, make_starts
+from fibopolicy.evaluation.init_states import InitStates, make_init_states
 from fibopolicy.evaluation.policy_runner import PolicyRunner
 from fibopolicy.evaluation.scheduler import Scheduler
 from fibopolicy.policies import Policy, PolicyConfig, Shapes, build_policy
@@ -34,9 +34,9 @@ Short = tuple[int, bool, int, float]
 
 
 @pytest.fixture(scope="module")
-def starts() -> Iterator[Starts]:
+def init_states() -> Iterator[InitStates]:
     env = MAKE()
-    yield make_starts(env, EPISODES, seed=0)
+    yield make_init_states(env, EPISODES, seed=0)
     env.close()
 
 
@@ -114,7 +114,7 @@ def test_actions_and_outcomes_do_not_depend_on_workers_or_order(
     options: dict[str, int],
     settings: dict[str, Any],
     batch: int,
-    starts: Starts,
+    init_states: InitStates,
     pools: dict[int, Scheduler],
 ) -> None:
     if settings.get("head") == "diffusion":
@@ -124,14 +124,15 @@ def test_actions_and_outcomes_do_not_depend_on_workers_or_order(
     serial = Recorder(PolicyRunner(policy, batch=batch))
     expected = []
     for index in range(EPISODES):
-        episode = rollout(serial.actor, env, env.set_state(starts.states[index]), index=index)
+        episode = rollout(serial.actor, env, env.set_state(init_states.states[index]), index=index)
         expected.append((index, episode.success, episode.steps, episode.total_reward))
     env.close()
     shuffled = [int(i) for i in np.random.default_rng(0).permutation(EPISODES)]
     for workers, order in ((1, range(EPISODES)), (3, range(EPISODES)), (3, shuffled)):
         recorder = Recorder(PolicyRunner(policy, batch=batch))
         got = [
-            short(outcome) for outcome in pools[workers].run(recorder.actor, starts, list(order))
+            short(outcome)
+            for outcome in pools[workers].run(recorder.actor, init_states, list(order))
         ]
         assert sorted(got) == expected
         assert recorder.answers == serial.answers
@@ -157,24 +158,24 @@ class Counting:
 
 @pytest.mark.parametrize("batch", [1, 3])
 def test_recurrent_state_stays_with_its_episode(
-    batch: int, starts: Starts, pools: dict[int, Scheduler]
+    batch: int, init_states: InitStates, pools: dict[int, Scheduler]
 ) -> None:
     answers = []
     for workers in (1, 3):
         policy = Counting()
         recorder = Recorder(PolicyRunner(policy, batch=batch))
-        list(pools[workers].run(recorder.actor, starts, range(EPISODES)))
+        list(pools[workers].run(recorder.actor, init_states, range(EPISODES)))
         answers.append(recorder.answers)
         assert policy.rows == {batch}
     assert answers[0] == answers[1]
 
 
 def test_a_policy_of_chance_repeats_in_a_batch_of_one(
-    starts: Starts, pools: dict[int, Scheduler]
+    init_states: InitStates, pools: dict[int, Scheduler]
 ) -> None:
     recorders = [Recorder(PolicyRunner(Counting(noise=0.1))) for _ in range(2)]
     for workers, recorder in zip((1, 3), recorders, strict=True):
-        list(pools[workers].run(recorder.actor, starts, range(EPISODES)))
+        list(pools[workers].run(recorder.actor, init_states, range(EPISODES)))
     assert recorders[0].answers == recorders[1].answers
     layout = pools[1].info().layout
     assert not PolicyRunner(Counting(noise=0.1), batch=3).is_row_independent(layout)
@@ -215,11 +216,11 @@ def test_the_policy_goes_before_the_simulators(pools: dict[int, Scheduler]) -> N
 
 
 def test_a_film_shows_every_step_and_changes_nothing(
-    starts: Starts, pools: dict[int, Scheduler]
+    init_states: InitStates, pools: dict[int, Scheduler]
 ) -> None:
     actor = PolicyRunner(Counting())
-    plain = {o.index: short(o) for o in pools[3].run(actor, starts, [0, 1])}
-    for outcome in pools[3].run(actor, starts, [0, 1], film="wrist_image"):
+    plain = {o.index: short(o) for o in pools[3].run(actor, init_states, [0, 1])}
+    for outcome in pools[3].run(actor, init_states, [0, 1], film="wrist_image"):
         assert short(outcome) == plain[outcome.index]
         assert len(outcome.frames) == outcome.steps + 1
         assert outcome.frames[0].shape == (32, 32, 3)
@@ -229,12 +230,12 @@ def faulty(
     fault: Callable[[], None], times: int, folder: Path, *, step_limit: float = 60.0
 ) -> dict[int, Episode]:
     env = envs.make("Lift-v0", image_size=16, horizon=12)
-    starts = make_starts(env, 4, seed=0)
-    hand = env.set_state(starts.states[2])["hand_position"]
+    init_states = make_init_states(env, 4, seed=0)
+    hand = env.set_state(init_states.states[2])["hand_position"]
     env.close()
     make = faulty_envs.making(fault, folder, times, hand)
     with Scheduler(make, 2, 2, step_limit=step_limit) as pool:
-        outcomes = {o.index: o for o in pool.run(PolicyRunner(Counting()), starts, range(4))}
+        outcomes = {o.index: o for o in pool.run(PolicyRunner(Counting()), init_states, range(4))}
         pids = [slot.simulator.process.pid for slot in pool._slots]
     assert not [pid for pid in pids if Path(f"/proc/{pid}").exists()], "a process was left behind"
     return outcomes
@@ -265,13 +266,13 @@ def test_an_episode_that_fails_every_time_is_an_error_and_no_failure(tmp_path: P
     assert [outcomes[i].error for i in (0, 1, 3)] == ["", "", ""]
 
 
-def test_a_simulator_that_dies_between_episodes_costs_none(starts: Starts) -> None:
+def test_a_simulator_that_dies_between_episodes_costs_none(init_states: InitStates) -> None:
     with Scheduler(MAKE, 2, 1) as pool:
         actor = PolicyRunner(Counting())
-        first = [short(outcome) for outcome in pool.run(actor, starts, [0])]
+        first = [short(outcome) for outcome in pool.run(actor, init_states, [0])]
         pool._slots[0].simulator.process.kill()
         pool._slots[0].simulator.process.join()
-        again = list(pool.run(actor, starts, [0]))
+        again = list(pool.run(actor, init_states, [0]))
     assert [short(outcome) for outcome in again] == first
 
 

@@ -10,7 +10,7 @@ import pytest
 from rollout import rollout
 
 from fibopolicy import envs
-from fibopolicy.evaluation.init_states import camera_hashes, make_starts
+from fibopolicy.evaluation.init_states import camera_hashes, make_init_states
 from fibopolicy.evaluation.policy_runner import PolicyRunner
 from fibopolicy.evaluation.scheduler import Scheduler
 
@@ -32,9 +32,14 @@ def reaching(obs: dict[str, np.ndarray]) -> np.ndarray:
 def test_robosuites_episodes_do_not_depend_on_process_or_order() -> None:
     make = partial(envs.make, "robosuite/Lift", cameras=("agentview",), image_size=32, horizon=32)
     env = make()
-    starts, actor, expected, frames = make_starts(env, 3, seed=0), PolicyRunner(reaching), {}, {}
+    init_states, actor, expected, frames = (
+        make_init_states(env, 3, seed=0),
+        PolicyRunner(reaching),
+        {},
+        {},
+    )
     for index in range(3):
-        obs = env.set_state(starts.states[index])
+        obs = env.set_state(init_states.states[index])
         frames[index] = camera_hashes(obs)
         episode = rollout(actor, env, obs, index=index)
         expected[index] = (episode.success, episode.steps, episode.total_reward)
@@ -42,7 +47,7 @@ def test_robosuites_episodes_do_not_depend_on_process_or_order() -> None:
     seen = {}
     with Scheduler(make, 1, 2) as pool:
         for order in ([2, 1, 0, 2], [0, 1, 2]):
-            for outcome in pool.run(actor, starts, order, check=seen.__setitem__):
+            for outcome in pool.run(actor, init_states, order, check=seen.__setitem__):
                 assert (outcome.success, outcome.steps, outcome.total_reward) == expected[
                     outcome.index
                 ]

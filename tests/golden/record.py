@@ -9,7 +9,7 @@ highest-level functions are called.
 - `losses`: 20 training steps of four policies on generated demonstrations.
 - `masks`: SHA-256 of the masks of 12 attention patterns.
 - `rollouts`: episodes of two stored policies, `[success, control steps, digest of the
-    start state]` each.
+    initial state]` each.
 - `statistics`: rates, differences and p values of the outcomes in `outcomes.json`.
 
 The policies in `policies/` are run directories, trained for 600 steps by `bc` on 30
@@ -152,7 +152,7 @@ def masks() -> dict[str, str]:
 
 
 def rollouts(name: str) -> list[list[Any]]:
-    """`[success, control steps, digest of the start state]` of each episode of one of
+    """`[success, control steps, digest of the initial state]` of each episode of one of
     `ROLLOUTS`.
     """
     task, episodes, horizon = ROLLOUTS[name]
@@ -161,7 +161,7 @@ def rollouts(name: str) -> list[list[Any]]:
     rows = evaluate_policy(
         policy, task, episodes, workers=1, batch=4, threads=1, horizon=horizon, step_limit=600
     )
-    return [[row.success, row.steps, row.start] for row in rows]
+    return [[row.success, row.steps, row.init_state] for row in rows]
 
 
 def statistics() -> dict[str, dict[str, float]]:
@@ -193,7 +193,7 @@ def _rate(rate: Rate) -> dict[str, float]:
 
 
 def _difference(difference: Difference | MeanDifference) -> dict[str, float]:
-    planned = difference.expected(seeds=5, starts=200)
+    planned = difference.expected(seeds=5, init_states=200)
     return {
         **{name: getattr(difference, name) for name in ("value", "low", "high", "p", "seed_share")},
         "p_inferior": difference.p_inferior(0.05),

@@ -20,16 +20,16 @@ def row(index: int, success: bool, **changes: Any) -> EpisodeResult:
         "wall_s": 1.0,
         "checkpoint_step": 1000,
         "weights": "ema",
-        "starts_seed": 0,
+        "init_seed": 0,
         "horizon": 100,
         "quality": "fast",
-        "start": f"s{index}",
+        "init_state": f"s{index}",
     }
     return EpisodeResult(**(fields | changes))
 
 
 def make_run(run: Path, successes: Iterable[bool], **changes: Any) -> Path:
-    """Add an evaluation to a run directory: one row per outcome, on start states 0, 1, ..."""
+    """Add an evaluation to a run directory: one row per outcome, on initial states 0, 1, ..."""
     run.mkdir(parents=True, exist_ok=True)
     rows = [row(index, bool(success), **changes) for index, success in enumerate(successes)]
     write_rows(run / "episodes.jsonl", [*read_rows(run / "episodes.jsonl"), *rows])

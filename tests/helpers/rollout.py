@@ -15,7 +15,7 @@ from fibopolicy.evaluation.simulator import EpisodeRunner
 def rollout(
     policy: Any, env: TaskEnv, obs: Observation, *, film: str | None = None, index: int = 0
 ) -> Episode:
-    """Run an episode from the restored start state that `obs` shows.
+    """Run an episode from the restored initial state that `obs` shows.
 
     Args:
         policy: a `PolicyRunner`, or any policy that it accepts.

@@ -1,4 +1,4 @@
-"""Outcomes with known rates: logit-normal effects of training seeds and of start states."""
+"""Outcomes with known rates: logit-normal effects of training seeds and of initial states."""
 
 from __future__ import annotations
 
@@ -8,12 +8,16 @@ from scipy.stats import norm
 
 
 def outcomes(
-    rng: np.random.Generator, seeds: int, starts: NDArray[np.floating], mean: float, seed_sd: float
+    rng: np.random.Generator,
+    seeds: int,
+    init_states: NDArray[np.floating],
+    mean: float,
+    seed_sd: float,
 ) -> NDArray[np.bool_]:
     """Success `(S, n)`: the logit is `mean`, plus one draw per seed, plus the given
-    effect of the start state.
+    effect of the initial state.
     """
-    logits = mean + seed_sd * rng.normal(size=(seeds, 1)) + starts
+    logits = mean + seed_sd * rng.normal(size=(seeds, 1)) + init_states
     return rng.random(logits.shape) < 1 / (1 + np.exp(-logits))
 
 

@@ -24,7 +24,7 @@ def of(
 
 @pytest.fixture
 def pair(tmp_path: Path) -> tuple[Path, Path]:
-    """On 60 start states: 40 solved by both, 2 by the baseline alone, 12 by the candidate alone."""
+    """60 initial states: both solve 40, the baseline alone 2, the candidate alone 12."""
     baseline = make_run(tmp_path / "baseline", [True] * 42 + [False] * 18)
     candidate = make_run(
         tmp_path / "candidate", [True] * 40 + [False] * 2 + [True] * 12 + [False] * 6
@@ -49,7 +49,7 @@ def test_only_shared_start_states_count_and_the_rest_is_told(
 ) -> None:
     longer = make_run(tmp_path / "longer", [True] * 80)
     found = of(pair[0], longer)
-    assert len(found.starts) == 60
+    assert len(found.init_states) == 60
     assert found.left_out == 20
     assert found.rates[1].episodes == 60
     assert "left out: 20 that some run lacks" in text(found, ())
@@ -92,15 +92,15 @@ def test_unpaired_rows_are_refused_in_one_line(pair: tuple[Path, Path]) -> None:
     write_rows(
         pair[1] / "episodes.jsonl",
         [
-            replace(row, start="x" + row.start, starts_seed=5)
+            replace(row, init_state="x" + row.init_state, init_seed=5)
             for row in read_rows(pair[1] / "episodes.jsonl")
         ],
     )
     with pytest.raises(
         UserError,
         match=(
-            r"0 start states are shared.*baseline: 60 of seed 0; .*candidate: 60 of seed"
-            r" 5.*--starts"
+            r"0 initial states are shared.*baseline: 60 of seed 0; .*candidate: 60 of seed"
+            r" 5.*--init-states"
         ),
     ) as e:
         of(*pair)
@@ -197,7 +197,7 @@ def test_the_verb_prints_it_all(
     Compare(pair, margin=0.05).run()
     printed = capsys.readouterr().out
     for told in (
-        "60 shared start states",
+        "60 shared initial states",
         "+16.7",
         "better; not inferior",
         "McNemar's exact test",

@@ -356,6 +356,7 @@ def test_an_exported_run_rolls_out_as_the_run_does(
         for directory in (run, open_run(export(run, tmp_path / "exported.pth")))
     ]
     mine, theirs = (
-        [(row.start, row.steps, row.total_reward) for row in evaluation.rows] for evaluation in done
+        [(row.init_state, row.steps, row.total_reward) for row in evaluation.rows]
+        for evaluation in done
     )
     assert mine == theirs

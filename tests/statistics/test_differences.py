@@ -79,10 +79,10 @@ def test_the_interval_covers_and_compare_is_seldom_wrong(
     true = rate(candidate, total) - rate(baseline, total)
     covered, alarms = [], []
     for _ in range(500):
-        starts = 1.5 * rng.normal(size=80)
+        init_states = 1.5 * rng.normal(size=80)
         found = Difference(
-            outcomes(rng, seeds, starts, baseline, seed_sd),
-            outcomes(rng, seeds, starts, candidate, seed_sd),
+            outcomes(rng, seeds, init_states, baseline, seed_sd),
+            outcomes(rng, seeds, init_states, candidate, seed_sd),
         )
         covered.append(found.low <= true <= found.high)
         alarms.append(found.p <= 0.05)
@@ -100,9 +100,10 @@ def test_non_inferiority_is_seldom_granted_to_what_is_worse_by_the_margin(
     margin = rate(2.5, total) - rate(1.5, total)
     granted = []
     for _ in range(1500):
-        starts = 1.5 * rng.normal(size=100)
+        init_states = 1.5 * rng.normal(size=100)
         found = Difference(
-            outcomes(rng, seeds, starts, 2.5, seed_sd), outcomes(rng, seeds, starts, 1.5, seed_sd)
+            outcomes(rng, seeds, init_states, 2.5, seed_sd),
+            outcomes(rng, seeds, init_states, 1.5, seed_sd),
         )
         granted.append(found.p_inferior(margin) <= 0.025)
     assert np.mean(granted) <= 0.035
@@ -117,7 +118,7 @@ def test_seeds_share_of_the_variance_is_told() -> None:
 
 
 def test_what_cannot_be_paired_is_refused() -> None:
-    with pytest.raises(UserError, match="the same start states"):
+    with pytest.raises(UserError, match="the same initial states"):
         Difference(np.ones((1, 3), dtype=bool), np.ones((1, 4), dtype=bool))
     for margin in (0.0, 1.0, 5.0):
         with pytest.raises(UserError, match="margin must lie between 0 and 1"):
@@ -146,10 +147,11 @@ def test_the_mean_over_tasks_covers_and_finds_more_than_one_task(seeds: int) -> 
     for _ in range(400):
         parts = []
         for a, b in logits:
-            starts = 1.5 * rng.normal(size=60)
+            init_states = 1.5 * rng.normal(size=60)
             parts.append(
                 Difference(
-                    outcomes(rng, seeds, starts, a, 0.4), outcomes(rng, seeds, starts, b, 0.4)
+                    outcomes(rng, seeds, init_states, a, 0.4),
+                    outcomes(rng, seeds, init_states, b, 0.4),
                 )
             )
         mean = MeanDifference(tuple(parts))
@@ -162,9 +164,9 @@ def test_the_mean_over_tasks_covers_and_finds_more_than_one_task(seeds: int) -> 
 
 def test_what_is_expected_of_the_same_seeds_and_starts_is_what_was_found() -> None:
     rng = np.random.default_rng(7)
-    starts = rng.normal(size=80)
+    init_states = rng.normal(size=80)
     one, other = (
-        Difference(outcomes(rng, 3, starts, 1, 0.8), outcomes(rng, 3, starts, 1, 0.8))
+        Difference(outcomes(rng, 3, init_states, 1, 0.8), outcomes(rng, 3, init_states, 1, 0.8))
         for _ in range(2)
     )
     for found in (one, MeanDifference((one, other))):

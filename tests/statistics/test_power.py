@@ -92,8 +92,8 @@ def test_as_many_as_are_said_to_be_needed_show_non_inferiority(seeds: int, seed_
     )
 
     def study(seeds: int, n: int) -> Difference:
-        starts = 1.5 * rng.normal(size=n)
-        first, second = (outcomes(rng, seeds, starts, logit, seed_sd) for logit in logits)
+        init_states = 1.5 * rng.normal(size=n)
+        first, second = (outcomes(rng, seeds, init_states, logit, seed_sd) for logit in logits)
         return Difference(first, second)
 
     sizes = []
@@ -104,7 +104,7 @@ def test_as_many_as_are_said_to_be_needed_show_non_inferiority(seeds: int, seed_
     known = [size for size in sizes if size is not None]
     assert len(known) >= 10
     reached = [
-        study(size.seeds, size.starts).p_inferior(margin) <= alpha
+        study(size.seeds, size.init_states).p_inferior(margin) <= alpha
         for size in known
         for _ in range(30)
     ]
@@ -118,10 +118,10 @@ def test_what_is_needed_is_no_less_than_there_is_in_seeds_and_none_at_the_bound(
     wanted = sample_size(found, found.value - 0.05, alpha=0.025)
     assert wanted is not None
     assert wanted.seeds >= 3
-    assert wanted.seeds * wanted.starts <= MAX_EPISODES
+    assert wanted.seeds * wanted.init_states <= MAX_EPISODES
     easier = sample_size(found, found.value - 0.2, alpha=0.025)
     assert easier is not None
-    assert easier.seeds * easier.starts < wanted.seeds * wanted.starts
+    assert easier.seeds * easier.init_states < wanted.seeds * wanted.init_states
     assert sample_size(found, found.value - 1e-5, alpha=0.025) is None
     single = sample_size(Difference(a[:1], b[:1]), 0.5, alpha=0.025)
     assert single is not None
@@ -139,4 +139,4 @@ def test_equal_outcomes_ask_for_little_more_than_equal_outcomes_would_need(seeds
     wanted = sample_size(Difference(seen, seen), -0.05, alpha=0.002)
     assert wanted is not None
     assert wanted.seeds == seeds
-    assert enough <= wanted.starts <= 1.4 * enough
+    assert enough <= wanted.init_states <= 1.4 * enough

@@ -31,25 +31,28 @@ def test_one_seed_pools_to_wilson() -> None:
 
 
 def test_the_variance_is_where_a_two_level_bootstrap_converges() -> None:
-    """Drawn literally: S - 1 seeds and n start states, whose crossing counts chance
+    """Drawn literally: S - 1 seeds and n initial states, whose crossing counts chance
     three times instead of once.
     """
     rng = np.random.default_rng(0)
     y = outcomes(rng, 4, 1.5 * rng.normal(size=60), 1.0, 0.8).astype(float)
     drawn = [y[rng.integers(4, size=3)][:, rng.integers(60, size=60)].mean() for _ in range(20_000)]
     found = variance_components(y)
-    assert np.var(drawn) == pytest.approx(found.seeds + found.starts + found.chance, rel=0.05)
-    assert 0 < found.chance < min(found.seeds, found.starts)
+    assert np.var(drawn) == pytest.approx(found.seeds + found.init_states + found.chance, rel=0.05)
+    assert 0 < found.chance < min(found.seeds, found.init_states)
 
 
 @pytest.mark.parametrize(
-    ("mean", "seed_sd", "starts_sd"), [(0, 0, 0), (2, 0.5, 2), (2, 1, 0), (4, 1, 2), (4, 0.5, 0)]
+    ("mean", "seed_sd", "init_state_sd"),
+    [(0, 0, 0), (2, 0.5, 2), (2, 1, 0), (4, 1, 2), (4, 0.5, 0)],
 )
-def test_three_seeds_cover_the_methods_rate(mean: float, seed_sd: float, starts_sd: float) -> None:
+def test_three_seeds_cover_the_methods_rate(
+    mean: float, seed_sd: float, init_state_sd: float
+) -> None:
     rng = np.random.default_rng(1)
-    true = rate(mean, float(np.hypot(seed_sd, starts_sd)))
+    true = rate(mean, float(np.hypot(seed_sd, init_state_sd)))
     intervals = [
-        pooled(outcomes(rng, 3, starts_sd * rng.normal(size=100), mean, seed_sd))
+        pooled(outcomes(rng, 3, init_state_sd * rng.normal(size=100), mean, seed_sd))
         for _ in range(600)
     ]
     assert np.mean([found.low <= true <= found.high for found in intervals]) >= 0.90

@@ -1,5 +1,5 @@
 """Study directories with a known truth: rates, effects of training seeds, difficulty of
-start states.
+initial states.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def describe(
         "baseline": encoders[0],
         "steps": STEPS,
         "episodes": episodes,
-        "starts_seed": 0,
+        "init_seed": 0,
         "margin": margin,
         "versions": {"fibopolicy": "0.1.0", "torch": "2.6.0"},
     }
@@ -102,7 +102,7 @@ def finish(
     trained: int = STEPS,
     **changes: Any,
 ) -> Path:
-    """A finished run whose outcomes are these, on start states 0, 1, ..."""
+    """A finished run whose outcomes are these, on initial states 0, 1, ..."""
     run = condition / f"seed{seed}"
     run.mkdir(parents=True, exist_ok=True)
     document = json.loads((condition.parents[1] / "study.json").read_text())
@@ -122,10 +122,10 @@ def finish(
                     "wall_s": 0.5,
                     "checkpoint_step": trained,
                     "weights": "ema",
-                    "starts_seed": 0,
+                    "init_seed": 0,
                     "horizon": 120,
                     "quality": "fast",
-                    "start": f"{task}{i}",
+                    "init_state": f"{task}{i}",
                     "policy": f"{condition.name}{seed}",
                 }
                 | changes
@@ -171,7 +171,7 @@ def simulate(
     *,
     rng: np.random.Generator,
     seed_sd: float = 0.3,
-    starts_sd: float = 1.5,
+    init_state_sd: float = 1.5,
     heads: Sequence[str | dict[str, Any]] = ("bc",),
     inits: Sequence[str] = ("scratch",),
     seeds: Sequence[int] = (0, 1, 2),
@@ -180,9 +180,9 @@ def simulate(
     curves: bool = True,
 ) -> Path:
     """A finished study. `logits`: per task and encoder the logit of success at a
-    middling start state and training seed.
+    middling initial state and training seed.
 
-    An encoder's true rate is `simulated.rate(logit, hypot(seed_sd, starts_sd))`; start
+    An encoder's true rate is `simulated.rate(logit, hypot(seed_sd, init_state_sd))`; initial
     states are as hard for all encoders.
     """
     tasks = list(logits)
@@ -198,7 +198,7 @@ def simulate(
         margin=margin,
     )
     for task in tasks:
-        difficulty = starts_sd * rng.normal(size=episodes)
+        difficulty = init_state_sd * rng.normal(size=episodes)
         for described in heads:
             head, steps = (
                 (described["name"], described["steps"])

@@ -83,8 +83,8 @@ def test_an_unpacked_archive_is_a_study_that_can_be_continued(
         read_rows(folder / "episodes.jsonl")
         for folder in (copy / "conditions" / run.name, finished.run(run))
     )
-    assert [(row.start, row.success, row.steps) for row in again] == [
-        (row.start, row.success, row.steps) for row in before
+    assert [(row.init_state, row.success, row.steps) for row in again] == [
+        (row.init_state, row.success, row.steps) for row in before
     ]
 
 

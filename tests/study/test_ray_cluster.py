@@ -92,12 +92,12 @@ def test_a_node_that_is_lost_costs_no_row(
     gated = replace(with_data, encoders=encoders, name="gated")
     study = StudyDirectory(tmp_path / "there", gated)
 
-    def starts(run: Run) -> int:
+    def init_states(run: Run) -> int:
         log = study.run_log(run)
         return len(re.findall(r": process \d+ on ", log.read_text())) if log.exists() else 0
 
     def lose_a_node() -> None:
-        while not all(map(starts, runs(gated))):
+        while not all(map(init_states, runs(gated))):
             time.sleep(0.05)
         cluster.remove_node(cluster.second, allow_graceful=False)  # type: ignore[attr-defined]
         gate.touch()
@@ -111,7 +111,7 @@ def test_a_node_that_is_lost_costs_no_row(
     assert not losing.is_alive()
     assert (outcome.done, outcome.failed) == (2, ())
     # the run of the lost node, and no other, was started again
-    assert sorted(map(starts, runs(gated))) == [1, 2]
+    assert sorted(map(init_states, runs(gated))) == [1, 2]
     here = StudyDirectory(tmp_path / "here", gated)
     run_study(gated, here.path, Here(), tmp_path)
     for run in runs(gated):

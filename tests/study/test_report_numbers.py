@@ -30,7 +30,7 @@ def lines(path: Path) -> list[dict[str, str]]:
 
 
 def outcomes(study: Path, task: str, encoder: str) -> NDArray[np.float64]:
-    """`(seeds, start states)`, read from the rows' JSON."""
+    """`(seeds, initial states)`, read from the rows' JSON."""
     folder = begin(study, task, encoder)
     files = sorted(folder.glob("seed*/episodes.jsonl"))
     rows = [
@@ -69,9 +69,9 @@ def test_rates_are_those_of_the_rows(study: Path) -> None:
         assert float(line["success_rate"]) == pytest.approx(y.mean())
         padded = np.hstack([y, np.ones((3, 1)), np.zeros((3, 1))])
         seeds, chance = variances(padded)
-        starts = padded.mean(0).var(ddof=1) / 62
-        total = starts + max(0, seeds - chance)
-        z = stats.t.ppf(0.975, total**2 / (starts**2 / 61 + seeds**2 / 2))
+        init_states = padded.mean(0).var(ddof=1) / 62
+        total = init_states + max(0, seeds - chance)
+        z = stats.t.ppf(0.975, total**2 / (init_states**2 / 61 + seeds**2 / 2))
         p, n = y.mean(), min(padded.mean() * (1 - padded.mean()) / total, y.size)
         centre, half = (
             (p + z**2 / (2 * n)) / (1 + z**2 / n),
@@ -108,11 +108,13 @@ def test_differences_their_intervals_and_p_values(study: Path) -> None:
             assert len(a) == int(line["control_seeds"]) == int(line["candidate_seeds"])
             a = np.hstack([a, np.ones((3, 1)), np.zeros((3, 1))])
             b = np.hstack([b, np.zeros((3, 1)), np.ones((3, 1))])
-            by_start = (b.mean(0) - a.mean(0)).var(ddof=1) / a.shape[1]
+            by_init_state = (b.mean(0) - a.mean(0)).var(ddof=1) / a.shape[1]
             parts = [variances(side) for side in (a, b)]
             centres.append(b.mean() - a.mean())
-            totals.append(by_start + sum(max(0, seeds - chance) for seeds, chance in parts))
-            degrees.append(by_start**2 / (a.shape[1] - 1) + sum(seeds**2 / 2 for seeds, _ in parts))
+            totals.append(by_init_state + sum(max(0, seeds - chance) for seeds, chance in parts))
+            degrees.append(
+                by_init_state**2 / (a.shape[1] - 1) + sum(seeds**2 / 2 for seeds, _ in parts)
+            )
         error, df = np.sqrt(sum(totals)) / len(totals), sum(totals) ** 2 / sum(degrees)
         centre, half = np.mean(centres), stats.t.ppf(0.975, df) * error
         assert (float(line["low_95"]), float(line["high_95"])) == pytest.approx(
@@ -142,7 +144,7 @@ def test_holm_counts_every_comparison_of_the_study(study: Path) -> None:
         assert line["verdict"] == (
             "inferior" if inferior else "not inferior" if not_inferior else "undecided"
         )
-        assert (line["needed_starts"] == "") <= (
+        assert (line["needed_init_states"] == "") <= (
             line["verdict"] != "undecided" or line["needed_seeds"] == ""
         )
 

@@ -136,7 +136,7 @@ def test_films_are_of_pairs_that_differ_kept_while_fresh_and_bounded(
 def test_a_film_that_cannot_be_made_is_told(study: Path) -> None:
     page = write_report(study, videos=True).read_text()
     assert "could not be filmed" in page
-    assert "starts: holds no file with the start states of Lift" in page
+    assert "init_states: holds no file with the initial states of Lift" in page
 
 
 def test_many_comparisons_are_counted_in_the_first_lines(tmp_path: Path) -> None:

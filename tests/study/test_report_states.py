@@ -62,7 +62,7 @@ def test_missing_and_failed_runs_are_shown_and_count_nowhere(study: Path) -> Non
     assert states[PUSH, "dense", "2"] == "unfinished"
     assert states[PUSH, "local", "0"] == "not started"
     (compared,) = lines(study, "comparisons.csv")
-    assert (compared["control_seeds"], compared["candidate_seeds"], compared["starts"]) == (
+    assert (compared["control_seeds"], compared["candidate_seeds"], compared["init_states"]) == (
         "3",
         "2",
         "40",
@@ -97,7 +97,7 @@ def test_where_the_control_solves_nothing_not_inferior_says_nothing(tmp_path: Pa
     )
     assert "better is **not inferior** to dense by more than 5 points on Lift" in told
     verdicts = {
-        line["candidate"]: (line["verdict"], line["needed_starts"])
+        line["candidate"]: (line["verdict"], line["needed_init_states"])
         for line in lines(directory, "comparisons.csv")
     }
     assert verdicts == {"same": ("untestable", ""), "better": ("not inferior", "")}
@@ -205,8 +205,8 @@ def test_starts_where_a_simulator_failed_or_that_one_side_lacks_are_left_out(stu
     )
     page = write_report(study).read_text()
     (compared,) = lines(study, "comparisons.csv")
-    assert compared["starts"] == "38"
-    assert "38 of 40 starts" in page
+    assert compared["init_states"] == "38"
+    assert "38 of 40 initial states" in page
     assert "1 episode that a simulator could not run to the end" in page
 
 
@@ -220,9 +220,9 @@ def test_two_seeds_of_the_same_weights_are_refused(study: Path) -> None:
 def test_start_states_that_are_not_shared_are_told(study: Path) -> None:
     for seed in range(2):
         rows = begin(study, LIFT, "fib") / f"seed{seed}" / "episodes.jsonl"
-        rows.write_text(rows.read_text().replace(f'"start": "{LIFT}', '"start": "other'))
+        rows.write_text(rows.read_text().replace(f'"init_state": "{LIFT}', '"init_state": "other'))
     page = write_report(study).read_text()
-    assert "fib against dense on Lift, bc, scratch: 0 start states are shared" in page
+    assert "fib against dense on Lift, bc, scratch: 0 initial states are shared" in page
 
 
 def test_what_is_no_study_is_refused(tmp_path: Path) -> None:

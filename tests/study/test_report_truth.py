@@ -18,7 +18,7 @@ from fibopolicy.study.records import ConditionRecord, RunRecord, State, Study
 from fibopolicy.study.report.answer import answers
 from fibopolicy.study.report.results import Results, Verdict, results
 
-STARTS, SEEDS, STARTS_SD, SEED_SD = 60, 3, 1.5, 0.4
+INIT_STATES, SEEDS, INIT_STATE_SD, SEED_SD = 60, 3, 1.5, 0.4
 
 
 def study(logits: dict[str, dict[str, float]], rng: np.random.Generator, margin: float) -> Study:
@@ -30,7 +30,7 @@ def study(logits: dict[str, dict[str, float]], rng: np.random.Generator, margin:
         encoders,
         baseline=encoders[0],
         steps=9,
-        episodes=STARTS,
+        episodes=INIT_STATES,
         margin=margin,
     )
     directory = StudyDirectory(Path("study"), config)
@@ -39,7 +39,7 @@ def study(logits: dict[str, dict[str, float]], rng: np.random.Generator, margin:
     for condition in conditions(config):
         task, encoder = condition.task.task, condition.encoder.name
         if task not in difficulties:
-            difficulties[task] = STARTS_SD * rng.normal(size=STARTS)
+            difficulties[task] = INIT_STATE_SD * rng.normal(size=INIT_STATES)
         solved = outcomes(rng, SEEDS, difficulties[task], logits[task][encoder], SEED_SD)
         runs = []
         for seed in range(SEEDS):
@@ -62,7 +62,7 @@ def found(logits: dict[str, dict[str, float]], studies: int, margin: float) -> l
 
 
 def truth(logit: float) -> float:
-    return rate(logit, float(np.hypot(SEED_SD, STARTS_SD)))
+    return rate(logit, float(np.hypot(SEED_SD, INIT_STATE_SD)))
 
 
 @pytest.mark.slow
@@ -118,5 +118,5 @@ def test_clear_cases_are_told_in_the_first_lines() -> None:
         "bad",
     )
     assert fib.startswith("fib is **not inferior** to dense by more than 15 points on ")
-    assert "3 seeds x 60 starts each." in fib
+    assert "3 seeds x 60 initial states each." in fib
     assert local.startswith("local is **inferior** to dense by more than 15 points on ")

@@ -35,7 +35,7 @@ def test_a_study_leaves_the_directory_of_its_contract(finished: StudyDirectory) 
         "study.log",
         "study.lock",
         "data/reach.hdf5",
-        "starts/reach.npz",
+        "init_states/reach.npz",
     ):
         assert (path / name).is_file(), name
     assert open_directory(path).config == finished.config
@@ -54,12 +54,12 @@ def test_a_study_leaves_the_directory_of_its_contract(finished: StudyDirectory) 
 
 
 def test_every_condition_is_measured_on_the_same_start_states(finished: StudyDirectory) -> None:
-    starts = [
-        [row.start for row in read_rows(finished.run(run) / "episodes.jsonl")]
+    init_states = [
+        [row.init_state for row in read_rows(finished.run(run) / "episodes.jsonl")]
         for run in runs(finished.config)
     ]
-    assert len(starts[0]) == 2
-    assert starts[0] == starts[1]
+    assert len(init_states[0]) == 2
+    assert init_states[0] == init_states[1]
     assert {
         row.checkpoint_step
         for run in runs(finished.config)
@@ -145,7 +145,7 @@ def test_what_stands_in_the_way_of_growing(config: StudyConfig, tmp_path: Path) 
         optimizer={**config.optimizer, "betas": (0.9, 0.9)},
     )
     study = create_or_extend(tmp_path, first)
-    for done in (study.starts(reach), study.run(runs(first)[0]) / "config.json"):
+    for done in (study.init_states(reach), study.run(runs(first)[0]) / "config.json"):
         done.parent.mkdir(parents=True, exist_ok=True)
         done.touch()
     pushing = parts_folder(study.dataset(first.tasks[1]))

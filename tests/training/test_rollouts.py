@@ -140,7 +140,7 @@ def test_a_run_is_rolled_out_beside_its_training(tiny_config: TrainConfig, tmp_p
     )
     assert not (config.out / "episodes.jsonl").exists()  # a result is what evaluate gives
     assert {
-        json.loads(row)["starts_seed"]
+        json.loads(row)["init_seed"]
         for row in (config.out / "monitoring/episodes.jsonl").read_text().splitlines()
     } == {730_001}
     assert load_policy(config.out / "monitoring").step == 12

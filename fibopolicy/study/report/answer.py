@@ -197,7 +197,7 @@ def _on(one: Compared, study: Study, design: str, first: bool) -> str:
     if one.verdict is Verdict.UNDECIDED:
         need, tasks = one.needed, "" if one.task is not None else " on each task"
         episodes = (
-            f"more than {MAX_EPISODES:,}" if need is None else f"{need.seeds * need.starts:,}"
+            f"more than {MAX_EPISODES:,}" if need is None else f"{need.seeds * need.init_states:,}"
         )
         told += f": {episodes} episodes{tasks} would be needed"
     where = one.subject if one.task is not None else f"average over {len(one.tasks)} tasks"
@@ -213,21 +213,24 @@ def beside_verdict(one: Compared, study: Study) -> str:
 
 def to_decide(one: Compared) -> str:
     """What an undecided comparison needs, per encoder (and task): `412 episodes: 4
-    seeds x 103 starts`.
+    seeds x 103 initial states`.
     """
     if one.needed is None:
         return f"more than {MAX_EPISODES:,} episodes"
-    seeds, starts = one.needed.seeds, one.needed.starts
-    return f"{seeds * starts:,} episodes: {seeds} seed{'s' * (seeds != 1)} x {starts} starts"
+    seeds, init_states = one.needed.seeds, one.needed.init_states
+    return (
+        f"{seeds * init_states:,} episodes: {seeds} seed{'s' * (seeds != 1)} x {init_states}"
+        " initial states"
+    )
 
 
 def _design(one: Compared) -> str:
-    """How much was measured: `3 seeds x 100 starts`."""
+    """How much was measured: `3 seeds x 100 initial states`."""
     control, candidate = one.seeds
     told = f"{candidate} seed{'s' * (candidate != 1)}"
     return (
         f"{told}{f' against {control} of {one.control}' if control != candidate else ''} x"
-        f" {one.starts} starts"
+        f" {one.init_states} initial states"
     )
 
 

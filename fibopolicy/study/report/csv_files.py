@@ -18,7 +18,7 @@ Row = dict[str, object]
 
 def write_cells(found: Results, path: Path) -> None:
     """One line per cell: success over its finished seeds with the interval over seeds
-    and start states, and its costs.
+    and initial states, and its costs.
     """
     rows: list[Row] = []
     for one in found.cells:
@@ -36,7 +36,7 @@ def write_cells(found: Results, path: Path) -> None:
                     )
                     for state in State
                 },
-                "starts": one.starts,
+                "init_states": one.init_states,
                 "episodes": None if rate is None else rate.episodes,
                 "successes": None if rate is None else rate.successes,
                 "success_rate": None if rate is None else rate.value,
@@ -105,7 +105,7 @@ def write_comparisons(found: Results, path: Path) -> None:
                 "candidate": one.candidate,
                 "control_seeds": control,
                 "candidate_seeds": candidate,
-                "starts": one.starts,
+                "init_states": one.init_states,
                 "difference": d.value,
                 "low_95": d.low,
                 "high_95": d.high,
@@ -120,7 +120,7 @@ def write_comparisons(found: Results, path: Path) -> None:
                 "seed_share_of_variance": d.seed_share,
                 "correlation": one.correlation,
                 "needed_seeds": one.needed.seeds if one.needed else None,
-                "needed_starts": one.needed.starts if one.needed else None,
+                "needed_init_states": one.needed.init_states if one.needed else None,
             }
         )
     _write(rows, path, _COMPARED)
@@ -137,7 +137,7 @@ _COMPARED = (
         "candidate",
         "control_seeds",
         "candidate_seeds",
-        "starts",
+        "init_states",
     ),
     *(
         "difference",
@@ -156,7 +156,7 @@ _COMPARED = (
         "seed_share_of_variance",
         "correlation",
         "needed_seeds",
-        "needed_starts",
+        "needed_init_states",
     ),
 )
 

@@ -23,9 +23,9 @@ class CellResult:
 
     Args:
         side: its finished runs; `None` where there is none.
-        rate: over the start states that all of them ran to their end, with the interval
-            over training seeds and start states.
-        starts: how many these are.
+        rate: over the initial states that all of them ran to their end, with the interval
+            over training seeds and initial states.
+        init_states: how many these are.
         errors: episodes that the simulator could not run to their end; they count
             nowhere.
         problem: why there is no rate although runs are finished; empty otherwise.
@@ -34,7 +34,7 @@ class CellResult:
     cell: ConditionRecord
     side: Method | None
     rate: Rate | None
-    starts: int = 0
+    init_states: int = 0
     errors: int = 0
     problem: str = ""
 
@@ -52,14 +52,14 @@ class Verdict(Enum):
 
 @dataclass(frozen=True)
 class Compared:
-    """An encoder against the control: same task, head, init and start states.
+    """An encoder against the control: same task, head, init and initial states.
 
     Args:
         task: `None` for the mean over several.
         tasks: those that count.
         head, init, control, candidate: what is compared.
         difference: candidate minus control, in shares of episodes.
-        pairs: per task the comparison on the same start states.
+        pairs: per task the comparison on the same initial states.
         p: adjusted by Holm over all comparisons of the study, of no difference.
         p_inferior: likewise, of being worse by the margin or more; `None` without a
             margin.
@@ -67,7 +67,7 @@ class Compared:
         testable: whether the control solves more than the margin, on every task that
             counts; below it nothing can be worse by as much, and a mean would hide what
             others lose.
-        needed: seeds and start states that would decide, if the difference is the one
+        needed: seeds and initial states that would decide, if the difference is the one
             found; `None` where it is decided or out of reach.
     """
 
@@ -123,13 +123,13 @@ class Compared:
         return min(pair.rates[0].value for pair in self.pairs)
 
     @property
-    def starts(self) -> int:
-        """Start states that both ran to their end, fewest over the tasks."""
-        return min(len(pair.starts) for pair in self.pairs)
+    def init_states(self) -> int:
+        """Initial states that both ran to their end, fewest over the tasks."""
+        return min(len(pair.init_states) for pair in self.pairs)
 
     @property
     def correlation(self) -> float:
-        """Of the outcomes of two checkpoints on the same start state, mean over tasks."""
+        """Of the outcomes of two checkpoints on the same initial state, mean over tasks."""
         return sum(pair.correlation for pair in self.pairs) / len(self.pairs)
 
 
@@ -212,9 +212,9 @@ def _result(cell: ConditionRecord) -> CellResult:
     try:
         found = compare([side])
     except UserError:
-        problem = f"fewer than two start states were run to their end by all of {len(runs)} seeds"
+        problem = f"fewer than two initial states were run to their end by all of {len(runs)} seeds"
         return CellResult(cell, side, None, errors=side.errors, problem=problem)
-    return CellResult(cell, side, found.rates[0], len(found.starts), side.errors)
+    return CellResult(cell, side, found.rates[0], len(found.init_states), side.errors)
 
 
 def _compared(

@@ -75,8 +75,8 @@ def _success(one: CellResult | None, study: Study) -> str:
     told = f"{100 * one.rate.value:.1f} [{100 * one.rate.low:.1f}, {100 * one.rate.high:.1f}]"
     if len(one.cell.done) < len(study.seeds):
         told += f", {len(one.cell.done)} of {len(study.seeds)} seeds"
-    if one.starts < study.episodes:
-        told += f", {one.starts} of {study.episodes} starts"
+    if one.init_states < study.episodes:
+        told += f", {one.init_states} of {study.episodes} initial states"
     return told
 
 

@@ -1,4 +1,4 @@
-"""Where the encoders differ, to look at: both on the same start states, side by side."""
+"""Where the encoders differ, to look at: both on the same initial states, side by side."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from fibopolicy.study.report.results import Compared, Results, printed
 
 _log = logging.getLogger(__name__)
 
-#: Start states in each video, and videos in a report.
+#: Initial states in each video, and videos in a report.
 EPISODES, MOST = 4, 12
 
 
 def films(
     found: Results, folder: Path, *, make: bool
 ) -> tuple[list[tuple[Compared, Path]], list[str]]:
-    """Videos of control and candidate on start states that one of them alone solved, by
+    """Videos of control and candidate on initial states that one of them alone solved, by
     the first seed of each.
 
     Args:
@@ -34,7 +34,7 @@ def films(
     told: list[str] = []
     for one in [one for one in found.comparisons if one.task is not None]:
         pair = one.pairs[0]
-        control, candidate = (side.outcomes(pair.starts)[0] for side in pair.methods)
+        control, candidate = (side.outcomes(pair.init_states)[0] for side in pair.methods)
         if (control == candidate).all():
             continue
         path = (
@@ -70,19 +70,20 @@ def film(study: Study, one: Compared, path: Path, episodes: int) -> None:
     """Write the video of one comparison.
 
     Raises:
-        UserError: the study holds no weights or start states any more, or they are not
+        UserError: the study holds no weights or initial states any more, or they are not
             those of the rows.
     """
     # They load torch and the simulators, which a report without videos does without.
-    from fibopolicy.evaluation.init_states import load_starts
+    from fibopolicy.evaluation.init_states import load_init_states
     from fibopolicy.evaluation.side_by_side import film_side_by_side
 
     pair = one.pairs[0]
-    for starts in sorted((study.path / "starts").glob("*.npz")):
-        stored = load_starts(starts)
-        if set(pair.starts) <= {stored.identity(i) for i in range(len(stored))}:
-            film_side_by_side(pair, path, episodes, starts)
+    for init_states in sorted((study.path / "init_states").glob("*.npz")):
+        stored = load_init_states(init_states)
+        if set(pair.init_states) <= {stored.identity(i) for i in range(len(stored))}:
+            film_side_by_side(pair, path, episodes, init_states)
             return
     raise UserError(
-        f"{study.path / 'starts'}: holds no file with the start states of {printed(one.tasks[0])}"
+        f"{study.path / 'init_states'}: holds no file with the initial states of"
+        f" {printed(one.tasks[0])}"
     )

@@ -135,7 +135,7 @@ def _design(study: Study, comparisons: int) -> str:
     )
     return (
         f"{' x '.join(counts)}: {len(runs)} runs of {_steps(study)}, of which {ready}. Each is"
-        f" measured on the same {study.episodes} start states of its task, which no training saw."
+        f" measured on the same {study.episodes} initial states of its task, which no training saw."
         f" The last checkpoint counts; none was selected.{together}"
     )
 
@@ -169,12 +169,12 @@ def _success(found: Results) -> list[Block]:
     blocks.append(
         Note(
             "Percent of episodes solved by one training seed, with 95 % Wilson intervals for what"
-            " other start states would give; what other seeds would give is unknown."
+            " other initial states would give; what other seeds would give is unknown."
             if len(found.study.seeds) == 1
             else (
                 "Percent of episodes solved, over training seeds, with 95 % intervals for what"
-                " other seeds and other start states would give (the limit of a two-level"
-                " bootstrap over both); where one seed alone is finished, for other start states"
+                " other seeds and other initial states would give (the limit of a two-level"
+                " bootstrap over both); where one seed alone is finished, for other initial states"
                 f" only. {FEW_SEEDS}"
             )
         )
@@ -239,9 +239,9 @@ def _differences(found: Results, folder: Path) -> list[Block]:
     if not found.comparisons:
         return blocks
     told = (
-        "Points are percent of episodes, candidate minus control on the same start states, with 95"
-        " % intervals: Bonett and Price's for a checkpoint against a checkpoint, beside McNemar's"
-        " exact p; else Student's over seeds and start states."
+        "Points are percent of episodes, candidate minus control on the same initial states, with"
+        " 95 % intervals: Bonett and Price's for a checkpoint against a checkpoint, beside"
+        " McNemar's exact p; else Student's over seeds and initial states."
     )
     if (m := len(found.comparisons)) > 1:
         told += (
@@ -341,7 +341,7 @@ def _films(found: Results, folder: Path, *, make: bool) -> list[Block]:
         blocks += [Heading(f"{where}: {one.control} and {one.candidate}", 3), Film(path)]
     blocks.append(
         Note(
-            "The same start states, by the first training seed of either, those that one alone"
+            "The same initial states, by the first training seed of either, those that one alone"
             " solved: chosen to show failures, not to count them. Grey frame: running. Green:"
             " success. Red: not solved within the horizon."
         )
@@ -363,7 +363,7 @@ def _made(study: Study) -> list[Block]:
         "encoders": "; ".join(_encoder(one, study.inits) for one in document["encoders"]),
         "inits": ", ".join(study.inits),
         "training seeds": ", ".join(map(str, study.seeds)),
-        "start states": f"{study.episodes} per task, set of seed {study.starts_seed}",
+        "initial states": f"{study.episodes} per task, set of seed {study.init_seed}",
         "margin": "none" if study.margin is None else f"{100 * study.margin:g} points",
         "hardware": _hardware(environment),
         "threads": f"{document['threads']} per run",

@@ -1,4 +1,4 @@
-"""The verb that stores start states."""
+"""The command that stores initial states."""
 
 from __future__ import annotations
 
@@ -12,16 +12,14 @@ from fibopolicy.utils.files import check_output
 
 
 @dataclass(frozen=True)
-class Starts:
-    """Store start states of a task: what `evaluate --starts FILE` restores, so that
-    everyone runs the same episodes.
+class InitStates:
+    """Store initial states of a task: what `evaluate --init-states FILE` restores, so
+    that everyone runs the same episodes.
 
-    Example: fibopolicy starts make Lift-v0 --episodes 200 --seed 1 --out
-    lift_starts.npz
+    Example: fibopolicy init-states Lift-v0 --episodes 200 --seed 1 --out
+    lift_init_states.npz
     """
 
-    what: tyro.conf.Positional[Literal["make"]]
-    """What to do: make."""
     task: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="TASK")]
     """Task id, or the dataset whose task, cameras and rendering are meant."""
     episodes: int
@@ -41,7 +39,7 @@ class Starts:
 
     def run(self) -> None:
         from fibopolicy.envs import from_env_args, make
-        from fibopolicy.evaluation.init_states import make_starts, save_starts
+        from fibopolicy.evaluation.init_states import make_init_states, save_init_states
 
         check_output(self.out, self.overwrite)
         options = {"cameras": self.cameras, "image_size": self.image_size, "quality": self.quality}
@@ -55,10 +53,10 @@ class Starts:
         else:
             env = make(self.task, **options)
         with env:
-            save_starts(
-                make_starts(env, self.episodes, self.seed), self.out, overwrite=self.overwrite
+            save_init_states(
+                make_init_states(env, self.episodes, self.seed), self.out, overwrite=self.overwrite
             )
             print(
-                f"{self.out}: {self.episodes} start states of {env.task_id},"
+                f"{self.out}: {self.episodes} initial states of {env.task_id},"
                 f" {self.out.stat().st_size / 1000:.0f} kB"
             )
