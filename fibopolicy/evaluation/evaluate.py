@@ -581,25 +581,18 @@ def _check_task(init_states: InitStates, info: TaskInfo, source: object) -> None
 def _check_rows_match(
     path: Path, rows: Mapping[int, EpisodeResult], init_states: InitStates, evaluator: Evaluator
 ) -> None:
-    """Raise `UserError` if stored results do not belong to the evaluation to resume."""
+    """Raise `UserError` if stored rows do not belong to the evaluation to resume."""
     runner = evaluator.runner
     for index, row in rows.items():
-        if index < len(init_states) and row.init_state != init_states.identity(index):
-            raise UserError(
-                f"{path}: has rows of other initial states with the same seed; pass --overwrite to"
-                " replace them"
-            )
-        if row.policy != evaluator.policy_digest:
-            raise UserError(
-                f"{path}: has rows of other weights at the same step; pass --overwrite to replace"
-                " them"
-            )
-        if (row.batch, row.threads) != (runner.batch, runner.threads):
-            raise UserError(
-                f"{path}: has rows with batch {row.batch} and {row.threads} threads, not"
-                f" {runner.batch} and {runner.threads}, which changes the last bits; pass the same"
-                " numbers or --overwrite"
-            )
+        now = {"policy": evaluator.policy_digest, "batch": runner.batch, "threads": runner.threads}
+        if index < len(init_states):
+            now["init_state"] = init_states.identity(index)
+        for name, value in now.items():
+            if (stored := getattr(row, name)) != value:
+                raise UserError(
+                    f"{path}: row {index} has {name} {stored}, now it is {value}; pass the same"
+                    " initial states, weights, --batch and --threads, or --overwrite to replace it"
+                )
 
 
 def _mismatch(init_states: InitStates, index: int, cameras: Sequence[str], info: TaskInfo) -> str:

@@ -45,9 +45,6 @@ from fibopolicy.utils.processes import WorkerProcess
 
 #: Shape and dtype of each observation key.
 Layout = Mapping[str, tuple[tuple[int, ...], np.dtype[Any]]]
-#: Arrays in shared memory begin at multiples of this. The first such block holds a
-#: counter, the heartbeat.
-ALIGNMENT = 64
 #: Added to a simulator's niceness. All simulators wait for the one policy, so it runs
 #: first where they share its core.
 NICENESS = 10
@@ -107,12 +104,10 @@ class Simulator:
         if isinstance(message, TaskInfo):
             handle = reduction.recv_handle(self.connection)
             try:
-                memory = mmap.mmap(handle, _memory_size(message.layout, self._n_obs_steps))
+                self._heartbeat, self._window = _map(handle, message.layout, self._n_obs_steps)
             finally:
                 os.close(handle)
             self.info = message
-            # The arrays keep the memory mapped.
-            self._heartbeat, self._window = _arrays(memory, message.layout, self._n_obs_steps)
         assert isinstance(message, TaskInfo | tuple)
         return message
 
@@ -219,7 +214,7 @@ def _run_episodes(
         versions=picture_versions(),
         warnings=messages,
     )
-    counter, window = _arrays(_share_memory(connection, info, n_obs_steps), layout, n_obs_steps)
+    counter, window = _share_memory(connection, info, n_obs_steps)
     show = Viewer(env).show if viewer else lambda: None
 
     def heartbeat() -> None:
@@ -350,23 +345,36 @@ def check_display() -> None:
         )
 
 
-# Shared memory: the heartbeat, then the window of each observation key.
+# Shared memory: the heartbeat, a counter, and the window of each observation key.
+
+Arrays = tuple[NDArray[np.int64], dict[str, NDArray[Any]]]
 
 
-def _share_memory(connection: Connection, info: TaskInfo, n_obs_steps: int) -> mmap.mmap:
-    """Allocate the memory; send the task's description and the memory to the parent."""
+def _share_memory(connection: Connection, info: TaskInfo, n_obs_steps: int) -> Arrays:
+    """Allocate the memory; send it to the parent after the task's description."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     assert parent.pid is not None
-    size = _memory_size(info.layout, n_obs_steps)
-    handle = _allocate(size)
+    handle = _allocate(_record(info.layout, n_obs_steps).itemsize)
     try:
-        memory = mmap.mmap(handle, size)
+        arrays = _map(handle, info.layout, n_obs_steps)
         connection.send(info)
         reduction.send_handle(connection, handle, parent.pid)
     finally:
         os.close(handle)
-    return memory
+    return arrays
+
+
+def _map(handle: int, layout: Layout, n_obs_steps: int) -> Arrays:
+    """The heartbeat `(1,)` and the windows `(T_o, ...)`, which keep the memory mapped."""
+    record = _record(layout, n_obs_steps)
+    memory = np.frombuffer(mmap.mmap(handle, record.itemsize), record)
+    return memory["heartbeat"], {key: memory["window"][key][0] for key in layout}
+
+
+def _record(layout: Layout, n_obs_steps: int) -> np.dtype[Any]:
+    window = [(key, dtype, (n_obs_steps, *shape)) for key, (shape, dtype) in layout.items()]
+    return np.dtype([("heartbeat", np.int64), ("window", window)], align=True)
 
 
 def _allocate(size: int) -> int:
@@ -392,24 +400,3 @@ def _allocate(size: int) -> int:
             f" refuses ({error.strerror}): use fewer workers or raise the memory limit"
         ) from error
     return handle
-
-
-def _memory_size(layout: Layout, n_obs_steps: int) -> int:
-    return ALIGNMENT + sum(_array_size(n_obs_steps, *entry) for entry in layout.values())
-
-
-def _array_size(n_obs_steps: int, shape: tuple[int, ...], dtype: np.dtype[Any]) -> int:
-    size = n_obs_steps * int(np.prod(shape)) * dtype.itemsize
-    return -(-size // ALIGNMENT) * ALIGNMENT
-
-
-def _arrays(
-    memory: mmap.mmap, layout: Layout, n_obs_steps: int
-) -> tuple[NDArray[np.int64], dict[str, NDArray[Any]]]:
-    """The heartbeat `(1,)` and the windows `(T_o, ...)` in shared memory."""
-    windows, offset = {}, ALIGNMENT
-    for key, (shape, dtype) in layout.items():
-        count = n_obs_steps * int(np.prod(shape))
-        windows[key] = np.frombuffer(memory, dtype, count, offset).reshape(n_obs_steps, *shape)
-        offset += _array_size(n_obs_steps, shape, dtype)
-    return np.frombuffer(memory, np.int64, 1, 0), windows
