@@ -1,9 +1,8 @@
-"""Features and proprioception to action chunks."""
+"""Policies: observations to chunks of actions."""
 
 from fibopolicy.policies import (
     bc,  # noqa: F401
     diffusion,  # noqa: F401
-    flow,  # noqa: F401
 )
 from fibopolicy.policies.base import (
     Policy,

@@ -1,5 +1,10 @@
-"""From actions, as a dataset and a simulator have them, to the numbers that a head
-predicts, and back.
+"""Actions of a dataset or simulator to the numbers that a policy predicts, and back.
+
+Absolute actions hold rotations as axis-angle vectors. Such a vector jumps where the angle
+passes pi, and close to there two distant vectors are almost the same rotation. Policies
+predict the first two columns of the rotation matrix instead, which are continuous: the 6-D
+representation of Zhou et al. 2019, "On the Continuity of Rotation Representations in Neural
+Networks".
 """
 
 from __future__ import annotations
@@ -10,22 +15,21 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional as F
 
 from fibopolicy.policies.base import PolicyConfig, Shapes
 from fibopolicy.policies.normalizer import Normalizer
-from fibopolicy.policies.rotations import axis_angle_from_6d, axis_angle_to_6d
 
 
 class ActionNormalizer(Normalizer):
-    """Actions `(..., A)` to `(..., dim)`: axis-angle rotations of absolute actions
-    become 6-D, the rest is normalised.
+    """Actions `(..., A)` to `(..., dim)`: rotations become 6-D, other numbers are normalised.
 
-    A 6-D rotation takes the place of its axis-angle vector and has its own range, so it
-    is not normalised. `invert` gives actions that may be executed: within [-1, 1],
-    unless they are absolute (metres and radians).
+    A 6-D rotation takes the place of its axis-angle vector. It lies in [-1, 1] already and
+    is not normalised. `invert` gives actions to execute: in [-1, 1], unless they are
+    absolute (metres and radians).
 
     Attributes:
-        dim: D, what a head predicts per action: A, and 3 more for each 6-D rotation.
+        dim: D, what a policy predicts per action: A, and 3 more per 6-D rotation.
         bounded: normalised actions of the training data lie in [-1, 1].
     """
 
@@ -38,44 +42,83 @@ class ActionNormalizer(Normalizer):
         self.bounded = self.kind == "minmax" or (self.kind == "none" and not shapes.absolute)
 
     def fit(self, statistics: Mapping[str, NDArray[np.float64]]) -> None:
-        # Mean 0 and deviation 1, minimum -1 and maximum 1: either kind then leaves a
-        # rotation as it is.
-        own = {"min": -1.0, "max": 1.0, "mean": 0.0, "std": 1.0}
-        super().fit(
-            {name: self._with_rotations(values, own[name]) for name, values in statistics.items()}
-        )
+        # With these statistics, either kind of normalisation leaves a rotation as it is.
+        rotation = {"min": -1.0, "max": 1.0, "mean": 0.0, "std": 1.0}
+        super().fit({name: self._expand(x, rotation[name]) for name, x in statistics.items()})
 
     def largest(self, values: NDArray[np.float64]) -> float:
-        """The largest magnitude of `values` `(A,)`, an action's least or greatest
-        numbers, 6-D rotations apart.
-        """
-        return float(np.abs(self._with_rotations(values, 0.0)).max(initial=0.0))
+        """The largest magnitude in `values` `(A,)`, without 6-D rotations."""
+        return float(np.abs(self._expand(values, 0.0)).max(initial=0.0))
 
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(self._converted(x))
+        parts, end = [], 0
+        for start in self.rotations:
+            parts += [x[..., end:start], axis_angle_to_6d(x[..., start : start + 3])]
+            end = start + 3
+        return super().forward(torch.cat([*parts, x[..., end:]], dim=-1))
 
     def invert(self, x: Tensor) -> Tensor:
-        actions = self._restored(super().invert(x))
+        x = super().invert(x)
+        parts, end = [], 0
+        for number, start in enumerate(self.rotations):
+            start += 3 * number  # the rotations before it are 3 wider here
+            parts += [x[..., end:start], axis_angle_from_6d(x[..., start : start + 6])]
+            end = start + 6
+        actions = torch.cat([*parts, x[..., end:]], dim=-1)
         return actions if self.absolute else actions.clamp(-1, 1)
 
-    def _with_rotations(self, values: NDArray[np.float64], own: float) -> NDArray[np.float64]:
-        parts, done = [], 0
+    def _expand(self, values: NDArray[np.float64], rotation: float) -> NDArray[np.float64]:
+        """`values` `(A,)` to `(dim,)`, with the number `rotation` for 6-D rotations."""
+        parts, end = [], 0
         for start in self.rotations:
-            parts += [values[done:start], np.full(6, own)]
-            done = start + 3
-        return np.concatenate([*parts, values[done:]])
+            parts += [values[end:start], np.full(6, rotation)]
+            end = start + 3
+        return np.concatenate([*parts, values[end:]])
 
-    def _converted(self, actions: Tensor) -> Tensor:
-        parts, done = [], 0
-        for start in self.rotations:
-            parts += [actions[..., done:start], axis_angle_to_6d(actions[..., start : start + 3])]
-            done = start + 3
-        return torch.cat([*parts, actions[..., done:]], dim=-1)
 
-    def _restored(self, converted: Tensor) -> Tensor:
-        parts, done = [], 0
-        for nth, start in enumerate(self.rotations):
-            at = start + 3 * nth
-            parts += [converted[..., done:at], axis_angle_from_6d(converted[..., at : at + 6])]
-            done = at + 6
-        return torch.cat([*parts, converted[..., done:]], dim=-1)
+def axis_angle_to_6d(vectors: Tensor) -> Tensor:
+    """Axis times angle in radians `(..., 3)` to the first two columns of the rotation
+    matrix, `(..., 6)` in [-1, 1].
+    """
+    angle = vectors.norm(dim=-1, keepdim=True)  # (..., 1)
+    half_sinc = 0.5 * torch.sinc(angle / (2 * torch.pi))  # sin(angle / 2) / angle, also at 0
+    x, y, z = (vectors * half_sinc).unbind(-1)  # with w, the unit quaternion
+    w = (angle / 2).cos().squeeze(-1)
+    first = [1 - 2 * (y * y + z * z), 2 * (x * y + w * z), 2 * (x * z - w * y)]
+    second = [2 * (x * y - w * z), 1 - 2 * (x * x + z * z), 2 * (y * z + w * x)]
+    return torch.stack([*first, *second], dim=-1)
+
+
+def axis_angle_from_6d(columns: Tensor) -> Tensor:
+    """Any two vectors `(..., 6)` to the rotation that Gram-Schmidt makes of them, as axis
+    times angle `(..., 3)`, angle in [0, pi].
+    """
+    a, b = columns[..., :3], columns[..., 3:]
+    a = F.normalize(a, dim=-1)
+    b = F.normalize(b - (a * b).sum(-1, keepdim=True) * a, dim=-1)
+    c = torch.linalg.cross(a, b)
+    quaternion = _quaternion(a, b, c)  # (..., 4)
+    w, v = quaternion[..., :1], quaternion[..., 1:]
+    v = torch.where(w < 0, -v, v)
+    sine = v.norm(dim=-1, keepdim=True)  # of half the angle
+    angle = 2 * torch.atan2(sine, w.abs())
+    return torch.where(sine > 1e-8, v * angle / sine.clamp(min=1e-8), 2 * v)
+
+
+def _quaternion(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
+    """The quaternion `(..., 4)`, as w, x, y, z, of the rotation matrix with these columns.
+
+    Sums of the matrix's entries give four times each product of two of the quaternion's
+    entries. The row of the largest entry, divided by that entry, is best conditioned.
+    """
+    (xx, yx, zx), (xy, yy, zy), (xz, yz, zz) = a.unbind(-1), b.unbind(-1), c.unbind(-1)
+    rows = [
+        [1 + xx + yy + zz, zy - yz, xz - zx, yx - xy],
+        [zy - yz, 1 + xx - yy - zz, xy + yx, xz + zx],
+        [xz - zx, xy + yx, 1 - xx + yy - zz, yz + zy],
+        [yx - xy, xz + zx, yz + zy, 1 - xx - yy + zz],
+    ]
+    products = torch.stack([torch.stack(row, dim=-1) for row in rows], dim=-2)  # (..., 4, 4)
+    largest = products.diagonal(dim1=-2, dim2=-1).argmax(dim=-1)  # (...)
+    row = products.gather(-2, largest[..., None, None].expand(*largest.shape, 1, 4)).squeeze(-2)
+    return F.normalize(row, dim=-1)

@@ -1,4 +1,4 @@
-"""The policy contract, what a policy is built from, and the registry of heads."""
+"""The policy contract, the configuration of a policy, and the registry of policies."""
 
 from __future__ import annotations
 
@@ -17,23 +17,21 @@ from fibopolicy.policies.rng import GLOBAL_RNG, SampleRng
 from fibopolicy.utils.registry import Registry
 
 Statistics = Mapping[str, Mapping[str, NDArray[np.float64]]]
-#: What a policy carries from one call of `act` to the next within an episode; opaque to
-#: the caller.
+#: What a policy carries between calls of `act` within an episode; opaque to the caller.
 State = Any
 
 
 @dataclass(frozen=True)
 class Shapes:
-    """What a policy sees and does, taken from the data.
+    """Observations and actions of a policy, as in its dataset.
 
     Args:
-        images: (H, W) per camera key.
-        vectors: size per vector key.
+        images: (H, W) in pixels per camera key.
+        vectors: D per vector key.
         action_dim: A.
-        absolute: actions may lie outside [-1, 1], say poses in metres and radians or
-            joint angles.
-        rotations: the first of three columns of each axis-angle rotation in absolute
-            actions, ascending.
+        absolute: actions are absolute (metres, radians, joint angles) and may lie outside
+            [-1, 1].
+        rotations: first column of each axis-angle rotation in absolute actions, ascending.
     """
 
     images: Mapping[str, tuple[int, int]]
@@ -56,15 +54,14 @@ else:  # None, as given, becomes the policy's default on construction
     IntOrDefault = int | None
     StrOrDefault = str | None
 _DEFAULT: Any = None
-#: More of anything (steps seen, units, layers) is a slip of the keyboard; far beyond
-#: it, torch's own numbers overflow.
+#: Largest integer setting (steps, units, layers): more is a typing error.
 MOST = 1 << 16
 Option = int | float | bool | str
 
 
 @dataclass(frozen=True)
 class PolicyDefaults:
-    """What a head takes for the settings of a `PolicyConfig` that are left to it."""
+    """A policy's values for settings of a `PolicyConfig` that are `None`."""
 
     n_obs_steps: int = 1
     horizon: int = 8
@@ -120,36 +117,31 @@ class PolicyConfig:
     """Pixels: train on frames shifted by up to this much, edges repeated."""
 
     def __post_init__(self) -> None:
-        head = Policy
+        policy = Policy
         if self.head in POLICIES:
-            head = POLICIES[self.head]
+            policy = POLICIES[self.head]
         if self.temporal_ensemble_coeff is not None and self.n_action_steps is None:
             object.__setattr__(self, "n_action_steps", 1)
-        for name, value in asdict(head.defaults).items():
+        for name, value in asdict(policy.defaults).items():
             if getattr(self, name) is None:
                 object.__setattr__(self, name, value)
-        for name, least in (
-            ("n_obs_steps", 1),
-            ("horizon", 1),
-            ("n_action_steps", 1),
-            ("hidden", 1),
-            ("layers", 0),
-            ("shift", 0),
-        ):
-            if getattr(self, name) < least:
-                raise UserError(f"{name} must be at least {least}, got {getattr(self, name)}")
-            if getattr(self, name) > MOST:
-                raise UserError(f"{name} must be at most {MOST}, got {getattr(self, name)}")
+        positive = ("n_obs_steps", "horizon", "n_action_steps", "hidden")
+        for name in (*positive, "layers", "shift"):
+            value, least = getattr(self, name), 1 if name in positive else 0
+            if value < least:
+                raise UserError(f"{name} must be at least {least}, got {value}")
+            if value > MOST:
+                raise UserError(f"{name} must be at most {MOST}, got {value}")
         if self.n_action_steps > self.horizon:
             raise UserError(
                 f"n_action_steps must be between 1 and horizon = {self.horizon}, got"
                 f" {self.n_action_steps}"
             )
         if self.temporal_ensemble_coeff is not None:
-            if head is not Policy and not head.ensembles:
+            if policy is not Policy and not policy.ensembles:
                 raise UserError(
-                    f"head {self.head} predicts no chunks that could be averaged; leave"
-                    " ensemble out"
+                    f"policy {self.head} predicts no chunks that could be averaged; leave out"
+                    " temporal_ensemble_coeff"
                 )
             if self.n_action_steps != 1 or not self.temporal_ensemble_coeff >= 0:
                 raise UserError(
@@ -167,30 +159,28 @@ class PolicyConfig:
                 )
 
     def as_loaded(self) -> PolicyConfig:
-        """The same network, whose encoders fetch no published weights: others are
-        loaded into it.
+        """This configuration without downloads of pretrained encoders.
+
+        For a policy whose weights are loaded from elsewhere.
         """
-        return replace(
-            self,
-            encoder_options={k: v for k, v in self.encoder_options.items() if k != "pretrained"},
-        )
+        options = {k: v for k, v in self.encoder_options.items() if k != "pretrained"}
+        return replace(self, encoder_options=options)
 
 
 class Policy(nn.Module):
-    """Observations to action chunks; owns its normalisation.
+    """Maps observations to chunks of actions, and normalises both.
 
-    A batch holds `obs` (camera keys uint8 `(B, T_o, H, W, 3)`, vector keys float32 `(B,
-    T_o, D)`), `actions` float32 `(B, horizon, A)` and `action_mask` bool `(B, horizon)`,
-    false where an action repeats the demonstration's last.
+    A batch holds `obs` (camera keys uint8 `(B, T_o, H, W, 3)`, vector keys float32
+    `(B, T_o, D)`), `actions` float32 `(B, horizon, A)` and `action_mask` bool
+    `(B, horizon)`, false where an action repeats the last one of its demonstration.
 
     Attributes:
         name: in the registry.
-        defaults: for the settings that are left to the head.
-        sequence: the observations of a training batch go on beyond the newest, to that
-            of the last action: T_o = n_obs_steps + horizon - 1.
-        ensembles: its chunks may be averaged over time, see `PolicyConfig.temporal_ensemble_coeff`.
-        render_quality: how the frames that it was trained on were rendered, where its
-            data say so.
+        defaults: for settings that the configuration leaves out.
+        sequence: training batches hold an observation for every action of the horizon:
+            T_o = n_obs_steps + horizon - 1.
+        ensembles: supports `PolicyConfig.temporal_ensemble_coeff`.
+        render_quality: of the frames in the training data, `None` if unknown.
     """
 
     name: ClassVar[str]
@@ -203,8 +193,11 @@ class Policy(nn.Module):
 
     @abstractmethod
     def fit_normalizers(self, statistics: Statistics) -> None:
-        """Set the normalisation from the data: per vector key and "actions", arrays
-        min, max, mean and std `(D,)`.
+        """Fit the normalisation to the training data.
+
+        Args:
+            statistics: for each vector key and "actions", arrays `(D,)` named min, max, mean
+                and std.
         """
 
     @abstractmethod
@@ -214,42 +207,41 @@ class Policy(nn.Module):
         """A scalar to minimise, and metrics to log.
 
         Args:
-            batch: as above; observations are checked as in `act`.
-            rng: of random numbers that belong to samples (augmentation, noise). Dropout
-                draws from torch's global generator.
+            batch: see above; its observations are checked as in `act`.
+            rng: of random numbers that belong to samples, such as augmentation and noise.
+                Dropout draws from torch's global generator.
         """
 
     def loss_denominator(self, batch: Mapping[str, Any]) -> Tensor:
-        """How many terms `loss` is the mean of, a scalar; by default the batch's samples.
+        """The number of terms that `loss` averages, a scalar: by default, the samples.
 
-        The loss of a batch that is computed in parts is the mean of the parts' losses,
-        weighted by this number.
+        With this number as its weight, the loss of parts averages to that of a batch.
         """
         mask: Tensor = batch["action_mask"]
         return torch.tensor(float(len(mask)), device=mask.device)
 
     @abstractmethod
     def act(self, obs: Mapping[str, Tensor], state: State = None) -> tuple[Tensor, State]:
-        """Actions `(B, n_action_steps, A)` in [-1, 1], or absolute ones, to execute before the
-        next call.
+        """Actions `(B, n_action_steps, A)` to execute before the next call.
+
+        They lie in [-1, 1] unless they are absolute.
 
         Args:
-            obs: the last T_o = `n_obs_steps` control steps as in a batch; an episode's
-                first observation stands for those before it. Keys that the policy does
-                not read are ignored.
-            state: what the previous call of these episodes returned, `None` at their
-                start. A head with memory returns dicts and tuples of tensors whose
-                first dimension counts the episodes, so that rows may be taken and
-                joined.
+            obs: the last T_o = `n_obs_steps` observations, as in a batch; at the start of
+                an episode, its first observation stands for earlier ones. Keys that the
+                policy does not read are ignored.
+            state: what the previous call returned for these episodes, `None` at their
+                start. It consists of dicts and tuples of tensors whose first dimension is
+                B, so that episodes can be selected and joined.
 
         Raises:
-            UserError: observations that are not like those of training: a key is
-                missing, or another size, type or layout.
+            UserError: an observation is missing, or differs from those of training in size,
+                type or layout.
         """
 
 
 POLICIES: Registry[type[Policy]] = Registry(
-    "policy head",
+    "policy",
     {
         "bc_gaussian": "fibopolicy.robomimic.policies:BCGaussianPolicy",
         "bc_gmm": "fibopolicy.robomimic.policies:BCGMMPolicy",
@@ -268,28 +260,33 @@ def build_policy(config: PolicyConfig, shapes: Shapes) -> Policy:
     """Build the policy that `config` describes, with fresh weights.
 
     Raises:
-        UserError: an unknown head, encoder or option, or values that do not fit the
+        UserError: an unknown policy, encoder or option, or values that do not fit the
             images.
     """
     factory: Callable[[PolicyConfig, Shapes], Policy] = POLICIES[config.head]
     return factory(config, shapes)
 
 
+def masked_mean(error: Tensor, mask: Tensor) -> Tensor:
+    """Mean of `error` `(B, T, D)` over the actions that `mask` `(B, T)` counts."""
+    mask = mask.unsqueeze(-1)  # (B, T, 1)
+    return (error * mask).sum() / (mask.sum() * error.shape[-1])
+
+
 def checked_options(
-    head: str, given: Mapping[str, Option], defaults: Mapping[str, Option]
+    policy: str, given: Mapping[str, Option], defaults: Mapping[str, Option]
 ) -> dict[str, Any]:
-    """A head's options, with its defaults for those that are not given.
+    """The options of a policy: `given`, and the defaults of the others.
 
     Raises:
-        UserError: no such option, with the nearest match suggested, or a value of
-            another type than the default's.
+        UserError: an option is unknown, or its value is not of the default's type.
     """
     for name, value in given.items():
         if name not in defaults:
-            raise unknown(f"option of head {head}:", name, defaults)
+            raise unknown(f"option of policy {policy}:", name, defaults)
         default = defaults[name]
         if type(value) is not type(default) and not (type(default) is float and type(value) is int):
-            raise UserError(f"head {head}: {name} must be like {default!r}, got {value!r}")
+            raise UserError(f"policy {policy}: {name} must be like {default!r}, got {value!r}")
         if type(value) is int and abs(value) > MOST:
-            raise UserError(f"head {head}: {name} must be at most {MOST}, got {value}")
+            raise UserError(f"policy {policy}: {name} must be at most {MOST}, got {value}")
     return {**defaults, **given}

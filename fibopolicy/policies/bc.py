@@ -1,4 +1,4 @@
-"""Behaviour cloning with a chunk of actions from an MLP: deterministic, L1 or L2."""
+"""Behaviour cloning: an MLP predicts a chunk of actions, with an L1 or L2 loss."""
 
 from __future__ import annotations
 
@@ -18,18 +18,17 @@ from fibopolicy.policies.base import (
     State,
     Statistics,
     checked_options,
+    masked_mean,
     register_policy,
 )
-from fibopolicy.policies.ensembling import ensemble
 from fibopolicy.policies.observations import ObservationEncoder
 from fibopolicy.policies.rng import GLOBAL_RNG, SampleRng
+from fibopolicy.policies.temporal_ensembling import ensemble
 
 
 @register_policy
 class BCPolicy(Policy):
-    """Predicts `horizon` actions from `n_obs_steps` observations and executes the first
-    `n_action_steps` of them.
-    """
+    """Predicts `horizon` actions and executes the first `n_action_steps` of them."""
 
     name = "bc"
     ensembles = True
@@ -61,8 +60,7 @@ class BCPolicy(Policy):
         predicted = self.predict(batch["obs"], rng)  # (B, horizon, D)
         error = predicted - self.actions(batch["actions"])
         error = error.abs() if self.config.loss == "l1" else error.square()
-        mask = batch["action_mask"].unsqueeze(-1)  # (B, horizon, 1)
-        loss = (error * mask).sum() / (mask.sum() * error.shape[-1])
+        loss = masked_mean(error, batch["action_mask"])
         return loss, {"loss": float(loss.detach())}
 
     def loss_denominator(self, batch: Mapping[str, Any]) -> Tensor:

@@ -1,4 +1,4 @@
-"""Linear normalisation that travels with the weights."""
+"""Linear normalisation, stored with the weights."""
 
 from __future__ import annotations
 
@@ -12,13 +12,17 @@ from torch import Tensor, nn
 from fibopolicy.errors import unknown
 
 KINDS = ("minmax", "gaussian", "none")
-#: A dimension that varies less than this is constant: it is shifted, not scaled.
+#: A number that varies less than this is constant: it is shifted, but not scaled.
 CONSTANT = 1e-4
 
 
 class Normalizer(nn.Module):
-    """x -> (x - offset) / scale per dimension, `(..., D)`, in the module's dtype; the
-    identity until it is fitted.
+    """(x - offset) / scale for each of D numbers, in the module's dtype.
+
+    Args:
+        dim: D.
+        kind: "minmax" maps the data to [-1, 1], "gaussian" to mean 0 and variance 1, "none"
+            leaves them. Until `fit`, every kind is the identity.
     """
 
     offset: Tensor
@@ -33,9 +37,7 @@ class Normalizer(nn.Module):
         self.register_buffer("scale", torch.ones(dim))
 
     def fit(self, statistics: Mapping[str, NDArray[np.float64]]) -> None:
-        """From arrays min, max, mean and std `(D,)`: "minmax" maps to [-1, 1],
-        "gaussian" to mean 0 and variance 1.
-        """
+        """Fit to data with the statistics min, max, mean and std, `(D,)` each."""
         if self.kind == "none":
             return
         if self.kind == "minmax":
@@ -50,5 +52,5 @@ class Normalizer(nn.Module):
         return ((x - self.offset) / self.scale).to(self.offset.dtype)
 
     def invert(self, x: Tensor) -> Tensor:
-        """In float32 at least: numpy, which executes actions, has no bfloat16."""
+        """Undo `forward`, in float32 or better: numpy has no bfloat16."""
         return x.to(torch.promote_types(x.dtype, torch.float32)) * self.scale + self.offset

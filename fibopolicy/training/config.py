@@ -231,7 +231,7 @@ def released_robot(dataset: Path, out: Path) -> TrainConfig:
             crop=76,
             hidden=256,
             layers=3,
-            head_options={"draws": 1},
+            head_options={"noise_samples": 1},
         ),
         optimizer=OptimizerConfig(
             steps=75_000,

@@ -11,6 +11,7 @@ import torch
 from fibopolicy.errors import UserError
 from fibopolicy.evaluation.policy_runner import PolicyRunner
 from fibopolicy.policies import Policy, PolicyConfig, Shapes, build_policy
+from fibopolicy.policies.diffusion import DENOISERS
 
 HEADS = ("diffusion", "flow")
 TINY = {"patch_size": 12, "width": 12, "depth": 1, "heads": 2, "keypoints": 4}
@@ -84,11 +85,12 @@ def test_other_encoders_will_do(head: str, encoder: str) -> None:
 
 @pytest.mark.parametrize("head", HEADS)
 def test_padded_actions_have_no_share_in_the_loss(head: str) -> None:
-    settings = config(head, head_options={"draws": 1})
+    settings = config(head, head_options={"noise_samples": 1})
     policy = build_policy(settings, SHAPES).eval()
     samples = batch(settings)
     samples["action_mask"][:, 4:] = False
-    policy.error = lambda actions, noise, times, features: actions  # type: ignore[method-assign]
+    policy.add_noise = lambda actions, noise, times: (noise, times, actions)
+    policy.denoiser = Zero()
     before = float(policy.loss(samples)[0])
     samples["actions"][:, 4:] = 9
     assert float(policy.loss(samples)[0]) == pytest.approx(before)
@@ -103,10 +105,18 @@ def test_a_perfect_denoiser_has_no_error_and_acts_as_was_demonstrated(head: str)
     policy = build_policy(settings, Shapes({}, {"hand": 3}, 4)).eval()
     shown = (torch.rand(1, 6, 4) * 2 - 1).expand(5, 6, 4)
     policy.denoiser = Ideal(policy, shown[:1])
-    error = policy.error(shown, torch.randn(5, 6, 4), torch.rand(5), torch.zeros(5, 1, 3))
-    assert float(error.abs().max()) < 2e-3
+    noisy, timesteps, target = policy.add_noise(shown, torch.randn(5, 6, 4), torch.rand(5))
+    predicted = policy.denoiser(noisy, timesteps, torch.zeros(5, 1, 3))
+    assert float((predicted - target).abs().max()) < 2e-3
     actions, _ = policy.act({"hand": torch.rand(2, 1, 3)})
     torch.testing.assert_close(actions, shown[:2, :3], atol=2e-3, rtol=0)
+
+
+class Zero(torch.nn.Module):
+    def forward(
+        self, noisy: torch.Tensor, timesteps: torch.Tensor, conditioning: torch.Tensor
+    ) -> torch.Tensor:
+        return torch.zeros_like(noisy)
 
 
 class Ideal(torch.nn.Module):
@@ -121,7 +131,7 @@ class Ideal(torch.nn.Module):
     ) -> torch.Tensor:
         if self.policy.name == "flow":
             return (self.chunk - noisy) / (1 - time / 100)[:, None, None].clamp(min=1e-6)
-        kept = self.policy.sampling.alphas_cumprod[time.long()][:, None, None]
+        kept = self.policy.ddim.alphas_cumprod[time.long()][:, None, None]
         return (noisy - kept.sqrt() * self.chunk) / (1 - kept).sqrt()
 
 
@@ -145,7 +155,7 @@ def test_an_episode_repeats_exactly_alone_and_beside_others(head: str) -> None:
 @pytest.mark.parametrize("head", HEADS)
 def test_noise_differs_between_decisions_and_between_episodes(head: str) -> None:
     policy = build_policy(config(head), SHAPES).eval()
-    policy.denoise = lambda noise, features: noise  # type: ignore[method-assign]
+    policy.sample = lambda noise, conditioning: noise  # type: ignore[method-assign]
     first, state = policy.act(observations(policy.config, 2))
     second, _ = policy.act(observations(policy.config, 2), state)
     assert not torch.equal(first[0], first[1])
@@ -165,11 +175,11 @@ def test_an_evaluation_may_batch_it(head: str, denoiser: str) -> None:
 def test_ddim_visits_fewer_steps_than_were_trained_and_more_change_the_answer() -> None:
     settings = config("diffusion", head_options={"train_steps": 50, "steps": 7})
     policy: Any = build_policy(settings, SHAPES).eval()
-    assert len(policy.sampling.timesteps) == 7
-    assert policy.sampling.config.num_train_timesteps == 50
-    assert policy.sampling.config.clip_sample
+    assert len(policy.ddim.timesteps) == 7
+    assert policy.ddim.config.num_train_timesteps == 50
+    assert policy.ddim.config.clip_sample
     unbounded: Any = build_policy(config("diffusion", action_normalization="gaussian"), SHAPES)
-    assert not unbounded.sampling.config.clip_sample
+    assert not unbounded.ddim.config.clip_sample
 
 
 @pytest.mark.parametrize(
@@ -178,7 +188,7 @@ def test_ddim_visits_fewer_steps_than_were_trained_and_more_change_the_answer() 
         ("diffusion", {"head_options": {"step": 3}}, "did you mean 'steps'"),
         ("diffusion", {"head_options": {"steps": 101}}, "at most train_steps = 100, got 101"),
         ("flow", {"head_options": {"steps": 0}}, "steps must be at least 1"),
-        ("flow", {"head_options": {"draws": "4"}}, "draws must be like 4, got '4'"),
+        ("flow", {"head_options": {"noise_samples": "4"}}, "noise_samples must be like 4, got '4'"),
         ("flow", {"head_options": {"denoiser": "mlp"}}, "unknown denoiser 'mlp'"),
         ("flow", {"layers": 0}, "layers of at least 1"),
         ("flow", {"hidden": 30}, "divisible by 8"),
@@ -194,3 +204,76 @@ def test_without_diffusers_the_error_names_the_extra(monkeypatch: pytest.MonkeyP
     with pytest.raises(UserError, match=r"pip install 'fibopolicy\[diffusion\]'"):
         build_policy(config("diffusion"), SHAPES)
     build_policy(config("flow"), SHAPES)
+
+
+# The denoisers.
+
+
+def denoiser_of(name: str, **changes: Any) -> torch.nn.Module:
+    torch.manual_seed(0)
+    sizes = {
+        "action_dim": 3,
+        "horizon": 8,
+        "n_obs_steps": 2,
+        "feature_dim": 5,
+        "width": 32,
+        "layers": 2,
+    }
+    return DENOISERS[name](**{**sizes, **changes}).eval()
+
+
+@pytest.mark.parametrize("horizon", [1, 2, 7, 8, 15])
+@pytest.mark.parametrize("layers", [1, 2, 3])
+@pytest.mark.parametrize("name", DENOISERS.names())
+def test_any_chunk_keeps_its_shape_and_every_weight_gets_a_gradient(
+    name: str, layers: int, horizon: int
+) -> None:
+    denoiser = denoiser_of(name, layers=layers, horizon=horizon)
+    out = denoiser(torch.randn(4, horizon, 3), torch.rand(4) * 100, torch.randn(4, 2, 5))
+    assert out.shape == (4, horizon, 3)
+    out.square().sum().backward()
+    assert all(parameter.grad is not None for parameter in denoiser.parameters())
+
+
+@pytest.mark.parametrize("name", DENOISERS.names())
+def test_time_and_every_observation_matter_and_rows_do_not_mix(name: str) -> None:
+    denoiser = denoiser_of(name)
+    actions, time, features = torch.randn(2, 8, 3), torch.tensor([10.0, 60.0]), torch.randn(2, 2, 5)
+    before = denoiser(actions, time, features)
+    for index in range(2):
+        other = features.clone()
+        other[0, index] += 1
+        after = denoiser(actions, time, other)
+        assert not torch.allclose(after[0], before[0])
+        torch.testing.assert_close(after[1], before[1], rtol=0, atol=0)
+    assert not torch.allclose(denoiser(actions, time + 1, features), before)
+
+
+def test_an_action_of_the_transformer_sees_those_before_it_alone() -> None:
+    denoiser = denoiser_of("transformer")
+    actions, time, features = torch.randn(1, 8, 3), torch.tensor([10.0]), torch.randn(1, 2, 5)
+    other = actions.clone()
+    other[:, 5] += 1
+    change = (
+        (denoiser(other, time, features) - denoiser(actions, time, features))
+        .detach()
+        .abs()
+        .amax(-1)[0]
+    )
+    assert float(change[:5].max()) < 1e-6
+    assert float(change[5:].min()) > 1e-6
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "message"),
+    [
+        ("unett", {}, "did you mean 'unet'"),
+        ("unet", {"width": 30}, "divisible by 8, got 30"),
+        ("transformer", {"width": 40}, "divisible by 32, got 40"),
+    ],
+)
+def test_sizes_of_a_denoiser_that_do_not_fit_are_named(
+    name: str, changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        denoiser_of(name, **changes)

@@ -6,7 +6,7 @@ import torch
 
 from fibopolicy.errors import UserError
 from fibopolicy.policies import PolicyConfig, Shapes, build_policy
-from fibopolicy.policies.ensembling import ensemble
+from fibopolicy.policies.temporal_ensembling import ensemble
 
 # nothing is clipped, so that averages may be compared
 SHAPES = Shapes({}, {"hand": 3}, 2, absolute=True)
