@@ -1,4 +1,4 @@
-"""The whole job once, end to end: collect, train, evaluate, report."""
+"""The whole workflow in one command: collect, train, evaluate, report."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ TASK = "fibopolicy/Lift-v0"
 @dataclass(frozen=True)
 class Quickstart:
     """Collect demonstrations of the built-in Lift task, train a Fibottention ViT from
-    pixels, measure it.
+    pixels, evaluate it.
 
-    A second start resumes: what is done is not repeated.
+    Run the command again to resume; finished stages are not repeated.
 
     Example: fibopolicy quickstart --out runs/quickstart
     """
@@ -40,10 +40,10 @@ class Quickstart:
     seed: int = 0
     """Training seed."""
     setup_seconds: float | None = None
-    """What the installation took, for the table of wall times."""
+    """Seconds that the installation took, for the table of wall times."""
 
     def run(self) -> None:
-        # Heavy imports wait until the command line has been understood.
+        # Imported here, so that a mistake in the command line is answered at once.
         from fibopolicy.datasets.collect import Plan, collect
         from fibopolicy.encoders.base import encoder_options
         from fibopolicy.evaluation.evaluate import evaluate_run
@@ -51,12 +51,10 @@ class Quickstart:
         from fibopolicy.report.tables import rate_table
         from fibopolicy.training.trainer import train
 
-        data, run = (
-            self.out / f"lift_{self.demos}.hdf5",
-            self.out / f"{self.encoder}_seed{self.seed}",
-        )
+        data = self.out / f"lift_{self.demos}.hdf5"
+        run = self.out / f"{self.encoder}_seed{self.seed}"
         training, evaluating = self.train_config(data, run), EvaluateConfig(run, self.episodes)
-        encoder_options(self.encoder)  # an unknown name is refused here, and not after minutes
+        encoder_options(self.encoder)  # refuses an unknown name before minutes of collecting
         times = WallTimes(self.out / "wall_times.json")
         if self.setup_seconds is not None:
             times.add("set-up", self.setup_seconds)
@@ -67,17 +65,17 @@ class Quickstart:
             train(training, resume=True)
         with times.of(f"evaluate {run.name}"):
             evaluation = evaluate_run(evaluating, resume=True)
-        mine = times.of_run(run.name)
-        page = write_run_page(run, evaluation, mine)
+        spent = times.of_run(run.name)
+        page = write_run_page(run, evaluation, spent)
         print(
             f"\n{TASK}, {self.episodes} held-out start"
             f" states\n{rate_table({self.encoder: evaluation.rate})}"
         )
-        print(f"\nwall time\n{time_table(mine)}")
+        print(f"\nwall time\n{time_table(spent)}")
         print(f"\nvideo   {evaluation.video_path}\ncurves  {run / 'curves.svg'}\npage    {page}")
 
     def train_config(self, data: Path, run: Path) -> TrainConfig:
-        """The recipe that the README's numbers are of."""
+        """The settings behind the numbers in the README."""
         return TrainConfig(
             data,
             run,
@@ -88,7 +86,7 @@ class Quickstart:
 
 
 class WallTimes:
-    """Seconds per stage, kept in a file so that a resumed run adds to what it had spent before."""
+    """Seconds per stage, in a file, so that a resumed run adds to them."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -98,13 +96,13 @@ class WallTimes:
 
     def add(self, stage: str, seconds: float) -> None:
         self.seconds[stage] = self.seconds.get(stage, 0.0) + seconds
-        with atomic_write(self._path) as aside:
-            aside.write_text(json.dumps(self.seconds, indent=2) + "\n", encoding="utf-8")
+        with atomic_write(self._path) as partial:
+            partial.write_text(json.dumps(self.seconds, indent=2) + "\n", encoding="utf-8")
 
     @contextmanager
     def of(self, stage: str) -> Iterator[None]:
-        """Time a stage, also when it is interrupted."""
-        print(f"{stage} ...", flush=True)  # where there is no terminal, the only sign of life
+        """Time a stage, even if it is interrupted."""
+        print(f"{stage} ...", flush=True)  # without a terminal, the only sign of progress
         began = time.perf_counter()
         try:
             yield
@@ -112,9 +110,7 @@ class WallTimes:
             self.add(stage, time.perf_counter() - began)
 
     def of_run(self, name: str) -> dict[str, float]:
-        """The stages that one run went through: those of its own name, and those that
-        all runs share.
-        """
+        """The stages with the name of a run, and those that all runs share."""
         return {
             stage: seconds
             for stage, seconds in self.seconds.items()
@@ -123,7 +119,7 @@ class WallTimes:
 
 
 def time_table(stages: dict[str, float]) -> str:
-    """A plain-text table of seconds per stage and in all."""
-    rows = {**stages, "in all": sum(stages.values())}
+    """A plain-text table of the seconds per stage and their total."""
+    rows = {**stages, "total": sum(stages.values())}
     width = max(len(name) for name in rows)
     return "\n".join(f"{name:<{width}}  {seconds:7.1f} s" for name, seconds in rows.items())

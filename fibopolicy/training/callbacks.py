@@ -220,8 +220,10 @@ class Rollouts(Callback):
             workers=self._config.rollout_workers,
             device=str(self._device),
         )
+        log = self._run.rollout_log
+        log.write_bytes(b"")
         self._result, sender = Pipe(duplex=False)
-        arguments = (config, resume, self._run.rollout_log, sender)
+        arguments = (config, resume, log, sender)
         self._process = WorkerProcess(target=_evaluate_snapshot, args=arguments)
         self._process.start()
         sender.close()
@@ -235,7 +237,7 @@ class Rollouts(Callback):
         code, self._process = self._process.exitcode, None
         try:
             text, metrics = self._result.recv()
-        except EOFError:
+        except (EOFError, OSError):
             log = self._run.rollout_log
             lines = log.read_text(errors="replace", encoding="utf-8").strip().splitlines()
             reason = lines[-1] if lines else f"exit code {code}"

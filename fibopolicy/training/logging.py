@@ -6,9 +6,9 @@ import importlib
 import json
 import resource
 import secrets
-from collections import defaultdict, deque
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from types import TracebackType
 from typing import Any, Self
 
@@ -19,9 +19,6 @@ from fibopolicy.errors import UserError
 from fibopolicy.policies.run_directory import RunDirectory
 from fibopolicy.utils.files import atomic_write
 from fibopolicy.utils.system import peak_memory_bytes
-
-#: Number of rows that `MetricsLogger.recent` averages over.
-RECENT = 10
 
 
 class MetricsLogger:
@@ -39,18 +36,14 @@ class MetricsLogger:
     def __init__(
         self, out: Path, start: int, *, wandb: str | None = None, config: dict[str, Any]
     ) -> None:
-        path = RunDirectory(out).metrics
-        self._recent: defaultdict[str, deque[float]] = defaultdict(lambda: deque(maxlen=RECENT))
-        self._steps: defaultdict[str, set[int]] = defaultdict(set)
-        if path.exists():
-            lines = path.read_text(encoding="utf-8").splitlines()
-            kept = [line for line in lines if _step_of(line) < start]
-            with atomic_write(path) as partial:
-                partial.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
-            for line in kept:
-                self._remember(json.loads(line))
+        self._path = RunDirectory(out).metrics
+        if self._path.exists():
+            lines = self._path.read_text(encoding="utf-8").splitlines()
+            kept = "".join(f"{line}\n" for line in lines if _step_of(line) < start)
+            with atomic_write(self._path) as partial:
+                partial.write_text(kept, encoding="utf-8")
         self._wandb = WandbLogger(out, wandb, config) if wandb is not None else None
-        self._file = path.open("a", encoding="utf-8")
+        self._file = self._path.open("a", encoding="utf-8")
         self._events = SummaryWriter(str(out), purge_step=start if start else None)
 
     def write(self, step: int, metrics: dict[str, float]) -> None:
@@ -58,25 +51,20 @@ class MetricsLogger:
         row = {"step": step, **metrics}
         self._file.write(json.dumps(row) + "\n")
         self._file.flush()
-        self._remember(row)
         for name, value in metrics.items():
             self._events.add_scalar(name, value, step)
         if self._wandb is not None:
             self._wandb.write(row)
 
-    def recent(self, name: str) -> float | None:
-        """The mean of a metric over its last rows; `None` if there are none."""
-        values = self._recent.get(name)
-        return sum(values) / len(values) if values else None
+    def values(self, name: str) -> dict[int, float]:
+        """Step -> the value of a metric, for all rows that hold it."""
+        rows = map(json.loads, self._path.read_text(encoding="utf-8").splitlines())
+        return {row["step"]: row[name] for row in rows if name in row}
 
-    def last(self, name: str) -> float | None:
-        """The last value of a metric; `None` if there is none."""
-        values = self._recent.get(name)
-        return values[-1] if values else None
-
-    def steps_with(self, name: str) -> set[int]:
-        """The steps of all rows that hold a metric."""
-        return set(self._steps.get(name, ()))
+    def last(self, name: str, count: int = 1) -> float | None:
+        """The mean of the last `count` values of a metric; `None` if there are none."""
+        values = list(self.values(name).values())[-count:]
+        return fmean(values) if values else None
 
     def flush(self) -> None:
         self._events.flush()
@@ -94,11 +82,6 @@ class MetricsLogger:
         self._events.close()
         if self._wandb is not None:
             self._wandb.close(failed=error is not None)
-
-    def _remember(self, row: dict[str, float]) -> None:
-        for name, value in row.items():
-            self._recent[name].append(value)
-            self._steps[name].add(int(row["step"]))
 
 
 def _step_of(line: str) -> float:
@@ -221,7 +204,7 @@ class Summary:
 
     Attributes:
         steps: gradient steps of the weights.
-        loss: mean over the last logged rows; `None` in processes that do not log.
+        loss: mean over the last 10 logged rows; `None` in processes that do not log.
         validation_loss: the last; `None` without validation.
         seconds: wall time, without the time before a resume.
         samples_per_s, data_share: see `Throughput`; 0 without new steps.

@@ -138,7 +138,7 @@ class Trainer:
                 callback.finish(total)
             summary = Summary(
                 steps=max(start, total),
-                loss=logger.recent("loss") if logger else None,
+                loss=logger.last("loss", count=10) if logger else None,
                 validation_loss=logger.last("validation_loss") if logger else None,
                 seconds=time.perf_counter() - began,
                 **self.throughput.metrics(),
@@ -290,7 +290,7 @@ class Trainer:
 
     def _callbacks(self, logger: MetricsLogger, start: int) -> list[Callback]:
         config, average, device = self.config, self.ema.average, self.device
-        done = logger.steps_with("monitoring_success")
+        done = set(logger.values("monitoring_success"))
         callbacks: list[Callback] = []
         if self.validation is not None:
             callbacks.append(Validation(config, average, self.validation, logger.write, device))

@@ -150,7 +150,7 @@ def test_resuming_another_configuration_is_refused_by_name(
         train(config)
     with pytest.raises(UserError, match=r"train\.seed = 0 there, 3 now"):
         train(replace(config, seed=3), resume=True)
-    with pytest.raises(UserError, match=r"policy\.chunk = 8 there, 6 now"):
+    with pytest.raises(UserError, match=r"policy\.horizon = 8 there, 6 now"):
         train(replace(config, policy=replace(config.policy, horizon=6)), resume=True)
     with pytest.raises(
         UserError, match=r"train\.optimizer\.encoder_lr_scale = 1\.0 there, 0\.5 now; use that"
