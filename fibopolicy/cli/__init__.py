@@ -20,10 +20,10 @@ from fibopolicy.cli.attention import ShowPattern
 from fibopolicy.cli.compare import Compare
 from fibopolicy.cli.data import Collect, Expand, Fetch, Inspect, Render, Replay, Split
 from fibopolicy.cli.evaluate import Evaluate, Rates
-from fibopolicy.cli.export import Export
 from fibopolicy.cli.init_states import InitStates
 from fibopolicy.cli.mistakes import mistake
 from fibopolicy.cli.profile import Profile
+from fibopolicy.cli.robomimic import Robomimic
 from fibopolicy.cli.study import Study
 from fibopolicy.cli.train import Train, with_preset
 from fibopolicy.errors import UserError, unknown
@@ -46,7 +46,7 @@ VERBS: dict[str, Callable[..., Any]] = {
     "rates": Rates,
     "compare": Compare,
     "study": Study,
-    "export": Export,
+    "robomimic": Robomimic,
     "profile": Profile,
     "show-pattern": ShowPattern,
 }

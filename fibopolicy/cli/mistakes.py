@@ -23,9 +23,8 @@ def mistake(box: str, words: list[str], verbs: Collection[str]) -> UserError:
     lines = [line.strip("\u2502\u256d\u256e\u256f\u2570").rstrip() for line in box.splitlines()]
     _, *parts = re.split("^ {0,2}(?:\u2500.*|-{3,})\n", "\n".join(lines), flags=re.MULTILINE)
     told = " ".join(parts[0].split())
-    verb = (
-        " ".join(words[: 2 if words[0] in ("study", "profile") else 1]) if words[0] in verbs else ""
-    )
+    nested = words[0] in ("study", "profile", "robomimic")
+    verb = " ".join(words[: 2 if nested else 1]) if words[0] in verbs else ""
     where = f"; see {' '.join(('fibopolicy', *verb.split()))} --help"
     if verb and (
         subverbs := re.search("Available subcommands: (.*)", " ".join(" ".join(parts[1:2]).split()))

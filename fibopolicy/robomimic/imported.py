@@ -96,7 +96,7 @@ class ImportedPolicy(Policy):
         self, batch: Mapping[str, Any], rng: SampleRng = GLOBAL_RNG
     ) -> tuple[Tensor, dict[str, float]]:
         raise UserError(
-            "a robomimic checkpoint is not trained here; use python -m fibopolicy.robomimic train"
+            "a robomimic checkpoint is not trained here; use fibopolicy robomimic train"
         )
 
     @torch.no_grad()

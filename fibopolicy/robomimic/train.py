@@ -1,4 +1,4 @@
-"""Runs robomimic's own training, as it is, with our encoders registered."""
+"""Runs robomimic's own training, unchanged, with our encoders registered."""
 
 from __future__ import annotations
 
@@ -12,11 +12,13 @@ from fibopolicy.robomimic.config import check_config, claim_output, read_config
 from fibopolicy.utils.files import StrPath
 
 
+class TrainingError(Exception):
+    """robomimic's training raised an error. The message says where its log is."""
+
+
 @dataclass(frozen=True)
 class Trained:
-    """What robomimic wrote: the experiment's folder, and the checkpoints in it, the
-    oldest first.
-    """
+    """The experiment's folder and the checkpoints in it, the oldest first."""
 
     folder: Path
     checkpoints: tuple[Path, ...]
@@ -30,20 +32,19 @@ def train(
     out: StrPath | None = None,
     overwrite: bool = False,
 ) -> Trained:
-    """`robomimic.scripts.train.train` on a configuration in JSON.
+    """Run `robomimic.scripts.train.train` with a configuration in JSON.
 
     Args:
         config_path, dataset, name, out: see `read_config`.
-        overwrite: replace the runs of an experiment of this name.
+        overwrite: replace the runs of an experiment of the same name.
 
     Raises:
-        UserError: the configuration or the data are at fault.
-        Exception: whatever made the training fail; its traceback is in robomimic's
-            `logs/log.txt` as well.
+        UserError: the configuration or the data are not valid.
+        TrainingError: the training failed.
     """
     config = read_config(config_path, dataset=dataset, name=name, out=out)
-    for line in check_config(config):
-        warnings.warn(line, stacklevel=2)
+    for warning in check_config(config):
+        warnings.warn(warning, stacklevel=2)
     folder = claim_output(config, overwrite=overwrite)
 
     import robomimic.utils.torch_utils as torch_utils
@@ -55,10 +56,11 @@ def train(
     terminal = sys.stdout, sys.stderr
     try:
         robomimic_train(config, device)
-    except Exception:
+    except Exception as error:
         if isinstance(sys.stdout, PrintLogger):  # robomimic copies what is printed into its log
             traceback.print_exc(file=sys.stdout.log_file)
-        raise
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise TrainingError(f"{reason}; see logs/log.txt of the run in {folder}") from error
     finally:
         if isinstance(sys.stdout, PrintLogger):
             sys.stdout.log_file.close()

@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from command import call
 
 from fibopolicy.errors import UserError
 from fibopolicy.evaluation.config import EvaluateConfig
@@ -271,8 +270,8 @@ def test_a_checkpoint_gets_a_run_directory_beside_it(save: Save, tmp_path: Path)
 
 
 @pytest.mark.slow
-def test_a_checkpoint_of_the_launcher_is_evaluated_in_robosuite(
-    demos: Path, tmp_path: Path
+def test_a_checkpoint_of_the_command_is_evaluated_in_robosuite(
+    demos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pytest.importorskip("robosuite")
     document = {
@@ -298,35 +297,12 @@ def test_a_checkpoint_of_the_launcher_is_evaluated_in_robosuite(
     }
     config = tmp_path / "config.json"
     config.write_text(json.dumps(document))
-    command = [
-        sys.executable,
-        "-m",
-        "fibopolicy.robomimic",
-        "train",
-        "--config",
-        config,
-        "--dataset",
-        demos,
-        "--out",
-        tmp_path,
-    ]
-    subprocess.run(command, check=True, capture_output=True, timeout=300)
+    line = f"robomimic train --config {config} --dataset {demos} --out {tmp_path}"
+    assert call(monkeypatch, capsys, *line.split())[0] == 0
     (checkpoint,) = (tmp_path / "lift").glob("*/models/*.pth")
-    command = [
-        sys.executable,
-        "-m",
-        "fibopolicy",
-        "evaluate",
-        checkpoint,
-        "--episodes",
-        "2",
-        "--video",
-        "0",
-        "--quality",
-        "fast",
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
+    line = f"evaluate {checkpoint} --episodes 2 --video 0 --quality fast --workers 1"
+    code, _, error = call(monkeypatch, capsys, *line.split())
+    assert code == 0, error
     rows = (
         (checkpoint.parent / "model_epoch_1_evaluation" / "episodes.jsonl").read_text().splitlines()
     )

@@ -1,24 +1,23 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from command import call
 
 from fibopolicy.errors import UserError
-from fibopolicy.robomimic import __main__ as command
 from fibopolicy.robomimic.config import NO_ROLLOUTS
 from fibopolicy.robomimic.train import train
 
 EXAMPLES = sorted((Path(__file__).parents[2] / "docs" / "robomimic").glob("*.json"))
 
 Write = Callable[..., Path]
+Patch = pytest.MonkeyPatch
+Capture = pytest.CaptureFixture[str]
 
 
 def shortened(document: dict[str, Any]) -> dict[str, Any]:
@@ -199,73 +198,33 @@ def test_missing_files(config: Write, demos: Path, tmp_path: Path) -> None:
         train(broken, dataset=demos)
 
 
-def run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
-    monkeypatch.setattr(sys, "argv", ["fibopolicy.robomimic", *map(str, arguments)])
-    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)  # the command sets it
-    try:
-        command.main()
-    except SystemExit as end:
-        return int(end.code or 0)
-    return 0
-
-
 def test_a_failing_training_exits_with_1_and_its_log_tells_where(
-    config: Write,
-    demos: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    config: Write, demos: Path, tmp_path: Path, monkeypatch: Patch, capsys: Capture
 ) -> None:
     path = config(at("algo", gmm={"enabled": True, "num_modes": "five"}))
-    assert (
-        run(
-            monkeypatch,
-            "train",
-            "--config",
-            path,
-            "--dataset",
-            demos,
-            "--out",
-            tmp_path,
-            "--name",
-            "failing",
-        )
-        == 1
-    )
-    assert capsys.readouterr().err.splitlines()[-1].startswith("fibopolicy: training failed: ")
+    line = f"robomimic train --config {path} --dataset {demos} --out {tmp_path} --name failing"
+    code, _, error = call(monkeypatch, capsys, *line.split())
+    assert code == 1
+    assert error.splitlines()[-1].startswith("fibopolicy: training failed: ")
     (log,) = (tmp_path / "failing").glob("*/logs/log.txt")
     assert "Traceback" in log.read_text()
 
 
-@pytest.mark.parametrize(
-    "arguments", [("train",), ("trian",), ("train", "--config", "nowhere.json")]
-)
-def test_the_users_mistakes_exit_with_2_and_one_line(
-    arguments: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("line", ["train", "trian", "train --config nowhere.json"])
+def test_the_users_mistakes_exit_with_2_and_no_traceback(
+    line: str, monkeypatch: Patch, capsys: Capture
 ) -> None:
-    assert run(monkeypatch, *arguments) == 2
-    assert len(capsys.readouterr().err.splitlines()) == 1
+    code, _, error = call(monkeypatch, capsys, "robomimic", *line.split())
+    assert code == 2
+    assert "Traceback" not in error
+    if "nowhere" in line:
+        assert len(error.splitlines()) == 1
 
 
-@pytest.mark.slow
-def test_the_command_trains(config: Write, demos: Path, tmp_path: Path) -> None:
-    done = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "fibopolicy.robomimic",
-            "train",
-            "--config",
-            config(),
-            "--dataset",
-            demos,
-            "--out",
-            tmp_path / "runs",
-        ],
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr
-    assert "next: fibopolicy evaluate" in done.stdout.splitlines()[-1]
+def test_the_command_trains(
+    config: Write, demos: Path, tmp_path: Path, monkeypatch: Patch, capsys: Capture
+) -> None:
+    line = f"robomimic train --config {config()} --dataset {demos} --out {tmp_path / 'runs'}"
+    code, output, _ = call(monkeypatch, capsys, *line.split())
+    assert code == 0
+    assert "next: fibopolicy evaluate" in output.splitlines()[-1]
