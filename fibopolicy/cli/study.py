@@ -1,4 +1,4 @@
-"""The verbs of encoder-swap studies."""
+"""Commands for encoder-swap studies."""
 
 from __future__ import annotations
 
@@ -24,18 +24,21 @@ class Run:
     """
 
     study: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="STUDY")]
-    """The study: FILE.py[:FUNCTION], a function without arguments that returns a StudyConfig; `study` by default."""  # noqa: E501
+    """FILE.py[:FUNCTION]: a function without arguments that returns a StudyConfig; by
+    default the file's function `study`."""
     out: Path
-    """Directory of the study, new or one that was stopped."""
+    """Directory of the study: new, or of an interrupted study."""
     jobs: int | None = None
-    """Processes at a time; as many as GPUs, or else as cores for the study's threads, by default."""  # noqa: E501
+    """Processes at a time; by default one per GPU, or without GPUs as many as there are
+    cores for the study's threads."""
     ray: str | None = None
-    """Carry the runs out on the Ray cluster at this address instead: HOST:PORT, ray://HOST:PORT, or auto for the one here."""  # noqa: E501
+    """Run on the Ray cluster at this address: HOST:PORT, ray://HOST:PORT, or auto for the
+    cluster of this machine."""
     only: tuple[str, ...] = ()
-    """Runs (CONDITION/seedN) or conditions to carry out; several such jobs may share the
-    directory."""
+    """Carry out these runs (CONDITION/seedN) or conditions only; several such jobs may share
+    the directory."""
     index: int | None = None
-    """The run to carry out, counted from 0: for array jobs."""
+    """Carry out one run only, counted from 0: for array jobs."""
     prepare_only: bool = False
     """Check the study, measure its encoders, collect its data, and stop there."""
 
@@ -118,7 +121,8 @@ class Report:
     study: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="STUDY")]
     """Directory or archive of the study."""
     videos: bool = False
-    """Film control and candidates side by side, which runs the shown episodes once more."""
+    """Film the baseline and the candidates side by side, which simulates the shown episodes
+    again."""
 
     def run(self) -> None:
         from fibopolicy.study.report import write_report

@@ -10,7 +10,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -21,30 +20,26 @@ from fibopolicy.study.directory import StudyDirectory
 from fibopolicy.study.grid import Run
 from fibopolicy.study.records import failed_attempts, record_failure
 from fibopolicy.study.worker import BUSY, FAILED, GRACE, INTERRUPTED
+from fibopolicy.utils.files import provide_caches
 from fibopolicy.utils.system import usable_cores
 
 #: Seconds between two looks at the processes.
 POLL_INTERVAL = 0.1
 
 
-@dataclass(frozen=True)
-class Ended:
-    """A run whose process has ended: whether the run is done, and the seconds it took."""
-
-    run: Run
-    done: bool
-    wall_s: float
-
-
 class Executor(Protocol):
-    """Carries out runs and yields each when it ends. A failed run does not stop the others."""
+    """Carries out runs. A failed run does not stop the others."""
 
     @property
     def slots(self) -> int:
         """Runs at a time."""
 
-    def execute(self, study: StudyDirectory, runs: Sequence[Run], folder: Path) -> Iterator[Ended]:
-        """Carry out the runs; "module:function" encoders are imported from `folder`."""
+    def execute(
+        self, study: StudyDirectory, runs: Sequence[Run], folder: Path
+    ) -> Iterator[tuple[Run, float]]:
+        """Carry out the runs, and yield each with its seconds when its process has ended,
+        done or not. "module:function" encoders are imported from `folder`.
+        """
 
 
 class RunProcess:
@@ -64,6 +59,7 @@ class RunProcess:
     ) -> None:
         self.study, self.run = study, run
         self._attempts, self._began = failed_attempts(study, run), time.monotonic()
+        provide_caches()  # before the process imports anything that needs them
         path = os.pathsep.join(p for p in (os.environ.get("PYTHONPATH", ""), str(folder)) if p)
         threads = {"OMP_NUM_THREADS": str(study.config.threads), "OMP_WAIT_POLICY": "PASSIVE"}
         study.condition(run.condition).mkdir(parents=True, exist_ok=True)
@@ -76,27 +72,22 @@ class RunProcess:
                 env={**os.environ, **threads, "PYTHONPATH": path, **(variables or {})},
             )
 
-    @property
-    def wall_s(self) -> float:
-        return time.monotonic() - self._began
-
     def has_ended(self) -> bool:
         return self._process.poll() is not None
 
-    def wait(self) -> bool:
-        """Wait for its end, and return whether the run is done. A process that was killed
-        gets its `failed.json` here.
+    def wait(self) -> float:
+        """Wait for its end, and return the seconds it took. A process that was killed gets
+        its `failed.json` here.
         """
         code = self._process.wait()
         self._close()
-        if self.study.done(self.run).exists():
-            return True
-        explained = code in (INTERRUPTED, BUSY)
-        if not explained and not (code == FAILED and self.study.failed(self.run).exists()):
+        study, run = self.study, self.run
+        explained = code in (INTERRUPTED, BUSY) or (code == FAILED and study.failed(run).exists())
+        if not explained and not study.done(run).exists():
             how = f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
             error = f"its process {how} without an error message"
-            record_failure(self.study, self.run, error, self._attempts + 1)
-        return False
+            record_failure(study, run, error, self._attempts + 1)
+        return time.monotonic() - self._began
 
     def end(self) -> None:
         """Interrupt it, and kill it if it does not end."""
@@ -134,7 +125,9 @@ class Local:
     def slots(self) -> int:
         return self._jobs
 
-    def execute(self, study: StudyDirectory, runs: Sequence[Run], folder: Path) -> Iterator[Ended]:
+    def execute(
+        self, study: StudyDirectory, runs: Sequence[Run], folder: Path
+    ) -> Iterator[tuple[Run, float]]:
         waiting, free = list(runs), list(range(self._jobs))
         active: dict[int, RunProcess] = {}
         try:
@@ -147,7 +140,7 @@ class Local:
                 for slot in ended:
                     process = active.pop(slot)
                     free.append(slot)
-                    yield Ended(process.run, process.wait(), process.wall_s)
+                    yield process.run, process.wait()
                 if not ended:
                     time.sleep(POLL_INTERVAL)
         finally:

@@ -14,7 +14,7 @@ from typing import Any
 
 from fibopolicy.errors import UserError, one_line
 from fibopolicy.study.directory import StudyDirectory, open_directory
-from fibopolicy.study.executors import Ended, RunProcess
+from fibopolicy.study.executors import RunProcess
 from fibopolicy.study.grid import Run
 from fibopolicy.study.records import failed_attempts, record_failure
 
@@ -58,7 +58,9 @@ class RayCluster:
     def slots(self) -> int:
         return self._slots
 
-    def execute(self, study: StudyDirectory, runs: Sequence[Run], folder: Path) -> Iterator[Ended]:
+    def execute(
+        self, study: StudyDirectory, runs: Sequence[Run], folder: Path
+    ) -> Iterator[tuple[Run, float]]:
         resources = {"num_cpus": self._threads, "num_gpus": 1 if self.gpus else 0}
         task = self._ray.remote(**resources, max_retries=MAX_RETRIES)(execute_on_node)
         path = str(study.path.absolute())
@@ -67,30 +69,28 @@ class RayCluster:
             while waiting:
                 ready, _ = self._ray.wait(list(waiting), num_returns=1)
                 for reference in ready:
-                    yield self._ended(study, waiting.pop(reference), reference)
+                    run = waiting.pop(reference)
+                    yield run, self._seconds(study, run, reference)
         finally:
             for reference in waiting:
                 self._ray.cancel(reference, force=True)  # the run's process ends with its worker
             self._ray.shutdown()
 
-    def _ended(self, study: StudyDirectory, run: Run, reference: Any) -> Ended:
+    def _seconds(self, study: StudyDirectory, run: Run, reference: Any) -> float:
         try:
-            done, wall_s = self._ray.get(reference)
+            return float(self._ray.get(reference))
         except self._ray.exceptions.RayError as error:
             attempts = failed_attempts(study, run) + 1
             record_failure(study, run, one_line(error)[:300], attempts)
-            return Ended(run, False, 0.0)
-        return Ended(run, done, wall_s)
+            return 0.0
 
 
-def execute_on_node(directory: str, name: str, folder: str) -> tuple[bool, float]:
-    """The Ray task: carry out a run in a process, and return whether it is done, and its
-    seconds.
-    """
+def execute_on_node(directory: str, name: str, folder: str) -> float:
+    """The Ray task: carry out a run in a process, and return its seconds."""
     study = open_directory(Path(directory))
     process = RunProcess(study, study.find(name), Path(folder))
     try:
-        return process.wait(), process.wall_s
+        return process.wait()
     except BaseException:
         process.end()
         raise

@@ -114,7 +114,7 @@ class Study:
         conditions: every condition of the grid.
         environment: hardware and date.
         versions: versions of the packages that it was begun with.
-        archived: whether it comes from an archive, so that its files are not at hand.
+        archived: whether it comes from an archive, so that links to its files would not work.
     """
 
     directory: StudyDirectory

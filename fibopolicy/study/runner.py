@@ -189,19 +189,18 @@ def _execute(
             "study %s: %d of %d runs to do, %d at a time",
             *(study.config.name, len(waiting), total, executor.slots),
         )
-        for ended in executor.execute(study, waiting, folder):
-            if ended.done:
+        for run, wall_s in executor.execute(study, waiting, folder):
+            if study.done(run).exists():
                 done += 1
-                left = duration(seconds_left(read_study(study.path), executor.slots))
-                _log.info("done    %s in %.0f s; about %s left", ended.run.name, ended.wall_s, left)
+                _log.info("done    %s in %.0f s", run.name, wall_s)
+                if seconds := seconds_left(read_study(study.path), executor.slots):
+                    _log.info("about %s left", duration(seconds))
             else:
-                failed.append(ended.run)
-                error = read_run(study, ended.run).error or (
+                failed.append(run)
+                error = read_run(study, run).error or (
                     "it was interrupted, or another process is at work on it"
                 )
-                _log.warning(
-                    "failed  %s: %s; log %s", ended.run.name, error, study.run_log(ended.run)
-                )
+                _log.warning("failed  %s: %s; log %s", run.name, error, study.run_log(run))
             bar.update()
     return Outcome(total, done, tuple(failed), time.perf_counter() - began)
 

@@ -18,14 +18,20 @@ import time
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import torch
+
+from fibopolicy.errors import UserError, one_line
+from fibopolicy.evaluation.episodes import EpisodeResult
+from fibopolicy.evaluation.evaluate import evaluate_run
+from fibopolicy.study.directory import StudyDirectory, open_directory, write_json
+from fibopolicy.study.grid import Run
+from fibopolicy.study.records import failed_attempts, read_metrics, record_failure
+from fibopolicy.training.trainer import train
+from fibopolicy.utils.files import Locked, directory_lock
 from fibopolicy.utils.processes import make_streams_safe, set_up
-
-if TYPE_CHECKING:
-    from fibopolicy.evaluation.episodes import EpisodeResult
-    from fibopolicy.study.directory import StudyDirectory
-    from fibopolicy.study.grid import Run
+from fibopolicy.utils.system import peak_memory_bytes
 
 _log = logging.getLogger("fibopolicy.study")
 
@@ -47,9 +53,6 @@ def main() -> None:
     logging.basicConfig(format="%(asctime)s %(message)s")
     logging.getLogger("fibopolicy").setLevel(logging.INFO)
     try:
-        from fibopolicy.study.directory import open_directory
-        from fibopolicy.utils.files import Locked
-
         study = open_directory(Path(sys.argv[1]))
         try:
             sys.exit(0 if execute(study, study.find(sys.argv[2])) else FAILED)
@@ -70,11 +73,6 @@ def execute(study: StudyDirectory, run: Run) -> bool:
     Raises:
         Locked: another process is at work on it.
     """
-    from fibopolicy.errors import one_line
-    from fibopolicy.study.directory import open_directory
-    from fibopolicy.study.records import failed_attempts, record_failure
-    from fibopolicy.utils.files import directory_lock
-
     lock = study.run_lock(run)
     activity = f"at work on {run.name}"
     with directory_lock(lock.parent, lock.name, activity=activity, max_wait=MAX_WAIT):
@@ -96,13 +94,6 @@ def execute(study: StudyDirectory, run: Run) -> bool:
 
 
 def _train_and_evaluate(study: StudyDirectory, run: Run) -> None:
-    import torch
-
-    from fibopolicy.errors import UserError
-    from fibopolicy.evaluation.evaluate import evaluate_run
-    from fibopolicy.study.directory import write_json
-    from fibopolicy.training.trainer import train
-
     torch.set_num_threads(study.config.threads)
     train(study.train_config(run), resume=True)
     peak_mb = _peak_mb()  # of training alone
@@ -125,8 +116,6 @@ def _costs(
     Seconds come from the metrics and rows, so they are those of gradient steps and
     episodes only, and a resumed run counts like any other.
     """
-    from fibopolicy.study.records import read_metrics
-
     optimizer = study.config.optimizer_config(run.condition.head)
     samples_per_s = statistics.median(m["samples_per_s"] for m in read_metrics(study.run(run)))
     evaluate_s = sum(row.wall_s for row in rows) / workers  # simulators work in parallel
@@ -144,10 +133,6 @@ def _costs(
 
 def _peak_mb() -> float:
     """The most memory that this process has used, on the GPU if it uses one."""
-    import torch
-
-    from fibopolicy.utils.system import peak_memory_bytes
-
     if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
         return torch.cuda.max_memory_allocated() / 2**20
     return peak_memory_bytes() / 2**20

@@ -1,19 +1,17 @@
-"""Fibottention against dense attention, its density-matched controls and ResNet-18, on
-three built-in tasks.
+"""Fibottention against dense attention, two other patterns of the same density, and
+ResNet-18, on three built-in tasks.
 
-fibopolicy study run scripts/studies/fibottention_vs_dense.py --out
-runs/studies/fibottention_vs_dense
+    fibopolicy study run scripts/studies/fibottention_vs_dense.py --out runs/three_tasks
 
-Prints how long it will take before it starts; the same command goes on where it was
-stopped.
+The same command resumes the study.
 """
 
 from __future__ import annotations
 
 from fibopolicy.study import StudyConfig, StudyEncoder, StudyTask
 
-#: Patches of 6 pixels on 48 x 48: 64 per camera, more than the 49 of 12 on the usual 84
-#: x 84, and a ResNet at half the cost.
+#: Patches of 6 pixels on 48 x 48 images are 64 per camera, more than the 49 patches of 12
+#: pixels on the usual 84 x 84, and ResNet-18 costs half as much.
 PATCHES = {"patch_size": 6}
 
 
@@ -23,7 +21,7 @@ def study() -> StudyConfig:
         tasks=[
             StudyTask("Lift-v0", demos=400, cameras=("wrist",), image_size=48),
             StudyTask("Push-v0", demos=400, cameras=("wrist",), image_size=48),
-            # once the cube is held, the wrist camera sees little else
+            # While the gripper holds the cube, the wrist camera sees little else.
             StudyTask("Stack-v0", demos=400, image_size=48),
         ],
         encoders=[

@@ -1,30 +1,28 @@
-"""Every policy head with Fibottention, with dense attention and with ResNet-18, on the
-built-in Lift.
+"""Every policy head with Fibottention, dense attention and ResNet-18, on the built-in
+Lift.
 
-fibopolicy study run scripts/studies/heads.py --out runs/studies/heads
+    fibopolicy study run scripts/studies/heads.py --out runs/heads
 
-One training seed: it shows which heads learn the task with which encoder, and settles
-no small difference. Prints how long it will take before it starts; the same command
-goes on where it was stopped.
+With one training seed it shows which heads learn the task with which encoder; it cannot
+settle small differences. The same command resumes the study.
 """
 
 from __future__ import annotations
 
 from fibopolicy.study import StudyConfig, StudyEncoder, StudyHead, StudyTask
 
-#: Patches of 6 pixels on 48 x 48: 64 per camera, and a ResNet that costs less than half
-#: of what it does at the usual 84 x 84.
+#: Patches of 6 pixels on 48 x 48 images are 64 per camera, and ResNet-18 costs less than
+#: half as much as at the usual 84 x 84.
 PATCHES = {"patch_size": 6}
-#: How narrow a predicted distribution may become, in units of actions; by default 0.01
-#: for the Gaussian, 0.0001 for mixtures.
+#: The least standard deviation of a predicted distribution, in units of actions. The
+#: default is 0.01 for the Gaussian and 0.0001 for mixtures.
 MIN_STD = {"head_options": {"min_std": 0.05}}
-#: As much as `bc` predicts and executes at once.
+#: The horizon and action steps of `bc`.
 CHUNKED = {**MIN_STD, "horizon": 8, "n_action_steps": 4}
-#: A recurrent network's outputs are small at first, so that it begins late: it takes
-#: many steps, and short windows.
+#: The outputs of a recurrent network are small at first, so it starts learning late and
+#: needs many steps, which short windows make affordable.
 RECURRENT = {"head_options": {**MIN_STD["head_options"], "num_layers": 1}, "horizon": 3}
-#: Twice the usual rate: at 1e-3 `bc` with ResNet-18 was still on its way after 1200
-#: steps.
+#: Twice the default: at 1e-3 `bc` with ResNet-18 has not converged after 1200 steps.
 FASTER = {"lr": 2e-3}
 
 

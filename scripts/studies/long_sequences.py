@@ -1,17 +1,17 @@
-"""Where sparse attention pays: two cameras in one sequence of 648 tokens.
+"""Sparse attention on long sequences: two cameras in one sequence of 648 tokens.
 
-fibopolicy study run scripts/studies/long_sequences.py --out runs/studies/long_sequences
+    fibopolicy study run scripts/studies/long_sequences.py --out runs/long_sequences
 
-Success and training throughput with Fibottention and with dense attention. Prints how
-long it will take before it starts; the same command goes on where it was stopped, and
-with an encoder more, say "local_vit_tiny", after it was added here.
+It measures success and training throughput with Fibottention and dense attention. The
+same command resumes the study, also after another encoder, such as "local_vit_tiny",
+has been added here.
 """
 
 from __future__ import annotations
 
 from fibopolicy.study import StudyConfig, StudyEncoder, StudyTask
 
-#: Patches of 4 pixels on 72 x 72: 18 x 18 per camera.
+#: Patches of 4 pixels on 72 x 72 images are 18 x 18 per camera.
 FINE = {"patch_size": 4}
 
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from command import call as call
 
 from fibopolicy.study.directory import StudyDirectory
-from fibopolicy.study.executors import Ended
 from fibopolicy.study.grid import Run
 from fibopolicy.study.worker import execute
 
@@ -43,7 +42,10 @@ class Here:
     executed: list[str] = field(default_factory=list)
     slots: int = 1
 
-    def execute(self, study: StudyDirectory, runs: Sequence[Run], folder: Path) -> Iterator[Ended]:
+    def execute(
+        self, study: StudyDirectory, runs: Sequence[Run], folder: Path
+    ) -> Iterator[tuple[Run, float]]:
         for run in runs:
             self.executed.append(run.name)
-            yield Ended(run, execute(study, run), 0.0)
+            execute(study, run)
+            yield run, 0.0
