@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from fibopolicy.errors import UserError, unknown
 from fibopolicy.policies.base import Policy, PolicyConfig, Shapes, build_policy
-from fibopolicy.utils.files import StrPath, expanded
+from fibopolicy.utils.files import StrPath, expanded, read_json_lines
 from fibopolicy.utils.registry import Registry
 from fibopolicy.utils.system import resolve_device
 
@@ -91,6 +91,10 @@ class RunDirectory:
             reason = " ".join(str(error).split())
             raise UserError(f"{self.config}: is not a run's configuration ({reason})") from error
         return document
+
+    def read_metrics(self) -> list[dict[str, Any]]:
+        """The metrics logged by the training, without lines that a kill cut short."""
+        return read_json_lines(self.metrics)
 
     def remove(self) -> None:
         """Delete what a run and its evaluations wrote, and no other file."""

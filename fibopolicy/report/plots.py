@@ -81,7 +81,7 @@ def plot_training(rows: Sequence[Mapping[str, float]], path: Path) -> None:
     """Training loss and learning rate over the gradient steps.
 
     Args:
-        rows: with `step`, `loss` and `learning_rate`.
+        rows: with `step`, `loss` and `lr`.
     """
     steps, losses = [row["step"] for row in rows], [row["loss"] for row in rows]
     drawn, axes = _figure(2)

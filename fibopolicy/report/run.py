@@ -22,7 +22,7 @@ from fibopolicy.report.document import (
 from fibopolicy.report.plots import SUCCESS_BY_STEP, plot_success_by_step, plot_training
 from fibopolicy.report.tables import rate_rows
 from fibopolicy.statistics.rates import Rate
-from fibopolicy.utils.files import atomic_write, read_json_lines
+from fibopolicy.utils.files import atomic_write
 from fibopolicy.utils.system import environment
 
 if TYPE_CHECKING:
@@ -72,7 +72,8 @@ def write_run_page(
         Picture(success, SUCCESS_BY_STEP),
         Note(SUCCESS_BY_STEP),
     ]
-    if metrics := _training_metrics(run):
+    metrics = [row for row in files.read_metrics() if {"step", "loss", "lr"} <= row.keys()]
+    if metrics:
         plot_training(metrics, files.curves)
         blocks += [Heading("Training"), Picture(files.curves, "loss and learning rate")]
     blocks += [
@@ -84,11 +85,6 @@ def write_run_page(
     path = files.report(ending)
     write_html(path, f"{run.resolve().name}: {evaluation.rate}", blocks)
     return path
-
-
-def _training_metrics(run: Path) -> list[dict[str, Any]]:
-    rows = read_json_lines(RunDirectory(run).metrics)
-    return [row for row in rows if {"step", "loss", "lr"} <= row.keys()]
 
 
 def _facts(document: Mapping[str, Any], evaluation: Evaluation) -> dict[str, str]:

@@ -4,8 +4,6 @@ its state and rows.
 
 from __future__ import annotations
 
-import contextlib
-import json
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -273,18 +271,6 @@ def evaluated_rows(
         path = RunDirectory(folder).episodes
         raise UserError(f"{path}: holds episodes of {rows[0].task}, expected {task}")
     return tuple(row for row in rows if row.index < costs.get("episodes", len(rows)))
-
-
-def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """The metrics that a run has logged. Lines that a kill cut short are left out."""
-    path = RunDirectory(folder).metrics
-    if not path.exists():
-        return []
-    found = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        with contextlib.suppress(ValueError):
-            found.append(json.loads(line))
-    return [row for row in found if isinstance(row, dict)]
 
 
 def record_failure(study: StudyDirectory, run: Run, error: str, attempts: int) -> None:

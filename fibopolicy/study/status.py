@@ -7,7 +7,7 @@ from statistics import fmean
 
 from fibopolicy.policies.run_directory import RunDirectory
 from fibopolicy.study.directory import LOCK
-from fibopolicy.study.records import ConditionRecord, RunRecord, State, Study, read_metrics
+from fibopolicy.study.records import ConditionRecord, RunRecord, State, Study
 from fibopolicy.utils.files import is_locked
 
 
@@ -53,7 +53,7 @@ def _state(study: Study, one: ConditionRecord, run: RunRecord) -> str:
 
 def _progress(run: RunRecord) -> tuple[int, int]:
     """Gradient steps logged, and episodes recorded."""
-    metrics, rows = read_metrics(run.folder), RunDirectory(run.folder).episodes
+    metrics, rows = RunDirectory(run.folder).read_metrics(), RunDirectory(run.folder).episodes
     episodes = rows.read_text(encoding="utf-8").count("\n") if rows.exists() else 0
     return int(metrics[-1]["step"]) + 1 if metrics else 0, episodes
 

@@ -25,9 +25,10 @@ import torch
 from fibopolicy.errors import UserError, one_line
 from fibopolicy.evaluation.episodes import EpisodeResult
 from fibopolicy.evaluation.evaluate import evaluate_run
+from fibopolicy.policies.run_directory import RunDirectory
 from fibopolicy.study.directory import StudyDirectory, open_directory, write_json
 from fibopolicy.study.grid import Run
-from fibopolicy.study.records import failed_attempts, read_metrics, record_failure
+from fibopolicy.study.records import failed_attempts, record_failure
 from fibopolicy.training.trainer import train
 from fibopolicy.utils.files import Locked, directory_lock
 from fibopolicy.utils.processes import make_streams_safe, set_up
@@ -117,7 +118,8 @@ def _costs(
     episodes only, and a resumed run counts like any other.
     """
     optimizer = study.config.optimizer_config(run.condition.head)
-    samples_per_s = statistics.median(m["samples_per_s"] for m in read_metrics(study.run(run)))
+    metrics = RunDirectory(study.run(run)).read_metrics()
+    samples_per_s = statistics.median(row["samples_per_s"] for row in metrics)
     evaluate_s = sum(row.wall_s for row in rows) / workers  # simulators work in parallel
     return {
         "train_s": optimizer.steps * optimizer.batch_size / samples_per_s,

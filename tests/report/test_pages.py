@@ -11,14 +11,13 @@ from pathlib import Path
 import imageio.v3 as iio
 import numpy as np
 import pytest
-from made_rows import make_run, row
+from made_rows import make_run
 
 from fibopolicy.cli.compare import Compare
 from fibopolicy.errors import UserError
 from fibopolicy.evaluation.config import EvaluateConfig
 from fibopolicy.evaluation.evaluate import evaluate_run
 from fibopolicy.evaluation.video import HEADING, write_grid
-from fibopolicy.report.plots import success_by_step
 from fibopolicy.report.run import write_run_page
 from fibopolicy.training import TrainConfig
 from fibopolicy.training.trainer import train
@@ -98,13 +97,6 @@ def test_a_browser_shows_every_picture_and_never_scrolls_sideways(
     assert client >= width - 20  # less a scroll bar
     assert scroll <= client
     assert pictures == shown
-
-
-def test_success_against_time_counts_what_is_solved_by_then() -> None:
-    rows = [row(0, True, steps=10), row(1, True, steps=40), row(2, False)]
-    steps, rates = success_by_step([rows])
-    assert steps.tolist() == [0, 10, 40, 100]
-    assert [rate.successes for rate in rates] == [0, 1, 2, 2]
 
 
 def test_columns_of_a_video_carry_headings(tmp_path: Path) -> None:

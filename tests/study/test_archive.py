@@ -42,7 +42,7 @@ def test_the_archive_gives_the_same_numbers(
     page = write_report(archive)
     assert page == tmp_path / "tiny_report" / "report.html"
     assert "../" not in page.read_text()  # the files beside the rows are not at hand
-    for name in ("cells.csv", "comparisons.csv", "cost.svg", "curves.svg", "differences.svg"):
+    for name in ("conditions.csv", "comparisons.csv", "cost.svg", "curves.svg", "differences.svg"):
         there = (original / "report" / name).read_bytes()
         assert (page.parent / name).read_bytes() == there, name
     seeds = [(folder / "seeds.csv").read_text() for folder in (original / "report", page.parent)]

@@ -14,11 +14,11 @@ from made_study import STEPS, simulate
 from tiny_study import Here
 
 from fibopolicy.evaluation.episodes import read_rows
-from fibopolicy.study import StudyHead, StudyTask
+from fibopolicy.study import StudyHead, StudyTask, report
 from fibopolicy.study.directory import StudyDirectory, open_directory, write_json
 from fibopolicy.study.grid import runs
 from fibopolicy.study.records import read_study
-from fibopolicy.study.report import write, write_report
+from fibopolicy.study.report import write_report
 from fibopolicy.study.runner import run_study
 from fibopolicy.study.status import status
 
@@ -107,7 +107,7 @@ def test_heads_are_axes_by_their_names_and_have_their_own_steps(study: Path) -> 
 def test_one_table_per_task_has_every_head_and_encoder(study: Path) -> None:
     told = (study / "report/report.md").read_text()
     page = (study / "report/report.html").read_text().replace("&nbsp;", " ")
-    with (study / "report/cells.csv").open(newline="") as file:
+    with (study / "report/conditions.csv").open(newline="") as file:
         rates = {
             (line["task"], line["head"], line["encoder"]): line for line in csv.DictReader(file)
         }
@@ -115,7 +115,7 @@ def test_one_table_per_task_has_every_head_and_encoder(study: Path) -> None:
         expected = [
             f"### {title}",
             "",
-            "| success, % | dense (control) | fib |",
+            "| success, % | dense (baseline) | fib |",
             "| --- | ---: | ---: |",
         ]
         for head in ("bc", "gmm: 8"):
@@ -148,9 +148,9 @@ def test_learning_curves_end_where_each_heads_training_ends(
 ) -> None:
     ends: list[float] = []
     monkeypatch.setattr(
-        write,
-        "plot_curves",
+        report,
+        "plot_learning_curves",
         lambda curves, *_: ends.append(curves["Lift"]["training loss"]["fib"].step.max()),
     )
-    write._curves(read_study(study), tmp_path)
+    report._learning_curves(read_study(study), tmp_path)
     assert ends == [pytest.approx(STEPS, rel=0.02), pytest.approx(2000, rel=0.02)]

@@ -63,7 +63,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_rates_are_those_of_the_rows(study: Path) -> None:
-    for line in lines(study / "report" / "cells.csv"):
+    for line in lines(study / "report" / "conditions.csv"):
         y = outcomes(study, line["task"], line["encoder"])
         assert (int(line["successes"]), int(line["episodes"])) == (y.sum(), y.size)
         assert float(line["success_rate"]) == pytest.approx(y.mean())
@@ -105,7 +105,7 @@ def test_differences_their_intervals_and_p_values(study: Path) -> None:
         centres, totals, degrees = [], [], []
         for task in line["tasks"].split():
             a, b = outcomes(study, task, "dense"), outcomes(study, task, line["candidate"])
-            assert len(a) == int(line["control_seeds"]) == int(line["candidate_seeds"])
+            assert len(a) == int(line["baseline_seeds"]) == int(line["candidate_seeds"])
             a = np.hstack([a, np.ones((3, 1)), np.zeros((3, 1))])
             b = np.hstack([b, np.zeros((3, 1)), np.ones((3, 1))])
             by_init_state = (b.mean(0) - a.mean(0)).var(ddof=1) / a.shape[1]
@@ -165,7 +165,9 @@ def test_single_checkpoints_get_mcnemars_exact_test(tmp_path: Path) -> None:
 
 
 def test_costs_are_medians_of_what_was_measured(study: Path) -> None:
-    dense, fib, _ = (line for line in lines(study / "report" / "cells.csv") if line["task"] == LIFT)
+    dense, fib, _ = (
+        line for line in lines(study / "report" / "conditions.csv") if line["task"] == LIFT
+    )
     assert float(fib["samples_per_s"]) == pytest.approx(1.3 * float(dense["samples_per_s"]))
     assert (float(dense["encoder_ms_1"]), float(dense["encoder_parameters"])) == (4.0, 5_400_000)
     assert "(1.30x)" in (study / "report" / "report.md").read_text()

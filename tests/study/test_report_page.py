@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 from made_study import begin, fail, simulate
 
+from fibopolicy.study import report
 from fibopolicy.study.records import Study, read_study
-from fibopolicy.study.report import results, videos, write, write_report
-from fibopolicy.study.report.plots import pareto_front
-from fibopolicy.study.report.results import Compared
+from fibopolicy.study.report import answers, write_report
+from fibopolicy.study.results import EncoderComparison, results
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 TASKS = ("fibopolicy/Lift-v0", "fibopolicy/Push-v0", "robosuite/NutAssemblySquare")
@@ -104,27 +104,21 @@ def test_a_browser_shows_every_picture_and_never_scrolls_sideways(
     assert pictures == len(list(page.parent.glob("*.svg"))) == 6
 
 
-def test_the_pareto_line_joins_what_no_other_beats_in_both() -> None:
-    points = [(1.0, 0.5), (2.0, 0.4), (3.0, 0.9), (2.5, 0.9), (4.0, 0.8)]
-    assert pareto_front(points, lower_is_better=True) == [(1.0, 0.5), (2.5, 0.9)]
-    assert pareto_front(points, lower_is_better=False) == [(4.0, 0.8), (3.0, 0.9)]
-
-
 def test_films_are_of_pairs_that_differ_kept_while_fresh_and_bounded(
     study: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     filmed: list[tuple[str, int]] = []
 
-    def film(_: Study, one: Compared, path: Path, episodes: int) -> None:
+    def film(_: Study, one: EncoderComparison, path: Path, episodes: int) -> None:
         filmed.append((one.candidate, episodes))
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(b"film")
 
-    monkeypatch.setattr(videos, "film", film)
-    monkeypatch.setattr(videos, "MOST", 3)
+    monkeypatch.setattr(report, "film_pair", film)
+    monkeypatch.setattr(report, "MAX_VIDEOS", 3)
     page = write_report(study, videos=True).read_text()
     assert len(filmed) == 3
-    assert all(0 < episodes <= videos.EPISODES for _, episodes in filmed)
+    assert all(0 < episodes <= report.VIDEO_EPISODES for _, episodes in filmed)
     assert page.count("<video") == 3
     assert "Only 3 pairs are filmed" in page
     assert write_report(study, videos=True).read_text().count("<video") == 3
@@ -150,15 +144,18 @@ def test_many_comparisons_are_counted_in_the_first_lines(tmp_path: Path) -> None
         seeds=(0,),
         curves=False,
     )
-    (_, fib), (_, local) = write.answers(results(read_study(directory)))
-    single = " These are single checkpoints; how other training seeds would differ is unknown."
-    assert fib == f"fib is **not inferior** to dense by more than 5 points in 5 of 5 cells.{single}"
+    (_, fib), (_, local) = answers(results(read_study(directory)))
+    single = " Caveat: single checkpoints; the variation between training seeds is unknown."
+    assert (
+        fib
+        == f"fib against dense: **not inferior** (margin 5 points) in 5 of 5 conditions.{single}"
+    )
     assert local.startswith(
-        "local is **inferior** to dense by more than 5 points in 5 of 5 cells (Lift head0 scratch,"
-        " Lift head1"
+        "local against dense: **inferior** (by more than 5 points) in 5 of 5 conditions (Lift head0"
+        " scratch, Lift head1"
     )
     assert local.endswith(single)
-    told = write.write_report(directory).parent.joinpath("report.md").read_text()
+    told = write_report(directory).parent.joinpath("report.md").read_text()
     assert "by one training seed, with 95 % Wilson intervals" in told
     assert "two-level bootstrap" not in told
 
@@ -174,5 +171,5 @@ def test_what_is_better_is_named_where_comparisons_are_counted(tmp_path: Path) -
         seeds=(0,),
         curves=False,
     )
-    ((_, fib),) = write.answers(results(read_study(directory)))
-    assert " in 9 of 9 cells, better in 9 of these." in fib
+    ((_, fib),) = answers(results(read_study(directory)))
+    assert " in 9 of 9 conditions, better in 9 of these." in fib

@@ -62,7 +62,7 @@ def test_missing_and_failed_runs_are_shown_and_count_nowhere(study: Path) -> Non
     assert states[PUSH, "dense", "2"] == "unfinished"
     assert states[PUSH, "local", "0"] == "not started"
     (compared,) = lines(study, "comparisons.csv")
-    assert (compared["control_seeds"], compared["candidate_seeds"], compared["init_states"]) == (
+    assert (compared["baseline_seeds"], compared["candidate_seeds"], compared["init_states"]) == (
         "3",
         "2",
         "40",
@@ -75,16 +75,16 @@ def test_a_study_that_has_only_been_described_has_a_report(tmp_path: Path) -> No
     assert "no answer yet" in page
     assert "6 runs of 1000 gradient steps, of which 0 are finished" in page
     assert lines(directory, "comparisons.csv") == []
-    assert [line["seeds_not_started"] for line in lines(directory, "cells.csv")] == ["3", "3"]
+    assert [line["seeds_not_started"] for line in lines(directory, "conditions.csv")] == ["3", "3"]
 
 
 def test_one_encoder_alone_is_reported_without_comparison(tmp_path: Path) -> None:
     directory = describe(tmp_path / "alone", [LIFT], ["dense"], seeds=[0])
     finish(begin(directory, LIFT, "dense"), 0, solved(0.5, 0))
-    assert "no encoder beside dense" in write_report(directory).read_text()
+    assert "no encoder besides dense" in write_report(directory).read_text()
 
 
-def test_where_the_control_solves_nothing_not_inferior_says_nothing(tmp_path: Path) -> None:
+def test_where_the_baseline_solves_nothing_not_inferior_says_nothing(tmp_path: Path) -> None:
     directory = describe(tmp_path / "floor", [LIFT], ["dense", "same", "better"], episodes=100)
     for encoder, rate in (("dense", 0.0), ("same", 0.0), ("better", 0.9)):
         for seed in range(3):
@@ -92,10 +92,10 @@ def test_where_the_control_solves_nothing_not_inferior_says_nothing(tmp_path: Pa
     write_report(directory)
     told = (directory / "report" / "report.md").read_text()
     assert (
-        "Whether same is inferior to dense by more than 5 points is **untestable**, since dense"
-        " itself solves no more" in told
+        "same against dense: **untestable** (dense itself solves no more than the margin of"
+        " 5 points) on Lift" in told
     )
-    assert "better is **not inferior** to dense by more than 5 points on Lift" in told
+    assert "better against dense: **not inferior** (margin 5 points) on Lift" in told
     verdicts = {
         line["candidate"]: (line["verdict"], line["needed_init_states"])
         for line in lines(directory, "comparisons.csv")
@@ -207,7 +207,7 @@ def test_starts_where_a_simulator_failed_or_that_one_side_lacks_are_left_out(stu
     (compared,) = lines(study, "comparisons.csv")
     assert compared["init_states"] == "38"
     assert "38 of 40 initial states" in page
-    assert "1 episode that a simulator could not run to the end" in page
+    assert "1 episode with a simulator error" in page
 
 
 def test_two_seeds_of_the_same_weights_are_refused(study: Path) -> None:
@@ -258,5 +258,5 @@ def test_without_a_margin_only_differences_are_told(study: Path) -> None:
     document = json.loads((study / "study.json").read_text()) | {"margin": None}
     (study / "study.json").write_text(json.dumps(document))
     page = write_report(study).read_text()
-    assert "No difference between fib and dense is shown" in page
+    assert "fib against dense: <b>no difference shown</b>" in page
     assert "inferior" not in page

@@ -15,8 +15,8 @@ from fibopolicy.study import StudyConfig
 from fibopolicy.study.directory import StudyDirectory
 from fibopolicy.study.grid import Run, conditions
 from fibopolicy.study.records import ConditionRecord, RunRecord, State, Study
-from fibopolicy.study.report.answer import answers
-from fibopolicy.study.report.results import Results, Verdict, results
+from fibopolicy.study.report import answers
+from fibopolicy.study.results import Results, Verdict, results
 
 INIT_STATES, SEEDS, INIT_STATE_SD, SEED_SD = 60, 3, 1.5, 0.4
 
@@ -77,7 +77,7 @@ def test_where_encoders_are_equal_a_study_seldom_finds_a_difference() -> None:
     studies = found(alike, 150, 0.05)
     alarms = [any(one.differs for one in each.comparisons) for each in studies]
     assert np.mean(alarms) <= 0.05 + 2 * np.sqrt(0.05 * 0.95 / len(studies))
-    rates = [one.rate for each in studies for one in each.cells if one.rate is not None]
+    rates = [one.rate for each in studies for one in each.conditions if one.rate is not None]
     assert len(rates) == 6 * len(studies)
     assert np.mean([one.low <= truth(1.5) <= one.high for one in rates]) >= 0.92
     assert (
@@ -117,6 +117,6 @@ def test_clear_cases_are_told_in_the_first_lines() -> None:
         "open" if verdicts["Push", "fib"] is Verdict.UNDECIDED else "good",
         "bad",
     )
-    assert fib.startswith("fib is **not inferior** to dense by more than 15 points on ")
+    assert fib.startswith("fib against dense: **not inferior** (margin 15 points) on ")
     assert "3 seeds x 60 initial states each." in fib
-    assert local.startswith("local is **inferior** to dense by more than 15 points on ")
+    assert local.startswith("local against dense: **inferior** (by more than 15 points) on ")
