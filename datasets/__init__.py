@@ -1,10 +1,8 @@
-"""Demonstrations in robomimic's HDF5 format: fetch, inspect, read, write, check, split,
-and cut into training windows.
-"""
+"""Demonstrations in robomimic's HDF5 format: written, read, checked, cut into windows."""
 
 if __name__ == "datasets":
-    # The clone's root is on sys.path, and somebody means Hugging Face's package of this
-    # name: load that one instead.
+    # The clone's root is on sys.path, and Hugging Face's package of this name is meant: load
+    # that one instead.
     import importlib.util
     import sys
     from importlib.machinery import PathFinder
@@ -20,14 +18,19 @@ if __name__ == "datasets":
     spec.loader.exec_module(module)
 else:
     from fibopolicy.datasets.cache import FrameCache
-    from fibopolicy.datasets.fetch import SOURCES, fetch
+    from fibopolicy.datasets.download import SOURCES, download
     from fibopolicy.datasets.hdf5 import DemoFile
     from fibopolicy.datasets.inspect import inspect
     from fibopolicy.datasets.mixture import Mixture, Windows
-    from fibopolicy.datasets.sampling import batch_indices, epoch_order, mixed_indices
     from fibopolicy.datasets.split import split
     from fibopolicy.datasets.validate import validate
-    from fibopolicy.datasets.windows import Batch, WindowDataset
+    from fibopolicy.datasets.windows import (
+        Batch,
+        WindowDataset,
+        batch_indices,
+        epoch_order,
+        mixed_indices,
+    )
     from fibopolicy.datasets.writer import DemoWriter
 
     __all__ = [
@@ -40,8 +43,8 @@ else:
         "WindowDataset",
         "Windows",
         "batch_indices",
+        "download",
         "epoch_order",
-        "fetch",
         "inspect",
         "mixed_indices",
         "split",

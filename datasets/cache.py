@@ -1,9 +1,8 @@
-"""Image frames in flat memory-mapped files, so that random access is fast and the
-process stays small.
+"""Image frames in flat memory-mapped files: fast random access in a small process.
 
-HDF5 answers a batch of random windows with hundreds of small reads. The cache holds
-each camera's frames of all selected demos one after the other in one file `(F, H, W,
-3)`, and a batch becomes one indexing operation on a mapping.
+HDF5 answers a batch of random windows with hundreds of small reads. The cache holds each
+camera's frames of all selected demos in one file `(F, H, W, 3)`, demo after demo, and a batch
+becomes one indexing operation on a mapping.
 """
 
 from __future__ import annotations
@@ -15,6 +14,7 @@ import mmap
 import os
 import shutil
 import tempfile
+import weakref
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,36 +23,36 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from fibopolicy.datasets.buffers import Buffers
 from fibopolicy.datasets.hdf5 import DemoFile
 from fibopolicy.errors import UserError
 from fibopolicy.utils.files import StrPath, cache_home, directory_lock, flush, wrap_os_error
 
 _META = "meta.json"
 _CHUNK_STEPS = 1024  # frames copied at a time: bounds the memory that building takes
-_FAULT_AROUND = 2 * 2**20  # Linux maps up to a huge page around a page that is touched
+_FAULT_AROUND = 2 * 2**20  # Linux maps up to a huge page around an accessed page
+_MAX_FREE = 4  # free buffers that are kept
 
 
 class FrameCache:
     """The frames of some demos and cameras, mapped into memory; built on first use.
 
-    Built once per file (path, size, time of change, and those of the files that its
-    frames come from), demos and cameras, aside and then renamed, under a lock: a cache
-    is whole or absent, and of two processes that want the same one the second waits and
-    takes what the first has built. Caches of earlier versions of the same file are
-    removed.
+    A cache is built once per file (path, size, modification time, and those of the files
+    that its frames come from), demos and cameras, in a temporary folder that is then
+    renamed, under a lock: a cache is complete or absent, and of two processes that want
+    the same one, the second waits and uses what the first has built. Caches of earlier
+    versions of the same file are removed.
 
     Args:
         file: the open file, validated.
         demos: which demos, in the order of the frames.
         cameras: which image observations.
         cache_dir: the folder for caches; `None` means `frames` in `files.cache_home()`.
-        resident_bytes: how much of the mapping may count as this process's memory
-            before it is handed back to the system's page cache. What is dropped comes
-            back without a disk access while the system has memory to spare.
+        resident_bytes: how much of the mapping may count as this process's memory before it
+            goes back to the system's page cache. It returns from there without a disk
+            access while the system has memory to spare.
 
     Raises:
-        UserError: the cache cannot be written, say because the disk is full.
+        UserError: the cache cannot be written, e.g. because the disk is full.
     """
 
     def __init__(
@@ -64,14 +64,10 @@ class FrameCache:
         *,
         resident_bytes: int = 256 * 2**20,
     ) -> None:
+        folder = Path(cache_dir) if cache_dir is not None else cache_home() / "frames"
         self.num_frames = sum(file.length(demo) for demo in demos)
         self.shapes = {camera: file.image_shape(camera) for camera in cameras}
-        self.path = _ensure(
-            file,
-            demos,
-            cameras,
-            Path(cache_dir) if cache_dir is not None else cache_home() / "frames",
-        )
+        self.path = _ensure(file, demos, cameras, folder)
         self._resident_bytes = resident_bytes
         self._touched = 0
         self._buffers = Buffers()
@@ -87,12 +83,10 @@ class FrameCache:
         }
 
     def __getstate__(self) -> dict[str, Any]:
-        return {
-            name: value for name, value in vars(self).items() if name not in ("_maps", "_frames")
-        }
+        return {name: value for name, value in vars(self).items() if name not in _NOT_PICKLED}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Map the frames again, say in a worker process; the cache must still be there."""
+        """Map the frames again, e.g. in a worker process; the cache must still exist."""
         vars(self).update(state)
         try:
             self._map_frames()
@@ -102,23 +96,24 @@ class FrameCache:
             ) from error
 
     def gather(self, camera: str, indices: NDArray[np.int64]) -> NDArray[np.uint8]:
-        """The frames of `indices` `(B, T)`, rows of nearby steps, as an array uint8
-        `(B, T, H, W, 3)` of the caller's own.
+        """The frames of `indices` `(B, T)`, rows of nearby steps: uint8 `(B, T, H, W, 3)`.
 
-        Frame i is step i of the demos in a row.
+        Frame i is step i of the concatenated demos. The caller owns the array.
         """
         frames = self._buffers.array((*indices.shape, *self.shapes[camera]))
-        # Not checked again, which would go through a buffer; WindowDataset gives no
-        # index beyond its demos.
+        # "clip" skips a check that would need another buffer; WindowDataset gives no index
+        # beyond its demos.
         np.take(self._frames[camera], indices, axis=0, out=frames, mode="clip")
         self._touched += frames.nbytes + len(indices) * _FAULT_AROUND
         if self._touched > self._resident_bytes:
             self._touched = 0
-            # a small cache may stay mapped
             if sum(map(len, self._maps.values())) > self._resident_bytes:
-                for mapping in self._maps.values():
+                for mapping in self._maps.values():  # a small cache may stay mapped
                     mapping.madvise(mmap.MADV_DONTNEED)
         return frames
+
+
+_NOT_PICKLED = ("_maps", "_frames")
 
 
 def _map(path: Path) -> mmap.mmap:
@@ -126,28 +121,27 @@ def _map(path: Path) -> mmap.mmap:
         return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
 
 
+# Building
+
+
 def _ensure(file: DemoFile, demos: Sequence[str], cameras: Sequence[str], folder: Path) -> Path:
-    """The folder of the finished cache, after building it if need be."""
+    """The folder of the finished cache, which is built if necessary."""
     source = file.identity(demos, [f"obs/{camera}" for camera in cameras])
     identity = {"source": source, "demos": list(demos), "cameras": list(cameras)}
     final = folder / hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:32]
     frames = sum(file.length(demo) for demo in demos)
     sizes = {
-        _frame_file(i): frames * int(np.prod(file.image_shape(camera)))
+        _frame_file(i): frames * math.prod(file.image_shape(camera))
         for i, camera in enumerate(cameras)
     }
-    if _is_whole(final, identity, sizes):
-        return final
-    lock = f"{final.name}.lock"
-    with (
-        directory_lock(folder, lock, activity="building a cache of frames", max_wait=math.inf),
-        wrap_os_error(final),
-    ):
-        # else another process built it while this one waited
-        if not _is_whole(final, identity, sizes):
-            _check_room(final, sum(sizes.values()))
-            _build(file, demos, cameras, final, identity)
-            _remove_outdated(folder, source)
+    if not _is_complete(final, identity, sizes):
+        lock = f"{final.name}.lock"
+        with directory_lock(folder, lock, activity="building this cache", max_wait=math.inf):
+            if not _is_complete(final, identity, sizes):  # else another process built it
+                with wrap_os_error(final):
+                    _check_room(final, sum(sizes.values()))
+                    _build(file, demos, cameras, final, identity)
+                    _remove_outdated(folder, source)
     return final
 
 
@@ -158,37 +152,36 @@ def _build(
     final: Path,
     identity: dict[str, Any],
 ) -> None:
-    # of a killed process: the lock is ours
+    # Whatever is there is a killed process's, since this process holds the lock.
     for leftover in (final, *final.parent.glob(f"{final.name}.*.building")):
         shutil.rmtree(leftover, ignore_errors=True)
-    aside = Path(tempfile.mkdtemp(prefix=f"{final.name}.", suffix=".building", dir=final.parent))
+    building = Path(tempfile.mkdtemp(prefix=f"{final.name}.", suffix=".building", dir=final.parent))
     try:
         total = sum(file.length(demo) for demo in demos) * len(cameras)
         with tqdm(total=total, desc="caching frames", unit="frame", disable=None) as bar:
             for i, camera in enumerate(cameras):
-                with (aside / _frame_file(i)).open("wb") as out:
+                with (building / _frame_file(i)).open("wb") as out:
                     for block in _blocks(file, demos, camera):
                         out.write(block.data)
                         bar.update(len(block))
-                flush(aside / _frame_file(i))
-        (aside / _META).write_text(json.dumps(identity, indent=2), encoding="utf-8")
-        flush(aside / _META)
-        os.rename(aside, final)
+                flush(building / _frame_file(i))
+        (building / _META).write_text(json.dumps(identity, indent=2), encoding="utf-8")
+        flush(building / _META)
+        os.rename(building, final)
         flush(final.parent)
     finally:
-        shutil.rmtree(aside, ignore_errors=True)
+        shutil.rmtree(building, ignore_errors=True)
 
 
 def _blocks(file: DemoFile, demos: Sequence[str], camera: str) -> Iterator[NDArray[np.uint8]]:
     for demo in demos:
         for start in range(0, file.length(demo), _CHUNK_STEPS):
-            yield np.ascontiguousarray(
-                file.read(demo, f"obs/{camera}", start, start + _CHUNK_STEPS)
-            )
+            frames = file.read(demo, f"obs/{camera}", start, start + _CHUNK_STEPS)
+            yield np.ascontiguousarray(frames)
 
 
-def _is_whole(final: Path, identity: dict[str, Any], sizes: dict[str, int]) -> bool:
-    """Whether the cache is there, complete, and of these very frames: a name can be moved."""
+def _is_complete(final: Path, identity: dict[str, Any], sizes: dict[str, int]) -> bool:
+    """Whether the cache is complete and holds these frames: a folder may have been renamed."""
     try:
         found = json.loads((final / _META).read_text(encoding="utf-8"))
         return bool(found == identity) and all(
@@ -208,17 +201,55 @@ def _check_room(final: Path, size: int) -> None:
 
 
 def _remove_outdated(folder: Path, source: dict[str, Any]) -> None:
-    """Remove caches of this path's earlier content. A process that still maps one keeps
-    it until it ends.
+    """Remove caches of earlier content of this path.
+
+    A process that still maps one keeps it until it ends.
     """
     for meta in folder.glob(f"*/{_META}"):
         try:
             other = json.loads(meta.read_text(encoding="utf-8"))["source"]
         except (OSError, ValueError, KeyError):
-            continue  # being removed by another process, or not ours to judge
+            continue  # another process is removing it, or it is no cache
         if other["path"] == source["path"] and other != source:
             shutil.rmtree(meta.parent, ignore_errors=True)
 
 
 def _frame_file(position: int) -> str:
     return f"camera_{position}.uint8"
+
+
+# Memory that is used again
+
+
+class Buffers:
+    """Provides uint8 arrays, and reuses their memory once no view or tensor refers to it.
+
+    The system provides fresh memory page by page and clears each page. For a batch of
+    frames that costs ten times as much as copying the frames into memory that the process
+    has already (measured: 4.7 ms against 0.4 ms for 6.8 MB).
+    """
+
+    def __init__(self) -> None:
+        self._free: list[bytearray] = []
+
+    def __reduce__(self) -> tuple[type[Buffers], tuple[()]]:
+        return Buffers, ()  # pickled without the memory
+
+    def array(self, shape: tuple[int, ...]) -> NDArray[np.uint8]:
+        """An array of this shape with arbitrary content."""
+        size = math.prod(shape)
+        newest_first = range(len(self._free) - 1, -1, -1)
+        fitting = [i for i in newest_first if len(self._free[i]) >= size]
+        smallest = min(fitting, key=lambda i: len(self._free[i]), default=None)
+        raw = bytearray(size) if smallest is None else self._free.pop(smallest)
+        # Views of an array refer to the last array before another kind of object: to this
+        # one, which therefore ends with the last of them.
+        array = np.frombuffer(raw, dtype=np.uint8, count=size)
+        weakref.finalize(array, _give_back, self._free, raw).atexit = False
+        return array.reshape(shape)
+
+
+def _give_back(free: list[bytearray], raw: bytearray) -> None:
+    free.append(raw)
+    if len(free) > _MAX_FREE:
+        free.pop(min(range(len(free)), key=lambda i: len(free[i])))

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
-from fibopolicy.datasets.parts import opened_parts, parts_folder, remove_parts
-from fibopolicy.datasets.shards import Arrays, add_episode, made_ahead
-from fibopolicy.datasets.writer import DemoWriter
+from fibopolicy.datasets.shards import (
+    Arrays,
+    RecordEpisode,
+    Recording,
+    record_demos,
+    remove_shards,
+    resume_folder,
+    shards_folder,
+)
+from fibopolicy.datasets.writer import Attribute, DemoWriter
 from fibopolicy.envs import TaskEnv, make, resolve
 from fibopolicy.envs.base import episode_seed
 from fibopolicy.envs.registry import check_observation
@@ -24,10 +28,10 @@ from fibopolicy.utils.files import StrPath, check_output, check_resume_or_overwr
 from fibopolicy.utils.imports import is_import_path
 from fibopolicy.utils.processes import checked_workers
 
-#: Episodes per shard: what a killed collection loses at most, per worker.
-SHARD = 5
-#: Attempts before an expert that never succeeds is given up.
-HOPELESS = 100
+#: Episodes per shard.
+SHARD_SIZE = 5
+#: Episodes after which an expert that hardly ever succeeds is given up.
+GIVE_UP_AFTER = 100
 #: How demos and files of a scripted expert are labelled.
 GENERATOR = "scripted expert"
 
@@ -40,11 +44,11 @@ class Plan:
         task: its id.
         cameras, image_size, quality: how the frames are rendered; stored with the data.
             `cameras=None` is the task's own, and `()` records states and vectors alone.
-        seed: with an episode's index, gives its layout and noise.
-        noise: standard deviation of the Gaussian noise added to the executed actions,
-            in action units; the recorded `actions` are the expert's own, so that the
-            data show how to recover (Laskey et al., DART). What was executed is stored
-            as `executed_actions`. `None` is what suits the task, its `expert_noise`.
+        seed: with an episode's index, decides its layout and noise.
+        noise: standard deviation of the Gaussian noise added to the executed actions, in
+            action units; the recorded `actions` are the expert's own, so that the data show
+            how to recover (Laskey et al., DART). The executed ones are stored as
+            `executed_actions`. `None` is the task's `expert_noise`.
     """
 
     task: str
@@ -61,7 +65,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class Collected:
-    """What a collection gave: demos kept, episodes tried for them, control steps kept."""
+    """The result of a collection: demos kept, episodes tried for them, control steps kept."""
 
     path: Path
     demos: int
@@ -78,128 +82,97 @@ def collect(
     overwrite: bool = False,
     resume: bool = False,
 ) -> Collected:
-    """Write `episodes` successful episodes of the scripted expert to a robomimic HDF5
-    file.
+    """Write `episodes` successful episodes of the scripted expert to a robomimic HDF5 file.
 
-    The file depends on `plan` and `episodes` alone, not on `workers`. A collection that
-    was stopped goes on where it was with `resume=True`: finished shards lie in a folder
-    beside `out`, which is removed at the end.
+    The file depends on `plan` and `episodes` alone, not on `workers`. `resume=True`
+    completes an interrupted collection: finished shards lie in a folder beside `out`, which
+    is removed at the end.
 
     Raises:
-        UserError: the task is unknown or has no expert, `out` exists, or another
-            collection was under way there.
+        UserError: the task is unknown or has no expert, `out` exists, or another collection
+            is unfinished there.
     """
-    plan = Plan(**{**asdict(plan), "task": resolve(plan.task)})
+    plan = replace(plan, task=resolve(plan.task))
     out = expanded(out)
     if episodes < 1:
         raise UserError(f"episodes must be at least 1, got {episodes}")
-    if plan.noise is not None and not 0 <= plan.noise <= 2:
-        raise UserError(f"noise must be between 0 and 2 (action units), got {plan.noise}")
+    check_noise_and_seed(plan.noise or 0.0, plan.seed)
     check_resume_or_overwrite(resume=resume, overwrite=overwrite)
     checked_workers(workers, episodes)
-    if not 0 <= plan.seed < 1 << 63:
-        raise UserError(f"seed must be between 0 and 2^63 - 1, got {plan.seed}")
     check_output(out, overwrite)
     env = plan.make_env()
     try:
-        obs, _ = env.reset(seed=0)  # fails here, once and clearly, where nothing can be rendered
+        obs, _ = env.reset(seed=0)  # fails here, once and clearly, where rendering is impossible
         if is_import_path(plan.task):
             check_observation(env, obs)
         env.expert_action()  # and here, where the task has no expert
         env_args = env.env_args
-        if plan.noise is None:
-            plan = replace(plan, noise=env.expert_noise)
+        noise = env.expert_noise if plan.noise is None else plan.noise
+        plan = replace(plan, noise=noise)
     finally:
         env.close()
 
-    parts = parts_folder(out)
-    workers = checked_workers(workers, -(-episodes // SHARD))
-    kept = tried = steps = 0
+    def give_up(kept: int, tried: int) -> UserError | None:
+        if tried < GIVE_UP_AFTER or kept >= tried // 10:
+            return None
+        advice = "lower it" if noise else "it does not solve its task"
+        return UserError(
+            f"the expert of {plan.task} succeeded in {kept} of {tried} episodes with noise {noise};"
+            f" {advice}"
+        )
+
+    folder = shards_folder(out)
+    attrs: dict[str, Attribute] = {"generator": GENERATOR, "seed": plan.seed, "noise": noise}
+    attrs["quality"] = plan.quality
     with (
-        tqdm(total=episodes, desc=f"collect {plan.task}", unit="demo", disable=None) as bar,
-        DemoWriter(
-            out, env_args, attrs={"generator": GENERATOR, **_flat(plan)}, overwrite=overwrite
-        ) as writer,
-        # The writer holds the output by now, so no other collection is at work on these
-        # shards.
-        opened_parts(parts, asdict(plan), resume=resume, overwrite=overwrite),
+        DemoWriter(out, env_args, attrs=attrs, overwrite=overwrite) as writer,
+        # The writer has locked the output, so no other collection uses these shards.
+        resume_folder(folder, asdict(plan), resume=resume, overwrite=overwrite),
     ):
-        names: list[str] = []
-        for episode in made_ahead(
-            parts, functools.partial(_start, plan), needed=episodes, size=SHARD, workers=workers
-        ):
-            tried += 1
-            if episode["success"]:
-                names.append(add_episode(writer, episode, {"generator": GENERATOR}))
-                kept, steps = kept + 1, steps + len(episode["actions"])
-                bar.update()
-            if kept == episodes:
-                break
-            if tried >= HOPELESS and kept < tried // 10:
-                advice = "lower it" if plan.noise else "it does not solve its task"
-                raise UserError(
-                    f"the expert of {plan.task} succeeded in {kept} of {tried} episodes with noise"
-                    f" {plan.noise}; {advice}"
-                )
-        # Every tenth demo is held out, the same ones whatever the number of workers.
-        if valid := names[9::10]:
-            writer.add_filter_key("train", [n for n in names if n not in set(valid)])
-            writer.add_filter_key("valid", valid)
-    remove_parts(parts)
-    return Collected(out, kept, tried, steps)
+        tried, steps = record_demos(
+            writer,
+            folder,
+            functools.partial(_start, plan),
+            demos=episodes,
+            shard_size=SHARD_SIZE,
+            workers=checked_workers(workers, -(-episodes // SHARD_SIZE)),
+            attrs=lambda episode: {"generator": GENERATOR},
+            give_up=give_up,
+            description=f"collect {plan.task}",
+        )
+    remove_shards(folder)
+    return Collected(out, episodes, tried, steps)
 
 
-def _flat(plan: Plan) -> dict[str, str | int | float]:
-    assert plan.noise is not None
-    return {"seed": plan.seed, "noise": plan.noise, "quality": plan.quality}
+def check_noise_and_seed(noise: float, seed: int) -> None:
+    if not 0 <= noise <= 2:
+        raise UserError(f"noise must be between 0 and 2 (action units), got {noise}")
+    if not 0 <= seed < 1 << 63:
+        raise UserError(f"seed must be between 0 and 2^63 - 1, got {seed}")
 
 
-def _start(plan: Plan) -> Callable[[int], Arrays]:
-    """What a worker process makes episodes with."""
+def _start(plan: Plan) -> RecordEpisode:
     return functools.partial(run_expert, plan.make_env(), plan)
+
+
+def run_expert(env: TaskEnv, plan: Plan, index: int) -> Arrays:
+    """One episode, see `Recording.arrays`; its `success` may be false."""
+    noise = env.expert_noise if plan.noise is None else plan.noise
+    seed = episode_seed("collect", plan.seed, index)
+    rng = np.random.default_rng(seed)
+    recording = Recording(env, seed)
+    done = False
+    while not done:
+        action = env.expert_action()
+        done = any(recording.step(action, perturbed(action, noise, rng)))
+    return recording.arrays()
 
 
 def perturbed(
     action: NDArray[np.float32], noise: float, rng: np.random.Generator
 ) -> NDArray[np.float32]:
-    """An action `(A,)` in [-1, 1] with Gaussian noise of standard deviation `noise` on
-    all but the gripper's command.
-    """
-    # Noise on the gripper would drop what is held, not show how to recover.
+    """An action `(A,)` in [-1, 1] with Gaussian noise on all but the gripper's command."""
+    # Noise on the gripper would drop the object, not show how to recover.
     # abs: numpy refuses -0.0.
-    executed = action + np.array([*rng.normal(0, abs(noise), len(action) - 1), 0], dtype=np.float32)
-    return np.clip(executed, -1, 1).astype(np.float32)
-
-
-def run_expert(env: TaskEnv, plan: Plan, index: int) -> Arrays:
-    """One episode.
-
-    Returns:
-        `actions`, `executed_actions` `(N, A)`, `states` `(N, S)`, `rewards`, `dones`
-        `(N,)`, `obs/*` `(N, ...)`, `last_obs/*` `(1, ...)`, and the scalars `success`,
-        `seed` and `model`, the MJCF of this episode's scene in UTF-8.
-    """
-    noise = env.expert_noise if plan.noise is None else plan.noise
-    seed = episode_seed("collect", plan.seed, index)
-    rng = np.random.default_rng(seed)
-    obs, info = env.reset(seed=seed)
-    model = env.get_state().model
-    rows: dict[str, list[Any]] = {}
-    done = False
-    while not done:
-        action = env.expert_action()
-        executed = perturbed(action, noise, rng)
-        row = {"actions": action, "executed_actions": executed, "states": env.get_state().state}
-        row |= {f"obs/{key}": value for key, value in obs.items()}
-        obs, reward, terminated, truncated, info = env.step(executed)
-        done = terminated or truncated
-        for key, value in {**row, "rewards": reward, "dones": done}.items():
-            rows.setdefault(key, []).append(value)
-    arrays = {key: np.stack(values) for key, values in rows.items()}
-    arrays |= {f"last_obs/{key}": value[None] for key, value in obs.items()}
-    return {
-        **arrays,
-        "success": np.array(info["success"]),
-        "seed": np.array(seed),
-        "model": np.array(model.encode()),
-    }
+    offset = np.array([*rng.normal(0, abs(noise), len(action) - 1), 0], dtype=np.float32)
+    return np.clip(action + offset, -1, 1).astype(np.float32)

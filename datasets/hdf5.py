@@ -2,18 +2,17 @@
 
 The format:
 
-    data/                 attrs: total (int), env_args (JSON: env_name, env_version,
-    type, env_kwargs)
-      demo_<k>/           attrs: num_samples (int), model_file (MJCF), ep_meta (JSON);
-      any group with actions counts as a demo
+    data/                 attrs: total (int), env_args (JSON: env_name, env_version, type,
+                                 env_kwargs)
+      demo_<k>/           attrs: num_samples (int), model_file (MJCF), ep_meta (JSON)
         actions (N, A)    rewards (N,)    dones (N,)    states (N, S)
         obs/<key> (N, ...)    next_obs/<key> (N, ...)
     mask/<filter_key>     names of demos
 
-Images are uint8 `(N, H, W, 3)`, upright; `obs[t]` is what was seen before `actions[t]`.
-Observations may lie in groups, one level deep: `obs/images/front` has the key
-"images/front". Robosuite's own recordings, which have `env_info` instead of `env_args`,
-are read as well.
+Any group with actions counts as a demo. Images are uint8 `(N, H, W, 3)`, upright; `obs[t]` is
+what was seen before `actions[t]`. Observations may lie in groups, one level deep:
+`obs/images/front` has the key "images/front". Robosuite's own recordings, which have
+`env_info` instead of `env_args`, are read as well.
 """
 
 from __future__ import annotations
@@ -30,8 +29,8 @@ import h5py
 import numpy as np
 from h5py import h5a, h5d, h5f, h5g, h5o, h5s
 
+from fibopolicy.datasets.conventions import recorded_env_args
 from fibopolicy.datasets.links import Sources, identity, read
-from fibopolicy.datasets.robosuite_layout import recorded_task
 from fibopolicy.errors import UserError, quoted, unknown
 from fibopolicy.utils.files import StrPath, expanded
 
@@ -39,9 +38,7 @@ _DEMO_NAME = re.compile(r"demo_(\d+)")
 
 
 class _Layout(NamedTuple):
-    """What is known of an array once it was opened: its shape, its dtype and the other
-    files that it comes from.
-    """
+    """An opened array: its shape, its dtype and the other files that it comes from."""
 
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
@@ -52,34 +49,34 @@ class DemoFile:
     """A robomimic HDF5 file, opened read-only; a context manager.
 
     Opening checks the structure and reads no frames: use `validate` for the content.
-    What real files get wrong without harm (a false `total`, gaps in the numbering, no
-    mask, ...) is read, and told in `warnings`, one line each.
-
-    Attributes:
-        path: the file.
-        env_args: the task: `env_name`, `type`, `env_kwargs`, and maybe `env_version`;
-            empty where the file names none.
-        demos: the names of the demos in numeric order: demo_2 before demo_10.
-        filter_keys: named subsets of the demos, as the file gives them; read them
-            through `select`.
-        obs: shape without the time axis and dtype of every observation key, taken from
-            the first demo.
-        warnings: harmless oddities.
-        damaged: demos that are left out because they cannot be read, with the reason;
-            only where `skip_damaged` allows it.
+    Harmless deviations of real files (a false `total`, gaps in the numbering, no mask, ...)
+    are accepted, and reported in `warnings`.
 
     Args:
         path: the file.
-        skip_damaged: leave out demos that cannot be read instead of refusing the file.
+        skip_corrupt: leave out demos that cannot be read instead of refusing the file.
+
+    Attributes:
+        path: the file.
+        env_args: the task: `env_name`, `type`, `env_kwargs`, and maybe `env_version`; empty
+            where the file names none.
+        demos: the names of the demos in numeric order: demo_2 before demo_10.
+        filter_keys: named subsets of the demos, as the file gives them; read them through
+            `select`.
+        obs: shape without the time axis and dtype of every observation key, from the first
+            demo.
+        warnings: harmless deviations, one line each.
+        corrupt: demos that are left out because they cannot be read, with the reason; only
+            with `skip_corrupt`.
 
     Raises:
-        UserError: the file is missing, damaged or of another format; a demo's
-            `num_samples` disagrees with its actions.
+        UserError: the file is missing, corrupt or of another format; a demo's `num_samples`
+            disagrees with its actions.
     """
 
-    def __init__(self, path: StrPath, *, skip_damaged: bool = False) -> None:
+    def __init__(self, path: StrPath, *, skip_corrupt: bool = False) -> None:
         self.path = expanded(path)
-        self.damaged: dict[str, str] = {}
+        self.corrupt: dict[str, str] = {}
         self.warnings: tuple[str, ...] = ()
         self._layouts: dict[tuple[str, str], _Layout] = {}
         # a demo and those of its arrays that are open
@@ -87,8 +84,8 @@ class DemoFile:
         self._sources = Sources()
         self._file = _open(self.path)
         try:
-            with self._damage_told():
-                self._scan(skip_damaged)
+            with self._wrap_errors():
+                self._scan(skip_corrupt)
         except BaseException:
             self.close()
             raise
@@ -130,9 +127,7 @@ class DemoFile:
 
     @property
     def unreadable(self) -> dict[str, str]:
-        """Observation keys that are neither images nor vectors as training reads them,
-        each with what it is instead.
-        """
+        """Observation keys that training cannot read, each with its content."""
         readable = {*self.image_keys, *self.vector_keys}
         return {
             key: _unreadable(*layout) for key, layout in self.obs.items() if key not in readable
@@ -140,9 +135,7 @@ class DemoFile:
 
     @property
     def frames_advice(self) -> str:
-        """How this file gets images: by a rendering where its task can be simulated,
-        else by a new recording.
-        """
+        """How to add images: by rendering if the task can be simulated, else in a recording."""
         from fibopolicy.envs.registry import is_known  # here, since it imports gymnasium
 
         if is_known(self.env_args) and self.has(self.demos[0], "states"):
@@ -194,7 +187,7 @@ class DemoFile:
             raise self.error(
                 f"filter key {filter_key!r} names no demos; choose another or make one with split"
             )
-        missing = sorted(named.difference(self.demos, self.damaged))
+        missing = sorted(named.difference(self.demos, self.corrupt))
         if missing:
             raise self.error(
                 f"filter key {filter_key!r} names {missing[0]!r}, which is not in data"
@@ -206,7 +199,7 @@ class DemoFile:
         """The attributes of a demo: `num_samples`, and where recorded `model_file`,
         `ep_meta` and provenance.
         """
-        with self._damage_told(demo):
+        with self._wrap_errors(demo):
             return _attributes(self._demo(demo))
 
     @property
@@ -214,7 +207,7 @@ class DemoFile:
         """The attributes of the file and of its data group, other than `env_args` and
         `total`: where the data came from.
         """
-        with self._damage_told():
+        with self._wrap_errors():
             merged = _attributes(self._file) | _attributes(self._file["data"])
         return {
             name: value
@@ -227,7 +220,7 @@ class DemoFile:
         if (demo, key) in self._layouts:
             return True
         self._check_demo(demo)
-        with self._damage_told(demo):
+        with self._wrap_errors(demo):
             return self._find(demo, key) is not None
 
     def group(self, demo: str) -> h5py.Group:
@@ -236,7 +229,7 @@ class DemoFile:
 
     def keys(self, demo: str) -> tuple[str, ...]:
         """The arrays of a demo other than observations: "actions", "states", ..."""
-        with self._damage_told(demo):
+        with self._wrap_errors(demo):
             return tuple(
                 name for name, item in self._demo(demo).items() if isinstance(item, h5py.Dataset)
             )
@@ -244,7 +237,7 @@ class DemoFile:
     def layout(self, demo: str, key: str) -> tuple[tuple[int, ...], np.dtype[Any]]:
         """Shape, time axis included, and dtype of an array, without reading it."""
         if (demo, key) not in self._layouts:
-            with self._damage_told(demo):
+            with self._wrap_errors(demo):
                 self._array(demo, key)
         known = self._layouts[demo, key]
         return known.shape, known.dtype
@@ -255,7 +248,7 @@ class DemoFile:
         """Steps `start:stop` of an array, say "actions", "states" or
         "obs/agentview_image", in the stored dtype.
         """
-        with self._damage_told(demo):
+        with self._wrap_errors(demo):
             dataset = self._array(demo, key)
             known = self._layouts[demo, key]
             whole = not start and (stop is None or stop >= (known.shape or (0,))[0])
@@ -353,7 +346,7 @@ class DemoFile:
         with self.named(f"{path.removeprefix('data/')} "):
             self._sources.follow(self._file, path)
 
-    def _scan(self, skip_damaged: bool) -> None:
+    def _scan(self, skip_corrupt: bool) -> None:
         self._name = h5f.get_name(self._file.id)
         data = self._file.get("data")
         if data is None:
@@ -376,13 +369,13 @@ class DemoFile:
             try:
                 self._lengths[demo] = self._read_length(data, demo)
             except UserError as error:
-                if not skip_damaged:
+                if not skip_corrupt:
                     raise
-                self.damaged[demo] = str(error)
+                self.corrupt[demo] = str(error)
         self.demos = tuple(self._lengths)
         if not self.demos:
             raise self.error(
-                f"all {len(named)} demos are damaged; {next(iter(self.damaged.values()))}"
+                f"all {len(named)} demos are corrupt; {next(iter(self.corrupt.values()))}"
             )
         missing_count = [demo for demo in self._without_count if demo in self._lengths]
         self.filter_keys = self._read_filter_keys()
@@ -472,7 +465,7 @@ class DemoFile:
                 " json.dumps"
             ) from error
         if name == "env_info":
-            env_args = self._recorded_task(env_args, data)
+            env_args = self._recorded_env_args(env_args, data)
         if not isinstance(env_args, dict) or not isinstance(env_args.get("env_name"), str | None):
             raise self.error(
                 'data\'s attribute env_args must be a JSON object with "env_name", "type" and'
@@ -492,21 +485,21 @@ class DemoFile:
         }
         return {**env_args, "env_kwargs": env_args.get("env_kwargs", {})} if env_args else {}
 
-    def _recorded_task(self, info: Any, data: h5py.Group) -> dict[str, Any]:
+    def _recorded_env_args(self, info: Any, data: h5py.Group) -> dict[str, Any]:
         version = _plain(data.attrs.get("repository_version"))
         if str(version).startswith("1.0."):
             raise self.error(
                 "is a recording of robosuite 1.0, whose rotations are the other way round; convert"
-                " it in Python: fibopolicy.datasets.robosuite_layout.convert"
+                " it in Python: fibopolicy.datasets.download.convert_recording"
             )
         if not isinstance(info, dict) or not {"env_name", "robots"} <= info.keys():
             raise self.error(
                 'data\'s attribute env_info must be a JSON object with "env_name" and "robots"'
             )
-        return recorded_task(info, version)
+        return recorded_env_args(info, version)
 
     def _read_length(self, data: h5py.Group, demo: str) -> int:
-        with self._damage_told(demo):
+        with self._wrap_errors(demo):
             actions = self._find(demo, "actions")
             told = None
             if actions is not None:
@@ -521,7 +514,7 @@ class DemoFile:
         steps = int(actions.shape[0])
         if told is not None and told != steps:
             raise self.error(
-                f"{demo}: num_samples says {told}, actions hold {steps} steps; mend the attribute"
+                f"{demo}: num_samples says {told}, actions hold {steps} steps; fix the attribute"
                 " or the arrays"
             )
         if steps == 0:
@@ -545,7 +538,7 @@ class DemoFile:
         return keys
 
     @contextmanager
-    def _damage_told(self, what: str = "the file") -> Iterator[None]:
+    def _wrap_errors(self, what: str = "the file") -> Iterator[None]:
         try:
             yield
         except (
@@ -556,7 +549,7 @@ class DemoFile:
             TypeError,
         ) as error:  # what h5py and broken metadata give
             raise self.error(
-                f"{what} is damaged ({_one_line(error)}); fetch or record it again"
+                f"{what} is corrupt ({_one_line(error)}); download or record it again"
             ) from error
 
 

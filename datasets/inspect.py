@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from fibopolicy.datasets.conventions import proprioception
 from fibopolicy.datasets.hdf5 import DemoFile
-from fibopolicy.datasets.proprioception import proprioception
 from fibopolicy.datasets.structure import check_structure
 from fibopolicy.datasets.validate import clipped, validate
 from fibopolicy.datasets.windows import share_at_limits

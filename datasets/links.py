@@ -278,7 +278,7 @@ def _copy(
             made[()] = item[()]
         _copy_attributes(item, made)
     elif item is None:
-        raise UserError(f"{path} cannot be read; the file is damaged")
+        raise UserError(f"{path} cannot be read; the file is corrupt")
 
 
 def _resolved(sources: Sources, group: h5py.Group, key: str) -> Any:

@@ -9,9 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fibopolicy.datasets.buffers import Buffers
-from fibopolicy.datasets.sampling import batch_indices, mixed_indices
-from fibopolicy.datasets.windows import Batch, WindowDataset
+from fibopolicy.datasets.cache import Buffers
+from fibopolicy.datasets.windows import Batch, WindowDataset, batch_indices, mixed_indices
 from fibopolicy.errors import UserError
 
 _DIFFERENCES_TOLD = 6

@@ -16,15 +16,15 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from fibopolicy.datasets.hdf5 import DemoFile
-from fibopolicy.datasets.parts import opened_parts, parts_folder, remove_parts
 from fibopolicy.datasets.restore import (
-    Damaged,
+    Corrupt,
     Restorer,
     Trajectory,
     by_model,
     require_task,
     warn_of_scenes,
 )
+from fibopolicy.datasets.shards import remove_shards, resume_folder, shards_folder
 from fibopolicy.datasets.writer import DemoWriter
 from fibopolicy.envs import Observation, SimState, TaskEnv
 from fibopolicy.envs.registry import warn_of_version
@@ -104,7 +104,7 @@ def render(
     *,
     filter_key: str | None = None,
     workers: int | None = None,
-    skip_damaged: bool = False,
+    skip_corrupt: bool = False,
     resume: bool = False,
     overwrite: bool = False,
 ) -> Rendered:
@@ -130,24 +130,24 @@ def render(
     src, out, view = expanded(src), expanded(out), view or View()
     check_resume_or_overwrite(resume=resume, overwrite=overwrite)
     check_output(out, overwrite, [src])
-    with DemoFile(src, skip_damaged=skip_damaged) as file:
+    with DemoFile(src, skip_corrupt=skip_corrupt) as file:
         require_task(file)
         demos = file.select(filter_key)
         warn_of_version(file.env_args)
         warn_of_scenes(file, demos)
-        parts = parts_folder(out)
+        parts = shards_folder(out)
         with (
             directory_lock(parts),
-            opened_parts(parts, _plan(file, demos, view), resume=resume, overwrite=overwrite),
+            resume_folder(parts, _plan(file, demos, view), resume=resume, overwrite=overwrite),
         ):
-            skipped = dict(file.damaged) | _render_all(
-                file, demos, view, parts, workers, skip_damaged
+            skipped = dict(file.corrupt) | _render_all(
+                file, demos, view, parts, workers, skip_corrupt
             )
             kept = [demo for demo in demos if demo not in skipped]
             if not kept:
                 raise UserError(f"{src}: no demo could be rendered; {next(iter(skipped.values()))}")
             done = _assemble(file, kept, view, parts, out, overwrite, skipped)
-            remove_parts(parts)
+            remove_shards(parts)
     return done
 
 
@@ -155,7 +155,11 @@ def _plan(file: DemoFile, demos: Sequence[str], view: View) -> dict[str, Any]:
     """What a rendering depends on: parts of another one are not to be mixed with it."""
     found = file.identity(demos, ("states", "actions", "executed_actions"))
     source = {"source": found.pop("path"), **found}
-    return {**source, "demos": list(demos), **asdict(view), "versions": dict(versions())}
+    return {**source, "demos": list(demos), **asdict(view), "versions": _versions()}
+
+
+def _versions() -> dict[str, str]:
+    return {name: versions()[name] for name in _RENDERERS if name in versions()}
 
 
 def _render_all(
@@ -164,14 +168,14 @@ def _render_all(
     view: View,
     parts: Path,
     workers: int | None,
-    skip_damaged: bool,
+    skip_corrupt: bool,
 ) -> dict[str, str]:
     """Render the demos that have no part yet; returns those that cannot be restored,
     with the reason.
     """
     missing = [demo for demo in by_model(file, demos) if not _part(parts, demo).exists()]
     total, skipped = sum(map(file.length, demos)), {}
-    start = (file.path, skip_damaged, view, parts)
+    start = (file.path, skip_corrupt, view, parts)
     with tqdm(
         total=total,
         initial=total - sum(map(file.length, missing)),
@@ -183,11 +187,11 @@ def _render_all(
             return {}
         with simulator_pool(checked_workers(workers, len(missing)), _start_worker, *start) as pool:
             for done in as_completed([pool.submit(_render_one, demo) for demo in missing]):
-                demo, damaged = done.result()
-                if damaged is not None:
-                    if not skip_damaged:
-                        raise UserError(f"{damaged.reason}; --skip-damaged leaves such demos out")
-                    skipped[demo] = damaged.reason
+                demo, corrupt = done.result()
+                if corrupt is not None:
+                    if not skip_corrupt:
+                        raise UserError(f"{corrupt.reason}; --skip-corrupt leaves such demos out")
+                    skipped[demo] = corrupt.reason
                 bar.update(file.length(demo))
     return skipped
 
@@ -202,16 +206,16 @@ _restorer: Restorer
 _parts: Path
 
 
-def _start_worker(path: Path, skip_damaged: bool, view: View, parts: Path) -> None:
+def _start_worker(path: Path, skip_corrupt: bool, view: View, parts: Path) -> None:
     global _restorer, _parts
-    _restorer, _parts = Restorer(path, skip_damaged, **view.overrides()), parts
+    _restorer, _parts = Restorer(path, skip_corrupt, **view.overrides()), parts
 
 
-def _render_one(demo: str) -> tuple[str, Damaged | None]:
+def _render_one(demo: str) -> tuple[str, Corrupt | None]:
     """Write a demo's part, or tell what is wrong with the demo."""
     env = _restorer.env
     arrays = _restorer.attempt(demo, lambda trajectory: render_trajectory(env, trajectory))
-    if isinstance(arrays, Damaged):
+    if isinstance(arrays, Corrupt):
         return demo, arrays
     facts = {"env_args": env.env_args, "renderer": renderer_name() if _images(env) else "none"}
     with atomic_write(_part(_parts, demo)) as aside, aside.open("wb") as file:
@@ -275,9 +279,7 @@ def _assemble(
         **file.file_attrs,
         "quality": view.quality,
         "renderer": first["renderer"],
-        "rendered_with": ", ".join(
-            f"{name} {version}" for name, version in versions().items() if name in _RENDERERS
-        ),
+        "rendered_with": ", ".join(f"{name} {version}" for name, version in _versions().items()),
         "rendered_from": file.path.name,
         "source_env_version": str(file.env_args.get("env_version", "unknown")),
     }

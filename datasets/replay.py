@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from fibopolicy.datasets.hdf5 import DemoFile
 from fibopolicy.datasets.restore import (
-    Damaged,
+    Corrupt,
     Restorer,
     Trajectory,
     by_model,
@@ -105,7 +105,7 @@ def replay(
     *,
     filter_key: str | None = None,
     workers: int | None = None,
-    skip_damaged: bool = False,
+    skip_corrupt: bool = False,
 ) -> Replay:
     """Execute each demonstration's actions from its first state, without correction.
 
@@ -119,24 +119,24 @@ def replay(
         path: a robomimic HDF5 file with states.
         filter_key: only these demos.
         workers: processes, one simulator each; as many as cores by default.
-        skip_damaged: leave out demos that cannot be read or restored, and tell them in
+        skip_corrupt: leave out demos that cannot be read or restored, and tell them in
             `skipped`.
 
     Raises:
         UserError: the file or one of its demos cannot be read or restored; the task
             cannot be made.
     """
-    with DemoFile(path, skip_damaged=skip_damaged) as file:
+    with DemoFile(path, skip_corrupt=skip_corrupt) as file:
         require_task(file)
         demos = file.select(filter_key)
         jobs = by_model(file, demos)
-        env_args, skipped = file.env_args, dict(file.damaged)
+        env_args, skipped = file.env_args, dict(file.corrupt)
         warn_of_scenes(file, demos)
     warn_of_version(env_args)
     rows: dict[str, ReplayedDemo] = {}
     with (
         simulator_pool(
-            checked_workers(workers, len(jobs)), _start_worker, Path(path), skip_damaged
+            checked_workers(workers, len(jobs)), _start_worker, Path(path), skip_corrupt
         ) as pool,
         tqdm(
             total=len(jobs), desc=f"replay {env_args['env_name']}", unit="demo", disable=None
@@ -147,10 +147,10 @@ def replay(
             demo, outcome = done.result()
             if isinstance(outcome, ReplayedDemo):
                 rows[demo] = outcome
-            elif skip_damaged:
+            elif skip_corrupt:
                 skipped[demo] = outcome.reason
             else:
-                raise UserError(f"{outcome.reason}; --skip-damaged leaves such demos out")
+                raise UserError(f"{outcome.reason}; --skip-corrupt leaves such demos out")
             bar.update()
         frames = comparison.result()
     if isinstance(frames, str):
@@ -220,12 +220,12 @@ def write_replay(path: Path, done: Replay, rate: Mapping[str, float]) -> None:
 _restorer: Restorer
 
 
-def _start_worker(path: Path, skip_damaged: bool) -> None:
+def _start_worker(path: Path, skip_corrupt: bool) -> None:
     global _restorer
-    _restorer = Restorer(path, skip_damaged, cameras=())
+    _restorer = Restorer(path, skip_corrupt, cameras=())
 
 
-def _replay_one(demo: str) -> tuple[str, ReplayedDemo | Damaged]:
+def _replay_one(demo: str) -> tuple[str, ReplayedDemo | Corrupt]:
     return demo, _restorer.attempt(
         demo, lambda trajectory: replay_trajectory(_restorer.env, trajectory)
     )
@@ -247,7 +247,7 @@ def _compare_frames(demo: str) -> dict[str, FrameMatch] | str:
         if file.image_shape(key)[:2] == (height, width)
     }
     size = height if height == width else (height, width)
-    compared = _restorer.seen_by(tuple(cameras.values()), size)
+    compared = _restorer.with_cameras(tuple(cameras.values()), size)
     try:
         trajectory = read_trajectory(file, demo)
         with compared.env as env:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from fibopolicy.datasets.hdf5 import DemoFile
 from fibopolicy.envs import SimState, TaskEnv, from_env_args
 from fibopolicy.envs.registry import unavailable
+from fibopolicy.envs.rendering import ImageSize
 from fibopolicy.errors import UserError
 
 _Result = TypeVar("_Result")
@@ -93,9 +94,7 @@ def require_task(file: DemoFile) -> None:
 
 
 def by_model(file: DemoFile, demos: Sequence[str]) -> list[str]:
-    """The demos with those of one scene side by side: loading a scene takes seconds,
-    another state of it milliseconds.
-    """
+    """The demos, grouped by scene: loading one takes seconds, another state milliseconds."""
     first: dict[object, int] = {}
     rank = {
         demo: first.setdefault(file.attrs(demo).get("model_file"), len(first)) for demo in demos
@@ -104,14 +103,12 @@ def by_model(file: DemoFile, demos: Sequence[str]) -> list[str]:
 
 
 def warn_of_scenes(file: DemoFile, demos: Sequence[str]) -> None:
-    """Warn of demos that keep no scene: they are restored in the task's own, whatever
-    the installed versions make of it.
-    """
+    """Warn of demos without a scene, which are restored in that of the installed versions."""
     if lacking := [demo for demo in demos if file.attrs(demo).get("model_file") is None]:
         others = f" and {len(lacking) - 1} more" if len(lacking) > 1 else ""
         warnings.warn(
-            f"{file.path}: {lacking[0]}{others} keep no scene (attribute model_file); the installed"
-            " versions' own is taken, which may not be the one they were recorded in",
+            f"{file.path}: {lacking[0]}{others} keep no scene (attribute model_file); they are"
+            " restored in that of the installed versions, which may differ",
             stacklevel=3,
         )
 
@@ -119,53 +116,47 @@ def warn_of_scenes(file: DemoFile, demos: Sequence[str]) -> None:
 class Restorer:
     """A demonstration file with its task's environment, in a worker process.
 
-    Both are opened when they are first used and not when the process starts, so that
-    their errors reach the parent as they are.
+    Both are opened at their first use and not when the process starts, so that their errors
+    reach the parent unchanged.
 
     Args:
         path: the file.
-        skip_damaged: see `DemoFile`.
+        skip_corrupt: see `DemoFile`.
         overrides: of the environment, e.g. `cameras`.
     """
 
-    def __init__(self, path: Path, skip_damaged: bool, **overrides: Any) -> None:
-        self._path, self._skip_damaged, self._overrides = path, skip_damaged, overrides
+    def __init__(self, path: Path, skip_corrupt: bool, **overrides: Any) -> None:
+        self._path, self._skip_corrupt, self._overrides = path, skip_corrupt, overrides
 
     @cached_property
     def file(self) -> DemoFile:
-        return DemoFile(self._path, skip_damaged=self._skip_damaged)
+        return DemoFile(self._path, skip_corrupt=self._skip_corrupt)
 
     @cached_property
     def env(self) -> TaskEnv:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # the parent has told them, once
-            with self.file.named():
-                return from_env_args(self.file.env_args, **self._overrides)
+        with warnings.catch_warnings(), self.file.named():
+            warnings.simplefilter("ignore", UserWarning)  # the parent process has issued them
+            return from_env_args(self.file.env_args, **self._overrides)
 
-    def seen_by(self, cameras: tuple[str, ...], image_size: int | tuple[int, int]) -> Restorer:
+    def with_cameras(self, cameras: tuple[str, ...], image_size: ImageSize) -> Restorer:
         """The same file with an environment that renders."""
-        return Restorer(
-            self._path,
-            self._skip_damaged,
-            **{**self._overrides, "cameras": cameras, "image_size": image_size},
-        )
+        rendering = {"cameras": cameras, "image_size": image_size}
+        return Restorer(self._path, self._skip_corrupt, **{**self._overrides, **rendering})
 
-    def attempt(self, demo: str, work: Callable[[Trajectory], _Result]) -> _Result | Damaged:
-        """Do something with a demo, or tell what is wrong with that demo, naming file and demo."""
-        self.env  # noqa: B018
+    def attempt(self, demo: str, work: Callable[[Trajectory], _Result]) -> _Result | Corrupt:
+        """The result of `work` on a demo, or why the demo cannot be restored."""
+        self.env  # noqa: B018  (an error of the task is no demo's fault)
         try:
             return work(read_trajectory(self.file, demo))
         except UserError as error:
-            message = str(error)
-            return Damaged(
-                message
-                if message.startswith(str(self.file.path))
-                else str(self.file.error(f"{demo}: {message}"))
-            )
+            reason = str(error)
+            if not reason.startswith(str(self.file.path)):
+                reason = str(self.file.error(f"{demo}: {reason}"))
+            return Corrupt(reason)
 
 
 @dataclass(frozen=True)
-class Damaged:
-    """Why a demo cannot be restored."""
+class Corrupt:
+    """Why a demo cannot be restored: the file, the demo and the fault."""
 
     reason: str

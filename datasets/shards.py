@@ -1,71 +1,158 @@
-"""Episodes made ahead by simulators side by side, kept in shards beside an output until
-it is complete.
+"""Episodes that worker processes record ahead, kept in shards until the output is complete.
 
-What an episode is depends on its index alone, so the output does not depend on the
-number of workers.
+Each episode depends on its index alone, so the output does not depend on the number of
+workers. A command that was killed resumes from the shards in a folder beside its output.
 """
 
 from __future__ import annotations
 
+import contextlib
+import json
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from tqdm import tqdm
 
-from fibopolicy.datasets.writer import DemoWriter
-from fibopolicy.utils.files import atomic_write
+from fibopolicy.datasets.writer import Attribute, DemoWriter
+from fibopolicy.envs import TaskEnv
+from fibopolicy.errors import UserError
+from fibopolicy.utils.files import atomic_write, wrap_os_error
 from fibopolicy.utils.processes import simulator_pool
+from fibopolicy.utils.settings import first_difference
 
-#: What is known of one episode.
+#: One episode as arrays, see `Recording.arrays`.
 Arrays = dict[str, NDArray[Any]]
+#: Records the episode of an index.
+RecordEpisode = Callable[[int], Arrays]
+
+#: The file in the folder of shards that holds the settings they were made with.
+PLAN = "plan.json"
+#: Every such demo is held out for validation, whatever the number of workers.
+VALID_EVERY = 10
 
 
-def made_ahead(
-    parts: Path,
-    start: Callable[[], Callable[[int], Arrays]],
-    *,
-    needed: int,
-    size: int,
-    workers: int,
-) -> Iterator[Arrays]:
-    """All episodes from index 0 on, in order, without end; shards are made ahead, and
-    those that lie in `parts` are taken.
+# The folder of shards
 
-    Args:
-        start: called once in every process; returns what makes the episode of an index.
-        needed: how many are needed if none fails; more are made only once these are
-            used up.
-        size: episodes in a shard: what a killed run loses at most, per worker.
+
+def shards_folder(out: Path) -> Path:
+    """The folder of an output's shards."""
+    return out.with_name(out.name + ".parts")
+
+
+@contextmanager
+def resume_folder(
+    folder: Path, plan: Mapping[str, Any], *, resume: bool, overwrite: bool
+) -> Iterator[None]:
+    """Make the folder of shards, or check that the existing one has the same plan.
+
+    Wrap the block that does the work. If it fails before its first shard, as with an
+    invalid setting, it leaves no folder.
+
+    Raises:
+        UserError: the folder holds unfinished work of another plan, or of this one without
+            `resume` or `overwrite`.
     """
-    with simulator_pool(workers, _start_worker, start) as pool:
-        pending: deque[Future[Path]] = deque()
-        started, enough = 0, -(-needed // size)
-        while True:
-            while len(pending) < 2 * workers and started < enough:
-                pending.append(pool.submit(_make_shard, parts, started, size))
-                started += 1
-            if pending:
-                yield from _load_shard(pending.popleft().result(), size)
-            else:
-                enough += workers
+    wanted = json.loads(json.dumps(plan))
+    file = folder / PLAN
+    has_files = any(not path.name.startswith(PLAN) for path in folder.glob("*"))
+    if has_files and not file.exists():
+        raise UserError(f"{folder}: holds files that are not shards; choose another --out")
+    if has_files and overwrite:
+        remove_shards(folder)
+    elif has_files and not resume:
+        raise UserError(
+            f"{folder}: holds unfinished work; pass --resume to complete it or --overwrite to"
+            " start again"
+        )
+    elif has_files:
+        found = json.loads(file.read_text(encoding="utf-8"))
+        if difference := first_difference(found, wanted):
+            raise UserError(
+                f"{folder}: holds work with other settings ({difference}); pass --overwrite to"
+                " start again"
+            )
+    with wrap_os_error(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    with atomic_write(file) as partial:
+        partial.write_text(json.dumps(wanted), encoding="utf-8")
+    try:
+        yield
+    except BaseException:
+        if not any(folder.glob("*.npz")):
+            remove_shards(folder)
+        raise
 
 
-def add_episode(writer: DemoWriter, episode: Arrays, attrs: Mapping[str, Any]) -> str:
-    """Write an episode as a demo; returns its name.
+def remove_shards(folder: Path) -> None:
+    """Delete the shards and their plan, and nothing else."""
+    for path in (*folder.glob("*.npz"), *folder.glob("*.npz.partial"), folder / PLAN):
+        path.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):
+        folder.rmdir()
+
+
+# One episode
+
+
+class Recording:
+    """An episode that is recorded step by step.
 
     Args:
-        episode: `actions`, `executed_actions`, `states`, `rewards`, `dones` and `obs/*`
-            `(N, ...)`, `last_obs/*` `(1, ...)`, and the scalars `seed` and `model`, the
-            scene's MJCF in UTF-8.
+        env: the task.
+        seed: of its layout.
+    """
+
+    def __init__(self, env: TaskEnv, seed: int) -> None:
+        self._env, self._seed = env, seed
+        self._obs, _ = env.reset(seed=seed)
+        self._model = env.get_state().model
+        self._rows: dict[str, list[Any]] = {}
+        self.success = False
+
+    def step(self, action: NDArray[np.float32], executed: NDArray[np.float32]) -> tuple[bool, bool]:
+        """Execute an action `(A,)`, which may differ from the one to be imitated.
+
+        Returns:
+            Whether the episode terminated, and whether it was truncated.
+        """
+        row: dict[str, Any] = {"actions": action, "executed_actions": executed}
+        row["states"] = self._env.get_state().state
+        row |= {f"obs/{key}": value for key, value in self._obs.items()}
+        self._obs, row["rewards"], terminated, truncated, info = self._env.step(executed)
+        self.success = bool(info["success"])
+        for key, value in row.items():
+            self._rows.setdefault(key, []).append(value)
+        return terminated, truncated
+
+    def arrays(self) -> Arrays:
+        """The N steps so far, the last one being the end of the episode.
+
+        Returns:
+            `actions`, `executed_actions` `(N, A)`, `states` `(N, S)`, `rewards`, `dones`
+            `(N,)`, `obs/*` `(N, ...)`, `last_obs/*` `(1, ...)`, and the scalars `success`,
+            `seed` and `model`, the MJCF of this episode's scene in UTF-8.
+        """
+        arrays = {key: np.stack(values) for key, values in self._rows.items()}
+        arrays["dones"] = np.arange(len(arrays["rewards"])) == len(arrays["rewards"]) - 1
+        arrays |= {f"last_obs/{key}": value[None] for key, value in self._obs.items()}
+        arrays["success"], arrays["seed"] = np.array(self.success), np.array(self._seed)
+        arrays["model"] = np.array(self._model.encode())
+        return arrays
+
+
+def add_episode(writer: DemoWriter, episode: Arrays, attrs: Mapping[str, Attribute]) -> str:
+    """Write an episode, see `Recording.arrays`, as a demo; returns its name.
+
+    Args:
         attrs: of the demo, beside its seed.
     """
-    obs = {
-        key.removeprefix("obs/"): value for key, value in episode.items() if key.startswith("obs/")
-    }
+    obs = {key[4:]: value for key, value in episode.items() if key.startswith("obs/")}
     return writer.add(
         obs,
         episode["actions"],
@@ -82,23 +169,96 @@ def add_episode(writer: DemoWriter, episode: Arrays, attrs: Mapping[str, Any]) -
     )
 
 
-_make: Callable[[int], Arrays] | None = None
+# Many episodes
 
 
-def _start_worker(start: Callable[[], Callable[[int], Arrays]]) -> None:
-    global _make
-    _make = start()
+def record_demos(
+    writer: DemoWriter,
+    folder: Path,
+    start: Callable[[], RecordEpisode],
+    *,
+    demos: int,
+    shard_size: int,
+    workers: int,
+    attrs: Callable[[Arrays], Mapping[str, Attribute]],
+    give_up: Callable[[int, int], UserError | None],
+    description: str,
+) -> tuple[int, int]:
+    """Write the first `demos` successful episodes, with filter keys "train" and "valid".
+
+    Args:
+        folder: of the shards, see `resume_folder`.
+        start: called once in every process; returns what records the episode of an index.
+        shard_size: episodes in a shard: what a killed run loses at most, per worker.
+        attrs: attributes of the demo made from an episode.
+        give_up: the reason to stop after so many successes in so many episodes, if any.
+
+    Returns:
+        Episodes tried, and control steps kept.
+    """
+    names: list[str] = []
+    steps = 0
+    episodes = prefetch(folder, start, needed=demos, shard_size=shard_size, workers=workers)
+    with tqdm(total=demos, desc=description, unit="demo", disable=None) as bar:
+        for tried, episode in enumerate(episodes, start=1):
+            if episode["success"]:
+                names.append(add_episode(writer, episode, attrs(episode)))
+                steps += len(episode["actions"])
+                bar.update()
+            bar.set_postfix_str(f"{len(names)} of {tried} episodes", refresh=False)
+            if len(names) == demos:
+                break
+            if (reason := give_up(len(names), tried)) is not None:
+                raise reason
+    if valid := names[VALID_EVERY - 1 :: VALID_EVERY]:
+        writer.add_filter_key("train", [name for name in names if name not in set(valid)])
+        writer.add_filter_key("valid", valid)
+    return tried, steps
 
 
-def _make_shard(parts: Path, k: int, size: int) -> Path:
-    assert _make is not None
-    path = parts / f"shard_{k:05d}.npz"
+def prefetch(
+    folder: Path,
+    start: Callable[[], RecordEpisode],
+    *,
+    needed: int,
+    shard_size: int,
+    workers: int,
+) -> Iterator[Arrays]:
+    """All episodes from index 0 on, in order, without end.
+
+    Workers record ahead; shards that lie in `folder` are not recorded again.
+
+    Args:
+        needed: how many are needed if none fails; more are recorded only after these.
+    """
+    with simulator_pool(workers, _start_worker, start) as pool:
+        pending: deque[Future[Path]] = deque()
+        started, enough = 0, -(-needed // shard_size)
+        while True:
+            while len(pending) < 2 * workers and started < enough:
+                pending.append(pool.submit(_record_shard, folder, started, shard_size))
+                started += 1
+            if pending:
+                yield from _load_shard(pending.popleft().result(), shard_size)
+            else:
+                enough += workers
+
+
+_record: RecordEpisode | None = None
+
+
+def _start_worker(start: Callable[[], RecordEpisode]) -> None:
+    global _record
+    _record = start()
+
+
+def _record_shard(folder: Path, number: int, size: int) -> Path:
+    assert _record is not None
+    path = folder / f"shard_{number:05d}.npz"
     if not path.exists():
-        made = [_make(index) for index in range(k * size, (k + 1) * size)]
-        flat = {
-            f"{i}/{key}": value for i, episode in enumerate(made) for key, value in episode.items()
-        }
-        with atomic_write(path) as aside, aside.open("wb") as file:
+        episodes = [_record(index) for index in range(number * size, (number + 1) * size)]
+        flat = {f"{i}/{key}": episode[key] for i, episode in enumerate(episodes) for key in episode}
+        with atomic_write(path) as partial, partial.open("wb") as file:
             np.savez(file, allow_pickle=False, **flat)
     return path
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from fibopolicy.datasets.absolute import is_unit
+from fibopolicy.datasets.conventions import is_unit
 from fibopolicy.datasets.hdf5 import DemoFile
 from fibopolicy.errors import UserError, unknown
 
@@ -151,7 +151,7 @@ def _check_length(file: DemoFile, demo: str, key: str) -> None:
     if shape[:1] != (file.length(demo),):
         told, found = file.length(demo), shape[0] if shape else "no"
         raise file.error(
-            f"{demo}: num_samples says {told}, {key} holds {found} steps; mend the attribute or the"
+            f"{demo}: num_samples says {told}, {key} holds {found} steps; fix the attribute or the"
             " arrays"
         )
 

@@ -1,11 +1,15 @@
-"""Training samples: a window of observations and the actions that follow, cut from
-demonstrations.
+"""Training samples: windows of observations and the actions that follow, and their order.
+
+The samples of a step depend on the seed and the step alone, so that resuming needs no more
+than the step.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from contextlib import nullcontext
+from fractions import Fraction
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -14,7 +18,6 @@ from numpy.typing import NDArray
 
 from fibopolicy.datasets.cache import FrameCache
 from fibopolicy.datasets.hdf5 import DemoFile
-from fibopolicy.datasets.sampling import batch_indices
 from fibopolicy.datasets.validate import clipped, read_valid
 from fibopolicy.errors import UserError
 from fibopolicy.utils.files import StrPath
@@ -26,11 +29,11 @@ class Batch(TypedDict):
     """B windows, as numpy arrays that own their memory.
 
     Attributes:
-        obs: per camera uint8 `(B, T_o, H, W, 3)`, per vector float32 `(B, T_o, D)`,
-            oldest first.
+        obs: per camera uint8 `(B, T_o, H, W, 3)`, per vector float32 `(B, T_o, D)`, oldest
+            first.
         actions: float32 `(B, horizon, A)`.
-        action_mask: bool `(B, horizon)`, false where an action is padding after the end
-            of the demo.
+        action_mask: bool `(B, horizon)`, false where an action is padding after the end of
+            the demo.
     """
 
     obs: dict[str, NDArray[Any]]
@@ -39,46 +42,42 @@ class Batch(TypedDict):
 
 
 class WindowDataset:
-    """Every step t of every selected demo is one sample: what was seen up to t, and the
-    actions from t on.
+    """One sample for every step t of every selected demo.
 
-    The observations are those of steps t-n_obs_steps+1 .. t, and steps before the first
-    repeat the first; the actions are those of t .. t+horizon-1, and steps after the last
+    Its observations are those of steps t-n_obs_steps+1 .. t, where steps before the first
+    repeat the first; its actions are those of t .. t+horizon-1, where steps after the last
     repeat the last. A window never reaches into another demo. Sample i is step i of the
-    demos in a row.
+    concatenated demos.
 
     Frames lie in a memory-mapped cache, so that memory does not grow with them; vectors
     and actions lie in memory.
 
     Args:
-        path: a robomimic HDF5 file, or one that is open and stays so; it is validated
-            first.
+        path: a robomimic HDF5 file, or an open one, which stays open; it is validated first.
         cameras, vectors: observation keys, in the order in which `batch` gives them.
         filter_key: which demos, `None` for all.
         horizon: actions per sample, at least 1.
         n_obs_steps: observations per sample up to t, at least 1.
-        sequence: go on with the observations of the actions after t, so that T_o is
-            n_obs_steps + horizon - 1 instead of n_obs_steps; those after the demo's last step
-            repeat it.
+        sequence: continue with the observations of the actions after t, so that T_o is
+            n_obs_steps + horizon - 1 instead of n_obs_steps; those after the demo's last step repeat
+            it.
         cache_dir: the folder of the frame cache, see `FrameCache`.
 
     Attributes:
         env_args: the task, as the file gives it.
-        warnings: the file's harmless oddities, one line each, which names it.
+        warnings: the file's harmless deviations, one line each, which names the file.
         demos: the selected demos.
-        left_out: observation keys of the file that are neither cameras nor vectors
-            here.
+        left_out: observation keys of the file that are neither cameras nor vectors here.
         image_shapes: (H, W, 3) per camera.
         vector_dims: D per vector key.
         action_dim: A.
-        actions: of all steps of the selected demos, float32 `(len, A)`; clipped to [-1,
-            1] where the task's simulator does so.
+        actions: of all steps of the selected demos, float32 `(len, A)`; clipped to [-1, 1]
+            where the task's simulator does so.
         stats: per vector key and for "actions": `min`, `max`, `mean` and (population)
             `std`, float64 `(D,)`, over all steps of the selected demos.
 
     Raises:
-        UserError: the file, a key or an option is at fault, see `DemoFile` and
-            `validate`.
+        UserError: the file, a key or an option is invalid, see `DemoFile` and `validate`.
     """
 
     def __init__(
@@ -101,7 +100,7 @@ class WindowDataset:
         self.horizon, self.n_obs_steps, self.sequence = horizon, n_obs_steps, sequence
         with nullcontext(path) if isinstance(path, DemoFile) else DemoFile(path) as file:
             self.env_args: dict[str, Any] = file.env_args
-            self.warnings = tuple(f"{self.path}: {oddity}" for oddity in file.warnings)
+            self.warnings = tuple(f"{self.path}: {warning}" for warning in file.warnings)
             self.left_out = tuple(key for key in file.obs if key not in (*cameras, *vectors))
             self.demos = file.select(filter_key)
             arrays: dict[str, list[Floats]] = {key: [] for key in (*vectors, "actions")}
@@ -172,3 +171,87 @@ def _stats(values: Floats) -> dict[str, NDArray[np.float64]]:
         "mean": exact.mean(axis=0),
         "std": exact.std(axis=0),
     }
+
+
+# Which samples make up the batch of a step
+
+
+@functools.lru_cache(maxsize=16)
+def epoch_order(num_samples: int, seed: int, epoch: int, source: int = 0) -> NDArray[np.int64]:
+    """A permutation of `num_samples`, int64 and read-only; the same arguments give the
+    same order.
+    """
+    order = np.random.default_rng((seed, epoch, source)).permutation(num_samples)
+    order.flags.writeable = False
+    return order
+
+
+def batch_indices(num_samples: int, batch_size: int, seed: int, step: int) -> NDArray[np.int64]:
+    """The `(batch_size,)` samples of global step `step >= 0`.
+
+    Every epoch is a new permutation whose last, partial batch is dropped. With fewer
+    samples than one batch, a batch runs on through as many epochs as it needs.
+    """
+    if num_samples < 1 or batch_size < 1 or step < 0:
+        raise ValueError(
+            f"expected num_samples >= 1, batch_size >= 1 and step >= 0, got {num_samples},"
+            f" {batch_size} and {step}"
+        )
+    if batch_size <= num_samples:
+        epoch, batch = divmod(step, num_samples // batch_size)
+        return epoch_order(num_samples, seed, epoch)[batch * batch_size : (batch + 1) * batch_size]
+    start = step * batch_size
+    epochs = range(start // num_samples, (start + batch_size - 1) // num_samples + 1)
+    stream = np.concatenate([epoch_order(num_samples, seed, epoch) for epoch in epochs])
+    return stream[start - epochs[0] * num_samples :][:batch_size]
+
+
+def mixed_indices(
+    sizes: Sequence[int], weights: Sequence[float], batch_size: int, seed: int, step: int
+) -> NDArray[np.int64]:
+    """The `(batch_size,)` samples of global step `step >= 0`, of several sources in a
+    row, each in its share.
+
+    The shares hold not on average but everywhere: of any n samples in a row, a source
+    has its share to within a few. Within a source every epoch is a new permutation, as
+    in `batch_indices`, and none of its samples is left out.
+
+    Args:
+        sizes: samples per source; sample i of source s has the index i +
+            sum(sizes[:s]).
+        weights: positive, one per source, of any sum.
+    """
+    if (
+        batch_size < 1
+        or step < 0
+        or len(sizes) != len(weights)
+        or min(sizes) < 1
+        or min(weights) <= 0
+    ):
+        raise ValueError(
+            f"expected sizes, as many positive weights, batch_size >= 1, step >= 0, got {sizes} and"
+            f" {weights}"
+        )
+    # (B,) places in the stream of all samples
+    rank = step * batch_size + np.arange(batch_size, dtype=np.int64)
+    chosen = np.empty(batch_size, dtype=np.int64)
+    open_ = np.ones(batch_size, dtype=np.bool_)
+    for source, (size, offset) in enumerate(zip(sizes, np.cumsum([0, *sizes[:-1]]), strict=True)):
+        # Of the places that earlier sources have left, this one takes every one at
+        # which share * places reaches a new whole number. Whole numbers alone, so that
+        # the same step gives the same samples on every machine.
+        share = (
+            Fraction(weights[source]) / sum(map(Fraction, weights[source:]))
+        ).limit_denominator(1 << 20)
+        # samples of this source before each place
+        before = rank * share.numerator // share.denominator
+        mine = open_ & ((rank + 1) * share.numerator // share.denominator > before)
+        epochs, places = np.divmod(before[mine], size)
+        for epoch in np.unique(epochs):
+            at = epochs == epoch
+            chosen[np.flatnonzero(mine)[at]] = (
+                offset + epoch_order(size, seed, int(epoch), source)[places[at]]
+            )
+        open_ &= ~mine
+        rank = rank - before
+    return chosen

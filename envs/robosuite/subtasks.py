@@ -1,5 +1,6 @@
-"""What robosuite's tasks consist of, for code that takes demonstrations apart:
-subtasks, poses, and commands toward a pose.
+"""The subtasks of robosuite's tasks, and an end effector that is commanded by poses.
+
+Generation of demonstrations (`fibopolicy.datasets.generate`) stands on this.
 """
 
 from __future__ import annotations
@@ -19,16 +20,16 @@ from fibopolicy.errors import UserError
 #: A rigid pose: homogeneous `(4, 4)`, metres, in the world's frame.
 Pose = NDArray[np.float64]
 
-#: Inverse kinematics: steps for each goal, how far each goes (metres, radians),
-#: damping, and the share of the way back to the arm's usual posture.
+#: Inverse kinematics: steps for each goal, how far each goes (metres, radians), damping,
+#: and the share of the way back to the arm's usual posture.
 IK_STEPS, IK_REACH, IK_DAMPING, IK_POSTURE = 4, 0.1, 1e-3, 0.05
 
-#: The symmetry of what is round: turns of one degree.
+#: The symmetry of a round object: turns of one degree.
 ROUND = 360
 
 
 @dataclass(frozen=True)
-class Thing:
+class TaskObject:
     """A body that matters to a task.
 
     Args:
@@ -42,35 +43,33 @@ class Thing:
 
 @dataclass(frozen=True)
 class Subtask:
-    """A part of a task that happens relative to one thing.
+    """A part of a task that happens relative to one object.
 
     Args:
-        about: the thing; `None` is the world, a place that never moves.
-        carried: what is in the hand meanwhile and is to be put down; `None` where a
-            thing is picked up.
+        reference: the object; `None` is the world, for a place that never moves.
+        carried: the object in the gripper, which is to be put down; `None` where the
+            reference is picked up.
     """
 
-    about: Thing | None
-    carried: Thing | None = None
+    reference: TaskObject | None
+    carried: TaskObject | None = None
 
 
-def _pick_and_place(thing: Thing, target: Thing | None) -> tuple[Subtask, Subtask]:
-    return Subtask(thing), Subtask(target, carried=thing)
+def _pick_and_place(picked: TaskObject, target: TaskObject | None) -> tuple[Subtask, Subtask]:
+    return Subtask(picked), Subtask(target, carried=picked)
 
 
-#: Tasks of known structure: first a thing is picked up, then, unless lifting is all, it
-#: is put down.
+#: Tasks with known subtasks: an object is picked up and, unless lifting is all, put down.
 SUBTASKS: Mapping[str, tuple[Subtask, ...]] = {
-    "Lift": (Subtask(Thing("cube_main", 4)),),
-    "Stack": _pick_and_place(Thing("cubeA_main", 4), Thing("cubeB_main", 4)),
-    "PickPlaceCan": _pick_and_place(Thing("Can_main", ROUND), None),
-    "NutAssemblySquare": _pick_and_place(Thing("SquareNut_main"), Thing("peg1", 4)),
+    "Lift": (Subtask(TaskObject("cube_main", 4)),),
+    "Stack": _pick_and_place(TaskObject("cubeA_main", 4), TaskObject("cubeB_main", 4)),
+    "PickPlaceCan": _pick_and_place(TaskObject("Can_main", ROUND), None),
+    "NutAssemblySquare": _pick_and_place(TaskObject("SquareNut_main"), TaskObject("peg1", 4)),
 }
 
 
-class Hand:
-    """The one arm of an environment whose actions are OSC_POSE deltas: where it is, and
-    how to command it to a pose.
+class EndEffector:
+    """The gripper of an environment with one arm, whose actions are OSC_POSE deltas.
 
     Raises:
         UserError: the environment has several arms or another controller.
@@ -86,49 +85,43 @@ class Hand:
             getattr(arm, "input_type", None) == "delta"
             and getattr(arm, "impedance_mode", None) == "fixed"
         )
-        if (
-            len(robots) != 1
-            or len(arms) != 1
-            or arm.name != "OSC_POSE"
-            or not delta
-            or env.action_space.shape != (7,)
-        ):
+        one_arm = len(robots) == len(arms) == 1 and env.action_space.shape == (7,)
+        if not one_arm or arm.name != "OSC_POSE" or not delta:
             raise UserError(
-                f"{env.task_id}: demonstrations are taken apart for one arm under delta OSC_POSE"
-                f" with a gripper (7 actions); this file's has {len(arms)} arm(s) under {arm.name}"
-                f" and {env.action_space.shape} actions"
+                f"{env.task_id}: demonstrations can be split into subtasks for one arm under delta"
+                f" OSC_POSE with a gripper (7 actions); this file's has {len(arms)} arm(s) under"
+                f" {arm.name} and {env.action_space.shape} actions"
             )
         self._in_base = arm.input_ref_frame == "base"
         self._joints: list[str] = list(robots[0].robot_joints)
         self._rest = np.array(robots[0].init_qpos, dtype=np.float64)
-        #: Of an action of 1: metres (3,), radians (3,).
+        #: What an action of 1 means: metres (3,), radians (3,).
         self.scale = np.asarray(arm.output_max, dtype=np.float64)
 
     @property
     def pose(self) -> Pose:
-        """Of the point between the fingers, at this instant."""
+        """The pose of the point between the fingers, at this instant."""
         robot, data = self._env._env.robots[0], self._env._env.sim.data
         site = robot.eef_site_id[robot.arms[0]]
         return _pose(data.site_xpos[site], data.site_xmat[site])
 
     def body(self, name: str) -> Pose:
-        """Of a body, at this instant."""
+        """The pose of a body, at this instant."""
         sim = self._env._env.sim
         body = sim.model.body_name2id(name)
         return _pose(sim.data.body_xpos[body], sim.data.body_xmat[body])
 
     def show(self, state: NDArray[np.float64]) -> None:
-        """Put the bodies where a recorded state has them, to read poses from; restores
-        no controller (see `set_state`).
+        """Put the bodies where a recorded state has them, to read their poses.
+
+        This restores no controller; `RobosuiteEnv.set_state` does.
         """
         sim = self._env._env.sim
         sim.set_state_from_flattened(np.asarray(state, dtype=np.float64))
         sim.forward()
 
     def action_toward(self, target: Pose) -> NDArray[np.float64]:
-        """The arm's action `(6,)` in [-1, 1] whose goal is `target`, or lies as far in
-        its direction as the limits allow.
-        """
+        """The arm's action `(6,)` in [-1, 1] toward `target`, as far as the limits allow."""
         now, frame = self.pose, self._frame()
         turn = Rotation.from_matrix(target[:3, :3] @ now[:3, :3].T).as_rotvec()
         error = np.concatenate([frame.T @ (target[:3, 3] - now[:3, 3]), frame.T @ turn])
@@ -138,9 +131,7 @@ class Hand:
     def goals(
         self, poses: NDArray[np.float64], actions: NDArray[np.float64]
     ) -> NDArray[np.float64]:
-        """The poses `(N, 4, 4)` that the actions `(N, 7)`, taken at hand poses `(N, 4,
-        4)`, are commands toward.
-        """
+        """The poses `(N, 4, 4)` that the actions `(N, 7)` command, taken at `poses`."""
         frame, goals = self._frame(), poses.copy()
         moves = np.clip(actions[:, :6], -1, 1) * self.scale
         goals[:, :3, 3] += moves[:, :3] @ frame.T
@@ -157,11 +148,13 @@ class Hand:
     def follow(
         self, joints: NDArray[np.float64], goals: NDArray[np.float64]
     ) -> tuple[NDArray[np.float64], float]:
-        """Where the arm ends that follows `goals` `(N, 4, 4)` from `joints` `(7,)`, and
-        how far from one it stays at most.
+        """Follow `goals` `(N, 4, 4)` from `joints` `(7,)` by inverse kinematics.
 
-        By inverse kinematics with the joints' stops, bodies left aside. The distance is
-        in metres, a radian counted as 0.1.
+        The joints' limits count, collisions do not. The simulation stays as it is.
+
+        Returns:
+            The joints at the end, and the largest distance from a goal: metres, a radian
+            counted as 0.1.
         """
         env = self._env._env
         model, robot = env.sim.model._model, env.robots[0]
@@ -173,7 +166,7 @@ class Hand:
         full, joints, worst = np.empty((6, model.nv)), joints.copy(), 0.0
 
         def error_to(goal: NDArray[np.float64]) -> NDArray[np.float64]:
-            """What is missing `(6,)`, metres and radians."""
+            """The remaining error `(6,)`, metres and radians."""
             data.qpos[positions] = joints
             mujoco.mj_kinematics(model, data)
             turn = Rotation.from_matrix(
@@ -188,8 +181,8 @@ class Hand:
                 mujoco.mj_jacSite(model, data, full[:3], full[3:], site)
                 jacobian = full[:, velocities]
                 inverse = jacobian.T @ np.linalg.inv(jacobian @ jacobian.T + IK_DAMPING * np.eye(6))
-                # What the hand does not need brings the joints back to their usual
-                # posture, as the controller does.
+                # The free directions bring the joints back to their usual posture, as the
+                # controller does.
                 free = np.eye(len(joints)) - inverse @ jacobian
                 near = error / max(1.0, float(np.abs(error).max()) / IK_REACH)
                 joints = np.clip(
@@ -200,7 +193,7 @@ class Hand:
         return joints, worst
 
     def _addresses(self) -> tuple[list[int], NDArray[np.intp], NDArray[np.intp]]:
-        """Of the arm's joints in the model: ids, and places among positions and velocities."""
+        """The arm's joints in the model: ids, and indices of positions and velocities."""
         model = self._env._env.sim.model
         ids = [model.joint_name2id(joint) for joint in self._joints]
         return ids, np.array(model.jnt_qposadr[ids]), np.array(model.jnt_dofadr[ids])

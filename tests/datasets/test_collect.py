@@ -87,7 +87,7 @@ def test_a_folder_in_the_way_is_left_alone(tmp_path: Path) -> None:
     parts = tmp_path / "demos.hdf5.parts"
     parts.mkdir()
     (parts / "precious").write_text("mine")
-    with pytest.raises(UserError, match="in the way"):
+    with pytest.raises(UserError, match="holds files that are not shards"):
         collect(PLAN, 2, tmp_path / "demos.hdf5", workers=1, overwrite=True)
     assert (parts / "precious").exists()
 

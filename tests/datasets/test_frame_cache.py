@@ -16,7 +16,7 @@ import torch
 from demo_files import CAMERAS, ENV_ARGS, demo, write
 
 from fibopolicy.datasets import DemoFile, DemoWriter, FrameCache
-from fibopolicy.datasets.buffers import Buffers
+from fibopolicy.datasets.cache import Buffers
 from fibopolicy.errors import UserError
 
 

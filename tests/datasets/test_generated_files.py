@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fibopolicy.datasets import DemoFile, Mixture, inspect
-from fibopolicy.datasets.absolute import is_unit
+from fibopolicy.datasets.conventions import is_unit
 from fibopolicy.errors import UserError
 from fibopolicy.training import TrainConfig
 from fibopolicy.training.data import left_out, open_dataset, shapes_of
@@ -122,7 +122,7 @@ def write(path: Path, layout: dict[str, Any]) -> None:
 
 @pytest.fixture(autouse=True)
 def no_check_in_another_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """These files are not damaged, and the check takes half a second each;
+    """These files are not corrupt, and the check takes half a second each;
     `test_structure` tests it.
     """
     monkeypatch.setattr("fibopolicy.datasets.structure._check", lambda *_: None)

@@ -14,8 +14,8 @@ import pytest
 from demo_files import CAMERAS, VECTORS
 
 from fibopolicy.datasets import DemoFile, WindowDataset, inspect
-from fibopolicy.datasets.expand import expand
-from fibopolicy.datasets.proprioception import proprioception
+from fibopolicy.datasets.conventions import proprioception
+from fibopolicy.datasets.generate import generate
 from fibopolicy.datasets.render import render
 from fibopolicy.datasets.replay import replay
 from fibopolicy.errors import UserError
@@ -46,7 +46,7 @@ def test_a_file_without_a_task_is_cut_into_windows_and_only_simulating_it_is_ref
     for simulate in (
         lambda: replay(path, workers=1),
         lambda: render(path, tmp_path / "new.hdf5", workers=1),
-        lambda: expand(path, 1, tmp_path / "new.hdf5", workers=1),
+        lambda: generate(path, 1, tmp_path / "new.hdf5", workers=1),
     ):
         with pytest.raises(
             UserError, match=r"demos.hdf5: the data name no task.*write the attribute env_args"
@@ -218,7 +218,7 @@ def test_a_recording_of_robosuite_1_0_is_refused_since_its_rotations_are_reverse
     tmp_path: Path,
 ) -> None:
     with pytest.raises(
-        UserError, match=r"demo.hdf5: is a recording of robosuite 1.0, .*robosuite_layout.convert"
+        UserError, match=r"demo.hdf5: is a recording of robosuite 1.0, .*convert_recording"
     ):
         DemoFile(recorded(tmp_path / "demo.hdf5", "1.0.0"))
 

@@ -147,7 +147,7 @@ def test_a_killed_rendering_resumes_to_the_same_bytes(
     assert not out.exists()
     with pytest.raises(UserError, match="holds unfinished work; pass --resume"):
         render(states_only, out, View(image_size=16))
-    with pytest.raises(UserError, match="image_size was 16 and is 32"):
+    with pytest.raises(UserError, match="image_size = 16 there, 32 now"):
         render(states_only, out, View(image_size=32), resume=True)
     render(states_only, out, View(image_size=16), workers=1, resume=True)
     assert out.read_bytes() == rendered.read_bytes()
@@ -185,20 +185,20 @@ def test_cameras_quality_and_demos_are_chosen(original: Path, tmp_path: Path) ->
         ),
     ],
 )
-def test_a_damaged_demo_in_the_middle_is_named_and_skipped_only_on_request(
+def test_a_corrupt_demo_in_the_middle_is_named_and_skipped_only_on_request(
     states_only: Path, tmp_path: Path, harm: object, reason: str
 ) -> None:
-    with edited(states_only, tmp_path / "damaged.hdf5") as file:
+    with edited(states_only, tmp_path / "corrupt.hdf5") as file:
         harm(file["data/demo_4"])  # type: ignore[operator]
-    with pytest.raises(UserError, match=rf"damaged.hdf5: demo_4: .*{reason}"):
-        render(tmp_path / "damaged.hdf5", tmp_path / "out.hdf5", View(image_size=16), workers=1)
+    with pytest.raises(UserError, match=rf"corrupt.hdf5: demo_4: .*{reason}"):
+        render(tmp_path / "corrupt.hdf5", tmp_path / "out.hdf5", View(image_size=16), workers=1)
     assert not (tmp_path / "out.hdf5").exists()
     done = render(
-        tmp_path / "damaged.hdf5",
+        tmp_path / "corrupt.hdf5",
         tmp_path / "out.hdf5",
         View(image_size=16),
         workers=1,
-        skip_damaged=True,
+        skip_corrupt=True,
         overwrite=True,
     )
     assert list(done.skipped) == ["demo_4"]

@@ -31,9 +31,9 @@ def test_other_actions_drift_and_fail(lift_file: Path, tmp_path: Path) -> None:
         executed = file["data/demo_1/executed_actions"]
         executed[...] = -executed[()]
         del file["data/demo_2/states"]
-    with pytest.raises(UserError, match=r"wrong.hdf5: demo_2: holds no states.*--skip-damaged"):
+    with pytest.raises(UserError, match=r"wrong.hdf5: demo_2: holds no states.*--skip-corrupt"):
         replay(path, workers=1)
-    done = replay(path, filter_key="train", workers=1, skip_damaged=True)
+    done = replay(path, filter_key="train", workers=1, skip_corrupt=True)
     rows = {row.demo: row for row in done.demos}
     assert not rows["demo_1"].success
     assert (rows["demo_1"].max_drift_cm or 0) > 2

@@ -32,7 +32,7 @@ def test_a_tree_that_is_its_own_child_is_refused(path: Path) -> None:
     path.write_bytes(content)
     with pytest.raises(
         UserError,
-        match=r"is damaged: the HDF5 library crashes on it \(SIGSEGV\); fetch or record it again",
+        match=r"is corrupt: the HDF5 library crashes on it \(SIGSEGV\); download or record",
     ) as caught:
         inspect(path)
     assert str(caught.value).startswith(f"{path}: ")
@@ -55,7 +55,7 @@ def test_a_heap_that_never_ends_is_refused(
     monkeypatch.setattr(structure, "TIME_LIMIT", 3.0)
     with pytest.raises(
         UserError,
-        match="is damaged: the HDF5 library made no progress in 3 s; fetch or record it again",
+        match="is corrupt: the HDF5 library made no progress in 3 s; download or record it again",
     ):
         inspect(path)
 
@@ -68,10 +68,10 @@ def test_a_walk_without_progress_is_ended(
         f"import os, time\nopen({str(tmp_path / 'pid')!r},"
         " 'w').write(str(os.getpid()))\ntime.sleep(100)"
     )
-    monkeypatch.setattr(structure.structure_walk, "__file__", str(script))
+    monkeypatch.setattr(structure, "__file__", str(script))
     monkeypatch.setattr(structure, "TIME_LIMIT", 1.0)
     begin = time.monotonic()
-    with pytest.raises(UserError, match="is damaged: the HDF5 library made no progress in 1 s"):
+    with pytest.raises(UserError, match="is corrupt: the HDF5 library made no progress in 1 s"):
         inspect(path)
     assert time.monotonic() - begin < 30
     with pytest.raises(ProcessLookupError):
@@ -84,7 +84,7 @@ def test_what_is_no_hdf5_file_is_left_to_the_reader(tmp_path: Path) -> None:
     structure.check_structure(tmp_path / "absent.hdf5")
 
 
-def test_training_and_inspection_end_with_code_2_on_a_damaged_file(
+def test_training_and_inspection_end_with_code_2_on_a_corrupt_file(
     path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     content = bytearray(path.read_bytes())
@@ -98,5 +98,5 @@ def test_training_and_inspection_end_with_code_2_on_a_damaged_file(
     ):
         code, _, err = call(monkeypatch, capsys, *arguments)
         assert (code, err.count("\n")) == (2, 1), err
-        assert f"{path}: is damaged: the HDF5 library crashes on it" in err
+        assert f"{path}: is corrupt: the HDF5 library crashes on it" in err
     assert not (tmp_path / "run").exists()

@@ -154,7 +154,7 @@ def test_observations_that_no_policy_could_read_are_refused_before_they_are_reco
 def test_only_an_expert_that_is_disturbed_is_told_to_lower_its_noise(
     noise: float, advice: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fibopolicy.datasets.collect.HOPELESS", 10)
+    monkeypatch.setattr("fibopolicy.datasets.collect.GIVE_UP_AFTER", 10)
     with pytest.raises(
         UserError, match=f"succeeded in 0 of 10 episodes with noise {noise}; {advice}"
     ):

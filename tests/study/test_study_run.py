@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from tiny_study import SOURCE, Here, call
 
-from fibopolicy.datasets.parts import parts_folder
+from fibopolicy.datasets.shards import shards_folder
 from fibopolicy.errors import UserError
 from fibopolicy.evaluation.episodes import read_rows
 from fibopolicy.study import StudyConfig, StudyHead
@@ -148,7 +148,7 @@ def test_what_stands_in_the_way_of_growing(config: StudyConfig, tmp_path: Path) 
     for done in (study.init_states(reach), study.run(runs(first)[0]) / "config.json"):
         done.parent.mkdir(parents=True, exist_ok=True)
         done.touch()
-    pushing = parts_folder(study.dataset(first.tasks[1]))
+    pushing = shards_folder(study.dataset(first.tasks[1]))
     pushing.mkdir(parents=True)
     (pushing / "plan.json").touch()
     with pytest.raises(UserError, match=r"reach__.* has begun, and would be left out"):

@@ -179,7 +179,7 @@ def test_a_file_on_which_hdf5_crashes_is_refused_before_it_is_opened(
         content[node.start() + 32 : node.start() + 40] = node.start().to_bytes(8, "little")
     second_file.write_bytes(content)
     with pytest.raises(
-        UserError, match=r"second\.hdf5: is damaged: the HDF5 library crashes on it"
+        UserError, match=r"second\.hdf5: is corrupt: the HDF5 library crashes on it"
     ):
         open_dataset(replace(tiny_config, dataset=(second_file,)))
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from fibopolicy.datasets import DemoFile, DemoWriter, validate
-from fibopolicy.datasets.absolute import is_absolute, rotation_columns
+from fibopolicy.datasets.conventions import is_absolute, rotation_columns
 from fibopolicy.errors import UserError
 
 FLAT = {"type": "OSC_POSE", "control_delta": False}

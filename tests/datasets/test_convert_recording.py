@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from fibopolicy.datasets import DemoFile
-from fibopolicy.datasets.robosuite_layout import convert
+from fibopolicy.datasets.download import convert_recording
 from fibopolicy.errors import UserError
 
 
@@ -25,7 +25,7 @@ def test_a_recording_becomes_a_robomimic_file(tmp_path: Path) -> None:
             demo = data.create_group(name)
             demo.attrs["model_file"] = model
             demo["actions"], demo["states"] = actions, np.ones((2, 3))
-    convert(
+    convert_recording(
         tmp_path / "demo.hdf5",
         tmp_path / "out.hdf5",
         {"licence": "MIT"},
@@ -65,7 +65,7 @@ def test_rotations_of_robosuite_1_0_are_turned_round(tmp_path: Path) -> None:
         demo = data.create_group("demo_1")
         demo.attrs["model_file"] = "<mujoco/>"
         demo["actions"], demo["states"] = actions, np.ones((2, 3))
-    convert(tmp_path / "demo.hdf5", tmp_path / "out.hdf5", {}, {})
+    convert_recording(tmp_path / "demo.hdf5", tmp_path / "out.hdf5", {}, {})
     with DemoFile(tmp_path / "out.hdf5") as file:
         np.testing.assert_array_equal(
             file.read("demo_1", "actions"), actions * [1, 1, 1, -1, -1, -1, 1]
@@ -74,4 +74,4 @@ def test_rotations_of_robosuite_1_0_are_turned_round(tmp_path: Path) -> None:
 
 def test_other_files_are_refused(path: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="not a recording of robosuite's script"):
-        convert(path, tmp_path / "out.hdf5", {}, {})
+        convert_recording(path, tmp_path / "out.hdf5", {}, {})

