@@ -59,8 +59,8 @@ class WindowDataset:
         horizon: actions per sample, at least 1.
         n_obs_steps: observations per sample up to t, at least 1.
         sequence: continue with the observations of the actions after t, so that T_o is
-            n_obs_steps + horizon - 1 instead of n_obs_steps; those after the demo's last step repeat
-            it.
+            n_obs_steps + horizon - 1 instead of n_obs_steps; those after the demo's last
+            step repeat it.
         cache_dir: the folder of the frame cache, see `FrameCache`.
 
     Attributes:
@@ -142,10 +142,8 @@ class WindowDataset:
     def batch(self, indices: NDArray[np.int64]) -> Batch:
         """The samples of `indices` `(B,)`, each in 0 .. len - 1."""
         demo = np.searchsorted(self._ends, indices, side="right")  # (B,)
-        # (B, T_o)
-        seen = indices[:, None] + np.arange(
-            1 - self.n_obs_steps, self.horizon if self.sequence else 1
-        )
+        last = self.horizon if self.sequence else 1
+        seen = indices[:, None] + np.arange(1 - self.n_obs_steps, last)  # (B, T_o)
         seen = np.clip(seen, self._starts[demo][:, None], self._ends[demo][:, None] - 1)
         then = indices[:, None] + np.arange(self.horizon)  # (B, horizon)
         mask = then < self._ends[demo][:, None]
