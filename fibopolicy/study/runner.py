@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import time
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -48,12 +47,11 @@ MAX_PREPARATION = 12 * 3600.0
 
 @dataclass(frozen=True)
 class Outcome:
-    """The number of runs, how many are done, which failed now, and the seconds it took."""
+    """The number of runs, how many are done, and which failed now."""
 
     total: int
     done: int
     failed: tuple[Run, ...]
-    seconds: float
 
 
 def run_study(config: StudyConfig, out: Path, executor: Executor, folder: Path) -> Outcome:
@@ -178,7 +176,6 @@ def prepare_task(study: StudyDirectory, task: StudyTask, workers: int | None = N
 def _execute(
     study: StudyDirectory, selected: Sequence[Run], executor: Executor, folder: Path
 ) -> Outcome:
-    began = time.perf_counter()
     waiting = [run for run in selected if not study.done(run).exists()]
     total, done, failed = len(selected), len(selected) - len(waiting), []
     with (
@@ -202,7 +199,7 @@ def _execute(
                 )
                 _log.warning("failed  %s: %s; log %s", run.name, error, study.run_log(run))
             bar.update()
-    return Outcome(total, done, tuple(failed), time.perf_counter() - began)
+    return Outcome(total, done, tuple(failed))
 
 
 @contextmanager
