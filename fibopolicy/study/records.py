@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -224,26 +224,29 @@ def read_study(path: Path) -> Study:
 def read_run(study: StudyDirectory, run: Run) -> RunRecord:
     """The state of a run, with its rows if it is done."""
     folder, log = study.run(run), study.run_log(run)
-    logged = log.relative_to(study.path).as_posix() if log.exists() else ""
+    record = RunRecord(
+        run.seed,
+        folder,
+        State.UNFINISHED if folder.is_dir() else State.MISSING,
+        log=log.relative_to(study.path).as_posix() if log.exists() else "",
+    )
     try:
         if study.done(run).exists():
             costs = read_json(study.done(run))
-            return RunRecord(run.seed, folder, State.DONE, evaluated_rows(study, run, costs), costs)
+            rows = evaluated_rows(study, run, costs)
+            return replace(record, state=State.DONE, rows=rows, costs=costs, log="")
         if study.is_running(run):
-            return RunRecord(run.seed, folder, State.RUNNING, log=logged)
+            return replace(record, state=State.RUNNING)
         if study.failed(run).exists():
             failure = read_json(study.failed(run))
             error = " ".join(str(failure.get("error") or "no reason was recorded").split())
             attempts = int(failure.get("attempts", 0))
-            return RunRecord(
-                run.seed, folder, State.FAILED, error=error, log=logged, attempts=attempts
-            )
+            return replace(record, state=State.FAILED, error=error, attempts=attempts)
     except UserError as error:
         warnings.warn(str(error), stacklevel=2)
         reason = str(error).replace(f"{study.path}/", "")
-        return RunRecord(run.seed, folder, State.UNREADABLE, error=reason, log=logged)
-    state = State.UNFINISHED if folder.is_dir() else State.MISSING
-    return RunRecord(run.seed, folder, state, log=logged if folder.is_dir() else "")
+        return replace(record, state=State.UNREADABLE, error=reason)
+    return record
 
 
 def evaluated_rows(
