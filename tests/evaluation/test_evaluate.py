@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -18,8 +19,8 @@ from fibopolicy.datasets.collect import Plan, collect
 from fibopolicy.errors import UserError
 from fibopolicy.evaluation import evaluate_policy
 from fibopolicy.evaluation.config import EvaluateConfig
-from fibopolicy.evaluation.episodes import Selector, evaluations, read_rows
-from fibopolicy.evaluation.evaluate import evaluate_run
+from fibopolicy.evaluation.episodes import Selector, evaluations, read_rows, write_rows
+from fibopolicy.evaluation.evaluate import Evaluation, evaluate_run
 from fibopolicy.evaluation.init_states import make_init_states, save_init_states
 from fibopolicy.evaluation.video import FAILURE, RUNNING, SUCCESS, grid_frames
 from fibopolicy.policies import PolicyConfig, load_policy
@@ -31,19 +32,28 @@ from fibopolicy.training.trainer import train
 from fibopolicy.utils.files import directory_lock
 
 
-@pytest.fixture(scope="module")
-def run(tiny_config: TrainConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("runs") / "run"
-    train(replace(tiny_config, out=out))
-    return out
+def copy_of(run: Path, folder: Path) -> EvaluateConfig:
+    """An evaluation of a copy of a run, with short episodes and no video."""
+    shutil.copytree(run, folder, dirs_exist_ok=True)
+    return EvaluateConfig(folder, episodes=3, video=0, horizon=10, workers=1)
 
 
 @pytest.fixture
-def fresh(run: Path, tmp_path: Path) -> EvaluateConfig:
-    """The trained run in a folder of its own, with short episodes."""
-    for name in ("config.json", "ema.safetensors", "model.safetensors", "metrics.jsonl"):
-        (tmp_path / name).write_bytes((run / name).read_bytes())
-    return EvaluateConfig(tmp_path, episodes=3, video=2, horizon=10, workers=1)
+def fresh(tiny_run: Path, tmp_path: Path) -> EvaluateConfig:
+    """The trained run in a folder of its own."""
+    return copy_of(tiny_run, tmp_path)
+
+
+@pytest.fixture(scope="module")
+def evaluated(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Evaluation:
+    """The evaluation of a run, with a video; its folder must stay as it is."""
+    return evaluate_run(replace(copy_of(tiny_run, tmp_path_factory.mktemp("run")), video=2))
+
+
+@pytest.fixture
+def again(evaluated: Evaluation, tmp_path: Path) -> EvaluateConfig:
+    """The evaluated run in a folder of its own."""
+    return copy_of(evaluated.rows_path.parent, tmp_path)
 
 
 class Scripted:
@@ -106,27 +116,27 @@ def test_frames_are_rendered_at_decisions_only_unless_filmed() -> None:
     env.close()
 
 
-def test_evaluation_writes_one_row_per_start_state_and_repeats_exactly(
-    fresh: EvaluateConfig,
+def test_evaluation_writes_one_row_per_initial_state_and_repeats_exactly(
+    evaluated: Evaluation, again: EvaluateConfig
 ) -> None:
-    first = evaluate_run(fresh)
-    rows = [json.loads(line) for line in (fresh.run / "episodes.jsonl").read_text().splitlines()]
+    rows = [json.loads(line) for line in evaluated.rows_path.read_text().splitlines()]
     assert [row["index"] for row in rows] == [0, 1, 2]
     assert {"task", "seed", "success", "steps", "wall_s", "total_reward"} <= rows[0].keys()
-    again = evaluate_run(fresh, overwrite=True)
-    assert [r.repeatable() for r in first.rows] == [r.repeatable() for r in again.rows]
+    repeated = evaluate_run(again, overwrite=True).rows
+    assert [r.repeatable() for r in repeated] == [r.repeatable() for r in evaluated.rows]
 
 
-def test_a_row_does_not_depend_on_the_episodes_before_it(fresh: EvaluateConfig) -> None:
-    all_of_them = evaluate_run(fresh).rows
-    kept = (fresh.run / "episodes.jsonl").read_text().splitlines()
-    # one whole row, one cut short by a kill
-    (fresh.run / "episodes.jsonl").write_text(kept[1] + "\n" + kept[0][:20])
+def test_a_row_does_not_depend_on_the_episodes_before_it(
+    evaluated: Evaluation, again: EvaluateConfig
+) -> None:
+    path = again.run / "episodes.jsonl"
+    kept = path.read_text().splitlines()
+    path.write_text(kept[1] + "\n" + kept[0][:20])  # one whole row, one cut short by a kill
     with pytest.raises(UserError, match="--resume"):
-        evaluate_run(fresh)
-    resumed = evaluate_run(fresh, resume=True).rows
-    assert [r.repeatable() for r in resumed] == [r.repeatable() for r in all_of_them]
-    assert len(read_rows(fresh.run / "episodes.jsonl")) == 3
+        evaluate_run(again)
+    resumed = evaluate_run(again, resume=True).rows
+    assert [r.repeatable() for r in resumed] == [r.repeatable() for r in evaluated.rows]
+    assert len(read_rows(path)) == 3
 
 
 def test_a_run_is_evaluated_by_one_process_at_a_time(fresh: EvaluateConfig) -> None:
@@ -139,18 +149,28 @@ def test_a_run_is_evaluated_by_one_process_at_a_time(fresh: EvaluateConfig) -> N
         assert len(evaluate_run(fresh).rows) == 3
 
 
-def test_a_file_holds_several_evaluations_apart(fresh: EvaluateConfig) -> None:
-    first = evaluate_run(fresh).rows
-    other_weights, other_init_states = replace(fresh, weights="model"), replace(fresh, seed=1)
-    assert {row.weights for row in evaluate_run(other_weights).rows} == {"model"}
+def test_a_file_holds_several_evaluations_apart(
+    evaluated: Evaluation, again: EvaluateConfig
+) -> None:
+    assert {row.weights for row in evaluate_run(replace(again, weights="model")).rows} == {"model"}
+    other_init_states = replace(again, seed=1, episodes=2)
     assert {row.init_seed for row in evaluate_run(other_init_states).rows} == {1}
     evaluate_run(other_init_states, overwrite=True)
-    stored = read_rows(fresh.run / "episodes.jsonl")
-    assert len(stored) == 9
-    assert tuple(row for row in stored if row.evaluation == first[0].evaluation) == first
+    full = evaluate_run(replace(again, quality="full"), resume=True).rows
+    assert {row.quality for row in full} == {"full"}
+    pairs = zip(full, evaluated.rows, strict=True)
+    assert all(other.init_state == row.init_state for other, row in pairs)
+    evaluate_run(replace(again, horizon=5, episodes=1))
+    stored = read_rows(again.run / "episodes.jsonl")
+    assert len(stored) == 3 + 3 + 2 + 3 + 1
+    first = evaluated.rows[0].evaluation
+    assert tuple(row for row in stored if row.evaluation == first) == evaluated.rows
+    names = set(evaluations(again.run))
+    assert len(names) == 5
+    assert all(str(again.run) in name for name in names)
 
 
-def test_start_states_that_look_different_are_refused(
+def test_initial_states_that_look_different_are_refused(
     fresh: EvaluateConfig, tmp_path: Path
 ) -> None:
     env = envs.make("Lift-v0", image_size=24, horizon=10)
@@ -168,7 +188,7 @@ def test_start_states_that_look_different_are_refused(
         evaluate_run(replace(fresh, init_states=tmp_path / "odd.npz"))
 
 
-def test_start_states_of_another_task_or_too_few_are_refused(
+def test_initial_states_of_another_task_or_too_few_are_refused(
     fresh: EvaluateConfig, tmp_path: Path
 ) -> None:
     env = envs.make("Push-v0", image_size=24)
@@ -181,13 +201,12 @@ def test_start_states_of_another_task_or_too_few_are_refused(
         evaluate_run(replace(fresh, init_states=tmp_path / "broken.npz"))
 
 
-def test_video_shows_the_filmed_episodes(fresh: EvaluateConfig) -> None:
-    path = evaluate_run(fresh).video_path
-    assert path is not None
-    frames = iio.imread(path)
+def test_video_shows_the_filmed_episodes(evaluated: Evaluation, fresh: EvaluateConfig) -> None:
+    assert evaluated.video_path is not None
+    frames = iio.imread(evaluated.video_path)
     assert frames.shape[0] == 11 + 20  # ten steps, then the last frame for a second
     with pytest.raises(UserError, match="video_camera 'sky'"):
-        evaluate_run(replace(fresh, video_camera="sky"), overwrite=True)
+        evaluate_run(replace(fresh, video=1, video_camera="sky"))
 
 
 def test_the_grid_marks_success_and_failure_when_an_episode_ends() -> None:
@@ -199,66 +218,46 @@ def test_the_grid_marks_success_and_failure_when_an_episode_ends() -> None:
     assert [corner(t, 1) for t in range(4)] == [RUNNING, RUNNING, RUNNING, FAILURE]
 
 
-def test_the_page_needs_no_other_file(fresh: EvaluateConfig) -> None:
-    page = write_run_page(fresh.run, evaluate_run(fresh)).read_text()
+def test_the_page_needs_no_other_file(evaluated: Evaluation, again: EvaluateConfig) -> None:
+    page = write_run_page(again.run, evaluated).read_text()
     assert not re.findall(r'(?:src|href)="(?!data:)', page)
     assert "data:video/mp4;base64," in page
     assert "data:image/svg+xml;base64," in page
     assert "95 % Wilson interval" in page
     assert "processor " in page
-    # beside the other
-    assert (
-        write_run_page(fresh.run, evaluate_run(replace(fresh, seed=1))).name == "report_seed1.html"
-    )
+    other = replace(evaluated, rows=tuple(replace(row, init_seed=1) for row in evaluated.rows))
+    assert write_run_page(again.run, other).name == "report_seed1.html"  # beside the other
 
 
 def test_the_table_states_counts_rate_and_interval() -> None:
     assert "47/50  94.0 %  [83.8, 97.9] %" in rate_table({"vit": wilson(47, 50)})
 
 
-def test_another_render_quality_is_another_evaluation(fresh: EvaluateConfig) -> None:
-    fast = evaluate_run(fresh).rows
-    full = evaluate_run(replace(fresh, quality="full"), resume=True).rows
-    assert {row.quality for row in full} == {"full"}
-    assert [row.init_state for row in full] == [
-        row.init_state for row in fast
-    ]  # so that they can be paired
-    assert len(evaluations(fresh.run)) == 2
+def test_a_page_is_made_without_the_training_log(
+    evaluated: Evaluation, again: EvaluateConfig
+) -> None:
+    (again.run / "metrics.jsonl").write_text('{"step":')
+    assert "95 % Wilson interval" in write_run_page(again.run, evaluated).read_text()
 
 
-def test_rates_of_runs_with_one_name_stay_apart(fresh: EvaluateConfig, tmp_path: Path) -> None:
-    evaluate_run(fresh)
-    evaluate_run(replace(fresh, horizon=5))
-    names = set(evaluations(fresh.run))
-    assert len(names) == 2
-    assert all(str(fresh.run) in name for name in names)
-
-
-def test_a_page_is_made_without_the_training_log(fresh: EvaluateConfig) -> None:
-    (fresh.run / "metrics.jsonl").write_text('{"step":')
-    assert "95 % Wilson interval" in write_run_page(fresh.run, evaluate_run(fresh)).read_text()
-
-
-def test_from_python_a_policy_sees_what_it_was_trained_on(fresh: EvaluateConfig) -> None:
-    expected = [
-        (row.success, row.steps, row.total_reward, row.policy) for row in evaluate_run(fresh).rows
-    ]
-    policy = load_policy(fresh.run).policy
-    count = len(expected)
-    rows = evaluate_policy(policy, "Lift-v0", count, workers=1, horizon=fresh.horizon)
-    assert [(row.success, row.steps, row.total_reward, row.policy) for row in rows] == expected
+def test_from_python_a_policy_sees_what_it_was_trained_on(evaluated: Evaluation) -> None:
+    policy = load_policy(evaluated.rows_path.parent).policy
+    rows = evaluate_policy(policy, "Lift-v0", 3, workers=1, horizon=10)
+    for row, expected in zip(rows, evaluated.rows, strict=True):
+        for name in ("success", "steps", "total_reward", "policy"):
+            assert getattr(row, name) == getattr(expected, name)
     with pytest.raises(
         UserError,
         match=r"trained on workspace_image of shape \(24, 24, 3\), which .* gives as \(84, 84, 3\)",
     ):
-        evaluate_policy(policy, "Lift-v0", count, workers=1, image_size=84)
+        evaluate_policy(policy, "Lift-v0", 1, workers=1, image_size=84)
     with pytest.raises(
         UserError, match=r"trained on wrist_image, which .* does not give; it gives workspace_image"
     ):
         evaluate_policy(
             policy,
             partial(envs.make, "Lift-v0", cameras=("workspace",), image_size=24),
-            count,
+            1,
             workers=1,
         )
     with pytest.warns(UserWarning, match="trained on frames of render quality fast and sees full"):
@@ -299,7 +298,7 @@ def test_impossible_evaluations_are_refused(change: dict[str, int], tmp_path: Pa
 
 
 def test_failures_are_filmed_first_and_the_overlay_is_drawn(
-    fresh: EvaluateConfig, monkeypatch: pytest.MonkeyPatch
+    again: EvaluateConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from fibopolicy.evaluation import video
 
@@ -307,27 +306,28 @@ def test_failures_are_filmed_first_and_the_overlay_is_drawn(
     monkeypatch.setattr(
         video, "write_grid", lambda path, clips, fps: filmed.extend((len(f), s) for f, s in clips)
     )
-    evaluate_run(replace(fresh, failures_first=True, overlay=True))
+    evaluate_run(replace(again, video=2, failures_first=True, overlay=True), resume=True)
     assert filmed == [(11, False), (11, False)]
 
 
-def test_two_checkpoints_are_filmed_side_by_side_on_the_same_start_states(
-    fresh: EvaluateConfig, tmp_path: Path
+def test_two_checkpoints_are_filmed_side_by_side_on_the_same_initial_states(
+    evaluated: Evaluation, again: EvaluateConfig, tiny_run: Path, tmp_path: Path
 ) -> None:
-    other = tmp_path / "other"
-    other.mkdir()
-    for name in ("config.json", "ema.safetensors", "model.safetensors"):
-        (other / name).write_bytes((fresh.run / name).read_bytes())
-    evaluate_run(replace(fresh, video=0))
-    evaluate_run(replace(fresh, run=other, weights="model", video=0))
+    other = copy_of(tiny_run, tmp_path / "other")
+    evaluate_run(replace(other, weights="model"))
     page = tmp_path / "sides.html"
-    Compare((fresh.run, other), out=page, video=2).run()
+    Compare((again.run, other.run), out=page, video=2).run()
     frames = iio.imread(page.with_suffix(".mp4"))
     assert frames.shape[:3] == (11 + 20, 2 * (2 * 24 + 6) + 24, 2 * (2 * 24 + 6))
     assert "data:video/mp4;base64," in page.read_text()
-    evaluate_run(replace(fresh, run=other, weights="ema", video=0))
-    (other / "ema.safetensors").write_bytes((other / "model.safetensors").read_bytes())
+    rows = other.run / "episodes.jsonl"
+    write_rows(rows, [*read_rows(rows), *evaluated.rows])  # as if its moving average had been run
+    shutil.copyfile(other.run / "model.safetensors", other.run / "ema.safetensors")
     with pytest.raises(UserError, match="are not those that the compared rows"):
         Compare(
-            (fresh.run, other), out=page, video=1, overwrite=True, choice=Selector(weights="ema")
+            (again.run, other.run),
+            out=page,
+            video=1,
+            overwrite=True,
+            choice=Selector(weights="ema"),
         ).run()

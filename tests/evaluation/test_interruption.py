@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,9 +14,9 @@ from pathlib import Path
 
 import pytest
 
+from fibopolicy.evaluation.config import EvaluateConfig
 from fibopolicy.evaluation.episodes import read_rows
-from fibopolicy.training import TrainConfig
-from fibopolicy.training.trainer import train
+from fibopolicy.evaluation.evaluate import evaluate_run
 
 
 def children(pid: int) -> list[int]:
@@ -36,28 +37,17 @@ def alive(pid: int) -> bool:
 
 @pytest.mark.slow
 @pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="looks for processes in /proc")
-def test_an_interrupted_evaluation_goes_on_where_it_was(
-    tiny_config: TrainConfig, tmp_path: Path
-) -> None:
-    # some runners ignore it, which processes would inherit
+def test_an_interrupted_evaluation_goes_on_where_it_was(tiny_run: Path, tmp_path: Path) -> None:
+    # Some runners ignore it, which processes would inherit.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     run = tmp_path / "run"
-    train(replace(tiny_config, out=run))
-    arguments = [
-        sys.executable,
-        "-m",
-        "fibopolicy",
-        "evaluate",
-        str(run),
-        "--episodes",
-        "24",
-        "--video",
-        "0",
-    ]
+    shutil.copytree(tiny_run, run)
+    command = [sys.executable, "-m", "fibopolicy", "evaluate", str(run)]
+    options = ["--episodes", "20", "--horizon", "60", "--video", "0", "--workers", "2"]
     rows = run / "episodes.jsonl"
     for i, number in enumerate((signal.SIGINT, signal.SIGTERM)):
         process = subprocess.Popen(
-            [*arguments, "--workers", "2", *["--resume"][: i > 0]],
+            [*command, *options, *["--resume"][: i > 0]],
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,
@@ -79,14 +69,11 @@ def test_an_interrupted_evaluation_goes_on_where_it_was(
             time.sleep(0.05)
         assert all(json.loads(line) for line in rows.read_text().splitlines())
     kept = {row.index: row for row in read_rows(rows)}
-    assert 4 <= len(kept) < 24
-    subprocess.run(
-        [*arguments, "--workers", "1", "--resume"], check=True, stdout=subprocess.DEVNULL
-    )
+    assert 4 <= len(kept) < 20
+    config = EvaluateConfig(run, episodes=20, horizon=60, video=0, workers=1)
+    evaluate_run(config, resume=True)
     resumed = read_rows(rows)
-    assert [row.index for row in resumed] == list(range(24))
+    assert [row.index for row in resumed] == list(range(20))
     assert all(resumed[index] == row for index, row in kept.items()), "an episode ran again"
-    subprocess.run(
-        [*arguments, "--workers", "3", "--overwrite"], check=True, stdout=subprocess.DEVNULL
-    )
-    assert [row.repeatable() for row in read_rows(rows)] == [row.repeatable() for row in resumed]
+    again = evaluate_run(replace(config, workers=3, episodes=6), overwrite=True).rows
+    assert [row.repeatable() for row in again] == [row.repeatable() for row in resumed[:6]]
