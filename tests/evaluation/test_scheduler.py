@@ -287,14 +287,15 @@ def test_a_simulator_that_cannot_start_is_told_and_not_tried_for_ever() -> None:
 def test_a_killed_parent_leaves_no_process_and_no_memory(tmp_path: Path) -> None:
     code = f"""
 import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})
+from contextlib import closing
 from functools import partial
 from pathlib import Path
-from typing import Any
 import faulty_envs
-from fibopolicy.evaluation.scheduler import Scheduler
+from fibopolicy.evaluation.simulator import Simulator
 if __name__ == "__main__":
-    with Scheduler(partial(faulty_envs.sleepless, Path({str(tmp_path)!r})), 1, 2) as pool:
-        pool.info()
+    make = partial(faulty_envs.sleepless, Path({str(tmp_path)!r}))
+    with closing(Simulator(make, 1)) as one, closing(Simulator(make, 1)) as other:
+        one.receive(), other.receive()
         print("up", flush=True)
         import time; time.sleep(60)
 """
