@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 from fibopolicy.utils.processes import set_up
 
 
 def main() -> None:
-    """Set up the process, then hand over to `fibopolicy.cli`."""
+    """Set up the process, then call `fibopolicy.cli`."""
     set_up()
     try:
+        os.getcwd()  # torch ends the process without it, in words that do not name the cause
         from fibopolicy.cli import main as run
+    except FileNotFoundError:
+        print(
+            "fibopolicy: error: the current directory was deleted; change to another one",
+            file=sys.stderr,
+        )
+        sys.exit(2)
     except KeyboardInterrupt:
         print("fibopolicy: interrupted", file=sys.stderr)
         sys.exit(130)

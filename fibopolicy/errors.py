@@ -9,24 +9,22 @@ from collections.abc import Iterable
 
 
 class UserError(Exception):
-    """Something the user can mend: a file, an option, a missing library.
+    """Something that the user can fix: a file, an option, a missing library.
 
-    The message is one line that names what was given, what was expected and what to do.
+    The message is one line: the thing, what was found, what was expected, what to do.
     The command line prints it without a traceback and exits with code 2.
     """
 
 
 def quoted(path: str | os.PathLike[str]) -> str:
-    """`path` as a word of a command to paste into a shell: quoted where need be, and
-    never taken for an option.
-    """
+    """`path` as one word of a shell command: quoted if necessary, and never an option."""
     name = os.fspath(path)
     return shlex.quote(f"./{name}" if name.startswith("-") else name)
 
 
 def printable(text: str) -> str:
-    """`text` with escapes for what UTF-8 cannot hold, such as the bytes of a file name
-    that is not UTF-8.
+    """`text` with escapes for what UTF-8 cannot encode, such as other bytes in a file
+    name.
     """
     return text.encode(errors="backslashreplace").decode()
 

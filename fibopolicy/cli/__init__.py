@@ -1,13 +1,17 @@
-"""`fibopolicy <verb>`: parse, call, print. Each verb is a dataclass in a file beside
-this one; the work is done below.
+"""`fibopolicy <command>`: parse, call, print. A command is a dataclass with a `run`, in
+the file of its group beside this one; the work is done in the packages below.
+
+Options are flat (`--batch-size`, not `--optimizer.batch-size`): commands share the
+config dataclasses of the library, whose field names are unique. tyro parses, and prints
+mistakes in the command line.
 """
 
 from __future__ import annotations
 
 import contextlib
-import io
 import logging
 import os
+import shutil
 import signal
 import sys
 import warnings
@@ -21,17 +25,16 @@ from fibopolicy.cli.compare import Compare
 from fibopolicy.cli.data import Collect, Expand, Fetch, Inspect, Render, Replay, Split
 from fibopolicy.cli.evaluate import Evaluate, Rates
 from fibopolicy.cli.init_states import InitStates
-from fibopolicy.cli.mistakes import mistake
 from fibopolicy.cli.profile import Profile
 from fibopolicy.cli.robomimic import Robomimic
 from fibopolicy.cli.study import Study
 from fibopolicy.cli.train import Train, with_preset
-from fibopolicy.errors import UserError, unknown
+from fibopolicy.errors import UserError
 from fibopolicy.quickstart import Quickstart
 from fibopolicy.utils.imports import IMPORTED
 from fibopolicy.utils.processes import drop_output, make_streams_safe
 
-VERBS: dict[str, Callable[..., Any]] = {
+COMMANDS: dict[str, Callable[..., Any]] = {
     "quickstart": Quickstart,
     "collect": Collect,
     "expand": Expand,
@@ -50,10 +53,18 @@ VERBS: dict[str, Callable[..., Any]] = {
     "profile": Profile,
     "show-pattern": ShowPattern,
 }
+DESCRIPTION = (
+    "Train visuomotor policies by behaviour cloning, measure them in simulation. "
+    "--debug shows tracebacks, --version what is installed."
+)
+#: A flag is given or not; there is no --no-flag.
+CONFIG = (tyro.conf.FlagCreatePairsOff,)
 
 
 def main() -> None:
-    """The console command. Exit codes: 0 done, 1 our mistake, 2 the user's, 130 interrupted."""
+    """The console command. Exit codes: 0 done, 1 an internal error, 2 the user's
+    mistake, 130 interrupted.
+    """
     arguments = [a for a in sys.argv[1:] if a != "--debug"]
     debug = len(arguments) < len(sys.argv) - 1
     make_streams_safe()
@@ -61,112 +72,91 @@ def main() -> None:
     warnings.showwarning = _print_warning
     logging.basicConfig(format="%(message)s")
     logging.getLogger("fibopolicy").setLevel(logging.INFO)
-    verb = None
+    command = None
     try:
         if arguments == ["--version"]:
             from fibopolicy.utils.system import versions
 
-            print(
-                *(f"{name} {version}" for name, version in versions().items()), sep=", ", flush=True
-            )
-            return
-        verb = _parse(arguments)
-        verb.run()
+            print(*(f"{name} {version}" for name, version in versions().items()), sep=", ")
+        else:
+            command = parse(arguments)
+            command.run()
         sys.stdout.flush()  # here, where a failure is reported
-    except UserError as error:
-        _end(error, debug, f"error: {error}", 2)
-    except KeyboardInterrupt as error:
-        resumable = dict.fromkeys((Collect, Expand, Render, Train, Evaluate), RESUME)
-        advice = {Quickstart: SAME, Study: SAME, **resumable}.get(type(verb), "")
-        _end(error, debug, f"interrupted{advice}", 130)
     except BrokenPipeError:
         os._exit(0)  # the reader of our output has gone
-    except OSError as error:
-        try:
-            sys.stdout.flush()
-        except OSError:  # the error came from printing, and would come again at the end
-            drop_output()
-        _end(
-            error,
-            debug,
-            f"error: {error.filename or 'input or output'}: {error.strerror or error}",
-            2,
-        )
+    except KeyboardInterrupt as error:
+        _end(error, debug, f"interrupted{_how_to_resume(command)}", 130)
     except Exception as error:
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
-        # as `Path.expanduser` says it
-        if isinstance(error, RuntimeError) and "home directory" in reason:
-            _end(
-                error,
-                debug,
-                "error: a path begins with ~ or a library asks for a home, and this user id has"
-                " none; set HOME",
-                2,
-            )
-        # numpy's, torch's
-        if isinstance(error, MemoryError) or (
-            isinstance(error, RuntimeError) and "allocate" in reason
-        ):
-            _end(
-                error,
-                debug,
-                f"error: not enough memory ({reason[:200]}); use a smaller batch, image or network",
-                2,
-            )
-        ours = (
-            "please report it"
-            if not IMPORTED
-            else f"in this library, or in your own {', '.join(sorted(IMPORTED))}"
-        )
-        _end(error, debug, f"internal error: {reason} (--debug shows where; {ours})", 1)
+        if isinstance(error, OSError):
+            try:
+                sys.stdout.flush()
+            except OSError:  # the error came from printing, and would come again at the end
+                drop_output()
+        _end(error, debug, *_explain(error))
 
 
-def _parse(arguments: list[str]) -> Any:
-    """The verb that the arguments ask for; a mistake in them becomes a `UserError` of
-    one line instead of tyro's box.
+def parse(arguments: list[str]) -> Any:
+    """The command that the arguments ask for.
+
+    Raises:
+        UserError: an argument is empty, or a value is refused.
+        SystemExit: after `--help`, or with code 2 after tyro's message about a mistake.
     """
-    if arguments in ([], ["help"]):
-        arguments = ["--help"]
-    if not arguments[0].startswith("-") and arguments[0] not in VERBS:
-        raise unknown("verb", arguments[0], VERBS)
     if any(word == "" or (word.startswith("--") and word.endswith("=")) for word in arguments):
         raise UserError(
             f"{arguments[0]}: an argument is empty; if it came from a shell variable, that is"
             " not set"
         )
-    verbs = VERBS | {"train": with_preset(arguments)}
-    told = io.StringIO()
+    if shutil.get_terminal_size().columns < 40:  # tyro takes forever to wrap at a few letters
+        os.environ["COLUMNS"] = "40"
     try:
-        with contextlib.redirect_stderr(told):
-            return tyro.extras.subcommand_cli_from_dict(
-                verbs, args=arguments, prog="fibopolicy", description=DESCRIPTION, config=PLAIN
-            )
-    except SystemExit as end:
-        if end.code != 2:
-            sys.stdout.flush()
-            raise
-        raise mistake(told.getvalue(), arguments, VERBS) from end
+        return tyro.extras.subcommand_cli_from_dict(
+            COMMANDS | {"train": with_preset(arguments)},
+            args=["--help"] if arguments in ([], ["help"]) else arguments,
+            prog="fibopolicy",
+            description=DESCRIPTION,
+            config=CONFIG,
+        )
+    except SystemExit:
+        sys.stdout.flush()
+        raise
 
 
-SAME = "; the same command goes on"
-RESUME = "; the same command with --resume, and without --overwrite, goes on"
-#: A flag is given or not; there is no --no-flag.
-PLAIN = (tyro.conf.FlagCreatePairsOff,)
-DESCRIPTION = (
-    "Train visuomotor policies by behaviour cloning, measure them in simulation. "
-    "--debug shows tracebacks, --version what is installed."
-)
+def _explain(error: Exception) -> tuple[str, int]:
+    """The line that reports an error, and the exit code."""
+    reason = " ".join(f"{type(error).__name__}: {error}".split())
+    if isinstance(error, UserError):
+        return f"error: {error}", 2
+    if isinstance(error, OSError):
+        return f"error: {error.filename or 'input or output'}: {error.strerror or error}", 2
+    if isinstance(error, RuntimeError) and "home directory" in reason:  # from `Path.expanduser`
+        return (
+            "error: a path begins with ~ or a library needs a home directory, and this user has"
+            " none; set HOME"
+        ), 2
+    if isinstance(error, MemoryError) or (  # numpy's, torch's
+        isinstance(error, RuntimeError) and "allocate" in reason
+    ):
+        return (
+            f"error: not enough memory ({reason[:200]}); use a smaller batch, image or network"
+        ), 2
+    where = f"in this library, or in your {', '.join(sorted(IMPORTED))}"
+    advice = where if IMPORTED else "please report it"
+    return f"internal error: {reason} (--debug shows where; {advice})", 1
+
+
+def _how_to_resume(command: object) -> str:
+    if hasattr(command, "resume"):
+        return "; to resume, run the same command with --resume and without --overwrite"
+    if isinstance(command, Quickstart | Study):
+        return "; to resume, run the same command"
+    return ""
 
 
 def _print_warning(
-    message: Warning | str,
-    category: type[Warning],
-    filename: str,
-    lineno: int,
-    file: object = None,
-    line: str | None = None,
+    message: Warning | str, category: type[Warning], *_: object, **__: object
 ) -> None:
-    """Ours, and only ours, are for the user; those of libraries are for us."""
+    """Our warnings are `UserWarning`; those of libraries are not for the user."""
     if category is UserWarning:
         print(f"fibopolicy: warning: {message}", file=sys.stderr)
 

@@ -1,4 +1,4 @@
-"""The verb that draws attention."""
+"""The command that draws attention."""
 
 from __future__ import annotations
 

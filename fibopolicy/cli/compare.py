@@ -1,4 +1,4 @@
-"""The verb that compares policies."""
+"""The command that compares policies."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The verbs that make and look at demonstrations."""
+"""The commands that make and look at demonstrations."""
 
 from __future__ import annotations
 

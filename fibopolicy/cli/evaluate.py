@@ -1,4 +1,4 @@
-"""The verbs that measure policies."""
+"""The commands that measure policies."""
 
 from __future__ import annotations
 

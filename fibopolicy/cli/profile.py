@@ -1,4 +1,4 @@
-"""The verb that times the parts of this library on your machine."""
+"""The command that times the parts of this library on your machine."""
 
 from __future__ import annotations
 

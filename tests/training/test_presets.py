@@ -14,7 +14,7 @@ COMMAND = ["train", "--dataset", str(DATA), "--out", str(RUN)]
 
 
 def parsed(*arguments: str) -> TrainConfig:
-    config: TrainConfig = cli._parse([*COMMAND, *arguments]).config
+    config: TrainConfig = cli.parse([*COMMAND, *arguments]).config
     return config
 
 

@@ -23,8 +23,8 @@ from fibopolicy.evaluation.episodes import Selector
 from fibopolicy.utils import processes
 from fibopolicy.utils.files import expanded
 
-ROOT = Path(__file__).parents[1]
-#: InitStates the command as `python -m fibopolicy` does.
+ROOT = Path(__file__).parents[2]
+#: Starts the command as `python -m fibopolicy` does.
 COMMAND = [sys.executable, "-m", "fibopolicy"]
 
 
@@ -162,6 +162,17 @@ def test_a_locale_of_ascii_and_a_full_or_closed_output_end_in_one_line(tmp_path:
         2,
         "fibopolicy: error: n\\udcc3\\udcbcll: no such file",
     )
+
+
+def test_a_deleted_current_directory_is_named_in_one_line(tmp_path: Path) -> None:
+    line = f"rmdir {shlex.quote(str(tmp_path))}; {shlex.join(COMMAND)} inspect x.hdf5"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        ["bash", "-c", line], cwd=tmp_path, env=environment, capture_output=True, encoding="utf-8"
+    )
+    assert done.returncode == 2
+    lines = done.stderr.splitlines()
+    assert lines == ["fibopolicy: error: the current directory was deleted; change to another one"]
 
 
 def test_a_stream_that_was_closed_takes_output_and_drops_it(
