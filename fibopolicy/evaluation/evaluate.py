@@ -14,7 +14,6 @@ import hashlib
 import json
 import logging
 import operator
-import re
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -56,7 +55,6 @@ from fibopolicy.policies.run_directory import (
     RunDirectory,
     load_policy,
     render_quality,
-    suffix,
 )
 from fibopolicy.statistics.rates import Rate
 from fibopolicy.utils.files import check_resume_or_overwrite, directory_lock
@@ -655,8 +653,7 @@ def _film(
     if config.overlay:
         policy = evaluator.runner.policy
         clips = [(draw_look(policy, camera, frames), success) for frames, success in clips]
-    task = re.sub("[/:]", "_", evaluator.info.task_id)
-    name = f"{task}_seed{init_states.seed}{suffix(config.weights)}"
-    path = RunDirectory(config.run).video(name)
+    task = evaluator.info.task_id
+    path = RunDirectory(config.run).video(task, init_states.seed, config.weights)
     write_grid(path, clips, evaluator.info.control_hz)
     return path

@@ -47,10 +47,10 @@ class Shapes:
 
 
 ROTATIONS = ("6d", "axis_angle")
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # None never outlives the construction of a PolicyConfig
     IntOrDefault = int
     StrOrDefault = str
-else:  # None, as given, becomes the policy's default on construction
+else:
     IntOrDefault = int | None
     StrOrDefault = str | None
 _DEFAULT: Any = None
@@ -73,48 +73,53 @@ class PolicyDefaults:
 
 @dataclass(frozen=True)
 class PolicyConfig:
-    """What to build; the same for every task. Settings that are `None` get the
-    policy's defaults on construction.
+    """The settings of a policy, which do not depend on the task.
+
+    On construction, a setting that is `None` becomes the policy's default.
     """
 
     head: str = "bc"
-    """Policy head: bc (a chunk, deterministic), diffusion, flow, or robomimic's bc_gaussian, bc_gmm, bc_rnn_gmm,
-    bc_transformer_gmm."""  # noqa: E501
+    """Policy: bc, diffusion, flow, or robomimic's bc_gaussian, bc_gmm, bc_rnn_gmm and
+    bc_transformer_gmm."""
     head_options: Mapping[str, Option] = field(default_factory=dict)
-    """Its options as pairs, e.g. num_modes 10, or for diffusion and flow denoiser transformer."""
+    """Options of the policy, as pairs: num_modes 10 for bc_gmm, denoiser transformer for flow."""
     encoder: str = "fibottention_vit_tiny"
-    """Image encoder, e.g. fibottention_vit_tiny, vit_tiny, resnet18."""
+    """Image encoder: fibottention_vit_tiny, vit_tiny, resnet18, timm:NAME or others."""
     encoder_options: Mapping[str, Option] = field(default_factory=dict)
-    """Its options as pairs, e.g. depth 4 pool mean."""
+    """Options of the encoder, as pairs: depth 4 pool mean."""
     views: str = "separate"
-    """Several cameras: "separate" encoders, one "shared", or "joint" tokens in one sequence."""
+    """How several cameras are encoded: "separate" encoders, one "shared" encoder, or one
+    encoder over "joint" tokens of all cameras."""
     n_obs_steps: IntOrDefault = _DEFAULT
-    """Observations that the policy sees, the newest last; by default 1, diffusion and flow 2,
-    bc_transformer_gmm 10."""
+    """Observations that the policy sees, the newest last; by default 1, for diffusion and flow
+    2, for bc_transformer_gmm 10."""
     horizon: IntOrDefault = _DEFAULT
-    """Actions predicted at once, or the length of a recurrent head's sequences; by default bc 8, diffusion and flow 16,
-    bc_rnn_gmm 10, others 1."""  # noqa: E501
+    """Actions that are predicted at once, or the length of bc_rnn_gmm's training sequences; by
+    default 8 for bc, 16 for diffusion and flow, 10 for bc_rnn_gmm, 1 for others."""
     n_action_steps: IntOrDefault = _DEFAULT
-    """How many of them are executed before the policy looks again; by default bc 4, diffusion and flow 8, others 1; with
-    temporal ensembling 1."""  # noqa: E501
+    """Actions that are executed before the policy looks again; by default 4 for bc, 8 for
+    diffusion and flow, 1 for others and with temporal ensembling."""
     temporal_ensemble_coeff: float | None = None
-    """Execute the average of all chunks' predictions for a step, the n-th oldest weighing exp(-coeff * n): temporal
-    ensembling, 0.01 in ACT. For bc, diffusion and flow."""  # noqa: E501
+    """Temporal ensembling for bc, diffusion and flow: execute the average of all predictions
+    for a step, the n-th oldest weighted by exp(-coeff * n). ACT uses 0.01."""
     loss: str = "l1"
     """"l1" or "l2", on normalised actions; for bc."""
     hidden: IntOrDefault = _DEFAULT
-    """Width of the head's MLP, or of its denoiser (a U-Net's at full length); by default bc 256, diffusion and flow 64, others 1024."""  # noqa: E501
+    """Width of the MLP, of the transformer denoiser, or of the U-Net's first level; by default
+    256 for bc, 64 for diffusion and flow, 1024 for others."""
     layers: IntOrDefault = _DEFAULT
-    """Hidden layers of the head's MLP, levels of its U-Net or blocks of its transformer; by default 2, bc_rnn_gmm none."""  # noqa: E501
+    """Hidden layers of the MLP, blocks of the transformer denoiser, or levels of the U-Net; by
+    default 2, for bc_rnn_gmm 0."""
     action_normalization: StrOrDefault = _DEFAULT
-    """"minmax" to [-1, 1], "gaussian" to zero mean and unit variance, or "none"; by default bc, diffusion and flow minmax, others
-    none."""  # noqa: E501
+    """"minmax" to [-1, 1], "gaussian" to mean 0 and variance 1, or "none"; by default minmax for
+    bc, diffusion and flow, none for others."""
     rotation: str = "6d"
-    """How rotations in absolute actions are predicted: "6d", or "axis_angle" as they are in the dataset."""  # noqa: E501
+    """How rotations in absolute actions are predicted: "6d", or "axis_angle" as in the dataset."""
     crop: int | None = None
-    """Pixels: train on random crops of this size, act on the central one. None keeps the whole frame."""  # noqa: E501
+    """Size in pixels of random crops in training and central crops in acting; None keeps the
+    whole frame."""
     shift: int = 0
-    """Pixels: train on frames shifted by up to this much, edges repeated."""
+    """Largest random shift of frames in training, in pixels; edges are repeated."""
 
     def __post_init__(self) -> None:
         policy = Policy

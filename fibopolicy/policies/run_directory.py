@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,18 +54,19 @@ class RunDirectory:
     def best_checkpoints(self) -> list[Path]:
         return sorted(self.best.glob("step_*.safetensors"))
 
-    def init_states(self, seed: int | str, quality: str) -> Path:
+    def init_states(self, seed: int, quality: str) -> Path:
         """The initial states that an evaluation drew itself."""
         return self.path / f"init_seed{seed}_{quality}.npz"
 
-    def video(self, name: str) -> Path:
-        return self.videos / f"{name}.mp4"
+    def video(self, task: str, init_seed: int, weights: str) -> Path:
+        name = re.sub("[/:]", "_", task)
+        return self.videos / f"{name}_seed{init_seed}{_checkpoint_suffix(weights)}.mp4"
 
-    def success_by_step(self, suffix: str) -> Path:
-        return self.path / f"success_by_step{suffix}.svg"
+    def success_by_step(self, weights: str, init_seed: int) -> Path:
+        return self.path / f"success_by_step{_evaluation_suffix(weights, init_seed)}.svg"
 
-    def report(self, suffix: str) -> Path:
-        return self.path / f"report{suffix}.html"
+    def report(self, weights: str, init_seed: int) -> Path:
+        return self.path / f"report{_evaluation_suffix(weights, init_seed)}.html"
 
     def read_config(self) -> dict[str, Any]:
         """The contents of `config.json`.
@@ -111,11 +113,11 @@ class RunDirectory:
             self.rollout_log,
             self.episodes,
             self.evaluation_lock,
-            *self.path.glob(self.init_states("*", "*").name),
-            *self.videos.glob(self.video("*_seed*").name),
+            *self.path.glob("init_seed*.npz"),
+            *self.videos.glob("*_seed*.mp4"),
             self.curves,
-            *self.path.glob(self.success_by_step("*").name),
-            *self.path.glob(self.report("*").name),
+            *self.path.glob("success_by_step*.svg"),
+            *self.path.glob("report*.html"),
             self.config,  # last, since without it the rest is no run
         )
         for path in written:
@@ -219,11 +221,14 @@ def _shapes(document: Mapping[str, Any]) -> Shapes:
     )
 
 
-def suffix(weights: str) -> str:
-    """Of the names of pages, pictures and videos: empty for the last checkpoint, which
-    is a run's result.
-    """
+def _checkpoint_suffix(weights: str) -> str:
+    """Empty for the last checkpoint, which is the result of a run."""
     return f"_{weights.replace('/', '_')}" if "/" in weights else ""
+
+
+def _evaluation_suffix(weights: str, init_seed: int) -> str:
+    """Also empty for the default set of initial states."""
+    return _checkpoint_suffix(weights) + (f"_seed{init_seed}" if init_seed else "")
 
 
 def load_strictly(

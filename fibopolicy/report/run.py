@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fibopolicy.policies.run_directory import RunDirectory, render_quality, suffix
+from fibopolicy.policies.run_directory import RunDirectory, render_quality
 from fibopolicy.report.document import (
     FRAME_COLOURS,
     Block,
@@ -48,11 +48,10 @@ def write_run_page(
     files = RunDirectory(run)
     document = files.read_config()
     first = evaluation.rows[0]
-    ending = suffix(first.weights) + (f"_seed{first.init_seed}" if first.init_seed else "")
     encoder = document["policy"]["encoder"]
     seconds = stages or {"evaluation": evaluation.seconds}
 
-    success = files.success_by_step(ending)
+    success = files.success_by_step(first.weights, first.init_seed)
     plot_success_by_step({"": [[row for row in evaluation.rows if not row.error]]}, success)
     blocks: list[Block] = [
         Heading("Success rate"),
@@ -82,7 +81,7 @@ def write_run_page(
         Heading("How it was made"),
         Facts(_facts(document, evaluation)),
     ]
-    path = files.report(ending)
+    path = files.report(first.weights, first.init_seed)
     write_html(path, f"{run.resolve().name}: {evaluation.rate}", blocks)
     return path
 
