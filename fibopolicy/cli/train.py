@@ -59,18 +59,18 @@ def with_preset(arguments: Sequence[str]) -> type[Train]:
     """
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--preset", nargs="?")
-    parser.add_argument("--head", nargs="?")
+    parser.add_argument("--policy", nargs="?")
     known, _ = parser.parse_known_args(arguments)
     if arguments[:1] != ["train"] or known.preset is None:
         return Train
     config = preset(known.preset, Path(), Path())
     policy = copy.copy(config.policy)
-    # What the policy decides by itself stays open, since `--head` may name another one.
-    for name, value in asdict(POLICIES[policy.head].defaults).items():
+    # What the policy decides by itself stays open, since `--policy` may name another one.
+    for name, value in asdict(POLICIES[policy.policy].defaults).items():
         if getattr(policy, name) == value:
             object.__setattr__(policy, name, getattr(PolicyConfig, name))
-    if known.head is not None:
-        object.__setattr__(policy, "head_options", {})
+    if known.policy is not None:
+        object.__setattr__(policy, "policy_options", {})
     for name, value in (("dataset", tyro.MISSING), ("out", tyro.MISSING), ("policy", policy)):
         object.__setattr__(config, name, value)
     return make_dataclass("Train", [("config", CONFIG, config)], bases=(Train,), frozen=True)

@@ -78,10 +78,10 @@ class PolicyConfig:
     On construction, a setting that is `None` becomes the policy's default.
     """
 
-    head: str = "bc"
+    policy: str = "bc"
     """Policy: bc, diffusion, flow, or robomimic's bc_gaussian, bc_gmm, bc_rnn_gmm and
     bc_transformer_gmm."""
-    head_options: Mapping[str, Option] = field(default_factory=dict)
+    policy_options: Mapping[str, Option] = field(default_factory=dict)
     """Options of the policy, as pairs: num_modes 10 for bc_gmm, denoiser transformer for flow."""
     encoder: str = "fibottention_vit_tiny"
     """Image encoder: fibottention_vit_tiny, vit_tiny, resnet18, timm:NAME or others."""
@@ -123,8 +123,8 @@ class PolicyConfig:
 
     def __post_init__(self) -> None:
         policy = Policy
-        if self.head in POLICIES:
-            policy = POLICIES[self.head]
+        if self.policy in POLICIES:
+            policy = POLICIES[self.policy]
         if self.temporal_ensemble_coeff is not None and self.n_action_steps is None:
             object.__setattr__(self, "n_action_steps", 1)
         for name, value in asdict(policy.defaults).items():
@@ -145,7 +145,7 @@ class PolicyConfig:
         if self.temporal_ensemble_coeff is not None:
             if policy is not Policy and not policy.ensembles:
                 raise UserError(
-                    f"policy {self.head} predicts no chunks that could be averaged; leave out"
+                    f"policy {self.policy} predicts no chunks that could be averaged; leave out"
                     " temporal_ensemble_coeff"
                 )
             if self.n_action_steps != 1 or not self.temporal_ensemble_coeff >= 0:
@@ -268,7 +268,7 @@ def build_policy(config: PolicyConfig, shapes: Shapes) -> Policy:
         UserError: an unknown policy, encoder or option, or values that do not fit the
             images.
     """
-    factory: Callable[[PolicyConfig, Shapes], Policy] = POLICIES[config.head]
+    factory: Callable[[PolicyConfig, Shapes], Policy] = POLICIES[config.policy]
     return factory(config, shapes)
 
 

@@ -37,7 +37,7 @@ class BCPolicy(Policy):
         super().__init__()
         if config.loss not in ("l1", "l2"):
             raise unknown("loss", config.loss, ("l1", "l2"))
-        checked_options(self.name, config.head_options, {})
+        checked_options(self.name, config.policy_options, {})
         self.config, self.shapes = config, shapes
         self.observations = ObservationEncoder(config, shapes)
         self.actions = ActionNormalizer(config, shapes)

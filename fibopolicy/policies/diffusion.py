@@ -69,7 +69,7 @@ class DenoisingPolicy(Policy):
             less noisy.
 
     Attributes:
-        option_defaults: what `head_options` may set.
+        option_defaults: what `policy_options` may set.
         options: the options of this policy.
     """
 
@@ -80,7 +80,7 @@ class DenoisingPolicy(Policy):
     def __init__(self, config: PolicyConfig, shapes: Shapes) -> None:
         super().__init__()
         self.config, self.shapes = config, shapes
-        self.options = checked_options(self.name, config.head_options, self.option_defaults)
+        self.options = checked_options(self.name, config.policy_options, self.option_defaults)
         for name, value in self.options.items():
             if type(value) is int and value < 1:
                 raise UserError(f"policy {self.name}: {name} must be at least 1, got {value}")

@@ -94,7 +94,7 @@ def _facts(document: Mapping[str, Any], evaluation: Evaluation) -> dict[str, str
     return {
         "task": first.task,
         "encoder": ", ".join([policy["encoder"], *options]),
-        "policy head": policy["head"],
+        "policy": policy["policy"],
         "demonstrations": f"{training['demos']} from {', '.join(Path(d).name for d in datasets)}",
         "gradient steps": str(first.checkpoint_step),
         "weights": _WEIGHTS.get(

@@ -46,7 +46,7 @@ def export(run: StrPath, out: StrPath, *, weights: str = "ema", overwrite: bool 
             name for name in POLICIES.names() if issubclass(POLICIES[name], RobomimicPolicy)
         )
         raise UserError(
-            f"{run}: robomimic has no counterpart of head {policy.name}; it has one of {known}"
+            f"{run}: robomimic has no counterpart of policy {policy.name}; it has one of {known}"
         )
     if policy.config.horizon != 1 and not policy.sequence:
         raise UserError(

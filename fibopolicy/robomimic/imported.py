@@ -71,7 +71,7 @@ class ImportedPolicy(Policy):
         rgb = config.observation.encoder.get("rgb") or {}
         core = (rgb.get("core_kwargs") or {}).get("encoder") or rgb.get("core_class")
         self.config = PolicyConfig(
-            head=f"robomimic {checkpoint.algo_name}: {type(self.algorithm).__name__}",
+            policy=f"robomimic {checkpoint.algo_name}: {type(self.algorithm).__name__}",
             encoder=str(core) if images else "none",
             n_obs_steps=stacked,
             horizon=1,

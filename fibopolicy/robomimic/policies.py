@@ -51,9 +51,9 @@ class RobomimicPolicy(Policy):
     predicts one.
 
     Attributes:
-        option_defaults: what `head_options` may set, with the defaults.
+        option_defaults: what `policy_options` may set, with the defaults.
         network_class: class of the network in `robomimic.models.policy_nets`.
-        options: `option_defaults`, updated by `head_options`.
+        options: `option_defaults`, updated by `policy_options`.
         network: the network, with one encoder per camera.
     """
 
@@ -70,7 +70,7 @@ class RobomimicPolicy(Policy):
 
         super().__init__()
         self.config, self.shapes = config, shapes
-        self.options = checked_options(self.name, config.head_options, self.option_defaults)
+        self.options = checked_options(self.name, config.policy_options, self.option_defaults)
         if config.views != "separate":
             raise UserError(
                 f"policy {self.name} has one encoder per camera, as in robomimic; use"

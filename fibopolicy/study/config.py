@@ -26,12 +26,12 @@ Option = int | float | bool | str
 
 #: How an encoder gets its weights.
 INITS = ("scratch", "finetune", "frozen")
-#: The options that a study or one of its heads may set, and those that follow from
+#: The options that a study or one of its policies may set, and those that follow from
 #: another part of the study.
 _OPTIONS = {
-    "policy": (
+    "policy_config": (
         PolicyConfig,
-        {"head": "its heads", "encoder": "its encoders", "encoder_options": "its encoders"},
+        {"policy": "its policies", "encoder": "its encoders", "encoder_options": "its encoders"},
     ),
     "optimizer": (OptimizerConfig, {"steps": "its steps"}),
 }
@@ -141,30 +141,30 @@ class StudyEncoder:
 
 
 @dataclass(frozen=True)
-class StudyHead:
-    """A policy head with settings that hold for its runs only.
+class StudyPolicy:
+    """A policy with settings that hold for its runs only.
 
     Args:
         head: name that `PolicyConfig.head` takes.
-        policy: options of `PolicyConfig`, e.g. `{"horizon": 8, "head_options": {"min_std":
-            0.05}}`. Each replaces the study's, `head_options` as a whole.
+        policy: options of `PolicyConfig`, e.g. `{"horizon": 8, "policy_options": {"min_std":
+            0.05}}`. Each replaces the study's, `policy_options` as a whole.
         optimizer: options of `OptimizerConfig` except `steps`. Each replaces the study's.
         steps: gradient steps; by default the study's.
         name: name within the study; by default the head's. Two entries of the same head
             need two names.
     """
 
-    head: str
-    policy: Mapping[str, Any] = field(default_factory=dict)
+    policy: str
+    policy_config: Mapping[str, Any] = field(default_factory=dict)
     optimizer: Mapping[str, Any] = field(default_factory=dict)
     steps: int | None = None
     name: str = ""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "name", self.name or self.head)
-        _set_options(self, f"head {self.name}")
+        object.__setattr__(self, "name", self.name or self.policy)
+        _set_options(self, f"policy {self.name}")
         if self.steps is not None and self.steps < 1:
-            raise UserError(f"head {self.name}: steps must be at least 1, got {self.steps}")
+            raise UserError(f"policy {self.name}: steps must be at least 1, got {self.steps}")
 
 
 @dataclass(frozen=True)
@@ -198,13 +198,13 @@ class StudyConfig:
     name: str
     tasks: tuple[StudyTask, ...]
     encoders: tuple[StudyEncoder, ...]
-    heads: tuple[StudyHead, ...] = (StudyHead("bc"),)
+    policies: tuple[StudyPolicy, ...] = (StudyPolicy("bc"),)
     inits: tuple[str, ...] = ("scratch",)
     seeds: tuple[int, ...] = (0, 1, 2)
     baseline: str = ""
     steps: int = 1000
     optimizer: Mapping[str, Any] = field(default_factory=dict)
-    policy: Mapping[str, Any] = field(default_factory=dict)
+    policy_config: Mapping[str, Any] = field(default_factory=dict)
     episodes: int = 100
     init_seed: int = 0
     margin: float | None = 0.05
@@ -214,8 +214,8 @@ class StudyConfig:
     device: str | None = None
 
     def __post_init__(self) -> None:
-        kinds = {"tasks": StudyTask, "encoders": StudyEncoder, "heads": StudyHead}
-        for axis in ("tasks", "encoders", "heads", "inits", "seeds"):
+        kinds = {"tasks": StudyTask, "encoders": StudyEncoder, "policies": StudyPolicy}
+        for axis in ("tasks", "encoders", "policies", "inits", "seeds"):
             values = _several(getattr(self, axis), f"{axis} of a study:")
             if kind := kinds.get(axis):
                 values = tuple(kind(v) if isinstance(v, str) else v for v in values)
@@ -233,14 +233,14 @@ class StudyConfig:
             value = getattr(self, name)
             if not (value is None and name == "margin") and not 0 < value < 1:
                 raise UserError(f"{where}: {name} must lie between 0 and 1, got {value}")
-        for head in self.heads:  # a value that one head takes may be out of range for another
-            self._check_head(head, where)
+        for policy in self.policies:  # a value that one head takes may be out of range for another
+            self._check_policy(policy, where)
 
     def _check_grid(self, where: str) -> None:
         axes: dict[str, list[Any]] = {
             "tasks": [task.short for task in self.tasks],
             "encoders": [encoder.name for encoder in self.encoders],
-            "heads": [head.name for head in self.heads],
+            "policies": [policy.name for policy in self.policies],
             "inits": [*self.inits],
             "seeds": [*self.seeds],
         }
@@ -269,29 +269,29 @@ class StudyConfig:
         if self.baseline not in names:
             raise unknown("encoder as the baseline", self.baseline, names)
 
-    def _check_head(self, head: StudyHead, where: str) -> None:
-        options = self.policy_options(head)
+    def _check_policy(self, policy: StudyPolicy, where: str) -> None:
+        options = self.policy_options(policy)
         try:
-            self.optimizer_config(head)
-            PolicyConfig(head=head.head, **options)
+            self.optimizer_config(policy)
+            PolicyConfig(policy=policy.policy, **options)
         except UserError as error:
-            raise UserError(f"{where}, head {head.name}: {error}") from error
+            raise UserError(f"{where}, policy {policy.name}: {error}") from error
         except TypeError as error:
-            given = {**self.optimizer, **head.optimizer, **options}
-            raise UserError(f"{where}, head {head.name}: {error} (given {given})") from error
+            given = {**self.optimizer, **policy.optimizer, **options}
+            raise UserError(f"{where}, policy {policy.name}: {error} (given {given})") from error
 
-    def policy_options(self, head: StudyHead) -> dict[str, Any]:
+    def policy_options(self, policy: StudyPolicy) -> dict[str, Any]:
         """Options of `PolicyConfig` for the runs of a head; its own replace the study's."""
-        return {**self.policy, **head.policy}
+        return {**self.policy_config, **policy.policy_config}
 
-    def optimizer_config(self, head: StudyHead) -> OptimizerConfig:
+    def optimizer_config(self, policy: StudyPolicy) -> OptimizerConfig:
         """Optimizer settings for the runs of a head.
 
         Raises:
             UserError: a value is out of range.
         """
-        steps = self.steps if head.steps is None else head.steps
-        return OptimizerConfig(steps=steps, **{**self.optimizer, **head.optimizer})
+        steps = self.steps if policy.steps is None else policy.steps
+        return OptimizerConfig(steps=steps, **{**self.optimizer, **policy.optimizer})
 
 
 def to_json(config: StudyConfig) -> dict[str, Any]:
@@ -309,7 +309,7 @@ def from_json(document: Mapping[str, Any]) -> StudyConfig:
     """
     known = {item.name for item in dataclasses.fields(StudyConfig)}
     values = {name: value for name, value in document.items() if name in known}
-    for axis, kind in (("tasks", StudyTask), ("encoders", StudyEncoder), ("heads", StudyHead)):
+    for axis, kind in (("tasks", StudyTask), ("encoders", StudyEncoder), ("policies", StudyPolicy)):
         values[axis] = tuple(kind(**entry) for entry in document[axis])
     return StudyConfig(**values)
 

@@ -29,7 +29,7 @@ from fibopolicy.utils.system import environment, usable_cores, versions
 
 STUDY, ENVIRONMENT, LOCK = "study.json", "environment.json", "study.lock"
 #: The parts of a configuration that may change while the study is under way.
-GRID = ("tasks", "encoders", "heads", "inits", "seeds")
+GRID = ("tasks", "encoders", "policies", "inits", "seeds")
 
 
 @dataclass(frozen=True)

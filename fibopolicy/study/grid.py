@@ -10,7 +10,7 @@ from fibopolicy.envs.registry import is_heavy
 from fibopolicy.errors import UserError
 from fibopolicy.evaluation.config import EvaluateConfig
 from fibopolicy.policies.base import PolicyConfig
-from fibopolicy.study.config import StudyConfig, StudyEncoder, StudyHead, StudyTask
+from fibopolicy.study.config import StudyConfig, StudyEncoder, StudyPolicy, StudyTask
 from fibopolicy.training.config import ComputeConfig, TrainConfig
 
 
@@ -20,13 +20,13 @@ class Condition:
 
     task: StudyTask
     encoder: StudyEncoder
-    head: StudyHead
+    policy: StudyPolicy
     init: str
 
     @property
     def name(self) -> str:
         """Folder name of the condition, for example `lift__vit_tiny__bc__scratch`."""
-        parts = (self.task.short, self.encoder.name, self.head.name, self.init)
+        parts = (self.task.short, self.encoder.name, self.policy.name, self.init)
         return "__".join(map(in_file_name, parts))
 
 
@@ -55,9 +55,9 @@ def conditions(config: StudyConfig) -> tuple[Condition, ...]:
         UserError: two conditions have the same folder name.
     """
     found = tuple(
-        Condition(task, encoder, head, init)
+        Condition(task, encoder, policy, init)
         for task in config.tasks
-        for head in config.heads
+        for policy in config.policies
         for init in config.inits
         for encoder in config.encoders
     )
@@ -81,10 +81,10 @@ def policy_config(config: StudyConfig, condition: Condition) -> PolicyConfig:
     if condition.init == "scratch":
         options.pop("pretrained", None)
     return PolicyConfig(
-        head=condition.head.head,
+        policy=condition.policy.policy,
         encoder=condition.encoder.encoder,
         encoder_options=options,
-        **config.policy_options(condition.head),
+        **config.policy_options(condition.policy),
     )
 
 
@@ -101,7 +101,7 @@ def train_config(config: StudyConfig, run: Run, dataset: Path, out: Path) -> Tra
         cameras=cameras and tuple(f"{name.removesuffix('_image')}_image" for name in cameras),
         filter_key=condition.task.filter_key,
         policy=policy_config(config, condition),
-        optimizer=config.optimizer_config(condition.head),
+        optimizer=config.optimizer_config(condition.policy),
         seed=run.seed,
         device=config.device,
         # Never "auto", which could choose differently on another machine.

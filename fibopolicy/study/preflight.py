@@ -19,17 +19,17 @@ from fibopolicy.errors import UserError, unknown
 from fibopolicy.policies import Shapes, build_policy
 from fibopolicy.policies.observations import ObservationEncoder
 from fibopolicy.statistics.power import episodes_needed
-from fibopolicy.study.config import StudyConfig, StudyHead, StudyTask
+from fibopolicy.study.config import StudyConfig, StudyPolicy, StudyTask
 from fibopolicy.study.grid import Condition, conditions, policy_config, runs, train_config
 from fibopolicy.training.encoders import load_encoder_weights
 from fibopolicy.utils.system import resolve_device
 
 #: The settings of a run that each axis of the grid decides. A head also decides the
-#: settings of its `StudyHead`, and those that the study leaves to the head.
+#: settings of its `StudyPolicy`, and those that the study leaves to the head.
 DECIDED_BY = {
     "encoder": ("policy.encoder", "policy.encoder_options", "encoder_weights"),
-    "head": (
-        *("policy.head", "policy.n_obs_steps", "policy.horizon", "policy.n_action_steps"),
+    "policy": (
+        *("policy.policy", "policy.n_obs_steps", "policy.horizon", "policy.n_action_steps"),
         *("policy.hidden", "policy.layers", "policy.action_normalization"),
     ),
     "init": ("policy.encoder_options", "encoder_weights", "freeze_encoder"),
@@ -138,7 +138,7 @@ def check(config: StudyConfig, sizes: Sequence[ModelSize]) -> tuple[list[str], l
     """
     lines = [
         *describe_differences(config),
-        *describe_heads(config),
+        *describe_policies(config),
         *describe_encoders(config),
         *describe_sizes(config, sizes),
     ]
@@ -156,8 +156,8 @@ def describe_differences(config: StudyConfig) -> list[str]:
     for key in dict.fromkeys(key for one in settings for key in one):
         values[key] = {repr(one.get(key)) for one in settings}
     differing = [key for key, found in values.items() if len(found) > 1]
-    heads = [key for head in config.heads for key in head_settings(head)]
-    decided_by = {**DECIDED_BY, "head": (*DECIDED_BY["head"], *heads)}
+    policies = [key for policy in config.policies for key in policy_settings(policy)]
+    decided_by = {**DECIDED_BY, "policy": (*DECIDED_BY["policy"], *policies)}
     by_axis: dict[str, list[str]] = {}
     for key in differing:
         for axis, decided in decided_by.items():
@@ -188,19 +188,19 @@ def _flat(document: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return found
 
 
-def head_settings(head: StudyHead) -> dict[str, Any]:
-    """The settings of a head's runs that its `StudyHead` sets, e.g. "policy.horizon"."""
-    found = {f"policy.{name}": value for name, value in head.policy.items()}
-    found |= {f"optimizer.{name}": value for name, value in head.optimizer.items()}
-    return found if head.steps is None else {**found, "optimizer.steps": head.steps}
+def policy_settings(policy: StudyPolicy) -> dict[str, Any]:
+    """The settings of a head's runs that its `StudyPolicy` sets, e.g. "policy.horizon"."""
+    found = {f"policy.{name}": value for name, value in policy.policy_config.items()}
+    found |= {f"optimizer.{name}": value for name, value in policy.optimizer.items()}
+    return found if policy.steps is None else {**found, "optimizer.steps": policy.steps}
 
 
-def describe_heads(config: StudyConfig) -> Iterator[str]:
+def describe_policies(config: StudyConfig) -> Iterator[str]:
     """The settings that hold for the runs of one head only."""
-    for head in config.heads:
-        if settings := _flat(head_settings(head)):
+    for policy in config.policies:
+        if settings := _flat(policy_settings(policy)):
             listed = ", ".join(f"{name} {value}" for name, value in settings.items())
-            yield f"head {head.name} has {listed}"
+            yield f"policy {policy.name} has {listed}"
 
 
 def describe_encoders(config: StudyConfig) -> Iterator[str]:
@@ -226,12 +226,12 @@ def describe_sizes(config: StudyConfig, sizes: Sequence[ModelSize]) -> Iterator[
     heads crop or join the cameras differently.
     """
     for task in config.tasks:
-        heads_by_line: dict[str, list[str]] = {}
-        for head in config.heads:
+        policies_by_line: dict[str, list[str]] = {}
+        for policy in config.policies:
             found = {
                 size.condition.encoder.name: size.encoder_parameters
                 for size in sizes
-                if (size.condition.task, size.condition.head) == (task, head)
+                if (size.condition.task, size.condition.policy) == (task, policy)
             }
             base = found[config.baseline]
             others = [
@@ -242,9 +242,9 @@ def describe_sizes(config: StudyConfig, sizes: Sequence[ModelSize]) -> Iterator[
             line = f"encoders have {base:,} parameters"
             if others:
                 line += f", but {', '.join(others)}"
-            heads_by_line.setdefault(line, []).append(head.name)
-        for line, heads in heads_by_line.items():
-            where = [task.short, *heads] if len(heads_by_line) > 1 else [task.short]
+            policies_by_line.setdefault(line, []).append(policy.name)
+        for line, policies in policies_by_line.items():
+            where = [task.short, *policies] if len(policies_by_line) > 1 else [task.short]
             yield f"{', '.join(where)}: {line}"
 
 

@@ -86,8 +86,8 @@ class ConditionRecord:
         return self.condition.encoder.name
 
     @property
-    def head(self) -> str:
-        return self.condition.head.name
+    def policy(self) -> str:
+        return self.condition.policy.name
 
     @property
     def init(self) -> str:
@@ -96,7 +96,7 @@ class ConditionRecord:
     @property
     def setting(self) -> tuple[str, str]:
         """Head and init, which are the same wherever encoders are compared."""
-        return self.head, self.init
+        return self.policy, self.init
 
     @property
     def done(self) -> tuple[RunRecord, ...]:
@@ -143,8 +143,8 @@ class Study:
         return tuple(encoder.name for encoder in self.config.encoders)
 
     @property
-    def heads(self) -> tuple[str, ...]:
-        return tuple(head.name for head in self.config.heads)
+    def policies(self) -> tuple[str, ...]:
+        return tuple(policy.name for policy in self.config.policies)
 
     @property
     def inits(self) -> tuple[str, ...]:
@@ -157,7 +157,7 @@ class Study:
     @property
     def steps(self) -> dict[str, int]:
         """Gradient steps of the runs of each head."""
-        return {h.name: self.config.optimizer_config(h).steps for h in self.config.heads}
+        return {h.name: self.config.optimizer_config(h).steps for h in self.config.policies}
 
     @property
     def episodes(self) -> int:
@@ -263,7 +263,7 @@ def evaluated_rows(
     """
     folder, task = study.run(run), run.condition.task.task
     selector = Selector(
-        study.config.optimizer_config(run.condition.head).steps,
+        study.config.optimizer_config(run.condition.policy).steps,
         "ema",
         study.config.init_seed,
         horizon=costs.get("horizon"),

@@ -67,10 +67,10 @@ from fibopolicy.study.tables import (
     by_task,
     cost_table,
     difference_table,
-    head_settings_table,
     missing_table,
+    policy_settings_table,
     run_table,
-    success_by_head_table,
+    success_by_policy_table,
     success_table,
     write_csv,
 )
@@ -243,7 +243,7 @@ def _names(group: Sequence[EncoderComparison]) -> str:
     """Where, unless these are too many to list."""
     if len(group) > MAX_ANSWERS:
         return ""
-    return f" ({listed([f'{one.subject} {one.head} {one.init}' for one in group])})"
+    return f" ({listed([f'{one.subject} {one.policy} {one.init}' for one in group])})"
 
 
 def _why_no_answer(
@@ -289,7 +289,7 @@ def _design(found: Results) -> str:
     axes = (
         counted(len(study.tasks), "task"),
         counted(len(study.encoders), "encoder"),
-        counted(len(study.heads), "policy head"),
+        counted(len(study.policies), "policy"),
         counted(len(study.inits), "init"),
         counted(len(study.seeds), "training seed"),
     )
@@ -310,14 +310,14 @@ def _design(found: Results) -> str:
 
 def _steps(study: Study) -> str:
     """For example `1000 gradient steps`, or `800 gradient steps with bc, 500 with flow`."""
-    heads: dict[int, list[str]] = {}
-    for head, steps in study.steps.items():
-        heads.setdefault(steps, []).append(head)
-    first, *others = heads
+    policies: dict[int, list[str]] = {}
+    for policy, steps in study.steps.items():
+        policies.setdefault(steps, []).append(policy)
+    first, *others = policies
     if not others:
         return f"{first} gradient steps"
-    parts = [f"{first} gradient steps with {listed(heads[first])}"]
-    return ", ".join([*parts, *(f"{steps} with {listed(heads[steps])}" for steps in others)])
+    parts = [f"{first} gradient steps with {listed(policies[first])}"]
+    return ", ".join([*parts, *(f"{steps} with {listed(policies[steps])}" for steps in others)])
 
 
 # The sections of the page.
@@ -361,7 +361,7 @@ def _success_tables(found: Results) -> list[Block]:
     """
     study = found.study
     blocks: list[Block] = []
-    if len(study.heads) == 1:
+    if len(study.policies) == 1:
         for setting in study.settings:
             blocks += [*_titled(study, setting), Table(success_table(found, setting))]
         return blocks
@@ -372,7 +372,7 @@ def _success_tables(found: Results) -> list[Block]:
             title += [init] * (len(study.inits) > 1)
             blocks += [
                 Heading(", ".join(title), 3),
-                Table(success_by_head_table(found, task, init)),
+                Table(success_by_policy_table(found, task, init)),
             ]
     note = (
         "Compare encoders along a row. Heads differ in more than their network; their settings are"
@@ -494,7 +494,7 @@ def _learning_curves(study: Study, folder: Path) -> list[Block]:
                 logged = [RunDirectory(run.folder).read_metrics() for run in one.done]
                 for name, title in _CURVES.items():
                     seeds = [_curve(rows, name) for rows in logged]
-                    if drawn := band(seeds, study.steps[one.head]):
+                    if drawn := band(seeds, study.steps[one.policy]):
                         by_title = curves.setdefault(task_name(one.task), {})
                         by_title.setdefault(title, {})[one.encoder] = drawn
         if curves:
@@ -627,7 +627,7 @@ def _how_it_was_made(study: Study) -> list[Block]:
     return [
         Heading("How it was made"),
         Facts({name: fact for name, fact in facts.items() if fact}),
-        Table(head_settings_table(study), words=("policy", "optimizer")),
+        Table(policy_settings_table(study), words=("policy", "optimizer")),
         Note("Options that the study sets; the others have their default values."),
         Folded("Every run", [Table(run_table(study), words=("state", "video"))]),
         Table(_files(study), words=("content",)),

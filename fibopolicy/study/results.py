@@ -104,7 +104,7 @@ class EncoderComparison:
     """
 
     task: str | None
-    head: str
+    policy: str
     init: str
     baseline: str
     candidate: str
@@ -123,7 +123,7 @@ class EncoderComparison:
 
     @property
     def setting(self) -> tuple[str, str]:
-        return self.head, self.init
+        return self.policy, self.init
 
     @property
     def subject(self) -> str:

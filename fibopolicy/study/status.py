@@ -47,7 +47,7 @@ def _state(study: Study, one: ConditionRecord, run: RunRecord) -> str:
         if episodes:
             return f"{run.state.value}, {episodes}/{study.episodes} episodes"
         if step:
-            return f"{run.state.value}, step {step}/{study.steps[one.head]}"
+            return f"{run.state.value}, step {step}/{study.steps[one.policy]}"
     return str(run.state.value)
 
 
@@ -75,7 +75,7 @@ def seconds_left(study: Study, slots: int) -> float:
         for run in one.runs:
             if run.state is not State.DONE:
                 step, episodes = _progress(run)
-                to_train = 1 - min(step / study.steps[one.head], 1.0)
+                to_train = 1 - min(step / study.steps[one.policy], 1.0)
                 to_evaluate = 1 - min(episodes / study.episodes, 1.0)
                 left.append(to_train * train + to_evaluate * evaluate)
     return max(sum(left) / slots, max(left, default=0.0))
@@ -85,7 +85,7 @@ def _similar(study: Study, one: ConditionRecord) -> list[tuple[float, float]]:
     """Seconds of training and evaluation of the finished runs that are most like those of
     a condition.
     """
-    same_task = [c for c in study.conditions if (c.task, c.head) == (one.task, one.head)]
+    same_task = [c for c in study.conditions if (c.task, c.policy) == (one.task, one.policy)]
     for group in ([one], same_task, study.conditions):
         if runs := [run for condition in group for run in condition.done]:
             return [(run.costs["train_s"], run.costs["evaluate_s"]) for run in runs]

@@ -43,17 +43,17 @@ def success_table(found: Results, setting: tuple[str, str]) -> list[Row]:
     return table
 
 
-def success_by_head_table(found: Results, task: str | None, init: str) -> list[Row]:
+def success_by_policy_table(found: Results, task: str | None, init: str) -> list[Row]:
     """Success rate of each head (rows) with each encoder (columns) on a task, or the
     mean over all tasks.
     """
     study = found.study
     table: list[Row] = [["success, %", *(_marked(encoder, study) for encoder in study.encoders)]]
-    for head in study.heads:
-        row = [head]
+    for policy in study.policies:
+        row = [policy]
         for encoder in study.encoders:
             tasks = study.tasks if task is None else (task,)
-            cells = [found.condition(one, encoder, (head, init)) for one in tasks]
+            cells = [found.condition(one, encoder, (policy, init)) for one in tasks]
             row.append(_mean(cells) if task is None else _success(cells[0], study))
         table.append(row)
     return table
@@ -239,18 +239,20 @@ def _linked(study: Study, record: ConditionRecord, run: RunRecord) -> Cell:
 
 
 def _name(record: ConditionRecord, seed: str) -> str:
-    return f"{task_name(record.task)}, {record.encoder}, {record.head}, {record.init}, {seed}"
+    return f"{task_name(record.task)}, {record.encoder}, {record.policy}, {record.init}, {seed}"
 
 
-def head_settings_table(study: Study) -> list[Row]:
+def policy_settings_table(study: Study) -> list[Row]:
     """For each head its gradient steps and the options that the study sets."""
     document = study.document
-    heads = {one["name"]: one for one in document["heads"]}
-    table: list[Row] = [["policy head", "steps", "policy", "optimizer"]]
-    for name in study.heads:
-        head = heads[name]
-        options = [_options({**document[kind], **head[kind]}) for kind in ("policy", "optimizer")]
-        title = name if name == head["head"] else f"{name} = {head['head']}"
+    policies = {one["name"]: one for one in document["policies"]}
+    table: list[Row] = [["policy", "steps", "settings", "optimizer"]]
+    for name in study.policies:
+        policy = policies[name]
+        options = [
+            _options({**document[kind], **policy[kind]}) for kind in ("policy_config", "optimizer")
+        ]
+        title = name if name == policy["policy"] else f"{name} = {policy['policy']}"
         table.append([title, str(study.steps[name]), *options])
     return table
 
@@ -323,14 +325,14 @@ def _seed_row(study: Study, record: ConditionRecord, run: RunRecord) -> dict[str
 
 
 def _axes(record: ConditionRecord) -> dict[str, object]:
-    return {name: getattr(record, name) for name in ("task", "encoder", "head", "init")}
+    return {name: getattr(record, name) for name in ("task", "encoder", "policy", "init")}
 
 
 def _comparison_row(one: EncoderComparison, margin: float | None) -> dict[str, object]:
     """p values are raw, and adjusted by Holm for all rows of the file."""
     d, (baseline_seeds, candidate_seeds) = one.difference, one.seeds
     values = (
-        *(one.task or "mean over tasks", " ".join(one.tasks), one.head, one.init),
+        *(one.task or "mean over tasks", " ".join(one.tasks), one.policy, one.init),
         *(one.baseline, one.candidate, baseline_seeds, candidate_seeds, one.init_states),
         *(d.value, d.low, d.high, d.p, one.p),
         *(margin, None if margin is None else d.p_inferior(margin), one.p_inferior, one.p_within),
@@ -342,7 +344,7 @@ def _comparison_row(one: EncoderComparison, margin: float | None) -> dict[str, o
 
 #: Of a file that has no row if no pair of conditions is finished.
 _COMPARISON_COLUMNS = (
-    *("task", "tasks", "head", "init", "baseline", "candidate"),
+    *("task", "tasks", "policy", "init", "baseline", "candidate"),
     *("baseline_seeds", "candidate_seeds", "init_states"),
     *("difference", "low_95", "high_95", "p", "p_holm"),
     *("margin", "p_inferior", "p_inferior_holm", "p_within_holm"),

@@ -117,7 +117,7 @@ def _costs(
     Seconds come from the metrics and rows, so they are those of gradient steps and
     episodes only, and a resumed run counts like any other.
     """
-    optimizer = study.config.optimizer_config(run.condition.head)
+    optimizer = study.config.optimizer_config(run.condition.policy)
     metrics = RunDirectory(study.run(run)).read_metrics()
     samples_per_s = statistics.median(row["samples_per_s"] for row in metrics)
     evaluate_s = sum(row.wall_s for row in rows) / workers  # simulators work in parallel

@@ -226,12 +226,12 @@ def released_robot(dataset: Path, out: Path) -> TrainConfig:
         dataset,
         out,
         policy=PolicyConfig(
-            head="diffusion",
+            policy="diffusion",
             encoder="released_robot",
             crop=76,
             hidden=256,
             layers=3,
-            head_options={"noise_samples": 1},
+            policy_options={"noise_samples": 1},
         ),
         optimizer=OptimizerConfig(
             steps=75_000,

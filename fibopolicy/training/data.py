@@ -143,7 +143,7 @@ def _windows(
         filter_key=filter_key,
         horizon=config.policy.horizon,
         n_obs_steps=config.policy.n_obs_steps,
-        sequence=POLICIES[config.policy.head].sequence,
+        sequence=POLICIES[config.policy.policy].sequence,
     )
 
 
@@ -185,7 +185,7 @@ def narrow_distributions(policy: Policy, dataset: Windows) -> list[str]:
                 f"{part.path}: {shares[dim]:.0%} of action {dim} lie at its limits, where"
                 f" {policy.name} with min_std {options['min_std']:g} gains more from narrow"
                 " distributions than from what it sees, and may not learn the task; try"
-                " --head-options min_std 0.05, see docs/heads.md"
+                " --policy-options min_std 0.05, see docs/policies.md"
             )
     return lines
 

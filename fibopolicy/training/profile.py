@@ -35,7 +35,7 @@ class TrainProfile:
         parameters: number of trained ones.
     """
 
-    head: str
+    policy: str
     encoder: str
     device: str
     batch_size: int
@@ -84,7 +84,7 @@ def profile_train(config: TrainConfig, *, turns: int) -> TrainProfile:
     parts = shares(seconds, _WHOLE)
     whole = next(part.seconds for part in parts if part.name == _WHOLE)
     return TrainProfile(
-        config.policy.head,
+        config.policy.policy,
         config.policy.encoder,
         str(device),
         config.optimizer.batch_size,
@@ -98,8 +98,8 @@ def table(profile: TrainProfile) -> str:
     """A profile as a Markdown table and a line."""
     summary = (
         f"{profile.samples_per_s:.0f} samples/s in batches of {profile.batch_size} on"
-        f" {profile.device}: {profile.head} with {profile.encoder}, {profile.parameters / 1e6:.2f}"
-        " million parameters"
+        f" {profile.device}: {profile.policy} with {profile.encoder},"
+        f" {profile.parameters / 1e6:.2f} million parameters"
     )
     return "\n".join([*parts_table(profile.parts), "", summary])
 

@@ -59,13 +59,13 @@ class Args:
 def main(args: Args) -> None:
     found = {}
     with tempfile.TemporaryDirectory() as folder:
-        for name, (tasks, heads, inits) in GRIDS.items():
+        for name, (tasks, policies, inits) in GRIDS.items():
             study = Path(folder) / name.replace(",", "").replace(" ", "_")
             logits = {
                 METAWORLD[i]: {encoder: 1 + i % 4 + shift for encoder, shift in ENCODERS.items()}
                 for i in range(tasks)
             }
-            simulate(study, logits, rng=np.random.default_rng(0), heads=heads, inits=inits)
+            simulate(study, logits, rng=np.random.default_rng(0), policies=policies, inits=inits)
             wall, cpu = [], []
             for _ in range(args.repeats):
                 began = time.perf_counter()

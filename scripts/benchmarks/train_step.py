@@ -127,7 +127,7 @@ def ours(path: Path, connection: Connection) -> None:
             cameras=tuple(CAMERAS),
             vectors=tuple(VECTORS),
             filter_key="all",
-            policy=PolicyConfig(head="bc_rnn_gmm", encoder="resnet18", horizon=WINDOW, layers=2),
+            policy=PolicyConfig(policy="bc_rnn_gmm", encoder="resnet18", horizon=WINDOW, layers=2),
             optimizer=OptimizerConfig(steps=10**6, batch_size=BATCH, lr=1e-4),
             log_every=1,
             checkpoint_every=10**6,

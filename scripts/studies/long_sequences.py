@@ -27,6 +27,6 @@ def study() -> StudyConfig:
         steps=1000,
         episodes=100,
         margin=0.05,
-        policy={"views": "joint"},
+        policy_config={"views": "joint"},
         optimizer={"batch_size": 16, "lr": 2e-3},
     )

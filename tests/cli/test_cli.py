@@ -365,10 +365,10 @@ def test_our_own_mistakes_exit_with_1_and_debug_shows_where(
         call(monkeypatch, capsys, "inspect", "x", "--debug")
 
 
-@pytest.mark.parametrize("head", ["bc", "flow"])
+@pytest.mark.parametrize("policy", ["bc", "flow"])
 @pytest.mark.parametrize("command", ["train", "profile train"])
 def test_a_head_keeps_its_own_defaults_on_the_command_line(
-    command: str, head: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    command: str, policy: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     policies = []
 
@@ -379,8 +379,8 @@ def test_a_head_keeps_its_own_defaults_on_the_command_line(
     monkeypatch.setattr("fibopolicy.training.trainer.train", take)
     monkeypatch.setattr("fibopolicy.training.profile.profile_train", take)
     where = ["--out", "run"] if command == "train" else []
-    call(monkeypatch, capsys, *command.split(), "--dataset", "any.hdf5", *where, "--head", head)
-    assert policies == [PolicyConfig(head=head)]
+    call(monkeypatch, capsys, *command.split(), "--dataset", "any.hdf5", *where, "--policy", policy)
+    assert policies == [PolicyConfig(policy=policy)]
 
 
 def test_every_command_explains_itself_with_an_example(

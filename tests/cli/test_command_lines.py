@@ -311,7 +311,7 @@ def test_a_number_that_is_none_or_negative_is_rejected(
         "train --dataset good.hdf5 --out new --batch-size 100000000000000000000",
         "train --dataset good.hdf5 --out new --encoder-options depth 100000000000000000000",
         (
-            "train --dataset good.hdf5 --out new --head bc_gmm --head-options num_modes"
+            "train --dataset good.hdf5 --out new --policy bc_gmm --policy-options num_modes"
             " 100000000000000000000"
         ),
         "evaluate run --threads 100000000000000000000",
@@ -497,9 +497,9 @@ def test_no_generated_command_line_ends_in_a_mistake_of_ours(
 
 #: A library of an extra, a command that needs it, and the extra's name.
 EXTRAS = [
-    ("diffusers", "train --dataset good.hdf5 --out OUT --head diffusion", "diffusion"),
+    ("diffusers", "train --dataset good.hdf5 --out OUT --policy diffusion", "diffusion"),
     ("timm", "train --dataset good.hdf5 --out OUT --encoder timm:resnet18", "timm"),
-    ("robomimic", "train --dataset good.hdf5 --out OUT --head bc_gmm", "robomimic"),
+    ("robomimic", "train --dataset good.hdf5 --out OUT --policy bc_gmm", "robomimic"),
     ("robosuite", "collect robosuite/Lift --episodes 1 --out OUT", "robosuite"),
     ("metaworld", "collect metaworld/reach --episodes 1 --out OUT", "metaworld"),
     ("ray", "study run study.py --out OUT --ray auto", "ray"),

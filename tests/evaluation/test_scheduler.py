@@ -96,12 +96,12 @@ VIT = ("fibottention_vit_tiny", {"patch_size": 8, "width": 32, "depth": 2, "head
         ("resnet18", {}, {}, 1),
         ("resnet18", {}, {}, 4),
         (*VIT, {"temporal_ensemble_coeff": 0.01, "n_action_steps": 1}, 4),
-        (*VIT, {"head": "flow"}, 4),
+        (*VIT, {"policy": "flow"}, 4),
         (
             *VIT,
             {
-                "head": "diffusion",
-                "head_options": {"denoiser": "transformer", "steps": 2},
+                "policy": "diffusion",
+                "policy_options": {"denoiser": "transformer", "steps": 2},
                 "temporal_ensemble_coeff": 0.01,
                 "n_action_steps": 1,
             },
@@ -117,7 +117,7 @@ def test_actions_and_outcomes_do_not_depend_on_workers_or_order(
     init_states: InitStates,
     pools: dict[int, Scheduler],
 ) -> None:
-    if settings.get("head") == "diffusion":
+    if settings.get("policy") == "diffusion":
         pytest.importorskip("diffusers")
     policy = untrained(encoder, options, **settings)
     env = MAKE()

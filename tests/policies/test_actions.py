@@ -74,23 +74,28 @@ def test_displacements_stay_in_range_and_poses_do_not() -> None:
 
 
 @pytest.mark.parametrize(
-    "head", ["bc", "diffusion", "flow", "bc_gaussian", "bc_gmm", "bc_rnn_gmm", "bc_transformer_gmm"]
+    "policy",
+    ["bc", "diffusion", "flow", "bc_gaussian", "bc_gmm", "bc_rnn_gmm", "bc_transformer_gmm"],
 )
-def test_every_head_trains_and_acts_on_absolute_actions(head: str) -> None:
+def test_every_head_trains_and_acts_on_absolute_actions(policy: str) -> None:
     pytest.importorskip(
-        "diffusers" if head == "diffusion" else "robomimic" if head.startswith("bc_") else "torch"
+        "diffusers"
+        if policy == "diffusion"
+        else "robomimic"
+        if policy.startswith("bc_")
+        else "torch"
     )
     sizes: dict[str, Any] = {
         "bc_rnn_gmm": {"hidden_dim": 8},
         "bc_transformer_gmm": {"embed_dim": 8, "num_layers": 1},
     }
     config = PolicyConfig(
-        head=head,
+        policy=policy,
         hidden=16,
         horizon=3,
         n_action_steps=1,
         n_obs_steps=1,
-        head_options=sizes.get(head, {}),
+        policy_options=sizes.get(policy, {}),
         action_normalization="minmax",
     )
     policy = build_policy(config, ABSOLUTE)
@@ -109,12 +114,12 @@ def test_every_head_trains_and_acts_on_absolute_actions(head: str) -> None:
     assert acted[..., 3:6].norm(dim=-1).max() <= np.pi + 1e-4
 
 
-@pytest.mark.parametrize("head", ["bc_gaussian", "bc_gmm"])
+@pytest.mark.parametrize("policy", ["bc_gaussian", "bc_gmm"])
 def test_a_head_that_cannot_reach_the_actions_is_refused_with_the_option_that_helps(
-    head: str,
+    policy: str,
 ) -> None:
     pytest.importorskip("robomimic", reason="robomimic is not installed")
-    policy = build_policy(PolicyConfig(head=head, hidden=16), ABSOLUTE)
+    policy = build_policy(PolicyConfig(policy=policy, hidden=16), ABSOLUTE)
     numbers = statistics(torch.rand(5, 3))
     small, large = poses(12).clamp(-1, 1), poses(12)
     small[:, 3:6] = 3.0  # a rotation, which has a range of its own

@@ -136,7 +136,7 @@ def test_shifts_repeat_the_edge_and_stop_when_acting() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"head": "bcc"}, "did you mean 'bc'"),
+        ({"policy": "bcc"}, "did you mean 'bc'"),
         ({"n_action_steps": 6}, "n_action_steps must be between 1 and horizon = 5"),
         ({"loss": "l3"}, "unknown loss 'l3'"),
         ({"n_obs_steps": 0}, "n_obs_steps must be at least 1"),

@@ -20,10 +20,10 @@ SHAPES = Shapes({"front_image": (SIZE, SIZE), "wrist_image": (SIZE, SIZE)}, {"ha
 pytest.importorskip("diffusers", reason="install fibopolicy[diffusion]")
 
 
-def config(head: str, **changes: Any) -> PolicyConfig:
+def config(policy: str, **changes: Any) -> PolicyConfig:
     return PolicyConfig(
         **{
-            "head": head,
+            "policy": policy,
             "encoder_options": TINY,
             "hidden": 32,
             "horizon": 6,
@@ -50,8 +50,8 @@ def batch(settings: PolicyConfig, rows: int = 3) -> dict[str, Any]:
 
 
 def test_settings_left_to_the_head_are_diffusion_policys() -> None:
-    for head in HEADS:
-        settings = PolicyConfig(head=head)
+    for policy in HEADS:
+        settings = PolicyConfig(policy=policy)
         assert (
             settings.n_obs_steps,
             settings.horizon,
@@ -63,9 +63,9 @@ def test_settings_left_to_the_head_are_diffusion_policys() -> None:
 
 @pytest.mark.parametrize("views", ["separate", "shared", "joint"])
 @pytest.mark.parametrize("denoiser", ["unet", "transformer"])
-@pytest.mark.parametrize("head", HEADS)
-def test_the_loss_reaches_every_weight(head: str, denoiser: str, views: str) -> None:
-    settings = config(head, views=views, head_options={"denoiser": denoiser})
+@pytest.mark.parametrize("policy", HEADS)
+def test_the_loss_reaches_every_weight(policy: str, denoiser: str, views: str) -> None:
+    settings = config(policy, views=views, policy_options={"denoiser": denoiser})
     policy = build_policy(settings, SHAPES)
     loss, figures = policy.loss(batch(settings))
     loss.backward()
@@ -73,19 +73,21 @@ def test_the_loss_reaches_every_weight(head: str, denoiser: str, views: str) -> 
     assert all(parameter.grad is not None for parameter in policy.parameters())
 
 
-@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("policy", HEADS)
 @pytest.mark.parametrize("encoder", ["resnet18", "released_robot"])
-def test_other_encoders_will_do(head: str, encoder: str) -> None:
+def test_other_encoders_will_do(policy: str, encoder: str) -> None:
     options = {"width": 12, "depth": 1, "heads": 2} if encoder == "released_robot" else {}
-    settings = config(head, encoder=encoder, encoder_options=options, n_obs_steps=1, views="shared")
+    settings = config(
+        policy, encoder=encoder, encoder_options=options, n_obs_steps=1, views="shared"
+    )
     policy = build_policy(settings, SHAPES)
     policy.loss(batch(settings, 2))[0].backward()
     assert policy.eval().act(observations(settings, 1))[0].shape == (1, 3, 4)
 
 
-@pytest.mark.parametrize("head", HEADS)
-def test_padded_actions_have_no_share_in_the_loss(head: str) -> None:
-    settings = config(head, head_options={"noise_samples": 1})
+@pytest.mark.parametrize("policy", HEADS)
+def test_padded_actions_have_no_share_in_the_loss(policy: str) -> None:
+    settings = config(policy, policy_options={"noise_samples": 1})
     policy = build_policy(settings, SHAPES).eval()
     samples = batch(settings)
     samples["action_mask"][:, 4:] = False
@@ -98,10 +100,10 @@ def test_padded_actions_have_no_share_in_the_loss(head: str) -> None:
     assert float(policy.loss(samples)[0]) == pytest.approx(4 * before)
 
 
-@pytest.mark.parametrize("head", HEADS)
-def test_a_perfect_denoiser_has_no_error_and_acts_as_was_demonstrated(head: str) -> None:
+@pytest.mark.parametrize("policy", HEADS)
+def test_a_perfect_denoiser_has_no_error_and_acts_as_was_demonstrated(policy: str) -> None:
     """Of the distribution that is one chunk alone, the ideal network is known in closed form."""
-    settings = config(head, n_obs_steps=1)
+    settings = config(policy, n_obs_steps=1)
     policy = build_policy(settings, Shapes({}, {"hand": 3}, 4)).eval()
     shown = (torch.rand(1, 6, 4) * 2 - 1).expand(5, 6, 4)
     policy.denoiser = Ideal(policy, shown[:1])
@@ -135,10 +137,10 @@ class Ideal(torch.nn.Module):
         return (noisy - kept.sqrt() * self.chunk) / (1 - kept).sqrt()
 
 
-@pytest.mark.parametrize("head", HEADS)
-def test_an_episode_repeats_exactly_alone_and_beside_others(head: str) -> None:
+@pytest.mark.parametrize("policy", HEADS)
+def test_an_episode_repeats_exactly_alone_and_beside_others(policy: str) -> None:
     torch.manual_seed(3)
-    policy = build_policy(config(head), SHAPES).eval()
+    policy = build_policy(config(policy), SHAPES).eval()
     seen = [observations(policy.config, 4) for _ in range(3)]
     runs = []
     for rows in (slice(0, 4), slice(1, 2), [3, 1, 1, 0]):
@@ -152,9 +154,9 @@ def test_an_episode_repeats_exactly_alone_and_beside_others(head: str) -> None:
     torch.testing.assert_close(runs[0][[3, 1, 1, 0]], runs[2], rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("head", HEADS)
-def test_noise_differs_between_decisions_and_between_episodes(head: str) -> None:
-    policy = build_policy(config(head), SHAPES).eval()
+@pytest.mark.parametrize("policy", HEADS)
+def test_noise_differs_between_decisions_and_between_episodes(policy: str) -> None:
+    policy = build_policy(config(policy), SHAPES).eval()
     policy.sample = lambda noise, conditioning: noise  # type: ignore[method-assign]
     first, state = policy.act(observations(policy.config, 2))
     second, _ = policy.act(observations(policy.config, 2), state)
@@ -163,9 +165,11 @@ def test_noise_differs_between_decisions_and_between_episodes(head: str) -> None
 
 
 @pytest.mark.parametrize("denoiser", ["unet", "transformer"])
-@pytest.mark.parametrize("head", HEADS)
-def test_an_evaluation_may_batch_it(head: str, denoiser: str) -> None:
-    policy: Policy = build_policy(config(head, head_options={"denoiser": denoiser}), SHAPES).eval()
+@pytest.mark.parametrize("policy", HEADS)
+def test_an_evaluation_may_batch_it(policy: str, denoiser: str) -> None:
+    policy: Policy = build_policy(
+        config(policy, policy_options={"denoiser": denoiser}), SHAPES
+    ).eval()
     layout = {key: ((SIZE, SIZE, 3), np.dtype(np.uint8)) for key in SHAPES.images} | {
         "hand": ((3,), np.dtype(np.float32))
     }
@@ -173,7 +177,7 @@ def test_an_evaluation_may_batch_it(head: str, denoiser: str) -> None:
 
 
 def test_ddim_visits_fewer_steps_than_were_trained_and_more_change_the_answer() -> None:
-    settings = config("diffusion", head_options={"train_steps": 50, "steps": 7})
+    settings = config("diffusion", policy_options={"train_steps": 50, "steps": 7})
     policy: Any = build_policy(settings, SHAPES).eval()
     assert len(policy.ddim.timesteps) == 7
     assert policy.ddim.config.num_train_timesteps == 50
@@ -183,20 +187,24 @@ def test_ddim_visits_fewer_steps_than_were_trained_and_more_change_the_answer() 
 
 
 @pytest.mark.parametrize(
-    ("head", "changes", "message"),
+    ("policy", "changes", "message"),
     [
-        ("diffusion", {"head_options": {"step": 3}}, "did you mean 'steps'"),
-        ("diffusion", {"head_options": {"steps": 101}}, "at most train_steps = 100, got 101"),
-        ("flow", {"head_options": {"steps": 0}}, "steps must be at least 1"),
-        ("flow", {"head_options": {"noise_samples": "4"}}, "noise_samples must be like 4, got '4'"),
-        ("flow", {"head_options": {"denoiser": "mlp"}}, "unknown denoiser 'mlp'"),
+        ("diffusion", {"policy_options": {"step": 3}}, "did you mean 'steps'"),
+        ("diffusion", {"policy_options": {"steps": 101}}, "at most train_steps = 100, got 101"),
+        ("flow", {"policy_options": {"steps": 0}}, "steps must be at least 1"),
+        (
+            "flow",
+            {"policy_options": {"noise_samples": "4"}},
+            "noise_samples must be like 4, got '4'",
+        ),
+        ("flow", {"policy_options": {"denoiser": "mlp"}}, "unknown denoiser 'mlp'"),
         ("flow", {"layers": 0}, "layers of at least 1"),
         ("flow", {"hidden": 30}, "divisible by 8"),
     ],
 )
-def test_mistakes_in_the_settings(head: str, changes: dict[str, Any], message: str) -> None:
+def test_mistakes_in_the_settings(policy: str, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        build_policy(config(head, **changes), SHAPES)
+        build_policy(config(policy, **changes), SHAPES)
 
 
 def test_without_diffusers_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,14 +24,14 @@ ROBOMIMIC = {"bc_gaussian": 1, "bc_gmm": 1, "bc_rnn_gmm": 1, "bc_transformer_gmm
 HEADS = {"bc": 1, "diffusion": 2, "flow": 2, **ROBOMIMIC}
 
 
-def policy_of(head: str) -> Policy:
+def policy_of(policy: str) -> Policy:
     options: dict[str, Any] = (
-        {"embed_dim": 16, "num_layers": 1, "num_heads": 2} if head == "bc_transformer_gmm" else {}
+        {"embed_dim": 16, "num_layers": 1, "num_heads": 2} if policy == "bc_transformer_gmm" else {}
     )
-    options |= {"hidden_dim": 16} if head == "bc_rnn_gmm" else {}
+    options |= {"hidden_dim": 16} if policy == "bc_rnn_gmm" else {}
     config = PolicyConfig(
-        head=head,
-        head_options=options,
+        policy=policy,
+        policy_options=options,
         encoder=TINY.encoder,
         encoder_options=TINY.encoder_options,
         hidden=16,
@@ -42,7 +42,7 @@ def policy_of(head: str) -> Policy:
 
 @pytest.fixture(scope="module")
 def policies() -> dict[str, Policy]:
-    return {head: policy_of(head) for head in HEADS}
+    return {policy: policy_of(policy) for policy in HEADS}
 
 
 def observations(steps: int, batch: int = 2) -> dict[str, Tensor]:
@@ -96,13 +96,13 @@ FAULTS: dict[str, tuple[Any, str]] = {
 }
 
 
-@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("policy", HEADS)
 @pytest.mark.parametrize("fault", FAULTS)
 def test_what_training_did_not_show_is_refused(
-    policies: dict[str, Policy], head: str, fault: str
+    policies: dict[str, Policy], policy: str, fault: str
 ) -> None:
     change, message = FAULTS[fault]
-    policy, obs = policies[head], change(observations(HEADS[head]))
+    policy, obs = policies[policy], change(observations(HEADS[policy]))
     with pytest.raises(UserError, match=message) as caught:
         policy.act(obs)
     assert "\n" not in str(caught.value)
@@ -113,14 +113,14 @@ def test_what_training_did_not_show_is_refused(
         )
 
 
-@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("policy", HEADS)
 def test_keys_that_the_policy_does_not_read_change_nothing(
-    policies: dict[str, Policy], head: str
+    policies: dict[str, Policy], policy: str
 ) -> None:
-    obs = observations(HEADS[head])
-    expected, _ = policies[head].act(obs)
+    obs = observations(HEADS[policy])
+    expected, _ = policies[policy].act(obs)
     extra = {"depth": torch.zeros(1), **obs, "instruction": "lift the cube"}
-    assert torch.equal(policies[head].act(extra)[0], expected)  # type: ignore[arg-type]
+    assert torch.equal(policies[policy].act(extra)[0], expected)  # type: ignore[arg-type]
 
 
 @settings(max_examples=150, derandomize=True, deadline=None)
@@ -128,16 +128,16 @@ def test_keys_that_the_policy_does_not_read_change_nothing(
 def test_any_observation_is_acted_on_rightly_or_refused(
     policies: dict[str, Policy], data: st.DataObject
 ) -> None:
-    head = data.draw(st.sampled_from(["bc", "diffusion"]))
-    obs = observations(HEADS[head])
-    expected, _ = policies[head].act(obs)
+    policy = data.draw(st.sampled_from(["bc", "diffusion"]))
+    obs = observations(HEADS[policy])
+    expected, _ = policies[policy].act(obs)
     key = data.draw(st.sampled_from(sorted(obs)))
     dtype = data.draw(st.sampled_from([torch.uint8, torch.float32, torch.float64, torch.int64]))
     size = data.draw(st.lists(st.sampled_from([1, 2, 3, 4, 24, 36]), min_size=1, max_size=6))
     kept = data.draw(st.booleans())
     changed = obs[key].to(dtype) if kept else torch.zeros(size, dtype=dtype)
     try:
-        actions, _ = policies[head].act({**obs, key: changed})
+        actions, _ = policies[policy].act({**obs, key: changed})
     except UserError:
         return
     like = (SHAPES.images[key] + (3,)) if key in SHAPES.images else (SHAPES.vectors[key],)
@@ -153,8 +153,8 @@ def test_cameras_may_have_dots_in_their_names() -> None:
     shapes = replace(
         SHAPES, images={"observation.images.front": (24, 24)}, vectors={"observation.state": 3}
     )
-    for head in ("bc", *ROBOMIMIC):
-        config = policy_of(head).config
+    for policy in ("bc", *ROBOMIMIC):
+        config = policy_of(policy).config
         policy = build_policy(config, shapes).eval()
         steps = config.n_obs_steps
         obs = {

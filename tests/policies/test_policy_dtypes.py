@@ -9,16 +9,16 @@ from fibopolicy.policies import PolicyConfig, Shapes, build_policy
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
-@pytest.mark.parametrize("head", ["bc", "diffusion", "flow"])
+@pytest.mark.parametrize("policy", ["bc", "diffusion", "flow"])
 @pytest.mark.parametrize("vectors", [{"hand": 3}, {}])
 def test_a_policy_computes_in_its_own_dtype(
-    head: str, vectors: dict[str, int], dtype: torch.dtype
+    policy: str, vectors: dict[str, int], dtype: torch.dtype
 ) -> None:
-    if head == "diffusion":
+    if policy == "diffusion":
         pytest.importorskip("diffusers")
     torch.manual_seed(0)
     config = PolicyConfig(
-        head=head, encoder="vit_tiny", encoder_options={"depth": 1}, hidden=16, n_obs_steps=1
+        policy=policy, encoder="vit_tiny", encoder_options={"depth": 1}, hidden=16, n_obs_steps=1
     )
     policy = build_policy(config, Shapes({"a_image": (24, 24), "b_image": (24, 24)}, vectors, 4))
     obs = {

@@ -39,17 +39,17 @@ def test_what_is_carried_is_of_each_episode_alone() -> None:
         assert all(len(value) == 2 for value in together.values())
 
 
-@pytest.mark.parametrize("head", ["bc", "flow", "diffusion"])
-def test_a_head_with_ensembling_acts_step_by_step_on_the_average(head: str) -> None:
-    pytest.importorskip("diffusers" if head == "diffusion" else "torch")
+@pytest.mark.parametrize("policy", ["bc", "flow", "diffusion"])
+def test_a_head_with_ensembling_acts_step_by_step_on_the_average(policy: str) -> None:
+    pytest.importorskip("diffusers" if policy == "diffusion" else "torch")
     config = PolicyConfig(
-        head=head, temporal_ensemble_coeff=0.1, horizon=4, n_obs_steps=1, hidden=16
+        policy=policy, temporal_ensemble_coeff=0.1, horizon=4, n_obs_steps=1, hidden=16
     )
     assert config.n_action_steps == 1
     torch.manual_seed(0)
     policy = build_policy(config, SHAPES).eval()
     plain = build_policy(
-        PolicyConfig(head=head, horizon=4, n_action_steps=4, n_obs_steps=1, hidden=16), SHAPES
+        PolicyConfig(policy=policy, horizon=4, n_action_steps=4, n_obs_steps=1, hidden=16), SHAPES
     ).eval()
     plain.load_state_dict(policy.state_dict())
     seen = [{"hand": torch.randn(2, 1, 3)} for _ in range(6)]
@@ -67,7 +67,7 @@ def test_a_head_with_ensembling_acts_step_by_step_on_the_average(head: str) -> N
     [
         ({"n_action_steps": 2}, "needs n_action_steps 1"),
         ({"temporal_ensemble_coeff": -1.0}, "at least 0"),
-        ({"head": "bc_rnn_gmm"}, "predicts no chunks that could be averaged"),
+        ({"policy": "bc_rnn_gmm"}, "predicts no chunks that could be averaged"),
     ],
 )
 def test_settings_that_it_cannot_follow(changes: dict[str, object], message: str) -> None:

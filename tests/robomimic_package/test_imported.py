@@ -313,8 +313,8 @@ def test_an_exported_run_rolls_out_as_the_run_does(
     tiny_config: TrainConfig, tmp_path: Path
 ) -> None:
     policy = PolicyConfig(
-        head="bc_rnn_gmm",
-        head_options={"hidden_dim": 16},
+        policy="bc_rnn_gmm",
+        policy_options={"hidden_dim": 16},
         encoder_options=TINY["encoder_options"],
         hidden=16,
     )

@@ -33,12 +33,12 @@ SMALL = {
 SHAPES = Shapes({"front_image": (30, 30), "wrist_image": (30, 30)}, {"hand": 3}, 4)
 
 
-def config(head: str, **changes: Any) -> PolicyConfig:
+def config(policy: str, **changes: Any) -> PolicyConfig:
     return PolicyConfig(
         **{
-            "head": head,
+            "policy": policy,
             "encoder_options": TINY,
-            "head_options": SMALL[head],
+            "policy_options": SMALL[policy],
             "hidden": 16,
             "crop": 24,
             **changes,
@@ -47,7 +47,7 @@ def config(head: str, **changes: Any) -> PolicyConfig:
 
 
 def batch(settings: PolicyConfig, rows: int = 3) -> dict[str, Any]:
-    steps = settings.n_obs_steps + (settings.horizon - 1 if settings.head == "bc_rnn_gmm" else 0)
+    steps = settings.n_obs_steps + (settings.horizon - 1 if settings.policy == "bc_rnn_gmm" else 0)
     return {
         "obs": observations(rows, steps),
         "actions": torch.rand(rows, settings.horizon, 4) * 2 - 1,
@@ -64,11 +64,11 @@ def observations(rows: int, steps: int) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("horizon", [None, 3])
-@pytest.mark.parametrize("head", SMALL)
+@pytest.mark.parametrize("policy", SMALL)
 def test_the_loss_reaches_every_weight_and_padding_does_not_count(
-    head: str, horizon: int | None
+    policy: str, horizon: int | None
 ) -> None:
-    settings = config(head, horizon=horizon)
+    settings = config(policy, horizon=horizon)
     policy = build_policy(settings, SHAPES)
     policy.eval()  # no dropout; the distributions become narrow
     samples = batch(settings)
@@ -99,45 +99,45 @@ def test_the_likelihood_is_torchs_own() -> None:
     torch.testing.assert_close(log_likelihood(single, actions, mask), single.log_prob(actions))
 
 
-@pytest.mark.parametrize("head", SMALL)
-def test_settings_left_to_the_head_are_robomimics(head: str) -> None:
-    settings = PolicyConfig(head=head)
+@pytest.mark.parametrize("policy", SMALL)
+def test_settings_left_to_the_head_are_robomimics(policy: str) -> None:
+    settings = PolicyConfig(policy=policy)
     assert (settings.n_obs_steps, settings.horizon, settings.n_action_steps) == {
         "bc_rnn_gmm": (1, 10, 1),
         "bc_transformer_gmm": (10, 1, 1),
-    }.get(head, (1, 1, 1))
+    }.get(policy, (1, 1, 1))
     assert (settings.hidden, settings.action_normalization) == (1024, "none")
-    assert settings.layers == (0 if head == "bc_rnn_gmm" else 2)
+    assert settings.layers == (0 if policy == "bc_rnn_gmm" else 2)
     assert PolicyConfig(**asdict(settings)) == settings
 
 
 @pytest.mark.parametrize(
-    ("head", "changes", "message"),
+    ("policy", "changes", "message"),
     [
-        ("bc_gmm", {"head_options": {"num_mode": 3}}, "did you mean 'num_modes'"),
-        ("bc_gmm", {"head_options": {"num_modes": "3"}}, "num_modes must be like 5, got '3'"),
-        ("bc_gmm", {"head_options": {"std_activation": "relu"}}, "std_activation must be one of"),
+        ("bc_gmm", {"policy_options": {"num_mode": 3}}, "did you mean 'num_modes'"),
+        ("bc_gmm", {"policy_options": {"num_modes": "3"}}, "num_modes must be like 5, got '3'"),
+        ("bc_gmm", {"policy_options": {"std_activation": "relu"}}, "std_activation must be one of"),
         ("bc_gmm", {"n_obs_steps": 2}, "sees one observation"),
         ("bc_gaussian", {"layers": 0}, "layers of at least 1"),
         ("bc_gmm", {"views": "joint"}, "views='separate'"),
         ("bc_rnn_gmm", {"n_action_steps": 2}, "one action at a time"),
-        ("bc_rnn_gmm", {"head_options": {"rnn_type": "lstm"}}, "LSTM or GRU"),
-        ("bc_transformer_gmm", {"head_options": {"embed_dim": 15}}, "cannot be built"),
+        ("bc_rnn_gmm", {"policy_options": {"rnn_type": "lstm"}}, "LSTM or GRU"),
+        ("bc_transformer_gmm", {"policy_options": {"embed_dim": 15}}, "cannot be built"),
         ("bc_gmm", {"encoder_options": {"dept": 3}}, "did you mean 'depth'"),
     ],
 )
-def test_mistakes_in_the_settings(head: str, changes: dict[str, Any], message: str) -> None:
+def test_mistakes_in_the_settings(policy: str, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        build_policy(config(head, **changes), SHAPES)
+        build_policy(config(policy, **changes), SHAPES)
 
 
-@pytest.mark.parametrize("head", SMALL)
-def test_an_exported_policy_acts_alike(head: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("policy", SMALL)
+def test_an_exported_policy_acts_alike(policy: str, tmp_path: Path) -> None:
     from fibopolicy.robomimic.checkpoint import read_checkpoint
     from fibopolicy.robomimic.export import export
     from fibopolicy.robomimic.imported import ImportedPolicy
 
-    run = saved(config(head), tmp_path / "run")
+    run = saved(config(policy), tmp_path / "run")
     out = export(run, tmp_path / "x.pth")
     with pytest.raises(UserError, match="exists already"):
         export(run, out)
@@ -179,21 +179,21 @@ def robomimics_rollout_agrees(path: Path, policy: Any, obs: dict[str, torch.Tens
 
 
 @pytest.mark.parametrize(
-    ("head", "changes", "message"),
+    ("policy", "changes", "message"),
     [
         ("bc_gmm", {"horizon": 3}, "train with horizon 1"),
         ("bc_gmm", {"action_normalization": "minmax"}, "action_normalization none"),
     ],
 )
 def test_what_robomimic_cannot_do_is_not_exported(
-    head: str, changes: dict[str, Any], message: str, tmp_path: Path
+    policy: str, changes: dict[str, Any], message: str, tmp_path: Path
 ) -> None:
     from fibopolicy.robomimic.export import export
 
     with pytest.raises(UserError, match=message):
-        export(saved(config(head, **changes), tmp_path / "run"), tmp_path / "x.pth")
+        export(saved(config(policy, **changes), tmp_path / "run"), tmp_path / "x.pth")
     run = saved(PolicyConfig(encoder_options=TINY, crop=24, hidden=8), tmp_path / "bc")
-    with pytest.raises(UserError, match="no counterpart of head bc; it has one of bc_gaussian"):
+    with pytest.raises(UserError, match="no counterpart of policy bc; it has one of bc_gaussian"):
         export(run, tmp_path / "x.pth")
     assert not (tmp_path / "x.pth").exists()
 
@@ -230,12 +230,12 @@ def saved(settings: PolicyConfig, run: Path) -> Path:
     return run
 
 
-@pytest.mark.parametrize("head", ["bc_gmm", "bc_rnn_gmm"])
-def test_a_run_trains_and_loads(head: str, tiny_config: TrainConfig, tmp_path: Path) -> None:
+@pytest.mark.parametrize("policy", ["bc_gmm", "bc_rnn_gmm"])
+def test_a_run_trains_and_loads(policy: str, tiny_config: TrainConfig, tmp_path: Path) -> None:
     settings = replace(
         tiny_config,
         out=tmp_path / "run",
-        policy=config(head, crop=None, horizon=4 if head == "bc_rnn_gmm" else 1),
+        policy=config(policy, crop=None, horizon=4 if policy == "bc_rnn_gmm" else 1),
         optimizer=OptimizerConfig(steps=3, batch_size=4, warmup_steps=1),
     )
     done = train(settings)

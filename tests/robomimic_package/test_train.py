@@ -55,7 +55,7 @@ def test_the_examples_cover_four_algorithms_with_three_encoders() -> None:
         ("fibottention", "vit", "resnet18"),
     )
     assert {path.stem for path in EXAMPLES} == {
-        f"{head}_{encoder}" for head in heads for encoder in encoders
+        f"{policy}_{encoder}" for policy in heads for encoder in encoders
     }
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fibopolicy.evaluation.episodes import EpisodeResult, write_rows
-from fibopolicy.study import StudyEncoder, StudyHead, StudyTask
+from fibopolicy.study import StudyEncoder, StudyPolicy, StudyTask
 from fibopolicy.study.grid import Condition
 
 STEPS = 1000
@@ -29,7 +29,7 @@ def describe(
     tasks: Sequence[str],
     encoders: Sequence[str],
     *,
-    heads: Sequence[str | dict[str, Any]] = ("bc",),
+    policies: Sequence[str | dict[str, Any]] = ("bc",),
     inits: Sequence[str] = ("scratch",),
     seeds: Sequence[int] = (0, 1, 2),
     episodes: int = 100,
@@ -37,14 +37,16 @@ def describe(
     **changes: Any,
 ) -> Path:
     """An empty study: its description, and no condition begun. Heads are names, or what
-    `to_json` makes of a `StudyHead`.
+    `to_json` makes of a `StudyPolicy`.
     """
     weights = None if tuple(inits) == ("scratch",) else "/weights"
     document = {
         "name": directory.name,
         "tasks": [{"task": task, "dataset": None, "demos": 400} for task in tasks],
         "encoders": [{"name": name, "encoder": name, "weights": weights} for name in encoders],
-        "heads": [{"head": head} if isinstance(head, str) else head for head in heads],
+        "policies": [
+            {"policy": policy} if isinstance(policy, str) else policy for policy in policies
+        ],
         "inits": list(inits),
         "seeds": list(seeds),
         "baseline": encoders[0],
@@ -63,10 +65,10 @@ def describe(
 
 
 def begin(
-    directory: Path, task: str, encoder: str, head: str = "bc", init: str = "scratch"
+    directory: Path, task: str, encoder: str, policy: str = "bc", init: str = "scratch"
 ) -> Path:
     """A condition's folder."""
-    name = Condition(StudyTask(task), StudyEncoder(encoder), StudyHead(head), init).name
+    name = Condition(StudyTask(task), StudyEncoder(encoder), StudyPolicy(policy), init).name
     folder = directory / "conditions" / name
     folder.mkdir(parents=True, exist_ok=True)
     return folder
@@ -172,7 +174,7 @@ def simulate(
     rng: np.random.Generator,
     seed_sd: float = 0.3,
     init_state_sd: float = 1.5,
-    heads: Sequence[str | dict[str, Any]] = ("bc",),
+    policies: Sequence[str | dict[str, Any]] = ("bc",),
     inits: Sequence[str] = ("scratch",),
     seeds: Sequence[int] = (0, 1, 2),
     episodes: int = 100,
@@ -191,7 +193,7 @@ def simulate(
         directory,
         tasks,
         encoders,
-        heads=heads,
+        policies=policies,
         inits=inits,
         seeds=seeds,
         episodes=episodes,
@@ -199,15 +201,15 @@ def simulate(
     )
     for task in tasks:
         difficulty = init_state_sd * rng.normal(size=episodes)
-        for described in heads:
-            head, steps = (
+        for described in policies:
+            policy, steps = (
                 (described["name"], described["steps"])
                 if isinstance(described, dict)
                 else (described, None)
             )
             for init in inits:
                 for i, encoder in enumerate(encoders):
-                    condition = begin(directory, task, encoder, head, init)
+                    condition = begin(directory, task, encoder, policy, init)
                     add_cost(condition, speed=1 + 0.3 * i)
                     for seed in seeds:
                         logit = logits[task][encoder] + seed_sd * rng.normal() + difficulty

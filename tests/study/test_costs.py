@@ -10,7 +10,7 @@ import pytest
 from fibopolicy.attention import FibottentionPattern
 from fibopolicy.policies import PolicyConfig, Shapes
 from fibopolicy.policies.observations import ObservationEncoder
-from fibopolicy.study import StudyConfig, StudyHead
+from fibopolicy.study import StudyConfig, StudyPolicy
 from fibopolicy.study.costs import count_macs, encoder_costs
 from fibopolicy.study.directory import StudyDirectory
 from fibopolicy.study.grid import conditions
@@ -58,8 +58,8 @@ def test_convolutions_keep_no_pairs() -> None:
 
 
 def test_heads_that_see_the_cameras_otherwise_have_costs_of_their_own(config: StudyConfig) -> None:
-    heads = ("bc", "bc_gmm", StudyHead("bc", {"views": "joint"}, name="joint"))
-    built = model_sizes(replace(config, encoders=config.encoders[1:], heads=heads))
+    policies = ("bc", "bc_gmm", StudyPolicy("bc", {"views": "joint"}, name="joint"))
+    built = model_sizes(replace(config, encoders=config.encoders[1:], policies=policies))
     bc, gmm, joint = (cost["encoder_macs"] for cost in encoder_costs(built, "cpu"))
     assert bc == gmm != joint
 

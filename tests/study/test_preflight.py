@@ -10,14 +10,14 @@ import pytest
 from tiny_study import SMALL, Here
 
 from fibopolicy.errors import UserError
-from fibopolicy.study import StudyConfig, StudyEncoder, StudyHead, StudyTask, preflight
+from fibopolicy.study import StudyConfig, StudyEncoder, StudyPolicy, StudyTask, preflight
 from fibopolicy.study.directory import StudyDirectory
 from fibopolicy.study.grid import Run
 from fibopolicy.study.preflight import (
     check,
     check_power,
     describe_differences,
-    describe_heads,
+    describe_policies,
     describe_sizes,
     model_sizes,
 )
@@ -33,25 +33,25 @@ def test_what_differs_is_what_the_study_names(config: StudyConfig) -> None:
         "encoder fibottention_vit_tiny is vit_tiny with attention fibottention instead of dense"
         in lines
     )
-    grid = replace(config, tasks=("reach", "lift"), seeds=(0, 1), heads=("bc", "bc_gmm"))
+    grid = replace(config, tasks=("reach", "lift"), seeds=(0, 1), policies=("bc", "bc_gmm"))
     told = describe_differences(grid)[0]
-    for part in ("task: dataset", "seed: seed", "policy.head", "policy.horizon"):
+    for part in ("task: dataset", "seed: seed", "policy.policy", "policy.horizon"):
         assert part in told
 
 
 def test_what_a_head_sets_is_named_and_nothing_else(
     config: StudyConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    own = StudyHead("bc_gmm", {"head_options": {"min_std": 0.05}}, {"batch_size": 4}, steps=9)
-    both = replace(config, heads=("bc", own))
+    own = StudyPolicy("bc_gmm", {"policy_options": {"min_std": 0.05}}, {"batch_size": 4}, steps=9)
+    both = replace(config, policies=("bc", own))
     told = describe_differences(both)[0]
-    for setting in ("policy.head_options.min_std", "optimizer.steps", "optimizer.batch_size"):
+    for setting in ("policy.policy_options.min_std", "optimizer.steps", "optimizer.batch_size"):
         assert setting in told
-    assert list(describe_heads(both)) == [
-        "head bc_gmm has policy.head_options.min_std 0.05, optimizer.batch_size 4,"
+    assert list(describe_policies(both)) == [
+        "policy bc_gmm has policy.policy_options.min_std 0.05, optimizer.batch_size 4,"
         " optimizer.steps 9"
     ]
-    monkeypatch.setattr(preflight, "head_settings", lambda head: {})
+    monkeypatch.setattr(preflight, "policy_settings", lambda policy: {})
     with pytest.raises(
         UserError,
         match=r"its conditions differ in optimizer\.steps, which no axis of the grid decides",
@@ -60,10 +60,10 @@ def test_what_a_head_sets_is_named_and_nothing_else(
 
 
 def test_heads_that_see_the_cameras_otherwise_are_told_apart(config: StudyConfig) -> None:
-    cropped = replace(config, heads=("bc", StudyHead("bc", {"crop": 12}, name="cropped")))
+    cropped = replace(config, policies=("bc", StudyPolicy("bc", {"crop": 12}, name="cropped")))
     lines = list(describe_sizes(cropped, model_sizes(cropped)))
     assert [line.split(":")[0] for line in lines] == ["reach, bc", "reach, cropped"]
-    alike = replace(config, heads=("bc", "bc_gmm"))
+    alike = replace(config, policies=("bc", "bc_gmm"))
     assert len(list(describe_sizes(alike, model_sizes(alike)))) == 1
 
 
@@ -114,9 +114,9 @@ def test_too_few_start_states_are_warned_of_with_the_number_needed(config: Study
             {"encoders": (StudyEncoder("vit_tiny", {**SMALL, "patch_size": 7}),)},
             "does not divide the image of 24 x 24",
         ),
-        ({"heads": ("bcc",)}, "did you mean 'bc'"),
+        ({"policies": ("bcc",)}, "did you mean 'bc'"),
         (
-            {"heads": (StudyHead("bc_gmm", {"head_options": {"min_sd": 1.0}}),)},
+            {"policies": (StudyPolicy("bc_gmm", {"policy_options": {"min_sd": 1.0}}),)},
             "did you mean 'min_std'",
         ),
         ({"tasks": (StudyTask("reach", dataset=Path("nowhere.hdf5")),)}, r"nowhere\.hdf5"),

@@ -135,12 +135,12 @@ def test_a_film_that_cannot_be_made_is_told(study: Path) -> None:
 
 def test_many_comparisons_are_counted_in_the_first_lines(tmp_path: Path) -> None:
     logits = {TASKS[0]: {"dense": 9.0, "fib": 9.0, "local": -9.0}}
-    heads = tuple(f"head{i}" for i in range(5))
+    policies = tuple(f"head{i}" for i in range(5))
     directory = simulate(
         tmp_path / "many",
         logits,
         rng=np.random.default_rng(0),
-        heads=heads,
+        policies=policies,
         seeds=(0,),
         curves=False,
     )
@@ -162,12 +162,12 @@ def test_many_comparisons_are_counted_in_the_first_lines(tmp_path: Path) -> None
 
 def test_what_is_better_is_named_where_comparisons_are_counted(tmp_path: Path) -> None:
     logits = {TASKS[0]: {"dense": 0.0, "fib": 9.0}}
-    heads = tuple(f"head{i}" for i in range(9))
+    policies = tuple(f"head{i}" for i in range(9))
     directory = simulate(
         tmp_path / "many",
         logits,
         rng=np.random.default_rng(0),
-        heads=heads,
+        policies=policies,
         seeds=(0,),
         curves=False,
     )

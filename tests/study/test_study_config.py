@@ -12,7 +12,7 @@ import pytest
 from tiny_study import SMALL, SOURCE
 
 from fibopolicy.errors import UserError
-from fibopolicy.study import StudyConfig, StudyEncoder, StudyHead, StudyTask
+from fibopolicy.study import StudyConfig, StudyEncoder, StudyPolicy, StudyTask
 from fibopolicy.study.config import from_json, load_study, to_json
 from fibopolicy.study.grid import Condition, Run, conditions, runs, train_config
 from fibopolicy.study.preflight import describe_differences
@@ -28,11 +28,11 @@ def test_a_study_survives_its_file(config: StudyConfig) -> None:
             StudyTask("robosuite/Lift"),
         ),
         encoders=("resnet18", StudyEncoder("vit_tiny", SMALL, name="small")),
-        heads=(
+        policies=(
             "bc",
-            StudyHead(
+            StudyPolicy(
                 "bc_gmm",
-                {"horizon": 8, "head_options": {"min_std": 0.05}},
+                {"horizon": 8, "policy_options": {"min_std": 0.05}},
                 {"batch_size": 16},
                 300,
                 "gmm",
@@ -44,29 +44,29 @@ def test_a_study_survives_its_file(config: StudyConfig) -> None:
     again = from_json(json.loads(json.dumps(to_json(full))))
     assert to_json(again) == to_json(full)
     assert again.tasks == full.tasks
-    assert again.heads == full.heads
+    assert again.policies == full.policies
     assert again.tasks[0].dataset == Path("some.hdf5").absolute()
 
 
 def test_a_heads_settings_go_before_the_studys(config: StudyConfig, tmp_path: Path) -> None:
-    own = StudyHead(
+    own = StudyPolicy(
         "bc_gmm",
-        {"hidden": 16, "head_options": {"min_std": 0.05}},
+        {"hidden": 16, "policy_options": {"min_std": 0.05}},
         {"batch_size": 4},
         steps=9,
         name="gmm",
     )
-    both = replace(config, heads=("bc", own))
+    both = replace(config, policies=("bc", own))
     plain, gmm = (
         train_config(both, Run(one, 0), tmp_path, tmp_path) for one in conditions(both)[::2]
     )
-    assert (plain.policy.head, plain.policy.hidden, plain.policy.head_options) == ("bc", 32, {})
+    assert (plain.policy.policy, plain.policy.hidden, plain.policy.policy_options) == ("bc", 32, {})
     assert (plain.optimizer.steps, plain.optimizer.batch_size, plain.optimizer.warmup_steps) == (
         6,
         8,
         2,
     )
-    assert (gmm.policy.head, gmm.policy.hidden, gmm.policy.head_options) == (
+    assert (gmm.policy.policy, gmm.policy.hidden, gmm.policy.policy_options) == (
         "bc_gmm",
         16,
         {"min_std": 0.05},
@@ -79,32 +79,32 @@ def test_a_heads_settings_go_before_the_studys(config: StudyConfig, tmp_path: Pa
     ("settings", "message"),
     [
         (
-            {"policy": {"hiden": 3}},
-            "unknown policy option of head bc: 'hiden': did you mean 'hidden'",
+            {"policy_config": {"hiden": 3}},
+            "unknown policy_config option of policy bc: 'hiden': did you mean 'hidden'",
         ),
         (
-            {"policy": {"encoder": "resnet18"}},
-            "head bc: policy option encoder follows from the study, from its encoders",
+            {"policy_config": {"encoder": "resnet18"}},
+            "policy bc: policy_config option encoder follows from the study, from its encoders",
         ),
         (
             {"optimizer": {"batch": 3}},
-            "unknown optimizer option of head bc: 'batch': did you mean 'batch_size'",
+            "unknown optimizer option of policy bc: 'batch': did you mean 'batch_size'",
         ),
         (
             {"optimizer": {"steps": 3}},
-            "head bc: optimizer option steps follows from the study, from its steps",
+            "policy bc: optimizer option steps follows from the study, from its steps",
         ),
-        ({"steps": 0}, "head bc: steps must be at least 1, got 0"),
+        ({"steps": 0}, "policy bc: steps must be at least 1, got 0"),
     ],
 )
 def test_settings_that_no_head_has_are_named(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        StudyHead("bc", **settings)
+        StudyPolicy("bc", **settings)
 
 
 def test_the_grid_has_every_combination_once(config: StudyConfig) -> None:
     grid = replace(
-        config, tasks=("Lift-v0", "robosuite/Lift"), heads=("bc", "bc_gmm"), seeds=(3, 1)
+        config, tasks=("Lift-v0", "robosuite/Lift"), policies=("bc", "bc_gmm"), seeds=(3, 1)
     )
     names = [one.name for one in conditions(grid)]
     assert len(names) == len(set(names)) == 8
@@ -159,25 +159,25 @@ def test_the_baseline_is_the_plain_vit_unless_named(config: StudyConfig) -> None
             {"inits": ("frozen",)},
             "needs weights to start from, and encoder fibottention_vit_tiny has none",
         ),
-        ({"policy": {"hiden": 3}}, "did you mean 'hidden'"),
-        ({"policy": {"encoder": "resnet18"}}, "follows from the study"),
+        ({"policy_config": {"hiden": 3}}, "did you mean 'hidden'"),
+        ({"policy_config": {"encoder": "resnet18"}}, "follows from the study"),
         ({"optimizer": {"steps": 3}}, "follows from the study"),
         ({"optimizer": {"weight_deca": 3}}, "did you mean 'weight_decay'"),
         (
-            {"heads": (StudyHead("bc"), StudyHead("bc", steps=9))},
-            "bc appears twice among its heads",
+            {"policies": (StudyPolicy("bc"), StudyPolicy("bc", steps=9))},
+            "bc appears twice among its policies",
         ),
         (
-            {"heads": (StudyHead("bc", {"horizon": 2}),)},
-            "study tiny, head bc: n_action_steps must be between 1 and horizon = 2, got 4",
+            {"policies": (StudyPolicy("bc", {"horizon": 2}),)},
+            "study tiny, policy bc: n_action_steps must be between 1 and horizon = 2, got 4",
         ),
         (
-            {"heads": (StudyHead("bc", optimizer={"batch_size": 0}),)},
-            "study tiny, head bc: batch_size must be at least 1",
+            {"policies": (StudyPolicy("bc", optimizer={"batch_size": 0}),)},
+            "study tiny, policy bc: batch_size must be at least 1",
         ),
         (
-            {"heads": (StudyHead("bc", {"horizon": "x"}),)},
-            r"study tiny, head bc: .* \(given .*'horizon': 'x'",
+            {"policies": (StudyPolicy("bc", {"horizon": "x"}),)},
+            r"study tiny, policy bc: .* \(given .*'horizon': 'x'",
         ),
         ({"steps": 0}, "steps must be at least 1"),
         ({"margin": 5}, "between 0 and 1"),
@@ -197,10 +197,10 @@ def test_inits_decide_the_weights_that_training_starts_from(
         "timm:vit_tiny_patch16_224", {"pretrained": True}, weights=tmp_path / "vit.safetensors"
     )
     task = config.tasks[0]
-    condition = Condition(task, encoder, StudyHead("bc"), "scratch")
+    condition = Condition(task, encoder, StudyPolicy("bc"), "scratch")
     scratch = train_config(config, Run(condition, 0), tmp_path, tmp_path)
     assert scratch.policy.encoder_options == {}
-    condition = Condition(task, encoder, StudyHead("bc"), "frozen")
+    condition = Condition(task, encoder, StudyPolicy("bc"), "frozen")
     frozen = dataclasses.asdict(train_config(config, Run(condition, 0), tmp_path, tmp_path))
     assert frozen["freeze_encoder"]
     assert frozen["encoder_weights"] == tmp_path / "vit.safetensors"

@@ -18,7 +18,7 @@ from tiny_study import SOURCE, Here, call
 from fibopolicy.datasets.shards import shards_folder
 from fibopolicy.errors import UserError
 from fibopolicy.evaluation.episodes import read_rows
-from fibopolicy.study import StudyConfig, StudyHead
+from fibopolicy.study import StudyConfig, StudyPolicy
 from fibopolicy.study.directory import StudyDirectory, create_or_extend, open_directory
 from fibopolicy.study.grid import runs
 from fibopolicy.study.records import read_study
@@ -83,14 +83,14 @@ def test_a_second_start_repeats_nothing(finished: StudyDirectory) -> None:
 def test_another_configuration_is_refused_with_its_difference(finished: StudyDirectory) -> None:
     for changes, message in (
         ({"steps": 7}, "steps = 6 there, 7 now"),
-        ({"policy": {"hidden": 33}}, r"policy\.hidden = 32 there, 33 now"),
+        ({"policy_config": {"hidden": 33}}, r"policy_config\.hidden = 32 there, 33 now"),
         ({"seeds": (0, 1), "steps": 7}, "configuration: steps = 6 there, 7 now"),
         (
             {"seeds": (1,)},
             r"seeds\[0\] = 0 there, 1 now; reach__fib.*/seed0 has begun, and would be left out",
         ),
         (
-            {"heads": (StudyHead("bc", steps=7),)},
+            {"policies": (StudyPolicy("bc", steps=7),)},
             r"steps = None there, 7 now; .*/seed0 has begun with optimizer\.steps = 6 there, 7 now",
         ),
         (
@@ -162,7 +162,7 @@ def test_what_stands_in_the_way_of_growing(config: StudyConfig, tmp_path: Path) 
         directory_lock(lock.parent, lock.name),
         pytest.raises(UserError, match=r"has begun with optimizer\.steps = 6 there, 7 now"),
     ):
-        create_or_extend(tmp_path, replace(first, heads=(StudyHead("bc", steps=7),)))
+        create_or_extend(tmp_path, replace(first, policies=(StudyPolicy("bc", steps=7),)))
     other = replace(first, tasks=(reach, replace(first.tasks[1], image_size=36)), seeds=(0, 1))
     create_or_extend(tmp_path, other)
     assert open_directory(tmp_path).config.seeds == (0, 1)

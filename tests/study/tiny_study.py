@@ -30,7 +30,7 @@ def study():
         episodes=2,
         videos=1,
         optimizer={{"batch_size": 8, "warmup_steps": 2}},
-        policy={{"hidden": 32}},
+        policy_config={{"hidden": 32}},
     )
 """
 

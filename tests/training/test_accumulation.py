@@ -42,14 +42,17 @@ def batch_of(policy: Policy, count: int) -> dict[str, Any]:
     }
 
 
-@pytest.mark.parametrize("head", POLICIES.names())
-def test_losses_of_parts_average_by_their_weights(head: str) -> None:
-    if head.startswith("bc_"):
+@pytest.mark.parametrize("policy", POLICIES.names())
+def test_losses_of_parts_average_by_their_weights(policy: str) -> None:
+    if policy.startswith("bc_"):
         pytest.importorskip("robomimic")
     torch.manual_seed(0)
     policy = build_policy(
         PolicyConfig(
-            head=head, head_options=OPTIONS.get(head, {}), encoder_options=ENCODER, hidden=16
+            policy=policy,
+            policy_options=OPTIONS.get(policy, {}),
+            encoder_options=ENCODER,
+            hidden=16,
         ),
         SHAPES,
     ).eval()

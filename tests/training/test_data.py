@@ -150,18 +150,18 @@ def test_narrow_distributions_on_actions_at_their_limits_are_warned_of(
             actions[:, 3] = np.sign(actions[:, 3])  # the gripper
             demo["actions"][...] = actions
 
-    def told(head: str, **options: float) -> list[str]:
+    def told(policy: str, **options: float) -> list[str]:
         config = replace(
             tiny_config,
             dataset=(tiny_config.dataset, second_file),
-            policy=PolicyConfig(head=head, head_options=options),
+            policy=PolicyConfig(policy=policy, policy_options=options),
         )
         dataset = open_dataset(config)
         return narrow_distributions(build_policy(config.policy, shapes_of(dataset)), dataset)
 
     (warning,) = (line for line in told("bc_gmm") if line.startswith(f"{second_file}: "))
     assert "of action 1 lie at its limits, where bc_gmm with min_std 0.0001" in warning
-    assert "--head-options min_std 0.05" in warning
+    assert "--policy-options min_std 0.05" in warning
     assert "bc_gaussian with min_std 0.01" in told("bc_gaussian")[-1]
     assert told("bc_gaussian", fixed_std=True) == []
     assert told("bc_gmm", min_std=0.05) == []

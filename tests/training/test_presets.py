@@ -37,13 +37,13 @@ def test_other_options_override_a_preset_wherever_they_stand(order: int) -> None
 
 
 def test_another_head_brings_its_own_settings() -> None:
-    policy = parsed("--preset", "released_robot", "--head", "bc").policy
+    policy = parsed("--preset", "released_robot", "--policy", "bc").policy
     assert (
-        policy.head,
+        policy.policy,
         policy.n_obs_steps,
         policy.horizon,
         policy.n_action_steps,
-        policy.head_options,
+        policy.policy_options,
     ) == (
         "bc",
         1,
@@ -68,7 +68,7 @@ def test_without_a_preset_nothing_changes_and_unknown_ones_are_named() -> None:
 
 def test_released_robot_is_the_authors_encoder_in_diffusion_policy() -> None:
     policy = preset("released_robot", DATA, RUN).policy
-    assert (policy.head, policy.encoder, policy.crop) == ("diffusion", "released_robot", 76)
+    assert (policy.policy, policy.encoder, policy.crop) == ("diffusion", "released_robot", 76)
     assert (
         policy.n_obs_steps,
         policy.horizon,

@@ -16,13 +16,13 @@ from fibopolicy.training.profile import profile_train, table
         ({}, ["encoder, workspace_image", "encoder, wrist_image"]),
         ({"views": "shared"}, ["encoder, all cameras"]),
         ({"views": "joint"}, ["encoder, all cameras"]),
-        ({"head": "bc_gmm"}, ["encoder, workspace_image", "encoder, wrist_image"]),
+        ({"policy": "bc_gmm"}, ["encoder, workspace_image", "encoder, wrist_image"]),
     ],
 )
 def test_every_part_of_a_step_is_told(
     tiny_config: TrainConfig, tmp_path: Path, policy: dict[str, str], encoders: list[str]
 ) -> None:
-    if "head" in policy:
+    if "policy" in policy:
         pytest.importorskip("robomimic", exc_type=ImportError)
     small = PolicyConfig(encoder_options=tiny_config.policy.encoder_options, hidden=16, **policy)  # type: ignore[arg-type]
     profile = profile_train(replace(tiny_config, policy=small, out=tmp_path / "run"), turns=3)
@@ -32,7 +32,7 @@ def test_every_part_of_a_step_is_told(
         "data",
         "to the device",
         "preparing frames",
-        "head",
+        "policy",
         "backward",
         "optimiser",
         "average of the weights",

@@ -132,19 +132,19 @@ def test_settings_that_cannot_be_followed_are_refused(
         ValidationConfig(**options)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("head", ["bc_gaussian", "bc_gmm", "bc_rnn_gmm", "bc_transformer_gmm"])
+@pytest.mark.parametrize("policy", ["bc_gaussian", "bc_gmm", "bc_rnn_gmm", "bc_transformer_gmm"])
 def test_a_likelihood_is_under_the_learned_noise_in_evaluation_too(
-    head: str, tiny_config: TrainConfig
+    policy: str, tiny_config: TrainConfig
 ) -> None:
     pytest.importorskip("robomimic", exc_type=ImportError)
     options = (
         {"emb_dropout": 0.0, "attn_dropout": 0.0, "block_output_dropout": 0.0}
-        if "transformer" in head
+        if "transformer" in policy
         else {}
     )
     small = PolicyConfig(
-        head=head,
-        head_options=options,
+        policy=policy,
+        policy_options=options,
         encoder_options=tiny_config.policy.encoder_options,
         hidden=16,
     )

@@ -14,7 +14,7 @@ from made_study import STEPS, simulate
 from tiny_study import Here
 
 from fibopolicy.evaluation.episodes import read_rows
-from fibopolicy.study import StudyHead, StudyTask, report
+from fibopolicy.study import StudyPolicy, StudyTask, report
 from fibopolicy.study.directory import StudyDirectory, open_directory, write_json
 from fibopolicy.study.grid import runs
 from fibopolicy.study.records import read_study
@@ -24,8 +24,8 @@ from fibopolicy.study.status import status
 
 LIFT, PUSH = "fibopolicy/Lift-v0", "fibopolicy/Push-v0"
 GMM = {
-    "head": "bc_gmm",
-    "policy": {"horizon": 8, "head_options": {"min_std": 0.05}},
+    "policy": "bc_gmm",
+    "policy_config": {"horizon": 8, "policy_options": {"min_std": 0.05}},
     "optimizer": {"batch_size": 16},
     "steps": 2000,
     "name": "gmm: 8",
@@ -36,12 +36,12 @@ def test_two_heads_with_settings_of_their_own_run_to_their_report(
     finished: StudyDirectory, tmp_path: Path
 ) -> None:
     (task,) = finished.config.tasks
-    own = StudyHead("bc_gmm", {"head_options": {"min_std": 0.05}}, {"batch_size": 4}, steps=7)
+    own = StudyPolicy("bc_gmm", {"policy_options": {"min_std": 0.05}}, {"batch_size": 4}, steps=7)
     config = replace(
         finished.config,
         tasks=(StudyTask("reach", dataset=finished.dataset(task), horizon=task.horizon),),
         encoders=finished.config.encoders[1:],
-        heads=("bc", own),
+        policies=("bc", own),
     )
     out = tmp_path / "out"
     assert run_study(config, out, Here(), tmp_path).done == 2
@@ -69,20 +69,21 @@ def test_two_heads_with_settings_of_their_own_run_to_their_report(
 
 @pytest.fixture(scope="module")
 def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    directory = tmp_path_factory.mktemp("heads") / "study"
+    directory = tmp_path_factory.mktemp("policies") / "study"
     logits = {task: {"dense": 1.0, "fib": 1.2} for task in (LIFT, PUSH)}
     simulate(
         directory,
         logits,
         rng=np.random.default_rng(0),
-        heads=("bc", GMM),
+        policies=("bc", GMM),
         seeds=(0, 1),
         episodes=30,
     )
     document = json.loads((directory / "study.json").read_text())
     write_json(
         directory / "study.json",
-        document | {"policy": {"views": "joint", "horizon": 4}, "optimizer": {"batch_size": 32}},
+        document
+        | {"policy_config": {"views": "joint", "horizon": 4}, "optimizer": {"batch_size": 32}},
     )
     write_report(directory)
     return directory
@@ -90,7 +91,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_heads_are_axes_by_their_names_and_have_their_own_steps(study: Path) -> None:
     found = read_study(study)
-    assert found.heads == ("bc", "gmm: 8")
+    assert found.policies == ("bc", "gmm: 8")
     assert found.steps == {"bc": STEPS, "gmm: 8": 2000}
     assert all(len(one.done) == 2 for one in found.conditions)
     told = (study / "report/report.md").read_text()
@@ -109,7 +110,7 @@ def test_one_table_per_task_has_every_head_and_encoder(study: Path) -> None:
     page = (study / "report/report.html").read_text().replace("&nbsp;", " ")
     with (study / "report/conditions.csv").open(newline="") as file:
         rates = {
-            (line["task"], line["head"], line["encoder"]): line for line in csv.DictReader(file)
+            (line["task"], line["policy"], line["encoder"]): line for line in csv.DictReader(file)
         }
     for task, title in ((LIFT, "Lift"), (PUSH, "Push")):
         expected = [
@@ -118,15 +119,15 @@ def test_one_table_per_task_has_every_head_and_encoder(study: Path) -> None:
             "| success, % | dense (baseline) | fib |",
             "| --- | ---: | ---: |",
         ]
-        for head in ("bc", "gmm: 8"):
-            lines = [rates[task, head, encoder] for encoder in ("dense", "fib")]
+        for policy in ("bc", "gmm: 8"):
+            lines = [rates[task, policy, encoder] for encoder in ("dense", "fib")]
             shown = [
                 "{:.1f} [{:.1f}, {:.1f}]".format(
                     *(100 * float(line[name]) for name in ("success_rate", "low_95", "high_95"))
                 )
                 for line in lines
             ]
-            expected.append(f"| {head} | {shown[0]} | {shown[1]} |")
+            expected.append(f"| {policy} | {shown[0]} | {shown[1]} |")
             assert all(f">{one}<" in page for one in shown)
         assert "\n".join(expected) in told
     mean = np.mean([float(rates[task, "bc", "fib"]["success_rate"]) for task in (LIFT, PUSH)])
