@@ -170,10 +170,10 @@ def _templates() -> jinja2.Environment:
     environment.filters |= {
         "anchor": lambda text: re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-"),
         "base64": lambda path: base64.b64encode(path.read_bytes()).decode(),
-        "bold": lambda text: Markup(re.sub(r"\*\*(.+?)\*\*", r"<b>\1</b>", str(escape(text)))),
+        "bold": lambda text: Markup(re.sub(r"\*\*(.+?)\*\*", r"<b>\1</b>", str(_unbroken(text)))),
         "escaped": _escaped,
         "relative": lambda path, folder: path.relative_to(folder).as_posix(),
-        "unbroken_intervals": _unbroken_intervals,
+        "unbroken": _unbroken,
     }
     return environment
 
@@ -185,8 +185,9 @@ def _escaped(text: str) -> str:
     return re.sub(r"[|<*]", r"\\\g<0>", text)
 
 
-def _unbroken_intervals(text: str) -> Markup:
-    """HTML in which an interval such as `[93.1, 97.8]` stays on one line."""
-    return Markup(
-        re.sub(r"\[[^\]]*\]( %)?", lambda found: found[0].replace(" ", "&nbsp;"), str(escape(text)))
-    )
+def _unbroken(text: str) -> Markup:
+    """HTML of a text in which intervals and percentages, such as `[93.1, 97.8] %`, stay on
+    one line.
+    """
+    html = str(escape(text)).replace(" %", "&nbsp;%")
+    return Markup(re.sub(r"\[[^\]]*\]", lambda found: found[0].replace(" ", "&nbsp;"), html))
