@@ -130,6 +130,10 @@ class PolicyConfig:
         for name, value in asdict(policy.defaults).items():
             if getattr(self, name) is None:
                 object.__setattr__(self, name, value)
+        self._check(can_ensemble=policy.ensembles or policy is Policy)
+
+    def _check(self, *, can_ensemble: bool) -> None:
+        """Raise `UserError` for values that are out of range or contradict each other."""
         positive = ("n_obs_steps", "horizon", "n_action_steps", "hidden")
         for name in (*positive, "layers", "shift"):
             value, least = getattr(self, name), 1 if name in positive else 0
@@ -143,7 +147,7 @@ class PolicyConfig:
                 f" {self.n_action_steps}"
             )
         if self.temporal_ensemble_coeff is not None:
-            if policy is not Policy and not policy.ensembles:
+            if not can_ensemble:
                 raise UserError(
                     f"policy {self.policy} predicts no chunks that could be averaged; leave out"
                     " temporal_ensemble_coeff"
