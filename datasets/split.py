@@ -18,7 +18,7 @@ from fibopolicy.utils.files import StrPath, atomic_write, check_output, expanded
 def split(
     src: StrPath,
     out: StrPath,
-    valid: float = 0.1,
+    valid_fraction: float = 0.1,
     seed: int = 0,
     *,
     subsets: Mapping[str, float] | None = None,
@@ -31,7 +31,7 @@ def split(
     Args:
         src: a robomimic HDF5 file.
         out: the file to write. Other filter keys of `src` are kept.
-        valid: the share of demos set aside, in [0, 1); at least one demo unless 0.
+        valid_fraction: the share of demos set aside, in [0, 1); at least one demo unless 0.
         seed: decides which demos.
         subsets: further filter keys by name and share of the *training* demos, say
             `{"20_percent": 0.2}`. Smaller ones lie within larger ones, and none touches
@@ -46,7 +46,7 @@ def split(
             `out` exists or is `src`.
     """
     src, out = expanded(src), expanded(out)
-    for name, share in {**(subsets or {}), "valid": valid}.items():
+    for name, share in {**(subsets or {}), "valid": valid_fraction}.items():
         if not (0 <= share < 1 if name == "valid" else 0 < share <= 1):
             raise UserError(
                 f"split: the share of {name!r} must be in"
@@ -59,11 +59,11 @@ def split(
     with DemoFile(src) as file:
         demos = file.demos
     shuffled = [demos[i] for i in np.random.default_rng(seed).permutation(len(demos))]
-    held_out = max(1, round(valid * len(demos))) if valid else 0
+    held_out = max(1, round(valid_fraction * len(demos))) if valid_fraction else 0
     if held_out >= len(demos):
         raise UserError(
-            f"{src}: {len(demos)} demos, {held_out} for valid leave none to train on; lower valid"
-            f" from {valid}"
+            f"{src}: {len(demos)} demos, {held_out} for valid leave none to train on; lower"
+            f" valid_fraction_fraction from {valid_fraction}"
         )
     train = shuffled[held_out:]
     chosen = {"train": train, "valid": shuffled[:held_out]}

@@ -20,10 +20,10 @@ from typing import Any
 
 import tyro
 
-from fibopolicy.cli.attention import ShowPattern
+from fibopolicy.cli.attention import PlotPattern
 from fibopolicy.cli.compare import Compare
-from fibopolicy.cli.data import Collect, Expand, Fetch, Inspect, Render, Replay, Split
-from fibopolicy.cli.evaluate import Evaluate, Rates
+from fibopolicy.cli.data import Collect, Download, Generate, Inspect, Render, Replay, Split
+from fibopolicy.cli.evaluate import Evaluate, Results
 from fibopolicy.cli.init_states import InitStates
 from fibopolicy.cli.profile import Profile
 from fibopolicy.cli.robomimic import Robomimic
@@ -37,8 +37,8 @@ from fibopolicy.utils.processes import drop_output, make_streams_safe
 COMMANDS: dict[str, Callable[..., Any]] = {
     "quickstart": Quickstart,
     "collect": Collect,
-    "expand": Expand,
-    "fetch": Fetch,
+    "generate": Generate,
+    "download": Download,
     "inspect": Inspect,
     "split": Split,
     "replay": Replay,
@@ -46,12 +46,12 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "train": Train,
     "init-states": InitStates,
     "evaluate": Evaluate,
-    "rates": Rates,
+    "results": Results,
     "compare": Compare,
     "study": Study,
     "robomimic": Robomimic,
     "profile": Profile,
-    "show-pattern": ShowPattern,
+    "plot-pattern": PlotPattern,
 }
 DESCRIPTION = (
     "Train visuomotor policies by behaviour cloning, measure them in simulation. "

@@ -10,10 +10,10 @@ from fibopolicy.utils.files import check_output
 
 
 @dataclass(frozen=True)
-class ShowPattern:
+class PlotPattern:
     """Draw which token pairs each head keeps.
 
-    Example: fibopolicy show-pattern --tokens 196 --heads 6 --out pattern.png
+    Example: fibopolicy plot-pattern --tokens 196 --heads 6 --out pattern.png
     """
 
     tokens: int = 196

@@ -38,7 +38,7 @@ class Compare:
     """NAME=RUNS: several training seeds of one method, as paths or patterns joined by commas; may be given several times."""  # noqa: E501
     margin: float | None = None
     """How much worse a candidate may be and still count as not inferior, e.g. 0.05; fix it before you see the rows."""  # noqa: E501
-    difference: tuple[float, ...] = (0.02, 0.05, 0.1)
+    effect_sizes: tuple[float, ...] = (0.02, 0.05, 0.1)
     """Differences of rates whose needed episodes are printed."""
     choice: Annotated[Selector, tyro.conf.arg(name="")] = field(default_factory=Selector)
 
@@ -67,7 +67,7 @@ class Compare:
                 inputs = [RunDirectory(run).episodes for run in self.runs]
                 check_output(path, self.overwrite, inputs)
         comparison = compare(read_methods(self.runs, self.group, self.choice), self.margin)
-        print(text(comparison, self.difference), flush=True)
+        print(text(comparison, self.effect_sizes), flush=True)
         if film is not None:
             from fibopolicy.evaluation.side_by_side import film_side_by_side
 
@@ -76,7 +76,7 @@ class Compare:
         if self.out is not None:
             from fibopolicy.report.comparison import write_comparison_page
 
-            write_comparison_page(comparison, self.difference, self.out, film)
+            write_comparison_page(comparison, self.effect_sizes, self.out, film)
             print(f"page    {self.out}")
 
 

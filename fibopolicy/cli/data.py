@@ -61,11 +61,11 @@ class Collect:
 
 
 @dataclass(frozen=True)
-class Expand:
+class Generate:
     """Make many demonstrations from a few: carry them over to new scenes of a robosuite
     task, and keep the successes.
 
-    Example: fibopolicy expand lift_human.hdf5 --demos 500 --out lift_500.hdf5
+    Example: fibopolicy generate lift_human.hdf5 --demos 500 --out lift_500.hdf5
     """
 
     file: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="FILE")]
@@ -119,10 +119,10 @@ class Expand:
 
 
 @dataclass(frozen=True)
-class Fetch:
+class Download:
     """Download real demonstrations and verify them.
 
-    Example: fibopolicy fetch lift-human
+    Example: fibopolicy download lift-human
     """
 
     name: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="NAME")]
@@ -164,14 +164,14 @@ class Inspect:
 class Split:
     """Copy a file, adding the filter keys "train" and "valid".
 
-    Example: fibopolicy split mine.hdf5 --out mine_split.hdf5 --valid 0.1
+    Example: fibopolicy split mine.hdf5 --out mine_split.hdf5 --valid-fraction 0.1
     """
 
     file: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="FILE")]
     """The file to copy; it is not changed."""
     out: Path
     """File to write."""
-    valid: float = 0.1
+    valid_fraction: float = 0.1
     """Share of the demos that are held out."""
     seed: int = 0
     """Decides which."""
@@ -181,7 +181,7 @@ class Split:
     def run(self) -> None:
         from fibopolicy.datasets import split
 
-        keys = split(self.file, self.out, self.valid, self.seed, overwrite=self.overwrite)
+        keys = split(self.file, self.out, self.valid_fraction, self.seed, overwrite=self.overwrite)
         print(
             f"{self.out}: "
             + ", ".join(f"{name} {len(demos)} demos" for name, demos in keys.items())

@@ -40,7 +40,7 @@ class Evaluate:
         config = (
             self.config
             if run == self.config.run
-            else replace(self.config, run=run, weights="model")
+            else replace(self.config, run=run, checkpoint="model")
         )
         done = evaluate_run(config, resume=self.resume, overwrite=self.overwrite)
         print(rate_table({str(self.config.run): done.rate}), flush=True)
@@ -52,10 +52,10 @@ class Evaluate:
 
 
 @dataclass(frozen=True)
-class Rates:
+class Results:
     """Print the success rates of evaluated runs side by side, from their episode rows.
 
-    Example: fibopolicy rates runs/lift_seed0 runs/lift_seed1
+    Example: fibopolicy results runs/lift_seed0 runs/lift_seed1
     """
 
     runs: tyro.conf.Positional[tuple[Path, ...]]

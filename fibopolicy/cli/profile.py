@@ -85,7 +85,7 @@ class ProfileEncoder(_Timed):
 class _OnData(_Timed):
     dataset: tuple[Path, ...] = ()
     """Robomimic HDF5 file, or several."""
-    weights: tuple[float, ...] | None = None
+    dataset_weights: tuple[float, ...] | None = None
     """With several files: the share of each in every batch."""
     cameras: tuple[str, ...] | None = None
     """Image keys; all of the file's by default."""
@@ -105,7 +105,7 @@ class _OnData(_Timed):
         return TrainConfig(
             self.dataset,
             Path(),  # nothing is written there
-            weights=self.weights,
+            dataset_weights=self.dataset_weights,
             cameras=self.cameras,
             vectors=self.vectors,
             filter_key=self.filter_key,

@@ -63,7 +63,7 @@ class Export:
     """Run directory."""
     out: Path
     """File to write, .pth."""
-    weights: str = "ema"
+    checkpoint: str = "ema"
     """"ema" or "model"."""
     overwrite: bool = False
     """Replace an existing file."""
@@ -71,7 +71,9 @@ class Export:
     def run(self) -> None:
         from fibopolicy.robomimic.export import export
 
-        path = export(self.directory, self.out, weights=self.weights, overwrite=self.overwrite)
+        path = export(
+            self.directory, self.out, checkpoint=self.checkpoint, overwrite=self.overwrite
+        )
         print(f"{path}: a robomimic checkpoint")
         print("import fibopolicy.robomimic.encoder_core before robomimic loads it")
 

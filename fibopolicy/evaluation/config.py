@@ -24,7 +24,7 @@ class EvaluateConfig:
     """Seed of the set of initial states."""
     init_states: Path | None = None
     """A file of initial states to use instead."""
-    weights: str = "ema"
+    checkpoint: str = "ema"
     """"ema", the moving average; "model"; or a checkpoint chosen by validation, such as
     best/step_001000."""
     video: int = 10
@@ -51,10 +51,10 @@ class EvaluateConfig:
     threads: int = 1
     """Torch threads during the policy's calls. Another number may give other last bits,
     too."""
-    step_limit: float = 60.0
+    step_timeout: float = 60.0
     """Seconds that a control step or a frame may take until its process counts as hung."""
-    tries: int = 3
-    """Attempts for an episode whose simulator dies, hangs or fails; afterwards its row is
+    max_retries: int = 2
+    """Further attempts at an episode whose simulator dies, hangs or fails; afterwards its row is
     an error."""
     viewer: bool = False
     """Open MuJoCo's viewer and run one episode after the other in real time."""
@@ -68,11 +68,13 @@ class EvaluateConfig:
                 "expected episodes >= 1, seed >= 0 and video >= 0, got"
                 f" {self.episodes}, {self.seed}, {self.video}"
             )
-        for name in ("workers", "batch", "threads", "tries"):
+        for name in ("workers", "batch", "threads"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UserError(f"{name} must be at least 1, got {value}")
             if value is not None and value > 1 << 16:
                 raise UserError(f"{name} must be at most {1 << 16}, got {value}")
-        if not self.step_limit > 0:
-            raise UserError(f"step_limit must be more than 0 seconds, got {self.step_limit}")
+        if not 0 <= self.max_retries <= 1 << 16:
+            raise UserError(f"max_retries must be in 0 .. {1 << 16}, got {self.max_retries}")
+        if not self.step_timeout > 0:
+            raise UserError(f"step_timeout must be more than 0 seconds, got {self.step_timeout}")

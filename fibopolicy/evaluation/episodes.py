@@ -66,7 +66,7 @@ class EpisodeResult:
         total_reward: summed over the episode.
         wall_s: seconds that the episode took, waiting for other episodes included.
         checkpoint_step: gradient steps behind the weights.
-        weights: "ema" or "model".
+        checkpoint: "ema" or "model".
         init_seed: seed of the set of initial states.
         horizon: control steps after which an episode is truncated.
         quality: render quality of the frames.
@@ -75,9 +75,9 @@ class EpisodeResult:
         policy: digest of the policy's weights; empty if it has none.
         batch: rows in each policy call; the last bits of the actions depend on it.
         threads: torch threads during the call; they matter likewise.
-        error: empty, or why no simulator could finish the episode in `tries` attempts.
+        error: empty, or why no simulator could finish the episode in any attempt.
             It then says nothing about the policy and counts in no rate.
-        tries: attempts. `wall_s` and `tries` alone differ between repetitions.
+        attempts: attempts. `wall_s` and `attempts` alone differ between repetitions.
         mismatch: empty, or the cameras whose first frame differed from the stored one,
             where that was allowed.
     """
@@ -90,7 +90,7 @@ class EpisodeResult:
     total_reward: float
     wall_s: float
     checkpoint_step: int
-    weights: str
+    checkpoint: str
     init_seed: int
     horizon: int
     quality: str
@@ -99,12 +99,12 @@ class EpisodeResult:
     batch: int = 1
     threads: int = 1
     error: str = ""
-    tries: int = 1
+    attempts: int = 1
     mismatch: str = ""
 
     def repeatable(self) -> EpisodeResult:
         """This result without the fields that differ between repetitions."""
-        return replace(self, wall_s=0.0, tries=1)
+        return replace(self, wall_s=0.0, attempts=1)
 
     @property
     def evaluation(self) -> tuple[str, int, str, int, int, str]:
@@ -112,7 +112,7 @@ class EpisodeResult:
         return (
             self.task,
             self.checkpoint_step,
-            self.weights,
+            self.checkpoint,
             self.init_seed,
             self.horizon,
             self.quality,
@@ -176,8 +176,8 @@ def evaluations(run: Path) -> dict[str, list[EpisodeResult]]:
     if not groups:
         raise not_evaluated(run)
     return {
-        f"{run}: step {step} {weights}, init_seed {seed}, horizon {horizon}, {quality}": results
-        for (_, step, weights, seed, horizon, quality), results in groups.items()
+        f"{run}: step {step} {checkpoint}, init_seed {seed}, horizon {horizon}, {quality}": results
+        for (_, step, checkpoint, seed, horizon, quality), results in groups.items()
     }
 
 
@@ -205,7 +205,7 @@ class Selector:
 
     step: int | None = None
     """Gradient steps behind the checkpoint; the last evaluated one by default."""
-    weights: str | None = None
+    checkpoint: str | None = None
     """"ema" or "model"."""
     init_seed: int | None = None
     """Take the rows of this set of initial states."""
@@ -234,7 +234,7 @@ class Selector:
         if not found:
             asked = ", ".join(f"{name} {value}" for name, value in wanted.items())
             raise UserError(
-                f"{run}: holds no evaluation with {asked}; `fibopolicy rates {quoted(run)}` lists"
+                f"{run}: holds no evaluation with {asked}; `fibopolicy results {quoted(run)}` lists"
                 " what it holds"
             )
         for name in ("task", *(f.name for f in fields(self))):

@@ -48,7 +48,7 @@ from fibopolicy.evaluation.policy_runner import (
     preserved_randomness,
     trained_shapes,
 )
-from fibopolicy.evaluation.scheduler import STEP_LIMIT, TRIES, Scheduler
+from fibopolicy.evaluation.scheduler import MAX_RETRIES, STEP_TIMEOUT, Scheduler
 from fibopolicy.evaluation.simulator import TaskInfo
 from fibopolicy.policies.run_directory import (
     LoadedPolicy,
@@ -77,8 +77,8 @@ def evaluate_policy(
     workers: int | None = None,
     batch: int | None = None,
     threads: int = 1,
-    step_limit: float = STEP_LIMIT,
-    tries: int = TRIES,
+    step_timeout: float = STEP_TIMEOUT,
+    max_retries: int = MAX_RETRIES,
     allow_mismatch: bool = False,
     on_result: Callable[[EpisodeResult], None] | None = None,
     **options: Any,
@@ -104,9 +104,9 @@ def evaluate_policy(
         batch, threads: rows in each policy call, and torch threads during it. Other
             numbers may change the last bits of actions, and so the results. By default
             4 rows for a policy of this library and 1 for others.
-        step_limit: seconds that a control step or a frame may take until its process
+        step_timeout: seconds that a control step or a frame may take until its process
             counts as hung.
-        tries: attempts for an episode whose simulator dies, hangs or fails. Afterwards
+        max_retries: further attempts at an episode whose simulator dies, hangs or fails. Afterwards
             its result is an error, not a failure of the policy.
         allow_mismatch: accept initial states that do not look as they did when stored.
         on_result: called with each result when its episode has ended.
@@ -148,8 +148,8 @@ def evaluate_policy(
         workers or default_workers(task_id, episodes),
         batch=batch,
         threads=threads,
-        step_limit=step_limit,
-        tries=tries,
+        step_timeout=step_timeout,
+        max_retries=max_retries,
     )
     with evaluator:
         if stored is None:
@@ -193,9 +193,9 @@ def evaluate_run(
     """
     began = time.perf_counter()
     check_resume_or_overwrite(resume=resume, overwrite=overwrite)
-    loaded = load_policy(config.run, weights=config.weights, device=config.device)
+    loaded = load_policy(config.run, checkpoint=config.checkpoint, device=config.device)
     camera, files = _video_camera(config, loaded), RunDirectory(config.run)
-    if loaded.step < loaded.total_steps and config.weights in ("ema", "model"):
+    if loaded.step < loaded.total_steps and config.checkpoint in ("ema", "model"):
         warnings.warn(
             f"{config.run}: its training has done {loaded.step} of {loaded.total_steps} steps",
             stacklevel=2,
@@ -267,17 +267,22 @@ class Evaluator:
         *,
         batch: int | None = None,
         threads: int = 1,
-        step_limit: float = STEP_LIMIT,
-        tries: int = TRIES,
+        step_timeout: float = STEP_TIMEOUT,
+        max_retries: int = MAX_RETRIES,
         viewer: bool = False,
         checkpoint_step: int = 0,
-        weights: str = "",
+        checkpoint: str = "",
         name: str = "the policy",
     ) -> None:
         n_obs_steps = PolicyRunner(policy).n_obs_steps
         self.make_env = make_env
         self.scheduler = Scheduler(
-            make_env, n_obs_steps, workers, step_limit=step_limit, tries=tries, viewer=viewer
+            make_env,
+            n_obs_steps,
+            workers,
+            step_timeout=step_timeout,
+            max_retries=max_retries,
+            viewer=viewer,
         )
         try:
             self.info = self.scheduler.info()
@@ -287,7 +292,7 @@ class Evaluator:
             self.close()
             raise
         self.policy_digest = weights_digest(policy)
-        self._checkpoint_step, self._weights = checkpoint_step, weights
+        self._checkpoint_step, self._weights = checkpoint_step, checkpoint
 
     def __enter__(self) -> Self:
         return self
@@ -359,7 +364,7 @@ class Evaluator:
                     total_reward=episode.total_reward,
                     wall_s=round(episode.wall_s, 4),
                     checkpoint_step=self._checkpoint_step,
-                    weights=self._weights,
+                    checkpoint=self._weights,
                     init_seed=init_states.seed,
                     horizon=info.horizon,
                     quality=info.quality,
@@ -368,7 +373,7 @@ class Evaluator:
                     batch=self.runner.batch,
                     threads=self.runner.threads,
                     error=episode.error,
-                    tries=episode.attempt,
+                    attempts=episode.attempt,
                     mismatch=mismatches.get(episode.index, ""),
                 )
                 results.append(result)
@@ -422,11 +427,11 @@ def run_evaluator(config: EvaluateConfig, loaded: LoadedPolicy) -> Evaluator:
         config.workers or (1 if config.viewer else workers),
         batch=config.batch,
         threads=config.threads,
-        step_limit=config.step_limit,
-        tries=config.tries,
+        step_timeout=config.step_timeout,
+        max_retries=config.max_retries,
         viewer=config.viewer,
         checkpoint_step=loaded.step,
-        weights=config.weights,
+        checkpoint=config.checkpoint,
         name=f"{config.run}:",
     )
 
@@ -654,6 +659,6 @@ def _film(
         policy = evaluator.runner.policy
         clips = [(draw_look(policy, camera, frames), success) for frames, success in clips]
     task = evaluator.info.task_id
-    path = RunDirectory(config.run).video(task, init_states.seed, config.weights)
+    path = RunDirectory(config.run).video(task, init_states.seed, config.checkpoint)
     write_grid(path, clips, evaluator.info.control_hz)
     return path

@@ -29,10 +29,10 @@ from fibopolicy.utils.processes import check_importable
 _log = logging.getLogger(__name__)
 
 #: Attempts for an episode before it becomes an error.
-TRIES = 3
+MAX_RETRIES = 2
 #: Seconds without a heartbeat: while stepping or rendering, and while an environment is
 #: made or an initial state restored.
-STEP_LIMIT, START_LIMIT = 60.0, 600.0
+STEP_TIMEOUT, START_LIMIT = 60.0, 600.0
 #: Longest sleep of the loop, seconds. A pause of this process, as by Ctrl-Z, counts as
 #: no more than that.
 POLL_INTERVAL = 0.5
@@ -104,9 +104,9 @@ class Scheduler:
             import it.
         n_obs_steps: T_o, observations that the policy reads.
         workers: number of processes.
-        step_limit: seconds that a control step or a frame may take until the process
+        step_timeout: seconds that a control step or a frame may take until the process
             counts as hung.
-        tries: attempts for an episode whose process dies, hangs or raises an error.
+        max_retries: further attempts at an episode whose process dies, hangs or raises an error.
         viewer: open MuJoCo's viewer for the only worker.
     """
 
@@ -116,14 +116,14 @@ class Scheduler:
         n_obs_steps: int,
         workers: int,
         *,
-        step_limit: float = STEP_LIMIT,
-        tries: int = TRIES,
+        step_timeout: float = STEP_TIMEOUT,
+        max_retries: int = MAX_RETRIES,
         viewer: bool = False,
     ) -> None:
-        if workers < 1 or tries < 1 or step_limit <= 0:
+        if workers < 1 or max_retries < 0 or step_timeout <= 0:
             raise UserError(
-                "expected workers and tries >= 1 and a step limit > 0 s, got"
-                f" {workers}, {tries} and {step_limit}"
+                "expected workers >= 1, max_retries >= 0 and step_timeout > 0 s, got"
+                f" {workers}, {max_retries} and {step_timeout}"
             )
         if viewer:
             check_display()
@@ -132,7 +132,7 @@ class Scheduler:
         check_importable("the function that makes the environment", make_env)
         self.throughput = Throughput()
         self._open_simulator = functools.partial(Simulator, make_env, n_obs_steps, viewer)
-        self._step_limit, self._tries = step_limit, tries
+        self._step_timeout, self._max_retries = step_timeout, max_retries
         self._failed_starts, self._warned = 0, False
         self._call_s = 0.0
         self._policy_idle_since = self._checked_at = time.perf_counter()
@@ -192,7 +192,7 @@ class Scheduler:
             if due:
                 self._act(runner, due)
             for episode in self._receive(0.0 if due else self._poll_time(), check):
-                if episode.error and episode.attempt < self._tries:
+                if episode.error and episode.attempt <= self._max_retries:
                     queue.appendleft(Episode(episode.index, attempt=episode.attempt + 1))
                 else:
                     self.throughput.steps += episode.steps
@@ -237,7 +237,7 @@ class Scheduler:
         self.throughput.rows += len(due)
         for slot, action in zip(due, actions, strict=True):
             slot.ready_since = None
-            slot.expect_heartbeat(self._step_limit)
+            slot.expect_heartbeat(self._step_timeout)
             with contextlib.suppress(OSError):
                 slot.simulator.execute(action)
 
@@ -297,13 +297,13 @@ class Scheduler:
         """Open a new process in a slot; returns the failed episode with its error.
 
         Raises:
-            UserError: `tries` simulators in a row could not be started.
+            UserError: `max_retries` + 1 simulators in a row could not be started.
         """
         if slot.starting:
             _log.warning("a simulator did not start: %s", reason)
             self._failed_starts += 1
         slot.simulator.close()
-        if self._failed_starts >= self._tries:
+        if self._failed_starts > self._max_retries:
             raise UserError(
                 f"no simulator can be started: {reason}; tried {self._failed_starts} times"
             )
@@ -313,6 +313,6 @@ class Scheduler:
         episode, slot.episode, slot.ready_since = slot.episode, None, None
         if episode is not None:
             episode.error, episode.wall_s = reason, time.perf_counter() - slot.began
-            attempts = f"attempt {episode.attempt} of {self._tries}"
+            attempts = f"attempt {episode.attempt} of {1 + self._max_retries}"
             _log.warning("episode %d: %s (%s)", episode.index, reason, attempts)
         return episode

@@ -60,7 +60,7 @@ def _film_checkpoint(
     run = method.runs[0]
     rows = {row.init_state: row for row in method.rows[0] if row.init_state in shown}
     first = next(iter(rows.values()))
-    loaded = load_policy(run, weights=first.weights)
+    loaded = load_policy(run, checkpoint=first.checkpoint)
     if (loaded.step, weights_digest(loaded.policy)) != (first.checkpoint_step, first.policy):
         raise UserError(
             f"{run}: its weights, now of step {loaded.step}, are not those that the compared rows"

@@ -58,15 +58,15 @@ class RunDirectory:
         """The initial states that an evaluation drew itself."""
         return self.path / f"init_seed{seed}_{quality}.npz"
 
-    def video(self, task: str, init_seed: int, weights: str) -> Path:
+    def video(self, task: str, init_seed: int, checkpoint: str) -> Path:
         name = re.sub("[/:]", "_", task)
-        return self.videos / f"{name}_seed{init_seed}{_checkpoint_suffix(weights)}.mp4"
+        return self.videos / f"{name}_seed{init_seed}{_checkpoint_suffix(checkpoint)}.mp4"
 
-    def success_by_step(self, weights: str, init_seed: int) -> Path:
-        return self.path / f"success_by_step{_evaluation_suffix(weights, init_seed)}.svg"
+    def success_by_step(self, checkpoint: str, init_seed: int) -> Path:
+        return self.path / f"success_by_step{_evaluation_suffix(checkpoint, init_seed)}.svg"
 
-    def report(self, weights: str, init_seed: int) -> Path:
-        return self.path / f"report{_evaluation_suffix(weights, init_seed)}.html"
+    def report(self, checkpoint: str, init_seed: int) -> Path:
+        return self.path / f"report{_evaluation_suffix(checkpoint, init_seed)}.html"
 
     def read_config(self) -> dict[str, Any]:
         """The contents of `config.json`.
@@ -167,11 +167,11 @@ def open_run(path: StrPath) -> Path:
     return IMPORTERS[path.suffix](path)
 
 
-def load_policy(run: StrPath, *, weights: str = "ema", device: str = "cpu") -> LoadedPolicy:
+def load_policy(run: StrPath, *, checkpoint: str = "ema", device: str = "cpu") -> LoadedPolicy:
     """Load the last checkpoint of a run.
 
     Args:
-        weights: "ema", the moving average, or "model"; or one of the run's best checkpoints,
+        checkpoint: "ema", the moving average, or "model"; or one of the run's best checkpoints,
             as "best/step_<steps>". An imported checkpoint has one set of weights.
 
     Raises:
@@ -184,9 +184,9 @@ def load_policy(run: StrPath, *, weights: str = "ema", device: str = "cpu") -> L
             return LOADERS[section](directory.path, document, device)
     files = {"ema": directory.ema, "model": directory.model}
     files |= {f"best/{path.stem}": path for path in directory.best_checkpoints()}
-    if weights not in files:
-        raise unknown("weights", weights, files)
-    path = files[weights]
+    if checkpoint not in files:
+        raise unknown("checkpoint", checkpoint, files)
+    path = files[checkpoint]
     if not path.is_file():
         raise UserError(f"{path}: no checkpoint has been written yet")
     config = PolicyConfig(**document["policy"]).as_loaded()
@@ -221,14 +221,14 @@ def _shapes(document: Mapping[str, Any]) -> Shapes:
     )
 
 
-def _checkpoint_suffix(weights: str) -> str:
+def _checkpoint_suffix(checkpoint: str) -> str:
     """Empty for the last checkpoint, which is the result of a run."""
-    return f"_{weights.replace('/', '_')}" if "/" in weights else ""
+    return f"_{checkpoint.replace('/', '_')}" if "/" in checkpoint else ""
 
 
-def _evaluation_suffix(weights: str, init_seed: int) -> str:
+def _evaluation_suffix(checkpoint: str, init_seed: int) -> str:
     """Also empty for the default set of initial states."""
-    return _checkpoint_suffix(weights) + (f"_seed{init_seed}" if init_seed else "")
+    return _checkpoint_suffix(checkpoint) + (f"_seed{init_seed}" if init_seed else "")
 
 
 def load_strictly(

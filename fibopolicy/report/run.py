@@ -51,7 +51,7 @@ def write_run_page(
     encoder = document["policy"]["encoder"]
     seconds = stages or {"evaluation": evaluation.seconds}
 
-    success = files.success_by_step(first.weights, first.init_seed)
+    success = files.success_by_step(first.checkpoint, first.init_seed)
     plot_success_by_step({"": [[row for row in evaluation.rows if not row.error]]}, success)
     blocks: list[Block] = [
         Heading("Success rate"),
@@ -81,7 +81,7 @@ def write_run_page(
         Heading("How it was made"),
         Facts(_facts(document, evaluation)),
     ]
-    path = files.report(first.weights, first.init_seed)
+    path = files.report(first.checkpoint, first.init_seed)
     write_html(path, f"{run.resolve().name}: {evaluation.rate}", blocks)
     return path
 
@@ -97,9 +97,9 @@ def _facts(document: Mapping[str, Any], evaluation: Evaluation) -> dict[str, str
         "policy": policy["policy"],
         "demonstrations": f"{training['demos']} from {', '.join(Path(d).name for d in datasets)}",
         "gradient steps": str(first.checkpoint_step),
-        "weights": _WEIGHTS.get(
-            first.weights,
-            f"{first.weights}, selected by validation; the last checkpoint is the run's result",
+        "checkpoint": _WEIGHTS.get(
+            first.checkpoint,
+            f"{first.checkpoint}, selected by validation; the last checkpoint is the run's result",
         ),
         "training seed": str(training["seed"]),
         "initial states": f"{len(evaluation.rows)}, set of seed {first.init_seed}, not used in"

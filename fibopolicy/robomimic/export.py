@@ -16,14 +16,14 @@ from fibopolicy.robomimic.policies import RobomimicPolicy
 from fibopolicy.utils.files import StrPath, atomic_write, check_output, expanded
 
 
-def export(run: StrPath, out: StrPath, *, weights: str = "ema", overwrite: bool = False) -> Path:
+def export(run: StrPath, out: StrPath, *, checkpoint: str = "ema", overwrite: bool = False) -> Path:
     """Write a run's policy as a checkpoint that robomimic 0.3 loads, and that acts
     alike.
 
     Args:
         run: a run directory of ours.
         out: the file to write.
-        weights: "ema", the moving average, or "model".
+        checkpoint: "ema", the moving average, or "model".
         overwrite: replace an existing `out`.
 
     Raises:
@@ -39,7 +39,7 @@ def export(run: StrPath, out: StrPath, *, weights: str = "ema", overwrite: bool 
             f"{run}: is the evaluation of a robomimic checkpoint,"
             f" {document[SECTION]['checkpoint']}; take that file"
         )
-    loaded = load_policy(run, weights=weights)
+    loaded = load_policy(run, checkpoint=checkpoint)
     policy = loaded.policy
     if not isinstance(policy, RobomimicPolicy):
         known = ", ".join(

@@ -138,7 +138,7 @@ class TrainConfig:
     """Robomimic HDF5 file, or several."""
     out: Path
     """Run directory."""
-    weights: tuple[float, ...] | None = None
+    dataset_weights: tuple[float, ...] | None = None
     """With several files: the share of each in every batch, one number per file; by default in proportion to their steps."""  # noqa: E501
     cameras: tuple[str, ...] | None = None
     """Image keys to see; by default all of the file's."""

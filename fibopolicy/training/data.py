@@ -33,8 +33,8 @@ def open_dataset(config: TrainConfig) -> Windows:
 
     Settings that the configuration leaves open are resolved against the first file.
     """
-    if config.weights is not None:
-        check_weights(config.weights, [path for path, _ in config.files])
+    if config.dataset_weights is not None:
+        check_weights(config.dataset_weights, [path for path, _ in config.files])
     paths = dict.fromkeys(path for path, _ in config.files)
     for path in paths:
         check_structure(path)
@@ -46,7 +46,7 @@ def open_dataset(config: TrainConfig) -> Windows:
             _windows(config, files[path], cameras, vectors, _filter_key(files[path], asked))
             for path, asked in config.files
         ]
-    return parts[0] if len(parts) == 1 else Mixture(parts, config.weights)
+    return parts[0] if len(parts) == 1 else Mixture(parts, config.dataset_weights)
 
 
 def open_validation(config: TrainConfig, dataset: Windows) -> Windows | None:

@@ -56,14 +56,14 @@ def test_collect_inspect_train_evaluate(
     assert "95 % Wilson interval" in out
     assert len((tmp_path / "run/episodes.jsonl").read_text().splitlines()) == 2
     assert (tmp_path / "run/report.html").is_file()
-    code, out, _ = call(monkeypatch, capsys, "rates", run, "--out", str(tmp_path / "rates.json"))
+    code, out, _ = call(monkeypatch, capsys, "results", run, "--out", str(tmp_path / "rates.json"))
     assert code == 0
     assert "step 5 ema, init_seed 0" in out
     stored = json.loads((tmp_path / "rates.json").read_text())["runs"][0]
     assert {"fibopolicy", "torch", "python", "processor"} <= stored["trained_with"].keys()
     assert stored["index"] == [0, 1]
     assert sum(stored["success"]) == stored["successes"]
-    for command in (["rates", run], ["compare", run, run]):
+    for command in (["results", run], ["compare", run, run]):
         code, _, err = call(
             monkeypatch, capsys, *command, "--out", f"{run}/episodes.jsonl", "--overwrite"
         )
@@ -218,7 +218,7 @@ def test_harmless_oddities_are_told_and_trained_on(
             "steps must be at least 1",
         ),
         (
-            ["train", "--dataset", "LIFT", "LIFT", "--out", "run", "--weights", "1"],
+            ["train", "--dataset", "LIFT", "LIFT", "--out", "run", "--dataset-weights", "1"],
             "weights: got 1 for 2 files",
         ),
         (
@@ -242,7 +242,7 @@ def test_harmless_oddities_are_told_and_trained_on(
             "episodes must be at least 1",
         ),
         (["collect", "Lift-v0", "--episodes", "1", "--out", "LIFT"], "exists already"),
-        (["fetch", "lift-humn"], "did you mean 'lift-human'"),
+        (["download", "lift-humn"], "did you mean 'lift-human'"),
         (["inspect", "nowhere.hdf5"], "nowhere.hdf5"),
         (["replay", "nowhere.hdf5"], "nowhere.hdf5"),
         (["replay", "LIFT", "--workers", "0"], "workers must be at least 1"),
@@ -257,7 +257,7 @@ def test_harmless_oddities_are_told_and_trained_on(
         (["replay", "LIFT", "--out", "LIFT", "--overwrite"], "is the input itself"),
         (["inspect", "."], "folder"),
         (["evaluate", "nowhere"], "is no run directory"),
-        (["rates", "nowhere"], "no such run directory"),
+        (["results", "nowhere"], "no such run directory"),
         (["compare", "nowhere", "elsewhere"], "no such run directory"),
         (["compare", "nowhere"], "needs a baseline and a candidate"),
     ],

@@ -103,12 +103,12 @@ READING = [
     "split FILE --out OUT.hdf5",
     "replay FILE",
     "render FILE --out OUT.hdf5",
-    "expand FILE --demos 1 --out OUT.hdf5",
+    "generate FILE --demos 1 --out OUT.hdf5",
     "train --dataset FILE --out OUT",
     "train --dataset good.hdf5 --out OUT --encoder-weights FILE",
     "init-states FILE --episodes 1 --out OUT.npz",
     "evaluate FILE --episodes 1",
-    "rates FILE",
+    "results FILE",
     "compare FILE b",
     "compare --group one=FILE --group two=b",
     "study run FILE --out OUT",
@@ -194,9 +194,9 @@ WRITING = [
     "split good.hdf5 --out OUT",
     "render good.hdf5 --out OUT",
     "init-states Lift-v0 --episodes 1 --out OUT",
-    "rates a --out OUT",
+    "results a --out OUT",
     "compare a b --out OUT",
-    "show-pattern --tokens 16 --out OUT",
+    "plot-pattern --tokens 16 --out OUT",
     "train --dataset good.hdf5 --out OUT",
 ]
 #: The file itself, a folder, and names below a file.
@@ -230,10 +230,10 @@ def test_an_output_that_cannot_be_written_is_one_line(
 #: starts a simulator or a training.
 NUMBERS = {
     "collect Lift-v0 --out new --episodes 1": ["--episodes", "--image-size", "--workers", "--seed"],
-    "split good.hdf5 --out new": ["--valid", "--seed"],
+    "split good.hdf5 --out new": ["--valid-fraction", "--seed"],
     "render good.hdf5 --out new": ["--image-size", "--workers"],
     "replay good.hdf5": ["--workers"],
-    "expand good.hdf5 --out new": ["--demos"],
+    "generate good.hdf5 --out new": ["--demos"],
     "evaluate run": [
         "--episodes",
         "--seed",
@@ -241,14 +241,14 @@ NUMBERS = {
         "--workers",
         "--batch",
         "--threads",
-        "--tries",
-        "--step-limit",
+        "--max-retries",
+        "--step-timeout",
     ],
     "init-states Lift-v0 --out new --episodes 1": ["--episodes", "--seed", "--image-size"],
-    "compare a b --out new.html": ["--margin", "--video", "--difference"],
-    "show-pattern --out new.png": ["--tokens", "--heads", "--layer"],
+    "compare a b --out new.html": ["--margin", "--video", "--effect-sizes"],
+    "plot-pattern --out new.png": ["--tokens", "--heads", "--layer"],
     "quickstart --out new": ["--demos", "--steps", "--episodes", "--seed"],
-    "profile data --dataset good.hdf5": ["--turns", "--batch-size", "--weights"],
+    "profile data --dataset good.hdf5": ["--turns", "--batch-size", "--dataset-weights"],
     "train --out new --dataset good.hdf5": [
         *(
             "--steps",
@@ -303,7 +303,7 @@ def test_a_number_that_is_none_or_negative_is_rejected(
         "evaluate run --resume --overwrite",
         "split good.hdf5 --out good.hdf5 --overwrite",
         "replay good.hdf5 --out good.hdf5 --overwrite",
-        "rates a --out a/episodes.jsonl --overwrite",
+        "results a --out a/episodes.jsonl --overwrite",
         "compare a a",
         "compare a b --video 2",
         "train --dataset good.hdf5 --out new --n-obs-steps 100000000000000000000",
@@ -315,7 +315,7 @@ def test_a_number_that_is_none_or_negative_is_rejected(
             " 100000000000000000000"
         ),
         "evaluate run --threads 100000000000000000000",
-        "show-pattern --tokens 100000000000000000000",
+        "plot-pattern --tokens 100000000000000000000",
         "init-states Lift-v0 --episodes 100000000000000000000 --out new",
     ],
 )
@@ -389,7 +389,7 @@ VALUES = st.one_of(
 #: value each.
 GENERATED: dict[str, tuple[list[str], list[str]]] = {
     "inspect": (["FILE"], ["--debugg"]),
-    "split": (["FILE", "--out", "OUT"], ["--valid", "--seed", "--overwrite"]),
+    "split": (["FILE", "--out", "OUT"], ["--valid-fraction", "--seed", "--overwrite"]),
     "train": (
         ["--dataset", "FILE", "--out", "OUT", *TINY],
         [
@@ -400,7 +400,7 @@ GENERATED: dict[str, tuple[list[str], list[str]]] = {
                 "--cameras",
                 "--vectors",
                 "--filter-key",
-                "--weights",
+                "--checkpoint",
                 "--precision",
             ),
             *(
@@ -416,14 +416,14 @@ GENERATED: dict[str, tuple[list[str], list[str]]] = {
             ),
         ],
     ),
-    "rates": (["RUN"], ["--out"]),
+    "results": (["RUN"], ["--out"]),
     "compare": (
         ["RUN", "RUN"],
         [
             "--margin",
-            "--difference",
+            "--effect-sizes",
             "--step",
-            "--weights",
+            "--checkpoint",
             "--init-seed",
             "--horizon",
             "--group",
@@ -435,9 +435,17 @@ GENERATED: dict[str, tuple[list[str], list[str]]] = {
     ),
     "evaluate": (
         ["nowhere"],
-        ["--episodes", "--seed", "--weights", "--video", "--workers", "--step-limit", "--horizon"],
+        [
+            "--episodes",
+            "--seed",
+            "--checkpoint",
+            "--video",
+            "--workers",
+            "--step-timeout",
+            "--horizon",
+        ],
     ),
-    "show-pattern": (["--tokens", "9", "--out", "OUT.png"], ["--heads", "--layer", "--modified"]),
+    "plot-pattern": (["--tokens", "9", "--out", "OUT.png"], ["--heads", "--layer", "--modified"]),
 }
 
 

@@ -319,7 +319,7 @@ def test_a_file_under_writing_is_told_as_such(path: Path, interrupted: bool) -> 
 
 def read_split(path: Path, out: Path) -> None:
     """References within a file are copied as they are, and then the copy must be refused."""
-    split(path, out, valid=0)
+    split(path, out, valid_fraction=0)
     with DemoFile(out) as file:
         validate(file, CAMERAS, VECTORS)
 
@@ -378,7 +378,7 @@ def test_a_random_chain_of_links_gives_the_data_or_a_refusal(
             with pytest.raises(UserError, match=r"\A[^\n]*\Z"):
                 read_split(top, out)
             return
-        split(top, out, valid=0)
+        split(top, out, valid_fraction=0)
         for path in (top, out):
             with DemoFile(path) as opened:
                 validate(opened, CAMERAS, VECTORS)

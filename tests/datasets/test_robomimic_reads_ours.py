@@ -83,7 +83,7 @@ def test_filter_keys_made_here_select_demos_there_and_the_other_way_round(
     from robomimic.utils.dataset import SequenceDataset
 
     out = tmp_path / "split.hdf5"
-    made = split(path, out, valid=0.4, subsets={"half": 0.5})
+    made = split(path, out, valid_fraction=0.4, subsets={"half": 0.5})
     obs_utils.initialize_obs_utils_with_obs_specs({"obs": {"low_dim": list(VECTORS)}})
     for key, demos in made.items():
         dataset = SequenceDataset(

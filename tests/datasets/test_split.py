@@ -18,7 +18,7 @@ def twenty(tmp_path: Path) -> Path:
 
 def test_train_and_valid_share_out_the_demos_in_a_new_file(twenty: Path, tmp_path: Path) -> None:
     before = twenty.read_bytes()
-    made = split(twenty, tmp_path / "out.hdf5", valid=0.25, seed=3)
+    made = split(twenty, tmp_path / "out.hdf5", valid_fraction=0.25, seed=3)
     assert twenty.read_bytes() == before
     with DemoFile(tmp_path / "out.hdf5") as file:
         assert {key: file.select(key) for key in file.filter_keys} == made
@@ -42,7 +42,7 @@ def test_subsets_nest_and_leave_valid_alone(twenty: Path, tmp_path: Path) -> Non
 
 
 def test_no_held_out_demos_means_no_valid_key(twenty: Path, tmp_path: Path) -> None:
-    split(twenty, tmp_path / "out.hdf5", valid=0)
+    split(twenty, tmp_path / "out.hdf5", valid_fraction=0)
     with DemoFile(tmp_path / "out.hdf5") as file:
         assert set(file.filter_keys) == {"train"}
 
@@ -52,7 +52,7 @@ def test_names_beyond_ascii_and_a_mask_that_is_no_group(path: Path, tmp_path: Pa
         file["data"].move("demo_1", "démo_1")
         del file["mask"]
         file["mask"] = np.zeros(3)
-    made = split(path, tmp_path / "out.hdf5", valid=0.5)
+    made = split(path, tmp_path / "out.hdf5", valid_fraction=0.5)
     with DemoFile(tmp_path / "out.hdf5") as file:
         assert {key: file.select(key) for key in file.filter_keys} == made
         assert "démo_1" in made["train"] + made["valid"]
@@ -67,5 +67,5 @@ def test_refusals(path: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="leave none to train on"):
         split(one, tmp_path / "out.hdf5")
     with pytest.raises(UserError, match=r"share of 'valid' must be in \[0, 1\), got 1.5"):
-        split(path, tmp_path / "out.hdf5", valid=1.5)
+        split(path, tmp_path / "out.hdf5", valid_fraction=1.5)
     assert not (tmp_path / "out.hdf5").exists()

@@ -214,7 +214,7 @@ def test_errors_count_in_no_rate_and_are_stated() -> None:
         "fast",
         "y",
         error="its process was ended by SIGKILL",
-        tries=3,
+        max_retries=2,
     )
     rate = success_rate([row, failed])
     assert (rate.successes, rate.episodes, rate.errors) == (1, 1, 1)

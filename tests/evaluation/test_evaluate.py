@@ -152,7 +152,9 @@ def test_a_run_is_evaluated_by_one_process_at_a_time(fresh: EvaluateConfig) -> N
 def test_a_file_holds_several_evaluations_apart(
     evaluated: Evaluation, again: EvaluateConfig
 ) -> None:
-    assert {row.weights for row in evaluate_run(replace(again, weights="model")).rows} == {"model"}
+    assert {row.checkpoint for row in evaluate_run(replace(again, checkpoint="model")).rows} == {
+        "model"
+    }
     other_init_states = replace(again, seed=1, episodes=2)
     assert {row.init_seed for row in evaluate_run(other_init_states).rows} == {1}
     evaluate_run(other_init_states, overwrite=True)
@@ -314,7 +316,7 @@ def test_two_checkpoints_are_filmed_side_by_side_on_the_same_initial_states(
     evaluated: Evaluation, again: EvaluateConfig, tiny_run: Path, tmp_path: Path
 ) -> None:
     other = copy_of(tiny_run, tmp_path / "other")
-    evaluate_run(replace(other, weights="model"))
+    evaluate_run(replace(other, checkpoint="model"))
     page = tmp_path / "sides.html"
     Compare((again.run, other.run), out=page, video=2).run()
     frames = iio.imread(page.with_suffix(".mp4"))
@@ -329,5 +331,5 @@ def test_two_checkpoints_are_filmed_side_by_side_on_the_same_initial_states(
             out=page,
             video=1,
             overwrite=True,
-            choice=Selector(weights="ema"),
+            choice=Selector(checkpoint="ema"),
         ).run()

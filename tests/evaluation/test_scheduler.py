@@ -227,14 +227,14 @@ def test_a_film_shows_every_step_and_changes_nothing(
 
 
 def faulty(
-    fault: Callable[[], None], times: int, folder: Path, *, step_limit: float = 60.0
+    fault: Callable[[], None], times: int, folder: Path, *, step_timeout: float = 60.0
 ) -> dict[int, Episode]:
     env = envs.make("Lift-v0", image_size=16, horizon=12)
     init_states = make_init_states(env, 4, seed=0)
     hand = env.set_state(init_states.states[2])["hand_position"]
     env.close()
     make = faulty_envs.making(fault, folder, times, hand)
-    with Scheduler(make, 2, 2, step_limit=step_limit) as pool:
+    with Scheduler(make, 2, 2, step_timeout=step_timeout) as pool:
         outcomes = {o.index: o for o in pool.run(PolicyRunner(Counting()), init_states, range(4))}
         pids = [slot.simulator.process.pid for slot in pool._slots]
     assert not [pid for pid in pids if Path(f"/proc/{pid}").exists()], "a process was left behind"
@@ -248,7 +248,7 @@ def faulty(
 def test_an_episode_whose_simulator_fails_runs_again_elsewhere(
     fault: Callable[[], None], limit: float, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    outcomes = faulty(fault, 1, tmp_path, step_limit=limit)
+    outcomes = faulty(fault, 1, tmp_path, step_timeout=limit)
     assert [(i, o.steps, o.attempt, o.error) for i, o in sorted(outcomes.items())] == [
         (0, 12, 1, ""),
         (1, 12, 1, ""),

@@ -159,7 +159,7 @@ def rollouts(name: str) -> list[list[Any]]:
     policy = load_policy(HERE / "policies" / name).policy
     # A busy machine may take long for a step; that must not become an error row.
     rows = evaluate_policy(
-        policy, task, episodes, workers=1, batch=4, threads=1, horizon=horizon, step_limit=600
+        policy, task, episodes, workers=1, batch=4, threads=1, horizon=horizon, step_timeout=600
     )
     return [[row.success, row.steps, row.init_state] for row in rows]
 

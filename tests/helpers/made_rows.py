@@ -19,7 +19,7 @@ def row(index: int, success: bool, **changes: Any) -> EpisodeResult:
         "total_reward": float(success),
         "wall_s": 1.0,
         "checkpoint_step": 1000,
-        "weights": "ema",
+        "checkpoint": "ema",
         "init_seed": 0,
         "horizon": 100,
         "quality": "fast",

@@ -123,7 +123,7 @@ def finish(
                     "total_reward": float(success),
                     "wall_s": 0.5,
                     "checkpoint_step": trained,
-                    "weights": "ema",
+                    "checkpoint": "ema",
                     "init_seed": 0,
                     "horizon": 120,
                     "quality": "fast",

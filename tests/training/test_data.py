@@ -67,7 +67,7 @@ def test_filter_keys_are_for_all_files_or_for_each(
     with pytest.raises(UserError, match="name at least one file"):
         replace(tiny_config, dataset=())
     with pytest.raises(UserError, match="weights: got 2 for 1 files"):
-        open_dataset(replace(tiny_config, weights=(1.0, 2.0)))
+        open_dataset(replace(tiny_config, dataset_weights=(1.0, 2.0)))
 
 
 def test_a_list_of_one_file_is_that_file(tiny_config: TrainConfig) -> None:
@@ -80,7 +80,7 @@ def test_a_run_on_a_mixture_resumes_to_the_same_weights(
     config = replace(
         tiny_config,
         dataset=(tiny_config.dataset, second_file),
-        weights=(1.0, 3.0),
+        dataset_weights=(1.0, 3.0),
         out=tmp_path / "whole",
     )
     train(config)
@@ -94,9 +94,9 @@ def test_a_run_on_a_mixture_resumes_to_the_same_weights(
     whole, resumed = (load_file(tmp_path / name / "ema.safetensors") for name in ("whole", "cut"))
     assert all((whole[name] == resumed[name]).all() for name in whole)
     stored = json.loads((tmp_path / "whole/config.json").read_text())["train"]
-    assert (stored["weights"], stored["demos"]) == ([1.0, 3.0], 21)
+    assert (stored["dataset_weights"], stored["demos"]) == ([1.0, 3.0], 21)
     with pytest.raises(UserError, match=r"train\.weights\[1\] = 3.0 there, 1.0 now"):
-        train(replace(config, weights=(1.0, 1.0)), resume=True)
+        train(replace(config, dataset_weights=(1.0, 1.0)), resume=True)
 
 
 def stop_at(step: int, last: int) -> int:

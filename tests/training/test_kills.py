@@ -45,7 +45,7 @@ def check_whole(run: Path) -> int:
         return -1
     for weights in ("model", "ema"):
         if (run / f"{weights}.safetensors").exists():
-            load_policy(run, weights=weights)
+            load_policy(run, checkpoint=weights)
     return int(torch.load(run / "state.pt", weights_only=True)["step"])
 
 

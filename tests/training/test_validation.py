@@ -83,12 +83,12 @@ def test_the_best_are_kept_beside_the_last_and_can_be_named(watched: TrainConfig
     assert [path.name for path in kept] == [f"step_{step + 1:06d}.safetensors" for step in best]
     with safe_open(kept[0], framework="pt") as file:
         assert float(file.metadata()["validation_loss"]) == losses[best[0]]
-    assert load_policy(watched.out, weights=f"best/{kept[0].stem}").step == best[0] + 1
+    assert load_policy(watched.out, checkpoint=f"best/{kept[0].stem}").step == best[0] + 1
     assert load_policy(watched.out).step == 12
     with pytest.raises(
         UserError, match="unknown weights 'best/step_000099': did you mean 'best/step_0000"
     ):
-        load_policy(watched.out, weights="best/step_000099")
+        load_policy(watched.out, checkpoint="best/step_000099")
     train(watched, overwrite=True)
     assert len(list((watched.out / "best").iterdir())) == 2
 

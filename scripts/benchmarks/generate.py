@@ -1,5 +1,5 @@
-"""How often expansion succeeds, and what it costs: `python scripts/benchmarks/expand.py
---out docs/benchmarks/expand_DATE.json`.
+"""How often expansion succeeds, and what it costs: `python scripts/benchmarks/generate.py
+--out docs/benchmarks/generate_DATE.json`.
 
 The sources are fetched. Rows that the output holds already are kept, so that a run
 which was stopped goes on.
