@@ -1,9 +1,8 @@
-"""A policy that robomimic trained, behind the policy contract."""
+"""A policy that robomimic trained, behind the interface of our policies."""
 
 from __future__ import annotations
 
 import contextlib
-import importlib
 import io
 import warnings
 from collections import OrderedDict
@@ -20,22 +19,20 @@ from fibopolicy.policies.observations import check_observations
 from fibopolicy.policies.rng import GLOBAL_RNG, EpisodeRng, SampleRng
 from fibopolicy.robomimic.actor import Memory, forward, forward_recurrent, init_memory
 from fibopolicy.robomimic.checkpoint import Checkpoint
-from fibopolicy.robomimic.config import used_keys
 from fibopolicy.utils.system import resolve_device
 
-#: Their `get_action` has no memory, so that they act for any episode at any time.
+#: Their `get_action` has no memory, so one object acts for any episode at any time.
 ALGORITHMS = ("bc", "bcq", "cql", "iql", "td3_bc")
 
 
 class ImportedPolicy(Policy):
-    """Rolls out what robomimic trained; training it is robomimic's business.
+    """Acts as robomimic's own rollout of a checkpoint does; it cannot be trained.
 
-    `act` returns one action per call, unclipped where the checkpoint scales actions,
-    and carries tensors whose first dimension counts the episodes.
+    `act` returns one action per call, within [-1, 1] unless the checkpoint scales actions.
 
     Raises:
         UserError: an algorithm, network, core or option that robomimic 0.3.0 does not
-            have, weights that do not fit, or observations that no simulator here gives.
+            have, weights that do not fit, or observations that no simulator gives.
     """
 
     name = "robomimic"
@@ -43,54 +40,38 @@ class ImportedPolicy(Policy):
     def __init__(self, checkpoint: Checkpoint, device: str = "cpu") -> None:
         super().__init__()
         self.device = resolve_device(device)
-        self.algorithm = _build(checkpoint, self.device)
+        self.algorithm = _build_algorithm(checkpoint, self.device)
         self.networks: nn.ModuleDict = self.algorithm.nets
-        config = self.algorithm.global_config
-        algo = config.algo
-        self.recurrent = checkpoint.algo_name == "bc" and bool(algo.rnn.enabled)
-        self.transformer = checkpoint.algo_name == "bc" and bool(algo.transformer.enabled)
+        config, algo = self.algorithm.global_config, self.algorithm.global_config.algo
+        cloning = checkpoint.algo_name == "bc"
+        self.recurrent = cloning and bool(algo.rnn.enabled)
+        self.transformer = cloning and bool(algo.transformer.enabled)
+        #: Whether a policy network alone acts, and not an algorithm that draws from torch.
+        self.single_network = cloning and not algo.vae.enabled
         stacked = int(config.train.frame_stack)
         if stacked > 1 and not self.transformer:
             raise UserError(
                 f"{checkpoint.path}: train.frame_stack is {stacked}, which only robomimic's"
                 " transformer can act on"
             )
-        modalities = used_keys(config.observation)
-        images, vectors = modalities.pop("rgb", []), modalities.pop("low_dim", [])
-        if modalities:
-            raise UserError(
-                f"{checkpoint.path}: observes {', '.join(modalities)}; rolled out are rgb and"
-                " low_dim alone"
-            )
-        shapes = {key: checkpoint.shapes[key] for key in (*images, *vectors)}
-        self.shapes = Shapes(
-            {key: (shapes[key][1], shapes[key][2]) for key in images},
-            {key: shapes[key][0] for key in vectors},
-            checkpoint.action_dim,
-        )
+        self.shapes = _shapes(checkpoint, config)
         rgb = config.observation.encoder.get("rgb") or {}
         core = (rgb.get("core_kwargs") or {}).get("encoder") or rgb.get("core_class")
         self.config = PolicyConfig(
             policy=f"robomimic {checkpoint.algo_name}: {type(self.algorithm).__name__}",
-            encoder=str(core) if images else "none",
+            encoder=str(core) if self.shapes.images else "none",
             n_obs_steps=stacked,
             horizon=1,
             n_action_steps=1,
         )
         self.object_signs = _object_signs(checkpoint, self.shapes).to(self.device)
-        self.obs_scales = _scales(checkpoint.obs_statistics, self.device)
-        actions = list(_scales(checkpoint.action_statistics, self.device).values())
-        self.action_scale = (
-            tuple(torch.cat(parts, dim=-1) for parts in zip(*actions, strict=True))
-            if actions
-            else None
-        )
+        self.obs_scales = _to_tensors(checkpoint.obs_statistics, self.device)
+        scales = _to_tensors(checkpoint.action_statistics, self.device).values()
+        self.action_scale = [torch.cat(parts, dim=-1) for parts in zip(*scales, strict=True)]
         self.eval()
 
     def fit_normalizers(self, statistics: Statistics) -> None:
-        raise UserError(
-            "a robomimic checkpoint brings its own normalisation and is not trained here"
-        )
+        raise UserError("a robomimic checkpoint has its own normalisation and is not trained here")
 
     def loss(
         self, batch: Mapping[str, Any], rng: SampleRng = GLOBAL_RNG
@@ -102,39 +83,36 @@ class ImportedPolicy(Policy):
     @torch.no_grad()
     def act(self, obs: Mapping[str, Tensor], state: State = None) -> tuple[Tensor, State]:
         check_observations(obs, self.shapes, {self.config.n_obs_steps})
-        raw = {key: obs[key].to(self.device) for key in (*self.shapes.images, *self.shapes.vectors)}
+        raw = {key: obs[key].to(self.device) for key in self.shapes.keys}
         memory = state or init_memory(raw, raw)
-        seen = self._observations(raw)
+        inputs = self._prepare(raw)
         if not self.transformer:
-            seen = {key: value[:, -1] for key, value in seen.items()}  # (B, ...)
+            inputs = {key: value[:, -1] for key, value in inputs.items()}  # (B, ...)
         if self.recurrent:
             rnn = self.algorithm.algo_config.rnn
-            actions, carried = forward_recurrent(
+            actions, memory = forward_recurrent(
                 self.networks["policy"],
-                seen,
+                inputs,
                 memory,
                 horizon=rnn.horizon,
                 open_loop=rnn.get("open_loop", False),
             )
-        elif (
-            self.algorithm.global_config.algo_name == "bc"
-            and not self.algorithm.algo_config.vae.enabled
-        ):
-            actions, carried = forward(self.networks["policy"], seen, memory)
+        elif self.single_network:
+            actions, memory = forward(self.networks["policy"], inputs, memory)
         else:
-            actions, carried = self._one_by_one(seen, memory)
-        if self.action_scale is None:
-            actions = actions.clamp(-1, 1)
-        else:
+            actions, memory = self._act_one_by_one(inputs, memory)
+        if self.action_scale:
             offset, scale = self.action_scale
             actions = actions * scale + offset
-        return actions.unsqueeze(1), carried  # (B, 1, A)
+        else:
+            actions = actions.clamp(-1, 1)
+        return actions.unsqueeze(1), memory  # (B, 1, A)
 
-    def _observations(self, raw: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Images uint8 `(B, T, H, W, 3)` to float `(B, T, 3, H, W)` in [0, 1]; all
-        normalised where training was.
+    def _prepare(self, raw: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Images uint8 `(B, T_o, H, W, 3)` to float `(B, T_o, 3, H, W)` in [0, 1];
+        everything normalised if the training did so.
         """
-        seen = {}
+        prepared = {}
         for key, value in raw.items():
             if key in self.shapes.images:
                 value = value.float().div(255).permute(0, 1, 4, 2, 3)
@@ -143,50 +121,67 @@ class ImportedPolicy(Policy):
             if self.obs_scales:
                 offset, scale = self.obs_scales[key]  # (1, ...)
                 value = (value - offset) / scale
-            seen[key] = value.float()
-        return seen
+            prepared[key] = value.float()
+        return prepared
 
-    def _one_by_one(self, obs: Mapping[str, Tensor], memory: Memory) -> tuple[Tensor, Memory]:
-        """Algorithms that draw from torch's global generator: each episode from its own seed."""
+    def _act_one_by_one(self, obs: Mapping[str, Tensor], memory: Memory) -> tuple[Tensor, Memory]:
+        """Actions `(B, A)` of an algorithm that draws from torch's global generator, which
+        gets a seed of its own for each episode.
+        """
         actions, rng = [], EpisodeRng(**memory["rng"])
         devices = [self.device] if self.device.type == "cuda" else []
         for row, seed in enumerate(rng.seeds()):
+            one = {key: value[row : row + 1] for key, value in obs.items()}
             with torch.random.fork_rng(devices=devices):
                 torch.manual_seed(seed)
-                actions.append(
-                    self.algorithm.get_action(
-                        {key: value[row : row + 1] for key, value in obs.items()}
-                    )
-                )
+                actions.append(self.algorithm.get_action(one))
         return torch.cat(actions), {**memory, "rng": rng.advance().state}
 
 
-def _object_signs(checkpoint: Checkpoint, shapes: Shapes) -> Tensor:
-    """What today's "object" is multiplied with to be the training's: Lift turned its
-    last part round in robosuite 1.5.
+def _shapes(checkpoint: Checkpoint, config: Any) -> Shapes:
+    from fibopolicy.robomimic.config import used_keys
 
-    `gripper_to_cube_pos` was the gripper's position minus the cube's; since 1.5 it is
-    the cube's minus the gripper's.
+    keys = used_keys(config.observation)
+    images, vectors = keys.pop("rgb", []), keys.pop("low_dim", [])
+    if keys:
+        raise UserError(
+            f"{checkpoint.path}: observes {', '.join(keys)}; only rgb and low_dim can be evaluated"
+        )
+    sizes = checkpoint.shapes  # images (3, H, W)
+    return Shapes(
+        {key: (sizes[key][1], sizes[key][2]) for key in images},
+        {key: sizes[key][0] for key in vectors},
+        checkpoint.action_dim,
+    )
+
+
+def _object_signs(checkpoint: Checkpoint, shapes: Shapes) -> Tensor:
+    """Factors `(D,)` that turn the vector "object" of robosuite 1.5 into the one of the
+    training.
+
+    Before 1.5 the last part of Lift's was the gripper's position minus the cube's; since
+    then it is the cube's minus the gripper's.
     """
     signs = torch.ones(shapes.vectors.get("object", 0))
     env = checkpoint.env_metadata
-    version = str(env.get("env_version") or "0")  # files before 1.5 do not always tell
-    if not len(signs) or env.get("type") != 1 or Version(version) >= Version("1.5"):
+    version = Version(str(env.get("env_version") or "0"))  # older files do not always have one
+    if not len(signs) or env.get("type") != 1 or version >= Version("1.5"):
         return signs
     if env.get("env_name") == "Lift":
         signs[-3:] = -1
     else:
         warnings.warn(
-            f"{checkpoint.path}: reads the vector 'object' of a robosuite before 1.5; today's may"
-            " hold other numbers",
+            f"{checkpoint.path}: reads the vector 'object' of a robosuite before 1.5; that of 1.5"
+            " may hold other numbers",
             stacklevel=2,
         )
     return signs
 
 
-def _scales(
+def _to_tensors(
     statistics: Mapping[str, Mapping[str, Any]], device: torch.device
 ) -> dict[str, tuple[Tensor, Tensor]]:
+    """Offset and scale per key."""
     return {
         key: (
             torch.as_tensor(values["offset"], device=device),
@@ -196,72 +191,60 @@ def _scales(
     }
 
 
-def _build(checkpoint: Checkpoint, device: torch.device) -> Any:
-    """The robomimic algorithm with its weights, ready to act."""
-    # registers the core; says what to install
-    importlib.import_module("fibopolicy.robomimic.encoder_core")
-    import robomimic.algo as algorithms
+def _build_algorithm(checkpoint: Checkpoint, device: torch.device) -> Any:
+    """The robomimic algorithm with the checkpoint's weights, in evaluation mode."""
+    # The first import registers our core and says what to install.
+    import fibopolicy.robomimic.encoder_core  # noqa: F401, I001
     import robomimic.utils.file_utils as file_utils
     import robomimic.utils.obs_utils as obs_utils
+    from robomimic.algo import algo_factory
     from robomimic.config import config_factory
 
-    if checkpoint.algo_name not in ALGORITHMS:
-        raise unknown(f"algorithm in {checkpoint.path}:", checkpoint.algo_name, ALGORITHMS)
+    name, path = checkpoint.algo_name, checkpoint.path
+    if name not in ALGORITHMS:
+        raise unknown(f"algorithm in {path}:", name, ALGORITHMS)
+    shapes = OrderedDict((key, list(shape)) for key, shape in checkpoint.shapes.items())
     try:
         with contextlib.redirect_stdout(io.StringIO()):  # robomimic prints what it sets up
-            document = checkpoint.config
-            file_utils.update_config(document)
-            config = config_factory(checkpoint.algo_name, dic=document)
-            _refuse(checkpoint, config)
-            # never used, and 0.5 has schedules that 0.3 refuses
-            for net in config.algo.optim_params.values():
-                net.learning_rate.epoch_schedule = []
+            file_utils.update_config(checkpoint.config)
+            config = config_factory(name, dic=checkpoint.config)
+            _check_supported(config)
+            for network in config.algo.optim_params.values():
+                # Not used here, and 0.5 has schedules that 0.3 refuses.
+                network.learning_rate.epoch_schedule = []
             for encoder in config.observation.encoder.values():
-                _without_downloads(encoder.get("core_kwargs") or {})
+                _forbid_downloads(encoder.get("core_kwargs") or {})
             config.lock()
             obs_utils.initialize_obs_utils_with_config(config)
-            algorithm = algorithms.algo_factory(
-                checkpoint.algo_name,
-                config,
-                obs_key_shapes=OrderedDict(
-                    (key, list(shape)) for key, shape in checkpoint.shapes.items()
-                ),
-                ac_dim=checkpoint.action_dim,
-                device=device,
-            )
+            algorithm = algo_factory(name, config, shapes, checkpoint.action_dim, device)
             algorithm.deserialize(checkpoint.weights)
             algorithm.set_eval()
     except UserError as error:
-        raise UserError(f"{checkpoint.path}: {error}") from error
-    except Exception as error:  # robomimic asserts, and other versions' configurations lack keys
+        raise UserError(f"{path}: {error}") from error
+    except Exception as error:  # robomimic asserts; configurations of other versions lack keys
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:240]
-        raise UserError(
-            f"{checkpoint.path}: robomimic 0.3.0 cannot build its networks ({reason})"
-        ) from error
+        raise UserError(f"{path}: robomimic 0.3.0 cannot build its networks ({reason})") from error
     return algorithm
 
 
-def _without_downloads(core_kwargs: dict[str, Any]) -> None:
-    """Published weights need not be fetched, since the checkpoint's take their place."""
+def _forbid_downloads(core_kwargs: dict[str, Any]) -> None:
+    """Build without published weights; the checkpoint's are loaded afterwards."""
     for name in ("backbone_kwargs", "encoder_options"):
         options = core_kwargs.get(name) or {}
         if options.get("pretrained"):
             options["pretrained"] = False
 
 
-def _refuse(checkpoint: Checkpoint, config: Any) -> None:
-    """What would be rolled out wrongly rather than not at all."""
+def _check_supported(config: Any) -> None:
+    """Raise `UserError` for a policy that would run but act wrongly."""
     if config.use_goals:
         raise UserError("is conditioned on goals, which evaluation does not give")
-    transformer = config.algo.get("transformer") or {}
-    if transformer.get("pred_future_acs"):
+    if config.algo.get("language_conditioned"):
+        raise UserError("is conditioned on language, which evaluation does not give")
+    if (config.algo.get("transformer") or {}).get("pred_future_acs"):
         raise UserError(
             "its transformer predicts future actions, which robomimic 0.3.0 does not know"
         )
     for key, settings in (config.train.get("action_config") or {}).items():
         if isinstance(settings, Mapping) and settings.get("format") == "rot_6d":
-            raise UserError(
-                f"action {key} holds 6-D rotations to be converted, which is not done here"
-            )
-    if config.algo.get("language_conditioned"):
-        raise UserError("is conditioned on language, which evaluation does not give")
+            raise UserError(f"action {key} holds 6-D rotations, which are not converted here")
