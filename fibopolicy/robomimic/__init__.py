@@ -1,7 +1,7 @@
-"""The bridge to robomimic 0.3: training it with our encoders, rolling out its
-checkpoints, exporting ours.
+"""Everything that knows robomimic 0.3: its policies trained here, its checkpoints read and
+written, its own training with our encoders.
 
-Robomimic keeps which observation is of which modality in global variables (`ObsUtils`),
-which every training of its own overwrites: one of them per process. What is loaded here
-reads them only while it is being built.
+robomimic keeps the modality of each observation in a global table (`ObsUtils`), which each
+of its trainings overwrites: run one training per process. Networks read the table only
+while they are built.
 """

@@ -1,5 +1,5 @@
-"""Reads robomimic's checkpoints (`.pth`, of 0.3 and 0.5) without running anything that
-is in them.
+"""Reads robomimic's checkpoints (`.pth`, of 0.3 and 0.5) and makes run directories for
+them. Nothing in a checkpoint is executed.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ import json
 import pickle
 import re
 from collections.abc import Mapping
-from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -25,25 +24,26 @@ from fibopolicy.utils.system import versions
 
 #: Section of the `config.json` of a run directory made for a checkpoint.
 SECTION = "robomimic"
-LAYOUT = ("model", "config", "algo_name", "env_metadata", "shape_metadata")
+#: What every checkpoint holds.
+KEYS = ("model", "config", "algo_name", "env_metadata", "shape_metadata")
+#: Per key "offset" and "scale", float32 `(1, ...)`.
+Statistics = dict[str, dict[str, NDArray[np.float32]]]
 
 
 @dataclass(frozen=True)
 class Checkpoint:
     """The contents of a checkpoint.
 
-    Args:
-        path: where it lies.
+    Attributes:
+        path: the file.
         algo_name: e.g. "bc".
         config: robomimic's configuration of the training.
-        weights: the networks' state dict, or of hierarchical algorithms a dict of them.
-        env_metadata: a dataset's `env_args`.
-        shapes: per observation key, as the networks take it; images (C, H, W).
+        weights: state dict of the networks; hierarchical algorithms have a dict of them.
+        env_metadata: `env_args` of the dataset.
+        shapes: shape per observation key as the networks read it, images (C, H, W).
         action_dim: A.
-        obs_statistics: per key "offset" and "scale", float arrays `(1, ...)`; empty
-            where observations are not normalised.
-        action_statistics: the same per action key, in the order of the actions; empty
-            before 0.4.
+        obs_statistics: empty if observations are not normalised.
+        action_statistics: in the order of the actions; empty before 0.4.
     """
 
     path: Path
@@ -53,58 +53,59 @@ class Checkpoint:
     env_metadata: dict[str, Any]
     shapes: dict[str, tuple[int, ...]]
     action_dim: int
-    obs_statistics: dict[str, dict[str, NDArray[Any]]]
-    action_statistics: dict[str, dict[str, NDArray[Any]]]
+    obs_statistics: Statistics
+    action_statistics: Statistics
 
     @property
     def epoch(self) -> int | None:
-        """From the file's name, as robomimic gives it; the file itself does not tell."""
+        """The epoch in the file's name; the file does not hold it."""
         match = re.search(r"epoch_(\d+)", self.path.name)
         return int(match[1]) if match else None
 
 
 def read_checkpoint(path: StrPath) -> Checkpoint:
-    """Load a checkpoint of tensors, numbers, text and numpy arrays; a file that holds
-    anything else is refused.
+    """Read a checkpoint of tensors, numbers, text and numpy arrays.
 
     Raises:
-        UserError: no such file, none of torch, one with other contents, or not laid out
-            as robomimic's.
+        UserError: no such file, no file of torch, contents of another type, or another
+            layout than robomimic's.
     """
     path = expanded(path)
     if not path.is_file():
         raise UserError(f"{path}: no such file; give a robomimic checkpoint (.pth)")
     try:
-        with _arrays_allowed():
+        with torch.serialization.safe_globals(_numpy_globals()):
             contents = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        name = re.search(r"GLOBAL (\S+)", str(error))
-        what = (
-            f"it holds {name[1]}, which would run code"
-            if name
-            else " ".join(str(error).split())[:120]
-        )
-        raise UserError(
-            f"{path}: is not loaded, since {what}; robomimic's checkpoints hold tensors, text and"
-            " arrays"
-        ) from error
     except Exception as error:  # torch reads any bytes as a pickle, which may fail in any way
-        raise UserError(
-            f"{path}: is no torch file, or a damaged one ({' '.join(str(error).split())[:120]})"
-        ) from error
-    lacking = (
-        [key for key in LAYOUT if key not in contents]
-        if isinstance(contents, dict)
-        else list(LAYOUT)
-    )
-    if lacking:
-        raise UserError(f"{path}: is no robomimic checkpoint, it lacks {', '.join(lacking)}")
+        reason = " ".join(str(error).split())[:120]
+        if isinstance(error, pickle.UnpicklingError):
+            if name := re.search(r"GLOBAL (\S+)", str(error)):
+                reason = f"it holds {name[1]}, which would run code"
+            raise UserError(
+                f"{path}: is not loaded, since {reason}; robomimic's checkpoints hold tensors,"
+                " text and arrays"
+            ) from error
+        raise UserError(f"{path}: is no torch file, or a corrupt one ({reason})") from error
+    missing = [key for key in KEYS if not isinstance(contents, dict) or key not in contents]
+    if missing:
+        raise UserError(f"{path}: is no robomimic checkpoint, it lacks {', '.join(missing)}")
     try:
         return _parse(path, contents)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(
             f"{path}: is not laid out as robomimic's checkpoints ({type(error).__name__}: {error})"
         ) from error
+
+
+def _numpy_globals() -> list[Any]:
+    """What a pickle of numpy arrays and numbers calls, by its names in numpy 1 and 2."""
+    reconstruct, scalar = np.zeros(1).__reduce__()[0], np.float64(0).__reduce__()[0]
+    dtypes = {type(np.dtype(kind)) for kind in ("f2", "f4", "f8", "i4", "i8", "u1", "?")}
+    allowed: list[Any] = [np.ndarray, np.dtype, *dtypes]
+    for package in ("numpy.core", "numpy._core"):
+        allowed.append((reconstruct, f"{package}.multiarray._reconstruct"))
+        allowed.append((scalar, f"{package}.multiarray.scalar"))
+    return allowed
 
 
 def _parse(path: Path, contents: dict[str, Any]) -> Checkpoint:
@@ -130,39 +131,13 @@ def _parse(path: Path, contents: dict[str, Any]) -> Checkpoint:
     )
 
 
-def _statistics(
-    stored: Mapping[str, Mapping[str, Any]] | None,
-) -> dict[str, dict[str, NDArray[Any]]]:
-    """0.3 says mean and std, 0.5 offset and scale."""
-    return {
-        key: {
-            "offset": np.asarray(
-                values["mean"] if "mean" in values else values["offset"], dtype=np.float32
-            ),
-            "scale": np.asarray(
-                values["std"] if "std" in values else values["scale"], dtype=np.float32
-            ),
-        }
-        for key, values in (stored or {}).items()
-    }
-
-
-def _arrays_allowed() -> AbstractContextManager[None]:
-    """Numpy's arrays and numbers, under the module names of numpy 1 and 2."""
-    sample = np.zeros(1)
-    reconstruct, scalar = sample.__reduce__()[0], np.float64(0).__reduce__()[0]
-    allowed: list[Any] = [
-        np.ndarray,
-        np.dtype,
-        *{type(np.dtype(kind)) for kind in ("f2", "f4", "f8", "i4", "i8", "u1", "?")},
-    ]
-    for package in ("core", "_core"):
-        allowed += [
-            (reconstruct, f"numpy.{package}.multiarray._reconstruct"),
-            (scalar, f"numpy.{package}.multiarray.scalar"),
-        ]
-    context: AbstractContextManager[None] = torch.serialization.safe_globals(allowed)
-    return context
+def _statistics(stored: Mapping[str, Mapping[str, Any]] | None) -> Statistics:
+    statistics: Statistics = {}
+    for key, values in (stored or {}).items():
+        names = ("mean", "std") if "mean" in values else ("offset", "scale")  # 0.3, 0.5
+        offset, scale = (np.asarray(values[name], dtype=np.float32) for name in names)
+        statistics[key] = {"offset": offset, "scale": scale}
+    return statistics
 
 
 def import_checkpoint(path: Path) -> Path:
@@ -178,37 +153,42 @@ def import_checkpoint(path: Path) -> Path:
             checkpoint.
     """
     checkpoint = read_checkpoint(path)
-    run = path.with_name(f"{path.stem}_evaluation")
+    directory = RunDirectory(path.with_name(f"{path.stem}_evaluation"))
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    files = RunDirectory(run)
-    if files.config.exists():
-        if files.read_config().get(SECTION, {}).get("sha256") != digest:
+    if directory.config.exists():
+        if directory.read_config().get(SECTION, {}).get("sha256") != digest:
             raise UserError(
-                f"{run}: holds the evaluation of another {path.name}; move it away or remove it"
+                f"{directory.path}: holds the evaluation of another {path.name}; move it away or"
+                " remove it"
             )
-        return run
+        return directory.path
     from fibopolicy.robomimic.imported import ImportedPolicy
 
     policy = ImportedPolicy(checkpoint)
     train, experiment = checkpoint.config.get("train", {}), checkpoint.config.get("experiment", {})
+    data = train.get("data")
+    files = data if isinstance(data, list) else [data]  # 0.5 may have several, each with its path
+    env_args = dict(checkpoint.env_metadata)
+    horizon = experiment.get("rollout", {}).get("horizon")  # which datasets do not have
+    if env_args.get("type") == 1 and horizon:
+        env_args["env_kwargs"] = {**(env_args.get("env_kwargs") or {}), "horizon": int(horizon)}
+    steps = (checkpoint.epoch or 0) * (experiment.get("epoch_every_n_steps") or 0)
     document = {
         "policy": asdict(policy.config),
         "shapes": asdict(policy.shapes),
         "train": {
-            "dataset": _dataset(train.get("data")),
+            "dataset": ", ".join(str(f.get("path") if isinstance(f, dict) else f) for f in files),
             "demos": train.get("hdf5_filter_key") or "all demonstrations",
             "seed": train.get("seed"),
-            "optimizer": {
-                "steps": (checkpoint.epoch or 0) * (experiment.get("epoch_every_n_steps") or 0)
-            },
+            "optimizer": {"steps": steps},
         },
-        "env_args": _env_args(checkpoint),
+        "env_args": env_args,
         "versions": dict(versions()),
         SECTION: {"checkpoint": path.name, "sha256": digest},
     }
-    with atomic_write(files.config) as aside:
-        aside.write_text(json.dumps(document, indent=2, default=str) + "\n", encoding="utf-8")
-    return run
+    with atomic_write(directory.config) as file:
+        file.write_text(json.dumps(document, indent=2, default=str) + "\n", encoding="utf-8")
+    return directory.path
 
 
 def load_imported(run: Path, document: Mapping[str, Any], device: str) -> LoadedPolicy:
@@ -224,24 +204,3 @@ def load_imported(run: Path, document: Mapping[str, Any], device: str) -> Loaded
     policy.render_quality = render_quality(document["env_args"])
     steps = int(document["train"]["optimizer"]["steps"])
     return LoadedPolicy(policy, steps, steps, document["env_args"])
-
-
-def _env_args(checkpoint: Checkpoint) -> dict[str, Any]:
-    """The dataset's, with the horizon of robomimic's own rollouts, which datasets do not tell."""
-    env_args = checkpoint.env_metadata
-    horizon = checkpoint.config.get("experiment", {}).get("rollout", {}).get("horizon")
-    if env_args.get("type") != 1 or not horizon:
-        return env_args
-    return {
-        **env_args,
-        "env_kwargs": {**(env_args.get("env_kwargs") or {}), "horizon": int(horizon)},
-    }
-
-
-def _dataset(data: Any) -> str:
-    """0.5 may list several, each with its path."""
-    if isinstance(data, list):
-        return ", ".join(
-            str(entry.get("path") if isinstance(entry, dict) else entry) for entry in data
-        )
-    return str(data)

@@ -1,4 +1,4 @@
-"""Our runs as robomimic checkpoints, for the heads that are robomimic's."""
+"""Writes the policy of a run as a robomimic checkpoint."""
 
 from __future__ import annotations
 
@@ -17,65 +17,41 @@ from fibopolicy.utils.files import StrPath, atomic_write, check_output, expanded
 
 
 def export(run: StrPath, out: StrPath, *, checkpoint: str = "ema", overwrite: bool = False) -> Path:
-    """Write a run's policy as a checkpoint that robomimic 0.3 loads, and that acts
-    alike.
+    """Write a checkpoint that robomimic 0.3 loads and that acts like the run's policy.
 
     Args:
-        run: a run directory of ours.
-        out: the file to write.
+        run: run directory.
+        out: file to write.
         checkpoint: "ema", the moving average, or "model".
         overwrite: replace an existing `out`.
 
     Raises:
-        UserError: the head is none of robomimic's, or predicts several actions at once,
-            scaled ones or 6-D rotations, none of which robomimic 0.3 can do; `out`
-            exists.
+        UserError: the policy is none of robomimic's, or does what robomimic 0.3 cannot:
+            several actions at once, scaled actions, 6-D rotations; or `out` exists.
     """
-    run, out = expanded(run), expanded(out)
-    check_output(out, overwrite, [*run.glob("*.safetensors"), RunDirectory(run).config])
-    document = RunDirectory(run).read_config()
+    directory, out = RunDirectory(run), expanded(out)
+    check_output(out, overwrite, [*directory.path.glob("*.safetensors"), directory.config])
+    document = directory.read_config()
     if SECTION in document:
         raise UserError(
-            f"{run}: is the evaluation of a robomimic checkpoint,"
+            f"{directory.path}: is the evaluation of a robomimic checkpoint,"
             f" {document[SECTION]['checkpoint']}; take that file"
         )
     loaded = load_policy(run, checkpoint=checkpoint)
     policy = loaded.policy
     if not isinstance(policy, RobomimicPolicy):
-        known = ", ".join(
-            name for name in POLICIES.names() if issubclass(POLICIES[name], RobomimicPolicy)
-        )
+        known = [name for name in POLICIES.names() if issubclass(POLICIES[name], RobomimicPolicy)]
         raise UserError(
-            f"{run}: robomimic has no counterpart of policy {policy.name}; it has one of {known}"
+            f"{directory.path}: robomimic has no counterpart of policy {policy.name}; it has one"
+            f" of {', '.join(known)}"
         )
-    if policy.config.horizon != 1 and not policy.sequence:
-        raise UserError(
-            f"{run}: predicts {policy.config.horizon} actions at once, robomimic one; train with"
-            " horizon 1 to export"
-        )
-    if policy.config.action_normalization != "none":
-        raise UserError(
-            f"{run}: scales actions ({policy.config.action_normalization}), which robomimic 0.3"
-            " does not; train with action_normalization none to export"
-        )
-    if policy.actions.rotations:
-        raise UserError(
-            f"{run}: predicts 6-D rotations, which robomimic 0.3 does not; train with rotation"
-            " axis_angle to export"
-        )
-    if dotted := [key for key in (*policy.shapes.images, *policy.shapes.vectors) if "." in key]:
-        raise UserError(
-            f"{run}: reads {', '.join(dotted)}; robomimic's networks take no observation with a dot"
-            " in its name"
-        )
-    config = _config(policy, document)
+    if reason := _unsupported(policy):
+        raise UserError(f"{directory.path}: {reason}")
     shapes = network_shapes(policy.shapes, policy.shapes.images)
+    tensors = policy.network.state_dict()
     contents = {
-        "model": {
-            f"policy.{name}": tensor.detach().clone()
-            for name, tensor in policy.network.state_dict().items()
-        },
-        "config": config.dump(),
+        "model": {f"policy.{name}": tensor.clone() for name, tensor in tensors.items()},
+        "config": _config(policy, document["train"]).dump(),
         "algo_name": "bc",
         "env_metadata": loaded.env_args,
         "shape_metadata": {
@@ -86,68 +62,82 @@ def export(run: StrPath, out: StrPath, *, checkpoint: str = "ema", overwrite: bo
         },
         "obs_normalization_stats": _statistics(policy),
     }
-    with atomic_write(out) as aside:
-        torch.save(contents, aside)
+    with atomic_write(out) as file:
+        torch.save(contents, file)
     return out
 
 
-def _config(policy: RobomimicPolicy, document: dict[str, Any]) -> Any:
-    """robomimic's configuration of the same training, as far as it has words for it."""
+def _unsupported(policy: RobomimicPolicy) -> str | None:
+    """What the policy does that robomimic 0.3 cannot, with advice."""
+    config = policy.config
+    if config.horizon != 1 and not policy.sequence:
+        return (
+            f"predicts {config.horizon} actions at once, robomimic one; train with horizon 1 to"
+            " export"
+        )
+    if config.action_normalization != "none":
+        return (
+            f"scales actions ({config.action_normalization}), which robomimic 0.3 does not; train"
+            " with action_normalization none to export"
+        )
+    if policy.actions.rotations:
+        return (
+            "predicts 6-D rotations, which robomimic 0.3 does not; train with rotation axis_angle"
+            " to export"
+        )
+    if dotted := [key for key in policy.shapes.keys if "." in key]:
+        return (
+            f"reads {', '.join(dotted)}; robomimic's networks take no observation with a dot in its"
+            " name"
+        )
+    return None
+
+
+def _config(policy: RobomimicPolicy, train: dict[str, Any]) -> Any:
+    """The closest configuration of robomimic to that of the run."""
     import robomimic.algo  # noqa: F401
     from robomimic.config import config_factory
 
-    options, train, optimizer = policy.options, document["train"], document["train"]["optimizer"]
+    dataset, filter_key = train["dataset"], train.get("filter_key")
     config = config_factory("bc")
     config.experiment.name = policy.name
     config.experiment.rollout.enabled = False
-    dataset, filter_key = train["dataset"], train.get("filter_key")
-    # one path is all that its release knows
     config.train.data = dataset if isinstance(dataset, str) else ", ".join(dataset)
     config.train.hdf5_filter_key = filter_key if isinstance(filter_key, str) else None
     config.train.hdf5_normalize_obs = True
     config.train.frame_stack = policy.config.n_obs_steps
     config.train.seq_length = policy.config.horizon
-    config.train.batch_size = optimizer["batch_size"]
+    config.train.batch_size = train["optimizer"]["batch_size"]
     config.train.seed = train["seed"]
-    config.algo.optim_params.policy.learning_rate.initial = optimizer["lr"]
+    config.algo.optim_params.policy.learning_rate.initial = train["optimizer"]["lr"]
     config.algo.actor_layer_dims = list(policy.layer_dims)
-    mixture = config.algo.gaussian if policy.name == "bc_gaussian" else config.algo.gmm
-    network = {"bc_rnn_gmm": config.algo.rnn, "bc_transformer_gmm": config.algo.transformer}.get(
-        policy.name
-    )
-    for section in (mixture, network):
-        if section is not None:
-            section.enabled = True
-            for name in options:
-                if name in section:
-                    section[name] = options[name]
-    if policy.name == "bc_rnn_gmm":
+    for name in policy.algo_sections:
+        section = config.algo[name]
+        section.enabled = True
+        section.update({key: value for key, value in policy.options.items() if key in section})
+    if policy.sequence:
         config.algo.rnn.horizon = policy.config.horizon
     config.algo.transformer.context_length = policy.config.n_obs_steps
     config.observation.modalities.obs.rgb = list(policy.shapes.images)
     config.observation.modalities.obs.low_dim = list(policy.shapes.vectors)
     with config.unlocked():
         rgb = config.observation.encoder.rgb
-        ours = encoder_kwargs(policy.config, options)["rgb"]
+        ours = encoder_kwargs(policy.config, policy.options)["rgb"]
         rgb.core_class, rgb.core_kwargs = ours["core_class"], ours["core_kwargs"]
         crop = policy.config.crop
         if crop and any(size != (crop, crop) for size in policy.shapes.images.values()):
+            size = {"crop_height": crop, "crop_width": crop}
             rgb.obs_randomizer_class = "CropRandomizer"
-            rgb.obs_randomizer_kwargs = {
-                "crop_height": crop,
-                "crop_width": crop,
-                "num_crops": 1,
-                "pos_enc": False,
-            }
+            rgb.obs_randomizer_kwargs = {**size, "num_crops": 1, "pos_enc": False}
     return config
 
 
 def _statistics(policy: RobomimicPolicy) -> dict[str, dict[str, Any]]:
-    """What robomimic subtracts and divides by; images stay as they are, for which it
-    wants zeros and ones of their shape.
+    """Mean and standard deviation per observation; zeros and ones for images, which stay
+    as they are.
 
-    Each with a leading dimension of the stacked frames: 1 is usual, and robomimic's
-    rollouts refuse it for more.
+    The first dimension is the number of stacked frames: robomimic's own files have 1
+    there, but its rollouts refuse that with more frames.
     """
     statistics: dict[str, dict[str, Any]] = {}
     frames = policy.config.n_obs_steps

@@ -53,6 +53,7 @@ class RobomimicPolicy(Policy):
     Attributes:
         option_defaults: what `policy_options` may set, with the defaults.
         network_class: class of the network in `robomimic.models.policy_nets`.
+        algo_sections: sections of robomimic's `config.algo` that switch it on.
         options: `option_defaults`, updated by `policy_options`.
         network: the network, with one encoder per camera.
     """
@@ -60,6 +61,7 @@ class RobomimicPolicy(Policy):
     defaults = DEFAULTS
     option_defaults: ClassVar[Mapping[str, Option]]
     network_class: ClassVar[str]
+    algo_sections: ClassVar[tuple[str, ...]] = ("gmm",)
 
     def __init__(self, config: PolicyConfig, shapes: Shapes) -> None:
         from fibopolicy.robomimic.encoder_core import (
@@ -172,6 +174,7 @@ class BCGaussianPolicy(RobomimicPolicy):
 
     name = "bc_gaussian"
     network_class = "GaussianActorNetwork"
+    algo_sections = ("gaussian",)
     option_defaults = {  # noqa: RUF012  (see RobomimicPolicy)
         "fixed_std": False,
         "init_std": 0.1,
@@ -208,6 +211,7 @@ class BCRNNGMMPolicy(RobomimicPolicy):
 
     name = "bc_rnn_gmm"
     network_class = "RNNGMMActorNetwork"
+    algo_sections = ("gmm", "rnn")
     sequence = True
     defaults = replace(DEFAULTS, horizon=10, layers=0)
     option_defaults = {  # noqa: RUF012
@@ -282,6 +286,7 @@ class BCTransformerGMMPolicy(RobomimicPolicy):
 
     name = "bc_transformer_gmm"
     network_class = "TransformerGMMActorNetwork"
+    algo_sections = ("gmm", "transformer")
     defaults = replace(DEFAULTS, n_obs_steps=10)
     option_defaults = {  # noqa: RUF012
         **MIXTURE,
