@@ -210,8 +210,8 @@ class Trainer:
         own = indices[world.rows(len(indices))]
         batch = data.to_device(self.dataset.batch(own), self.device)
         size = len(own) // config.compute.accumulate
-        init_states = range(0, len(own), size)
-        return indices, [data.rows(batch, slice(start, start + size)) for start in init_states]
+        starts = range(0, len(own), size)
+        return indices, [data.rows(batch, slice(start, start + size)) for start in starts]
 
     def _performance(self) -> dict[str, float]:
         """Throughput since the last call, and memory."""
