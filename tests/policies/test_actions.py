@@ -77,7 +77,7 @@ def test_displacements_stay_in_range_and_poses_do_not() -> None:
     "policy",
     ["bc", "diffusion", "flow", "bc_gaussian", "bc_gmm", "bc_rnn_gmm", "bc_transformer_gmm"],
 )
-def test_every_head_trains_and_acts_on_absolute_actions(policy: str) -> None:
+def test_every_policy_trains_and_acts_on_absolute_actions(policy: str) -> None:
     pytest.importorskip(
         "diffusers"
         if policy == "diffusion"
@@ -115,7 +115,7 @@ def test_every_head_trains_and_acts_on_absolute_actions(policy: str) -> None:
 
 
 @pytest.mark.parametrize("policy", ["bc_gaussian", "bc_gmm"])
-def test_a_head_that_cannot_reach_the_actions_is_refused_with_the_option_that_helps(
+def test_a_policy_that_cannot_reach_the_actions_is_refused(
     policy: str,
 ) -> None:
     pytest.importorskip("robomimic", reason="robomimic is not installed")

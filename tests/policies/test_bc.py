@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,8 +8,6 @@ import torch
 
 from fibopolicy.errors import UserError
 from fibopolicy.policies import PolicyConfig, Shapes, build_policy
-from fibopolicy.policies.normalizer import Normalizer
-from fibopolicy.policies.observations import ObservationEncoder
 
 OPTIONS = {"patch_size": 12, "width": 24, "depth": 1, "heads": 2, "keypoints": 4}
 SHAPES = Shapes({"front_image": (24, 24)}, {"hand": 3}, 4)
@@ -92,47 +89,6 @@ def test_normalisation_is_stored_with_the_weights() -> None:
     torch.testing.assert_close(other.actions.scale, torch.tensor([0.5, 0.5, 0.1, 1.0]))
 
 
-@pytest.mark.parametrize("kind", ["minmax", "gaussian"])
-def test_normalizer_inverts_and_leaves_constant_dimensions_finite(kind: str) -> None:
-    normalizer = Normalizer(4, kind)
-    normalizer.fit(statistics()["actions"])
-    x = torch.tensor([[-0.5, 1.0, 0.3, 1.0]])
-    torch.testing.assert_close(normalizer.invert(normalizer(x)), x)
-    expected = [-1.0, 1.0, 0.0, 0.0] if kind == "minmax" else [-2.0, 2.0, 0.0, 0.0]
-    torch.testing.assert_close(normalizer(x), torch.tensor([expected]), atol=1e-5, rtol=0)
-
-
-def test_random_crops_are_the_same_for_all_frames_of_a_window_and_differ_between_samples() -> None:
-    features = ObservationEncoder(config(crop=12, n_obs_steps=2), SHAPES)
-    ramp = (
-        torch.arange(24 * 24 * 3, dtype=torch.int64)
-        .reshape(1, 1, 24, 24, 3)
-        .expand(16, 2, -1, -1, -1)
-    )
-    frames = features._frames(ramp % 256, (12, 12)).view(16, 2, 3, 12, 12)
-    torch.testing.assert_close(frames[:, 0], frames[:, 1])
-    assert len({f.numpy().tobytes() for f in frames[:, 0]}) > 1
-
-
-def test_the_central_crop_is_used_to_act() -> None:
-    features = ObservationEncoder(config(crop=12), SHAPES).eval()
-    frames = torch.randint(0, 256, (2, 1, 24, 24, 3), dtype=torch.uint8)
-    expected = frames[:, 0, 6:18, 6:18].permute(0, 3, 1, 2).float() / 255
-    torch.testing.assert_close(features._frames(frames, (12, 12)), expected)
-
-
-def test_shifts_repeat_the_edge_and_stop_when_acting() -> None:
-    features = ObservationEncoder(config(shift=3), SHAPES)
-    constant = torch.full((4, 1, 24, 24, 3), 7, dtype=torch.uint8)
-    torch.testing.assert_close(
-        features._frames(constant, (24, 24)), torch.full((4, 3, 24, 24), 7 / 255)
-    )
-    noise = torch.randint(0, 256, (4, 1, 24, 24, 3), dtype=torch.uint8)
-    plain = noise[:, 0].permute(0, 3, 1, 2).float() / 255
-    assert not torch.allclose(features._frames(noise, (24, 24)), plain)
-    torch.testing.assert_close(features.eval()._frames(noise, (24, 24)), plain)
-
-
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -148,13 +104,3 @@ def test_shifts_repeat_the_edge_and_stop_when_acting() -> None:
 def test_values_that_do_not_fit_are_named(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         build_policy(config(**changes), SHAPES)
-
-
-def test_reading_something_that_is_no_run_directory(tmp_path: Path) -> None:
-    from fibopolicy.policies.run_directory import load_policy
-
-    with pytest.raises(UserError, match=r"has no config\.json"):
-        load_policy(tmp_path)
-    (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(UserError, match="section 'policy' is missing"):
-        load_policy(tmp_path)

@@ -49,7 +49,7 @@ def batch(settings: PolicyConfig, rows: int = 3) -> dict[str, Any]:
     }
 
 
-def test_settings_left_to_the_head_are_diffusion_policys() -> None:
+def test_defaults_are_those_of_diffusion_policy() -> None:
     for policy in HEADS:
         settings = PolicyConfig(policy=policy)
         assert (
@@ -75,7 +75,7 @@ def test_the_loss_reaches_every_weight(policy: str, denoiser: str, views: str) -
 
 @pytest.mark.parametrize("policy", HEADS)
 @pytest.mark.parametrize("encoder", ["resnet18", "released_robot"])
-def test_other_encoders_will_do(policy: str, encoder: str) -> None:
+def test_other_encoders_train_and_act(policy: str, encoder: str) -> None:
     options = {"width": 12, "depth": 1, "heads": 2} if encoder == "released_robot" else {}
     settings = config(
         policy, encoder=encoder, encoder_options=options, n_obs_steps=1, views="shared"
@@ -86,7 +86,7 @@ def test_other_encoders_will_do(policy: str, encoder: str) -> None:
 
 
 @pytest.mark.parametrize("policy", HEADS)
-def test_padded_actions_have_no_share_in_the_loss(policy: str) -> None:
+def test_padded_actions_do_not_count(policy: str) -> None:
     settings = config(policy, policy_options={"noise_samples": 1})
     policy = build_policy(settings, SHAPES).eval()
     samples = batch(settings)
@@ -101,8 +101,8 @@ def test_padded_actions_have_no_share_in_the_loss(policy: str) -> None:
 
 
 @pytest.mark.parametrize("policy", HEADS)
-def test_a_perfect_denoiser_has_no_error_and_acts_as_was_demonstrated(policy: str) -> None:
-    """Of the distribution that is one chunk alone, the ideal network is known in closed form."""
+def test_a_perfect_denoiser_has_no_error_and_acts_as_demonstrated(policy: str) -> None:
+    """If all data are one chunk, the ideal network is known in closed form."""
     settings = config(policy, n_obs_steps=1)
     policy = build_policy(settings, Shapes({}, {"hand": 3}, 4)).eval()
     shown = (torch.rand(1, 6, 4) * 2 - 1).expand(5, 6, 4)
@@ -122,7 +122,7 @@ class Zero(torch.nn.Module):
 
 
 class Ideal(torch.nn.Module):
-    """Finds the noise in, or the velocity of, noisy versions of one chunk."""
+    """Predicts the noise in, or the velocity of, noisy versions of one chunk."""
 
     def __init__(self, policy: Any, chunk: torch.Tensor) -> None:
         super().__init__()
@@ -166,7 +166,7 @@ def test_noise_differs_between_decisions_and_between_episodes(policy: str) -> No
 
 @pytest.mark.parametrize("denoiser", ["unet", "transformer"])
 @pytest.mark.parametrize("policy", HEADS)
-def test_an_evaluation_may_batch_it(policy: str, denoiser: str) -> None:
+def test_rows_of_a_batch_do_not_depend_on_each_other(policy: str, denoiser: str) -> None:
     policy: Policy = build_policy(
         config(policy, policy_options={"denoiser": denoiser}), SHAPES
     ).eval()

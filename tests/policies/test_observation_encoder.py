@@ -84,3 +84,39 @@ def test_views_that_do_not_fit_are_named(
 ) -> None:
     with pytest.raises(UserError, match=message):
         encoder_of(encoder, sizes, views)
+
+
+def augmenting(**settings: int) -> ObservationEncoder:
+    config = PolicyConfig(encoder_options=OPTIONS, **settings)  # type: ignore[arg-type]
+    return ObservationEncoder(config, Shapes({"front_image": (24, 24)}, {}, action_dim=1))
+
+
+def test_random_crops_are_the_same_for_all_frames_of_a_window_and_differ_between_samples() -> None:
+    features = augmenting(crop=12, n_obs_steps=2)
+    ramp = (
+        torch.arange(24 * 24 * 3, dtype=torch.int64)
+        .reshape(1, 1, 24, 24, 3)
+        .expand(16, 2, -1, -1, -1)
+    )
+    frames = features._frames(ramp % 256, (12, 12)).view(16, 2, 3, 12, 12)
+    torch.testing.assert_close(frames[:, 0], frames[:, 1])
+    assert len({f.numpy().tobytes() for f in frames[:, 0]}) > 1
+
+
+def test_the_central_crop_is_used_to_act() -> None:
+    features = augmenting(crop=12).eval()
+    frames = torch.randint(0, 256, (2, 1, 24, 24, 3), dtype=torch.uint8)
+    expected = frames[:, 0, 6:18, 6:18].permute(0, 3, 1, 2).float() / 255
+    torch.testing.assert_close(features._frames(frames, (12, 12)), expected)
+
+
+def test_shifts_repeat_the_edge_and_stop_when_acting() -> None:
+    features = augmenting(shift=3)
+    constant = torch.full((4, 1, 24, 24, 3), 7, dtype=torch.uint8)
+    torch.testing.assert_close(
+        features._frames(constant, (24, 24)), torch.full((4, 3, 24, 24), 7 / 255)
+    )
+    noise = torch.randint(0, 256, (4, 1, 24, 24, 3), dtype=torch.uint8)
+    plain = noise[:, 0].permute(0, 3, 1, 2).float() / 255
+    assert not torch.allclose(features._frames(noise, (24, 24)), plain)
+    torch.testing.assert_close(features.eval()._frames(noise, (24, 24)), plain)

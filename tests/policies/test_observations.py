@@ -21,7 +21,7 @@ TINY = PolicyConfig(
     hidden=16,
 )
 ROBOMIMIC = {"bc_gaussian": 1, "bc_gmm": 1, "bc_rnn_gmm": 1, "bc_transformer_gmm": 10}
-HEADS = {"bc": 1, "diffusion": 2, "flow": 2, **ROBOMIMIC}
+POLICIES = {"bc": 1, "diffusion": 2, "flow": 2, **ROBOMIMIC}
 
 
 def policy_of(policy: str) -> Policy:
@@ -42,7 +42,7 @@ def policy_of(policy: str) -> Policy:
 
 @pytest.fixture(scope="module")
 def policies() -> dict[str, Policy]:
-    return {policy: policy_of(policy) for policy in HEADS}
+    return {policy: policy_of(policy) for policy in POLICIES}
 
 
 def observations(steps: int, batch: int = 2) -> dict[str, Tensor]:
@@ -96,13 +96,13 @@ FAULTS: dict[str, tuple[Any, str]] = {
 }
 
 
-@pytest.mark.parametrize("policy", HEADS)
+@pytest.mark.parametrize("policy", POLICIES)
 @pytest.mark.parametrize("fault", FAULTS)
-def test_what_training_did_not_show_is_refused(
+def test_observations_unlike_those_of_training_are_refused(
     policies: dict[str, Policy], policy: str, fault: str
 ) -> None:
     change, message = FAULTS[fault]
-    policy, obs = policies[policy], change(observations(HEADS[policy]))
+    policy, obs = policies[policy], change(observations(POLICIES[policy]))
     with pytest.raises(UserError, match=message) as caught:
         policy.act(obs)
     assert "\n" not in str(caught.value)
@@ -113,11 +113,11 @@ def test_what_training_did_not_show_is_refused(
         )
 
 
-@pytest.mark.parametrize("policy", HEADS)
+@pytest.mark.parametrize("policy", POLICIES)
 def test_keys_that_the_policy_does_not_read_change_nothing(
     policies: dict[str, Policy], policy: str
 ) -> None:
-    obs = observations(HEADS[policy])
+    obs = observations(POLICIES[policy])
     expected, _ = policies[policy].act(obs)
     extra = {"depth": torch.zeros(1), **obs, "instruction": "lift the cube"}
     assert torch.equal(policies[policy].act(extra)[0], expected)  # type: ignore[arg-type]
@@ -125,11 +125,11 @@ def test_keys_that_the_policy_does_not_read_change_nothing(
 
 @settings(max_examples=150, derandomize=True, deadline=None)
 @given(data=st.data())
-def test_any_observation_is_acted_on_rightly_or_refused(
+def test_any_observation_is_acted_on_correctly_or_refused(
     policies: dict[str, Policy], data: st.DataObject
 ) -> None:
     policy = data.draw(st.sampled_from(["bc", "diffusion"]))
-    obs = observations(HEADS[policy])
+    obs = observations(POLICIES[policy])
     expected, _ = policies[policy].act(obs)
     key = data.draw(st.sampled_from(sorted(obs)))
     dtype = data.draw(st.sampled_from([torch.uint8, torch.float32, torch.float64, torch.int64]))

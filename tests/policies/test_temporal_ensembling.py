@@ -28,7 +28,7 @@ def test_it_is_the_weighted_average_of_a_plain_loop(decay: float) -> None:
         np.testing.assert_allclose(now[:, 0].numpy(), expected, atol=1e-12)
 
 
-def test_what_is_carried_is_of_each_episode_alone() -> None:
+def test_predictions_of_episodes_do_not_mix() -> None:
     predicted = torch.randn(5, 2, 4, 3)
     together = alone = None
     for step in range(5):
@@ -40,7 +40,7 @@ def test_what_is_carried_is_of_each_episode_alone() -> None:
 
 
 @pytest.mark.parametrize("policy", ["bc", "flow", "diffusion"])
-def test_a_head_with_ensembling_acts_step_by_step_on_the_average(policy: str) -> None:
+def test_a_policy_with_ensembling_acts_step_by_step_on_the_average(policy: str) -> None:
     pytest.importorskip("diffusers" if policy == "diffusion" else "torch")
     config = PolicyConfig(
         policy=policy, temporal_ensemble_coeff=0.1, horizon=4, n_obs_steps=1, hidden=16
@@ -70,6 +70,6 @@ def test_a_head_with_ensembling_acts_step_by_step_on_the_average(policy: str) ->
         ({"policy": "bc_rnn_gmm"}, "predicts no chunks that could be averaged"),
     ],
 )
-def test_settings_that_it_cannot_follow(changes: dict[str, object], message: str) -> None:
+def test_settings_that_do_not_fit_are_named(changes: dict[str, object], message: str) -> None:
     with pytest.raises(UserError, match=message):
         PolicyConfig(**{"temporal_ensemble_coeff": 0.01, **changes})  # type: ignore[arg-type]

@@ -12,7 +12,7 @@ import torch
 from fibopolicy.errors import UserError
 from fibopolicy.policies import PolicyConfig, Shapes, build_policy
 from fibopolicy.policies.base import POLICIES, Policy
-from fibopolicy.policies.rng import GLOBAL_RNG, SampleRng
+from fibopolicy.policies.rng import SampleRng
 from fibopolicy.training import ComputeConfig, TrainConfig
 from fibopolicy.training.data import rows
 from fibopolicy.training.distributed import World
@@ -83,26 +83,6 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(
     assert found[0][0] == pytest.approx(found[1][0], abs=1e-6)
     for ours, theirs in zip(found[0][2], found[1][2], strict=True):
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6)
-
-
-def test_random_numbers_belong_to_samples() -> None:
-    cpu = torch.device("cpu")
-
-    def drawn(start: int, count: int) -> list[torch.Tensor]:
-        rng = SampleRng(torch.Generator().manual_seed(3), batch_size=8, start=start)
-        return [
-            rng.rand(count, 2, device=cpu),
-            rng.randn(count, 2, 3, device=cpu),
-            rng.randint(-4, 5, count, 1, device=cpu),
-        ]
-
-    whole = drawn(0, 8)
-    for first, second in zip(*(drawn(start, 4) for start in (0, 4)), strict=True):
-        assert torch.equal(torch.cat([first, second]), whole.pop(0))
-    torch.manual_seed(3)
-    unsplit = GLOBAL_RNG.rand(8, 2, device=cpu)
-    torch.manual_seed(3)
-    assert torch.equal(unsplit, torch.rand(8, 2))
 
 
 @pytest.mark.parametrize("accumulate", [0, 3])
