@@ -1,14 +1,14 @@
 """The two records of an episode: `Episode` while it runs, `EpisodeResult` afterwards.
 
-A run directory keeps one result per line in `episodes.jsonl`. Every rate, table and plot
-is computed from these rows.
+A run directory keeps one result per line in `episodes.jsonl`. Every rate, table and
+plot is computed from these rows.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +36,8 @@ class Episode:
         total_reward: summed over the episode.
         frames: every frame of the filmed camera, uint8 `(H, W, 3)` each.
         wall_s: seconds from the start of the last attempt to its end.
-        error: empty, or why a simulator could not finish the episode; `success`, `steps`
-            and `total_reward` then mean nothing.
+        error: empty, or why a simulator could not finish the episode; `success`,
+            `steps` and `total_reward` then mean nothing.
     """
 
     index: int
@@ -70,8 +70,8 @@ class EpisodeResult:
         init_seed: seed of the set of initial states.
         horizon: control steps after which an episode is truncated.
         quality: render quality of the frames.
-        init_state: digest of the initial state, which does not depend on rendering. Results
-            with equal digests can be paired.
+        init_state: digest of the initial state, which does not depend on rendering.
+            Results with equal digests can be paired.
         policy: digest of the policy's weights; empty if it has none.
         batch: rows in each policy call; the last bits of the actions depend on it.
         threads: torch threads during the call; they matter likewise.
@@ -199,54 +199,52 @@ def success_rate(results: Sequence[EpisodeResult]) -> Rate:
 
 @dataclass(frozen=True)
 class Selector:
-    """Which evaluation of a run directory is meant, where it holds several; without a
-    step, the last checkpoint's.
-    """
+    """Selects one of the evaluations in a run directory."""
 
     step: int | None = None
     """Gradient steps behind the checkpoint; the last evaluated one by default."""
     checkpoint: str | None = None
     """"ema" or "model"."""
     init_seed: int | None = None
-    """Take the rows of this set of initial states."""
+    """Seed of the set of initial states."""
     horizon: int | None = None
-    """Control steps until an episode was given up."""
+    """Control steps after which an episode was truncated."""
     quality: str | None = None
     """Render quality."""
 
     def of(self, run: Path) -> tuple[EpisodeResult, ...]:
-        """The rows of the one evaluation of `run` that is meant, by index.
+        """The results of the selected evaluation, by index.
 
         Raises:
-            UserError: there is none, or several.
+            UserError: no evaluation is selected, or several are.
         """
         rows = read_rows(RunDirectory(run).episodes)
         if not rows:
             raise not_evaluated(run)
-        step = max(row.checkpoint_step for row in rows) if self.step is None else self.step
-        wanted = {f.name: getattr(self, f.name) for f in fields(self)} | {"step": step}
-        wanted = {name: value for name, value in wanted.items() if value is not None}
-        found = [
-            row
-            for row in rows
-            if all(getattr(row, _FIELD.get(k, k)) == v for k, v in wanted.items())
-        ]
-        if not found:
-            asked = ", ".join(f"{name} {value}" for name, value in wanted.items())
+        last = max(row.checkpoint_step for row in rows)
+        wanted = {**asdict(self), "step": last if self.step is None else self.step}
+        for name, value in wanted.items():
+            if value is not None:
+                rows = [row for row in rows if _field(row, name) == value]
+        if not rows:
+            asked = ", ".join(
+                f"{name} {value}" for name, value in wanted.items() if value is not None
+            )
             raise UserError(
                 f"{run}: holds no evaluation with {asked}; `fibopolicy results {quoted(run)}` lists"
-                " what it holds"
+                " them"
             )
-        for name in ("task", *(f.name for f in fields(self))):
-            values = sorted({getattr(row, _FIELD.get(name, name)) for row in found})
+        for name in ("task", *wanted):
+            values = sorted({_field(row, name) for row in rows})
             if len(values) > 1:
-                flag = f"--{name.replace('_', '-')} {values[0]}"
+                choice = f"choose one, e.g. --{name.replace('_', '-')} {values[0]}"
                 raise UserError(
-                    f"{run}: step {step} was evaluated with several {name}:"
+                    f"{run}: step {wanted['step']} was evaluated with several {name}:"
                     f" {', '.join(map(str, values))};"
-                    f" {'compare a run of one task' if name == 'task' else f'choose one, e.g. {flag}'}"  # noqa: E501
+                    f" {'compare a run of one task' if name == 'task' else choice}"
                 )
-        return tuple(sorted(found, key=lambda row: row.index))
+        return tuple(sorted(rows, key=lambda row: row.index))
 
 
-_FIELD = {"step": "checkpoint_step"}
+def _field(row: EpisodeResult, name: str) -> Any:
+    return row.checkpoint_step if name == "step" else getattr(row, name)

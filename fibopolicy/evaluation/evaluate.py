@@ -83,22 +83,23 @@ def evaluate_policy(
     on_result: Callable[[EpisodeResult], None] | None = None,
     **options: Any,
 ) -> list[EpisodeResult]:
-    """Run a policy from stored initial states; one result each, in the order of indices.
+    """Run a policy from stored initial states; one result each, in the order of
+    indices.
 
     Args:
-        policy: an object with `act(obs, state) -> (actions, state)`. `obs` holds tensors
-            of all cameras, uint8 `(B, T_o, H, W, 3)`, and vectors, float32
-            `(B, T_o, D)`. Actions `(B, T_a, A)` in [-1, 1] are executed one after the
-            other before the next call. `state` is `None` at the start of an episode and
-            then what the last call returned. `T_o` is the policy's attribute `n_obs_steps`,
+        policy: an object with `act(obs, state) -> (actions, state)`. `obs` holds
+            tensors of all cameras, uint8 `(B, T_o, H, W, 3)`, and vectors, float32 `(B,
+            T_o, D)`. Actions `(B, T_a, A)` in [-1, 1] are executed one after the other
+            before the next call. `state` is `None` at the start of an episode and then
+            what the last call returned. `T_o` is the policy's attribute `n_obs_steps`,
             or 1. B is `batch`; see `PolicyRunner` for states in batches. A policy may
             also be a function of one episode's newest observation, a dict of arrays
             without B and T_o, that returns an action `(A,)` or a chunk `(T_a, A)`.
         task: a task id, or "module:class" of your own; a dataset's `env_args`; or a
             function without arguments that makes the environment. Each process imports
             that function by its name.
-        init_states: a file of initial states, its contents, or a number of initial states from
-            the set with seed 0.
+        init_states: a file of initial states, its contents, or a number of initial
+            states from the set with seed 0.
         workers: simulators, one process each. The default is the number of cores; for
             the light built-in tasks five times as many, up to 20.
         batch, threads: rows in each policy call, and torch threads during it. Other
@@ -129,16 +130,17 @@ def evaluate_policy(
     """
     if isinstance(init_states, str | Path):
         init_states = load_init_states(Path(init_states))
-    stored = init_states if isinstance(init_states, InitStates) else None
-    try:
-        episodes = (
-            len(init_states) if isinstance(init_states, InitStates) else operator.index(init_states)
-        )
-    except TypeError as error:
-        raise UserError(
-            "init_states must be initial states, a file of them or a whole number, got"
-            f" {init_states!r}"
-        ) from error
+    stored: InitStates | None = None
+    if isinstance(init_states, InitStates):
+        stored, episodes = init_states, len(init_states)
+    else:
+        try:
+            episodes = operator.index(init_states)  # accepts numpy's integers
+        except TypeError as error:
+            raise UserError(
+                "init_states must be initial states, a file of them or a whole number, got"
+                f" {init_states!r}"
+            ) from error
     if episodes < 1:
         raise UserError(f"init_states must be at least 1, got {episodes}")
     make_env, task_id = _env_maker(task, policy, options)
@@ -188,8 +190,8 @@ def evaluate_run(
 
     Raises:
         UserError: not a run; it has results of this evaluation, and neither `resume`
-            nor `overwrite` is given; the initial states belong to another task or do not
-            look as they did when stored; another process is evaluating this run.
+            nor `overwrite` is given; the initial states belong to another task or do
+            not look as they did when stored; another process is evaluating this run.
     """
     began = time.perf_counter()
     check_resume_or_overwrite(resume=resume, overwrite=overwrite)
@@ -204,23 +206,14 @@ def evaluate_run(
         directory_lock(config.run, files.evaluation_lock.name),
         run_evaluator(config, loaded) as evaluator,
     ):
-        init_states, init_states_path = _load_or_make_starts(config, evaluator)
-        path, evaluation = files.episodes, evaluator.key(init_states)
-        stored = read_rows(path)
-        others = [row for row in stored if row.evaluation != evaluation]
-        rows = {row.index: row for row in stored if row.evaluation == evaluation}
-        if overwrite:
-            rows = {}
-        elif rows:
-            if not resume:
-                raise UserError(
-                    f"{path}: has results of this evaluation; pass --resume to complete it or"
-                    " --overwrite to replace it"
-                )
-            _check_rows_match(path, rows, init_states, evaluator)
-        rows = {index: row for index, row in rows.items() if not row.error}
+        init_states, init_states_path = _load_or_make_init_states(config, evaluator)
+        path = files.episodes
+        others, rows = _stored_rows(
+            path, evaluator, init_states, resume=resume, overwrite=overwrite
+        )
         if path.exists():
-            # This also drops a line that a kill cut short, so that lines can be appended.
+            # This also drops a line that a kill cut short, so that lines can be
+            # appended.
             write_rows(path, [*others, *rows.values()])
         missing = [index for index in range(config.episodes) if index not in rows]
         new_rows = evaluator.run(
@@ -329,7 +322,8 @@ class Evaluator:
 
         Args:
             done: earlier results, for the progress bar.
-            allow_mismatch: accept initial states that do not look as they did when stored.
+            allow_mismatch: accept initial states that do not look as they did when
+                stored.
             source: of the initial states, for messages.
 
         Raises:
@@ -438,7 +432,8 @@ def run_evaluator(config: EvaluateConfig, loaded: LoadedPolicy) -> Evaluator:
 
 def default_workers(task_id: str, episodes: int) -> int:
     """Number of processes: the cores if one simulator fills a core, else five times as
-    many. Those are at most 20, unless there are more cores: one policy cannot serve more.
+    many. Those are at most 20, unless there are more cores: one policy cannot serve
+    more.
     """
     cores = usable_cores()
     workers = cores if is_heavy(task_id) else max(cores, min(5 * cores, 20))
@@ -557,7 +552,9 @@ def check_view(policy: Any, info: TaskInfo, name: str) -> None:
 # The initial states and the results of a run.
 
 
-def _load_or_make_starts(config: EvaluateConfig, evaluator: Evaluator) -> tuple[InitStates, Path]:
+def _load_or_make_init_states(
+    config: EvaluateConfig, evaluator: Evaluator
+) -> tuple[InitStates, Path]:
     info = evaluator.info
     default = RunDirectory(config.run).init_states(config.seed, info.quality)
     path = config.init_states or default
@@ -581,21 +578,43 @@ def _check_task(init_states: InitStates, info: TaskInfo, source: object) -> None
         raise UserError(f"{source}: initial states of {found}, but the task is {info.task_id}")
 
 
-def _check_rows_match(
-    path: Path, rows: Mapping[int, EpisodeResult], init_states: InitStates, evaluator: Evaluator
-) -> None:
-    """Raise `UserError` if stored rows do not belong to the evaluation to resume."""
+def _stored_rows(
+    path: Path,
+    evaluator: Evaluator,
+    init_states: InitStates,
+    *,
+    resume: bool,
+    overwrite: bool,
+) -> tuple[list[EpisodeResult], dict[int, EpisodeResult]]:
+    """The stored rows of other evaluations, and the rows of this one by index, without
+    errors.
+
+    Raises:
+        UserError: there are rows of this evaluation, and neither `resume` nor
+            `overwrite` is given, or they cannot be resumed.
+    """
+    stored, evaluation = read_rows(path), evaluator.key(init_states)
+    others = [row for row in stored if row.evaluation != evaluation]
+    rows = {row.index: row for row in stored if row.evaluation == evaluation}
+    if overwrite:
+        return others, {}
+    if rows and not resume:
+        raise UserError(
+            f"{path}: has rows of this evaluation; pass --resume to complete it or --overwrite to"
+            " replace it"
+        )
     runner = evaluator.runner
     for index, row in rows.items():
         now = {"policy": evaluator.policy_digest, "batch": runner.batch, "threads": runner.threads}
         if index < len(init_states):
             now["init_state"] = init_states.identity(index)
         for name, value in now.items():
-            if (stored := getattr(row, name)) != value:
+            if (before := getattr(row, name)) != value:
                 raise UserError(
-                    f"{path}: row {index} has {name} {stored}, now it is {value}; pass the same"
+                    f"{path}: row {index} has {name} {before}, now it is {value}; pass the same"
                     " initial states, weights, --batch and --threads, or --overwrite to replace it"
                 )
+    return others, {index: row for index, row in rows.items() if not row.error}
 
 
 def _mismatch(init_states: InitStates, index: int, cameras: Sequence[str], info: TaskInfo) -> str:

@@ -29,7 +29,8 @@ _log = logging.getLogger(__name__)
 
 #: Most initial states in one set, which is kept in memory.
 MOST = 1_000_000
-#: 100 initial states of each built-in task, from `fibopolicy init-states TASK --episodes 100`.
+#: 100 initial states of each built-in task, from `fibopolicy init-states TASK
+#: --episodes 100`.
 SHIPPED = Path(__file__).parent / "init_states_data"
 
 
@@ -89,8 +90,8 @@ def camera_hashes(obs: Observation) -> dict[str, str]:
 
 
 def make_init_states(env: TaskEnv, episodes: int, seed: int) -> InitStates:
-    """Draw initial states. Episode i depends only on `seed` and i, and demonstrations are
-    never collected from it.
+    """Draw initial states. Episode i depends only on `seed` and i, and demonstrations
+    are never collected from it.
 
     Raises:
         UserError: impossible numbers.

@@ -1,9 +1,11 @@
-"""Run one policy for many episodes, such that no episode's actions depend on the others.
+"""Run one policy for many episodes, such that no episode's actions depend on the
+others.
 
 A matrix product over another number of rows has other last bits, and contacts amplify
-them until an episode fails that succeeded before. So every call has `batch` rows, padded
-where fewer episodes wait. Row by row, the networks of this library then give the same
-bits whatever the other rows hold; `make_runner` verifies that before relying on it.
+them until an episode fails that succeeded before. So every call has `batch` rows,
+padded where fewer episodes wait. Row by row, the networks of this library then give the
+same bits whatever the other rows hold; `make_runner` verifies that before relying on
+it.
 """
 
 from __future__ import annotations
@@ -39,10 +41,10 @@ class PolicyRunner:
             or tensors in dicts, lists and tuples. Their dimension
             `policy.state_batch_dim` (default 0) counts the rows; anything else in the
             state must be equal for rows to share a call. With a batch of one, the state
-            may be any object. A policy may also be a plain function that maps the newest
-            observation of one episode, a dict of arrays, to an action `(A,)` or a chunk
-            `(T_a, A)`. Both are called without gradients and may return anything that
-            numpy reads as numbers.
+            may be any object. A policy may also be a plain function that maps the
+            newest observation of one episode, a dict of arrays, to an action `(A,)` or
+            a chunk `(T_a, A)`. Both are called without gradients and may return
+            anything that numpy reads as numbers.
         batch: rows in each call. With 1, random numbers that the policy draws from
             torch, numpy or random depend only on the episode and its decision. With
             more, a policy that draws any does not repeat.
@@ -89,7 +91,8 @@ class PolicyRunner:
         Raises:
             UserError: the policy does not return finite actions `(batch, T_a, A)`.
         """
-        # An episode at its start has no state, so it cannot share a call with later ones.
+        # An episode at its start has no state, so it cannot share a call with later
+        # ones.
         groups: dict[Any, list[int]] = {}
         for i, episode in enumerate(episodes):
             key = tuple(_structure(episode.state)) if self.batch > 1 else i
@@ -108,14 +111,16 @@ class PolicyRunner:
             _seed(episodes[0])
         rows = [*episodes, *[episodes[0]] * (self.batch - len(episodes))]
         keys = [key for key in rows[0].window if self._keys is None or key in self._keys]
-        # Torch's own memory is aligned; the last bits of a product may depend on that, too.
+        # Torch's own memory is aligned; the last bits of a product may depend on that,
+        # too.
         obs = {
             key: torch.stack([torch.from_numpy(row.window[key]) for row in rows]).to(self._device)
             for key in keys
         }
         states = [row.state for row in rows]
         state = states[0] if self.batch == 1 else _concatenate(states, self._state_dim)
-        # Inference mode would leave tensors in a policy's caches that training cannot use.
+        # Inference mode would leave tensors in a policy's caches that training cannot
+        # use.
         with torch.no_grad():
             returned = self._act(obs, state)
 

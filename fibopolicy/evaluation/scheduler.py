@@ -244,7 +244,8 @@ class Scheduler:
     def _receive(
         self, timeout: float, check: FrameCheck = lambda index, hashes: None
     ) -> list[Episode]:
-        """Handle the messages that arrive within `timeout` seconds, and hung simulators.
+        """Handle the messages that arrive within `timeout` seconds, and hung
+        simulators.
 
         Returns:
             episodes that have ended; those whose simulator failed have an `error`.

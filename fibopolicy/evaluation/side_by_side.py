@@ -26,12 +26,12 @@ def film_side_by_side(
     initial state. Initial states that only one of them solves come first.
 
     Args:
-        init_states: file of the initial states; by default the one that `fibopolicy evaluate`
-            left in the run directory.
+        init_states: file of the initial states; by default the one that `fibopolicy
+            evaluate` left in the run directory.
 
     Raises:
-        UserError: a checkpoint has changed since its evaluation; the initial states cannot
-            be found.
+        UserError: a checkpoint has changed since its evaluation; the initial states
+            cannot be found.
     """
     methods = comparison.methods[:2]
     order = alternate(*(method.outcomes(comparison.init_states)[0] for method in methods))

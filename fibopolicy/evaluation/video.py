@@ -120,18 +120,18 @@ def _with_border(frame: Frame, colour: tuple[int, int, int], scale: int) -> Fram
 def draw_look(policy: Any, camera: str, frames: Sequence[Frame]) -> list[Frame]:
     """Draw on frames uint8 `(H, W, 3)` of one camera where the policy's encoder looks.
 
-    If the encoder pools with a spatial softmax (the ViTs by default, resnet18), a dot of
-    its own colour for each keypoint, which is all that the policy receives. Otherwise
-    (mean or CLS pooling, timm) patches are red in proportion to how much they change the
-    feature: the root mean square of its gradient along random directions.
+    If the encoder pools with a spatial softmax (the ViTs by default, resnet18), a dot
+    of its own colour for each keypoint, which is all that the policy receives.
+    Otherwise (mean or CLS pooling, timm) patches are red in proportion to how much they
+    change the feature: the root mean square of its gradient along random directions.
 
     Args:
         policy: of this library.
         camera: observation key.
 
     Raises:
-        UserError: the policy has no separate encoder for this camera, since it is not of
-            this library or its views are joint.
+        UserError: the policy has no separate encoder for this camera, since it is not
+            of this library or its views are joint.
     """
     observations = getattr(policy, "observations", None)
     if not isinstance(observations, ObservationEncoder) or observations.views == "joint":
@@ -174,8 +174,8 @@ def keypoints(encoder: nn.Module, pool: SpatialSoftmax, images: Tensor) -> NDArr
                 encoder(part)
     finally:
         handle.remove()
-    # -1 and 1 are the centres of the first and the last cell. Cells of a convolution may
-    # reach beyond the image.
+    # -1 and 1 are the centres of the first and the last cell. Cells of a convolution
+    # may reach beyond the image.
     cropped = getattr(encoder, "cropped", (images.shape[2], images.shape[3]))
     cells = np.array([grid[1], grid[0]])
     relative = (torch.cat(outputs).view(len(images), -1, 2).cpu().double().numpy() + 1) / 2
