@@ -77,7 +77,8 @@ class EpisodeResult:
         threads: torch threads during the call; they matter likewise.
         error: empty, or why no simulator could finish the episode in any attempt.
             It then says nothing about the policy and counts in no rate.
-        attempts: attempts. `wall_s` and `attempts` alone differ between repetitions.
+        attempts: how often it was tried. Only `wall_s` and `attempts` differ between
+            repetitions.
         mismatch: empty, or the cameras whose first frame differed from the stored one,
             where that was allowed.
     """

@@ -107,8 +107,8 @@ def evaluate_policy(
             4 rows for a policy of this library and 1 for others.
         step_timeout: seconds that a control step or a frame may take until its process
             counts as hung.
-        max_retries: further attempts at an episode whose simulator dies, hangs or fails. Afterwards
-            its result is an error, not a failure of the policy.
+        max_retries: further attempts at an episode whose simulator dies, hangs or
+            fails. Afterwards its result is an error, not a failure of the policy.
         allow_mismatch: accept initial states that do not look as they did when stored.
         on_result: called with each result when its episode has ended.
         options: of the environment, e.g. `cameras`, `image_size`, `quality`, `horizon`.
@@ -243,7 +243,7 @@ class Evaluator:
         policy: see `evaluate_policy`, as the other arguments that it has.
         make_env: makes one environment; each process imports it by its name.
         viewer: open MuJoCo's viewer for the only worker.
-        checkpoint_step, weights: of the policy, for its results.
+        checkpoint_step, checkpoint: of the policy, for its results.
         name: of the policy in messages.
 
     Attributes:
@@ -285,7 +285,7 @@ class Evaluator:
             self.close()
             raise
         self.policy_digest = weights_digest(policy)
-        self._checkpoint_step, self._weights = checkpoint_step, checkpoint
+        self._checkpoint_step, self._checkpoint = checkpoint_step, checkpoint
 
     def __enter__(self) -> Self:
         return self
@@ -303,7 +303,7 @@ class Evaluator:
         return (
             info.task_id,
             self._checkpoint_step,
-            self._weights,
+            self._checkpoint,
             init_states.seed,
             info.horizon,
             info.quality,
@@ -358,7 +358,7 @@ class Evaluator:
                     total_reward=episode.total_reward,
                     wall_s=round(episode.wall_s, 4),
                     checkpoint_step=self._checkpoint_step,
-                    checkpoint=self._weights,
+                    checkpoint=self._checkpoint,
                     init_seed=init_states.seed,
                     horizon=info.horizon,
                     quality=info.quality,

@@ -106,7 +106,8 @@ class Scheduler:
         workers: number of processes.
         step_timeout: seconds that a control step or a frame may take until the process
             counts as hung.
-        max_retries: further attempts at an episode whose process dies, hangs or raises an error.
+        max_retries: further attempts at an episode whose process dies, hangs or raises
+            an error.
         viewer: open MuJoCo's viewer for the only worker.
     """
 
