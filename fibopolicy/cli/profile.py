@@ -140,8 +140,8 @@ class ProfileData(_OnData):
 
 @dataclass(frozen=True)
 class ProfileTrain(_OnData):
-    """A training step: data, every camera's encoder, head, backward, optimiser, average
-    of the weights, with their shares.
+    """The parts of a training step and their shares: data, every camera's encoder, the
+    rest of the policy, backward, optimizer, average of the weights.
 
     Example: fibopolicy profile train --dataset lift.hdf5 --encoder resnet18
     """

@@ -106,15 +106,6 @@ def describe(config: TrainConfig, dataset: Windows) -> dict[str, Any]:
     return plain
 
 
-def stored_precision(out: Path) -> str | None:
-    """The precision that a run was started with; `None` if there is no run."""
-    run = RunDirectory(out)
-    if not run.config.exists():
-        return None
-    precision: str | None = run.read_config()["train"].get("compute", {}).get("precision")
-    return precision
-
-
 def _check_same_run(out: Path, found: dict[str, Any], wanted: dict[str, Any]) -> None:
     for section in ("policy", "shapes", "train"):
         for key in wanted[section] | found[section]:

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal, get_args
 
 from fibopolicy.errors import UserError, unknown
 from fibopolicy.policies.base import PolicyConfig
 from fibopolicy.utils.files import expanded
 
-PRECISIONS = ("auto", "fp32", "bf16")
+Precision = Literal["auto", "fp32", "bf16"]
 
 
 def _check_at_least(config: object, least: int, *names: str) -> None:
@@ -69,15 +70,15 @@ class ComputeConfig:
     """Parts of a batch that go through the network one by one, to save memory; the step is unchanged."""  # noqa: E501
     gradient_checkpointing: bool = False
     """Compute the activations of a vision transformer twice instead of keeping them."""
-    precision: str = "auto"
+    precision: Precision = "auto"
     """"fp32", "bf16" (autocast), or "auto": bf16 on a GPU that computes it, fp32 elsewhere; a resumed run keeps its own."""  # noqa: E501
     compile: bool = False
     """torch.compile the encoders; takes minutes at the start, and a C++ compiler on CPUs."""
 
     def __post_init__(self) -> None:
         _check_at_least(self, 1, "accumulate")
-        if self.precision not in PRECISIONS:
-            raise unknown("precision", self.precision, PRECISIONS)
+        if self.precision not in get_args(Precision):
+            raise unknown("precision", self.precision, get_args(Precision))
 
 
 @dataclass(frozen=True)
@@ -153,7 +154,7 @@ class TrainConfig:
     freeze_encoder: bool = False
     """Train everything but the encoders; they stay as they are, batch norm included."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
-    """How it is optimised."""
+    """The optimizer and its schedule."""
     compute: ComputeConfig = field(default_factory=ComputeConfig)
     """How steps are computed."""
     validation: ValidationConfig = field(default_factory=ValidationConfig)

@@ -130,25 +130,24 @@ class World:
 
     def main_process_first(self, task: Callable[[], T]) -> T:
         """Run `task` in every process, first in the main one, which fills any cache."""
-        results = [self._run(task if now else None) for now in (self.is_main, not self.is_main)]
-        return next(result[0] for result in results if result)
+        for main in (True, False):
+            with self._together():
+                if main == self.is_main:
+                    result = task()
+        return result
 
-    def main_process_only(self, task: Callable[[], T]) -> T:
-        """Run `task` in the main process; every process gets its result."""
-        result = self._run(task if self.is_main else None)
-        if self.size == 1:
-            return result[0]
-        box: list[Any] = [result[0] if result else None]
-        distributed.broadcast_object_list(box, src=0)
-        return box[0]  # type: ignore[no-any-return]
+    def main_process_only(self, task: Callable[[], None]) -> None:
+        """Run `task` in the main process; the others wait."""
+        with self._together():
+            if self.is_main:
+                task()
 
-    def _run(self, task: Callable[[], T] | None) -> list[T]:
-        """[result of `task`], or [] without a task; a `UserError` in any process ends all."""
-        result: list[T] = []
+    @contextmanager
+    def _together(self) -> Iterator[None]:
+        """Wait for all processes at the end; a `UserError` in one of them ends all."""
         error: UserError | None = None
         try:
-            if task is not None:
-                result.append(task())
+            yield
         except UserError as own:
             error = own
         if self.size > 1:
@@ -158,10 +157,9 @@ class World:
             error = error or (UserError(first) if first is not None else None)
         if error is not None:
             raise self.once(error)
-        return result
 
     def once(self, error: UserError) -> BaseException:
-        """What each process raises for an error that all of them meet: only one reports it."""
+        """What to raise for an error of all processes, so that only the main one prints it."""
         return error if self.is_main else SystemExit(2)
 
     def close(self) -> None:

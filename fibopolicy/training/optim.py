@@ -12,7 +12,7 @@ from typing import Generic, TypeVar
 import torch
 from torch import nn
 
-from fibopolicy.training.config import OptimizerConfig
+from fibopolicy.training.config import OptimizerConfig, Precision
 from fibopolicy.training.encoders import encoders_of
 
 M = TypeVar("M", bound=nn.Module)
@@ -136,7 +136,7 @@ class Divergence:
         return median + FACTOR * max(abs(median), high - low)
 
 
-def resolve_precision(precision: str, device: torch.device) -> str:
+def resolve_precision(precision: Precision, device: torch.device) -> Precision:
     """ "fp32" or "bf16"; "auto" is bf16 on GPUs that compute it and fp32 elsewhere.
 
     The choice depends on the device alone, never on a timing, so that a seed gives the

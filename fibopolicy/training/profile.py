@@ -29,8 +29,8 @@ class TrainProfile:
 
     Attributes:
         parts: loading the batch, moving it to the device, preparing its frames (crop,
-            shift, scale), each camera's encoder, the head, backward, the optimizer with
-            clipping, the average of the weights; "step" is their sum.
+            shift, scale), each camera's encoder, the rest of the policy, backward, the
+            optimizer with clipping, the average of the weights; "step" is their sum.
         samples_per_s: of whole steps.
         parameters: number of trained ones.
     """
@@ -75,7 +75,7 @@ def profile_train(config: TrainConfig, *, turns: int) -> TrainProfile:
             clock.lap("backward")
             nn.utils.clip_grad_norm_(policy.parameters(), config.optimizer.grad_clip_norm)
             optimizer.step()
-            clock.lap("optimiser")
+            clock.lap("optimizer")
             ema.update(policy, step)
             clock.lap("average of the weights")
             if step >= _WARM_UP:
@@ -96,10 +96,10 @@ def profile_train(config: TrainConfig, *, turns: int) -> TrainProfile:
 
 def table(profile: TrainProfile) -> str:
     """A profile as a Markdown table and a line."""
+    parameters = f"{profile.parameters / 1e6:.2f} million parameters"
     summary = (
         f"{profile.samples_per_s:.0f} samples/s in batches of {profile.batch_size} on"
-        f" {profile.device}: {profile.policy} with {profile.encoder},"
-        f" {profile.parameters / 1e6:.2f} million parameters"
+        f" {profile.device}: {profile.policy} with {profile.encoder}, {parameters}"
     )
     return "\n".join([*parts_table(profile.parts), "", summary])
 
@@ -122,11 +122,11 @@ class _Clock:
         self.laps[name], self._last = now - self._last, now
 
     def lap_forward(self) -> None:
-        """A lap per inner call; the rest of the forward pass is the head's."""
-        self.lap("head")
-        head = self.laps.pop("head")
+        """A lap per inner call; the rest of the forward pass is the policy's."""
+        self.lap("policy")
+        whole = self.laps.pop("policy")
         self.laps |= self._inner
-        self.laps["head"] = head - sum(self._inner.values())
+        self.laps["policy"] = whole - sum(self._inner.values())
 
     @contextmanager
     def inner_calls(self, policy: Policy) -> Iterator[None]:

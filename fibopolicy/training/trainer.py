@@ -83,9 +83,10 @@ class Trainer:
         check_resume_or_overwrite(resume=resume, overwrite=overwrite)
         require_wandb(config.wandb)
         _check_parts(config, world)
-        self.world, self.resume, self.overwrite = world, resume, overwrite
+        self.world, self.run = world, RunDirectory(config.out)
+        self.resume, self.overwrite = resume, overwrite
         self.device = world.device(config.device)
-        self.config = _resolve_precision(config, self.device, resume=resume)
+        self.config = _resolve_precision(config, self.run, self.device, resume=resume)
         torch.manual_seed(config.seed)
         self.dataset = data.open_dataset(config)
         self.validation = data.open_validation(config, self.dataset)
@@ -157,8 +158,7 @@ class Trainer:
         optim.set_learning_rate(self.optimizer, lr)
         encoders.training_mode(self.policy)
         self.optimizer.zero_grad(set_to_none=True)
-        # The loss is a mean, over unequal numbers of values in the parts: padding is
-        # left out.
+        # The loss is a mean over values that are not padding, unequally many per part.
         weights = torch.stack([self.policy.loss_denominator(part) for part in parts])
         shares = weights / world.sum(weights.sum())
         sums: dict[str, Tensor] = {}
@@ -169,9 +169,8 @@ class Trainer:
                 (loss * (share * world.size)).backward()
             for name, value in {**metrics, "loss": loss.detach()}.items():
                 sums[name] = sums.get(name, 0) + share * value
-        norm = float(
-            nn.utils.clip_grad_norm_(self.policy.parameters(), config.optimizer.grad_clip_norm)
-        )
+        limit = config.optimizer.grad_clip_norm
+        norm = float(nn.utils.clip_grad_norm_(self.policy.parameters(), limit))
         means = world.sum(torch.stack(list(sums.values())).float()).tolist()
         logged = dict(zip(sums, means, strict=True))
         self._check_divergence(step, indices, logged["loss"], norm)
@@ -210,8 +209,8 @@ class Trainer:
         own = indices[world.rows(len(indices))]
         batch = data.to_device(self.dataset.batch(own), self.device)
         size = len(own) // config.compute.accumulate
-        starts = range(0, len(own), size)
-        return indices, [data.rows(batch, slice(start, start + size)) for start in starts]
+        offsets = range(0, len(own), size)
+        return indices, [data.rows(batch, slice(first, first + size)) for first in offsets]
 
     def _performance(self) -> dict[str, float]:
         """Throughput since the last call, and memory."""
@@ -222,21 +221,16 @@ class Trainer:
         self, step: int, indices: np.ndarray[Any, Any], loss: float, norm: float
     ) -> None:
         reason = self.divergence.check(loss, norm)
-        if reason is not None:
-            out = self.config.out
-            kept = (
-                "; the last checkpoint is from before" if RunDirectory(out).state.exists() else ""
-            )
-            raise self.world.once(
-                UserError(
-                    f"{out}: {reason} at step {step} (samples {', '.join(map(str, indices))});"
-                    f" lower lr or look at these samples{kept}"
-                )
-            )
+        if reason is None:
+            return
+        samples = ", ".join(map(str, indices))
+        kept = "; the last checkpoint is from before" if self.run.state.exists() else ""
+        message = f"{reason} at step {step} (samples {samples}); lower lr or look at these samples"
+        raise self.world.once(UserError(f"{self.run.path}: {message}{kept}"))
 
     def _build_policy(self) -> Policy:
         config, dataset = self.config, self.dataset
-        resumes = self.resume and RunDirectory(config.out).state.exists()
+        resumes = self.resume and self.run.state.exists()
         # The weights of a checkpoint replace any initial ones.
         recipe = config.policy.as_loaded() if resumes else config.policy
         policy = build_policy(recipe, data.shapes_of(dataset))
@@ -246,13 +240,10 @@ class Trainer:
             encoders.load_encoder_weights(policy, config.encoder_weights)
         if config.freeze_encoder:
             encoders.freeze(policy)
-            if config.encoder_weights is None and not config.policy.encoder_options.get(
-                "pretrained"
-            ):
-                warnings.warn(
-                    "the frozen encoder has random weights; set others with --encoder-weights",
-                    stacklevel=2,
-                )
+            pretrained = config.policy.encoder_options.get("pretrained")
+            if config.encoder_weights is None and not pretrained:
+                message = "the frozen encoder has random weights; set others with --encoder-weights"
+                warnings.warn(message, stacklevel=2)
         if config.compute.gradient_checkpointing:
             encoders.checkpoint_gradients(policy)
         return policy
@@ -311,9 +302,12 @@ def _check_parts(config: TrainConfig, world: World) -> None:
         )
 
 
-def _resolve_precision(config: TrainConfig, device: torch.device, *, resume: bool) -> TrainConfig:
-    """With "fp32" or "bf16"; a resumed run keeps its own, also on another device."""
+def _resolve_precision(
+    config: TrainConfig, run: RunDirectory, device: torch.device, *, resume: bool
+) -> TrainConfig:
+    """With precision "fp32" or "bf16"; a resumed run keeps its own, also on another device."""
     precision = config.compute.precision
-    stored = checkpoint.stored_precision(config.out) if resume and precision == "auto" else None
-    precision = stored or optim.resolve_precision(precision, device)
+    if precision == "auto" and resume and run.config.exists():
+        precision = run.read_config()["train"].get("compute", {}).get("precision", "auto")
+    precision = optim.resolve_precision(precision, device)
     return replace(config, compute=replace(config.compute, precision=precision))

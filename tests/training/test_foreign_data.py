@@ -96,7 +96,7 @@ def test_what_is_not_read_is_said_at_the_start(
     with caplog.at_level(logging.INFO):
         train(replace(tiny_config, dataset=path, out=tmp_path / "run"))
     assert (
-        f"{path}: not read: cube_pos, front_depth; --cameras and --vectors choose"
+        f"{path}: not read: cube_pos, front_depth; choose with --cameras and --vectors"
         in caplog.messages
     )
 
