@@ -196,17 +196,13 @@ class DemoFile:
         return tuple(demo for demo in self.demos if demo in named)
 
     def attrs(self, demo: str) -> dict[str, Any]:
-        """The attributes of a demo: `num_samples`, and where recorded `model_file`,
-        `ep_meta` and provenance.
-        """
+        """The attributes of a demo: `num_samples`, maybe `model_file`, `ep_meta`, provenance."""
         with self._wrap_errors(demo):
             return _attributes(self._demo(demo))
 
     @property
     def file_attrs(self) -> dict[str, Any]:
-        """The attributes of the file and of its data group, other than `env_args` and
-        `total`: where the data came from.
-        """
+        """The provenance: attributes of the file and its data group but `env_args`, `total`."""
         with self._wrap_errors():
             merged = _attributes(self._file) | _attributes(self._file["data"])
         return {
@@ -216,7 +212,7 @@ class DemoFile:
         }
 
     def has(self, demo: str, key: str) -> bool:
-        """Whether a demo holds an array, say "states" or "obs/agentview_image"."""
+        """Whether a demo holds an array, e.g. "states" or "obs/agentview_image"."""
         if (demo, key) in self._layouts:
             return True
         self._check_demo(demo)
@@ -224,7 +220,7 @@ class DemoFile:
             return self._find(demo, key) is not None
 
     def group(self, demo: str) -> h5py.Group:
-        """A demo as HDF5 keeps it, for whoever copies it."""
+        """A demo's HDF5 group, to copy from."""
         return self._demo(demo)
 
     def keys(self, demo: str) -> tuple[str, ...]:
@@ -245,9 +241,7 @@ class DemoFile:
     def read(
         self, demo: str, key: str, start: int | None = None, stop: int | None = None
     ) -> np.ndarray[Any, np.dtype[Any]]:
-        """Steps `start:stop` of an array, say "actions", "states" or
-        "obs/agentview_image", in the stored dtype.
-        """
+        """Steps `start:stop` of an array in the stored dtype; see `has` for its key."""
         with self._wrap_errors(demo):
             dataset = self._array(demo, key)
             known = self._layouts[demo, key]
@@ -261,16 +255,15 @@ class DemoFile:
             return values
 
     def identity(self, demos: Iterable[str], keys: Iterable[str]) -> dict[str, Any]:
-        """Path, size and time of change of this file and, under "linked", of every
-        other file that the arrays come from.
+        """Path, size and modification time of this file and of the files that it links to.
 
-        Arrays that a demo does not hold are left out.
+        The others are listed under "linked", if any of the arrays come from them.
         """
         keys = tuple(keys)
         files: set[str] = set()
         for demo in demos:
             for key in keys:
-                if self.has(demo, key):  # which notes the layout
+                if self.has(demo, key):  # which stores the layout
                     files |= self._layouts[demo, key].files
         (own,) = identity([self.path])
         others = [item for item in identity(files) if item["path"] != own["path"]]
@@ -282,13 +275,13 @@ class DemoFile:
 
     @contextmanager
     def named(self, what: str = "") -> Iterator[None]:
-        """Has a `UserError` of the block name this file, and `what` of it."""
+        """Make a `UserError` in the block name this file, and `what` of it."""
         try:
             yield
         except UserError as error:
             raise self.error(f"{what}{error}") from error
 
-    # how it is found out
+    # how it is read
 
     def _check_demo(self, demo: str) -> None:
         if demo not in self._lengths:
@@ -299,8 +292,9 @@ class DemoFile:
         return self._file["data"][demo]
 
     def _array(self, demo: str, key: str) -> h5d.DatasetID:
-        """An array whose sources have been checked. Low-level: `h5py.Dataset` costs
-        more than reading a small array.
+        """An array whose sources have been checked.
+
+        It is low-level, since an `h5py.Dataset` costs more than reading a small array.
         """
         self._check_demo(demo)
         if (dataset := self._find(demo, key)) is not None:
@@ -377,80 +371,80 @@ class DemoFile:
             raise self.error(
                 f"all {len(named)} demos are corrupt; {next(iter(self.corrupt.values()))}"
             )
-        missing_count = [demo for demo in self._without_count if demo in self._lengths]
         self.filter_keys = self._read_filter_keys()
         first = data[self.demos[0]]
         obs = first.get("obs")
         for path in [f"data/{self.demos[0]}/obs/{key}" for key in obs or ("",)]:
             self._check_links(path)
-        arrays = dict(_arrays(obs)) if isinstance(obs, h5py.Group) else {}
+        items = dict(_items(obs)) if isinstance(obs, h5py.Group) else {}
         self.obs: dict[str, tuple[tuple[int, ...], np.dtype[Any]]] = {
             key: (tuple(item.shape[1:]), item.dtype)
-            for key, item in arrays.items()
-            if item.shape is not None
+            for key, item in items.items()
+            if _is_array(item)
         }
+        ignored = sorted(key for key, item in items.items() if not _is_array(item))
+        self.warnings = tuple(self._find_warnings(data, named, ignored))
 
-        def notes() -> Iterator[str]:
-            if "total" in data.attrs and (total := _count(data.attrs["total"])) != self.num_steps:
-                yield f"attribute total says {total}, the demos hold {self.num_steps} steps"
-            span = sorted(int(match[1]) for name in named if (match := _DEMO_NAME.fullmatch(name)))
-            if len(span) < len(named):
-                other = next(name for name in named if not _DEMO_NAME.fullmatch(name))
-                yield (
-                    f"demos are not named demo_<number>, say {other}: robomimic itself does not"
-                    " read them"
-                )
-            elif span[0] != 0:
-                yield f"the numbering of the demos starts at {span[0]}"
-            if span and span[-1] - span[0] + 1 != len(span):
-                yield (
-                    f"gaps in the numbering of the demos: {len(span)} demos between demo_{span[0]}"
-                    f" and demo_{span[-1]}"
-                )
-            if len(named) != len(data):
-                yield f"ignored in data: {', '.join(sorted(set(data) - set(named)))} (no actions)"
-            if missing_count:
-                yield (
-                    f"{len(missing_count)} demos without num_samples: the length of their actions"
-                    " is taken"
-                )
-            if not self.filter_keys:
-                yield "no filter keys (group mask): train and valid have to be split off"
-            if "dones" in first and first["dones"].dtype == np.bool_:
-                yield "dones are stored as bool, integers are usual"
-            if "env_name" not in self.env_args:
-                yield (
-                    "no task is named (attribute env_args): training works, replays and rollouts"
-                    " do not"
-                )
-            elif "env_version" not in self.env_args and self.env_args.get("type") == 1:
-                yield "env_args names no env_version: the simulator's version is unknown"
-            if left := sorted(_not_arrays(obs)) if isinstance(obs, h5py.Group) else []:
-                yield (
-                    f"ignored in obs: {', '.join(left)} (expected arrays, in groups of at most one"
-                    " level)"
-                )
-            if (late := self._first_other_keys(obs)) is not None:
-                yield late
-            if not self.obs:
-                yield f"no observations are stored, states and actions alone; {self.frames_advice}"
+    def _find_warnings(
+        self, data: h5py.Group, named: list[str], ignored: list[str]
+    ) -> Iterator[str]:
+        """One line for each harmless deviation of the file from the format.
 
-        self.warnings = tuple(notes())
-
-    def _first_other_keys(self, obs: object) -> str | None:
-        """What is said of the first demo with observations that the first demo of all
-        lacks; `None` where there is none.
+        Args:
+            named: all demos, whether or not they can be read.
+            ignored: what lies in `obs` of the first demo and is no array.
         """
+        first = data[self.demos[0]]
+        obs = first.get("obs")
+        if "total" in data.attrs and (total := _count(data.attrs["total"])) != self.num_steps:
+            yield f"attribute total says {total}, the demos hold {self.num_steps} steps"
+        numbers = sorted(int(match[1]) for name in named if (match := _DEMO_NAME.fullmatch(name)))
+        if len(numbers) < len(named):
+            other = next(name for name in named if not _DEMO_NAME.fullmatch(name))
+            yield (
+                f"demos are not named demo_<number>, e.g. {other}: robomimic itself does not read"
+                " them"
+            )
+        elif numbers[0] != 0:
+            yield f"the numbering of the demos starts at {numbers[0]}"
+        if numbers and numbers[-1] - numbers[0] + 1 != len(numbers):
+            yield (
+                f"gaps in the numbering of the demos: {len(numbers)} demos between"
+                f" demo_{numbers[0]} and demo_{numbers[-1]}"
+            )
+        if len(named) != len(data):
+            yield f"ignored in data: {', '.join(sorted(set(data) - set(named)))} (no actions)"
+        if without := [demo for demo in self._without_count if demo in self._lengths]:
+            yield f"{len(without)} demos without num_samples: the length of their actions is used"
+        if not self.filter_keys:
+            yield "no filter keys (group mask): split off train and valid"
+        if "dones" in first and first["dones"].dtype == np.bool_:
+            yield "dones are stored as bool, integers are usual"
+        if "env_name" not in self.env_args:
+            yield "no task is named (attribute env_args): replays and rollouts do not work"
+        elif "env_version" not in self.env_args and self.env_args.get("type") == 1:
+            yield "env_args names no env_version: the simulator's version is unknown"
+        if ignored:
+            yield (
+                f"ignored in obs: {', '.join(ignored)} (expected arrays, in groups of at most one"
+                " level)"
+            )
+        yield from self._keys_missing_first(obs)
+        if not self.obs:
+            yield f"no observations are stored, states and actions alone; {self.frames_advice}"
+
+    def _keys_missing_first(self, obs: object) -> Iterator[str]:
+        """A line on the first demo with observations that the first demo of all lacks."""
         names = {name.encode() for name in obs} if isinstance(obs, h5py.Group) else set()
         for demo in self.demos[1:]:
             try:
                 found = h5o.open(self._file.id, f"data/{demo}/obs".encode())
-            except KeyError:  # told when it is read
+            except KeyError:  # reported when it is read
                 continue
             if isinstance(found, h5g.GroupID) and (other := set(found) - names):
-                told = ", ".join(sorted(map(_text, other)))
-                return f"not read, since {self.demos[0]} lacks what {demo} holds in obs: {told}"
-        return None
+                keys = ", ".join(sorted(map(_text, other)))
+                yield f"not read, since {self.demos[0]} lacks what {demo} holds in obs: {keys}"
+                return
 
     def _read_env_args(self, data: h5py.Group) -> dict[str, Any]:
         name = (
@@ -477,7 +471,7 @@ class DemoFile:
             )
         if not isinstance(env_args.get("type"), int | str | None):
             raise self.error("type of data's attribute env_args must be a number, 1 for robosuite")
-        # null says as much as nothing.
+        # null means the same as a missing entry.
         env_args = {
             key: value
             for key, value in env_args.items()
@@ -501,20 +495,20 @@ class DemoFile:
     def _read_length(self, data: h5py.Group, demo: str) -> int:
         with self._wrap_errors(demo):
             actions = self._find(demo, "actions")
-            told = None
+            stored = None
             if actions is not None:
                 group = h5o.open(data.id, demo.encode())
                 if h5a.exists(group, b"num_samples"):
-                    told = _count(h5py.Group(group).attrs["num_samples"])
+                    stored = _count(h5py.Group(group).attrs["num_samples"])
                 else:
                     self._without_count.append(demo)
         if actions is None or actions.rank != 2:
             found = f"shape {actions.shape}" if actions is not None else "none"
             raise self.error(f"{demo}: expected actions of shape (N, A), found {found}")
         steps = int(actions.shape[0])
-        if told is not None and told != steps:
+        if stored is not None and stored != steps:
             raise self.error(
-                f"{demo}: num_samples says {told}, actions hold {steps} steps; fix the attribute"
+                f"{demo}: num_samples says {stored}, actions hold {steps} steps; fix the attribute"
                 " or the arrays"
             )
         if steps == 0:
@@ -528,8 +522,8 @@ class DemoFile:
             return {}
         keys: dict[str, tuple[str, ...]] = {}
         for name, item in mask.items():
-            # a key that is lost would have all demos trained on, those for validation
-            # too
+            # Without its filter key, a policy would be trained on all demos, also those for
+            # validation.
             self._check_links(f"mask/{name}")
             if isinstance(item, h5py.Dataset):
                 with self.named():
@@ -541,52 +535,43 @@ class DemoFile:
     def _wrap_errors(self, what: str = "the file") -> Iterator[None]:
         try:
             yield
-        except (
-            OSError,
-            RuntimeError,
-            KeyError,
-            ValueError,
-            TypeError,
-        ) as error:  # what h5py and broken metadata give
+        except (OSError, RuntimeError, KeyError, ValueError, TypeError) as error:
+            # h5py and broken metadata raise these.
             raise self.error(
                 f"{what} is corrupt ({_one_line(error)}); download or record it again"
             ) from error
+
+
+#: What the HDF5 library says of a file that it cannot open -> what that means.
+_OPENING_ERRORS = {
+    "signature not found": "not an HDF5 file; give the path of a robomimic HDF5 dataset",
+    "unable to lock file": (
+        "another process has the file open for writing; wait until it has finished, or set"
+        " HDF5_USE_FILE_LOCKING=FALSE if the file system does not support locks"
+    ),
+    "already open for write": (
+        "a process has the file open for writing, or was interrupted while it wrote; wait for it,"
+        " or clear the mark with `h5clear -s FILE` and check the content"
+    ),
+    "truncated": "the file is truncated ({reason}); copy or download it again",
+    "": "cannot be opened as HDF5: {reason}",
+}
 
 
 def _open(path: Path) -> h5py.File:
     if not path.exists():
         raise UserError(f"{path}: no such file; give the path of a robomimic HDF5 dataset")
     if path.is_dir():
-        inside = sorted(item.name for item in path.glob("*.hdf5"))
-        raise UserError(
-            f"{path}: is a folder, expected an HDF5 file"
-            + (f"; it holds {', '.join(inside[:5])}" if inside else "")
-        )
+        inside = ", ".join(sorted(item.name for item in path.glob("*.hdf5"))[:5])
+        holds = f"; it holds {inside}" if inside else ""
+        raise UserError(f"{path}: is a folder, expected an HDF5 file{holds}")
     try:
         return h5py.File(path, "r")
     except OSError as error:
         reason = _one_line(error)
-        if "signature not found" in reason:
-            raise UserError(
-                f"{path}: not an HDF5 file; give the path of a robomimic HDF5 dataset"
-            ) from error
-        if "unable to lock file" in reason:
-            raise UserError(
-                f"{path}: another process has the file open for writing; wait until it has"
-                " finished, or set HDF5_USE_FILE_LOCKING=FALSE if the file system does not support"
-                " locks"
-            ) from error
-        if "already open for write" in reason or "consistency flags" in reason:
-            raise UserError(
-                f"{path}: a process has the file open for writing, or was interrupted while it"
-                " wrote; wait for it, or clear the mark with `h5clear -s FILE` and check the"
-                " content"
-            ) from error
-        if "truncated" in reason:
-            raise UserError(
-                f"{path}: the file is truncated ({reason}); copy or download it again"
-            ) from error
-        raise UserError(f"{path}: cannot be opened as HDF5: {reason}") from error
+        known = reason.replace("consistency flags", "already open for write")
+        meaning = next(text for part, text in _OPENING_ERRORS.items() if part in known)
+        raise UserError(f"{path}: {meaning.format(reason=reason)}") from error
 
 
 def _is_demo(data: h5py.Group, name: str) -> bool:
@@ -599,29 +584,17 @@ def _in_numeric_order(name: str) -> tuple[list[str | int], str]:
     return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", name)], name
 
 
-def _arrays(obs: h5py.Group) -> Iterator[tuple[str, h5py.Dataset]]:
-    """The datasets of a group and of the groups in it, by their path from there."""
+def _items(obs: h5py.Group) -> Iterator[tuple[str, Any]]:
+    """What lies in a group and in the groups in it, by its path from there."""
     for key, item in obs.items():
-        inside = item.items() if isinstance(item, h5py.Group) else ()
-        for name, dataset in [
-            (key, item),
-            *((f"{key}/{name}", dataset) for name, dataset in inside),
-        ]:
-            if isinstance(dataset, h5py.Dataset):
-                yield name, dataset
+        if isinstance(item, h5py.Group):
+            yield from ((f"{key}/{name}", found) for name, found in item.items())
+        else:
+            yield key, item
 
 
-def _not_arrays(obs: h5py.Group) -> Iterator[str]:
-    """What `_arrays` passes over: groups two levels deep, and arrays without a shape."""
-    for key, item in obs.items():
-        inside = item.items() if isinstance(item, h5py.Group) else ()
-        yield from (
-            f"{key}/{name}"
-            for name, found in inside
-            if not isinstance(found, h5py.Dataset) or found.shape is None
-        )
-        if isinstance(item, h5py.Dataset) and item.shape is None:
-            yield key
+def _is_array(item: object) -> bool:
+    return isinstance(item, h5py.Dataset) and item.shape is not None
 
 
 def _is_frame(shape: tuple[int, ...]) -> bool:
@@ -629,21 +602,23 @@ def _is_frame(shape: tuple[int, ...]) -> bool:
 
 
 def _unreadable(shape: tuple[int, ...], dtype: np.dtype[Any]) -> str:
-    told = f"{dtype} ({', '.join(['N', *map(str, shape)])})"
+    """The content of an observation that training cannot read, and what was expected."""
+    frames = "frames must be uint8 (N, H, W, 3)"
     if 0 in shape:
-        return f"{told}: holds no values"
-    channels = {shape[0], shape[-1]} if len(shape) == 3 else set()
-    if dtype.kind in "OSV" or (dtype == np.uint8 and len(shape) == 1):
-        return f"{told}: encoded frames or text; frames must be decoded, uint8 (N, H, W, 3)"
-    if len(shape) == 3 and shape[-1] == 3:
-        return f"{told}: frames must be uint8, 0 to 255"
-    if len(shape) == 3 and shape[0] in (3, 4):
-        return f"{told}: channels first; frames must be uint8 (N, H, W, 3)"
-    if 4 in channels:
-        return f"{told}: four channels; frames must be uint8 (N, H, W, 3)"
-    if len(shape) >= 2:
-        return f"{told}: frames must be uint8 (N, H, W, 3), vectors float (N, D)"
-    return f"{told}: vectors must be float (N, D)"
+        reason = "holds no values"
+    elif dtype.kind in "OSV" or (dtype == np.uint8 and len(shape) == 1):
+        reason = "encoded frames or text; frames must be decoded, uint8 (N, H, W, 3)"
+    elif len(shape) == 3 and shape[-1] == 3:
+        reason = "frames must be uint8, 0 to 255"
+    elif len(shape) == 3 and shape[0] in (3, 4):
+        reason = f"channels first; {frames}"
+    elif len(shape) == 3 and shape[-1] == 4:
+        reason = f"four channels; {frames}"
+    elif len(shape) >= 2:
+        reason = f"{frames}, vectors float (N, D)"
+    else:
+        reason = "vectors must be float (N, D)"
+    return f"{dtype} ({', '.join(['N', *map(str, shape)])}): {reason}"
 
 
 def _one_line(error: BaseException) -> str:

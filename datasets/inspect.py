@@ -1,4 +1,4 @@
-"""A readable account of a demonstration file."""
+"""A readable summary of a demonstration file."""
 
 from __future__ import annotations
 
@@ -17,18 +17,17 @@ from fibopolicy.errors import UserError
 from fibopolicy.utils.files import StrPath
 
 _ENV_TYPES: dict[Any, str] = {1: "robosuite", 2: "gym", 3: "iGibson"}  # robomimic's EnvType
-_LISTED = 3  # how many of a kind are spelt out
-# share of an action's values at its limits that is worth a word: likelihoods then need
-# a `min_std`
-_PILED = 0.1
+_LISTED = 3  # at most this many of a kind are listed
+#: Share of an action's values at its limits that is shown: likelihoods then need a `min_std`.
+_AT_LIMITS = 0.1
 
 
 def inspect(path: StrPath) -> str:
-    """What is in a file, as text: task, demos, filter keys, observations, actions,
-    provenance, and warnings last.
+    """The content of a file, as text.
 
-    Actions and vectors are read in full, images are not. Content that training would
-    refuse is told as a warning.
+    It lists task, demos, filter keys, observations, actions, provenance, and warnings last.
+    Actions and vectors are read in full, images are not. Content that training would refuse
+    is a warning.
 
     Raises:
         UserError: the file cannot be read at all, see `DemoFile`.
@@ -136,7 +135,7 @@ def _actions(file: DemoFile) -> Iterator[tuple[str, str]]:
             yield (
                 "",
                 f"{dim}: {least:+.3f} .. {most:+.3f}"
-                + (f", {share:.0%} at either end" if share >= _PILED else ""),
+                + (f", {share:.0%} at either end" if share >= _AT_LIMITS else ""),
             )
 
 
@@ -160,15 +159,13 @@ def _provenance(file: DemoFile) -> Iterator[tuple[str, str]]:
                 seen.setdefault(name, Counter())[_short(value)] += 1
     for name, values in seen.items():
         if dict(values) == {_short(file.file_attrs.get(name)): len(file.demos)}:
-            continue  # the file has told it
-        told = ", ".join(
+            continue  # the file's own attribute says so
+        listed = ", ".join(
             f"{value} ({count} demo{'s' * (count > 1)})"
             for value, count in values.most_common(_LISTED)
         )
-        yield (
-            f"{name} of demos",
-            told + (f", {len(values) - _LISTED} other values" if len(values) > _LISTED else ""),
-        )
+        more = f", {len(values) - _LISTED} other values" if len(values) > _LISTED else ""
+        yield f"{name} of demos", listed + more
 
 
 def _filter_key_faults(file: DemoFile) -> Iterator[str]:
@@ -196,7 +193,7 @@ def _content_faults(file: DemoFile) -> Iterator[str]:
             if faulty <= _LISTED:
                 yield _without_path(file, error)
     if faulty > _LISTED:
-        yield f"{faulty} demos have such faults, the first {_LISTED} are told"
+        yield f"{faulty} demos have such faults, the first {_LISTED} are listed"
 
 
 def _without_path(file: DemoFile, error: UserError) -> str:

@@ -1,8 +1,7 @@
-"""Arrays that lie in other files: external links, virtual datasets and external raw
-storage.
+"""Arrays in other files: external links, virtual datasets and external raw storage.
 
-HDF5 fills a virtual dataset whose source is missing, and raw storage that is too short,
-with zeros and reports no error. So the sources are checked before anything is read.
+HDF5 fills a virtual dataset whose source is missing, and raw storage that is too short, with
+zeros and reports no error. So the sources are checked before anything is read.
 """
 
 from __future__ import annotations
@@ -11,6 +10,7 @@ import os
 import re
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
+from contextlib import closing, contextmanager
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -21,17 +21,16 @@ from h5py import h5d, h5f, h5o, h5s
 
 from fibopolicy.errors import UserError
 
-_MAX_DEPTH = 16  # links or virtual datasets one after the other
-# source files kept open; more than _MAX_DEPTH, so that none is closed while it is in
-# use
-_MAX_OPEN = 32
-_PRINTF = re.compile(r"%\d*b")  # HDF5 replaces it by the number of a block
+_MAX_DEPTH = 16  # links or virtual datasets in a chain
+_MAX_OPEN = 32  # source files kept open; more than _MAX_DEPTH, so that none in use is closed
+_PRINTF = re.compile(r"%\d*b")  # HDF5 inserts the number of a block
 _BLOCK_BYTES = 64 * 2**20
 
 
 class Sources:
-    """Finds and checks the files that datasets get their values from. Close it to
-    release these files.
+    """Finds and checks the files that hold the values of datasets.
+
+    Close it to release these files.
     """
 
     def __init__(self) -> None:
@@ -44,15 +43,13 @@ class Sources:
     def of(
         self, dataset: h5d.DatasetID, chain: tuple[tuple[str, bytes], ...] = ()
     ) -> frozenset[str]:
-        """Absolute paths of all files, other than the one that holds the dataset, which
-        its values come from.
+        """Absolute paths of all other files that hold values of the dataset.
 
         Raises:
-            UserError: a source is missing or does not fit; the message starts with a
-                verb, "is a virtual dataset over ...".
+            UserError: a source is missing or does not fit; the message starts with a verb,
+                "is a virtual dataset over ...".
         """
-        # values in one piece in its own file: the usual case, found out fast
-        if dataset.get_offset() is not None:
+        if dataset.get_offset() is not None:  # contiguous: the usual case, and a fast check
             return frozenset()
         creation = dataset.get_create_plist()
         if creation.get_layout() == h5d.VIRTUAL:
@@ -62,12 +59,10 @@ class Sources:
         return frozenset()
 
     def follow(self, file: h5py.File, path: str, depth: int = 0) -> frozenset[str]:
-        """Absolute paths of the files that external links on the way to `path` lead
-        through.
+        """Absolute paths of the files that external links on the way to `path` lead through.
 
         Raises:
-            UserError: a link leads nowhere; the message starts with a verb, "links to
-                ...".
+            UserError: a link leads nowhere; the message starts with a verb, "links to ...".
         """
         if depth > _MAX_DEPTH:
             raise UserError("links to itself; replace the link by the data")
@@ -91,9 +86,8 @@ class Sources:
                     raise UserError(
                         f"links to {link.path!r} of {name}, a file that does not exist; {_ADVICE}"
                     )
-                return self.follow(self._open(found), "/".join([link.path, *rest]), depth + 1) | {
-                    found
-                }
+                beyond = "/".join([link.path, *rest])
+                return self.follow(self._open(found), beyond, depth + 1) | {found}
         return frozenset()
 
     def _of_virtual(
@@ -120,10 +114,8 @@ class Sources:
             if name != ".":
                 files.add(found)
             file = self._open(found)
-            try:
+            with _prefixed(f"{over}, which"):
                 files |= self.follow(file, key)
-            except UserError as error:
-                raise UserError(f"{over}, which {error}") from error
             source = file.get(key)
             if not isinstance(source, h5py.Dataset):
                 raise UserError(f"{over}, which does not exist; {_ADVICE}")
@@ -135,10 +127,8 @@ class Sources:
                 creation.get_virtual_srcspace(i),
             )
             files.add(os.path.abspath(source.file.filename))
-            try:
+            with _prefixed(f"{over}, which"):
                 files |= self.of(source.id, (*chain, place))
-            except UserError as error:
-                raise UserError(f"{over}, which {error}") from error
         if covered != (size := prod(dataset.shape)):
             raise UserError(
                 f"is a virtual dataset whose sources hold {covered} of its {size} values; {_ADVICE}"
@@ -155,13 +145,20 @@ class Sources:
         return self._files[path]
 
 
+@contextmanager
+def _prefixed(subject: str) -> Iterator[None]:
+    """Put the subject before the message of a `UserError` in the block."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{subject} {error}") from error
+
+
 _ADVICE = "restore it, or make the file again from its sources"
 
 
 def identity(paths: Iterable[str | Path]) -> list[dict[str, Any]]:
-    """Path, size and time of change of each file, sorted: what a cache of their content
-    depends on.
-    """
+    """Path, size and modification time of each file, sorted, to identify their content."""
     found = []
     for path in sorted({str(Path(path).resolve()) for path in paths}):
         stat = os.stat(path)
@@ -175,23 +172,18 @@ def read(group: h5py.Group, key: str) -> np.ndarray[Any, np.dtype[Any]]:
     Raises:
         UserError: a source is missing; the message names the array.
     """
-    sources = Sources()
-    try:
-        path = f"{group.name}/{key}".lstrip("/")
+    path = f"{group.name}/{key}".lstrip("/")
+    with closing(Sources()) as sources:
         dataset = _resolved(sources, group, key)
         if not isinstance(dataset, h5py.Dataset):
             raise UserError(f"{path} is missing or is not an array; record it again")
-        try:
+        with _prefixed(path):
             sources.of(dataset.id)
-        except UserError as error:
-            raise UserError(f"{path} {error}") from error
         return np.asarray(dataset[()])
-    finally:
-        sources.close()
 
 
 def points_elsewhere(file: h5py.File) -> bool:
-    """Whether anything in the file lies in another file."""
+    """Whether any content of the file lies in another file."""
     names: list[bytes] = []
 
     def visit(name: bytes, info: Any) -> bool | None:
@@ -210,34 +202,28 @@ def points_elsewhere(file: h5py.File) -> bool:
 
 
 def copy_whole(source: h5py.Group, target: h5py.Group, key: str) -> None:
-    """Copy `key`, an array or a group with all that it holds, so that the copy needs no
-    other file.
+    """Copy `key`, an array or a whole group, so that the copy needs no other file.
 
-    Links become what they lead to; virtual datasets and external raw storage become
-    plain arrays.
+    Links become what they lead to; virtual datasets and external raw storage become plain
+    arrays.
 
     Raises:
-        UserError: a link leads nowhere, or the source of an array is missing; the
-            message names the array.
+        UserError: a link leads nowhere, or the source of an array is missing; the message
+            names the array.
     """
-    sources = Sources()
-    try:
+    with closing(Sources()) as sources:
         _copy(sources, source, target, key, ())
-    finally:
-        sources.close()
 
 
 def copy_file(source: h5py.File, target: h5py.File) -> None:
-    """Copy everything in a file as `copy_whole` does. Virtual datasets over the file
-    itself, such as `next_obs`, stay.
+    """Copy everything in a file as `copy_whole` does.
+
+    Virtual datasets over the file itself, such as `next_obs`, stay.
     """
-    sources = Sources()
-    try:
+    with closing(Sources()) as sources:
         _copy_attributes(source, target)
         for name in source:
             _copy(sources, source, target, name, (), root=os.path.abspath(source.filename))
-    finally:
-        sources.close()
 
 
 def _copy(
@@ -258,17 +244,15 @@ def _copy(
         for name in item:
             _copy(sources, item, made, name, (*above, item), root)
     elif isinstance(item, h5py.Dataset):
-        at_home = (
+        in_place = (
             root == os.path.abspath(item.file.filename)
             and item.name == f"{target.name.rstrip('/')}/{key}"
         )
-        if _is_plain(item.id) or (at_home and _is_self_contained(item.id)):
+        if _is_plain(item.id) or (in_place and _is_self_contained(item.id)):
             target.copy(item, target, name=key)
             return
-        try:
+        with _prefixed(path):
             sources.of(item.id)
-        except UserError as error:
-            raise UserError(f"{path} {error}") from error
         made = target.create_dataset(key, shape=item.shape, dtype=item.dtype)
         if item.shape:
             rows = max(1, _BLOCK_BYTES // max(1, item.dtype.itemsize * prod(item.shape[1:])))
@@ -286,10 +270,8 @@ def _resolved(sources: Sources, group: h5py.Group, key: str) -> Any:
     item = group.get(key)
     if item is None:
         path = f"{group.name}/{key}"
-        try:
+        with _prefixed(path.lstrip("/")):
             sources.follow(group.file, path)
-        except UserError as error:
-            raise UserError(f"{path.lstrip('/')} {error}") from error
     return item
 
 

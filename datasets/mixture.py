@@ -13,23 +13,24 @@ from fibopolicy.datasets.cache import Buffers
 from fibopolicy.datasets.windows import Batch, WindowDataset, batch_indices, mixed_indices
 from fibopolicy.errors import UserError
 
-_DIFFERENCES_TOLD = 6
+_MAX_DIFFERENCES = 6
 
 
 class Mixture:
-    """The samples of several files in a row, drawn in stated shares; otherwise as one
-    `WindowDataset`.
+    """The concatenated samples of several files, drawn in given shares.
+
+    It is used like a `WindowDataset`.
 
     Args:
-        parts: the files' windows. They must agree in keys, shapes, the width of actions
-            and the form of windows.
-        weights: the share of each file in every batch, positive, of any sum: 1 and 1
-            give half and half, however long the files are. `None` draws every sample
-            equally often, as if the files were one.
+        parts: the files' windows. They must agree in keys, shapes, the width of actions and
+            the form of windows.
+        weights: the share of each file in every batch, positive, of any sum: 1 and 1 give
+            half and half, however long the files are. `None` draws every sample equally
+            often, as if the files were one.
 
     Attributes:
-        env_args: the task of the first file, which is what evaluation makes.
-        warnings: oddities of the files, and how their `env_args` differ, one line each.
+        env_args: the task of the first file, which evaluation uses.
+        warnings: of the files, and how their `env_args` differ, one line each.
         stats: as of `WindowDataset`; mean and standard deviation are those of what is
             drawn, so they follow the weights.
 
@@ -54,8 +55,8 @@ class Mixture:
             first.action_dim,
         )
         self.env_args = first.env_args
-        told = (line for part in parts[1:] for line in _differences(first, part))
-        self.warnings = (*(line for part in parts for line in part.warnings), *told)
+        differences = (line for part in parts[1:] for line in _differences(first, part))
+        self.warnings = (*(line for part in parts for line in part.warnings), *differences)
         self._buffers = Buffers()
         self._ends = np.cumsum([len(part) for part in parts])
         self.stats = _mixed_stats(
@@ -169,11 +170,11 @@ def _differences(first: WindowDataset, part: WindowDataset) -> Iterator[str]:
     if changed:
         shown = [
             f"{key} is {_short(ours.get(key))}, there {_short(theirs.get(key))}"
-            for key in changed[:_DIFFERENCES_TOLD]
+            for key in changed[:_MAX_DIFFERENCES]
         ]
         more = f", and {len(changed) - len(shown)} more" if len(changed) > len(shown) else ""
         yield (
-            f"{part.path}: env_args differ from those of {first.path}, which evaluation goes by:"
+            f"{part.path}: env_args differ from those of {first.path}, which evaluation uses:"
             f" {'; '.join(shown)}{more}"
         )
 
@@ -194,8 +195,9 @@ def _short(value: object) -> str:
 def _mixed_stats(
     parts: Sequence[WindowDataset], shares: NDArray[np.float64]
 ) -> dict[str, dict[str, NDArray[np.float64]]]:
-    """Moments of a mixture of distributions: its mean is the mean of means, its
-    variance that of means added to theirs.
+    """Moments of a mixture of distributions.
+
+    Its mean is the mean of means; its variance is theirs plus that of the means.
     """
     shares = (shares / shares.sum())[:, None]  # (S, 1)
     mixed = {}

@@ -1,4 +1,4 @@
-"""Images for demonstrations: each stored state is restored and seen by the chosen cameras."""
+"""Images for demonstrations: each stored state is restored and rendered."""
 
 from __future__ import annotations
 
@@ -41,12 +41,12 @@ from fibopolicy.utils.files import (
 from fibopolicy.utils.processes import checked_workers, simulator_pool
 from fibopolicy.utils.system import versions
 
-#: What this module writes anew; everything else of a demo is copied.
-_OURS = {"obs", "next_obs", "last_obs", "actions", "states", "rewards", "dones"}
-#: What a state does not tell: accelerations follow from the motors' commands, which it
-#: leaves out.
+#: What this module writes; everything else of a demo is copied.
+_WRITTEN = {"obs", "next_obs", "last_obs", "actions", "states", "rewards", "dones"}
+#: Observations that a state does not determine: accelerations follow from the motors'
+#: commands, which it leaves out.
 _UNKNOWN = "_joint_acc"
-#: Whose versions a rendered file records.
+#: Packages whose versions a rendered file records.
 _RENDERERS = ("fibopolicy", "robosuite", "metaworld", "mujoco")
 
 
@@ -55,10 +55,10 @@ class View:
     """How the frames are rendered; stored with them.
 
     Args:
-        cameras: their names; `None` takes those that the file's `env_args` name, else
-            the task's own.
-        image_size: pixels, the side of square frames, (height, width), or one of these
-            per camera; `None` takes the size that the file's `env_args` name, else 84.
+        cameras: their names; `None` means those in the file's `env_args`, else the task's
+            own.
+        image_size: pixels, the side of square frames, (height, width), or one of these per
+            camera; `None` means the size in the file's `env_args`, else 84.
         quality: "fast" or "full", see `fibopolicy.envs.rendering`.
     """
 
@@ -67,24 +67,23 @@ class View:
     quality: Quality = "fast"
 
     def __post_init__(self) -> None:
-        # Before a simulator starts.
         check_options(self.quality, horizon=1)
         if self.image_size is not None:
             FrameSizes(self.image_size, self.cameras or ())
 
     def overrides(self) -> dict[str, Any]:
-        """The settings of the environment that this decides."""
+        """The environment's settings that this decides."""
         return {name: value for name, value in asdict(self).items() if value is not None}
 
 
 @dataclass(frozen=True)
 class Rendered:
-    """What a rendering gave.
+    """The result of a rendering.
 
     Args:
         path: the new file.
-        demos, steps: how many.
-        cameras: whose frames.
+        demos, steps: their numbers.
+        cameras: the rendered ones.
         skipped: demos that could not be restored, with the reason.
         dropped: image observations of the old file that are not in the new one.
     """
@@ -108,24 +107,21 @@ def render(
     resume: bool = False,
     overwrite: bool = False,
 ) -> Rendered:
-    """Write `out`: the demonstrations of `src`, with the observations of each of their
-    states in the installed simulator.
+    """Write the demonstrations of `src` with new observations to `out`.
 
-    Observations are the cameras' frames and the simulator's vectors, `next_obs` what
-    follows (after the last action, which is executed for it). Vectors that this
-    simulator does not give are copied; other images are not, since frames of two
-    renderers must not be mixed. Actions, states, attributes and filter keys stay.
-    Rewards and dones stay, or where the file has none, say after which actions the goal
-    was met. `env_args` and the models become those of the installed simulator.
+    Each state is restored in the installed simulator. Its observations are the cameras'
+    frames and the simulator's vectors; `next_obs` is what follows, for which the last action
+    is executed. Vectors that this simulator lacks are copied; other images are not, since
+    frames of two renderers must not be mixed. Actions, states, attributes and filter keys
+    stay. So do rewards and dones; where the file has none, they say after which actions the
+    goal was met. `env_args` and the models become those of the installed simulator.
 
-    The bytes of `out` do not depend on `workers`, nor on whether a stopped rendering
-    was resumed: finished demos lie in a folder beside `out`, which is removed at the
-    end.
+    The bytes of `out` depend neither on `workers` nor on an interruption: finished demos lie
+    in a folder beside `out`, which is removed at the end.
 
     Raises:
-        UserError: the file or one of its demos cannot be read or restored; a task or
-            camera is unknown; `out` exists or is `src`; another rendering was under way
-            there.
+        UserError: the file or one of its demos cannot be read or restored; a task or camera
+            is unknown; `out` exists or is `src`; another rendering is unfinished there.
     """
     src, out, view = expanded(src), expanded(out), view or View()
     check_resume_or_overwrite(resume=resume, overwrite=overwrite)
@@ -135,24 +131,23 @@ def render(
         demos = file.select(filter_key)
         warn_of_version(file.env_args)
         warn_of_scenes(file, demos)
-        parts = shards_folder(out)
+        folder = shards_folder(out)
         with (
-            directory_lock(parts),
-            resume_folder(parts, _plan(file, demos, view), resume=resume, overwrite=overwrite),
+            directory_lock(folder),
+            resume_folder(folder, _plan(file, demos, view), resume=resume, overwrite=overwrite),
         ):
-            skipped = dict(file.corrupt) | _render_all(
-                file, demos, view, parts, workers, skip_corrupt
-            )
+            skipped = dict(file.corrupt)
+            skipped |= _render_all(file, demos, view, folder, workers, skip_corrupt)
             kept = [demo for demo in demos if demo not in skipped]
             if not kept:
                 raise UserError(f"{src}: no demo could be rendered; {next(iter(skipped.values()))}")
-            done = _assemble(file, kept, view, parts, out, overwrite, skipped)
-            remove_shards(parts)
+            done = _assemble(file, kept, view, folder, out, overwrite, skipped)
+            remove_shards(folder)
     return done
 
 
 def _plan(file: DemoFile, demos: Sequence[str], view: View) -> dict[str, Any]:
-    """What a rendering depends on: parts of another one are not to be mixed with it."""
+    """What a rendering depends on: shards of another one must not be mixed with it."""
     found = file.identity(demos, ("states", "actions", "executed_actions"))
     source = {"source": found.pop("path"), **found}
     return {**source, "demos": list(demos), **asdict(view), "versions": _versions()}
@@ -166,16 +161,14 @@ def _render_all(
     file: DemoFile,
     demos: Sequence[str],
     view: View,
-    parts: Path,
+    folder: Path,
     workers: int | None,
     skip_corrupt: bool,
 ) -> dict[str, str]:
-    """Render the demos that have no part yet; returns those that cannot be restored,
-    with the reason.
-    """
-    missing = [demo for demo in by_model(file, demos) if not _part(parts, demo).exists()]
+    """Render the demos without a shard; returns those that cannot be restored, and why."""
+    missing = [demo for demo in by_model(file, demos) if not _shard(folder, demo).exists()]
     total, skipped = sum(map(file.length, demos)), {}
-    start = (file.path, skip_corrupt, view, parts)
+    start = (file.path, skip_corrupt, view, folder)
     with tqdm(
         total=total,
         initial=total - sum(map(file.length, missing)),
@@ -196,29 +189,29 @@ def _render_all(
     return skipped
 
 
-def _part(parts: Path, demo: str) -> Path:
-    return parts / f"{demo}.npz"
+def _shard(folder: Path, demo: str) -> Path:
+    return folder / f"{demo}.npz"
 
 
 # In a worker
 
 _restorer: Restorer
-_parts: Path
+_folder: Path
 
 
-def _start_worker(path: Path, skip_corrupt: bool, view: View, parts: Path) -> None:
-    global _restorer, _parts
-    _restorer, _parts = Restorer(path, skip_corrupt, **view.overrides()), parts
+def _start_worker(path: Path, skip_corrupt: bool, view: View, folder: Path) -> None:
+    global _restorer, _folder
+    _restorer, _folder = Restorer(path, skip_corrupt, **view.overrides()), folder
 
 
 def _render_one(demo: str) -> tuple[str, Corrupt | None]:
-    """Write a demo's part, or tell what is wrong with the demo."""
+    """Write a demo's shard, or return the fault of the demo."""
     env = _restorer.env
     arrays = _restorer.attempt(demo, lambda trajectory: render_trajectory(env, trajectory))
     if isinstance(arrays, Corrupt):
         return demo, arrays
     facts = {"env_args": env.env_args, "renderer": renderer_name() if _images(env) else "none"}
-    with atomic_write(_part(_parts, demo)) as aside, aside.open("wb") as file:
+    with atomic_write(_shard(_folder, demo)) as partial, partial.open("wb") as file:
         np.savez(file, allow_pickle=False, facts=np.array(json.dumps(facts)), **arrays)
     return demo, None
 
@@ -232,12 +225,12 @@ def _images(env: TaskEnv) -> list[str]:
 
 
 def render_trajectory(env: TaskEnv, trajectory: Trajectory) -> dict[str, NDArray[Any]]:
-    """Everything that is seen along a demonstration of N steps.
+    """The observations of a demonstration of N steps.
 
     Returns:
-        `obs/<key>` `(N, ...)` before each action and `last_obs/<key>` `(1, ...)` after
-        the last, which is executed; `success` `(N,)` bool after each action; `model`,
-        the scene as the simulator took it.
+        `obs/<key>` `(N, ...)` before each action and `last_obs/<key>` `(1, ...)` after the
+        last, which is executed; `success` `(N,)` bool after each action; `model`, the scene
+        as the simulator loaded it.
     """
     start = trajectory.state(env, 0)
     seen: list[Observation] = []
@@ -262,16 +255,16 @@ def _assemble(
     file: DemoFile,
     demos: Sequence[str],
     view: View,
-    parts: Path,
+    folder: Path,
     out: Path,
     overwrite: bool,
     skipped: dict[str, str],
 ) -> Rendered:
-    facts = {demo: _facts(parts, demo) for demo in demos}
+    facts = {demo: _facts(folder, demo) for demo in demos}
     first = facts[demos[0]]
     if other := next((demo for demo in demos if facts[demo] != first), None):
         raise UserError(
-            f"{parts}: {other} was rendered otherwise than {demos[0]}; pass --overwrite to start"
+            f"{folder}: {other} was rendered otherwise than {demos[0]}; pass --overwrite to start"
             " again"
         )
     old = {name: value for name, value in file.env_args.items() if name not in first["env_args"]}
@@ -286,7 +279,7 @@ def _assemble(
     steps = 0
     with DemoWriter(out, {**old, **first["env_args"]}, attrs=attrs, overwrite=overwrite) as writer:
         for demo in tqdm(demos, desc=f"write {out.name}", unit="demo", disable=None):
-            with np.load(_part(parts, demo), allow_pickle=False) as arrays:
+            with np.load(_shard(folder, demo), allow_pickle=False) as arrays:
                 _write(writer, file, demo, arrays)
             steps += file.length(demo)
         for name, members in file.filter_keys.items():
@@ -304,8 +297,8 @@ def _assemble(
     )
 
 
-def _facts(parts: Path, demo: str) -> dict[str, Any]:
-    with np.load(_part(parts, demo), allow_pickle=False) as arrays:
+def _facts(folder: Path, demo: str) -> dict[str, Any]:
+    with np.load(_shard(folder, demo), allow_pickle=False) as arrays:
         keys = [name.removeprefix("obs/") for name in arrays.files if name.startswith("obs/")]
         return {**json.loads(str(arrays["facts"])), "obs": keys}
 
@@ -343,5 +336,5 @@ def _write(
         name=demo,
     )
     for key in source:
-        if key not in _OURS and isinstance(source[key], h5py.Dataset | h5py.Group):
+        if key not in _WRITTEN and isinstance(source[key], h5py.Dataset | h5py.Group):
             writer.copy(demo, source, key)

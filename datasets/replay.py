@@ -1,6 +1,4 @@
-"""Do data and simulator match? Demonstrations are replayed open loop, and compared with
-their recording.
-"""
+"""Open-loop replay of demonstrations: do data and simulator match?"""
 
 from __future__ import annotations
 
@@ -42,10 +40,10 @@ class ReplayedDemo:
         demo: its name.
         steps: control steps.
         success: whether the goal was met after some step.
-        success_step: after how many steps for the first time.
-        max_drift_cm, final_drift_cm: how far the gripper was from its recorded place,
-            at worst and before the last action; the farther one of two grippers. `None`
-            where a task tells no gripper's place.
+        success_step: the first such step, counted from 1.
+        max_drift_cm, final_drift_cm: distance of the end effector from its recorded
+            position, at worst and before the last action; of two, that of the farther one.
+            `None` where the task observes no such position.
     """
 
     demo: str
@@ -58,8 +56,7 @@ class ReplayedDemo:
 
 @dataclass(frozen=True)
 class FrameMatch:
-    """How far a camera's stored frame is from the one rendered of its state: mean
-    absolute difference, 0 to 255.
+    """Mean absolute difference between a stored frame and the rendered one, 0 to 255.
 
     Args:
         upright: as stored.
@@ -71,8 +68,8 @@ class FrameMatch:
 
     @property
     def upside_down(self) -> bool:
-        # Old robosuite's Lift and today's differ by 4 in the hand's camera and by 24 in
-        # the front one, turned by over 70.
+        # In Lift, frames of old and new robosuites differ by 4 in the wrist camera and by
+        # 24 in the front one; flipped ones by over 70.
         return self.flipped < 0.7 * self.upright
 
 
@@ -85,8 +82,7 @@ class Replay:
         env_name: its task.
         demos: one row each.
         skipped: what could not be replayed, with the reason.
-        frames: per camera key how its first stored frame matches the rendered one;
-            empty where there are no frames to compare.
+        frames: match of each camera's first stored frame; empty where there is none.
     """
 
     path: Path
@@ -109,17 +105,16 @@ def replay(
 ) -> Replay:
     """Execute each demonstration's actions from its first state, without correction.
 
-    What was executed is replayed: `executed_actions` where a file has them, else
-    `actions`. The recorded places of the gripper come from the recorded states, so that
-    a file without observations will do. The first demo's first frames are compared with
-    those that the simulator renders of its first state; a warning names cameras whose
-    frames are upside down.
+    The actions are `executed_actions` where a file has them, else `actions`. The recorded
+    positions of the end effector come from the recorded states, so that a file needs no
+    observations. The first demo's first frames are compared with those that the simulator
+    renders of its first state; a warning names cameras whose frames are upside down.
 
     Args:
         path: a robomimic HDF5 file with states.
         filter_key: only these demos.
         workers: processes, one simulator each; as many as cores by default.
-        skip_corrupt: leave out demos that cannot be read or restored, and tell them in
+        skip_corrupt: leave out demos that cannot be read or restored, and list them in
             `skipped`.
 
     Raises:
@@ -213,8 +208,8 @@ def write_replay(path: Path, done: Replay, rate: Mapping[str, float]) -> None:
         "first_frames": {key: asdict(match) for key, match in done.frames.items()},
         "environment": environment(),
     }
-    with atomic_write(path) as aside:
-        aside.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+    with atomic_write(path) as partial:
+        partial.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
 
 
 _restorer: Restorer
@@ -232,9 +227,7 @@ def _replay_one(demo: str) -> tuple[str, ReplayedDemo | Corrupt]:
 
 
 def _compare_frames(demo: str) -> dict[str, FrameMatch] | str:
-    """The first frames of a demo beside the simulator's, of all cameras of one size; or
-    why they cannot be compared.
-    """
+    """The match of a demo's first frames, of all cameras of one size; or why there is none."""
     file = _restorer.file
     cameras = {key: key.removesuffix("_image").removesuffix("_rgb") for key in file.image_keys}
     cameras = {key: camera for key, camera in cameras.items() if camera != key}
@@ -272,18 +265,16 @@ def _match(stored: NDArray[np.uint8], rendered: NDArray[np.uint8]) -> FrameMatch
 def replay_trajectory(env: TaskEnv, trajectory: Trajectory) -> ReplayedDemo:
     """Replay one demonstration in a task's environment."""
     start = trajectory.state(env, 0)
-    recorded = (
-        [_hands(env.set_state(SimState(start.model, state)), env) for state in trajectory.states]
-        if env.eef_keys
-        else []
-    )
+    recorded = []
+    if env.eef_keys:
+        observed = (env.set_state(SimState(start.model, state)) for state in trajectory.states)
+        recorded = [_eef_positions(obs, env) for obs in observed]
     obs = env.set_state(start)
     drift, success_step = [], None
     for step, action in enumerate(trajectory.actions):
         if env.eef_keys:
-            drift.append(
-                100 * float(np.linalg.norm(_hands(obs, env) - recorded[step], axis=1).max())
-            )
+            distances = np.linalg.norm(_eef_positions(obs, env) - recorded[step], axis=1)
+            drift.append(100 * float(distances.max()))
         _, _, _, info = env.advance(action)
         if info["success"] and success_step is None:
             success_step = step + 1
@@ -298,5 +289,5 @@ def replay_trajectory(env: TaskEnv, trajectory: Trajectory) -> ReplayedDemo:
     )
 
 
-def _hands(obs: dict[str, Any], env: TaskEnv) -> NDArray[np.floating[Any]]:
-    return np.stack([obs[key] for key in env.eef_keys])  # (hands, 3), metres
+def _eef_positions(obs: dict[str, Any], env: TaskEnv) -> NDArray[np.floating[Any]]:
+    return np.stack([obs[key] for key in env.eef_keys])  # (E, 3), metres

@@ -31,10 +31,10 @@ def split(
     Args:
         src: a robomimic HDF5 file.
         out: the file to write. Other filter keys of `src` are kept.
-        valid_fraction: the share of demos set aside, in [0, 1); at least one demo unless 0.
+        valid_fraction: the share of demos held out, in [0, 1); at least one demo unless 0.
         seed: decides which demos.
-        subsets: further filter keys by name and share of the *training* demos, say
-            `{"20_percent": 0.2}`. Smaller ones lie within larger ones, and none touches
+        subsets: further filter keys by name and share of the *training* demos, e.g.
+            `{"20_percent": 0.2}`. Smaller ones are parts of larger ones, and none touches
             `valid`: so a scaling study varies one thing.
         overwrite: replace an existing `out`.
 

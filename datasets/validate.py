@@ -1,4 +1,4 @@
-"""Is a demonstration file fit to train on? Asked before training starts."""
+"""Checks the content of a demonstration file before training on it."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from fibopolicy.datasets.hdf5 import DemoFile
 from fibopolicy.errors import UserError, unknown
 
 ACTION_TOLERANCE = 1e-6  # float32 rounding of a bound is no fault
-#: Recordings of input devices hold single commands beyond the bounds; absolute poses
-#: lie there at nearly every step.
-FEW_OUTSIDE = 0.5
+#: Share of steps outside the bounds above which actions are absolute poses. Recordings of
+#: input devices hold only single commands outside.
+MAX_OUTSIDE = 0.5
 
-_PER_STEP = ("states", "rewards", "dones")  # what else a demo holds may be of any length
+_PER_STEP = ("states", "rewards", "dones")
 
 Floats = np.ndarray[Any, np.dtype[Any]]
 
@@ -27,10 +27,10 @@ def validate(
     vectors: Sequence[str],
     demos: Sequence[str] | None = None,
 ) -> None:
-    """Check the content that training will read, and return quietly if it is sound.
+    """Check the content that training reads.
 
-    Actions and vectors are read in full; of images only shape and dtype are looked at,
-    so that a large file takes seconds. States, rewards and dones must be as long as the
+    Actions and vectors are read in full; of images only shape and dtype are checked, so
+    that a large file takes seconds. States, rewards and dones must be as long as the
     actions, where present. Other arrays may be of any length.
 
     Args:
@@ -50,9 +50,7 @@ def validate(
 def read_valid(
     file: DemoFile, cameras: Sequence[str], vectors: Sequence[str], demos: Sequence[str]
 ) -> Iterator[dict[str, Floats]]:
-    """What `validate` reads of each demo: "actions" `(N, A)` and the vectors by key,
-    `(N, D)`; raises as it does.
-    """
+    """Yield what `validate` reads of each demo: "actions" `(N, A)` and vectors `(N, D)`."""
     for key in cameras:
         _check_key(file, "camera", key, file.image_keys, "uint8 (N, H, W, 3)")
     for key in vectors:
@@ -83,9 +81,7 @@ def read_valid(
 
 
 def action_faults(file: DemoFile, demo: str) -> Iterator[str]:
-    """One line for each action value that is not finite in float32, and for actions of
-    the wrong width or type.
-    """
+    """One line for each action value that is not finite in float32, or for a wrong shape."""
     return _action_faults(file, demo, file.read(demo, "actions"))
 
 
@@ -118,11 +114,11 @@ def clipped(actions: Floats, env_args: Mapping[str, Any]) -> tuple[Floats, str |
     outside = (np.abs(actions) > 1 + ACTION_TOLERANCE).any(axis=1)  # (n,)
     if not outside.any():
         return actions, None
-    told = (
+    outside_text = (
         f"{outside.sum()} of {len(actions)} steps hold actions outside [-1, 1], up to"
         f" {np.abs(actions).max():.3g}"
     )
-    if outside.mean() > FEW_OUTSIDE:
+    if outside.mean() > MAX_OUTSIDE:
         advice = (
             'write control_delta false (robosuite 1.5: input_type "absolute") into'
             " controller_configs of the attribute env_args if they are absolute poses or joint"
@@ -130,8 +126,8 @@ def clipped(actions: Floats, env_args: Mapping[str, Any]) -> tuple[Floats, str |
             if env_args.get("type") == 1
             else "rescale them"
         )
-        raise UserError(f"{told}, where {env_args.get('env_name')} takes -1 to 1; {advice}")
-    return np.clip(actions, -1, 1), f"{told}; they are clipped, as the simulator does"
+        raise UserError(f"{outside_text}, where {env_args.get('env_name')} takes -1 to 1; {advice}")
+    return np.clip(actions, -1, 1), f"{outside_text}; they are clipped, as the simulator does"
 
 
 def _check_key(file: DemoFile, kind: str, key: str, known: Sequence[str], expected: str) -> None:
@@ -149,9 +145,9 @@ def _check_key(file: DemoFile, kind: str, key: str, known: Sequence[str], expect
 def _check_length(file: DemoFile, demo: str, key: str) -> None:
     shape, _ = file.layout(demo, key)
     if shape[:1] != (file.length(demo),):
-        told, found = file.length(demo), shape[0] if shape else "no"
+        steps, found = file.length(demo), shape[0] if shape else "no"
         raise file.error(
-            f"{demo}: num_samples says {told}, {key} holds {found} steps; fix the attribute or the"
+            f"{demo}: num_samples says {steps}, {key} holds {found} steps; fix the attribute or the"
             " arrays"
         )
 

@@ -1,4 +1,4 @@
-"""Writes robomimic HDF5 demonstrations; the format is told in `hdf5.py`."""
+"""Writes robomimic HDF5 demonstrations; `hdf5.py` describes the format."""
 
 from __future__ import annotations
 
@@ -20,13 +20,12 @@ Attribute = str | int | float | bool
 
 
 class DemoWriter:
-    """Writes a new file, which appears under its name when the `with` block ends well,
-    and not at all otherwise.
+    """Writes a new file, which appears at the end of the `with` block or, on an error, never.
 
-    Arrays are stored contiguous, uncompressed and without the time of writing, so that
-    the same content is the same bytes. Every observation also gets its `next_obs`,
-    which robomimic's `SequenceDataset` asks for; it is an HDF5 virtual dataset over
-    `obs`, so that images do not lie in the file twice.
+    Arrays are stored contiguous, uncompressed and without the time of writing, so that the
+    same content gives the same bytes. Every observation also gets its `next_obs`, which
+    robomimic's `SequenceDataset` requires; it is an HDF5 virtual dataset over `obs`, so that
+    images are not stored twice.
 
     Args:
         path: the file to write.
@@ -98,18 +97,16 @@ class DemoWriter:
         """Append a demo of N steps and return its name.
 
         Args:
-            obs: per key `(N, ...)`; images uint8 `(N, H, W, 3)`, upright; `obs[t]` is
-                seen before `actions[t]`.
+            obs: per key `(N, ...)`; images uint8 `(N, H, W, 3)`, upright; `obs[t]` is seen
+                before `actions[t]`.
             actions: `(N, A)` in [-1, 1], or absolute.
             states: `(N, S)`, the simulator's state before each action.
-            rewards, dones: `(N,)`, after each action; `None` where the recording had
-                none.
-            next_obs: per key `(N, ...)`, what is seen after each action. Where it is
-                `obs` shifted by one step, its last row alone is stored. `None`: the
-                last observation is repeated.
+            rewards, dones: `(N,)`, after each action; `None` where there are none.
+            next_obs: per key `(N, ...)`, what is seen after each action. Of `obs` shifted by
+                one step, only the last row is stored. `None` repeats the last observation.
             model_file: the MJCF of the scene.
-            extra: further arrays `(N, ...)`, say the noisy actions that were executed.
-            attrs: attributes of the demo: where it came from.
+            extra: further arrays `(N, ...)`, e.g. the noisy actions that were executed.
+            attrs: the demo's provenance.
             name: `demo_<k>`; by default the next k.
 
         Raises:
@@ -146,13 +143,14 @@ class DemoWriter:
         return name
 
     def set_attrs(self, attrs: Mapping[str, Attribute]) -> None:
-        """Store attributes of the data group that are known only now."""
+        """Store further attributes of the data group."""
         for name, value in attrs.items():
             self._data.attrs[name] = value
 
     def copy(self, demo: str, source: h5py.Group, key: str) -> None:
-        """Copy `key`, an array or a group of them, from another file's demo. What it
-        links to is copied, see `copy_whole`.
+        """Copy `key`, an array or a group of them, from another file's demo.
+
+        Linked content is copied too, see `links.copy_whole`.
         """
         with wrap_os_error(self.path):
             copy_whole(source, self._data[demo], key)
@@ -184,8 +182,9 @@ def _write_next(
     seen: np.ndarray[Any, Any],
     then: np.ndarray[Any, Any] | None,
 ) -> None:
-    """`next_obs/<key>`: rows 1.. of `obs/<key>` and one last row, which lies in
-    `last_obs/<key>` where it is known.
+    """Write `next_obs/<key>`: rows 1.. of `obs/<key>` and a last row.
+
+    The last row is stored as `last_obs/<key>`, if it is known.
     """
     if then is not None and not np.array_equal(then[:-1], seen[1:]):
         group.create_dataset(f"next_obs/{key}", data=then)
@@ -195,13 +194,12 @@ def _write_next(
     if steps > 1:
         layout[:-1] = _source(stored)[1:]
     layout.dcpl.set_obj_track_times(False)
-    layout[-1:] = _source(
-        stored if then is None else group.create_dataset(f"last_obs/{key}", data=then[-1:])
-    )[-1:]
+    if then is not None:
+        stored = group.create_dataset(f"last_obs/{key}", data=then[-1:])
+    layout[-1:] = _source(stored)[-1:]
     group.create_virtual_dataset(f"next_obs/{key}", layout)
 
 
 def _source(dataset: h5py.Dataset) -> h5py.VirtualSource:
-    # "." is HDF5's name for "this very file", so that the file may be renamed and
-    # copied
+    # "." is HDF5's name for the same file, so that the file may be renamed and copied.
     return h5py.VirtualSource(".", dataset.name, shape=dataset.shape, dtype=dataset.dtype)

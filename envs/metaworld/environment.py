@@ -58,29 +58,26 @@ Vector = NDArray[np.float64]
 
 
 class MetaWorldEnv(TaskEnv):
-    """A task of Meta-World 3: a Sawyer arm whose hand moves in x, y and z and never
-    turns, at 80 Hz.
+    """A task of Meta-World 3: a Sawyer arm whose gripper moves in x, y, z, at 80 Hz.
 
-    Action `(4,)` float32 in [-1, 1]: x, y, z displacement of the hand's target (1 = 1
-    cm) and the gripper's force (-1 opens, 1 closes). Observations: `<camera>_image`
-    uint8 `(H, W, 3)`, upright; float32 `hand_position` `(3,)` metres, `gripper_opening`
-    `(1,)` from 0 to 1 (10 cm between the fingers), `object_state` `(14,)`, position and
-    quaternion of up to two objects and zeros for those that the task lacks, and
-    `goal_position` `(3,)` metres. A policy reads the first two vectors unless told
-    otherwise. The reward is 1 at success and 0 before; `info["shaped_reward"]` is
-    Meta-World's, from 0 to 10. Unlike Meta-World's own, an episode ends when its goal
-    is met.
+    Action `(4,)` float32 in [-1, 1]: x, y, z displacement of the gripper's target (1 = 1 cm)
+    and the gripper's force (-1 opens, 1 closes). Observations: `<camera>_image` uint8
+    `(H, W, 3)`, upright; float32 `hand_position` `(3,)` metres, `gripper_opening` `(1,)` from
+    0 to 1 (10 cm between the fingers), `object_state` `(14,)`, position and quaternion of up
+    to two objects, zeros for those that the task lacks, and `goal_position` `(3,)` metres. A
+    policy reads the first two vectors by default. The reward is 1 at success and 0 before;
+    `info["shaped_reward"]` is Meta-World's, from 0 to 10. Unlike in Meta-World, an episode
+    ends when its goal is met.
 
-    The corner cameras of Meta-World hang upside down: their frames are turned by 180
+    The corner cameras of Meta-World are mounted upside down: their frames are turned by 180
     degrees here. "corner4" is where published image policies commonly move "corner2":
     nearer, so that small goals can be seen in small frames. In assembly, coffee-button,
-    disassemble, door-lock, door-unlock and sweep Meta-World draws no marker at the
-    goal's place.
+    disassemble, door-lock, door-unlock and sweep Meta-World draws no marker at the goal.
 
-    A layout is what `reset` draws: Meta-World's random vector, which with the task
-    gives goal, places of objects and all that Meta-World remembers in an episode. A
-    state is MuJoCo's own, the layout, and the previous frame of Meta-World's
-    observation: episodes go on from it exactly, in any process.
+    A layout is what `reset` draws: Meta-World's random vector, which with the task decides
+    the goal, the objects' positions and all that Meta-World remembers in an episode. A state
+    is MuJoCo's own, the layout, and the previous frame of Meta-World's observation: episodes
+    continue from it exactly, in any process.
 
     Args:
         task_id: "metaworld/<name>", e.g. "metaworld/reach-v3".
@@ -90,9 +87,9 @@ class MetaWorldEnv(TaskEnv):
             per camera.
         quality: "fast" renders without shadows, multisampling and reflections.
         horizon: control steps until truncation.
-        goal_visible: whether frames show the goal's markers, where Meta-World draws
-            them, and `goal_position` tells the goal. Without, it is zeros, as in
-            Meta-World's meta-learning benchmarks.
+        goal_visible: whether frames show the goal's markers, where Meta-World draws them,
+            and `goal_position` holds the goal. If not, it is zeros, as in Meta-World's
+            meta-learning benchmarks.
 
     Raises:
         UserError: Meta-World is missing or not made for the installed mujoco; no such
@@ -138,8 +135,7 @@ class MetaWorldEnv(TaskEnv):
         self._policy = _expert(task_id)
         self._renderers = Renderers(self.model, self._sizes)
         self._steps = 0
-        # Everything that Meta-World changes from one episode to the next, as it was
-        # made.
+        # Everything that Meta-World changes from one episode to the next.
         self._made = _copies(vars(self._env))
         self._made_places = self.model.body_pos.copy(), self.model.site_pos.copy()
         self._layout: Vector = np.zeros(self._env._random_reset_space.shape)
@@ -163,8 +159,7 @@ class MetaWorldEnv(TaskEnv):
         """Draw a layout from `seed`, in Meta-World's ranges: the same one whatever ran before."""
         super().reset(seed=seed)
         self._lay_out(self._draw())
-        # Restored, so that this episode and its replays from the stored start are one
-        # and the same.
+        # Restored, so that this episode equals its replays from the stored initial state.
         obs = self._restore(self._vector())
         return obs, {"success": self.success()}
 
@@ -176,12 +171,8 @@ class MetaWorldEnv(TaskEnv):
         _, reward, _, _, info = self._env.step(np.clip(command, -1, 1).astype(np.float32))
         self._steps += 1
         success = bool(info["success"])
-        return (
-            float(success),
-            success,
-            self._steps >= self.horizon,
-            {"success": success, "shaped_reward": float(reward)},
-        )
+        facts = {"success": success, "shaped_reward": float(reward)}
+        return float(success), success, self._steps >= self.horizon, facts
 
     def observe(self) -> Observation:
         seen = self.metaworld_observation()
@@ -198,8 +189,7 @@ class MetaWorldEnv(TaskEnv):
         return SimState(_model_text(self.task_id, self._env.fullpath), self._vector())
 
     def set_state(self, state: SimState) -> Observation:
-        """Restore an instant exactly and start counting steps from 0; returns its
-        observation.
+        """Restore an instant exactly and start counting steps from 0; returns its observation.
 
         Raises:
             UserError: the state is of another task, or not as wide as this task's.
@@ -238,12 +228,12 @@ class MetaWorldEnv(TaskEnv):
         }
 
     def expert_action(self) -> NDArray[np.float32]:
-        """Meta-World's scripted policy; none of the 50 keeps a memory. It sees the goal
-        whether or not `goal_visible`.
+        """The action of Meta-World's scripted policy, which always sees the goal.
+
+        None of the 50 keeps a memory.
         """
         with warnings.catch_warnings():
-            # it says so whenever it asks for more than the action's limit
-            warnings.simplefilter("ignore")
+            warnings.simplefilter("ignore")  # of actions beyond the limits
             action = self._policy.get_action(self.metaworld_observation())
         clipped: NDArray[np.float32] = np.clip(action, -1, 1).astype(np.float32)
         return clipped
@@ -284,19 +274,19 @@ class MetaWorldEnv(TaskEnv):
 
     def _draw(self) -> Vector:
         """A layout that the task accepts, from `self.np_random`."""
-        env = self._start_afresh()
+        env = self._renew()
         env._freeze_rand_vec, env.seeded_rand_vec, env.np_random = False, True, self.np_random
         env.reset()
         return np.array(env._last_rand_vec)
 
     def _lay_out(self, layout: Vector) -> None:
         """Bring the task to the start of the episode with this layout, whatever ran before."""
-        self._layout = np.full_like(self._layout, np.nan)  # none, should what follows fail
-        env = self._start_afresh()
+        self._layout = np.full_like(self._layout, np.nan)  # invalid, in case what follows fails
+        env = self._renew()
         asked = itertools.count()
 
         def same_again() -> Vector:
-            if next(asked) > 9:  # Meta-World asks twice; a task that goes on asking has rejected it
+            if next(asked) > 9:  # Meta-World asks twice, and again if the task rejects it
                 raise UserError(
                     f"{self.task_id} cannot be laid out as this state says: {layout.tolist()}"
                 )
@@ -304,16 +294,16 @@ class MetaWorldEnv(TaskEnv):
 
         env._get_state_rand_vec = same_again
         env.reset()
-        # Meta-World moves bodies after its last look at them: bring everything up to
-        # this instant.
+        # Meta-World moves bodies after it last computed their positions.
         mujoco.mj_forward(self.model, self.data)
         self._previous = env._get_curr_obs_combined_no_goal()
         self.success()  # two tasks remember something of the first evaluation
         self._layout = layout.copy()
 
-    def _start_afresh(self) -> Any:
-        """Meta-World's environment as it was made: its layouts depend on what the
-        episode before left behind.
+    def _renew(self) -> Any:
+        """Meta-World's environment as it was made.
+
+        Its layouts would depend on the previous episode otherwise.
         """
         vars(self._env).clear()
         vars(self._env).update(_copies(self._made))

@@ -29,8 +29,8 @@ def import_metaworld() -> Any:
     """The metaworld module.
 
     Raises:
-        UserError: it cannot be imported, or is not made for the installed mujoco; with
-            the command that mends it.
+        UserError: it cannot be imported, or needs another mujoco; with the command that
+            fixes it.
     """
     import mujoco
 

@@ -137,7 +137,7 @@ def virtual_filter_key(file: h5py.File) -> None:
 
 
 @pytest.mark.parametrize(
-    ("edit", "told"),
+    ("edit", "expected"),
     [
         (listed_type, "type of data's attribute env_args"),
         (two_num_samples, "demo_1: num_samples says [3 3], actions hold 3 steps"),
@@ -154,9 +154,9 @@ def virtual_filter_key(file: h5py.File) -> None:
     ],
 )
 def test_a_broken_structure_is_refused(
-    edited: Edited, edit: Callable[[h5py.File], None], told: str
+    edited: Edited, edit: Callable[[h5py.File], None], expected: str
 ) -> None:
-    assert told in refusal(edited(edit))
+    assert expected in refusal(edited(edit))
 
 
 def test_unknown_names_get_the_nearest_one_suggested(path: Path) -> None:
@@ -295,7 +295,7 @@ def key_that_the_first_lacks(file: h5py.File) -> None:
 
 
 @pytest.mark.parametrize(
-    ("edit", "told"),
+    ("edit", "expected"),
     [
         (other_total, "attribute total says 9666, the demos hold 15 steps"),
         (worded_total, "attribute total says many, the demos hold 15 steps"),
@@ -307,7 +307,7 @@ def key_that_the_first_lacks(file: h5py.File) -> None:
         (bool_dones, "dones are stored as bool"),
         (no_env_args, "no task is named (attribute env_args)"),
         (nameless_env_args, "no task is named (attribute env_args)"),
-        (other_names, "demos are not named demo_<number>, say episode_0"),
+        (other_names, "demos are not named demo_<number>, e.g. episode_0"),
         (deep_observations, "ignored in obs: images/left, nothing"),
         (no_version, "no env_version"),
         (no_num_samples, "1 demos without num_samples"),
@@ -315,13 +315,13 @@ def key_that_the_first_lacks(file: h5py.File) -> None:
         (no_observations, "no observations are stored"),
     ],
 )
-def test_harmless_oddities_are_read_with_one_warning(
-    edited: Edited, edit: Callable[[h5py.File], None], told: str
+def test_harmless_deviations_are_read_with_one_warning(
+    edited: Edited, edit: Callable[[h5py.File], None], expected: str
 ) -> None:
     with DemoFile(edited(edit)) as file:
         assert [file.length(demo) for demo in file.demos] == [5, 3, 7]
         (warning,) = file.warnings
-        assert told in warning
+        assert expected in warning
 
 
 def test_reading_observations_that_were_never_stored_says_so(edited: Edited) -> None:
@@ -346,13 +346,13 @@ def test_a_broken_group_is_one_line_wherever_it_is_read(path: Path) -> None:
     of next_obs are never read.
     """
     whole = path.read_bytes()
-    told = []
+    expected = []
     for table in re.finditer(b"HEAP", whole):
         path.write_bytes(whole[: table.start()] + b"XXXX" + whole[table.end() :])
         try:
             inspect(path)
         except UserError as error:
-            told.append(str(error))
-    # the file, data, every demo; damage below that is told as a warning
-    assert len(told) >= 1 + 1 + 3
-    assert not any("\n" in message for message in told)
+            expected.append(str(error))
+    # the file, data, every demo; damage below that is expected as a warning
+    assert len(expected) >= 1 + 1 + 3
+    assert not any("\n" in message for message in expected)
