@@ -27,7 +27,7 @@ from fibopolicy.cli.evaluate import Evaluate, Results
 from fibopolicy.cli.init_states import InitStates
 from fibopolicy.cli.profile import Profile
 from fibopolicy.cli.robomimic import Robomimic
-from fibopolicy.cli.study import Study
+from fibopolicy.cli.study import StudyCommand
 from fibopolicy.cli.train import Train, with_preset
 from fibopolicy.errors import UserError
 from fibopolicy.quickstart import Quickstart
@@ -48,7 +48,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "evaluate": Evaluate,
     "results": Results,
     "compare": Compare,
-    "study": Study,
+    "study": StudyCommand,
     "robomimic": Robomimic,
     "profile": Profile,
     "plot-pattern": PlotPattern,

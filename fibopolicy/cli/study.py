@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Run:
+class StudyRun:
     """Carry out a study: train and evaluate every condition of its grid for every seed.
     The same command resumes it.
 
@@ -24,19 +24,15 @@ class Run:
     """
 
     study: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="STUDY")]
-    """FILE.py[:FUNCTION]: a function without arguments that returns a StudyConfig; by
-    default the file's function `study`."""
+    """FILE.py[:FUNCTION]: a function without arguments that returns a StudyConfig; by default the file's function `study`."""  # noqa: E501
     out: Path
     """Directory of the study: new, or of an interrupted study."""
     jobs: int | None = None
-    """Processes at a time; by default one per GPU, or without GPUs as many as there are
-    cores for the study's threads."""
+    """Processes at a time; by default one per GPU, or without GPUs as many as there are cores for the study's threads."""  # noqa: E501
     ray: str | None = None
-    """Run on the Ray cluster at this address: HOST:PORT, ray://HOST:PORT, or auto for the
-    cluster of this machine."""
+    """Run on the Ray cluster at this address: HOST:PORT, ray://HOST:PORT, or auto for the cluster of this machine."""  # noqa: E501
     only: tuple[str, ...] = ()
-    """Carry out these runs (CONDITION/seedN) or conditions only; several such jobs may share
-    the directory."""
+    """Carry out these runs (CONDITION/seedN) or conditions only; several such jobs may share the directory."""  # noqa: E501
     index: int | None = None
     """Carry out one run only, counted from 0: for array jobs."""
     prepare_only: bool = False
@@ -94,7 +90,7 @@ class Run:
 
 
 @dataclass(frozen=True)
-class Status:
+class StudyStatus:
     """Show the state of every run of a study, and the time that is left.
 
     Example: fibopolicy study status studies/encoders
@@ -112,7 +108,7 @@ class Status:
 
 
 @dataclass(frozen=True)
-class Report:
+class StudyReport:
     """Write a study's tables, pictures and page from what is there.
 
     Example: fibopolicy study report studies/encoders
@@ -121,8 +117,7 @@ class Report:
     study: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="STUDY")]
     """Directory or archive of the study."""
     videos: bool = False
-    """Film the baseline and the candidates side by side, which simulates the shown episodes
-    again."""
+    """Film the baseline and the candidates side by side, which simulates the shown episodes again."""  # noqa: E501
 
     def run(self) -> None:
         from fibopolicy.study.report import write_report
@@ -131,7 +126,7 @@ class Report:
 
 
 @dataclass(frozen=True)
-class Publish:
+class StudyPublish:
     """Write a study's archive: one file with everything that its report needs, without
     demonstrations, checkpoints and videos.
 
@@ -151,7 +146,7 @@ class Publish:
 
 
 @dataclass(frozen=True)
-class Study:
+class StudyCommand:
     """Swap the visual encoder, keep everything else, and see what it does to the
     policy.
 
@@ -160,10 +155,10 @@ class Study:
 
     what: tyro.conf.OmitSubcommandPrefixes[
         tyro.conf.OmitArgPrefixes[
-            Annotated[Run, tyro.conf.subcommand("run")]
-            | Annotated[Status, tyro.conf.subcommand("status")]
-            | Annotated[Report, tyro.conf.subcommand("report")]
-            | Annotated[Publish, tyro.conf.subcommand("publish")]
+            Annotated[StudyRun, tyro.conf.subcommand("run")]
+            | Annotated[StudyStatus, tyro.conf.subcommand("status")]
+            | Annotated[StudyReport, tyro.conf.subcommand("report")]
+            | Annotated[StudyPublish, tyro.conf.subcommand("publish")]
         ]
     ]
 
