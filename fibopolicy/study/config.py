@@ -1,4 +1,4 @@
-"""A study as a value: tasks x encoders x heads x inits x training seeds, and what all
+"""A study as a value: tasks x encoders x policies x inits x training seeds, and what all
 of its runs share.
 """
 
@@ -145,12 +145,12 @@ class StudyPolicy:
     """A policy with settings that hold for its runs only.
 
     Args:
-        head: name that `PolicyConfig.head` takes.
-        policy: options of `PolicyConfig`, e.g. `{"horizon": 8, "policy_options": {"min_std":
-            0.05}}`. Each replaces the study's, `policy_options` as a whole.
+        policy: name that `PolicyConfig.policy` takes.
+        policy_config: options of `PolicyConfig`, e.g. `{"horizon": 8, "policy_options":
+            {"min_std": 0.05}}`. Each replaces the study's, `policy_options` as a whole.
         optimizer: options of `OptimizerConfig` except `steps`. Each replaces the study's.
         steps: gradient steps; by default the study's.
-        name: name within the study; by default the head's. Two entries of the same head
+        name: name within the study; by default the policy's. Two entries of the same policy
             need two names.
     """
 
@@ -171,17 +171,17 @@ class StudyPolicy:
 class StudyConfig:
     """Everything that decides the results of a study.
 
-    A task may be given by its id, an encoder and a head by their names.
+    A task may be given by its id, an encoder and a policy by their names.
 
     Args:
         name: name of the study.
-        tasks, encoders, heads, inits, seeds: the grid. Each combination is trained and
+        tasks, encoders, policies, inits, seeds: the grid. Each combination is trained and
             evaluated once.
         baseline: encoder that the others are compared with; by default the first named
             "vit_*", or else the first.
-        steps: gradient steps of every run whose head sets none.
+        steps: gradient steps of every run whose policy sets none.
         optimizer: options of `OptimizerConfig` except `steps`, for every run.
-        policy: options of `PolicyConfig` except encoder and head, for every run, e.g.
+        policy_config: options of `PolicyConfig` except policy and encoder, for every run, e.g.
             `{"views": "joint"}`.
         episodes: initial states that every run is evaluated on.
         init_seed: seed of the set of initial states.
@@ -233,7 +233,7 @@ class StudyConfig:
             value = getattr(self, name)
             if not (value is None and name == "margin") and not 0 < value < 1:
                 raise UserError(f"{where}: {name} must lie between 0 and 1, got {value}")
-        for policy in self.policies:  # a value that one head takes may be out of range for another
+        for policy in self.policies:  # the range of a value depends on the policy
             self._check_policy(policy, where)
 
     def _check_grid(self, where: str) -> None:
@@ -281,11 +281,11 @@ class StudyConfig:
             raise UserError(f"{where}, policy {policy.name}: {error} (given {given})") from error
 
     def policy_options(self, policy: StudyPolicy) -> dict[str, Any]:
-        """Options of `PolicyConfig` for the runs of a head; its own replace the study's."""
+        """Options of `PolicyConfig` for the runs of a policy; its own replace the study's."""
         return {**self.policy_config, **policy.policy_config}
 
     def optimizer_config(self, policy: StudyPolicy) -> OptimizerConfig:
-        """Optimizer settings for the runs of a head.
+        """Optimizer settings for the runs of a policy.
 
         Raises:
             UserError: a value is out of range.

@@ -65,7 +65,7 @@ def conditions(config: StudyConfig) -> tuple[Condition, ...]:
     if repeated := sorted({name for name in names if names.count(name) > 1}):
         raise UserError(
             f"study {config.name}: two conditions would be called {repeated[0]}; give their"
-            " encoders or heads other names"
+            " encoders or policies other names"
         )
     return found
 

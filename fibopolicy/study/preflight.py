@@ -24,8 +24,8 @@ from fibopolicy.study.grid import Condition, conditions, policy_config, runs, tr
 from fibopolicy.training.encoders import load_encoder_weights
 from fibopolicy.utils.system import resolve_device
 
-#: The settings of a run that each axis of the grid decides. A head also decides the
-#: settings of its `StudyPolicy`, and those that the study leaves to the head.
+#: The settings of a run that each axis of the grid decides. A policy also decides the
+#: settings of its `StudyPolicy`, and those whose default depends on it.
 DECIDED_BY = {
     "encoder": ("policy.encoder", "policy.encoder_options", "encoder_weights"),
     "policy": (
@@ -51,7 +51,7 @@ class ModelSize:
     Args:
         condition: the condition.
         parameters: parameters of the policy, frozen ones included.
-        encoder: the encoders of all cameras, without the head.
+        encoder: the encoders of all cameras.
     """
 
     condition: Condition
@@ -67,7 +67,7 @@ def model_sizes(config: StudyConfig) -> list[ModelSize]:
     """Build the policy of every condition for the observations of its task.
 
     Raises:
-        UserError: an unknown head, encoder or option; values that do not fit the images; a
+        UserError: an unknown policy, encoder or option; values that do not fit the images; a
             dataset or weights that cannot be read; weights of another network; a device
             that is not available.
     """
@@ -189,14 +189,14 @@ def _flat(document: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def policy_settings(policy: StudyPolicy) -> dict[str, Any]:
-    """The settings of a head's runs that its `StudyPolicy` sets, e.g. "policy.horizon"."""
+    """The settings of a policy's runs that its `StudyPolicy` sets, e.g. "policy.horizon"."""
     found = {f"policy.{name}": value for name, value in policy.policy_config.items()}
     found |= {f"optimizer.{name}": value for name, value in policy.optimizer.items()}
     return found if policy.steps is None else {**found, "optimizer.steps": policy.steps}
 
 
 def describe_policies(config: StudyConfig) -> Iterator[str]:
-    """The settings that hold for the runs of one head only."""
+    """The settings that hold for the runs of one policy only."""
     for policy in config.policies:
         if settings := _flat(policy_settings(policy)):
             listed = ", ".join(f"{name} {value}" for name, value in settings.items())
@@ -222,8 +222,8 @@ def describe_encoders(config: StudyConfig) -> Iterator[str]:
 
 
 def describe_sizes(config: StudyConfig, sizes: Sequence[ModelSize]) -> Iterator[str]:
-    """Per task, whether the encoders have as many parameters as the baseline; per head if
-    heads crop or join the cameras differently.
+    """Per task, whether the encoders have as many parameters as the baseline; per policy if
+    policies crop or join the cameras differently.
     """
     for task in config.tasks:
         policies_by_line: dict[str, list[str]] = {}

@@ -95,7 +95,7 @@ class ConditionRecord:
 
     @property
     def setting(self) -> tuple[str, str]:
-        """Head and init, which are the same wherever encoders are compared."""
+        """Policy and init, which are the same wherever encoders are compared."""
         return self.policy, self.init
 
     @property
@@ -156,7 +156,7 @@ class Study:
 
     @property
     def steps(self) -> dict[str, int]:
-        """Gradient steps of the runs of each head."""
+        """Gradient steps of the runs of each policy."""
         return {h.name: self.config.optimizer_config(h).steps for h in self.config.policies}
 
     @property
@@ -184,7 +184,7 @@ class Study:
 
     @property
     def settings(self) -> list[tuple[str, str]]:
-        """Every combination of head and init."""
+        """Every combination of policy and init."""
         return list(dict.fromkeys(one.setting for one in self.conditions))
 
     def link(self, path: Path) -> str:

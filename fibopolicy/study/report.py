@@ -135,7 +135,7 @@ def _blocks(found: Results, folder: Path, *, videos: bool) -> list[Block]:
 
 def answers(found: Results) -> list[tuple[str, str]]:
     """For each encoder but the baseline a mark ("good", "bad", "open") and a sentence;
-    for each head and init too, unless there are too many.
+    for each policy and init too, unless there are too many.
     """
     study = found.study
     candidates = [encoder for encoder in study.encoders if encoder != study.baseline]
@@ -324,12 +324,12 @@ def _steps(study: Study) -> str:
 
 
 def _titled(study: Study, setting: tuple[str, str]) -> list[Block]:
-    """A heading with head and init, if there are several."""
+    """A heading with policy and init, if there are several."""
     return [Heading(", ".join(setting), 3)] if len(study.settings) > 1 else []
 
 
 def _plot(folder: Path, name: str, study: Study, setting: tuple[str, str]) -> Path:
-    """File of a plot, with head and init in its name if there are several."""
+    """File of a plot, with policy and init in its name if there are several."""
     ending = "".join(f"_{in_file_name(part)}" for part in setting)
     return folder / f"{name}{ending if len(study.settings) > 1 else ''}.svg"
 
@@ -356,7 +356,7 @@ def _success(found: Results) -> list[Block]:
 
 
 def _success_tables(found: Results) -> list[Block]:
-    """Encoders by tasks for each init; or with several heads, heads by encoders for
+    """Encoders by tasks for each init; or with several policies, policies by encoders for
     each task.
     """
     study = found.study
@@ -375,8 +375,8 @@ def _success_tables(found: Results) -> list[Block]:
                 Table(success_by_policy_table(found, task, init)),
             ]
     note = (
-        "Compare encoders along a row. Heads differ in more than their network; their settings are"
-        " listed below."
+        "Compare encoders along a row. Policies differ in more than their network; their settings"
+        " are listed below."
     )
     return [*blocks, Note(note)]
 

@@ -85,11 +85,11 @@ class Verdict(Enum):
 
 @dataclass(frozen=True)
 class EncoderComparison:
-    """An encoder compared with the baseline: same task, head, init and initial states.
+    """An encoder compared with the baseline: same task, policy, init and initial states.
 
     Args:
         task: `None` for the mean over several.
-        head, init, baseline, candidate: what is compared.
+        policy, init, baseline, candidate: what is compared.
         difference: candidate minus baseline, in shares of episodes.
         pairs: for each task the comparison on the same initial states.
         p: p value of no difference, adjusted by Holm for all comparisons of the study.
@@ -182,7 +182,7 @@ class Results:
 
     Args:
         conditions: in the order of the study.
-        comparisons: every encoder but the baseline, for each head and init: task by
+        comparisons: every encoder but the baseline, for each policy and init: task by
             task, then the mean over tasks.
         unpaired: why other comparisons could not be made, in one line each.
     """
@@ -200,7 +200,7 @@ class Results:
         raise KeyError((task, encoder, setting))
 
     def of(self, setting: tuple[str, str]) -> list[EncoderComparison]:
-        """The comparisons of a head and init."""
+        """The comparisons of a policy and init."""
         return [one for one in self.comparisons if one.setting == setting]
 
 

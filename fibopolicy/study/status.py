@@ -62,7 +62,7 @@ def seconds_left(study: Study, slots: int) -> float:
     """Estimated seconds until all runs are done; 0 before the first run is done.
 
     A run is expected to take as long as the finished runs of its condition, or else of
-    its task and head, or else as all finished runs. Its progress counts.
+    its task and policy, or else as all finished runs. Its progress counts.
 
     Args:
         slots: number of runs at a time.

@@ -44,7 +44,7 @@ def success_table(found: Results, setting: tuple[str, str]) -> list[Row]:
 
 
 def success_by_policy_table(found: Results, task: str | None, init: str) -> list[Row]:
-    """Success rate of each head (rows) with each encoder (columns) on a task, or the
+    """Success rate of each policy (rows) with each encoder (columns) on a task, or the
     mean over all tasks.
     """
     study = found.study
@@ -243,7 +243,7 @@ def _name(record: ConditionRecord, seed: str) -> str:
 
 
 def policy_settings_table(study: Study) -> list[Row]:
-    """For each head its gradient steps and the options that the study sets."""
+    """For each policy its gradient steps and the options that the study sets."""
     document = study.document
     policies = {one["name"]: one for one in document["policies"]}
     table: list[Row] = [["policy", "steps", "settings", "optimizer"]]

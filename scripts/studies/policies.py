@@ -1,9 +1,9 @@
 """Every policy with Fibottention, dense attention and ResNet-18, on the built-in
 Lift.
 
-    fibopolicy study run scripts/studies/policies.py --out runs/heads
+    fibopolicy study run scripts/studies/policies.py --out runs/policies
 
-With one training seed it shows which heads learn the task with which encoder; it cannot
+With one training seed it shows which policies learn the task with which encoder; it cannot
 settle small differences. The same command resumes the study.
 """
 

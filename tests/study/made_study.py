@@ -36,7 +36,7 @@ def describe(
     margin: float | None = 0.05,
     **changes: Any,
 ) -> Path:
-    """An empty study: its description, and no condition begun. Heads are names, or what
+    """An empty study: its description, and no condition begun. Policies are names, or what
     `to_json` makes of a `StudyPolicy`.
     """
     weights = None if tuple(inits) == ("scratch",) else "/weights"

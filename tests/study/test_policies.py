@@ -1,4 +1,4 @@
-"""Heads with settings of their own, from the study to its report."""
+"""Policies with settings of their own, from the study to its report."""
 
 from __future__ import annotations
 

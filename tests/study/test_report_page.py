@@ -135,7 +135,7 @@ def test_a_film_that_cannot_be_made_is_told(study: Path) -> None:
 
 def test_many_comparisons_are_counted_in_the_first_lines(tmp_path: Path) -> None:
     logits = {TASKS[0]: {"dense": 9.0, "fib": 9.0, "local": -9.0}}
-    policies = tuple(f"head{i}" for i in range(5))
+    policies = tuple(f"policy{i}" for i in range(5))
     directory = simulate(
         tmp_path / "many",
         logits,
@@ -151,8 +151,8 @@ def test_many_comparisons_are_counted_in_the_first_lines(tmp_path: Path) -> None
         == f"fib against dense: **not inferior** (margin 5 points) in 5 of 5 conditions.{single}"
     )
     assert local.startswith(
-        "local against dense: **inferior** (by more than 5 points) in 5 of 5 conditions (Lift head0"
-        " scratch, Lift head1"
+        "local against dense: **inferior** (by more than 5 points) in 5 of 5 conditions (Lift"
+        " policy0 scratch, Lift policy1"
     )
     assert local.endswith(single)
     told = write_report(directory).parent.joinpath("report.md").read_text()
@@ -162,7 +162,7 @@ def test_many_comparisons_are_counted_in_the_first_lines(tmp_path: Path) -> None
 
 def test_what_is_better_is_named_where_comparisons_are_counted(tmp_path: Path) -> None:
     logits = {TASKS[0]: {"dense": 0.0, "fib": 9.0}}
-    policies = tuple(f"head{i}" for i in range(9))
+    policies = tuple(f"policy{i}" for i in range(9))
     directory = simulate(
         tmp_path / "many",
         logits,
