@@ -113,17 +113,14 @@ class DenoisingPolicy(Policy):
 
         Every chunk occurs K = `noise_samples` times, each time with other noise.
         """
-        k, size, device = (
-            self.options["noise_samples"],
-            len(batch["actions"]),
-            batch["actions"].device,
-        )
+        k, size = self.options["noise_samples"], len(batch["actions"])
+        device = batch["actions"].device
         actions = self.actions(batch["actions"]).repeat_interleave(k, dim=0)  # (B K, T, D)
         conditioning = self.conditioning(batch["obs"], rng).repeat_interleave(k, dim=0)
         mask = batch["action_mask"].repeat_interleave(k, dim=0)  # (B K, T)
+
         noise = rng.randn(size, k, *actions.shape[1:], device=device).flatten(0, 1).to(actions)
         times = rng.rand(size, k, device=device).flatten()  # (B K,)
-
         noisy, timesteps, target = self.add_noise(actions, noise, times)
         predicted = self.denoiser(noisy, timesteps, conditioning)
         loss = masked_mean((predicted - target).square(), mask)
