@@ -100,7 +100,7 @@ def test_the_likelihood_is_torchs_own() -> None:
 
 
 @pytest.mark.parametrize("policy", SMALL)
-def test_settings_left_to_the_head_are_robomimics(policy: str) -> None:
+def test_default_settings_are_those_of_robomimic(policy: str) -> None:
     settings = PolicyConfig(policy=policy)
     assert (settings.n_obs_steps, settings.horizon, settings.n_action_steps) == {
         "bc_rnn_gmm": (1, 10, 1),

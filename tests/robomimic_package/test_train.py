@@ -21,11 +21,11 @@ Capture = pytest.CaptureFixture[str]
 
 
 def shortened(document: dict[str, Any]) -> dict[str, Any]:
-    """Two gradient steps of one sample."""
+    """One gradient step of one sample."""
     document["train"].update(
         num_epochs=1, num_data_workers=0, batch_size=1, cuda=False, hdf5_filter_key="train"
     )
-    document["experiment"]["epoch_every_n_steps"] = 2
+    document["experiment"]["epoch_every_n_steps"] = 1
     document["experiment"]["save"]["every_n_epochs"] = 1
     return document
 
@@ -50,12 +50,12 @@ def config(tmp_path: Path) -> Write:
 
 
 def test_the_examples_cover_four_algorithms_with_three_encoders() -> None:
-    heads, encoders = (
+    policies, encoders = (
         ("bc", "bc_gmm", "bc_rnn_gmm", "bc_transformer_gmm"),
         ("fibottention", "vit", "resnet18"),
     )
     assert {path.stem for path in EXAMPLES} == {
-        f"{policy}_{encoder}" for policy in heads for encoder in encoders
+        f"{policy}_{encoder}" for policy in policies for encoder in encoders
     }
 
 
@@ -92,18 +92,20 @@ def test_a_relative_output_lies_under_the_working_directory(
     assert len(list(done.folder.iterdir())) == 1
 
 
-def test_rollouts_are_switched_off_and_said_to_be(
+def test_rollouts_are_switched_off_with_a_warning(
     config: Write, demos: Path, tmp_path: Path
 ) -> None:
     path = config(lambda d: d["experiment"].pop("rollout"))  # on by default
-    with pytest.warns(UserWarning, match="rollouts during training are switched off") as told:
+    with pytest.warns(UserWarning, match="rollouts during training are switched off") as caught:
         train(path, dataset=demos, out=tmp_path / "runs")
     assert [
-        str(w.message) for w in told if w.category is UserWarning and "fibopolicy" in str(w.message)
+        str(w.message)
+        for w in caught
+        if w.category is UserWarning and "fibopolicy" in str(w.message)
     ] == [NO_ROLLOUTS]
 
 
-def test_a_training_that_saves_nothing_is_told(config: Write, demos: Path, tmp_path: Path) -> None:
+def test_a_training_that_saves_nothing_warns(config: Write, demos: Path, tmp_path: Path) -> None:
     path = config(lambda d: d["experiment"]["save"].update(every_n_epochs=50))
     with pytest.warns(UserWarning, match="no checkpoint will be written"):
         assert train(path, dataset=demos, out=tmp_path / "runs").checkpoints == ()
