@@ -13,12 +13,16 @@ from tiny_study import SOURCE, Here, call
 
 from fibopolicy.errors import UserError
 from fibopolicy.evaluation.episodes import read_rows
+from fibopolicy.evaluation.init_states import load_init_states
+from fibopolicy.policies.run_directory import RunDirectory
 from fibopolicy.study.archive import open_study, publish
 from fibopolicy.study.directory import StudyDirectory, create_or_extend
 from fibopolicy.study.grid import runs
 from fibopolicy.study.records import State, record_failure
 from fibopolicy.study.report import write_report
 from fibopolicy.study.runner import run_selected
+
+PUBLISHED = Path(__file__).parents[2] / "docs" / "studies"
 
 
 @pytest.fixture
@@ -153,6 +157,19 @@ def test_it_replaces_no_other_file(finished: StudyDirectory, archive: Path, tmp_
     message = r"tiny\.study\.zip: holds a study of another configuration: steps"
     with pytest.raises(UserError, match=message):
         publish(other.path, archive)
+
+
+@pytest.mark.parametrize("path", sorted(PUBLISHED.glob("*.zip")), ids=lambda path: path.name)
+def test_the_published_studies_are_whole(path: Path) -> None:
+    with open_study(path) as study:
+        assert path.name == f"{study.config.name}.study.zip"
+        runs = [run for one in study.conditions for run in one.runs]
+        assert {run.state for run in runs} == {State.DONE}
+        assert {len(run.rows) for run in runs} == {study.config.episodes}
+        for task in study.config.tasks:
+            assert len(load_init_states(study.directory.init_states(task))) == study.config.episodes
+        for run in runs:
+            assert RunDirectory(run.folder).read_metrics()
 
 
 def test_as_a_command(
