@@ -240,7 +240,7 @@ class Selector:
             if len(values) > 1:
                 choice = f"choose one, e.g. --{name.replace('_', '-')} {values[0]}"
                 raise UserError(
-                    f"{run}: step {wanted['step']} was evaluated with several {name}:"
+                    f"{run}: step {wanted['step']} has several evaluations, with {name}"
                     f" {', '.join(map(str, values))};"
                     f" {'compare a run of one task' if name == 'task' else choice}"
                 )

@@ -23,9 +23,9 @@ def p_value(p: float) -> str:
     return f"{p:.3f}" if p >= 0.001 else f"{p:.0e}"
 
 
-def counted(n: int, noun: str) -> str:
-    """`1 seed` or `3 seeds`."""
-    return f"{n} {noun}{'s' * (n != 1)}"
+def counted(n: int, noun: str, plural: str = "") -> str:
+    """`1 seed` or `3 seeds`; `plural` if it is not the noun with an s."""
+    return f"{n} {noun if n == 1 else plural or f'{noun}s'}"
 
 
 def listed(names: Sequence[str]) -> str:

@@ -143,7 +143,7 @@ class Difference(Estimate):
     With one seed each, the interval is Bonett and Price's (2012) for a paired
     difference, and the p value is McNemar's. Both hold for these two checkpoints. With
     several seeds they hold for the two methods: the variance is
-    starts(b - a) + beyond_chance(a) + beyond_chance(b) (see `VarianceComponents`, with
+    init_states(b - a) + beyond_chance(a) + beyond_chance(b) (see `VarianceComponents`, with
     b - a the difference of the means on each initial state), and the distribution is
     Student's. In both cases two initial states are added, one that only the baseline
     solved and one that only the candidate solved, so that the variance is above 0 even

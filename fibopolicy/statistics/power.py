@@ -19,7 +19,7 @@ POWER = 0.8
 #: Beyond this many episodes a difference counts as out of reach.
 MAX_EPISODES = 20_000
 #: `sample_size` adds training seeds instead of asking for more initial states than this.
-MAX_STARTS, MAX_SEEDS = 2000, 50
+MAX_INIT_STATES, MAX_SEEDS = 2000, 50
 
 
 def discordance(a: float, b: float, correlation: float) -> tuple[float, float]:
@@ -146,7 +146,7 @@ def sample_size(
     """The study that would tell a difference from `bound` with this power, if the true
     difference is the one found and outcomes vary as they did.
 
-    It has the fewest seeds, at least those of `found`, for which `MAX_STARTS` initial states
+    It has the fewest seeds, at least those of `found`, for which `MAX_INIT_STATES` initial states
     suffice, and then the fewest initial states. Single checkpoints remain single, since the
     variation between seeds is unknown.
 
@@ -169,7 +169,7 @@ def sample_size(
 
     single = found.seeds == 1
     for seeds in range(found.seeds, 2 if single else MAX_SEEDS + 1):
-        most = MAX_EPISODES if single else min(MAX_STARTS, MAX_EPISODES // seeds)
+        most = MAX_EPISODES if single else min(MAX_INIT_STATES, MAX_EPISODES // seeds)
         if reached(seeds, most):
             low, high = 1, most
             while high - low > 1:

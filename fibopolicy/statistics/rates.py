@@ -84,10 +84,10 @@ class VarianceComponents:
     """The variance of the mean of outcomes `(S, n)`, S training seeds on the same n
     initial states, split by its causes.
 
-    The sum `starts + beyond_chance` is the limit of a two-level bootstrap that resamples
-    S - 1 of the seeds and n of the initial states. (Rao and Wu, 1988: resampling S seeds
-    would understate the variance, by a third for three seeds.) So no resampling is
-    needed.
+    The variance of the mean is `init_states + beyond_chance`, which counts chance once. A
+    two-level bootstrap of S - 1 seeds and n initial states converges to the same sum, but
+    counts chance three times, so no resampling is needed. (Resampling S seeds would
+    understate the variance, by a third for three seeds: Rao and Wu, 1988.)
 
     Args:
         init_states: variance from the choice of initial states, including chance.
@@ -115,7 +115,7 @@ def variance_components(
 
     With y_s, y_i and m the means of a seed, of an initial state and of all outcomes:
 
-    - starts = sum_i (y_i - m)^2 / (n - 1) / n
+    - init_states = sum_i (y_i - m)^2 / (n - 1) / n
     - seeds = sum_s (y_s - m)^2 / (S - 1) / S
     - chance = sum_si (y_si - y_s - y_i + m)^2 / ((S - 1) (n - 1)) / (S n)
 
@@ -161,7 +161,7 @@ def pooled(outcomes: NDArray[np.bool_], confidence: float = 0.95) -> Rate:
 
     The interval is Wilson's with two changes. Outcomes of the same seed or of the same
     initial state are correlated, so n becomes the effective number of episodes
-    p (1 - p) / V, where V = starts + beyond_chance from `variance_components`, at most
+    p (1 - p) / V, where V = init_states + beyond_chance from `variance_components`, at most
     S n. And z becomes Student's quantile. For V, two initial states are added, one solved
     by all seeds and one by none, so that V is above 0 even if all episodes succeed.
 

@@ -289,15 +289,13 @@ def _design(found: Results) -> str:
     axes = (
         counted(len(study.tasks), "task"),
         counted(len(study.encoders), "encoder"),
-        counted(len(study.policies), "policy"),
+        counted(len(study.policies), "policy", "policies"),
         counted(len(study.inits), "init"),
         counted(len(study.seeds), "training seed"),
     )
-    finished = (
-        "all are finished"
-        if done == len(runs)
-        else (f"{done} are finished; the others are listed below and not counted")
-    )
+    finished = "all are finished"
+    if done < len(runs):
+        finished = f"{done} are finished; the others are listed below and not counted"
     text = (
         f"{' x '.join(axes)}: {len(runs)} runs of {_steps(study)}, of which {finished}. Each run is"
         f" evaluated on the same {study.episodes} initial states of its task, which are not used in"

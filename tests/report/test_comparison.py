@@ -123,7 +123,7 @@ def test_the_last_checkpoint_counts_and_never_the_best(tmp_path: Path) -> None:
 def test_several_evaluations_of_one_checkpoint_must_be_told_apart(pair: tuple[Path, Path]) -> None:
     make_run(pair[0], [True] * 60, checkpoint="model")
     with pytest.raises(
-        UserError, match=r"several weights: ema, model; choose one, e.g. --weights ema"
+        UserError, match=r"with checkpoint ema, model; choose one, e.g. --checkpoint ema"
     ):
         of(*pair)
     assert of(*pair, checkpoint="ema").rates[0].successes == 42
