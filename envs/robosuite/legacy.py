@@ -1,6 +1,4 @@
-"""What files bring from other machines and older robosuites: controllers and models,
-brought up to the installed robosuite.
-"""
+"""Adapts controllers and models of other machines and older robosuites to the installed one."""
 
 from __future__ import annotations
 
@@ -17,19 +15,17 @@ from fibopolicy.errors import UserError, unknown
 #: Names of the flat arm controllers of robosuite 1.0 to 1.4 -> those of 1.5, which
 #: ignores the old ones silently.
 _RENAMED = {"damping": "damping_ratio", "damping_limits": "damping_ratio_limits"}
-#: The setting of an arm's controller that has it hold its orientation; robosuite itself
-#: ignores what it does not know.
+#: A setting of an arm's controller: it holds its orientation. Robosuite ignores it.
 _HOLDS = "holds_orientation"
 
 
 def composite_controller(config: Mapping[str, Any], robot: str) -> dict[str, Any]:
-    """A robot's controller config in the composite form of robosuite 1.5; one that has
-    it already is only checked.
+    """A robot's controller config in the composite form of robosuite 1.5.
 
-    A flat config describes the arms alone. Its operational-space commands are in the
-    world's frame, as they were until 1.4, and `control_delta: false` makes them
-    absolute (metres and axis-angle radians). Deltas have the arm hold its orientation:
-    see `hold_orientation`.
+    A config that has this form is only checked. A flat config describes the arms alone. Its
+    operational-space commands are in the world's frame, as they were until 1.4, and
+    `control_delta: false` makes them absolute (metres and axis-angle radians). With deltas
+    the arm holds its orientation, see `hold_orientation`.
 
     Raises:
         UserError: no such controller, with the nearest match suggested.
@@ -49,13 +45,13 @@ def composite_controller(config: Mapping[str, Any], robot: str) -> dict[str, Any
                 "robosuite composite controller", kind, robosuite.ALL_COMPOSITE_CONTROLLERS
             )
         parts = config["body_parts"]
-        if not isinstance(parts, Mapping) or not all(
+        mappings = isinstance(parts, Mapping) and all(
             isinstance(part, Mapping) for part in parts.values()
-        ):
+        )
+        if not mappings:
             raise UserError(
-                f"body_parts of a robosuite controller config map each part to its own config, got {parts!r}"[  # noqa: E501
-                    :300
-                ]
+                "body_parts of a robosuite controller config map each part to its own config,"
+                f" got {parts!r}"[:300]
             )
         for part in parts.values():
             if part.get("type") not in arm_controllers:
@@ -75,17 +71,15 @@ def composite_controller(config: Mapping[str, Any], robot: str) -> dict[str, Any
 
 
 def hold_orientation(robots: Sequence[Any]) -> None:
-    """Have the arms of older files keep the orientation that they were last told, as
-    robosuite did until 1.4.
+    """Make the arms of older files hold their commanded orientation, as robosuite did until 1.4.
 
-    There a delta without any rotation changed the wanted place alone. In 1.5 it also
-    makes the orientation that was reached the wanted one, so that an arm which sags or
-    is pushed does not turn back: recordings of keyboards and of devices with a dead
-    zone, whose rotations are exactly 0 for long stretches, then drift.
+    There a delta without any rotation changed the goal position alone. In 1.5 it also makes
+    the reached orientation the goal, so that an arm which sags or is pushed does not turn
+    back: recordings of keyboards and of devices with a dead zone, whose rotations are
+    exactly 0 for long stretches, then drift.
 
     Args:
-        robots: of a robosuite environment, with controllers that were just made or have
-            been brought up to the present.
+        robots: of a robosuite environment, with new or updated controllers.
     """
     for robot in robots:
         composite = robot.composite_controller
@@ -96,22 +90,18 @@ def hold_orientation(robots: Sequence[Any]) -> None:
 
 
 def _goal_orientation(controller: Any, delta: Any, goal_update_mode: str | None = None) -> Any:
-    """The class's `compute_goal_ori`, but that nothing changes without a rotation."""
-    held = controller.goal_ori is not None and not any(delta)
-    return (
-        controller.goal_ori
-        if held
-        else type(controller).compute_goal_ori(controller, delta, goal_update_mode)
-    )
+    """The class's `compute_goal_ori`, except that the goal stays without a rotation."""
+    if controller.goal_ori is not None and not any(delta):
+        return controller.goal_ori
+    return type(controller).compute_goal_ori(controller, delta, goal_update_mode)
 
 
 def portable(model: str) -> str:
-    """MJCF text with its paths into a robosuite installation cut to `robosuite/...`:
-    robosuite completes them when it loads.
+    """MJCF text with its paths into a robosuite installation cut to `robosuite/...`.
 
-    A path that names no robosuite, or a place that the installed one lacks, becomes
-    that of the installed file with the same name and the most folders in common; where
-    there is none it stays, and loading names it.
+    Robosuite completes such paths when it loads the text. A path that names no robosuite, or
+    a file that the installed one lacks, becomes that of the installed file with the same name
+    and the most folders in common; if there is none it stays, and loading names it.
     """
     return re.sub(r'file="([^"]*)"', lambda found: f'file="{_installed_asset(found[1])}"', model)
 
@@ -157,12 +147,11 @@ def _in_common(folders: Sequence[str], others: Sequence[str]) -> int:
 def adopt(model: str, own: str, objects: Collection[str]) -> str:
     """A file's MJCF text in a form that the installed robosuite can load.
 
-    Models of the installed generation pass, but for their paths. Older ones (1.0 to
-    1.4) name parts otherwise and want meshes that are gone, while the robots' joints
-    and masses are the same. So the installed scene is kept, and takes from the file
-    what a task varies: its objects, with their shapes, masses and places. Robosuite 1.0
-    gave objects other names and fewer parts: of those, the places are taken, and the
-    sizes of boxes and the like.
+    Models of the installed generation pass, except for their paths. Older ones (1.0 to 1.4)
+    use other names and meshes that are gone, while the robots' joints and masses are the
+    same. So the installed scene is kept, and takes from the file what a task varies: its
+    objects, with their shapes, masses and places. Robosuite 1.0 gave objects other names and
+    fewer parts: of those, the places are taken, and the sizes of boxes and other primitives.
 
     Args:
         model: the file's MJCF.

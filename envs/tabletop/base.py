@@ -1,4 +1,4 @@
-"""What the built-in tasks share: the hand's control, observations, exact states."""
+"""The base of the built-in tasks: the hand's control, observations, exact states."""
 
 from __future__ import annotations
 
@@ -35,10 +35,9 @@ import mujoco  # noqa: E402
 
 CAMERAS = ("workspace", "wrist")
 CONTROL_HZ = 20
-#: How far a full action moves the hand's target in one control step, metres.
+#: Displacement of the hand's target by a full action in one control step, metres.
 STEP = 0.01
-#: How far the target may run ahead of the hand, metres: bounds the force against an
-#: obstacle.
+#: Largest distance of the target from the hand, metres: bounds the force on an obstacle.
 LEAD = 0.03
 
 #: What of MuJoCo's state the next step depends on.
@@ -50,11 +49,11 @@ Vector = NDArray[np.float64]
 class TabletopEnv(TaskEnv):
     """A hand with four degrees of freedom above a table, in MuJoCo, at 20 Hz.
 
-    Action `(4,)` float32 in [-1, 1]: x, y, z displacement of the hand's target (1 = 1
-    cm) and the gripper (-1 open, 1 closed). Observations: `workspace_image` and
-    `wrist_image` uint8 `(H, W, 3)`, `hand_position` float32 `(3,)` in metres,
-    `gripper_opening` float32 `(1,)` in metres (each finger's distance from the middle).
-    Reward is 1 at success and 0 before.
+    Action `(4,)` float32 in [-1, 1]: x, y, z displacement of the hand's target (1 = 1 cm)
+    and the gripper (-1 open, 1 closed). Observations: `workspace_image` and `wrist_image`
+    uint8 `(H, W, 3)`, `hand_position` float32 `(3,)` in metres, `gripper_opening` float32
+    `(1,)` in metres (each finger's distance from the middle). The reward is 1 at success and
+    0 before.
 
     Args:
         cameras: the cameras to render, any of "workspace" and "wrist"; fewer are
@@ -62,7 +61,7 @@ class TabletopEnv(TaskEnv):
         image_size: pixels, the side of square frames, (height, width), or one of these
             per camera.
         quality: "fast" renders without shadows and multisampling.
-        horizon: control steps until truncation; `None` takes the task's own.
+        horizon: control steps until truncation; `None` means the task's own.
     """
 
     metadata = {  # noqa: RUF012
@@ -231,8 +230,6 @@ class TabletopEnv(TaskEnv):
         self.data.qpos[start + 3 : start + 7] = [np.cos(yaw / 2), 0, 0, np.sin(yaw / 2)]
 
     def toward(self, target: Vector, grip: float) -> NDArray[np.float32]:
-        """The action that moves the hand to `target` `(3,)` and commands the gripper
-        (-1 open, 1 closed).
-        """
+        """The action toward `target` `(3,)`, with a gripper command (-1 open, 1 closed)."""
         move = np.clip((target - self.hand) / STEP, -1, 1)
         return np.array([*move, grip], dtype=np.float32)

@@ -53,11 +53,11 @@ class Push(TabletopEnv):
         from_puck = hand[:2] - puck[:2]
         # how far the hand stands behind the puck, along the push
         behind = -float(from_puck @ direction)
-        aside = from_puck + behind * direction  # `(2,)`, how far it stands beside that line
-        if hand[2] < LOW + 0.012 and behind > RADIUS - 0.01 and np.linalg.norm(aside) < 0.012:
-            # Steering against `aside` makes the push stable: the puck always runs away
+        sideways = from_puck + behind * direction  # `(2,)`, off that line
+        if hand[2] < LOW + 0.012 and behind > RADIUS - 0.01 and np.linalg.norm(sideways) < 0.012:
+            # Steering against `sideways` makes the push stable: the puck always runs away
             # from the line otherwise.
-            goal_xy = hand[:2] + 0.008 * direction - 0.8 * aside
+            goal_xy = hand[:2] + 0.008 * direction - 0.8 * sideways
             return self.toward(np.array([*goal_xy, LOW]), 1.0)
         # Over the puck, at a safe height until the hand stands right behind it.
         start = puck[:2] - (RADIUS + 0.022) * direction

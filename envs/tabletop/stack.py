@@ -12,9 +12,9 @@ from fibopolicy.envs.tabletop.scene import CUBE, cube
 BASE = 0.025
 #: The fingers have let go of the cube when they are this far from the middle, metres.
 RELEASED = CUBE + 0.008
-#: How far above the cube's centre the hand has withdrawn, metres. Were letting go the
-#: end, each demonstration would show it for one step only, and policies would stack the
-#: cube and hold it for ever.
+#: Height of the withdrawn hand above the cube's centre, metres. If releasing were the end,
+#: each demonstration would show it for one step only, and policies would hold the stacked
+#: cube for ever.
 WITHDRAWN = 0.04
 
 
