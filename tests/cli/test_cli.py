@@ -292,7 +292,7 @@ def test_mistakes_are_one_line_and_code_2(
         ("profile train --stepps 3", "Unrecognized", ["--stepps", "--steps INT"]),
         ("inspect a b", "Unrecognized", ["b"]),
         ("profile trein", "Unrecognized", ["trein", "attention, encoder, data, train"]),
-        ("trin", "Unrecognized", ["trin", "inspect, split"]),
+        ("trin", "Unrecognized", ["trin", "inspect", "split"]),
         ("TRAIN", "Unrecognized", ["TRAIN"]),
         ("--hepl", "Unrecognized", ["--hepl"]),
         ("collect --episodes 1 --out x", "Required options", ["TASK"]),

@@ -14,7 +14,7 @@ import torch
 from rollout import rollout
 
 from fibopolicy import envs
-from fibopolicy.cli.compare import Compare
+from fibopolicy.cli.evaluate import Compare
 from fibopolicy.datasets.collect import Plan, collect
 from fibopolicy.errors import UserError
 from fibopolicy.evaluation import evaluate_policy
@@ -331,5 +331,5 @@ def test_two_checkpoints_are_filmed_side_by_side_on_the_same_initial_states(
             out=page,
             video=1,
             overwrite=True,
-            choice=Selector(checkpoint="ema"),
+            selector=Selector(checkpoint="ema"),
         ).run()

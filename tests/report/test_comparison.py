@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from made_rows import make_run
 
-from fibopolicy.cli.compare import Compare, read_methods
+from fibopolicy.cli.evaluate import Compare, read_methods
 from fibopolicy.errors import UserError
 from fibopolicy.evaluation.episodes import Selector, read_rows, write_rows
 from fibopolicy.evaluation.side_by_side import alternate

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from made_rows import make_run
 
-from fibopolicy.cli.compare import Compare
+from fibopolicy.cli.evaluate import Compare
 from fibopolicy.errors import UserError
 from fibopolicy.evaluation.config import EvaluateConfig
 from fibopolicy.evaluation.evaluate import evaluate_run
