@@ -122,7 +122,7 @@ def test_a_policy_that_cannot_reach_the_actions_is_refused(
     policy = build_policy(PolicyConfig(policy=policy, hidden=16), ABSOLUTE)
     numbers = statistics(torch.rand(5, 3))
     small, large = poses(12).clamp(-1, 1), poses(12)
-    small[:, 3:6] = 3.0  # a rotation, which has a range of its own
+    small[:, 3:6] = 3.0  # a rotation, which has another range
     policy.fit_normalizers({"actions": statistics(small), "hand": numbers})
     with pytest.raises(
         UserError,

@@ -44,10 +44,10 @@ def statistics() -> dict[str, dict[str, np.ndarray]]:
 @pytest.mark.parametrize("loss", ["l1", "l2"])
 def test_loss_is_a_scalar_with_gradients_everywhere(n_obs_steps: int, loss: str) -> None:
     policy = build_policy(config(n_obs_steps=n_obs_steps, loss=loss), SHAPES)
-    value, figures = policy.loss(batch(n_obs_steps=n_obs_steps))
+    value, metrics = policy.loss(batch(n_obs_steps=n_obs_steps))
     value.backward()
     assert value.ndim == 0
-    assert figures["loss"] == pytest.approx(value.item())
+    assert metrics["loss"] == pytest.approx(value.item())
     assert all(p.grad is not None for p in policy.parameters())
 
 

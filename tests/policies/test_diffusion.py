@@ -13,7 +13,7 @@ from fibopolicy.evaluation.policy_runner import PolicyRunner
 from fibopolicy.policies import Policy, PolicyConfig, Shapes, build_policy
 from fibopolicy.policies.diffusion import DENOISERS
 
-HEADS = ("diffusion", "flow")
+POLICIES = ("diffusion", "flow")
 TINY = {"patch_size": 12, "width": 12, "depth": 1, "heads": 2, "keypoints": 4}
 SIZE = 24
 SHAPES = Shapes({"front_image": (SIZE, SIZE), "wrist_image": (SIZE, SIZE)}, {"hand": 3}, 4)
@@ -50,7 +50,7 @@ def batch(settings: PolicyConfig, rows: int = 3) -> dict[str, Any]:
 
 
 def test_defaults_are_those_of_diffusion_policy() -> None:
-    for policy in HEADS:
+    for policy in POLICIES:
         settings = PolicyConfig(policy=policy)
         assert (
             settings.n_obs_steps,
@@ -63,17 +63,17 @@ def test_defaults_are_those_of_diffusion_policy() -> None:
 
 @pytest.mark.parametrize("views", ["separate", "shared", "joint"])
 @pytest.mark.parametrize("denoiser", ["unet", "transformer"])
-@pytest.mark.parametrize("policy", HEADS)
+@pytest.mark.parametrize("policy", POLICIES)
 def test_the_loss_reaches_every_weight(policy: str, denoiser: str, views: str) -> None:
     settings = config(policy, views=views, policy_options={"denoiser": denoiser})
     policy = build_policy(settings, SHAPES)
-    loss, figures = policy.loss(batch(settings))
+    loss, metrics = policy.loss(batch(settings))
     loss.backward()
-    assert figures["loss"] == pytest.approx(loss.item())
+    assert metrics["loss"] == pytest.approx(loss.item())
     assert all(parameter.grad is not None for parameter in policy.parameters())
 
 
-@pytest.mark.parametrize("policy", HEADS)
+@pytest.mark.parametrize("policy", POLICIES)
 @pytest.mark.parametrize("encoder", ["resnet18", "released_robot"])
 def test_other_encoders_train_and_act(policy: str, encoder: str) -> None:
     options = {"width": 12, "depth": 1, "heads": 2} if encoder == "released_robot" else {}
@@ -85,7 +85,7 @@ def test_other_encoders_train_and_act(policy: str, encoder: str) -> None:
     assert policy.eval().act(observations(settings, 1))[0].shape == (1, 3, 4)
 
 
-@pytest.mark.parametrize("policy", HEADS)
+@pytest.mark.parametrize("policy", POLICIES)
 def test_padded_actions_do_not_count(policy: str) -> None:
     settings = config(policy, policy_options={"noise_samples": 1})
     policy = build_policy(settings, SHAPES).eval()
@@ -100,7 +100,7 @@ def test_padded_actions_do_not_count(policy: str) -> None:
     assert float(policy.loss(samples)[0]) == pytest.approx(4 * before)
 
 
-@pytest.mark.parametrize("policy", HEADS)
+@pytest.mark.parametrize("policy", POLICIES)
 def test_a_perfect_denoiser_has_no_error_and_acts_as_demonstrated(policy: str) -> None:
     """If all data are one chunk, the ideal network is known in closed form."""
     settings = config(policy, n_obs_steps=1)
@@ -137,7 +137,7 @@ class Ideal(torch.nn.Module):
         return (noisy - kept.sqrt() * self.chunk) / (1 - kept).sqrt()
 
 
-@pytest.mark.parametrize("policy", HEADS)
+@pytest.mark.parametrize("policy", POLICIES)
 def test_an_episode_repeats_exactly_alone_and_beside_others(policy: str) -> None:
     torch.manual_seed(3)
     policy = build_policy(config(policy), SHAPES).eval()
@@ -154,7 +154,7 @@ def test_an_episode_repeats_exactly_alone_and_beside_others(policy: str) -> None
     torch.testing.assert_close(runs[0][[3, 1, 1, 0]], runs[2], rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("policy", HEADS)
+@pytest.mark.parametrize("policy", POLICIES)
 def test_noise_differs_between_decisions_and_between_episodes(policy: str) -> None:
     policy = build_policy(config(policy), SHAPES).eval()
     policy.sample = lambda noise, conditioning: noise  # type: ignore[method-assign]
@@ -165,7 +165,7 @@ def test_noise_differs_between_decisions_and_between_episodes(policy: str) -> No
 
 
 @pytest.mark.parametrize("denoiser", ["unet", "transformer"])
-@pytest.mark.parametrize("policy", HEADS)
+@pytest.mark.parametrize("policy", POLICIES)
 def test_rows_of_a_batch_do_not_depend_on_each_other(policy: str, denoiser: str) -> None:
     policy: Policy = build_policy(
         config(policy, policy_options={"denoiser": denoiser}), SHAPES

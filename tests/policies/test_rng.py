@@ -10,7 +10,7 @@ from fibopolicy.policies.rng import GLOBAL_RNG, EpisodeRng, SampleRng
 def test_random_numbers_belong_to_samples() -> None:
     cpu = torch.device("cpu")
 
-    def drawn(start: int, count: int) -> list[torch.Tensor]:
+    def numbers(start: int, count: int) -> list[torch.Tensor]:
         rng = SampleRng(torch.Generator().manual_seed(3), batch_size=8, start=start)
         return [
             rng.rand(count, 2, device=cpu),
@@ -18,8 +18,8 @@ def test_random_numbers_belong_to_samples() -> None:
             rng.randint(-4, 5, count, 1, device=cpu),
         ]
 
-    whole = drawn(0, 8)
-    for first, second in zip(*(drawn(start, 4) for start in (0, 4)), strict=True):
+    whole = numbers(0, 8)
+    for first, second in zip(*(numbers(start, 4) for start in (0, 4)), strict=True):
         assert torch.equal(torch.cat([first, second]), whole.pop(0))
     torch.manual_seed(3)
     unsplit = GLOBAL_RNG.rand(8, 2, device=cpu)

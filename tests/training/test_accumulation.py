@@ -19,7 +19,7 @@ from fibopolicy.training.distributed import World
 from fibopolicy.training.trainer import Trainer, train
 
 SHAPES = Shapes({"front_image": (24, 24)}, {"hand": 3}, 4)
-#: Small ones, where a head has them.
+#: Small networks, where a policy has options for them.
 OPTIONS: dict[str, dict[str, Any]] = {
     "bc_rnn_gmm": {"hidden_dim": 8},
     "bc_transformer_gmm": {"embed_dim": 8, "num_layers": 1, "num_heads": 2},
