@@ -1,4 +1,4 @@
-"""What encoders cost."""
+"""The costs of encoders."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_convolutions_keep_no_pairs() -> None:
     assert 250e6 < macs < 350e6
 
 
-def test_heads_that_see_the_cameras_otherwise_have_costs_of_their_own(config: StudyConfig) -> None:
+def test_policies_that_see_the_cameras_differently_have_other_costs(config: StudyConfig) -> None:
     policies = ("bc", "bc_gmm", StudyPolicy("bc", {"views": "joint"}, name="joint"))
     built = model_sizes(replace(config, encoders=config.encoders[1:], policies=policies))
     bc, gmm, joint = (cost["encoder_macs"] for cost in encoder_costs(built, "cpu"))
@@ -80,5 +80,5 @@ def test_every_condition_has_the_costs_of_its_encoder(finished: StudyDirectory) 
     assert 0 < ours["attention_pairs"] < dense["attention_pairs"] == 1
     for cost in (ours, dense):
         for batch in (1, 64):
-            told = cost[f"encoder_ms_batch_{batch}"]
-            assert 0 < told["p25"] <= told["median"] <= told["p75"]
+            timing = cost[f"encoder_ms_batch_{batch}"]
+            assert 0 < timing["p25"] <= timing["median"] <= timing["p75"]

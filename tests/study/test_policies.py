@@ -1,4 +1,4 @@
-"""Policies with settings of their own, from the study to its report."""
+"""Policies with other settings, from the study to its report."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ GMM = {
 }
 
 
-def test_two_heads_with_settings_of_their_own_run_to_their_report(
+def test_two_policies_with_other_settings_run_to_their_report(
     finished: StudyDirectory, tmp_path: Path
 ) -> None:
     (task,) = finished.config.tasks
@@ -89,15 +89,15 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
-def test_heads_are_axes_by_their_names_and_have_their_own_steps(study: Path) -> None:
+def test_policies_are_an_axis_by_name_and_keep_their_steps(study: Path) -> None:
     found = read_study(study)
     assert found.policies == ("bc", "gmm: 8")
     assert found.steps == {"bc": STEPS, "gmm: 8": 2000}
     assert all(len(one.done) == 2 for one in found.conditions)
-    told = (study / "report/report.md").read_text()
+    markdown = (study / "report/report.md").read_text()
     assert (
         "16 runs of 1000 gradient steps with bc, 2000 with gmm: 8, of which all are finished"
-        in told
+        in markdown
     )
     assert {path.name for path in (study / "report").glob("*.svg")} >= {
         "curves_bc_scratch.svg",
@@ -105,8 +105,8 @@ def test_heads_are_axes_by_their_names_and_have_their_own_steps(study: Path) -> 
     }
 
 
-def test_one_table_per_task_has_every_head_and_encoder(study: Path) -> None:
-    told = (study / "report/report.md").read_text()
+def test_one_table_per_task_has_every_policy_and_encoder(study: Path) -> None:
+    markdown = (study / "report/report.md").read_text()
     page = (study / "report/report.html").read_text().replace("&nbsp;", " ")
     with (study / "report/conditions.csv").open(newline="") as file:
         rates = {
@@ -129,22 +129,23 @@ def test_one_table_per_task_has_every_head_and_encoder(study: Path) -> None:
             ]
             expected.append(f"| {policy} | {shown[0]} | {shown[1]} |")
             assert all(f">{one}<" in page for one in shown)
-        assert "\n".join(expected) in told
+        assert "\n".join(expected) in markdown
     mean = np.mean([float(rates[task, "bc", "fib"]["success_rate"]) for task in (LIFT, PUSH)])
     assert re.search(
-        rf"### Mean over tasks\n\n.*\n.*\n\| bc \| [\d.]+ \| {100 * mean:.1f} \|", told
+        rf"### Mean over tasks\n\n.*\n.*\n\| bc \| [\d.]+ \| {100 * mean:.1f} \|", markdown
     )
 
 
-def test_the_report_tells_how_each_head_was_trained(study: Path) -> None:
-    told = (study / "report/report.md").read_text()
-    assert "| bc | 1000 | views joint, horizon 4 | batch_size 32 |" in told
+def test_the_report_says_how_each_policy_was_trained(study: Path) -> None:
+    markdown = (study / "report/report.md").read_text()
+    assert "| bc | 1000 | views joint, horizon 4 | batch_size 32 |" in markdown
     assert (
-        "| gmm: 8 = bc_gmm | 2000 | views joint, horizon 8, min_std 0.05 | batch_size 16 |" in told
+        "| gmm: 8 = bc_gmm | 2000 | views joint, horizon 8, min_std 0.05 | batch_size 16 |"
+        in markdown
     )
 
 
-def test_learning_curves_end_where_each_heads_training_ends(
+def test_learning_curves_end_where_the_training_of_each_policy_ends(
     study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ends: list[float] = []

@@ -1,4 +1,4 @@
-"""What is known before a study starts."""
+"""The checks before a study starts."""
 
 from __future__ import annotations
 
@@ -34,19 +34,19 @@ def test_what_differs_is_what_the_study_names(config: StudyConfig) -> None:
         in lines
     )
     grid = replace(config, tasks=("reach", "lift"), seeds=(0, 1), policies=("bc", "bc_gmm"))
-    told = describe_differences(grid)[0]
+    text = describe_differences(grid)[0]
     for part in ("task: dataset", "seed: seed", "policy.policy", "policy.horizon"):
-        assert part in told
+        assert part in text
 
 
-def test_what_a_head_sets_is_named_and_nothing_else(
+def test_the_settings_of_a_policy_are_named_and_nothing_else(
     config: StudyConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     own = StudyPolicy("bc_gmm", {"policy_options": {"min_std": 0.05}}, {"batch_size": 4}, steps=9)
     both = replace(config, policies=("bc", own))
-    told = describe_differences(both)[0]
+    text = describe_differences(both)[0]
     for setting in ("policy.policy_options.min_std", "optimizer.steps", "optimizer.batch_size"):
-        assert setting in told
+        assert setting in text
     assert list(describe_policies(both)) == [
         "policy bc_gmm has policy.policy_options.min_std 0.05, optimizer.batch_size 4,"
         " optimizer.steps 9"
@@ -59,7 +59,7 @@ def test_what_a_head_sets_is_named_and_nothing_else(
         describe_differences(both)
 
 
-def test_heads_that_see_the_cameras_otherwise_are_told_apart(config: StudyConfig) -> None:
+def test_policies_that_see_the_cameras_differently_are_listed_apart(config: StudyConfig) -> None:
     cropped = replace(config, policies=("bc", StudyPolicy("bc", {"crop": 12}, name="cropped")))
     lines = list(describe_sizes(cropped, model_sizes(cropped)))
     assert [line.split(":")[0] for line in lines] == ["reach, bc", "reach, cropped"]
@@ -67,7 +67,7 @@ def test_heads_that_see_the_cameras_otherwise_are_told_apart(config: StudyConfig
     assert len(list(describe_sizes(alike, model_sizes(alike)))) == 1
 
 
-def test_a_difference_that_no_part_of_the_grid_names_is_refused(
+def test_a_difference_that_no_axis_of_the_grid_decides_is_refused(
     config: StudyConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def sloppy(study: StudyConfig, run: Run, dataset: Path, out: Path) -> TrainConfig:
@@ -88,17 +88,17 @@ def test_unequal_numbers_of_parameters_are_stated(config: StudyConfig) -> None:
     )
     wider = replace(wider, tasks=(StudyTask("reach", image_size=48),))
     lines, _ = check(wider, model_sizes(wider))
-    told = "\n".join(lines)
-    assert "encoder deeper is vit_tiny with depth 4 instead of 3" in told
+    text = "\n".join(lines)
+    assert "encoder deeper is vit_tiny with depth 4 instead of 3" in text
     assert (
         "encoder resnet18 is another network than vit_tiny, with other pooling (keypoints 32,"
-        " feature_dim 64)" in told
+        " feature_dim 64)" in text
     )
     assert "but deeper" in lines[-1]
     assert "resnet18" in lines[-1]
 
 
-def test_too_few_start_states_are_warned_of_with_the_number_needed(config: StudyConfig) -> None:
+def test_too_few_initial_states_give_a_warning_with_the_number_needed(config: StudyConfig) -> None:
     assert "to tell 0.85 from 0.80 with 80 % power takes 671" in next(iter(check_power(config)))
     assert list(check_power(replace(config, episodes=700))) == []
     assert list(check_power(replace(config, episodes=240, seeds=(0, 1, 2)))) == []

@@ -33,13 +33,13 @@ def test_an_address_that_does_not_answer_is_one_line() -> None:
         ("nowhere", "expected auto, HOST:PORT or ray://HOST:PORT"),
     ):
         began = time.monotonic()
-        with pytest.raises(UserError, match=message) as told:
+        with pytest.raises(UserError, match=message) as error:
             RayCluster(address, 1, "cpu")
-        assert "\n" not in str(told.value)
+        assert "\n" not in str(error.value)
         assert time.monotonic() - began < 10
 
 
-def test_what_answers_and_is_no_cluster_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_that_is_no_cluster_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ray_cluster, "HEALTH_TIMEOUT", 4.0)
     with socket.create_server(("127.0.0.1", 0)) as server:
         address = f"127.0.0.1:{server.getsockname()[1]}"

@@ -58,16 +58,16 @@ def test_the_page_needs_no_other_file(study: Path) -> None:
 
 
 def test_the_markdown_says_the_same_and_its_files_are_there(study: Path) -> None:
-    told = (study / "report" / "report.md").read_text()
-    assert told.startswith("# study\n\n- ")
-    for link in re.findall(r"\]\(([^)]+)\)", told):
+    markdown = (study / "report" / "report.md").read_text()
+    assert markdown.startswith("# study\n\n- ")
+    for link in re.findall(r"\]\(([^)]+)\)", markdown):
         assert (study / "report" / link).exists(), link
-    tables = re.findall(r"(?:^\|.*\n)+", told, flags=re.MULTILINE)
+    tables = re.findall(r"(?:^\|.*\n)+", markdown, flags=re.MULTILINE)
     for table in tables:
         assert len({len(re.findall(r"(?<!\\)\|", line)) for line in table.splitlines()}) == 1
     assert len(tables) == 9
     page = (study / "report" / "report.html").read_text()
-    for title in re.findall(r"^#+ (.+)$", told, flags=re.MULTILINE):
+    for title in re.findall(r"^#+ (.+)$", markdown, flags=re.MULTILINE):
         assert f">{title}</h" in page
 
 
@@ -82,9 +82,9 @@ def test_a_browser_shows_every_picture_and_never_scrolls_sideways(
     frame = tmp_path / "frame.html"
     frame.write_text(
         f"<iframe id=f width={width} height=800 style='border:0'"
-        f" src='{page.as_uri()}'></iframe><pre id=told></pre><script>onload = () => {{ const d ="
+        f" src='{page.as_uri()}'></iframe><pre id=result></pre><script>onload = () => {{ const d ="
         " f.contentDocument, e = d.documentElement; d.querySelectorAll('details').forEach(one =>"
-        " one.open = true); told.textContent = 'SEEN ' + [e.clientWidth, e.scrollWidth,"
+        " one.open = true); result.textContent = 'SEEN ' + [e.clientWidth, e.scrollWidth,"
         " [...d.images].filter(i => i.naturalWidth > 0).length].join(' ') }</script>"
     )
     command = [
@@ -127,7 +127,7 @@ def test_films_are_of_pairs_that_differ_kept_while_fresh_and_bounded(
     assert "Side by side" not in write_report(study).read_text()
 
 
-def test_a_film_that_cannot_be_made_is_told(study: Path) -> None:
+def test_the_page_says_why_a_film_is_missing(study: Path) -> None:
     page = write_report(study, videos=True).read_text()
     assert "could not be filmed" in page
     assert "init_states: holds no file with the initial states of Lift" in page
@@ -155,9 +155,9 @@ def test_many_comparisons_are_counted_in_the_first_lines(tmp_path: Path) -> None
         " policy0 scratch, Lift policy1"
     )
     assert local.endswith(single)
-    told = write_report(directory).parent.joinpath("report.md").read_text()
-    assert "by one training seed, with 95 % Wilson intervals" in told
-    assert "two-level bootstrap" not in told
+    markdown = write_report(directory).parent.joinpath("report.md").read_text()
+    assert "by one training seed, with 95 % Wilson intervals" in markdown
+    assert "two-level bootstrap" not in markdown
 
 
 def test_what_is_better_is_named_where_comparisons_are_counted(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Reports of studies that are not whole: missing, failed, partial and damaged runs."""
+"""Reports of studies that are not whole: missing, failed, partial and corrupt runs."""
 
 from __future__ import annotations
 
@@ -45,8 +45,8 @@ def study(tmp_path: Path) -> Path:
 
 def test_missing_and_failed_runs_are_shown_and_count_nowhere(study: Path) -> None:
     page = write_report(study).read_text()
-    told = (study / "report" / "report.md").read_text()
-    for text in (page, told):
+    markdown = (study / "report" / "report.md").read_text()
+    for text in (page, markdown):
         assert "18 runs of 1000 gradient steps, of which 7 are finished" in text
         assert "the loss is nan at step 7" in text
         assert "Push, local, bc, scratch, all seeds" in text
@@ -90,12 +90,12 @@ def test_where_the_baseline_solves_nothing_not_inferior_says_nothing(tmp_path: P
         for seed in range(3):
             finish(begin(directory, LIFT, encoder), seed, solved(rate, seed, 100))
     write_report(directory)
-    told = (directory / "report" / "report.md").read_text()
+    markdown = (directory / "report" / "report.md").read_text()
     assert (
         "same against dense: **untestable** (dense itself solves no more than the margin of"
-        " 5 points) on Lift" in told
+        " 5 points) on Lift" in markdown
     )
-    assert "better against dense: **not inferior** (margin 5 points) on Lift" in told
+    assert "better against dense: **not inferior** (margin 5 points) on Lift" in markdown
     verdicts = {
         line["candidate"]: (line["verdict"], line["needed_init_states"])
         for line in lines(directory, "comparisons.csv")
@@ -103,7 +103,7 @@ def test_where_the_baseline_solves_nothing_not_inferior_says_nothing(tmp_path: P
     assert verdicts == {"same": ("untestable", ""), "better": ("not inferior", "")}
 
 
-def test_an_encoder_all_of_whose_runs_failed_is_said_to_have_failed(tmp_path: Path) -> None:
+def test_the_report_says_that_all_runs_of_an_encoder_failed(tmp_path: Path) -> None:
     directory = describe(tmp_path / "failed", [LIFT], ["dense", "nan"], seeds=(0, 1))
     for seed in range(2):
         finish(begin(directory, LIFT, "dense"), seed, solved(0.5, seed))
@@ -138,7 +138,7 @@ def test_a_task_at_the_floor_leaves_the_mean_untested(tmp_path: Path) -> None:
     assert verdicts[LIFT] in ("undecided", "inferior")
 
 
-def test_why_a_task_has_no_comparison_is_told(study: Path) -> None:
+def test_the_report_says_why_a_task_has_no_comparison(study: Path) -> None:
     fail(begin(study, PUSH, "fib"), 0)
     assert (
         "on Push no answer yet: 1 of 3 runs of fib failed, none is finished"
@@ -146,7 +146,7 @@ def test_why_a_task_has_no_comparison_is_told(study: Path) -> None:
     )
 
 
-def test_costs_that_differ_by_task_are_each_told_and_runs_with_their_range(tmp_path: Path) -> None:
+def test_costs_that_differ_by_task_are_all_shown_and_runs_with_their_range(tmp_path: Path) -> None:
     directory = describe(tmp_path / "costs", [LIFT, PUSH], ["dense"], seeds=(0, 1))
     for task, parameters in ((LIFT, 1000), (PUSH, 2000)):
         cell = begin(directory, task, "dense")
@@ -154,12 +154,12 @@ def test_costs_that_differ_by_task_are_each_told_and_runs_with_their_range(tmp_p
         for seed in range(2):
             finish(cell, seed, solved(0.5, seed), speed=1.0 + seed)
     write_report(directory)
-    told = (directory / "report" / "report.md").read_text()
-    assert "| dense | 1000 / 2000 |" in told
-    assert "| 630 [420, 840] |" in told
+    markdown = (directory / "report" / "report.md").read_text()
+    assert "| dense | 1000 / 2000 |" in markdown
+    assert "| 630 [420, 840] |" in markdown
 
 
-def test_a_damaged_row_file_is_named_and_its_run_does_not_count(study: Path) -> None:
+def test_a_corrupt_row_file_is_named_and_its_run_does_not_count(study: Path) -> None:
     rows = begin(study, LIFT, "fib") / "seed1" / "episodes.jsonl"
     rows.write_text(rows.read_text().replace('"success": ', '"success"', 1))
     with pytest.warns(UserWarning, match=r"seed1/episodes\.jsonl: line 1 is not an episode row"):
@@ -174,11 +174,11 @@ def test_a_damaged_row_file_is_named_and_its_run_does_not_count(study: Path) -> 
 def test_rows_of_another_task_or_step_do_not_count(study: Path) -> None:
     finish(begin(study, LIFT, "fib"), 0, solved(0.9, 0), task=PUSH)
     finish(begin(study, LIFT, "fib"), 1, solved(0.9, 0), checkpoint_step=500)
-    with warnings.catch_warnings(record=True) as told:
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         write_report(study)
-    assert any(f"holds episodes of {PUSH}, expected {LIFT}" in str(one.message) for one in told)
-    assert any("holds no evaluation with step 1000" in str(one.message) for one in told)
+    assert any(f"holds episodes of {PUSH}, expected {LIFT}" in str(one.message) for one in caught)
+    assert any("holds no evaluation with step 1000" in str(one.message) for one in caught)
     assert lines(study, "comparisons.csv") == []
 
 
@@ -194,7 +194,9 @@ def test_further_evaluations_of_a_run_change_nothing(study: Path) -> None:
     assert lines(study, "seeds.csv") == before
 
 
-def test_starts_where_a_simulator_failed_or_that_one_side_lacks_are_left_out(study: Path) -> None:
+def test_initial_states_where_a_simulator_failed_or_that_one_side_lacks_are_left_out(
+    study: Path,
+) -> None:
     rows = begin(study, LIFT, "dense") / "seed0" / "episodes.jsonl"
     first, *others = map(json.loads, rows.read_text().splitlines())
     rows.write_text(
@@ -217,7 +219,7 @@ def test_two_seeds_of_the_same_weights_are_refused(study: Path) -> None:
         write_report(study)
 
 
-def test_start_states_that_are_not_shared_are_told(study: Path) -> None:
+def test_initial_states_that_are_not_shared_are_reported(study: Path) -> None:
     for seed in range(2):
         rows = begin(study, LIFT, "fib") / f"seed{seed}" / "episodes.jsonl"
         rows.write_text(rows.read_text().replace(f'"init_state": "{LIFT}', '"init_state": "other'))
@@ -225,10 +227,10 @@ def test_start_states_that_are_not_shared_are_told(study: Path) -> None:
     assert "fib against dense on Lift, bc, scratch: 0 initial states are shared" in page
 
 
-def test_what_is_no_study_is_refused(tmp_path: Path) -> None:
+def test_a_directory_without_a_study_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no study\.json"):
         write_report(tmp_path)
-    directory = describe(tmp_path / "damaged", [LIFT], ["dense", "fib"], margin=5)
+    directory = describe(tmp_path / "corrupt", [LIFT], ["dense", "fib"], margin=5)
     with pytest.raises(UserError, match="margin must lie between 0 and 1"):
         write_report(directory)
     describe(directory, [LIFT], ["dense", "fib"], baseline="dance")
@@ -254,7 +256,7 @@ def test_a_report_can_be_written_again_and_says_the_same(study: Path) -> None:
     assert write_report(study).read_bytes() != first
 
 
-def test_without_a_margin_only_differences_are_told(study: Path) -> None:
+def test_without_a_margin_only_differences_are_reported(study: Path) -> None:
     document = json.loads((study / "study.json").read_text()) | {"margin": None}
     (study / "study.json").write_text(json.dumps(document))
     page = write_report(study).read_text()

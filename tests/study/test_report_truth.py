@@ -103,7 +103,7 @@ def test_what_is_worse_by_the_margin_is_seldom_called_anything_but_undecided() -
     assert np.mean(wrong) <= 0.05 + 2 * np.sqrt(0.05 * 0.95 / len(studies))
 
 
-def test_clear_cases_are_told_in_the_first_lines() -> None:
+def test_clear_cases_are_answered_in_the_first_lines() -> None:
     logits = {
         "fibopolicy/Lift-v0": {"dense": 9.0, "fib": 9.0, "local": -2.0},
         "fibopolicy/Push-v0": {"dense": 1.0, "fib": 0.9, "local": -4.0},

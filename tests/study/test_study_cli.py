@@ -1,4 +1,4 @@
-"""The verbs as a person uses them."""
+"""The study commands."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_one_run_of_an_array_does_not_wait_for_the_whole_study(
         assert "is running this study; wait for it, or end it first" in err
 
 
-def test_a_damaged_study_is_told(
+def test_a_corrupt_study_is_one_line(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     finished: StudyDirectory,

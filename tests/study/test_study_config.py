@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -48,7 +49,7 @@ def test_a_study_survives_its_file(config: StudyConfig) -> None:
     assert again.tasks[0].dataset == Path("some.hdf5").absolute()
 
 
-def test_a_heads_settings_go_before_the_studys(config: StudyConfig, tmp_path: Path) -> None:
+def test_the_settings_of_a_policy_replace_the_studys(config: StudyConfig, tmp_path: Path) -> None:
     own = StudyPolicy(
         "bc_gmm",
         {"hidden": 16, "policy_options": {"min_std": 0.05}},
@@ -97,7 +98,7 @@ def test_a_heads_settings_go_before_the_studys(config: StudyConfig, tmp_path: Pa
         ({"steps": 0}, "policy bc: steps must be at least 1, got 0"),
     ],
 )
-def test_settings_that_no_head_has_are_named(settings: dict[str, Any], message: str) -> None:
+def test_settings_that_no_policy_has_are_named(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         StudyPolicy("bc", **settings)
 
@@ -208,11 +209,19 @@ def test_inits_decide_the_weights_that_training_starts_from(
 
 
 @pytest.mark.parametrize("path", sorted(STUDIES.glob("*.py")), ids=lambda path: path.stem)
-def test_the_studies_that_come_with_the_project_hold_together(path: Path) -> None:
+def test_the_studies_of_the_repository_are_consistent(path: Path) -> None:
     found, _ = load_study(str(path))
     assert found.name == path.stem
     assert from_json(to_json(found)) == found
     assert f"equal in all {len(runs(found))} runs" in describe_differences(found)[1]
+
+
+def test_the_examples_of_the_documentation_are_studies() -> None:
+    text = (STUDIES.parents[1] / "docs" / "studies.md").read_text()
+    names: dict[str, Any] = {}
+    for block in re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL):
+        exec(block, names)
+    assert replace(names["study"](), policies=names["policies"]).name == "lift_encoders"
 
 
 def test_a_file_names_its_function(tmp_path: Path) -> None:
@@ -255,7 +264,7 @@ def test_paths_of_a_study_are_found_from_its_file(
     assert Path.cwd() == tmp_path / "elsewhere"
 
 
-def test_a_task_that_cannot_be_is_refused() -> None:
+def test_an_impossible_task_is_refused() -> None:
     with pytest.raises(UserError, match="horizon must be at least 1, got 0"):
         StudyTask("reach", horizon=0)
     with pytest.raises(

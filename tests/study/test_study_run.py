@@ -1,4 +1,4 @@
-"""A study from its file to its rows, and again where it was stopped."""
+"""A study from its file to its rows, interrupted, resumed and extended."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from fibopolicy.study.status import status
 from fibopolicy.utils.files import directory_lock
 
 
-def test_a_study_leaves_the_directory_of_its_contract(finished: StudyDirectory) -> None:
+def test_a_study_leaves_the_documented_directory(finished: StudyDirectory) -> None:
     path = finished.path
     for name in (
         "study.json",
@@ -53,7 +53,7 @@ def test_a_study_leaves_the_directory_of_its_contract(finished: StudyDirectory) 
     )
 
 
-def test_every_condition_is_measured_on_the_same_start_states(finished: StudyDirectory) -> None:
+def test_every_condition_is_evaluated_on_the_same_initial_states(finished: StudyDirectory) -> None:
     init_states = [
         [row.init_state for row in read_rows(finished.run(run) / "episodes.jsonl")]
         for run in runs(finished.config)
@@ -102,7 +102,7 @@ def test_another_configuration_is_refused_with_its_difference(finished: StudyDir
             run_study(replace(finished.config, **changes), finished.path, Here(), finished.path)
 
 
-def test_a_study_grows_and_repeats_nothing(finished: StudyDirectory, tmp_path: Path) -> None:
+def test_an_extended_study_repeats_nothing(finished: StudyDirectory, tmp_path: Path) -> None:
     out = tmp_path / "study"
     shutil.copytree(finished.path, out)
     dense, sparse = (
@@ -137,7 +137,7 @@ def test_a_study_grows_and_repeats_nothing(finished: StudyDirectory, tmp_path: P
     )
 
 
-def test_what_stands_in_the_way_of_growing(config: StudyConfig, tmp_path: Path) -> None:
+def test_an_extension_keeps_what_has_begun(config: StudyConfig, tmp_path: Path) -> None:
     reach = replace(config.tasks[0], demos=2)
     first = replace(
         config,
@@ -194,12 +194,14 @@ def test_a_folder_with_something_else_is_left_alone(config: StudyConfig, tmp_pat
 
 
 def test_the_status_names_what_is_done(finished: StudyDirectory) -> None:
-    told = status(read_study(finished.path))
-    assert "2 runs: 2 done; no runner is at work" in told
-    assert "/2 successes" in told
+    text = status(read_study(finished.path))
+    assert "2 runs: 2 done; no runner is at work" in text
+    assert "/2 successes" in text
 
 
-def test_chosen_runs_alone_are_carried_out(config: StudyConfig, finished: StudyDirectory) -> None:
+def test_only_the_selected_runs_are_carried_out(
+    config: StudyConfig, finished: StudyDirectory
+) -> None:
     here = Here()
     run_selected(config, finished.path, ["reach__vit_tiny__bc__scratch"], here, finished.path)
     assert here.executed == []

@@ -65,7 +65,7 @@ def test_the_other_runs_continue(fragile: StudyConfig, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_processes_of_their_own_leave_logs_and_the_command_ends_with_an_error(
+def test_the_processes_of_runs_leave_logs_and_the_command_ends_with_an_error(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     with_data: StudyConfig,
@@ -92,7 +92,7 @@ def test_processes_of_their_own_leave_logs_and_the_command_ends_with_an_error(
     assert f"; log {study.run_log(broken)}" in status(read_study(out))
 
 
-def test_a_directory_that_is_no_study_is_told(
+def test_a_directory_without_a_study_is_one_line(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     finished: StudyDirectory,

@@ -1,4 +1,4 @@
-"""A study of seconds."""
+"""A study that takes seconds."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from fibopolicy.study.worker import execute
 
 SMALL = {"patch_size": 12, "width": 24, "depth": 1, "heads": 2, "keypoints": 4}
 
-#: The same study as a file of its user.
+#: The study as a user's file.
 SOURCE = f"""
 from fibopolicy.study import StudyConfig, StudyEncoder, StudyTask
 
@@ -37,7 +37,7 @@ def study():
 
 @dataclass
 class Here:
-    """Carries runs out in this process, so that a test waits for no imports; keeps their names."""
+    """Carries out runs in this process, which saves the imports, and keeps their names."""
 
     executed: list[str] = field(default_factory=list)
     slots: int = 1
