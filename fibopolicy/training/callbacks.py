@@ -37,8 +37,6 @@ _log = logging.getLogger(__name__)
 #: Takes the number of a step, from 0, and metrics of the weights after it.
 Write = Callable[[int, dict[str, float]], None]
 
-#: Folder in a run directory; itself a run directory, with the weights of the last snapshot.
-MONITORING = "monitoring"
 #: Seed of the initial states of rollouts, unlike any that `fibopolicy evaluate` is given.
 SEED = 730_001
 #: Priority of rollouts below that of the training.

@@ -21,9 +21,9 @@ from fibopolicy.policies import Policy, Shapes
 from fibopolicy.policies.base import POLICIES
 from fibopolicy.training.config import TrainConfig
 
-#: A policy whose smallest standard deviation is at most `NARROW` may not learn from actions
-#: of which the share `PILED` lies at their limits.
-NARROW, PILED = 0.01, 0.5
+#: With a `min_std` of at most `NARROW_STD`, a policy may not learn from actions of which
+#: the share `AT_LIMITS` lies at their limits.
+NARROW_STD, AT_LIMITS = 0.01, 0.5
 #: Filter key of every demo, also in a file that has filter keys.
 ALL = "all"
 
@@ -173,14 +173,14 @@ def narrow_distributions(policy: Policy, dataset: Windows) -> list[str]:
     demonstrations, which are learnt well.
     """
     options = getattr(policy, "options", {})
-    if options.get("min_std", math.inf) > NARROW or options.get("fixed_std"):
+    if options.get("min_std", math.inf) > NARROW_STD or options.get("fixed_std"):
         return []
     lines = []
     for part in _parts(dataset):
         shares = share_at_limits(part.actions)
         shares[shares == 1] = 0
         dim = int(shares.argmax())
-        if shares[dim] >= PILED:
+        if shares[dim] >= AT_LIMITS:
             lines.append(
                 f"{part.path}: {shares[dim]:.0%} of action {dim} lie at its limits, where"
                 f" {policy.name} with min_std {options['min_std']:g} gains more from narrow"

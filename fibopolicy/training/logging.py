@@ -36,20 +36,19 @@ class MetricsLogger:
     def __init__(
         self, out: Path, start: int, *, wandb: str | None = None, config: dict[str, Any]
     ) -> None:
-        self._path = RunDirectory(out).metrics
-        if self._path.exists():
-            lines = self._path.read_text(encoding="utf-8").splitlines()
-            kept = "".join(f"{line}\n" for line in lines if _step_of(line) < start)
-            with atomic_write(self._path) as partial:
-                partial.write_text(kept, encoding="utf-8")
+        self._run = RunDirectory(out)
+        if self._run.metrics.exists():
+            kept = [row for row in self._run.read_metrics() if row.get("step", start) < start]
+            with atomic_write(self._run.metrics) as partial:
+                partial.write_text("".join(map(_line, kept)), encoding="utf-8")
         self._wandb = WandbLogger(out, wandb, config) if wandb is not None else None
-        self._file = self._path.open("a", encoding="utf-8")
+        self._file = self._run.metrics.open("a", encoding="utf-8")
         self._events = SummaryWriter(str(out), purge_step=start if start else None)
 
     def write(self, step: int, metrics: dict[str, float]) -> None:
         """Write one row `{"step": ..., "loss": ..., ...}`; a step may have several."""
         row = {"step": step, **metrics}
-        self._file.write(json.dumps(row) + "\n")
+        self._file.write(_line(row))
         self._file.flush()
         for name, value in metrics.items():
             self._events.add_scalar(name, value, step)
@@ -58,8 +57,7 @@ class MetricsLogger:
 
     def values(self, name: str) -> dict[int, float]:
         """Step -> the value of a metric, for all rows that hold it."""
-        rows = map(json.loads, self._path.read_text(encoding="utf-8").splitlines())
-        return {row["step"]: row[name] for row in rows if name in row}
+        return {row["step"]: row[name] for row in self._run.read_metrics() if name in row}
 
     def last(self, name: str, count: int = 1) -> float | None:
         """The mean of the last `count` values of a metric; `None` if there are none."""
@@ -84,12 +82,8 @@ class MetricsLogger:
             self._wandb.close(failed=error is not None)
 
 
-def _step_of(line: str) -> float:
-    """The step of a row; infinite for a row that a kill cut short."""
-    try:
-        return int(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError):
-        return float("inf")
+def _line(row: dict[str, Any]) -> str:
+    return json.dumps(row) + "\n"
 
 
 class WandbLogger:

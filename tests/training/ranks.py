@@ -87,10 +87,10 @@ def in_two_processes(calls: Sequence[Call], folder: Path) -> Outcome:
         process.join(max(0.0, deadline - time.monotonic()))
         process.kill()
         process.join()
-    for (receiver, _), told in zip(pipes, endings, strict=True):
+    for (receiver, _), received in zip(pipes, endings, strict=True):
         with contextlib.suppress(EOFError):
             while True:
-                told.append(receiver.recv())
+                received.append(receiver.recv())
     return Outcome(
         endings,
         (logs[0].read_text(), logs[1].read_text()),

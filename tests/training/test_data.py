@@ -95,7 +95,7 @@ def test_a_run_on_a_mixture_resumes_to_the_same_weights(
     assert all((whole[name] == resumed[name]).all() for name in whole)
     stored = json.loads((tmp_path / "whole/config.json").read_text())["train"]
     assert (stored["dataset_weights"], stored["demos"]) == ([1.0, 3.0], 21)
-    with pytest.raises(UserError, match=r"train\.weights\[1\] = 3.0 there, 1.0 now"):
+    with pytest.raises(UserError, match=r"train\.dataset_weights\[1\] = 3.0 there, 1.0 now"):
         train(replace(config, dataset_weights=(1.0, 1.0)), resume=True)
 
 
@@ -150,7 +150,7 @@ def test_narrow_distributions_on_actions_at_their_limits_are_warned_of(
             actions[:, 3] = np.sign(actions[:, 3])  # the gripper
             demo["actions"][...] = actions
 
-    def told(policy: str, **options: float) -> list[str]:
+    def warnings(policy: str, **options: float) -> list[str]:
         config = replace(
             tiny_config,
             dataset=(tiny_config.dataset, second_file),
@@ -159,13 +159,13 @@ def test_narrow_distributions_on_actions_at_their_limits_are_warned_of(
         dataset = open_dataset(config)
         return narrow_distributions(build_policy(config.policy, shapes_of(dataset)), dataset)
 
-    (warning,) = (line for line in told("bc_gmm") if line.startswith(f"{second_file}: "))
+    (warning,) = (line for line in warnings("bc_gmm") if line.startswith(f"{second_file}: "))
     assert "of action 1 lie at its limits, where bc_gmm with min_std 0.0001" in warning
     assert "--policy-options min_std 0.05" in warning
-    assert "bc_gaussian with min_std 0.01" in told("bc_gaussian")[-1]
-    assert told("bc_gaussian", fixed_std=True) == []
-    assert told("bc_gmm", min_std=0.05) == []
-    assert told("bc") == []
+    assert "bc_gaussian with min_std 0.01" in warnings("bc_gaussian")[-1]
+    assert warnings("bc_gaussian", fixed_std=True) == []
+    assert warnings("bc_gmm", min_std=0.05) == []
+    assert warnings("bc") == []
 
 
 def test_a_file_on_which_hdf5_crashes_is_refused_before_it_is_opened(

@@ -102,7 +102,7 @@ def test_rank_0_alone_writes_and_prints(two: tuple[Path, Outcome]) -> None:
     assert len(list((folder / "plain").glob("events.*"))) == 1
 
 
-def test_a_batch_that_cannot_be_split_is_told_once_and_ends_all(
+def test_a_batch_that_cannot_be_split_is_refused_once_and_ends_all(
     two: tuple[Path, Outcome], configs: dict[str, TrainConfig]
 ) -> None:
     folder, outcome = two
@@ -128,7 +128,7 @@ def test_batch_norm_that_is_trained_on_cpus_is_refused_and_ends_all(
     assert not (folder / "batch norm").exists()
 
 
-def test_a_dead_rank_ends_the_others_and_the_run_goes_on_later(
+def test_a_dead_rank_ends_the_others_and_the_run_resumes_later(
     two: tuple[Path, Outcome], configs: dict[str, TrainConfig], tmp_path: Path
 ) -> None:
     folder, outcome = two

@@ -24,7 +24,7 @@ def watched(losses: list[float]) -> Divergence:
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
-def test_what_is_not_finite_ends_at_once(bad: float) -> None:
+def test_a_value_that_is_not_finite_ends_at_once(bad: float) -> None:
     assert Divergence().check(bad, 1.0) == f"the loss is {bad}"
     assert Divergence().check(1.0, bad) == f"the gradient norm is {bad}"
 

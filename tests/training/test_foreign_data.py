@@ -89,7 +89,7 @@ def test_all_arms_are_read(write: Files, tiny_config: TrainConfig) -> None:
     )
 
 
-def test_what_is_not_read_is_said_at_the_start(
+def test_unread_observations_are_listed_at_the_start(
     write: Files, tiny_config: TrainConfig, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = write(cube_pos=np.zeros((12, 3)), front_depth=np.zeros((12, 24, 24, 1), np.uint8))
@@ -118,7 +118,7 @@ def test_frames_that_cannot_be_read_are_named_and_only_a_known_task_is_to_be_ren
     assert ("fibopolicy render" in str(caught.value)) == (kind == 1)
 
 
-def test_one_unreadable_camera_beside_a_good_one_is_not_left_out_silently(
+def test_an_unreadable_camera_is_not_left_out_silently(
     write: Files, tiny_config: TrainConfig
 ) -> None:
     config = replace(tiny_config, dataset=write(wrist_image=np.zeros((12, 3, 24, 24), np.uint8)))
@@ -130,7 +130,7 @@ def test_one_unreadable_camera_beside_a_good_one_is_not_left_out_silently(
 
 
 @pytest.mark.parametrize(
-    ("env_args", "told"),
+    ("env_args", "message"),
     [
         ({}, "the data name no task"),
         (KITCHEN, "task 'RealKitchen' of type 4"),
@@ -143,7 +143,7 @@ def test_data_of_another_simulator_trains_and_rollouts_are_refused(
     tiny_config: TrainConfig,
     tmp_path: Path,
     env_args: dict[str, Any],
-    told: str,
+    message: str,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -178,7 +178,7 @@ def test_data_of_another_simulator_trains_and_rollouts_are_refused(
             )
         ),
     ):
-        with pytest.raises(UserError, match=told) as caught:
+        with pytest.raises(UserError, match=message) as caught:
             roll_out()
         assert "\n" not in str(caught.value)
     assert not (tmp_path / "b").exists()

@@ -198,7 +198,7 @@ def disk_fills_up(config: TrainConfig, out: Path, tell: Any) -> None:
         tell.send(check_whole(out))
 
 
-def test_a_full_disk_is_told_in_one_line_and_spares_the_checkpoint(
+def test_a_full_disk_is_one_line_and_spares_the_checkpoint(
     tiny_config: TrainConfig, tmp_path: Path
 ) -> None:
     config = replace(tiny_config, out=tmp_path / "run")
@@ -213,14 +213,14 @@ def test_a_full_disk_is_told_in_one_line_and_spares_the_checkpoint(
             train(config)
     receiver, sender = multiprocessing.get_context("spawn").Pipe(duplex=False)
     apart(disk_fills_up, config, config.out, sender)
-    told = [receiver.recv() for _ in range(4)]
-    for message, name in ((told[0], "state.pt"), (told[2], "model.safetensors")):
+    messages = [receiver.recv() for _ in range(4)]
+    for message, name in ((messages[0], "state.pt"), (messages[2], "model.safetensors")):
         assert (
             f"{config.out}/{name}: cannot be written: File too large; the checkpoint before it is"
             " whole" in message
         )
         assert "\n" not in message
-    assert told[1] == 4
+    assert messages[1] == 4
     train(config, resume=True)
     train(replace(config, out=tmp_path / "whole"))
     assert outcome(config.out) == outcome(tmp_path / "whole")

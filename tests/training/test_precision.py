@@ -37,7 +37,7 @@ def chosen(run: Path) -> str:
     return str(json.loads((run / "config.json").read_text())["train"]["compute"]["precision"])
 
 
-def test_auto_is_float32_on_a_cpu_with_bfloat16_units_beside_load(
+def test_auto_is_float32_on_a_busy_cpu_with_bfloat16_units(
     tiny_config: TrainConfig,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,

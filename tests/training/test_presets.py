@@ -25,7 +25,7 @@ def test_the_command_line_makes_the_same_run_as_python(name: str, form: str) -> 
 
 
 @pytest.mark.parametrize("order", [1, -1])
-def test_other_options_override_a_preset_wherever_they_stand(order: int) -> None:
+def test_other_options_override_a_preset_in_any_order(order: int) -> None:
     words = [["--preset", "released_robot"], ["--steps", "7", "--hidden", "64"]][::order]
     expected = preset("released_robot", DATA, RUN)
     changed = replace(

@@ -1,4 +1,4 @@
-"""Rollouts beside a training: a process of their own."""
+"""Rollouts during a training, in a process of their own."""
 
 from __future__ import annotations
 
@@ -70,34 +70,36 @@ def rollouts(
     )
 
 
-def test_training_does_not_wait_but_at_its_end(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_training_waits_for_rollouts_only_at_its_end(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     stand_in(monkeypatch, run / "trained")
     written = Kept()
-    with rollouts(run, written) as beside:
+    with rollouts(run, written) as callback:
         for steps in range(1, 7):
-            beside.after_step(steps)  # had it waited, there would be a result
+            callback.after_step(steps)  # had it waited, there would be a result
         assert not written
         (run / "trained").touch()
-        beside.finish(6)
+        callback.finish(6)
     # Those of steps 4 and 6 fell due while those of step 2 ran; the last is caught up
     # on.
     assert [step for step, _ in written] == [1, 5]
     assert written[0][1] == {"monitoring_success": 0.5}
 
 
-def test_a_failure_is_told_and_stops_nothing(
+def test_a_failure_is_logged_and_stops_nothing(
     run: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     stand_in(monkeypatch, run, fail=True)
     written = Kept()
-    with caplog.at_level(logging.WARNING), rollouts(run, written) as beside:
-        beside.after_step(2)
-        beside.finish(2)
+    with caplog.at_level(logging.WARNING), rollouts(run, written) as callback:
+        callback.after_step(2)
+        callback.finish(2)
     assert not written
     assert "monitoring at step 2 failed (no such simulator)" in caplog.text
 
 
-def test_what_was_cut_short_goes_on_after_a_resume_and_is_not_repeated(
+def test_interrupted_rollouts_continue_after_a_resume_and_are_not_repeated(
     run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stand_in(monkeypatch, run)
@@ -110,8 +112,8 @@ def test_what_was_cut_short_goes_on_after_a_resume_and_is_not_repeated(
         ({}, []),
     ):
         written = Kept()
-        with rollouts(run, written, **options) as beside:
-            beside.finish(5)
+        with rollouts(run, written, **options) as callback:
+            callback.finish(5)
         assert [step for step, _ in written] == expected, options
     assert (run / "monitoring/log.txt").read_text() == "resume True"
 
@@ -123,7 +125,7 @@ def test_numbers_below_one_are_refused(name: str) -> None:
 
 
 @pytest.mark.slow
-def test_a_run_is_rolled_out_beside_its_training(tiny_config: TrainConfig, tmp_path: Path) -> None:
+def test_a_run_is_rolled_out_during_its_training(tiny_config: TrainConfig, tmp_path: Path) -> None:
     config = replace(
         tiny_config,
         out=tmp_path / "run",
@@ -131,12 +133,13 @@ def test_a_run_is_rolled_out_beside_its_training(tiny_config: TrainConfig, tmp_p
     )
     train(config)
     lines = [json.loads(line) for line in (config.out / "metrics.jsonl").read_text().splitlines()]
-    told = [row for row in lines if "monitoring_success" in row]
-    assert told[-1]["step"] == 11
+    found = [row for row in lines if "monitoring_success" in row]
+    assert found[-1]["step"] == 11
     names = ("success", "low", "high", "episodes", "errors", "seconds")
-    assert told[-1].keys() == {"step", *(f"monitoring_{name}" for name in names)}
+    assert found[-1].keys() == {"step", *(f"monitoring_{name}" for name in names)}
     assert all(
-        row["monitoring_low"] <= row["monitoring_success"] <= row["monitoring_high"] for row in told
+        row["monitoring_low"] <= row["monitoring_success"] <= row["monitoring_high"]
+        for row in found
     )
     assert not (config.out / "episodes.jsonl").exists()  # a result is what evaluate gives
     assert {
@@ -184,18 +187,18 @@ def test_rollouts_end_with_a_training_that_is_killed(
         while not rows.exists():
             assert training.poll() is None
             time.sleep(0.05)
-        mine = str(tmp_path / "run/monitoring")
-        assert beside(mine)
+        folder = str(tmp_path / "run/monitoring")
+        assert processes_of(folder)
     finally:
         os.kill(training.pid, signal.SIGKILL)
         training.wait()
     until = time.monotonic() + 60
-    while beside(mine) and time.monotonic() < until:
+    while processes_of(folder) and time.monotonic() < until:
         time.sleep(0.05)
-    assert not beside(mine)
+    assert not processes_of(folder)
 
 
-def beside(folder: str) -> list[str]:
+def processes_of(folder: str) -> list[str]:
     """The processes with an open file in a folder: rollouts print to their log."""
     found = []
     for process in Path("/proc").glob("[0-9]*"):

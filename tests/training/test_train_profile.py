@@ -21,7 +21,7 @@ from fibopolicy.training.profile import profile_train, table
         ({"policy": "bc_gmm"}, ["encoder, workspace_image", "encoder, wrist_image"]),
     ],
 )
-def test_every_part_of_a_step_is_told(
+def test_every_part_of_a_step_is_timed(
     tiny_config: TrainConfig,
     tmp_path: Path,
     policy: dict[str, str],

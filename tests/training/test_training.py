@@ -177,7 +177,7 @@ def test_resuming_on_other_data_is_refused_with_the_statistic(
         train(replace(config, dataset=moved), resume=True)
 
 
-def test_what_a_state_lacks_or_has_too_much_is_named(
+def test_missing_and_unknown_weights_of_a_state_are_named(
     tiny_config: TrainConfig, tmp_path: Path
 ) -> None:
     config = replace(tiny_config, out=tmp_path / "run")
@@ -191,7 +191,7 @@ def test_what_a_state_lacks_or_has_too_much_is_named(
         train(config, resume=True)
 
 
-def test_a_damaged_state_is_named_and_does_not_run_code(
+def test_a_corrupt_state_is_named_and_does_not_run_code(
     tiny_config: TrainConfig, tmp_path: Path
 ) -> None:
     config = replace(tiny_config, out=tmp_path / "run")

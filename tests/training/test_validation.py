@@ -75,7 +75,7 @@ def test_a_run_validates_its_averaged_weights_in_the_log_and_stays_the_same_run(
     assert "validation loss" in done.summary.table()
 
 
-def test_the_best_are_kept_beside_the_last_and_can_be_named(watched: TrainConfig) -> None:
+def test_the_best_checkpoints_are_kept_and_can_be_loaded(watched: TrainConfig) -> None:
     train(watched)
     losses = rows(watched.out, "validation_loss")
     best = sorted(sorted(losses, key=losses.__getitem__)[:2])
@@ -86,14 +86,14 @@ def test_the_best_are_kept_beside_the_last_and_can_be_named(watched: TrainConfig
     assert load_policy(watched.out, checkpoint=f"best/{kept[0].stem}").step == best[0] + 1
     assert load_policy(watched.out).step == 12
     with pytest.raises(
-        UserError, match="unknown weights 'best/step_000099': did you mean 'best/step_0000"
+        UserError, match="unknown checkpoint 'best/step_000099': did you mean 'best/step_0000"
     ):
         load_policy(watched.out, checkpoint="best/step_000099")
     train(watched, overwrite=True)
     assert len(list((watched.out / "best").iterdir())) == 2
 
 
-def test_ranking_goes_on_from_the_files_alone(tmp_path: Path) -> None:
+def test_ranking_continues_from_the_files_alone(tmp_path: Path) -> None:
     module = torch.nn.Linear(1, 1)
     for step, value in ((1, 3.0), (2, 1.0), (3, float("nan")), (4, 2.0), (2, 1.0), (5, 2.0)):
         TopKCheckpoints(tmp_path, 2, "validation_loss").update(

@@ -13,7 +13,7 @@ from fibopolicy.training.trainer import train
 
 
 @pytest.mark.slow
-def test_figures_go_to_weights_and_biases_without_a_network(
+def test_metrics_go_to_weights_and_biases_without_a_network(
     tiny_config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("wandb")
@@ -39,7 +39,7 @@ def test_figures_go_to_weights_and_biases_without_a_network(
     assert (config.out / "wandb.json").read_text() != identity
 
 
-def test_its_absence_is_told(
+def test_its_absence_is_reported(
     tiny_config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "wandb", None)
