@@ -169,7 +169,6 @@ class Profile:
         ],
         tyro.conf.arg(name=""),
     ]
-    """What to time."""
 
     def run(self) -> None:
         self.what.run()

@@ -6,7 +6,7 @@ import sys
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
@@ -63,8 +63,8 @@ class Export:
     """Run directory."""
     out: Path
     """File to write, .pth."""
-    checkpoint: str = "ema"
-    """"ema" or "model"."""
+    checkpoint: Literal["ema", "model"] = "ema"
+    """Weights to export: the moving average or the last ones."""
     overwrite: bool = False
     """Replace an existing file."""
 
