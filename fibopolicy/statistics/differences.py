@@ -37,10 +37,31 @@ class Expected:
     df: float
 
 
-class Estimate(ABC):
-    """A difference of success rates, candidate minus baseline, with its uncertainty.
+@dataclass(frozen=True)
+class Uncertainty:
+    """Where a difference lies, and how well that is known.
 
-    With centre c, standard error e and df degrees of freedom, which subclasses give:
+    Args:
+        centre: of the interval, in [-1, 1].
+        error: standard error.
+        parts: estimated variances that `error` consists of.
+        beyond_chance: variance between training seeds, without chance.
+    """
+
+    centre: float
+    error: float
+    parts: tuple[Part, ...]
+    beyond_chance: float
+
+    @cached_property
+    def df(self) -> float:
+        return degrees_of_freedom(self.error**2, self.parts)
+
+
+class Estimate(ABC):
+    """A difference of success rates, candidate minus baseline, with its interval.
+
+    With centre c, standard error e and df degrees of freedom of the `Uncertainty`:
     interval c ± t(df) e, p value 2 T_df(-|c| / e), p value of inferiority by a margin
     T_df(-(c + margin) / e), where T_df is Student's distribution and t(df) its quantile.
     """
@@ -59,11 +80,11 @@ class Estimate(ABC):
 
     @property
     def low(self) -> float:
-        return max(-1.0, self._centre - self._half)
+        return max(-1.0, self._uncertainty.centre - self._half)
 
     @property
     def high(self) -> float:
-        return min(1.0, self._centre + self._half)
+        return min(1.0, self._uncertainty.centre + self._half)
 
     def p_inferior(self, margin: float) -> float:
         """One-sided p value of the hypothesis that the candidate is worse than the
@@ -77,14 +98,15 @@ class Estimate(ABC):
                 "margin must lie between 0 and 1, e.g. 0.05 for five percentage points, got"
                 f" {margin}"
             )
-        return float(stdtr(self._df, -(self._centre + margin) / self._error))
+        u = self._uncertainty
+        return float(stdtr(u.df, -(u.centre + margin) / u.error))
 
     @property
     def seed_share(self) -> float:
         """Share of the variance, in [0, 1], between training seeds beyond chance. More
         episodes do not reduce it.
         """
-        return self._beyond_chance / self._error**2
+        return self._uncertainty.beyond_chance / self._uncertainty.error**2
 
     @abstractmethod
     def expected(self, seeds: int, init_states: int) -> Expected:
@@ -108,32 +130,18 @@ class Estimate(ABC):
     def checkpoint_pair(self) -> bool:
         """Whether both methods are single checkpoints, on every task."""
 
-    @property
-    @abstractmethod
-    def _centre(self) -> float: ...
-
-    @property
-    @abstractmethod
-    def _beyond_chance(self) -> float: ...
-
     @cached_property
     @abstractmethod
-    def _error(self) -> float: ...
-
-    @cached_property
-    @abstractmethod
-    def _degrees(self) -> tuple[Part, ...]: ...
-
-    @cached_property
-    def _df(self) -> float:
-        return degrees_of_freedom(self._error**2, self._degrees)
+    def _uncertainty(self) -> Uncertainty: ...
 
     @property
     def _half(self) -> float:
-        return self._error * student_quantile(self._error**2, self._degrees, self.confidence)
+        u = self._uncertainty
+        return u.error * student_quantile(u.error**2, u.parts, self.confidence)
 
     def _student(self) -> float:
-        return float(2 * stdtr(self._df, -abs(self._centre) / self._error))
+        u = self._uncertainty
+        return float(2 * stdtr(u.df, -abs(u.centre) / u.error))
 
 
 @dataclass(frozen=True)
@@ -264,28 +272,19 @@ class Difference(Estimate):
             variance_components(b, weights),
         )
 
-    @property
-    def _centre(self) -> float:
-        a, b = self._padded
-        return float(b.mean() - a.mean())
-
-    @property
-    def _beyond_chance(self) -> float:
-        return self._seen[1].beyond_chance + self._seen[2].beyond_chance
-
     @cached_property
-    def _error(self) -> float:
-        init_states, a, b = self._seen
-        return float((init_states.init_states + a.beyond_chance + b.beyond_chance) ** 0.5)
-
-    @cached_property
-    def _degrees(self) -> tuple[Part, ...]:
-        init_states, a, b = self._seen
-        n = self._padded[0].shape[1]
-        return (
-            (init_states.init_states, n - 1),
-            (a.seeds, len(self.baseline) - 1),
-            (b.seeds, len(self.candidate) - 1),
+    def _uncertainty(self) -> Uncertainty:
+        padded_a, padded_b = self._padded
+        both, a, b = self._seen
+        return Uncertainty(
+            centre=float(padded_b.mean() - padded_a.mean()),
+            error=float((both.init_states + a.beyond_chance + b.beyond_chance) ** 0.5),
+            parts=(
+                (both.init_states, padded_a.shape[1] - 1),
+                (a.seeds, len(self.baseline) - 1),
+                (b.seeds, len(self.candidate) - 1),
+            ),
+            beyond_chance=a.beyond_chance + b.beyond_chance,
         )
 
 
@@ -334,24 +333,14 @@ class MeanDifference(Estimate):
             degrees += parts
         return Expected(total**0.5 / len(self.parts), degrees_of_freedom(total, tuple(degrees)))
 
-    @property
-    def _centre(self) -> float:
-        return sum(part._centre for part in self.parts) / len(self.parts)
-
-    @property
-    def _beyond_chance(self) -> float:
-        return float(sum(part._beyond_chance for part in self.parts)) / len(self.parts) ** 2
-
     @cached_property
-    def _error(self) -> float:
-        return float(sum(part._error**2 for part in self.parts) ** 0.5) / len(self.parts)
-
-    @cached_property
-    def _degrees(self) -> tuple[Part, ...]:
-        return tuple(
-            (variance / len(self.parts) ** 2, df)
-            for part in self.parts
-            for variance, df in part._degrees
+    def _uncertainty(self) -> Uncertainty:
+        found, n = [part._uncertainty for part in self.parts], len(self.parts)
+        return Uncertainty(
+            centre=sum(u.centre for u in found) / n,
+            error=float(sum(u.error**2 for u in found) ** 0.5) / n,
+            parts=tuple((variance / n**2, df) for u in found for variance, df in u.parts),
+            beyond_chance=float(sum(u.beyond_chance for u in found)) / n**2,
         )
 
 

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+from pathlib import Path
+
+import imageio.v3 as iio
 import numpy as np
 import pytest
 import torch
@@ -8,7 +11,7 @@ from torch import nn
 from fibopolicy.encoders import build_encoder
 from fibopolicy.encoders.pooling import SpatialSoftmax
 from fibopolicy.errors import UserError
-from fibopolicy.evaluation.video import draw_look, keypoints, sensitivity
+from fibopolicy.evaluation.video import HEADING, draw_look, keypoints, sensitivity, write_grid
 from fibopolicy.policies import PolicyConfig, build_policy
 from fibopolicy.policies.base import Shapes
 
@@ -66,3 +69,13 @@ def test_the_heat_is_where_the_feature_reads() -> None:
 def test_policies_without_an_encoder_of_the_camera_are_refused() -> None:
     with pytest.raises(UserError, match="without --overlay"):
         draw_look(object(), "front_image", [np.zeros((8, 8, 3), np.uint8)])
+
+
+def test_columns_of_a_video_carry_headings(tmp_path: Path) -> None:
+    clip = ([np.full((20, 20, 3), 90, np.uint8)] * 2, True)
+    headings = ["left", "a/very/long/name/of/a/run"]
+    path = tmp_path / "two.mp4"
+    write_grid(path, [clip, clip], fps=2, columns=2, scale=2, headings=headings)
+    frames = iio.imread(path)
+    assert frames.shape[1:] == (40 + 6 + HEADING, 2 * 46, 3)
+    assert frames[0, :HEADING].min() < 128 < frames[0, :HEADING].mean()

@@ -8,7 +8,6 @@ import subprocess
 from dataclasses import replace
 from pathlib import Path
 
-import imageio.v3 as iio
 import numpy as np
 import pytest
 from made_rows import make_run
@@ -17,7 +16,6 @@ from fibopolicy.cli.evaluate import Compare
 from fibopolicy.errors import UserError
 from fibopolicy.evaluation.config import EvaluateConfig
 from fibopolicy.evaluation.evaluate import evaluate_run
-from fibopolicy.evaluation.video import HEADING, write_grid
 from fibopolicy.report.run import write_run_page
 from fibopolicy.training import TrainConfig
 from fibopolicy.training.trainer import train
@@ -97,21 +95,6 @@ def test_a_browser_shows_every_picture_and_never_scrolls_sideways(
     assert client >= width - 20  # less a scroll bar
     assert scroll <= client
     assert pictures == shown
-
-
-def test_columns_of_a_video_carry_headings(tmp_path: Path) -> None:
-    clip = ([np.full((20, 20, 3), 90, np.uint8)] * 2, True)
-    write_grid(
-        tmp_path / "two.mp4",
-        [clip, clip],
-        fps=2,
-        columns=2,
-        scale=2,
-        headings=["left", "a/very/long/name/of/a/run"],
-    )
-    frames = iio.imread(tmp_path / "two.mp4")
-    assert frames.shape[1:] == (40 + 6 + HEADING, 2 * 46, 3)
-    assert frames[0, :HEADING].min() < 128 < frames[0, :HEADING].mean()
 
 
 def test_a_video_needs_a_page_and_nothing_is_replaced_unasked(
