@@ -28,7 +28,7 @@ from fibopolicy.evaluation.policy_runner import PolicyRunner
 from fibopolicy.evaluation.scheduler import Scheduler
 from fibopolicy.policies import Policy, PolicyConfig, Shapes, build_policy
 
-EPISODES = 5
+EPISODES = 4
 MAKE = partial(envs.make, "Lift-v0", image_size=32, horizon=9)
 Short = tuple[int, bool, int, float]
 
@@ -286,7 +286,7 @@ def test_a_simulator_that_cannot_start_is_told_and_not_tried_for_ever() -> None:
 
 def test_a_killed_parent_leaves_no_process_and_no_memory(tmp_path: Path) -> None:
     code = f"""
-import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})
+import sys; sys.path.insert(0, {str(Path(faulty_envs.__file__).parent)!r})
 from contextlib import closing
 from functools import partial
 from pathlib import Path
