@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -199,23 +200,8 @@ def test_shipped_start_states_are_those_of_the_tasks_as_they_are() -> None:
 
 def test_errors_count_in_no_rate_and_are_stated() -> None:
     row = EpisodeResult("t", 0, 0, True, 5, 1.0, 0.1, 0, "", 0, 9, "fast", "x")
-    failed = EpisodeResult(
-        "t",
-        1,
-        0,
-        False,
-        0,
-        0.0,
-        0.1,
-        0,
-        "",
-        0,
-        9,
-        "fast",
-        "y",
-        error="its process was ended by SIGKILL",
-        max_retries=2,
-    )
+    reason = "its process was ended by SIGKILL"
+    failed = replace(row, index=1, success=False, steps=0, error=reason, attempts=3)
     rate = success_rate([row, failed])
     assert (rate.successes, rate.episodes, rate.errors) == (1, 1, 1)
     assert str(rate).endswith(", 1 errors")

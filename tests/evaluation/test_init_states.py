@@ -30,8 +30,8 @@ def test_start_states_are_held_out_stored_and_restored(tmp_path: Path) -> None:
 
     env = envs.make("Push-v0", image_size=16)
     init_states = make_init_states(env, 3, seed=1)
-    save_init_states(init_states, tmp_path / "starts.npz")
-    loaded = load_init_states(tmp_path / "starts.npz")
+    save_init_states(init_states, tmp_path / "init_states.npz")
+    loaded = load_init_states(tmp_path / "init_states.npz")
     for a, b in zip(init_states.states, loaded.states, strict=True):
         np.testing.assert_array_equal(a.state, b.state)
         assert a.model == b.model
@@ -47,24 +47,12 @@ def test_start_states_are_held_out_stored_and_restored(tmp_path: Path) -> None:
     env.close()
 
 
-def test_the_verb_stores_them_for_any_cameras_and_evaluation_verifies_those_it_renders(
+def test_the_command_stores_them_for_any_cameras_and_evaluation_verifies_those_it_renders(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     out = tmp_path / "lift.npz"
-    arguments = [
-        "init_states",
-        "make",
-        "lift",
-        "--episodes",
-        "2",
-        "--seed",
-        "3",
-        "--image-size",
-        "16",
-        "--out",
-        str(out),
-    ]
-    monkeypatch.setattr(sys, "argv", ["fibopolicy", *arguments])
+    options = ["--episodes", "2", "--seed", "3", "--image-size", "16", "--out", str(out)]
+    monkeypatch.setattr(sys, "argv", ["fibopolicy", "init-states", "lift", *options])
     cli.main()
     assert "2 initial states of fibopolicy/Lift-v0" in capsys.readouterr().out
     stored = load_init_states(out)
