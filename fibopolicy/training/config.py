@@ -67,11 +67,11 @@ class ComputeConfig:
     """
 
     accumulate: int = 1
-    """Parts of a batch that go through the network one by one, to save memory; the step is unchanged."""  # noqa: E501
+    """Parts of a batch, computed one after the other to save memory; same gradients."""
     gradient_checkpointing: bool = False
     """Compute the activations of a vision transformer twice instead of keeping them."""
     precision: Precision = "auto"
-    """"fp32", "bf16" (autocast), or "auto": bf16 on a GPU that computes it, fp32 elsewhere; a resumed run keeps its own."""  # noqa: E501
+    """"fp32", "bf16" (autocast), or "auto": bf16 on GPUs that compute it; kept on resume."""
     compile: bool = False
     """torch.compile the encoders; takes minutes at the start, and a C++ compiler on CPUs."""
 
@@ -88,13 +88,13 @@ class ValidationConfig:
     """
 
     validate_on: str | None = None
-    """Filter key of demos to validate on, e.g. valid, in the files that have it; none by default."""  # noqa: E501
+    """Filter key of the demos to validate on, e.g. valid; by default no validation."""
     validate_every: int = 250
     """Gradient steps between validations."""
     validate_samples: int = 2048
     """Largest number of windows, evenly spread over those demos."""
     keep_best: int = 0
-    """Number of checkpoints to keep in best/ by the criterion; the last checkpoint stays the result."""  # noqa: E501
+    """Number of checkpoints with the best criterion to keep in best/, besides the last."""
     criterion: str = "validation_loss"
     """Validation metric of which the lowest value is best."""
 
@@ -140,17 +140,17 @@ class TrainConfig:
     out: Path
     """Run directory."""
     dataset_weights: tuple[float, ...] | None = None
-    """With several files: the share of each in every batch, one number per file; by default in proportion to their steps."""  # noqa: E501
+    """Share of each of several files in a batch; by default in proportion to their steps."""
     cameras: tuple[str, ...] | None = None
     """Image keys to see; by default all of the file's."""
     vectors: tuple[str, ...] | None = None
     """Vector keys to see; by default the proprioception among them."""
     filter_key: str | tuple[str, ...] | None = None
-    """Which demos, for all files or one per file; "all" for all. By default "train" where a file has it, else all."""  # noqa: E501
+    """Demos to use, one key for all files or per file, or "all"; by default "train", else all."""
     policy: PolicyConfig = field(default_factory=PolicyConfig)
     """What is trained."""
     encoder_weights: Path | None = None
-    """Initial weights of the encoders: a run directory, or a safetensors or .pth file of the encoder or of its timm model."""  # noqa: E501
+    """Initial weights of the encoders: a run directory, or a .safetensors or .pth file."""
     freeze_encoder: bool = False
     """Train everything but the encoders; they stay as they are, batch norm included."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
