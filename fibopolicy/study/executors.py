@@ -19,10 +19,14 @@ from fibopolicy.errors import UserError
 from fibopolicy.study.directory import StudyDirectory
 from fibopolicy.study.grid import Run
 from fibopolicy.study.records import failed_attempts, record_failure
-from fibopolicy.study.worker import BUSY, FAILED, GRACE, INTERRUPTED
 from fibopolicy.utils.files import provide_caches
 from fibopolicy.utils.system import usable_cores
 
+#: Exit codes of a run's process: it failed and `failed.json` says why; it was interrupted;
+#: another process is at work on the run.
+FAILED, INTERRUPTED, BUSY = 1, 130, 75
+#: Seconds that an interrupted process may take to end.
+GRACE = 10.0
 #: Seconds between two looks at the processes.
 POLL_INTERVAL = 0.1
 

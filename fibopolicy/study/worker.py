@@ -27,6 +27,7 @@ from fibopolicy.evaluation.episodes import EpisodeResult
 from fibopolicy.evaluation.evaluate import evaluate_run
 from fibopolicy.policies.run_directory import RunDirectory
 from fibopolicy.study.directory import StudyDirectory, open_directory, write_json
+from fibopolicy.study.executors import BUSY, FAILED, GRACE, INTERRUPTED
 from fibopolicy.study.grid import Run
 from fibopolicy.study.records import failed_attempts, record_failure
 from fibopolicy.training.trainer import train
@@ -36,14 +37,9 @@ from fibopolicy.utils.system import peak_memory_bytes
 
 _log = logging.getLogger("fibopolicy.study")
 
-#: Exit codes: the run failed and `failed.json` says why; it was interrupted; another
-#: process is at work on it.
-FAILED, INTERRUPTED, BUSY = 1, 130, 75
 #: Seconds that a run waits for its lock: an orphaned process has to end first, and a
 #: shared file system to release the lock.
 MAX_WAIT = 120.0
-#: Seconds that an interrupted process may take to end.
-GRACE = 10.0
 
 
 def main() -> None:
