@@ -1,15 +1,14 @@
-"""The pages as a real browser lays them out, on a phone and on a desk."""
+"""The pages of a run and of a comparison, on a phone and on a desk."""
 
 from __future__ import annotations
 
 import re
-import shutil
-import subprocess
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from browser import WIDTHS, needs_browser, pictures_shown
 from made_rows import make_run
 
 from fibopolicy.cli.evaluate import Compare
@@ -19,8 +18,6 @@ from fibopolicy.evaluation.evaluate import evaluate_run
 from fibopolicy.report.run import write_run_page
 from fibopolicy.training import TrainConfig
 from fibopolicy.training.trainer import train
-
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 
 
 @pytest.fixture(scope="module")
@@ -56,45 +53,13 @@ def run_page(tiny_config: TrainConfig, tmp_path_factory: pytest.TempPathFactory)
     )
 
 
-@pytest.mark.skipif(
-    CHROMIUM is None, reason="no chromium here; on Debian: apt-get install chromium"
-)
-@pytest.mark.parametrize("width", [390, 1280])
-@pytest.mark.parametrize(("which", "shown"), [("comparison_page", 2), ("run_page", 2)])
+@needs_browser
+@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize("which", ["comparison_page", "run_page"])
 def test_a_browser_shows_every_picture_and_never_scrolls_sideways(
-    which: str, shown: int, width: int, tmp_path: Path, request: pytest.FixtureRequest
+    which: str, width: int, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
-    page: Path = request.getfixturevalue(which)
-    frame = tmp_path / "frame.html"
-    frame.write_text(
-        f"<iframe id=f width={width} height=800 style='border:0'"
-        f" src='{page.as_uri()}'></iframe><pre id=told></pre><script>onload = () => {{ const d ="
-        " f.contentDocument, e = d.documentElement; told.textContent = 'SEEN ' + [e.clientWidth,"
-        " e.scrollWidth, [...d.images].filter(i => i.naturalWidth > 0).length].join(' ')"
-        " }</script>"
-    )
-    done = subprocess.run(
-        [
-            str(CHROMIUM),
-            "--headless",
-            "--no-sandbox",
-            "--disable-gpu",
-            "--allow-file-access-from-files",
-            f"--user-data-dir={tmp_path / 'profile'}",
-            "--dump-dom",
-            frame.as_uri(),
-        ],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=True,
-    )
-    seen = re.search(r"SEEN (\d+) (\d+) (\d+)", done.stdout)
-    assert seen, done.stdout + done.stderr
-    client, scroll, pictures = map(int, seen.groups())
-    assert client >= width - 20  # less a scroll bar
-    assert scroll <= client
-    assert pictures == shown
+    assert pictures_shown(request.getfixturevalue(which), width, tmp_path) == 2
 
 
 def test_a_video_needs_a_page_and_nothing_is_replaced_unasked(

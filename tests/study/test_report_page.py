@@ -6,11 +6,11 @@ from __future__ import annotations
 
 import re
 import shutil
-import subprocess
 from pathlib import Path
 
 import numpy as np
 import pytest
+from browser import WIDTHS, needs_browser, pictures_shown
 from made_study import begin, fail, simulate
 
 from fibopolicy.study import report
@@ -18,7 +18,6 @@ from fibopolicy.study.records import Study, read_study
 from fibopolicy.study.report import answers, write_report
 from fibopolicy.study.results import EncoderComparison, results
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 TASKS = ("fibopolicy/Lift-v0", "fibopolicy/Push-v0", "robosuite/NutAssemblySquare")
 ENCODERS = {
     "vit_tiny": 0.0,
@@ -71,37 +70,13 @@ def test_the_markdown_says_the_same_and_its_files_are_there(study: Path) -> None
         assert f">{title}</h" in page
 
 
-@pytest.mark.skipif(
-    CHROMIUM is None, reason="no chromium here; on Debian: apt-get install chromium"
-)
-@pytest.mark.parametrize("width", [390, 1280])
+@needs_browser
+@pytest.mark.parametrize("width", WIDTHS)
 def test_a_browser_shows_every_picture_and_never_scrolls_sideways(
     study: Path, tmp_path: Path, width: int
 ) -> None:
     page = study / "report" / "report.html"
-    frame = tmp_path / "frame.html"
-    frame.write_text(
-        f"<iframe id=f width={width} height=800 style='border:0'"
-        f" src='{page.as_uri()}'></iframe><pre id=result></pre><script>onload = () => {{ const d ="
-        " f.contentDocument, e = d.documentElement; d.querySelectorAll('details').forEach(one =>"
-        " one.open = true); result.textContent = 'SEEN ' + [e.clientWidth, e.scrollWidth,"
-        " [...d.images].filter(i => i.naturalWidth > 0).length].join(' ') }</script>"
-    )
-    command = [
-        str(CHROMIUM),
-        "--headless",
-        "--no-sandbox",
-        "--disable-gpu",
-        "--allow-file-access-from-files",
-    ]
-    command += [f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", frame.as_uri()]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
-    seen = re.search(r"SEEN (\d+) (\d+) (\d+)", done.stdout)
-    assert seen, done.stdout + done.stderr
-    client, scroll, pictures = map(int, seen.groups())
-    assert client >= width - 20  # less a scroll bar
-    assert scroll <= client
-    assert pictures == len(list(page.parent.glob("*.svg"))) == 6
+    assert pictures_shown(page, width, tmp_path) == len(list(page.parent.glob("*.svg"))) == 6
 
 
 def test_films_are_of_pairs_that_differ_kept_while_fresh_and_bounded(
