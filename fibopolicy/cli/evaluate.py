@@ -44,7 +44,7 @@ class Evaluate:
 
         run = open_run(self.config.run)
         config = self.config
-        if run != config.run:  # an imported checkpoint, which has no moving average
+        if run != expanded(config.run):  # an imported checkpoint, which has no moving average
             config = replace(config, run=run, checkpoint="model")
         done = evaluate_run(config, resume=self.resume, overwrite=self.overwrite)
         print(rate_table({str(self.config.run): done.rate}), flush=True)

@@ -75,16 +75,16 @@ class FibopolicyEncoder(EncoderCore):  # type: ignore[misc]
                 )
         size = (int(input_shape[1]), int(input_shape[2]))
         self.encoder = build_encoder(encoder, image_size=size, **options)
-        width = self.encoder.output_dim
         if feature_dimension is not None and not feature_dimension >= 1:
             raise UserError(
                 f"feature_dimension must be at least 1 or null, got {feature_dimension}"
             )
-        bare = feature_dimension is None or (
-            self.encoder.ends_linear and feature_dimension == width
-        )
+        width = self.encoder.output_dim
         self.output_dim = width if feature_dimension is None else feature_dimension
-        self.project = nn.Identity() if bare else nn.Linear(width, self.output_dim)
+        projects = feature_dimension is not None
+        if self.encoder.ends_linear and feature_dimension == width:
+            projects = False
+        self.project = nn.Linear(width, self.output_dim) if projects else nn.Identity()
 
     def output_shape(self, input_shape: Sequence[int] | None = None) -> list[int]:
         return [self.output_dim]
@@ -95,7 +95,9 @@ class FibopolicyEncoder(EncoderCore):  # type: ignore[misc]
 
 
 def encoder_kwargs(config: PolicyConfig, options: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """robomimic's `observation.encoder` for a policy of ours."""
+    """The section `observation.encoder` of robomimic's configuration, for a policy of
+    ours with these `options`.
+    """
     core = {
         "encoder": config.encoder,
         "encoder_options": dict(config.encoder_options),
@@ -111,8 +113,10 @@ def encoder_kwargs(config: PolicyConfig, options: Mapping[str, Any]) -> dict[str
 def network_shapes(
     shapes: Shapes, sizes: Mapping[str, tuple[int, int]]
 ) -> OrderedDict[str, list[int]]:
-    """Shapes per observation in robomimic's order, which is alphabetical; images are
-    (3, H, W) of `sizes`.
+    """Shape per observation in robomimic's order, the alphabetical one.
+
+    Args:
+        sizes: (H, W) per camera.
     """
     every: dict[str, list[int]] = {module_name(key): [3, *size] for key, size in sizes.items()}
     every |= {module_name(key): [dim] for key, dim in shapes.vectors.items()}

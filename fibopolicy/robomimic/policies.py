@@ -161,10 +161,8 @@ class RobomimicPolicy(Policy):
         inputs = self.inputs(obs)  # checks the observations
         memory = state or init_memory(obs, self.shapes.keys)
         flat, memory = forward(self.network, inputs, memory)
-        chunk = flat.view(-1, self.config.horizon, self.actions.dim)[
-            :, : self.config.n_action_steps
-        ]
-        return self.actions.invert(chunk), memory
+        chunk = flat.view(-1, self.config.horizon, self.actions.dim)
+        return self.actions.invert(chunk[:, : self.config.n_action_steps]), memory
 
 
 class BCGaussianPolicy(RobomimicPolicy):
