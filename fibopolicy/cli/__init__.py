@@ -24,7 +24,7 @@ from fibopolicy.cli.data import Collect, Download, Generate, Inspect, Render, Re
 from fibopolicy.cli.evaluate import Compare, Evaluate, InitStates, Results
 from fibopolicy.cli.options import join_help_lines
 from fibopolicy.cli.profile import PlotPattern, Profile
-from fibopolicy.cli.robomimic import Robomimic
+from fibopolicy.cli.robomimic import RobomimicCommand
 from fibopolicy.cli.study import StudyCommand
 from fibopolicy.cli.train import Train, with_preset
 from fibopolicy.errors import UserError
@@ -47,7 +47,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "results": Results,
     "compare": Compare,
     "study": StudyCommand,
-    "robomimic": Robomimic,
+    "robomimic": RobomimicCommand,
     "profile": Profile,
     "plot-pattern": PlotPattern,
 }

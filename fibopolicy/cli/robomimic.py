@@ -10,11 +10,12 @@ from typing import Annotated, Literal
 
 import tyro
 
+from fibopolicy.cli.options import RUN_DIRECTORY, Output
 from fibopolicy.errors import quoted
 
 
 @dataclass(frozen=True)
-class Train:
+class RobomimicTrain:
     """Run robomimic's own training with encoders of this library.
 
     Example: fibopolicy robomimic train --config bc_rnn_gmm_vit.json --dataset lift.hdf5
@@ -51,22 +52,18 @@ class Train:
             print(f"next: fibopolicy evaluate {quoted(done.checkpoints[-1])}")
 
 
-@dataclass(frozen=True)
-class Export:
+@dataclass(frozen=True, kw_only=True)
+class RobomimicExport(Output):
     """Write the policy of a run as a robomimic checkpoint. It must be one of bc_gaussian,
     bc_gmm, bc_rnn_gmm and bc_transformer_gmm.
 
     Example: fibopolicy robomimic export runs/lift_rnn --out lift_rnn.pth
     """
 
-    directory: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
+    directory: RUN_DIRECTORY
     """Run directory."""
-    out: Path
-    """File to write, .pth."""
     checkpoint: Literal["ema", "model"] = "ema"
     """Weights to export: the moving average or the last ones."""
-    overwrite: bool = False
-    """Replace an existing file."""
 
     def run(self) -> None:
         from fibopolicy.robomimic.export import export
@@ -79,7 +76,7 @@ class Export:
 
 
 @dataclass(frozen=True)
-class Robomimic:
+class RobomimicCommand:
     """Train with robomimic, or export a policy to it.
 
     Example: fibopolicy robomimic export runs/lift_rnn --out lift_rnn.pth
@@ -87,8 +84,8 @@ class Robomimic:
 
     what: tyro.conf.OmitSubcommandPrefixes[
         tyro.conf.OmitArgPrefixes[
-            Annotated[Train, tyro.conf.subcommand("train")]
-            | Annotated[Export, tyro.conf.subcommand("export")]
+            Annotated[RobomimicTrain, tyro.conf.subcommand("train")]
+            | Annotated[RobomimicExport, tyro.conf.subcommand("export")]
         ]
     ]
 
