@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
 from fibopolicy.errors import UserError
 from fibopolicy.utils.files import expanded
+
+Quality = Literal["fast", "full"]
 
 
 @dataclass(frozen=True)
@@ -36,8 +38,8 @@ class EvaluateConfig:
     overlay: bool = False
     """Draw on the video where the encoder looks: its softmax keypoints, or else how much
     each patch changes its feature."""
-    quality: str | None = None
-    """Render quality, fast or full; the dataset's by default."""
+    quality: Quality | None = None
+    """Render quality; the dataset's by default."""
     horizon: int | None = None
     """Control steps until an episode is truncated; the task's by default."""
     device: str = "cpu"

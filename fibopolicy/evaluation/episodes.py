@@ -10,7 +10,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -210,7 +210,7 @@ class Selector:
     """Seed of the set of initial states."""
     horizon: int | None = None
     """Control steps after which an episode was truncated."""
-    quality: str | None = None
+    quality: Literal["fast", "full"] | None = None
     """Render quality."""
 
     def of(self, run: Path) -> tuple[EpisodeResult, ...]:

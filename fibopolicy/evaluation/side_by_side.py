@@ -6,12 +6,13 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fibopolicy.errors import UserError
-from fibopolicy.evaluation.config import EvaluateConfig
+from fibopolicy.evaluation.config import EvaluateConfig, Quality
 from fibopolicy.evaluation.evaluate import run_evaluator, weights_digest
 from fibopolicy.evaluation.init_states import load_init_states
 from fibopolicy.evaluation.video import Clip, write_grid
@@ -83,7 +84,7 @@ def _film_checkpoint(
         run,
         episodes=len(shown),
         horizon=first.horizon,
-        quality=first.quality,
+        quality=cast(Quality, first.quality),
         batch=first.batch,
         threads=first.threads,
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
 import numpy as np
 import torch
@@ -46,7 +46,8 @@ class Shapes:
         return (*self.images, *self.vectors)
 
 
-ROTATIONS = ("6d", "axis_angle")
+Views = Literal["separate", "shared", "joint"]
+Rotation = Literal["6d", "axis_angle"]
 if TYPE_CHECKING:  # None never outlives the construction of a PolicyConfig
     IntOrDefault = int
     StrOrDefault = str
@@ -87,7 +88,7 @@ class PolicyConfig:
     """Image encoder: fibottention_vit_tiny, vit_tiny, resnet18, timm:NAME or others."""
     encoder_options: Mapping[str, Option] = field(default_factory=dict)
     """Options of the encoder, as pairs: depth 4 pool mean."""
-    views: str = "separate"
+    views: Views = "separate"
     """How several cameras are encoded: "separate" encoders, one "shared" encoder, or one
     encoder over "joint" tokens of all cameras."""
     n_obs_steps: IntOrDefault = _DEFAULT
@@ -102,8 +103,8 @@ class PolicyConfig:
     temporal_ensemble_coeff: float | None = None
     """Temporal ensembling for bc, diffusion and flow: execute the average of all predictions
     for a step, the n-th oldest weighted by exp(-coeff * n). ACT uses 0.01."""
-    loss: str = "l1"
-    """"l1" or "l2", on normalised actions; for bc."""
+    loss: Literal["l1", "l2"] = "l1"
+    """Loss of bc, on normalised actions."""
     hidden: IntOrDefault = _DEFAULT
     """Width of the MLP, of the transformer denoiser, or of the U-Net's first level; by default
     256 for bc, 64 for diffusion and flow, 1024 for others."""
@@ -113,7 +114,7 @@ class PolicyConfig:
     action_normalization: StrOrDefault = _DEFAULT
     """"minmax" to [-1, 1], "gaussian" to mean 0 and variance 1, or "none"; by default minmax for
     bc, diffusion and flow, none for others."""
-    rotation: str = "6d"
+    rotation: Rotation = "6d"
     """How rotations in absolute actions are predicted: "6d", or "axis_angle" as in the dataset."""
     crop: int | None = None
     """Size in pixels of random crops in training and central crops in acting; None keeps the
@@ -157,8 +158,8 @@ class PolicyConfig:
                     "temporal_ensemble_coeff must be at least 0 and needs n_action_steps 1, got"
                     f" {self.temporal_ensemble_coeff} with n_action_steps {self.n_action_steps}"
                 )
-        if self.rotation not in ROTATIONS:
-            raise unknown("rotation", self.rotation, ROTATIONS)
+        if self.rotation not in get_args(Rotation):
+            raise unknown("rotation", self.rotation, get_args(Rotation))
         if self.crop is not None and self.crop < 1:
             raise UserError(f"crop must be at least 1 pixel, got {self.crop}")
         for name in ("image_size", "num_views"):

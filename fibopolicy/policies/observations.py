@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from typing import cast
+from typing import cast, get_args
 
 import torch
 from torch import Tensor, nn
@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from fibopolicy.encoders import Encoder, build_encoder
 from fibopolicy.encoders.base import encoder_options
 from fibopolicy.errors import UserError, unknown
-from fibopolicy.policies.base import PolicyConfig, Shapes, Statistics
+from fibopolicy.policies.base import PolicyConfig, Shapes, Statistics, Views
 from fibopolicy.policies.normalizer import Normalizer
 from fibopolicy.policies.rng import GLOBAL_RNG, SampleRng
 
-VIEWS = ("separate", "shared", "joint")
+VIEWS = get_args(Views)
 
 
 def module_name(key: str) -> str:
