@@ -1,4 +1,4 @@
-"""Policies that were not made here are measured in a few lines."""
+"""Policies of other libraries are evaluated in a few lines."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from fibopolicy.evaluation.policy_runner import PolicyRunner
 
 
 class OutsideReach(nn.Module):
-    """Somebody's recurrent policy in torch: it looks at the hand, and remembers how
+    """Somebody's recurrent policy in torch: it reads the position of the hand, and counts how
     often it was asked.
     """
 
@@ -56,9 +56,9 @@ def test_an_outside_torch_policy_gives_the_same_rows_with_any_number_of_workers(
         ("fibopolicy/Reach-v0", 9, 1, 1, "")
     }
     with envs.make("reach", **options) as env:
-        save_init_states(make_init_states(env, 4, seed=0), tmp_path / "starts.npz")
+        save_init_states(make_init_states(env, 4, seed=0), tmp_path / "init_states.npz")
     others = evaluate_policy(
-        policy, partial(envs.make, "reach", **options), tmp_path / "starts.npz", workers=2
+        policy, partial(envs.make, "reach", **options), tmp_path / "init_states.npz", workers=2
     )
     assert [row.repeatable() for row in others] == [row.repeatable() for row in one]
     batched = evaluate_policy(policy, "reach", 4, workers=2, batch=3, **options)
@@ -166,17 +166,17 @@ def test_the_callers_random_numbers_stay_as_they_were() -> None:
         (Returns, {}, "a policy has a method act"),
     ],
 )
-def test_what_is_wrong_with_a_policy_is_one_line(
+def test_errors_about_a_policy_are_one_line(
     policy: object, options: dict[str, object], message: str
 ) -> None:
-    with pytest.raises(UserError, match=message) as told:
+    with pytest.raises(UserError, match=message) as raised:
         evaluate_policy(
             policy, "Lift-v0", 1, **{"workers": 1, "cameras": (), "horizon": 4, **options}
         )
-    assert "\n" not in str(told.value)
+    assert "\n" not in str(raised.value)
 
 
-def test_starts_are_any_whole_number_and_mistakes_are_one_line() -> None:
+def test_init_states_may_be_any_whole_number_and_mistakes_are_one_line() -> None:
     options: dict[str, Any] = {"workers": 1, "cameras": (), "horizon": 2}
     assert len(evaluate_policy(towards, "Lift-v0", np.int64(1), **options)) == 1
     for init_states in (2.5, None):
@@ -187,7 +187,7 @@ def test_starts_are_any_whole_number_and_mistakes_are_one_line() -> None:
             evaluate_policy(towards, task, 1)
 
 
-def test_shipped_start_states_are_those_of_the_tasks_as_they_are() -> None:
+def test_shipped_initial_states_are_those_that_the_tasks_draw() -> None:
     for task in envs.registry.BUILT_IN:
         with envs.make(task) as env:
             shipped, fresh = shipped_init_states(task, 0), make_init_states(env, 3, seed=0)

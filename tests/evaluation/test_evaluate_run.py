@@ -40,7 +40,7 @@ def copy_of(run: Path, folder: Path) -> EvaluateConfig:
 
 @pytest.fixture
 def fresh(tiny_run: Path, tmp_path: Path) -> EvaluateConfig:
-    """The trained run in a folder of its own."""
+    """A copy of the trained run."""
     return copy_of(tiny_run, tmp_path)
 
 
@@ -52,7 +52,7 @@ def evaluated(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Evalu
 
 @pytest.fixture
 def again(evaluated: Evaluation, tmp_path: Path) -> EvaluateConfig:
-    """The evaluated run in a folder of its own."""
+    """A copy of the evaluated run."""
     return copy_of(evaluated.rows_path.parent, tmp_path)
 
 

@@ -1,4 +1,4 @@
-"""Initial states are stored once and restored exactly, and what looks different is told."""
+"""Initial states are stored once and restored exactly; different frames are an error."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def still(obs: dict[str, np.ndarray]) -> np.ndarray:
     return np.zeros(4)
 
 
-def test_start_states_are_held_out_stored_and_restored(tmp_path: Path) -> None:
+def test_initial_states_are_held_out_stored_and_restored(tmp_path: Path) -> None:
     from fibopolicy.envs.base import episode_seed
 
     env = envs.make("Push-v0", image_size=16)
@@ -69,7 +69,7 @@ def test_the_command_stores_them_for_any_cameras_and_evaluation_verifies_those_i
     assert "exists already" in capsys.readouterr().err
 
 
-def test_what_looks_different_is_an_error_that_names_settings_and_versions_unless_allowed(
+def test_different_frames_are_an_error_that_names_settings_and_versions_unless_allowed(
     tmp_path: Path,
 ) -> None:
     with envs.make("Lift-v0", image_size=16) as env:
@@ -108,7 +108,7 @@ def test_the_settings_compared_are_those_of_the_simulator(monkeypatch: pytest.Mo
         evaluate_policy(still, "Lift-v0", init_states, image_size=24, workers=1, horizon=2)
 
 
-def test_shipped_start_states_are_taken_where_there_are_enough() -> None:
+def test_shipped_initial_states_are_used_where_there_are_enough() -> None:
     shipped = shipped_init_states("fibopolicy/Reach-v0", 0)
     assert shipped is not None
     with envs.make("Reach-v0", image_size=16, cameras=("wrist",)) as env:

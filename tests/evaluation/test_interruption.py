@@ -1,4 +1,4 @@
-"""A stopped evaluation leaves whole rows, no process, and goes on where it was."""
+"""A stopped evaluation leaves complete rows and no process, and can be resumed."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def alive(pid: int) -> bool:
 
 @pytest.mark.slow
 @pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="looks for processes in /proc")
-def test_an_interrupted_evaluation_goes_on_where_it_was(tiny_run: Path, tmp_path: Path) -> None:
+def test_an_interrupted_evaluation_is_resumed(tiny_run: Path, tmp_path: Path) -> None:
     # Some runners ignore it, which processes would inherit.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     run = tmp_path / "run"
@@ -59,10 +59,10 @@ def test_an_interrupted_evaluation_goes_on_where_it_was(tiny_run: Path, tmp_path
         simulators = children(process.pid)
         assert len(simulators) >= 2
         process.send_signal(number)
-        _, told = process.communicate(timeout=30)
+        _, errors = process.communicate(timeout=30)
         assert process.returncode == 130
-        assert "--resume" in told
-        assert told.count("\n") == 1, told
+        assert "--resume" in errors
+        assert errors.count("\n") == 1, errors
         deadline = time.monotonic() + 10
         while any(map(alive, simulators)):
             assert time.monotonic() < deadline, "a process was left behind"

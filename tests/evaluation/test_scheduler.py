@@ -1,4 +1,4 @@
-"""Rows are the same whatever runs beside an episode, and no fault of a simulator is
+"""Rows do not depend on what runs beside an episode, and no fault of a simulator is
 charged to a policy.
 """
 
@@ -42,7 +42,7 @@ def init_states() -> Iterator[InitStates]:
 
 @pytest.fixture(scope="module")
 def pools() -> Iterator[dict[int, Scheduler]]:
-    """Simulators by their number, as the histories of the policies here are all 2."""
+    """Simulators by their number; all policies here read two observations."""
     pools = {workers: Scheduler(MAKE, 2, workers) for workers in (1, 3)}
     yield pools
     for pool in pools.values():
@@ -70,11 +70,11 @@ def short(outcome: Episode) -> Short:
 
 
 class Recorder:
-    """Remembers every answer of a policy, bit for bit, by the observation that it was for."""
+    """Records all actions of a policy, bit for bit, by episode and decision."""
 
-    def __init__(self, actor: PolicyRunner) -> None:
-        self.actor, self.answers = actor, {}
-        act = actor.act
+    def __init__(self, runner: PolicyRunner) -> None:
+        self.runner, self.answers = runner, {}
+        act = runner.act
 
         def recording(requests):
             keys = [(r.index, r.decision) for r in requests]
@@ -82,7 +82,7 @@ class Recorder:
             self.answers.update(zip(keys, (a.tobytes() for a in actions), strict=True))
             return actions
 
-        actor.act = recording
+        runner.act = recording
 
 
 VIT = ("fibottention_vit_tiny", {"patch_size": 8, "width": 32, "depth": 2, "heads": 2})
@@ -124,7 +124,7 @@ def test_actions_and_outcomes_do_not_depend_on_workers_or_order(
     serial = Recorder(PolicyRunner(policy, batch=batch))
     expected = []
     for index in range(EPISODES):
-        episode = rollout(serial.actor, env, env.set_state(init_states.states[index]), index=index)
+        episode = rollout(serial.runner, env, env.set_state(init_states.states[index]), index=index)
         expected.append((index, episode.success, episode.steps, episode.total_reward))
     env.close()
     shuffled = [int(i) for i in np.random.default_rng(0).permutation(EPISODES)]
@@ -132,7 +132,7 @@ def test_actions_and_outcomes_do_not_depend_on_workers_or_order(
         recorder = Recorder(PolicyRunner(policy, batch=batch))
         got = [
             short(outcome)
-            for outcome in pools[workers].run(recorder.actor, init_states, list(order))
+            for outcome in pools[workers].run(recorder.runner, init_states, list(order))
         ]
         assert sorted(got) == expected
         assert recorder.answers == serial.answers
@@ -164,25 +164,25 @@ def test_recurrent_state_stays_with_its_episode(
     for workers in (1, 3):
         policy = Counting()
         recorder = Recorder(PolicyRunner(policy, batch=batch))
-        list(pools[workers].run(recorder.actor, init_states, range(EPISODES)))
+        list(pools[workers].run(recorder.runner, init_states, range(EPISODES)))
         answers.append(recorder.answers)
         assert policy.rows == {batch}
     assert answers[0] == answers[1]
 
 
-def test_a_policy_of_chance_repeats_in_a_batch_of_one(
+def test_a_random_policy_repeats_in_a_batch_of_one(
     init_states: InitStates, pools: dict[int, Scheduler]
 ) -> None:
     recorders = [Recorder(PolicyRunner(Counting(noise=0.1))) for _ in range(2)]
     for workers, recorder in zip((1, 3), recorders, strict=True):
-        list(pools[workers].run(recorder.actor, init_states, range(EPISODES)))
+        list(pools[workers].run(recorder.runner, init_states, range(EPISODES)))
     assert recorders[0].answers == recorders[1].answers
     layout = pools[1].info().layout
     assert not PolicyRunner(Counting(noise=0.1), batch=3).is_row_independent(layout)
     assert PolicyRunner(Counting(), batch=3).is_row_independent(layout)
 
 
-def test_a_policy_whose_rows_mix_is_found_out(pools: dict[int, Scheduler]) -> None:
+def test_a_policy_that_mixes_its_rows_is_detected(pools: dict[int, Scheduler]) -> None:
     class Mixing(Counting):
         def act(self, obs, state):
             actions, state = super().act(obs, state)
@@ -208,7 +208,7 @@ def test_simulators_load_no_torch_and_run_no_script_again(
     assert done.stdout == "once 1\n"
 
 
-def test_the_policy_goes_before_the_simulators(pools: dict[int, Scheduler]) -> None:
+def test_the_policy_has_priority_over_the_simulators(pools: dict[int, Scheduler]) -> None:
     pids = [slot.simulator.process.pid for slot in pools[3]._slots]
     assert all(
         os.getpriority(os.PRIO_PROCESS, pid) > os.getpriority(os.PRIO_PROCESS, 0) for pid in pids
@@ -218,9 +218,9 @@ def test_the_policy_goes_before_the_simulators(pools: dict[int, Scheduler]) -> N
 def test_a_film_shows_every_step_and_changes_nothing(
     init_states: InitStates, pools: dict[int, Scheduler]
 ) -> None:
-    actor = PolicyRunner(Counting())
-    plain = {o.index: short(o) for o in pools[3].run(actor, init_states, [0, 1])}
-    for outcome in pools[3].run(actor, init_states, [0, 1], film="wrist_image"):
+    runner = PolicyRunner(Counting())
+    plain = {o.index: short(o) for o in pools[3].run(runner, init_states, [0, 1])}
+    for outcome in pools[3].run(runner, init_states, [0, 1], film="wrist_image"):
         assert short(outcome) == plain[outcome.index]
         assert len(outcome.frames) == outcome.steps + 1
         assert outcome.frames[0].shape == (32, 32, 3)
@@ -268,17 +268,17 @@ def test_an_episode_that_fails_every_time_is_an_error_and_no_failure(tmp_path: P
 
 def test_a_simulator_that_dies_between_episodes_costs_none(init_states: InitStates) -> None:
     with Scheduler(MAKE, 2, 1) as pool:
-        actor = PolicyRunner(Counting())
-        first = [short(outcome) for outcome in pool.run(actor, init_states, [0])]
+        runner = PolicyRunner(Counting())
+        first = [short(outcome) for outcome in pool.run(runner, init_states, [0])]
         pool._slots[0].simulator.process.kill()
         pool._slots[0].simulator.process.join()
-        again = list(pool.run(actor, init_states, [0]))
+        again = list(pool.run(runner, init_states, [0]))
     assert [short(outcome) for outcome in again] == first
 
 
-def test_a_simulator_that_cannot_start_is_told_and_not_tried_for_ever() -> None:
+def test_a_simulator_that_cannot_start_is_an_error_after_three_attempts() -> None:
     with (
-        Scheduler(faulty_envs.unborn, 1, 1) as pool,
+        Scheduler(faulty_envs.dies_at_start, 1, 1) as pool,
         pytest.raises(UserError, match=r"was ended by SIGKILL.*tried 3 times"),
     ):
         pool.info()
@@ -293,7 +293,7 @@ from pathlib import Path
 import faulty_envs
 from fibopolicy.evaluation.simulator import Simulator
 if __name__ == "__main__":
-    make = partial(faulty_envs.sleepless, Path({str(tmp_path)!r}))
+    make = partial(faulty_envs.lasting, Path({str(tmp_path)!r}))
     with closing(Simulator(make, 1)) as one, closing(Simulator(make, 1)) as other:
         one.receive(), other.receive()
         print("up", flush=True)

@@ -1,4 +1,4 @@
-"""robosuite's episodes, too, are the same in whatever process and order they run."""
+"""Episodes of robosuite do not depend on the process or the order either."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ def reaching(obs: dict[str, np.ndarray]) -> np.ndarray:
 
 
 @pytest.mark.slow
-def test_robosuites_episodes_do_not_depend_on_process_or_order() -> None:
+def test_episodes_of_robosuite_do_not_depend_on_process_or_order() -> None:
     make = partial(envs.make, "robosuite/Lift", cameras=("agentview",), image_size=32, horizon=32)
     env = make()
-    init_states, actor, expected, frames = (
+    init_states, runner, expected, frames = (
         make_init_states(env, 3, seed=0),
         PolicyRunner(reaching),
         {},
@@ -41,13 +41,13 @@ def test_robosuites_episodes_do_not_depend_on_process_or_order() -> None:
     for index in range(3):
         obs = env.set_state(init_states.states[index])
         frames[index] = camera_hashes(obs)
-        episode = rollout(actor, env, obs, index=index)
+        episode = rollout(runner, env, obs, index=index)
         expected[index] = (episode.success, episode.steps, episode.total_reward)
     env.close()
     seen = {}
     with Scheduler(make, 1, 2) as pool:
         for order in ([2, 1, 0, 2], [0, 1, 2]):
-            for outcome in pool.run(actor, init_states, order, check=seen.__setitem__):
+            for outcome in pool.run(runner, init_states, order, check=seen.__setitem__):
                 assert (outcome.success, outcome.steps, outcome.total_reward) == expected[
                     outcome.index
                 ]

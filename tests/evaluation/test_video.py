@@ -41,7 +41,7 @@ def test_every_built_in_encoder_has_an_overlay(encoder: str) -> None:
         assert changed.max() < 78 + 1
 
 
-def test_a_keypoint_stands_where_its_softmax_peaks() -> None:
+def test_a_keypoint_is_where_its_softmax_peaks() -> None:
     encoder = build_encoder("vit_tiny", image_size=(84, 84), keypoints=1)
     pool = next(m for m in encoder.modules() if isinstance(m, SpatialSoftmax))
     pool.heatmaps = nn.Identity()  # type: ignore[assignment]

@@ -1,4 +1,4 @@
-"""Environments that misbehave, made in processes of their own: nothing here may load torch."""
+"""Environments that misbehave, made in simulator processes: nothing here may load torch."""
 
 from __future__ import annotations
 
@@ -53,19 +53,19 @@ def _make(
 def making(
     fault: Callable[[], None], folder: Path, times: int, hand: np.ndarray[Any, Any]
 ) -> Callable[[], envs.TaskEnv]:
-    """Makes a Lift whose step 5, in the episode that begins with the hand there,
+    """Make a Lift whose step 5, in the episode that begins with the hand there,
     misbehaves in the first so many processes.
     """
     return partial(_make, fault, folder, times, tuple(float(x) for x in hand))
 
 
-def unborn() -> envs.TaskEnv:
+def dies_at_start() -> envs.TaskEnv:
     """An environment whose process dies while making it."""
     os.kill(os.getpid(), signal.SIGKILL)
     raise AssertionError
 
 
-def sleepless(folder: Path) -> envs.TaskEnv:
-    """A Lift that notes the processes it runs in."""
+def lasting(folder: Path) -> envs.TaskEnv:
+    """A Lift that lasts long and records the processes that it runs in."""
     (folder / f"{os.getpid()}").touch()
     return envs.make("Lift-v0", image_size=16, horizon=1000)
