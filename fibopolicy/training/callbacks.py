@@ -168,8 +168,8 @@ class Rollouts(Callback):
         start: int,
         done: set[int],
     ) -> None:
-        self._run = RunDirectory(RunDirectory(config.out).monitoring)
-        self._config = config.rollouts
+        self._training, self._config = RunDirectory(config.out), config.rollouts
+        self._run = RunDirectory(self._training.monitoring)
         self._average, self._write, self._device = average, write, device
         self._process: WorkerProcess | None = None
         self._result: Connection
@@ -191,7 +191,7 @@ class Rollouts(Callback):
             _log.info(message, steps, self._steps)
             return
         self._run.path.mkdir(exist_ok=True)
-        shutil.copyfile(RunDirectory(self._run.path.parent).config, self._run.config)
+        shutil.copyfile(self._training.config, self._run.config)
         save_weights(self._run.ema, self._average, {"step": str(steps)})
         self._begin(steps, resume=False)
 
@@ -257,8 +257,8 @@ class Rollouts(Callback):
 def _evaluate_snapshot(config: EvaluateConfig, resume: bool, log: Path, result: Connection) -> None:
     """In the rollouts' process: evaluate, and send a text and metrics; output goes to `log`."""
     with log.open("wb") as file:
-        os.dup2(file.fileno(), sys.stdout.fileno())
-        os.dup2(file.fileno(), sys.stderr.fileno())
+        for output in (1, 2):
+            os.dup2(file.fileno(), output)
     os.nice(NICENESS)
     from fibopolicy.evaluation.evaluate import evaluate_run
 
