@@ -1,5 +1,5 @@
-"""The patterns a study compares Fibottention with, each made as dense as a given
-pattern by `like`.
+"""The patterns that Fibottention is compared with. `like` makes each as dense as a
+given pattern.
 
 Fibottention without its layer permutation is `FibottentionPattern(...,
 permuted=False)`.
@@ -44,11 +44,11 @@ class DensePattern(AttentionPattern):
 
 @dataclass(frozen=True, kw_only=True)
 class _TargetPattern(AttentionPattern):
-    """A pattern that is as dense as asked.
+    """A pattern with a target density.
 
     Args:
-        target: the kept patch pairs over N^2 to come as near to as whole diagonals or
-            pairs allow.
+        target: kept patch pairs over N^2, met as closely as whole diagonals or pairs
+            allow.
     """
 
     target: float
@@ -63,7 +63,7 @@ class _TargetPattern(AttentionPattern):
 
 @dataclass(frozen=True, kw_only=True)
 class LocalPattern(_TargetPattern, OffsetPattern):
-    """A window round each token in the flattened raster: |j - k| <= w. Heads differ by
+    """A window around each token in the flattened raster: |j - k| <= w. Heads differ by
     at most one in w.
     """
 

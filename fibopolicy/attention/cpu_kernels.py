@@ -39,7 +39,7 @@ from fibopolicy.attention.simd import (
     write,
 )
 
-#: What a call of any kernel is told, all but `scale` as int64. Byte addresses: `ticket` and
+#: The arguments of every kernel, all but `scale` as int64. Byte addresses: `ticket` and
 #: `thread` of the counters that share out units and scratch, `start`, `key` and
 #: `transpose` of the neighbour lists, `scratch`, `lse`, and where given `shared` (the
 #: heads' weights and slopes) and `sums` (over all tokens). Flags: `ahead`, prefetch the
@@ -117,7 +117,7 @@ def _head(tensor, batch, head):  # type: ignore[no-untyped-def]
 
 @njit(inline="always")
 def _dot(STORAGE, WIDTH, STEP, x0, x, y, chunks):  # type: ignore[no-untyped-def]
-    """x . y, where the first chunk of x is at hand in registers."""
+    """x . y, where `x0` is the first chunk of x, in registers."""
     product = x0 * load(STORAGE, WIDTH, y)
     for c in range(1, chunks):
         product = product + load(STORAGE, WIDTH, x + c * STEP) * load(STORAGE, WIDTH, y + c * STEP)
@@ -162,19 +162,17 @@ def _weighted_sum(STORAGE, WIDTH, REAL, SIZE, zero, result, weights, values, str
 
 @njit(inline="always")
 def _ahead(STEP, chunks, address):  # type: ignore[no-untyped-def]
-    """Asks for a row that will be read soon. Where rows lie apart, the processor does
-    not guess it by itself.
-    """
+    """Prefetch a row. Where rows lie apart, the processor does not predict them."""
     for at in range(0, STEP * chunks, 64):
         prefetch(address + at)
 
 
 @njit(inline="always")
-def _put(STORAGE, past, vector, address):  # type: ignore[no-untyped-def]
-    """Writes a part of a result; past the caches if the whole would not stay there,
-    which spares reading it first.
+def _put(STORAGE, past_cache, vector, address):  # type: ignore[no-untyped-def]
+    """Write a part of a result: past the caches, which saves reading it first, if the
+    whole would not stay there.
     """
-    if past:
+    if past_cache:
         stream(STORAGE, vector, address)
     else:
         store(STORAGE, vector, address)

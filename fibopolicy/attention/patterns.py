@@ -1,4 +1,4 @@
-"""Which token pairs each attention head keeps.
+"""The token pairs that each attention head keeps.
 
 A pattern is a value: frozen, hashable, comparable. Patch tokens stand in raster order,
 so an offset of +-1 wraps from the end of one image row to the start of the next; when
@@ -63,7 +63,7 @@ def get_fibonacci(a: int, b: int, w: int) -> tuple[int, ...]:
 
 @dataclass(frozen=True, kw_only=True)
 class AttentionPattern(ABC):
-    """What all patterns share: for each head, which pairs of patches are kept.
+    """The pairs of patches that each head keeps.
 
     Kept pairs are symmetric: (j, k) is kept iff (k, j) is. Tokens that stand before the
     patches (CLS, registers) see all tokens and are seen by all.
@@ -125,7 +125,7 @@ class AttentionPattern(ABC):
 
     @property
     def num_prefix(self) -> int:
-        """The tokens that stand before the patches."""
+        """The number of tokens before the patches."""
         return int(self.cls_token)
 
     @property
@@ -257,7 +257,7 @@ class FibottentionPattern(OffsetPattern):
             several (CLS and registers).
         main_diagonal: also keep offset 0 for the first head (before permutation), only
             with `modified`.
-        permuted: False leaves head i with set i in every layer, the control for the
+        permuted: False leaves head i with set i in every layer, the baseline for the
             permutation.
 
     Source: Fibottention (Rahimian et al.), with the corrections of the released code
@@ -291,7 +291,7 @@ class FibottentionPattern(OffsetPattern):
         """
         sets = [self._head_offsets(i) for i in range(1, self.num_heads + 1)]
         if self.permuted:
-            # a generator of its own: the global one stays untouched
+            # not the global generator, which others use
             random.Random(self.layer).shuffle(sets)
         return tuple(sets)
 
@@ -346,7 +346,7 @@ class Neighbours:
 
     @functools.cached_property
     def addresses(self) -> dict[str, int]:
-        """Where the arrays lie in memory, for compiled code."""
+        """The addresses of the arrays, for compiled code."""
         return {name: getattr(self, name).ctypes.data for name in ("start", "key", "transpose")}
 
     @functools.cached_property
@@ -357,7 +357,7 @@ class Neighbours:
 
 @functools.lru_cache(maxsize=64)
 def neighbours(pattern: AttentionPattern) -> Neighbours:
-    """The neighbour lists of a pattern; remembered by the pattern's value."""
+    """The neighbour lists of a pattern, cached by its value."""
     length, prefix = pattern.sequence_length, pattern.num_prefix
     starts, keys, transposes = [], [], []
     base = 0

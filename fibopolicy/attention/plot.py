@@ -11,7 +11,7 @@ from fibopolicy.attention.profile import Report
 
 
 def draw_pattern(pattern: AttentionPattern, path: Path) -> None:
-    """Writes a picture of every head's mask; for diagonals, with the offsets as its title."""
+    """Write a picture of every head's mask; for diagonals, with the offsets as its title."""
     from matplotlib.figure import Figure
 
     columns = min(pattern.num_heads, 6)
@@ -42,7 +42,7 @@ def _shortened(offsets: tuple[int, ...]) -> str:
 
 
 def draw_crossover(report: Report, path: Path) -> None:
-    """Writes the speed-up over dense SDPA against N, one line per contender and pass,
+    """Write a plot of the speed-up over dense SDPA against N, one line per contender and pass,
     quartiles as a band.
     """
     from matplotlib.figure import Figure

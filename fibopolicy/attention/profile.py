@@ -61,7 +61,7 @@ class Timing:
 
 @dataclass(frozen=True)
 class Report:
-    """All timings of a run, and where it ran."""
+    """All timings of a run, with its environment."""
 
     theme: str
     timings: Sequence[Any]
@@ -83,7 +83,7 @@ def profile_attention(
     flex: bool = False,
     seed: int = 0,
 ) -> Report:
-    """Times Fibottention (the backend that "auto" takes) against dense and masked SDPA.
+    """Time Fibottention (the backend that "auto" takes) against dense and masked SDPA.
 
     Args:
         shapes: (B, h, N) each.

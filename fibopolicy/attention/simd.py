@@ -109,7 +109,7 @@ def load(typing_context: Any, storage: Any, width: Any, address: Any) -> Any:
 
 @intrinsic(prefer_literal=True)
 def store(typing_context: Any, storage: Any, vector: Any, address: Any) -> Any:
-    """Writes a vector at a byte address, rounded to the nearest number of the storage kind."""
+    """Write a vector at a byte address, rounded to the nearest number of the storage kind."""
     kind = storage.literal_value
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -165,45 +165,23 @@ def _binary(name: str) -> Any:
     return operation
 
 
-_add, _subtract, _multiply, _divide = (
-    _binary("fadd"),
-    _binary("fsub"),
-    _binary("fmul"),
-    _binary("fdiv"),
-)
+def _overload(function: Any, operation: Any) -> None:
+    @overload(function, strict=False)
+    def choose(left: Any, right: Any) -> Any:
+        if isinstance(left, Vector) and left == right:
+            return lambda left, right: operation(left, right)
+        return None
 
 
-@overload(operator.add, strict=False)
-def _overload_add(left: Any, right: Any) -> Any:
-    if isinstance(left, Vector) and left == right:
-        return lambda left, right: _add(left, right)
-    return None
-
-
-@overload(operator.sub, strict=False)
-def _overload_subtract(left: Any, right: Any) -> Any:
-    if isinstance(left, Vector) and left == right:
-        return lambda left, right: _subtract(left, right)
-    return None
-
-
-@overload(operator.mul, strict=False)
-def _overload_multiply(left: Any, right: Any) -> Any:
-    if isinstance(left, Vector) and left == right:
-        return lambda left, right: _multiply(left, right)
-    return None
-
-
-@overload(operator.truediv, strict=False)
-def _overload_divide(left: Any, right: Any) -> Any:
-    if isinstance(left, Vector) and left == right:
-        return lambda left, right: _divide(left, right)
-    return None
+_overload(operator.add, _binary("fadd"))
+_overload(operator.sub, _binary("fsub"))
+_overload(operator.mul, _binary("fmul"))
+_overload(operator.truediv, _binary("fdiv"))
 
 
 @intrinsic
 def difference(typing_context: Any, left: Any, right: Any) -> Any:
-    """left - right of numbers that were rounded before: not fused with the product that
+    """left - right of rounded numbers: not fused with the product that
     made one of them.
     """
 
@@ -433,7 +411,7 @@ def _lanes_below(builder: Any, count: Any, width: int) -> Any:
 
 @intrinsic
 def store_first(typing_context: Any, vector: Any, address: Any, count: Any) -> Any:
-    """Writes the first `count` lanes only, so that a neighbour's memory stays untouched."""
+    """Write the first `count` lanes only, which leaves memory behind them untouched."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         kind = args[0].type
@@ -473,7 +451,7 @@ def read(typing_context: Any, kind: Any, address: Any) -> Any:
 
 @intrinsic(prefer_literal=True)
 def write(typing_context: Any, kind: Any, address: Any, value: Any) -> Any:
-    """Writes one number, "f32" or "f64", at a byte address."""
+    """Write one number, "f32" or "f64", at a byte address."""
     real = _NUMBA_REAL[kind.literal_value]
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -485,7 +463,7 @@ def write(typing_context: Any, kind: Any, address: Any, value: Any) -> Any:
 
 @intrinsic(prefer_literal=True)
 def stream(typing_context: Any, storage: Any, vector: Any, address: Any) -> Any:
-    """As `store`, past the caches: for what nobody reads soon. The address has to be a
+    """As `store`, past the caches: for data that is not read soon. The address has to be a
     multiple of 64.
     """
     kind = storage.literal_value
@@ -511,7 +489,7 @@ def stream(typing_context: Any, storage: Any, vector: Any, address: Any) -> Any:
 
 @intrinsic
 def fence(typing_context: Any) -> Any:
-    """Everything written so far, also by `stream`, stands before anything that follows."""
+    """Complete all writes, also those of `stream`, before anything that follows."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         builder.fence("seq_cst")
@@ -522,7 +500,7 @@ def fence(typing_context: Any) -> Any:
 
 @intrinsic
 def prefetch(typing_context: Any, address: Any) -> Any:
-    """Asks for a byte address to be brought near; any address will do."""
+    """Load the cache line of a byte address, which may be any number."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         byte = ir.IntType(8).as_pointer()
@@ -540,7 +518,7 @@ def prefetch(typing_context: Any, address: Any) -> Any:
 
 @intrinsic
 def take_ticket(typing_context: Any, address: Any) -> Any:
-    """Adds 1 to the int64 at an address, atomically, and returns what it was: how
+    """Add 1 to the int64 at an address, atomically, and return its earlier value: how
     threads share out work.
     """
 

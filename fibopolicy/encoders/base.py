@@ -33,32 +33,32 @@ class Encoder(nn.Module):
     output_dim: int
     image_size: tuple[int, int] | None = None
     num_views: int = 1
-    #: Whether the feature comes out of a linear layer, so that a head needs none of its
-    #: own before an activation.
+    #: Whether the feature is the output of a linear layer, so that a policy needs none
+    #: before an activation.
     ends_linear: ClassVar[bool] = False
 
     def __init__(self) -> None:
         super().__init__()
-        # Before every forward, so that no encoder, a user's own included, crops or
-        # stretches what it was not built for.
+        # Before every forward pass, so that no encoder, custom ones included, crops or
+        # stretches images that it was not built for.
         self.register_forward_pre_hook(_check_images)
 
     @abstractmethod
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]: ...
 
     def __prepare_scriptable__(self) -> Encoder:
-        """What torch.jit.script asks of a module, also of one inside another."""
+        """Called by torch.jit.script, also for a module inside another."""
         raise UserError(
             f"torch.jit.script cannot compile {type(self).__name__}; use torch.compile,"
             " torch.export or torch.jit.trace"
         )
 
     def checkpoint_gradients(self) -> None:
-        """From now on, keep less of a training forward pass and compute it again in
-        backward; gradients stay the same.
+        """Keep less of each forward pass of training, and compute it again in the backward
+        pass. Gradients stay the same.
 
         Raises:
-            UserError: the encoder cannot, which is so unless it overrides this.
+            UserError: the encoder does not support it, which is the default.
         """
         raise UserError(
             f"{type(self).__name__} cannot checkpoint its gradients, vision transformers can; leave"
