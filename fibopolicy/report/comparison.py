@@ -18,7 +18,17 @@ from fibopolicy.report.document import (
     write_html,
 )
 from fibopolicy.report.plots import SUCCESS_BY_STEP, Interval, plot_forest, plot_success_by_step
-from fibopolicy.report.tables import Rows, aligned, counted, listed, p_value, percent, points
+from fibopolicy.report.tables import (
+    Rows,
+    aligned,
+    counted,
+    interval,
+    listed,
+    p_value,
+    percent,
+    points,
+    points_interval,
+)
 from fibopolicy.statistics.compare import ALPHA, Comparison
 from fibopolicy.statistics.power import MAX_EPISODES, POWER, episodes_needed
 
@@ -127,7 +137,7 @@ def rate_rows(comparison: Comparison) -> Rows:
                 str(method.errors),
                 f"{rate.successes}/{rate.episodes}",
                 percent(rate.value),
-                f"[{100 * rate.low:.1f}, {100 * rate.high:.1f}] %",
+                f"{interval(rate)} %",
             ]
         )
     return rows
@@ -144,7 +154,7 @@ def difference_rows(comparison: Comparison) -> Rows:
             [
                 one.name,
                 points(d.value),
-                f"[{points(d.low)}, {points(d.high)}]",
+                points_interval(d),
                 p_value(d.p),
                 *[p_value(one.p) for _ in adjusted],
                 one.verdict,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from fibopolicy.statistics.differences import Estimate
 from fibopolicy.statistics.rates import Rate
 
 Rows = list[list[str]]
@@ -17,6 +18,16 @@ def percent(value: float) -> str:
 def points(value: float) -> str:
     """`+1.7`, for a difference of shares: percentage points."""
     return f"{100 * value:+.1f}"
+
+
+def interval(rate: Rate) -> str:
+    """`[88.1, 96.4]`, the 95 % interval of a rate in percent."""
+    return f"[{100 * rate.low:.1f}, {100 * rate.high:.1f}]"
+
+
+def points_interval(difference: Estimate) -> str:
+    """`[-1.2, +3.3]`, the 95 % interval of a difference in percentage points."""
+    return f"[{points(difference.low)}, {points(difference.high)}]"
 
 
 def p_value(p: float) -> str:
@@ -37,8 +48,8 @@ def rate_rows(rates: Mapping[str, Rate]) -> Rows:
     """A row for each rate, with its 95 % Wilson interval, below the titles."""
     rows = [["policy", "successes", "rate", "95 % Wilson interval"]]
     for name, rate in rates.items():
-        interval = f"[{100 * rate.low:.1f}, {100 * rate.high:.1f}] %"
-        rows.append([name, f"{rate.successes}/{rate.episodes}", percent(rate.value), interval])
+        successes = f"{rate.successes}/{rate.episodes}"
+        rows.append([name, successes, percent(rate.value), f"{interval(rate)} %"])
     if any(rate.errors for rate in rates.values()):
         errors = ["errors", *(str(rate.errors) for rate in rates.values())]
         for row, cell in zip(rows, errors, strict=True):

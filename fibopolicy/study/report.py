@@ -48,7 +48,7 @@ from fibopolicy.report.plots import (
     plot_learning_curves,
     plot_tradeoffs,
 )
-from fibopolicy.report.tables import counted, listed, points
+from fibopolicy.report.tables import counted, listed, points, points_interval
 from fibopolicy.statistics.compare import ALPHA
 from fibopolicy.statistics.power import MAX_EPISODES, POWER
 from fibopolicy.study.archive import SUFFIX, open_study
@@ -220,7 +220,7 @@ def _claim(study: Study, verdict: Verdict) -> str:
 def _place(one: EncoderComparison, unit: str, sizes: str) -> str:
     """For example `on Lift (difference -0.7 points [-3.1, +1.7])`."""
     d = one.difference
-    text = f"{unit.format(points(d.value))} [{points(d.low)}, {points(d.high)}]"
+    text = f"{unit.format(points(d.value))} {points_interval(d)}"
     text += f", {sizes}" if sizes else ""
     text += f", {one.direction} than {one.baseline}" if one.direction else ""
     if one.verdict is Verdict.UNDECIDED:

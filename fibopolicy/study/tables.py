@@ -10,7 +10,7 @@ from statistics import fmean, geometric_mean, median
 from typing import Any
 
 from fibopolicy.report.document import Cell
-from fibopolicy.report.tables import counted, p_value, points
+from fibopolicy.report.tables import counted, interval, p_value, points, points_interval
 from fibopolicy.statistics.power import MAX_EPISODES
 from fibopolicy.statistics.rates import wilson
 from fibopolicy.study.records import ConditionRecord, RunRecord, State, Study
@@ -73,7 +73,7 @@ def _success(one: ConditionResult, study: Study) -> str:
     """For example `93.3 [88.1, 96.4], 2 of 3 seeds`."""
     if one.rate is None:
         return one.problem or _progress(one.record)
-    text = f"{100 * one.rate.value:.1f} [{100 * one.rate.low:.1f}, {100 * one.rate.high:.1f}]"
+    text = f"{100 * one.rate.value:.1f} {interval(one.rate)}"
     if len(one.record.done) < len(study.seeds):
         text += f", {len(one.record.done)} of {len(study.seeds)} seeds"
     if one.init_states < study.episodes:
@@ -94,14 +94,14 @@ def difference_table(comparisons: Sequence[EncoderComparison]) -> list[Row]:
     table: list[Row] = [["", "points", "95 % interval", "p (Holm)", "verdict", "to decide"]]
     for one in by_task(comparisons):
         d, verdict = one.difference, one.verdict
-        told = f"{verdict.value}, {one.direction}" if one.direction else verdict.value
+        shown = f"{verdict.value}, {one.direction}" if one.direction else verdict.value
         table.append(
             [
                 f"{one.subject}: {one.candidate}",
                 points(d.value),
-                f"[{points(d.low)}, {points(d.high)}]",
+                points_interval(d),
                 p_value(one.p),
-                Cell(told, mark=verdict.mark),
+                Cell(shown, mark=verdict.mark),
                 _to_decide(one) if verdict is Verdict.UNDECIDED else NONE,
             ]
         )
@@ -189,14 +189,10 @@ def _ratio(
 
 def _rounded(value: float) -> str:
     """Three digits, with the prefix of a unit: `5.53M`."""
-    if abs(value) < 1e4:
-        return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
-    scale, prefix = next(
-        (scale, prefix)
-        for limit, scale, prefix in ((1e9, 1e9, "G"), (1e6, 1e6, "M"), (1e4, 1e3, "k"))
-        if abs(value) >= limit
-    )
-    return f"{value / scale:.3g}{prefix}"
+    for limit, scale, prefix in ((1e9, 1e9, "G"), (1e6, 1e6, "M"), (1e4, 1e3, "k")):
+        if abs(value) >= limit:
+            return f"{value / scale:.3g}{prefix}"
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def run_table(study: Study) -> list[Row]:
