@@ -13,7 +13,7 @@ import tyro
 
 from fibopolicy.errors import quoted
 from fibopolicy.policies.base import POLICIES, PolicyConfig
-from fibopolicy.training.config import TrainConfig, preset
+from fibopolicy.training.config import PRESETS, TrainConfig
 
 CONFIG = Annotated[tyro.conf.OmitArgPrefixes[TrainConfig], tyro.conf.arg(name="")]
 
@@ -64,7 +64,7 @@ def with_preset(arguments: Sequence[str]) -> type[Train]:
     known, _ = parser.parse_known_args(arguments)
     if arguments[:1] != ["train"] or known.preset is None:
         return Train
-    config = preset(known.preset, Path(), Path())
+    config = PRESETS[known.preset](Path(), Path())
     policy = copy.copy(config.policy)
     # What the policy decides by itself stays open, since `--policy` may name another one.
     for name, value in asdict(POLICIES[policy.policy].defaults).items():

@@ -10,6 +10,7 @@ from typing import Literal, get_args
 from fibopolicy.errors import UserError, unknown
 from fibopolicy.policies.base import PolicyConfig
 from fibopolicy.utils.files import expanded
+from fibopolicy.utils.registry import Registry
 
 Precision = Literal["auto", "fp32", "bf16"]
 
@@ -210,6 +211,11 @@ class TrainConfig:
         return tuple(zip(paths, keys * len(paths) if len(keys) == 1 else keys, strict=True))
 
 
+#: Published training runs by name, each for a dataset and a run directory.
+PRESETS = Registry[Callable[[Path, Path], TrainConfig]]("preset")
+
+
+@PRESETS.register("released_robot")
 def released_robot(dataset: Path, out: Path) -> TrainConfig:
     """The robot training of Fibottention's authors: their encoder in Diffusion Policy.
 
@@ -245,17 +251,3 @@ def released_robot(dataset: Path, out: Path) -> TrainConfig:
         ),
         checkpoint_every=1000,
     )
-
-
-PRESETS: dict[str, Callable[[Path, Path], TrainConfig]] = {"released_robot": released_robot}
-
-
-def preset(name: str, dataset: Path, out: Path) -> TrainConfig:
-    """The published training run of a name.
-
-    Raises:
-        UserError: no such preset; the message suggests the nearest.
-    """
-    if name not in PRESETS:
-        raise unknown("preset", name, PRESETS)
-    return PRESETS[name](dataset, out)

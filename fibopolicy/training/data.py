@@ -170,7 +170,7 @@ def narrow_distributions(policy: Policy, dataset: Windows) -> list[str]:
     """Warnings about files whose repeated actions raise a likelihood more than its images.
 
     Actions of two values, such as a gripper's, are excluded: they are the same in human
-    demonstrations, which are learnt well.
+    demonstrations, from which policies learn well.
     """
     options = getattr(policy, "options", {})
     if options.get("min_std", math.inf) > NARROW_STD or options.get("fixed_std"):

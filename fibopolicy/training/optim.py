@@ -20,7 +20,7 @@ M = TypeVar("M", bound=nn.Module)
 #: Learned tokens and positions, ours and timm's: matrices by shape, but not weights of a product.
 NOT_DECAYED = ("positions", "cls", "pos_embed", "cls_token", "reg_token", "dist_token")
 #: Key of a parameter group: its learning rate as a factor of the schedule's.
-LR_SCALE = "factor"
+LR_SCALE = "lr_scale"
 
 
 def build_optimizer(policy: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:

@@ -249,7 +249,7 @@ class Trainer:
         return policy
 
     def _open_run(self, stack: ExitStack) -> None:
-        """Lock the run directory, write or check its configuration, say what is trained."""
+        """Lock the run directory, write or check its configuration, log what is trained."""
         config, dataset = self.config, self.dataset
         stack.enter_context(directory_lock(config.out))
         checkpoint.open_run(config, dataset, resume=self.resume, overwrite=self.overwrite)

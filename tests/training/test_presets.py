@@ -7,7 +7,7 @@ import pytest
 
 from fibopolicy import cli
 from fibopolicy.errors import UserError
-from fibopolicy.training.config import PRESETS, TrainConfig, preset
+from fibopolicy.training.config import PRESETS, TrainConfig
 
 DATA, RUN = Path("can.hdf5"), Path("runs/can")
 COMMAND = ["train", "--dataset", str(DATA), "--out", str(RUN)]
@@ -18,16 +18,16 @@ def parsed(*arguments: str) -> TrainConfig:
     return config
 
 
-@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("name", PRESETS.names())
 @pytest.mark.parametrize("form", ["--preset {}", "--preset={}"])
 def test_the_command_line_makes_the_same_run_as_python(name: str, form: str) -> None:
-    assert parsed(*form.format(name).split()) == preset(name, DATA, RUN)
+    assert parsed(*form.format(name).split()) == PRESETS[name](DATA, RUN)
 
 
 @pytest.mark.parametrize("order", [1, -1])
 def test_other_options_override_a_preset_in_any_order(order: int) -> None:
     words = [["--preset", "released_robot"], ["--steps", "7", "--hidden", "64"]][::order]
-    expected = preset("released_robot", DATA, RUN)
+    expected = PRESETS["released_robot"](DATA, RUN)
     changed = replace(
         expected,
         optimizer=replace(expected.optimizer, steps=7),
@@ -67,7 +67,7 @@ def test_without_a_preset_nothing_changes_and_unknown_ones_are_named() -> None:
 
 
 def test_released_robot_is_the_authors_encoder_in_diffusion_policy() -> None:
-    policy = preset("released_robot", DATA, RUN).policy
+    policy = PRESETS["released_robot"](DATA, RUN).policy
     assert (policy.policy, policy.encoder, policy.crop) == ("diffusion", "released_robot", 76)
     assert (
         policy.n_obs_steps,
