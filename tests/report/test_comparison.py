@@ -44,7 +44,7 @@ def test_rows_are_paired_by_start_state_whatever_their_order_or_index(
     assert found.verdict == "better"
 
 
-def test_only_shared_start_states_count_and_the_rest_is_told(
+def test_only_shared_initial_states_count_and_the_rest_is_reported(
     pair: tuple[Path, Path], tmp_path: Path
 ) -> None:
     longer = make_run(tmp_path / "longer", [True] * 80)
@@ -55,7 +55,7 @@ def test_only_shared_start_states_count_and_the_rest_is_told(
     assert "left out: 20 that some run lacks" in text(found, ())
 
 
-def test_errors_count_in_no_rate_and_are_told(pair: tuple[Path, Path]) -> None:
+def test_errors_count_in_no_rate_and_are_reported(pair: tuple[Path, Path]) -> None:
     rows = read_rows(pair[1] / "episodes.jsonl")
     write_rows(
         pair[1] / "episodes.jsonl",
@@ -120,7 +120,7 @@ def test_the_last_checkpoint_counts_and_never_the_best(tmp_path: Path) -> None:
         of(*runs, step=7)
 
 
-def test_several_evaluations_of_one_checkpoint_must_be_told_apart(pair: tuple[Path, Path]) -> None:
+def test_several_evaluations_of_one_checkpoint_are_ambiguous(pair: tuple[Path, Path]) -> None:
     make_run(pair[0], [True] * 60, checkpoint="model")
     with pytest.raises(
         UserError, match=r"with checkpoint ema, model; choose one, e.g. --checkpoint ema"
@@ -191,12 +191,12 @@ def test_needed_episodes_stay_within_possible_rates(tmp_path: Path) -> None:
     assert [line[0] for line in table[1:]] == ["98.0 and 93.0 %", "98.0 and 99.0 %"]
 
 
-def test_the_verb_prints_it_all(
+def test_the_command_prints_the_whole_comparison(
     pair: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     Compare(pair, margin=0.05).run()
     printed = capsys.readouterr().out
-    for told in (
+    for part in (
         "60 shared initial states",
         "+16.7",
         "better; not inferior",
@@ -204,11 +204,11 @@ def test_the_verb_prints_it_all(
         "compares two checkpoints",
         "80 % power",
     ):
-        assert told in printed
+        assert part in printed
 
 
 def test_a_film_shows_in_turn_what_one_side_alone_solved() -> None:
     baseline, candidate = (
-        np.array([int(x) for x in told], dtype=bool) for told in ("1110100", "0100111")
+        np.array([int(x) for x in digits], dtype=bool) for digits in ("1110100", "0100111")
     )
     assert alternate(baseline, candidate) == [0, 5, 2, 6, 1, 3, 4]

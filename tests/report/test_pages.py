@@ -40,8 +40,8 @@ def comparison_page(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_comparison_page_needs_no_other_file(comparison_page: Path) -> None:
     page = comparison_page.read_text()
     assert not re.findall(r'(?:src|href)="(?!data:)', page)
-    for told in ("Differences", "Success against time", "Episodes needed", "p (Holm)"):
-        assert told in page
+    for text in ("Differences", "Success against time", "Episodes needed", "p (Holm)"):
+        assert text in page
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +62,7 @@ def test_a_browser_shows_every_picture_and_never_scrolls_sideways(
     assert pictures_shown(request.getfixturevalue(which), width, tmp_path) == 2
 
 
-def test_a_video_needs_a_page_and_nothing_is_replaced_unasked(
+def test_a_video_needs_a_page_and_replaces_nothing_by_default(
     comparison_page: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(UserError, match="--out PAGE"):

@@ -72,7 +72,7 @@ CASES = [
 
 
 @pytest.mark.parametrize(("seeds", "seed_sd", "baseline", "candidate"), CASES)
-def test_the_interval_covers_and_compare_is_seldom_wrong(
+def test_the_interval_covers_and_false_positives_are_rare(
     seeds: int, seed_sd: float, baseline: float, candidate: float
 ) -> None:
     rng, total = np.random.default_rng(2), float(np.hypot(seed_sd, 1.5))
@@ -93,7 +93,7 @@ def test_the_interval_covers_and_compare_is_seldom_wrong(
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("seeds", "seed_sd"), [(3, 0.0), (3, 0.5), (3, 1.0), (5, 0.5)])
-def test_non_inferiority_is_seldom_granted_to_what_is_worse_by_the_margin(
+def test_a_method_worse_by_the_margin_is_rarely_called_not_inferior(
     seeds: int, seed_sd: float
 ) -> None:
     rng, total = np.random.default_rng(3), float(np.hypot(seed_sd, 1.5))
@@ -109,11 +109,11 @@ def test_non_inferiority_is_seldom_granted_to_what_is_worse_by_the_margin(
     assert np.mean(granted) <= 0.035
 
 
-def test_seeds_share_of_the_variance_is_told() -> None:
+def test_the_share_of_the_variance_between_seeds() -> None:
     rng = np.random.default_rng(4)
     alike = outcomes(rng, 3, np.zeros(200), 1, 0)
-    apart = np.stack([np.arange(200) < k for k in (60, 120, 190)])
-    assert Difference(alike, apart).seed_share > 0.8
+    different = np.stack([np.arange(200) < k for k in (60, 120, 190)])
+    assert Difference(alike, different).seed_share > 0.8
     assert Difference(alike, outcomes(rng, 3, np.zeros(200), 1, 0)).seed_share < 0.5
 
 

@@ -66,7 +66,7 @@ def truth(logit: float) -> float:
 
 
 @pytest.mark.slow
-def test_where_encoders_are_equal_a_study_seldom_finds_a_difference() -> None:
+def test_where_encoders_are_equal_a_study_rarely_finds_a_difference() -> None:
     """Any difference among all comparisons of a study counts as a false alarm; and the
     intervals of rates and means cover.
     """
@@ -93,7 +93,7 @@ def test_where_encoders_are_equal_a_study_seldom_finds_a_difference() -> None:
 
 
 @pytest.mark.slow
-def test_what_is_worse_by_the_margin_is_seldom_called_anything_but_undecided() -> None:
+def test_an_encoder_worse_by_exactly_the_margin_is_rarely_decided() -> None:
     logits = {"fibopolicy/Lift-v0": {"dense": 2.5, "fib": 1.5, "local": 1.5}}
     margin = truth(2.5) - truth(1.5)
     studies = found(logits, 150, margin)
