@@ -39,17 +39,17 @@ def test_predictions_of_episodes_do_not_mix() -> None:
         assert all(len(value) == 2 for value in together.values())
 
 
-@pytest.mark.parametrize("policy", ["bc", "flow", "diffusion"])
-def test_a_policy_with_ensembling_acts_step_by_step_on_the_average(policy: str) -> None:
-    pytest.importorskip("diffusers" if policy == "diffusion" else "torch")
+@pytest.mark.parametrize("name", ["bc", "flow", "diffusion"])
+def test_a_policy_with_ensembling_acts_step_by_step_on_the_average(name: str) -> None:
+    pytest.importorskip("diffusers" if name == "diffusion" else "torch")
     config = PolicyConfig(
-        policy=policy, temporal_ensemble_coeff=0.1, horizon=4, n_obs_steps=1, hidden=16
+        policy=name, temporal_ensemble_coeff=0.1, horizon=4, n_obs_steps=1, hidden=16
     )
     assert config.n_action_steps == 1
     torch.manual_seed(0)
     policy = build_policy(config, SHAPES).eval()
     plain = build_policy(
-        PolicyConfig(policy=policy, horizon=4, n_action_steps=4, n_obs_steps=1, hidden=16), SHAPES
+        PolicyConfig(policy=name, horizon=4, n_action_steps=4, n_obs_steps=1, hidden=16), SHAPES
     ).eval()
     plain.load_state_dict(policy.state_dict())
     seen = [{"hand": torch.randn(2, 1, 3)} for _ in range(6)]
