@@ -24,15 +24,19 @@ class StudyRun:
     """
 
     study: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="STUDY")]
-    """FILE.py[:FUNCTION]: a function without arguments that returns a StudyConfig; by default the file's function `study`."""  # noqa: E501
+    """FILE.py[:FUNCTION]: a function without arguments that returns a StudyConfig; by
+    default the file's function `study`."""
     out: Path
     """Directory of the study: new, or of an interrupted study."""
     jobs: int | None = None
-    """Processes at a time; by default one per GPU, or without GPUs as many as there are cores for the study's threads."""  # noqa: E501
+    """Processes at a time; by default one per GPU, or without GPUs as many as there are
+    cores for the study's threads."""
     ray: str | None = None
-    """Run on the Ray cluster at this address: HOST:PORT, ray://HOST:PORT, or auto for the cluster of this machine."""  # noqa: E501
+    """Run on the Ray cluster at this address: HOST:PORT, ray://HOST:PORT, or auto for the
+    cluster of this machine."""
     only: tuple[str, ...] = ()
-    """Carry out these runs (CONDITION/seedN) or conditions only; several such jobs may share the directory."""  # noqa: E501
+    """Carry out these runs (CONDITION/seedN) or conditions only; several such jobs may
+    share the directory."""
     index: int | None = None
     """Carry out one run only, counted from 0: for array jobs."""
     prepare_only: bool = False
@@ -117,7 +121,8 @@ class StudyReport:
     study: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="STUDY")]
     """Directory or archive of the study."""
     videos: bool = False
-    """Film the baseline and the candidates side by side, which simulates the shown episodes again."""  # noqa: E501
+    """Film the baseline and the candidates side by side, which simulates the shown
+    episodes again."""
 
     def run(self) -> None:
         from fibopolicy.study.report import write_report
