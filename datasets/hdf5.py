@@ -223,13 +223,6 @@ class DemoFile:
         """A demo's HDF5 group, to copy from."""
         return self._demo(demo)
 
-    def keys(self, demo: str) -> tuple[str, ...]:
-        """The arrays of a demo other than observations: "actions", "states", ..."""
-        with self._wrap_errors(demo):
-            return tuple(
-                name for name, item in self._demo(demo).items() if isinstance(item, h5py.Dataset)
-            )
-
     def layout(self, demo: str, key: str) -> tuple[tuple[int, ...], np.dtype[Any]]:
         """Shape, time axis included, and dtype of an array, without reading it."""
         if (demo, key) not in self._layouts:

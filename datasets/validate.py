@@ -80,11 +80,6 @@ def read_valid(
         }
 
 
-def action_faults(file: DemoFile, demo: str) -> Iterator[str]:
-    """One line for each action value that is not finite in float32, or for a wrong shape."""
-    return _action_faults(file, demo, file.read(demo, "actions"))
-
-
 def _action_faults(file: DemoFile, demo: str, actions: Floats) -> Iterator[str]:
     if not np.issubdtype(actions.dtype, np.floating):
         yield f"{demo}: actions are {actions.dtype}, expected floats"

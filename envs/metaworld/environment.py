@@ -118,7 +118,6 @@ class MetaWorldEnv(TaskEnv):
         check_options(quality, horizon)
         self.task_id = task_id
         self.cameras = tuple(cameras)
-        self.image_size = image_size
         self._sizes = FrameSizes(image_size, self.cameras)
         self.quality = quality
         self.horizon = horizon

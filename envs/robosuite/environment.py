@@ -96,7 +96,6 @@ class RobosuiteEnv(TaskEnv):
         check_options(quality, horizon)
         self.task_id = self._suite_id = task_id
         self.cameras = defaults.cameras if cameras is None else tuple(cameras)
-        self.image_size = image_size
         self._sizes = FrameSizes(image_size, self.cameras)
         self.quality = quality
         self.horizon = horizon

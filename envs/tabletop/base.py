@@ -87,7 +87,6 @@ class TabletopEnv(TaskEnv):
         self.horizon = self.default_horizon if horizon is None else horizon
         check_options(quality, self.horizon)
         self.cameras = tuple(cameras)
-        self.image_size = image_size
         self._sizes = FrameSizes(image_size, self.cameras)
         self.quality = quality
         self.render_mode = render_mode

@@ -51,7 +51,7 @@ def test_a_recording_becomes_a_robomimic_file(tmp_path: Path) -> None:
         assert file.file_attrs == {"licence": "MIT", "date": "4-9-2020"}
         np.testing.assert_array_equal(file.read("demo_2", "actions"), np.clip(actions, -1, 1))
         np.testing.assert_array_equal(file.read("demo_10", "states"), np.ones((2, 3)))
-        assert set(file.keys("demo_2")) == {"actions", "states"}
+        assert set(file.group("demo_2")) == {"actions", "states"}
 
 
 def test_rotations_of_robosuite_1_0_are_turned_round(tmp_path: Path) -> None:
