@@ -54,8 +54,8 @@ class RobomimicTrain:
 
 @dataclass(frozen=True, kw_only=True)
 class RobomimicExport(Output):
-    """Write the policy of a run as a robomimic checkpoint. It must be one of bc_gaussian,
-    bc_gmm, bc_rnn_gmm and bc_transformer_gmm.
+    """Write the policy of a run as a robomimic checkpoint. It must be one of
+    bc_gaussian, bc_gmm, bc_rnn_gmm and bc_transformer_gmm.
 
     Example: fibopolicy robomimic export runs/lift_rnn --out lift_rnn.pth
     """

@@ -1,8 +1,8 @@
 """One control step of robomimic's policy networks, for a batch of episodes.
 
-robomimic acts for one episode and keeps the memory inside its algorithm. Here the memory
-is a value, and random numbers come from `EpisodeRng`: an episode repeats exactly,
-whatever runs beside it.
+robomimic acts for one episode and keeps the memory inside its algorithm. Here the
+memory is a value, and random numbers come from `EpisodeRng`: an episode repeats
+exactly, whatever runs beside it.
 """
 
 from __future__ import annotations
@@ -34,9 +34,7 @@ class Memory(TypedDict):
 
 
 def init_memory(obs: Observations, keys: Iterable[str]) -> Memory:
-    """Memory of episodes that begin with the observations `obs` of a simulator, `(B, ...)`
-    per key.
-    """
+    """Memory of episodes that begin with a simulator's observations, `(B, ...)` per key."""
     return {"rng": EpisodeRng.init(obs, keys).state, "hidden": (), "first": {}}
 
 
@@ -60,8 +58,8 @@ def forward_recurrent(
 
     Args:
         obs: `(B, ...)` per key.
-        horizon: steps after which the hidden state is reset: the length of the sequences
-            that the network was trained on.
+        horizon: steps after which the hidden state is reset: the length of the
+            sequences that the network was trained on.
         open_loop: act on the observation of the last reset.
     """
     device, rng = next(iter(obs.values())).device, EpisodeRng(**memory["rng"])
@@ -89,8 +87,8 @@ def forward_recurrent(
 
 
 def _draw(network: Any, out: Any, seeds: Sequence[int]) -> Tensor:
-    """Actions `(B, A)` from the output of a network: actions, or a Gaussian or a mixture
-    of Gaussians to draw from.
+    """Actions `(B, A)` from the output of a network: actions, or a Gaussian or a
+    mixture of Gaussians to draw from.
 
     Of several steps, `(B, T, ...)`, the last is used. With `low_noise_eval` a Gaussian
     gives its mean, as in robomimic.

@@ -38,7 +38,8 @@ class Checkpoint:
         path: the file.
         algo_name: e.g. "bc".
         config: robomimic's configuration of the training.
-        weights: state dict of the networks; hierarchical algorithms have a dict of them.
+        weights: state dict of the networks; hierarchical algorithms have a dict of
+            them.
         env_metadata: `env_args` of the dataset.
         shapes: shape per observation key as the networks read it, images (C, H, W).
         action_dim: A.
@@ -144,9 +145,9 @@ def import_checkpoint(path: Path) -> Path:
     """Run directory of a checkpoint `X.pth`: `X_evaluation` beside it, made if it does
     not exist yet.
 
-    It holds a `config.json` like that of our runs, with a section "robomimic" that names
-    the checkpoint and its digest. An evaluation adds its rows, initial states, video and
-    report. The weights stay where they are.
+    It holds a `config.json` like that of our runs, with a section "robomimic" that
+    names the checkpoint and its digest. An evaluation adds its rows, initial states,
+    video and report. The weights stay where they are.
 
     Raises:
         UserError: the checkpoint cannot be loaded, or the directory belongs to another

@@ -91,8 +91,9 @@ def check_config(config: Any) -> list[str]:
         Warnings for the user.
 
     Raises:
-        UserError: a dataset, observation or filter key is missing; a core, randomizer or
-            one of their options is unknown; an encoder cannot be built for the images.
+        UserError: a dataset, observation or filter key is missing; a core, randomizer
+            or one of their options is unknown; an encoder cannot be built for the
+            images.
     """
     warnings = []
     algo, train = config.algo, config.train
@@ -241,8 +242,8 @@ def _check_observations(section: Any, file: DemoFile) -> None:
 
 
 def _check_encoder(where: str, encoder: Any) -> None:
-    """Raise `UserError` for classes and options of `config.observation.encoder.<modality>`
-    that robomimic does not know and would drop.
+    """Raise `UserError` for classes and options of
+    `config.observation.encoder.<modality>` that robomimic does not know and would drop.
     """
     import robomimic.utils.obs_utils as obs_utils
 

@@ -2,9 +2,9 @@
 robomimic finds observation cores by class name.
 
 robomimic drops the `core_kwargs` that a core does not name, so an encoder's options
-travel in one argument and `build_encoder` checks all of them. Most of its networks apply
-a ReLU to a core's output, which would cut off the negative half of keypoints. Therefore
-a linear layer follows the encoder, as in robomimic's own `VisualCore`.
+travel in one argument and `build_encoder` checks all of them. Most of its networks
+apply a ReLU to a core's output, which would cut off the negative half of keypoints.
+Therefore a linear layer follows the encoder, as in robomimic's own `VisualCore`.
 """
 
 from __future__ import annotations

@@ -133,8 +133,8 @@ def _config(policy: RobomimicPolicy, train: dict[str, Any]) -> Any:
 
 
 def _statistics(policy: RobomimicPolicy) -> dict[str, dict[str, Any]]:
-    """Mean and standard deviation per observation; zeros and ones for images, which stay
-    as they are.
+    """Mean and standard deviation per observation; zeros and ones for images, which
+    stay as they are.
 
     The first dimension is the number of stacked frames: robomimic's own files have 1
     there, but its rollouts refuse that with more frames.

@@ -28,7 +28,8 @@ ALGORITHMS = ("bc", "bcq", "cql", "iql", "td3_bc")
 class ImportedPolicy(Policy):
     """Acts as robomimic's own rollout of a checkpoint does; it cannot be trained.
 
-    `act` returns one action per call, within [-1, 1] unless the checkpoint scales actions.
+    `act` returns one action per call, within [-1, 1] unless the checkpoint scales
+    actions.
 
     Raises:
         UserError: an algorithm, network, core or option that robomimic 0.3.0 does not
@@ -46,7 +47,8 @@ class ImportedPolicy(Policy):
         cloning = checkpoint.algo_name == "bc"
         self.recurrent = cloning and bool(algo.rnn.enabled)
         self.transformer = cloning and bool(algo.transformer.enabled)
-        #: Whether a policy network alone acts, and not an algorithm that draws from torch.
+        #: Whether a policy network alone acts, and not an algorithm that draws from
+        #: torch.
         self.single_network = cloning and not algo.vae.enabled
         stacked = int(config.train.frame_stack)
         if stacked > 1 and not self.transformer:
@@ -125,8 +127,8 @@ class ImportedPolicy(Policy):
         return prepared
 
     def _act_one_by_one(self, obs: Mapping[str, Tensor], memory: Memory) -> tuple[Tensor, Memory]:
-        """Actions `(B, A)` of an algorithm that draws from torch's global generator, which
-        gets a seed of its own for each episode.
+        """Actions `(B, A)` of an algorithm that draws from torch's global generator,
+        which gets a seed of its own for each episode.
         """
         actions, rng = [], EpisodeRng(**memory["rng"])
         devices = [self.device] if self.device.type == "cuda" else []
@@ -159,8 +161,8 @@ def _object_signs(checkpoint: Checkpoint, shapes: Shapes) -> Tensor:
     """Factors `(D,)` that turn the vector "object" of robosuite 1.5 into the one of the
     training.
 
-    Before 1.5 the last part of Lift's was the gripper's position minus the cube's; since
-    then it is the cube's minus the gripper's.
+    Before 1.5 the last part of Lift's was the gripper's position minus the cube's;
+    since then it is the cube's minus the gripper's.
     """
     signs = torch.ones(shapes.vectors.get("object", 0))
     env = checkpoint.env_metadata

@@ -202,8 +202,8 @@ class BCGMMPolicy(RobomimicPolicy):
 class BCRNNGMMPolicy(RobomimicPolicy):
     """An LSTM or GRU that predicts a mixture of Gaussians at every step.
 
-    It is trained on sequences of `horizon` steps (also `seq_length` in robomimic)
-    and acts step by step, with its memory reset after as many. By default no MLP follows
+    It is trained on sequences of `horizon` steps (also `seq_length` in robomimic) and
+    acts step by step, with its memory reset after as many. By default no MLP follows
     the recurrent network, as in the configurations of robomimic's paper.
     """
 

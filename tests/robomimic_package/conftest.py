@@ -1,7 +1,7 @@
 """A small image file, and checkpoints as robomimic itself writes them.
 
-This folder is not called `robomimic`: pytest puts its parent on the path, where that name
-would pass for the library if it is not installed.
+This folder is not called `robomimic`: pytest puts its parent on the path, where that
+name would pass for the library if it is not installed.
 """
 
 from __future__ import annotations
