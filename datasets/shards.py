@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path
@@ -199,7 +199,11 @@ def record_demos(
     names: list[str] = []
     steps = 0
     episodes = prefetch(folder, start, needed=demos, shard_size=shard_size, workers=workers)
-    with tqdm(total=demos, desc=description, unit="demo", disable=None) as bar:
+    # Closed at once: a collection that is given up must not end the next one's workers.
+    with (
+        contextlib.closing(episodes),
+        tqdm(total=demos, desc=description, unit="demo", disable=None) as bar,
+    ):
         for tried, episode in enumerate(episodes, start=1):
             if episode["success"]:
                 names.append(add_episode(writer, episode, attrs(episode)))
@@ -223,7 +227,7 @@ def prefetch(
     needed: int,
     shard_size: int,
     workers: int,
-) -> Iterator[Arrays]:
+) -> Generator[Arrays, None, None]:
     """All episodes from index 0 on, in order, without end.
 
     Workers record ahead; shards that lie in `folder` are not recorded again.
