@@ -12,7 +12,7 @@ def main() -> None:
     """Set up the process, then call `fibopolicy.cli`."""
     set_up()
     try:
-        os.getcwd()  # torch ends the process without it, in words that do not name the cause
+        os.getcwd()  # without it torch aborts with a message that hides the cause
         from fibopolicy.cli import main as run
     except FileNotFoundError:
         print(

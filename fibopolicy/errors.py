@@ -1,4 +1,4 @@
-"""The user's mistakes, as one clear line each."""
+"""Errors that the user can fix, each one clear line."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ def quoted(path: str | os.PathLike[str]) -> str:
 
 
 def printable(text: str) -> str:
-    """`text` with escapes for what UTF-8 cannot encode, such as other bytes in a file
-    name.
+    """`text` with escapes for characters that UTF-8 cannot encode, such as raw bytes in a
+    file name.
     """
     return text.encode(errors="backslashreplace").decode()
 
@@ -35,8 +35,8 @@ def one_line(error: BaseException) -> str:
 
 
 def unknown(kind: str, name: object, known: Iterable[str], summary: str = "") -> UserError:
-    """The error for a name that is not registered: the nearest match, and what is
-    known, or a `summary` of it.
+    """The error for an unregistered name, with the nearest match and the known names, or
+    a `summary` instead of these.
     """
     names = sorted(known)
     any_case = {entry.lower(): entry for entry in names}
@@ -45,7 +45,7 @@ def unknown(kind: str, name: object, known: Iterable[str], summary: str = "") ->
         for match in difflib.get_close_matches(str(name).lower(), any_case, n=1, cutoff=0.5)
     ]
     if not summary and len(names) > 60:
-        nearest = f"did you mean {near[0]!r}?" if near else f"say {names[0]!r}"
+        nearest = f"did you mean {near[0]!r}?" if near else f"for example {names[0]!r}"
         return UserError(f"unknown {kind} {str(name)!r}: {nearest} ({len(names)} are known)")
     hint = f"did you mean {near[0]!r}? " if near else ""
     return UserError(

@@ -28,7 +28,7 @@ class Quickstart:
     """
 
     out: Path = Path("runs/quickstart")
-    """Directory for everything; about 0.5 GB."""
+    """Directory for all files; about 0.5 GB."""
     encoder: str = "fibottention_vit_tiny"
     """The image encoder; vit_tiny is the same network with dense attention."""
     demos: int = 400
@@ -36,14 +36,14 @@ class Quickstart:
     steps: int = 1000
     """Gradient steps."""
     episodes: int = 50
-    """Held-out initial states to roll out on."""
+    """Number of held-out initial states to evaluate on."""
     seed: int = 0
     """Training seed."""
     setup_seconds: float | None = None
     """Seconds that the installation took, for the table of wall times."""
 
     def run(self) -> None:
-        # Imported here, so that a mistake in the command line is answered at once.
+        # Imported here, so that mistakes on the command line are reported at once.
         from fibopolicy.datasets.collect import Plan, collect
         from fibopolicy.encoders.base import encoder_options
         from fibopolicy.evaluation.evaluate import evaluate_run
@@ -59,16 +59,16 @@ class Quickstart:
         if self.setup_seconds is not None:
             times.add("set-up", self.setup_seconds)
         if not data.exists():
-            with times.of("collect"):
+            with times.measure("collect"):
                 collect(Plan(TASK), self.demos, data, resume=True)
-        with times.of(f"train {run.name}"):
+        with times.measure(f"train {run.name}"):
             train(training, resume=True)
-        with times.of(f"evaluate {run.name}"):
+        with times.measure(f"evaluate {run.name}"):
             evaluation = evaluate_run(evaluating, resume=True)
         spent = times.of_run(run.name)
         page = write_run_page(run, evaluation, spent)
         print(
-            f"\n{TASK}, {self.episodes} held-out start"
+            f"\n{TASK}, {self.episodes} held-out initial"
             f" states\n{rate_table({self.encoder: evaluation.rate})}"
         )
         print(f"\nwall time\n{time_table(spent)}")
@@ -100,7 +100,7 @@ class WallTimes:
             partial.write_text(json.dumps(self.seconds, indent=2) + "\n", encoding="utf-8")
 
     @contextmanager
-    def of(self, stage: str) -> Iterator[None]:
+    def measure(self, stage: str) -> Iterator[None]:
         """Time a stage, even if it is interrupted."""
         print(f"{stage} ...", flush=True)  # without a terminal, the only sign of progress
         began = time.perf_counter()

@@ -2,8 +2,8 @@
 the file of its group beside this one; the work is done in the packages below.
 
 Options are flat (`--batch-size`, not `--optimizer.batch-size`): commands share the
-config dataclasses of the library, whose field names are unique. tyro parses, and prints
-mistakes in the command line.
+config dataclasses of the library, whose field names are unique. tyro parses, and reports
+mistakes on the command line.
 """
 
 from __future__ import annotations
@@ -52,8 +52,8 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "plot-pattern": PlotPattern,
 }
 DESCRIPTION = (
-    "Train visuomotor policies by behaviour cloning, measure them in simulation. "
-    "--debug shows tracebacks, --version what is installed."
+    "Train visuomotor policies by behaviour cloning and evaluate them in simulation. "
+    "--debug shows tracebacks, --version the installed versions."
 )
 #: A flag is given or not; there is no --no-flag.
 CONFIG = (tyro.conf.FlagCreatePairsOff,)
@@ -82,14 +82,14 @@ def main() -> None:
             command.run()
         sys.stdout.flush()  # here, where a failure is reported
     except BrokenPipeError:
-        os._exit(0)  # the reader of our output has gone
+        os._exit(0)  # the reader of our output is gone
     except KeyboardInterrupt as error:
         _end(error, debug, f"interrupted{_how_to_resume(command)}", 130)
     except Exception as error:
         if isinstance(error, OSError):
             try:
                 sys.stdout.flush()
-            except OSError:  # the error came from printing, and would come again at the end
+            except OSError:  # the error came from printing, and would recur at exit
                 drop_output()
         _end(error, debug, *_explain(error))
 
@@ -103,10 +103,10 @@ def parse(arguments: list[str]) -> Any:
     """
     if any(word == "" or (word.startswith("--") and word.endswith("=")) for word in arguments):
         raise UserError(
-            f"{arguments[0]}: an argument is empty; if it came from a shell variable, that is"
-            " not set"
+            f"{arguments[0]}: an argument is empty; if it came from a shell variable, set that"
+            " variable"
         )
-    if shutil.get_terminal_size().columns < 40:  # tyro takes forever to wrap at a few letters
+    if shutil.get_terminal_size().columns < 40:  # tyro takes very long to wrap at a few letters
         os.environ["COLUMNS"] = "40"
     try:
         return tyro.extras.subcommand_cli_from_dict(
@@ -155,7 +155,7 @@ def _how_to_resume(command: object) -> str:
 def _print_warning(
     message: Warning | str, category: type[Warning], *_: object, **__: object
 ) -> None:
-    """Our warnings are `UserWarning`; those of libraries are not for the user."""
+    """Print warnings of this library, which are `UserWarning`, and drop all others."""
     if category is UserWarning:
         print(f"fibopolicy: warning: {message}", file=sys.stderr)
 

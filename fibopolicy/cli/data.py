@@ -1,4 +1,4 @@
-"""The commands that make demonstrations and look at them."""
+"""Commands that make, check and show demonstrations."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ class Collect(Recording):
     """
 
     task: Annotated[Positional[str], arg(metavar="TASK")]
-    """Task id, e.g. fibopolicy/Lift-v0, or short: Lift-v0; or module:class of your own
+    """Task id, e.g. fibopolicy/Lift-v0, or short: Lift-v0; or module:class of a custom
     task."""
     episodes: int
     """Successful episodes to record."""
     cameras: tuple[str, ...] | None = None
-    """Cameras to render; all of the task's by default, and none after a bare --cameras."""
+    """Cameras to render; by default all of the task's. A bare --cameras renders none."""
     image_size: int = 84
     """Height and width of the images, pixels."""
     quality: Literal["fast", "full"] = "fast"
-    """Render quality; it is stored, and evaluation uses it."""
+    """Render quality; it is stored in the file, and evaluation uses it."""
     noise: float | None = None
     """Standard deviation of noise on executed actions, action units; by default 0.2 in
     built-in tasks and 0.1 in robosuite's. Recorded actions have no noise."""
@@ -65,10 +65,10 @@ class Generate(Recording, Demos):
     demos: int
     """Successful demonstrations to write."""
     task: str | None = None
-    """Robosuite's name of the task, where the file holds several variants, e.g.
+    """Robosuite's name of the task, if the file may be of several variants, e.g.
     PickPlaceCan of PickPlace."""
     origin: str | None = None
-    """Who made the source's demos, where the file does not say, e.g. human."""
+    """Who made the source's demos, if the file does not say, e.g. human."""
     noise: float = 0.05
     """Standard deviation of noise on executed position actions, action units. Recorded
     actions have no noise."""
@@ -140,7 +140,7 @@ class Split(Output):
     valid_fraction: float = 0.1
     """Share of the demos that are held out."""
     seed: int = 0
-    """Seed of the choice."""
+    """Seed of the random split."""
 
     def run(self) -> None:
         from fibopolicy.datasets import split
@@ -182,14 +182,14 @@ class Render(Recording, Demos):
         for demo, reason in done.skipped.items():
             print(f"skipped {demo}: {reason}")
         if done.dropped:
-            print(f"left out, since not rendered: {', '.join(done.dropped)}; --cameras chooses")
+            print(f"left out, not rendered: {', '.join(done.dropped)}; choose with --cameras")
         cameras = ", ".join(done.cameras) or "no camera"
         print(f"{done.path}: {done.demos} demos, {done.steps} steps, seen by {cameras}")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Replay(Workers, Demos, OptionalOutput):
-    """Replay demonstrations open loop from their initial states, to see whether data and
+    """Replay demonstrations open loop from their initial states, to check that data and
     simulator match.
 
     Example: fibopolicy replay lift_human.hdf5

@@ -1,4 +1,4 @@
-"""The commands that measure policies and compare them."""
+"""Commands that evaluate and compare policies."""
 
 from __future__ import annotations
 
@@ -192,7 +192,7 @@ def read_methods(runs: Sequence[Path], groups: Sequence[str], selector: Selector
 @dataclass(frozen=True, kw_only=True)
 class InitStates(Output):
     """Store initial states of a task. `evaluate --init-states FILE` restores them, so that
-    everyone runs the same episodes.
+    every policy runs the same episodes.
 
     Example: fibopolicy init-states Lift-v0 --episodes 200 --out lift_init_states.npz
     """

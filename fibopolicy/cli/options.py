@@ -53,8 +53,8 @@ class Demos:
 
 
 def join_help_lines() -> None:
-    """Make tyro show the docstring of an option as one paragraph: it would keep the line
-    breaks before indented lines.
+    """Make tyro show the docstring of an option as one paragraph. By default, it keeps
+    the line breaks before indented lines.
     """
 
     @functools.wraps(parse_from_object := docstring_parser.parse_from_object)

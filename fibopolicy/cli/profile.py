@@ -1,4 +1,4 @@
-"""The commands that time the parts of this library and draw attention patterns."""
+"""Commands that time parts of this library and draw attention patterns."""
 
 from __future__ import annotations
 
@@ -40,15 +40,15 @@ class _Timed(OptionalOutput):
 
 @dataclass(frozen=True)
 class ProfileAttention(_Timed):
-    """Time sparse attention beside dense attention, in turns; with --out, also draw the
-    speed-up over N.
+    """Time sparse and dense attention in turns; with --out, also plot the speed-up against
+    N.
 
     Example: fibopolicy profile attention --out attention.json
     """
 
     flex: bool = False
-    """Also time FlexAttention, which torch compiles first. That takes minutes, and a C++
-    compiler on CPUs, where it has no backward pass."""
+    """Also time FlexAttention. Its compilation takes minutes. On CPUs it needs a C++
+    compiler and has no backward pass."""
 
     def run(self) -> None:
         from fibopolicy.attention.plot import draw_crossover
@@ -89,7 +89,7 @@ class _OnData(_Timed):
     vectors: tuple[str, ...] | None = None
     """Vector keys; the proprioception by default."""
     filter_key: str | None = None
-    """Which demos; by default "train" where a file has it, else all."""
+    """Demos to use; by default "train" if a file has it, else all."""
     policy: PolicyConfig = field(default_factory=PolicyConfig)
     """The shape of windows, and for `profile train` the network."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
@@ -199,7 +199,7 @@ class PlotPattern:
         from fibopolicy.attention.plot import draw_pattern
 
         check_output(self.out, self.overwrite)
-        # more would fill the memory, and show nothing
+        # a larger picture would fill the memory and show nothing
         if self.tokens > 4096 or self.heads > 256:
             raise UserError(
                 f"at most 4096 tokens and 256 heads can be drawn, got {self.tokens} and"

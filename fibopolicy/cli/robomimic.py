@@ -1,4 +1,4 @@
-"""The commands that train with robomimic and write its checkpoints."""
+"""Commands that train with robomimic and write its checkpoints."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class RobomimicTrain:
     """
 
     config: Path
-    """Configuration of robomimic, JSON."""
+    """JSON configuration of robomimic."""
     dataset: Path | None = None
     """HDF5 file; replaces train.data of the configuration."""
     name: str | None = None

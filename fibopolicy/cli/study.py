@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class StudyRun:
-    """Carry out a study: train and evaluate every condition of its grid for every seed.
+    """Run a study: train and evaluate every condition of its grid for every seed.
     The same command resumes it.
 
     Example: fibopolicy study run my_study.py --out studies/encoders
@@ -29,16 +29,16 @@ class StudyRun:
     out: Path
     """Directory of the study: new, or of an interrupted study."""
     jobs: int | None = None
-    """Processes at a time; by default one per GPU, or without GPUs as many as there are
-    cores for the study's threads."""
+    """Processes at a time; by default one per GPU, or without GPUs as many as the cores
+    allow with the study's threads."""
     ray: str | None = None
     """Run on the Ray cluster at this address: HOST:PORT, ray://HOST:PORT, or auto for the
     cluster of this machine."""
     only: tuple[str, ...] = ()
-    """Carry out these runs (CONDITION/seedN) or conditions only; several such jobs may
-    share the directory."""
+    """Execute only these runs (CONDITION/seedN) or conditions; several such jobs may share
+    the directory."""
     index: int | None = None
-    """Carry out one run only, counted from 0: for array jobs."""
+    """Execute only the run with this index, from 0; for array jobs."""
     prepare_only: bool = False
     """Check the study, measure its encoders, collect its data, and stop there."""
 
@@ -53,9 +53,7 @@ class StudyRun:
         if self.index is not None:
             every = runs(config)
             if not 0 <= self.index < len(every):
-                raise UserError(
-                    f"index counts the study's {len(every)} runs from 0, got {self.index}"
-                )
+                raise UserError(f"index must be from 0 to {len(every) - 1}, got {self.index}")
             names.append(every[self.index].name)
         if self.prepare_only:
             if names:
@@ -75,8 +73,8 @@ class StudyRun:
             listed = ", ".join(failed[:3]) + ", ..." * (len(failed) > 3)
             raise UserError(
                 f"{self.out}: {len(failed)} of {outcome.total} runs failed ({listed}); `fibopolicy"
-                f" study status {quoted(self.out)}` names their logs, and the same command tries"
-                " them again"
+                f" study status {quoted(self.out)}` names their logs; run the same command again to"
+                " retry them"
             )
         print(f"next: fibopolicy study report {quoted(self.out)}")
 
@@ -113,7 +111,7 @@ class StudyStatus:
 
 @dataclass(frozen=True)
 class StudyReport:
-    """Write a study's tables, pictures and page from what is there.
+    """Write a study's tables, plots and page from its finished runs.
 
     Example: fibopolicy study report studies/encoders
     """
@@ -152,8 +150,7 @@ class StudyPublish:
 
 @dataclass(frozen=True)
 class StudyCommand:
-    """Swap the visual encoder, keep everything else, and see what it does to the
-    policy.
+    """Swap the visual encoder, keep everything else fixed, and compare the policies.
 
     Example: fibopolicy study run my_study.py --out studies/encoders
     """

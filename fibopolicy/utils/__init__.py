@@ -1,3 +1,3 @@
-"""What all packages share: files, processes, the machine, imports, settings. Imports
-none of them.
+"""Helpers for all packages: files, processes, the machine, imports, settings. Imports
+none of these packages.
 """

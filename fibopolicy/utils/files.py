@@ -24,42 +24,41 @@ StrPath = str | os.PathLike[str]
 _log = logging.getLogger(__name__)
 
 
-#: Where other libraries keep what they compile; each of them fails or complains without
-#: a home that can be written.
-_OTHERS = ("NUMBA_CACHE_DIR", "TRITON_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR", "MPLCONFIGDIR")
+#: Cache folders of other libraries, which fail or warn without a writable home.
+_LIBRARY_CACHES = ("NUMBA_CACHE_DIR", "TRITON_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR", "MPLCONFIGDIR")
 
 
 def cache_home() -> Path:
-    """The folder for everything that can be made or downloaded again:
+    """The folder for files that can be created or downloaded again:
     `$XDG_CACHE_HOME/fibopolicy` or `~/.cache/fibopolicy`.
 
-    Without a home that can be written, as in a container with an arbitrary user id, it
-    is a folder of that user's among the temporary files, with a warning.
+    Without a writable home, as in a container with an arbitrary user id, it is a folder
+    of this user in the temporary directory, and a warning says so.
 
     Raises:
-        UserError: there is no such folder either.
+        UserError: that folder cannot be used either.
     """
     if folder := _chosen_cache() or _home_cache():
         return folder
     folder = _temporary_cache()
     warnings.warn(
-        f"no home folder can be written: caches go to {folder}; set XDG_CACHE_HOME to keep them",
+        f"the home folder is not writable: caches go to {folder}; set XDG_CACHE_HOME to keep them",
         stacklevel=2,
     )
     return folder
 
 
 def provide_caches() -> None:
-    """Where no home can be written, have other libraries keep their caches in
-    `cache_home` too; call it before they are loaded.
+    """Without a writable home, make other libraries keep their caches in `cache_home`.
+    Call it before they are imported.
 
-    Robosuite's import fails in numba otherwise, and matplotlib makes a folder each
-    time.
+    Otherwise the import of robosuite fails in numba, and matplotlib makes a new folder
+    each time.
     """
     if _home_cache() is None:
-        with contextlib.suppress(UserError):  # told by whoever needs a cache
+        with contextlib.suppress(UserError):  # raised again where a cache is needed
             folder = _chosen_cache() or _temporary_cache()
-            for name in _OTHERS:
+            for name in _LIBRARY_CACHES:
                 os.environ.setdefault(name, str(folder / name.lower()))
 
 
@@ -71,7 +70,7 @@ def _chosen_cache() -> Path | None:
 def _home_cache() -> Path | None:
     try:
         folder = Path.home() / ".cache" / "fibopolicy"
-    except RuntimeError:  # a user id that the system knows nothing of
+    except RuntimeError:  # a user id that the system does not know
         return None
     nearest = next(path for path in (folder, *folder.parents) if os.path.exists(path))
     return folder if os.access(nearest, os.W_OK | os.X_OK) else None
@@ -85,28 +84,28 @@ def _temporary_cache() -> Path:
             raise PermissionError(errno.EPERM, "it belongs to another user")
     except OSError as error:
         raise UserError(
-            f"{folder}: cannot be the folder for caches ({error.strerror}), and no home can be"
-            " written; set XDG_CACHE_HOME"
+            f"{folder}: cannot be used for caches ({error.strerror}), and the home folder is"
+            " not writable; set XDG_CACHE_HOME"
         ) from error
     return folder
 
 
 def expanded(path: StrPath) -> Path:
-    """`path` with a leading `~` or `~user` replaced by that home folder; as it is where
-    no such home is known.
+    """`path` with a leading `~` or `~user` replaced by that home folder; unchanged
+    if no such home is known.
     """
     return Path(os.path.expanduser(path))
 
 
 def check_resume_or_overwrite(*, resume: bool, overwrite: bool) -> None:
-    """Raise `UserError` when what is there shall be both completed and replaced."""
+    """Raise `UserError` if both options are given."""
     if resume and overwrite:
         raise UserError("pass either --resume or --overwrite, not both")
 
 
 def check_output(path: Path, overwrite: bool, inputs: Iterable[Path] = ()) -> None:
-    """Raise `UserError` when `path` exists and may not be replaced, as none of the
-    command's own `inputs` may be.
+    """Raise `UserError` if `path` is a folder, one of the command's `inputs`, or exists and
+    `overwrite` is not given.
     """
     if path.is_dir():
         raise UserError(f"{path}: is a folder, expected the name of a file to write")
@@ -124,9 +123,9 @@ def atomic_write(path: Path) -> Iterator[Path]:
     disk and renamed to `path`.
 
     On an exception the temporary file is removed and `path` stays as it was. The
-    temporary name is fixed, so what a killed process left behind is replaced by the
-    next attempt instead of piling up; it is locked, so that two live processes cannot
-    write into each other's file (open HDF5 files under it with `locking=False`).
+    temporary name is fixed, so the next attempt replaces the file that a killed process
+    left behind. The file is locked, so that two live processes cannot write into it at
+    once (open HDF5 files under it with `locking=False`).
     """
     partial = path.with_name(path.name + ".partial")
     with wrap_os_error(path):
@@ -146,7 +145,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
                 renamed = True
                 flush(path.parent)
         finally:
-            if not renamed:  # afterwards the name may be another process's
+            if not renamed:  # after the rename, it may be another process's file
                 partial.unlink(missing_ok=True)
     finally:
         os.close(handle)
@@ -242,8 +241,8 @@ def _try_lock(handle: int, folder: Path) -> bool:
 
 @contextmanager
 def wrap_os_error(path: Path) -> Iterator[None]:
-    """Turns the system's failures to write (disk full, no permission) into one line
-    that names `path`.
+    """Turn the system's write errors (disk full, no permission) into one line that names
+    `path`.
     """
     try:
         yield
@@ -253,7 +252,7 @@ def wrap_os_error(path: Path) -> Iterator[None]:
 
 
 def flush(path: Path) -> None:
-    """fsync a file or a folder, so that a rename after it cannot be seen before the bytes."""
+    """fsync a file or a folder, so that a later rename cannot precede its bytes on disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

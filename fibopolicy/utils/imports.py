@@ -1,5 +1,5 @@
 """Imports that need more than an import statement: a user's "module:name", and
-torchvision beside any torch.
+torchvision with any build of torch.
 """
 
 from __future__ import annotations
@@ -14,28 +14,28 @@ from typing import Any
 
 from fibopolicy.errors import UserError
 
-#: Modules that were found so in this process: whose mistake an unexpected error may be.
+#: The user's modules that this process imported; an unexpected error may be theirs.
 IMPORTED: set[str] = set()
 
 
 def is_import_path(name: str) -> bool:
-    """Whether a name is of this form; no name of the library's has a colon, but for an
-    encoder's `timm:`.
+    """Whether a name has the form "module:name". Names of this library have no colon,
+    except for the encoders "timm:<name>".
     """
     return ":" in name
 
 
 def import_object(kind: str, name: str, prefixes: Iterable[str] = ()) -> Any:
-    """What "module:name" names; modules are found in the current folder and on the
+    """Import the object "module:name". Modules are found in the current folder and on the
     path.
 
     Args:
-        kind: what it should be, for messages: "encoder".
-        prefixes: words that mean something else before a colon, suggested where
-            `module` may be one of them mistyped.
+        kind: of object, for messages: "encoder".
+        prefixes: words with another meaning before a colon, suggested if `module` looks
+            like one of them.
 
     Raises:
-        UserError: it is not of this form, or cannot be imported.
+        UserError: the name does not have this form, or cannot be imported.
     """
     module, _, attribute = name.partition(":")
     if not module or not attribute:
@@ -74,19 +74,19 @@ def import_object(kind: str, name: str, prefixes: Iterable[str] = ()) -> Any:
             f", did you mean {name}?"
             for name in difflib.get_close_matches(attribute, dir(found), 1)
         )
-        where = getattr(found, "__file__", None) or f"{module}, a module of Python's own,"
+        where = getattr(found, "__file__", None) or f"{module}, a built-in module,"
         raise UserError(f"{kind} {name}: {where} has no {attribute}{near}")
     IMPORTED.add(module)
     return getattr(found, attribute)
 
 
-#: Must outlive its first use: the schemas go when it does.
+#: Kept, because torch drops the schemas when it is deleted.
 _library: Any = None
 
 
 def make_torchvision_importable() -> None:
-    """Call before the first import of torchvision, timm or robomimic. Does nothing
-    where the operators are present.
+    """Define the operators that torchvision expects, unless they are present. Call it before
+    the first import of torchvision, timm or robomimic.
     """
     global _library
     if _library is not None or importlib.util.find_spec("torchvision") is None:

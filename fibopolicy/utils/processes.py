@@ -1,8 +1,7 @@
-"""Processes: how ours is set up, and how workers are started, ignore Ctrl-C and end
-with their parent.
+"""Set up this process, and start workers that ignore Ctrl-C and end with their parent.
 
-Workers start from a script, a notebook or standard input alike, because none of them
-runs the caller's `__main__` again.
+Workers can be started from a script, a notebook or standard input, because they do not
+run the caller's `__main__` again.
 """
 
 from __future__ import annotations
@@ -31,23 +30,23 @@ _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
 
 
 def set_up() -> None:
-    """Let waiting threads sleep, keep freed memory, and find places for caches."""
+    """Let waiting threads sleep, keep freed memory, and choose cache folders."""
     provide_caches()
-    # Before torch loads OpenMP: its threads would spin while they wait for each other,
-    # and beside any other busy process they wait long. Measured on two cores next to
-    # one busy process: with sleeping threads matrices multiply 4 times as fast.
+    # Set before torch loads OpenMP, whose threads otherwise spin while they wait.
+    # Measured on two cores next to one busy process: with sleeping threads, matrix
+    # products are 4 times as fast.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     _keep_freed_memory()
 
 
 def make_streams_safe() -> None:
-    """Make printing safe on every terminal: characters it lacks are escaped, and a
-    closed stream takes and drops output.
+    """Make printing safe on every terminal: escape characters that it lacks, and discard
+    output to a closed stream.
 
-    File names need not be valid UTF-8, and a terminal may know ASCII alone.
+    File names need not be valid UTF-8, and a terminal may support ASCII only.
     """
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
-        # closed by the caller; left so, the next opened file would get its descriptor
+        # closed by the caller; otherwise the next opened file gets its descriptor
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
@@ -56,8 +55,8 @@ def make_streams_safe() -> None:
 
 
 def drop_output() -> None:
-    """Send what standard output still holds nowhere, so that Python does not fail on it
-    again at its end.
+    """Discard the rest of standard output, so that Python does not fail on it again at
+    exit.
     """
     try:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -66,10 +65,10 @@ def drop_output() -> None:
 
 
 def _keep_freed_memory() -> None:
-    """Has glibc keep up to 2 GiB of what is freed, instead of giving it back and having
-    it faulted in, page by page, again.
+    """Make glibc keep up to 2 GiB of freed memory, instead of returning it and faulting it
+    in again page by page.
 
-    A training step frees and takes the same hundreds of megabytes each time. Measured
+    Each training step frees and allocates the same hundreds of megabytes. Measured
     on two cores: attention over (8, 6, 588, 64), forward and backward, in 6.6 ms
     instead of 8 to 16.
     """
@@ -104,8 +103,7 @@ class WorkerContext(SpawnContext):
 
 
 def check_importable(what: str, value: Any) -> None:
-    """Refuse a value that a worker cannot be given, because its code cannot be imported
-    there.
+    """Check that a value can be passed to a worker, which has to import its code.
 
     Args:
         what: the value's name in the message.
@@ -132,7 +130,7 @@ _REMEDY = (
 
 
 class _Pickler(pickle.Pickler):
-    """Finds code that other processes cannot import, wherever in a value it is."""
+    """Finds code anywhere in a value that other processes cannot import."""
 
     def __init__(self, what: str, file: io.BytesIO) -> None:
         super().__init__(file)
@@ -151,9 +149,9 @@ class _Pickler(pickle.Pickler):
 
 @contextlib.contextmanager
 def _no_interrupts() -> Iterator[None]:
-    """Hold Ctrl-C back; a process started meanwhile never gets it.
+    """Block Ctrl-C; a process that is started in this context never gets it.
 
-    A terminal sends it to everyone in front of it, but only the parent decides what
+    A terminal sends it to all foreground processes, but only the parent decides what
     ends.
     """
     if not hasattr(signal, "pthread_sigmask"):
@@ -168,10 +166,10 @@ def _no_interrupts() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _without_main() -> Iterator[None]:
-    """Keep processes that are started meanwhile from running the caller's script again.
+    """Keep processes that are started in this context from running the caller's script.
 
-    Most scripts import torch, which takes longer than all else that a simulator loads;
-    and one without `if __name__ == "__main__"` would start processes without end.
+    Most scripts import torch, which takes longer than everything that a simulator loads.
+    A script without `if __name__ == "__main__"` would start processes endlessly.
     """
     main = sys.modules["__main__"]
     hidden: dict[str, Any] = {
@@ -185,7 +183,7 @@ def _without_main() -> Iterator[None]:
 
 
 def _end_with_parent() -> None:
-    """Should the parent be killed, nobody would tell this process to end."""
+    """End this process when its parent has ended, even if that was killed."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()
@@ -198,11 +196,11 @@ def simulator_pool(
 ) -> Iterator[ProcessPoolExecutor]:
     """A pool of `workers` processes that have each run `initializer(*arguments)`.
 
-    What has not begun is cancelled when the block is left.
+    Jobs that have not begun are cancelled at the end of the block.
 
     Raises:
-        UserError: a process was ended from outside, say for want of memory, or none can
-            be started.
+        UserError: a process was killed, for example for lack of memory, or none can be
+            started.
     """
     others = set(multiprocessing.active_children())
     try:
@@ -218,19 +216,18 @@ def simulator_pool(
         yield pool
     except BrokenProcessPool as error:
         raise UserError(
-            "a simulator's process was ended from outside, perhaps for want of memory: use fewer"
-            " workers"
+            "a simulator's process was killed, perhaps for lack of memory; use fewer workers"
         ) from error
     except BaseException:
         for process in set(multiprocessing.active_children()) - others:
-            process.terminate()  # nobody wants what it is at: an interrupt shall not wait for it
+            process.terminate()  # its result is not needed, so do not wait for it
         raise
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 
 
 def checked_workers(workers: int | None, jobs: int) -> int:
-    """As many processes as asked for, or as there are cores, but no more than jobs."""
+    """Number of processes: `workers`, by default the number of cores, at most `jobs`."""
     if workers is not None and workers < 1:
         raise UserError(f"workers must be at least 1, got {workers}")
     return max(1, min(workers or os.cpu_count() or 1, jobs))

@@ -1,4 +1,4 @@
-"""A registry: the names that a user may write, and what each of them stands for."""
+"""A registry: maps the names that a user may write to objects."""
 
 from __future__ import annotations
 

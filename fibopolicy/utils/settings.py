@@ -1,4 +1,4 @@
-"""Settings as plain JSON documents: where two of them differ."""
+"""Compare settings as plain JSON documents."""
 
 from __future__ import annotations
 
@@ -6,17 +6,16 @@ from typing import Any
 
 
 def first_difference(there: Any, now: Any, name: str = "") -> str:
-    """The first setting of two documents that differs, in words; empty if none does. A
-    missing setting is `None`.
+    """Describe the first setting in which two documents differ; empty if they are equal. A
+    missing setting counts as `None`.
 
-    Entries of a list go by their index, unless the lists differ in length: those differ
-    as a whole.
+    Lists are compared entry by entry; lists of different lengths differ as a whole.
 
     >>> first_difference({"steps": 10, "optimizer": {"betas": [0.9, 0.95]}}, {"steps": 10, "optimizer": {"betas": [0.9, 0.99]}})
     'optimizer.betas[1] = 0.95 there, 0.99 now'
 
     Args:
-        name: of the documents, which begins the setting's name.
+        name: prefix of the setting's name.
     """  # noqa: E501
     if there == now:
         return ""
@@ -29,11 +28,11 @@ def first_difference(there: Any, now: Any, name: str = "") -> str:
         pairs = [(f"{name}[{i}]", a, b) for i, (a, b) in enumerate(zip(there, now, strict=True))]
     else:
         return f"{name} = {_brief(there)} there, {_brief(now)} now"
-    return next((told for key, a, b in pairs if (told := first_difference(a, b, key))), "")
+    return next((found for key, a, b in pairs if (found := first_difference(a, b, key))), "")
 
 
 def _brief(value: Any) -> str:
-    """A value in a word: of what has a name, that alone."""
+    """A value as short text; if it has a name, only its name."""
     if isinstance(value, list):
         return f"[{', '.join(map(_brief, value))}]"
     return (

@@ -83,16 +83,16 @@ def peak_memory_bytes() -> int:
     try:
         return status_bytes("VmHWM")
     except (OSError, StopIteration):
-        # Not so on Linux, where it survives exec: whoever a large process started would
-        # tell that one's memory as its own.
+        # Not on Linux, where it survives exec: the child of a large process would report
+        # the memory of its parent.
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (
             1 if sys.platform == "darwin" else 1024
         )
 
 
 def status_bytes(key: str) -> int:
-    """A figure that Linux keeps of this process's memory, such as "VmRSS" or "VmHWM";
-    elsewhere `OSError`.
+    """A memory statistic of this process on Linux, such as "VmRSS" or "VmHWM"; on other
+    systems it raises `OSError`.
     """
     lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(key))
@@ -109,8 +109,8 @@ def _processor() -> str:
 
 
 def resolve_device(name: str | None) -> torch.device:
-    """The device of a name such as "cpu" or "cuda:1"; `None` takes a GPU where there is
-    one.
+    """The device of a name such as "cpu" or "cuda:1"; for `None`, a GPU if there
+    is one.
 
     Raises:
         UserError: this machine has no such device.
@@ -132,7 +132,7 @@ def resolve_device(name: str | None) -> torch.device:
 
 @contextmanager
 def torch_threads(number: int) -> Iterator[None]:
-    """Within it, torch computes with `number` threads."""
+    """Context in which torch computes with `number` threads."""
     import torch
 
     before = torch.get_num_threads()

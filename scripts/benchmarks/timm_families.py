@@ -131,7 +131,7 @@ def in_a_process(name: str, size: int) -> dict[str, Any]:
         return {
             "size": size,
             "verdict": "not tried",
-            "line": f"ended with code {process.exitcode}, as for want of memory",
+            "line": f"ended with code {process.exitcode}, perhaps for lack of memory",
         }
     finally:
         process.kill()

@@ -17,7 +17,7 @@ from fibopolicy.utils.files import directory_lock
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--index", "2"], "index counts the study's 2 runs from 0, got 2"),
+        (["--index", "2"], "index must be from 0 to 1, got 2"),
         (
             ["--only", "reach__vit_tny__bc__scratch"],
             "did you mean 'reach__vit_tiny__bc__scratch/seed0'",

@@ -23,7 +23,7 @@ def homeless(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     def unknown() -> Path:
         raise RuntimeError("Could not determine home directory.")
 
-    for name in (*files._OTHERS, "XDG_CACHE_HOME"):
+    for name in (*files._LIBRARY_CACHES, "XDG_CACHE_HOME"):
         monkeypatch.setenv(name, "")  # so that what is set meanwhile is undone
         monkeypatch.delenv(name)
     monkeypatch.setattr(Path, "home", unknown)
@@ -33,7 +33,7 @@ def homeless(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_without_a_home_caches_go_to_a_temporary_folder_of_this_user_alone(homeless: Path) -> None:
     with pytest.warns(
-        UserWarning, match=r"no home folder can be written: caches go to .*; set XDG_CACHE_HOME"
+        UserWarning, match=r"the home folder is not writable: caches go to .*; set XDG_CACHE_HOME"
     ):
         folder = files.cache_home()
     assert folder == homeless / f"fibopolicy-{os.getuid()}"
@@ -47,7 +47,7 @@ def test_a_home_that_cannot_be_written_is_none(
     monkeypatch.setattr(Path, "home", lambda: home)
     assert files.cache_home() == home / ".cache" / "fibopolicy"
     monkeypatch.setattr(os, "access", lambda *_: False)
-    with pytest.warns(UserWarning, match="no home folder can be written"):
+    with pytest.warns(UserWarning, match="the home folder is not writable"):
         assert files.cache_home().parent == homeless
 
 
@@ -78,7 +78,7 @@ def test_with_a_home_other_libraries_keep_theirs(
 ) -> None:
     monkeypatch.setattr(Path, "home", lambda: homeless)
     processes.set_up()
-    assert not {*files._OTHERS} & {*os.environ}
+    assert not {*files._LIBRARY_CACHES} & {*os.environ}
 
 
 def test_a_lock_names_its_holder_to_a_second_process(tmp_path: Path) -> None:
