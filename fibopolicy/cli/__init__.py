@@ -2,8 +2,8 @@
 the file of its group beside this one; the work is done in the packages below.
 
 Options are flat (`--batch-size`, not `--optimizer.batch-size`): commands share the
-config dataclasses of the library, whose field names are unique. tyro parses, and reports
-mistakes on the command line.
+config dataclasses of the library, whose field names are unique. tyro parses, and
+reports mistakes on the command line.
 """
 
 from __future__ import annotations

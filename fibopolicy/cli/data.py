@@ -56,8 +56,8 @@ class Collect(Recording):
 
 @dataclass(frozen=True, kw_only=True)
 class Generate(Recording, Demos):
-    """Generate many demonstrations from a few: transfer them to new scenes of a robosuite
-    task, and keep the successes. The output has no images.
+    """Generate many demonstrations from a few: transfer them to new scenes of a
+    robosuite task, and keep the successes. The output has no images.
 
     Example: fibopolicy generate lift_human.hdf5 --demos 500 --out lift_500.hdf5
     """
@@ -152,8 +152,8 @@ class Split(Output):
 
 @dataclass(frozen=True, kw_only=True)
 class Render(Recording, Demos):
-    """Render new images for demonstrations: restore each stored state and render it. The
-    file needs states, not observations.
+    """Render new images for demonstrations: restore each stored state and render it.
+    The file needs states, not observations.
 
     Example: fibopolicy render states_only.hdf5 --out images.hdf5
     """

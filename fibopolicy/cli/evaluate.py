@@ -22,10 +22,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Evaluate:
-    """Roll out a trained policy on stored initial states and print its success rate with
-    a 95 % Wilson interval.
+    """Roll out a trained policy on stored initial states and print its success rate
+    with a 95 % Wilson interval.
 
-    The rows, video and page of a robomimic checkpoint are written to a folder beside it.
+    The rows, video and page of a robomimic checkpoint are written to a folder beside
+    it.
 
     Example: fibopolicy evaluate runs/lift --episodes 50
     """
@@ -191,8 +192,8 @@ def read_methods(runs: Sequence[Path], groups: Sequence[str], selector: Selector
 
 @dataclass(frozen=True, kw_only=True)
 class InitStates(Output):
-    """Store initial states of a task. `evaluate --init-states FILE` restores them, so that
-    every policy runs the same episodes.
+    """Store initial states of a task. `evaluate --init-states FILE` restores them, so
+    that every policy runs the same episodes.
 
     Example: fibopolicy init-states Lift-v0 --episodes 200 --out lift_init_states.npz
     """

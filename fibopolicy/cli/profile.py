@@ -40,8 +40,8 @@ class _Timed(OptionalOutput):
 
 @dataclass(frozen=True)
 class ProfileAttention(_Timed):
-    """Time sparse and dense attention in turns; with --out, also plot the speed-up against
-    N.
+    """Time sparse and dense attention in turns; with --out, also plot the speed-up
+    against N.
 
     Example: fibopolicy profile attention --out attention.json
     """

@@ -66,7 +66,8 @@ def with_preset(arguments: Sequence[str]) -> type[Train]:
         return Train
     config = PRESETS[known.preset](Path(), Path())
     policy = copy.copy(config.policy)
-    # Settings that the policy decides stay unset, since `--policy` may name another one.
+    # Settings that the policy decides stay unset, since `--policy` may name another
+    # one.
     for name, value in asdict(POLICIES[policy.policy].defaults).items():
         if getattr(policy, name) == value:
             object.__setattr__(policy, name, getattr(PolicyConfig, name))

@@ -65,7 +65,7 @@ class Method:
     def results(self, init_states: Sequence[str]) -> list[list[EpisodeResult]]:
         """For each run its results on these initial states, in their order."""
         by_init_state = [{row.init_state: row for row in rows} for rows in self.rows]
-        return [[found[start] for start in init_states] for found in by_init_state]
+        return [[found[digest] for digest in init_states] for found in by_init_state]
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class Candidate:
         p: two-sided p value of no difference, adjusted by Holm for the number of
             candidates.
         p_inferior: one-sided p value of being worse by the margin or more, adjusted
-            likewise; `None` without a margin.
+            in the same way; `None` without a margin.
     """
 
     name: str
@@ -164,7 +164,7 @@ def compare(methods: Sequence[Method], margin: float | None = None) -> Compariso
     shared, every = set.intersection(*init_states_of), set.union(*init_states_of)
     faulty = {row.init_state for _, rows in runs for row in rows if row.error} & shared
     in_order = (row.init_state for row in runs[0][1])
-    init_states = tuple(dict.fromkeys(start for start in in_order if start in shared - faulty))
+    init_states = tuple(dict.fromkeys(digest for digest in in_order if digest in shared - faulty))
     if len(init_states) < 2:
         sets = "; ".join(f"{name}: {len(rows)} of seed {rows[0].init_seed}" for name, rows in runs)
         raise UserError(

@@ -26,7 +26,7 @@ Part = tuple[float, int]
 
 @dataclass(frozen=True)
 class Expected:
-    """The precision to expect of another number of training seeds and initial states.
+    """The expected precision of another number of training seeds and initial states.
 
     Args:
         error: standard error of the difference, in [0, 1].
@@ -39,7 +39,7 @@ class Expected:
 
 @dataclass(frozen=True)
 class Uncertainty:
-    """Where a difference lies, and how well that is known.
+    """The centre of a difference's interval, and its standard error.
 
     Args:
         centre: of the interval, in [-1, 1].
@@ -63,7 +63,8 @@ class Estimate(ABC):
 
     With centre c, standard error e and df degrees of freedom of the `Uncertainty`:
     interval c ± t(df) e, p value 2 T_df(-|c| / e), p value of inferiority by a margin
-    T_df(-(c + margin) / e), where T_df is Student's distribution and t(df) its quantile.
+    T_df(-(c + margin) / e), where T_df is Student's distribution and t(df) its
+    quantile.
     """
 
     confidence: float
@@ -110,9 +111,9 @@ class Estimate(ABC):
 
     @abstractmethod
     def expected(self, seeds: int, init_states: int) -> Expected:
-        """The precision to expect of `seeds` training seeds of each method on `init_states`
-        initial states of each task, if they vary as these do. The variation between seeds
-        counts as 0 where a single seed was seen.
+        """The expected precision of `seeds` training seeds of each method on
+        `init_states` initial states of each task, if they vary as these do. The
+        variation between seeds counts as 0 if there is a single seed.
         """
 
     @property
@@ -150,25 +151,25 @@ class Difference(Estimate):
 
     With one seed each, the interval is Bonett and Price's (2012) for a paired
     difference, and the p value is McNemar's. Both hold for these two checkpoints. With
-    several seeds they hold for the two methods: the variance is
-    init_states(b - a) + beyond_chance(a) + beyond_chance(b) (see `VarianceComponents`, with
-    b - a the difference of the means on each initial state), and the distribution is
-    Student's. In both cases two initial states are added, one that only the baseline
-    solved and one that only the candidate solved, so that the variance is above 0 even
-    if all outcomes are equal.
+    several seeds they hold for the two methods: the variance is init_states(b - a) +
+    beyond_chance(a) + beyond_chance(b) (see `VarianceComponents`, with b - a the
+    difference of the means on each initial state), and the distribution is Student's.
+    In both cases two initial states are added, one that only the baseline solved and
+    one that only the candidate solved, so that the variance is above 0 even if all
+    outcomes are equal.
 
     In simulation (see `pooled`; 1, 3 and 5 seeds each) the 95 % interval covers 94 to
-    100 % if the seeds of both methods differ alike, by a standard deviation of up to 1
-    logit. It is too narrow if one method is near 100 % and some seeds of the other train
-    badly, because 3 seeds often miss these. With true rates of 95 and 90 % and a standard
-    deviation of 1 it covers 87 to 91 %, and non-inferiority is wrongly found in 8 to
-    12 % of studies instead of 2.5 %. With 99 and 94 % and a standard deviation of 1.5
-    (one seed in twenty below 78 %) it covers 78 to 81 %, and 19 to 22 % are wrong. Only
-    more seeds help.
+    100 % if the seeds of both methods differ equally, by a standard deviation of up to
+    1 logit. It is too narrow if one method is near 100 % and some seeds of the other
+    train badly, because 3 seeds often miss these. With true rates of 95 and 90 % and a
+    standard deviation of 1 it covers 87 to 91 %, and non-inferiority is wrongly found
+    in 8 to 12 % of studies instead of 2.5 %. With 99 and 94 % and a standard deviation
+    of 1.5 (one seed in twenty below 78 %) it covers 78 to 81 %, and 19 to 22 % are
+    wrong. Only more seeds help.
 
     Args:
-        baseline, candidate: success `(S, n)` of S training seeds each, whose columns are
-            the same initial states.
+        baseline, candidate: success `(S, n)` of S training seeds each, whose columns
+            are the same initial states.
         confidence: of the interval.
 
     Raises:
@@ -207,8 +208,8 @@ class Difference(Estimate):
 
     @cached_property
     def p(self) -> float:
-        """Two-sided p value of no difference: McNemar's exact test for a checkpoint pair,
-        Student's for several seeds.
+        """Two-sided p value of no difference: McNemar's exact test for a checkpoint
+        pair, Student's for several seeds.
         """
         if self.checkpoint_pair:
             return mcnemar(*self.discordant)
@@ -227,13 +228,14 @@ class Difference(Estimate):
         return Expected(variance**0.5, degrees_of_freedom(variance, degrees))
 
     def planned(self, seeds: int, init_states: int) -> tuple[float, tuple[Part, ...]]:
-        """The variance of the difference to expect of so many training seeds and initial
-        states, and its parts.
+        """The expected variance of the difference with this number of training seeds
+        and initial states, and its parts.
         """
-        # Each initial state counts more often, or less; the two added ones remain two.
+        # Each initial state gets a larger or smaller weight; the two added ones keep
+        # theirs.
         weights = np.array([*[init_states / self.init_states] * self.init_states, 1.0, 1.0])
         by_init_state, *methods = self._components(weights)
-        # Repeated initial states vary less than as many new ones: their degrees of freedom.
+        # Repeated initial states vary less than new ones, by their degrees of freedom.
         new = (1 - 1 / max(init_states, 2)) / (1 - 1 / max(self.init_states, 2))
         chance = new * sum(method.chance for method in methods)
         new_chance, beyond, between_seeds = 0.0, 0.0, []
@@ -244,8 +246,9 @@ class Difference(Estimate):
             between = seen.beyond_chance * len(trained) / seeds
             new_chance, beyond = new_chance + left, beyond + between
             between_seeds.append((between + left, seeds - 1))
-        between_starts = max(0.0, new * by_init_state.init_states - chance) + new_chance
-        return between_starts + beyond, ((between_starts, init_states + 1), *between_seeds)
+        between_init_states = max(0.0, new * by_init_state.init_states - chance) + new_chance
+        parts = ((between_init_states, init_states + 1), *between_seeds)
+        return between_init_states + beyond, parts
 
     @cached_property
     def _padded(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -345,8 +348,8 @@ class MeanDifference(Estimate):
 
 
 def mcnemar(only_a: int, only_b: int) -> float:
-    """Two-sided p value of McNemar's exact test: under the null hypothesis, an initial state
-    that only one method solved is as likely to be solved by a as by b.
+    """Two-sided p value of McNemar's exact test: under the null hypothesis, an initial
+    state that only one method solved is as likely to be solved by a as by b.
 
     Args:
         only_a, only_b: initial states that only a, and only b solved.

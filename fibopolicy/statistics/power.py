@@ -18,18 +18,19 @@ from fibopolicy.statistics.differences import Estimate
 POWER = 0.8
 #: Beyond this many episodes a difference counts as out of reach.
 MAX_EPISODES = 20_000
-#: `sample_size` adds training seeds instead of asking for more initial states than this.
+#: `sample_size` adds training seeds instead of asking for more initial states than
+#: this.
 MAX_INIT_STATES, MAX_SEEDS = 2000, 50
 
 
 def discordance(a: float, b: float, correlation: float) -> tuple[float, float]:
-    """The shares of initial states that only the first and only the second policy solves:
-    a - q and b - q, where both solve q = a b + r sqrt(a (1 - a) b (1 - b)).
+    """The shares of initial states that only the first and only the second policy
+    solves: a - q and b - q, where both solve q = a b + r sqrt(a (1 - a) b (1 - b)).
 
     Args:
         a, b: true rates.
-        correlation: r, of the two outcomes on an initial state. It is clipped to the range
-            that these rates allow.
+        correlation: r, of the two outcomes on an initial state. It is clipped to the
+            range that these rates allow.
 
     Raises:
         UserError: a rate outside [0, 1].
@@ -45,9 +46,9 @@ def discordance(a: float, b: float, correlation: float) -> tuple[float, float]:
 def paired_power(
     a: float, b: float, episodes: int, correlation: float = 0.0, alpha: float = 0.05
 ) -> float:
-    """Power of McNemar's exact test for true rates a and b on the same `episodes` initial
-    states: the number of discordant ones is binomial, and given that number, those that b
-    solved are binomial.
+    """Power of McNemar's exact test for true rates a and b on the same `episodes`
+    initial states: the number of discordant ones is binomial, and given that number,
+    those that b solved are binomial.
 
     >>> round(paired_power(0.85, 0.90, 300, correlation=0.6), 2)
     0.79
@@ -60,7 +61,7 @@ def paired_power(
     m = np.arange(
         int(binom.ppf(1e-9, episodes, differ)), int(binom.ppf(1 - 1e-9, episodes, differ)) + 1
     )
-    edge = _rejected_up_to(int(m[-1]), alpha)[m]  # of m, at most so many on one side
+    edge = _rejected_up_to(int(m[-1]), alpha)[m]  # for each m, the largest rejected count
     share = only_b / differ
     rejects = binom.cdf(edge, m, share) + binom.cdf(edge, m, 1 - share)
     return float((binom.pmf(m, episodes, differ) * rejects).sum())
@@ -68,8 +69,8 @@ def paired_power(
 
 @lru_cache(maxsize=8)
 def _rejected_up_to(most: int, alpha: float) -> NDArray[np.int64]:
-    """For m = 0 .. most fair coins, the largest k such that k heads reject two-sided; -1
-    if none does.
+    """For m = 0 .. most fair coins, the largest k such that k heads reject two-sided;
+    -1 if none does.
     """
     m = np.arange(most + 1)
     k = binom.ppf(alpha / 2, m, 0.5).astype(np.int64)  # the smallest whose tail reaches alpha / 2
@@ -78,8 +79,8 @@ def _rejected_up_to(most: int, alpha: float) -> NDArray[np.int64]:
 
 
 def unpaired_power(a: float, b: float, episodes: int, alpha: float = 0.05) -> float:
-    """Power of a two-sided z test for true rates a and b, on `episodes` different initial
-    states for each policy.
+    """Power of a two-sided z test for true rates a and b, on `episodes` different
+    initial states for each policy.
 
     >>> round(unpaired_power(0.85, 0.90, 300), 2)
     0.46
@@ -143,15 +144,15 @@ class SampleSize:
 def sample_size(
     found: Estimate, bound: float, *, alpha: float, power: float = POWER
 ) -> SampleSize | None:
-    """The study that would tell a difference from `bound` with this power, if the true
-    difference is the one found and outcomes vary as they did.
+    """The size of a study that would distinguish a difference from `bound` with this
+    power, if the true difference is the one found and outcomes vary as they did.
 
-    It has the fewest seeds, at least those of `found`, for which `MAX_INIT_STATES` initial states
-    suffice, and then the fewest initial states. Single checkpoints remain single, since the
-    variation between seeds is unknown.
+    It has the fewest seeds, at least those of `found`, for which `MAX_INIT_STATES`
+    initial states suffice, and then the fewest initial states. Single checkpoints
+    remain single, since the variation between seeds is unknown.
 
     Args:
-        found: a difference.
+        found: the difference found.
         bound: in (-1, 1): 0 for a difference of any size, minus the margin for
             non-inferiority.
         alpha: of the one-sided test, after any correction.
@@ -161,11 +162,10 @@ def sample_size(
     """
 
     def reached(seeds: int, init_states: int) -> bool:
-        left = found.expected(seeds, init_states)
-        return bool(
-            stdtr(left.df, abs(found.value - bound) / left.error - stdtrit(left.df, 1 - alpha))
-            >= power
-        )
+        planned = found.expected(seeds, init_states)
+        quantile = stdtrit(planned.df, 1 - alpha)
+        effect = abs(found.value - bound) / planned.error
+        return bool(stdtr(planned.df, effect - quantile) >= power)
 
     single = found.seeds == 1
     for seeds in range(found.seeds, 2 if single else MAX_SEEDS + 1):

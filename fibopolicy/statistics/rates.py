@@ -75,7 +75,7 @@ def _score_interval(p: float, n: float, z: float) -> tuple[float, float]:
     """Ends of the score interval; see `wilson`."""
     centre = (p + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    # The formula gives exactly 0 for p = 0 and 1 for p = 1, but for rounding.
+    # Up to rounding, the formula gives 0 for p = 0 and 1 for p = 1.
     return (0.0 if p == 0 else centre - half), (1.0 if p == 1 else centre + half)
 
 
@@ -84,9 +84,9 @@ class VarianceComponents:
     """The variance of the mean of outcomes `(S, n)`, S training seeds on the same n
     initial states, split by its causes.
 
-    The variance of the mean is `init_states + beyond_chance`, which counts chance once. A
-    two-level bootstrap of S - 1 seeds and n initial states converges to the same sum, but
-    counts chance three times, so no resampling is needed. (Resampling S seeds would
+    The variance of the mean is `init_states + beyond_chance`, which counts chance once.
+    A two-level bootstrap of S - 1 seeds and n initial states converges to the same sum,
+    but counts chance three times, so no resampling is needed. (Resampling S seeds would
     understate the variance, by a third for three seeds: Rao and Wu, 1988.)
 
     Args:
@@ -101,8 +101,8 @@ class VarianceComponents:
 
     @property
     def beyond_chance(self) -> float:
-        """Variance from the choice of training seeds, without chance; 0 for a single seed,
-        for which it is unknown.
+        """Variance from the choice of training seeds, without chance; 0 for a single
+        seed, for which it is unknown.
         """
         return max(0.0, self.seeds - self.chance)
 
@@ -151,7 +151,8 @@ def degrees_of_freedom(total: float, parts: tuple[tuple[float, int], ...]) -> fl
 
     Args:
         total: the variance.
-        parts: estimated variances that it consists of, each with its degrees of freedom.
+        parts: estimated variances that it consists of, each with its degrees of
+            freedom.
     """
     return total**2 / sum(part**2 / df for part, df in parts if df)
 
@@ -160,19 +161,19 @@ def pooled(outcomes: NDArray[np.bool_], confidence: float = 0.95) -> Rate:
     """The success rate of a method: several training seeds on the same initial states.
 
     The interval is Wilson's with two changes. Outcomes of the same seed or of the same
-    initial state are correlated, so n becomes the effective number of episodes
-    p (1 - p) / V, where V = init_states + beyond_chance from `variance_components`, at most
-    S n. And z becomes Student's quantile. For V, two initial states are added, one solved
+    initial state are correlated, so n becomes the effective number of episodes p (1 -
+    p) / V, where V = init_states + beyond_chance from `variance_components`, at most S
+    n. And z becomes Student's quantile. For V, two initial states are added, one solved
     by all seeds and one by none, so that V is above 0 even if all episodes succeed.
 
     With one seed the interval is Wilson's own: it holds for this checkpoint, not for
     other training seeds.
 
-    In simulation (logit-normal seeds and initial states; 3 and 5 seeds, 50 and 200 initial
-    states, rates of 50 to 98 %) the 95 % interval covers 91 to 99.7 % if seeds differ by
-    a standard deviation of up to 1 logit; a two-level percentile bootstrap of 3 seeds
-    covers 78 to 100 %. No interval can foresee rare bad seeds of which none was trained:
-    at a rate of 94 % and 1.5 logits, 3 seeds cover 84 %.
+    In simulation (logit-normal seeds and initial states; 3 and 5 seeds, 50 and 200
+    initial states, rates of 50 to 98 %) the 95 % interval covers 91 to 99.7 % if seeds
+    differ by a standard deviation of up to 1 logit; a two-level percentile bootstrap of
+    3 seeds covers 78 to 100 %. No interval can foresee rare bad seeds of which none was
+    trained: at a rate of 94 % and 1.5 logits, 3 seeds cover 84 %.
 
     Args:
         outcomes: success `(S, n)` of S seeds on n initial states.

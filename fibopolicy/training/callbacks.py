@@ -1,5 +1,5 @@
-"""Called during training, in the main process: validation and rollouts of the averaged
-weights. Neither changes the weights that are trained.
+"""Callbacks of the training loop, in the main process: validation and rollouts of the
+averaged weights. Neither changes the trained weights.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ _log = logging.getLogger(__name__)
 #: Takes the number of a step, from 0, and metrics of the weights after it.
 Write = Callable[[int, dict[str, float]], None]
 
-#: Seed of the initial states of rollouts, unlike any that `fibopolicy evaluate` is given.
+#: Seed of the initial states of rollouts. It is unlikely for `fibopolicy evaluate`.
 SEED = 730_001
-#: Priority of rollouts below that of the training.
+#: Added to the niceness of rollouts, so that training has priority.
 NICENESS = 5
 
 
@@ -63,7 +63,7 @@ def check_callbacks(
     average: Policy,
     device: torch.device,
 ) -> None:
-    """Refuse what would fail during training.
+    """Check settings that would fail only during training.
 
     Raises:
         UserError: the task cannot be simulated, or the criterion is not a metric.
@@ -119,13 +119,15 @@ def validation_metrics(
     device: torch.device,
     seed: int = 0,
 ) -> dict[str, float]:
-    """The loss and the metrics of `policy.loss`, as `validation_<name>`, without augmentation.
+    """The loss and the metrics of `policy.loss`, as `validation_<name>`, without
+    augmentation.
 
     Args:
         policy: in evaluation mode.
         samples: largest number of windows, evenly spread over the dataset.
-        seed: of a loss that draws random numbers. Every call draws the same, so that losses
-            of several steps compare. The random numbers of training are left alone.
+        seed: of a loss that draws random numbers. Every call draws the same, so that
+            losses of several steps compare. The random state of training is not
+            changed.
     """
     count = min(samples, len(dataset))
     chosen = np.linspace(0, len(dataset) - 1, count).round().astype(np.int64)
@@ -147,14 +149,14 @@ def validation_metrics(
 class Rollouts(Callback):
     """Success rates of snapshots of the averaged weights, as metrics `monitoring_...`.
 
-    Another process evaluates a snapshot every `rollout_every` steps. One that is due
-    before the last has ended is skipped, except at the end of training. The process ends
-    with this one, even if this one is killed. A failed evaluation is logged and does not
-    stop the training.
+    Another process evaluates a snapshot every `rollout_every` steps. A snapshot that is
+    due while an evaluation runs is skipped, except at the end of training. The process
+    ends with this one, even if this one is killed. A failed evaluation is logged and
+    does not stop the training.
 
     Args:
         average: averaged weights, which change during training.
-        start: gradient steps done before. An interrupted evaluation of theirs is resumed.
+        start: gradient steps done before. An interrupted evaluation is resumed.
         done: steps whose results are logged already.
     """
 
@@ -187,7 +189,7 @@ class Rollouts(Callback):
             return
         self._skipped = self._process is not None
         if self._skipped:
-            message = "monitoring at step %d is skipped: that of step %d still runs"
+            message = "monitoring at step %d is skipped: the one at step %d is still running"
             _log.info(message, steps, self._steps)
             return
         self._run.path.mkdir(exist_ok=True)
@@ -196,7 +198,7 @@ class Rollouts(Callback):
         self._begin(steps, resume=False)
 
     def finish(self, steps: int) -> None:
-        """Wait for running rollouts, and make up for the last if it was skipped."""
+        """Wait for running rollouts, and run the last ones if they were skipped."""
         if self._process is not None:
             _log.info("waiting for the rollouts of step %d", self._steps)
             self._collect()
@@ -242,7 +244,8 @@ class Rollouts(Callback):
             _log.warning("monitoring at step %d failed (%s); see %s", self._steps, reason, log)
             return
         message = (
-            "monitoring at step %d: %s; evaluate measures the result, from other initial states"
+            "monitoring at step %d: %s; `fibopolicy evaluate` measures the result, on other initial"
+            " states"
         )
         _log.info(message, self._steps, text)
         self._write(self._steps - 1, metrics)

@@ -1,9 +1,9 @@
-"""The run directory: opened, written and resumed so that every checkpoint is whole.
+"""Open, write and resume a run directory whose checkpoints are always complete.
 
-A run resumes from `state.pt` alone: weights, average, optimizer and step, in one file that
-is replaced by one rename. `model.safetensors` and `ema.safetensors` are exports for others;
-their metadata holds the step. Order and randomness are functions of (seed, step) and need
-no storing.
+A run resumes from `state.pt` alone: weights, average, optimizer and step, in one file
+that is replaced by one rename. `model.safetensors` and `ema.safetensors` are exports
+for other programs; their metadata holds the step. Order and randomness are functions of
+(seed, step) and need not be stored.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ from fibopolicy.utils.files import atomic_write
 from fibopolicy.utils.settings import first_difference
 from fibopolicy.utils.system import hardware, versions
 
-#: Settings that do not change the weights: places, and how steps are computed and watched.
+#: Settings that do not change the weights: paths, and how steps are computed and
+#: logged.
 _MAY_CHANGE = (
     "out",
     "dataset",
@@ -51,7 +52,7 @@ _MAY_CHANGE = (
 
 @dataclass(frozen=True)
 class TrainingState:
-    """What changes during training and a checkpoint restores."""
+    """Everything that changes during training and that a checkpoint restores."""
 
     policy: Policy
     ema: EMA[Policy]
@@ -64,7 +65,7 @@ def open_run(config: TrainConfig, dataset: Windows, *, resume: bool, overwrite: 
     run, out = RunDirectory(config.out), config.out
     document = describe(config, dataset)
     if run.config.exists():
-        found = run.read_config()  # refuses a configuration that is not a run's
+        found = run.read_config()  # raises if it is not the configuration of a run
         if not overwrite:
             if not resume:
                 raise UserError(
@@ -81,7 +82,7 @@ def open_run(config: TrainConfig, dataset: Windows, *, resume: bool, overwrite: 
 
 
 def describe(config: TrainConfig, dataset: Windows) -> dict[str, Any]:
-    """The contents of `config.json`: everything that makes the run, as plain JSON."""
+    """The contents of `config.json`: everything that defines the run, as plain JSON."""
     train = asdict(config)
     policy = train.pop("policy")
     train |= {
@@ -132,11 +133,11 @@ def _brief(values: Any) -> str:
 
 
 def save_checkpoint(out: Path, state: TrainingState, step: int) -> None:
-    """Write the state after `step` gradient steps; each file is whole at every moment.
+    """Write the state after `step` gradient steps; each file is complete at any moment.
 
     Raises:
-        UserError: a file cannot be written, e.g. because the disk is full; an older one of
-            its name stays as it is.
+        UserError: a file cannot be written, e.g. because the disk is full; an older one
+            of its name stays as it is.
     """
     document = {
         "step": step,
@@ -173,7 +174,8 @@ def save_weights(path: Path, module: nn.Module, metadata: dict[str, str]) -> Non
 def _wrap_write_error(path: Path) -> Iterator[None]:
     """Turn a failure to write into one line.
 
-    torch hides the `OSError` as the error's context; safetensors gives its number in words.
+    torch hides the `OSError` as the error's context; safetensors has its number in the
+    message.
     """
     try:
         yield
@@ -183,17 +185,20 @@ def _wrap_write_error(path: Path) -> Iterator[None]:
         if number is None and not isinstance(cause, OSError):
             raise
         reason = os.strerror(int(number[1])) if number else str(getattr(cause, "strerror", cause))
-        advice = "; the checkpoint before it is whole: make room, then continue with --resume"
+        advice = (
+            "; the previous checkpoint is complete: free some space, then continue with --resume"
+        )
         raise UserError(
             f"{path}: cannot be written: {reason}{advice if path.exists() else ''}"
         ) from error
 
 
 def load_checkpoint(out: Path, state: TrainingState, *, export: bool) -> int:
-    """Restore the newest checkpoint into `state`; return its steps, 0 without a checkpoint.
+    """Restore the newest checkpoint into `state`; return its steps, 0 without a
+    checkpoint.
 
     Args:
-        export: write the exports again, which a kill after the state may have left out.
+        export: write the exports again, which may be stale after a kill.
     """
     run, path = RunDirectory(out), RunDirectory(out).state
     if not path.exists():
@@ -222,15 +227,16 @@ def load_checkpoint(out: Path, state: TrainingState, *, export: bool) -> int:
 class TopKCheckpoints:
     """Keeps the `keep` averaged weights with the lowest criterion in `best/`.
 
-    A file `step_<steps>.safetensors` has its criterion in its metadata, so that a resumed
-    run continues from the files alone. A repeated step replaces its file.
+    A file `step_<steps>.safetensors` has its criterion in its metadata, so that a
+    resumed run continues from the files alone. A repeated step replaces its file.
     """
 
     def __init__(self, out: Path, keep: int, criterion: str) -> None:
         self._run, self._keep, self._criterion = RunDirectory(out), keep, criterion
 
     def update(self, step: int, metrics: dict[str, float], weights: nn.Module) -> None:
-        """Keep the weights after `step` steps if they are among the best; ties keep the earlier.
+        """Keep the weights after `step` steps if they are among the best; ties keep the
+        earlier.
 
         Raises:
             UserError: a file cannot be written, or one there has no criterion.
@@ -254,5 +260,5 @@ class TopKCheckpoints:
                 yield float(metadata[self._criterion]), int(metadata["step"]), path
             except (SafetensorError, KeyError, ValueError) as error:
                 raise UserError(
-                    f"{path}: does not hold its {self._criterion}; move it away and start again"
+                    f"{path}: its metadata has no {self._criterion}; move it away and start again"
                 ) from error

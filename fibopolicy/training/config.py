@@ -1,4 +1,4 @@
-"""One training run as a value, and published runs by name."""
+"""The configuration of a training run, and published runs by name."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Precision = Literal["auto", "fp32", "bf16"]
 
 
 def _check_at_least(config: object, least: int, *names: str) -> None:
-    """Refuse a setting below `least`; `None` passes."""
+    """Raise `UserError` for a setting below `least`; `None` is allowed."""
     for name in names:
         value = getattr(config, name)
         if value is not None and not value >= least:
@@ -38,13 +38,13 @@ class OptimizerConfig:
     weight_decay: float = 1e-2
     """On matrices only, not on biases, norms and positions."""
     encoder_lr_scale: float = 1.0
-    """The encoder's learning rate as a factor of the others'."""
+    """Learning rate of the encoder relative to that of the other parameters."""
     betas: tuple[float, float] = (0.9, 0.95)
     """AdamW's decay rates of the gradient's mean and square."""
     grad_clip_norm: float = 1.0
     """Largest gradient norm; larger ones are scaled down to it."""
     ema: float = 0.995
-    """Decay of the moving average of the weights, which is what gets evaluated."""
+    """Decay of the moving average of the weights; evaluation uses that average."""
 
     def __post_init__(self) -> None:
         _check_at_least(self, 1, "steps", "batch_size")
@@ -70,11 +70,11 @@ class ComputeConfig:
     accumulate: int = 1
     """Parts of a batch, computed one after the other to save memory; same gradients."""
     gradient_checkpointing: bool = False
-    """Compute the activations of a vision transformer twice instead of keeping them."""
+    """Recompute the activations of a vision transformer instead of keeping them."""
     precision: Precision = "auto"
-    """"fp32", "bf16" (autocast), or "auto": bf16 on GPUs that compute it; kept on resume."""
+    """"fp32", "bf16" (autocast), or "auto": bf16 on GPUs that support it; kept on resume."""
     compile: bool = False
-    """torch.compile the encoders; takes minutes at the start, and a C++ compiler on CPUs."""
+    """torch.compile the encoders; takes minutes at the start; needs a C++ compiler on CPUs."""
 
     def __post_init__(self) -> None:
         _check_at_least(self, 1, "accumulate")
@@ -97,7 +97,7 @@ class ValidationConfig:
     keep_best: int = 0
     """Number of checkpoints with the best criterion to keep in best/, besides the last."""
     criterion: str = "validation_loss"
-    """Validation metric of which the lowest value is best."""
+    """Validation metric to select by; the lowest value is best."""
 
     def __post_init__(self) -> None:
         _check_at_least(self, 1, "validate_every", "validate_samples")
@@ -143,9 +143,9 @@ class TrainConfig:
     dataset_weights: tuple[float, ...] | None = None
     """Share of each of several files in a batch; by default in proportion to their steps."""
     cameras: tuple[str, ...] | None = None
-    """Image keys to see; by default all of the file's."""
+    """Image keys that the policy sees; by default all of the file's."""
     vectors: tuple[str, ...] | None = None
-    """Vector keys to see; by default the proprioception among them."""
+    """Vector keys that the policy sees; by default the proprioception."""
     filter_key: str | tuple[str, ...] | None = None
     """Demos to use, one key for all files or per file, or "all"; by default "train", else all."""
     policy: PolicyConfig = field(default_factory=PolicyConfig)
@@ -153,7 +153,7 @@ class TrainConfig:
     encoder_weights: Path | None = None
     """Initial weights of the encoders: a run directory, or a .safetensors or .pth file."""
     freeze_encoder: bool = False
-    """Train everything but the encoders; they stay as they are, batch norm included."""
+    """Train everything except the encoders, which stay fixed, batch norm included."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     """The optimizer and its schedule."""
     compute: ComputeConfig = field(default_factory=ComputeConfig)
@@ -165,9 +165,9 @@ class TrainConfig:
     wandb: str | None = None
     """Weights & Biases project to log to as well."""
     seed: int = 0
-    """Decides initial weights, order and augmentation."""
+    """Seed of initial weights, order and augmentation."""
     checkpoint_every: int = 250
-    """Gradient steps between checkpoints; a killed run loses at most as many."""
+    """Gradient steps between checkpoints; a killed run loses at most this many."""
     log_every: int = 10
     """Gradient steps between lines of metrics.jsonl."""
     device: str | None = None
@@ -205,7 +205,7 @@ class TrainConfig:
 
     @property
     def files(self) -> tuple[tuple[Path, str | None], ...]:
-        """Each file with the filter key that was asked of it."""
+        """Each file with its requested filter key."""
         paths = self.dataset if isinstance(self.dataset, tuple) else (self.dataset,)
         keys = self.filter_key if isinstance(self.filter_key, tuple) else (self.filter_key,)
         return tuple(zip(paths, keys * len(paths) if len(keys) == 1 else keys, strict=True))
@@ -226,8 +226,8 @@ def released_robot(dataset: Path, out: Path) -> TrainConfig:
     EMA.
 
     The authors trained for about 500 epochs of a dataset, so set `steps` to 500 *
-    windows / 64: 75,000 for robomimic's 200 Lift demonstrations. That takes a GPU. To
-    act, they visit all 100 denoising steps; here DDIM visits 10.
+    windows / 64: 75,000 for robomimic's 200 Lift demonstrations. That takes a GPU. At
+    inference, they use all 100 denoising steps; here DDIM uses 10.
     """
     return TrainConfig(
         dataset,

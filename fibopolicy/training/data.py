@@ -1,4 +1,4 @@
-"""The windows that a configuration asks for, to train and to validate on, as batches."""
+"""The windows of a configuration, for training and validation, as batches."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from fibopolicy.policies import Policy, Shapes
 from fibopolicy.policies.base import POLICIES
 from fibopolicy.training.config import TrainConfig
 
-#: With a `min_std` of at most `NARROW_STD`, a policy may not learn from actions of which
-#: the share `AT_LIMITS` lies at their limits.
+#: With a `min_std` of at most `NARROW_STD`, a policy may not learn from actions of
+#: which the share `AT_LIMITS` lies at their limits.
 NARROW_STD, AT_LIMITS = 0.01, 0.5
 #: Filter key of every demo, also in a file that has filter keys.
 ALL = "all"
@@ -72,8 +72,8 @@ def open_validation(config: TrainConfig, dataset: Windows) -> Windows | None:
                 if part.path.resolve() == path and (seen := held_out.intersection(part.demos)):
                     raise UserError(
                         f"{part.path}: {len(seen)} of {len(held_out)} demos of filter key {key!r}"
-                        f" are trained on as well, such as {min(seen)}, so that their loss would"
-                        " be too low; choose another --filter-key or --validate-on, or make both"
+                        f" are trained on as well, such as {min(seen)}, so their loss would be"
+                        " too low; choose another --filter-key or --validate-on, or make both"
                         " with `fibopolicy split`"
                     )
             parts.append(_windows(config, file, dataset.cameras, dataset.vectors, key))
@@ -167,7 +167,8 @@ def left_out(dataset: Windows) -> list[str]:
 
 
 def narrow_distributions(policy: Policy, dataset: Windows) -> list[str]:
-    """Warnings about files whose repeated actions raise a likelihood more than its images.
+    """Warnings about files whose repeated actions raise a likelihood more than its
+    images.
 
     Actions of two values, such as a gripper's, are excluded: they are the same in human
     demonstrations, from which policies learn well.
@@ -184,7 +185,7 @@ def narrow_distributions(policy: Policy, dataset: Windows) -> list[str]:
             lines.append(
                 f"{part.path}: {shares[dim]:.0%} of action {dim} lie at its limits, where"
                 f" {policy.name} with min_std {options['min_std']:g} gains more from narrow"
-                " distributions than from what it sees, and may not learn the task; try"
+                " distributions than from its observations, and may not learn the task; try"
                 " --policy-options min_std 0.05, see docs/policies.md"
             )
     return lines

@@ -1,7 +1,8 @@
-"""One training in several processes: `torchrun --nproc-per-node 2 -m fibopolicy train ...`.
+"""One training in several processes: `torchrun --nproc-per-node 2 -m fibopolicy train
+...`.
 
 Each process ("rank") takes its rows of every batch; torch's `DistributedDataParallel`
-averages the gradients. Rank 0, the main process, alone writes and prints. A `UserError`
+averages the gradients. Only rank 0, the main process, writes and prints. A `UserError`
 ends all ranks with one message. If a rank dies, the others fail at their next exchange.
 """
 
@@ -65,7 +66,7 @@ class World:
         return self.rank == 0
 
     def device(self, name: str | None) -> torch.device:
-        """As `resolve_device`; of several GPUs, each process of a machine takes its own."""
+        """Like `resolve_device`; each process on a machine with GPUs gets a different one."""
         device = resolve_device(name)
         if self.size == 1 or device.type != "cuda":
             return device
@@ -98,7 +99,8 @@ class World:
     def sync_batch_norms(self, policy: nn.Module) -> None:
         """Share the statistics of batch norm over all processes, in place, on GPUs.
 
-        Subclasses of torch's `BatchNorm2d`, such as timm's, keep those of their process.
+        Subclasses of torch's `BatchNorm2d`, such as timm's, keep those of their
+        process.
 
         Raises:
             UserError: batch norm is trained on CPUs, where torch cannot synchronise it.
@@ -118,7 +120,8 @@ class World:
                 setattr(policy.get_submodule(parent), attribute, shared)
 
     def wrap(self, module: nn.Module, batch: Mapping[str, Any]) -> nn.Module:
-        """A module with the same `forward` whose gradients are averaged over all processes.
+        """A module with the same `forward` whose gradients are averaged over all
+        processes.
 
         Args:
             batch: any batch; shows whether the loss reaches all parameters.
@@ -148,8 +151,8 @@ class World:
         error: UserError | None = None
         try:
             yield
-        except UserError as own:
-            error = own
+        except UserError as raised:
+            error = raised
         if self.size > 1:
             messages: list[str | None] = [None] * self.size
             distributed.all_gather_object(messages, str(error) if error else None)
@@ -165,9 +168,9 @@ class World:
     def close(self) -> None:
         """End the connection to the other processes.
 
-        Gradient exchange is deleted first. As the last owner of the connection, it would
-        wait for the connection's threads while holding Python's lock, which these threads
-        need to drop their last tensor: now and then a deadlock.
+        The gradient exchange is deleted first. As the last owner of the connection, it
+        would wait for the connection's threads while it holds Python's global lock,
+        which these threads need to free their last tensor. This could deadlock.
         """
         for module in self._wrapped:
             del module.reducer, module.logger
@@ -196,7 +199,8 @@ def is_main_process() -> bool:
 
 @contextmanager
 def init_distributed(device: str | None) -> Iterator[World]:
-    """Connect the processes that torchrun has started, by NCCL on GPUs and by gloo on CPUs.
+    """Connect the processes that torchrun has started, by NCCL on GPUs and by gloo on
+    CPUs.
 
     Raises:
         UserError: torchrun's environment is incomplete, or another process has ended.

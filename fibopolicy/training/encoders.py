@@ -66,7 +66,8 @@ def checkpoint_gradients(policy: nn.Module) -> None:
 
 
 def compile_encoders(policy: nn.Module, device: torch.device) -> None:
-    """Compile in place, including the sparse attention kernel; weights keep their names.
+    """Compile in place, including the sparse attention kernel; weights keep their
+    names.
 
     Raises:
         UserError: on a CPU without a C++ compiler.
@@ -85,12 +86,12 @@ def load_encoder_weights(policy: Policy, source: Path) -> None:
     """Copy weights into the policy's encoders.
 
     Args:
-        source: a run directory or a file. Of a run, the averaged encoders are taken camera
-            by camera, or its only encoder for every camera. A file (.safetensors, else a
-            `torch.save` of tensors alone) holds one encoder for every camera, under the
-            encoder's own names or, for "timm:<name>", those of the timm model. The
-            classifier of a timm model is left out, and its positions are resampled to the
-            image size. A prefix of DataParallel or torch.compile is dropped.
+        source: a run directory or a file. A run gives each camera its averaged encoder,
+            or every camera its only encoder. A file (.safetensors, else a `torch.save`
+            of tensors alone) holds one encoder for every camera, under the encoder's
+            own names or, for "timm:<name>", those of the timm model. The classifier of
+            a timm model is left out, and its positions are resampled to the image size.
+            A prefix of DataParallel or torch.compile is dropped.
 
     Raises:
         UserError: no such source; it cannot be read without running code; weights are
@@ -99,7 +100,7 @@ def load_encoder_weights(policy: Policy, source: Path) -> None:
     encoders = camera_encoders(policy)
     if not encoders:
         raise UserError(
-            f"{source}: the policy sees no images, so it has no encoder to take these weights"
+            f"{source}: the policy sees no images, so it has no encoder for these weights"
         )
     if not source.is_dir():
         tensors = _without_prefix(_read(source))

@@ -1,4 +1,4 @@
-"""What a run logs: JSON lines, TensorBoard, Weights & Biases, and its speed and memory."""
+"""Logs of a run: JSON lines, TensorBoard, Weights & Biases, and its speed and memory."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from fibopolicy.utils.system import peak_memory_bytes
 class MetricsLogger:
     """Appends rows to `metrics.jsonl`, TensorBoard and, if asked for, Weights & Biases.
 
-    Rows from `start` on, which a killed run has left, are dropped first.
+    Rows from step `start` on, left by a killed run, are dropped first.
 
     Args:
         out: run directory.
@@ -114,7 +114,8 @@ class WandbLogger:
                 f"wandb: {reason}; log in with `wandb login`, set WANDB_MODE=offline, or leave out"
                 " --wandb"
             ) from error
-        # wandb's own step only grows, but results of rollouts come after rows of later steps.
+        # wandb's own step only grows, but results of rollouts come after rows of later
+        # steps.
         self._run.define_metric("*", step_metric="step")
 
     def write(self, row: dict[str, float]) -> None:
@@ -155,13 +156,13 @@ class Throughput:
     seconds: float = 0.0
 
     def add(self, samples: int, data_seconds: float, seconds: float) -> None:
-        """Add a step of `samples` that took `seconds`, of which `data_seconds` to load them."""
+        """Add a step of `samples` that took `seconds`, `data_seconds` of them for loading."""
         self.samples += samples
         self.data_seconds += data_seconds
         self.seconds += seconds
 
     def metrics(self) -> dict[str, float]:
-        """`samples_per_s`, and `data_share`, the part of the time that loads data."""
+        """`samples_per_s`, and `data_share`, the share of the time spent loading data."""
         return {
             "samples_per_s": self.samples / self.seconds if self.seconds else 0.0,
             "data_share": self.data_seconds / self.seconds if self.seconds else 0.0,
@@ -169,10 +170,10 @@ class Throughput:
 
 
 def memory_metrics(device: torch.device) -> dict[str, float]:
-    """`memory_gb`, resident now, mapped frames included; on a GPU its `gpu_memory_gb`, the
-    most so far.
+    """`memory_gb`, resident now, mapped frames included; on a GPU also `gpu_memory_gb`,
+    the peak so far.
 
-    On other systems than Linux, `memory_gb` is the most so far.
+    On systems other than Linux, `memory_gb` is the peak so far.
     """
     try:
         pages = int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[1])
@@ -185,7 +186,7 @@ def memory_metrics(device: torch.device) -> dict[str, float]:
 
 
 def peak_memory(device: torch.device) -> dict[str, float]:
-    """The most memory so far: `peak_gb` of the process, on a GPU `gpu_gb` of its tensors."""
+    """Peak memory so far: `peak_gb` of the process, on a GPU `gpu_gb` of its tensors."""
     peak = {"peak_gb": peak_memory_bytes() / 1e9}
     if device.type == "cuda":
         peak["gpu_gb"] = torch.cuda.max_memory_allocated(device) / 1e9

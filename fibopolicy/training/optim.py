@@ -17,9 +17,10 @@ from fibopolicy.training.encoders import encoders_of
 
 M = TypeVar("M", bound=nn.Module)
 
-#: Learned tokens and positions, ours and timm's: matrices by shape, but not weights of a product.
+#: Learned tokens and positions, ours and timm's: matrices by shape, but not weights of
+#: a product.
 NOT_DECAYED = ("positions", "cls", "pos_embed", "cls_token", "reg_token", "dist_token")
-#: Key of a parameter group: its learning rate as a factor of the schedule's.
+#: Key in a parameter group: its learning rate relative to the schedule's.
 LR_SCALE = "lr_scale"
 
 
@@ -59,7 +60,8 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
 
 
 class EMA(Generic[M]):
-    """Keeps `average`, a copy of a module whose parameters follow it: a <- d a + (1 - d) w.
+    """Keeps `average`, a copy of a module whose parameters follow it: a <- d a + (1 -
+    d) w.
 
     The decay d grows from 0.1 at the first step to its full value, so that the random
     initial weights are forgotten. Buffers, such as batch-norm statistics, are copied.
@@ -80,9 +82,11 @@ class EMA(Generic[M]):
             average.copy_(buffer)
 
 
-#: Number of losses that make up the usual level, and how many are needed before judging.
+#: Number of losses that make up the usual level, and how many are needed before
+#: judging.
 WINDOW, LEAST = 200, 20
-#: A loss is high if it exceeds the median of the recent losses by this many times their size.
+#: A loss is high if it exceeds the median of the recent losses by this many times their
+#: size.
 FACTOR = 10.0
 #: Number of high losses in a row that count as divergence.
 PATIENCE = 50
@@ -94,8 +98,8 @@ class Divergence:
     The usual level is the median of the last `WINDOW` losses that were not high. Their
     size is the magnitude of that median or their interquartile range, whichever is
     larger, because log-likelihoods may have any sign. One high loss is an outlier,
-    `PATIENCE` of them in a row are divergence. No checkpoint is written while losses are
-    high, so that the newest one on disk is from before.
+    `PATIENCE` of them in a row are divergence. No checkpoint is written while losses
+    are high, so the newest one on disk is from before the divergence.
 
     Attributes:
         recent: the losses that make up the usual level.
@@ -137,11 +141,11 @@ class Divergence:
 
 
 def resolve_precision(precision: Precision, device: torch.device) -> Precision:
-    """ "fp32" or "bf16"; "auto" is bf16 on GPUs that compute it and fp32 elsewhere.
+    """ "fp32" or "bf16"; "auto" is bf16 on GPUs that support it and fp32 elsewhere.
 
     The choice depends on the device alone, never on a timing, so that a seed gives the
-    same weights on a quiet and on a busy machine. Small networks on CPUs are often slower
-    under autocast.
+    same weights on a quiet and on a busy machine. Small networks on CPUs are often
+    slower under autocast.
     """
     if precision != "auto":
         return precision
@@ -152,7 +156,8 @@ def resolve_precision(precision: Precision, device: torch.device) -> Precision:
 def autocast(precision: str, device: torch.device) -> AbstractContextManager[object]:
     """Context of a forward pass in "fp32" or "bf16".
 
-    With "bf16", products are computed in bfloat16; weights, sums and losses stay float32.
+    With "bf16", products are computed in bfloat16; weights, sums and losses stay
+    float32.
     """
     if precision == "bf16":
         return torch.autocast(device.type, torch.bfloat16)

@@ -32,7 +32,7 @@ class TrainProfile:
             shift, scale), each camera's encoder, the rest of the policy, backward, the
             optimizer with clipping, the average of the weights; "step" is their sum.
         samples_per_s: of whole steps.
-        parameters: number of trained ones.
+        parameters: number of trained parameters.
     """
 
     policy: str
@@ -47,8 +47,8 @@ class TrainProfile:
 def profile_train(config: TrainConfig, *, turns: int) -> TrainProfile:
     """Time `turns` steps after some that warm up; nothing is written.
 
-    On a GPU each part ends before the next begins, so that parts which overlap in training
-    are added up here.
+    On a GPU each part ends before the next begins, so parts that overlap in training do
+    not overlap here.
     """
     torch.manual_seed(config.seed)
     device = resolve_device(config.device)

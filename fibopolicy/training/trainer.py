@@ -49,9 +49,9 @@ def train(config: TrainConfig, *, resume: bool = False, overwrite: bool = False)
     The batch, augmentation and learning rate of a step are functions of (seed, step).
     Therefore a killed and resumed run ends with the same weights as an uninterrupted
     one, bit for bit on the same machine. The number of processes and `accumulate` may
-    change on resume; weights then agree up to rounding, except for dropout, whose draws
-    depend on them, and batch norm, which sees one part of a batch (of all processes) at
-    a time.
+    change on resume; weights then agree up to rounding, except for dropout, whose
+    random numbers depend on them, and batch norm, which sees one part of a batch (of
+    all processes) at a time.
 
     Raises:
         UserError: invalid data or configuration; `config.out` exists and neither
@@ -186,8 +186,8 @@ class Trainer:
     ) -> tuple[Tensor, dict[str, float]]:
         """The loss of part `number` of `count` parts of this process, and its metrics.
 
-        Draws per sample are made for the whole batch from one generator, so that they
-        do not depend on how the batch is split. Dropout draws from torch's global
+        Random numbers per sample are drawn for the whole batch from one generator, so
+        that they do not depend on how the batch is split. Dropout uses torch's global
         generators.
         """
         config, size = self.config, self.config.optimizer.batch_size
@@ -224,7 +224,7 @@ class Trainer:
         if reason is None:
             return
         samples = ", ".join(map(str, indices))
-        kept = "; the last checkpoint is from before" if self.run.state.exists() else ""
+        kept = "; the last checkpoint is from an earlier step" if self.run.state.exists() else ""
         message = f"{reason} at step {step} (samples {samples}); lower lr or look at these samples"
         raise self.world.once(UserError(f"{self.run.path}: {message}{kept}"))
 
@@ -305,7 +305,7 @@ def _check_parts(config: TrainConfig, world: World) -> None:
 def _resolve_precision(
     config: TrainConfig, run: RunDirectory, device: torch.device, *, resume: bool
 ) -> TrainConfig:
-    """With precision "fp32" or "bf16"; a resumed run keeps its own, also on another device."""
+    """The configuration with "fp32" or "bf16"; a resumed run keeps its precision."""
     precision = config.compute.precision
     if precision == "auto" and resume and run.config.exists():
         precision = run.read_config()["train"].get("compute", {}).get("precision", "auto")

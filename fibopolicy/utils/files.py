@@ -104,8 +104,8 @@ def check_resume_or_overwrite(*, resume: bool, overwrite: bool) -> None:
 
 
 def check_output(path: Path, overwrite: bool, inputs: Iterable[Path] = ()) -> None:
-    """Raise `UserError` if `path` is a folder, one of the command's `inputs`, or exists and
-    `overwrite` is not given.
+    """Raise `UserError` if `path` is a folder, one of the command's `inputs`, or exists
+    and `overwrite` is not given.
     """
     if path.is_dir():
         raise UserError(f"{path}: is a folder, expected the name of a file to write")
@@ -241,8 +241,8 @@ def _try_lock(handle: int, folder: Path) -> bool:
 
 @contextmanager
 def wrap_os_error(path: Path) -> Iterator[None]:
-    """Turn the system's write errors (disk full, no permission) into one line that names
-    `path`.
+    """Turn the system's write errors (disk full, no permission) into one line that
+    names `path`.
     """
     try:
         yield

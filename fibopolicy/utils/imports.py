@@ -26,8 +26,8 @@ def is_import_path(name: str) -> bool:
 
 
 def import_object(kind: str, name: str, prefixes: Iterable[str] = ()) -> Any:
-    """Import the object "module:name". Modules are found in the current folder and on the
-    path.
+    """Import the object "module:name". Modules are found in the current folder and on
+    the path.
 
     Args:
         kind: of object, for messages: "encoder".
@@ -85,8 +85,8 @@ _library: Any = None
 
 
 def make_torchvision_importable() -> None:
-    """Define the operators that torchvision expects, unless they are present. Call it before
-    the first import of torchvision, timm or robomimic.
+    """Define the operators that torchvision expects, unless they are present. Call it
+    before the first import of torchvision, timm or robomimic.
     """
     global _library
     if _library is not None or importlib.util.find_spec("torchvision") is None:

@@ -40,8 +40,8 @@ def set_up() -> None:
 
 
 def make_streams_safe() -> None:
-    """Make printing safe on every terminal: escape characters that it lacks, and discard
-    output to a closed stream.
+    """Make printing safe on every terminal: escape characters that it lacks, and
+    discard output to a closed stream.
 
     File names need not be valid UTF-8, and a terminal may support ASCII only.
     """
@@ -65,8 +65,8 @@ def drop_output() -> None:
 
 
 def _keep_freed_memory() -> None:
-    """Make glibc keep up to 2 GiB of freed memory, instead of returning it and faulting it
-    in again page by page.
+    """Make glibc keep up to 2 GiB of freed memory, instead of returning it and faulting
+    it in again page by page.
 
     Each training step frees and allocates the same hundreds of megabytes. Measured
     on two cores: attention over (8, 6, 588, 64), forward and backward, in 6.6 ms
@@ -168,8 +168,8 @@ def _no_interrupts() -> Iterator[None]:
 def _without_main() -> Iterator[None]:
     """Keep processes that are started in this context from running the caller's script.
 
-    Most scripts import torch, which takes longer than everything that a simulator loads.
-    A script without `if __name__ == "__main__"` would start processes endlessly.
+    Most scripts import torch, which takes longer than everything that a simulator
+    loads. A script without `if __name__ == "__main__"` would start processes endlessly.
     """
     main = sys.modules["__main__"]
     hidden: dict[str, Any] = {

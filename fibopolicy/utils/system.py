@@ -40,8 +40,8 @@ _PACKAGES = (
 
 @cache
 def versions() -> Mapping[str, str]:
-    """Versions of fibopolicy, of Python, and of the installed packages that a result may
-    depend on, by name. Imports none of them.
+    """Versions of fibopolicy, of Python, and of the installed packages that a result
+    may depend on, by name. Imports none of them.
     """
     found = {"fibopolicy": fibopolicy.__version__, "python": platform.python_version()}
     for package in _PACKAGES:
@@ -83,8 +83,8 @@ def peak_memory_bytes() -> int:
     try:
         return status_bytes("VmHWM")
     except (OSError, StopIteration):
-        # Not on Linux, where it survives exec: the child of a large process would report
-        # the memory of its parent.
+        # Not on Linux, where it survives exec: the child of a large process would
+        # report the memory of its parent.
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (
             1 if sys.platform == "darwin" else 1024
         )

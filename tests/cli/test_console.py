@@ -157,8 +157,8 @@ def test_a_locale_of_ascii_and_a_full_or_closed_output_end_in_one_line(tmp_path:
         2,
         "fibopolicy: error: input or output: No space left on device\n",
     )
-    code, told = shell("inspect n\u00fcll <&- >&-")
-    assert (code, told.partition("; ")[0]) == (
+    code, error = shell("inspect n\u00fcll <&- >&-")
+    assert (code, error.partition("; ")[0]) == (
         2,
         "fibopolicy: error: n\\udcc3\\udcbcll: no such file",
     )

@@ -216,8 +216,8 @@ def test_a_full_disk_is_one_line_and_spares_the_checkpoint(
     messages = [receiver.recv() for _ in range(4)]
     for message, name in ((messages[0], "state.pt"), (messages[2], "model.safetensors")):
         assert (
-            f"{config.out}/{name}: cannot be written: File too large; the checkpoint before it is"
-            " whole" in message
+            f"{config.out}/{name}: cannot be written: File too large; the previous checkpoint is"
+            " complete" in message
         )
         assert "\n" not in message
     assert messages[1] == 4

@@ -11,7 +11,7 @@ DEEPER = [{"name": "vit_tiny", "options": {"depth": 3}}, {"name": "resnet18", "o
 
 
 @pytest.mark.parametrize(
-    ("there", "now", "told"),
+    ("there", "now", "expected"),
     [
         ({"steps": 6, "seed": 0}, {"steps": 7, "seed": 1}, "steps = 6 there, 7 now"),
         (
@@ -35,9 +35,9 @@ DEEPER = [{"name": "vit_tiny", "options": {"depth": 3}}, {"name": "resnet18", "o
     ],
 )
 def test_the_first_setting_that_differs_is_named(
-    there: dict[str, Any], now: dict[str, Any], told: str
+    there: dict[str, Any], now: dict[str, Any], expected: str
 ) -> None:
-    assert first_difference(there, now) == told
+    assert first_difference(there, now) == expected
 
 
 def test_the_documents_name_begins_the_settings() -> None:

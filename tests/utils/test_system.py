@@ -1,4 +1,4 @@
-"""What is told of the machine and the process."""
+"""Facts about the machine and the process."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def test_peak_memory_is_the_process_s_own_and_not_what_its_parent_held() -> None
     ours = peak_memory_bytes()
     assert ours > held.nbytes
     child = "from fibopolicy.utils.system import peak_memory_bytes; print(peak_memory_bytes())"
-    told = subprocess.run(
+    printed = subprocess.run(
         [sys.executable, "-c", child], capture_output=True, text=True, check=True
     ).stdout
-    assert 5e6 < int(told) < held.nbytes
+    assert 5e6 < int(printed) < held.nbytes
