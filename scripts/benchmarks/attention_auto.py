@@ -1,10 +1,10 @@
-"""Where the sparse CPU kernels stop paying: their time against masked dense
-attention's, by length and share of kept pairs.
+"""Where sparse CPU kernels stop being faster than masked dense attention, by length
+and share of kept pairs.
 
     python scripts/benchmarks/attention_auto.py --hardware epyc-2-threads
 
 Writes docs/benchmarks/attention_auto_<hardware>_<date>.json;
-`fibopolicy/attention/functional.py` holds the rule read off it.
+`fibopolicy/attention/functional.py` holds the rule derived from it.
 """
 
 from __future__ import annotations
@@ -30,22 +30,22 @@ def main() -> None:
         for num_tokens in LENGTHS:
             for share in SHARES:
                 pattern = LocalPattern(num_tokens, 6, target=share)
-                leaves = [
+                inputs = [
                     torch.randn(batch, 6, num_tokens + 1, 64, requires_grad=True) for _ in range(3)
                 ]
-                grad = torch.randn_like(leaves[0])
+                grad = torch.randn_like(inputs[0])
 
                 def forward(
                     backend: str,
                     pattern: LocalPattern = pattern,
-                    leaves: list[torch.Tensor] = leaves,
+                    inputs: list[torch.Tensor] = inputs,
                 ) -> torch.Tensor:
-                    return fibottention(*leaves, pattern, backend=backend)
+                    return fibottention(*inputs, pattern, backend=backend)
 
                 def both(
-                    backend: str, leaves: list[torch.Tensor] = leaves, grad: torch.Tensor = grad
+                    backend: str, inputs: list[torch.Tensor] = inputs, grad: torch.Tensor = grad
                 ) -> object:
-                    return torch.autograd.grad(forward(backend), leaves, grad)
+                    return torch.autograd.grad(forward(backend), inputs, grad)
 
                 row = {"batch": batch, "num_tokens": num_tokens, "kept_share": pattern.kept_share}
                 for name, run in (("forward", forward), ("forward+backward", both)):

@@ -1,5 +1,5 @@
-"""Sparse attention against dense on a GPU, with what a call costs on the host and
-without: timed in turns, and in a CUDA graph.
+"""Sparse against dense attention on a GPU, with the cost of a call on the host (timed
+in turns) and without it (in a CUDA graph).
 
     python scripts/benchmarks/attention_gpu.py --hardware h200
 
@@ -36,8 +36,8 @@ def main() -> None:
 
 
 def in_graph(shape: tuple[int, int, int], dtype: str) -> dict[str, object]:
-    """Median microseconds of dense and of sparse attention at (B, h, N), nothing
-    launched from the host meanwhile.
+    """Median microseconds of dense and sparse attention at (B, h, N), without launches
+    from the host.
     """
     batch, heads, tokens = shape
     pattern = FibottentionPattern(tokens, heads)

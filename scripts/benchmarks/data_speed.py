@@ -1,18 +1,18 @@
-"""How many ready batches a second, beside robomimic's SequenceDataset and DataLoader?
+"""Batches per second, against robomimic's SequenceDataset and DataLoader.
 
     python scripts/benchmarks/data_speed.py --dataset lift_human.hdf5 --out
     docs/benchmarks/data_<hardware>_<date>
 
 Batches of 16 windows of 10 steps, two cameras of 84 x 84, proprioception and actions,
-as torch tensors on the CPU with images in uint8, which is where either library's loop
-moves them to the device. robomimic 0.3 in its three cache modes, as its configuration
-of BC-RNN has it (seq_length 10, padded, no next_obs, no worker processes). Every
-contender is a process of its own with one thread; they take turns, and each turn draws
-whole epochs in random order. Ratios are medians over turns, with quartiles: of
-processor time, which other work on the machine changes little, and of wall time. Memory
-is that of each process after all turns, less what the same process took before it
-opened the file; ours counts the pages of the mapped cache, which the system may take
-back. Linux only.
+as torch tensors on the CPU with images in uint8, as both libraries' loops have them
+before the transfer to the device. robomimic 0.3 runs in its three cache modes, with the
+settings of its BC-RNN (seq_length 10, padded, no next_obs, no worker processes). Every
+contender has its own process with one thread. They take turns, and each turn draws
+whole epochs in random order. Ratios are medians over turns, with quartiles, of
+processor time, which other work on the machine hardly changes, and of wall time. Memory
+is that of each process after all turns, less that of the same process before it opened
+the file. Ours includes the pages of the mapped cache, which the system may reclaim.
+Linux only.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ CAMERAS = ("agentview_image", "robot0_eye_in_hand_image")
 VECTORS = ("robot0_eef_pos", "robot0_eef_quat", "robot0_gripper_qpos")
 WINDOW, BATCH = 10, 16
 THEIRS = {"None": None, "low_dim": "low_dim", "all": "all"}
-#: Ours over theirs, at least.
+#: Least ratio of our rate to theirs.
 TARGETS = {"None": 10.0, "low_dim": 5.0, "all": 1.0}
 
 
@@ -88,8 +88,8 @@ class Theirs:
 
 
 def serve(connection: Connection, kind: str, path: Path, cache: str) -> None:
-    """A contender's process: opens the file, then draws as many seconds of processor
-    time of whole epochs as it is told.
+    """A contender's process: opens the file, then draws whole epochs for the requested
+    seconds of processor time.
     """
     os.environ["TQDM_DISABLE"] = "1"
     import torch
@@ -170,16 +170,16 @@ def table(result: dict[str, Any]) -> str:
     ]
     busy, wall = result["processor_time"], result["wall_time"]
     for name, rate in busy["samples_per_s"].items():
-        told = among = target = ""
+        by_processor = by_wall = target = ""
         if name in busy["ratios"]:
-            told, among = (ratio_text(clock["ratios"][name]) for clock in (busy, wall))
+            by_processor, by_wall = (ratio_text(clock["ratios"][name]) for clock in (busy, wall))
             met = busy["ratios"][name]["median"] >= TARGETS[name]
             target = f">= {TARGETS[name]:.0f}: {'met' if met else 'missed'}"
         memory = result["memory_mb"][name]
         label = name if name == "fibopolicy" else f"robomimic, {name}"
         lines.append(
-            f"| {label} | {rate['median']:.0f} | {told} | {among} | {target} | {memory['resident']}"
-            f" | {memory['anonymous']} | {result['opening_s'][name]} |"
+            f"| {label} | {rate['median']:.0f} | {by_processor} | {by_wall} | {target} |"
+            f" {memory['resident']} | {memory['anonymous']} | {result['opening_s'][name]} |"
         )
     return "\n".join(lines)
 
@@ -197,7 +197,7 @@ def main() -> None:
         "--seconds",
         type=float,
         default=0.5,
-        help="of processor time of each contender per turn, at least",
+        help="least processor time of each contender per turn",
     )
     options = parser.parse_args()
     multiprocessing.set_start_method("spawn")

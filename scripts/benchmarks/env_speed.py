@@ -1,8 +1,8 @@
-"""Built-in tasks: the experts' success over 200 layouts, and control steps per second
+"""Built-in tasks: success of the experts over 200 layouts, and control steps per second
 with one camera rendered per step.
 
 taskset -c 0 .venv/bin/python scripts/benchmarks/env_speed.py --out
-docs/benchmarks/env_speed_<hardware>_<date>.json
+docs/benchmarks/tabletop_<hardware>_<date>.json
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from fibopolicy.utils.system import environment
 
 
 def expert_successes(task: str, episodes: int) -> int:
-    """How many of `episodes` layouts, seeds 0 .. episodes - 1, the expert solves without noise."""
+    """Number of layouts, seeds 0 .. episodes - 1, that the expert solves without noise."""
     env = envs.make(task, cameras=())
     successes = 0
     for seed in range(episodes):
@@ -36,8 +36,8 @@ def expert_successes(task: str, episodes: int) -> int:
 
 
 def steps_per_second(env: envs.TaskEnv, steps: int) -> float:
-    """Expert control steps per second of one stretch, each with its observation; resets
-    are not counted.
+    """Control steps per second of the expert, each with its observation; resets are not
+    counted.
     """
     spent = 0.0
     env.reset(seed=0)

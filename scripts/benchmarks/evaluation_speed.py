@@ -1,14 +1,14 @@
-"""Evaluation against a plain serial loop: same policy, same initial states, both in turn
-within one run.
+"""Evaluation against a plain serial loop: same policy, same initial states, measured in
+turns within one run.
 
     python scripts/benchmarks/evaluation_speed.py --run
     runs/quickstart/fibottention_vit_tiny_seed0 \\
         --out docs/benchmarks/evaluation_<hardware>_<date>
 
-The run is a quickstart's (built-in Lift, chunk executed by 4). Writes `<out>.json` and
-`<out>.md`. Needs Linux, and robosuite for its part. The plain loop acts on one
-observation with torch's own number of threads and renders every step, as robomimic's
-rollouts do; neither side's start-up counts, except where a whole command is timed.
+The run is a quickstart's (built-in Lift, `n_action_steps` 4). Writes `<out>.json` and
+`<out>.md`. Needs Linux, and robosuite for that part. The plain loop acts on one
+observation with torch's default number of threads and renders every step, as
+robomimic's rollouts do. Start-up is not counted, except where a whole command is timed.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ CORES = len(os.sched_getaffinity(0))
 def plain_loop(
     policy: Policy, env: envs.TaskEnv, init_states: InitStates, indices: range
 ) -> tuple[int, int]:
-    """What most code bases do: one episode after the other, every frame rendered.
-    Returns successes and control steps.
+    """The usual loop: one episode after the other, every frame rendered. Returns
+    successes and control steps.
     """
     successes = steps = 0
     for index in indices:
@@ -83,7 +83,7 @@ class Ours:
         began = time.perf_counter()
         self.evaluator = Evaluator(policy, make_env, workers, batch=batch)
         self.init_states, self.workers = init_states, workers
-        self.run(range(min(workers, len(init_states))))  # until every simulator is open
+        self.run(range(min(workers, len(init_states))))  # opens every simulator
         self.start_s = time.perf_counter() - began
 
     def run(self, indices: range) -> tuple[int, int]:
@@ -93,15 +93,15 @@ class Ours:
 
 
 def in_turn(
-    rounds: int, episodes: int, sides: dict[str, Callable[[range], tuple[int, int]]]
+    rounds: int, episodes: int, contenders: dict[str, Callable[[range], tuple[int, int]]]
 ) -> dict[str, dict[str, Any]]:
-    """Each side on the same episodes, one after the other, several times; rates are
-    medians over the rounds.
+    """Run each contender on the same episodes, in turns, several times. Rates are medians
+    over the rounds.
     """
-    times: dict[str, list[float]] = {name: [] for name in sides}
+    times: dict[str, list[float]] = {name: [] for name in contenders}
     counts: dict[str, tuple[int, int]] = {}
     for _ in range(rounds):
-        for name, run in sides.items():
+        for name, run in contenders.items():
             began = time.perf_counter()
             counts[name] = run(range(episodes))
             times[name].append(time.perf_counter() - began)
@@ -113,13 +113,13 @@ def in_turn(
             "success": str(wilson(counts[name][0], episodes)),
             "seconds": [round(t, 2) for t in times[name]],
         }
-        for name in sides
+        for name in contenders
     }
 
 
 def tabletop(policy: Policy, init_states: InitStates, rounds: int, episodes: int) -> dict[str, Any]:
-    """Built-in Lift: the plain loop, and ours with several numbers of workers and of
-    rows in a call.
+    """Built-in Lift: the plain loop, and ours with several numbers of workers and
+    largest batches.
     """
     make = functools.partial(envs.make, "Lift-v0")
     standard = default_workers("fibopolicy/Lift-v0", episodes)
@@ -131,14 +131,14 @@ def tabletop(policy: Policy, init_states: InitStates, rounds: int, episodes: int
         f"{standard} workers, batch 8": (standard, 8),
     }
     env = make()
-    sides: dict[str, Callable[[range], tuple[int, int]]] = {
+    contenders: dict[str, Callable[[range], tuple[int, int]]] = {
         "plain loop": functools.partial(plain_loop, policy, env, init_states)
     }
     open_: dict[str, Ours] = {}
     for name, (workers, batch) in kinds.items():
         open_[name] = Ours(policy, make, init_states, workers, batch)
-        sides[name] = open_[name].run
-    result = in_turn(rounds, episodes, sides)
+        contenders[name] = open_[name].run
+    result = in_turn(rounds, episodes, contenders)
     for name, ours in open_.items():
         load = ours.evaluator.scheduler.throughput
         result[name] |= {
@@ -159,7 +159,7 @@ def tabletop(policy: Policy, init_states: InitStates, rounds: int, episodes: int
 
 
 def robosuite(rounds: int, episodes: int) -> dict[str, Any]:
-    """robosuite Lift, chunks of 4, 60 steps an episode: a plain loop at robosuite's own
+    """robosuite Lift, `n_action_steps` 4, 60 steps per episode: a plain loop in full
     quality against ours in fast quality.
     """
     torch.manual_seed(0)
@@ -177,15 +177,15 @@ def robosuite(rounds: int, episodes: int) -> dict[str, Any]:
     init_states = make_init_states(env, episodes, 0)
     with fast() as other:
         fast_init_states = make_init_states(other, episodes, 0)
-    sides: dict[str, Callable[[range], tuple[int, int]]] = {
+    contenders: dict[str, Callable[[range], tuple[int, int]]] = {
         "plain loop, full quality": functools.partial(plain_loop, policy, env, init_states)
     }
     open_ = {
         f"{workers} workers, fast": Ours(policy, fast, fast_init_states, workers, None)
         for workers in sorted({1, 2, CORES})
     }
-    sides |= {name: ours.run for name, ours in open_.items()}
-    result = in_turn(rounds, episodes, sides)
+    contenders |= {name: ours.run for name, ours in open_.items()}
+    result = in_turn(rounds, episodes, contenders)
     for name, ours in open_.items():
         load = ours.evaluator.scheduler.throughput
         result[name] |= {
@@ -208,10 +208,10 @@ def robosuite(rounds: int, episodes: int) -> dict[str, Any]:
 
 
 def whole_command(run: Path, rounds: int) -> dict[str, list[float]]:
-    """Seconds of `fibopolicy evaluate RUN --episodes 50`, from the shell and back, on a
-    copy of the run.
+    """Wall seconds of the command `fibopolicy evaluate RUN --episodes 50` on a copy of
+    the run.
     """
-    seconds: dict[str, list[float]] = {"with its video": [], "without a video": []}
+    seconds: dict[str, list[float]] = {"with a video": [], "without a video": []}
     with tempfile.TemporaryDirectory() as folder:
         for name in ("config.json", "ema.safetensors"):
             (Path(folder) / name).write_bytes((run / name).read_bytes())
@@ -226,7 +226,7 @@ def whole_command(run: Path, rounds: int) -> dict[str, list[float]]:
             "--overwrite",
         ]
         for _ in range(rounds):
-            for name, more in (("with its video", []), ("without a video", ["--video", "0"])):
+            for name, more in (("with a video", []), ("without a video", ["--video", "0"])):
                 began = time.perf_counter()
                 subprocess.run([*command, *more], check=True, capture_output=True)
                 seconds[name].append(round(time.perf_counter() - began, 2))
@@ -269,13 +269,13 @@ def as_markdown(result: dict[str, Any]) -> str:
         "",
         (
             f"{where['processor']}, {CORES} cores, {where['date']}, torch {where['torch']}, mujoco"
-            f" {where['mujoco']}; medians of {result['rounds']} rounds in which all sides took"
+            f" {where['mujoco']}; medians of {result['rounds']} rounds in which all contenders took"
             f" turns. Command: `{result['invocation']}`."
         ),
     ]
     for title, key in (
-        ("Built-in Lift, quickstart policy, chunks of 4", "tabletop"),
-        ("robosuite Lift, chunks of 4", "robosuite"),
+        ("Built-in Lift, quickstart policy, n_action_steps 4", "tabletop"),
+        ("robosuite Lift, n_action_steps 4", "robosuite"),
     ):
         if key in result:
             lines += [
@@ -319,9 +319,11 @@ def main() -> None:
     parser = results.parser(__doc__)
     parser.add_argument("--run", type=Path, required=True, help="a quickstart's run directory")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--episodes", type=int, default=50, help="of built-in Lift in each round")
     parser.add_argument(
-        "--robosuite-episodes", type=int, default=4, help="of robosuite Lift in each round"
+        "--episodes", type=int, default=50, help="episodes of built-in Lift per round"
+    )
+    parser.add_argument(
+        "--robosuite-episodes", type=int, default=4, help="episodes of robosuite Lift per round"
     )
     parser.add_argument("--growth-episodes", type=int, default=1000)
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)

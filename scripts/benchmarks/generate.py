@@ -1,8 +1,9 @@
-"""How often expansion succeeds, and what it costs: `python scripts/benchmarks/generate.py
---out docs/benchmarks/generate_DATE.json`.
+"""Success rate and cost of generating demonstrations.
 
-The sources are fetched. Rows that the output holds already are kept, so that a run
-which was stopped goes on.
+    python scripts/benchmarks/generate.py --out docs/benchmarks/generate_<date>.json
+
+Downloads the sources. Rows that the output already has are kept, so start it again to
+resume.
 """
 
 from __future__ import annotations
@@ -34,8 +35,10 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--workers", type=int)
-    parser.add_argument("--only", nargs="*", help="sources")
-    parser.add_argument("--demos", type=int, help="instead of each case's own number")
+    parser.add_argument("--only", nargs="*", help="only these sources")
+    parser.add_argument(
+        "--demos", type=int, help="number of demonstrations, instead of each case's own"
+    )
     arguments = parser.parse_args()
     rows = (
         json.loads(arguments.out.read_text(encoding="utf-8"))["rows"]
@@ -48,9 +51,9 @@ def main() -> None:
         if known or (arguments.only and source not in arguments.only):
             continue
         rows.append(measure(source, task, demos, noise, arguments.workers))
-        with atomic_write(arguments.out) as aside:
+        with atomic_write(arguments.out) as temporary:
             where = environment()
-            aside.write_text(
+            temporary.write_text(
                 json.dumps({"environment": where, "rows": rows}, indent=1) + "\n", encoding="utf-8"
             )
         print(rows[-1], flush=True)

@@ -1,5 +1,5 @@
-"""Does the memory of a training process grow with the dataset? Makes a synthetic file,
-caches it, and samples it at random.
+"""Memory of a training process on a large dataset: makes a synthetic file, caches it,
+and samples it at random.
 
     python scripts/benchmarks/memory_flat.py --gigabytes 2
 
@@ -42,7 +42,7 @@ def main() -> None:
         path = Path(folder) / "synthetic.hdf5"
         write(path, options.gigabytes)
         print(f"{'file':<34}{path.stat().st_size / 1e9:8.2f} GB")
-        tell("start", resident_mb())
+        report("start", resident_mb())
         with peak("building the cache"):
             dataset = WindowDataset(
                 path,
@@ -52,13 +52,13 @@ def main() -> None:
                 n_obs_steps=10,
                 cache_dir=Path(folder) / "cache",
             )
-        tell("cache built", resident_mb())
+        report("cache built", resident_mb())
         began = time.perf_counter()
         with peak(f"{options.batches} random batches"):
             for step in range(options.batches):
                 dataset.batch(batch_indices(len(dataset), 16, seed=0, step=step))
         rate = 16 * options.batches / (time.perf_counter() - began)
-        tell("after", resident_mb())
+        report("after", resident_mb())
         print(
             f"{'windows':<34}{len(dataset):8d} of 10 x {len(CAMERAS)} frames, {rate:.0f} samples/s"
         )
@@ -82,9 +82,7 @@ def write(path: Path, gigabytes: float) -> None:
 
 @contextmanager
 def peak(stage: str) -> Iterator[None]:
-    """Prints the highest readings, taken every 5 ms, of anonymous and of total memory
-    during the block.
-    """
+    """Print the peaks of anonymous and of total memory during the block, read every 5 ms."""
     highest, done = resident_mb(), threading.Event()
 
     def watch() -> None:
@@ -100,10 +98,10 @@ def peak(stage: str) -> Iterator[None]:
     finally:
         done.set()
         thread.join()
-        tell(f"peak, {stage}", highest)
+        report(f"peak, {stage}", highest)
 
 
-def tell(stage: str, memory: dict[str, float]) -> None:
+def report(stage: str, memory: dict[str, float]) -> None:
     print(
         f"{stage:<34}{memory['anonymous']:8.0f} MB anonymous {memory['resident']:8.0f} MB total",
         flush=True,

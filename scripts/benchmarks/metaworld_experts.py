@@ -1,11 +1,10 @@
-"""Meta-World: the 50 experts' success over 20 layouts each, and what fast rendering
-saves.
+"""Meta-World: success of the 50 experts over 20 layouts each, and the speed of fast
+rendering.
 
 .venv/bin/python scripts/benchmarks/metaworld_experts.py --out
 docs/benchmarks/metaworld_experts_<date>.json
 
-Times are the processor's, without other processes' shares. Every episode tried is
-counted.
+Times are processor time. Every attempted episode counts.
 """
 
 from __future__ import annotations
@@ -31,15 +30,15 @@ RENDERED = ("metaworld/reach-v3", "metaworld/assembly-v3", "metaworld/door-open-
 
 
 def expert_rate(task: str, episodes: int, noise: float) -> dict[str, Any]:
-    """The expert's success in the first episodes that `collect` would try, by its own code."""
+    """Success of the expert in the first episodes that `collect` would attempt."""
     plan = Plan(task, cameras=(), noise=noise)
     env = plan.make_env()
     began = time.process_time()
-    tried = [run_expert(env, plan, index) for index in range(episodes)]
+    attempts = [run_expert(env, plan, index) for index in range(episodes)]
     spent = time.process_time() - began
     env.close()
-    steps = [len(episode["actions"]) for episode in tried]
-    solved = [bool(episode["success"]) for episode in tried]
+    steps = [len(episode["actions"]) for episode in attempts]
+    solved = [bool(episode["success"]) for episode in attempts]
     rate = wilson(sum(solved), episodes)
     return {
         "task": task,
@@ -109,7 +108,7 @@ def main() -> None:
     result = {
         "what": (
             "Meta-World's scripted experts in the first episodes of `collect` with seed 0, horizon"
-            " 500, ended at success"
+            " 500, each ends at success"
         ),
         "environment": {
             **environment(),

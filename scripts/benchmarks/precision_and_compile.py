@@ -1,12 +1,12 @@
-"""What bfloat16 and torch.compile do to a training step, encoder by encoder.
+"""Speed of a training step with bfloat16 and torch.compile, by encoder.
 
     python scripts/benchmarks/precision_and_compile.py --out
     docs/benchmarks/precision_and_compile_<hardware>_<date>
 
 Forward and backward of a `bc` policy on random frames of two 84 x 84 cameras, batch 16,
 as the training loop runs them: in float32, with `--precision bf16`, with `--compile`
-(the sparse kernel inside), with both. In turns in one process; a ratio is float32's
-time over the variant's within a turn, so above 1 is quicker.
+(with the sparse kernel), and with both. The variants take turns in one process. A ratio
+is the time of float32 over that of the variant within a turn: above 1 is faster.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ SIZE, BATCH = 84, 16
 
 
 def step_seconds(policy: Any, batch: Mapping[str, Any], device: Any, precision: str) -> float:
-    """How long forward and backward take in "fp32" or "bf16"; the gradients are dropped."""
+    """Seconds of forward and backward in "fp32" or "bf16"; the gradients are dropped."""
     import torch
 
     from fibopolicy.training.optim import autocast
@@ -129,16 +129,16 @@ def main() -> None:
     rows = [
         (
             f"| encoder | float32, ms | {' | '.join(variants)} | first compiled step, s (torch's"
-            " cache as it was) |"
+            " cache not cleared) |"
         ),
         f"|---|---|{'---|' * len(variants)}---|",
     ]
-    for encoder, told in result["encoders"].items():
-        ratios = " | ".join(ratio_text(told["ratios"][name]) for name in variants)
-        base = 1000 * told["seconds"][FLOAT32]["median"]
+    for encoder, measured in result["encoders"].items():
+        ratios = " | ".join(ratio_text(measured["ratios"][name]) for name in variants)
+        base = 1000 * measured["seconds"][FLOAT32]["median"]
         rows.append(
             f"| `{encoder}` | {base:.0f} | {ratios} |"
-            f" {told['first_step_seconds']['compiled']:.0f} |"
+            f" {measured['first_step_seconds']['compiled']:.0f} |"
         )
     table = "\n".join(rows)
     print(table)

@@ -1,7 +1,6 @@
-"""What the benchmarks' results have in common: quartiles, and the two files of a
-result.
+"""Shared code of the benchmarks: quartiles, and the two files of a result.
 
-The scripts beside this file import it, as they are run by their path: `python
+The other scripts of this folder import it, because they are run by path: `python
 scripts/benchmarks/data_speed.py`.
 """
 
@@ -17,7 +16,7 @@ import numpy as np
 
 
 def spread(values: Any, digits: int) -> dict[str, float]:
-    """Median, quartiles and number of some figures."""
+    """Median, quartiles and number of values."""
     low, median, high = (
         round(float(value), digits) for value in np.percentile(values, [25, 50, 75])
     )
@@ -30,31 +29,35 @@ def ratio_text(ratio: dict[str, float] | None) -> str:
 
 
 def parser(what: str | None) -> argparse.ArgumentParser:
-    """For the options of a script that writes two files; `what` is its docstring."""
-    made = argparse.ArgumentParser(
+    """Parser of a script that writes two files; `what` is its docstring."""
+    result = argparse.ArgumentParser(
         description=what, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    made.add_argument(
-        "--out", type=Path, help="result files to write, without the ending: NAME.json and NAME.md"
+    result.add_argument(
+        "--out",
+        type=Path,
+        help="path of the result files without suffix: writes OUT.json and OUT.md",
     )
-    return made
+    return result
 
 
 def hardware_options(what: str | None, turns: int) -> argparse.Namespace:
     """The options of a script that names its files after the machine; `what` is its docstring."""
-    made = argparse.ArgumentParser(
+    result = argparse.ArgumentParser(
         description=what, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    made.add_argument("--hardware", required=True, help="what the result files call this machine")
-    made.add_argument("--turns", type=int, default=turns)
-    made.add_argument("--out", type=Path, default=Path("docs/benchmarks"))
-    return made.parse_args()
+    result.add_argument(
+        "--hardware", required=True, help="name of this machine in the result files"
+    )
+    result.add_argument("--turns", type=int, default=turns)
+    result.add_argument("--out", type=Path, default=Path("docs/benchmarks"))
+    return result.parse_args()
 
 
 def described(
     what: str | None, command: str, settings: dict[str, Any], began: float
 ) -> dict[str, Any]:
-    """What a result file says beside its figures.
+    """Command, settings and environment of a result file.
 
     Args:
         what: the script's docstring.
@@ -80,7 +83,7 @@ def page(
     *,
     load: bool = True,
 ) -> str:
-    """A result as a Markdown page: what was measured, on what, and the table."""
+    """A result as a Markdown page: description, hardware and table."""
     where = result["environment"]
     versions = ", ".join(f"{package} {where[package]}" for package in packages)
     busy = f", load average at the end {where['load'][0]:.0f}" if load else ""
@@ -89,7 +92,7 @@ def page(
 
 
 def write(out: Path, result: dict[str, Any], markdown: str, indent: int = 2) -> None:
-    """`<out>.json` and `<out>.md`."""
+    """Write `<out>.json` and `<out>.md`."""
     out.with_name(out.name + ".json").write_text(
         json.dumps(result, indent=indent) + "\n", encoding="utf-8"
     )

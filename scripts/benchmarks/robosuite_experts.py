@@ -1,11 +1,11 @@
-"""Robosuite's scripted experts: success and steps over held-out layouts, without noise
-and with that of `fibopolicy collect`.
+"""robosuite's scripted experts: success and steps over held-out layouts, without noise
+and with the default noise of `fibopolicy collect`.
 
 .venv/bin/python scripts/benchmarks/robosuite_experts.py --out
 docs/benchmarks/robosuite_experts_<date>.json
 
-Takes about 20 minutes of one core. Every tenth episode is written down, and a second
-call goes on from there.
+Takes about 20 minutes on one core. Saves every ten episodes; start it again to
+resume.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ from fibopolicy.utils.system import environment
 
 
 def steps_to_success(env: envs.TaskEnv, noise: float, index: int) -> int | None:
-    """Control steps that the expert needs in layout `index` of evaluation's seed 0;
-    `None` where it fails.
+    """Control steps of the expert in layout `index` of the evaluation's seed 0, or `None`
+    if it fails.
     """
     seed = episode_seed("evaluate", 0, index)
     env.reset(seed=seed)
@@ -45,15 +45,15 @@ def steps_to_success(env: envs.TaskEnv, noise: float, index: int) -> int | None:
 
 def row(task: str, noise: float, steps: list[int | None]) -> dict[str, Any]:
     """One row of the table from the steps to success of episodes 0, 1, ..."""
-    needed = [count for count in steps if count is not None]
-    rate = wilson(len(needed), len(steps))
+    successful = [count for count in steps if count is not None]
+    rate = wilson(len(successful), len(steps))
     return {
         "task": task,
         "noise": noise,
         "successes": rate.successes,
         "episodes": rate.episodes,
         "wilson_95": [round(rate.low, 3), round(rate.high, 3)],
-        "mean_steps": round(statistics.mean(needed), 1) if needed else None,
+        "mean_steps": round(statistics.mean(successful), 1) if successful else None,
         "steps_to_success": steps,
     }
 
@@ -100,8 +100,8 @@ def write(out: Path, horizon: int, rows: list[dict[str, Any]]) -> None:
         },
         "rows": rows,
     }
-    with atomic_write(out) as aside:
-        aside.write_text(json.dumps(result) + "\n", encoding="utf-8")
+    with atomic_write(out) as temporary:
+        temporary.write_text(json.dumps(result) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,16 +1,16 @@
-"""How much faster is `fast` rendering than robosuite's own, per process and with two
-processes?
+"""Speed of `fast` rendering against robosuite's own renderer, with one and two
+processes.
 
     python scripts/benchmarks/robosuite_render.py --out
     docs/benchmarks/robosuite_render_<hardware>_<date>
 
-robosuite Lift, cameras agentview and robot0_eye_in_hand at 84 x 84. Contenders are
-processes of their own, pinned to one core each, and take turns: robosuite as
-`robosuite.make` gives it, with its own off-screen renderer and camera observations;
-ours in quality `fast` and `full`. In each turn they draw the same number of frames,
-then take control steps with both cameras seen at each. Ratios are medians over turns of
-theirs over ours, with quartiles, in wall time. Then one of ours alone against two at
-once, on two cores. Creation, resets, restored states and memory are ours, `fast`. Linux
+robosuite Lift, cameras agentview and robot0_eye_in_hand at 84 x 84. Each contender has
+its own process, pinned to one core, and they take turns: robosuite from
+`robosuite.make`, with its off-screen renderer and camera observations, and ours in
+quality `fast` and `full`. In each turn they render the same number of frames, then take
+control steps with both cameras rendered. Ratios of rates are medians over turns, with
+quartiles, in wall time. Then one of our processes is compared with two at once, on two
+cores. Creation, resets, restored states and memory are those of ours, `fast`. Linux
 only.
 """
 
@@ -35,11 +35,11 @@ CREATION_S, RESET_S, MEMORY_GB = 6.0, 0.5, 1.2
 FRAMES_RATIO, STEPS_RATIO, TWO_PROCESSES = 3.0, 2.5, 1.7
 
 
-# What a contender does
+# The contenders
 
 
 class Theirs:
-    """robosuite as it comes."""
+    """robosuite with its own renderer."""
 
     def __init__(self) -> None:
         import robosuite
@@ -70,7 +70,7 @@ class Theirs:
 
 
 class Ours:
-    """The same task behind our contract."""
+    """The same task as our environment."""
 
     def __init__(self, quality: str) -> None:
         from fibopolicy.envs import make
@@ -89,11 +89,11 @@ class Ours:
             self.env.step(action)
 
     def resets(self, count: int) -> list[float]:
-        """Seconds of each soft reset, both cameras seen."""
+        """Seconds of each soft reset, with both cameras rendered."""
         return [seconds(lambda seed=seed: self.env.reset(seed=seed)) for seed in range(count)]
 
     def restores(self, count: int) -> list[float]:
-        """Seconds of each restored initial state, both cameras seen."""
+        """Seconds to restore each initial state, with both cameras rendered."""
         states = []
         for seed in range(count):
             self.env.reset(seed=seed)
@@ -102,7 +102,7 @@ class Ours:
 
 
 def actions(count: int) -> np.ndarray[Any, Any]:
-    """Small movements, the same for everybody."""
+    """Small movements, the same for all contenders."""
     return np.random.default_rng(0).uniform(-0.3, 0.3, (count, 7))
 
 
@@ -113,8 +113,8 @@ def seconds(work: Callable[[], object]) -> float:
 
 
 def serve(connection: Connection, kind: str, core: int) -> None:
-    """A contender's process: makes it, then does what it is told and answers with
-    `(seconds, result)`.
+    """A contender's process: makes it, then executes requests and answers with `(seconds,
+    result)`.
     """
     os.sched_setaffinity(0, {core})
     began = time.perf_counter()
@@ -153,12 +153,12 @@ class Contender:
         self.process.join()
 
 
-# What is measured
+# The measurements
 
 
 def side_by_side(turns: int, frames: int, steps: int, core: int) -> dict[str, Any]:
-    """Contenders in turn on one core: rates of each, and the ratios of ours to
-    robosuite's, turn by turn.
+    """Contenders in turns on one core: the rates of each, and the ratios of our rates to
+    robosuite's within a turn.
     """
     contenders = {kind: Contender(kind, core) for kind in ("robosuite", "full", "fast")}
     rates: dict[str, dict[str, list[float]]] = {
@@ -193,8 +193,8 @@ def side_by_side(turns: int, frames: int, steps: int, core: int) -> dict[str, An
 
 
 def together(turns: int, steps: int, cores: tuple[int, int]) -> dict[str, Any]:
-    """One process alone, then two at once on two cores: the ratio of steps per second,
-    turn by turn.
+    """One process alone, then two at once on two cores: the ratio of steps per second
+    within a turn.
     """
     pair = [Contender("fast", core) for core in cores]
     for contender in pair:
@@ -214,8 +214,8 @@ def together(turns: int, steps: int, cores: tuple[int, int]) -> dict[str, Any]:
 
 
 def lifecycle(core: int, creations: int, count: int) -> dict[str, Any]:
-    """Creation with the first reset and frames, soft resets, restored initial states,
-    peak memory: ours, `fast`.
+    """Ours, `fast`: creation with the first reset and frames, soft resets, restored
+    initial states, peak memory.
     """
     made = []
     for _ in range(creations):
@@ -227,13 +227,13 @@ def lifecycle(core: int, creations: int, count: int) -> dict[str, Any]:
     return {
         "creation_with_imports_s": spread(made, 3),
         "soft_reset_s": spread(resets, 3),
-        "restored_start_s": spread(restores, 3),
+        "restored_init_state_s": spread(restores, 3),
         "peak_memory_gb": round(memory, 2),
     }
 
 
-def judged(result: dict[str, Any]) -> list[tuple[str, dict[str, float], str, bool]]:
-    """Name, figures, target, and whether it is met."""
+def targets(result: dict[str, Any]) -> list[tuple[str, dict[str, float], str, bool]]:
+    """Name, values, target, and whether the target is met."""
     one, life = result["one_process"]["ratios"], result["lifecycle"]
     memory = {"median": life["peak_memory_gb"]}
     rows = [
@@ -252,22 +252,22 @@ def judged(result: dict[str, Any]) -> list[tuple[str, dict[str, float], str, boo
             CREATION_S,
         ),
         ("soft reset, s", life["soft_reset_s"], "<=", RESET_S),
-        ("restored initial state, s", life["restored_start_s"], "<=", RESET_S),
+        ("restored initial state, s", life["restored_init_state_s"], "<=", RESET_S),
         ("peak memory of a process, GB", memory, "<=", MEMORY_GB),
     ]
     met = {">=": lambda value, bound: value >= bound, "<=": lambda value, bound: value <= bound}
     return [
-        (name, figures, f"{sign} {bound}", met[sign](figures["median"], bound))
-        for name, figures, sign, bound in rows
+        (name, numbers, f"{sign} {bound}", met[sign](numbers["median"], bound))
+        for name, numbers, sign, bound in rows
     ]
 
 
 def table(result: dict[str, Any]) -> str:
     lines = ["| | median | quartiles | target | met |", "|---|---|---|---|---|"]
-    for name, figures, target, met in judged(result):
-        quartiles = f"{figures['q1']} .. {figures['q3']}" if "q1" in figures else ""
+    for name, numbers, target, met in targets(result):
+        quartiles = f"{numbers['q1']} .. {numbers['q3']}" if "q1" in numbers else ""
         lines.append(
-            f"| {name} | {figures['median']} | {quartiles} | {target} | {'yes' if met else 'no'} |"
+            f"| {name} | {numbers['median']} | {quartiles} | {target} | {'yes' if met else 'no'} |"
         )
     lines += ["", "| per second, one process | robosuite | full | fast |", "|---|---|---|---|"]
     for work, by in result["one_process"]["per_second"].items():
@@ -281,7 +281,7 @@ def table(result: dict[str, Any]) -> str:
 def main() -> None:
     parser = results.parser(__doc__)
     parser.add_argument("--turns", type=int, default=9)
-    parser.add_argument("--frames", type=int, default=20, help="of each camera, per turn")
+    parser.add_argument("--frames", type=int, default=20, help="frames of each camera per turn")
     parser.add_argument("--steps", type=int, default=20, help="control steps per turn")
     options = parser.parse_args()
     multiprocessing.set_start_method("spawn")

@@ -1,12 +1,11 @@
-"""What the runner of a study adds to the time of its runs: processes, checks, costs,
-files.
+"""Time that a study's runner adds to its runs: processes, checks, costs, files.
 
     python scripts/benchmarks/study_overhead.py --steps 400 --episodes 50
 
-Carries a study of two encoders and one seed out, one run at a time, then the same
-trainings and evaluations in this process, in a directory of their own. Demonstrations
-are collected before. Prints both, in seconds of the clock and of processors, the latter
-with those of all child processes, which other work on the machine disturbs less.
+Runs a study of two encoders and one seed, one run at a time, then the same trainings
+and evaluations in this process, in another directory. Demonstrations are collected
+before. Prints wall time and processor time of both. Processor time includes all child
+processes and depends less on other work on the machine.
 """
 
 from __future__ import annotations
@@ -65,13 +64,13 @@ def main() -> None:
         for run in runs(config):
             train(alone.train_config(run))
             evaluate_run(alone.evaluate_config(run))
-        cells = since(began)
+        runs_alone = since(began)
     result = {
         clock: {
             "study_s": whole[clock],
-            "runs_s": cells[clock],
-            "overhead": whole[clock] / cells[clock] - 1,
-            "added_s_per_run": (whole[clock] - cells[clock]) / len(runs(config)),
+            "runs_s": runs_alone[clock],
+            "overhead": whole[clock] / runs_alone[clock] - 1,
+            "added_s_per_run": (whole[clock] - runs_alone[clock]) / len(runs(config)),
         }
         for clock in whole
     }
@@ -79,7 +78,7 @@ def main() -> None:
 
 
 def now() -> dict[str, float]:
-    """Seconds of the clock and of processors, ended child processes included."""
+    """Wall and processor seconds, including ended child processes."""
     return {"wall": time.perf_counter(), "processors": processor_seconds()}
 
 

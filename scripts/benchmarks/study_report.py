@@ -1,9 +1,9 @@
-"""Seconds from rows to the HTML report of simulated studies of 100 cells, 3 training
+"""Seconds to write the HTML report of simulated studies with 100 conditions, 3 training
 seeds and 100 initial states each.
 
     python scripts/benchmarks/study_report.py --out result.json
 
-Each study is measured in a fresh process, from import to page.
+Each report is written in a fresh process, timed from import to page.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ ENCODERS = {
     "random_vit_tiny": -0.3,
     "resnet18": 0.3,
 }
-#: Tasks, heads and inits of each study.
+#: Tasks, policies and inits of each study.
 GRIDS = {
     "20 tasks": (20, ("bc",), ("scratch",)),
-    "5 tasks, 2 heads, 2 inits": (5, ("bc", "bc_gmm"), ("scratch", "frozen")),
-    "1 task, 20 heads": (1, tuple(f"head{i}" for i in range(20)), ("scratch",)),
+    "5 tasks, 2 policies, 2 inits": (5, ("bc", "bc_gmm"), ("scratch", "frozen")),
+    "1 task, 20 policies": (1, tuple(f"policy{i}" for i in range(20)), ("scratch",)),
 }
 REPORT = """
 import resource, sys
@@ -53,7 +53,7 @@ class Args:
     out: Path | None = None
     """JSON file for the result."""
     repeats: int = 3
-    """Reports of each study; the median counts."""
+    """Number of reports per study; the median is reported."""
 
 
 def main(args: Args) -> None:

@@ -1,14 +1,14 @@
-"""Which model families of timm work as encoders?
+"""Test which model families of timm work as encoders.
 
     python scripts/benchmarks/timm_families.py --out
     docs/benchmarks/timm_families_<date>
 
-Of each module of `timm.list_modules()` the model that its name says is smallest, with
-random weights, as an encoder for images of 84 x 84 pixels and, where it refuses those,
-of its own size: construction, the shapes of a forward pass, finite gradients of a
-backward pass, and the same result after the weights were saved and loaded. A refusal is
-one line, a `UserError`; anything else that is raised is a fault. Each model runs in a
-process of its own with a time limit. What NAME.json already holds is kept.
+Takes the smallest model, judged by name, of each module of `timm.list_modules()`, with
+random weights. Tests it as an encoder for images of 84 x 84 pixels and, if it rejects
+those, of its own size: construction, the shapes of a forward pass, finite gradients of
+a backward pass, and the same result after saving and loading the weights. "Refused"
+means a one-line `UserError`; any other exception is a fault. Each model runs in its own
+process with a time limit. Entries that OUT.json already has are kept.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ import results
 
 SIZE = 84
 LIMIT_S = 120.0
-#: Models are tried in children of a process that has imported everything.
+#: Models are tested in children of a process that has imported everything.
 FORK = multiprocessing.get_context("fork")
 BATCH = 2
-#: Parts of names, the smallest models first; then parts of the names of large ones.
+#: Parts of model names, from the smallest models to larger ones.
 SMALL = (
     "zepto",
     "atto",
@@ -64,7 +64,7 @@ LARGE = (
 
 
 def smallest(names: list[str]) -> str:
-    """The smallest model as far as names tell."""
+    """The smallest model, judged by name."""
 
     def rank(name: str) -> tuple[bool, int, list[int], int]:
         sizes = [i for i, part in enumerate((*SMALL, *MEDIUM)) if part in name]
@@ -78,8 +78,8 @@ def smallest(names: list[str]) -> str:
     return min([n for n in names if not n.startswith("test_")] or names, key=rank)
 
 
-def tried(name: str, size: int) -> dict[str, Any]:
-    """One model as an encoder for square images: the shapes, or why not."""
+def check_model(name: str, size: int) -> dict[str, Any]:
+    """Test one model as an encoder for square images: its shapes, or why it fails."""
     import torch
 
     from fibopolicy.encoders import build_encoder
@@ -106,7 +106,7 @@ def tried(name: str, size: int) -> dict[str, Any]:
         other.load_state_dict(torch.load(Path(folder) / "weights.pt", weights_only=True))
     with torch.no_grad():
         if not torch.equal(encoder(images)[0], other(images)[0]):
-            raise ValueError("loaded weights give another result")
+            raise ValueError("loaded weights give a different result")
     shapes = {"tokens": list(tokens.shape[1:]), "feature": feature.shape[1]}
     return {
         "size": size,
@@ -140,7 +140,7 @@ def in_a_process(name: str, size: int) -> dict[str, Any]:
 
 def _answer(pipe: Connection, name: str, size: int) -> None:
     try:
-        pipe.send(tried(name, size))
+        pipe.send(check_model(name, size))
     except Exception as error:
         pipe.send(
             {

@@ -1,4 +1,4 @@
-"""One training step of the same network: our loop beside robomimic's own.
+"""One training step of the same network: our loop against robomimic's.
 
     python scripts/benchmarks/train_step.py --dataset lift_human.hdf5 --out
     docs/benchmarks/train_step_<hardware>_<date>
@@ -7,12 +7,12 @@ BC-RNN-GMM as robomimic 0.3 builds it by default (LSTM 2 x 400, MLP 1024-1024, 5
 its ResNet-18 with 32 keypoints and 64 features per camera, two cameras of 84 x 84,
 proprioception, sequences of 10, batch 16, no cropping. robomimic: `run_epoch`, its
 Adam, on its DataLoader with the file in memory ("all"). Ours:
-`fibopolicy.training.trainer.train`, with AdamW, gradient clipping and the average of the
-weights, which robomimic has not. Each in a process of its own, in turns.
+`fibopolicy.training.trainer.train`, with AdamW, gradient clipping and an average of the
+weights, which robomimic does not have. Each runs in its own process, in turns.
 
-`fibopolicy`'s command sets two things in its process before torch is loaded: threads
-that wait sleep, and freed memory is kept. "robomimic, same process settings" has them
-too, so that this contender and ours differ in the loop alone.
+The `fibopolicy` command changes two settings before torch is loaded: waiting threads
+sleep, and freed memory is kept. "robomimic, same process settings" has them too, so
+that it differs from ours only in the loop.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ DATA_SHARE = 0.05
 
 
 def theirs(path: Path, connection: Connection) -> None:
-    """robomimic's loop, as many steps at a time as it is told."""
+    """robomimic's loop; runs the requested number of steps at a time."""
     import robomimic.utils.obs_utils as obs_utils
     import torch
     from robomimic.algo import algo_factory
@@ -81,7 +81,7 @@ def theirs(path: Path, connection: Connection) -> None:
 
 
 def ours(path: Path, connection: Connection) -> None:
-    """Our training, held up at the beginning of steps until it is told to go on."""
+    """Our training, paused before each step until more steps are requested."""
     from fibopolicy.datasets import WindowDataset
     from fibopolicy.policies import PolicyConfig
     from fibopolicy.training import OptimizerConfig, TrainConfig
@@ -212,13 +212,13 @@ def table(result: dict[str, Any]) -> str:
     ]
     wall, busy = result["wall_time"], result["processor_time"]
     for name, took in wall["seconds_per_step"].items():
-        told, among = (ratio_text(clock["ratios"].get(name)) for clock in (wall, busy))
+        by_wall, by_processor = (ratio_text(clock["ratios"].get(name)) for clock in (wall, busy))
         lines.append(
-            f"| {name} | {took['median']:.2f} | {told} | {among} |"
+            f"| {name} | {took['median']:.2f} | {by_wall} | {by_processor} |"
             f" {100 * result['data_share'][name]['median']:.2f} % |"
         )
     slower, share = wall["ratios"][PLAIN]["median"] < 1, result["data_share"][OURS]["median"]
-    lines += ["", f"Not slower than robomimic's loop: {'missed' if slower else 'met'}."]
+    lines += ["", f"At least as fast as robomimic's loop: {'missed' if slower else 'met'}."]
     lines += [
         f"Waiting for data under {100 * DATA_SHARE:.0f} %:"
         f" {'met' if share < DATA_SHARE else 'missed'}."
@@ -235,7 +235,7 @@ def main() -> None:
         help="robomimic file with agentview and robot0_eye_in_hand",
     )
     parser.add_argument("--turns", type=int, default=9)
-    parser.add_argument("--steps", type=int, default=1, help="of each contender per turn")
+    parser.add_argument("--steps", type=int, default=1, help="steps of each contender per turn")
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
     multiprocessing.set_start_method("spawn")

@@ -1,4 +1,4 @@
-"""What a process has taken of the machine, for the benchmarks beside this file."""
+"""Memory and processor time of a process, for the other scripts of this folder."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def resident_mb(process: int | str = "self") -> dict[str, float]:
-    """Resident memory in MB: all of it, and of that what no file backs. Linux only."""
+    """Resident memory in MB: all of it, and the part that no file backs. Linux only."""
     status = dict(
         line.split(":", 1)
         for line in Path(f"/proc/{process}/status").read_text(encoding="utf-8").splitlines()
@@ -19,6 +19,6 @@ def resident_mb(process: int | str = "self") -> dict[str, float]:
 
 
 def processor_seconds() -> float:
-    """Of this process and of its children that have ended."""
+    """Processor time in seconds of this process and its ended children."""
     times = os.times()
     return times.user + times.system + times.children_user + times.children_system
