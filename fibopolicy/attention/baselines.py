@@ -1,5 +1,5 @@
-"""The patterns that Fibottention is compared with. `like` makes each as dense as a
-given pattern.
+"""Baseline patterns for Fibottention. `like` builds one with the density of a given
+pattern.
 
 Fibottention without its layer permutation is `FibottentionPattern(...,
 permuted=False)`.
@@ -57,14 +57,14 @@ class _TargetPattern(AttentionPattern):
         super().__post_init__()
         if not 0 < self.target <= 1:
             raise UserError(
-                f"target is a share of all patch pairs, above 0 and at most 1, got {self.target}"
+                f"target, the share of patch pairs to keep, must be in (0, 1], got {self.target}"
             )
 
 
 @dataclass(frozen=True, kw_only=True)
 class LocalPattern(_TargetPattern, OffsetPattern):
-    """A window around each token in the flattened raster: |j - k| <= w. Heads differ by
-    at most one in w.
+    """A window around each token in the flattened raster: |j - k| <= w. w differs by at
+    most one between heads.
     """
 
     @functools.cached_property
@@ -78,7 +78,7 @@ class DilatedPattern(_TargetPattern, OffsetPattern):
     head.
 
     Args:
-        dilation: s; 4 by default. It shrinks where the sequence is too short for the
+        dilation: s; 4 by default. It is reduced if the sequence is too short for the
             target.
     """
 
@@ -125,27 +125,28 @@ class SharedPattern(_TargetPattern, OffsetPattern):
 
 @dataclass(frozen=True, kw_only=True)
 class RandomPattern(_TargetPattern):
-    """Pairs drawn evenly without replacement, other ones in each head and layer, kept
+    """Pairs drawn uniformly without replacement, different in each head and layer, kept
     in both directions.
 
     Args:
-        seed: of the draw, which is part of the pattern's value.
+        seed: of the random draw; two patterns with different seeds differ.
     """
 
     seed: int = 0
 
     @functools.cached_property
     def density(self) -> float:
-        return self._drawn / self.num_tokens**2
+        return self._num_random_pairs / self.num_tokens**2
 
     @property
-    def _drawn(self) -> int:
+    def _num_random_pairs(self) -> int:
         n = self.num_tokens
         return max(2 * min(round(self.target * n * n / 2), n * (n - 1) // 2), 0)
 
     def patch_pairs(self, head: int) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
         return _symmetric(
-            self.num_tokens, _draw(self.num_tokens, self._drawn // 2, (self.seed, self.layer, head))
+            self.num_tokens,
+            _draw(self.num_tokens, self._num_random_pairs // 2, (self.seed, self.layer, head)),
         )
 
 
@@ -153,12 +154,12 @@ class RandomPattern(_TargetPattern):
 class BigBirdPattern(_TargetPattern):
     """As in BigBird (Zaheer et al. 2020): a window, random pairs, and global tokens.
 
-    The global tokens are those before the patches (CLS), or the first patch where there
-    are none. Half of the other pairs are the window, in whole diagonals; random pairs
-    outside it fill up to the target.
+    The global tokens are the prefix tokens (CLS), or the first patch if there are none.
+    The window takes half of the other pairs, in whole diagonals. Random pairs outside
+    it make up the rest of the target.
 
     Args:
-        seed: of the random pairs, which is part of the pattern's value.
+        seed: of the random pairs; two patterns with different seeds differ.
     """
 
     seed: int = 0
@@ -169,7 +170,7 @@ class BigBirdPattern(_TargetPattern):
 
     @functools.cached_property
     def _upper_pairs(self) -> tuple[int, int]:
-        """The pairs j < k that a head keeps, and the width of its window."""
+        """Number of pairs j < k that a head keeps, and the width of its window."""
         n = self.num_tokens
         first = 0 if self.num_prefix else n - 1
         budget, window, near = (self.target * n * n - n - 2 * first) / 2, 0, 0
@@ -191,8 +192,7 @@ class BigBirdPattern(_TargetPattern):
             or [np.empty(0, dtype=np.int64)]
         )
         upper = np.union1d(upper, near)
-        # Random pairs may fall on kept ones, so more are drawn than needed, in an order
-        # of their own.
+        # Random pairs may repeat kept ones, so draw more than needed.
         drawn = _draw(n, min(count + len(upper), n * (n - 1) // 2), (self.seed, self.layer, head))
         fresh = drawn[~np.isin(drawn, upper)][: count - len(upper)]
         diagonal = rows * n + rows
@@ -200,8 +200,8 @@ class BigBirdPattern(_TargetPattern):
 
 
 def _fill(pattern: _TargetPattern, family: range) -> tuple[tuple[int, ...], ...]:
-    """For each head the first so many offsets of a family, such that the heads together
-    come nearest to the target.
+    """Give each head the first offsets of `family`, as many as bring the heads together
+    nearest to the target.
     """
     n = pattern.num_tokens
     sizes = np.cumsum([diagonal_pairs(n, o) for o in family])
@@ -243,7 +243,7 @@ _BASELINES: dict[str, Callable[..., AttentionPattern]] = {
     "bigbird": BigBirdPattern,
 }
 
-#: What `like` knows.
+#: The names that `like` accepts.
 BASELINES = ("dense", "unpermuted", *_BASELINES)
 
 

@@ -1,8 +1,7 @@
-"""The CPU backend around the compiled kernels: what fits them, which one runs, and on
-how many threads.
+"""The CPU backend: chooses a compiled kernel and its number of threads.
 
-Memory beyond the results is linear in T: logits of a few rows per thread, and in the
-backward pass two numbers per kept pair of one head per thread.
+Memory beyond the results is linear in T: the logits of a few rows per thread, and in
+the backward pass two numbers per kept pair of one head per thread.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fibopolicy.attention.operator import KERNELS, Kernels, dropped_sum, readable
+from fibopolicy.attention.operator import KERNELS, Kernels, dropped_sum, with_contiguous_rows
 from fibopolicy.attention.patterns import AttentionPattern, Neighbours, neighbours
 
 _STORAGE = {
@@ -29,22 +28,21 @@ _STORAGE = {
     torch.float16: "f16",
     torch.bfloat16: "bf16",
 }
-#: Head dimensions that get a kernel of their own, with a row in registers; others go in
-#: chunks of `_CHUNK` numbers.
+#: Head dimensions with a dedicated kernel, which holds a row in registers; others are
+#: processed in chunks of `_CHUNK` numbers.
 _WHOLE_ROWS = (32, 64, 128)
 _CHUNK = 16
-#: The kernels read and write whole vectors; a row's scratch ends with room for one.
+#: The kernels read and write whole vectors, so scratch memory ends with room for one.
 _VECTOR_BYTES = 64
-#: The next head's keys and values are prefetched if they take no more than this, a
-#: share of the second-level cache.
+#: The next head's keys and values are prefetched up to this size, a fraction of the L2
+#: cache.
 _PREFETCH_BYTES = 1 << 19
-#: Results larger than this would push everything else out of a core's cache, and are
-#: written past it.
+#: Larger results would evict everything else from a core's cache; they bypass it.
 _CACHE_BYTES = 1 << 22
 #: Below this many multiplications a second thread costs more than it saves.
 _SERIAL_BELOW = 1 << 17
-#: Two cache lines: what different threads write lies at least this far apart.
-_APART = 128
+#: Alignment of the data of each thread: two cache lines, against false sharing.
+_ALIGNMENT = 128
 
 _INSTALLED = importlib.util.find_spec("numba") is not None
 
@@ -55,7 +53,7 @@ def available() -> bool:
 
 
 def supports(dtype: torch.dtype) -> bool:
-    """Whether the kernels compute a dtype."""
+    """Whether the kernels support a dtype."""
     return dtype in _STORAGE
 
 
@@ -71,10 +69,10 @@ def forward(
 ) -> None:
     """See `Kernels.forward`."""
     kernels = _kernels()
-    q, k, v = readable(q), readable(k), readable(v)
+    q, k, v = with_contiguous_rows(q), with_contiguous_rows(k), with_contiguous_rows(v)
     call = _Call(q, lse, pattern, zero_logit, scale)
-    # A peak, a sum and a dropped weight for each row of a group, and its logits, each
-    # row's in vectors of their own.
+    # For each row of a group: the highest logit, the sum of weights, the dropped
+    # weight, and the logits, which start at a new vector.
     logits = _pairs_within(call.neighbours, kernels.GROUP) * call.size
     scratch = (q.shape[-1] + 3 * kernels.GROUP) * call.size + logits
     scratch += (kernels.GROUP + 1) * _VECTOR_BYTES
@@ -96,7 +94,7 @@ def backward(
 ) -> None:
     """See `Kernels.backward`."""
     kernels = _kernels()
-    q, k, v, out, grad = (readable(x) for x in (q, k, v, out, grad))
+    q, k, v, out, grad = (with_contiguous_rows(x) for x in (q, k, v, out, grad))
     call = _Call(q, lse, pattern, zero_logit, scale)
     inputs = {"q": q, "k": k, "v": v, "out": out, "grad": grad}
     results = {"dq": grads[0], "dk": grads[1], "dv": grads[2]}
@@ -106,8 +104,8 @@ def backward(
     if call.blocks == 1:
         call.run("backward", inputs, results, row + pairs * call.size, phase=kernels.WHOLE)
         return
-    # Rows of one head on several threads: all its weights must be complete before any
-    # thread gathers them.
+    # Several threads share a head: all its weights must be complete before any thread
+    # gathers them.
     shared = lse.new_empty((q.shape[0] * q.shape[1], pairs))
     drops_keys = torch.from_numpy(call.neighbours.start).diff(dim=1) < q.shape[2]  # (h, T)
     sums = dropped_sum(grad, lse, drops_keys).contiguous() if zero_logit else None
@@ -128,8 +126,8 @@ def _pairs_within(near: Neighbours, rows: int) -> int:
 
 
 class _Call:
-    """What forward and backward decide alike: the kernel, the split into units, the
-    number of threads.
+    """What forward and backward share: the choice of the kernel, the split into units,
+    the number of threads.
     """
 
     def __init__(
@@ -145,7 +143,7 @@ class _Call:
         self.lse, self.size = lse, lse.element_size()
         work = self.batch * len(self.neighbours.key) * head_dim
         self.threads = 1 if work < _SERIAL_BELOW else torch.get_num_threads()
-        # several units a thread, as some take longer
+        # several units per thread, since some take longer
         wanted = 4 * self.threads if self.threads > 1 else 1
         self.blocks = min(math.ceil(wanted / max(self.batch * self.heads, 1)), self.length)
 
@@ -160,17 +158,17 @@ class _Call:
         sums: Tensor | None = None,
         shared: Tensor | None = None,
     ) -> None:
-        """Fill the record of a kernel's call, and run it."""
+        """Fill in the argument record of a kernel and run it."""
         kernels = _kernels()
         kernel = kernels.kernels(*self.kernel)[name]
-        scratch_bytes = math.ceil(scratch_bytes / _APART) * _APART
-        scratch = self.lse.new_empty(self.threads * scratch_bytes + _APART, dtype=torch.uint8)
-        counters = (ctypes.c_int64 * (2 * _APART // 8))()
+        scratch_bytes = math.ceil(scratch_bytes / _ALIGNMENT) * _ALIGNMENT
+        scratch = self.lse.new_empty(self.threads * scratch_bytes + _ALIGNMENT, dtype=torch.uint8)
+        counters = (ctypes.c_int64 * (2 * _ALIGNMENT // 8))()
         size = inputs["q"].element_size()
         row_bytes = self.chunks * self.width * size
-        # Every row of a result begins at a multiple of 64 bytes if the first does:
-        # results are laid out without gaps.
-        past_cache = (
+        # Results have no gaps, so every row starts at a multiple of 64 bytes if the
+        # first does.
+        nontemporal = (
             sum(x.nbytes for x in results.values()) > _CACHE_BYTES
             and self.width * size % 64 == 0
             and all(x.data_ptr() % 64 == 0 for x in results.values())
@@ -178,7 +176,7 @@ class _Call:
         record = kernel.record(
             scale=self.scale,
             ticket=ctypes.addressof(counters),
-            thread=ctypes.addressof(counters) + _APART,
+            thread=ctypes.addressof(counters) + _ALIGNMENT,
             units=self.batch * self.heads * self.blocks,
             blocks=self.blocks,
             heads=self.heads,
@@ -186,14 +184,14 @@ class _Call:
             chunks=self.chunks,
             zero_logit=self.zero_logit,
             phase=phase,
-            scratch=math.ceil(scratch.data_ptr() / _APART) * _APART,
+            scratch=math.ceil(scratch.data_ptr() / _ALIGNMENT) * _ALIGNMENT,
             scratch_bytes=scratch_bytes,
             shared=0 if shared is None else shared.data_ptr(),
             shared_bytes=0 if shared is None else shared.stride(0) * self.size,
             lse=self.lse.data_ptr(),
             sums=0 if sums is None else sums.data_ptr(),
-            ahead=self.blocks == 1 and 2 * self.length * row_bytes <= _PREFETCH_BYTES,
-            past_cache=past_cache,
+            prefetch_next=self.blocks == 1 and 2 * self.length * row_bytes <= _PREFETCH_BYTES,
+            nontemporal=nontemporal,
             **self.neighbours.addresses,
             **{name: kernels.Strided(*_strided(x, size)) for name, x in (inputs | results).items()},
         )
@@ -207,17 +205,17 @@ def _strided(x: Tensor, size: int) -> tuple[int, int, int, int]:
 
 @functools.cache
 def _kernels() -> ModuleType:
-    """The compiled kernels, imported at their first use: they need numba."""
+    """The compiled kernels, imported on first use, since they need numba."""
     from fibopolicy.attention import cpu_kernels
 
     return cpu_kernels
 
 
-# Threads: a kernel runs on as many as torch uses. Where torch brings GNU's or Intel's
-# OpenMP, it runs on torch's own team: those threads are awake already, and no second
-# pool competes with them. This is safe from several Python threads, each of which has
-# its own team. Elsewhere Python threads do the same a little slower. A forked child has
-# lost its parent's team, and OpenMP would wait for it forever, so there it runs serially.
+# A kernel runs on as many threads as torch uses. With GNU's or Intel's OpenMP, it runs
+# on torch's thread team: those threads are awake already, and no second pool competes
+# with them. Several Python threads may call it at once, since each has its own team.
+# Otherwise a Python thread pool does the same, slightly slower. A forked child has lost
+# the team, and OpenMP would wait for it forever, so kernels run serially there.
 
 _in_forked_child = False
 
@@ -255,7 +253,7 @@ def _caller(function: int) -> Any:
 @functools.cache
 def _openmp() -> Callable[..., None] | None:
     """`GOMP_parallel(function, argument, threads, flags)` of the OpenMP that torch has
-    loaded, if it is that kind.
+    loaded; None if it has no such function.
     """
     try:
         parallel = ctypes.CDLL(None).GOMP_parallel

@@ -1,10 +1,9 @@
-"""The CPU kernels: what one thread does to its share of the (batch, head, block of
-rows) units.
+"""The CPU kernels: the work of one thread on its (batch, head, block of rows) units.
 
-A kernel is a C function of one pointer, to a call's `FORWARD` or `BACKWARD` record. It
-allocates nothing and raises nothing; threads draw units from a shared ticket counter
-until none is left, so that any number of threads, also one, computes the same numbers.
-Rows are gathered, never scattered: no two units write to the same row.
+A kernel is a C function of a pointer to a `FORWARD` or `BACKWARD` record. It neither
+allocates memory nor raises errors. Threads take units from a shared ticket counter
+until none is left, so any number of threads computes the same numbers. Rows are
+gathered, never scattered: no two units write to the same row.
 """
 
 from __future__ import annotations
@@ -40,14 +39,14 @@ from fibopolicy.attention.simd import (
 )
 
 #: The arguments of every kernel, all but `scale` as int64. Byte addresses: `ticket` and
-#: `thread` of the counters that share out units and scratch, `start`, `key` and
-#: `transpose` of the neighbour lists, `scratch`, `lse`, and where given `shared` (the
-#: heads' weights and slopes) and `sums` (over all tokens). Flags: `ahead`, prefetch the
-#: next head; `past_cache`, write results past the caches.
-_CALL = (
+#: `thread`, counters that assign units and scratch memory; `start`, `key` and
+#: `transpose` of the neighbour lists; `scratch`; `lse`; optionally `shared` (weights
+#: and slopes per head) and `sums` (over all tokens). Flags: `prefetch_next`, prefetch
+#: the next head; `nontemporal`, write results past the caches.
+_ARGUMENTS = (
     *("ticket", "thread", "units", "blocks", "heads", "length", "chunks", "zero_logit", "phase"),
     *("start", "key", "transpose", "scratch", "scratch_bytes", "shared", "shared_bytes"),
-    *("lse", "sums", "ahead", "past_cache"),
+    *("lse", "sums", "prefetch_next", "nontemporal"),
 )
 
 
@@ -58,8 +57,8 @@ class Strided(ctypes.Structure):
 
 
 def _record(*tensors: str) -> type[ctypes.Structure]:
-    """A call of a kernel: `_CALL` and its tensors."""
-    fields = [("scale", ctypes.c_double), *((name, ctypes.c_int64) for name in _CALL)]
+    """The argument record of a kernel: `_ARGUMENTS` and its tensors."""
+    fields = [("scale", ctypes.c_double), *((name, ctypes.c_int64) for name in _ARGUMENTS)]
     fields += [(name, Strided) for name in tensors]
     return type("Record", (ctypes.Structure,), {"_fields_": fields})
 
@@ -67,16 +66,16 @@ def _record(*tensors: str) -> type[ctypes.Structure]:
 FORWARD = _record("q", "k", "v", "out")
 BACKWARD = _record("q", "k", "v", "out", "grad", "dq", "dk", "dv")
 
-#: Rows go through the steps of a kernel in groups of this many: what a step leaves for
-#: the next one stays in cache, and within a step no row waits for the one before it.
-#: Taken alone, a row would spend most of its time waiting for itself.
+#: Rows per group. Each step of a kernel runs over a whole group: its results stay in
+#: cache for the next step, and rows do not wait for each other within a step. One row
+#: alone would spend most of its time waiting for its previous instruction.
 GROUP = 32
-#: Long sums, as over all tokens for a prefix token, are sums of sums of this many
-#: terms, so that rounding does not pile up.
+#: Long sums, for example over all tokens for a prefix token, are sums of partial sums
+#: of this many terms, which keeps rounding errors small.
 TERMS = 64
 
-#: BACKWARD's `phase`: a unit does all of a head; or only its rows' part of the first,
-#: or of the second pass.
+#: `phase` of BACKWARD: a unit computes a whole head, or its rows in the first or the
+#: second pass.
 WHOLE, FIRST, SECOND = 0, 1, 2
 
 
@@ -90,8 +89,8 @@ def kernels(storage: str, width: int, single: bool) -> dict[str, Kernel]:
     """The compiled "forward" and "backward" for rows of `width` numbers, or of `chunks`
     times `width` if not `single`.
 
-    `storage` is "f32", "f64", "f16" or "bf16"; the halves are computed in float32. The
-    first call in the first process compiles; numba caches the result on disk.
+    `storage` is "f32", "f64", "f16" or "bf16"; half precision is computed in float32.
+    The first call in the first process compiles; numba caches the result on disk.
     """
     try:
         forward, backward = _build(storage, width, single, simd.VERSION, True)
@@ -104,9 +103,9 @@ def _signature(record: type[ctypes.Structure]) -> Any:
     return types.void(types.CPointer(from_dtype(np.dtype(record))))
 
 
-# What follows is inlined into the kernels, which pass their constants. Were these
-# functions made per kernel instead, numba would count them as part of its cache key,
-# and no process would find what another one compiled.
+# These functions are inlined into the kernels, which pass their constants. If they were
+# closures of a kernel, numba would make them part of its cache key, and no process
+# would find what another one compiled.
 
 
 @njit(inline="always")
@@ -161,18 +160,18 @@ def _weighted_sum(STORAGE, WIDTH, REAL, SIZE, zero, result, weights, values, str
 
 
 @njit(inline="always")
-def _ahead(STEP, chunks, address):  # type: ignore[no-untyped-def]
-    """Prefetch a row. Where rows lie apart, the processor does not predict them."""
+def _prefetch_row(STEP, chunks, address):  # type: ignore[no-untyped-def]
+    """Prefetch a row, since the processor does not predict rows that are far apart."""
     for at in range(0, STEP * chunks, 64):
         prefetch(address + at)
 
 
 @njit(inline="always")
-def _put(STORAGE, past_cache, vector, address):  # type: ignore[no-untyped-def]
-    """Write a part of a result: past the caches, which saves reading it first, if the
-    whole would not stay there.
+def _write_result(STORAGE, nontemporal, vector, address):  # type: ignore[no-untyped-def]
+    """Write a part of a result, past the caches if `nontemporal`, which saves reading
+    the memory first.
     """
-    if past_cache:
+    if nontemporal:
         stream(STORAGE, vector, address)
     else:
         store(STORAGE, vector, address)
@@ -183,8 +182,8 @@ def _column_sum(  # type: ignore[no-untyped-def]
     STORAGE, WIDTH, STEP, REAL, SIZE, LANES,
     zero, values, stride, start, length, chunks, lse, target,
 ):  # fmt: skip
-    """Sum over tokens of `values`, or with an `lse`, of each over exp(lse) where a key
-    was dropped, into `target`.
+    """Sum `values` over tokens into `target`. With `lse`, sum only tokens that drop a
+    key, each divided by exp(lse).
     """
     for c in range(chunks):
         result = splat(WIDTH, zero)
@@ -214,9 +213,9 @@ def _build(STORAGE: str, WIDTH: int, SINGLE: bool, VERSION: int, cache: bool) ->
     @cfunc(_signature(FORWARD), cache=cache, error_model="numpy")
     def forward(pointer):  # type: ignore[no-untyped-def]
         p = carray(pointer, 1)[0]
-        version = VERSION  # noqa: F841 - a part of the cache key
+        version = VERSION  # noqa: F841 - part of the cache key
         length, zero_logit, scale = p.length, p.zero_logit, real(p.scale)
-        chunks = 1 if SINGLE else p.chunks  # a constant where it can be, so that its loops vanish
+        chunks = 1 if SINGLE else p.chunks  # a constant if possible: its loops vanish
         own_sums = p.scratch + take_ticket(p.thread) * p.scratch_bytes
         peaks = own_sums + chunks * WIDTH * SIZE
         row_sums = peaks + GROUP * SIZE
@@ -239,24 +238,23 @@ def _build(STORAGE: str, WIDTH: int, SINGLE: bool, VERSION: int, cache: bool) ->
                     v, v_t, start, length, chunks, 0, sums,
                 )  # fmt: skip
             row_end = length * (block + 1) // p.blocks
-            # While this head is computed, the next one's keys and values are on their
-            # way.
+            # Prefetch the next head's keys and values while this head is computed.
             next_k, next_v = 0, 0
-            if p.ahead:
+            if p.prefetch_next:
                 unit = take_ticket(p.ticket)
                 next_k = _head(p.k, unit // p.heads, unit % p.heads)
                 next_v = _head(p.v, unit // p.heads, unit % p.heads)
             for top in range(length * block // p.blocks, row_end, GROUP):
                 bottom = min(top + GROUP, row_end)
-                # Each row's logits begin a vector of their own; the lanes behind the
-                # last one get weight exp(-inf) = 0.
+                # Each row's logits start at a new vector; the lanes after the last one
+                # get weight exp(-inf) = 0.
                 row_logits = logits
                 for row in range(top, bottom):
                     q = _head(p.q, batch, head) + row * p.q.token
                     begin = read("i64", start + row * 8)
                     count = read("i64", start + row * 8 + 8) - begin
                     q0, keys = load(STORAGE, WIDTH, q), p.key + begin * 4
-                    _ahead(STEP, chunks, q + 16 * p.q.token)
+                    _prefetch_row(STEP, chunks, q + 16 * p.q.token)
                     _dots(
                         STORAGE, WIDTH, STEP, REAL, SIZE,
                         q0, q, k, k_t, keys, count, chunks, row_logits,
@@ -274,15 +272,15 @@ def _build(STORAGE: str, WIDTH: int, SINGLE: bool, VERSION: int, cache: bool) ->
                         row_peaks = maximum(row_peaks, logit)
                     peak = highest(row_peaks)
                     # Under zero_logit each dropped key has logit 0, so weight
-                    # `dropped`; `sums` holds what they all add.
+                    # `dropped`; `sums` is the sum of all values.
                     dropped = splat(LANES, ZERO)
                     if drops_keys:
                         dropped = exponential(splat(LANES, ZERO - peak))
                     partial_sums = splat(LANES, ZERO)
                     for i in range(0, count, LANES):
                         logit = splat(LANES, scale) * load(REAL, LANES, row_logits + i * SIZE)
-                        # Fused, a logit above 1e9 and its own rounded value, the peak,
-                        # would differ by more than exp can take.
+                        # If fused, a logit above 1e9 would differ from its rounded
+                        # value, the peak, by more than exp can take.
                         weight = exponential(difference(logit, splat(LANES, peak)))
                         partial_sums = partial_sums + weight
                         store(REAL, weight - dropped, row_logits + i * SIZE)
@@ -302,9 +300,9 @@ def _build(STORAGE: str, WIDTH: int, SINGLE: bool, VERSION: int, cache: bool) ->
 
                 row_logits = logits
                 for row in range(top, bottom):
-                    if p.ahead:
-                        _ahead(STEP, chunks, next_k + row * p.k.token)
-                        _ahead(STEP, chunks, next_v + row * p.v.token)
+                    if p.prefetch_next:
+                        _prefetch_row(STEP, chunks, next_k + row * p.k.token)
+                        _prefetch_row(STEP, chunks, next_v + row * p.v.token)
                     out = _head(p.out, batch, head) + row * p.out.token
                     begin = read("i64", start + row * 8)
                     count = read("i64", start + row * 8 + 8) - begin
@@ -320,18 +318,18 @@ def _build(STORAGE: str, WIDTH: int, SINGLE: bool, VERSION: int, cache: bool) ->
                             STORAGE, WIDTH, REAL, SIZE, ZERO,
                             result, row_logits, values, v_t, keys, count,
                         )  # fmt: skip
-                        _put(STORAGE, p.past_cache, result * inverse, out + c * STEP)
+                        _write_result(STORAGE, p.nontemporal, result * inverse, out + c * STEP)
                     row_logits += (count + LANES - 1) // LANES * LANES * SIZE
-            if not p.ahead:
+            if not p.prefetch_next:
                 unit = take_ticket(p.ticket)
         fence()
 
     @cfunc(_signature(BACKWARD), cache=cache, error_model="numpy")
     def backward(pointer):  # type: ignore[no-untyped-def]
         p = carray(pointer, 1)[0]
-        version = VERSION  # noqa: F841 - a part of the cache key
+        version = VERSION  # noqa: F841 - part of the cache key
         length, zero_logit, scale = p.length, p.zero_logit, real(p.scale)
-        chunks = 1 if SINGLE else p.chunks  # a constant where it can be, so that its loops vanish
+        chunks = 1 if SINGLE else p.chunks  # a constant if possible: its loops vanish
         own_sums = p.scratch + take_ticket(p.thread) * p.scratch_bytes
         own_weights = own_sums + chunks * WIDTH * SIZE
         unit = take_ticket(p.ticket)
@@ -349,8 +347,8 @@ def _build(STORAGE: str, WIDTH: int, SINGLE: bool, VERSION: int, cache: bool) ->
             origin = read("i64", start)
             pairs = read("i64", start + length * 8) - origin
             lse = p.lse + (batch * p.heads + head) * length * SIZE
-            # Rows split over threads meet in memory of their head; else every thread
-            # has its own, and it stays in cache.
+            # If threads share a head, they share its memory; else each thread has its
+            # own, which stays in cache.
             weights = own_weights
             if p.phase != WHOLE:
                 weights = p.shared + (batch * p.heads + head) * p.shared_bytes
@@ -367,9 +365,9 @@ def _build(STORAGE: str, WIDTH: int, SINGLE: bool, VERSION: int, cache: bool) ->
                     keys = p.key + (origin + begin) * 4
                     q0 = load(STORAGE, WIDTH, q_row)
                     grad0 = load(STORAGE, WIDTH, grad_row)
-                    _ahead(STEP, chunks, q_row + 8 * p.q.token)
-                    _ahead(STEP, chunks, grad_row + 8 * p.grad.token)
-                    _ahead(STEP, chunks, out + (row + 8) * p.out.token)
+                    _prefetch_row(STEP, chunks, q_row + 8 * p.q.token)
+                    _prefetch_row(STEP, chunks, grad_row + 8 * p.grad.token)
+                    _prefetch_row(STEP, chunks, out + (row + 8) * p.out.token)
                     mean = _dot(
                         STORAGE, WIDTH, STEP, grad0, grad_row, out + row * p.out.token, chunks
                     )
@@ -391,9 +389,9 @@ def _build(STORAGE: str, WIDTH: int, SINGLE: bool, VERSION: int, cache: bool) ->
                         slope = load(REAL, LANES, slopes + i * SIZE) - splat(LANES, mean)
                         slope = slope * weight * splat(LANES, scale)
                         weight = weight - dropped
-                        # Lanes behind this row's last key fall on rows still to come,
-                        # which will overwrite them; behind this unit's last row they
-                        # would fall on another thread's.
+                        # Lanes after this row's last key belong to later rows, which
+                        # overwrite them. After this unit's last row they would belong
+                        # to another thread.
                         if i + LANES <= end:
                             store(REAL, weight, weights + i * SIZE)
                             store(REAL, slope, slopes + i * SIZE)
@@ -408,10 +406,10 @@ def _build(STORAGE: str, WIDTH: int, SINGLE: bool, VERSION: int, cache: bool) ->
                             result, row_slopes, values, p.k.token, keys, count,
                         )  # fmt: skip
                         dq = _head(p.dq, batch, head) + row * p.dq.token
-                        _put(STORAGE, p.past_cache, result, dq + c * STEP)
+                        _write_result(STORAGE, p.nontemporal, result, dq + c * STEP)
 
             next_k, next_v = 0, 0
-            if p.ahead:
+            if p.prefetch_next:
                 unit = take_ticket(p.ticket)
                 next_k = _head(p.k, unit // p.heads, unit % p.heads)
                 next_v = _head(p.v, unit // p.heads, unit % p.heads)
@@ -428,9 +426,9 @@ def _build(STORAGE: str, WIDTH: int, SINGLE: bool, VERSION: int, cache: bool) ->
                     begin = read("i64", start + row * 8)
                     count = read("i64", start + row * 8 + 8) - begin
                     keys, transposed = p.key + begin * 4, p.transpose + begin * 4
-                    if p.ahead:
-                        _ahead(STEP, chunks, next_k + row * p.k.token)
-                        _ahead(STEP, chunks, next_v + row * p.v.token)
+                    if p.prefetch_next:
+                        _prefetch_row(STEP, chunks, next_k + row * p.k.token)
+                        _prefetch_row(STEP, chunks, next_v + row * p.v.token)
                     dk = _head(p.dk, batch, head) + row * p.dk.token
                     dv = _head(p.dv, batch, head) + row * p.dv.token
                     for c in range(chunks):
@@ -451,9 +449,9 @@ def _build(STORAGE: str, WIDTH: int, SINGLE: bool, VERSION: int, cache: bool) ->
                                 v_part = add_scaled(v_part, read(REAL, weights + at), g_other)
                             k_result = k_result + k_part
                             v_result = v_result + v_part
-                        _put(STORAGE, p.past_cache, k_result, dk + c * STEP)
-                        _put(STORAGE, p.past_cache, v_result, dv + c * STEP)
-            if not p.ahead:
+                        _write_result(STORAGE, p.nontemporal, k_result, dk + c * STEP)
+                        _write_result(STORAGE, p.nontemporal, v_result, dv + c * STEP)
+            if not p.prefetch_next:
                 unit = take_ticket(p.ticket)
         fence()
 

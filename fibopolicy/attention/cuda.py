@@ -1,9 +1,9 @@
 """The CUDA backend around the Triton kernels. On a CPU they run in Triton's
 interpreter, for tests: TRITON_INTERPRET=1.
 
-Timed on one GPU, an H200: `docs/benchmarks/attention_h200_*.md`. In float32 they beat
-dense attention from some 600 tokens on; in bfloat16, where dense attention has the
-tensor cores, nowhere.
+`docs/benchmarks/attention_h200_*.md` has timings on one GPU, an H200. In float32 the
+kernels beat dense attention from about 600 tokens; in bfloat16, where dense attention
+uses tensor cores, they never do.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fibopolicy.attention.operator import KERNELS, Kernels, dropped_sum, readable
+from fibopolicy.attention.operator import KERNELS, Kernels, dropped_sum, with_contiguous_rows
 from fibopolicy.attention.patterns import AttentionPattern, OffsetPattern
 
-#: Rows of one program.
+#: Rows per program.
 _ROWS = 32
 
 _INSTALLED = importlib.util.find_spec("triton") is not None
@@ -30,7 +30,7 @@ def available() -> bool:
 
 
 def supports(dtype: torch.dtype, pattern: AttentionPattern) -> bool:
-    """Whether the kernels compute a dtype and a pattern, which must be made of diagonals."""
+    """Whether the kernels support a dtype and a pattern, which must be made of diagonals."""
     return dtype in (torch.float32, torch.float16, torch.bfloat16) and isinstance(
         pattern, OffsetPattern
     )
@@ -49,7 +49,7 @@ def forward(
     """See `Kernels.forward`."""
     from fibopolicy.attention import triton_kernels as kernels
 
-    q, k, v = readable(q), readable(k), readable(v)
+    q, k, v = with_contiguous_rows(q), with_contiguous_rows(k), with_contiguous_rows(v)
     batch, heads, length, d = q.shape
     prefix, block = pattern.num_prefix, _block(d)
     offsets, counts = _offsets(pattern, q.device)
@@ -81,7 +81,7 @@ def backward(
     """See `Kernels.backward`."""
     from fibopolicy.attention import triton_kernels as kernels
 
-    grad, q, k, v = (readable(x) for x in (grad, q, k, v))
+    grad, q, k, v = (with_contiguous_rows(x) for x in (grad, q, k, v))
     batch, heads, length, d = q.shape
     prefix, block = pattern.num_prefix, _block(d)
     offsets, counts = _offsets(pattern, q.device)
@@ -105,13 +105,13 @@ KERNELS["triton"] = Kernels(forward, backward)
 
 
 def _block(d: int) -> int:
-    """Triton's tiles have sides that are powers of two."""
+    """Width of a tile: Triton needs a power of two."""
     return max(16, 1 << (d - 1).bit_length())
 
 
 @functools.lru_cache(maxsize=64)
 def _offsets(pattern: AttentionPattern, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Signed offsets int32 (h, most), and how many of them each head has."""
+    """Signed offsets `(h, most)` and their number per head `(h,)`, int32."""
     assert isinstance(pattern, OffsetPattern)
     heads = [sorted({sign * o for o in offsets for sign in (-1, 1)}) for offsets in pattern.offsets]
     most = max(1, max(len(signed) for signed in heads))

@@ -1,4 +1,4 @@
-"""`fibottention`: one function, several backends, and which of them runs."""
+"""`fibottention`: one function with several backends, and the choice among them."""
 
 from __future__ import annotations
 
@@ -29,16 +29,16 @@ BACKENDS: Mapping[str, Backend] = {
     "csr": csr,
     **{name: functools.partial(sparse, backend=name) for name in KERNELS},
 }
-#: Names a backend for every call that says "auto".
+#: Environment variable with the backend for calls with "auto".
 BACKEND_VARIABLE = "FIBOPOLICY_ATTENTION_BACKEND"
-#: (T, share): up to T tokens the sparse CPU kernels run where at most this share of all
-#: T^2 pairs is kept. Beyond it masked dense attention is faster, forward and backward
-#: together: `docs/benchmarks/attention_auto_*.json` has the timings.
-_CPU_TABLE = ((101, 0.95), (197, 0.75), (math.inf, 0.6))
-#: Up to this many tokens masked dense attention runs on a GPU: launching takes longer
-#: than computing, and the sparse backends launch more kernels, forward and backward
-#: together. `docs/benchmarks/attention_h200_*.md` has the timings.
-_CUDA_SHORT = 197
+#: (T, share): up to T tokens, "auto" takes the sparse CPU kernels if at most this share
+#: of all T^2 pairs is kept. Above it, masked dense attention is faster, forward and
+#: backward together; `docs/benchmarks/attention_auto_*.json` has the timings.
+_CPU_MAX_SHARE = ((101, 0.95), (197, 0.75), (math.inf, 0.6))
+#: Up to this many tokens, "auto" takes masked dense attention on a GPU: there,
+#: launching kernels takes longer than the computation, and the sparse backends launch
+#: more. `docs/benchmarks/attention_h200_*.md` has the timings.
+_CUDA_MAX_DENSE_TOKENS = 197
 
 _log = logging.getLogger(__name__)
 
@@ -69,14 +69,14 @@ def fibottention(
         scale: factor on q.k; 1 / sqrt(d) by default.
 
     Returns:
-        `(B, h, T, d)`. A query that keeps no key yields zeros (possible without a CLS
-        token only).
+        `(B, h, T, d)`. A query that keeps no key yields zeros (only possible without a
+        CLS token).
 
     Raises:
-        UserError: shapes, dtypes, devices or names that do not fit together.
+        UserError: shapes, dtypes or devices do not match, or a name is unknown.
     """
     q, k, v = _autocast(q, k, v)
-    backend = _checked(q, k, v, pattern, masking, backend)
+    backend = _check_arguments(q, k, v, pattern, masking, backend)
     return BACKENDS[backend](
         q, k, v, pattern, masking, q.shape[-1] ** -0.5 if scale is None else scale
     )
@@ -90,11 +90,11 @@ def fibottention_qkvpacked(
     backend: str = "auto",
     scale: float | None = None,
 ) -> Tensor:
-    """`fibottention` of one projection that holds q, k and v: the sparse backends write
+    """`fibottention` of a packed projection of q, k and v. The sparse backends write
     its gradient in place.
 
     Args:
-        qkv: `(B, T, 3, h, d)`, as `nn.Linear(D, 3 * D)` gives it.
+        qkv: `(B, T, 3, h, d)`, as `nn.Linear(D, 3 * D)` returns it, reshaped.
         pattern, masking, backend, scale: as for `fibottention`.
 
     Returns:
@@ -107,7 +107,7 @@ def fibottention_qkvpacked(
         raise UserError(f"qkv must have shape (B, T, 3, h, d), got {tuple(qkv.shape)}")
     (qkv,) = _autocast(qkv)
     q, k, v = unpack(qkv)
-    backend = _checked(q, k, v, pattern, masking, backend)
+    backend = _check_arguments(q, k, v, pattern, masking, backend)
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     if backend in KERNELS:
         return sparse_packed(qkv, pattern, masking, scale, backend).transpose(1, 2)
@@ -115,9 +115,7 @@ def fibottention_qkvpacked(
 
 
 def _autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
-    """As torch's own attention does under autocast: every floating input but float64 in
-    the autocast dtype.
-    """
+    """Cast inputs to the autocast dtype, all but float64, as torch's attention does."""
     device = tensors[0].device.type
     if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
         return tensors
@@ -125,10 +123,10 @@ def _autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
     return tuple(x if x.dtype == torch.float64 else x.to(dtype) for x in tensors)
 
 
-def _checked(
+def _check_arguments(
     q: Tensor, k: Tensor, v: Tensor, pattern: AttentionPattern, masking: str, backend: str
 ) -> str:
-    """The backend to run, once everything fits together."""
+    """Check the arguments and return the backend to run."""
     _check(q, k, v, pattern)
     if masking not in ("neg_inf", "zero_logit"):
         raise unknown("masking rule", masking, ("neg_inf", "zero_logit"))
@@ -153,7 +151,7 @@ def _check_backend(backend: str, q: Tensor, pattern: AttentionPattern) -> None:
             )
         if not cpu.supports(q.dtype):
             raise UserError(
-                "attention backend 'numba' takes float32, float64, float16 or bfloat16, got"
+                "attention backend 'numba' supports float32, float64, float16 or bfloat16, got"
                 f" {q.dtype}"
             )
     if backend == "triton":
@@ -169,7 +167,7 @@ def _check_backend(backend: str, q: Tensor, pattern: AttentionPattern) -> None:
             )
         if not cuda.supports(q.dtype, pattern):
             raise UserError(
-                "attention backend 'triton' takes float32, float16 or bfloat16 and patterns made"
+                "attention backend 'triton' supports float32, float16 or bfloat16 and patterns made"
                 f" of diagonals, got {q.dtype} and {type(pattern).__name__}; use 'csr' or 'sdpa'"
             )
 
@@ -197,14 +195,14 @@ def _check(q: Tensor, k: Tensor, v: Tensor, pattern: AttentionPattern) -> None:
     if tuple(q.shape[1:3]) != expected:
         raise UserError(
             f"the pattern is for {expected[0]} heads and {expected[1]} tokens ({pattern.num_tokens}"
-            f" patches + {pattern.num_prefix} before them), got {q.shape[1]} heads and {q.shape[2]}"
+            f" patches + {pattern.num_prefix} prefix), got {q.shape[1]} heads and {q.shape[2]}"
             " tokens"
         )
 
 
 def choose_backend(q: Tensor, pattern: AttentionPattern) -> str:
     """The backend for a tensor `(B, h, T, d)` and its pattern, by device, dtype, T and
-    the share of pairs that are kept.
+    the share of kept pairs.
     """
     if torch.compiler.is_exporting() or (torch.jit.is_tracing() and torch.onnx.is_in_onnx_export()):  # type: ignore[attr-defined,no-untyped-call]
         return "sdpa"  # an exported program must not depend on our operators
@@ -218,15 +216,15 @@ def choose_backend(q: Tensor, pattern: AttentionPattern) -> str:
 def _fastest(device: str, dtype: torch.dtype, pattern: AttentionPattern) -> str:
     if pattern.keeps_all:
         return "sdpa"
-    if device == "cuda" and pattern.sequence_length > _CUDA_SHORT:
+    if device == "cuda" and pattern.sequence_length > _CUDA_MAX_DENSE_TOKENS:
         return "triton" if cuda.available() and cuda.supports(dtype, pattern) else "csr"
     if device != "cpu" or not cpu.available() or not cpu.supports(dtype):
         return "sdpa"
-    limit = next(share for length, share in _CPU_TABLE if pattern.sequence_length <= length)
+    limit = next(share for length, share in _CPU_MAX_SHARE if pattern.sequence_length <= length)
     return "numba" if _kept_share(pattern.spec) <= limit else "sdpa"
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _kept_share(spec: str) -> float:
-    """`AttentionPattern.kept_share` by the `spec`, which a compiler takes for a constant."""
+    """`AttentionPattern.kept_share` from the `spec`, a constant to the compiler."""
     return AttentionPattern.from_spec(spec).kept_share

@@ -1,9 +1,9 @@
 """The torch operator around a compiled backend: it traces under torch.compile,
 differentiates once, and passes `torch.library.opcheck`.
 
-A backend adds its `Kernels` to `KERNELS`. The pattern travels by value, as its `spec`.
-The operator's second result, the logarithm of each query's sum of weights ("lse"), is
-kept for the backward pass; no gradient flows through it.
+A backend registers its `Kernels` in `KERNELS`. The pattern is passed as its `spec`. The
+second result, the log-sum-exp of each query's logits ("lse"), is saved for the backward
+pass; no gradient flows through it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from fibopolicy.errors import UserError
 
 @dataclass(frozen=True)
 class Kernels:
-    """What a compiled backend computes; the operator allocates the results.
+    """The functions of a compiled backend; the operator allocates their results.
 
     Attributes:
         forward: `(q, k, v, out, lse, pattern, zero_logit, scale)` fills `out`, `(B, h,
@@ -43,7 +43,7 @@ class Kernels:
 KERNELS: dict[str, Kernels] = {}
 #: A scale below this, or negative, is multiplied into q.
 _MIN_SCALE = 1e-30
-_INSTEAD = "set backend='reference', or FIBOPOLICY_ATTENTION_BACKEND=reference in the environment"
+_ADVICE = "set backend='reference', or FIBOPOLICY_ATTENTION_BACKEND=reference in the environment"
 
 
 def sparse(
@@ -55,7 +55,7 @@ def sparse(
     scale: float,
     backend: str,
 ) -> Tensor:
-    """A compiled backend over `(B, h, T, d)`, differentiable once."""
+    """Attention by a compiled backend over `(B, h, T, d)`, differentiable once."""
     check_transforms(q, k, v)
     dim = q.shape[-1]
     if padding := -dim % KERNELS[backend].dim_multiple:
@@ -94,7 +94,7 @@ def unpack(qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _is_eager() -> bool:
-    """Whether no compiler, export, mode or transform of `torch.func` has to see an operator."""
+    """Whether no compiler, export, dispatch mode or `torch.func` transform is active."""
     watched = (
         torch.compiler.is_compiling()
         or torch._C._get_tracing_state() is not None
@@ -131,9 +131,9 @@ def _backward(
     scale: float,
     backend: str,
 ) -> Tensor:
-    """Fill `grads`, or new memory."""
+    """Fill `grads`, or a new tensor if it is None."""
     if grads is None:
-        # One block of memory: three would be given back to the system and faulted in
+        # One allocation: three would be returned to the system and page-faulted in
         # again at every step.
         grads = q.new_empty((3, *q.shape))
     if q.numel():
@@ -145,14 +145,14 @@ def _backward(
 def _empty_results(q: Tensor) -> tuple[Tensor, Tensor]:
     """Memory for `out`, of q's shape `(B, h, T, d)`, and `lse`.
 
-    `out` is laid out as `(B, T, h, d)` where q's heads of one token stand closer than
-    its tokens, as after a packed projection: then `out.transpose(1, 2).reshape(B, T,
-    h * d)` copies nothing.
+    `out` has the memory layout `(B, T, h, d)` if q's stride over heads is smaller than
+    over tokens, as after a packed projection: then `out.transpose(1, 2).reshape(B, T, h
+    * d)` copies nothing.
     """
     _, heads, length, dim = q.shape
     lse = q.new_empty(q.shape[:3], dtype=compute_dtype(q))
     if q.stride(-1) == 1 and heads > 1 and q.stride(1) < q.stride(2):
-        # Not a view of something else, which an operator's result must not be.
+        # Not a view: an operator must not return one.
         return q.new_empty_strided(q.shape, (length * heads * dim, dim, heads * dim, 1)), lse
     return q.new_empty(q.shape), lse
 
@@ -214,10 +214,10 @@ def _differentiate(ctx: Any, grad: Tensor | None, _: Tensor | None) -> tuple[Ten
 
 
 class _Direct(torch.autograd.Function):
-    """The operator without its dispatch, which costs as much as a small problem itself.
+    """The operator without its dispatch, which costs as much as a small problem.
 
-    So would a separate `setup_context`: for it, torch binds the arguments to their
-    names at each call.
+    A separate `setup_context` would cost as much again: for it, torch binds the
+    arguments to their names at each call.
     """
 
     @staticmethod
@@ -259,13 +259,13 @@ def _packed_backward(grad: Tensor, qkv: Tensor, out: Tensor, lse: Tensor, *optio
     return packed
 
 
-# What backends share: the layout of inputs, a term of the gradient, and the refusal of
-# derivatives that a hand-written backward pass does not have.
+# Shared by the backends: the layout of inputs, a term of the gradient, and errors for
+# derivatives that a hand-written backward pass does not support.
 
 
-def readable(x: Tensor) -> Tensor:
-    """`x` as kernels read it: any strides over batch, head and token, but a row's
-    numbers side by side.
+def with_contiguous_rows(x: Tensor) -> Tensor:
+    """`x` as the kernels read it: each row contiguous, any strides over batch, head and
+    token.
     """
     return (x if x.stride(-1) == 1 else x.contiguous()).resolve_neg()
 
@@ -276,11 +276,11 @@ def compute_dtype(x: Tensor) -> torch.dtype:
 
 
 def dropped_sum(grad: Tensor, lse: Tensor, drops_keys: Tensor) -> Tensor:
-    """The dropped pairs' part of every key's gradient of v under "zero_logit", as if
-    all pairs were dropped: `(B, h, d)`.
+    """The contribution of dropped pairs to every key's gradient of v under
+    "zero_logit", as if all pairs were dropped: `(B, h, d)`.
 
-    `drops_keys`, bool `(h, T)` or `(T,)`, leaves out rows that keep every key: exp(-lse)
-    could overflow there.
+    `drops_keys`, bool `(h, T)` or `(T,)`, excludes rows that keep every key, where
+    exp(-lse) could overflow.
     """
     weight = torch.exp(-lse).masked_fill(~drops_keys, 0.0)  # (B, h, T)
     # Not a matrix product: under autocast that would be computed in half precision.
@@ -288,11 +288,11 @@ def dropped_sum(grad: Tensor, lse: Tensor, drops_keys: Tensor) -> Tensor:
 
 
 def once(backward: Callable[..., Tensor], inputs: tuple[Tensor, ...], *arguments: Any) -> Tensor:
-    """`backward(*arguments)`, which raises `UserError` if differentiated by `inputs`.
+    """Return `backward(*arguments)`; differentiating it by `inputs` raises `UserError`.
 
-    `torch.autograd.function.once_differentiable` does not suffice: its error is no
-    function of the inputs, so `torch.autograd.grad(gradient, x)` leaves it out, and
-    gives a wrong number wherever x also reaches the gradient another way.
+    `torch.autograd.function.once_differentiable` does not suffice: its error node does
+    not depend on the inputs, so `torch.autograd.grad(gradient, x)` skips it, and
+    returns a wrong number if x also reaches the gradient another way.
     """
     if not torch.is_grad_enabled():  # the usual case: without create_graph=True
         return backward(*arguments)
@@ -309,7 +309,7 @@ class _Once(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> NoReturn:
-        raise UserError(f"sparse attention has no second derivatives; {_INSTEAD}")
+        raise UserError(f"sparse attention has no second derivatives; {_ADVICE}")
 
 
 sparse_attention.register_autograd(_differentiate, setup_context=_save)
@@ -317,12 +317,13 @@ sparse_attention_backward.register_autograd(_Once.backward)
 
 
 def check_transforms(*tensors: Tensor) -> None:
-    """Refuse forward-mode differentiation and transforms of `torch.func` except vmap.
+    """Check for forward-mode differentiation and transforms of `torch.func` except
+    vmap.
 
     Raises:
-        UserError: one of them watches a tensor.
+        UserError: one of them applies to a tensor.
     """
-    if torch.compiler.is_compiling():  # the compiler traces an operator, which refuses them
+    if torch.compiler.is_compiling():  # the compiler traces an operator, which rejects them
         return
     forward = forward_ad._current_level >= 0
     if not forward and not torch._C._are_functorch_transforms_active():
@@ -330,7 +331,7 @@ def check_transforms(*tensors: Tensor) -> None:
     if any((forward and _has_tangent(x)) or _is_differentiated(x) for x in tensors):
         raise UserError(
             "sparse attention has no forward-mode derivatives and none inside torch.func (grad,"
-            f" jvp, hessian); {_INSTEAD}"
+            f" jvp, hessian); {_ADVICE}"
         )
 
 

@@ -1,10 +1,10 @@
 """The token pairs that each attention head keeps.
 
-A pattern is a value: frozen, hashable, comparable. Patch tokens stand in raster order,
-so an offset of +-1 wraps from the end of one image row to the start of the next; when
-the patches of several cameras stand in one sequence, offsets cross the camera border in
-the same way. Both are part of the method as published, which knows a flat sequence
-only.
+Patterns are frozen dataclasses, hashable and comparable. Patch tokens are in raster
+order, so an offset of +-1 wraps from the end of one image row to the start of the next.
+When one sequence holds the patches of several cameras, offsets cross from one camera to
+the next in the same way. The published method does the same: it treats the tokens as a
+flat sequence.
 """
 
 from __future__ import annotations
@@ -65,23 +65,23 @@ def get_fibonacci(a: int, b: int, w: int) -> tuple[int, ...]:
 class AttentionPattern(ABC):
     """The pairs of patches that each head keeps.
 
-    Kept pairs are symmetric: (j, k) is kept iff (k, j) is. Tokens that stand before the
-    patches (CLS, registers) see all tokens and are seen by all.
+    Kept pairs are symmetric: (j, k) is kept iff (k, j) is. Prefix tokens (CLS,
+    registers) precede the patches. They attend to all tokens and are attended to by
+    all.
 
     Args:
-        num_tokens: N, the patch tokens alone.
+        num_tokens: N, the number of patch tokens.
         num_heads: h.
-        layer: from 0.
-        cls_token: whether one token stands before the patches; an integer counts
-            several (CLS and registers).
+        layer: index of the layer, from 0.
+        cls_token: whether a CLS token precedes the patches; an integer gives the number
+            of prefix tokens (CLS and registers).
     """
 
     num_tokens: int = field(kw_only=False)
     num_heads: int = field(kw_only=False)
     layer: int = 0
     cls_token: bool | int = True
-    #: The pattern's value as one string, as a torch operator can take it; `from_spec`
-    #: reads it back.
+    #: The pattern as a string, for torch operators; `from_spec` parses it.
     spec: str = field(init=False, repr=False, compare=False)
 
     _kinds: ClassVar[dict[str, type[AttentionPattern]]] = {}
@@ -97,7 +97,7 @@ class AttentionPattern(ABC):
             ("layer", self.layer),
         ):
             try:
-                object.__setattr__(self, name, operator.index(value))  # numpy's integers too
+                object.__setattr__(self, name, operator.index(value))  # accepts numpy's integers
             except TypeError:
                 raise UserError(f"{name} of a pattern must be an integer, got {value!r}") from None
         if self.num_tokens < 1 or self.num_heads < 1:
@@ -106,20 +106,22 @@ class AttentionPattern(ABC):
                 f" {self.num_heads}"
             )
         if self.layer < 0:
-            raise UserError(f"layer counts from 0, got {self.layer}")
+            raise UserError(f"layer must be at least 0, got {self.layer}")
         if self.cls_token < 0:
-            raise UserError(f"cls_token is True, False or a number of tokens, got {self.cls_token}")
+            raise UserError(
+                f"cls_token must be True, False or a number of tokens, got {self.cls_token}"
+            )
         values = {
             item.name: getattr(self, item.name) for item in dataclasses.fields(self) if item.init
         }
-        # Stored rather than made on demand, so that torch.compile meets a plain string;
-        # frozen, hence __setattr__.
+        # Stored, not computed on demand, so that torch.compile sees a plain string. The
+        # dataclass is frozen, hence __setattr__.
         object.__setattr__(self, "spec", json.dumps({"kind": type(self).__name__, **values}))
 
     @staticmethod
     def from_spec(spec: str) -> AttentionPattern:
-        """The pattern with this `spec`; equal strings give one and the same object
-        while it is remembered.
+        """The pattern with this `spec`. Equal strings give the same object while it is
+        cached.
         """
         return _from_spec(spec)
 
@@ -130,7 +132,7 @@ class AttentionPattern(ABC):
 
     @property
     def sequence_length(self) -> int:
-        """T: all tokens of the sequence, the prefix tokens first."""
+        """T: the number of tokens, prefix tokens included."""
         return self.num_tokens + self.num_prefix
 
     @property
@@ -141,14 +143,14 @@ class AttentionPattern(ABC):
     @abstractmethod
     def patch_pairs(self, head: int) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
         """The kept patch pairs (j, k) of a head slot as two arrays, ascending by j,
-        then k. Linear in their number.
+        then k. Takes time linear in their number.
         """
 
     def mask(self, device: torch.device | str | None = None) -> Tensor:
-        """Boolean (h, T, T), true where a pair is kept. Quadratic in T: for tests,
-        pictures and masked dense attention.
+        """Boolean (h, T, T), true where a pair is kept. Its memory is quadratic in T:
+        for tests, plots and masked dense attention.
         """
-        # what is remembered stays out of the caller's reach
+        # a copy, so that callers cannot change the cached mask
         mask = torch.from_numpy(_mask(self).copy())
         return mask if device is None else mask.to(device)
 
@@ -174,7 +176,7 @@ def _from_spec(spec: str) -> AttentionPattern:
 
 @functools.lru_cache(maxsize=64)
 def _mask(pattern: AttentionPattern) -> NDArray[np.bool_]:
-    # Numpy, because a tensor made under torch.export is a fake one, and the cache would
+    # Numpy, because a tensor created under torch.export is fake, and the cache would
     # keep it.
     length, first = pattern.sequence_length, pattern.num_prefix
     mask = np.ones((pattern.num_heads, length, length), dtype=np.bool_)
@@ -186,7 +188,7 @@ def _mask(pattern: AttentionPattern) -> NDArray[np.bool_]:
 
 
 def shared_mask(pattern: AttentionPattern, device: torch.device) -> Tensor:
-    """`pattern.mask(device)`, made once per device. For reading only."""
+    """`pattern.mask(device)`, cached per device. Do not modify it."""
     if device.type == "cpu" or torch.compiler.is_compiling():
         mask: Tensor = _cpu_mask(pattern.spec)
         return mask.to(device)
@@ -204,8 +206,8 @@ def _device_mask(pattern: AttentionPattern, device: torch.device) -> Tensor:
 
 
 class OffsetPattern(AttentionPattern):
-    """A pattern made of diagonals: patches (j, k) see each other iff |j - k| is an
-    offset of the head.
+    """A pattern made of diagonals: patches j and k attend to each other iff |j - k| is
+    an offset of the head.
     """
 
     @property
@@ -226,7 +228,7 @@ class OffsetPattern(AttentionPattern):
 
 
 def diagonal_pairs(num_tokens: int, offset: int) -> int:
-    """The ordered patch pairs at distance `offset`: both diagonals, or the main one for 0."""
+    """Number of ordered patch pairs at distance `offset`: both diagonals, or the main one for 0."""
     return 2 * (num_tokens - offset) if offset else num_tokens
 
 
@@ -246,22 +248,22 @@ class FibottentionPattern(OffsetPattern):
     """The diagonals that every head of one layer keeps.
 
     Args:
-        num_tokens: N, the patch tokens, without the CLS token.
+        num_tokens: N, the number of patch tokens.
         num_heads: h.
         w_min, w_max: the window w_i of head i grows linearly from w_min to w_max;
             `None` means max(N // 3, w_min).
         modified: heads after the first also get the two Wythoff columns to their left.
-        layer: from 0; permutes which head slot holds which offset set, fixed over
-            training.
-        cls_token: whether one token stands before the patches; an integer counts
-            several (CLS and registers).
+        layer: index of the layer, from 0; seeds the permutation of the offset sets over
+            the head slots, which is fixed during training.
+        cls_token: whether a CLS token precedes the patches; an integer gives the number
+            of prefix tokens (CLS and registers).
         main_diagonal: also keep offset 0 for the first head (before permutation), only
             with `modified`.
-        permuted: False leaves head i with set i in every layer, the baseline for the
+        permuted: False gives head i set i in every layer: the baseline without
             permutation.
 
-    Source: Fibottention (Rahimian et al.), with the corrections of the released code
-    where the text is ambiguous.
+    Source: Fibottention (Rahimian et al.), following the released code where the text
+    is ambiguous.
     """
 
     w_min: int = 5
@@ -291,7 +293,7 @@ class FibottentionPattern(OffsetPattern):
         """
         sets = [self._head_offsets(i) for i in range(1, self.num_heads + 1)]
         if self.permuted:
-            # not the global generator, which others use
+            # a local generator, so that the global one stays unchanged
             random.Random(self.layer).shuffle(sets)
         return tuple(sets)
 
@@ -329,15 +331,15 @@ def generate_fibomask(
 
 @dataclass(frozen=True, eq=False)
 class Neighbours:
-    """Compressed rows of all heads, one after another.
+    """Keys per token in compressed sparse rows (CSR), one head after another.
 
     Attributes:
         start: int64 `(h, T + 1)`; the keys of token t in head i are `key[start[i, t] :
             start[i, t + 1]]`, ascending.
         key: int32 `(pairs,)`.
-        transpose: int32 `(pairs,)`; the pair (t, k) at position e of its head has (k, t)
-            at position `transpose[e]` of the same head. Kept pairs are symmetric, so what would
-            be scattered in the backward pass can be gathered instead.
+        transpose: int32 `(pairs,)`; the pair (t, k) at position e of its head has (k,
+            t) at position `transpose[e]` of the same head. Kept pairs are symmetric, so
+            the backward pass gathers instead of scattering.
     """
 
     start: NDArray[np.int64]
@@ -371,15 +373,15 @@ def neighbours(pattern: AttentionPattern) -> Neighbours:
         key[: prefix * length] = np.tile(np.arange(length, dtype=np.int32), prefix)
         for i in range(prefix):
             key[start[prefix:-1] + i] = i
-        # The n-th patch pair stands behind all earlier ones, the prefix rows, and the
-        # prefix keys of its own and earlier rows.
+        # A patch pair comes after all earlier ones, the prefix rows, and the prefix
+        # keys of its row and of earlier rows.
         key[np.arange(len(row)) + prefix * length + (row.astype(np.int64) + 1) * prefix] = (
             patch_key + np.int32(prefix)
         )
         starts.append(start + base)
         keys.append(key)
-        # Sorted by (key, row), a symmetric set lists its mirrored pairs in the order in
-        # which (row, key) lists the pairs.
+        # Sorting a symmetric set by (key, row) lists the mirrored pairs in the same
+        # order as sorting by (row, key) lists the pairs.
         transposes.append(np.argsort(key, kind="stable").astype(np.int32))
         base += len(key)
     return Neighbours(np.stack(starts), np.concatenate(keys), np.concatenate(transposes))

@@ -1,6 +1,4 @@
-"""Pictures: the masks of a pattern's heads, and at which length sparse attention
-overtakes dense attention.
-"""
+"""Plots of the masks of a pattern, and of the speed-up of sparse attention by length."""
 
 from __future__ import annotations
 
@@ -10,8 +8,8 @@ from fibopolicy.attention.patterns import AttentionPattern, OffsetPattern
 from fibopolicy.attention.profile import Report
 
 
-def draw_pattern(pattern: AttentionPattern, path: Path) -> None:
-    """Write a picture of every head's mask; for diagonals, with the offsets as its title."""
+def plot_pattern(pattern: AttentionPattern, path: Path) -> None:
+    """Plot the mask of every head; the titles hold the offsets if there are any."""
     from matplotlib.figure import Figure
 
     columns = min(pattern.num_heads, 6)
@@ -41,9 +39,9 @@ def _shortened(offsets: tuple[int, ...]) -> str:
     return shown + (", ..." if len(offsets) > 6 else "")
 
 
-def draw_crossover(report: Report, path: Path) -> None:
-    """Write a plot of the speed-up over dense SDPA against N, one line per contender and pass,
-    quartiles as a band.
+def plot_crossover(report: Report, path: Path) -> None:
+    """Plot the speed-up over dense SDPA against N: a line per contender and pass, with
+    a band for the quartiles.
     """
     from matplotlib.figure import Figure
 
@@ -64,9 +62,7 @@ def draw_crossover(report: Report, path: Path) -> None:
         )
         axis.fill_between(tokens, low, high, alpha=0.2, color=line.get_color())
     axis.axhline(1, color="black", linewidth=0.8)
-    axis.set(
-        xscale="log", yscale="log", xlabel="patch tokens N", ylabel="times as fast as dense SDPA"
-    )
+    axis.set(xscale="log", yscale="log", xlabel="patch tokens N", ylabel="speed-up over dense SDPA")
     axis.legend(fontsize=7)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)

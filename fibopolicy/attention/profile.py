@@ -1,8 +1,8 @@
 """Side-by-side timings of attention: `fibopolicy profile attention`.
 
-Contenders run in turns (ours, dense, ours, dense, ...), so that whatever else the
-machine does falls on all alike, and what is reported are ratios within a turn. Absolute
-times are those of one machine on one day.
+Contenders alternate (ours, dense, ours, dense, ...), so that other load on the machine
+affects all of them equally. Speed-ups are ratios within a turn. Absolute times hold for
+one machine on one day.
 """
 
 from __future__ import annotations
@@ -39,12 +39,12 @@ class Timing:
         seconds: median time.
         speedup: median over turns of dense SDPA's time over this one's; 1 for dense
             itself.
-        spread: its first and third quartile.
+        spread: first and third quartile of the speed-up.
         flops: multiplications and additions that the kept pairs need.
         bytes: to read each input and write each result once.
-        roofline: the time that memory alone would need, over `seconds`.
-        peak_bytes: memory beyond inputs and results at its highest, None where the
-            system does not tell.
+        roofline: the time of the memory traffic alone, divided by `seconds`.
+        peak_bytes: peak memory beyond inputs and results; None if it cannot be
+            measured.
     """
 
     shape: tuple[int, int, int]
@@ -83,11 +83,12 @@ def profile_attention(
     flex: bool = False,
     seed: int = 0,
 ) -> Report:
-    """Time Fibottention (the backend that "auto" takes) against dense and masked SDPA.
+    """Time Fibottention (with the backend that "auto" selects) against dense and masked
+    SDPA.
 
     Args:
         shapes: (B, h, N) each.
-        turns: timed turns; one more warms up.
+        turns: timed turns, after one warm-up turn.
         packed: q, k and v are views of one projection, as in an encoder, instead of
             contiguous tensors.
         flex: also time FlexAttention, which torch compiles first.
@@ -165,8 +166,8 @@ def _flex(pattern: FibottentionPattern, device: torch.device) -> Contender:
 
 
 def one_pass(run: Contender, qkv: Tensor, grad: Tensor, passes: str) -> Callable[[], object]:
-    """A contender's "forward" or "forward+backward", to be called; `qkv` `(3, B, h, T,
-    d)`, `grad` the output's gradient.
+    """A function that runs a contender "forward" or "forward+backward" on `qkv` `(3, B,
+    h, T, d)`; `grad` is the gradient of the output.
     """
     if passes == "forward":
         q, k, v = qkv.unbind(0)
@@ -176,7 +177,9 @@ def one_pass(run: Contender, qkv: Tensor, grad: Tensor, passes: str) -> Callable
 
 
 def _works(run: Callable[[], object]) -> bool:
-    """FlexAttention has no backward on CPUs, and no forward without a C++ compiler."""
+    """Whether a run succeeds: FlexAttention has no backward pass on CPUs and needs a
+    C++ compiler.
+    """
     try:
         run()
     except (RuntimeError, NotImplementedError):
@@ -187,7 +190,7 @@ def _works(run: Callable[[], object]) -> bool:
 def interleave(
     runs: Mapping[str, Callable[[], object]], turns: int, device: str
 ) -> dict[str, list[float]]:
-    """Seconds of each run in each turn; the runs take turns, and the first turn does not count."""
+    """Seconds of each run in each turn; runs alternate, and the first turn is not counted."""
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for turn in range(turns + 1):
         for name, run in runs.items():
@@ -215,15 +218,15 @@ def ratios(slow: Sequence[float], fast: Sequence[float]) -> tuple[float, float, 
 
 
 def _bandwidth(device: str, dtype: torch.dtype) -> float:
-    """Bytes per second of adding two tensors of 16 MiB."""
+    """Memory bandwidth in bytes per second, from adding two tensors of 4 Mi numbers."""
     a, b, c = torch.ones(3, 1 << 22, device=device, dtype=dtype)
     seconds = interleave({"add": lambda: torch.add(a, b, out=c)}, 10, device)["add"]
     return float(3 * a.numel() * a.element_size() / min(seconds))
 
 
 def _peak(run: Callable[[], object], results: int, device: str) -> int | None:
-    """Bytes that a run takes at its highest beyond what stands before it and the
-    results it returns.
+    """Peak memory of a run in bytes, beyond what was allocated before and its
+    `results`.
     """
     if device.startswith("cuda"):
         torch.cuda.reset_peak_memory_stats(device)
@@ -231,7 +234,7 @@ def _peak(run: Callable[[], object], results: int, device: str) -> int | None:
         run()
         return max(torch.cuda.max_memory_allocated(device) - before - results, 0)
     try:
-        # Linux: forget the highest resident size so far
+        # Linux: reset the peak resident size
         Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
         before = status_bytes("VmRSS")
         run()
@@ -241,9 +244,9 @@ def _peak(run: Callable[[], object], results: int, device: str) -> int | None:
 
 
 def table(report: Report) -> str:
-    """A report of attention as a Markdown table."""
+    """A report on attention as a Markdown table."""
     rows = [
-        "| B,h,N | passes | what | ms | dense / it (quartiles) | of memory roofline | extra MiB |",
+        "| B,h,N | passes | what | ms | speed-up (quartiles) | of memory roofline | extra MiB |",
         "|---|---|---|---|---|---|---|",
     ]
     for t in report.timings:

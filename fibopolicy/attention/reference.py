@@ -27,7 +27,7 @@ def reference(
     if masking == "zero_logit":
         return torch.softmax(logits.masked_fill(~mask, 0.0), dim=-1) @ v
     # Subtracting the row maximum over the kept keys keeps exp finite; a row that keeps
-    # no key has weight sum 0.
+    # no key has a weight sum of 0.
     logits = logits.masked_fill(~mask, float("-inf"))
     highest = logits.amax(dim=-1, keepdim=True)
     weights = torch.exp(logits - torch.where(highest == float("-inf"), 0.0, highest))
@@ -39,7 +39,7 @@ def sdpa(
     q: Tensor, k: Tensor, v: Tensor, pattern: AttentionPattern, masking: str, scale: float
 ) -> Tensor:
     """`scaled_dot_product_attention` over `(B, h, T, d)` under the pattern's mask;
-    without one where all pairs are kept.
+    without a mask if all pairs are kept.
     """
     if pattern.keeps_all:
         return F.scaled_dot_product_attention(q, k, v, scale=scale)
@@ -57,8 +57,8 @@ def sdpa(
 def csr(
     q: Tensor, k: Tensor, v: Tensor, pattern: AttentionPattern, masking: str, scale: float
 ) -> Tensor:
-    """Masked attention over `(B, h, T, d)`, differentiable once; halves are computed in
-    float32.
+    """Masked attention over `(B, h, T, d)`, differentiable once; half precision is
+    computed in float32.
     """
     if not q.numel():
         return reference(q, k, v, pattern, masking, scale)
@@ -68,8 +68,8 @@ def csr(
 
 
 class _Pairs:
-    """The kept pairs of a batch, as one sparse `(B h T, B h T)` matrix whose values
-    vary: the batch and its heads are blocks on its diagonal.
+    """The kept pairs of a batch as a sparse block-diagonal `(B h T, B h T)` matrix,
+    with one block per sample and head.
     """
 
     def __init__(self, pattern: AttentionPattern, batch: int, device: torch.device) -> None:
@@ -118,7 +118,7 @@ class _Sparse(torch.autograd.Function):
         peak = torch.where(pairs.count == 0, 0.0, peak)
         weight = torch.exp(logits - peak[pairs.row])
         total = torch.zeros_like(peak).index_add(0, pairs.row, weight)
-        # Under zero_logit each dropped key takes part with logit 0.
+        # Under zero_logit each dropped key counts with logit 0.
         dropped = torch.where(drops_keys, torch.exp(-peak), 0.0)
         total = total + dropped * (pattern.sequence_length - pairs.count)
         total = torch.where((pairs.count == 0) & (total == 0), 1.0, total)
@@ -166,5 +166,5 @@ def _backward(
 
 
 def _flatten(x: Tensor) -> Tensor:
-    """`(B, h, T, d)` as a contiguous `(B h T, d)` in the precision that is computed in."""
+    """`(B, h, T, d)` as a contiguous `(B h T, d)` in the precision of the computation."""
     return x.detach().to(compute_dtype(x)).flatten(0, 2).contiguous()

@@ -7,8 +7,8 @@ needs. Addresses are plain int64 byte addresses, so any strided tensor can be re
 without a copy.
 
 Numba caches compiled code by the file of the compiled function, so a change here does
-not reach a stale cache of `cpu_kernels.py` on its own: raise `VERSION`, which the
-kernels take in as a constant.
+not invalidate the cache of `cpu_kernels.py`: raise `VERSION`, which the kernels hold as
+a constant.
 """
 
 # mypy: disable-error-code="untyped-decorator"
@@ -87,7 +87,7 @@ def _constant(vector: ir.VectorType, value: float | int) -> Any:
 @intrinsic(prefer_literal=True)
 def load(typing_context: Any, storage: Any, width: Any, address: Any) -> Any:
     """`width` numbers at a byte address, stored as "f32", "f64", "f16" or "bf16",
-    widened to the kind that is computed in.
+    widened to the precision of the computation.
     """
     kind, count = storage.literal_value, width.literal_value
     result = Vector(_compute_kind(kind), count)
@@ -144,7 +144,7 @@ def _to_bfloat16(builder: Any, value: Any, width: int) -> Any:
 
 @intrinsic(prefer_literal=True)
 def splat(typing_context: Any, width: Any, scalar: Any) -> Any:
-    """A vector of `width` times the same number."""
+    """A vector of `width` copies of a number."""
     count = width.literal_value
     real = "f64" if scalar == types.float64 else "f32"
 
@@ -181,9 +181,7 @@ _overload(operator.truediv, _binary("fdiv"))
 
 @intrinsic
 def difference(typing_context: Any, left: Any, right: Any) -> Any:
-    """left - right of rounded numbers: not fused with the product that
-    made one of them.
-    """
+    """left - right of rounded numbers: not fused with a product before it."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         return builder.fsub(*args)
@@ -221,7 +219,7 @@ def totals(typing_context: Any, a: Any, b: Any, c: Any, d: Any) -> Any:
     """The sums of four vectors' numbers, as a vector of four.
 
     In float32 the four sums share one tree of shuffles, which is a third of the work of
-    four sums alone.
+    four separate sums.
     """
     result = Vector(a.real, 4)
 
@@ -237,8 +235,8 @@ def totals(typing_context: Any, a: Any, b: Any, c: Any, d: Any) -> Any:
             return builder.fadd(low, high, flags=_FLAGS)
 
         def interleave(x: Any, y: Any) -> Any:
-            """Sums of neighbours, as x y x y in every 128 bits: what remains of x and y
-            is half as much each.
+            """Sums of neighbours, as x y x y in every 128 bits, half as many of x and
+            of y.
             """
             count = x.type.count
             quads = range(0, count, 4)
@@ -267,7 +265,7 @@ def _greater(builder: Any, left: Any, right: Any) -> Any:
 
 @intrinsic
 def highest(typing_context: Any, vector: Any) -> Any:
-    """The largest of a vector's numbers; any of them where some are NaN."""
+    """The largest of a vector's numbers; any of them if some are NaN."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         value = args[0]
@@ -411,7 +409,7 @@ def _lanes_below(builder: Any, count: Any, width: int) -> Any:
 
 @intrinsic
 def store_first(typing_context: Any, vector: Any, address: Any, count: Any) -> Any:
-    """Write the first `count` lanes only, which leaves memory behind them untouched."""
+    """Write only the first `count` lanes; memory after them stays unchanged."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         kind = args[0].type
@@ -463,8 +461,8 @@ def write(typing_context: Any, kind: Any, address: Any, value: Any) -> Any:
 
 @intrinsic(prefer_literal=True)
 def stream(typing_context: Any, storage: Any, vector: Any, address: Any) -> Any:
-    """As `store`, past the caches: for data that is not read soon. The address has to be a
-    multiple of 64.
+    """A non-temporal `store`, past the caches: for data that is not read soon. The
+    address must be a multiple of 64.
     """
     kind = storage.literal_value
 
@@ -489,7 +487,7 @@ def stream(typing_context: Any, storage: Any, vector: Any, address: Any) -> Any:
 
 @intrinsic
 def fence(typing_context: Any) -> Any:
-    """Complete all writes, also those of `stream`, before anything that follows."""
+    """Complete all writes, including those of `stream`, before anything that follows."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         builder.fence("seq_cst")
@@ -518,8 +516,8 @@ def prefetch(typing_context: Any, address: Any) -> Any:
 
 @intrinsic
 def take_ticket(typing_context: Any, address: Any) -> Any:
-    """Add 1 to the int64 at an address, atomically, and return its earlier value: how
-    threads share out work.
+    """Add 1 to the int64 at an address, atomically, and return its earlier value.
+    Threads share work this way.
     """
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:

@@ -1,15 +1,15 @@
 """The Triton kernels: one program per block of rows of one head, walking over that
 head's signed offsets.
 
-At offset o the keys of rows j..j+R stand side by side, so every load is a coalesced
-tile and no index list is read. Softmax is online, in float32. Prefix tokens (CLS,
-registers) see everything: they have one program each, which streams all tokens.
+At offset o the keys of rows j..j+R are adjacent, so every load is a coalesced tile and
+no index list is read. Softmax is online, in float32. Prefix tokens (CLS, registers)
+attend to everything: each has one program, which streams over all tokens.
 
 `Q` etc. are (B, h, T, d) tensors with unit stride over d, given with their strides over
 batch, head and token.
 """
 
-# Triton's language leaves no room for annotations of tensors.
+# Triton's language has no annotations for tensors.
 # mypy: disable-error-code="no-untyped-def, untyped-decorator"
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def _write(base, stride, rows, kept, d, value, D: tl.constexpr):
 @triton.jit
 def _online_softmax_step(logit, kept, value, peak, row_sum, result, ZERO_LOGIT: tl.constexpr):
     """One more key for each row, (R,) logits and (R, D) values, in the running softmax
-    of each row.
+    of that row.
     """
     higher = tl.where(kept, tl.maximum(peak, logit), peak)
     same = higher == peak  # also where both are still -inf, whose difference would be NaN
@@ -64,7 +64,7 @@ def forward_patches(
     v = V + batch.to(tl.int64) * v_b + head * v_h
     q = _tile(Q + batch.to(tl.int64) * q_b + head * q_h, q_t, row, inside, d, D) * scale
     column = tl.arange(0, D)
-    if ZERO_LOGIT:  # begin with every key at logit 0
+    if ZERO_LOGIT:  # start with every key at logit 0
         peak = tl.zeros([R], tl.float32)
         row_sum = tl.zeros([R], tl.float32) + length
         sums = tl.load(SUMS + tl.program_id(1) * d + column, mask=column < d, other=0.0)
@@ -149,8 +149,8 @@ def backward_patches(
     DQ, DK, DV, dq_b, dq_h, dq_t, LSE, MEAN, SUMS, OFFSETS, COUNTS, heads, length, prefix, d, scale, most,  # noqa: E501
     D: tl.constexpr, R: tl.constexpr, ZERO_LOGIT: tl.constexpr,
 ):  # fmt: skip
-    """dq of rows as queries and, the pattern being symmetric, dk and dv of the same
-    rows as keys.
+    """dq of the rows as queries and, since the pattern is symmetric, dk and dv of the
+    same rows as keys.
     """
     head, batch = tl.program_id(1) % heads, tl.program_id(1) // heads
     row = prefix + tl.program_id(0) * R + tl.arange(0, R)
@@ -168,8 +168,8 @@ def backward_patches(
         column = tl.arange(0, D)
         dv += tl.load(SUMS + tl.program_id(1) * d + column, mask=column < d, other=0.0)[None, :]
     for i in range(prefix + tl.load(COUNTS + head)):
-        # Signed offsets come in pairs, so the tokens that these rows see are also those
-        # that see them.
+        # Signed offsets come in pairs, so these rows attend to the same tokens that
+        # attend to them.
         which = tl.zeros([R], tl.int32) + i
         offset = tl.load(OFFSETS + head * most + tl.maximum(which - prefix, 0))
         other = tl.where(which < prefix, which, row + offset)
@@ -198,8 +198,8 @@ def backward_prefix(
     Q, q_b, q_h, q_t, K, k_b, k_h, k_t, V, v_b, v_h, v_t, G, g_b, g_h, g_t,
     DQ, DK, DV, dq_b, dq_h, dq_t, LSE, MEAN, heads, length, d, scale, D: tl.constexpr, R: tl.constexpr,  # noqa: E501
 ):  # fmt: skip
-    """The three gradients of one prefix token, which pairs with every token. No key of
-    it and no query is dropped.
+    """The three gradients of one prefix token, which pairs with every token: none of
+    its pairs is dropped.
     """
     head, batch = tl.program_id(1) % heads, tl.program_id(1) // heads
     row = tl.program_id(0) + tl.zeros([1], tl.int32)

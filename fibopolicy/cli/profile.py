@@ -51,7 +51,7 @@ class ProfileAttention(_Timed):
     compiler and has no backward pass."""
 
     def run(self) -> None:
-        from fibopolicy.attention.plot import draw_crossover
+        from fibopolicy.attention.plot import plot_crossover
         from fibopolicy.attention.profile import profile_attention, table
 
         self.check()
@@ -59,7 +59,7 @@ class ProfileAttention(_Timed):
         print(table(report))
         self.save(report)
         if self.out is not None:
-            draw_crossover(report, self.out.with_suffix(".png"))
+            plot_crossover(report, self.out.with_suffix(".png"))
 
 
 @dataclass(frozen=True)
@@ -196,7 +196,7 @@ class PlotPattern:
 
     def run(self) -> None:
         from fibopolicy.attention import FibottentionPattern
-        from fibopolicy.attention.plot import draw_pattern
+        from fibopolicy.attention.plot import plot_pattern
 
         check_output(self.out, self.overwrite)
         # a larger picture would fill the memory and show nothing
@@ -208,7 +208,7 @@ class PlotPattern:
         pattern = FibottentionPattern(
             self.tokens, self.heads, modified=self.modified, layer=self.layer
         )
-        draw_pattern(pattern, self.out)
+        plot_pattern(pattern, self.out)
         print(
             f"{self.out}: {self.heads} heads keep {100 * pattern.density:.2f} % of the patch pairs"
         )

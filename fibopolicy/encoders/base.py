@@ -26,8 +26,7 @@ class Encoder(nn.Module):
     shape or type raise a `UserError`.
 
     Attributes:
-        image_size: (H, W), pixels, which `build_encoder` sets where the encoder itself
-            does not.
+        image_size: (H, W) in pixels; `build_encoder` sets it if the encoder does not.
     """
 
     output_dim: int
@@ -39,30 +38,29 @@ class Encoder(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        # Before every forward pass, so that no encoder, custom ones included, crops or
-        # stretches images that it was not built for.
+        # Checked before every forward pass, so that no encoder, custom ones included,
+        # silently crops or stretches images that it was not built for.
         self.register_forward_pre_hook(_check_images)
 
     @abstractmethod
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]: ...
 
     def __prepare_scriptable__(self) -> Encoder:
-        """Called by torch.jit.script, also for a module inside another."""
+        """Called by torch.jit.script, also for submodules."""
         raise UserError(
             f"torch.jit.script cannot compile {type(self).__name__}; use torch.compile,"
             " torch.export or torch.jit.trace"
         )
 
     def checkpoint_gradients(self) -> None:
-        """Keep less of each forward pass of training, and compute it again in the backward
-        pass. Gradients stay the same.
+        """Switch on gradient checkpointing: recompute activations in the backward pass
+        instead of storing them. Gradients stay the same.
 
         Raises:
             UserError: the encoder does not support it, which is the default.
         """
         raise UserError(
-            f"{type(self).__name__} cannot checkpoint its gradients, vision transformers can; leave"
-            " the option out"
+            f"{type(self).__name__} does not support gradient checkpointing; leave the option out"
         )
 
 
@@ -75,8 +73,8 @@ def _check_images(encoder: nn.Module, arguments: tuple[Any, ...]) -> None:
     if not isinstance(images, Tensor) or not images.dtype.is_floating_point:
         found = images.dtype if isinstance(images, Tensor) else type(images).__name__
         raise UserError(
-            f"{type(encoder).__name__} reads images as floats in [0, 1], got {found}; divide uint8"
-            " frames by 255"
+            f"{type(encoder).__name__} expects images as floats in [0, 1], got {found};"
+            " divide uint8 frames by 255"
         )
     shape = tuple(images.shape)
     if shape[-3:] != (3, *size) or not (
@@ -93,14 +91,14 @@ EncoderFactory = Callable[..., Encoder]
 F = TypeVar("F", bound=EncoderFactory)
 
 ENCODERS: Registry[EncoderFactory] = Registry("encoder")
-#: timm's models are too many to register, and are imported at their first use.
+#: timm has too many models to register; it is imported on first use.
 TIMM: Registry[EncoderFactory] = Registry(
     "encoder", lazy={"timm": "fibopolicy.encoders.timm:TimmEncoder"}
 )
 
 
 def register_encoder(name: str, **defaults: Any) -> Callable[[F], F]:
-    """Decorator: add a factory to the registry, with other defaults for some options.
+    """Decorator: register a factory, with other defaults for some options.
 
     The factory takes `image_size=(H, W)` and its options, all by keyword, and returns
     an `Encoder`.
@@ -122,22 +120,22 @@ def build_encoder(name: str, *, image_size: tuple[int, int], **options: Any) -> 
 
     Args:
         name: one of `encoder_names()`, "timm:" and the name of a timm model, or
-            "module:function": your own function or class that takes `image_size` and
-            its options by keyword and returns an `Encoder`. Its module is imported,
-            from where Python finds modules or else from the current folder.
+            "module:function": a custom function or class that takes `image_size` and
+            its options by keyword and returns an `Encoder`. Its module is imported from
+            Python's path, or else from the current folder.
         image_size: (H, W), pixels.
-        options: the encoder's, e.g. `depth=4`.
+        options: of the encoder, e.g. `depth=4`.
 
     Raises:
         UserError: an unknown name or option (the nearest match is suggested), a value
-            that the encoder refuses, or your own function cannot be imported or returns
-            no `Encoder`.
+            that the encoder rejects, or a custom function that cannot be imported or
+            does not return an `Encoder`.
     """
     known = encoder_options(name)
     for option, value in options.items():
         if option not in known:
             raise unknown(f"option of encoder {name}:", option, known)
-        # a slip, such as a depth that would take hours to build
+        # a typing error, such as a depth that would take hours to build
         if type(value) is int and abs(value) > 1 << 16:
             raise UserError(f"encoder {name}: {option} must be at most {1 << 16}, got {value}")
     try:
@@ -159,7 +157,7 @@ def build_encoder(name: str, *, image_size: tuple[int, int], **options: Any) -> 
 
 
 def encoder_options(name: str) -> tuple[str, ...]:
-    """The options that an encoder takes beside `image_size`."""
+    """The options that an encoder takes besides `image_size`."""
     return tuple(_parameters(name))
 
 
@@ -188,8 +186,8 @@ def _factory(name: str) -> EncoderFactory:
 
 def _custom_factory(name: str) -> EncoderFactory:
     found = import_object("encoder", name, ["timm"])
-    # Named by a file of settings, so it must be meant as an encoder: no other callable
-    # has this parameter.
+    # A configuration may name any callable. One with this parameter is meant as an
+    # encoder.
     try:
         parameters = inspect.signature(found).parameters
     except (TypeError, ValueError):  # not callable, or a built-in without a signature

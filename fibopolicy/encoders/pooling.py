@@ -1,5 +1,5 @@
-"""Pooling that keeps positions: where something is matters more to a policy than that
-it is there.
+"""Pooling that keeps positions: for a policy, where an object is matters more than
+whether it is there.
 """
 
 from __future__ import annotations
@@ -35,6 +35,6 @@ class SpatialSoftmax(nn.Module):
         with torch.autocast(features.device.type, enabled=False):
             wide = torch.promote_types(attention.dtype, torch.float32)
             keypoints = (attention.to(wide) @ self.positions.to(wide)).flatten(1)  # (B, 2K)
-        # In a module of half precision what reads the keypoints is of half precision
-        # too; under autocast it is not.
+        # In a half-precision module, the next layer is half precision too; under
+        # autocast it is not.
         return keypoints.to(torch.promote_types(attention.dtype, self.positions.dtype))

@@ -1,7 +1,7 @@
 """Side-by-side timings of a whole ViT: `fibopolicy profile encoder`.
 
-What sparse attention can gain an encoder is bounded by the same encoder with attention
-deleted, which is timed beside it.
+The same encoder without attention is timed, too: it bounds what sparse attention can
+gain.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ class EncoderTiming:
     """One shape of the encoder, forward and backward.
 
     Attributes:
-        dense, fibottention, deleted: median seconds.
+        dense, fibottention, deleted: median seconds; deleted is without attention.
         speedup: dense over Fibottention, median over turns, and its quartiles.
-        ceiling: dense over attention deleted.
-        saving_reached: the time Fibottention saves over the time that deleting
-            attention saves, median over turns.
+        ceiling: dense over deleted.
+        saving_reached: the time that Fibottention saves, divided by the time that
+            deleting attention saves; median over turns.
     """
 
     batch: int
@@ -45,7 +45,7 @@ class EncoderTiming:
 
 
 class _Deleted(nn.Module):
-    """Attention that mixes nothing: the projections alone."""
+    """No attention: the projections alone."""
 
     def __init__(self, attention: Any) -> None:
         super().__init__()
@@ -66,8 +66,8 @@ def profile_encoder(
     device: str = "cpu",
     seed: int = 0,
 ) -> Report:
-    """Times a ViT (ViT-S by default), forward and backward: dense, with Fibottention,
-    and with attention deleted.
+    """Time a ViT (ViT-S by default), forward and backward: dense, with Fibottention,
+    and without attention.
     """
     torch.manual_seed(seed)
     names = ("dense", "fibottention", "deleted")
@@ -121,10 +121,10 @@ def _step(model: nn.Module, images: Tensor) -> Callable[[], object]:
 
 
 def table(report: Report) -> str:
-    """A report of encoders as a Markdown table."""
+    """A report on encoders as a Markdown table."""
     rows = [
         (
-            "| batch, N | dense ms | Fibottention ms | attention deleted ms | speed-up (quartiles)"
+            "| batch, N | dense ms | Fibottention ms | no attention ms | speed-up (quartiles)"
             " | ceiling | saving reached |"
         ),
         "|---|---|---|---|---|---|---|",

@@ -1,4 +1,4 @@
-"""ResNet-18 with spatial softmax, as robomimic has it."""
+"""ResNet-18 with spatial softmax, as in robomimic."""
 
 from __future__ import annotations
 

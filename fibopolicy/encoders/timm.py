@@ -19,14 +19,13 @@ from fibopolicy.encoders.vit import PRESETS, FibottentionPreset
 from fibopolicy.errors import UserError, unknown
 from fibopolicy.utils.imports import make_torchvision_importable
 
-#: Seconds to wait for the server of the published weights before the cache alone is
-#: used.
+#: Seconds to wait for the server of the published weights before using only the cache.
 _REACH_SECONDS = 3.0
 
 
 class TimmEncoder(Encoder):
-    """A timm backbone without its classifier; its own normalisation of images is
-    inside.
+    """A timm backbone without its classifier; it includes the model's image
+    normalisation.
 
     Tokens are the patch tokens of a transformer, or the positions of a convolutional
     network's last feature map; the feature is what the model's classifier would have
@@ -39,12 +38,12 @@ class TimmEncoder(Encoder):
         pretrained: load the published weights, which may need the network.
         attention: "dense", or "fibottention" to swap it as `fibopolicy.convert` does
             (vision transformers only).
-        preset: which Fibottention.
+        preset: variant of Fibottention, see `PRESETS`.
 
     Raises:
-        UserError: an unknown model; one that does not take images of this size, leaves
-            out pixels of them, or whose features are no single grid of tokens, which
-            one trial image shows; or weights that cannot be fetched.
+        UserError: an unknown model; a model that does not take images of this size,
+            ignores some of their pixels, or whose features are not one grid of tokens
+            (checked with a trial image); or weights that cannot be downloaded.
     """
 
     mean: Tensor
@@ -72,13 +71,13 @@ class TimmEncoder(Encoder):
             ) from error
         if name.split(".")[0] not in timm.list_models():
             raise unknown("timm model", name, timm.list_models())
-        with _quick_to_fail() if pretrained else contextlib.nullcontext("") as unreachable:
+        with _offline_if_unreachable() if pretrained else contextlib.nullcontext("") as unreachable:
             try:
                 self.model: Any = _create(timm, name, image_size, pretrained)
             except OSError as error:
                 reason = unreachable or " ".join(str(error).split())[:200]
                 raise UserError(
-                    f"timm:{name}: its published weights cannot be fetched ({reason})"
+                    f"timm:{name}: its published weights cannot be downloaded ({reason})"
                 ) from error
         config = timm.data.resolve_model_data_config(self.model)
         for key in ("mean", "std"):
@@ -100,30 +99,31 @@ class TimmEncoder(Encoder):
         return features.flatten(2).transpose(1, 2), pooled  # (B, D, H', W') -> (B, H' W', D)
 
     def checkpoint_gradients(self) -> None:
-        """As timm does it; not every model of it can."""
+        """Use timm's gradient checkpointing, which some of its models lack."""
         try:
             self.model.set_grad_checkpointing()
         except (AttributeError, AssertionError) as error:
             raise UserError(
-                f"timm's {type(self.model).__name__} cannot checkpoint its gradients; leave the"
-                " option out"
+                f"timm's {type(self.model).__name__} does not support gradient checkpointing;"
+                " leave the option out"
             ) from error
 
-    def _try(self, name: str, image_size: tuple[int, int], own_size: tuple[int, int, int]) -> None:
-        """Encode one image: find out the layout of the features, and refuse what breaks
-        the contract of encoders.
+    def _try(
+        self, name: str, image_size: tuple[int, int], native_size: tuple[int, int, int]
+    ) -> None:
+        """Encode one image to find the layout of the features, and raise `UserError` if
+        the model breaks the encoder contract.
         """
         channels = int(self.mean.shape[0])
         height, width = image_size
         count = channels * height * width
-        # No random numbers: building a model must draw the same ones whether it is
-        # tried or not.
+        # No random numbers: the trial must not change those that follow.
         images = (
             (torch.arange(count) * 0.618034 % 1)
             .view(1, channels, height, width)
             .to(self.mean.dtype)
         )
-        self.eval()  # leaves the statistics of batch normalisation alone
+        self.eval()  # keeps the statistics of batch normalisation
         try:
             with torch.no_grad(), torch.random.fork_rng(devices=[]):
                 features = self.model.forward_features((images - self.mean) / self.std)
@@ -136,7 +136,7 @@ class TimmEncoder(Encoder):
             reason = " ".join(f"{type(error).__name__}: {error}".split())[:160]
             raise UserError(
                 f"timm:{name} does not take images of {height} x {width} pixels; it is made for"
-                f" {own_size[1]} x {own_size[2]} ({reason})"
+                f" {native_size[1]} x {native_size[2]} ({reason})"
             ) from error
         finally:
             self.train()
@@ -154,8 +154,8 @@ class TimmEncoder(Encoder):
         stride = _stride(self.model)
         if features.ndim == 3 and not _is_grid(tokens.shape[1], image_size, stride):
             raise UserError(
-                f"{refusal}its {features.shape[1]} tokens are no grid over the image; choose"
-                f" another model, or images of {own_size[1]} x {own_size[2]}"
+                f"{refusal}its {features.shape[1]} tokens do not form a grid over the image;"
+                f" choose another model, or images of {native_size[1]} x {native_size[2]}"
             )
         patch = _patch_size(self.model, features, tokens.shape[1], image_size, stride)
         if height % patch[0] or width % patch[1]:
@@ -188,12 +188,12 @@ def _create(timm: Any, name: str, image_size: tuple[int, int], pretrained: bool)
 
 
 @contextlib.contextmanager
-def _quick_to_fail() -> Iterator[str]:
-    """Without a connection the Hub's library tries for a minute; here it then looks
-    into its cache only.
+def _offline_if_unreachable() -> Iterator[str]:
+    """Use only the Hub's cache if the Hub is unreachable: its library would retry for a
+    minute.
 
     Yields:
-        Why weights cannot be fetched, empty where they may be.
+        Why weights cannot be downloaded; empty if the Hub is reachable.
     """
     try:
         from huggingface_hub import constants
@@ -218,7 +218,7 @@ def _reachable(host: str) -> bool:
     if any(
         os.environ.get(name) for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")
     ):
-        return True  # the proxy's to say
+        return True  # the proxy decides
     try:
         socket.create_connection((host, 443), timeout=_REACH_SECONDS).close()
     except OSError:
@@ -245,8 +245,8 @@ def _channels_last(model: Any, features: Any) -> bool:
 
 
 def _is_grid(count: int, image_size: tuple[int, int], stride: int | None) -> bool:
-    """Whether so many tokens can be a grid of squares over the image, about as fine as
-    the model's stride says.
+    """Whether `count` tokens can form a grid of squares over the image, about as fine
+    as the model's stride.
     """
     height, width = image_size
     if not any(
@@ -258,7 +258,7 @@ def _is_grid(count: int, image_size: tuple[int, int], stride: int | None) -> boo
 
 
 def _stride(model: Any) -> int | None:
-    """Pixels between neighbouring tokens, where the model says so."""
+    """Pixels between neighbouring tokens, if the model states it."""
     try:
         return int(model.feature_info[-1]["reduction"])
     except (AttributeError, IndexError, KeyError, TypeError):
@@ -268,7 +268,7 @@ def _stride(model: Any) -> int | None:
 def _patch_size(
     model: Any, features: Tensor, count: int, image_size: tuple[int, int], stride: int | None
 ) -> tuple[int, int]:
-    """(H, W) of the patches that an image is cut into; (1, 1) where a remainder is no loss."""
+    """(H, W) of the patches that an image is cut into; (1, 1) if no pixel can be left over."""
     embed = getattr(model, "patch_embed", None)
     if getattr(embed, "dynamic_img_pad", False):
         return (1, 1)
@@ -284,18 +284,17 @@ def _patch_size(
     return (1, 1)
 
 
-# Fibottention in a model of timm.
+# Fibottention in timm's models.
 
 M = TypeVar("M", bound=nn.Module)
 
 
-class FibottentionOfTimm(nn.Module):
-    """Takes the place of a `timm.layers.Attention`, with its projections under their
-    names, so that state dicts stay valid.
+class TimmFibottention(nn.Module):
+    """Replaces a `timm.layers.Attention` and keeps the names of its projections, so
+    that state dicts stay valid.
 
-    `(B, T, D)` -> `(B, T, D)`. T is usually what the model was built for; another T, as
-    of a model with dynamic image size, gets the same preset's pattern for its own
-    number of patches.
+    `(B, T, D)` -> `(B, T, D)`. If T differs from what the model was built for (dynamic
+    image size), the preset's pattern is built for that number of patches.
     """
 
     def __init__(
@@ -321,7 +320,7 @@ class FibottentionOfTimm(nn.Module):
     ) -> Tensor:
         if attn_mask is not None or is_causal:
             raise UserError(
-                "Fibottention takes no attention mask beside its own; call the model without one"
+                "Fibottention takes no other attention mask; call the model without one"
             )
         b, t, _ = x.shape
         pattern = self.pattern
@@ -354,8 +353,8 @@ def _pattern(
 
 
 def convert(model: M, preset: str = "paper") -> M:
-    """Swaps dense attention for Fibottention in every block of a timm vision
-    transformer, in place, weights kept.
+    """Replace dense attention by Fibottention in every block of a timm vision
+    transformer, in place, and keep the weights.
 
     CLS and register tokens attend to all tokens and are attended to by all.
 
@@ -368,8 +367,8 @@ def convert(model: M, preset: str = "paper") -> M:
         The same model.
 
     Raises:
-        UserError: an unknown preset; a model whose blocks hold no plain timm attention,
-            or drop attention weights at random, which sparse kernels cannot.
+        UserError: an unknown preset; a model whose blocks have no plain timm attention,
+            or use attention dropout, which sparse kernels do not support.
     """
     if preset not in PRESETS:
         raise unknown("Fibottention preset", preset, PRESETS)
@@ -390,7 +389,7 @@ def convert(model: M, preset: str = "paper") -> M:
             )
         if attention.attn_drop.p > 0:
             raise UserError(
-                f"{name} drops attention weights (attn_drop_rate {attention.attn_drop.p}); build it"
+                f"{name} uses attention dropout (attn_drop_rate {attention.attn_drop.p}); build it"
                 " with 0 to convert it"
             )
     if (
@@ -404,11 +403,11 @@ def convert(model: M, preset: str = "paper") -> M:
         )
     if not isinstance(getattr(parts, "patch_drop", None), nn.Identity | None):
         raise UserError(
-            f"{name} drops patches while it trains, after which offsets mean nothing; build it with"
+            f"{name} drops patches in training, which makes offsets meaningless; build it with"
             " patch_drop_rate=0"
         )
     for layer, block in enumerate(blocks):
-        block.attn = FibottentionOfTimm(
+        block.attn = TimmFibottention(
             block.attn,
             PRESETS[preset],
             parts.patch_embed.num_patches,

@@ -1,5 +1,5 @@
-"""Vision transformer with dense attention, Fibottention, or a baseline that is as dense
-as Fibottention.
+"""Vision transformer with dense attention, Fibottention, or a baseline of the same
+density.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ ATTENTIONS = ("dense", "fibottention", *SPARSE_BASELINES)
 
 @dataclass(frozen=True)
 class FibottentionPreset:
-    """How the pattern of every layer is made; windows left open follow the number of tokens."""
+    """How the pattern of each layer is built."""
 
     masking: Masking
     modified: bool
@@ -62,7 +62,7 @@ PRESETS = {
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention, `(B, T, D)` -> `(B, T, D)`; dense where no pattern is given."""
+    """Multi-head self-attention, `(B, T, D)` -> `(B, T, D)`; dense without a pattern."""
 
     def __init__(
         self, width: int, heads: int, pattern: AttentionPattern | None, masking: Masking
@@ -110,17 +110,17 @@ class ViT(Encoder):
         width, depth, heads, mlp_ratio: D, layers, attention heads (D divisible by it),
             MLP expansion.
         stem: "patch", one P x P projection; "conv", overlapping 3 x 3 convolutions of
-            stride 2 before a smaller one (P divisible by 4).
+            stride 2 before a smaller projection (P divisible by 4).
         cls_token: put a learned token before the patches.
         pool: the feature: "cls", "mean" of the patches, "keypoints" (softmax keypoints
             over the patch grid), or "cls+keypoints".
         keypoints: K per view, for the pools that have them.
         attention: "dense", "fibottention", or a baseline as dense as that: "local",
             "random", "dilated", "bigbird", "shared" (one set of offsets for all heads
-            and layers), "unpermuted" (the same heads in every layer).
-        preset: which Fibottention, one of `PRESETS`; a baseline takes its density and
-            masking.
-        num_views: V images of one moment that share the sequence; offsets then cross
+            and layers), "unpermuted" (the same order of heads in every layer).
+        preset: variant of Fibottention, one of `PRESETS`; a baseline takes its density
+            and masking.
+        num_views: V simultaneous images that share the sequence; offsets then cross
             from one view into the next.
         drop_remainder: drop pixels at the right and bottom that fill no patch, as the
             released robot code does.
@@ -187,9 +187,9 @@ class ViT(Encoder):
             SpatialSoftmax(width, self.grid, keypoints) if "keypoints" in pool else None
         )
         if self.keypoints is not None:
-            # Tokens are normalised, so torch's own weights would start with softmaxes
-            # so flat that every keypoint lies in the middle, and gradients so small
-            # that they stay there.
+            # Tokens are normalised, so with torch's default weights the softmaxes would
+            # be almost flat: every keypoint would start in the middle, and tiny
+            # gradients would keep it there.
             nn.init.normal_(self.keypoints.heatmaps.weight, std=3 / width**0.5)
         self.output_dim = ("cls" in pool or pool == "mean") * width + (
             "keypoints" in pool
@@ -253,7 +253,7 @@ class ViT(Encoder):
         return patches, self._pool(x, patches)
 
     def checkpoint_gradients(self) -> None:
-        """Keep one block's input each, and compute the rest of the block again in backward."""
+        """Store only the input of each block, and recompute the block in the backward pass."""
         self.recomputes = True
 
     def _pool(self, x: Tensor, patches: Tensor) -> Tensor:
@@ -297,8 +297,8 @@ for _size, _options in _SIZES.items():
     register_encoder(f"vit_{_size}", attention="dense", **_options)(ViT)
     for _attention in ("fibottention", *SPARSE_BASELINES):
         register_encoder(f"{_attention}_vit_{_size}", attention=_attention, **_options)(ViT)
-# What the authors ran for robots: ViT-B, 8 x 8 patches, on crops of 76 x 76 (9 x 9
-# patches, 4 pixels dropped).
+# The authors' configuration for robots: ViT-B, 8 x 8 patches, on crops of 76 x 76 (9 x
+# 9 patches, 4 pixels dropped).
 register_encoder(
     "released_robot",
     attention="fibottention",

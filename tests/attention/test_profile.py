@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from fibopolicy.attention import FibottentionPattern, like
-from fibopolicy.attention.plot import draw_crossover, draw_pattern
+from fibopolicy.attention.plot import plot_crossover, plot_pattern
 from fibopolicy.attention.profile import profile_attention, table
 
 
@@ -23,13 +23,13 @@ def test_a_profile_times_every_contender_in_both_passes_and_writes_it_down(tmp_p
     assert len(read["timings"]) == 16
     assert read["environment"]["torch"]
     assert len(table(report).splitlines()) == 18
-    draw_crossover(report, tmp_path / "crossover.png")
+    plot_crossover(report, tmp_path / "crossover.png")
     assert (tmp_path / "crossover.png").stat().st_size > 1000
 
 
 @pytest.mark.parametrize("baseline", ["unpermuted", "random"])
 def test_patterns_can_be_drawn(baseline: str, tmp_path: Path) -> None:
-    draw_pattern(like(FibottentionPattern(36, 7), baseline), tmp_path / "pattern.png")
+    plot_pattern(like(FibottentionPattern(36, 7), baseline), tmp_path / "pattern.png")
     assert (tmp_path / "pattern.png").stat().st_size > 1000
 
 

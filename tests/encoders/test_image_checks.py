@@ -57,7 +57,7 @@ def test_images_are_encoded_as_they_are_or_refused(
         if shape[1:] == (3, 36, 48) and dtype == torch.float32:
             assert encoder(images)[1].shape == (shape[0], encoder.output_dim)
         else:
-            with pytest.raises(UserError, match=r"was built for images|reads images as floats"):
+            with pytest.raises(UserError, match=r"was built for images|expects images as floats"):
                 encoder(images)
 
 

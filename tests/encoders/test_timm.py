@@ -81,7 +81,7 @@ def test_a_converted_model_trains_and_takes_other_image_sizes() -> None:
     ("name", "options", "message"),
     [
         ("resnet18", {}, "lacks blocks"),
-        ("vit_tiny_patch16_224", {"attn_drop_rate": 0.1}, "drops attention weights"),
+        ("vit_tiny_patch16_224", {"attn_drop_rate": 0.1}, "uses attention dropout"),
     ],
 )
 def test_what_cannot_be_converted_is_left_alone(
@@ -183,7 +183,7 @@ def test_a_trial_draws_no_random_numbers() -> None:
             r"patches of 16 x 16 would leave out pixels.* give it images of 80 x 80 or 96 x 96",
         ),
         ("gmixer_12_224", "images of 80 x 80 or 96 x 96"),
-        ("pit_ti_224", "1 tokens are no grid over the image; choose another model"),
+        ("pit_ti_224", "1 tokens do not form a grid over the image; choose another model"),
         ("efficientvim_m1", "its features are a list, not one grid of tokens"),
     ],
 )
@@ -210,7 +210,7 @@ def test_published_weights_without_a_network_are_refused_at_once(
     monkeypatch.setattr("time.sleep", lambda _: pytest.fail("it tries again"))
     with pytest.raises(
         UserError,
-        match=r"weights cannot be fetched \(huggingface\.co cannot be reached, and the cache",
+        match=r"weights cannot be downloaded \(huggingface\.co cannot be reached, and the cache",
     ):
         build_encoder("timm:resnet10t", image_size=(64, 64), pretrained=True)
     assert not constants.HF_HUB_OFFLINE

@@ -281,7 +281,7 @@ def test_encoders_that_cannot_checkpoint_say_so() -> None:
     policy = build_policy(
         PolicyConfig(encoder="resnet18", hidden=8), Shapes({"front_image": (40, 40)}, {}, 4)
     )
-    with pytest.raises(UserError, match="ResNet18 cannot checkpoint its gradients"):
+    with pytest.raises(UserError, match="ResNet18 does not support gradient checkpointing"):
         checkpoint_gradients(policy)
 
 
@@ -387,7 +387,9 @@ def test_a_run_with_published_weights_is_loaded_without_fetching_them(
         lambda *args, pretrained, **rest: _refused(pretrained) or create(*args, **rest),
     )
     assert load_policy(tmp_path).step == 1
-    with pytest.raises(UserError, match="timm:resnet10t: its published weights cannot be fetched"):
+    with pytest.raises(
+        UserError, match="timm:resnet10t: its published weights cannot be downloaded"
+    ):
         build_policy(config, shapes)
 
 
