@@ -24,7 +24,7 @@ TINY = ["--encoder-options", "patch_size", "12", "width", "24", "depth", "1", "h
 
 
 @pytest.mark.slow
-def test_collect_inspect_train_evaluate(
+def test_a_policy_is_trained_on_collected_demos_and_evaluated(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     data, run = str(tmp_path / "reach.hdf5"), str(tmp_path / "run")
@@ -71,7 +71,7 @@ def test_collect_inspect_train_evaluate(
         assert "is the input itself" in err
 
 
-def test_the_version_names_what_a_result_depends_on(
+def test_the_version_includes_python_and_torch(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     code, out, _ = call(monkeypatch, capsys, "--version")
@@ -166,7 +166,7 @@ def test_broken_files_are_named_in_one_line(
         assert not (tmp_path / "run").exists(), name
 
 
-def test_harmless_oddities_are_told_and_trained_on(
+def test_harmless_deviations_give_a_warning_and_can_be_trained_on(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     lift_file: Path,
@@ -262,7 +262,7 @@ def test_harmless_oddities_are_told_and_trained_on(
         (["compare", "nowhere"], "needs a baseline and a candidate"),
     ],
 )
-def test_mistakes_are_one_line_and_code_2(
+def test_wrong_arguments_are_one_line_errors_with_code_2(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     lift_file: Path,
@@ -338,7 +338,7 @@ def test_the_command_alone_lists_the_commands(
     assert all(command in out for command in cli.COMMANDS)
 
 
-def test_a_user_without_a_home_is_asked_for_one(
+def test_a_user_without_a_home_gets_a_hint_to_set_one(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def homeless(self: cli.Inspect) -> None:
@@ -350,7 +350,7 @@ def test_a_user_without_a_home_is_asked_for_one(
     assert "set HOME" in err
 
 
-def test_our_own_mistakes_exit_with_1_and_debug_shows_where(
+def test_internal_errors_exit_with_1_and_debug_shows_a_traceback(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def broken(self: cli.Inspect) -> None:
@@ -367,7 +367,7 @@ def test_our_own_mistakes_exit_with_1_and_debug_shows_where(
 
 @pytest.mark.parametrize("policy", ["bc", "flow"])
 @pytest.mark.parametrize("command", ["train", "profile train"])
-def test_a_head_keeps_its_own_defaults_on_the_command_line(
+def test_a_policy_keeps_its_own_defaults_on_the_command_line(
     command: str, policy: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     policies = []
@@ -383,7 +383,7 @@ def test_a_head_keeps_its_own_defaults_on_the_command_line(
     assert policies == [PolicyConfig(policy=policy)]
 
 
-def test_every_command_explains_itself_with_an_example(
+def test_the_help_of_every_command_has_an_example(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for command in cli.COMMANDS:

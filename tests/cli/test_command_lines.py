@@ -162,7 +162,7 @@ def split_words(line: str, **values: str) -> list[str]:
 
 
 @pytest.mark.parametrize("line", READING)
-def test_a_wrong_input_is_one_line(
+def test_a_wrong_input_is_a_one_line_error(
     line: str, monkeypatch: Patch, capsys: Capture, place: Path, tmp_path: Path
 ) -> None:
     monkeypatch.chdir(place)
@@ -174,7 +174,7 @@ def test_a_wrong_input_is_one_line(
 
 
 @pytest.mark.parametrize("command", ["inspect", "split", "replay", "train --dataset"])
-def test_a_file_of_another_user_is_one_line(
+def test_a_file_of_another_user_is_a_one_line_error(
     command: str, monkeypatch: Patch, capsys: Capture, place: Path
 ) -> None:
     monkeypatch.chdir(place)
@@ -204,7 +204,7 @@ NO_OUTPUT = ["good.hdf5", "x.json/below", "empty"]
 
 
 @pytest.mark.parametrize("line", WRITING)
-def test_an_output_that_cannot_be_written_is_one_line(
+def test_an_unwritable_output_is_a_one_line_error(
     line: str, monkeypatch: Patch, capsys: Capture, place: Path
 ) -> None:
     monkeypatch.chdir(place)
@@ -283,7 +283,7 @@ NUMBERS = {
 
 
 @pytest.mark.parametrize("line", NUMBERS)
-def test_a_number_that_is_none_or_negative_is_rejected(
+def test_a_negative_or_malformed_number_is_rejected(
     line: str, monkeypatch: Patch, capsys: Capture, place: Path
 ) -> None:
     monkeypatch.chdir(place)
@@ -319,7 +319,7 @@ def test_a_number_that_is_none_or_negative_is_rejected(
         "init-states Lift-v0 --episodes 100000000000000000000 --out new",
     ],
 )
-def test_conflicts_and_huge_numbers_are_one_line(
+def test_conflicts_and_huge_numbers_are_one_line_errors(
     line: str, monkeypatch: Patch, capsys: Capture, place: Path
 ) -> None:
     monkeypatch.chdir(place)
@@ -342,7 +342,7 @@ def test_a_good_file_with_a_difficult_name_is_read(
     )
 
 
-def test_a_lack_of_memory_is_no_mistake_of_ours(
+def test_a_lack_of_memory_is_not_an_internal_error(
     monkeypatch: Patch, capsys: Capture, place: Path
 ) -> None:
     monkeypatch.chdir(place)
@@ -466,7 +466,7 @@ def command_lines(draw: Callable[..., str]) -> list[str]:
 
 
 @pytest.mark.slow
-def test_no_generated_command_line_ends_in_a_mistake_of_ours(
+def test_no_random_command_line_ends_in_an_internal_error(
     monkeypatch: Patch, capsys: Capture, place: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     codes = []

@@ -74,7 +74,7 @@ def test_every_text_file_names_its_encoding() -> None:
     "name",
     ["plain", "two words", "it's", "$HOME", 'a"b', "-x", "--out", "`id`", "\u00fc*?[", "x\udcff"],
 )
-def test_a_file_name_in_a_hint_is_one_word_and_no_option(name: str) -> None:
+def test_a_file_name_in_a_hint_is_one_word_and_not_an_option(name: str) -> None:
     word = quoted(Path(name))
     assert [os.path.normpath(part) for part in shlex.split(word)] == [name]
     assert not word.startswith("-")
@@ -136,7 +136,7 @@ def test_any_terminal_shows_any_file_name(
 
 
 @pytest.mark.slow
-def test_a_locale_of_ascii_and_a_full_or_closed_output_end_in_one_line(tmp_path: Path) -> None:
+def test_an_ascii_locale_and_a_full_or_closed_output_give_one_line_errors(tmp_path: Path) -> None:
     plain = {
         "LC_ALL": "C",
         "PYTHONUTF8": "0",
@@ -175,7 +175,7 @@ def test_a_deleted_current_directory_is_named_in_one_line(tmp_path: Path) -> Non
     assert lines == ["fibopolicy: error: the current directory was deleted; change to another one"]
 
 
-def test_a_stream_that_was_closed_takes_output_and_drops_it(
+def test_output_to_a_closed_stream_is_dropped(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(sys, "stdout", None)
@@ -184,7 +184,7 @@ def test_a_stream_that_was_closed_takes_output_and_drops_it(
     sys.stdout.close()
 
 
-def test_a_home_that_is_not_known_leaves_the_path_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_path_with_an_unknown_home_stays_unchanged(monkeypatch: pytest.MonkeyPatch) -> None:
     assert expanded("~nobody-of-this-name/x") == Path("~nobody-of-this-name/x")
     monkeypatch.setenv("HOME", "/here")
     assert expanded("~/x") == Path("/here/x")

@@ -45,7 +45,7 @@ def current() -> str:
     return "\n".join(line for name in cli.COMMANDS for line in describe([name])) + "\n"
 
 
-def test_commands_and_options_are_the_frozen_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_commands_and_options_are_those_of_the_frozen_list(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "100")
     assert current() == FROZEN.read_text(encoding="utf-8"), (
         "the options of the command line changed; if that is meant, run"

@@ -57,7 +57,7 @@ def test_cameras_may_differ_in_size_and_rendering_keeps_their_sizes(tmp_path: Pa
     np.testing.assert_array_equal(*frames)
 
 
-def test_recorded_actions_are_the_experts_and_executed_ones_carry_the_noise(
+def test_the_expert_s_actions_are_recorded_and_executed_with_noise(
     lift_file: Path,
 ) -> None:
     with DemoFile(lift_file) as file:
@@ -69,7 +69,7 @@ def test_recorded_actions_are_the_experts_and_executed_ones_carry_the_noise(
         assert json.loads(json.dumps(file.env_args))["env_name"] == "fibopolicy/Lift-v0"
 
 
-def test_an_unfinished_collection_is_neither_lost_nor_mixed(tmp_path: Path) -> None:
+def test_an_unfinished_collection_is_kept_and_not_mixed_with_another(tmp_path: Path) -> None:
     out, parts = tmp_path / "demos.hdf5", tmp_path / "demos.hdf5.parts"
     parts.mkdir()
     (parts / "plan.json").write_text(json.dumps(asdict(Plan("fibopolicy/Reach-v0", seed=7))))
@@ -83,7 +83,7 @@ def test_an_unfinished_collection_is_neither_lost_nor_mixed(tmp_path: Path) -> N
     assert not parts.exists()
 
 
-def test_a_folder_in_the_way_is_left_alone(tmp_path: Path) -> None:
+def test_a_shard_folder_with_other_files_is_not_touched(tmp_path: Path) -> None:
     parts = tmp_path / "demos.hdf5.parts"
     parts.mkdir()
     (parts / "precious").write_text("mine")
@@ -135,7 +135,7 @@ def test_a_killed_collection_resumes_and_leaves_no_process(tmp_path: Path) -> No
         (Plan("Reach-v0", image_size=50000), {}, "image_size must be between"),
     ],
 )
-def test_impossible_collections_are_refused(
+def test_impossible_collections_are_rejected(
     plan: Plan, options: dict[str, object], message: str, tmp_path: Path
 ) -> None:
     with pytest.raises(UserError, match=message):
@@ -164,7 +164,7 @@ def test_each_demo_keeps_the_model_of_its_own_scene(tmp_path: Path) -> None:
     env.close()
 
 
-def test_the_noise_suits_the_simulator_unless_it_is_told() -> None:
+def test_the_default_noise_depends_on_the_simulator() -> None:
     assert make("fibopolicy/Reach-v0", cameras=()).expert_noise == 0.2
     action = np.array([0.5, -1, 1], dtype=np.float32)
     rng = np.random.default_rng(0)
@@ -174,7 +174,7 @@ def test_the_noise_suits_the_simulator_unless_it_is_told() -> None:
     assert (many[:, 2] == 1).all()
 
 
-def test_a_task_without_an_expert_is_refused_and_nothing_is_left(
+def test_a_task_without_an_expert_is_rejected_and_leaves_no_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delattr(Reach, "expert_action")

@@ -42,7 +42,7 @@ def test_the_controller_says_that_actions_are_absolute(controller: Any) -> None:
         {"type": "BASIC", "body_parts": {"right": {"type": "OSC_POSE", "input_type": "delta"}}},
     ],
 )
-def test_displacements_are_not(controller: Any) -> None:
+def test_displacements_are_not_absolute_actions(controller: Any) -> None:
     assert not is_absolute(env_args(controller))
     assert rotation_columns(env_args(controller), 7) == ()
     assert not is_absolute({"env_name": "Lift-v0", "env_kwargs": {}})

@@ -54,7 +54,7 @@ def test_a_recording_becomes_a_robomimic_file(tmp_path: Path) -> None:
         assert set(file.group("demo_2")) == {"actions", "states"}
 
 
-def test_rotations_of_robosuite_1_0_are_turned_round(tmp_path: Path) -> None:
+def test_rotations_of_robosuite_1_0_are_reversed(tmp_path: Path) -> None:
     actions = np.linspace(-0.9, 0.9, 14).reshape(2, 7)
     with h5py.File(tmp_path / "demo.hdf5", "w") as file:
         data = file.create_group("data")
@@ -72,6 +72,6 @@ def test_rotations_of_robosuite_1_0_are_turned_round(tmp_path: Path) -> None:
         )
 
 
-def test_other_files_are_refused(path: Path, tmp_path: Path) -> None:
+def test_other_files_are_rejected(path: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="not a recording of robosuite's script"):
         convert_recording(path, tmp_path / "out.hdf5", {}, {})

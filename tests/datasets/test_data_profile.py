@@ -9,7 +9,7 @@ from fibopolicy.datasets import FrameCache, Mixture, WindowDataset
 from fibopolicy.datasets.profile import profile_data, table
 
 
-def test_the_parts_of_a_batch_add_up_and_nothing_stays_behind(
+def test_the_parts_of_a_batch_add_up_and_no_files_remain(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))

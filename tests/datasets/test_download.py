@@ -45,14 +45,14 @@ def test_the_file_is_taken_from_the_archive(served: dict[str, bytes], tmp_path: 
     assert [item.name for item in tmp_path.iterdir()] == ["out.hdf5"]
 
 
-def test_the_default_place_is_in_the_cache(
+def test_the_default_destination_is_in_the_cache(
     served: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert download("toy") == tmp_path / "fibopolicy" / "datasets" / "toy.hdf5"
 
 
-def test_a_file_that_is_there_is_kept_without_asking_the_index(
+def test_an_existing_file_is_kept_without_a_request_to_the_index(
     served: dict[str, bytes], tmp_path: Path
 ) -> None:
     download("toy", tmp_path / "out.hdf5")
@@ -60,7 +60,7 @@ def test_a_file_that_is_there_is_kept_without_asking_the_index(
     assert download("toy", tmp_path / "out.hdf5").read_bytes() == CONTENT
 
 
-def test_other_content_is_refused_unless_overwritten(
+def test_a_file_with_other_content_is_replaced_only_with_overwrite(
     served: dict[str, bytes], tmp_path: Path
 ) -> None:
     (tmp_path / "out.hdf5").write_bytes(b"mine")
@@ -69,20 +69,20 @@ def test_other_content_is_refused_unless_overwritten(
     assert download("toy", tmp_path / "out.hdf5", overwrite=True).read_bytes() == CONTENT
 
 
-def test_a_wrong_checksum_leaves_nothing(served: dict[str, bytes], tmp_path: Path) -> None:
+def test_a_wrong_checksum_leaves_no_file(served: dict[str, bytes], tmp_path: Path) -> None:
     served["pkg-1.0/tests/demo.hdf5"] = b"demonstrationz"
     with pytest.raises(UserError, match=r"has sha256 .*, expected"):
         download("toy", tmp_path / "out.hdf5")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_archive_without_the_file(served: dict[str, bytes], tmp_path: Path) -> None:
+def test_an_archive_without_the_file_is_an_error(served: dict[str, bytes], tmp_path: Path) -> None:
     served.clear()
     with pytest.raises(UserError, match=r"holds no tests/demo.hdf5"):
         download("toy", tmp_path / "out.hdf5")
 
 
-def test_no_network_is_one_line_with_what_pip_said(
+def test_a_missing_network_is_a_one_line_error_with_pip_s_message(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, value in (
@@ -110,7 +110,7 @@ def test_every_source_names_its_licence() -> None:
         assert source.size
 
 
-def test_a_recording_in_a_wheel_is_converted_and_known_again(
+def test_a_recording_in_a_wheel_is_converted_and_recognised_later(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     recording = tmp_path / "demo.hdf5"

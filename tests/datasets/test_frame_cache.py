@@ -48,14 +48,14 @@ def test_a_finished_cache_is_used_again(path: Path) -> None:
     assert {item: item.stat().st_mtime_ns for item in build(path).path.iterdir()} == written
 
 
-def test_other_demos_have_a_cache_of_their_own(path: Path) -> None:
+def test_other_demos_have_their_own_cache(path: Path) -> None:
     assert build(path).path != build(path, ("demo_2",)).path
     np.testing.assert_array_equal(
         build(path, ("demo_2",)).gather("wrist_image", np.array([[0]]))[0], expected((2, 7))[:1]
     )
 
 
-def test_a_changed_file_is_cached_anew_and_its_old_cache_removed(path: Path) -> None:
+def test_a_changed_file_is_cached_again_and_its_old_cache_removed(path: Path) -> None:
     before = build(path).path
     with DemoWriter(path, ENV_ARGS, overwrite=True) as writer:
         writer.add(**demo(4, 9))
@@ -68,7 +68,7 @@ def test_a_changed_file_is_cached_anew_and_its_old_cache_removed(path: Path) -> 
 
 
 @pytest.mark.parametrize("missing", ["meta.json", "camera_1.uint8", "half of camera_0.uint8"])
-def test_a_half_built_cache_is_built_anew(path: Path, missing: str) -> None:
+def test_a_half_built_cache_is_built_again(path: Path, missing: str) -> None:
     folder = build(path).path
     if missing.startswith("half of "):
         os.truncate(folder / "camera_0.uint8", 100)
@@ -84,7 +84,7 @@ def test_a_half_built_cache_is_built_anew(path: Path, missing: str) -> None:
     assert folders(path) == [folder.name]
 
 
-def test_processes_that_build_at_once_share_one_whole_cache(path: Path) -> None:
+def test_processes_that_build_at_once_share_one_complete_cache(path: Path) -> None:
     script = (
         "import sys, numpy as np\n"
         "from fibopolicy.datasets import DemoFile, FrameCache\n"
@@ -99,7 +99,7 @@ def test_processes_that_build_at_once_share_one_whole_cache(path: Path) -> None:
     assert len(folders(path)) == 1
 
 
-def test_a_full_disk_is_one_line_and_leaves_nothing(
+def test_a_full_disk_is_a_one_line_error_and_leaves_no_files(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*_: object) -> None:
@@ -111,7 +111,7 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(
     assert folders(path) == []
 
 
-def test_a_disk_without_room_is_told_before_anything_is_written(
+def test_a_lack_of_disk_space_is_reported_before_anything_is_written(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=4000))
@@ -135,14 +135,14 @@ def in_a_process(path: Path, prelude: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
 
 
-def test_a_write_that_fails_amid_the_frames_leaves_nothing(path: Path) -> None:
+def test_a_write_that_fails_amid_the_frames_leaves_no_files(path: Path) -> None:
     ended = in_a_process(path, "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))")
     assert "UserError" in ended.stderr
     assert "cannot be written: File too large" in ended.stderr
     assert folders(path) == []
 
 
-def test_a_builder_that_is_killed_leaves_nothing_that_is_taken_for_a_cache(path: Path) -> None:
+def test_a_killed_builder_leaves_no_cache_that_looks_finished(path: Path) -> None:
     ended = in_a_process(
         path,
         "blocks = cache._blocks\n"
@@ -160,7 +160,7 @@ def test_a_builder_that_is_killed_leaves_nothing_that_is_taken_for_a_cache(path:
     assert folders(path) == [cache.path.name]
 
 
-def test_a_cache_of_other_settings_is_not_taken_for_this_one(path: Path) -> None:
+def test_a_cache_of_other_settings_is_not_used(path: Path) -> None:
     """Neither cameras in another order, which look alike in size, nor another cache
     under this one's name.
     """
@@ -178,7 +178,7 @@ def test_a_cache_of_other_settings_is_not_taken_for_this_one(path: Path) -> None
         np.testing.assert_array_equal(cache.gather(camera, np.arange(15)[None])[0], frames_of)
 
 
-def test_frames_stay_the_callers_own(path: Path) -> None:
+def test_later_batches_do_not_change_returned_frames(path: Path) -> None:
     """Their memory is used again, but not before the caller, a view and a tensor have
     let go of it.
     """
@@ -197,7 +197,7 @@ def test_frames_stay_the_callers_own(path: Path) -> None:
     assert cache.gather("wrist_image", np.array([[6, 7]])).ctypes.data == address
 
 
-def test_batches_of_changing_sizes_do_not_pile_up_memory() -> None:
+def test_batches_of_changing_sizes_do_not_accumulate_memory() -> None:
     buffers = Buffers()
     for size in range(1, 200):
         buffers.array((size, 3))

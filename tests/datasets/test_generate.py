@@ -103,7 +103,7 @@ def contents(path: Path) -> dict[str, Any]:
     return found
 
 
-def test_new_scenes_are_solved_and_tell_where_they_come_from(generated: Generated) -> None:
+def test_new_scenes_are_solved_and_name_their_source(generated: Generated) -> None:
     assert generated.demos == 2
     assert generated.tried <= 3
     assert 0.2 < generated.low < generated.demos / generated.tried <= generated.high <= 1
@@ -124,7 +124,7 @@ def test_new_scenes_are_solved_and_tell_where_they_come_from(generated: Generate
         assert not file.image_keys
 
 
-def test_what_was_executed_carries_noise_on_the_position_alone(generated: Generated) -> None:
+def test_executed_actions_have_noise_only_on_the_position(generated: Generated) -> None:
     with DemoFile(generated.path) as file:
         clean, executed = file.read("demo_0", "actions"), file.read("demo_0", "executed_actions")
     assert clean.shape[1] == 7
@@ -145,7 +145,7 @@ def test_executed_actions_lead_through_the_recorded_states(generated: Generated)
     env.close()
 
 
-def test_robomimic_reads_it(generated: Generated) -> None:
+def test_robomimic_reads_a_generated_file(generated: Generated) -> None:
     dataset = pytest.importorskip("robomimic.utils.dataset", exc_type=ImportError)
     keys = ("robot0_eef_pos", "cube_pos")
     read = dataset.SequenceDataset(
@@ -158,7 +158,7 @@ def test_robomimic_reads_it(generated: Generated) -> None:
     assert read[0]["obs"]["cube_pos"].shape == (1, 3)
 
 
-def test_the_hand_turns_by_the_cubes_symmetry_at_most(env: RobosuiteEnv, source: Path) -> None:
+def test_the_gripper_turns_by_the_cube_s_symmetry_at_most(env: RobosuiteEnv, source: Path) -> None:
     eef = EndEffector(env)
     (segment,) = segments = split(env, eef, source, "demo_0")
     grasp = segment.goals[np.argmax(segment.gripper > 0)]
@@ -174,7 +174,7 @@ def test_the_hand_turns_by_the_cubes_symmetry_at_most(env: RobosuiteEnv, source:
         assert abs(yaws[-1]) < np.pi / 4 + 0.2
 
 
-def test_a_way_that_the_arm_cannot_follow_is_not_taken(
+def test_a_path_that_the_arm_cannot_follow_is_rejected(
     env: RobosuiteEnv, source: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     eef, follow = EndEffector(env), EndEffector.follow
@@ -194,7 +194,7 @@ def test_a_way_that_the_arm_cannot_follow_is_not_taken(
     assert turn_from(eef.pose) > np.pi / 4 - 0.2
 
 
-def test_inverse_kinematics_follow_what_the_arm_did_and_stop_at_its_joints_stops(
+def test_inverse_kinematics_follow_the_arm_and_respect_its_joint_limits(
     env: RobosuiteEnv, source: Path
 ) -> None:
     eef = EndEffector(env)
@@ -226,7 +226,7 @@ def test_inverse_kinematics_follow_what_the_arm_did_and_stop_at_its_joints_stops
     )
 
 
-def test_an_attempt_depends_on_its_index_alone(env: RobosuiteEnv, source: Path) -> None:
+def test_an_attempt_depends_only_on_its_index(env: RobosuiteEnv, source: Path) -> None:
     eef = EndEffector(env)
     sources = (Source("demo_1", "human", split(env, eef, source, "demo_1")),)
     first = record_attempt(env, eef, sources, 0.05, 3, 4)
@@ -279,7 +279,7 @@ def test_tasks_of_several_objects_are_generated_from_a_scripted_demonstration(
 # The user's mistakes
 
 
-def test_sources_that_cannot_be_generated_from_are_named(source: Path, tmp_path: Path) -> None:
+def test_unusable_sources_are_named(source: Path, tmp_path: Path) -> None:
     def of(task: str, kind: int = 1) -> Any:
         def change(file: h5py.File) -> None:
             file["data"].attrs["env_args"] = json.dumps(
@@ -335,7 +335,7 @@ def test_sources_that_cannot_be_generated_from_are_named(source: Path, tmp_path:
         assert [p.name for p in tmp_path.iterdir()] == ["changed.hdf5"]
 
 
-def test_broken_sources_are_left_out_on_request_and_named(source: Path, tmp_path: Path) -> None:
+def test_broken_sources_are_skipped_on_request_and_named(source: Path, tmp_path: Path) -> None:
     broken = changed(source, tmp_path, lambda f: f["data/demo_0"].attrs.pop("model_file"))
     with pytest.warns(UserWarning, match="left out: .*demo_0: has no attribute model_file"):
         generate(broken, 2, tmp_path / "more.hdf5", workers=1, skip_corrupt=True)
@@ -356,7 +356,7 @@ def test_broken_sources_are_left_out_on_request_and_named(source: Path, tmp_path
         ({"resume": True, "overwrite": True}, "either --resume or --overwrite"),
     ],
 )
-def test_impossible_settings_are_refused(
+def test_impossible_settings_are_rejected(
     options: dict[str, Any], message: str, tmp_path: Path
 ) -> None:
     with pytest.raises(UserError, match=message):

@@ -136,7 +136,7 @@ def no_check_in_another_process(monkeypatch: pytest.MonkeyPatch) -> None:
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 @given(layout=LAYOUTS)
-def test_a_generated_file_is_read_as_stored_or_refused_in_one_line(
+def test_a_random_file_is_read_as_stored_or_rejected_in_one_line(
     tmp_path: Path, layout: dict[str, Any]
 ) -> None:
     path = tmp_path / "file.hdf5"

@@ -24,7 +24,7 @@ def refusal(path: Path) -> str:
     return message
 
 
-def test_a_sound_file_is_told_as_it_is_without_warnings(path: Path) -> None:
+def test_a_valid_file_is_described_without_warnings(path: Path) -> None:
     with DemoFile(path) as file:
         assert file.demos == ("demo_0", "demo_1", "demo_2")
         assert [file.length(demo) for demo in file.demos] == [5, 3, 7]
@@ -41,7 +41,7 @@ def test_a_sound_file_is_told_as_it_is_without_warnings(path: Path) -> None:
         assert file.warnings == ()
 
 
-def test_reads_a_range_of_steps(path: Path) -> None:
+def test_a_range_of_steps_can_be_read(path: Path) -> None:
     with DemoFile(path) as file:
         np.testing.assert_array_equal(
             file.read("demo_2", "obs/wrist_image", 2, 5),
@@ -49,7 +49,7 @@ def test_reads_a_range_of_steps(path: Path) -> None:
         )
 
 
-def test_a_missing_file() -> None:
+def test_a_missing_file_is_named() -> None:
     assert "no such file" in refusal(Path("nowhere/demos.hdf5"))
 
 
@@ -58,7 +58,7 @@ def test_a_folder_names_the_files_in_it(path: Path) -> None:
     assert "demos.hdf5" in refusal(path.parent)
 
 
-def test_a_truncated_file(path: Path) -> None:
+def test_a_truncated_file_is_reported(path: Path) -> None:
     with path.open("r+b") as raw:
         raw.truncate(path.stat().st_size // 2)
     assert "truncated" in refusal(path)
@@ -67,13 +67,13 @@ def test_a_truncated_file(path: Path) -> None:
 @pytest.mark.parametrize(
     "content", [b"", b"episode,step\n0,1\n", b"\x00" * 5000], ids=["empty", "csv", "zeros"]
 )
-def test_a_file_of_another_format(tmp_path: Path, content: bytes) -> None:
+def test_a_file_of_another_format_is_rejected(tmp_path: Path, content: bytes) -> None:
     other = tmp_path / "demos.csv"
     other.write_bytes(content)
     assert "not an HDF5 file" in refusal(other)
 
 
-def test_an_overwritten_stretch_in_the_middle_is_damage_not_a_traceback(path: Path) -> None:
+def test_overwritten_bytes_in_the_middle_are_reported_as_corruption(path: Path) -> None:
     size = path.stat().st_size
     with path.open("r+b") as raw:  # leave the superblock, break what it points to
         raw.seek(200)
@@ -153,7 +153,7 @@ def virtual_filter_key(file: h5py.File) -> None:
         (flat_actions, "demo_1: expected actions of shape (N, A), found shape (3,)"),
     ],
 )
-def test_a_broken_structure_is_refused(
+def test_a_broken_structure_is_rejected(
     edited: Edited, edit: Callable[[h5py.File], None], expected: str
 ) -> None:
     assert expected in refusal(edited(edit))
@@ -174,7 +174,7 @@ def test_unknown_names_get_the_nearest_one_suggested(path: Path) -> None:
             assert near in str(caught.value)
 
 
-def test_an_empty_filter_key_and_one_of_absent_demos_are_refused_when_asked_for(
+def test_a_selected_filter_key_without_existing_demos_is_rejected(
     edited: Edited,
 ) -> None:
     def edit(file: h5py.File) -> None:
@@ -332,7 +332,7 @@ def test_reading_observations_that_were_never_stored_says_so(edited: Edited) -> 
         file.read("demo_0", "obs/agentview_image")
 
 
-def test_the_human_file_is_read_with_its_false_total_told(human_file: Path) -> None:
+def test_the_human_file_is_read_with_a_warning_about_its_wrong_total(human_file: Path) -> None:
     with DemoFile(human_file) as file:
         assert (len(file.demos), file.num_steps) == (10, 531)
         assert (len(file.select("train")), len(file.select("valid"))) == (7, 3)
@@ -341,7 +341,7 @@ def test_the_human_file_is_read_with_its_false_total_told(human_file: Path) -> N
         assert file.read("demo_0", "states").shape == (59, 32)
 
 
-def test_a_broken_group_is_one_line_wherever_it_is_read(path: Path) -> None:
+def test_a_broken_group_is_a_one_line_error_wherever_it_is_read(path: Path) -> None:
     """Breaks the name tables of the groups (HDF5's local heaps), one at a time; those
     of next_obs are never read.
     """

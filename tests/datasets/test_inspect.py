@@ -13,7 +13,7 @@ from fibopolicy.errors import UserError
 Edited = Callable[[Callable[[h5py.File], object]], Path]
 
 
-def test_the_human_file(human_file: Path) -> None:
+def test_inspect_describes_the_human_demonstrations(human_file: Path) -> None:
     report = inspect(human_file)
     for told in (
         "45.9 MB",
@@ -32,7 +32,7 @@ def test_the_human_file(human_file: Path) -> None:
         assert told in report
 
 
-def test_a_sound_file_has_no_warnings_and_tells_where_it_is_from(edited: Edited) -> None:
+def test_a_valid_file_has_no_warnings_and_names_its_origin(edited: Edited) -> None:
     def edit(file: h5py.File) -> None:
         file["data"].attrs["generator"] = "scripted expert"
         for demo in file["data"].values():
@@ -45,7 +45,7 @@ def test_a_sound_file_has_no_warnings_and_tells_where_it_is_from(edited: Edited)
     assert "human (3 demos)" in report
 
 
-def test_content_that_training_would_refuse_is_a_warning_here(edited: Edited) -> None:
+def test_inspect_warns_about_content_that_training_rejects(edited: Edited) -> None:
     def edit(file: h5py.File) -> None:
         for demo in file["data"].values():
             demo["actions"][0, 1] = np.nan
@@ -59,7 +59,7 @@ def test_content_that_training_would_refuse_is_a_warning_here(edited: Edited) ->
     assert "warning: filter key 'none' names no demos" in report
 
 
-def test_rewards_that_are_no_numbers_count_no_successes(edited: Edited) -> None:
+def test_rewards_that_are_not_numbers_count_as_no_success(edited: Edited) -> None:
     def edit(file: h5py.File) -> None:
         for demo in file["data"].values():
             steps = len(demo["rewards"])
@@ -69,7 +69,7 @@ def test_rewards_that_are_no_numbers_count_no_successes(edited: Edited) -> None:
     assert "successes" not in inspect(edited(edit))
 
 
-def test_a_composite_controller_tells_its_parts(edited: Edited) -> None:
+def test_inspect_lists_the_parts_of_a_composite_controller(edited: Edited) -> None:
     def edit(file: h5py.File) -> None:
         file["data"].attrs["env_args"] = (
             '{"env_name": "Lift", "env_version": "1.5.2", "type": 1, "env_kwargs":'
@@ -80,6 +80,6 @@ def test_a_composite_controller_tells_its_parts(edited: Edited) -> None:
     assert "BASIC (right: OSC_POSE)" in inspect(edited(edit))
 
 
-def test_what_cannot_be_read_is_an_error(tmp_path: Path) -> None:
+def test_inspecting_an_unreadable_file_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no such file"):
         inspect(tmp_path / "nowhere.hdf5")

@@ -37,7 +37,7 @@ def task(text: str | None) -> Callable[[h5py.File], None]:
 
 
 @pytest.mark.parametrize("text", [None, "{}", '{"env_name": null}', '{"env_kwargs": null}'])
-def test_a_file_without_a_task_is_cut_into_windows_and_only_simulating_it_is_refused(
+def test_a_file_without_a_task_gives_windows_but_cannot_be_simulated(
     edited: Edited, text: str | None, tmp_path: Path
 ) -> None:
     path = edited(task(text))
@@ -54,7 +54,7 @@ def test_a_file_without_a_task_is_cut_into_windows_and_only_simulating_it_is_ref
             simulate()
 
 
-def test_null_settings_are_no_settings(edited: Edited) -> None:
+def test_null_settings_count_as_missing(edited: Edited) -> None:
     with DemoFile(edited(task('{"env_name": "Lift", "type": 1, "env_kwargs": null}'))) as file:
         assert file.env_args == {"env_name": "Lift", "type": 1, "env_kwargs": {}}
 
@@ -162,7 +162,7 @@ def test_what_cannot_be_read_is_named_with_the_reason(
         (("state/ee_pos", "state/object"), ("state/ee_pos",)),
     ],
 )
-def test_the_robots_own_state_is_known_by_its_names_in_every_suite(
+def test_the_robot_s_own_state_is_recognised_by_name_in_every_suite(
     keys: tuple[str, ...], own: tuple[str, ...]
 ) -> None:
     assert proprioception(keys) == own
@@ -197,7 +197,7 @@ def recorded(path: Path, version: str = "1.5.2") -> Path:
     return path
 
 
-def test_a_recording_of_robosuites_script_is_read(tmp_path: Path) -> None:
+def test_a_recording_of_robosuite_s_script_is_read(tmp_path: Path) -> None:
     path = recorded(tmp_path / "demo.hdf5")
     with DemoFile(path) as file:
         assert file.env_args == {
@@ -214,7 +214,7 @@ def test_a_recording_of_robosuites_script_is_read(tmp_path: Path) -> None:
     assert f"render them before training: fibopolicy render {path} --out NEW.hdf5" in inspect(path)
 
 
-def test_a_recording_of_robosuite_1_0_is_refused_since_its_rotations_are_reversed(
+def test_a_recording_of_robosuite_1_0_is_rejected_because_its_rotations_are_reversed(
     tmp_path: Path,
 ) -> None:
     with pytest.raises(
@@ -224,7 +224,7 @@ def test_a_recording_of_robosuite_1_0_is_refused_since_its_rotations_are_reverse
 
 
 @pytest.mark.parametrize("info", ["[]", "{}", '{"env_name": "Lift"}', "no JSON"])
-def test_a_recording_with_broken_facts_is_one_line(tmp_path: Path, info: str) -> None:
+def test_a_recording_with_broken_metadata_is_a_one_line_error(tmp_path: Path, info: str) -> None:
     path = recorded(tmp_path / "demo.hdf5")
     with h5py.File(path, "r+") as file:
         file["data"].attrs["env_info"] = info
@@ -233,7 +233,7 @@ def test_a_recording_with_broken_facts_is_one_line(tmp_path: Path, info: str) ->
 
 
 @pytest.mark.slow
-def test_a_recording_is_rendered_and_then_trains(tmp_path: Path) -> None:
+def test_a_recording_can_be_rendered_and_trained_on(tmp_path: Path) -> None:
     pytest.importorskip("robosuite", reason="robosuite is not installed")
     from fibopolicy.envs import make
 

@@ -118,7 +118,7 @@ def test_links_of_the_first_demo_and_of_every_array_are_checked(
     assert f"demo_0/{key}" in refusal(path)
 
 
-def test_a_demo_or_group_that_leads_nowhere_is_named(path: Path, recording: Path) -> None:
+def test_a_dangling_link_of_a_demo_or_group_is_named(path: Path, recording: Path) -> None:
     with h5py.File(path, "r+") as file:
         del file["data/demo_1"], file["data/demo_0/obs"]
         file["data/demo_1"] = h5py.ExternalLink("gone.hdf5", "/data/demo_1")
@@ -132,7 +132,7 @@ def test_a_demo_or_group_that_leads_nowhere_is_named(path: Path, recording: Path
 @pytest.mark.parametrize(
     "change", [np.zeros((2, 8, 6, 3), np.uint8), np.zeros((3, 8, 6, 3), np.float32)]
 )
-def test_a_source_of_another_length_or_type_is_refused(
+def test_a_source_of_another_length_or_type_is_rejected(
     path: Path, recording: Path, change: np.ndarray
 ) -> None:
     link(path, recording, virtual)
@@ -142,7 +142,7 @@ def test_a_source_of_another_length_or_type_is_refused(
     assert "recording.hdf5" in refusal(path)
 
 
-def test_short_or_missing_raw_storage_is_refused(path: Path, recording: Path) -> None:
+def test_short_or_missing_raw_storage_is_rejected(path: Path, recording: Path) -> None:
     link(path, recording, raw)
     (storage,) = path.parent.glob("*.raw")
     size = storage.stat().st_size
@@ -152,7 +152,7 @@ def test_short_or_missing_raw_storage_is_refused(path: Path, recording: Path) ->
     assert f"{storage}, a file that does not exist" in refusal(path)
 
 
-def test_rows_without_a_source_numbered_sources_and_circles_are_refused(
+def test_rows_without_a_source_numbered_sources_and_cycles_are_rejected(
     path: Path, recording: Path
 ) -> None:
     def put(source: h5py.VirtualSource, rows: int) -> Path:
@@ -197,7 +197,7 @@ def test_a_chain_is_followed_to_its_end(path: Path, recording: Path) -> None:
 
 
 @pytest.mark.parametrize("put", [virtual, external, raw])
-def test_split_writes_a_file_that_needs_no_other(
+def test_split_writes_a_self_contained_file(
     path: Path, recording: Path, tmp_path: Path, put: Put
 ) -> None:
     link(path, recording, put)
@@ -217,7 +217,7 @@ def test_split_writes_a_file_that_needs_no_other(
 
 
 @pytest.mark.parametrize("put", [virtual, external])
-def test_split_refuses_a_file_whose_recording_is_missing(
+def test_split_rejects_a_file_whose_recording_is_missing(
     path: Path, recording: Path, tmp_path: Path, put: Put
 ) -> None:
     link(path, recording, put)
@@ -252,7 +252,7 @@ def test_a_converted_recording_is_checked_too(path: Path, recording: Path) -> No
 
 
 @pytest.mark.parametrize("put", [virtual, external, raw])
-def test_frames_of_an_overwritten_recording_are_cached_anew(
+def test_frames_of_an_overwritten_recording_are_cached_again(
     path: Path, recording: Path, put: Put
 ) -> None:
     link(path, recording, put)
@@ -277,7 +277,7 @@ def test_frames_of_an_overwritten_recording_are_cached_anew(
     assert not before.exists()
 
 
-def test_parts_of_a_rendering_know_the_recording(path: Path, recording: Path) -> None:
+def test_shards_of_a_rendering_name_the_recording(path: Path, recording: Path) -> None:
     link(path, recording, external, "states")
     with DemoFile(path) as file:
         before = _plan(file, file.demos, View())
@@ -296,7 +296,7 @@ def test_arrays_that_are_not_read_may_be_of_any_length(path: Path) -> None:
 
 
 @pytest.mark.parametrize("interrupted", [False, True])
-def test_a_file_under_writing_is_told_as_such(path: Path, interrupted: bool) -> None:
+def test_a_file_that_is_being_written_is_reported_as_such(path: Path, interrupted: bool) -> None:
     end = "os._exit(0)" if interrupted else "print(flush=True); input()"
     code = (
         f"import h5py, os; f = h5py.File({str(path)!r}, 'w', libver='latest'); f['x'] = 1;"
@@ -335,7 +335,7 @@ _STEPS = st.lists(
 
 @settings(max_examples=60, deadline=None)
 @given(steps=_STEPS, key=st.sampled_from(["obs/eef_pos", "actions", "obs/wrist_image"]))
-def test_a_random_chain_of_links_gives_the_data_or_a_refusal(
+def test_a_random_chain_of_links_gives_the_data_or_an_error(
     steps: list[tuple[str, bool]], key: str
 ) -> None:
     """Each step is a kind of reference, and whether what it leads to is missing."""

@@ -34,7 +34,9 @@ def parts(path: Path, tmp_path: Path) -> list[WindowDataset]:
 
 
 @pytest.mark.parametrize("weights", [(1, 1), (3, 1), (0.2, 0.5, 0.3), (1, 1, 1, 1, 1)])
-def test_every_stretch_of_steps_holds_each_source_in_its_share(weights: tuple[float, ...]) -> None:
+def test_every_run_of_steps_contains_each_source_in_its_proportion(
+    weights: tuple[float, ...],
+) -> None:
     sizes = [40, 700, 31, 90, 5][: len(weights)]
     source_of = np.repeat(np.arange(len(sizes)), sizes)
     drawn = np.concatenate(
@@ -47,7 +49,7 @@ def test_every_stretch_of_steps_holds_each_source_in_its_share(weights: tuple[fl
         )
 
 
-def test_a_source_is_seen_in_whole_epochs_each_in_an_order_of_its_own() -> None:
+def test_a_source_is_drawn_in_whole_epochs_each_in_its_own_order() -> None:
     drawn = np.concatenate(
         [mixed_indices([4, 50], (1, 1), 8, seed=1, step=step) for step in range(10)]
     )
@@ -59,7 +61,7 @@ def test_a_source_is_seen_in_whole_epochs_each_in_an_order_of_its_own() -> None:
     assert large.tolist() == epoch_order(50, 1, 0, 1)[:40].tolist()
 
 
-def test_a_step_draws_the_same_whatever_was_drawn_before() -> None:
+def test_the_samples_of_a_step_do_not_depend_on_earlier_steps() -> None:
     in_a_row = [mixed_indices([7, 9], (2, 1), 5, seed=4, step=step).tolist() for step in range(12)]
     epoch_order.cache_clear()
     assert [
@@ -68,7 +70,7 @@ def test_a_step_draws_the_same_whatever_was_drawn_before() -> None:
     assert mixed_indices([7, 9], (2, 1), 5, seed=5, step=0).tolist() != in_a_row[0]
 
 
-def test_the_mixed_order_is_fixed_for_good() -> None:
+def test_the_mixed_order_matches_stored_values() -> None:
     """A changed order would make a resumed run another run."""
     assert mixed_indices([20, 6], (0.7, 0.3), 8, seed=0, step=3).tolist() == [
         14,
@@ -89,7 +91,9 @@ def test_without_weights_every_sample_of_an_epoch_is_drawn_once(parts: list[Wind
     )
 
 
-def test_a_batch_holds_each_files_samples_in_the_order_asked(parts: list[WindowDataset]) -> None:
+def test_a_batch_contains_the_samples_of_all_files_in_the_requested_order(
+    parts: list[WindowDataset],
+) -> None:
     mixture = Mixture(parts, (1, 1))
     assert (len(mixture), mixture.num_demos) == (21, 4)
     batch = mixture.batch(np.array([20, 0, 15, 14, 16]))
@@ -105,7 +109,7 @@ def test_a_batch_holds_each_files_samples_in_the_order_asked(parts: list[WindowD
 @pytest.mark.parametrize(
     ("weights", "repeats"), [(None, (1, 1)), ((1, 1), (2, 5)), ((1, 4), (1, 10))]
 )
-def test_statistics_are_those_of_what_is_drawn(
+def test_statistics_are_those_of_the_drawn_samples(
     parts: list[WindowDataset], weights: tuple[float, ...] | None, repeats: tuple[int, int]
 ) -> None:
     """15 samples twice and 6 five times are half and half."""
@@ -124,7 +128,7 @@ def test_statistics_are_those_of_what_is_drawn(
             )
 
 
-def test_files_that_do_not_agree_are_named_with_what_differs(path: Path, tmp_path: Path) -> None:
+def test_incompatible_files_are_named_with_their_difference(path: Path, tmp_path: Path) -> None:
     other = demo(4, 3)
     small = {
         **other,
@@ -147,7 +151,9 @@ def test_files_that_do_not_agree_are_named_with_what_differs(path: Path, tmp_pat
         Mixture([windows(path), windows(path, cameras=CAMERAS[:1])])
 
 
-def test_other_env_args_are_told(parts: list[WindowDataset], path: Path, tmp_path: Path) -> None:
+def test_different_env_args_are_reported(
+    parts: list[WindowDataset], path: Path, tmp_path: Path
+) -> None:
     env_args = {**ENV_ARGS, "env_name": "Stack", "env_kwargs": {"control_freq": 10}}
     with DemoWriter(tmp_path / "stack.hdf5", env_args) as writer:
         writer.add(**demo(4, 3))
@@ -170,14 +176,14 @@ def test_other_env_args_are_told(parts: list[WindowDataset], path: Path, tmp_pat
         ((1, float("nan")), "positive"),
     ],
 )
-def test_weights_that_fit_no_files_are_refused(
+def test_weights_that_do_not_match_the_files_are_rejected(
     parts: list[WindowDataset], weights: tuple[float, ...], message: str
 ) -> None:
     with pytest.raises(UserError, match=message):
         Mixture(parts, weights)
 
 
-def test_oddities_name_their_file(path: Path, tmp_path: Path) -> None:
+def test_warnings_name_their_file(path: Path, tmp_path: Path) -> None:
     with h5py.File(path, "a") as file:
         file["data"].attrs["total"] = 9666
     assert any(str(path) in line and "9666" in line for line in windows(path).warnings)

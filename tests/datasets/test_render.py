@@ -85,7 +85,7 @@ def test_every_observation_is_the_one_of_the_recording(original: Path, rendered:
                 assert (b - a).sum() <= 1
 
 
-def test_everything_else_is_kept(states_only: Path, rendered: Path) -> None:
+def test_rendering_keeps_everything_except_the_images(states_only: Path, rendered: Path) -> None:
     with h5py.File(states_only) as old, h5py.File(rendered) as new:
         assert {k: v[()].tolist() for k, v in new["mask"].items()} == {
             k: v[()].tolist() for k, v in old["mask"].items()
@@ -112,7 +112,7 @@ def test_everything_else_is_kept(states_only: Path, rendered: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_bytes_do_not_depend_on_workers(
+def test_the_rendered_bytes_do_not_depend_on_the_number_of_workers(
     states_only: Path, rendered: Path, tmp_path: Path
 ) -> None:
     render(states_only, tmp_path / "2.hdf5", View(image_size=16), workers=2)
@@ -154,7 +154,7 @@ def test_a_killed_rendering_resumes_to_the_same_bytes(
     assert [p.name for p in tmp_path.iterdir()] == ["out.hdf5"]
 
 
-def test_cameras_quality_and_demos_are_chosen(original: Path, tmp_path: Path) -> None:
+def test_cameras_quality_and_demos_can_be_selected(original: Path, tmp_path: Path) -> None:
     done = render(
         original, tmp_path / "out.hdf5", View(("wrist",), 20, "full"), filter_key="valid", workers=1
     )
@@ -208,7 +208,7 @@ def test_a_corrupt_demo_in_the_middle_is_named_and_skipped_only_on_request(
         assert "demo_4" not in (*new.demos, *new.filter_keys["train"])
 
 
-def test_mistakes_are_told(states_only: Path, tmp_path: Path) -> None:
+def test_wrong_arguments_are_reported(states_only: Path, tmp_path: Path) -> None:
     out = tmp_path / "out.hdf5"
     with pytest.raises(UserError, match="is the input itself"):
         render(states_only, states_only, overwrite=True)

@@ -13,7 +13,7 @@ from fibopolicy.datasets.replay import replay, table, write_replay
 from fibopolicy.errors import UserError
 
 
-def test_what_was_executed_is_replayed_to_success_and_stays_on_the_recording(
+def test_executed_actions_replay_to_success_and_stay_on_the_recording(
     lift_file: Path,
 ) -> None:
     done = replay(lift_file, workers=1)
@@ -76,7 +76,9 @@ def test_the_ten_human_demonstrations_replay(
     assert np.max(drifts) < 0.2
 
 
-def test_a_file_of_another_version_is_warned_of_with_both(lift_file: Path, tmp_path: Path) -> None:
+def test_a_file_of_another_version_gives_a_warning_with_both_versions(
+    lift_file: Path, tmp_path: Path
+) -> None:
     path = tmp_path / "old.hdf5"
     path.write_bytes(lift_file.read_bytes())
     with h5py.File(path, "r+") as file:
@@ -89,7 +91,7 @@ def test_a_file_of_another_version_is_warned_of_with_both(lift_file: Path, tmp_p
         replay(path, workers=1)
 
 
-def test_a_file_without_scenes_is_replayed_in_the_installed_one_and_says_so(
+def test_a_file_without_scenes_is_replayed_in_the_installed_scene_with_a_warning(
     lift_file: Path, tmp_path: Path
 ) -> None:
     path = tmp_path / "no_scene.hdf5"
@@ -101,7 +103,7 @@ def test_a_file_without_scenes_is_replayed_in_the_installed_one_and_says_so(
         assert replay(path, workers=1).successes == 11
 
 
-def test_frames_that_are_upside_down_are_named_and_upright_ones_match(
+def test_upside_down_frames_are_reported_and_upright_ones_match(
     lift_file: Path, tmp_path: Path
 ) -> None:
     path = tmp_path / "raw frames.hdf5"
@@ -123,7 +125,7 @@ def test_frames_that_are_upside_down_are_named_and_upright_ones_match(
     assert "first frame of wrist_image: differs by" in table(done)
 
 
-def test_frames_of_a_camera_that_the_task_lacks_are_not_compared_and_the_replay_goes_on(
+def test_frames_of_a_camera_that_the_task_lacks_are_skipped(
     lift_file: Path, tmp_path: Path
 ) -> None:
     path = tmp_path / "other.hdf5"

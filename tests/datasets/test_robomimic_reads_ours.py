@@ -18,7 +18,9 @@ if importlib.util.find_spec("robomimic") is None:
 
 
 @pytest.mark.parametrize("cache_mode", [None, "low_dim", "all"])
-def test_sequence_dataset_agrees_item_by_item(path: Path, cache_mode: str | None) -> None:
+def test_robomimic_s_sequence_dataset_agrees_item_by_item(
+    path: Path, cache_mode: str | None
+) -> None:
     from fibopolicy.utils.imports import make_torchvision_importable
 
     make_torchvision_importable()
@@ -55,7 +57,7 @@ def test_sequence_dataset_agrees_item_by_item(path: Path, cache_mode: str | None
             sample += 1
 
 
-def test_robomimics_own_report_accepts_the_file(path: Path) -> None:
+def test_robomimic_s_dataset_report_accepts_the_file(path: Path) -> None:
     spec = importlib.util.find_spec("robomimic")
     assert spec is not None
     assert spec.origin is not None
@@ -72,7 +74,7 @@ def test_robomimics_own_report_accepts_the_file(path: Path) -> None:
     assert "observation key wrist_image with shape (5, 8, 6, 3)" in done.stdout
 
 
-def test_filter_keys_made_here_select_demos_there_and_the_other_way_round(
+def test_filter_keys_work_in_both_directions_between_us_and_robomimic(
     path: Path, tmp_path: Path
 ) -> None:
     from fibopolicy.utils.imports import make_torchvision_importable

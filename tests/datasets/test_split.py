@@ -16,7 +16,9 @@ def twenty(tmp_path: Path) -> Path:
     return write(tmp_path / "twenty.hdf5", lengths=[2] * 20)
 
 
-def test_train_and_valid_share_out_the_demos_in_a_new_file(twenty: Path, tmp_path: Path) -> None:
+def test_split_assigns_every_demo_to_train_or_valid_in_a_new_file(
+    twenty: Path, tmp_path: Path
+) -> None:
     before = twenty.read_bytes()
     made = split(twenty, tmp_path / "out.hdf5", valid_fraction=0.25, seed=3)
     assert twenty.read_bytes() == before
@@ -27,7 +29,7 @@ def test_train_and_valid_share_out_the_demos_in_a_new_file(twenty: Path, tmp_pat
         assert file.read("demo_19", "next_obs/wrist_image").shape == (2, 8, 6, 3)
 
 
-def test_the_seed_decides(twenty: Path, tmp_path: Path) -> None:
+def test_the_split_depends_on_the_seed(twenty: Path, tmp_path: Path) -> None:
     made = [
         split(twenty, tmp_path / "out.hdf5", 0.25, seed, overwrite=True)["valid"]
         for seed in (0, 0, 1)
@@ -35,7 +37,7 @@ def test_the_seed_decides(twenty: Path, tmp_path: Path) -> None:
     assert made[0] == made[1] != made[2]
 
 
-def test_subsets_nest_and_leave_valid_alone(twenty: Path, tmp_path: Path) -> None:
+def test_subsets_are_nested_and_exclude_valid(twenty: Path, tmp_path: Path) -> None:
     made = split(twenty, tmp_path / "out.hdf5", 0.5, subsets={"20_percent": 0.2, "50_percent": 0.5})
     assert (len(made["20_percent"]), len(made["50_percent"])) == (2, 5)
     assert set(made["20_percent"]) < set(made["50_percent"]) < set(made["train"])
@@ -47,7 +49,9 @@ def test_no_held_out_demos_means_no_valid_key(twenty: Path, tmp_path: Path) -> N
         assert set(file.filter_keys) == {"train"}
 
 
-def test_names_beyond_ascii_and_a_mask_that_is_no_group(path: Path, tmp_path: Path) -> None:
+def test_split_handles_non_ascii_names_and_a_mask_that_is_not_a_group(
+    path: Path, tmp_path: Path
+) -> None:
     with h5py.File(path, "r+") as file:
         file["data"].move("demo_1", "démo_1")
         del file["mask"]
@@ -58,7 +62,7 @@ def test_names_beyond_ascii_and_a_mask_that_is_no_group(path: Path, tmp_path: Pa
         assert "démo_1" in made["train"] + made["valid"]
 
 
-def test_refusals(path: Path, tmp_path: Path) -> None:
+def test_split_rejects_bad_arguments(path: Path, tmp_path: Path) -> None:
     one = write(tmp_path / "one.hdf5", lengths=[4])
     with pytest.raises(UserError, match="is the input itself"):
         split(path, path, overwrite=True)

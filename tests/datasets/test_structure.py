@@ -13,7 +13,7 @@ from fibopolicy.datasets import inspect, structure
 from fibopolicy.errors import UserError
 
 
-def test_a_sound_file_passes_and_is_not_checked_twice(
+def test_a_valid_file_passes_and_is_not_checked_twice(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     structure.check_structure(path)
@@ -21,7 +21,7 @@ def test_a_sound_file_passes_and_is_not_checked_twice(
     structure.check_structure(path)
 
 
-def test_a_tree_that_is_its_own_child_is_refused(path: Path) -> None:
+def test_a_tree_that_is_its_own_child_is_rejected(path: Path) -> None:
     """The library follows the nodes of a group's B-tree without an end, until its stack
     overflows.
     """
@@ -39,7 +39,7 @@ def test_a_tree_that_is_its_own_child_is_refused(path: Path) -> None:
 
 
 @pytest.mark.parametrize("last", [False, True])
-def test_a_heap_that_never_ends_is_refused(
+def test_an_endless_heap_is_rejected(
     path: Path, monkeypatch: pytest.MonkeyPatch, last: bool
 ) -> None:
     """Of two collections of strings, env_args and the demos' models: free space of no
@@ -60,7 +60,7 @@ def test_a_heap_that_never_ends_is_refused(
         inspect(path)
 
 
-def test_a_walk_without_progress_is_ended(
+def test_reading_without_progress_ends_with_an_error(
     path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     script = tmp_path / "endless.py"
@@ -78,7 +78,7 @@ def test_a_walk_without_progress_is_ended(
         os.kill(int((tmp_path / "pid").read_text()), 0)
 
 
-def test_what_is_no_hdf5_file_is_left_to_the_reader(tmp_path: Path) -> None:
+def test_a_file_that_is_not_hdf5_is_left_to_the_reader(tmp_path: Path) -> None:
     (tmp_path / "text.hdf5").write_text("no data")
     structure.check_structure(tmp_path / "text.hdf5")
     structure.check_structure(tmp_path / "absent.hdf5")

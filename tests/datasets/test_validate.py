@@ -39,12 +39,12 @@ def put(key: str, place: tuple[int, int], value: float) -> Callable[[h5py.File],
     return edit
 
 
-def test_a_sound_file_passes(path: Path) -> None:
+def test_a_valid_file_passes(path: Path) -> None:
     with DemoFile(path) as file:
         validate(file, CAMERAS, VECTORS)
 
 
-def test_a_missing_camera_gets_a_suggestion_and_the_known_ones(path: Path) -> None:
+def test_a_missing_camera_gets_a_suggestion_and_a_list_of_the_known_ones(path: Path) -> None:
     message = refusal(path, cameras=["agentview"])
     assert (
         "unknown camera 'agentview': did you mean 'agentview_image'? known: agentview_image,"
@@ -52,13 +52,13 @@ def test_a_missing_camera_gets_a_suggestion_and_the_known_ones(path: Path) -> No
     )
 
 
-def test_a_vector_is_no_camera(path: Path) -> None:
+def test_a_vector_is_not_accepted_as_a_camera(path: Path) -> None:
     assert "camera 'eef_pos' is float64 (N, 3), expected uint8 (N, H, W, 3)" in refusal(
         path, cameras=["eef_pos"]
     )
 
 
-def test_a_camera_is_no_vector(path: Path) -> None:
+def test_a_camera_is_not_accepted_as_a_vector(path: Path) -> None:
     assert "expected float (N, D)" in refusal(path, vectors=["wrist_image"])
 
 
@@ -98,7 +98,7 @@ def test_a_camera_is_no_vector(path: Path) -> None:
         (lambda file: file["data/demo_1/obs"].pop("wrist_image"), "demo_1: unknown array"),
     ],
 )
-def test_faulty_content_is_named_by_demo_and_place(
+def test_invalid_content_is_named_by_demo_and_location(
     edited: Edited, edit: Callable[[h5py.File], object], told: str
 ) -> None:
     assert told in refusal(edited(edit))
@@ -111,7 +111,7 @@ def task(name: str, kind: int, **settings: object) -> dict[str, object]:
 @pytest.mark.parametrize(
     "env_args", [task("Lift", 1), task("fibopolicy/Lift-v0", 2), task("metaworld/reach-v3", 2)]
 )
-def test_single_actions_beyond_the_bounds_are_clipped_as_the_simulator_does(
+def test_single_actions_beyond_the_bounds_are_clipped_like_in_the_simulator(
     env_args: dict[str, object],
 ) -> None:
     actions = np.array([[0.5, -0.5], [1.79, -2.0], [0.1, 0.2]])
@@ -124,7 +124,7 @@ def test_single_actions_beyond_the_bounds_are_clipped_as_the_simulator_does(
     )
 
 
-def test_the_rounding_of_a_bound_is_no_fault() -> None:
+def test_rounding_at_a_bound_is_accepted() -> None:
     actions = np.array([[1 + 5e-7, 0.0]])
     assert clipped(actions, task("Lift", 1)) == (actions, None)  # the very array
 
@@ -150,12 +150,12 @@ def test_the_rounding_of_a_bound_is_no_fault() -> None:
         ),
     ],
 )
-def test_other_tasks_take_actions_of_any_range(env_args: dict[str, object]) -> None:
+def test_other_tasks_accept_actions_of_any_range(env_args: dict[str, object]) -> None:
     actions = np.array([[2.9, 255.0], [-3.0, 0.0]])
     assert clipped(actions, env_args) == (actions, None)  # the very array
 
 
-def test_absolute_poses_that_are_called_displacements_are_refused_with_the_setting() -> None:
+def test_absolute_poses_declared_as_displacements_are_rejected_with_the_setting_to_change() -> None:
     poses = np.tile([0.1, 0.0, 1.0, 3.1, 0.0, 0.0, -1.0], (4, 1))
     settings = {"type": "OSC_POSE", "control_delta": True}
     with pytest.raises(
@@ -165,14 +165,14 @@ def test_absolute_poses_that_are_called_displacements_are_refused_with_the_setti
         clipped(poses, task("Lift", 1, controller_configs=settings))
 
 
-def test_only_the_demos_asked_for_are_looked_at(edited: Edited) -> None:
+def test_only_the_selected_demos_are_checked(edited: Edited) -> None:
     with DemoFile(edited(put("actions", (0, 0), np.nan))) as file:
         validate(file, CAMERAS, VECTORS, demos=["demo_0", "demo_2"])
         with pytest.raises(UserError):
             validate(file, CAMERAS, VECTORS, demos=["demo_1"])
 
 
-def test_a_file_without_observations_is_told_to_be_rendered(edited: Edited) -> None:
+def test_a_file_without_observations_gets_a_hint_to_render_it(edited: Edited) -> None:
     def edit(file: h5py.File) -> None:
         for demo in file["data"].values():
             del demo["obs"]

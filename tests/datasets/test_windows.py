@@ -47,7 +47,7 @@ def test_every_window_is_padded_at_both_ends_and_stays_in_its_demo(path: Path) -
             sample += 1
 
 
-def test_shapes_and_types(path: Path) -> None:
+def test_windows_have_the_stated_shapes_and_dtypes(path: Path) -> None:
     dataset = windows(path, horizon=2, n_obs_steps=1)
     batch = dataset.batch(np.array([14, 0, 3, 3]))
     assert list(batch["obs"]) == [*CAMERAS, *VECTORS]
@@ -68,7 +68,7 @@ def test_shapes_and_types(path: Path) -> None:
     )
 
 
-def test_a_batch_may_be_written_to_without_harm(path: Path) -> None:
+def test_writing_to_a_batch_does_not_change_the_dataset(path: Path) -> None:
     dataset = windows(path)
     first = dataset.batch(np.arange(3))
     expected = first["obs"]["wrist_image"].copy()
@@ -106,18 +106,18 @@ def test_training_without_cameras_needs_no_frames(path: Path) -> None:
 
 
 @pytest.mark.parametrize("option", ["horizon", "n_obs_steps"])
-def test_a_window_of_no_steps_is_refused(path: Path, option: str) -> None:
+def test_a_window_without_steps_is_rejected(path: Path, option: str) -> None:
     with pytest.raises(UserError, match=f"{option} must be at least 1, got 0"):
         windows(path, **{option: 0})
 
 
-def test_faulty_content_is_refused_before_anything_is_cached(path: Path) -> None:
+def test_invalid_content_is_rejected_before_anything_is_cached(path: Path) -> None:
     with pytest.raises(UserError, match="did you mean 'wrist_image'"):
         windows(path, cameras=["wrist_imag"])
     assert not (path.parent / "cache").exists()
 
 
-def test_a_sequence_goes_on_to_the_last_action(path: Path) -> None:
+def test_a_sequence_ends_with_the_last_action(path: Path) -> None:
     data = windows(path, n_obs_steps=2, sequence=True)
     batch = data.batch(np.arange(len(data)))
     sample = 0
@@ -131,7 +131,7 @@ def test_a_sequence_goes_on_to_the_last_action(path: Path) -> None:
             sample += 1
 
 
-def test_a_file_that_is_open_is_read_and_stays_open(path: Path) -> None:
+def test_an_open_file_can_be_read_and_stays_open(path: Path) -> None:
     with DemoFile(path) as file:
         dataset = WindowDataset(
             file, cameras=CAMERAS[:1], vectors=(), horizon=4, cache_dir=path.parent / "cache"

@@ -11,7 +11,7 @@ from fibopolicy.datasets import DemoFile, DemoWriter
 from fibopolicy.errors import UserError
 
 
-def test_what_is_written_is_read_back(tmp_path: Path) -> None:
+def test_written_demos_are_read_back_unchanged(tmp_path: Path) -> None:
     given = [demo(5, 0), demo(1, 1)]
     # longer than HDF5 keeps in an object header
     model, noisy = "<mujoco>" + "x" * 200_000 + "</mujoco>", np.ones((5, 4))
@@ -37,7 +37,7 @@ def test_what_is_written_is_read_back(tmp_path: Path) -> None:
         assert raw["data"].attrs["total"] == 6
 
 
-def test_next_images_take_no_room_and_survive_a_rename(tmp_path: Path) -> None:
+def test_next_images_take_no_space_and_survive_a_rename(tmp_path: Path) -> None:
     arrays = demo(400, 0)
     with DemoWriter(tmp_path / "out.hdf5", ENV_ARGS) as writer:
         writer.add(**arrays)
@@ -97,14 +97,16 @@ def test_no_demos_means_no_file(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_file_appears_at_the_end_only(tmp_path: Path) -> None:
+def test_the_file_appears_only_at_the_end(tmp_path: Path) -> None:
     with DemoWriter(tmp_path / "out.hdf5", ENV_ARGS) as writer:
         writer.add(**demo(3, 0))
         assert not (tmp_path / "out.hdf5").exists()
     assert [item.name for item in tmp_path.iterdir()] == ["out.hdf5"]
 
 
-def test_an_existing_file_is_refused_and_replaced_only_by_a_whole_one(path: Path) -> None:
+def test_an_existing_file_is_replaced_only_on_request_and_only_by_a_complete_one(
+    path: Path,
+) -> None:
     before = path.read_bytes()
     with pytest.raises(UserError, match="exists already"):
         DemoWriter(path, ENV_ARGS)
@@ -120,7 +122,7 @@ def test_an_existing_file_is_refused_and_replaced_only_by_a_whole_one(path: Path
         assert file.num_steps == 2
 
 
-def test_what_a_killed_process_left_is_replaced(tmp_path: Path) -> None:
+def test_leftovers_of_a_killed_process_are_replaced(tmp_path: Path) -> None:
     (tmp_path / "out.hdf5.partial").write_bytes(b"half")
     write(tmp_path / "out.hdf5")
     assert [item.name for item in tmp_path.iterdir()] == ["out.hdf5"]
@@ -138,7 +140,7 @@ def test_two_writers_of_one_file_do_not_mix(tmp_path: Path) -> None:
         assert file.num_steps == 3
 
 
-def test_a_folder_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
+def test_an_unwritable_folder_is_a_one_line_error(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with (
         pytest.raises(UserError, match="cannot be written"),
@@ -147,7 +149,7 @@ def test_a_folder_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
         pass
 
 
-def test_arrays_of_different_length_are_refused(tmp_path: Path) -> None:
+def test_arrays_of_different_lengths_are_rejected(tmp_path: Path) -> None:
     uneven = demo(3, 0) | {"rewards": np.zeros(2)}
     with (
         pytest.raises(ValueError, match="rewards has 2 steps, actions have 3"),

@@ -27,7 +27,7 @@ def reach() -> Iterator[MetaWorldEnv]:
     env.close()
 
 
-def test_the_names_are_those_of_the_installed_suite() -> None:
+def test_the_task_names_are_those_of_the_installed_suite() -> None:
     from metaworld.env_dict import ENV_CLS_MAP
 
     assert sorted(METAWORLD) == sorted(f"metaworld/{name}" for name in ENV_CLS_MAP)
@@ -106,7 +106,7 @@ def frames_after_a_restore(tasks: Sequence[str] = DRAWN) -> str:
 
 
 @pytest.mark.slow
-def test_another_process_draws_and_renders_the_same_bit_for_bit() -> None:
+def test_another_process_draws_and_renders_the_same_bits() -> None:
     code = "import sys; sys.path.insert(0, sys.argv[1])\n"
     code += (
         "from fibopolicy import envs; e = envs.make('metaworld/soccer-v3', cameras=());"
@@ -127,7 +127,7 @@ def test_gymnasium_accepts_the_environment(reach: MetaWorldEnv) -> None:
     check_env(reach, skip_render_check=True)
 
 
-def test_observations_are_what_the_space_says(reach: MetaWorldEnv) -> None:
+def test_observations_match_the_observation_space(reach: MetaWorldEnv) -> None:
     obs, info = reach.reset(seed=0)
     assert info == {"success": False}
     assert reach.observation_space.contains(obs)
@@ -186,7 +186,7 @@ def test_frames_are_upright_in_every_corner_camera() -> None:
     env.close()
 
 
-def test_a_hidden_goal_is_neither_drawn_nor_told_but_the_expert_knows_it(
+def test_a_hidden_goal_is_neither_rendered_nor_observed_but_the_expert_knows_it(
     reach: MetaWorldEnv,
 ) -> None:
     hidden = envs.from_env_args(
@@ -202,7 +202,7 @@ def test_a_hidden_goal_is_neither_drawn_nor_told_but_the_expert_knows_it(
     hidden.close()
 
 
-def test_env_args_make_the_same_environment_again(reach: MetaWorldEnv) -> None:
+def test_env_args_rebuild_the_same_environment(reach: MetaWorldEnv) -> None:
     again = envs.from_env_args(reach.env_args)
     assert again.env_args == reach.env_args
     np.testing.assert_array_equal(
@@ -213,7 +213,7 @@ def test_env_args_make_the_same_environment_again(reach: MetaWorldEnv) -> None:
         envs.from_env_args({**reach.env_args, "env_version": "3.0.0"}, cameras=())
 
 
-def test_qualities_differ_in_their_frames(reach: MetaWorldEnv) -> None:
+def test_fast_and_full_quality_give_different_frames(reach: MetaWorldEnv) -> None:
     full = envs.from_env_args(reach.env_args, quality="full", cameras=("corner2",))
     assert not np.array_equal(
         full.reset(seed=1)[0]["corner2_image"], reach.reset(seed=1)[0]["corner2_image"]
@@ -243,12 +243,12 @@ def test_short_names_resolve_and_built_in_tasks_come_first() -> None:
         ("metaworld/reach-v3", {"goals": True}, "unexpected keyword argument 'goals'"),
     ],
 )
-def test_mistakes_are_named(task: str, options: Mapping[str, object], message: str) -> None:
+def test_wrong_arguments_are_named(task: str, options: Mapping[str, object], message: str) -> None:
     with pytest.raises(UserError, match=message):
         envs.make(task, **options)
 
 
-def test_states_that_do_not_fit_are_refused(reach: MetaWorldEnv) -> None:
+def test_incompatible_states_are_rejected(reach: MetaWorldEnv) -> None:
     reach.reset(seed=0)
     good = reach.get_state()
     door = MetaWorldEnv("metaworld/push-v3", cameras=())
@@ -268,7 +268,7 @@ def test_states_that_do_not_fit_are_refused(reach: MetaWorldEnv) -> None:
 
 
 @pytest.mark.parametrize("action", [np.zeros(3), np.array([0, 0, np.nan, 0])])
-def test_malformed_actions_are_refused(reach: MetaWorldEnv, action: np.ndarray) -> None:
+def test_malformed_actions_are_rejected(reach: MetaWorldEnv, action: np.ndarray) -> None:
     with pytest.raises(UserError, match="takes 4 finite actions"):
         reach.advance(action)
 
@@ -286,7 +286,7 @@ def test_a_missing_package_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> N
         envs.make("metaworld/reach-v3")
 
 
-def test_another_mujoco_is_refused_with_both_versions(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_mujoco_is_rejected_with_both_versions(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mujoco, "__version__", "3.6.0")
     with pytest.raises(UserError, match=r"works with mujoco==3.3.0, and 3.6.0 is installed"):
         envs.make("metaworld/reach-v3")

@@ -29,7 +29,7 @@ def env_args(name: str, kind: int = 1, **settings: Any) -> dict[str, Any]:
         (env_args("Isaac-Stack-Cube-Franka-IK-Rel-Mimic-v0", 2), "Isaac Lab"),
     ],
 )
-def test_a_task_of_another_suite_is_named_as_such_with_what_to_do(
+def test_a_task_of_another_suite_is_named_with_a_way_forward(
     task: dict[str, Any], suite: str
 ) -> None:
     assert not is_known(task)
@@ -43,12 +43,12 @@ def test_a_task_of_another_suite_is_named_as_such_with_what_to_do(
 
 
 @pytest.mark.parametrize("ask", [resolve, make, lambda name: make(f"robosuite/{name}")])
-def test_a_name_of_another_suite_gets_no_guess(ask: Any) -> None:
+def test_a_name_of_another_suite_gets_no_suggestion(ask: Any) -> None:
     with pytest.raises(UserError, match="Coffee_D0' is MimicGen's"):
         ask("Coffee_D0")
 
 
-def test_what_can_be_simulated_is_known_without_a_simulator() -> None:
+def test_simulatable_tasks_are_known_without_a_simulator() -> None:
     assert all(other_suite(name) is None for name in ROBOSUITE_NAMES)
     for task in (
         env_args("Lift"),
@@ -63,6 +63,6 @@ def test_what_can_be_simulated_is_known_without_a_simulator() -> None:
     assert "type 4" in str(unavailable(env_args("RealKitchen", 4)))
 
 
-def test_the_names_are_the_installed_robosuites() -> None:
+def test_the_task_names_are_those_of_the_installed_robosuite() -> None:
     base = pytest.importorskip("robosuite.environments.base", reason="robosuite is not installed")
     assert set(base.REGISTERED_ENVS) == ROBOSUITE_NAMES

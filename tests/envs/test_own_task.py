@@ -83,7 +83,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("here")
-def test_it_is_collected_replayed_and_rolled_out_like_any_other() -> None:
+def test_a_custom_task_is_collected_replayed_and_rolled_out_like_any_other() -> None:
     collect(Plan("own_task:High", cameras=()), 2, "high.hdf5", workers=1)
     with DemoFile(Path("high.hdf5")) as file, from_env_args(file.env_args) as env:
         assert env.task_id == file.env_args["env_name"] == "own_task:High"
@@ -125,7 +125,7 @@ def test_it_is_collected_replayed_and_rolled_out_like_any_other() -> None:
         ),
     ],
 )
-def test_what_is_no_task_is_told_in_one_line(name: str, message: str) -> None:
+def test_an_invalid_task_is_a_one_line_error(name: str, message: str) -> None:
     with pytest.raises(UserError, match=message) as told:
         make(name)
     assert "\n" not in str(told.value)
@@ -139,7 +139,7 @@ def test_what_is_no_task_is_told_in_one_line(name: str, message: str) -> None:
         ("Blind", "its observations lack hand_position"),
     ],
 )
-def test_observations_that_no_policy_could_read_are_refused_before_they_are_recorded(
+def test_observations_that_no_policy_could_read_are_rejected_before_recording(
     name: str, message: str
 ) -> None:
     with pytest.raises(UserError, match=message):
@@ -151,7 +151,7 @@ def test_observations_that_no_policy_could_read_are_refused_before_they_are_reco
 @pytest.mark.parametrize(
     ("noise", "advice"), [(0.0, "it does not solve its task"), (0.2, "lower it")]
 )
-def test_only_an_expert_that_is_disturbed_is_told_to_lower_its_noise(
+def test_only_a_failing_expert_with_noise_gets_a_hint_to_lower_it(
     noise: float, advice: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("fibopolicy.datasets.collect.GIVE_UP_AFTER", 10)
@@ -162,7 +162,7 @@ def test_only_an_expert_that_is_disturbed_is_told_to_lower_its_noise(
 
 
 @pytest.mark.usefixtures("here")
-def test_rollouts_in_a_task_that_is_not_found_are_refused_before_training(lift_file: Path) -> None:
+def test_rollouts_in_an_unknown_task_are_rejected_before_training(lift_file: Path) -> None:
     shutil.copy(lift_file, "gone.hdf5")
     with h5py.File("gone.hdf5", "r+") as file:
         env_args = json.loads(file["data"].attrs["env_args"])
@@ -174,6 +174,6 @@ def test_rollouts_in_a_task_that_is_not_found_are_refused_before_training(lift_f
 
 
 @pytest.mark.usefixtures("here")
-def test_an_option_that_it_does_not_take_is_told() -> None:
+def test_an_option_that_the_task_does_not_take_is_named() -> None:
     with pytest.raises(UserError, match=r"own_task:High: .*'sise'"):
         make("own_task:High", sise=3)

@@ -37,14 +37,14 @@ def run(code: str, **changes: str) -> subprocess.CompletedProcess[str]:
     [{"MUJOCO_GL": ""}, {"DISPLAY": ":987"}, {"DISPLAY": ":987", "MUJOCO_GL": ""}],
     ids=["empty", "display", "both"],
 )
-def test_egl_draws_unless_another_is_chosen(changes: dict[str, str]) -> None:
+def test_egl_is_the_default_opengl_platform(changes: dict[str, str]) -> None:
     done = run(LOOK + "; import os; print(os.environ['MUJOCO_GL'])", **changes)
     assert done.stdout.split() == ["True", "egl"], done.stderr
 
 
 @pytest.mark.parametrize("first", ["", "import mujoco; "], ids=["ours", "mujoco"])
 @pytest.mark.parametrize("chosen", [{}, {"MUJOCO_GL": "egl"}], ids=["default", "chosen"])
-def test_an_opengl_platform_that_contradicts_is_named(first: str, chosen: dict[str, str]) -> None:
+def test_a_contradictory_opengl_platform_is_named(first: str, chosen: dict[str, str]) -> None:
     if first and chosen:
         pytest.skip("mujoco itself cannot be imported so")
     code = (
@@ -59,7 +59,7 @@ def test_an_opengl_platform_that_contradicts_is_named(first: str, chosen: dict[s
 
 
 @pytest.mark.parametrize("task", ["Reach-v0", "metaworld/reach-v3"])
-def test_cameras_have_sizes_of_their_own(task: str) -> None:
+def test_each_camera_has_its_own_size(task: str) -> None:
     if task.startswith("metaworld"):
         pytest.importorskip("metaworld")
     with envs.make(task, image_size=32) as env:
@@ -90,7 +90,7 @@ def test_cameras_have_sizes_of_their_own(task: str) -> None:
     assert np.abs(wide[:, 32:64].astype(int) - square[f"{second}_image"]).mean() < 2
 
 
-def test_a_size_is_stored_in_its_shortest_form() -> None:
+def test_an_image_size_is_stored_in_its_shortest_form() -> None:
     assert (
         FrameSizes((84, 84), "ab").stored()
         == FrameSizes({"a": 84, "b": [84, 84]}, "ab").stored()
@@ -113,7 +113,7 @@ def test_a_size_is_stored_in_its_shortest_form() -> None:
         ({"workspace": 24, "wrist": None}, "number of pixels, .* got None"),
     ],
 )
-def test_a_size_that_no_frame_has_is_refused(size: Any, message: str) -> None:
+def test_an_impossible_image_size_is_rejected(size: Any, message: str) -> None:
     with pytest.raises(UserError, match=message):
         envs.make("Reach-v0", image_size=size)
 

@@ -108,7 +108,7 @@ def test_observations_are_upright_images_and_float32_vectors(env: RobosuiteEnv) 
 
 
 @pytest.mark.parametrize("quality", ["fast", "full"])
-def test_frames_are_those_of_robosuites_own_camera(env: RobosuiteEnv, quality: Any) -> None:
+def test_frames_equal_those_of_robosuite_s_camera(env: RobosuiteEnv, quality: Any) -> None:
     env.reset(seed=1)
     state = env.get_state()
     own = robosuite.make(
@@ -162,11 +162,11 @@ def test_advance_renders_nothing(env: RobosuiteEnv, monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.filterwarnings("ignore:.*observation space.*")
-def test_it_is_a_gymnasium_environment(env: RobosuiteEnv) -> None:
+def test_a_robosuite_task_is_a_gymnasium_environment(env: RobosuiteEnv) -> None:
     check_env(env, skip_render_check=True)
 
 
-def test_a_seed_is_a_layout_whatever_ran_before(env: RobosuiteEnv) -> None:
+def test_the_layout_depends_only_on_the_seed(env: RobosuiteEnv) -> None:
     first, _ = env.reset(seed=5)
     second, _ = env.reset(seed=6)
     assert not np.array_equal(first["cube_pos"], second["cube_pos"])
@@ -203,7 +203,7 @@ def test_success_ends_an_episode_and_the_horizon_truncates_it() -> None:
 
 
 @pytest.mark.parametrize("action", [np.zeros(6), np.zeros((1, 7)), np.full(7, np.nan)])
-def test_a_bad_action_is_refused(blind: RobosuiteEnv, action: Any) -> None:
+def test_an_invalid_action_is_rejected(blind: RobosuiteEnv, action: Any) -> None:
     with pytest.raises(UserError, match="takes 7 finite actions"):
         blind.advance(action)
 
@@ -223,7 +223,7 @@ def test_a_first_run_and_its_replays_are_bit_exact(env: RobosuiteEnv) -> None:
         assert equal(env.observe(), end)
 
 
-def test_a_restored_middle_replays_exactly_and_without_a_jerk(blind: RobosuiteEnv) -> None:
+def test_a_state_from_mid_episode_replays_exactly_and_without_a_jerk(blind: RobosuiteEnv) -> None:
     blind.reset(seed=10)
     play(blind, np.tile([1.0, 0, -1, 0, 0, 0, -1], (15, 1)))
     hand, middle = blind.observe()["robot0_eef_pos"], blind.get_state()
@@ -237,7 +237,7 @@ def test_a_restored_middle_replays_exactly_and_without_a_jerk(blind: RobosuiteEn
     assert np.linalg.norm(blind.observe()["robot0_eef_pos"] - hand) < 0.06
 
 
-def test_state_and_model_round_trip_and_name_no_path_of_this_machine(blind: RobosuiteEnv) -> None:
+def test_state_and_model_round_trip_and_contain_no_local_path(blind: RobosuiteEnv) -> None:
     for state in (human(3)[0], blind.get_state()):
         blind.set_state(state)
         assert np.array_equal(blind.get_state().state, state.state)
@@ -255,7 +255,7 @@ def test_state_and_model_round_trip_and_name_no_path_of_this_machine(blind: Robo
         ({"model": "<mujoco/>"}, "has the joints none, but this task's are robot0_joint1"),
     ],
 )
-def test_a_state_that_does_not_fit_is_refused_and_leaves_the_environment_whole(
+def test_an_incompatible_state_is_rejected_and_leaves_the_environment_usable(
     blind: RobosuiteEnv, change: dict[str, Any], message: str
 ) -> None:
     before, _ = blind.reset(seed=0)
@@ -274,7 +274,7 @@ def test_a_missing_asset_is_named(blind: RobosuiteEnv) -> None:
     assert equal(blind.set_state(state), before)
 
 
-def test_a_model_without_a_part_that_the_task_needs_is_refused_and_leaves_the_environment_whole(
+def test_a_model_without_a_part_of_the_task_is_rejected_and_leaves_the_environment_usable(
     blind: RobosuiteEnv,
 ) -> None:
     before, _ = blind.reset(seed=0)
@@ -323,7 +323,7 @@ def test_an_old_model_keeps_its_own_cube(blind: RobosuiteEnv) -> None:
     ]
 
 
-def test_an_arm_of_an_older_file_returns_to_the_orientation_it_was_told(
+def test_an_arm_of_an_older_file_returns_to_its_commanded_orientation(
     blind: RobosuiteEnv,
 ) -> None:
     blind.reset(seed=0)
@@ -353,7 +353,7 @@ def test_flat_controllers_become_composite_ones() -> None:
 
 
 @pytest.mark.parametrize("config", [{**FLAT, "control_delta": False}, ABSOLUTE])
-def test_absolute_commands_are_places_in_the_world(config: dict[str, Any]) -> None:
+def test_absolute_commands_are_poses_in_world_coordinates(config: dict[str, Any]) -> None:
     kwargs = {"robots": ["Panda"], "controller_configs": config}
     env = RobosuiteEnv.from_env_args(
         {"env_name": "Lift", "type": 1, "env_kwargs": kwargs}, cameras=()
@@ -367,7 +367,7 @@ def test_absolute_commands_are_places_in_the_world(config: dict[str, Any]) -> No
     assert np.linalg.norm(env.observe()["robot0_eef_pos"] - target) < 0.005
 
 
-def test_env_args_round_trip_and_serve_robosuite_itself(env: RobosuiteEnv) -> None:
+def test_env_args_round_trip_and_work_with_robosuite_itself(env: RobosuiteEnv) -> None:
     made = RobosuiteEnv(
         cameras=("frontview",), image_size=(32, 48), quality="full", horizon=77, control_freq=10
     )
@@ -393,7 +393,7 @@ def test_env_args_round_trip_and_serve_robosuite_itself(env: RobosuiteEnv) -> No
     plain.close()
 
 
-def test_sizes_per_camera_are_robosuites_lists_and_no_pixel_depends_on_the_other_camera() -> None:
+def test_sizes_per_camera_follow_robosuite_s_lists_and_cameras_are_independent() -> None:
     kwargs = {
         "robots": "Panda",
         "camera_names": ["agentview", "robot0_eye_in_hand"],
@@ -425,7 +425,7 @@ def test_sizes_per_camera_are_robosuites_lists_and_no_pixel_depends_on_the_other
     np.testing.assert_array_equal(alone["agentview_image"], frames["agentview_image"])
 
 
-def test_data_of_another_robosuite_are_warned_of() -> None:
+def test_data_of_another_robosuite_version_gives_a_warning() -> None:
     with pytest.warns(UserWarning, match=r"robosuite 1\.2.*1\.5"):
         RobosuiteEnv.from_env_args(
             {
@@ -509,7 +509,7 @@ def test_data_of_another_robosuite_are_warned_of() -> None:
         ({"env_kwargs": {"horizon": "400"}}, "horizon must be at least 1 control step, got '400'"),
     ],
 )
-def test_env_args_that_name_what_is_not_there(change: dict[str, Any], message: str) -> None:
+def test_env_args_with_unknown_names_are_rejected(change: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message) as caught:
         RobosuiteEnv.from_env_args({"env_name": "Lift", "type": 1, "env_kwargs": {}, **change})
     assert "\n" not in str(caught.value)
@@ -531,7 +531,7 @@ def run(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_it_starts_silently_and_leaves_cleanly_when_nobody_closes_it(env: RobosuiteEnv) -> None:
+def test_an_environment_starts_silently_and_exits_cleanly_without_close(env: RobosuiteEnv) -> None:
     # tempfile registers an exit handler before OpenGL does, which once made the
     # renderer close too late.
     early = "import tempfile; d = tempfile.TemporaryDirectory();"
@@ -572,7 +572,7 @@ def test_memory_does_not_grow_with_resets_and_models(env: RobosuiteEnv) -> None:
     assert use() - before < 100e6  # six models were loaded, of 70 MB each with their renderers
 
 
-def test_object_is_robosuites_object_state_under_robomimics_name(blind: RobosuiteEnv) -> None:
+def test_object_is_robosuite_s_object_state_under_robomimic_s_name(blind: RobosuiteEnv) -> None:
     observation, _ = blind.reset(seed=0)
     parts = [observation[key] for key in ("cube_pos", "cube_quat", "gripper_to_cube_pos")]
     assert np.array_equal(observation["object"], np.concatenate(parts))

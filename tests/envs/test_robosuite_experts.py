@@ -36,7 +36,7 @@ def run(env: RobosuiteEnv, steps: int = 400) -> list[np.ndarray]:
 
 
 @pytest.mark.slow
-def test_it_succeeds_within_bounds_and_the_same_way_each_time(env: RobosuiteEnv) -> None:
+def test_an_expert_succeeds_within_action_bounds_and_repeats_itself(env: RobosuiteEnv) -> None:
     env.reset(seed=11)
     first = np.array(run(env))
     assert np.isfinite(first).all()
@@ -49,7 +49,7 @@ def test_it_succeeds_within_bounds_and_the_same_way_each_time(env: RobosuiteEnv)
 
 
 @pytest.mark.slow
-def test_it_depends_on_the_state_alone_and_goes_on_from_wherever_it_is_put(
+def test_an_expert_depends_on_the_state_alone_and_continues_from_any_state(
     env: RobosuiteEnv,
 ) -> None:
     env.reset(seed=11)
@@ -67,7 +67,7 @@ def test_it_depends_on_the_state_alone_and_goes_on_from_wherever_it_is_put(
 
 
 @pytest.mark.slow
-def test_it_recovers_from_a_push(env: RobosuiteEnv) -> None:
+def test_an_expert_recovers_from_a_push(env: RobosuiteEnv) -> None:
     env.reset(seed=13)
     for step in range(30):
         # In its middle, half a second of something else, the hand open.
@@ -77,7 +77,7 @@ def test_it_recovers_from_a_push(env: RobosuiteEnv) -> None:
 
 
 @pytest.mark.slow
-def test_a_hand_turns_to_a_cube_where_it_sees_how_it_lies() -> None:
+def test_the_gripper_aligns_with_a_cube_only_from_above() -> None:
     env = RobosuiteEnv("robosuite/Stack", cameras=())
     turned, aside = [], []
     for seed in range(5):
@@ -105,7 +105,7 @@ def test_tasks_without_an_expert_name_those_that_have_one() -> None:
     env.close()
 
 
-def test_other_robots_are_refused() -> None:
+def test_other_robots_are_rejected() -> None:
     env = RobosuiteEnv("robosuite/Lift", cameras=(), robots="Sawyer")
     with pytest.raises(UserError, match="one Panda with robosuite's default controller"):
         env.expert_action()

@@ -21,7 +21,7 @@ OF_1_0 = """<mujoco><worldbody>
 </worldbody></mujoco>"""
 
 
-def test_an_object_of_robosuite_1_0_gives_its_place_and_size_to_the_installed_one() -> None:
+def test_an_object_of_robosuite_1_0_passes_its_pose_and_size_to_the_installed_one() -> None:
     adopted = adopt(OF_1_0, OWN, ["cube_main"])
     assert re.findall(r'size="([^"]*)"', adopted) == [".02 .03 .04"] * 2
     assert 'name="cube_main" pos="1 2 3" quat="0 1 0 0"' in adopted
@@ -29,7 +29,7 @@ def test_an_object_of_robosuite_1_0_gives_its_place_and_size_to_the_installed_on
     assert "cube_g0" in adopted
 
 
-def test_an_object_that_is_not_there_is_named() -> None:
+def test_a_missing_object_is_named() -> None:
     with pytest.raises(UserError, match="has no body 'cube_main'"):
         adopt(OF_1_0.replace('name="cube"', 'name="ball"'), OWN, ["cube_main"])
 
@@ -61,5 +61,5 @@ def test_an_object_that_is_not_there_is_named() -> None:
         ("/home/me/never.stl", "/home/me/never.stl"),
     ],
 )
-def test_assets_become_the_installed_ones(found: str, expected: str) -> None:
+def test_assets_are_replaced_by_the_installed_ones(found: str, expected: str) -> None:
     assert portable(f'<mesh file="{found}"/>') == f'<mesh file="{expected}"/>'

@@ -34,7 +34,7 @@ def test_every_task_is_registered() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("task", FACTS)
-def test_seeds_states_and_proprioception(task: str) -> None:
+def test_every_task_repeats_its_seeds_and_states_and_gives_proprioception(task: str) -> None:
     horizon, width, arms = FACTS[task]
     env = make(f"robosuite/{task}", cameras=())
     assert env.horizon == horizon

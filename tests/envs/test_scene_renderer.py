@@ -46,7 +46,7 @@ def renderer() -> SceneRenderer:
         pytest.skip(str(error))
 
 
-def test_what_is_out_of_view_is_left_out_and_no_pixel_changes(renderer: SceneRenderer) -> None:
+def test_leaving_out_geometry_beyond_the_view_changes_no_pixel(renderer: SceneRenderer) -> None:
     model, data = load()
     groups = model.geom_group.copy()
     renderer.load(model)
@@ -61,7 +61,7 @@ def test_what_is_out_of_view_is_left_out_and_no_pixel_changes(renderer: SceneRen
     renderer.close()
 
 
-def test_a_model_that_looks_alike_keeps_the_context_and_shows_itself(
+def test_a_similar_model_reuses_the_context_and_renders_its_own_frames(
     renderer: SceneRenderer,
 ) -> None:
     first, second = load(), load(colour="0 1 0 1")

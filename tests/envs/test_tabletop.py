@@ -111,7 +111,7 @@ def test_images_are_upright_and_the_cameras_differ() -> None:
     env.close()
 
 
-def test_success_of_stacking_needs_the_gripper_to_let_go_and_withdraw() -> None:
+def test_stacking_succeeds_only_after_the_gripper_releases_and_withdraws() -> None:
     env = Stack(cameras=())
     env.reset(seed=0)
     held, opening = False, 0
@@ -140,7 +140,7 @@ def test_doing_nothing_never_succeeds() -> None:
 
 
 @pytest.mark.parametrize("action", [np.zeros(3), np.array([0, 0, np.nan, 0]), np.zeros((2, 4))])
-def test_malformed_actions_are_refused(action: np.ndarray) -> None:
+def test_malformed_actions_are_rejected(action: np.ndarray) -> None:
     env = envs.make("Reach-v0", cameras=())
     env.reset(seed=0)
     with pytest.raises(UserError, match="takes 4 finite actions"):
@@ -169,7 +169,7 @@ def test_unknown_tasks_get_a_suggestion_and_short_names_resolve() -> None:
     assert envs.resolve("robosuite/Lift") == "robosuite/Lift"
 
 
-def test_env_args_make_the_same_environment_again() -> None:
+def test_env_args_rebuild_the_same_environment() -> None:
     env = envs.make("Reach-v0", cameras=("wrist",), image_size=16, horizon=7)
     again = envs.from_env_args(env.env_args)
     assert again.env_args == env.env_args
@@ -178,7 +178,7 @@ def test_env_args_make_the_same_environment_again() -> None:
     )
 
 
-def test_a_state_of_another_width_is_refused() -> None:
+def test_a_state_of_another_width_is_rejected() -> None:
     env = envs.make("Lift-v0", cameras=())
     with pytest.raises(UserError, match="has width"):
         env.set_state(envs.SimState("", np.zeros(3)))

@@ -17,7 +17,7 @@ def recorded() -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("part", record.PARTS)
-def test_results_are_those_of_the_record(part: str, recorded: dict[str, Any]) -> None:
+def test_results_equal_the_record(part: str, recorded: dict[str, Any]) -> None:
     # not imported: OpenGL is chosen first
     if "robosuite" in part and importlib.util.find_spec("robosuite") is None:
         pytest.skip("robosuite is not installed")
@@ -27,7 +27,9 @@ def test_results_are_those_of_the_record(part: str, recorded: dict[str, Any]) ->
     assert not record.differences(part, recorded[part], record.compute(part), exact=exact)
 
 
-def test_the_comparison_sees_what_exceeds_its_tolerance(recorded: dict[str, Any]) -> None:
+def test_the_comparison_reports_only_differences_beyond_its_tolerance(
+    recorded: dict[str, Any],
+) -> None:
     def changed(part: str, change: Any) -> Any:
         copy = json.loads(json.dumps(recorded[part]))
         change(copy)

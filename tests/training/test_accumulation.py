@@ -43,7 +43,7 @@ def batch_of(policy: Policy, count: int) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("policy", POLICIES.names())
-def test_losses_of_parts_average_by_their_weights(policy: str) -> None:
+def test_losses_of_parts_average_by_their_denominators(policy: str) -> None:
     if policy.startswith("bc_"):
         pytest.importorskip("robomimic")
     torch.manual_seed(0)
@@ -86,7 +86,7 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(
 
 
 @pytest.mark.parametrize("accumulate", [0, 3])
-def test_parts_that_do_not_divide_the_batch_are_refused(
+def test_parts_that_do_not_divide_the_batch_are_rejected(
     tiny_config: TrainConfig, tmp_path: Path, accumulate: int
 ) -> None:
     with pytest.raises(

@@ -70,7 +70,7 @@ def test_filter_keys_are_for_all_files_or_for_each(
         open_dataset(replace(tiny_config, dataset_weights=(1.0, 2.0)))
 
 
-def test_a_list_of_one_file_is_that_file(tiny_config: TrainConfig) -> None:
+def test_a_list_of_one_file_equals_that_file(tiny_config: TrainConfig) -> None:
     assert replace(tiny_config, dataset=(tiny_config.dataset,)) == tiny_config
 
 
@@ -119,7 +119,7 @@ def test_validation_reads_the_demos_of_its_key_in_every_file_that_has_it(
     assert open_validation(tiny_config, open_dataset(tiny_config)) is None
 
 
-def test_validating_on_what_is_trained_on_is_refused(tiny_config: TrainConfig) -> None:
+def test_validating_on_training_demos_is_rejected(tiny_config: TrainConfig) -> None:
     config = validating(replace(tiny_config, filter_key="all"), "valid")
     with pytest.raises(
         UserError, match="1 of 1 demos of filter key 'valid' are trained on as well, such as demo_"
@@ -127,7 +127,7 @@ def test_validating_on_what_is_trained_on_is_refused(tiny_config: TrainConfig) -
         open_validation(config, open_dataset(config))
 
 
-def test_an_unknown_validation_key_is_answered_with_the_nearest(
+def test_an_unknown_validation_key_suggests_the_nearest(
     tiny_config: TrainConfig, tmp_path: Path
 ) -> None:
     with pytest.raises(
@@ -137,7 +137,7 @@ def test_an_unknown_validation_key_is_answered_with_the_nearest(
     assert not (tmp_path / "run").exists()
 
 
-def test_narrow_distributions_on_actions_at_their_limits_are_warned_of(
+def test_narrow_distributions_on_actions_at_their_limits_give_a_warning(
     tiny_config: TrainConfig, second_file: Path, tmp_path: Path
 ) -> None:
     with h5py.File(second_file, "a") as file:
@@ -168,7 +168,7 @@ def test_narrow_distributions_on_actions_at_their_limits_are_warned_of(
     assert warnings("bc") == []
 
 
-def test_a_file_on_which_hdf5_crashes_is_refused_before_it_is_opened(
+def test_a_file_that_crashes_hdf5_is_rejected_before_it_is_opened(
     tiny_config: TrainConfig, second_file: Path
 ) -> None:
     content = bytearray(second_file.read_bytes())
@@ -205,6 +205,6 @@ def test_each_file_is_opened_once(
 
 
 @pytest.mark.parametrize("name", ["cameras", "vectors"])
-def test_an_observation_is_named_once(tmp_path: Path, name: str) -> None:
+def test_a_repeated_observation_is_rejected(tmp_path: Path, name: str) -> None:
     with pytest.raises(UserError, match=f"{name}: a, b, a names one twice"):
         TrainConfig(tmp_path / "data.hdf5", tmp_path / "run", **{name: ("a", "b", "a")})

@@ -96,13 +96,13 @@ def test_two_processes_train_as_one(
     assert (outcome.endings[0][number], outcome.endings[1][number]) == ("done", "done")
 
 
-def test_rank_0_alone_writes_and_prints(two: tuple[Path, Outcome]) -> None:
+def test_only_rank_0_writes_and_prints(two: tuple[Path, Outcome]) -> None:
     folder, outcome = two
     assert outcome.printed[1] == ""
     assert len(list((folder / "plain").glob("events.*"))) == 1
 
 
-def test_a_batch_that_cannot_be_split_is_refused_once_and_ends_all(
+def test_a_batch_that_cannot_be_split_is_one_error_and_ends_all_ranks(
     two: tuple[Path, Outcome], configs: dict[str, TrainConfig]
 ) -> None:
     folder, outcome = two
@@ -116,7 +116,7 @@ def test_a_batch_that_cannot_be_split_is_refused_once_and_ends_all(
     assert not (folder / "uneven").exists()
 
 
-def test_batch_norm_that_is_trained_on_cpus_is_refused_and_ends_all(
+def test_training_batch_norm_on_cpus_is_an_error_and_ends_all_ranks(
     two: tuple[Path, Outcome], configs: dict[str, TrainConfig]
 ) -> None:
     folder, outcome = two

@@ -24,12 +24,12 @@ def watched(losses: list[float]) -> Divergence:
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
-def test_a_value_that_is_not_finite_ends_at_once(bad: float) -> None:
+def test_a_loss_that_is_not_finite_ends_at_once(bad: float) -> None:
     assert Divergence().check(bad, 1.0) == f"the loss is {bad}"
     assert Divergence().check(1.0, bad) == f"the gradient norm is {bad}"
 
 
-def test_a_loss_that_stays_high_ends_and_an_outlier_does_not() -> None:
+def test_a_loss_that_stays_high_ends_the_training_and_an_outlier_does_not() -> None:
     usual = np.random.default_rng(0).uniform(0.8, 1.2, 100).tolist()
     watch = watched(usual)
     assert watch.check(100.0, 1.0) is None
@@ -42,7 +42,7 @@ def test_a_loss_that_stays_high_ends_and_an_outlier_does_not() -> None:
 
 
 @pytest.mark.parametrize("level", [5.0, 0.0, -30.0])
-def test_log_likelihoods_of_any_sign_have_a_usual_level(level: float) -> None:
+def test_divergence_is_detected_for_losses_of_any_sign(level: float) -> None:
     losses = (level + np.random.default_rng(0).normal(0, 1, 300)).tolist()
     watch = watched(losses)
     assert watch.is_stable
@@ -50,7 +50,7 @@ def test_log_likelihoods_of_any_sign_have_a_usual_level(level: float) -> None:
     assert not watch.is_stable
 
 
-def test_a_falling_loss_and_the_first_steps_are_never_high() -> None:
+def test_a_falling_loss_and_the_first_steps_never_count_as_high() -> None:
     assert watched([1000.0 * 0.9**i for i in range(300)]).is_stable
     assert watched([1.0, 1e9] * (LEAST // 2)).is_stable
 
@@ -86,7 +86,7 @@ def test_a_loss_that_is_not_finite_stops_with_the_step_and_the_samples(
     assert torch.load(config.out / "state.pt", weights_only=True)["step"] == 4
 
 
-def test_no_checkpoint_is_written_once_the_loss_explodes(
+def test_no_checkpoint_is_written_after_the_loss_explodes(
     tiny_config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     breaking_at(30, 1e4, monkeypatch)
@@ -99,7 +99,9 @@ def test_no_checkpoint_is_written_once_the_loss_explodes(
     assert torch.load(config.out / "state.pt", weights_only=True)["step"] == 30
 
 
-def test_the_usual_level_survives_a_resume(tiny_config: TrainConfig, tmp_path: Path) -> None:
+def test_the_divergence_check_continues_after_a_resume(
+    tiny_config: TrainConfig, tmp_path: Path
+) -> None:
     config = replace(tiny_config, out=tmp_path / "run")
     train(config)
     state = torch.load(config.out / "state.pt", weights_only=True)

@@ -49,7 +49,7 @@ def same(one: nn.Module, other: nn.Module) -> bool:
 
 
 @pytest.mark.filterwarnings("ignore:the frozen encoder has random weights")
-def test_a_frozen_encoder_stays_as_it_was_and_the_head_learns(
+def test_a_frozen_encoder_does_not_change_while_the_policy_learns(
     tiny_config: TrainConfig, tmp_path: Path
 ) -> None:
     for name, frozen in (("trained", False), ("frozen", True)):
@@ -125,7 +125,9 @@ def test_encoders_start_from_a_run_camera_by_camera(
     )
 
 
-def test_a_run_of_other_cameras_is_refused(tiny_config: TrainConfig, tmp_path: Path) -> None:
+def test_encoder_weights_of_other_cameras_are_rejected(
+    tiny_config: TrainConfig, tmp_path: Path
+) -> None:
     train(replace(tiny_config, out=tmp_path / "run"))
     with pytest.raises(
         UserError, match="run: has encoders for workspace_image, wrist_image, none for front_image"
@@ -140,7 +142,7 @@ def test_a_run_of_other_cameras_is_refused(tiny_config: TrainConfig, tmp_path: P
 
 @pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "module._orig_mod."])
 @pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
-def test_encoders_start_from_a_file(
+def test_encoders_start_from_a_weights_file(
     tiny_config: TrainConfig, tmp_path: Path, suffix: str, prefix: str
 ) -> None:
     source = camera_encoders(policy_of(tiny_config, 1))["front_image"].state_dict()
@@ -159,7 +161,7 @@ def test_encoders_start_from_a_file(
         )
 
 
-def test_weights_that_do_not_fit_are_named(tiny_config: TrainConfig, tmp_path: Path) -> None:
+def test_incompatible_weights_are_named(tiny_config: TrainConfig, tmp_path: Path) -> None:
     source = dict(camera_encoders(policy_of(tiny_config, 1))["front_image"].state_dict())
     source["norm.weights"] = source.pop("norm.weight")
     source["cls"] = torch.zeros(1, 1, 7)
@@ -174,7 +176,7 @@ def test_weights_that_do_not_fit_are_named(tiny_config: TrainConfig, tmp_path: P
     assert not (tmp_path / "run").exists()
 
 
-def test_unreadable_weights_are_refused_and_run_no_code(
+def test_unreadable_weights_are_rejected_and_run_no_code(
     tiny_config: TrainConfig, tmp_path: Path
 ) -> None:
     class Evil:
@@ -199,7 +201,7 @@ def test_unreadable_weights_are_refused_and_run_no_code(
     assert not (tmp_path / "executed").exists()
 
 
-def test_a_timm_checkpoint_loses_its_classifier_and_gets_other_positions(tmp_path: Path) -> None:
+def test_a_timm_checkpoint_loses_its_classifier_and_resizes_its_positions(tmp_path: Path) -> None:
     make_torchvision_importable()
     make_torchvision_importable()
     timm = pytest.importorskip("timm")
@@ -250,7 +252,7 @@ def kept_bytes(encoder: nn.Module, images: Tensor) -> tuple[int, list[Tensor]]:
 
 
 @pytest.mark.parametrize("attention", ["dense", "fibottention"])
-def test_gradient_checkpointing_keeps_less_and_gives_the_same_gradients(attention: Any) -> None:
+def test_gradient_checkpointing_stores_less_and_gives_the_same_gradients(attention: Any) -> None:
     torch.manual_seed(0)
     encoder = ViT(image_size=(24, 24), attention=attention, **TINY_ENCODER)
     images = torch.rand(4, 3, 24, 24)
@@ -364,7 +366,7 @@ def test_every_encoder_of_a_policy_is_found(tiny_config: TrainConfig) -> None:
         assert len({id(encoder) for encoder in found.values()}) == (2 if views == "separate" else 1)
 
 
-def test_a_run_with_published_weights_is_loaded_without_fetching_them(
+def test_a_run_with_published_weights_is_loaded_without_a_download(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make_torchvision_importable()

@@ -55,7 +55,7 @@ def write(tmp_path: Path) -> Files:
 
 
 @pytest.mark.parametrize("normalization", ["minmax", "none", "gaussian"])
-def test_a_policy_gives_joint_targets_back_in_their_range(
+def test_a_policy_predicts_joint_targets_in_their_range(
     write: Files, tiny_config: TrainConfig, tmp_path: Path, normalization: str
 ) -> None:
     targets = np.tile([2.5, -2.0, 0.1, 3.0, 0.0, 0.5, 255.0], (12, 1))
@@ -77,7 +77,7 @@ def test_a_policy_gives_joint_targets_back_in_their_range(
         assert actions[..., 3].min() > 1
 
 
-def test_actions_within_the_bounds_stay_bounded(write: Files, tiny_config: TrainConfig) -> None:
+def test_actions_within_the_bounds_are_not_absolute(write: Files, tiny_config: TrainConfig) -> None:
     assert not shapes_of(open_dataset(replace(tiny_config, dataset=write()))).absolute
 
 
@@ -102,7 +102,7 @@ def test_unread_observations_are_listed_at_the_start(
 
 
 @pytest.mark.parametrize("kind", [4, 1])
-def test_frames_that_cannot_be_read_are_named_and_only_a_known_task_is_to_be_rendered(
+def test_unreadable_frames_are_named_with_a_hint_to_render_known_tasks(
     write: Files, tiny_config: TrainConfig, kind: int
 ) -> None:
     name = "RealKitchen" if kind == 4 else "Lift"
@@ -118,7 +118,7 @@ def test_frames_that_cannot_be_read_are_named_and_only_a_known_task_is_to_be_ren
     assert ("fibopolicy render" in str(caught.value)) == (kind == 1)
 
 
-def test_an_unreadable_camera_is_not_left_out_silently(
+def test_an_unreadable_camera_is_not_skipped_silently(
     write: Files, tiny_config: TrainConfig
 ) -> None:
     config = replace(tiny_config, dataset=write(wrist_image=np.zeros((12, 3, 24, 24), np.uint8)))
@@ -138,7 +138,7 @@ def test_an_unreadable_camera_is_not_left_out_silently(
         ({"env_name": "Libero_Floor_Manipulation", "type": 1, "env_kwargs": {}}, "is LIBERO's"),
     ],
 )
-def test_data_of_another_simulator_trains_and_rollouts_are_refused(
+def test_data_of_another_simulator_can_be_trained_on_but_not_rolled_out(
     write: Files,
     tiny_config: TrainConfig,
     tmp_path: Path,
@@ -210,7 +210,7 @@ def test_the_next_command_is_printed_for_a_known_task_and_quoted(
     assert f"next: fibopolicy evaluate '{run}' --episodes 50" in out.splitlines()
 
 
-def test_nested_cameras_train_from_end_to_end(
+def test_nested_cameras_can_be_trained_on(
     write: Files, tiny_config: TrainConfig, tmp_path: Path
 ) -> None:
     path = write()

@@ -99,7 +99,9 @@ def killed_at_random(config: TrainConfig, folder: Path) -> None:
 
 
 @pytest.mark.slow
-def test_fifty_kills_at_random_moments(tiny_config: TrainConfig, tmp_path: Path) -> None:
+def test_a_run_survives_fifty_kills_at_random_moments(
+    tiny_config: TrainConfig, tmp_path: Path
+) -> None:
     config = replace(
         tiny_config,
         optimizer=OptimizerConfig(steps=60, batch_size=4, warmup_steps=2),
@@ -177,7 +179,9 @@ def killed_while_saving(config: TrainConfig, folder: Path) -> None:
 
 
 @pytest.mark.slow
-def test_kills_at_every_place_of_saving(tiny_config: TrainConfig, tmp_path: Path) -> None:
+def test_a_run_survives_kills_at_every_point_of_saving(
+    tiny_config: TrainConfig, tmp_path: Path
+) -> None:
     apart(killed_while_saving, tiny_config, tmp_path)
 
 
@@ -198,7 +202,7 @@ def disk_fills_up(config: TrainConfig, out: Path, tell: Any) -> None:
         tell.send(check_whole(out))
 
 
-def test_a_full_disk_is_one_line_and_spares_the_checkpoint(
+def test_a_full_disk_is_a_one_line_error_and_keeps_the_checkpoint(
     tiny_config: TrainConfig, tmp_path: Path
 ) -> None:
     config = replace(tiny_config, out=tmp_path / "run")
@@ -226,7 +230,7 @@ def test_a_full_disk_is_one_line_and_spares_the_checkpoint(
     assert outcome(config.out) == outcome(tmp_path / "whole")
 
 
-def test_the_first_checkpoints_failure_speaks_of_no_earlier_one(
+def test_the_first_checkpoint_s_failure_does_not_mention_an_earlier_one(
     tiny_config: TrainConfig, tmp_path: Path
 ) -> None:
     config = replace(tiny_config, out=tmp_path / "run")

@@ -30,7 +30,7 @@ def test_learning_rate_warms_up_and_ends_at_zero() -> None:
     assert rates[100] == pytest.approx(0.0)
 
 
-def test_weight_decay_spares_biases_norms_and_positions(policy: Policy) -> None:
+def test_weight_decay_excludes_biases_norms_and_positions(policy: Policy) -> None:
     decayed, spared = build_optimizer(policy, OptimizerConfig(weight_decay=0.1)).param_groups
     assert (decayed["weight_decay"], spared["weight_decay"]) == (0.1, 0.0)
     names = {id(p): n for n, p in policy.named_parameters()}
@@ -47,7 +47,7 @@ def test_weight_decay_spares_biases_norms_and_positions(policy: Policy) -> None:
     assert len(decayed["params"]) + len(spared["params"]) == len(names)
 
 
-def test_weight_decay_spares_the_learned_tokens_of_timm() -> None:
+def test_weight_decay_excludes_the_learned_tokens_of_timm() -> None:
     make_torchvision_importable()
     pytest.importorskip("timm")
     encoder = build_encoder("timm:vit_tiny_patch16_224", image_size=(32, 32))
@@ -57,7 +57,7 @@ def test_weight_decay_spares_the_learned_tokens_of_timm() -> None:
     }
 
 
-def test_the_encoder_learns_at_its_own_rate(policy: Policy) -> None:
+def test_the_encoder_has_its_own_learning_rate(policy: Policy) -> None:
     optimizer = build_optimizer(policy, OptimizerConfig(encoder_lr_scale=0.1))
     set_learning_rate(optimizer, 2.0)
     inside = {id(p) for name, p in policy.named_parameters() if ".encoders." in name}
@@ -67,7 +67,7 @@ def test_the_encoder_learns_at_its_own_rate(policy: Policy) -> None:
         assert group["lr"] == pytest.approx(0.2 if id(group["params"][0]) in inside else 2.0)
 
 
-def test_a_frozen_encoder_is_not_in_the_optimiser(policy: Policy) -> None:
+def test_a_frozen_encoder_is_not_in_the_optimizer(policy: Policy) -> None:
     freeze(policy)
     trained = {
         id(p)
@@ -92,11 +92,11 @@ def test_shared_encoders_are_counted_once(tiny_config: TrainConfig) -> None:
     "change",
     [{"encoder_lr_scale": 0.0}, {"lr": -1.0}, {"grad_clip_norm": 0.0}, {"betas": (0.9, 1.0)}],
 )
-def test_values_out_of_range_are_refused(change: dict[str, float]) -> None:
+def test_values_out_of_range_are_rejected(change: dict[str, float]) -> None:
     with pytest.raises(UserError, match=next(iter(change))):
         OptimizerConfig(**change)
 
 
-def test_an_optimiser_can_be_built_where_nothing_is_decayed() -> None:
+def test_an_optimizer_can_be_built_without_decayed_parameters() -> None:
     assert len(build_optimizer(nn.LayerNorm(3), OptimizerConfig()).param_groups) == 1
     assert isinstance(build_optimizer(nn.Linear(2, 2), OptimizerConfig()), torch.optim.AdamW)

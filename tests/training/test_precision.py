@@ -21,7 +21,7 @@ CPU, CUDA = torch.device("cpu"), torch.device("cuda")
     ("device", "capability", "expected"),
     [(CPU, None, "fp32"), (CUDA, (7, 5), "fp32"), (CUDA, (8, 0), "bf16"), (CUDA, (9, 0), "bf16")],
 )
-def test_auto_goes_by_what_the_device_can_do(
+def test_auto_precision_depends_on_the_device_s_capability(
     device: torch.device,
     capability: tuple[int, int] | None,
     expected: str,
@@ -37,7 +37,7 @@ def chosen(run: Path) -> str:
     return str(json.loads((run / "config.json").read_text())["train"]["compute"]["precision"])
 
 
-def test_auto_is_float32_on_a_busy_cpu_with_bfloat16_units(
+def test_auto_precision_is_float32_on_a_cpu_with_bfloat16_units(
     tiny_config: TrainConfig,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -52,7 +52,7 @@ def test_auto_is_float32_on_a_busy_cpu_with_bfloat16_units(
     assert "on cpu in fp32" in caplog.text
 
 
-def test_a_resumed_run_keeps_the_precision_that_it_was_started_with(
+def test_a_resumed_run_keeps_its_precision(
     tiny_config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[str] = []
@@ -71,7 +71,7 @@ def test_a_resumed_run_keeps_the_precision_that_it_was_started_with(
     assert chosen(tmp_path / "run") == "bf16"
 
 
-def test_bf16_trains_to_a_like_loss_with_weights_in_float32(
+def test_bf16_reaches_a_similar_loss_with_float32_weights(
     tiny_config: TrainConfig, tmp_path: Path
 ) -> None:
     curves = []
@@ -95,6 +95,6 @@ def test_keypoints_stay_exact_under_autocast(tiny_config: TrainConfig) -> None:
         assert pool(torch.rand(2, 4, 7, 7)).dtype == torch.float32
 
 
-def test_unknown_precisions_are_refused() -> None:
+def test_unknown_precisions_are_rejected() -> None:
     with pytest.raises(UserError, match="did you mean 'bf16'"):
         ComputeConfig(precision="bf61")

@@ -20,7 +20,7 @@ def parsed(*arguments: str) -> TrainConfig:
 
 @pytest.mark.parametrize("name", PRESETS.names())
 @pytest.mark.parametrize("form", ["--preset {}", "--preset={}"])
-def test_the_command_line_makes_the_same_run_as_python(name: str, form: str) -> None:
+def test_the_command_line_gives_the_same_run_as_python(name: str, form: str) -> None:
     assert parsed(*form.format(name).split()) == PRESETS[name](DATA, RUN)
 
 
@@ -36,7 +36,7 @@ def test_other_options_override_a_preset_in_any_order(order: int) -> None:
     assert parsed(*words[0], *words[1]) == changed
 
 
-def test_another_head_brings_its_own_settings() -> None:
+def test_another_policy_uses_its_own_defaults() -> None:
     policy = parsed("--preset", "released_robot", "--policy", "bc").policy
     assert (
         policy.policy,

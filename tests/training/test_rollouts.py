@@ -70,7 +70,7 @@ def rollouts(
     )
 
 
-def test_training_waits_for_rollouts_only_at_its_end(
+def test_training_waits_for_rollouts_only_at_the_end(
     run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stand_in(monkeypatch, run / "trained")
@@ -87,7 +87,7 @@ def test_training_waits_for_rollouts_only_at_its_end(
     assert written[0][1] == {"monitoring_success": 0.5}
 
 
-def test_a_failure_is_logged_and_stops_nothing(
+def test_a_failed_rollout_is_logged_and_does_not_stop_the_training(
     run: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     stand_in(monkeypatch, run, fail=True)
@@ -119,13 +119,13 @@ def test_interrupted_rollouts_continue_after_a_resume_and_are_not_repeated(
 
 
 @pytest.mark.parametrize("name", ["rollout_every", "rollout_episodes", "rollout_workers"])
-def test_numbers_below_one_are_refused(name: str) -> None:
+def test_numbers_below_one_are_rejected(name: str) -> None:
     with pytest.raises(UserError, match=f"{name} must be at least 1, got 0"):
         RolloutConfig(**{name: 0})
 
 
 @pytest.mark.slow
-def test_a_run_is_rolled_out_during_its_training(tiny_config: TrainConfig, tmp_path: Path) -> None:
+def test_a_run_is_evaluated_during_its_training(tiny_config: TrainConfig, tmp_path: Path) -> None:
     config = replace(
         tiny_config,
         out=tmp_path / "run",
@@ -154,7 +154,7 @@ def test_a_run_is_rolled_out_during_its_training(tiny_config: TrainConfig, tmp_p
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_rollouts_end_with_a_training_that_is_killed(
+def test_rollouts_end_when_their_training_is_killed(
     tiny_config: TrainConfig, tmp_path: Path
 ) -> None:
     command = [

@@ -132,7 +132,9 @@ def test_a_killed_run_resumes_to_bit_identical_weights(lift_file: Path, tmp_path
     assert losses(tmp_path / "whole") == losses(tmp_path / "killed")
 
 
-def test_a_missing_export_is_made_again_on_resume(tiny_config: TrainConfig, tmp_path: Path) -> None:
+def test_a_missing_weights_file_is_written_again_on_resume(
+    tiny_config: TrainConfig, tmp_path: Path
+) -> None:
     config = replace(tiny_config, out=tmp_path / "run")
     train(config)
     kept = (config.out / "ema.safetensors").read_bytes()
@@ -141,7 +143,7 @@ def test_a_missing_export_is_made_again_on_resume(tiny_config: TrainConfig, tmp_
     assert (config.out / "ema.safetensors").read_bytes() == kept
 
 
-def test_resuming_another_configuration_is_refused_by_name(
+def test_resuming_with_another_configuration_names_the_setting(
     tiny_config: TrainConfig, tmp_path: Path
 ) -> None:
     config = replace(tiny_config, out=tmp_path / "run")
@@ -160,7 +162,7 @@ def test_resuming_another_configuration_is_refused_by_name(
         )
 
 
-def test_resuming_on_other_data_is_refused_with_the_statistic(
+def test_resuming_on_other_data_names_the_statistic(
     tiny_config: TrainConfig, lift_file: Path, tmp_path: Path
 ) -> None:
     config = replace(tiny_config, out=tmp_path / "run")
@@ -211,9 +213,7 @@ def test_a_corrupt_state_is_named_and_does_not_run_code(
     assert not (tmp_path / "executed").exists()
 
 
-def test_a_folder_with_something_else_in_it_is_left_alone(
-    tiny_config: TrainConfig, tmp_path: Path
-) -> None:
+def test_a_folder_with_other_files_is_not_touched(tiny_config: TrainConfig, tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("years of work")
     for overwrite in (False, True):
         with pytest.raises(UserError, match="holds no run"):
@@ -221,7 +221,7 @@ def test_a_folder_with_something_else_in_it_is_left_alone(
     assert (tmp_path / "thesis.tex").exists()
 
 
-def test_weights_that_do_not_fit_the_configuration_are_refused(
+def test_weights_that_do_not_match_the_configuration_are_rejected(
     tiny_config: TrainConfig, tmp_path: Path
 ) -> None:
     config = replace(tiny_config, out=tmp_path / "run")
@@ -258,7 +258,7 @@ def test_ema_follows_the_stated_recursion_and_copies_buffers() -> None:
     torch.testing.assert_close(ema.average.running_mean, torch.full((2,), 7.0))
 
 
-def test_object_poses_are_not_taken_for_proprioception(
+def test_object_poses_do_not_count_as_proprioception(
     tmp_path: Path, tiny_config: TrainConfig, lift_file: Path
 ) -> None:
     with DemoFile(lift_file) as file:
@@ -285,7 +285,9 @@ def test_checkpoints_hold_no_code(tiny_config: TrainConfig, tmp_path: Path) -> N
     assert load_file(tmp_path / "run/model.safetensors").keys() == state["policy"].keys()
 
 
-def test_overwriting_spares_what_no_run_wrote(tiny_config: TrainConfig, tmp_path: Path) -> None:
+def test_overwriting_keeps_files_that_no_run_wrote(
+    tiny_config: TrainConfig, tmp_path: Path
+) -> None:
     config = replace(tiny_config, out=tmp_path / "run")
     train(config)
     for name in ("notes.jsonl", "other.safetensors", "videos/mine.mp4"):
@@ -315,14 +317,14 @@ def test_two_trainings_do_not_share_a_directory(tiny_config: TrainConfig, tmp_pa
     assert (config.out / "state.pt").read_bytes() == kept
 
 
-def test_resume_and_overwrite_together_are_refused(
+def test_resume_and_overwrite_together_are_rejected(
     tiny_config: TrainConfig, tmp_path: Path
 ) -> None:
     with pytest.raises(UserError, match="either --resume or --overwrite"):
         train(replace(tiny_config, out=tmp_path / "run"), resume=True, overwrite=True)
 
 
-def test_a_run_without_its_state_does_not_start_over_its_weights(
+def test_resuming_a_run_without_its_state_is_an_error(
     tiny_config: TrainConfig, tmp_path: Path
 ) -> None:
     config = replace(tiny_config, out=tmp_path / "run")
@@ -343,7 +345,7 @@ def test_a_run_without_its_state_does_not_start_over_its_weights(
         {"device": "cuda:99"},
     ],
 )
-def test_values_out_of_range_are_refused_before_anything_is_written(
+def test_values_out_of_range_are_rejected_before_anything_is_written(
     tiny_config: TrainConfig, tmp_path: Path, change: dict[str, object]
 ) -> None:
     with pytest.raises(UserError):

@@ -44,7 +44,9 @@ def test_the_loss_does_not_depend_on_the_size_of_the_batches(tiny_config: TrainC
         assert metrics["validation_loss"] == pytest.approx(expected, rel=1e-5)
 
 
-def test_it_leaves_random_numbers_and_repeats_its_own(tiny_config: TrainConfig) -> None:
+def test_validation_leaves_random_state_unchanged_and_repeats_its_own_draws(
+    tiny_config: TrainConfig,
+) -> None:
     """For losses that draw, such as diffusion's."""
     dataset = open_dataset(tiny_config)
     policy = build_policy(tiny_config.policy, shapes_of(dataset)).eval()
@@ -59,7 +61,7 @@ def test_it_leaves_random_numbers_and_repeats_its_own(tiny_config: TrainConfig) 
     assert torch.rand(()) == drawn
 
 
-def test_a_run_validates_its_averaged_weights_in_the_log_and_stays_the_same_run(
+def test_validation_uses_averaged_weights_and_does_not_change_the_run(
     watched: TrainConfig, tiny_config: TrainConfig, tmp_path: Path
 ) -> None:
     done = train(watched)
@@ -93,7 +95,7 @@ def test_the_best_checkpoints_are_kept_and_can_be_loaded(watched: TrainConfig) -
     assert len(list((watched.out / "best").iterdir())) == 2
 
 
-def test_ranking_continues_from_the_files_alone(tmp_path: Path) -> None:
+def test_the_ranking_of_checkpoints_resumes_from_the_files_alone(tmp_path: Path) -> None:
     module = torch.nn.Linear(1, 1)
     for step, value in ((1, 3.0), (2, 1.0), (3, float("nan")), (4, 2.0), (2, 1.0), (5, 2.0)):
         TopKCheckpoints(tmp_path, 2, "validation_loss").update(
@@ -105,7 +107,7 @@ def test_ranking_continues_from_the_files_alone(tmp_path: Path) -> None:
     ]
 
 
-def test_a_criterion_that_is_no_metric_is_refused_before_anything_is_written(
+def test_a_criterion_that_is_not_a_metric_is_rejected_before_anything_is_written(
     watched: TrainConfig,
 ) -> None:
     mistyped = replace(watched.validation, criterion="validation_los")
@@ -125,15 +127,13 @@ def test_a_criterion_that_is_no_metric_is_refused_before_anything_is_written(
         ({"validate_every": 0}, "validate_every must be at least 1"),
     ],
 )
-def test_settings_that_cannot_be_followed_are_refused(
-    options: dict[str, object], message: str
-) -> None:
+def test_contradictory_settings_are_rejected(options: dict[str, object], message: str) -> None:
     with pytest.raises(UserError, match=message):
         ValidationConfig(**options)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("policy", ["bc_gaussian", "bc_gmm", "bc_rnn_gmm", "bc_transformer_gmm"])
-def test_a_likelihood_is_under_the_learned_noise_in_evaluation_too(
+def test_validation_likelihoods_use_the_learned_noise(
     policy: str, tiny_config: TrainConfig
 ) -> None:
     pytest.importorskip("robomimic", exc_type=ImportError)

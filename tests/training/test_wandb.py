@@ -39,7 +39,7 @@ def test_metrics_go_to_weights_and_biases_without_a_network(
     assert (config.out / "wandb.json").read_text() != identity
 
 
-def test_its_absence_is_reported(
+def test_a_missing_wandb_is_reported(
     tiny_config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "wandb", None)

@@ -31,7 +31,7 @@ def homeless(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_without_a_home_caches_go_to_a_temporary_folder_of_this_user_alone(homeless: Path) -> None:
+def test_without_a_home_caches_go_to_a_private_temporary_folder(homeless: Path) -> None:
     with pytest.warns(
         UserWarning, match=r"the home folder is not writable: caches go to .*; set XDG_CACHE_HOME"
     ):
@@ -40,7 +40,7 @@ def test_without_a_home_caches_go_to_a_temporary_folder_of_this_user_alone(homel
     assert folder.stat().st_mode & 0o777 == 0o700
 
 
-def test_a_home_that_cannot_be_written_is_none(
+def test_an_unwritable_home_counts_as_missing(
     homeless: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     home = homeless / "home"
@@ -51,7 +51,7 @@ def test_a_home_that_cannot_be_written_is_none(
         assert files.cache_home().parent == homeless
 
 
-def test_a_temporary_folder_of_somebody_else_is_refused(
+def test_a_temporary_folder_of_another_user_is_rejected(
     homeless: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (homeless / "fibopolicy-4242").mkdir()
@@ -62,7 +62,7 @@ def test_a_temporary_folder_of_somebody_else_is_refused(
         files.cache_home()
 
 
-def test_a_command_without_a_home_gives_other_libraries_places_for_their_caches(
+def test_without_a_home_other_libraries_get_cache_folders_too(
     homeless: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TRITON_CACHE_DIR", "/mine")
@@ -73,7 +73,7 @@ def test_a_command_without_a_home_gives_other_libraries_places_for_their_caches(
     assert os.environ["TRITON_CACHE_DIR"] == "/mine"
 
 
-def test_with_a_home_other_libraries_keep_theirs(
+def test_with_a_home_other_libraries_keep_their_cache_folders(
     homeless: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Path, "home", lambda: homeless)
@@ -93,7 +93,7 @@ def test_a_lock_names_its_holder_to_a_second_process(tmp_path: Path) -> None:
     assert not files.is_locked(tmp_path / "absent.lock")
 
 
-def test_a_lock_is_waited_for(tmp_path: Path) -> None:
+def test_a_second_process_waits_for_a_lock(tmp_path: Path) -> None:
     entered = threading.Event()
     order: list[str] = []
 

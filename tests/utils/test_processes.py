@@ -56,7 +56,7 @@ def test_collect_render_and_replay_need_no_main_guard(tmp_path: Path, file: bool
     assert done.stdout.split() == ["2", "2"]
 
 
-def test_an_environment_of_a_script_is_named_before_any_process_starts(tmp_path: Path) -> None:
+def test_an_environment_of_a_script_is_rejected_before_any_process_starts(tmp_path: Path) -> None:
     code = """
 from fibopolicy.envs.tabletop.reach import Reach
 from fibopolicy.evaluation import evaluate_policy
@@ -110,7 +110,7 @@ def local_function() -> object:
         ),
     ],
 )
-def test_what_cannot_reach_another_process_is_one_line_that_says_to_use_a_module(
+def test_an_object_that_cannot_be_pickled_gets_a_hint_to_use_a_module(
     make_env, message: str
 ) -> None:
     with pytest.raises(UserError, match=message) as caught:
@@ -119,19 +119,19 @@ def test_what_cannot_reach_another_process_is_one_line_that_says_to_use_a_module
     assert "\n" not in str(caught.value)
 
 
-def test_what_a_module_defines_may_reach_a_worker() -> None:
+def test_objects_of_a_module_can_be_sent_to_a_worker() -> None:
     check_importable(
         "task",
         functools.partial(envs.make, "__main__", cameras=("wrist",), image_size={"wrist": (8, 9)}),
     )
 
 
-def test_a_task_of_main_is_refused_by_name() -> None:
+def test_a_task_of_main_is_rejected_by_name() -> None:
     with pytest.raises(UserError, match=r"task __main__:Mine: .* put Mine into a module"):
         import_object("task", "__main__:Mine")
 
 
-def test_a_pool_is_of_spawned_workers_that_ignore_an_interrupt() -> None:
+def test_a_pool_has_spawned_workers_that_ignore_an_interrupt() -> None:
     with processes.simulator_pool(1, int) as pool:
         handler = pool.submit(signal.getsignal, signal.SIGINT)
         assert handler.result() == signal.SIG_IGN
@@ -140,7 +140,7 @@ def test_a_pool_is_of_spawned_workers_that_ignore_an_interrupt() -> None:
     assert issubclass(WorkerProcess, SpawnProcess)
 
 
-def test_a_dev_shm_without_room_for_semaphores_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_dev_shm_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
@@ -152,7 +152,9 @@ def test_a_dev_shm_without_room_for_semaphores_is_named(monkeypatch: pytest.Monk
         pass
 
 
-def test_memory_that_the_system_refuses_is_no_bus_error(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_memory_allocation_is_an_error_and_not_a_crash(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     def refuse(*_: int) -> None:
         raise OSError(12, "Cannot allocate memory")
 
@@ -164,7 +166,7 @@ def test_memory_that_the_system_refuses_is_no_bus_error(monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize("options", ["size=8k", "ro"])
-def test_a_simulator_needs_no_dev_shm(tmp_path: Path, options: str) -> None:
+def test_a_simulator_works_without_dev_shm(tmp_path: Path, options: str) -> None:
     mount = f"mount -t tmpfs -o {options} none /dev/shm"
     if (
         sys.platform != "linux"

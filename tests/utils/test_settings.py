@@ -40,7 +40,7 @@ def test_the_first_setting_that_differs_is_named(
     assert first_difference(there, now) == expected
 
 
-def test_the_documents_name_begins_the_settings() -> None:
+def test_the_difference_starts_with_the_name_of_the_document() -> None:
     assert first_difference(6, 7, "train.steps") == "train.steps = 6 there, 7 now"
     assert (
         first_difference({"betas": [0.9]}, {"betas": [0.8]}, "train")

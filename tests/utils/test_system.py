@@ -10,7 +10,7 @@ import numpy as np
 from fibopolicy.utils.system import peak_memory_bytes
 
 
-def test_peak_memory_is_the_process_s_own_and_not_what_its_parent_held() -> None:
+def test_peak_memory_excludes_the_memory_of_the_parent() -> None:
     held = np.ones(3 << 28, np.uint8)
     ours = peak_memory_bytes()
     assert ours > held.nbytes
