@@ -29,9 +29,10 @@ class Shapes:
         images: (H, W) in pixels per camera key.
         vectors: D per vector key.
         action_dim: A.
-        absolute: actions are absolute (metres, radians, joint angles) and may lie outside
-            [-1, 1].
-        rotations: first column of each axis-angle rotation in absolute actions, ascending.
+        absolute: actions are absolute (metres, radians, joint angles) and may lie
+            outside [-1, 1].
+        rotations: first column of each axis-angle rotation in absolute actions,
+            ascending.
     """
 
     images: Mapping[str, tuple[int, int]]
@@ -48,15 +49,15 @@ class Shapes:
 
 Views = Literal["separate", "shared", "joint"]
 Rotation = Literal["6d", "axis_angle"]
-if TYPE_CHECKING:  # None never outlives the construction of a PolicyConfig
+if TYPE_CHECKING:  # the constructor of a PolicyConfig replaces None
     IntOrDefault = int
     StrOrDefault = str
 else:
     IntOrDefault = int | None
     StrOrDefault = str | None
 _DEFAULT: Any = None
-#: Largest integer setting (steps, units, layers): more is a typing error.
-MOST = 1 << 16
+#: Largest integer setting (steps, units, layers): a larger one is a typing error.
+MAX_SETTING = 1 << 16
 Option = int | float | bool | str
 
 
@@ -98,8 +99,8 @@ class PolicyConfig:
     """Actions that are predicted at once, or the length of bc_rnn_gmm's training sequences; by
     default 8 for bc, 16 for diffusion and flow, 10 for bc_rnn_gmm, 1 for others."""
     n_action_steps: IntOrDefault = _DEFAULT
-    """Actions that are executed before the policy looks again; by default 4 for bc, 8 for
-    diffusion and flow, 1 for others and with temporal ensembling."""
+    """Actions that are executed before the next prediction; by default 4 for bc, 8 for diffusion
+    and flow, 1 for others and with temporal ensembling."""
     temporal_ensemble_coeff: float | None = None
     """Temporal ensembling for bc, diffusion and flow: execute the average of all predictions
     for a step, the n-th oldest weighted by exp(-coeff * n). ACT uses 0.01."""
@@ -117,7 +118,7 @@ class PolicyConfig:
     rotation: Rotation = "6d"
     """How rotations in absolute actions are predicted: "6d", or "axis_angle" as in the dataset."""
     crop: int | None = None
-    """Size in pixels of random crops in training and central crops in acting; None keeps the
+    """Size in pixels of random crops in training and central crops otherwise; None keeps the
     whole frame."""
     shift: int = 0
     """Largest random shift of frames in training, in pixels; edges are repeated."""
@@ -140,8 +141,8 @@ class PolicyConfig:
             value, least = getattr(self, name), 1 if name in positive else 0
             if value < least:
                 raise UserError(f"{name} must be at least {least}, got {value}")
-            if value > MOST:
-                raise UserError(f"{name} must be at most {MOST}, got {value}")
+            if value > MAX_SETTING:
+                raise UserError(f"{name} must be at most {MAX_SETTING}, got {value}")
         if self.n_action_steps > self.horizon:
             raise UserError(
                 f"n_action_steps must be between 1 and horizon = {self.horizon}, got"
@@ -164,9 +165,7 @@ class PolicyConfig:
             raise UserError(f"crop must be at least 1 pixel, got {self.crop}")
         for name in ("image_size", "num_views"):
             if name in self.encoder_options:
-                raise UserError(
-                    f"encoder_options: {name} follows from the data and is not an option"
-                )
+                raise UserError(f"encoder_options: {name} is set by the data and is not an option")
 
     def as_loaded(self) -> PolicyConfig:
         """This configuration without downloads of pretrained encoders.
@@ -206,8 +205,8 @@ class Policy(nn.Module):
         """Fit the normalisation to the training data.
 
         Args:
-            statistics: for each vector key and "actions", arrays `(D,)` named min, max, mean
-                and std.
+            statistics: for each vector key and "actions", arrays `(D,)` named min, max,
+                mean and std.
         """
 
     @abstractmethod
@@ -218,8 +217,8 @@ class Policy(nn.Module):
 
         Args:
             batch: see above; its observations are checked as in `act`.
-            rng: of random numbers that belong to samples, such as augmentation and noise.
-                Dropout draws from torch's global generator.
+            rng: of random numbers that belong to samples, such as augmentation and
+                noise. Dropout draws from torch's global generator.
         """
 
     def loss_denominator(self, batch: Mapping[str, Any]) -> Tensor:
@@ -237,16 +236,16 @@ class Policy(nn.Module):
         They lie in [-1, 1] unless they are absolute.
 
         Args:
-            obs: the last T_o = `n_obs_steps` observations, as in a batch; at the start of
-                an episode, its first observation stands for earlier ones. Keys that the
-                policy does not read are ignored.
+            obs: the last T_o = `n_obs_steps` observations, as in a batch; at the start
+                of an episode, its first observation stands for earlier ones. Keys that
+                the policy does not read are ignored.
             state: what the previous call returned for these episodes, `None` at their
-                start. It consists of dicts and tuples of tensors whose first dimension is
-                B, so that episodes can be selected and joined.
+                start. It consists of dicts and tuples of tensors whose first dimension
+                is B, so that episodes can be selected and joined.
 
         Raises:
-            UserError: an observation is missing, or differs from those of training in size,
-                type or layout.
+            UserError: an observation is missing, or differs from those of training in
+                size, type or layout.
         """
 
 
@@ -297,6 +296,6 @@ def checked_options(
         default = defaults[name]
         if type(value) is not type(default) and not (type(default) is float and type(value) is int):
             raise UserError(f"policy {policy}: {name} must be like {default!r}, got {value!r}")
-        if type(value) is int and abs(value) > MOST:
-            raise UserError(f"policy {policy}: {name} must be at most {MOST}, got {value}")
+        if type(value) is int and abs(value) > MAX_SETTING:
+            raise UserError(f"policy {policy}: {name} must be at most {MAX_SETTING}, got {value}")
     return {**defaults, **given}

@@ -1,16 +1,17 @@
 """Diffusion and flow matching: a chunk of actions is sampled by denoising noise.
 
-Both policies encode the observations once and train a denoiser, a network that sees a noisy
-chunk, how noisy it is, and the features. They differ in what the denoiser predicts:
+Both policies encode the observations once and train a denoiser, a network that sees a
+noisy chunk, how noisy it is, and the features. They differ in what the denoiser
+predicts:
 
 - diffusion (Diffusion Policy, Chi et al. 2023): the noise. DDPM trains, DDIM samples.
-- flow (flow matching, Lipman et al. 2023; rectified flow, Liu et al. 2023): the velocity
-  that carries noise to actions along a straight line. Euler's method samples.
+- flow (flow matching, Lipman et al. 2023; rectified flow, Liu et al. 2023): the
+  velocity that carries noise to actions along a straight line. Euler's method samples.
 
 This file holds, in this order, what the two share, the two policies, and the denoisers.
 
-Shapes: B samples, T = `horizon` actions of D numbers, T_o = `n_obs_steps` observations of F
-features each. Timesteps run from 0 to 100 for every denoiser.
+Shapes: B samples, T = `horizon` actions of D numbers, T_o = `n_obs_steps` observations
+of F features each. Timesteps run from 0 to 100 for every denoiser.
 """
 
 from __future__ import annotations
@@ -63,10 +64,11 @@ class DenoisingPolicy(Policy):
     """What the diffusion and the flow policy share: everything but the noise process.
 
     Options:
-        denoiser: "unet" or "transformer"; `hidden` and `layers` of the config set its size.
-        noise_samples: noises and timesteps per chunk in a training step. Encoding the
-            observations costs most of a step, so more of them are cheap and make the loss
-            less noisy.
+        denoiser: "unet" or "transformer"; `hidden` and `layers` of the config set its
+            size.
+        noise_samples: samples of noise and timestep per chunk in a training step.
+            Encoding the observations costs most of a step, so more samples are cheap
+            and make the loss less noisy.
 
     Attributes:
         option_defaults: what `policy_options` may set.
@@ -111,7 +113,7 @@ class DenoisingPolicy(Policy):
     ) -> tuple[Tensor, dict[str, float]]:
         """Mean squared error of the denoiser's prediction over all actions but padding.
 
-        Every chunk occurs K = `noise_samples` times, each time with other noise.
+        Every chunk occurs K = `noise_samples` times, each time with different noise.
         """
         k, size = self.options["noise_samples"], len(batch["actions"])
         device = batch["actions"].device
@@ -146,7 +148,8 @@ class DenoisingPolicy(Policy):
     def add_noise(
         self, actions: Tensor, noise: Tensor, times: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Noisy actions, their timesteps, and what the denoiser should predict from them.
+        """Noisy actions, their timesteps, and what the denoiser should predict from
+        them.
 
         Args:
             actions: normalised, `(B, T, D)`.
@@ -164,11 +167,11 @@ class DiffusionPolicy(DenoisingPolicy):
     """Predicts the noise in a noisy chunk of actions.
 
     The noise of Diffusion Policy's squared cosine schedule grows with the timestep. One
-    difference: its horizon begins with the action of the oldest observation, so its first
-    `n_obs_steps` - 1 actions are past and never executed; here it begins with the current
-    action.
+    difference: there, the horizon begins with the action of the oldest observation, so
+    the first `n_obs_steps` - 1 actions are past and never executed; here, it begins
+    with the current action.
 
-    Options beside those of `DenoisingPolicy`:
+    Options besides those of `DenoisingPolicy`:
         train_steps: timesteps of the diffusion.
         steps: how many of them DDIM visits to act.
     """
@@ -220,7 +223,7 @@ class FlowPolicy(DenoisingPolicy):
     On the straight line between them, x_t = (1 - t) noise + t actions, the velocity is
     actions - noise at every time.
 
-    Options beside those of `DenoisingPolicy`:
+    Options besides those of `DenoisingPolicy`:
         steps: Euler steps to act; 1 to 10 are usual.
     """
 
@@ -269,7 +272,7 @@ class Denoiser(nn.Module):
         width, layers: of the network, at least 1.
 
     Raises:
-        UserError: a width or a number of layers that the network cannot have.
+        UserError: the network does not support this width or number of layers.
     """
 
     @abstractmethod
@@ -305,10 +308,11 @@ class TimestepEmbedding(nn.Module):
 class UNetDenoiser(Denoiser):
     """A 1-D U-Net: convolutions over the chunk at `layers` resolutions.
 
-    After Janner et al. 2022 and Chi et al. 2023, whose network has width 256 and 3 layers.
-    Each level down halves the number of actions, rounded up, and doubles the channels, from
-    `width` on. The levels up also see those on the way down. The timestep and all features,
-    joined to one vector, scale and shift the channels of every residual block (FiLM).
+    After Janner et al. 2022 and Chi et al. 2023, whose network has width 256 and 3
+    layers. Each level down halves the number of actions, rounded up, and doubles the
+    channels, starting at `width`. Each level up also reads the output of its level
+    down. The timestep and all features, joined to one vector, scale and shift the
+    channels of every residual block (FiLM).
     """
 
     groups = 8  # of the group norms
@@ -350,8 +354,8 @@ class UNetDenoiser(Denoiser):
         return nn.ModuleList(blocks)
 
     def forward(self, actions: Tensor, timesteps: Tensor, conditioning: Tensor) -> Tensor:
-        # Without an activation on the features: over a number of them that does not fill
-        # vector registers, it gives a row other last bits at another place of the batch.
+        # No activation on the features: if they do not fill vector registers, the last
+        # bits of a row would depend on its place in the batch.
         cond = torch.cat([F.mish(self.timestep(timesteps)), conditioning.flatten(1)], dim=-1)
         x = actions.transpose(1, 2)  # (B, D, T)
         skips = []

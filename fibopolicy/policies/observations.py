@@ -26,11 +26,12 @@ def module_name(key: str) -> str:
 class ObservationPreprocessor(nn.Module):
     """Crops or shifts frames and scales them to [0, 1]; normalises vectors.
 
-    In training mode frames are augmented: a random crop or shift per sample and camera, the
-    same for all T_o frames. In evaluation mode crops are central.
+    In training mode frames are augmented: a random crop or shift per sample and camera,
+    the same for all T_o frames. In evaluation mode crops are central.
 
     Args:
-        sequence: also accept `n_obs_steps + horizon - 1` observations, see `Policy.sequence`.
+        sequence: also accept `n_obs_steps + horizon - 1` observations, see
+            `Policy.sequence`.
 
     Attributes:
         image_sizes: (H', W') per camera after the crop.
@@ -50,7 +51,8 @@ class ObservationPreprocessor(nn.Module):
                 )
         crop = (config.crop, config.crop) if config.crop else None
         self.image_sizes = {camera: crop or size for camera, size in shapes.images.items()}
-        # In the order of `shapes.vectors`: a dataset's key may hold a dot, a module's name may not.
+        # In the order of `shapes.vectors`: a dataset's key may hold a dot, a module's
+        # name may not.
         self.normalizers = nn.ModuleList(
             Normalizer(dim, "gaussian") for dim in shapes.vectors.values()
         )
@@ -72,7 +74,8 @@ class ObservationPreprocessor(nn.Module):
             rng: of the augmentation.
 
         Returns:
-            Camera keys float `(B, T_o, 3, H', W')` in [0, 1], vector keys `(B, T_o, D)`.
+            Camera keys float `(B, T_o, 3, H', W')` in [0, 1], vector keys `(B, T_o,
+            D)`.
 
         Raises:
             UserError: the observations differ from those of training, see
@@ -111,9 +114,9 @@ class ObservationPreprocessor(nn.Module):
 class ObservationEncoder(ObservationPreprocessor):
     """Encodes all cameras, appends the vectors and joins the T_o observations.
 
-    `config.views` says who encodes several cameras: "separate", one encoder each; "shared",
-    one encoder applied to each; "joint", one encoder whose token sequence holds the patches
-    of all cameras, so that attention crosses cameras.
+    `config.views` says how several cameras are encoded: "separate", one encoder each;
+    "shared", one encoder applied to each; "joint", one encoder whose token sequence
+    holds the patches of all cameras, so that attention crosses cameras.
 
     Attributes:
         output_dim: `n_obs_steps` times the features of one observation, F.
@@ -178,14 +181,14 @@ def check_observations(obs: Mapping[str, Tensor], shapes: Shapes, lengths: Colle
     """Check that observations are like those that a policy was trained on.
 
     Args:
-        obs: camera keys uint8 `(B, T_o, H, W, 3)`, vector keys float `(B, T_o, D)`; keys
-            that the policy does not read are ignored.
+        obs: camera keys uint8 `(B, T_o, H, W, 3)`, vector keys float `(B, T_o, D)`;
+            keys that the policy does not read are ignored.
         shapes: what the policy reads.
         lengths: the values of T_o that it accepts.
 
     Raises:
-        UserError: a key is missing or has another type, size or layout, or B and T_o differ
-            between keys or are not accepted.
+        UserError: a key is missing or has another type, size or layout, or B and T_o
+            differ between keys or are not accepted.
     """
     known = ", ".join(shapes.keys)
     if not isinstance(obs, Mapping):

@@ -1,7 +1,8 @@
-"""Random numbers that belong to the samples of a batch, or to the episodes of an evaluation.
+"""Random numbers that belong to the samples of a batch, or to the episodes of an
+evaluation.
 
-From one of torch's generators, a sample's numbers change when its batch is split, and an
-episode's numbers change when other episodes run beside it. Here neither happens.
+With torch's generators, a sample's numbers change when its batch is split, and an
+episode's numbers change when other episodes run beside it. Here they stay the same.
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ from torch import Tensor
 class SampleRng:
     """Draws one row of random numbers per sample of a training batch.
 
-    A batch may be split over processes or computed in parts. Every part draws the rows of
-    the whole batch and keeps its own, so the numbers do not depend on the split.
+    A batch may be split over processes or computed in parts. Every part draws the rows
+    of the whole batch and keeps its own, so the numbers do not depend on the split.
 
     Attributes:
         generator: lives on the device of the numbers and is in the same state for every
@@ -73,9 +74,9 @@ class EpisodeRngState(TypedDict):
 class EpisodeRng:
     """Draws random numbers for B episodes that run side by side.
 
-    An episode's numbers follow from its first observation and the decisions it has taken.
-    Neither the other episodes, nor the number of workers, nor torch's generators change
-    them, so an episode repeats exactly.
+    An episode's numbers follow from its first observation and the decisions it has
+    taken. Neither the other episodes, nor the number of workers, nor torch's generators
+    change them, so an episode repeats exactly.
 
     Attributes:
         seed: one per episode, int64 `(B,)`.

@@ -72,17 +72,17 @@ class RunDirectory:
         """The contents of `config.json`.
 
         Raises:
-            UserError: there is no such file, or it is not a run's.
+            UserError: the file does not exist, or is not the configuration of a run.
         """
         if not self.config.is_file():
             raise UserError(
-                f"{self.path}: is no run directory, it has no {self.config.name}; name the --out"
-                " of a training"
+                f"{self.path}: is not a run directory, it has no {self.config.name}; pass the"
+                " --out of a training"
             )
         try:
             document = json.loads(self.config.read_text(encoding="utf-8"))
             if not isinstance(document, dict):
-                raise ValueError("no JSON object")
+                raise ValueError("not a JSON object")
             for section in ("policy", "shapes", "train", "env_args"):
                 if not isinstance(document.get(section), dict):
                     raise ValueError(f"section {section!r} is missing")
@@ -118,12 +118,12 @@ class RunDirectory:
             self.curves,
             *self.path.glob("success_by_step*.svg"),
             *self.path.glob("report*.html"),
-            self.config,  # last, since without it the rest is no run
+            self.config,  # last: it marks the directory as a run
         )
         for path in written:
             path.unlink(missing_ok=True)
         for folder in (self.videos, self.best, self.monitoring):
-            with contextlib.suppress(OSError):  # absent, or it holds files of someone else
+            with contextlib.suppress(OSError):  # absent, or it holds other files
                 folder.rmdir()
 
 
@@ -144,19 +144,21 @@ class LoadedPolicy:
     env_args: dict[str, Any]
 
 
-#: Makes a run directory for a checkpoint file of another library, by the file's suffix.
+#: Functions that make a run directory for another library's checkpoint, by file suffix.
 IMPORTERS = Registry[Callable[[Path], Path]](
     "checkpoint", {".pth": "fibopolicy.robomimic.checkpoint:import_checkpoint"}
 )
-#: Loads the policy of such a run directory, by a section that only its `config.json` has.
-#: Takes the directory, the contents of `config.json` and a device.
+#: Functions that load the policy of such a run directory, by a section that only its
+#: `config.json` has. They take the directory, the contents of `config.json` and a
+#: device.
 LOADERS = Registry[Callable[[Path, dict[str, Any], str], LoadedPolicy]](
     "imported checkpoint", {"robomimic": "fibopolicy.robomimic.checkpoint:load_imported"}
 )
 
 
 def open_run(path: StrPath) -> Path:
-    """The run directory `path`, or the one that belongs to a checkpoint of another library.
+    """The run directory `path`, or the one that belongs to a checkpoint of another
+    library.
 
     Raises:
         UserError: the checkpoint cannot be read.
@@ -171,11 +173,13 @@ def load_policy(run: StrPath, *, checkpoint: str = "ema", device: str = "cpu") -
     """Load the last checkpoint of a run.
 
     Args:
-        checkpoint: "ema", the moving average, or "model"; or one of the run's best checkpoints,
-            as "best/step_<steps>". An imported checkpoint has one set of weights.
+        checkpoint: "ema", the moving average, or "model"; or one of the run's best
+            checkpoints, as "best/step_<steps>". An imported checkpoint has one set of
+            weights.
 
     Raises:
-        UserError: no run, no checkpoint yet, or weights that do not fit the configuration.
+        UserError: the directory is not a run, the checkpoint does not exist yet, or its
+            weights do not fit the configuration.
     """
     directory = RunDirectory(run)
     document = directory.read_config()
@@ -197,7 +201,7 @@ def load_policy(run: StrPath, *, checkpoint: str = "ema", device: str = "cpu") -
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, KeyError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{path}: is no checkpoint of a run ({reason})") from error
+        raise UserError(f"{path}: is not a checkpoint of a run ({reason})") from error
     load_strictly(policy, tensors, path, f"{directory.config.name} describes another policy")
     policy.render_quality = render_quality(document["env_args"])
     policy.to(resolve_device(device)).eval()
@@ -234,15 +238,15 @@ def _evaluation_suffix(checkpoint: str, init_seed: int) -> str:
 def load_strictly(
     module: nn.Module, tensors: Mapping[str, Tensor], source: object, advice: str
 ) -> None:
-    """Copy `tensors` into the parameters and buffers of their names, all of them.
+    """Copy `tensors` into the parameters and buffers of the same names: all of them.
 
     Args:
         source: what the error names, for example a file.
         advice: what the error says to do.
 
     Raises:
-        UserError: weights are missing, unknown or of another shape; the module stays as it
-            was.
+        UserError: weights are missing, unknown or of another shape; the module stays
+            unchanged.
     """
     expected = module.state_dict()
     faults = {

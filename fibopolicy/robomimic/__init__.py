@@ -3,5 +3,5 @@ and written, its own training with our encoders.
 
 robomimic keeps the modality of each observation in a global table (`ObsUtils`), which
 each of its trainings overwrites: run one training per process. Networks read the table
-only while they are built.
+only when they are built.
 """

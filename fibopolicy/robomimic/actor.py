@@ -2,7 +2,7 @@
 
 robomimic acts for one episode and keeps the memory inside its algorithm. Here the
 memory is a value, and random numbers come from `EpisodeRng`: an episode repeats
-exactly, whatever runs beside it.
+exactly, regardless of the other episodes.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ class Memory(TypedDict):
 
     Attributes:
         rng: state of the episodes' `EpisodeRng`.
-        hidden: `(B, layers, H)` each: two of an LSTM, one of a GRU, none of others.
-        first: of an open-loop recurrent network, the observations `(B, ...)` that its
-            actions follow from; else empty.
+        hidden: `(B, layers, H)` each: two for an LSTM, one for a GRU, none for others.
+        first: for an open-loop recurrent network, the observations `(B, ...)` that it
+            acts on; else empty.
     """
 
     rng: EpisodeRngState

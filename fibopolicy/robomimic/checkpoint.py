@@ -68,8 +68,8 @@ def read_checkpoint(path: StrPath) -> Checkpoint:
     """Read a checkpoint of tensors, numbers, text and numpy arrays.
 
     Raises:
-        UserError: no such file, no file of torch, contents of another type, or another
-            layout than robomimic's.
+        UserError: the file does not exist, is not a torch file, holds other types, or
+            is not laid out like robomimic's.
     """
     path = expanded(path)
     if not path.is_file():
@@ -83,23 +83,26 @@ def read_checkpoint(path: StrPath) -> Checkpoint:
             if name := re.search(r"GLOBAL (\S+)", str(error)):
                 reason = f"it holds {name[1]}, which would run code"
             raise UserError(
-                f"{path}: is not loaded, since {reason}; robomimic's checkpoints hold tensors,"
+                f"{path}: was not loaded, since {reason}; robomimic's checkpoints hold tensors,"
                 " text and arrays"
             ) from error
-        raise UserError(f"{path}: is no torch file, or a corrupt one ({reason})") from error
+        raise UserError(f"{path}: is not a torch file, or is corrupt ({reason})") from error
     missing = [key for key in KEYS if not isinstance(contents, dict) or key not in contents]
     if missing:
-        raise UserError(f"{path}: is no robomimic checkpoint, it lacks {', '.join(missing)}")
+        raise UserError(f"{path}: is not a robomimic checkpoint, it lacks {', '.join(missing)}")
     try:
         return _parse(path, contents)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(
-            f"{path}: is not laid out as robomimic's checkpoints ({type(error).__name__}: {error})"
+            f"{path}: is not laid out like robomimic's checkpoints"
+            f" ({type(error).__name__}: {error})"
         ) from error
 
 
 def _numpy_globals() -> list[Any]:
-    """What a pickle of numpy arrays and numbers calls, by its names in numpy 1 and 2."""
+    """The functions and types in a pickle of numpy arrays and numbers, by their names
+    in numpy 1 and 2.
+    """
     reconstruct, scalar = np.zeros(1).__reduce__()[0], np.float64(0).__reduce__()[0]
     dtypes = {type(np.dtype(kind)) for kind in ("f2", "f4", "f8", "i4", "i8", "u1", "?")}
     allowed: list[Any] = [np.ndarray, np.dtype, *dtypes]
@@ -112,7 +115,7 @@ def _numpy_globals() -> list[Any]:
 def _parse(path: Path, contents: dict[str, Any]) -> Checkpoint:
     config = json.loads(contents["config"])
     if not isinstance(config, dict):
-        raise TypeError("config is no JSON object")
+        raise TypeError("config is not a JSON object")
     weights = contents["model"]
     if isinstance(weights.get("nets"), Mapping) and "optimizers" in weights:  # 0.5
         weights = weights["nets"]
@@ -142,12 +145,12 @@ def _statistics(stored: Mapping[str, Mapping[str, Any]] | None) -> Statistics:
 
 
 def import_checkpoint(path: Path) -> Path:
-    """Run directory of a checkpoint `X.pth`: `X_evaluation` beside it, made if it does
-    not exist yet.
+    """Return the run directory of a checkpoint `X.pth`: `X_evaluation` beside it,
+    created if it does not exist.
 
     It holds a `config.json` like that of our runs, with a section "robomimic" that
-    names the checkpoint and its digest. An evaluation adds its rows, initial states,
-    video and report. The weights stay where they are.
+    names the checkpoint and its digest. An evaluation adds its episodes, initial
+    states, video and report. The weights stay where they are.
 
     Raises:
         UserError: the checkpoint cannot be loaded, or the directory belongs to another
@@ -170,7 +173,7 @@ def import_checkpoint(path: Path) -> Path:
     data = train.get("data")
     files = data if isinstance(data, list) else [data]  # 0.5 may have several, each with its path
     env_args = dict(checkpoint.env_metadata)
-    horizon = experiment.get("rollout", {}).get("horizon")  # which datasets do not have
+    horizon = experiment.get("rollout", {}).get("horizon")  # datasets have none
     if env_args.get("type") == 1 and horizon:
         env_args["env_kwargs"] = {**(env_args.get("env_kwargs") or {}), "horizon": int(horizon)}
     steps = (checkpoint.epoch or 0) * (experiment.get("epoch_every_n_steps") or 0)

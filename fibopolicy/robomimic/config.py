@@ -2,7 +2,7 @@
 
 robomimic drops unknown `core_kwargs`, puts a relative `output_dir` into the installed
 package and asks on the terminal before it replaces an experiment. Here each of these is
-an error of one line, or corrected.
+corrected, or an error of one line.
 """
 
 from __future__ import annotations
@@ -43,7 +43,8 @@ def read_config(
             `train.output_dir`.
 
     Raises:
-        UserError: no such file, no JSON, or an unknown algorithm or key.
+        UserError: the file does not exist, is not JSON, or names an unknown algorithm
+            or key.
     """
     import robomimic.algo  # noqa: F401
     from robomimic.config import config_factory, get_all_registered_configs
@@ -123,7 +124,7 @@ def check_config(config: Any) -> list[str]:
     if not _saves(config):
         warnings.append(
             "no checkpoint will be written: experiment.save.every_n_epochs, epochs and"
-            f" every_n_seconds name no epoch of the {train.num_epochs}"
+            f" every_n_seconds match none of the {train.num_epochs} epochs"
         )
     if "rnn" in algo and algo.rnn.enabled and algo.rnn.horizon != train.seq_length:
         warnings.append(
@@ -133,11 +134,12 @@ def check_config(config: Any) -> list[str]:
     return warnings
 
 
-def claim_output(config: Any, *, overwrite: bool) -> Path:
-    """Folder of the experiment.
+def prepare_output(config: Any, *, overwrite: bool) -> Path:
+    """Return the folder of the experiment; with `overwrite`, remove it if it exists.
 
     Raises:
-        UserError: it exists and `overwrite` is false, or it holds more than runs.
+        UserError: it exists and `overwrite` is false, or it holds other things than
+            runs.
     """
     folder: Path = Path(config.train.output_dir) / config.experiment.name
     if not folder.exists():

@@ -26,7 +26,7 @@ from fibopolicy.utils.imports import make_torchvision_importable
 
 make_torchvision_importable()
 try:
-    # robomimic prints that a file of private macros is missing.
+    # robomimic prints a warning about missing private macros.
     with contextlib.redirect_stdout(io.StringIO()):
         import robomimic.utils.obs_utils as obs_utils
         from robomimic.models.obs_core import EncoderCore
@@ -51,7 +51,7 @@ class FibopolicyEncoder(EncoderCore):  # type: ignore[misc]
             encoder ends in a linear layer of this size, as resnet18 does.
 
     Raises:
-        UserError: an unknown encoder or option, or images that the encoder refuses.
+        UserError: an unknown encoder or option, or images that the encoder rejects.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class FibopolicyEncoder(EncoderCore):  # type: ignore[misc]
         for name in ("image_size", "num_views"):
             if name in options:
                 raise UserError(
-                    f"encoder_options: {name} follows from the observations and is not an option"
+                    f"encoder_options: {name} is set by the observations and is not an option"
                 )
         size = (int(input_shape[1]), int(input_shape[2]))
         self.encoder = build_encoder(encoder, image_size=size, **options)
@@ -95,8 +95,8 @@ class FibopolicyEncoder(EncoderCore):  # type: ignore[misc]
 
 
 def encoder_kwargs(config: PolicyConfig, options: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """The section `observation.encoder` of robomimic's configuration, for a policy of
-    ours with these `options`.
+    """The section `observation.encoder` of robomimic's configuration, for one of our
+    policies with these `options`.
     """
     core = {
         "encoder": config.encoder,
@@ -113,7 +113,7 @@ def encoder_kwargs(config: PolicyConfig, options: Mapping[str, Any]) -> dict[str
 def network_shapes(
     shapes: Shapes, sizes: Mapping[str, tuple[int, int]]
 ) -> OrderedDict[str, list[int]]:
-    """Shape per observation in robomimic's order, the alphabetical one.
+    """Shape per observation in robomimic's order, which is alphabetical.
 
     Args:
         sizes: (H, W) per camera.
@@ -125,8 +125,8 @@ def network_shapes(
 
 @contextmanager
 def observation_modalities(shapes: Shapes) -> Iterator[None]:
-    """Enter the keys of `shapes` into robomimic's global table of modalities, and
-    silence what robomimic prints.
+    """Put the keys of `shapes` into robomimic's global table of modalities, and silence
+    robomimic's output.
     """
     before = obs_utils.OBS_KEYS_TO_MODALITIES
     table = obs_utils.ObservationKeyToModalityDict()

@@ -26,8 +26,9 @@ def export(run: StrPath, out: StrPath, *, checkpoint: str = "ema", overwrite: bo
         overwrite: replace an existing `out`.
 
     Raises:
-        UserError: the policy is none of robomimic's, or does what robomimic 0.3 cannot:
-            several actions at once, scaled actions, 6-D rotations; or `out` exists.
+        UserError: the policy is not one of robomimic's; it does what robomimic 0.3
+            cannot (several actions at once, scaled actions, 6-D rotations); or `out`
+            exists.
     """
     directory, out = RunDirectory(run), expanded(out)
     check_output(out, overwrite, [*directory.path.glob("*.safetensors"), directory.config])
@@ -35,7 +36,7 @@ def export(run: StrPath, out: StrPath, *, checkpoint: str = "ema", overwrite: bo
     if SECTION in document:
         raise UserError(
             f"{directory.path}: is the evaluation of a robomimic checkpoint,"
-            f" {document[SECTION]['checkpoint']}; take that file"
+            f" {document[SECTION]['checkpoint']}; use that file"
         )
     loaded = load_policy(run, checkpoint=checkpoint)
     policy = loaded.policy
@@ -94,7 +95,7 @@ def _unsupported(policy: RobomimicPolicy) -> str | None:
 
 
 def _config(policy: RobomimicPolicy, train: dict[str, Any]) -> Any:
-    """The closest configuration of robomimic to that of the run."""
+    """The robomimic configuration that is closest to that of the run."""
     import robomimic.algo  # noqa: F401
     from robomimic.config import config_factory
 
@@ -137,7 +138,7 @@ def _statistics(policy: RobomimicPolicy) -> dict[str, dict[str, Any]]:
     stay as they are.
 
     The first dimension is the number of stacked frames: robomimic's own files have 1
-    there, but its rollouts refuse that with more frames.
+    there, which its rollouts reject if there are more frames.
     """
     statistics: dict[str, dict[str, Any]] = {}
     frames = policy.config.n_obs_steps

@@ -33,7 +33,7 @@ class ImportedPolicy(Policy):
 
     Raises:
         UserError: an algorithm, network, core or option that robomimic 0.3.0 does not
-            have, weights that do not fit, or observations that no simulator gives.
+            have, weights that do not fit, or observations that no simulator provides.
     """
 
     name = "robomimic"
@@ -47,8 +47,8 @@ class ImportedPolicy(Policy):
         cloning = checkpoint.algo_name == "bc"
         self.recurrent = cloning and bool(algo.rnn.enabled)
         self.transformer = cloning and bool(algo.transformer.enabled)
-        #: Whether a policy network alone acts, and not an algorithm that draws from
-        #: torch.
+        #: Whether a single network acts, not an algorithm that draws from torch's
+        #: generator.
         self.single_network = cloning and not algo.vae.enabled
         stacked = int(config.train.frame_stack)
         if stacked > 1 and not self.transformer:
@@ -128,7 +128,7 @@ class ImportedPolicy(Policy):
 
     def _act_one_by_one(self, obs: Mapping[str, Tensor], memory: Memory) -> tuple[Tensor, Memory]:
         """Actions `(B, A)` of an algorithm that draws from torch's global generator,
-        which gets a seed of its own for each episode.
+        which is seeded for each episode.
         """
         actions, rng = [], EpisodeRng(**memory["rng"])
         devices = [self.device] if self.device.type == "cuda" else []
@@ -174,7 +174,7 @@ def _object_signs(checkpoint: Checkpoint, shapes: Shapes) -> Tensor:
     else:
         warnings.warn(
             f"{checkpoint.path}: reads the vector 'object' of a robosuite before 1.5; that of 1.5"
-            " may hold other numbers",
+            " may differ",
             stacklevel=2,
         )
     return signs
@@ -240,9 +240,9 @@ def _forbid_downloads(core_kwargs: dict[str, Any]) -> None:
 def _check_supported(config: Any) -> None:
     """Raise `UserError` for a policy that would run but act wrongly."""
     if config.use_goals:
-        raise UserError("is conditioned on goals, which evaluation does not give")
+        raise UserError("is conditioned on goals, which the evaluation does not provide")
     if config.algo.get("language_conditioned"):
-        raise UserError("is conditioned on language, which evaluation does not give")
+        raise UserError("is conditioned on language, which the evaluation does not provide")
     if (config.algo.get("transformer") or {}).get("pred_future_acs"):
         raise UserError(
             "its transformer predicts future actions, which robomimic 0.3.0 does not know"

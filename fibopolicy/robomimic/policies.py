@@ -45,7 +45,7 @@ DEFAULTS = PolicyDefaults(horizon=1, n_action_steps=1, hidden=1024, action_norma
 
 class RobomimicPolicy(Policy):
     """A robomimic network that predicts a distribution over actions and is trained by
-    its log-likelihood.
+    maximum likelihood.
 
     A chunk of several actions is one larger action to the network; robomimic itself
     predicts one.
@@ -53,7 +53,7 @@ class RobomimicPolicy(Policy):
     Attributes:
         option_defaults: what `policy_options` may set, with the defaults.
         network_class: class of the network in `robomimic.models.policy_nets`.
-        algo_sections: sections of robomimic's `config.algo` that switch it on.
+        algo_sections: sections of robomimic's `config.algo` that enable it.
         options: `option_defaults`, updated by `policy_options`.
         network: the network, with one encoder per camera.
     """
@@ -128,7 +128,7 @@ class RobomimicPolicy(Policy):
         # robomimic's networks bound their means by tanh.
         if self.actions.kind == "none" and largest > 1 + 1e-6:
             raise UserError(
-                f"policy {self.name} predicts actions in [-1, 1], and those of the data reach"
+                f"policy {self.name} predicts actions in [-1, 1], but those of the data reach"
                 f" {largest:.3g}; pass --action-normalization minmax"
             )
 
@@ -190,8 +190,8 @@ class BCGaussianPolicy(RobomimicPolicy):
 
 
 class BCGMMPolicy(RobomimicPolicy):
-    """An MLP that predicts a mixture of Gaussians. It acts by drawing a mode and, with
-    `low_noise_eval`, its mean up to a standard deviation of 1e-4.
+    """An MLP that predicts a mixture of Gaussians. It acts by sampling;
+    `low_noise_eval` reduces the standard deviations to 1e-4.
     """
 
     name = "bc_gmm"
@@ -202,8 +202,8 @@ class BCGMMPolicy(RobomimicPolicy):
 class BCRNNGMMPolicy(RobomimicPolicy):
     """An LSTM or GRU that predicts a mixture of Gaussians at every step.
 
-    It is trained on sequences of `horizon` steps (also `seq_length` in robomimic) and
-    acts step by step, with its memory reset after as many. By default no MLP follows
+    It is trained on sequences of `horizon` steps (`seq_length` in robomimic). It acts
+    step by step and resets its memory after `horizon` steps. By default no MLP follows
     the recurrent network, as in the configurations of robomimic's paper.
     """
 
@@ -279,7 +279,8 @@ class BCRNNGMMPolicy(RobomimicPolicy):
 
 class BCTransformerGMMPolicy(RobomimicPolicy):
     """A transformer over `n_obs_steps` observations (robomimic's `context_length` and
-    `frame_stack`). The output of the newest predicts a mixture of Gaussians.
+    `frame_stack`). The output for the newest observation predicts a mixture of
+    Gaussians.
     """
 
     name = "bc_transformer_gmm"

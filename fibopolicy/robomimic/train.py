@@ -8,7 +8,7 @@ import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
-from fibopolicy.robomimic.config import check_config, claim_output, read_config
+from fibopolicy.robomimic.config import check_config, prepare_output, read_config
 from fibopolicy.utils.files import StrPath
 
 
@@ -45,7 +45,7 @@ def train(
     config = read_config(config_path, dataset=dataset, name=name, out=out)
     for warning in check_config(config):
         warnings.warn(warning, stacklevel=2)
-    folder = claim_output(config, overwrite=overwrite)
+    folder = prepare_output(config, overwrite=overwrite)
 
     import robomimic.utils.torch_utils as torch_utils
     from robomimic.scripts.train import train as robomimic_train

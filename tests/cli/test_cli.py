@@ -256,7 +256,7 @@ def test_harmless_deviations_give_a_warning_and_can_be_trained_on(
         ),
         (["replay", "LIFT", "--out", "LIFT", "--overwrite"], "is the input itself"),
         (["inspect", "."], "folder"),
-        (["evaluate", "nowhere"], "is no run directory"),
+        (["evaluate", "nowhere"], "is not a run directory"),
         (["results", "nowhere"], "no such run directory"),
         (["compare", "nowhere", "elsewhere"], "no such run directory"),
         (["compare", "nowhere"], "needs a baseline and a candidate"),

@@ -126,7 +126,7 @@ def test_a_policy_that_cannot_reach_the_actions_is_refused(
     policy.fit_normalizers({"actions": statistics(small), "hand": numbers})
     with pytest.raises(
         UserError,
-        match=r"in \[-1, 1\], and those of the data reach .*--action-normalization minmax",
+        match=r"in \[-1, 1\], but those of the data reach .*--action-normalization minmax",
     ):
         policy.fit_normalizers({"actions": statistics(large), "hand": numbers})
 

@@ -35,7 +35,7 @@ def test_nothing_in_a_checkpoint_is_run(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     path = resaved(save(), lambda contents: contents.update(extra=Attack()))
-    with pytest.raises(UserError, match=r"is not loaded, since it holds \S*mkdir"):
+    with pytest.raises(UserError, match=r"was not loaded, since it holds \S*mkdir"):
         read_checkpoint(path)
     assert not (tmp_path / "attacked").exists()
 
@@ -64,8 +64,8 @@ def test_arrays_and_numbers_of_numpy_are_read(save: Save) -> None:
 @pytest.mark.parametrize(
     ("contents", "message"),
     [
-        (b"", "no torch file"),
-        (b"not a checkpoint", "is not loaded|no torch file"),
+        (b"", "not a torch file"),
+        (b"not a checkpoint", "was not loaded|not a torch file"),
         ({"model": {}}, "lacks config, algo_name"),
         ([1], "lacks model"),
         (

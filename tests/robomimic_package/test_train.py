@@ -138,7 +138,7 @@ def at(*keys: str, **values: Any) -> Callable[[dict[str, Any]], None]:
         (at(*RGB, "core_kwargs", encoder_options={"pool": "mena"}), "did you mean 'mean'"),
         (
             at(*RGB, "core_kwargs", encoder_options={"num_views": 2}),
-            "num_views follows from the observations",
+            "num_views is set by the observations",
         ),
         (at(*RGB, "core_kwargs", feature_dimension=0), "feature_dimension must be at least 1"),
         (at(*RGB, core_class="FibopolicyEncode"), "did you mean 'FibopolicyEncoder'"),

@@ -192,7 +192,7 @@ def test_unreadable_weights_are_rejected_and_run_no_code(
         "broken.safetensors": "cannot be read as weights",
         "other.pth": "holds no mapping from names to tensors",
         "nowhere.pth": "no such file or run directory",
-        "empty": "is no run directory",
+        "empty": "is not a run directory",
     }
     for name, message in messages.items():
         with pytest.raises(UserError, match=f"{name}: .*{message}") as caught:
