@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-# Without a GPU the Triton kernels run in Triton's interpreter. Triton reads this once,
-# when something first imports it.
+# Without a GPU the Triton kernels run in Triton's interpreter. Triton reads this
+# variable once, when it is first imported.
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 
@@ -17,7 +17,8 @@ from fibopolicy.datasets.collect import Plan, collect
 from fibopolicy.policies import PolicyConfig
 from fibopolicy.training import OptimizerConfig, TrainConfig
 
-# Many small tests run side by side: one thread each, or they wait for one another.
+# Many small tests run in parallel; with more than one thread each they would wait for
+# one another.
 torch.set_num_threads(1)
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -34,7 +35,7 @@ def lift_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_config(lift_file: Path) -> TrainConfig:
-    """A training run of a second; `out` must be replaced."""
+    """A training run that takes a second; `out` must be replaced."""
     return TrainConfig(
         lift_file,
         Path("replace-me"),

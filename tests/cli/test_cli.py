@@ -1,4 +1,4 @@
-"""The command line as a person uses it; mistakes end with exit code 2."""
+"""The command line as a user sees it; wrong input ends with exit code 2."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def test_a_meta_world_task_is_collected_trained_on_and_evaluated(
 
 
 def broken_files(good: Path, folder: Path) -> dict[str, Path]:
-    """Each a copy of a good file with one thing wrong."""
+    """Copies of a valid file, each with one fault."""
     files = {
         name: folder / f"{name}.hdf5"
         for name in ("truncated", "text", "env_args", "nan", "range", "samples", "dtype", "mask")
@@ -130,7 +130,7 @@ def broken_files(good: Path, folder: Path) -> dict[str, Path]:
         file["data/demo_0/actions"][2, 1] = np.nan
     with h5py.File(files["range"], "a") as file:
         for demo in file["data"].values():
-            demo["actions"][...] = 3.1  # absolute angles, say
+            demo["actions"][...] = 3.1  # for example, absolute angles
     with h5py.File(files["samples"], "a") as file:
         file["data/demo_0"].attrs["num_samples"] = 3
     with h5py.File(files["dtype"], "a") as file:
@@ -277,7 +277,7 @@ def test_wrong_arguments_are_one_line_errors_with_code_2(
     assert code == 2
     assert len(err.strip().splitlines()) == 1, err
     assert message in err
-    assert not list(tmp_path.iterdir()), "something was left behind"
+    assert not list(tmp_path.iterdir()), "files were left behind"
 
 
 @pytest.mark.parametrize(
@@ -416,7 +416,7 @@ def test_the_quickstart_resumes_instead_of_repeating(
     code, _, _ = call(monkeypatch, capsys, *arguments)
     assert code == 0
     assert {p: p.stat().st_mtime_ns for p in made} == made
-    # wall times included, so no episode ran again
+    # includes wall times, so no episode ran again
     assert (run / "episodes.jsonl").read_text() == rows
     assert json.loads((tmp_path / "wall_times.json").read_text()).keys() == {
         "collect",

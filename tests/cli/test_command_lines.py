@@ -1,5 +1,5 @@
-"""What a tired person types: every command, every kind of wrong file, folder, number and
-option, in one line and exit code 2.
+"""Wrong input for every command: every kind of wrong file, folder, number and option is
+a one-line error with exit code 2.
 """
 
 from __future__ import annotations
@@ -54,10 +54,10 @@ TINY = [
 def place(
     lift_file: Path, tiny_config: TrainConfig, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
-    """A folder with a good file, a run, two evaluated runs, and files and folders of
-    every wrong kind.
+    """A folder with a valid file, a run, two evaluated runs, and every kind of wrong
+    file and folder.
     """
-    folder = tmp_path_factory.mktemp("tired")
+    folder = tmp_path_factory.mktemp("inputs")
     shutil.copyfile(lift_file, folder / "good.hdf5")
     shutil.copyfile(lift_file, folder / "two words \u00fc $x.hdf5")
     shutil.copyfile(lift_file, folder / "unreadable.hdf5")
@@ -83,10 +83,8 @@ def place(
 
 
 @contextmanager
-def somebody_else() -> Iterator[None]:
-    """Root may read and write everything; for its tests to mean something, another user
-    runs the command.
-    """
+def another_user() -> Iterator[None]:
+    """Run as another user if the tests run as root, who may read and write everything."""
     if os.geteuid() != 0:
         yield
         return
@@ -97,7 +95,7 @@ def somebody_else() -> Iterator[None]:
         os.seteuid(0)
 
 
-#: Each command that reads, with FILE where its input stands; `OUT` is a new name.
+#: Every command that reads. FILE stands for its input and OUT for a new path.
 READING = [
     "inspect FILE",
     "split FILE --out OUT.hdf5",
@@ -144,7 +142,7 @@ def check_refused(code: int, err: str, words: list[str]) -> None:
 
 
 def check_rejected(code: int, err: str, words: list[str]) -> None:
-    """Refused by our checks, or by tyro, which prints a box."""
+    """The error is ours, or tyro's, which prints a box."""
     if err.startswith("fibopolicy: "):
         check_refused(code, err, words)
         return
@@ -154,7 +152,7 @@ def check_rejected(code: int, err: str, words: list[str]) -> None:
 
 
 def split_words(line: str, **values: str) -> list[str]:
-    """The words of a line, each name in it replaced by its value."""
+    """The words of a line, with names replaced by their values."""
     words = line.split()
     for name, value in values.items():
         words = [word.replace(name, value) for word in words]
@@ -170,7 +168,7 @@ def test_a_wrong_input_is_a_one_line_error(
         words = split_words(line, FILE=wrong, OUT=str(tmp_path / "out"))
         code, _, err = call(monkeypatch, capsys, *words)
         check_refused(code, err, words)
-        assert not list(tmp_path.iterdir()), (words, "something was left behind")
+        assert not list(tmp_path.iterdir()), (words, "files were left behind")
 
 
 @pytest.mark.parametrize("command", ["inspect", "split", "replay", "train --dataset"])
@@ -183,12 +181,12 @@ def test_a_file_of_another_user_is_a_one_line_error(
         "unreadable.hdf5",
         *(["--out", "new"] if command.startswith(("split", "train")) else []),
     ]
-    with somebody_else():
+    with another_user():
         code, _, err = call(monkeypatch, capsys, *words)
     check_refused(code, err, words)
 
 
-#: Each command that writes and finds out at once, with OUT where its output stands.
+#: Every command that writes and checks its output at once. OUT stands for the output.
 WRITING = [
     "collect Lift-v0 --episodes 1 --out OUT",
     "split good.hdf5 --out OUT",
@@ -199,7 +197,7 @@ WRITING = [
     "plot-pattern --tokens 16 --out OUT",
     "train --dataset good.hdf5 --out OUT",
 ]
-#: The file itself, a folder, and names below a file.
+#: The input itself, a path below a file, and a folder.
 NO_OUTPUT = ["good.hdf5", "x.json/below", "empty"]
 
 
@@ -211,13 +209,13 @@ def test_an_unwritable_output_is_a_one_line_error(
     before = {path: path.stat().st_mtime_ns for path in place.rglob("*")}
     for out in NO_OUTPUT:
         if line.startswith("train") and out == "empty":
-            continue  # which is where a run may be put
+            continue  # an empty folder is a valid run directory
         words = split_words(line, OUT=out)
         code, _, err = call(
             monkeypatch, capsys, *words, *(TINY if line.startswith("train") else [])
         )
         check_refused(code, err, words)
-    with somebody_else():
+    with another_user():
         words = split_words(line, OUT="readonly/new")
         code, _, err = call(
             monkeypatch, capsys, *words, *(TINY if line.startswith("train") else [])
@@ -226,8 +224,8 @@ def test_an_unwritable_output_is_a_one_line_error(
     assert {path: path.stat().st_mtime_ns for path in place.rglob("*")} == before
 
 
-#: Options whose values are numbers, on lines that are otherwise right; none of them
-#: starts a simulator or a training.
+#: Options with numeric values, on lines that are otherwise valid. None of them starts a
+#: simulator or a training.
 NUMBERS = {
     "collect Lift-v0 --out new --episodes 1": ["--episodes", "--image-size", "--workers", "--seed"],
     "split good.hdf5 --out new": ["--valid-fraction", "--seed"],
@@ -385,8 +383,8 @@ VALUES = st.one_of(
     ),
     st.text(st.characters(exclude_characters="\0"), max_size=4),
 )
-#: Command -> its words (FILE and RUN are drawn), and the options that are drawn with a
-#: value each.
+#: Command -> its words, where FILE and RUN are drawn, and the options to draw with
+#: values.
 GENERATED: dict[str, tuple[list[str], list[str]]] = {
     "inspect": (["FILE"], ["--debugg"]),
     "split": (["FILE", "--out", "OUT"], ["--valid-fraction", "--seed", "--overwrite"]),
@@ -500,10 +498,10 @@ def test_no_random_command_line_ends_in_an_internal_error(
         shutil.rmtree(here)
 
     run()
-    assert codes.count(0) >= 30  # the lines are not all nonsense
+    assert codes.count(0) >= 30  # some of the lines are valid
 
 
-#: A library of an extra, a command that needs it, and the extra's name.
+#: A library of an extra, a command that needs it, and the name of the extra.
 EXTRAS = [
     ("diffusers", "train --dataset good.hdf5 --out OUT --policy diffusion", "diffusion"),
     ("timm", "train --dataset good.hdf5 --out OUT --encoder timm:resnet18", "timm"),

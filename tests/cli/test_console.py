@@ -1,6 +1,4 @@
-"""What is printed and written does not depend on the terminal, the locale or whoever
-reads the output.
-"""
+"""Output does not depend on the terminal, the locale or the process that reads it."""
 
 from __future__ import annotations
 
@@ -29,7 +27,7 @@ COMMAND = [sys.executable, "-m", "fibopolicy"]
 
 
 def text_files_opened(source: str) -> Iterator[ast.Call]:
-    """The calls that read or write text by the locale's encoding."""
+    """Calls that read or write text with the locale's encoding."""
     for node in ast.walk(ast.parse(source)):
         if not isinstance(node, ast.Call) or any(
             keyword.arg == "encoding" for keyword in node.keywords

@@ -1,6 +1,6 @@
-"""The commands and options are those of `options.txt`, so that adding one is a decision.
+"""Commands and options are frozen in `options.txt`, so that adding one is a decision.
 
-`python tests/cli/test_options_frozen.py` writes the file anew.
+`python tests/cli/test_options_frozen.py` writes the file.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ FROZEN = Path(__file__).with_name("options.txt")
 
 
 def help_of(command: list[str]) -> str:
-    """What tyro prints for `--help`, in one column of boxes without sides."""
+    """The text that tyro prints for `--help`."""
     printed = io.TextIOWrapper(io.BytesIO(), encoding="ascii", errors="replace")
     with contextlib.redirect_stdout(printed), pytest.raises(SystemExit):
         cli.parse([*command, "--help"])
@@ -29,7 +29,7 @@ def help_of(command: list[str]) -> str:
 
 
 def describe(command: list[str]) -> Iterator[str]:
-    """A line per command, and below it one per argument."""
+    """One line per command, followed by one per argument."""
     usage, *lines = help_of(command).splitlines()
     yield " ".join(command)
     for line in lines:
@@ -48,7 +48,7 @@ def current() -> str:
 def test_commands_and_options_are_those_of_the_frozen_list(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "100")
     assert current() == FROZEN.read_text(encoding="utf-8"), (
-        "the options of the command line changed; if that is meant, run"
+        "the options of the command line changed; if this is intended, run"
         " `python tests/cli/test_options_frozen.py` and commit options.txt"
     )
 

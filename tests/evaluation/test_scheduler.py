@@ -233,7 +233,7 @@ def faulty(
     init_states = make_init_states(env, 4, seed=0)
     hand = env.set_state(init_states.states[2])["hand_position"]
     env.close()
-    make = faulty_envs.making(fault, folder, times, hand)
+    make = faulty_envs.make_faulty(fault, folder, times, hand)
     with Scheduler(make, 2, 2, step_timeout=step_timeout) as pool:
         outcomes = {o.index: o for o in pool.run(PolicyRunner(Counting()), init_states, range(4))}
         pids = [slot.simulator.process.pid for slot in pool._slots]
@@ -293,7 +293,7 @@ from pathlib import Path
 import faulty_envs
 from fibopolicy.evaluation.simulator import Simulator
 if __name__ == "__main__":
-    make = partial(faulty_envs.lasting, Path({str(tmp_path)!r}))
+    make = partial(faulty_envs.make_long_lift, Path({str(tmp_path)!r}))
     with closing(Simulator(make, 1)) as one, closing(Simulator(make, 1)) as other:
         one.receive(), other.receive()
         print("up", flush=True)

@@ -1,10 +1,10 @@
-"""The golden record: what seeded computations give, so that a change that should change
-nothing can show that it does not.
+"""The golden record: results of seeded computations, which a refactoring must not
+change.
 
-`python tests/golden/record.py` computes it anew and writes `record.json`. Do so only in
-a commit that means to change a number, and say there which one and why. Whatever is an
-input lies beside this file or is drawn from a seed here; only the library's
-highest-level functions are called.
+`python tests/golden/record.py` computes and writes `record.json`. Run it only in a
+commit that changes a number on purpose, and say there which one and why. All inputs are
+in this folder or drawn from a seed; only the library's highest-level functions are
+called.
 
 - `losses`: 20 training steps of four policies on generated demonstrations.
 - `masks`: SHA-256 of the masks of 12 attention patterns.
@@ -46,10 +46,10 @@ HERE = Path(__file__).parent
 RECORD = HERE / "record.json"
 #: Largest relative difference of a loss on another machine or with other versions.
 LOSS_TOLERANCE = 1e-4
-#: The same for statistics, where only the last digits may depend on the machine.
+#: The same for statistics, where only the last digits depend on the machine.
 STATISTICS_TOLERANCE = 1e-9
-#: Largest difference of a success rate on another machine, where contacts amplify the
-#: last bits: 5 of 20 episodes, 1 of 4.
+#: Largest difference of a success rate on another machine, where contacts amplify
+#: rounding: 5 of 20 episodes, 1 of 4.
 RATE_TOLERANCE = 0.25
 
 VIT = {"patch_size": 4, "width": 24, "depth": 2, "heads": 3, "keypoints": 4}
@@ -77,7 +77,7 @@ ROLLOUTS = {"reach": ("fibopolicy/Reach-v0", 20, 80), "robosuite_lift": ("robosu
 
 def write_demos(path: Path) -> None:
     """Four demonstrations in robomimic's format, drawn from a seed: one camera, one
-    vector, four actions; three to train on.
+    vector, four actions; three are for training.
     """
     random = np.random.default_rng(0)
     with h5py.File(path, "w") as file:
@@ -133,8 +133,8 @@ def patterns() -> dict[str, attention.AttentionPattern]:
         ),
         "fibottention with registers": attention.FibottentionPattern(36, 6, cls_token=5),
         **{
-            control: attention.like(fibottention, control)
-            for control in ("bigbird", "dense", "dilated", "local", "random")
+            baseline: attention.like(fibottention, baseline)
+            for baseline in ("bigbird", "dense", "dilated", "local", "random")
         },
         "shared": attention.like(attention.FibottentionPattern(36, 6, cls_token=False), "shared"),
     }
@@ -157,7 +157,7 @@ def rollouts(name: str) -> list[list[Any]]:
     """
     task, episodes, horizon = ROLLOUTS[name]
     policy = load_policy(HERE / "policies" / name).policy
-    # A busy machine may take long for a step; that must not become an error row.
+    # On a busy machine a step may take long, which must not give an error row.
     rows = evaluate_policy(
         policy, task, episodes, workers=1, batch=4, threads=1, horizon=horizon, step_timeout=600
     )
@@ -165,7 +165,7 @@ def rollouts(name: str) -> list[list[Any]]:
 
 
 def statistics() -> dict[str, dict[str, float]]:
-    """What a study reports of two methods with three training seeds each on two tasks."""
+    """A study's statistics for two methods with three training seeds each on two tasks."""
     outcomes = json.loads((HERE / "outcomes.json").read_text())["outcomes"]
     solved = {
         (task, method): np.array([[episode == "1" for episode in seed] for seed in seeds])
@@ -203,7 +203,7 @@ def _difference(difference: Difference | MeanDifference) -> dict[str, float]:
 
 
 def machine() -> dict[str, str | None]:
-    """What the last bits of a result depend on: the processor and the versions of what computes."""
+    """What the last bits of a result depend on: the processor and the library versions."""
     found: dict[str, str | None] = {
         "processor": _processor(),
         "vector units": torch.backends.cpu.get_cpu_capability(),
@@ -232,7 +232,7 @@ def _processor() -> str:
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """With one thread in torch: sums over several have other last bits."""
+    """Use one thread in torch, because sums over several threads are rounded differently."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -241,7 +241,7 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-#: What is recorded -> what computes it.
+#: Part of the record -> the function that computes it.
 PARTS: dict[str, Callable[[], Any]] = {
     "losses": losses,
     "masks": masks,
@@ -252,13 +252,13 @@ PARTS: dict[str, Callable[[], Any]] = {
 
 
 def compute(part: str) -> Any:
-    """One of `PARTS`, as it comes back from JSON."""
+    """One of `PARTS`, after a round trip through JSON."""
     with one_thread():
         return json.loads(json.dumps(PARTS[part]()))
 
 
 def differences(part: str, recorded: Any, found: Any, *, exact: bool) -> list[str]:
-    """What `found` differs in from the record, one line each.
+    """Differences of `found` from the record, one line each.
 
     Args:
         exact: to the last bit, as on one machine; otherwise within the tolerances
@@ -295,7 +295,7 @@ def _differences(where: str, recorded: Any, found: Any, tolerance: float) -> Ite
 
 
 def main() -> None:
-    """Compute everything, say what differs from the record, and replace it."""
+    """Compute everything, print the differences from the record, and replace it."""
     before = json.loads(RECORD.read_text()) if RECORD.exists() else {}
     record = {"machine": machine(), **{part: compute(part) for part in PARTS}}
     for part in before:
@@ -304,5 +304,5 @@ def main() -> None:
     RECORD.write_text(json.dumps(record, indent=1) + "\n")
 
 
-if __name__ == "__main__":  # simulators' processes import this file
+if __name__ == "__main__":  # simulator processes import this file
     sys.exit(main())

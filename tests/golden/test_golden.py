@@ -1,4 +1,4 @@
-"""Seeded computations give what they gave when `record.json` was made; see `record.py`."""
+"""Seeded computations give the results of `record.json`; see `record.py`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def recorded() -> dict[str, Any]:
 
 @pytest.mark.parametrize("part", record.PARTS)
 def test_results_equal_the_record(part: str, recorded: dict[str, Any]) -> None:
-    # not imported: OpenGL is chosen first
+    # find_spec instead of an import, which would choose OpenGL too early
     if "robosuite" in part and importlib.util.find_spec("robosuite") is None:
         pytest.skip("robosuite is not installed")
     exact = recorded["machine"] == record.machine() or bool(
@@ -36,7 +36,7 @@ def test_the_comparison_reports_only_differences_beyond_its_tolerance(
         return copy
 
     def seen(part: str, change: Any) -> tuple[bool, bool]:
-        """Whether a change is seen on the record's machine, and on another one."""
+        """Whether a change is reported on the record's machine, and on another one."""
         found = changed(part, change)
         return bool(record.differences(part, recorded[part], found, exact=True)), bool(
             record.differences(part, recorded[part], found, exact=False)

@@ -12,14 +12,14 @@ import pytest
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 
 needs_browser = pytest.mark.skipif(
-    CHROMIUM is None, reason="no chromium here; on Debian: apt-get install chromium"
+    CHROMIUM is None, reason="chromium is not installed; on Debian: apt-get install chromium"
 )
-#: A phone and a desk, CSS pixels.
+#: Widths of a phone and of a desktop screen in CSS pixels.
 WIDTHS = (390, 1280)
 
 
 def pictures_shown(page: Path, width: int, folder: Path) -> int:
-    """Lay a page out with everything unfolded, and count the pictures that are shown.
+    """Lay out a page with everything unfolded, and count the pictures that are shown.
     Fails if the page scrolls sideways.
 
     Args:
@@ -42,6 +42,6 @@ def pictures_shown(page: Path, width: int, folder: Path) -> int:
     seen = re.search(r"SEEN (\d+) (\d+) (\d+)", done.stdout)
     assert seen, done.stdout + done.stderr
     client, scroll, pictures = map(int, seen.groups())
-    assert client >= width - 20  # less a scroll bar
+    assert client >= width - 20  # minus a scroll bar
     assert scroll <= client
     return pictures

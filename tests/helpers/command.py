@@ -1,4 +1,4 @@
-"""The command line, run within a test's own process."""
+"""Runs the command line in the process of the test."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from fibopolicy import cli
 def call(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: str
 ) -> tuple[int, str, str]:
-    """`fibopolicy ARGUMENTS`: exit code, output, errors."""
+    """Run `fibopolicy ARGUMENTS`; return exit code, output and errors."""
     monkeypatch.setattr(sys, "argv", ["fibopolicy", *arguments])
     capsys.readouterr()
     try:

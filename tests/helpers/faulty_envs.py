@@ -1,4 +1,6 @@
-"""Environments that misbehave, made in simulator processes: nothing here may load torch."""
+"""Environments that misbehave. Simulator processes import this file, so it must not
+import torch.
+"""
 
 from __future__ import annotations
 
@@ -27,45 +29,45 @@ def crash() -> None:
 
 
 def _make(
-    fault: Callable[[], None], folder: Path, times: int, seeds_hand: tuple[float, ...]
+    fault: Callable[[], None], folder: Path, times: int, first_hand: tuple[float, ...]
 ) -> envs.TaskEnv:
     env = envs.make("Lift-v0", image_size=16, horizon=12)
     advance = env.advance
 
-    def faulty(action: np.ndarray[Any, Any]) -> tuple[float, bool, bool, dict[str, Any]]:
-        ours = getattr(env, "_steps", 0) == 5 and np.allclose(env.begun, seeds_hand)
-        if ours and len(list(folder.iterdir())) < times:
+    def faulty_advance(action: np.ndarray[Any, Any]) -> tuple[float, bool, bool, dict[str, Any]]:
+        is_target = getattr(env, "_steps", 0) == 5 and np.allclose(env.first_hand, first_hand)
+        if is_target and len(list(folder.iterdir())) < times:
             (folder / f"{os.getpid()}").touch()
             fault()
         return advance(action)
 
     set_state = env.set_state
 
-    def remembering(state: envs.SimState) -> envs.Observation:
+    def remembering_set_state(state: envs.SimState) -> envs.Observation:
         obs = set_state(state)
-        env.begun = obs["hand_position"]
+        env.first_hand = obs["hand_position"]
         return obs
 
-    env.advance, env.set_state = faulty, remembering
+    env.advance, env.set_state = faulty_advance, remembering_set_state
     return env
 
 
-def making(
+def make_faulty(
     fault: Callable[[], None], folder: Path, times: int, hand: np.ndarray[Any, Any]
 ) -> Callable[[], envs.TaskEnv]:
-    """Make a Lift whose step 5, in the episode that begins with the hand there,
-    misbehaves in the first so many processes.
+    """Function that makes a Lift environment. Step 5 of the episode whose hand starts
+    at `hand` calls `fault` in the first `times` processes.
     """
     return partial(_make, fault, folder, times, tuple(float(x) for x in hand))
 
 
 def dies_at_start() -> envs.TaskEnv:
-    """An environment whose process dies while making it."""
+    """An environment whose constructor kills its process."""
     os.kill(os.getpid(), signal.SIGKILL)
     raise AssertionError
 
 
-def lasting(folder: Path) -> envs.TaskEnv:
-    """A Lift that lasts long and records the processes that it runs in."""
+def make_long_lift(folder: Path) -> envs.TaskEnv:
+    """A long Lift episode; records the processes that it runs in."""
     (folder / f"{os.getpid()}").touch()
     return envs.make("Lift-v0", image_size=16, horizon=1000)

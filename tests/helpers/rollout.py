@@ -1,4 +1,4 @@
-"""One episode of a policy in an environment of the test's own process."""
+"""One episode of a policy in an environment in the process of the test."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def rollout(
     Args:
         policy: a `PolicyRunner`, or any policy that it accepts.
         film: observation key of a camera whose every frame is kept.
-        index: of the episode; random policies are seeded with it.
+        index: of the episode; it seeds random policies.
     """
     policy_runner = policy if isinstance(policy, PolicyRunner) else PolicyRunner(policy)
     episode = Episode(index)

@@ -1,4 +1,6 @@
-"""Outcomes with known rates: logit-normal effects of training seeds and of initial states."""
+"""Simulated outcomes with known rates: logit-normal effects of training seeds and
+initial states.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,7 @@ def outcomes(
 
 
 def rate(mean: float, sd: float) -> float:
-    """The expected success when the logit's effects have this standard deviation in all."""
+    """Expected success rate if the effects on the logit have this total standard deviation."""
     x = np.linspace(-8, 8, 4001)
     weights = norm.pdf(x) / norm.pdf(x).sum()
     return float((weights / (1 + np.exp(-(mean + sd * x)))).sum())

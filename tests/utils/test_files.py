@@ -1,4 +1,4 @@
-"""Where caches lie when there is no home."""
+"""The cache folder with and without a home, and locks."""
 
 from __future__ import annotations
 
@@ -16,15 +16,13 @@ from fibopolicy.utils import files, processes
 
 @pytest.fixture
 def homeless(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """As a user id that the system does not know, without HOME; returns the folder of
-    temporary files.
-    """
+    """Run as an unknown user without HOME; return the folder for temporary files."""
 
     def unknown() -> Path:
         raise RuntimeError("Could not determine home directory.")
 
     for name in (*files._LIBRARY_CACHES, "XDG_CACHE_HOME"):
-        monkeypatch.setenv(name, "")  # so that what is set meanwhile is undone
+        monkeypatch.setenv(name, "")  # so that monkeypatch restores the variable
         monkeypatch.delenv(name)
     monkeypatch.setattr(Path, "home", unknown)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))

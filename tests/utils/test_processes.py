@@ -1,4 +1,4 @@
-"""Worker processes start from wherever Python runs, and say what they cannot be given."""
+"""Workers start from scripts and standard input, and name objects that they cannot import."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from fibopolicy.utils import processes
 from fibopolicy.utils.imports import import_object
 from fibopolicy.utils.processes import WorkerProcess, check_importable
 
-#: No main guard: a worker that ran this again would start workers of its own.
+#: Has no main guard: a worker that ran it again would start workers itself.
 SCRIPT = """
 from fibopolicy.datasets.collect import Plan, collect
 from fibopolicy.datasets.render import View, render
