@@ -16,12 +16,12 @@ Quality = Literal["fast", "full"]
 
 @dataclass(frozen=True)
 class EvaluateConfig:
-    """An evaluation."""
+    """The settings of an evaluation."""
 
     run: Annotated[Positional[Path], arg(metavar="RUN")]
     """Run directory of the policy, or a robomimic checkpoint (.pth)."""
     episodes: int = 50
-    """Number of initial states, from the first."""
+    """Number of initial states to run, from the first."""
     seed: int = 0
     """Seed of the set of initial states."""
     init_states: Path | None = None
@@ -49,15 +49,15 @@ class EvaluateConfig:
     many, up to 20, for the light built-in tasks. Results do not depend on it."""
     batch: int | None = None
     """Rows in each policy call, padded where fewer episodes wait; 4 by default. Another
-    number gives other last bits, and so other results."""
+    number changes the last bits of actions, and thus the results."""
     threads: int = 1
-    """Torch threads during the policy's calls. Another number may give other last bits,
+    """Torch threads during the policy's calls. Another number may change the last bits,
     too."""
     step_timeout: float = 60.0
     """Seconds that a control step or a frame may take until its process counts as hung."""
     max_retries: int = 2
-    """Further attempts at an episode whose simulator dies, hangs or fails; afterwards its row is
-    an error."""
+    """Retries of an episode whose simulator dies, hangs or fails; afterwards its row is an
+    error."""
     viewer: bool = False
     """Open MuJoCo's viewer and run one episode after the other in real time."""
     allow_mismatch: bool = False

@@ -37,7 +37,7 @@ class Episode:
         frames: every frame of the filmed camera, uint8 `(H, W, 3)` each.
         wall_s: seconds from the start of the last attempt to its end.
         error: empty, or why a simulator could not finish the episode; `success`,
-            `steps` and `total_reward` then mean nothing.
+            `steps` and `total_reward` are then undefined.
     """
 
     index: int
@@ -74,10 +74,10 @@ class EpisodeResult:
             Results with equal digests can be paired.
         policy: digest of the policy's weights; empty if it has none.
         batch: rows in each policy call; the last bits of the actions depend on it.
-        threads: torch threads during the call; they matter likewise.
+        threads: torch threads during the call, with the same effect.
         error: empty, or why no simulator could finish the episode in any attempt.
-            It then says nothing about the policy and counts in no rate.
-        attempts: how often it was tried. Only `wall_s` and `attempts` differ between
+            The episode then counts in no rate.
+        attempts: number of attempts. Only `wall_s` and `attempts` differ between
             repetitions.
         mismatch: empty, or the cameras whose first frame differed from the stored one,
             where that was allowed.
@@ -191,8 +191,7 @@ def success_rate(results: Sequence[EpisodeResult]) -> Rate:
     finished = [result for result in results if not result.error]
     if results and not finished:
         raise UserError(
-            f"none of {len(results)} episodes could be run to its end; the first:"
-            f" {results[0].error}"
+            f"none of {len(results)} episodes could be completed; the first: {results[0].error}"
         )
     rate = wilson(sum(result.success for result in finished), len(finished))
     return replace(rate, errors=len(results) - len(finished))

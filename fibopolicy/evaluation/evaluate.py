@@ -95,9 +95,9 @@ def evaluate_policy(
             or 1. B is `batch`; see `PolicyRunner` for states in batches. A policy may
             also be a function of one episode's newest observation, a dict of arrays
             without B and T_o, that returns an action `(A,)` or a chunk `(T_a, A)`.
-        task: a task id, or "module:class" of your own; a dataset's `env_args`; or a
-            function without arguments that makes the environment. Each process imports
-            that function by its name.
+        task: a task id, or "module:class" of a custom task; a dataset's `env_args`; or
+            a function without arguments that makes the environment. Each process
+            imports that function by its name.
         init_states: a file of initial states, its contents, or a number of initial
             states from the set with seed 0.
         workers: simulators, one process each. The default is the number of cores; for
@@ -226,7 +226,7 @@ def evaluate_run(
         for row in new_rows:
             append_row(path, row)
             rows[row.index] = row
-        # They were appended as episodes ended.
+        # Sort the rows, which were appended as episodes ended.
         write_rows(path, [*others, *(rows[index] for index in sorted(rows))])
         requested = tuple(rows[index] for index in range(config.episodes))
         video_path = _film(config, evaluator, init_states, requested, camera) if camera else None
@@ -240,7 +240,7 @@ class Evaluator:
     """A policy and open simulators of its task; a context manager.
 
     Args:
-        policy: see `evaluate_policy`, as the other arguments that it has.
+        policy: see `evaluate_policy`, also for the other arguments that it has.
         make_env: makes one environment; each process imports it by its name.
         viewer: open MuJoCo's viewer for the only worker.
         checkpoint_step, checkpoint: of the policy, for its results.
@@ -466,7 +466,7 @@ def _env_maker(
                 f"{', '.join(options)}: a function that makes the environment takes no options; set"
                 " them there"
             )
-        return task, "robosuite/"  # as heavy as a simulator may be
+        return task, "robosuite/"  # assume a heavy simulator
     options = {**view_options(policy), **options}
     if isinstance(task, str):
         return functools.partial(make, resolve(task), **options), resolve(task)
@@ -506,8 +506,8 @@ def view_options(policy: Any) -> dict[str, Any]:
     options: dict[str, Any] = {"cameras": tuple(sizes)}
     if sizes:
         height, width = one = next(iter(sizes.values()))
-        alike = set(sizes.values()) == {one}
-        options["image_size"] = (height if height == width else one) if alike else sizes
+        same_size = set(sizes.values()) == {one}
+        options["image_size"] = (height if height == width else one) if same_size else sizes
     if quality := getattr(policy, "render_quality", None):
         options["quality"] = quality
     return options
@@ -532,12 +532,12 @@ def check_view(policy: Any, info: TaskInfo, name: str) -> None:
         if key not in info.layout:
             known = [k for k, (found, _) in info.layout.items() if len(found) == len(shape)]
             raise UserError(
-                f"{name} was trained on {key}, which {info.task_id} does not give; it gives"
+                f"{name} was trained on {key}, which {info.task_id} does not provide; it provides"
                 f" {', '.join(known) or 'none of its kind'}"
             )
         if (found := tuple(info.layout[key][0])) != shape:
             raise UserError(
-                f"{name} was trained on {key} of shape {shape}, which {info.task_id} gives as"
+                f"{name} was trained on {key} of shape {shape}, which {info.task_id} provides as"
                 f" {found}"
             )
     trained = getattr(policy, "render_quality", None)
@@ -668,7 +668,7 @@ def _film(
     rows: Sequence[EpisodeResult],
     camera: str,
 ) -> Path:
-    # Here, since nothing else needs the codecs.
+    # Imported here, since nothing else needs the codecs.
     from fibopolicy.evaluation.video import draw_look, write_grid
 
     ordered = sorted(rows, key=lambda row: row.success) if config.failures_first else rows

@@ -27,8 +27,8 @@ from fibopolicy.utils.system import versions
 
 _log = logging.getLogger(__name__)
 
-#: Most initial states in one set, which is kept in memory.
-MOST = 1_000_000
+#: Largest number of initial states in a set, which is kept in memory.
+MAX_INIT_STATES = 1_000_000
 #: 100 initial states of each built-in task, from `fibopolicy init-states TASK
 #: --episodes 100`.
 SHIPPED = Path(__file__).parent / "init_states_data"
@@ -94,10 +94,10 @@ def make_init_states(env: TaskEnv, episodes: int, seed: int) -> InitStates:
     are never collected from it.
 
     Raises:
-        UserError: impossible numbers.
+        UserError: a number is out of range.
     """
-    if not 1 <= episodes <= MOST:
-        limit = "at least 1" if episodes < 1 else f"at most {MOST}"
+    if not 1 <= episodes <= MAX_INIT_STATES:
+        limit = "at least 1" if episodes < 1 else f"at most {MAX_INIT_STATES}"
         raise UserError(f"episodes must be {limit}, got {episodes}")
     if seed < 0:
         raise UserError(f"seed must be at least 0, got {seed}")

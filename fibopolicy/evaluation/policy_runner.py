@@ -1,11 +1,10 @@
 """Run one policy for many episodes, such that no episode's actions depend on the
 others.
 
-A matrix product over another number of rows has other last bits, and contacts amplify
-them until an episode fails that succeeded before. So every call has `batch` rows,
-padded where fewer episodes wait. Row by row, the networks of this library then give the
-same bits whatever the other rows hold; `make_runner` verifies that before relying on
-it.
+The number of rows changes the last bits of a matrix product, and contacts amplify them
+until an episode that succeeded fails. Therefore every call has `batch` rows, padded if
+fewer episodes wait. In the networks of this library, the bits of a row then do not
+depend on the other rows; `make_runner` verifies that before relying on it.
 """
 
 from __future__ import annotations
@@ -47,11 +46,11 @@ class PolicyRunner:
             anything that numpy reads as numbers.
         batch: rows in each call. With 1, random numbers that the policy draws from
             torch, numpy or random depend only on the episode and its decision. With
-            more, a policy that draws any does not repeat.
-        threads: torch threads during the calls; other numbers give other last bits.
+            more, a policy that draws random numbers does not repeat.
+        threads: torch threads during the calls; another number changes the last bits.
 
     Raises:
-        UserError: not a policy, a policy in training mode, or impossible numbers.
+        UserError: not a policy, a policy in training mode, or a number below 1.
     """
 
     def __init__(self, policy: Any, *, batch: int = 1, threads: int = 1) -> None:
@@ -111,8 +110,7 @@ class PolicyRunner:
             _seed(episodes[0])
         rows = [*episodes, *[episodes[0]] * (self.batch - len(episodes))]
         keys = [key for key in rows[0].window if self._keys is None or key in self._keys]
-        # Torch's own memory is aligned; the last bits of a product may depend on that,
-        # too.
+        # Torch aligns its memory; the last bits of a product may depend on alignment.
         obs = {
             key: torch.stack([torch.from_numpy(row.window[key]) for row in rows]).to(self._device)
             for key in keys
@@ -145,7 +143,8 @@ class PolicyRunner:
         return [np.array(array[i]) for i in count], states
 
     def is_row_independent(self, layout: Layout) -> bool:
-        """Whether actions keep their bits when rows change places and neighbours.
+        """Whether the actions of a row are the same bits at any place among any other
+        rows.
 
         Tested on random observations, without a state.
         """
@@ -261,7 +260,7 @@ def preserved_randomness() -> Iterator[None]:
 
 
 def _structure(state: Any) -> Iterator[tuple[Any, ...]]:
-    """What states must have in common to share a call."""
+    """Everything that states must have in common to share a call."""
     if isinstance(state, Tensor):
         yield ("tensor", tuple(state.shape), state.dtype)
     elif isinstance(state, Mapping):

@@ -28,13 +28,13 @@ from fibopolicy.utils.processes import check_importable
 
 _log = logging.getLogger(__name__)
 
-#: Attempts for an episode before it becomes an error.
+#: Retries of an episode before it becomes an error.
 MAX_RETRIES = 2
 #: Seconds without a heartbeat: while stepping or rendering, and while an environment is
 #: made or an initial state restored.
 STEP_TIMEOUT, START_LIMIT = 60.0, 600.0
-#: Longest sleep of the loop, seconds. A pause of this process, as by Ctrl-Z, counts as
-#: no more than that.
+#: Longest sleep of the loop, seconds. A pause of this process, for example by Ctrl-Z,
+#: counts as no more than twice that.
 POLL_INTERVAL = 0.5
 
 #: Called with an episode's index and the digest of each camera's first frame.
@@ -43,7 +43,7 @@ FrameCheck = Callable[[int, Mapping[str, str]], None]
 
 @dataclass
 class Throughput:
-    """Seconds in all and in the policy, its calls and rows, control steps."""
+    """Totals: seconds, seconds in the policy, its calls and rows, control steps."""
 
     wall_s: float = 0.0
     policy_s: float = 0.0
@@ -71,7 +71,7 @@ class _Slot:
 
     Args:
         began: when the episode was sent to the simulator.
-        ready_since: since when the episode waits for actions; `None` while it does not.
+        ready_since: time since which the episode waits for actions, or `None`.
         limit: seconds without a heartbeat after which the simulator counts as hung.
         silent_s: seconds since the last heartbeat.
     """
@@ -206,7 +206,7 @@ class Scheduler:
         episode.window = slot.simulator.window()
         slot.episode, slot.began = episode, time.perf_counter()
         slot.expect_heartbeat(START_LIMIT)
-        with contextlib.suppress(OSError):  # `_receive` finds a process that is gone
+        with contextlib.suppress(OSError):  # `_receive` handles a process that is gone
             slot.simulator.start(init_states.states[episode.index], film)
 
     def _due(self, batch: int) -> list[_Slot]:
@@ -291,7 +291,7 @@ class Scheduler:
                 slot.silent_s = slot.silent_s + passed if heartbeat == slot.heartbeat else 0.0
                 slot.heartbeat = heartbeat
                 if slot.silent_s > slot.limit:
-                    reason = f"its process gave no sign of life for {slot.limit:.0f} s"
+                    reason = f"its process gave no heartbeat for {slot.limit:.0f} s"
                     ended.append(self._replace(slot, reason))
         return [episode for episode in ended if episode is not None]
 

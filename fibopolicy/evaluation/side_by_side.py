@@ -38,8 +38,8 @@ def film_side_by_side(
     order = alternate(*(method.outcomes(comparison.init_states)[0] for method in methods))
     shown = [comparison.init_states[i] for i in order[:episodes]]
     (left, fps), (right, _) = (_film_checkpoint(method, shown, init_states) for method in methods)
-    both = [start for start in shown if start in left and start in right]
-    clips = [clip for start in both for clip in (left[start], right[start])]
+    both = [digest for digest in shown if digest in left and digest in right]
+    clips = [clip for digest in both for clip in (left[digest], right[digest])]
     write_grid(path, clips, fps, columns=2, headings=[method.name for method in methods])
 
 
@@ -64,8 +64,8 @@ def _film_checkpoint(
     loaded = load_policy(run, checkpoint=first.checkpoint)
     if (loaded.step, weights_digest(loaded.policy)) != (first.checkpoint_step, first.policy):
         raise UserError(
-            f"{run}: its weights, now of step {loaded.step}, are not those that the compared rows"
-            f" of step {first.checkpoint_step} are of; evaluate it again, or leave --video out"
+            f"{run}: its weights, of step {loaded.step}, differ from those of the compared rows, of"
+            f" step {first.checkpoint_step}; evaluate it again, or leave --video out"
         )
     cameras = list(loaded.policy.shapes.images)
     if not cameras:
@@ -89,9 +89,9 @@ def _film_checkpoint(
         threads=first.threads,
     )
     with run_evaluator(config, loaded) as evaluator:
-        to_film = [replace(rows[start], index=position[start]) for start in shown]
+        to_film = [replace(rows[digest], index=position[digest]) for digest in shown]
         clips = evaluator.film(stored, to_film, cameras[0])
     return (
-        {start: clips[position[start]] for start in shown if position[start] in clips},
+        {digest: clips[position[digest]] for digest in shown if position[digest] in clips},
         evaluator.info.control_hz,
     )

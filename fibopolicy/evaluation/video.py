@@ -96,7 +96,7 @@ def grid_frames(clips: Sequence[Clip], fps: float, *, scale: int, columns: int) 
 
 def _heading(headings: Sequence[str], width: int) -> Frame:
     """A white strip, uint8 `(HEADING, width, 3)`, with each text centred in its column;
-    long texts lose their beginning.
+    long texts are cut at their beginning.
     """
     strip = Image.new("RGB", (width, HEADING), "white")
     draw, share = ImageDraw.Draw(strip), width / len(headings)
@@ -121,7 +121,7 @@ def draw_look(policy: Any, camera: str, frames: Sequence[Frame]) -> list[Frame]:
     """Draw on frames uint8 `(H, W, 3)` of one camera where the policy's encoder looks.
 
     If the encoder pools with a spatial softmax (the ViTs by default, resnet18), a dot
-    of its own colour for each keypoint, which is all that the policy receives.
+    of another colour for each keypoint; the policy receives only the keypoints.
     Otherwise (mean or CLS pooling, timm) patches are red in proportion to how much they
     change the feature: the root mean square of its gradient along random directions.
 

@@ -34,7 +34,7 @@ from fibopolicy.statistics.power import MAX_EPISODES, POWER, episodes_needed
 
 
 def text(comparison: Comparison, effect_sizes: Sequence[float]) -> str:
-    """The comparison as it is printed.
+    """The comparison as printed text.
 
     Args:
         effect_sizes: differences of rates, in (0, 1), whose episodes are listed.

@@ -1,7 +1,7 @@
 """Documents made of blocks: one HTML page that needs no other file, or Markdown.
 
-A report states its blocks once; the templates beside this module say how each kind of
-block looks. The HTML fits a phone and follows a dark screen.
+A report lists its blocks once; the templates define how each kind of block looks. The
+HTML fits a phone and has a dark mode.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Block:
 
     @property
     def kind(self) -> str:
-        """By which a template finds the block's look."""
+        """Name of this kind of block in the templates."""
         return type(self).__name__.lower()
 
 
@@ -39,7 +39,7 @@ class Heading(Block):
 
 @dataclass(frozen=True)
 class Contents(Block):
-    """Links to headings; not in Markdown, whose readers make their own."""
+    """Links to headings; not in Markdown, whose viewers make their own."""
 
     headings: Sequence[str]
 
@@ -108,7 +108,7 @@ class Table(Block):
 
 @dataclass(frozen=True)
 class Facts(Block):
-    """Names and what they stand for."""
+    """Names with their values."""
 
     facts: Mapping[str, str]
 
@@ -179,15 +179,15 @@ def _templates() -> jinja2.Environment:
 
 
 def _escaped(text: str) -> str:
-    """Markdown in which nothing in a name or a message begins a column, a tag or
+    """Markdown in which no character of a name or a message begins a column, a tag or
     emphasis.
     """
     return re.sub(r"[|<*]", r"\\\g<0>", text)
 
 
 def _unbroken(text: str) -> Markup:
-    """HTML of a text in which intervals and percentages, such as `[93.1, 97.8] %`, stay on
-    one line.
+    """HTML of a text in which intervals and percentages, such as `[93.1, 97.8] %`, stay
+    on one line.
     """
     html = str(escape(text)).replace(" %", "&nbsp;%")
     return Markup(re.sub(r"\[[^\]]*\]", lambda found: found[0].replace(" ", "&nbsp;"), html))

@@ -1,4 +1,4 @@
-"""Plots of results as SVG files, as wide as a phone, with ink that follows a dark screen."""
+"""Plots of results as SVG files, as wide as a phone, with colours for light and dark mode."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 SUCCESS_BY_STEP = "Share of episodes solved by each control step, with its 95 % interval."
 #: Width of a figure, inches.
 WIDTH = 5.2
-#: Colours of text and axes, and what they become on a dark screen.
+#: Colours of text and axes, and their counterparts in dark mode.
 INK, FAINT = "#1f2328", "#59636e"
 _ON_DARK = {INK: "#e6edf3", FAINT: "#9198a1"}
 #: Distinct for readers with any colour vision (Okabe and Ito), and in grey.
@@ -168,7 +168,7 @@ def _edge(intervals: Sequence[Interval], margin: float | None) -> float:
 
 @dataclass(frozen=True)
 class Tradeoff:
-    """A method's success beside what it costs.
+    """A method's success and its costs.
 
     Args:
         costs: one for each column of panels; `None` where it was not measured.
@@ -305,7 +305,7 @@ def _figure(rows: int, columns: int = 1, *, height: float = 2.8, **options: Any)
     """A figure with panels of `height` inches, and its axes `(rows, columns)`;
     `options` as in `pyplot.subplots`.
     """
-    import matplotlib  # takes a second, which commands that draw nothing save
+    import matplotlib  # imported here, since it takes a second
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
@@ -347,7 +347,7 @@ def _legend(drawn: Any, columns: int = 1) -> None:
 
 
 def _short(name: str, most: int = 24) -> str:
-    """At most `most` characters of a name; its end tells more than its beginning."""
+    """At most `most` characters of a name; its end is more specific than its beginning."""
     return name if len(name) <= most else "…" + name[1 - most :]
 
 
@@ -366,8 +366,8 @@ def _percent(
 
 
 def _save(drawn: Any, path: Path) -> None:
-    """Save without a background and with ink that turns light on a dark screen. The
-    same plot gives the same bytes.
+    """Save without a background and with text that turns light in dark mode. The same
+    plot gives the same bytes.
     """
     import matplotlib
     from matplotlib import pyplot

@@ -63,8 +63,8 @@ def rate_table(rates: Mapping[str, Rate]) -> str:
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> str:
-    """Plain text with aligned columns: the first and the last to the left, the others to
-    the right.
+    """Plain text with aligned columns: the first and the last to the left, the others
+    to the right.
     """
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = []

@@ -1,4 +1,4 @@
-"""Encoder-swap studies: a grid of runs in which only what the study names differs."""
+"""Encoder-swap studies: a grid of runs that differ only in what the study names."""
 
 from fibopolicy.study.config import StudyConfig, StudyEncoder, StudyPolicy, StudyTask
 

@@ -1,5 +1,5 @@
-"""A study in one file: what its report needs, without demonstrations, checkpoints and
-videos.
+"""A study in one file: everything that its report needs, without demonstrations,
+checkpoints and videos.
 
 The archive is a zip file with the layout of a study's directory. To continue the study,
 unpack it and name that folder as the `--out` of `fibopolicy study run`.
@@ -33,16 +33,17 @@ SUFFIX = ".study.zip"
 
 
 def publish(directory: Path, out: Path) -> None:
-    """Write the archive of a study: settings, checks, costs, initial states, rows, learning
-    curves, and of a failed run the error and the log. The same study gives the same bytes.
+    """Write the archive of a study: settings, checks, costs, initial states, rows,
+    learning curves, and of a failed run the error and the log. The same study gives the
+    same bytes.
 
     Args:
         directory: the study, finished or not.
         out: the archive, `NAME.study.zip`. An earlier archive of the study is replaced.
 
     Raises:
-        UserError: there is no study; a finished run lacks its rows; `out` is another file,
-            or holds a finished run that the study lacks.
+        UserError: there is no study; a finished run lacks its rows; `out` is another
+            file, or holds a finished run that the study lacks.
     """
     study = open_directory(directory)
     if not out.name.endswith(SUFFIX):
@@ -52,14 +53,15 @@ def publish(directory: Path, out: Path) -> None:
     files = sorted(_files(study))
     with atomic_write(out) as partial, zipfile.ZipFile(partial, "w") as archive:
         for path in files:
-            # The default time stamp and mode, so that the bytes depend on the content only.
+            # The default time stamp and mode, so that the bytes depend on the content
+            # only.
             entry = zipfile.ZipInfo(path.relative_to(directory).as_posix())
             entry.compress_type, entry.external_attr = zipfile.ZIP_DEFLATED, 0o644 << 16
             archive.writestr(entry, path.read_bytes(), compresslevel=9)
 
 
 def _files(study: StudyDirectory) -> Iterator[Path]:
-    """The files of an archive, each of which may be absent in a study that is not done."""
+    """The files of an archive, each of which may be absent in an unfinished study."""
     config = study.config
     found = [study.path / STUDY, study.path / ENVIRONMENT, study.checks]
     found += [study.init_states(task) for task in config.tasks]
@@ -88,8 +90,8 @@ def _check_replaceable(study: StudyDirectory, out: Path) -> None:
         for run in runs(there.config):
             if there.done(run).exists() and not study.done(run).exists():
                 raise UserError(
-                    f"{out}: holds {run.name} finished, which {study.path} lacks; unpack it and"
-                    " continue there, or choose another name"
+                    f"{out}: holds the finished run {run.name}, which {study.path} lacks; unpack it"
+                    " and continue there, or choose another name"
                 )
 
 

@@ -1,5 +1,5 @@
-"""A study as a value: tasks x encoders x policies x inits x training seeds, and what all
-of its runs share.
+"""The configuration of a study: tasks x encoders x policies x inits x training seeds,
+and what all of its runs share.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ Option = int | float | bool | str
 
 #: How an encoder gets its weights.
 INITS = ("scratch", "finetune", "frozen")
-#: The options that a study or one of its policies may set, and those that follow from
-#: another part of the study.
+#: The options that a study or one of its policies may set, and those among them that
+#: another part of the study sets.
 _OPTIONS = {
     "policy_config": (
         PolicyConfig,
@@ -121,9 +121,9 @@ class StudyEncoder:
         encoder: registered name, "timm:<name>", or "module:function".
         options: options of `build_encoder`.
         weights: run directory or file of encoder weights that the inits "finetune" and
-            "frozen" start from; a relative path starts at the study's file. A timm model
-            may use its published weights instead, by the option `pretrained`, which
-            "scratch" ignores.
+            "frozen" start from; a relative path starts at the study's file. A timm
+            model may use its published weights instead, by the option `pretrained`,
+            which "scratch" ignores.
         name: name within the study; by default the encoder's. Two entries of the same
             encoder need two names.
     """
@@ -147,11 +147,13 @@ class StudyPolicy:
     Args:
         policy: name that `PolicyConfig.policy` takes.
         policy_config: options of `PolicyConfig`, e.g. `{"horizon": 8, "policy_options":
-            {"min_std": 0.05}}`. Each replaces the study's, `policy_options` as a whole.
-        optimizer: options of `OptimizerConfig` except `steps`. Each replaces the study's.
+            {"min_std": 0.05}}`. Each overrides the study's, `policy_options` as a
+            whole.
+        optimizer: options of `OptimizerConfig` except `steps`. Each overrides the
+            study's.
         steps: gradient steps; by default the study's.
-        name: name within the study; by default the policy's. Two entries of the same policy
-            need two names.
+        name: name within the study; by default the policy's. Two entries of the same
+            policy need two names.
     """
 
     policy: str
@@ -175,20 +177,20 @@ class StudyConfig:
 
     Args:
         name: name of the study.
-        tasks, encoders, policies, inits, seeds: the grid. Each combination is trained and
-            evaluated once.
+        tasks, encoders, policies, inits, seeds: the grid. Each combination is trained
+            and evaluated once.
         baseline: encoder that the others are compared with; by default the first named
             "vit_*", or else the first.
         steps: gradient steps of every run whose policy sets none.
         optimizer: options of `OptimizerConfig` except `steps`, for every run.
-        policy_config: options of `PolicyConfig` except policy and encoder, for every run, e.g.
-            `{"views": "joint"}`.
+        policy_config: options of `PolicyConfig` except policy and encoder, for every
+            run, e.g. `{"views": "joint"}`.
         episodes: initial states that every run is evaluated on.
         init_seed: seed of the set of initial states.
         margin: how much lower a success rate may be and still count as not inferior, in
             (0, 1); `None` tests for differences only.
-        expected_rate: expected success rate, in (0, 1), to compute how many episodes the
-            margin needs.
+        expected_rate: expected success rate, in (0, 1), to compute how many episodes
+            the margin needs.
         videos: number of initial states that are filmed for each run.
         threads: torch threads of each run. Another number changes the last bits of the
             weights, so it belongs to the study and not to the machine.
@@ -281,7 +283,7 @@ class StudyConfig:
             raise UserError(f"{where}, policy {policy.name}: {error} (given {given})") from error
 
     def policy_options(self, policy: StudyPolicy) -> dict[str, Any]:
-        """Options of `PolicyConfig` for the runs of a policy; its own replace the study's."""
+        """Options of `PolicyConfig` for the runs of a policy, which override the study's."""
         return {**self.policy_config, **policy.policy_config}
 
     def optimizer_config(self, policy: StudyPolicy) -> OptimizerConfig:
@@ -318,8 +320,8 @@ def load_study(source: str) -> tuple[StudyConfig, Path]:
     """Call the function of a Python file that returns a study.
 
     The folder of the file is importable during and after the call, so that
-    "module:function" encoders may lie beside it. During the call it is the working
-    directory, so that relative paths start there.
+    "module:function" encoders can be imported from it. During the call it is the
+    working directory, so that relative paths start there.
 
     Args:
         source: "my_study.py", whose function is `study`, or "my_study.py:function".

@@ -1,5 +1,5 @@
 """The costs of an encoder: parameters, multiply-accumulates, kept token pairs, and the
-latency compared with the other encoders of the study.
+latency, measured in turns with the other encoders of the study.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ def encoder_costs(sizes: Sequence[ModelSize], device: str | None) -> list[dict[s
     """The content of each condition's `cost.json`, in the order of `sizes`.
 
     Latency is the forward pass of one frame of every camera. Encoders take turns in one
-    process, so that other work on the machine slows all of them alike. Conditions whose
-    encoder sees the same frames in the same way share one measurement.
+    process, so that other work on the machine slows all of them equally. Conditions
+    whose encoder sees the same frames in the same way share one measurement.
 
     Raises:
         UserError: an encoder fails on the frames of its task.
@@ -66,8 +66,8 @@ def _count(size: ModelSize) -> tuple[int, float | None]:
     except Exception as error:
         raise UserError(
             f"encoder {size.condition.encoder.name} fails on frames of"
-            f" {size.encoder.image_sizes} pixels ({one_line(error)}); it takes (B, 3, H, W) and"
-            " returns tokens (B, N, D) and a feature (B, output_dim)"
+            f" {size.encoder.image_sizes} pixels ({one_line(error)}); it must take (B, 3, H, W)"
+            " and return tokens (B, N, D) and a feature (B, output_dim)"
         ) from error
 
 
@@ -108,12 +108,12 @@ def _quartiles(values: Sequence[float]) -> dict[str, float]:
 
 
 def count_macs(encoder: ObservationEncoder) -> tuple[int, float | None]:
-    """Multiply-accumulates of the forward pass of one frame per camera, and the share of
-    patch pairs that attention keeps.
+    """Multiply-accumulates of the forward pass of one frame per camera, and the share
+    of patch pairs that attention keeps.
 
-    Torch counts matrix products and convolutions. Each pair that attention keeps, prefix
-    tokens included, counts twice the width of a head, whichever kernel computes it. The
-    share is the mean over layers and heads; `None` without attention.
+    Torch counts matrix products and convolutions. Each pair that attention keeps,
+    prefix tokens included, counts twice the width of a head, with any kernel. The share
+    is the mean over layers and heads; `None` without attention.
     """
     sparse, shares = 0, []
 
@@ -142,7 +142,8 @@ def count_macs(encoder: ObservationEncoder) -> tuple[int, float | None]:
     finally:
         for hook in hooks:
             hook.remove()
-    # Torch counts dense attention on some devices only, so `_Dense` counts it everywhere.
+    # Torch counts dense attention on some devices only, so `_Dense` counts it
+    # everywhere.
     counts = counter.get_flop_counts().get("Global", {})
     flops = sum(n for operator, n in counts.items() if "scaled_dot_product" not in str(operator))
     shares += [1.0] * dense.calls

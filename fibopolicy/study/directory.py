@@ -28,7 +28,7 @@ from fibopolicy.utils.settings import first_difference
 from fibopolicy.utils.system import environment, usable_cores, versions
 
 STUDY, ENVIRONMENT, LOCK = "study.json", "environment.json", "study.lock"
-#: The parts of a configuration that may change while the study is under way.
+#: The parts of a configuration that may change after the study has begun.
 GRID = ("tasks", "encoders", "policies", "inits", "seeds")
 
 
@@ -89,8 +89,8 @@ class StudyDirectory:
         return is_locked(self.run_lock(run))
 
     def is_prepared(self) -> bool:
-        """Whether the checks are made, the demonstrations are there and the initial states
-        are stored.
+        """Whether the checks are done, and the demonstrations and initial states are
+        stored.
         """
         needed = [self.checks, *map(self.dataset, self.config.tasks)]
         return all(path.exists() for path in (*needed, *map(self.init_states, self.config.tasks)))
@@ -134,15 +134,15 @@ def open_directory(path: Path) -> StudyDirectory:
 
 
 def create_or_extend(path: Path, config: StudyConfig) -> StudyDirectory:
-    """Make the directory of a study, or bring the one there to a larger grid. The caller
-    holds the study's lock.
+    """Create the directory of a study, or extend the one there to a larger grid. The
+    caller holds the study's lock.
 
     An extension removes the checks and costs, which compare all conditions of the grid,
     and the conditions that are left out, of which no run has begun.
 
     Raises:
-        UserError: the directory holds something else, or a study that may not become this
-            one, see `check_change`.
+        UserError: the directory holds something else, or a study that cannot be
+            extended to this one, see `check_change`.
     """
     check_no_other_content(path)
     if not (path / STUDY).exists():
@@ -171,8 +171,8 @@ def create_or_extend(path: Path, config: StudyConfig) -> StudyDirectory:
 
 
 def check_change(study: StudyDirectory, config: StudyConfig) -> None:
-    """Raise `UserError` unless the study may become `config`: only the grid differs, every
-    run that has begun keeps its settings, and the data of every task stay valid.
+    """Raise `UserError` unless the study may become `config`: only the grid differs,
+    every run that has begun keeps its settings, and the data of every task stay valid.
     """
     old, new = to_json(study.config), to_json(config)
     if fixed := first_difference({**old, **{axis: new[axis] for axis in GRID}}, new):
@@ -228,7 +228,8 @@ def warn_of_other_versions(study: StudyDirectory) -> None:
             f"{name} {before.get(name, 'none')}, now {now.get(name, 'none')}" for name in names
         )
         warnings.warn(
-            f"{study.path}: was begun with {changes}; rows of both may differ", stacklevel=2
+            f"{study.path}: was begun with {changes}; rows may differ between versions",
+            stacklevel=2,
         )
 
 
@@ -248,7 +249,7 @@ def read_json(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise UserError(
-            f"{path}: is not whole JSON ({reason}); restore it, or remove it and run the"
+            f"{path}: is not valid JSON ({reason}); restore it, or remove it and run the"
             " study again"
         ) from error
     if not isinstance(document, dict):

@@ -1,5 +1,5 @@
-"""Executors carry out the runs of a study, each in a process: here, or in `ray_cluster` on
-a Ray cluster.
+"""Executors execute the runs of a study, each in a process: on this machine, or with
+`ray_cluster` on a Ray cluster.
 """
 
 from __future__ import annotations
@@ -22,26 +22,26 @@ from fibopolicy.study.records import failed_attempts, record_failure
 from fibopolicy.utils.files import provide_caches
 from fibopolicy.utils.system import usable_cores
 
-#: Exit codes of a run's process: it failed and `failed.json` says why; it was interrupted;
-#: another process is at work on the run.
+#: Exit codes of a run's process: it failed and `failed.json` says why; it was
+#: interrupted; another process is at work on the run.
 FAILED, INTERRUPTED, BUSY = 1, 130, 75
 #: Seconds that an interrupted process may take to end.
 GRACE = 10.0
-#: Seconds between two looks at the processes.
+#: Seconds between two polls of the processes.
 POLL_INTERVAL = 0.1
 
 
 class Executor(Protocol):
-    """Carries out runs. A failed run does not stop the others."""
+    """Executes runs. A failed run does not stop the others."""
 
     @property
     def slots(self) -> int:
-        """Runs at a time."""
+        """Number of runs at a time."""
 
     def execute(
         self, study: StudyDirectory, runs: Sequence[Run], folder: Path
     ) -> Iterator[tuple[Run, float]]:
-        """Carry out the runs, and yield each with its seconds when its process has ended,
+        """Execute the runs, and yield each with its seconds when its process has ended,
         done or not. "module:function" encoders are imported from `folder`.
         """
 
@@ -80,8 +80,8 @@ class RunProcess:
         return self._process.poll() is not None
 
     def wait(self) -> float:
-        """Wait for its end, and return the seconds it took. A process that was killed gets
-        its `failed.json` here.
+        """Wait for the process, and return the seconds it took. Writes `failed.json`
+        for a process that was killed.
         """
         code = self._process.wait()
         self._close()
@@ -94,7 +94,7 @@ class RunProcess:
         return time.monotonic() - self._began
 
     def end(self) -> None:
-        """Interrupt it, and kill it if it does not end."""
+        """Interrupt the process, and kill it if it does not end."""
         self._process.terminate()
         try:
             self._process.wait(GRACE)
@@ -110,11 +110,11 @@ class RunProcess:
 
 
 class Local:
-    """Runs side by side on this machine.
+    """Executes runs in parallel on this machine.
 
     Args:
-        jobs: processes at a time; by default one per GPU, or without GPUs as many as there
-            are cores for their threads.
+        jobs: processes at a time; by default one per GPU, or without GPUs as many as
+            there are cores for their threads.
         threads: torch threads of each process.
         device: device of the study.
     """

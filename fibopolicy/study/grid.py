@@ -31,7 +31,7 @@ class Condition:
 
 
 def in_file_name(name: str) -> str:
-    """A name in which all characters that file names avoid are replaced."""
+    """A name in which characters that are unsafe in file names are replaced."""
     return re.sub(r"[^A-Za-z0-9_.-]", "-", name)
 
 
@@ -71,7 +71,7 @@ def conditions(config: StudyConfig) -> tuple[Condition, ...]:
 
 
 def runs(config: StudyConfig) -> tuple[Run, ...]:
-    """Every run, seed by seed: a study that stops early has whole grids of its first seeds."""
+    """Every run, seed by seed: a study that stops early has complete grids."""
     return tuple(Run(condition, seed) for seed in config.seeds for condition in conditions(config))
 
 
@@ -116,7 +116,7 @@ def evaluate_config(
 ) -> EvaluateConfig:
     """The evaluation of a run: its last checkpoint on the stored initial states of its task."""
     task = run.condition.task
-    per_thread = 1 if is_heavy(task.task) else 4  # several light simulators fit beside the policy
+    per_thread = 1 if is_heavy(task.task) else 4  # light simulators share a core
     return EvaluateConfig(
         folder,
         episodes=config.episodes,

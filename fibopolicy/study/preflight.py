@@ -1,5 +1,5 @@
-"""Checks before a study starts: every policy can be built, and its conditions differ only
-in what the study names.
+"""Checks before a study starts: every policy can be built, and its conditions differ
+only in what the study names.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ DECIDED_BY = {
 }
 #: Encoders count as equal in size up to this relative difference of their parameters.
 SIZE_TOLERANCE = 0.01
-#: Assumed correlation of the outcomes of two encoders on the same initial state. The report
-#: has the observed one; a smaller one needs more initial states.
+#: Assumed correlation of the outcomes of two encoders on the same initial state. The
+#: report has the observed one; a smaller one needs more initial states.
 CORRELATION = 0.3
 
 
@@ -49,7 +49,7 @@ class ModelSize:
     """The size of a condition's policy.
 
     Args:
-        condition: the condition.
+        condition: the combination of the grid.
         parameters: parameters of the policy, frozen ones included.
         encoder: the encoders of all cameras.
     """
@@ -67,9 +67,9 @@ def model_sizes(config: StudyConfig) -> list[ModelSize]:
     """Build the policy of every condition for the observations of its task.
 
     Raises:
-        UserError: an unknown policy, encoder or option; values that do not fit the images; a
-            dataset or weights that cannot be read; weights of another network; a device
-            that is not available.
+        UserError: an unknown policy, encoder or option; values that do not fit the
+            images; a dataset or weights that cannot be read; weights of another
+            network; a device that is not available.
     """
     resolve_device(config.device)
     shapes = {task.task: task_shapes(task) for task in config.tasks}
@@ -95,8 +95,8 @@ def collection_plan(task: StudyTask) -> Plan:
 
 
 def task_shapes(task: StudyTask) -> Shapes:
-    """The observations and actions of a task: of its dataset, or of the environment that
-    the study will collect from.
+    """The observations and actions of a task: of its dataset, or of the environment
+    that the study will collect from.
     """
     if task.dataset is not None:
         with DemoFile(task.dataset) as file:
@@ -222,8 +222,8 @@ def describe_encoders(config: StudyConfig) -> Iterator[str]:
 
 
 def describe_sizes(config: StudyConfig, sizes: Sequence[ModelSize]) -> Iterator[str]:
-    """Per task, whether the encoders have as many parameters as the baseline; per policy if
-    policies crop or join the cameras differently.
+    """Per task, whether the encoders have as many parameters as the baseline; per
+    policy if policies crop or join the cameras differently.
     """
     for task in config.tasks:
         policies_by_line: dict[str, list[str]] = {}
@@ -259,11 +259,11 @@ def check_power(config: StudyConfig) -> Iterator[str]:
     if needed is not None and available >= needed:
         return
     runs_each = f"{seeds} seed{'s' * (seeds != 1)}"
-    enough = "more than 20,000"
+    enough = "more than 20,000 episodes"
     if needed is not None:
-        enough = f"{needed}; {-(-needed // seeds)} episodes for each of {runs_each} would do"
+        enough = f"{needed} episodes, {-(-needed // seeds)} for each of {runs_each}"
     yield (
         f"{available} episodes per condition ({config.episodes} initial states x {runs_each}) are"
-        f" few for a margin of {config.margin:g}: to tell {rate:.2f} from {low:.2f} with 80 % power"
-        f" takes {enough}, and more where seeds differ"
+        f" few for a margin of {config.margin:g}: to distinguish {rate:.2f} from {low:.2f} with"
+        f" 80 % power takes {enough}, and more if seeds differ"
     )

@@ -1,4 +1,4 @@
-"""Carry out runs on the nodes of a Ray cluster that share the study's directory."""
+"""Execute runs on the nodes of a Ray cluster that share the study's directory."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from fibopolicy.study.executors import RunProcess
 from fibopolicy.study.grid import Run
 from fibopolicy.study.records import failed_attempts, record_failure
 
-#: Seconds that an address may take to accept a connection, and to prove to be a cluster.
+#: Seconds that an address may take to connect, and to pass Ray's health check.
 CONNECT_TIMEOUT, HEALTH_TIMEOUT = 5.0, 60.0
 #: How often Ray restarts a run whose node or worker is lost.
 MAX_RETRIES = 5
 
 
 class RayCluster:
-    """One Ray task per run, with the study's threads as CPUs, and a GPU if the cluster has
-    any.
+    """One Ray task per run, with the study's threads as CPUs, and a GPU if the cluster
+    has any.
 
     A task starts the same process as `Local`, so the rows are the same. When a node is
     lost, Ray restarts its runs on another node, where they resume from their last
@@ -86,7 +86,7 @@ class RayCluster:
 
 
 def execute_on_node(directory: str, name: str, folder: str) -> float:
-    """The Ray task: carry out a run in a process, and return its seconds."""
+    """The Ray task: execute a run in a process, and return its seconds."""
     study = open_directory(Path(directory))
     process = RunProcess(study, study.find(name), Path(folder))
     try:
@@ -145,11 +145,12 @@ def _check_address(address: str) -> None:
         )
     except subprocess.TimeoutExpired as error:
         raise UserError(
-            f"ray {address}: something listens there, but did not prove to be a Ray cluster in"
-            f" {HEALTH_TIMEOUT:.0f} s; name the head's HOST:PORT"
+            f"ray {address}: something listens there, but did not pass Ray's health check"
+            f" within {HEALTH_TIMEOUT:.0f} s; name the head node's HOST:PORT"
         ) from error
     if health.returncode:
         reason = (health.stderr.strip().splitlines() or ["no reason given"])[-1]
         raise UserError(
-            f"ray {address}: is not a healthy Ray cluster ({reason}); name the head's HOST:PORT"
+            f"ray {address}: is not a healthy Ray cluster ({reason}); name the head node's"
+            " HOST:PORT"
         )

@@ -1,5 +1,5 @@
-"""The content of a study's directory: every condition with its costs, and every run with
-its state and rows.
+"""The content of a study's directory: every condition with its costs, and every run
+with its state and rows.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from fibopolicy.study.grid import Condition, Run, conditions
 
 
 class State(Enum):
-    """How far a run is."""
+    """The state of a run."""
 
     DONE = "done"
     RUNNING = "running"
@@ -47,7 +47,7 @@ class RunRecord:
         state: only a run that is `DONE` counts.
         rows: rows of the study's evaluation, by index; empty unless the run is done.
         costs: the content of `done.json`: seconds, samples per second, memory.
-        error: why it failed or cannot be read, in one line.
+        error: why the run failed or cannot be read, in one line.
         log: path of its log, relative to the study; empty if there is none.
         attempts: how often it has failed.
     """
@@ -95,7 +95,7 @@ class ConditionRecord:
 
     @property
     def setting(self) -> tuple[str, str]:
-        """Policy and init, which are the same wherever encoders are compared."""
+        """Policy and init; encoders are compared with the same setting."""
         return self.policy, self.init
 
     @property
@@ -105,14 +105,15 @@ class ConditionRecord:
 
 @dataclass(frozen=True)
 class Study:
-    """A study as its directory or its archive has it.
+    """A study, as read from its directory or its archive.
 
     Args:
         directory: its paths and configuration.
         conditions: every condition of the grid.
         environment: hardware and date.
         versions: versions of the packages that it was begun with.
-        archived: whether it comes from an archive, so that links to its files would not work.
+        archived: whether it comes from an archive, so that links to its files would not
+            work.
     """
 
     directory: StudyDirectory
@@ -157,7 +158,7 @@ class Study:
     @property
     def steps(self) -> dict[str, int]:
         """Gradient steps of the runs of each policy."""
-        return {h.name: self.config.optimizer_config(h).steps for h in self.config.policies}
+        return {p.name: self.config.optimizer_config(p).steps for p in self.config.policies}
 
     @property
     def episodes(self) -> int:
@@ -189,7 +190,7 @@ class Study:
 
     def link(self, path: Path) -> str:
         """Link to a file or folder of the study from its folder `report`; empty if the
-        reader does not have it.
+        reader lacks it.
         """
         if self.archived or not path.exists():
             return ""
@@ -198,8 +199,8 @@ class Study:
 
 
 def read_study(path: Path) -> Study:
-    """Read the directory of a study, finished or not. A run that cannot be read counts as
-    not done, and a warning names the file.
+    """Read the directory of a study, finished or not. A run that cannot be read counts
+    as not done, and a warning names the file.
 
     Raises:
         UserError: `path` is not a study, or a JSON file in it is corrupt.

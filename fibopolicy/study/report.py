@@ -344,8 +344,8 @@ def _success(found: Results) -> list[Block]:
             "Percent of episodes solved, over training seeds, with 95 % intervals that hold for"
             " other training seeds and initial states (the limit of a two-level bootstrap over"
             " both). If only one seed is finished, they hold for other initial states only. Caveat:"
-            " if a method trains badly once in a while, few seeds often miss that, and its"
-            " interval is too narrow."
+            " if a method occasionally trains badly, few seeds often miss that, and its interval is"
+            " too narrow."
         )
     blocks.append(Note(note))
     if errors := sum(one.errors for one in found.conditions):
@@ -354,8 +354,8 @@ def _success(found: Results) -> list[Block]:
 
 
 def _success_tables(found: Results) -> list[Block]:
-    """Encoders by tasks for each init; or with several policies, policies by encoders for
-    each task.
+    """Encoders by tasks for each init; or with several policies, policies by encoders
+    for each task.
     """
     study = found.study
     blocks: list[Block] = []
@@ -672,8 +672,8 @@ def _files(study: Study) -> list[Row]:
     }
     own = {
         "study.json": "the study",
-        "environment.json": "where it ran",
-        "checks.txt": "what was checked before the first run",
+        "environment.json": "hardware, versions and date",
+        "checks.txt": "results of the checks before the first run",
     }
     table: list[Row] = [["file", "content"]]
     table += [[Cell(name, name), content] for name, content in report.items()]

@@ -85,7 +85,8 @@ class Verdict(Enum):
 
 @dataclass(frozen=True)
 class EncoderComparison:
-    """An encoder compared with the baseline: same task, policy, init and initial states.
+    """An encoder compared with the baseline: same task, policy, init and initial
+    states.
 
     Args:
         task: `None` for the mean over several.
@@ -93,9 +94,10 @@ class EncoderComparison:
         difference: candidate minus baseline, in shares of episodes.
         pairs: for each task the comparison on the same initial states.
         p: p value of no difference, adjusted by Holm for all comparisons of the study.
-        p_inferior: of being worse by the margin or more, adjusted likewise; `None`
-            without a margin.
-        p_within: of being worse by at most the margin, or better, adjusted likewise.
+        p_inferior: of being worse by the margin or more, adjusted in the same way;
+            `None` without a margin.
+        p_within: of being worse by at most the margin, or better, adjusted in the same
+            way.
         testable: whether the baseline solves more than the margin on every task. If
             not, nothing can be worse by the margin there, and a mean would hide losses
             on other tasks.
@@ -234,8 +236,8 @@ def results(study: Study) -> Results:
                     where = f"{task_name(task)}, {', '.join(setting)}"
                     unpaired.append(f"{candidate} against {study.baseline} on {where}: {error}")
             comparisons += _comparisons(pairs, setting, study.baseline, candidate)
-    judged = _judged(comparisons, study.margin)
-    return replace(found, comparisons=tuple(judged), unpaired=tuple(unpaired))
+    adjusted = _holm_adjusted(comparisons, study.margin)
+    return replace(found, comparisons=tuple(adjusted), unpaired=tuple(unpaired))
 
 
 def _condition_result(record: ConditionRecord) -> ConditionResult:
@@ -271,30 +273,30 @@ def _comparisons(
     return found
 
 
-def _judged(
+def _holm_adjusted(
     comparisons: Sequence[EncoderComparison], margin: float | None
 ) -> list[EncoderComparison]:
     """The comparisons with their adjusted p values, and the sizes that would decide."""
     p = holm([one.difference.p for one in comparisons])
-    judged = [replace(one, p=adjusted) for one, adjusted in zip(comparisons, p, strict=True)]
+    found = [replace(one, p=adjusted) for one, adjusted in zip(comparisons, p, strict=True)]
     if margin is not None:
         raw = [one.difference.p_inferior(margin) for one in comparisons]
         inferior, within = holm(raw), holm([1 - each for each in raw])
-        judged = [
+        found = [
             replace(
                 one,
                 p_inferior=inferior[i],
                 p_within=within[i],
                 testable=min(pair.rates[0].value for pair in one.pairs) > margin,
             )
-            for i, one in enumerate(judged)
+            for i, one in enumerate(found)
         ]
-    bound, alpha = (0.0 if margin is None else -margin), ALPHA / 2 / max(1, len(judged))
+    bound, alpha = (0.0 if margin is None else -margin), ALPHA / 2 / max(1, len(found))
     return [
         replace(one, needed=sample_size(one.difference, bound, alpha=alpha, power=POWER))
         if one.verdict is Verdict.UNDECIDED
         else one
-        for one in judged
+        for one in found
     ]
 
 

@@ -1,4 +1,4 @@
-"""`fibopolicy study run`: prepare a study, then carry out every run that is not done."""
+"""`fibopolicy study run`: prepare a study, then execute every run that is not done."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ MAX_PREPARATION = 12 * 3600.0
 
 @dataclass(frozen=True)
 class Outcome:
-    """The number of runs, how many are done, and which failed now."""
+    """The number of runs, how many are done, and which failed in this call."""
 
     total: int
     done: int
@@ -55,7 +55,7 @@ class Outcome:
 
 
 def run_study(config: StudyConfig, out: Path, executor: Executor, folder: Path) -> Outcome:
-    """Carry out everything that is not done. A second call resumes the study, also with a
+    """Execute everything that is not done. A second call resumes the study, also with a
     larger grid.
 
     Args:
@@ -75,8 +75,8 @@ def run_study(config: StudyConfig, out: Path, executor: Executor, folder: Path) 
 def run_selected(
     config: StudyConfig, out: Path, names: Sequence[str], executor: Executor, folder: Path
 ) -> Outcome:
-    """Carry out the runs of these names, as one of several jobs that share the directory.
-    The first job prepares the study.
+    """Execute the runs with these names, as one of several jobs that share the
+    directory. The first job prepares the study.
 
     Args:
         names: names of runs or of whole conditions.
@@ -100,8 +100,9 @@ def run_selected(
 
 
 def prepare_study(config: StudyConfig, out: Path, *, max_wait: float = 1.0) -> StudyDirectory:
-    """Check the study, measure its encoders, collect its data and store its initial states,
-    as far as that is not done. Nothing is written before every policy has been built once.
+    """Check the study, measure its encoders, collect its data and store its initial
+    states, unless that is done. Nothing is written before every policy has been built
+    once.
 
     Args:
         max_wait: seconds to wait for another process that prepares it.
@@ -133,24 +134,24 @@ def _prepare(config: StudyConfig, out: Path, sizes: list[ModelSize] | None) -> S
 
 
 def _check_and_measure(study: StudyDirectory, sizes: list[ModelSize]) -> None:
-    lines, doubts = check(study.config, sizes)
+    lines, cautions = check(study.config, sizes)
     for line in lines:
         _log.info("%s", line)
-    for doubt in doubts:
-        warnings.warn(doubt, stacklevel=2)
-    _log.info("measuring %d encoders side by side", len(study.config.encoders))
+    for caution in cautions:
+        warnings.warn(caution, stacklevel=2)
+    _log.info("measuring %d encoders in turns", len(study.config.encoders))
     with torch_threads(study.config.threads):
         costs = encoder_costs(sizes, study.config.device)
     for size, cost in zip(sizes, costs, strict=True):
         write_json(study.cost(size.condition), cost)
-    lines += [f"warning: {doubt}" for doubt in doubts]
+    lines += [f"warning: {caution}" for caution in cautions]
     with atomic_write(study.checks) as partial:  # last, since it marks that all of this is done
         partial.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
 
 
 def prepare_task(study: StudyDirectory, task: StudyTask, workers: int | None = None) -> None:
-    """Collect the demonstrations of a task unless it has a dataset, and store the initial
-    states that every condition is evaluated on.
+    """Collect the demonstrations of a task unless it has a dataset, and store the
+    initial states that every condition is evaluated on.
 
     Raises:
         UserError: the task has no expert; the dataset is of another task.

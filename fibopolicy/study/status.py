@@ -12,7 +12,7 @@ from fibopolicy.utils.files import is_locked
 
 
 def status(study: Study) -> str:
-    """A line per condition with a column per seed, then the errors, then the sum."""
+    """A line per condition with a column per seed, then the errors, then a summary."""
     table = [["", *(f"seed {seed}" for seed in study.seeds)]]
     for one in study.conditions:
         table.append([one.condition.name, *(_state(study, one, run) for run in one.runs)])
@@ -82,8 +82,8 @@ def seconds_left(study: Study, slots: int) -> float:
 
 
 def _similar(study: Study, one: ConditionRecord) -> list[tuple[float, float]]:
-    """Seconds of training and evaluation of the finished runs that are most like those of
-    a condition.
+    """Seconds of training and evaluation of the finished runs that are most like those
+    of a condition.
     """
     same_task = [c for c in study.conditions if (c.task, c.policy) == (one.task, one.policy)]
     for group in ([one], same_task, study.conditions):

@@ -126,11 +126,11 @@ def _to_decide(one: EncoderComparison) -> str:
     )
 
 
-#: Title, cost, and whether the encoder has it, or it was timed for an encoder or a run.
+#: Title, cost, and its kind: a size of the encoder, or a time of an encoder or a run.
 _COSTS = (
-    ("parameters", "encoder_parameters", "has"),
-    ("MACs", "encoder_macs", "has"),
-    ("pairs kept", "attention_pairs", "has"),
+    ("parameters", "encoder_parameters", "size"),
+    ("MACs", "encoder_macs", "size"),
+    ("pairs kept", "attention_pairs", "size"),
     ("ms, batch 1", "encoder_ms_1", "encoder"),
     ("ms, batch 64", "encoder_ms_64", "encoder"),
     ("training samples/s", "samples_per_s", "run"),
@@ -143,7 +143,7 @@ _RELATIVE = ("encoder_ms_1", "encoder_ms_64", "samples_per_s")
 
 def cost_table(study: Study, setting: tuple[str, str]) -> list[Row]:
     """The costs of each encoder: its sizes, for each task if they differ, and medians
-    of times. Those of runs have their range.
+    of times, with the range over runs.
     """
     table: list[Row] = [["encoder", *(title for title, _, _ in _COSTS)]]
     conditions = {
@@ -155,7 +155,7 @@ def cost_table(study: Study, setting: tuple[str, str]) -> list[Row]:
         for _, name, kind in _COSTS:
             if not (values := measured(own, name)):
                 row.append(NONE)
-            elif kind == "has":
+            elif kind == "size":
                 shown = (
                     f"{100 * value:.3g} %" if name == "attention_pairs" else _rounded(value)
                     for value in values
@@ -338,7 +338,7 @@ def _comparison_row(one: EncoderComparison, margin: float | None) -> dict[str, o
     return dict(zip(_COMPARISON_COLUMNS, values, strict=True))
 
 
-#: Of a file that has no row if no pair of conditions is finished.
+#: Columns of `comparisons.csv`, which has no rows if no pair of conditions is finished.
 _COMPARISON_COLUMNS = (
     *("task", "tasks", "policy", "init", "baseline", "candidate"),
     *("baseline_seeds", "candidate_seeds", "init_states"),

@@ -1,8 +1,8 @@
 """The process of one run: `python -m fibopolicy.study.worker STUDY CONDITION/seedN`.
 
-Every executor starts this program, so the rows do not depend on the executor. Its output
-goes to the run's log. It ends when its standard input closes, which happens when its
-parent dies, so that no training continues unnoticed.
+Every executor starts this program, so the rows do not depend on the executor. Its
+output goes to the run's log. It ends when its standard input closes, which happens when
+its parent dies, so that no training continues unnoticed.
 """
 
 from __future__ import annotations
@@ -108,7 +108,8 @@ def _train_and_evaluate(study: StudyDirectory, run: Run) -> None:
 def _costs(
     study: StudyDirectory, run: Run, rows: Sequence[EpisodeResult], workers: int
 ) -> dict[str, Any]:
-    """Times of a run, and the settings that identify the study's evaluation among others.
+    """Times of a run, and the settings that identify the study's evaluation among
+    others.
 
     Seconds come from the metrics and rows, so they are those of gradient steps and
     episodes only, and a resumed run counts like any other.
@@ -145,7 +146,7 @@ def _end_with_parent() -> None:
         pass
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(GRACE)
-    os.kill(os.getpid(), signal.SIGKILL)  # whatever it hangs in
+    os.kill(os.getpid(), signal.SIGKILL)  # even if it hangs
 
 
 if __name__ == "__main__":

@@ -25,8 +25,8 @@ from fibopolicy.evaluation.policy_runner import PolicyRunner
 
 
 class OutsideReach(nn.Module):
-    """Somebody's recurrent policy in torch: it reads the position of the hand, and counts how
-    often it was asked.
+    """A recurrent torch policy from outside this library: it reads the position of the end
+    effector, and counts its calls.
     """
 
     n_obs_steps = 2
@@ -105,7 +105,7 @@ WEIGHT = torch.zeros(4, requires_grad=True)
         Returns(([[[0.5] * 4]], None)),
     ],
 )
-def test_actions_may_be_whatever_numpy_reads(policy: object) -> None:
+def test_actions_may_be_anything_that_numpy_reads(policy: object) -> None:
     actions = PolicyRunner(policy).act(
         [Episode(0, {"hand_position": np.zeros((1, 3), np.float32)})]
     )[0]

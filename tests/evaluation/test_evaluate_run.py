@@ -57,7 +57,7 @@ def again(evaluated: Evaluation, tmp_path: Path) -> EvaluateConfig:
 
 
 class Scripted:
-    """The expert behind the policy's interface, to see what the rollout does with a good policy."""
+    """The expert with a policy's interface, to test rollouts of a good policy."""
 
     def __init__(self, env: envs.TaskEnv, n_obs_steps: int, n_action_steps: int) -> None:
         self.env, self.config = (
@@ -250,11 +250,12 @@ def test_from_python_a_policy_sees_what_it_was_trained_on(evaluated: Evaluation)
             assert getattr(row, name) == getattr(expected, name)
     with pytest.raises(
         UserError,
-        match=r"trained on workspace_image of shape \(24, 24, 3\), which .* gives as \(84, 84, 3\)",
+        match=r"on workspace_image of shape \(24, 24, 3\), which .* provides as \(84, 84, 3\)",
     ):
         evaluate_policy(policy, "Lift-v0", 1, workers=1, image_size=84)
     with pytest.raises(
-        UserError, match=r"trained on wrist_image, which .* does not give; it gives workspace_image"
+        UserError,
+        match=r"trained on wrist_image, which .* does not provide; it provides workspace_image",
     ):
         evaluate_policy(
             policy,
@@ -287,7 +288,7 @@ def test_vectors_that_the_simulator_lacks_are_named(fresh: EvaluateConfig) -> No
     with pytest.raises(
         UserError,
         match=(
-            r"trained on object, which fibopolicy/Lift-v0 does not give; it gives gripper_opening"
+            r"trained on object, which fibopolicy/Lift-v0 does not provide; it provides gripper"
         ),
     ):
         evaluate_run(fresh)
@@ -325,7 +326,7 @@ def test_two_checkpoints_are_filmed_side_by_side_on_the_same_initial_states(
     rows = other.run / "episodes.jsonl"
     write_rows(rows, [*read_rows(rows), *evaluated.rows])  # as if its moving average had been run
     shutil.copyfile(other.run / "model.safetensors", other.run / "ema.safetensors")
-    with pytest.raises(UserError, match="are not those that the compared rows"):
+    with pytest.raises(UserError, match="differ from those of the compared rows"):
         Compare(
             (again.run, other.run),
             out=page,

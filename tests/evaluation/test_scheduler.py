@@ -139,8 +139,8 @@ def test_actions_and_outcomes_do_not_depend_on_workers_or_order(
 
 
 class Counting:
-    """A recurrent policy: its actions depend on all that it saw in this episode; draws
-    random numbers too if asked.
+    """A recurrent policy: its actions depend on all observations of this episode, and
+    optionally on random numbers.
     """
 
     n_obs_steps = 2

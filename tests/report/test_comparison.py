@@ -32,7 +32,7 @@ def pair(tmp_path: Path) -> tuple[Path, Path]:
     return baseline, candidate
 
 
-def test_rows_are_paired_by_start_state_whatever_their_order_or_index(
+def test_rows_are_paired_by_initial_state_and_not_by_order_or_index(
     pair: tuple[Path, Path],
 ) -> None:
     rows = read_rows(pair[1] / "episodes.jsonl")
@@ -207,7 +207,7 @@ def test_the_command_prints_the_whole_comparison(
         assert part in printed
 
 
-def test_a_film_shows_in_turn_what_one_side_alone_solved() -> None:
+def test_a_film_alternates_initial_states_that_only_one_method_solved() -> None:
     baseline, candidate = (
         np.array([int(x) for x in digits], dtype=bool) for digits in ("1110100", "0100111")
     )

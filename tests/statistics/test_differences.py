@@ -46,7 +46,7 @@ def test_a_pairs_interval_is_bonett_and_prices() -> None:
     assert found.p == mcnemar(60, 100)
 
 
-def test_equal_outcomes_leave_a_doubt() -> None:
+def test_equal_outcomes_leave_some_uncertainty() -> None:
     found = pair(50, 0, 0, 0)
     assert found.low < 0 < found.high
     assert found.high < 0.06
@@ -117,7 +117,7 @@ def test_the_share_of_the_variance_between_seeds() -> None:
     assert Difference(alike, outcomes(rng, 3, np.zeros(200), 1, 0)).seed_share < 0.5
 
 
-def test_what_cannot_be_paired_is_refused() -> None:
+def test_outcomes_that_cannot_be_paired_are_refused() -> None:
     with pytest.raises(UserError, match="the same initial states"):
         Difference(np.ones((1, 3), dtype=bool), np.ones((1, 4), dtype=bool))
     for margin in (0.0, 1.0, 5.0):
@@ -157,12 +157,12 @@ def test_the_mean_over_tasks_covers_and_finds_more_than_one_task(seeds: int) -> 
         mean = MeanDifference(tuple(parts))
         covered.append(mean.low <= true <= mean.high)
         widths.append((mean.high - mean.low) / np.mean([part.high - part.low for part in parts]))
-    # One seed speaks of its checkpoint, whose own rate is not the method's.
+    # One seed estimates the rate of its checkpoint, not of the method.
     assert np.mean(covered) >= (0.92 if seeds > 1 else 0.85)
     assert np.mean(widths) < 0.75
 
 
-def test_what_is_expected_of_the_same_seeds_and_starts_is_what_was_found() -> None:
+def test_the_expected_precision_of_the_same_study_is_the_one_found() -> None:
     rng = np.random.default_rng(7)
     init_states = rng.normal(size=80)
     one, other = (
@@ -173,5 +173,5 @@ def test_what_is_expected_of_the_same_seeds_and_starts_is_what_was_found() -> No
         left = found.expected(3, 80)
         assert 2 * stats.t.ppf(0.975, left.df) * left.error == pytest.approx(found.high - found.low)
         assert found.expected(3, 8000).error < left.error
-        # what differs by seed stays
+        # the variance between seeds stays
         assert found.expected(30, 8000).error < 0.5 * found.expected(3, 8000).error

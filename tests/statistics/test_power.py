@@ -16,7 +16,7 @@ from fibopolicy.statistics.power import (
     unpaired_power,
 )
 
-#: Found by Monte Carlo elsewhere: rates, episodes, power of the paired exact McNemar
+#: From an independent Monte Carlo simulation: rates, episodes, power of the paired exact McNemar
 #: test and of the unpaired z test, at an outcome correlation of 0.6.
 TABLE = [
     (0.85, 0.90, 50, 0.06, 0.11),
@@ -82,8 +82,8 @@ def test_a_test_that_cannot_reject_has_no_power() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("seeds", "seed_sd"), [(1, 0.0), (3, 0.5)])
-def test_as_many_as_are_said_to_be_needed_show_non_inferiority(seeds: int, seed_sd: float) -> None:
-    """A pilot whose difference happens to be the true one, then studies of the size
+def test_the_sample_size_shows_non_inferiority(seeds: int, seed_sd: float) -> None:
+    """A pilot study whose difference is close to the true one, then studies of the size
     that it asks for.
     """
     rng, logits, margin, alpha = np.random.default_rng(3), (1.0, 1.1), 0.08, 0.025
@@ -111,7 +111,7 @@ def test_as_many_as_are_said_to_be_needed_show_non_inferiority(seeds: int, seed_
     assert 0.65 <= np.mean(reached) <= 0.95
 
 
-def test_what_is_needed_is_no_less_than_there_is_in_seeds_and_none_at_the_bound() -> None:
+def test_the_sample_size_has_no_fewer_seeds_and_is_none_at_the_bound() -> None:
     rng = np.random.default_rng(4)
     a, b = (outcomes(rng, 3, rng.normal(size=60), 1, 0.5) for _ in range(2))
     found = Difference(a, b)
@@ -129,7 +129,7 @@ def test_what_is_needed_is_no_less_than_there_is_in_seeds_and_none_at_the_bound(
 
 
 @pytest.mark.parametrize("seeds", [1, 2, 3])
-def test_equal_outcomes_ask_for_little_more_than_equal_outcomes_would_need(seeds: int) -> None:
+def test_the_sample_size_of_equal_outcomes_is_close_to_the_fewest_needed(seeds: int) -> None:
     def passes(n: int) -> bool:
         same = np.ones((seeds, n), dtype=bool)
         return Difference(same, same).p_inferior(0.05) <= 0.002

@@ -59,7 +59,7 @@ def test_three_seeds_cover_the_methods_rate(
     assert all(0 <= found.low <= found.value <= found.high <= 1 for found in intervals)
 
 
-def test_all_successes_of_all_seeds_leave_a_doubt_no_smaller_than_one_seed_would() -> None:
+def test_all_successes_of_all_seeds_leave_no_less_uncertainty_than_one_seed() -> None:
     found = pooled(np.ones((3, 200), dtype=bool))
     assert found.high == 1
     assert found.low <= wilson(200, 200).low + 0.002

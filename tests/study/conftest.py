@@ -1,4 +1,4 @@
-"""A study that many tests look at."""
+"""A study that many tests read."""
 
 from __future__ import annotations
 
@@ -30,6 +30,6 @@ def finished(config: StudyConfig, tmp_path_factory: pytest.TempPathFactory) -> S
 
 @pytest.fixture(scope="session")
 def with_data(finished: StudyDirectory) -> StudyConfig:
-    """The same study on the demonstrations of the finished one, to collect none."""
+    """The same study on the demonstrations of the finished one, so that none are collected."""
     (task,) = finished.config.tasks
     return replace(finished.config, tasks=(replace(task, dataset=finished.dataset(task)),))

@@ -45,7 +45,7 @@ def test_the_archive_gives_the_same_numbers(
     write_report(original)
     page = write_report(archive)
     assert page == tmp_path / "tiny_report" / "report.html"
-    assert "../" not in page.read_text()  # the files beside the rows are not at hand
+    assert "../" not in page.read_text()  # the archive lacks the files beside the rows
     for name in ("conditions.csv", "comparisons.csv", "cost.svg", "curves.svg", "differences.svg"):
         there = (original / "report" / name).read_bytes()
         assert (page.parent / name).read_bytes() == there, name
@@ -137,7 +137,7 @@ def test_an_archive_is_brought_up_to_date_and_loses_no_finished_run(
     publish(finished.path, archive)
     with open_study(archive) as study:
         assert [one.runs[0].state for one in study.conditions] == [State.DONE, State.DONE]
-    message = rf"tiny\.study\.zip: holds {run.name} finished, which .*half lacks; unpack it"
+    message = rf"tiny\.study\.zip: holds the finished run {run.name}, which .*half lacks; unpack it"
     with pytest.raises(UserError, match=message):
         publish(half, archive)
 

@@ -99,7 +99,9 @@ def test_unequal_numbers_of_parameters_are_stated(config: StudyConfig) -> None:
 
 
 def test_too_few_initial_states_give_a_warning_with_the_number_needed(config: StudyConfig) -> None:
-    assert "to tell 0.85 from 0.80 with 80 % power takes 671" in next(iter(check_power(config)))
+    assert "to distinguish 0.85 from 0.80 with 80 % power takes 671" in next(
+        iter(check_power(config))
+    )
     assert list(check_power(replace(config, episodes=700))) == []
     assert list(check_power(replace(config, episodes=240, seeds=(0, 1, 2)))) == []
     assert list(check_power(replace(config, encoders=("vit_tiny",)))) == []

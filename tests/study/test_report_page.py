@@ -38,9 +38,9 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
         seeds=(0, 1),
         episodes=30,
     )
-    cell = begin(directory, TASKS[1], "module:function")
-    shutil.rmtree(cell / "seed1")
-    fail(cell, 1, "UserError: " + "/a/very/long/path/without/any/space" * 4)
+    condition = begin(directory, TASKS[1], "module:function")
+    shutil.rmtree(condition / "seed1")
+    fail(condition, 1, "UserError: " + "/a/very/long/path/without/any/space" * 4)
     write_report(directory)
     return directory
 

@@ -116,10 +116,10 @@ def test_a_ratio_is_of_the_same_task(tmp_path: Path) -> None:
     directory = describe(tmp_path / "ratio", [LIFT, PUSH], ["dense", "fib"], seeds=(0,))
     for task, speed in ((LIFT, 4.0), (PUSH, 1.0)):
         for encoder, times in (("dense", 1.0), ("fib", 1.5)):
-            cell = begin(directory, task, encoder)
+            condition = begin(directory, task, encoder)
             # it is missing, so that medians over all runs would say the opposite
             if (task, encoder) != (LIFT, "fib"):
-                finish(cell, 0, solved(0.5, 0), speed=speed * times)
+                finish(condition, 0, solved(0.5, 0), speed=speed * times)
     write_report(directory)
     assert "| 630 (1.50x) |" in (directory / "report" / "report.md").read_text()
 
@@ -149,10 +149,10 @@ def test_the_report_says_why_a_task_has_no_comparison(study: Path) -> None:
 def test_costs_that_differ_by_task_are_all_shown_and_runs_with_their_range(tmp_path: Path) -> None:
     directory = describe(tmp_path / "costs", [LIFT, PUSH], ["dense"], seeds=(0, 1))
     for task, parameters in ((LIFT, 1000), (PUSH, 2000)):
-        cell = begin(directory, task, "dense")
-        add_cost(cell, encoder_parameters=parameters)
+        condition = begin(directory, task, "dense")
+        add_cost(condition, encoder_parameters=parameters)
         for seed in range(2):
-            finish(cell, seed, solved(0.5, seed), speed=1.0 + seed)
+            finish(condition, seed, solved(0.5, seed), speed=1.0 + seed)
     write_report(directory)
     markdown = (directory / "report" / "report.md").read_text()
     assert "| dense | 1000 / 2000 |" in markdown
@@ -239,7 +239,7 @@ def test_a_directory_without_a_study_is_refused(tmp_path: Path) -> None:
     ):
         write_report(directory)
     (directory / "study.json").write_text('{"tasks": [')
-    with pytest.raises(UserError, match=r"study\.json: is not whole JSON"):
+    with pytest.raises(UserError, match=r"study\.json: is not valid JSON"):
         write_report(directory)
     (directory / "study.json").write_text('{"tasks": []}')
     with pytest.raises(UserError, match=r"is not the configuration of a study.*encoders"):

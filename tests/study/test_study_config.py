@@ -1,4 +1,4 @@
-"""A study as a value, and from a file."""
+"""The configuration of a study, from Python and from a file."""
 
 from __future__ import annotations
 

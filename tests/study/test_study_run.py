@@ -199,9 +199,7 @@ def test_the_status_names_what_is_done(finished: StudyDirectory) -> None:
     assert "/2 successes" in text
 
 
-def test_only_the_selected_runs_are_carried_out(
-    config: StudyConfig, finished: StudyDirectory
-) -> None:
+def test_only_the_selected_runs_are_executed(config: StudyConfig, finished: StudyDirectory) -> None:
     here = Here()
     run_selected(config, finished.path, ["reach__vit_tiny__bc__scratch"], here, finished.path)
     assert here.executed == []
@@ -238,7 +236,7 @@ def test_a_killed_study_resumes_and_ends_with_the_same_rows(
     assert code == 2
     assert f"process {first.pid} on" in err
     assert err.count("\n") == 1, err
-    # its run's process ends by itself, and the next start waits for that
+    # the process of its run ends without it, and the next start waits for that
     os.kill(first.pid, signal.SIGKILL)
     first.communicate()
     assert call(monkeypatch, capsys, *command)[0] == 0

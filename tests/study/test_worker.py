@@ -16,7 +16,7 @@ from fibopolicy.study.records import State, failed_attempts, read_run, read_stud
 from fibopolicy.study.runner import run_study
 from fibopolicy.study.status import status
 
-#: Works on the frames that a study tries it on, and fails as soon as it is to learn.
+#: Works on the random frames of the checks, and fails in training.
 FRAGILE = """
 from fibopolicy.encoders.vit import ViT
 

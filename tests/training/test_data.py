@@ -27,7 +27,7 @@ from fibopolicy.training.trainer import Trainer, train
 
 @pytest.fixture
 def second_file(lift_file: Path, tmp_path: Path) -> Path:
-    """The same demonstrations in a file of their own, where filter key good names two
+    """The same demonstrations in another file, where filter key good names two
     of them and train is missing.
     """
     path = tmp_path / "second.hdf5"

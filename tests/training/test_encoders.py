@@ -234,7 +234,7 @@ def test_a_timm_checkpoint_loses_its_classifier_and_resizes_its_positions(tmp_pa
 
 
 def kept_bytes(encoder: nn.Module, images: Tensor) -> tuple[int, list[Tensor]]:
-    """What a forward pass keeps for backward, weights apart, and the gradients."""
+    """What a forward pass keeps for backward, except weights, and the gradients."""
     kept: dict[int, int] = {}
     weights = {p.untyped_storage().data_ptr() for p in encoder.parameters()}
 
@@ -279,7 +279,7 @@ def test_a_run_with_gradient_checkpointing_ends_with_the_same_weights(
     assert one == other
 
 
-def test_encoders_that_cannot_checkpoint_say_so() -> None:
+def test_encoders_that_cannot_checkpoint_are_refused() -> None:
     policy = build_policy(
         PolicyConfig(encoder="resnet18", hidden=8), Shapes({"front_image": (40, 40)}, {}, 4)
     )

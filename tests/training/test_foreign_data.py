@@ -67,7 +67,7 @@ def test_a_policy_predicts_joint_targets_in_their_range(
     train(config)
     loaded = load_policy(config.out).policy
     assert loaded.shapes.absolute
-    # a policy that has learnt little stays near the middle of the range
+    # a policy after little training stays near the middle of the range
     if normalization == "minmax":
         obs = {
             "front_image": torch.zeros(1, 1, 24, 24, 3, dtype=torch.uint8),

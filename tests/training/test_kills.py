@@ -1,4 +1,4 @@
-"""A training killed at any moment leaves a whole checkpoint and goes on to the weights
+"""A training killed at any moment leaves a complete checkpoint and resumes to the weights
 of one that was not killed.
 """
 
@@ -186,7 +186,7 @@ def test_a_run_survives_kills_at_every_point_of_saving(
 
 
 def disk_fills_up(config: TrainConfig, out: Path, tell: Any) -> None:
-    """Goes on with a run where no file may grow as large as its checkpoint, which is
+    """Resumes a run where no file may grow as large as its checkpoint, which is
     what a full disk looks like.
     """
     torch.set_num_threads(1)

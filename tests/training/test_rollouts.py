@@ -1,4 +1,4 @@
-"""Rollouts during a training, in a process of their own."""
+"""Rollouts during training, in a separate process."""
 
 from __future__ import annotations
 
@@ -81,8 +81,8 @@ def test_training_waits_for_rollouts_only_at_the_end(
         assert not written
         (run / "trained").touch()
         callback.finish(6)
-    # Those of steps 4 and 6 fell due while those of step 2 ran; the last is caught up
-    # on.
+    # Those of steps 4 and 6 were due while those of step 2 ran; the last are run
+    # afterwards.
     assert [step for step, _ in written] == [1, 5]
     assert written[0][1] == {"monitoring_success": 0.5}
 
