@@ -61,8 +61,8 @@ join_help_lines()
 
 
 def main() -> None:
-    """The console command. Exit codes: 0 done, 1 an internal error, 2 the user's
-    mistake, 130 interrupted.
+    """The console command. Exit codes: 0 done, 1 an internal error, 2 a user
+    error, 130 interrupted.
     """
     arguments = [a for a in sys.argv[1:] if a != "--debug"]
     debug = len(arguments) < len(sys.argv) - 1

@@ -203,7 +203,7 @@ class InitStates(Output):
     episodes: int
     """Number of initial states."""
     seed: int = 0
-    """Seed of the set; initial state i depends on it and on i alone."""
+    """Seed of the set; initial state i depends only on it and i."""
     cameras: tuple[str, ...] | None = None
     """Cameras whose first frames are stored and verified; all by default."""
     image_size: int | None = None

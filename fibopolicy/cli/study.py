@@ -86,7 +86,7 @@ class StudyRun:
             return Local(self.jobs, config.threads, config.device)
         if self.jobs is not None:
             raise UserError(
-                "--jobs is for this machine alone; with --ray the cluster's resources decide"
+                "--jobs is for this machine only; with --ray the cluster's resources decide"
             )
         return RayCluster(self.ray, config.threads, config.device)
 

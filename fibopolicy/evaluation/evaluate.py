@@ -459,7 +459,7 @@ def weights_digest(policy: Any) -> str:
 def _env_maker(
     task: Task, policy: Any, options: Mapping[str, Any]
 ) -> tuple[Callable[[], TaskEnv], str]:
-    """A function that makes the environment, and the task id as far as it is known."""
+    """A function that makes the environment, and the task id if it is known."""
     if callable(task):
         if options:
             raise UserError(
@@ -669,14 +669,14 @@ def _film(
     camera: str,
 ) -> Path:
     # Imported here, since nothing else needs the codecs.
-    from fibopolicy.evaluation.video import draw_look, write_grid
+    from fibopolicy.evaluation.video import draw_overlay, write_grid
 
     ordered = sorted(rows, key=lambda row: row.success) if config.failures_first else rows
     shown = [row for row in ordered if not row.error][: config.video]
     clips = list(evaluator.film(init_states, shown, camera).values())
     if config.overlay:
         policy = evaluator.runner.policy
-        clips = [(draw_look(policy, camera, frames), success) for frames, success in clips]
+        clips = [(draw_overlay(policy, camera, frames), success) for frames, success in clips]
     task = evaluator.info.task_id
     path = RunDirectory(config.run).video(task, init_states.seed, config.checkpoint)
     write_grid(path, clips, evaluator.info.control_hz)

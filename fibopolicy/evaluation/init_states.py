@@ -73,7 +73,7 @@ class InitStates:
         return [camera for camera, digest in hashes.items() if stored.get(camera) != digest]
 
 
-def picture_versions() -> dict[str, str]:
+def rendering_versions() -> dict[str, str]:
     """The software that a frame depends on: the simulators and the source of OpenGL."""
     simulators = {k: v for k, v in versions().items() if k in ("mujoco", "robosuite")}
     found = {"platform": f"{platform.system()} {platform.machine()}"}
@@ -109,7 +109,7 @@ def make_init_states(env: TaskEnv, episodes: int, seed: int) -> InitStates:
         states.append(env.get_state())
         # Hash the restored state, since that is what an evaluation sees.
         hashes.append(camera_hashes(env.set_state(states[-1])))
-    return InitStates(env.env_args, seed, seeds, tuple(states), tuple(hashes), picture_versions())
+    return InitStates(env.env_args, seed, seeds, tuple(states), tuple(hashes), rendering_versions())
 
 
 def default_init_states(env: TaskEnv, episodes: int, seed: int) -> InitStates:
@@ -132,7 +132,7 @@ def default_init_states(env: TaskEnv, episodes: int, seed: int) -> InitStates:
                 different[0],
             )
     return InitStates(
-        env.env_args, seed, shipped.seeds[:episodes], states, hashes, picture_versions()
+        env.env_args, seed, shipped.seeds[:episodes], states, hashes, rendering_versions()
     )
 
 

@@ -236,7 +236,7 @@ def _noise(rng: np.random.Generator, shape: tuple[int, ...], dtype: np.dtype[Any
 
 
 def _seed(episode: Episode) -> None:
-    """Seed all global generators by the episode and its decision alone."""
+    """Seed all global generators from the episode and its decision only."""
     sequence = np.random.SeedSequence([episode.index, episode.decision])
     seed = int(sequence.generate_state(1)[0])
     torch.manual_seed(seed)

@@ -44,7 +44,7 @@ def film_side_by_side(
 
 
 def alternate(baseline: NDArray[np.bool_], candidate: NDArray[np.bool_]) -> list[int]:
-    """Indices of paired outcomes `(n,)`: first those that one method alone solves, the
+    """Indices of paired outcomes `(n,)`: first those that only one method solves, the
     baseline and the candidate in turn, then the others.
     """
     only_baseline = np.flatnonzero(baseline > candidate).tolist()

@@ -40,7 +40,7 @@ from numpy.typing import NDArray
 
 from fibopolicy.envs import Observation, SimState, TaskEnv
 from fibopolicy.errors import UserError
-from fibopolicy.evaluation.init_states import camera_hashes, picture_versions
+from fibopolicy.evaluation.init_states import camera_hashes, rendering_versions
 from fibopolicy.utils.processes import WorkerProcess
 
 #: Shape and dtype of each observation key.
@@ -211,7 +211,7 @@ def _run_episodes(
         control_hz=env.control_hz,
         proprioception=env.proprioception,
         layout=layout,
-        versions=picture_versions(),
+        versions=rendering_versions(),
         warnings=messages,
     )
     counter, window = _share_memory(connection, info, n_obs_steps)

@@ -117,7 +117,7 @@ def _with_border(frame: Frame, colour: tuple[int, int, int], scale: int) -> Fram
     return tile
 
 
-def draw_look(policy: Any, camera: str, frames: Sequence[Frame]) -> list[Frame]:
+def draw_overlay(policy: Any, camera: str, frames: Sequence[Frame]) -> list[Frame]:
     """Draw on frames uint8 `(H, W, 3)` of one camera where the policy's encoder looks.
 
     If the encoder pools with a spatial softmax (the ViTs by default, resnet18), a dot

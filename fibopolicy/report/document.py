@@ -65,7 +65,7 @@ class Cell:
     """A cell of a table.
 
     Args:
-        text: what it says.
+        text: its content.
         href: file that it links to, relative to the document; empty for no link.
         mark: "good", "bad" or "open", shown as a colour; empty for none.
     """
@@ -141,7 +141,7 @@ class Folded(Block):
 
 
 def write_html(path: Path, title: str, blocks: Sequence[Block]) -> None:
-    """Write a page with all its pictures and videos."""
+    """Write a page with its pictures and videos embedded."""
     _write(path, _templates().get_template("page.html").render(title=title, blocks=blocks))
 
 

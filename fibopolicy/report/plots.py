@@ -28,7 +28,7 @@ _ON_DARK = {INK: "#e6edf3", FAINT: "#9198a1"}
 #: Distinct for readers with any colour vision (Okabe and Ito), and in grey.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", INK)
 #: Colour and marker of an interval, by the verdict on it.
-_LOOKS = {
+_VERDICT_STYLES = {
     "": (COLOURS[0], "o"),
     "not inferior": (COLOURS[2], "o"),
     "inferior": (COLOURS[1], "s"),
@@ -98,7 +98,7 @@ class Interval:
     """A difference from the baseline with its 95 % interval, each in [-1, 1].
 
     Args:
-        verdict: what it shows, as in `fibopolicy.study.results.Verdict`, or empty.
+        verdict: on the difference, as in `fibopolicy.study.results.Verdict`, or empty.
     """
 
     name: str
@@ -129,7 +129,7 @@ def plot_forest(
     edge = _edge([one for _, one in placed], margin)
     drawn, axes = _figure(1, height=0.9 + 0.24 * len(lines))
     ax = axes[0, 0]
-    for verdict, (colour, marker) in _LOOKS.items():
+    for verdict, (colour, marker) in _VERDICT_STYLES.items():
         if not (shown := [(y, one) for y, one in placed if one.verdict == verdict]):
             continue
         y = np.array([y for y, _ in shown])
@@ -193,13 +193,13 @@ def plot_tradeoffs(
         columns: each cost as printed, and whether less of it is better.
         names: all methods, in the order of their colours.
     """
-    looks = dict(zip(names, _colours(names), strict=True))
+    colour_of = dict(zip(names, _colours(names), strict=True))
     drawn, axes = _figure(len(panels), len(columns), height=2.1, sharex="col", sharey="row")
     for row, (task, methods) in zip(axes, panels.items(), strict=True):
         for i, (ax, less_is_better) in enumerate(zip(row, columns.values(), strict=True)):
             _few_ticks(ax)
             shown = [(one, cost) for one in methods if (cost := one.costs[i]) is not None]
-            costs, tints = [cost for _, cost in shown], [looks[one.name] for one, _ in shown]
+            costs, tints = [cost for _, cost in shown], [colour_of[one.name] for one, _ in shown]
             low, value, high = _percent([one.rate for one, _ in shown])
             ax.vlines(costs, low, high, colors=tints, linewidth=1.5, alpha=0.6)
             ax.scatter(costs, value, 36, color=tints, zorder=3)
@@ -212,7 +212,7 @@ def plot_tradeoffs(
     for ax, title in zip(axes[-1], columns, strict=True):
         ax.set_xlabel(title)
     present = {one.name for methods in panels.values() for one in methods}
-    _name_colours(drawn, axes[0, 0], {name: looks[name] for name in names if name in present})
+    _name_colours(drawn, axes[0, 0], {name: colour_of[name] for name in names if name in present})
     _save(drawn, path)
 
 
@@ -275,16 +275,16 @@ def plot_learning_curves(
         names: all methods, in the order of their colours.
     """
     quantities = list(dict.fromkeys(name for row in curves.values() for name in row))
-    looks = dict(zip(names, _colours(names), strict=True))
+    colour_of = dict(zip(names, _colours(names), strict=True))
     height = 2.1 if len(curves) > 1 else 2.6
     drawn, axes = _figure(len(curves), len(quantities), height=height, sharex=True)
     for row, (task, by_quantity) in zip(axes, curves.items(), strict=True):
         for ax, quantity in zip(row, quantities, strict=True):
             bands = by_quantity.get(quantity, {})
             for name, one in bands.items():
-                ax.plot(one.step, one.mean, color=looks[name], linewidth=1.2)
+                ax.plot(one.step, one.mean, color=colour_of[name], linewidth=1.2)
                 ax.fill_between(
-                    one.step, one.low, one.high, color=looks[name], alpha=0.15, linewidth=0
+                    one.step, one.low, one.high, color=colour_of[name], alpha=0.15, linewidth=0
                 )
             lows = [float(one.low.min()) for one in bands.values()]
             highs = [float(one.high.max()) for one in bands.values()]
@@ -297,7 +297,7 @@ def plot_learning_curves(
     for ax in axes[-1]:
         ax.set_xlabel("gradient step")
     present = {name for row in curves.values() for bands in row.values() for name in bands}
-    _name_colours(drawn, axes[0, 0], {name: looks[name] for name in names if name in present})
+    _name_colours(drawn, axes[0, 0], {name: colour_of[name] for name in names if name in present})
     _save(drawn, path)
 
 
@@ -336,7 +336,7 @@ def _few_ticks(ax: Any, most: int = 4) -> None:
 
 
 def _name_colours(drawn: Any, ax: Any, colours: Mapping[str, str]) -> None:
-    """A legend of colours alone, for methods that several panels show."""
+    """A legend of colours only, for methods that several panels show."""
     for name, colour in colours.items():
         ax.scatter([], [], color=colour, label=_short(name))
     _legend(drawn, columns=2)

@@ -1,5 +1,5 @@
 """The configuration of a study: tasks x encoders x policies x inits x training seeds,
-and what all of its runs share.
+and the settings that all runs share.
 """
 
 from __future__ import annotations
@@ -351,7 +351,7 @@ def load_study(source: str) -> tuple[StudyConfig, Path]:
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look up their module there
+    sys.modules[spec.name] = module  # dataclasses look up their module here
     with chdir(folder), _wrap_errors(f"{path}: cannot be run"):
         spec.loader.exec_module(module)
     make = getattr(module, function, None)

@@ -138,7 +138,7 @@ def create_or_extend(path: Path, config: StudyConfig) -> StudyDirectory:
     caller holds the study's lock.
 
     An extension removes the checks and costs, which compare all conditions of the grid,
-    and the conditions that are left out, of which no run has begun.
+    and the removed conditions, none of whose runs has begun.
 
     Raises:
         UserError: the directory holds something else, or a study that cannot be

@@ -23,7 +23,7 @@ from fibopolicy.utils.files import provide_caches
 from fibopolicy.utils.system import usable_cores
 
 #: Exit codes of a run's process: it failed and `failed.json` says why; it was
-#: interrupted; another process is at work on the run.
+#: interrupted; another process executes the run.
 FAILED, INTERRUPTED, BUSY = 1, 130, 75
 #: Seconds that an interrupted process may take to end.
 GRACE = 10.0

@@ -90,7 +90,8 @@ class EncoderComparison:
 
     Args:
         task: `None` for the mean over several.
-        policy, init, baseline, candidate: what is compared.
+        policy, init: of both sides.
+        baseline, candidate: names of the encoders.
         difference: candidate minus baseline, in shares of episodes.
         pairs: for each task the comparison on the same initial states.
         p: p value of no difference, adjusted by Holm for all comparisons of the study.

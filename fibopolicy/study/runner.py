@@ -93,7 +93,7 @@ def run_selected(
     if study is None or not study.is_prepared():
         study = prepare_study(config, out, max_wait=MAX_PREPARATION)
     elif difference := first_difference(to_json(study.config), to_json(config)):
-        raise other_study(out, difference)  # other jobs may be at work, so it is not extended
+        raise other_study(out, difference)  # other jobs may be running, so it is not extended
     else:
         warn_of_other_versions(study)
     return _execute(study, selected, executor, folder)
@@ -196,7 +196,7 @@ def _execute(
             else:
                 failed.append(run)
                 error = read_run(study, run).error or (
-                    "it was interrupted, or another process is at work on it"
+                    "it was interrupted, or another process executes it"
                 )
                 _log.warning("failed  %s: %s; log %s", run.name, error, study.run_log(run))
             bar.update()

@@ -31,7 +31,7 @@ def status(study: Study) -> str:
     counts = Counter(run.state for one in study.conditions for run in one.runs)
     summary = ", ".join(f"{counts[state]} {state.value}" for state in State if counts[state])
     runner = "a runner is" if is_locked(study.path / LOCK) else "no runner is"
-    lines.append(f"{counts.total()} runs: {summary}; {runner} at work")
+    lines.append(f"{counts.total()} runs: {summary}; {runner} active")
     if seconds := seconds_left(study, 1):
         lines.append(
             f"about {duration(seconds)} left, one run at a time, estimated from the finished runs"

@@ -68,10 +68,10 @@ def execute(study: StudyDirectory, run: Run) -> bool:
         whether the run is done.
 
     Raises:
-        Locked: another process is at work on it.
+        Locked: another process executes it.
     """
     lock = study.run_lock(run)
-    activity = f"at work on {run.name}"
+    activity = f"executing {run.name}"
     with directory_lock(lock.parent, lock.name, activity=activity, max_wait=MAX_WAIT):
         study = open_directory(study.path)  # it may have been extended in the meantime
         run = study.find(run.name)
@@ -93,7 +93,7 @@ def execute(study: StudyDirectory, run: Run) -> bool:
 def _train_and_evaluate(study: StudyDirectory, run: Run) -> None:
     torch.set_num_threads(study.config.threads)
     train(study.train_config(run), resume=True)
-    peak_mb = _peak_mb()  # of training alone
+    peak_mb = _peak_mb()  # of training only
     evaluation = study.evaluate_config(run)
     rows = evaluate_run(evaluation, resume=True).rows
     if broken := [row for row in rows if row.error]:

@@ -1,6 +1,6 @@
 """Open, write and resume a run directory whose checkpoints are always complete.
 
-A run resumes from `state.pt` alone: weights, average, optimizer and step, in one file
+A run resumes from `state.pt` only: weights, average, optimizer and step, in one file
 that is replaced by one rename. `model.safetensors` and `ema.safetensors` are exports
 for other programs; their metadata holds the step. Order and randomness are functions of
 (seed, step) and need not be stored.
@@ -228,7 +228,7 @@ class TopKCheckpoints:
     """Keeps the `keep` averaged weights with the lowest criterion in `best/`.
 
     A file `step_<steps>.safetensors` has its criterion in its metadata, so that a
-    resumed run continues from the files alone. A repeated step replaces its file.
+    resumed run continues from these files. A repeated step replaces its file.
     """
 
     def __init__(self, out: Path, keep: int, criterion: str) -> None:

@@ -39,7 +39,7 @@ def open_dataset(config: TrainConfig) -> Windows:
     for path in paths:
         check_structure(path)
     with ExitStack() as stack:
-        # Open each file once, because that looks at all of its demos.
+        # Open each file once, because opening it reads all of its demos.
         files = {path: stack.enter_context(DemoFile(path)) for path in paths}
         cameras, vectors = _keys(config, files[config.files[0][0]])
         parts = [

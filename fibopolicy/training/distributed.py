@@ -47,7 +47,7 @@ class PolicyLoss(nn.Module):
 
 @dataclass(frozen=True)
 class World:
-    """The processes of one training; by default this one alone.
+    """The processes of one training; by default only this one.
 
     Attributes:
         rank: of this process, from 0.

@@ -88,7 +88,7 @@ def load_encoder_weights(policy: Policy, source: Path) -> None:
     Args:
         source: a run directory or a file. A run gives each camera its averaged encoder,
             or every camera its only encoder. A file (.safetensors, else a `torch.save`
-            of tensors alone) holds one encoder for every camera, under the encoder's
+            of tensors only) holds one encoder for every camera, under the encoder's
             own names or, for "timm:<name>", those of the timm model. The classifier of
             a timm model is left out, and its positions are resampled to the image size.
             A prefix of DataParallel or torch.compile is dropped.

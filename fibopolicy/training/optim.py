@@ -27,7 +27,7 @@ LR_SCALE = "lr_scale"
 def build_optimizer(policy: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
     """AdamW over the parameters that need gradients.
 
-    Weight decay acts on matrices alone. Encoders have their own learning rate.
+    Weight decay acts on matrices only. Encoders have their own learning rate.
     """
     encoded = {id(p) for encoder in encoders_of(policy) for p in encoder.parameters()}
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
@@ -143,7 +143,7 @@ class Divergence:
 def resolve_precision(precision: Precision, device: torch.device) -> Precision:
     """ "fp32" or "bf16"; "auto" is bf16 on GPUs that support it and fp32 elsewhere.
 
-    The choice depends on the device alone, never on a timing, so that a seed gives the
+    The choice depends only on the device, never on a timing, so that a seed gives the
     same weights on a quiet and on a busy machine. Small networks on CPUs are often
     slower under autocast.
     """

@@ -225,7 +225,7 @@ class Trainer:
             return
         samples = ", ".join(map(str, indices))
         kept = "; the last checkpoint is from an earlier step" if self.run.state.exists() else ""
-        message = f"{reason} at step {step} (samples {samples}); lower lr or look at these samples"
+        message = f"{reason} at step {step} (samples {samples}); lower lr or check these samples"
         raise self.world.once(UserError(f"{self.run.path}: {message}{kept}"))
 
     def _build_policy(self) -> Policy:

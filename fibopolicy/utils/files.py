@@ -173,7 +173,7 @@ def directory_lock(
     folder: Path,
     name: str | None = None,
     *,
-    activity: str = "at work there",
+    activity: str = "using it",
     max_wait: float = 0.0,
 ) -> Iterator[None]:
     """Hold a folder for one process at a time.

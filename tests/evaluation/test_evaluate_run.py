@@ -142,7 +142,7 @@ def test_a_row_does_not_depend_on_the_episodes_before_it(
 def test_a_run_is_evaluated_by_one_process_at_a_time(fresh: EvaluateConfig) -> None:
     with (
         directory_lock(fresh.run, ".evaluating"),
-        pytest.raises(UserError, match="is at work there"),
+        pytest.raises(UserError, match="is using it"),
     ):
         evaluate_run(fresh)
     with directory_lock(fresh.run):  # as while it is trained, which an evaluation may look into

@@ -11,7 +11,7 @@ from torch import nn
 from fibopolicy.encoders import build_encoder
 from fibopolicy.encoders.pooling import SpatialSoftmax
 from fibopolicy.errors import UserError
-from fibopolicy.evaluation.video import HEADING, draw_look, keypoints, sensitivity, write_grid
+from fibopolicy.evaluation.video import HEADING, draw_overlay, keypoints, sensitivity, write_grid
 from fibopolicy.policies import PolicyConfig, build_policy
 from fibopolicy.policies.base import Shapes
 
@@ -30,7 +30,7 @@ def test_every_built_in_encoder_has_an_overlay(encoder: str) -> None:
     rng = np.random.default_rng(0)
     frames = [rng.integers(0, 256, (84, 84, 3), dtype=np.uint8) for _ in range(2)]
     kept = [frame.copy() for frame in frames]
-    drawn = draw_look(policy, "front_image", frames)
+    drawn = draw_overlay(policy, "front_image", frames)
     for frame, before, after in zip(frames, kept, drawn, strict=True):
         assert np.array_equal(frame, before)
         assert after.shape == frame.shape
@@ -68,7 +68,7 @@ def test_the_heat_is_where_the_feature_reads() -> None:
 
 def test_policies_without_an_encoder_of_the_camera_are_refused() -> None:
     with pytest.raises(UserError, match="without --overlay"):
-        draw_look(object(), "front_image", [np.zeros((8, 8, 3), np.uint8)])
+        draw_overlay(object(), "front_image", [np.zeros((8, 8, 3), np.uint8)])
 
 
 def test_columns_of_a_video_carry_headings(tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ from fibopolicy.utils.files import directory_lock
         ),
         (["--jobs", "0"], "jobs must be at least 1"),
         (["--ray", "127.0.0.1:1"], "ray 127.0.0.1:1: does not answer"),
-        (["--ray", "127.0.0.1:1", "--jobs", "2"], "--jobs is for this machine alone"),
+        (["--ray", "127.0.0.1:1", "--jobs", "2"], "--jobs is for this machine only"),
     ],
 )
 def test_mistakes_are_one_line_before_anything_is_made(

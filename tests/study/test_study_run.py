@@ -195,7 +195,7 @@ def test_a_folder_with_something_else_is_left_alone(config: StudyConfig, tmp_pat
 
 def test_the_status_names_what_is_done(finished: StudyDirectory) -> None:
     text = status(read_study(finished.path))
-    assert "2 runs: 2 done; no runner is at work" in text
+    assert "2 runs: 2 done; no runner is active" in text
     assert "/2 successes" in text
 
 

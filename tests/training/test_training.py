@@ -312,7 +312,7 @@ def test_two_trainings_do_not_share_a_directory(tiny_config: TrainConfig, tmp_pa
     kept = (config.out / "state.pt").read_bytes()
     with directory_lock(config.out):
         for options in ({"resume": True}, {"overwrite": True}):
-            with pytest.raises(UserError, match="another process is at work"):
+            with pytest.raises(UserError, match="another process is using it"):
                 train(replace(config, seed=1), **options)
     assert (config.out / "state.pt").read_bytes() == kept
 
