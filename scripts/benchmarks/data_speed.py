@@ -1,7 +1,7 @@
 """Batches per second, against robomimic's SequenceDataset and DataLoader.
 
-    python scripts/benchmarks/data_speed.py --dataset lift_human.hdf5 --out
-    docs/benchmarks/data_<hardware>_<date>
+    python scripts/benchmarks/data_speed.py --dataset lift_human.hdf5 \\
+        --out docs/benchmarks/data_<hardware>_<date>
 
 Batches of 16 windows of 10 steps, two cameras of 84 x 84, proprioception and actions,
 as torch tensors on the CPU with images in uint8, as both libraries' loops have them

@@ -1,8 +1,8 @@
 """Built-in tasks: success of the experts over 200 layouts, and control steps per second
 with one camera rendered per step.
 
-taskset -c 0 .venv/bin/python scripts/benchmarks/env_speed.py --out
-docs/benchmarks/tabletop_<hardware>_<date>.json
+    taskset -c 0 .venv/bin/python scripts/benchmarks/env_speed.py \\
+        --out docs/benchmarks/tabletop_<hardware>_<date>.json
 """
 
 from __future__ import annotations
@@ -52,7 +52,9 @@ def steps_per_second(env: envs.TaskEnv, steps: int) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--out", type=Path)
     parser.add_argument("--episodes", type=int, default=200)
     arguments = parser.parse_args()

@@ -1,8 +1,8 @@
 """Evaluation against a plain serial loop: same policy, same initial states, measured in
 turns within one run.
 
-    python scripts/benchmarks/evaluation_speed.py --run
-    runs/quickstart/fibottention_vit_tiny_seed0 \\
+    python scripts/benchmarks/evaluation_speed.py \\
+        --run runs/quickstart/fibottention_vit_tiny_seed0 \\
         --out docs/benchmarks/evaluation_<hardware>_<date>
 
 The run is a quickstart's (built-in Lift, `n_action_steps` 4). Writes `<out>.json` and

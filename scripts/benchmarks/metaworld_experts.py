@@ -1,8 +1,8 @@
 """Meta-World: success of the 50 experts over 20 layouts each, and the speed of fast
 rendering.
 
-.venv/bin/python scripts/benchmarks/metaworld_experts.py --out
-docs/benchmarks/metaworld_experts_<date>.json
+    .venv/bin/python scripts/benchmarks/metaworld_experts.py \\
+        --out docs/benchmarks/metaworld_experts_<date>.json
 
 Times are processor time. Every attempted episode counts.
 """
@@ -87,7 +87,9 @@ def rendering(task: str, rounds: int = 5, frames: int = 5) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--out", type=Path)
     parser.add_argument("--episodes", type=int, default=20)
     parser.add_argument(

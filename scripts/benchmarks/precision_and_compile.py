@@ -1,7 +1,7 @@
 """Speed of a training step with bfloat16 and torch.compile, by encoder.
 
-    python scripts/benchmarks/precision_and_compile.py --out
-    docs/benchmarks/precision_and_compile_<hardware>_<date>
+    python scripts/benchmarks/precision_and_compile.py \\
+        --out docs/benchmarks/precision_and_compile_<hardware>_<date>
 
 Forward and backward of a `bc` policy on random frames of two 84 x 84 cameras, batch 16,
 as the training loop runs them: in float32, with `--precision bf16`, with `--compile`

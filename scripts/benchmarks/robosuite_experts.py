@@ -1,8 +1,8 @@
 """robosuite's scripted experts: success and steps over held-out layouts, without noise
 and with the default noise of `fibopolicy collect`.
 
-.venv/bin/python scripts/benchmarks/robosuite_experts.py --out
-docs/benchmarks/robosuite_experts_<date>.json
+    .venv/bin/python scripts/benchmarks/robosuite_experts.py \\
+        --out docs/benchmarks/robosuite_experts_<date>.json
 
 Takes about 20 minutes on one core. Saves every ten episodes; start it again to
 resume.
@@ -59,7 +59,9 @@ def row(task: str, noise: float, steps: list[int | None]) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--tasks", nargs="+", default=list(EXPERTS))
     parser.add_argument("--episodes", type=int, default=100)

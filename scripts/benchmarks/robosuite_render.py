@@ -1,8 +1,8 @@
 """Speed of `fast` rendering against robosuite's own renderer, with one and two
 processes.
 
-    python scripts/benchmarks/robosuite_render.py --out
-    docs/benchmarks/robosuite_render_<hardware>_<date>
+    python scripts/benchmarks/robosuite_render.py \\
+        --out docs/benchmarks/robosuite_render_<hardware>_<date>
 
 robosuite Lift, cameras agentview and robot0_eye_in_hand at 84 x 84. Each contender has
 its own process, pinned to one core, and they take turns: robosuite from

@@ -1,7 +1,7 @@
 """Test which model families of timm work as encoders.
 
-    python scripts/benchmarks/timm_families.py --out
-    docs/benchmarks/timm_families_<date>
+    python scripts/benchmarks/timm_families.py \\
+        --out docs/benchmarks/timm_families_<date>
 
 Takes the smallest model, judged by name, of each module of `timm.list_modules()`, with
 random weights. Tests it as an encoder for images of 84 x 84 pixels and, if it rejects

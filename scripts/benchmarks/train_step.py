@@ -1,7 +1,7 @@
 """One training step of the same network: our loop against robomimic's.
 
-    python scripts/benchmarks/train_step.py --dataset lift_human.hdf5 --out
-    docs/benchmarks/train_step_<hardware>_<date>
+    python scripts/benchmarks/train_step.py --dataset lift_human.hdf5 \\
+        --out docs/benchmarks/train_step_<hardware>_<date>
 
 BC-RNN-GMM as robomimic 0.3 builds it by default (LSTM 2 x 400, MLP 1024-1024, 5 modes),
 its ResNet-18 with 32 keypoints and 64 features per camera, two cameras of 84 x 84,
