@@ -83,7 +83,7 @@ class _OnData(_Timed):
     dataset: tuple[Path, ...] = ()
     """Robomimic HDF5 file, or several."""
     dataset_weights: tuple[float, ...] | None = None
-    """With several files: the share of each in every batch."""
+    """Share of each file in every batch, if there are several."""
     cameras: tuple[str, ...] | None = None
     """Image keys; all of the file's by default."""
     vectors: tuple[str, ...] | None = None

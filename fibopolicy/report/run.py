@@ -36,7 +36,7 @@ def write_run_page(
     run: Path, evaluation: Evaluation, stages: Mapping[str, float] | None = None
 ) -> Path:
     """Write `report.html` and its plots into a run directory. An evaluation on another
-    set of initial states than that of seed 0 gets its own page, such as
+    set of initial states than that of seed 0 gets a separate page, such as
     `report_seed1.html`.
 
     Args:

@@ -63,7 +63,7 @@ class Method:
         return np.array([[row.success for row in rows] for rows in self.results(init_states)])
 
     def results(self, init_states: Sequence[str]) -> list[list[EpisodeResult]]:
-        """For each run its results on these initial states, in their order."""
+        """The results of each run on these initial states, in their order."""
         by_init_state = [{row.init_state: row for row in rows} for rows in self.rows]
         return [[found[digest] for digest in init_states] for found in by_init_state]
 

@@ -72,7 +72,7 @@ class Estimate(ABC):
     @property
     @abstractmethod
     def value(self) -> float:
-        """In [-1, 1]."""
+        """Candidate minus baseline, in [-1, 1]."""
 
     @property
     @abstractmethod
@@ -190,7 +190,7 @@ class Difference(Estimate):
 
     @property
     def value(self) -> float:
-        """In [-1, 1]."""
+        """Candidate minus baseline, in [-1, 1]."""
         return float(self.candidate.mean() - self.baseline.mean())
 
     @property

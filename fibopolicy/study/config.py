@@ -357,8 +357,8 @@ def load_study(source: str) -> tuple[StudyConfig, Path]:
     make = getattr(module, function, None)
     if not callable(make):
         callables = {name: value for name, value in vars(module).items() if callable(value)}
-        own = [name for name, value in callables.items() if value.__module__ == spec.name]
-        raise unknown(f"function of {path}:", function, own)
+        defined = [name for name, value in callables.items() if value.__module__ == spec.name]
+        raise unknown(f"function of {path}:", function, defined)
     with chdir(folder), _wrap_errors(f"{path}: {function}() failed"):
         config = make()
     if not isinstance(config, StudyConfig):

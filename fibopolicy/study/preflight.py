@@ -207,14 +207,16 @@ def describe_encoders(config: StudyConfig) -> Iterator[str]:
     """How each encoder differs from the baseline."""
     options = {e.name: encoder_settings(e.encoder, **e.options) for e in config.encoders}
     base = options.pop(config.baseline)
-    for name, own in options.items():
-        if own.keys() == base.keys():
-            changes = [f"{k} {own[k]} instead of {base[k]}" for k in base if own[k] != base[k]]
+    for name, found in options.items():
+        if found.keys() == base.keys():
+            changes = [f"{k} {found[k]} instead of {base[k]}" for k in base if found[k] != base[k]]
             changed = ", ".join(changes) or "no change at all"
             yield f"encoder {name} is {config.baseline} with {changed}"
         else:
             hidden = ("pretrained", "num_views")
-            listed = ", ".join(f"{key} {value}" for key, value in own.items() if key not in hidden)
+            listed = ", ".join(
+                f"{key} {value}" for key, value in found.items() if key not in hidden
+            )
             yield (
                 f"encoder {name} is another network than {config.baseline}, with other pooling"
                 f" ({listed or 'no options'})"

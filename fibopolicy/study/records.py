@@ -253,7 +253,7 @@ def read_run(study: StudyDirectory, run: Run) -> RunRecord:
 def evaluated_rows(
     study: StudyDirectory, run: Run, costs: Mapping[str, Any]
 ) -> tuple[EpisodeResult, ...]:
-    """The rows of the study's own evaluation of a run, by index. The run may have been
+    """The rows of the study's evaluation of a run, by index. The run may have been
     evaluated again, with other settings or on more initial states.
 
     Args:

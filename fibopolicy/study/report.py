@@ -134,8 +134,8 @@ def _blocks(found: Results, folder: Path, *, videos: bool) -> list[Block]:
 
 
 def answers(found: Results) -> list[tuple[str, str]]:
-    """For each encoder but the baseline a mark ("good", "bad", "open") and a sentence;
-    for each policy and init too, unless there are too many.
+    """A mark ("good", "bad", "open") and a sentence for each encoder except the
+    baseline; for each policy and init too, unless there are too many.
     """
     study = found.study
     candidates = [encoder for encoder in study.encoders if encoder != study.baseline]
@@ -670,14 +670,14 @@ def _files(study: Study) -> list[Row]:
         "comparisons.csv": "every difference: interval, p raw and adjusted, verdict",
         "report.md": "this report in Markdown",
     }
-    own = {
+    inputs = {
         "study.json": "the study",
         "environment.json": "hardware, versions and date",
         "checks.txt": "results of the checks before the first run",
     }
     table: list[Row] = [["file", "content"]]
     table += [[Cell(name, name), content] for name, content in report.items()]
-    for name, content in own.items():
+    for name, content in inputs.items():
         if link := study.link(study.path / name):
             table.append([Cell(name, link), content])
     return table

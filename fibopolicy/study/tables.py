@@ -150,10 +150,10 @@ def cost_table(study: Study, setting: tuple[str, str]) -> list[Row]:
         encoder: [c for c in study.conditions if (c.encoder, c.setting) == (encoder, setting)]
         for encoder in study.encoders
     }
-    for encoder, own in conditions.items():
+    for encoder, records in conditions.items():
         row = [encoder]
         for _, name, kind in _COSTS:
-            if not (values := measured(own, name)):
+            if not (values := measured(records, name)):
                 row.append(NONE)
             elif kind == "size":
                 shown = (
@@ -166,7 +166,7 @@ def cost_table(study: Study, setting: tuple[str, str]) -> list[Row]:
                 if kind == "run" and len(values) > 1:
                     text += f" [{_rounded(min(values))}, {_rounded(max(values))}]"
                 if name in _RELATIVE and encoder != study.baseline:
-                    ratio = _ratio(own, conditions[study.baseline], name)
+                    ratio = _ratio(records, conditions[study.baseline], name)
                     text += "" if ratio is None else f" ({ratio:.2f}x)"
                 row.append(text)
         table.append(row)
@@ -179,11 +179,11 @@ def _ratio(
     """A cost as a multiple of the baseline's on the same task, geometric mean over
     tasks, since one task may take longer than another.
     """
-    own, base = (
+    costs, base = (
         {one.task: median(values) for one in side if (values := measured([one], name))}
         for side in (conditions, baseline)
     )
-    ratios = [own[task] / value for task, value in base.items() if task in own and value]
+    ratios = [costs[task] / value for task, value in base.items() if task in costs and value]
     return geometric_mean(ratios) if ratios else None
 
 
@@ -239,7 +239,7 @@ def _name(record: ConditionRecord, seed: str) -> str:
 
 
 def policy_settings_table(study: Study) -> list[Row]:
-    """For each policy its gradient steps and the options that the study sets."""
+    """The gradient steps of each policy, and the options that the study sets."""
     document = study.document
     policies = {one["name"]: one for one in document["policies"]}
     table: list[Row] = [["policy", "steps", "settings", "optimizer"]]

@@ -47,13 +47,13 @@ class Callback:
     """Called after every step and at the end."""
 
     def after_step(self, steps: int) -> None:
-        """After `steps` gradient steps."""
+        """Called after `steps` gradient steps."""
 
     def finish(self, steps: int) -> None:
-        """After the last step."""
+        """Called after the last step."""
 
     def close(self) -> None:
-        """At the end, also after an error."""
+        """Called at the end, also after an error."""
 
 
 def check_callbacks(
@@ -258,7 +258,7 @@ class Rollouts(Callback):
 
 
 def _evaluate_snapshot(config: EvaluateConfig, resume: bool, log: Path, result: Connection) -> None:
-    """In the rollouts' process: evaluate, and send a text and metrics; output goes to `log`."""
+    """Evaluate in the rollouts' process; send a text and metrics, and print to `log`."""
     with log.open("wb") as file:
         for output in (1, 2):
             os.dup2(file.fileno(), output)

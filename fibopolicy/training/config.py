@@ -36,7 +36,7 @@ class OptimizerConfig:
     warmup_steps: int = 100
     """Gradient steps in which the learning rate rises from 0."""
     weight_decay: float = 1e-2
-    """On matrices only, not on biases, norms and positions."""
+    """Weight decay of matrices; biases, norms and positions have none."""
     encoder_lr_scale: float = 1.0
     """Learning rate of the encoder relative to that of the other parameters."""
     betas: tuple[float, float] = (0.9, 0.95)

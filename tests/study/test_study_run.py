@@ -117,7 +117,7 @@ def test_an_extended_study_repeats_nothing(finished: StudyDirectory, tmp_path: P
     with pytest.raises(UserError, match="another configuration"):
         run_selected(
             larger, out, [f"{dense}/seed1"], Here(), out
-        )  # beside a job that may be at work
+        )  # beside a job that may be running
     here = Here()
     assert run_study(larger, out, here, out).done == 6
     wide = "reach__wider__bc__scratch"
