@@ -1,8 +1,8 @@
 """Image frames in flat memory-mapped files: fast random access in a small process.
 
-HDF5 answers a batch of random windows with hundreds of small reads. The cache holds each
-camera's frames of all selected demos in one file `(F, H, W, 3)`, demo after demo, and a batch
-becomes one indexing operation on a mapping.
+HDF5 answers a batch of random windows with hundreds of small reads. The cache holds
+each camera's frames of all selected demos in one file `(F, H, W, 3)`, demo after demo,
+and a batch becomes one indexing operation on a mapping.
 """
 
 from __future__ import annotations
@@ -36,20 +36,20 @@ _MAX_FREE = 4  # free buffers that are kept
 class FrameCache:
     """The frames of some demos and cameras, mapped into memory; built on first use.
 
-    A cache is built once per file (path, size, modification time, and those of the files
-    that its frames come from), demos and cameras, in a temporary folder that is then
-    renamed, under a lock: a cache is complete or absent, and of two processes that want
-    the same one, the second waits and uses what the first has built. Caches of earlier
-    versions of the same file are removed.
+    A cache is built once per file (path, size, modification time, and those of the
+    files that its frames come from), demos and cameras, in a temporary folder that is
+    then renamed, under a lock: a cache is complete or absent, and of two processes that
+    want the same one, the second waits and uses what the first has built. Caches of
+    earlier versions of the same file are removed.
 
     Args:
         file: the open file, validated.
         demos: which demos, in the order of the frames.
         cameras: which image observations.
         cache_dir: the folder for caches; `None` means `frames` in `files.cache_home()`.
-        resident_bytes: how much of the mapping may count as this process's memory before it
-            goes back to the system's page cache. It returns from there without a disk
-            access while the system has memory to spare.
+        resident_bytes: how much of the mapping may count as this process's memory
+            before it goes back to the system's page cache. It returns from there
+            without a disk access while the system has memory to spare.
 
     Raises:
         UserError: the cache cannot be written, e.g. because the disk is full.
@@ -96,13 +96,14 @@ class FrameCache:
             ) from error
 
     def gather(self, camera: str, indices: NDArray[np.int64]) -> NDArray[np.uint8]:
-        """The frames of `indices` `(B, T)`, rows of nearby steps: uint8 `(B, T, H, W, 3)`.
+        """The frames of `indices` `(B, T)`, rows of nearby steps: uint8 `(B, T, H, W,
+        3)`.
 
         Frame i is step i of the concatenated demos. The caller owns the array.
         """
         frames = self._buffers.array((*indices.shape, *self.shapes[camera]))
-        # "clip" skips a check that would need another buffer; WindowDataset gives no index
-        # beyond its demos.
+        # "clip" skips a check that would need another buffer; WindowDataset gives no
+        # index beyond its demos.
         np.take(self._frames[camera], indices, axis=0, out=frames, mode="clip")
         self._touched += frames.nbytes + len(indices) * _FAULT_AROUND
         if self._touched > self._resident_bytes:
@@ -152,7 +153,7 @@ def _build(
     final: Path,
     identity: dict[str, Any],
 ) -> None:
-    # Whatever is there is a killed process's, since this process holds the lock.
+    # This process holds the lock, so anything here was left by a killed process.
     for leftover in (final, *final.parent.glob(f"{final.name}.*.building")):
         shutil.rmtree(leftover, ignore_errors=True)
     building = Path(tempfile.mkdtemp(prefix=f"{final.name}.", suffix=".building", dir=final.parent))
@@ -218,15 +219,16 @@ def _frame_file(position: int) -> str:
     return f"camera_{position}.uint8"
 
 
-# Memory that is used again
+# Reusable memory
 
 
 class Buffers:
-    """Provides uint8 arrays, and reuses their memory once no view or tensor refers to it.
+    """Provides uint8 arrays, and reuses their memory once no view or tensor refers to
+    it.
 
     The system provides fresh memory page by page and clears each page. For a batch of
-    frames that costs ten times as much as copying the frames into memory that the process
-    has already (measured: 4.7 ms against 0.4 ms for 6.8 MB).
+    frames that costs ten times as much as copying the frames into memory that the
+    process has already (measured: 4.7 ms against 0.4 ms for 6.8 MB).
     """
 
     def __init__(self) -> None:
@@ -242,8 +244,8 @@ class Buffers:
         fitting = [i for i in newest_first if len(self._free[i]) >= size]
         smallest = min(fitting, key=lambda i: len(self._free[i]), default=None)
         raw = bytearray(size) if smallest is None else self._free.pop(smallest)
-        # Views of an array refer to the last array before another kind of object: to this
-        # one, which therefore ends with the last of them.
+        # Views of an array refer to the last array before another kind of object: to
+        # this one, which therefore ends with the last of them.
         array = np.frombuffer(raw, dtype=np.uint8, count=size)
         weakref.finalize(array, _give_back, self._free, raw).atexit = False
         return array.reshape(shape)

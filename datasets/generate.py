@@ -67,7 +67,7 @@ class Generated:
 
     Args:
         demos: kept, all successes.
-        tried: attempts for them, each in a scene of its own.
+        tried: attempts for them, each in a different scene.
         steps: control steps kept.
         low, high: the 95 % Wilson interval of the success rate `demos / tried`.
     """
@@ -95,31 +95,32 @@ def generate(
     overwrite: bool = False,
     resume: bool = False,
 ) -> Generated:
-    """Write `demos` successful demonstrations in new scenes, made from a few of robosuite's.
+    """Write `demos` successful demonstrations in new scenes, from a few robosuite
+    demonstrations.
 
-    The output holds states, actions and vector observations, no images. Each demo names its
-    `source_demo`, its `generator` and the `seed` of its scene; no evaluation starts from
-    such a scene. The output depends on the input and the settings alone, not on `workers`.
-    `resume=True` completes an interrupted generation.
+    The output holds states, actions and vector observations, no images. Each demo names
+    its `source_demo`, its `generator` and the `seed` of its scene; no evaluation starts
+    from such a scene. The output depends on the input and the settings alone, not on
+    `workers`. `resume=True` completes an interrupted generation.
 
     Args:
-        file: a robomimic file; its `env_args` decide robot, controller and control
+        file: a robomimic file; its `env_args` determine robot, controller and control
             frequency.
-        task: robosuite's name of the task, where it is a part of the file's, e.g.
+        task: robosuite's name of the task, if it is a part of the file's, e.g.
             "PickPlaceCan" of "PickPlace".
-        filter_key: use these demos alone.
-        origin: who made the source's demos, where the file does not say, e.g. "human".
-        noise: standard deviation of the Gaussian noise on the executed position actions, in
-            action units; the recorded `actions` are clean, so that the data show how to
-            recover. The executed ones are stored as `executed_actions`.
+        filter_key: use only these demos.
+        origin: who made the source's demos, if the file does not say, e.g. "human".
+        noise: standard deviation of the Gaussian noise on the executed position
+            actions, in action units; the recorded `actions` are clean, so that the data
+            show how to recover. The executed ones are stored as `executed_actions`.
         seed: with an attempt's index, decides its scene and noise.
         skip_corrupt: leave out demos that cannot be split into subtasks, with a warning
-            each, instead of refusing the file.
+            each, instead of rejecting the file.
 
     Raises:
-        UserError: the task's subtasks are not known; a demo lacks states or model, or does
-            not replay; hardly any attempt succeeds; `out` exists, or other unfinished work
-            lies there.
+        UserError: the task's subtasks are not known; a demo lacks states or model, or
+            does not replay; hardly any attempt succeeds; `out` exists, or other
+            unfinished work lies there.
     """
     out = expanded(out)
     if demos < 1:

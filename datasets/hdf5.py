@@ -2,17 +2,17 @@
 
 The format:
 
-    data/                 attrs: total (int), env_args (JSON: env_name, env_version, type,
-                                 env_kwargs)
+    data/                 attrs: total (int), env_args (JSON: env_name, env_version,
+                                 type, env_kwargs)
       demo_<k>/           attrs: num_samples (int), model_file (MJCF), ep_meta (JSON)
         actions (N, A)    rewards (N,)    dones (N,)    states (N, S)
         obs/<key> (N, ...)    next_obs/<key> (N, ...)
     mask/<filter_key>     names of demos
 
-Any group with actions counts as a demo. Images are uint8 `(N, H, W, 3)`, upright; `obs[t]` is
-what was seen before `actions[t]`. Observations may lie in groups, one level deep:
-`obs/images/front` has the key "images/front". Robosuite's own recordings, which have
-`env_info` instead of `env_args`, are read as well.
+Any group with actions counts as a demo. Images are uint8 `(N, H, W, 3)`, upright;
+`obs[t]` is what was seen before `actions[t]`. Observations may lie in groups, one level
+deep: `obs/images/front` has the key "images/front". Robosuite's own recordings, which
+have `env_info` instead of `env_args`, are read as well.
 """
 
 from __future__ import annotations
@@ -49,29 +49,29 @@ class DemoFile:
     """A robomimic HDF5 file, opened read-only; a context manager.
 
     Opening checks the structure and reads no frames: use `validate` for the content.
-    Harmless deviations of real files (a false `total`, gaps in the numbering, no mask, ...)
-    are accepted, and reported in `warnings`.
+    Harmless deviations of real files (a wrong `total`, gaps in the numbering, no mask,
+    ...) are accepted, and reported in `warnings`.
 
     Args:
         path: the file.
-        skip_corrupt: leave out demos that cannot be read instead of refusing the file.
+        skip_corrupt: leave out demos that cannot be read instead of rejecting the file.
 
     Attributes:
         path: the file.
-        env_args: the task: `env_name`, `type`, `env_kwargs`, and maybe `env_version`; empty
-            where the file names none.
+        env_args: the task: `env_name`, `type`, `env_kwargs`, and maybe `env_version`;
+            empty where the file names none.
         demos: the names of the demos in numeric order: demo_2 before demo_10.
-        filter_keys: named subsets of the demos, as the file gives them; read them through
-            `select`.
-        obs: shape without the time axis and dtype of every observation key, from the first
-            demo.
+        filter_keys: named subsets of the demos, as the file gives them; read them
+            through `select`.
+        obs: shape without the time axis and dtype of every observation key, from the
+            first demo.
         warnings: harmless deviations, one line each.
-        corrupt: demos that are left out because they cannot be read, with the reason; only
-            with `skip_corrupt`.
+        corrupt: demos that are left out because they cannot be read, with the reason;
+            only with `skip_corrupt`.
 
     Raises:
-        UserError: the file is missing, corrupt or of another format; a demo's `num_samples`
-            disagrees with its actions.
+        UserError: the file is missing, corrupt or of another format; a demo's
+            `num_samples` disagrees with its actions.
     """
 
     def __init__(self, path: StrPath, *, skip_corrupt: bool = False) -> None:
@@ -248,7 +248,8 @@ class DemoFile:
             return values
 
     def identity(self, demos: Iterable[str], keys: Iterable[str]) -> dict[str, Any]:
-        """Path, size and modification time of this file and of the files that it links to.
+        """Path, size and modification time of this file and of the files that it links
+        to.
 
         The others are listed under "linked", if any of the arrays come from them.
         """
@@ -448,7 +449,7 @@ class DemoFile:
             env_args = {} if text is None else json.loads(text)
         except (ValueError, TypeError) as error:
             raise self.error(
-                f"data's attribute {name} is not valid JSON ({error}); write it anew with"
+                f"data's attribute {name} is not valid JSON ({error}); write it again with"
                 " json.dumps"
             ) from error
         if name == "env_info":
@@ -476,7 +477,7 @@ class DemoFile:
         version = _plain(data.attrs.get("repository_version"))
         if str(version).startswith("1.0."):
             raise self.error(
-                "is a recording of robosuite 1.0, whose rotations are the other way round; convert"
+                "is a recording of robosuite 1.0, whose rotations have the opposite sign; convert"
                 " it in Python: fibopolicy.datasets.download.convert_recording"
             )
         if not isinstance(info, dict) or not {"env_name", "robots"} <= info.keys():
@@ -515,8 +516,8 @@ class DemoFile:
             return {}
         keys: dict[str, tuple[str, ...]] = {}
         for name, item in mask.items():
-            # Without its filter key, a policy would be trained on all demos, also those for
-            # validation.
+            # Without its filter key, a policy would be trained on all demos, including
+            # those for validation.
             self._check_links(f"mask/{name}")
             if isinstance(item, h5py.Dataset):
                 with self.named():
@@ -535,7 +536,7 @@ class DemoFile:
             ) from error
 
 
-#: What the HDF5 library says of a file that it cannot open -> what that means.
+#: Messages of the HDF5 library for a file that it cannot open -> their meaning.
 _OPENING_ERRORS = {
     "signature not found": "not an HDF5 file; give the path of a robomimic HDF5 dataset",
     "unable to lock file": (
@@ -568,7 +569,7 @@ def _open(path: Path) -> h5py.File:
 
 
 def _is_demo(data: h5py.Group, name: str) -> bool:
-    if _DEMO_NAME.fullmatch(name):  # without opening it: a broken one is refused, not passed over
+    if _DEMO_NAME.fullmatch(name):  # without opening it: a broken one is an error, not skipped
         return True
     return data.get(name, getclass=True) is h5py.Group and "actions" in data[name]
 
@@ -578,7 +579,7 @@ def _in_numeric_order(name: str) -> tuple[list[str | int], str]:
 
 
 def _items(obs: h5py.Group) -> Iterator[tuple[str, Any]]:
-    """What lies in a group and in the groups in it, by its path from there."""
+    """The items of a group and of its groups, by path."""
     for key, item in obs.items():
         if isinstance(item, h5py.Group):
             yield from ((f"{key}/{name}", found) for name, found in item.items())

@@ -1,7 +1,7 @@
 """Arrays in other files: external links, virtual datasets and external raw storage.
 
-HDF5 fills a virtual dataset whose source is missing, and raw storage that is too short, with
-zeros and reports no error. So the sources are checked before anything is read.
+HDF5 fills a virtual dataset whose source is missing, and raw storage that is too short,
+with zeros and reports no error. So the sources are checked before anything is read.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ class Sources:
         """Absolute paths of all other files that hold values of the dataset.
 
         Raises:
-            UserError: a source is missing or does not fit; the message starts with a verb,
-                "is a virtual dataset over ...".
+            UserError: a source is missing or does not fit; the message starts with a
+                verb, "is a virtual dataset over ...".
         """
         if dataset.get_offset() is not None:  # contiguous: the usual case, and a fast check
             return frozenset()
@@ -59,10 +59,12 @@ class Sources:
         return frozenset()
 
     def follow(self, file: h5py.File, path: str, depth: int = 0) -> frozenset[str]:
-        """Absolute paths of the files that external links on the way to `path` lead through.
+        """Absolute paths of the files that external links on the way to `path` lead
+        through.
 
         Raises:
-            UserError: a link leads nowhere; the message starts with a verb, "links to ...".
+            UserError: a link leads nowhere; the message starts with a verb, "links to
+                ...".
         """
         if depth > _MAX_DEPTH:
             raise UserError("links to itself; replace the link by the data")
@@ -154,7 +156,7 @@ def _prefixed(subject: str) -> Iterator[None]:
         raise UserError(f"{subject} {error}") from error
 
 
-_ADVICE = "restore it, or make the file again from its sources"
+_ADVICE = "restore it, or create the file again from its sources"
 
 
 def identity(paths: Iterable[str | Path]) -> list[dict[str, Any]]:
@@ -204,12 +206,12 @@ def points_elsewhere(file: h5py.File) -> bool:
 def copy_whole(source: h5py.Group, target: h5py.Group, key: str) -> None:
     """Copy `key`, an array or a whole group, so that the copy needs no other file.
 
-    Links become what they lead to; virtual datasets and external raw storage become plain
-    arrays.
+    Links become what they lead to; virtual datasets and external raw storage become
+    plain arrays.
 
     Raises:
-        UserError: a link leads nowhere, or the source of an array is missing; the message
-            names the array.
+        UserError: a link leads nowhere, or the source of an array is missing; the
+            message names the array.
     """
     with closing(Sources()) as sources:
         _copy(sources, source, target, key, ())

@@ -22,11 +22,11 @@ class Mixture:
     It is used like a `WindowDataset`.
 
     Args:
-        parts: the files' windows. They must agree in keys, shapes, the width of actions and
-            the form of windows.
-        weights: the share of each file in every batch, positive, of any sum: 1 and 1 give
-            half and half, however long the files are. `None` draws every sample equally
-            often, as if the files were one.
+        parts: the files' windows. They must agree in keys, shapes, the width of actions
+            and the form of windows.
+        weights: the share of each file in every batch, positive, of any sum: 1 and 1
+            give half and half, however long the files are. `None` draws every sample
+            equally often, as if the files were one.
 
     Attributes:
         env_args: the task of the first file, which evaluation uses.
@@ -119,13 +119,13 @@ def check_weights(weights: Sequence[float], paths: Sequence[Path]) -> None:
     """Raise `UserError` unless there is one finite, positive weight per file."""
     if len(weights) != len(paths):
         raise UserError(
-            f"weights: got {len(weights)} for {len(paths)} files ({', '.join(map(str, paths))});"
-            " give one per file"
+            f"dataset_weights: got {len(weights)} for {len(paths)} files"
+            f" ({', '.join(map(str, paths))}); give one per file"
         )
     if not all(0 < weight < float("inf") for weight in weights):
         raise UserError(
-            f"weights must be positive numbers, got {' '.join(f'{w:g}' for w in weights)}; leave a"
-            " file out instead"
+            "dataset_weights must be positive numbers, got"
+            f" {' '.join(f'{w:g}' for w in weights)}; leave a file out instead"
         )
 
 

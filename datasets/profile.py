@@ -22,7 +22,7 @@ from fibopolicy.utils.files import cache_home
 
 @dataclass(frozen=True)
 class Part:
-    """What one part of the work takes.
+    """The time of one part of the work.
 
     Attributes:
         seconds: median over turns, and its quartiles.
@@ -42,8 +42,8 @@ class DataProfile:
     Attributes:
         batch_bytes: of one batch.
         samples_per_s, mb_per_s: of ready batches; MB are 10^6 bytes.
-        cache_bytes, cache_seconds: building the frame cache from the files, anew; the
-            files may lie in the system's memory.
+        cache_bytes, cache_seconds: building a new frame cache from the files, which the
+            system may hold in memory.
     """
 
     batch_size: int
@@ -56,8 +56,8 @@ class DataProfile:
 
 
 def profile_data(dataset: Windows, *, batch_size: int, turns: int, seed: int = 0) -> DataProfile:
-    """Times `turns` batches after a few that warm up, then the building of the cache in
-    a folder that is removed again.
+    """Time `turns` batches after a few warm-up batches, then time building the cache in
+    a temporary folder.
     """
     seconds: dict[str, list[float]] = {}
     size = 0

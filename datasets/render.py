@@ -55,10 +55,10 @@ class View:
     """How the frames are rendered; stored with them.
 
     Args:
-        cameras: their names; `None` means those in the file's `env_args`, else the task's
-            own.
-        image_size: pixels, the side of square frames, (height, width), or one of these per
-            camera; `None` means the size in the file's `env_args`, else 84.
+        cameras: their names; `None` means those in the file's `env_args`, else the
+            task's own.
+        image_size: pixels, the side of square frames, (height, width), or one of these
+            per camera; `None` means the size in the file's `env_args`, else 84.
         quality: "fast" or "full", see `fibopolicy.envs.rendering`.
     """
 
@@ -110,18 +110,20 @@ def render(
     """Write the demonstrations of `src` with new observations to `out`.
 
     Each state is restored in the installed simulator. Its observations are the cameras'
-    frames and the simulator's vectors; `next_obs` is what follows, for which the last action
-    is executed. Vectors that this simulator lacks are copied; other images are not, since
-    frames of two renderers must not be mixed. Actions, states, attributes and filter keys
-    stay. So do rewards and dones; where the file has none, they say after which actions the
-    goal was met. `env_args` and the models become those of the installed simulator.
+    frames and the simulator's vectors; `next_obs` is what follows, for which the last
+    action is executed. Vectors that this simulator lacks are copied; other images are
+    not, since frames of two renderers must not be mixed. Actions, states, attributes
+    and filter keys stay. So do rewards and dones; where the file has none, they say
+    after which actions the goal was met. `env_args` and the models become those of the
+    installed simulator.
 
-    The bytes of `out` depend neither on `workers` nor on an interruption: finished demos lie
-    in a folder beside `out`, which is removed at the end.
+    The bytes of `out` depend neither on `workers` nor on an interruption: finished
+    demos lie in a folder beside `out`, which is removed at the end.
 
     Raises:
-        UserError: the file or one of its demos cannot be read or restored; a task or camera
-            is unknown; `out` exists or is `src`; another rendering is unfinished there.
+        UserError: the file or one of its demos cannot be read or restored; a task or
+            camera is unknown; `out` exists or is `src`; another rendering is unfinished
+            there.
     """
     src, out, view = expanded(src), expanded(out), view or View()
     check_resume_or_overwrite(resume=resume, overwrite=overwrite)
@@ -205,7 +207,7 @@ def _start_worker(path: Path, skip_corrupt: bool, view: View, folder: Path) -> N
 
 
 def _render_one(demo: str) -> tuple[str, Corrupt | None]:
-    """Write a demo's shard, or return the fault of the demo."""
+    """Write a demo's shard, or return why the demo cannot be restored."""
     env = _restorer.env
     arrays = _restorer.attempt(demo, lambda trajectory: render_trajectory(env, trajectory))
     if isinstance(arrays, Corrupt):
@@ -228,9 +230,9 @@ def render_trajectory(env: TaskEnv, trajectory: Trajectory) -> dict[str, NDArray
     """The observations of a demonstration of N steps.
 
     Returns:
-        `obs/<key>` `(N, ...)` before each action and `last_obs/<key>` `(1, ...)` after the
-        last, which is executed; `success` `(N,)` bool after each action; `model`, the scene
-        as the simulator loaded it.
+        `obs/<key>` `(N, ...)` before each action and `last_obs/<key>` `(1, ...)` after
+        the last, which is executed; `success` `(N,)` bool after each action; `model`,
+        the scene as the simulator loaded it.
     """
     start = trajectory.state(env, 0)
     seen: list[Observation] = []
@@ -264,8 +266,8 @@ def _assemble(
     first = facts[demos[0]]
     if other := next((demo for demo in demos if facts[demo] != first), None):
         raise UserError(
-            f"{folder}: {other} was rendered otherwise than {demos[0]}; pass --overwrite to start"
-            " again"
+            f"{folder}: {other} was rendered with other settings than {demos[0]};"
+            " pass --overwrite to start again"
         )
     old = {name: value for name, value in file.env_args.items() if name not in first["env_args"]}
     attrs = {

@@ -1,4 +1,4 @@
-"""Demonstrations back in their simulator: which ones, from which scene, with which actions."""
+"""Restores demonstrations in their simulator: which ones, from which scene, with which actions."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def read_motion(file: DemoFile, demo: str, key: str) -> NDArray[np.float64]:
 
 
 def require_task(file: DemoFile) -> None:
-    """Refuse a file whose task no simulator here can make, before processes are started for it."""
+    """Raise `UserError` if no simulator can make the file's task, before processes start."""
     with file.named():
         if (reason := unavailable(file.env_args)) is not None:
             raise UserError(reason)
@@ -116,7 +116,7 @@ def warn_of_scenes(file: DemoFile, demos: Sequence[str]) -> None:
 class Restorer:
     """A demonstration file with its task's environment, in a worker process.
 
-    Both are opened at their first use and not when the process starts, so that their errors
+    Both are opened on first use, not when the process starts, so that their errors
     reach the parent unchanged.
 
     Args:

@@ -1,9 +1,10 @@
 """Demonstrations split into subtasks, and the segments followed again in new scenes.
 
-The method is MimicGen's (Mandlekar et al., 2023): relative to an object, the end effector
-(eef) does the same wherever the object lies. So a recorded approach and grasp is moved with
-the object, turned by the object's symmetry such that the eef turns least among all ways that
-the arm can follow, reached by interpolation, and followed closed-loop in the simulator.
+The method is MimicGen's (Mandlekar et al., 2023): relative to an object, the end
+effector (eef) does the same wherever the object lies. So a recorded approach and grasp
+is moved with the object, turned by the object's symmetry such that the eef turns least
+among all ways that the arm can follow, reached by interpolation, and followed
+closed-loop in the simulator.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ Array = NDArray[np.float64]
 # Splitting a demonstration.
 #: An object is held when a closed gripper raises it by this much, metres.
 RISE = 0.02
-#: Picking up ends at this share of the highest rise: clear of the table and its objects.
+#: Picking up ends at this share of the highest rise: clear of the table and its
+#: objects.
 LIFTED = 0.8
 #: An approach begins where the eef last was this far from the object, metres.
 NEAR = 0.15
@@ -37,14 +39,15 @@ PAUSE, PAUSE_TURN, FINGER_STEPS = 0.003, 0.03, 12
 # Following its segments.
 #: Interpolation moves the eef's goal by this much per control step: metres, radians.
 STEP, STEP_TURN = 0.02, 0.1
-#: It has arrived when the eef is this near its end, metres and radians, and waits for that
-#: for this many steps.
+#: It has arrived when the eef is this near its end, metres and radians, and waits for
+#: that for this many steps.
 ARRIVED, ARRIVED_TURN, ARRIVE_STEPS = 0.01, 0.1, 10
-#: Planning looks at every n-th recorded pose; an error below this counts as reached (metres,
-#: see `EndEffector.follow`); starts that differ by less than this turn are one, radians.
+#: Planning looks at every n-th recorded pose; an error below this counts as reached
+#: (metres, see `EndEffector.follow`); starts that differ by less than this turn are
+#: one, radians.
 PLAN_EVERY, REACHED, ALIKE = 4, 0.02, 0.5
-#: An object was not grasped if its place in the gripper differs by this from the recorded
-#: one, metres.
+#: An object was not grasped if its place in the gripper differs by this from the
+#: recorded one, metres.
 LOST = 0.03
 #: Steps after the last recorded one, for objects to come to rest.
 SETTLE_STEPS = 10
@@ -72,7 +75,8 @@ class Segment:
         goals: `(N, 4, 4)`, the poses that the recorded actions command.
         gripper: `(N,)`, the recorded gripper commands.
         reference: pose of the subtask's reference object.
-        held: pose of the carried object in the eef's frame; `None` where nothing is carried.
+        held: pose of the carried object in the eef's frame; `None` where nothing is
+            carried.
     """
 
     subtask: Subtask
@@ -107,8 +111,8 @@ def split_subtasks(
         actions: `(N, 7)`.
 
     Raises:
-        UserError: the states do not fit the task; they never meet its goal; no object is
-            grasped and lifted.
+        UserError: the states do not fit the task; they never meet its goal; no object
+            is grasped and lifted.
     """
     env.set_state(SimState(model, states[0]))
     poses, success = np.empty((len(states), 4, 4)), np.zeros(len(states), dtype=bool)
@@ -120,8 +124,8 @@ def split_subtasks(
         for o, track in tracks.items():
             track[t] = eef.body(o.body)
     env.set_state(SimState(model, states[-1]))
-    # No state follows the last action, and a restored controller starts anew, so that it
-    # may take a step or two longer.
+    # No state follows the last action, and a restored controller restarts, so it may
+    # take a step or two longer.
     if not success.any() and not any(env.advance(actions[-1])[1] for _ in range(5)):
         raise UserError(
             f"its states do not meet the goal of {env.task_id} when they are restored: it does"
@@ -141,8 +145,8 @@ def split_subtasks(
     for subtask, first, last in zip(subtasks, bounds[:-1], bounds[1:], strict=True):
         carried, reference, held = subtask.carried, np.eye(4), None
         if subtask.reference is not None:
-            # An object may still fall into place or be nudged before it is grasped: its pose
-            # counts at the instant when the fingers close on it.
+            # An object may still fall into place or be nudged before it is grasped: its
+            # pose counts at the instant when the fingers close on it.
             reference = tracks[subtask.reference][close if carried is None else first]
         if carried is not None:
             held = np.linalg.inv(poses[first]) @ tracks[carried][first]
@@ -212,8 +216,8 @@ def follow_segments(
         command = float(segment.gripper[0])
         if follow((goal, command) for goal in _interpolate_to(eef, to_scene(segment.start))):
             return True
-        # Objects may have come to rest since then; where their symmetry leaves a choice, it
-        # stays.
+        # Objects may have come to rest since then; where their symmetry leaves a
+        # choice, it stays.
         to_scene = _to_scene(eef, segment, to_scene(segment.start)) or to_scene
         if follow(
             (to_scene(goal), float(command))
@@ -232,15 +236,16 @@ def _plan(
     joints: Array,
     grip: Pose | None = None,
 ) -> list[Pose] | None:
-    """A start for each segment such that the arm can follow them all; `None` if there is none.
+    """A start for each segment such that the arm can follow them all; `None` if there
+    is none.
 
-    Of the ways that symmetries leave open, this is the first by the turn it needs that lies
-    within the joints' reach and limits.
+    Symmetries leave several ways. This is the one with the smallest turn that stays
+    within the arm's reach and joint limits.
 
     Args:
         pose, joints: of the eef and the arm at the beginning.
-        grip: how the eef was turned, relative to the recording, when it picked up what it
-            carries.
+        grip: how the eef was turned, relative to the recording, when it picked up what
+            it carries.
     """
     if not segments:
         return []
@@ -264,8 +269,8 @@ def _plan(
 def _to_scene(eef: EndEffector, segment: Segment, near: Pose) -> Callable[[Pose], Pose] | None:
     """A function from recorded poses of the eef to poses in the present scene.
 
-    Of the ways that symmetries leave open, it is the one that takes the segment's start
-    nearest to the orientation of `near`; `None` when the carried object is not in the
+    Symmetries leave several ways. This is the one that takes the segment's start
+    nearest to the orientation of `near`; `None` if the carried object is not in the
     gripper.
     """
     carried, held = segment.subtask.carried, None
@@ -282,7 +287,8 @@ def _to_scene(eef: EndEffector, segment: Segment, near: Pose) -> Callable[[Pose]
 def _ways(
     eef: EndEffector, segment: Segment, held: Pose | None, near: Pose
 ) -> list[tuple[Pose, Pose]]:
-    """The ways to take recorded poses to the present scene, as factors before and after a pose.
+    """The ways to take recorded poses to the present scene, as factors before and after
+    a pose.
 
     They are sorted by the turn between the segment's start and `near`.
 
@@ -295,8 +301,8 @@ def _ways(
     moves = [_upright_move(segment.reference, now @ turn) for turn in _turns(symmetry)]
     turns = FLIPS
     if carried is not None and segment.held is not None and held is not None:
-        # The carried object has to arrive at its place: the eef corrects for how the object
-        # lies in the gripper now.
+        # The carried object has to arrive at its place: the eef corrects for how the
+        # object lies in the gripper now.
         turns = [segment.held @ turn @ np.linalg.inv(held) for turn in _turns(carried.symmetry)]
 
     def turn_needed(way: tuple[Pose, Pose]) -> float:

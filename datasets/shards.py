@@ -1,7 +1,9 @@
-"""Episodes that worker processes record ahead, kept in shards until the output is complete.
+"""Episodes that worker processes record ahead, kept in shards until the output is
+complete.
 
 Each episode depends on its index alone, so the output does not depend on the number of
-workers. A command that was killed resumes from the shards in a folder beside its output.
+workers. A command that was killed resumes from the shards in a folder beside its
+output.
 """
 
 from __future__ import annotations
@@ -33,7 +35,7 @@ RecordEpisode = Callable[[int], Arrays]
 
 #: The file in the folder of shards that holds the settings they were made with.
 PLAN = "plan.json"
-#: Every such demo is held out for validation, whatever the number of workers.
+#: Every n-th demo is held out for validation, for any number of workers.
 VALID_EVERY = 10
 
 
@@ -55,8 +57,8 @@ def resume_folder(
     invalid setting, it leaves no folder.
 
     Raises:
-        UserError: the folder holds unfinished work of another plan, or of this one without
-            `resume` or `overwrite`.
+        UserError: the folder holds unfinished work of another plan, or of this one
+            without `resume` or `overwrite`.
     """
     wanted = json.loads(json.dumps(plan))
     file = folder / PLAN
@@ -134,9 +136,9 @@ class Recording:
         """The N steps so far, the last one being the end of the episode.
 
         Returns:
-            `actions`, `executed_actions` `(N, A)`, `states` `(N, S)`, `rewards`, `dones`
-            `(N,)`, `obs/*` `(N, ...)`, `last_obs/*` `(1, ...)`, and the scalars `success`,
-            `seed` and `model`, the MJCF of this episode's scene in UTF-8.
+            `actions`, `executed_actions` `(N, A)`, `states` `(N, S)`, `rewards`,
+            `dones` `(N,)`, `obs/*` `(N, ...)`, `last_obs/*` `(1, ...)`, and the scalars
+            `success`, `seed` and `model`, the MJCF of this episode's scene in UTF-8.
         """
         arrays = {key: np.stack(values) for key, values in self._rows.items()}
         arrays["dones"] = np.arange(len(arrays["rewards"])) == len(arrays["rewards"]) - 1
@@ -150,7 +152,7 @@ def add_episode(writer: DemoWriter, episode: Arrays, attrs: Mapping[str, Attribu
     """Write an episode, see `Recording.arrays`, as a demo; returns its name.
 
     Args:
-        attrs: of the demo, beside its seed.
+        attrs: of the demo, besides its seed.
     """
     obs = {key[4:]: value for key, value in episode.items() if key.startswith("obs/")}
     return writer.add(
@@ -184,12 +186,14 @@ def record_demos(
     give_up: Callable[[int, int], UserError | None],
     description: str,
 ) -> tuple[int, int]:
-    """Write the first `demos` successful episodes, with filter keys "train" and "valid".
+    """Write the first `demos` successful episodes, with filter keys "train" and
+    "valid".
 
     Args:
         folder: of the shards, see `resume_folder`.
-        start: called once in every process; returns what records the episode of an index.
-        shard_size: episodes in a shard: what a killed run loses at most, per worker.
+        start: called once in every process; returns what records the episode of an
+            index.
+        shard_size: episodes in a shard: the most that a killed run loses per worker.
         attrs: attributes of the demo made from an episode.
         give_up: the reason to stop after so many successes in so many episodes, if any.
 
@@ -228,7 +232,7 @@ def prefetch(
     shard_size: int,
     workers: int,
 ) -> Generator[Arrays, None, None]:
-    """All episodes from index 0 on, in order, without end.
+    """Yield all episodes from index 0 on, in order, endlessly.
 
     Workers record ahead; shards that lie in `folder` are not recorded again.
 

@@ -24,18 +24,19 @@ def split(
     subsets: Mapping[str, float] | None = None,
     overwrite: bool = False,
 ) -> dict[str, tuple[str, ...]]:
-    """Copy `src` to `out` with filter keys `train` and `valid`; `src` is not touched.
+    """Copy `src` to `out` with filter keys `train` and `valid`; `src` stays unchanged.
 
-    Where `src` points to other files, `out` holds their data instead.
+    If `src` links to other files, `out` holds their data instead.
 
     Args:
         src: a robomimic HDF5 file.
         out: the file to write. Other filter keys of `src` are kept.
-        valid_fraction: the share of demos held out, in [0, 1); at least one demo unless 0.
+        valid_fraction: the share of demos held out, in [0, 1); at least one demo unless
+            0.
         seed: decides which demos.
         subsets: further filter keys by name and share of the *training* demos, e.g.
-            `{"20_percent": 0.2}`. Smaller ones are parts of larger ones, and none touches
-            `valid`: so a scaling study varies one thing.
+            `{"20_percent": 0.2}`. Smaller ones are parts of larger ones, and none
+            overlaps `valid`, so a scaling study varies only one thing.
         overwrite: replace an existing `out`.
 
     Returns:
@@ -63,7 +64,7 @@ def split(
     if held_out >= len(demos):
         raise UserError(
             f"{src}: {len(demos)} demos, {held_out} for valid leave none to train on; lower"
-            f" valid_fraction_fraction from {valid_fraction}"
+            f" valid_fraction from {valid_fraction}"
         )
     train = shuffled[held_out:]
     chosen = {"train": train, "valid": shuffled[:held_out]}

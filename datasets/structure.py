@@ -1,13 +1,14 @@
-"""Finds corruption that makes the HDF5 library hang or crash, beyond any exception handler.
+"""Finds corruption that makes the HDF5 library hang or crash, beyond any exception
+handler.
 
-`check_structure` runs this file as a script, in a process of its own, which opens everything
-in a demonstration file that training reads:
+`check_structure` runs this file as a script, in a separate process, which opens
+everything in a demonstration file that training reads:
 
     python -P structure.py FILE [attributes]
 
-With "attributes", the values of the demos' attributes are read as well. The process writes
-one byte for every demo, so that the parent sees progress. It ignores errors: the parent
-meets them again when it reads the file.
+With "attributes", the values of the demos' attributes are read as well. The process
+writes one byte for every demo, so that the parent sees progress. It ignores errors: the
+parent meets them again when it reads the file.
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ from typing import Any
 import h5py
 from h5py import h5a, h5d, h5g, h5o
 
-#: Seconds without progress, one demo or more, after which a file counts as corrupt. Slow
-#: network disks need some.
+#: Seconds without progress, one demo or more, after which a file counts as corrupt.
+#: Slow network disks need some.
 TIME_LIMIT = 60.0
 _CRASHES = (signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGFPE, signal.SIGILL)
 
@@ -34,18 +35,20 @@ _UNREAD = b"next_obs"
 _DEPTH = 3  # data/demo/obs/key
 
 
-# In the parent process. The child runs this file alone, so these functions import the rest
-# of the library themselves.
+# In the parent process. The child runs this file alone, so these functions import the
+# rest of the library themselves.
 
 
 def check_structure(path: str | os.PathLike[str], *, attributes: bool = False) -> None:
-    """Walk through a file's structure in another process; other faults are not reported.
+    """Walk through a file's structure in another process; other faults are not
+    reported.
 
     A file that is unchanged since this process checked it is not checked again.
 
     Args:
         path: the file.
-        attributes: read the attributes of all demos too, of which `model_file` may be large.
+        attributes: read the attributes of all demos too, of which `model_file` may be
+            large.
 
     Raises:
         UserError: the walk crashes, or makes no progress for `TIME_LIMIT` seconds.

@@ -11,9 +11,9 @@ from fibopolicy.datasets.conventions import is_unit
 from fibopolicy.datasets.hdf5 import DemoFile
 from fibopolicy.errors import UserError, unknown
 
-ACTION_TOLERANCE = 1e-6  # float32 rounding of a bound is no fault
-#: Share of steps outside the bounds above which actions are absolute poses. Recordings of
-#: input devices hold only single commands outside.
+ACTION_TOLERANCE = 1e-6  # for float32 rounding of a bound
+#: Share of steps outside the bounds above which actions are absolute poses. Recordings
+#: of input devices hold only single commands outside.
 MAX_OUTSIDE = 0.5
 
 _PER_STEP = ("states", "rewards", "dones")

@@ -1,7 +1,8 @@
-"""Training samples: windows of observations and the actions that follow, and their order.
+"""Training samples: windows of observations and the actions that follow, and their
+order.
 
-The samples of a step depend on the seed and the step alone, so that resuming needs no more
-than the step.
+The samples of a step depend on the seed and the step alone, so that resuming needs only
+the step.
 """
 
 from __future__ import annotations
@@ -29,11 +30,11 @@ class Batch(TypedDict):
     """B windows, as numpy arrays that own their memory.
 
     Attributes:
-        obs: per camera uint8 `(B, T_o, H, W, 3)`, per vector float32 `(B, T_o, D)`, oldest
-            first.
+        obs: per camera uint8 `(B, T_o, H, W, 3)`, per vector float32 `(B, T_o, D)`,
+            oldest first.
         actions: float32 `(B, horizon, A)`.
-        action_mask: bool `(B, horizon)`, false where an action is padding after the end of
-            the demo.
+        action_mask: bool `(B, horizon)`, false where an action is padding after the end
+            of the demo.
     """
 
     obs: dict[str, NDArray[Any]]
@@ -44,40 +45,43 @@ class Batch(TypedDict):
 class WindowDataset:
     """One sample for every step t of every selected demo.
 
-    Its observations are those of steps t-n_obs_steps+1 .. t, where steps before the first
-    repeat the first; its actions are those of t .. t+horizon-1, where steps after the last
-    repeat the last. A window never reaches into another demo. Sample i is step i of the
-    concatenated demos.
+    Its observations are those of steps t-n_obs_steps+1 .. t, where steps before the
+    first repeat the first; its actions are those of t .. t+horizon-1, where steps after
+    the last repeat the last. A window never reaches into another demo. Sample i is step
+    i of the concatenated demos.
 
     Frames lie in a memory-mapped cache, so that memory does not grow with them; vectors
     and actions lie in memory.
 
     Args:
-        path: a robomimic HDF5 file, or an open one, which stays open; it is validated first.
+        path: a robomimic HDF5 file, or an open one, which stays open; it is validated
+            first.
         cameras, vectors: observation keys, in the order in which `batch` gives them.
         filter_key: which demos, `None` for all.
         horizon: actions per sample, at least 1.
         n_obs_steps: observations per sample up to t, at least 1.
         sequence: continue with the observations of the actions after t, so that T_o is
-            n_obs_steps + horizon - 1 instead of n_obs_steps; those after the demo's last
-            step repeat it.
+            n_obs_steps + horizon - 1 instead of n_obs_steps; those after the demo's
+            last step repeat it.
         cache_dir: the folder of the frame cache, see `FrameCache`.
 
     Attributes:
         env_args: the task, as the file gives it.
         warnings: the file's harmless deviations, one line each, which names the file.
         demos: the selected demos.
-        left_out: observation keys of the file that are neither cameras nor vectors here.
+        left_out: observation keys of the file that are neither cameras nor vectors
+            here.
         image_shapes: (H, W, 3) per camera.
         vector_dims: D per vector key.
         action_dim: A.
-        actions: of all steps of the selected demos, float32 `(len, A)`; clipped to [-1, 1]
-            where the task's simulator does so.
+        actions: of all steps of the selected demos, float32 `(len, A)`; clipped to [-1,
+            1] where the task's simulator does so.
         stats: per vector key and for "actions": `min`, `max`, `mean` and (population)
             `std`, float64 `(D,)`, over all steps of the selected demos.
 
     Raises:
-        UserError: the file, a key or an option is invalid, see `DemoFile` and `validate`.
+        UserError: the file, a key or an option is invalid, see `DemoFile` and
+            `validate`.
     """
 
     def __init__(
@@ -154,8 +158,8 @@ class WindowDataset:
 
 
 def share_at_limits(actions: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
-    """Of actions `(n, A)` per dimension `(A,)`: the share that equals its least or its
-    greatest value, 1 where there are two.
+    """The share of actions `(n, A)` that equal the minimum or maximum of their
+    dimension, `(A,)`; 1 if a dimension has only two values.
     """
     at_a_limit = (actions == actions.min(axis=0)) | (actions == actions.max(axis=0))
     return np.asarray(at_a_limit.mean(axis=0), dtype=np.float64)
@@ -207,10 +211,10 @@ def batch_indices(num_samples: int, batch_size: int, seed: int, step: int) -> ND
 def mixed_indices(
     sizes: Sequence[int], weights: Sequence[float], batch_size: int, seed: int, step: int
 ) -> NDArray[np.int64]:
-    """The `(batch_size,)` samples of global step `step >= 0`, of several sources in a
-    row, each in its share.
+    """The `(batch_size,)` samples of global step `step >= 0`, of several concatenated
+    sources, each in its share.
 
-    The shares hold not on average but everywhere: of any n samples in a row, a source
+    The shares hold everywhere, not just on average: of any n samples in a row, a source
     has its share to within a few. Within a source every epoch is a new permutation, as
     in `batch_indices`, and none of its samples is left out.
 

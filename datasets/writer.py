@@ -20,12 +20,13 @@ Attribute = str | int | float | bool
 
 
 class DemoWriter:
-    """Writes a new file, which appears at the end of the `with` block or, on an error, never.
+    """Writes a new file, which appears at the end of the `with` block, or not at all on
+    an error.
 
-    Arrays are stored contiguous, uncompressed and without the time of writing, so that the
-    same content gives the same bytes. Every observation also gets its `next_obs`, which
-    robomimic's `SequenceDataset` requires; it is an HDF5 virtual dataset over `obs`, so that
-    images are not stored twice.
+    Arrays are stored contiguous, uncompressed and without the time of writing, so that
+    the same content gives the same bytes. Every observation also gets its `next_obs`,
+    which robomimic's `SequenceDataset` requires; it is an HDF5 virtual dataset over
+    `obs`, so that images are not stored twice.
 
     Args:
         path: the file to write.
@@ -97,13 +98,14 @@ class DemoWriter:
         """Append a demo of N steps and return its name.
 
         Args:
-            obs: per key `(N, ...)`; images uint8 `(N, H, W, 3)`, upright; `obs[t]` is seen
-                before `actions[t]`.
+            obs: per key `(N, ...)`; images uint8 `(N, H, W, 3)`, upright; `obs[t]` is
+                seen before `actions[t]`.
             actions: `(N, A)` in [-1, 1], or absolute.
             states: `(N, S)`, the simulator's state before each action.
             rewards, dones: `(N,)`, after each action; `None` where there are none.
-            next_obs: per key `(N, ...)`, what is seen after each action. Of `obs` shifted by
-                one step, only the last row is stored. `None` repeats the last observation.
+            next_obs: per key `(N, ...)`, what is seen after each action. Of `obs`
+                shifted by one step, only the last row is stored. `None` repeats the
+                last observation.
             model_file: the MJCF of the scene.
             extra: further arrays `(N, ...)`, e.g. the noisy actions that were executed.
             attrs: the demo's provenance.

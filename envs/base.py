@@ -34,17 +34,18 @@ class SimState:
 
 
 class TaskEnv(gymnasium.Env[Observation, NDArray[np.float32]], ABC):
-    """A manipulation task: observations out, normalised actions in, success as a predicate.
+    """A manipulation task: observations out, normalised actions in, success as a
+    predicate.
 
     Observations are a dict: `<camera>_image` uint8 `(H, W, 3)`, upright, and float32
-    vectors. Actions are float32 in [-1, 1]. `info["success"]` says whether the goal is met
-    at this instant; an episode terminates when it is. `step` is `advance` followed by
-    `observe`: call `advance` alone where no picture is needed.
+    vectors. Actions are float32 in [-1, 1]. `info["success"]` says whether the goal is
+    met at this instant; an episode terminates when it is. `step` is `advance` followed
+    by `observe`: call only `advance` if no images are needed.
 
-    A custom class, named as "module:class", is made with the keyword arguments `cameras`,
-    `image_size` and `quality`, and `horizon` where the caller sets one. `image_size` is a
-    number; where cameras differ or are not square it is (height, width) or a mapping from
-    cameras to sizes. Its `env_args` give its `task_id` as `env_name`, `type` 2, and these
+    A custom class, named as "module:class", is constructed with the keyword arguments
+    `cameras`, `image_size` and `quality`, and `horizon` if the caller sets one.
+    `image_size` is a number of pixels, (height, width), or a mapping from cameras to
+    sizes. Its `env_args` give its `task_id` as `env_name`, `type` 2, and these
     arguments as `env_kwargs`.
     """
 
@@ -54,7 +55,8 @@ class TaskEnv(gymnasium.Env[Observation, NDArray[np.float32]], ABC):
     quality: Quality
     #: Control steps after which an episode is truncated.
     horizon: int
-    #: Default standard deviation of the noise on an expert's executed actions, action units.
+    #: Default standard deviation of the noise on an expert's executed actions, action
+    #: units.
     expert_noise: float = 0.2
     #: The observation keys that a policy uses as proprioception by default.
     proprioception: tuple[str, ...]
@@ -69,11 +71,11 @@ class TaskEnv(gymnasium.Env[Observation, NDArray[np.float32]], ABC):
 
     @abstractmethod
     def observe(self) -> Observation:
-        """The observation of this instant, with its cameras rendered."""
+        """The observation at this instant, with its cameras rendered."""
 
     @abstractmethod
     def get_state(self) -> SimState:
-        """This instant, for `set_state`."""
+        """The state at this instant, for `set_state`."""
 
     @abstractmethod
     def set_state(self, state: SimState) -> Observation:
@@ -82,9 +84,10 @@ class TaskEnv(gymnasium.Env[Observation, NDArray[np.float32]], ABC):
     @property
     @abstractmethod
     def env_args(self) -> dict[str, Any]:
-        """What `fibopolicy.envs.from_env_args` needs to make this environment again.
+        """The arguments from which `fibopolicy.envs.from_env_args` makes this
+        environment.
 
-        Every dataset stores it.
+        Every dataset stores them.
         """
 
     @abstractmethod
@@ -92,7 +95,8 @@ class TaskEnv(gymnasium.Env[Observation, NDArray[np.float32]], ABC):
         """Whether the goal is met at this instant."""
 
     def expert_action(self) -> NDArray[np.float32]:
-        """The scripted expert's action at this instant, a function of the simulator's state alone.
+        """The scripted expert's action at this instant, a function of the simulator's
+        state alone.
 
         Raises:
             UserError: the task has no expert.
@@ -113,14 +117,14 @@ class TaskEnv(gymnasium.Env[Observation, NDArray[np.float32]], ABC):
 def episode_seed(purpose: Literal["collect", "evaluate", "expand"], seed: int, index: int) -> int:
     """The seed of episode `index`, a 32-bit integer.
 
-    Each purpose and each seed has a stream of its own, so that no policy is evaluated on
+    Each purpose and each seed has a separate stream, so that no policy is evaluated on
     the layouts that it was trained on.
     """
     sequence = np.random.SeedSequence([zlib.crc32(purpose.encode()), seed, index])
     return int(sequence.generate_state(1)[0])
 
 
-# What the environments of this package share.
+# Shared by the environments of this package.
 
 
 def make_observation_space(
@@ -166,6 +170,7 @@ def finite_action(env: TaskEnv, action: NDArray[np.floating[Any]]) -> NDArray[np
     if command.shape != env.action_space.shape or not np.isfinite(command).all():
         dims = math.prod(env.action_space.shape or ())
         raise UserError(
-            f"{env.task_id} takes {dims} finite actions, got {np.asarray(action).tolist()}"
+            f"{env.task_id} takes an action of {dims} finite numbers,"
+            f" got {np.asarray(action).tolist()}"
         )
     return command

@@ -1,4 +1,4 @@
-"""Tasks by their versioned ids, and by the `env_args` that datasets carry."""
+"""Tasks by their versioned ids, and by the `env_args` that datasets store."""
 
 from __future__ import annotations
 
@@ -34,7 +34,8 @@ SUITES: dict[str, str] = {
 }
 _CLASSES = Registry[Callable[..., TaskEnv]]("task", {**BUILT_IN, **SUITES})
 _CONTRACT = "fibopolicy.envs.TaskEnv"
-#: Suites that fibopolicy does not run -> what the `env_name` of their files matches.
+#: Suites that fibopolicy does not simulate -> what the `env_name` of their files
+#: matches.
 OTHER_SUITES: Mapping[str, re.Pattern[str]] = {
     "MimicGen": re.compile(r"\w+_[DO]\d"),
     "DexMimicGen": re.compile(
@@ -69,9 +70,9 @@ def task_ids() -> tuple[str, ...]:
 def resolve(name: str) -> str:
     """The full id for a task's name.
 
-    "Lift-v0" and "lift" are short for "fibopolicy/Lift-v0", "reach-v3" and "button-press"
-    for Meta-World's tasks. A name that several tasks share means the built-in one.
-    "module:class" names a custom `TaskEnv`, which `make` imports.
+    "Lift-v0" and "lift" are short for "fibopolicy/Lift-v0", "reach-v3" and
+    "button-press" for Meta-World's tasks. A name that several tasks share means the
+    built-in one. "module:class" names a custom `TaskEnv`, which `make` imports.
 
     Raises:
         UserError: no such task, with the nearest match suggested.
@@ -87,12 +88,15 @@ def resolve(name: str) -> str:
         raise UserError(_not_run(name, suite))
     known = (*task_ids(), *(i.partition("/")[2] for i in (*BUILT_IN, *METAWORLD)))
     listed = ", ".join(i.removeprefix("fibopolicy/") for i in (*BUILT_IN, *ROBOSUITE))
-    listed += f", Meta-World's {len(METAWORLD)} such as {METAWORLD[0]}, or your <module>:<class>"
+    listed += (
+        f", Meta-World's {len(METAWORLD)} such as {METAWORLD[0]}, or a custom <module>:<class>"
+    )
     raise unknown("task", name, known, listed)
 
 
 def other_suite(name: str, kwargs: Mapping[str, Any] | None = None) -> str | None:
-    """The suite that a task belongs to, among those that fibopolicy does not run; else `None`.
+    """The suite that a task belongs to, among those that fibopolicy does not simulate;
+    else `None`.
 
     Args:
         name: the task's name, with or without "robosuite/".
@@ -109,9 +113,9 @@ def other_suite(name: str, kwargs: Mapping[str, Any] | None = None) -> str | Non
 
 def _not_run(name: str, suite: str) -> str:
     return (
-        f"task {name!r} is {suite}'s, which fibopolicy does not run: training on its data works;"
-        f" to roll the policy out, call its method act in {suite}'s simulator, or write"
-        " <module>:<class> of a TaskEnv of yours as env_name into the env_args"
+        f"task {name!r} is {suite}'s, which fibopolicy does not simulate: training on its data"
+        f" works; to roll a policy out, call its method act in {suite}'s simulator, or set"
+        " env_name in env_args to the <module>:<class> of a custom TaskEnv"
     )
 
 
@@ -125,8 +129,8 @@ def make(task: str, **options: Any) -> TaskEnv:
         options: of its constructor: cameras, image_size, quality, ...
 
     Raises:
-        UserError: no such task; a custom one is no `TaskEnv` or cannot be imported; an
-            unknown option.
+        UserError: an unknown task or option; a custom task that is not a `TaskEnv` or
+            cannot be imported.
     """
     task_id = resolve(task)
     if is_import_path(task_id):
@@ -166,7 +170,7 @@ def _import_custom(name: str) -> type[TaskEnv]:
 
 
 def _checked_custom(env: TaskEnv, task_id: str) -> TaskEnv:
-    """`env` under the name that makes it again, which data and initial states carry."""
+    """Name a custom environment by its id, which data and initial states store, and check it."""
     try:
         env.task_id = task_id
     except AttributeError as error:
@@ -196,7 +200,8 @@ def _checked_custom(env: TaskEnv, task_id: str) -> TaskEnv:
 
 
 def check_observation(env: TaskEnv, obs: Observation) -> None:
-    """Check that an observation is what `TaskEnv` promises, before hours of it are recorded.
+    """Check that an observation is what `TaskEnv` promises, before hours of it are
+    recorded.
 
     Raises:
         UserError: a key has another shape or dtype, or is missing.
@@ -237,15 +242,16 @@ def task_id_of(env_args: Mapping[str, Any]) -> str:
 
 
 def unavailable(env_args: Mapping[str, Any]) -> str | None:
-    """Why no environment can be made of a dataset's `env_args`, in one line; else `None`.
+    """Why no environment can be made of a dataset's `env_args`, in one line; else
+    `None`.
 
-    Imports no simulator: `from_env_args` finds out whether robosuite is installed and has
-    the task.
+    Imports no simulator: `from_env_args` finds out whether robosuite is installed and
+    has the task.
     """
     if env_args.get("env_name") is None:
         return (
-            "the data name no task, so that nothing can be simulated: write the attribute env_args"
-            " into the file's group data, for robosuite's Lift the JSON"
+            "the data name no task, so nothing can be simulated: add the attribute env_args to the"
+            " file's group data, for example for robosuite's Lift the JSON"
             ' {"env_name": "Lift", "type": 1, "env_kwargs": {"robots": ["Panda"]}}'
         )
     name, kind = str(env_args["env_name"]), env_args.get("type")
@@ -287,9 +293,9 @@ def warn_of_version(env_args: Mapping[str, Any]) -> None:
 def from_env_args(env_args: Mapping[str, Any], **overrides: Any) -> TaskEnv:
     """The environment that a dataset's `env_args` describe.
 
-    `overrides` replace single options, e.g. `cameras` or `image_size`. Robosuite's datasets
-    have type 1 and its own `env_name` and `env_kwargs`; ours carry a task id. A file without
-    images names no camera and gets the task's own.
+    `overrides` replace single options, e.g. `cameras` or `image_size`. Robosuite's
+    datasets have type 1 and its own `env_name` and `env_kwargs`; ours carry a task id.
+    A file without images names no camera and gets the task's own.
 
     Raises:
         UserError: no task is named, or this library cannot make it, see `unavailable`.

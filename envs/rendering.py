@@ -25,7 +25,7 @@ INSTALL_GL = {
 }
 
 #: full: the simulator's own lights, shadows and multisampling. fast: none of them, many
-#: times quicker in software.
+#: times faster in software.
 Quality = Literal["full", "fast"]
 #: Pixels: the side of square frames, (height, width), or one of these per camera.
 ImageSize = int | Sequence[int] | Mapping[str, int | Sequence[int]]
@@ -49,16 +49,17 @@ def configure_gl() -> None:
     if not os.environ.get("MUJOCO_GL") and sys.platform == "linux":
         os.environ["MUJOCO_GL"] = "egl"
     # If mujoco was imported earlier, it settled for a window system: robosuite sets
-    # MUJOCO_GL only afterwards. Where a reload would fail, the first frame says why.
+    # MUJOCO_GL only afterwards. If a reload would fail, the first frame raises the
+    # error.
     chosen = os.environ.get("MUJOCO_GL", "").strip().lower()
     module = sys.modules.get("mujoco.gl_context")
     settled = getattr(module, "GLContext", type).__module__ == f"mujoco.{chosen}"
     if module is not None and chosen in INSTALL_GL and not settled and not _contradiction():
         importlib.reload(module)
     os.environ.setdefault("LP_NUM_THREADS", "0")
-    # Mesa's software renderer exports LLVM's symbols to the whole process. A Triton that
-    # is loaded after it (torch does so when it makes an optimizer) binds to them and
-    # crashes. Loaded before it, both work.
+    # Mesa's software renderer exports LLVM's symbols to the whole process. A Triton
+    # that is loaded after it (torch does so when it makes an optimizer) binds to them
+    # and crashes. Loaded before it, both work.
     if importlib.util.find_spec("triton"):
         with contextlib.suppress(ImportError):
             importlib.import_module("triton._C.libtriton")
@@ -73,7 +74,7 @@ def load_mujoco() -> None:
     configure_gl()
     try:
         import mujoco  # noqa: F401
-    except Exception as error:  # every OpenGL backend fails with a type of its own
+    except Exception as error:  # every OpenGL backend raises its own type
         raise no_gl(error) from error
 
 
@@ -137,8 +138,8 @@ class FrameSizes:
     """The size of each camera's frames.
 
     Args:
-        image_size: pixels, the side of square frames, (height, width), or a mapping from
-            each camera to one of these. A mapping may name more cameras.
+        image_size: pixels, the side of square frames, (height, width), or a mapping
+            from each camera to one of these. A mapping may name more cameras.
         cameras: the cameras in use.
 
     Raises:
@@ -150,7 +151,7 @@ class FrameSizes:
             if missing := [camera for camera in cameras if camera not in image_size]:
                 known = ", ".join(image_size) or "no camera"
                 raise UserError(
-                    f"image_size gives no size for {', '.join(missing)}, but for {known};"
+                    f"image_size has no size for {', '.join(missing)}, only for {known};"
                     " give one for each camera"
                 )
             self._sizes = {camera: _size(image_size[camera]) for camera in cameras}
@@ -170,7 +171,7 @@ class FrameSizes:
 
     @property
     def shared(self) -> tuple[int, int] | None:
-        """(height, width) where all cameras have the same, else `None`."""
+        """(height, width) if all cameras have the same, else `None`."""
         return self._default if set(self._sizes.values()) <= {self._default} else None
 
     @property
@@ -180,7 +181,7 @@ class FrameSizes:
         return max(heights), max(widths)
 
     def stored(self) -> int | list[int] | dict[str, int | list[int]]:
-        """The `image_size` that gives these sizes, as JSON holds it."""
+        """The `image_size` that gives these sizes, as JSON stores it."""
 
         def short(size: tuple[int, int]) -> int | list[int]:
             return size[0] if size[0] == size[1] else list(size)
@@ -208,11 +209,11 @@ def _size(given: int | Sequence[int]) -> tuple[int, int]:
 
 
 class Renderers:
-    """Draws an `MjModel` with a `mujoco.Renderer` per size, made at its first use."""
+    """Draws an `MjModel` with a `mujoco.Renderer` per size, created on first use."""
 
     def __init__(self, model: Any, sizes: FrameSizes) -> None:
         self._model, self._sizes = model, sizes
-        self._made: dict[tuple[int, int], Any] = {}
+        self._renderers: dict[tuple[int, int], Any] = {}
         model.vis.global_.offheight, model.vis.global_.offwidth = sizes.largest
 
     def render(self, data: Any, camera: str) -> NDArray[np.uint8]:
@@ -224,26 +225,26 @@ class Renderers:
         import mujoco
 
         size = self._sizes[camera]
-        if size not in self._made:
+        if size not in self._renderers:
             try:
-                self._made[size] = mujoco.Renderer(self._model, *size)
-            except Exception as error:  # every OpenGL backend fails with a type of its own
+                self._renderers[size] = mujoco.Renderer(self._model, *size)
+            except Exception as error:  # every OpenGL backend raises its own type
                 raise no_gl(error) from error
-            _close_at_exit(self._made[size])
-        self._made[size].update_scene(data, camera)
-        frame: NDArray[np.uint8] = self._made[size].render()
+            _close_at_exit(self._renderers[size])
+        self._renderers[size].update_scene(data, camera)
+        frame: NDArray[np.uint8] = self._renderers[size].render()
         return frame
 
     def close(self) -> None:
-        while self._made:
-            self._made.popitem()[1].close()
+        while self._renderers:
+            self._renderers.popitem()[1].close()
 
 
-#: A geom group that is not drawn. Robosuite's visual meshes are in group 1, its collision
-#: shapes in group 0.
+#: A geom group that is not drawn. Robosuite's visual meshes are in group 1, its
+#: collision shapes in group 0.
 _HIDDEN = 5
-#: What a MuJoCo context keeps on the graphics side. Two models that agree in it can share
-#: one.
+#: Fields of a model that a MuJoCo context uploads. Models that agree in them can share
+#: a context.
 _UPLOADED = ("mesh_", "tex_", "hfield_", "skin_", "ntex", "nmesh", "nhfield", "nskin")
 
 
@@ -252,8 +253,8 @@ class SceneRenderer:
 
     Frames are uint8, upright, of at most `(height, width)` pixels. Robosuite's own
     renderer does not switch to its OpenGL context, so that two of them in one process
-    return each other's frames; this one does. Uploading a robot's meshes takes a second:
-    a model that looks like the previous one reuses what was uploaded.
+    return each other's frames; this one does. Uploading a robot's meshes takes a
+    second: a model that looks like the previous one reuses what was uploaded.
 
     Raises:
         UserError: no OpenGL context can be made.
@@ -276,8 +277,9 @@ class SceneRenderer:
         try:
             self._gl = gl_context.GLContext(width, height)
             self._gl.make_current()
-        except Exception as error:  # every OpenGL backend fails with a type of its own
-            # The half-made object's destructor looks for it and would print a traceback.
+        except Exception as error:  # every OpenGL backend raises its own type
+            # The destructor of the incomplete object reads it and would print a
+            # traceback.
             gl_context.GLContext._context = None
             raise no_gl(error) from error
         _close_at_exit(self)
@@ -289,14 +291,14 @@ class SceneRenderer:
         self._model = model
         self._scene = mujoco.MjvScene(model, maxgeom=10_000)
         self._groups = model.geom_group.copy()
-        if (looks := _looks(model)) != self._uploaded:
+        if (appearance := _appearance(model)) != self._uploaded:
             self._gl.make_current()
             if self._context is not None:
                 self._context.free()
             self._context = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_150)
             mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._context)
             self._context.readDepthMap = mujoco.mjtDepthMap.mjDEPTH_ZEROFAR
-            self._uploaded = looks
+            self._uploaded = appearance
 
     def render(
         self, data: Any, camera: str, *, cull: bool, size: tuple[int, int] | None = None
@@ -306,8 +308,9 @@ class SceneRenderer:
         Args:
             size: (height, width), pixels; by default the largest.
             cull: draw only what can lie in the camera's field of view. The frame is the
-                same, and many times faster for a camera on the gripper. Do not use it with
-                shadows or reflections, which may show what is out of view.
+                same, and it takes a fraction of the time for a camera on the gripper.
+                Do not use it with shadows or reflections, which may show what is out of
+                view.
         """
         mujoco, model = self._mujoco, self._model
         height, width = size or self._shape
@@ -352,7 +355,7 @@ class SceneRenderer:
         return np.asarray(outside, dtype=np.bool_)
 
 
-def _looks(model: Any) -> bytes:
+def _appearance(model: Any) -> bytes:
     """A digest of what a context uploads."""
     digest = hashlib.blake2b(digest_size=16)
     for name in dir(model):
@@ -376,9 +379,9 @@ _open: weakref.WeakSet[_Closes] = weakref.WeakSet()
 def _close_at_exit(renderer: _Closes) -> None:
     """Close a renderer when the interpreter exits, unless it was closed before.
 
-    Exit hooks run last in, first out: registered once the first renderer exists, this one
-    runs before mujoco's own hook removes the display, after which closing would print a
-    traceback.
+    Exit hooks run last in, first out: registered once the first renderer exists, this
+    one runs before mujoco's own hook removes the display, after which closing would
+    print a traceback.
     """
     if not _open:
         atexit.unregister(_close_open)

@@ -41,7 +41,7 @@ load_mujoco()
 import mujoco  # noqa: E402
 
 CAMERAS = ("corner2", "gripperPOV")
-#: What of MuJoCo's state the next step depends on; forces from outside are never
+#: The parts of MuJoCo's state that the next step depends on; external forces are never
 #: applied.
 _PHYSICS = (
     mujoco.mjtState.mjSTATE_FULLPHYSICS
@@ -60,24 +60,25 @@ Vector = NDArray[np.float64]
 class MetaWorldEnv(TaskEnv):
     """A task of Meta-World 3: a Sawyer arm whose gripper moves in x, y, z, at 80 Hz.
 
-    Action `(4,)` float32 in [-1, 1]: x, y, z displacement of the gripper's target (1 = 1 cm)
-    and the gripper's force (-1 opens, 1 closes). Observations: `<camera>_image` uint8
-    `(H, W, 3)`, upright; float32 `hand_position` `(3,)` metres, `gripper_opening` `(1,)` from
-    0 to 1 (10 cm between the fingers), `object_state` `(14,)`, position and quaternion of up
-    to two objects, zeros for those that the task lacks, and `goal_position` `(3,)` metres. A
-    policy reads the first two vectors by default. The reward is 1 at success and 0 before;
-    `info["shaped_reward"]` is Meta-World's, from 0 to 10. Unlike in Meta-World, an episode
-    ends when its goal is met.
+    Action `(4,)` float32 in [-1, 1]: x, y, z displacement of the gripper's target (1 =
+    1 cm) and the gripper's force (-1 opens, 1 closes). Observations: `<camera>_image`
+    uint8 `(H, W, 3)`, upright; float32 `hand_position` `(3,)` metres, `gripper_opening`
+    `(1,)` from 0 to 1 (10 cm between the fingers), `object_state` `(14,)`, position and
+    quaternion of up to two objects, zeros for those that the task lacks, and
+    `goal_position` `(3,)` metres. A policy reads the first two vectors by default. The
+    reward is 1 at success and 0 before; `info["shaped_reward"]` is Meta-World's, from 0
+    to 10. Unlike in Meta-World, an episode ends when its goal is met.
 
-    The corner cameras of Meta-World are mounted upside down: their frames are turned by 180
-    degrees here. "corner4" is where published image policies commonly move "corner2":
-    nearer, so that small goals can be seen in small frames. In assembly, coffee-button,
-    disassemble, door-lock, door-unlock and sweep Meta-World draws no marker at the goal.
+    The corner cameras of Meta-World are mounted upside down: their frames are turned by
+    180 degrees here. "corner4" is where published image policies commonly move
+    "corner2": nearer, so that small goals can be seen in small frames. In assembly,
+    coffee-button, disassemble, door-lock, door-unlock and sweep Meta-World draws no
+    marker at the goal.
 
-    A layout is what `reset` draws: Meta-World's random vector, which with the task decides
-    the goal, the objects' positions and all that Meta-World remembers in an episode. A state
-    is MuJoCo's own, the layout, and the previous frame of Meta-World's observation: episodes
-    continue from it exactly, in any process.
+    A layout is what `reset` draws: Meta-World's random vector, which with the task
+    determines the goal, the objects' positions and everything that Meta-World remembers
+    in an episode. A state is MuJoCo's own, the layout, and the previous frame of
+    Meta-World's observation: episodes continue from it exactly, in any process.
 
     Args:
         task_id: "metaworld/<name>", e.g. "metaworld/reach-v3".
@@ -87,9 +88,9 @@ class MetaWorldEnv(TaskEnv):
             per camera.
         quality: "fast" renders without shadows, multisampling and reflections.
         horizon: control steps until truncation.
-        goal_visible: whether frames show the goal's markers, where Meta-World draws them,
-            and `goal_position` holds the goal. If not, it is zeros, as in Meta-World's
-            meta-learning benchmarks.
+        goal_visible: whether frames show the goal's markers, where Meta-World draws
+            them, and `goal_position` holds the goal. If not, it is zeros, as in
+            Meta-World's meta-learning benchmarks.
 
     Raises:
         UserError: Meta-World is missing or not made for the installed mujoco; no such
@@ -135,8 +136,8 @@ class MetaWorldEnv(TaskEnv):
         self._renderers = Renderers(self.model, self._sizes)
         self._steps = 0
         # Everything that Meta-World changes from one episode to the next.
-        self._made = _copies(vars(self._env))
-        self._made_places = self.model.body_pos.copy(), self.model.site_pos.copy()
+        self._initial_attributes = _copies(vars(self._env))
+        self._initial_poses = self.model.body_pos.copy(), self.model.site_pos.copy()
         self._layout: Vector = np.zeros(self._env._random_reset_space.shape)
         self._previous: Vector = np.zeros(FRAME)
         self._prepare_rendering()
@@ -155,10 +156,11 @@ class MetaWorldEnv(TaskEnv):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Observation, dict[str, Any]]:
-        """Draw a layout from `seed`, in Meta-World's ranges: the same one whatever ran before."""
+        """Draw a layout from `seed`, in Meta-World's ranges, regardless of earlier episodes."""
         super().reset(seed=seed)
-        self._lay_out(self._draw())
-        # Restored, so that this episode equals its replays from the stored initial state.
+        self._set_layout(self._draw())
+        # Restored, so that this episode equals its replays from the stored initial
+        # state.
         obs = self._restore(self._vector())
         return obs, {"success": self.success()}
 
@@ -188,7 +190,8 @@ class MetaWorldEnv(TaskEnv):
         return SimState(_model_text(self.task_id, self._env.fullpath), self._vector())
 
     def set_state(self, state: SimState) -> Observation:
-        """Restore an instant exactly and start counting steps from 0; returns its observation.
+        """Restore an instant exactly and start counting steps from 0; returns its
+        observation.
 
         Raises:
             UserError: the state is of another task, or not as wide as this task's.
@@ -206,7 +209,7 @@ class MetaWorldEnv(TaskEnv):
             )
         layout = vector[-FRAME - self._layout.size : -FRAME]
         if not np.array_equal(layout, self._layout):
-            self._lay_out(layout)
+            self._set_layout(layout)
         return self._restore(vector)
 
     @property
@@ -229,7 +232,7 @@ class MetaWorldEnv(TaskEnv):
     def expert_action(self) -> NDArray[np.float32]:
         """The action of Meta-World's scripted policy, which always sees the goal.
 
-        None of the 50 keeps a memory.
+        None of the 50 policies has a memory.
         """
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of actions beyond the limits
@@ -273,25 +276,25 @@ class MetaWorldEnv(TaskEnv):
 
     def _draw(self) -> Vector:
         """A layout that the task accepts, from `self.np_random`."""
-        env = self._renew()
+        env = self._initial_env()
         env._freeze_rand_vec, env.seeded_rand_vec, env.np_random = False, True, self.np_random
         env.reset()
         return np.array(env._last_rand_vec)
 
-    def _lay_out(self, layout: Vector) -> None:
-        """Bring the task to the start of the episode with this layout, whatever ran before."""
+    def _set_layout(self, layout: Vector) -> None:
+        """Bring the task to the start of the episode with this layout."""
         self._layout = np.full_like(self._layout, np.nan)  # invalid, in case what follows fails
-        env = self._renew()
-        asked = itertools.count()
+        env = self._initial_env()
+        num_draws = itertools.count()
 
-        def same_again() -> Vector:
-            if next(asked) > 9:  # Meta-World asks twice, and again if the task rejects it
+        def same_layout() -> Vector:
+            if next(num_draws) > 9:  # Meta-World asks twice, and again if the task rejects it
                 raise UserError(
-                    f"{self.task_id} cannot be laid out as this state says: {layout.tolist()}"
+                    f"{self.task_id} rejects the layout of this state: {layout.tolist()}"
                 )
             return layout.copy()
 
-        env._get_state_rand_vec = same_again
+        env._get_state_rand_vec = same_layout
         env.reset()
         # Meta-World moves bodies after it last computed their positions.
         mujoco.mj_forward(self.model, self.data)
@@ -299,14 +302,14 @@ class MetaWorldEnv(TaskEnv):
         self.success()  # two tasks remember something of the first evaluation
         self._layout = layout.copy()
 
-    def _renew(self) -> Any:
-        """Meta-World's environment as it was made.
+    def _initial_env(self) -> Any:
+        """Return Meta-World's environment in its initial state.
 
-        Its layouts would depend on the previous episode otherwise.
+        Otherwise its layouts would depend on the previous episode.
         """
         vars(self._env).clear()
-        vars(self._env).update(_copies(self._made))
-        self.model.body_pos[:], self.model.site_pos[:] = self._made_places
+        vars(self._env).update(_copies(self._initial_attributes))
+        self.model.body_pos[:], self.model.site_pos[:] = self._initial_poses
         mujoco.mj_resetData(self.model, self.data)
         return self._env
 
@@ -316,7 +319,7 @@ class MetaWorldEnv(TaskEnv):
         return np.concatenate([physics, self._layout, self._previous])
 
     def _restore(self, vector: Vector) -> Observation:
-        """Go to the instant of a state of the present layout."""
+        """Restore a state of the current layout."""
         physics = vector[: mujoco.mj_stateSize(self.model, _PHYSICS)]
         set_physics(self.model, self.data, physics, _PHYSICS)
         self._previous = vector[-FRAME:].copy()
@@ -331,7 +334,7 @@ class MetaWorldEnv(TaskEnv):
             for i in range(model.nsite):
                 if "goal" in model.site(i).name.lower() or model.site(i).name == "pegTop":
                     model.site_rgba[i, 3] = 0
-        # Those that stand in the room and whose upper edge points down.
+        # Cameras fixed in the room whose upper edge points down.
         up = model.cam_mat0.reshape(-1, 3, 3)[:, 2, 1]
         self._upside_down = {
             model.camera(i).name
@@ -347,7 +350,7 @@ def _make(task_id: str) -> Any:
 
     env: Any = ENV_CLS_MAP[task_id.partition("/")[2]]()
     env._partially_observable = False
-    del env.sawyer_observation_space  # it was made for the partially observable one
+    del env.sawyer_observation_space  # it is cached for the partially observable one
     env._set_task_called = True
     env.max_path_length = math.inf  # truncation is decided here
     return env
@@ -361,8 +364,8 @@ def _expert(task_id: str) -> Any:
 
 
 def _copies(attributes: Mapping[str, Any]) -> dict[str, Any]:
-    """Attributes with the values that could be changed in place copied; views into
-    MuJoCo's data stay what they are.
+    """Copy the attributes that could be modified in place, except views into MuJoCo's
+    data.
     """
     own = {
         k

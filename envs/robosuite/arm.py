@@ -1,8 +1,8 @@
 """The arm of robosuite's scripted experts: its present state, and actions that move it.
 
-Every expert is a function of the simulator's present state alone. It remembers no phase, so
-that a policy which sees the state can imitate it, and after a push it continues from
-wherever the gripper is.
+Every expert is a function of the simulator's present state alone. It remembers no
+phase, so that a policy which sees the state can imitate it, and after a push it
+continues from the gripper's present pose.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ Vector = NDArray[np.float64]
 Action = NDArray[np.float32]
 
 OPEN, CLOSE = -1.0, 1.0
-#: What an action of 1 means to robosuite's default controller: metres and radians from the
-#: present pose.
+#: What an action of 1 means to robosuite's default controller: metres and radians from
+#: the present pose.
 POSITION_SCALE, ROTATION_SCALE = 0.05, 0.5
-#: The controller covers only a part of a command within a control step: commands are this
-#: many times the error.
+#: The controller covers only a part of a command within a control step: commands are
+#: this many times the error.
 GAIN = 2.0
-#: The gripper, pointing down over the table, can turn by a little less than half a turn to
-#: either side of this angle, radians.
+#: The gripper, pointing down over the table, can turn by a little less than half a turn
+#: to either side of this angle, radians.
 MIDDLE_YAW = 0.9
 #: The largest turn about the vertical in one command, radians.
 TURN_LIMIT = 0.15
@@ -47,13 +47,14 @@ class Arm:
         site = robot.eef_site_id["right"]
         #: The point between the fingertips, `(3,)`.
         self.position: Vector = np.array(self._data.site_xpos[site])
-        #: The gripper's axes as columns, `(3, 3)`: the fingers close along x and point along z.
+        #: The gripper's axes as columns, `(3, 3)`: the fingers close along x and point
+        #: along z.
         self.rotation: Vector = np.array(self._data.site_xmat[site]).reshape(3, 3)
         fingers = robot.gripper["right"].joints
         positions = [self._data.get_joint_qpos(joint) for joint in fingers]
         speeds = [self._data.get_joint_qvel(joint) for joint in fingers]
-        #: Each finger's distance from the middle between them, 0 to 0.04, and the speed of
-        #: the faster one, metres/s.
+        #: Each finger's distance from the middle between them, 0 to 0.04, and the speed
+        #: of the faster one, metres/s.
         self.opening = 0.5 * float(np.abs(positions).sum())
         self.finger_speed = float(np.abs(speeds).max())
 
@@ -84,8 +85,8 @@ class Arm:
 
     def toward(self, position: Vector, yaw: float, grip: float) -> Action:
         """The action `(7,)` in [-1, 1] toward a position, pointing down and turned by `yaw`."""
-        # A fast turn drags the gripper off its way, and the shortest turn may lead through
-        # a stop.
+        # A fast turn drags the gripper off its path, and the shortest turn may lead
+        # through a stop.
         turn = np.clip(yaw - self.yaw, -TURN_LIMIT, TURN_LIMIT)
         return self.to_pose(position, pointing_down(self.yaw + turn), grip)
 
@@ -124,7 +125,8 @@ class Arm:
         return self.toward(way, yaw if sideways < turn_within else self.yaw, OPEN)
 
     def release(self, place: Vector, half_width: float, retreat: float) -> Action:
-        """Release an object `2 * half_width` metres wide, then rise by `retreat` metres.
+        """Release an object `2 * half_width` metres wide, then rise by `retreat`
+        metres.
 
         The fingers take half a second to open. Until then the gripper stays at `place`.
         """
@@ -132,11 +134,12 @@ class Arm:
         return self.toward(self.position + [0, 0, retreat] if opened else place, self.yaw, OPEN)
 
     def descent(self, target: Vector, hover: float, slack: float, axis: Vector = DOWN) -> Vector:
-        """The next position on the way to `target` from above, or along another `axis`.
+        """The next position on the path to `target` from above, or along another
+        `axis`.
 
-        The way is a funnel: within `slack` of the line through the target the gripper may
-        descend to it; farther off it must be up to `hover` higher, 4 metres per metre, and
-        rises before it moves sideways.
+        The path is a funnel: within `slack` of the line through the target the gripper
+        may descend to it; farther off it must be up to `hover` higher, 4 metres per
+        metre, and rises before it moves sideways.
         """
         error = target - self.position
         depth = float(error @ axis)

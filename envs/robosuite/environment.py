@@ -30,7 +30,7 @@ from fibopolicy.envs.rendering import (
     configure_gl,
 )
 from fibopolicy.envs.robosuite.experts import expert_action
-from fibopolicy.envs.robosuite.legacy import adopt, hold_orientation, portable
+from fibopolicy.envs.robosuite.legacy import convert_model, hold_orientation, portable
 from fibopolicy.envs.robosuite.options import (
     camera_settings,
     checked_options,
@@ -47,34 +47,36 @@ configure_gl()  # before anything imports mujoco, robosuite included
 
 
 class RobosuiteEnv(TaskEnv):
-    """A task of robosuite 1.5, with its own settings or those of a dataset's `env_args`.
+    """A task of robosuite 1.5, with its own settings or those of a dataset's
+    `env_args`.
 
     Observations: `<camera>_image` uint8 `(H, W, 3)`, upright, and all of robosuite's
     vectors of this instant as float32, e.g. `robot0_eef_pos` `(3,)` metres,
-    `robot0_eef_quat` `(4,)` xyzw, `robot0_gripper_qpos` `(2,)` metres, `cube_pos`. Actions
-    are robosuite's: for the Panda's default controller `(7,)`, position (1 = 5 cm),
-    rotation (1 = 0.5 rad) and gripper (-1 open, 1 closed). An absolute controller takes
-    metres and radians, and its action space is unbounded.
+    `robot0_eef_quat` `(4,)` xyzw, `robot0_gripper_qpos` `(2,)` metres, `cube_pos`.
+    Actions are robosuite's: for the Panda's default controller `(7,)`, position (1 = 5
+    cm), rotation (1 = 0.5 rad) and gripper (-1 open, 1 closed). An absolute controller
+    takes metres and radians, and its action space is unbounded.
 
     A state is robosuite's and robomimic's: time, joint positions, joint velocities. It
-    holds no controller's memory, so `set_state` starts the controllers anew: everything
-    that follows is exactly repeatable, from `reset` too. In the middle of a grasp one thing
-    is lost: robosuite ramps the gripper's command over 5 control steps, and after
+    holds no controller's memory, so `set_state` restarts the controllers: everything
+    that follows is exactly repeatable, also after `reset`. In the middle of a grasp one
+    thing is lost. Robosuite ramps the gripper's command over 5 control steps, and after
     `set_state` the ramp starts from its middle.
 
     Args:
         task_id: "robosuite/" and the task's name, e.g. "robosuite/Lift".
-        cameras: the cameras to render, by default the task's in `tasks.TASKS`; fewer are
-            faster, and none needs no OpenGL.
-        image_size: pixels, the side of square frames, (height, width), or one of these per
-            camera.
+        cameras: the cameras to render, by default the task's in `tasks.TASKS`; fewer
+            are faster, and none needs no OpenGL.
+        image_size: pixels, the side of square frames, (height, width), or one of these
+            per camera.
         quality: "fast" renders without shadows, reflections and multisampling.
         horizon: control steps until truncation, by default the task's.
         options: passed to `robosuite.make`, e.g. `robots` (by default the task's),
             `controller_configs` (of any generation), `control_freq`.
 
     Raises:
-        UserError: robosuite is missing; no such task, robot, controller, camera or option.
+        UserError: robosuite is missing; no such task, robot, controller, camera or
+            option.
     """
 
     metadata = {"render_modes": ["rgb_array"]}  # noqa: RUF012
@@ -152,7 +154,7 @@ class RobosuiteEnv(TaskEnv):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Observation, dict[str, Any]]:
-        """Draw a layout from `seed`, in robosuite's ranges: the same one whatever ran before."""
+        """Draw a layout from `seed`, in robosuite's ranges, regardless of earlier episodes."""
         super().reset(seed=seed)
         if self._text.loaded != self._own_model:
             self._load(self._own_model)
@@ -162,8 +164,8 @@ class RobosuiteEnv(TaskEnv):
             if hasattr(owner, "rng"):
                 owner.rng = self.np_random
         self._env.reset()
-        # Through `set_state`, so that this episode and its replays from the stored
-        # start are one and the same.
+        # Through `set_state`, so that this episode equals its replays from the stored
+        # initial state.
         state = self.get_state()
         self._source = state.model
         return self.set_state(state), {"success": self.success()}
@@ -187,19 +189,20 @@ class RobosuiteEnv(TaskEnv):
         return SimState(self._text.current(), vector)
 
     def set_state(self, state: SimState) -> Observation:
-        """Restore an instant exactly and start counting steps from 0; returns its observation.
+        """Restore an instant exactly and start counting steps from 0; returns its
+        observation.
 
         The model may come from another machine, and from a robosuite as old as 1.0 (see
-        `legacy.adopt`).
+        `legacy.convert_model`).
 
         Raises:
-            UserError: the model does not fit this task or does not load; the state's width
-                is not the model's.
+            UserError: the model does not fit this task or does not load; the state's
+                width is not the model's.
         """
         if state.model not in (self._source, self._text.current()):
             if not self._text.move_fixed_bodies(state.model):
                 objects = [thing.root_body for thing in self._env.model.mujoco_objects]
-                self._load(adopt(state.model, self._own_model, objects))
+                self._load(convert_model(state.model, self._own_model, objects))
             self._source = state.model
         sim = self._env.sim
         width = 1 + sim.model.nq + sim.model.nv
@@ -214,9 +217,10 @@ class RobosuiteEnv(TaskEnv):
         sim.set_state_from_flattened(vector)
         sim.forward()
         if vector[0] > 0:
-            # The controllers still see the robot's nominal pose; in mid-episode their first
-            # step would pull it back there. At time 0 robosuite's recordings begin that
-            # way: replaying them drifts by 1 mm, but by 10 mm with this correction.
+            # The controllers still see the robot's nominal pose; in mid-episode their
+            # first step would pull it back there. At time 0 robosuite's recordings
+            # begin that way: replaying them drifts by 1 mm, but by 10 mm with this
+            # correction.
             for robot in self._env.robots:
                 for controller in robot.composite_controller.part_controllers.values():
                     controller.update(force=True)
@@ -228,7 +232,7 @@ class RobosuiteEnv(TaskEnv):
     def env_args(self) -> dict[str, Any]:
         """In robomimic's form, which its own tools can read.
 
-        `render_quality` is not among the kwargs, since robosuite would refuse it.
+        `render_quality` is not among the kwargs, since robosuite would reject it.
         """
         kwargs = {
             **deepcopy(self._options),
@@ -287,7 +291,7 @@ class RobosuiteEnv(TaskEnv):
     # The model and what is derived from it.
 
     def _load(self, model: str) -> None:
-        """Replace the simulation by one of this MJCF text; on an error the old one stays."""
+        """Replace the simulation by one of this MJCF text; on an error, keep the old one."""
         old = self._env.sim
         try:
             self._env._initialize_sim(xml_string=model)

@@ -1,7 +1,8 @@
-"""Scripted experts for robosuite's tasks, for a Panda with robosuite's default controller.
+"""Scripted experts for robosuite's tasks, for a Panda with robosuite's default
+controller.
 
-Each is a function of an `Arm`: the action for the simulator's present state. To add one,
-write the function here and name it in `EXPERTS`.
+Each is a function of an `Arm`: the action for the simulator's present state. To add
+one, write the function here and name it in `EXPERTS`.
 """
 
 from __future__ import annotations
@@ -28,9 +29,9 @@ from fibopolicy.errors import UserError
 
 # Lift: grasp the cube and raise it.
 
-#: The gripper turns to a cube only when it is nearer to it sideways than this, metres. No
-#: camera shows from afar how a cube is turned: an expert that turns early demonstrates
-#: what no policy can do, which must look from above and then turn.
+#: The gripper turns to a cube only when it is nearer to it sideways than this, metres.
+#: No camera shows from afar how a cube is turned: a policy must look from above before
+#: it turns, so it cannot imitate an expert that turns early.
 CUBE_SEEN = 0.04
 
 
@@ -49,8 +50,8 @@ def grasp_cube(arm: Arm, body: str, half_width: float) -> Action | None:
 # Stack: put the red cube on the green one and let go.
 
 HALF_RED, HALF_GREEN = 0.02, 0.025
-#: How far above the green cube the red one may be released, metres. It drops unharmed;
-#: waiting for less teaches policies to wait.
+#: How far above the green cube the red one may be released, metres. The drop does no
+#: harm; waiting for less teaches policies to wait.
 RELEASE = 0.012
 
 
@@ -70,8 +71,8 @@ def stack(arm: Arm) -> Action:
 # PickPlaceCan: carry the can over the bins' walls into its compartment and let go.
 
 CAN_RADIUS = 0.025
-#: A standing can is grasped this far above its middle, so that the gripper stays clear of
-#: the walls.
+#: A standing can is grasped this far above its middle, so that the gripper stays clear
+#: of the walls.
 CAN_GRASP_HEIGHT = 0.012
 #: Above this height over a bin's floor, what the gripper carries clears the walls.
 CLEARANCE = 0.2
@@ -105,8 +106,8 @@ HANDLE_SEEN = 0.05
 #: just over its top, surely around it.
 OVER, TOP, AROUND = 0.13, 0.105, 0.085
 #: How far the nut may be off the peg's axis, metres, to go down, to be held just over
-#: the top, and to be carried high up. The height is interpolated: an expert that changed
-#: its mind at a line would teach policies to wait there.
+#: the top, and to be carried high up. The height is interpolated: an expert that
+#: switched at a threshold would teach policies to wait there.
 MISS = (0.005, 0.008, 0.02)
 
 
@@ -125,8 +126,8 @@ def nut_assembly_square(arm: Arm) -> Action:
     if grasp is not None:
         return grasp
 
-    # Held: turn the nut with the gripper, which ends at 0 or at half a turn, depending on
-    # how it grasped.
+    # Held: turn the nut with the gripper, which ends at 0 or at half a turn, depending
+    # on how it grasped.
     final = 0.0 if np.cos(turn - arm.yaw) > 0 else np.pi
     left = nearest(-turn, final - arm.yaw, 2 * np.pi)
     c, s = np.cos(left), np.sin(left)
@@ -139,7 +140,8 @@ def nut_assembly_square(arm: Arm) -> Action:
         lift = 0.0
     if height < lift - 0.02 and off > MISS[-1]:
         place[:2] = arm.position[:2]
-    # Slow down over the last 12 centimetres: at full speed the gripper overshoots the peg.
+    # Slow down over the last 12 centimetres: at full speed the gripper overshoots the
+    # peg.
     sideways = place[:2] - arm.position[:2]
     share = min(1.0, max(0.01 / (np.linalg.norm(sideways) + 1e-9), 0.2))
     place[:2] = arm.position[:2] + sideways * share
@@ -149,16 +151,18 @@ def nut_assembly_square(arm: Arm) -> Action:
 
 # Door: pinch the handle, turn it until the latch is free, and pull the door open by it.
 
-#: Where the handle is pinched: along it from its axis, and outward from the axis, metres.
+#: Where the handle is pinched: along it from its axis, and outward from the axis,
+#: metres.
 ALONG, OUT = 0.11, 0.10
-#: The gripper comes from the front at this angle from above, clear of the door, radians.
+#: The gripper comes from the front at this angle from above, clear of the door,
+#: radians.
 TILT = np.pi / 4
 #: The fingers hold the handle when each is nearer than this to the middle, metres.
 HELD = 0.034
 #: The handle's turn at which the latch is free, radians.
 FREE = 0.9
-#: The gripper turns with the handle up to this angle, where the arm's reach ends; beyond
-#: it the handle turns between the fingers.
+#: The gripper turns with the handle up to this angle, where the arm's reach ends;
+#: beyond it the handle turns between the fingers.
 FOLLOW = 0.5
 
 
@@ -203,8 +207,8 @@ EXPERTS: Mapping[str, Callable[[Arm], Action]] = {
 
 
 def expert_action(task_id: str, env: Any) -> Action:
-    """The action `(7,)` in [-1, 1] of a task's expert in the present state of a robosuite
-    environment.
+    """The action `(7,)` in [-1, 1] of a task's expert in the present state of a
+    robosuite environment.
 
     Raises:
         UserError: the task has no expert, or the environment is not a Panda with the

@@ -1,4 +1,4 @@
-"""Adapts controllers and models of other machines and older robosuites to the installed one."""
+"""Adapts controllers and models from other machines and robosuite versions to the installed one."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ _HOLDS = "holds_orientation"
 def composite_controller(config: Mapping[str, Any], robot: str) -> dict[str, Any]:
     """A robot's controller config in the composite form of robosuite 1.5.
 
-    A config that has this form is only checked. A flat config describes the arms alone. Its
-    operational-space commands are in the world's frame, as they were until 1.4, and
-    `control_delta: false` makes them absolute (metres and axis-angle radians). With deltas
-    the arm holds its orientation, see `hold_orientation`.
+    A config that has this form is only checked. A flat config describes the arms alone.
+    Its operational-space commands are in the world's frame, as they were until 1.4, and
+    `control_delta: false` makes them absolute (metres and axis-angle radians). With
+    deltas the arm holds its orientation, see `hold_orientation`.
 
     Raises:
         UserError: no such controller, with the nearest match suggested.
@@ -71,12 +71,13 @@ def composite_controller(config: Mapping[str, Any], robot: str) -> dict[str, Any
 
 
 def hold_orientation(robots: Sequence[Any]) -> None:
-    """Make the arms of older files hold their commanded orientation, as robosuite did until 1.4.
+    """Make the arms of older files hold their commanded orientation, as robosuite did
+    until 1.4.
 
-    There a delta without any rotation changed the goal position alone. In 1.5 it also makes
-    the reached orientation the goal, so that an arm which sags or is pushed does not turn
-    back: recordings of keyboards and of devices with a dead zone, whose rotations are
-    exactly 0 for long stretches, then drift.
+    There a delta without any rotation changed the goal position alone. In 1.5 it also
+    makes the reached orientation the goal, so that an arm which sags or is pushed does
+    not turn back: recordings of keyboards and of devices with a dead zone, whose
+    rotations are exactly 0 for long stretches, then drift.
 
     Args:
         robots: of a robosuite environment, with new or updated controllers.
@@ -99,9 +100,10 @@ def _goal_orientation(controller: Any, delta: Any, goal_update_mode: str | None 
 def portable(model: str) -> str:
     """MJCF text with its paths into a robosuite installation cut to `robosuite/...`.
 
-    Robosuite completes such paths when it loads the text. A path that names no robosuite, or
-    a file that the installed one lacks, becomes that of the installed file with the same name
-    and the most folders in common; if there is none it stays, and loading names it.
+    Robosuite completes such paths when it loads the text. A path that names no
+    robosuite, or a file that the installed one lacks, becomes that of the installed
+    file with the same name and the most folders in common; if there is none it stays,
+    and loading names it.
     """
     return re.sub(r'file="([^"]*)"', lambda found: f'file="{_installed_asset(found[1])}"', model)
 
@@ -144,14 +146,14 @@ def _in_common(folders: Sequence[str], others: Sequence[str]) -> int:
     return same.index(False) if False in same else len(same)
 
 
-def adopt(model: str, own: str, objects: Collection[str]) -> str:
+def convert_model(model: str, own: str, objects: Collection[str]) -> str:
     """A file's MJCF text in a form that the installed robosuite can load.
 
-    Models of the installed generation pass, except for their paths. Older ones (1.0 to 1.4)
-    use other names and meshes that are gone, while the robots' joints and masses are the
-    same. So the installed scene is kept, and takes from the file what a task varies: its
-    objects, with their shapes, masses and places. Robosuite 1.0 gave objects other names and
-    fewer parts: of those, the places are taken, and the sizes of boxes and other primitives.
+    Models of the installed generation only change in their paths. Older ones (1.0 to
+    1.4) use other names and meshes that are gone, while the robots' joints and masses
+    are the same. So the installed scene is kept, with the file's objects: their shapes,
+    masses and places. Robosuite 1.0 gave objects other names and fewer parts: of those,
+    the places are taken, and the sizes of boxes and other primitives.
 
     Args:
         model: the file's MJCF.
@@ -209,8 +211,8 @@ def _take_place_and_size(ours: ET.Element, theirs: ET.Element) -> None:
 
 
 def _plain(joint: str) -> str:
-    """A joint's name as all robosuites can be read: without the arm that 1.5 puts into
-    a gripper's, and 1.0's endings.
+    """A joint's name in a form common to all robosuites: without the arm that 1.5 puts
+    into a gripper's, and without 1.0's endings.
     """
     name = re.sub(r"^(gripper\d+)_(right|left)_", r"\1_", joint)
     name = re.sub(r"0?_jnt0$", "_joint0", name)

@@ -1,4 +1,4 @@
-"""Robosuite's settings: what a caller or a dataset asks for, and the environment made of it."""
+"""Robosuite's options, from a caller or a dataset, and the environment made from them."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from fibopolicy.envs.robosuite.legacy import composite_controller
 from fibopolicy.errors import UserError, unknown
 from fibopolicy.utils.files import provide_caches
 
-#: What files say of rendering, episodes and seeds, in robosuite's and robomimic's words.
-#: `RobosuiteEnv` decides these itself.
+#: Options of robosuite and robomimic for rendering, episodes and seeds, which
+#: `RobosuiteEnv` sets itself.
 # fmt: off
-DECIDED_HERE = {
+RESERVED_OPTIONS = {
     "has_renderer", "has_offscreen_renderer", "use_camera_obs", "camera_names", "camera_heights",
     "camera_widths", "camera_depths", "camera_segmentations", "ignore_done", "hard_reset",
     "horizon", "seed", "renderer", "renderer_config", "render_camera", "render_collision_mesh",
@@ -30,7 +30,7 @@ DECIDED_HERE = {
 
 
 def import_robosuite() -> Any:
-    """The robosuite module, imported without the notices that it writes for its developers.
+    """The robosuite module, imported without its log messages below errors.
 
     Raises:
         UserError: it cannot be imported, with the command that installs it.
@@ -70,7 +70,7 @@ def constructor_arguments(
             f"env_args of robosuite have type 1 and an env_name, got {dict(env_args)}"[:300]
         )
     kwargs = dict(env_args.get("env_kwargs") or {})
-    arguments = {key: value for key, value in kwargs.items() if key not in DECIDED_HERE}
+    arguments = {key: value for key, value in kwargs.items() if key not in RESERVED_OPTIONS}
     arguments["task_id"] = f"robosuite/{env_args['env_name']}"
     if "mount_types" in arguments:  # its name until 1.4
         arguments["base_types"] = arguments.pop("mount_types")
@@ -88,7 +88,7 @@ def constructor_arguments(
 
 
 def camera_settings(sizes: FrameSizes) -> dict[str, Any]:
-    """Cameras and their sizes in robosuite's words: numbers, or lists in the cameras' order."""
+    """Cameras and their sizes in robosuite's form: numbers, or lists in the cameras' order."""
     heights, widths = sizes.shared or zip(*sizes.by_camera.values(), strict=True)
     return {
         "camera_names": list(sizes.by_camera),
@@ -98,7 +98,8 @@ def camera_settings(sizes: FrameSizes) -> dict[str, Any]:
 
 
 def checked_options(task_id: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    """The options of `robosuite.make`, with robots and controllers in the installed form.
+    """The options of `robosuite.make`, with robots and controllers in the installed
+    form.
 
     Raises:
         UserError: no such task, robot, controller or option.
@@ -115,7 +116,7 @@ def checked_options(task_id: str, options: Mapping[str, Any]) -> dict[str, Any]:
         for kind in REGISTERED_ENVS[task].__mro__
         for name in inspect.signature(kind.__init__).parameters
     }
-    known -= DECIDED_HERE | {"self", "args", "kwargs"}
+    known -= RESERVED_OPTIONS | {"self", "args", "kwargs"}
     for option in options:
         if option not in known:
             ours = {"cameras", "image_size", "quality", "horizon"}
@@ -145,10 +146,10 @@ def checked_options(task_id: str, options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def make_robosuite(task_id: str, options: Mapping[str, Any]) -> Any:
-    """The robosuite environment of checked options, without a renderer of its own.
+    """The robosuite environment of checked options, without a renderer.
 
     Raises:
-        UserError: robosuite refuses the options.
+        UserError: robosuite rejects the options.
     """
     robosuite = import_robosuite()
     from robosuite.utils import SimulationError
@@ -163,15 +164,15 @@ def make_robosuite(task_id: str, options: Mapping[str, Any]) -> Any:
             renderer="mujoco",
             ignore_done=True,
             hard_reset=False,
-            # Draws what a model varies, such as the cube's size: the same in every process.
+            # Fixes what a model randomises, such as the cube's size, in every process.
             seed=0,
         )
     except (AssertionError, KeyError, TypeError, ValueError, SimulationError) as error:
         reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
         raise UserError(f"robosuite cannot make {task_id}: {reason}") from error
-    # Robosuite's observations lag by most of a control step, and its reward by one physics
-    # step. Here observations are read on demand, and a control step ends with everything
-    # computed for the instant of its state.
+    # Robosuite's observations lag by most of a control step, and its reward by one
+    # physics step. Here observations are read on demand, and a control step ends with
+    # everything computed for the instant of its state.
     post_action = env._post_action
 
     def post_action_now(action: NDArray[np.float64]) -> Any:

@@ -1,7 +1,7 @@
 """The model that belongs to a state of robosuite.
 
-A state holds joints only. An object without joints, such as a door, stands where the model
-says: each episode places it anew, so each episode has a model text of its own.
+A state holds joints only. An object without joints, such as a door, is where the model
+puts it. Each episode places it differently, so each episode has its own model text.
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ class ModelText:
         """Put the fixed objects where an MJCF text has them.
 
         Returns:
-            Whether that is all that the text changes; if not, nothing was moved and the text
-            has to be loaded.
+            Whether that is all that the text changes; if not, nothing was moved and the
+            text has to be loaded.
         """
         fixed = self._fixed_bodies()
         if not fixed:

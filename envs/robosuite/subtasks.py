@@ -1,6 +1,6 @@
 """The subtasks of robosuite's tasks, and an end effector that is commanded by poses.
 
-Generation of demonstrations (`fibopolicy.datasets.generate`) stands on this.
+Generation of demonstrations (`fibopolicy.datasets.generate`) uses them.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from fibopolicy.errors import UserError
 #: A rigid pose: homogeneous `(4, 4)`, metres, in the world's frame.
 Pose = NDArray[np.float64]
 
-#: Inverse kinematics: steps for each goal, how far each goes (metres, radians), damping,
-#: and the share of the way back to the arm's usual posture.
+#: Inverse kinematics: steps for each goal, how far each goes (metres, radians),
+#: damping, and the share of the way back to the arm's usual posture.
 IK_STEPS, IK_REACH, IK_DAMPING, IK_POSTURE = 4, 0.1, 1e-3, 0.05
 
 #: The symmetry of a round object: turns of one degree.
@@ -59,7 +59,7 @@ def _pick_and_place(picked: TaskObject, target: TaskObject | None) -> tuple[Subt
     return Subtask(picked), Subtask(target, carried=picked)
 
 
-#: Tasks with known subtasks: an object is picked up and, unless lifting is all, put down.
+#: Tasks with known subtasks: an object is picked up and, except in Lift, put down.
 SUBTASKS: Mapping[str, tuple[Subtask, ...]] = {
     "Lift": (Subtask(TaskObject("cube_main", 4)),),
     "Stack": _pick_and_place(TaskObject("cubeA_main", 4), TaskObject("cubeB_main", 4)),
@@ -150,11 +150,11 @@ class EndEffector:
     ) -> tuple[NDArray[np.float64], float]:
         """Follow `goals` `(N, 4, 4)` from `joints` `(7,)` by inverse kinematics.
 
-        The joints' limits count, collisions do not. The simulation stays as it is.
+        Joint limits are respected, collisions ignored. The simulation is unchanged.
 
         Returns:
-            The joints at the end, and the largest distance from a goal: metres, a radian
-            counted as 0.1.
+            The joints at the end, and the largest distance from a goal: metres, a
+            radian counted as 0.1.
         """
         env = self._env._env
         model, robot = env.sim.model._model, env.robots[0]
@@ -181,8 +181,8 @@ class EndEffector:
                 mujoco.mj_jacSite(model, data, full[:3], full[3:], site)
                 jacobian = full[:, velocities]
                 inverse = jacobian.T @ np.linalg.inv(jacobian @ jacobian.T + IK_DAMPING * np.eye(6))
-                # The free directions bring the joints back to their usual posture, as the
-                # controller does.
+                # The free directions bring the joints back to their usual posture, as
+                # the controller does.
                 free = np.eye(len(joints)) - inverse @ jacobian
                 near = error / max(1.0, float(np.abs(error).max()) / IK_REACH)
                 joints = np.clip(

@@ -37,10 +37,11 @@ CAMERAS = ("workspace", "wrist")
 CONTROL_HZ = 20
 #: Displacement of the hand's target by a full action in one control step, metres.
 STEP = 0.01
-#: Largest distance of the target from the hand, metres: bounds the force on an obstacle.
+#: Largest distance of the target from the hand, metres: bounds the force on an
+#: obstacle.
 LEAD = 0.03
 
-#: What of MuJoCo's state the next step depends on.
+#: The parts of MuJoCo's state that the next step depends on.
 _PHYSICS = mujoco.mjtState.mjSTATE_INTEGRATION
 
 Vector = NDArray[np.float64]
@@ -49,11 +50,11 @@ Vector = NDArray[np.float64]
 class TabletopEnv(TaskEnv):
     """A hand with four degrees of freedom above a table, in MuJoCo, at 20 Hz.
 
-    Action `(4,)` float32 in [-1, 1]: x, y, z displacement of the hand's target (1 = 1 cm)
-    and the gripper (-1 open, 1 closed). Observations: `workspace_image` and `wrist_image`
-    uint8 `(H, W, 3)`, `hand_position` float32 `(3,)` in metres, `gripper_opening` float32
-    `(1,)` in metres (each finger's distance from the middle). The reward is 1 at success and
-    0 before.
+    Action `(4,)` float32 in [-1, 1]: x, y, z displacement of the hand's target (1 = 1
+    cm) and the gripper (-1 open, 1 closed). Observations: `workspace_image` and
+    `wrist_image` uint8 `(H, W, 3)`, `hand_position` float32 `(3,)` in metres,
+    `gripper_opening` float32 `(1,)` in metres (each finger's distance from the middle).
+    The reward is 1 at success and 0 before.
 
     Args:
         cameras: the cameras to render, any of "workspace" and "wrist"; fewer are
@@ -105,7 +106,7 @@ class TabletopEnv(TaskEnv):
         }
         self.observation_space = make_observation_space(self._sizes.by_camera, vectors)
 
-    # What a task defines.
+    # Defined by each task.
 
     @abstractmethod
     def objects(self) -> str:
@@ -126,8 +127,8 @@ class TabletopEnv(TaskEnv):
     ) -> tuple[Observation, dict[str, Any]]:
         """Draw a layout from `seed`.
 
-        The hand is within 5 cm of the centre at 13 to 18 cm height, the objects as the task
-        states.
+        The hand is within 5 cm of the centre at 13 to 18 cm height, the objects as the
+        task states.
         """
         super().reset(seed=seed)
         mujoco.mj_resetData(self.model, self.data)
@@ -201,7 +202,7 @@ class TabletopEnv(TaskEnv):
     def close(self) -> None:
         self._renderers.close()
 
-    # What tasks and experts read.
+    # Read by tasks and experts.
 
     @property
     def hand(self) -> Vector:

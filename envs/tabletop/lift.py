@@ -13,7 +13,7 @@ class Lift(TabletopEnv):
     """Grasp the red cube and raise it 5 cm.
 
     Layouts: cube x and y uniform in [-0.1, 0.1] m, yaw uniform in [-0.3, 0.3] rad.
-    Success: the cube's centre is 5 cm above where it lay.
+    Success: the cube's centre is 5 cm above its initial height.
     """
 
     task_id = "fibopolicy/Lift-v0"
@@ -44,7 +44,6 @@ def grasp_action(env: TabletopEnv, body: str) -> NDArray[np.float32] | None:
         return None
     if near:
         return env.toward(cube_position, 1.0)
-    # A funnel: the hand may only be low where the fingers already stand on both sides
-    # of the cube.
+    # A funnel: the hand may only be low when the fingers are on both sides of the cube.
     above = np.array([0, 0, np.clip(4 * (distance - 0.008), 0, 0.07)])
     return env.toward(cube_position + above, -1.0)

@@ -51,15 +51,15 @@ class Push(TabletopEnv):
         to_target = self.position("target")[:2] - puck[:2]
         direction = to_target / np.linalg.norm(to_target)
         from_puck = hand[:2] - puck[:2]
-        # how far the hand stands behind the puck, along the push
+        # how far the hand is behind the puck, along the push
         behind = -float(from_puck @ direction)
         sideways = from_puck + behind * direction  # `(2,)`, off that line
         if hand[2] < LOW + 0.012 and behind > RADIUS - 0.01 and np.linalg.norm(sideways) < 0.012:
-            # Steering against `sideways` makes the push stable: the puck always runs away
-            # from the line otherwise.
+            # Steering against `sideways` makes the push stable: otherwise the puck
+            # drifts away from the line.
             goal_xy = hand[:2] + 0.008 * direction - 0.8 * sideways
             return self.toward(np.array([*goal_xy, LOW]), 1.0)
-        # Over the puck, at a safe height until the hand stands right behind it.
+        # Over the puck, at a safe height until the hand is right behind it.
         start = puck[:2] - (RADIUS + 0.022) * direction
         off = float(np.linalg.norm(start - hand[:2]))
         height = LOW + np.clip(4 * (off - 0.006), 0, HIGH - LOW)

@@ -12,9 +12,9 @@ from fibopolicy.envs.tabletop.scene import CUBE, cube
 BASE = 0.025
 #: The fingers have let go of the cube when they are this far from the middle, metres.
 RELEASED = CUBE + 0.008
-#: Height of the withdrawn hand above the cube's centre, metres. If releasing were the end,
-#: each demonstration would show it for one step only, and policies would hold the stacked
-#: cube for ever.
+#: Height of the withdrawn hand above the cube's centre, metres. If releasing were the
+#: end, each demonstration would show it for one step only, and policies would hold the
+#: stacked cube forever.
 WITHDRAWN = 0.04
 
 
@@ -55,8 +55,8 @@ class Stack(TabletopEnv):
         grasp = grasp_action(self, "cube")
         if grasp is not None:
             return grasp
-        # Carry: the hand must be high enough for how far it still is, then comes down
-        # on the base.
+        # Carry: the farther the hand is from the base, the higher it must be; then it
+        # descends.
         place = (
             self.position("base")
             + [0, 0, BASE + CUBE - 0.001]

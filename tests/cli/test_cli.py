@@ -219,7 +219,7 @@ def test_harmless_deviations_give_a_warning_and_can_be_trained_on(
         ),
         (
             ["train", "--dataset", "LIFT", "LIFT", "--out", "run", "--dataset-weights", "1"],
-            "weights: got 1 for 2 files",
+            "dataset_weights: got 1 for 2 files",
         ),
         (
             ["train", "--dataset", "LIFT", "--out", "run", "--validate-on", "vaild"],

@@ -261,7 +261,7 @@ def test_incompatible_states_are_rejected(reach: MetaWorldEnv) -> None:
         reach.set_state(envs.SimState("", good.state))
     with pytest.raises(UserError, match="is 80 finite numbers, got shape"):
         reach.set_state(envs.SimState(good.model, good.state[:-1]))
-    with pytest.raises(UserError, match="cannot be laid out"):
+    with pytest.raises(UserError, match="rejects the layout of this state"):
         reach.set_state(envs.SimState(good.model, np.zeros(80)))
     reach.set_state(good)
     np.testing.assert_array_equal(reach.get_state().state, good.state)
@@ -269,7 +269,7 @@ def test_incompatible_states_are_rejected(reach: MetaWorldEnv) -> None:
 
 @pytest.mark.parametrize("action", [np.zeros(3), np.array([0, 0, np.nan, 0])])
 def test_malformed_actions_are_rejected(reach: MetaWorldEnv, action: np.ndarray) -> None:
-    with pytest.raises(UserError, match="takes 4 finite actions"):
+    with pytest.raises(UserError, match="takes an action of 4 finite numbers"):
         reach.advance(action)
 
 

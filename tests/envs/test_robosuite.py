@@ -23,7 +23,7 @@ from scipy.spatial.transform import Rotation
 from fibopolicy.envs import registry
 from fibopolicy.envs.base import Observation, SimState
 from fibopolicy.envs.robosuite.environment import RobosuiteEnv
-from fibopolicy.envs.robosuite.legacy import adopt, composite_controller
+from fibopolicy.envs.robosuite.legacy import composite_controller, convert_model
 from fibopolicy.errors import UserError
 
 robosuite = pytest.importorskip("robosuite", reason="robosuite is not installed")
@@ -204,7 +204,7 @@ def test_success_ends_an_episode_and_the_horizon_truncates_it() -> None:
 
 @pytest.mark.parametrize("action", [np.zeros(6), np.zeros((1, 7)), np.full(7, np.nan)])
 def test_an_invalid_action_is_rejected(blind: RobosuiteEnv, action: Any) -> None:
-    with pytest.raises(UserError, match="takes 7 finite actions"):
+    with pytest.raises(UserError, match="takes an action of 7 finite numbers"):
         blind.advance(action)
 
 
@@ -243,7 +243,7 @@ def test_state_and_model_round_trip_and_contain_no_local_path(blind: RobosuiteEn
         assert np.array_equal(blind.get_state().state, state.state)
         text = blind.get_state().model
         assert str(Path(robosuite.__file__).parent) not in text
-        assert text == adopt(text, text, [])
+        assert text == convert_model(text, text, [])
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from fibopolicy.envs.robosuite.legacy import adopt, portable
+from fibopolicy.envs.robosuite.legacy import convert_model, portable
 from fibopolicy.errors import UserError
 
 pytest.importorskip("robosuite", reason="robosuite is not installed")
@@ -22,16 +22,16 @@ OF_1_0 = """<mujoco><worldbody>
 
 
 def test_an_object_of_robosuite_1_0_passes_its_pose_and_size_to_the_installed_one() -> None:
-    adopted = adopt(OF_1_0, OWN, ["cube_main"])
-    assert re.findall(r'size="([^"]*)"', adopted) == [".02 .03 .04"] * 2
-    assert 'name="cube_main" pos="1 2 3" quat="0 1 0 0"' in adopted
-    assert "gripper0_right_finger_joint1" in adopted
-    assert "cube_g0" in adopted
+    converted = convert_model(OF_1_0, OWN, ["cube_main"])
+    assert re.findall(r'size="([^"]*)"', converted) == [".02 .03 .04"] * 2
+    assert 'name="cube_main" pos="1 2 3" quat="0 1 0 0"' in converted
+    assert "gripper0_right_finger_joint1" in converted
+    assert "cube_g0" in converted
 
 
 def test_a_missing_object_is_named() -> None:
     with pytest.raises(UserError, match="has no body 'cube_main'"):
-        adopt(OF_1_0.replace('name="cube"', 'name="ball"'), OWN, ["cube_main"])
+        convert_model(OF_1_0.replace('name="cube"', 'name="ball"'), OWN, ["cube_main"])
 
 
 @pytest.mark.parametrize(

@@ -143,7 +143,7 @@ def test_doing_nothing_never_succeeds() -> None:
 def test_malformed_actions_are_rejected(action: np.ndarray) -> None:
     env = envs.make("Reach-v0", cameras=())
     env.reset(seed=0)
-    with pytest.raises(UserError, match="takes 4 finite actions"):
+    with pytest.raises(UserError, match="takes an action of 4 finite numbers"):
         env.advance(action)
 
 

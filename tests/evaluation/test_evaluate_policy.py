@@ -128,7 +128,7 @@ def test_the_callers_random_numbers_stay_as_they_were() -> None:
     ("policy", "options", "message"),
     [
         (lambda obs: np.full(4, np.nan), {}, "not finite in episode 0"),
-        (lambda obs: np.zeros(3), {}, "takes 4 finite actions"),
+        (lambda obs: np.zeros(3), {}, "takes an action of 4 finite numbers"),
         (lambda obs: np.zeros((1, 1, 4)), {}, r"actions of shape \(1, 1, 4\)"),
         (lambda obs: np.zeros(4), {"batch": 2}, "its batch is 1"),
         (lambda obs: np.zeros(4), {"qualty": "fast"}, "qualty"),

@@ -66,7 +66,7 @@ def test_filter_keys_are_for_all_files_or_for_each(
         replace(tiny_config, filter_key=("train", "good"))
     with pytest.raises(UserError, match="name at least one file"):
         replace(tiny_config, dataset=())
-    with pytest.raises(UserError, match="weights: got 2 for 1 files"):
+    with pytest.raises(UserError, match="dataset_weights: got 2 for 1 files"):
         open_dataset(replace(tiny_config, dataset_weights=(1.0, 2.0)))
 
 
