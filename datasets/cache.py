@@ -210,7 +210,7 @@ def _remove_outdated(folder: Path, source: dict[str, Any]) -> None:
         try:
             other = json.loads(meta.read_text(encoding="utf-8"))["source"]
         except (OSError, ValueError, KeyError):
-            continue  # another process is removing it, or it is no cache
+            continue  # another process is removing it, or it is not a cache
         if other["path"] == source["path"] and other != source:
             shutil.rmtree(meta.parent, ignore_errors=True)
 

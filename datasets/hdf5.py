@@ -386,7 +386,7 @@ class DemoFile:
 
         Args:
             named: all demos, whether or not they can be read.
-            ignored: what lies in `obs` of the first demo and is no array.
+            ignored: items in `obs` of the first demo that are not arrays.
         """
         first = data[self.demos[0]]
         obs = first.get("obs")

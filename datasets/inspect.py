@@ -18,16 +18,17 @@ from fibopolicy.utils.files import StrPath
 
 _ENV_TYPES: dict[Any, str] = {1: "robosuite", 2: "gym", 3: "iGibson"}  # robomimic's EnvType
 _LISTED = 3  # at most this many of a kind are listed
-#: Share of an action's values at its limits that is shown: likelihoods then need a `min_std`.
+#: Share of an action's values at its limits that is shown: likelihoods then need a
+#: `min_std`.
 _AT_LIMITS = 0.1
 
 
 def inspect(path: StrPath) -> str:
     """The content of a file, as text.
 
-    It lists task, demos, filter keys, observations, actions, provenance, and warnings last.
-    Actions and vectors are read in full, images are not. Content that training would refuse
-    is a warning.
+    It lists task, demos, filter keys, observations, actions, provenance, and warnings
+    last. Actions and vectors are read in full, images are not. Content that training
+    would reject is a warning.
 
     Raises:
         UserError: the file cannot be read at all, see `DemoFile`.

@@ -159,7 +159,7 @@ def _timed_frames() -> Iterator[dict[str, float]]:
 
 
 def _build_caches(dataset: Windows) -> tuple[int, float]:
-    """Bytes and seconds of the frame caches of all files, built beside the usual ones,
+    """Bytes and seconds of the frame caches of all files, built next to the usual ones,
     which means on the same disk.
     """
     if not dataset.cameras:

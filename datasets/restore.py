@@ -145,7 +145,7 @@ class Restorer:
 
     def attempt(self, demo: str, work: Callable[[Trajectory], _Result]) -> _Result | Corrupt:
         """The result of `work` on a demo, or why the demo cannot be restored."""
-        self.env  # noqa: B018  (an error of the task is no demo's fault)
+        self.env  # noqa: B018  (an error of the task is not one of the demo)
         try:
             return work(read_trajectory(self.file, demo))
         except UserError as error:

@@ -1,7 +1,7 @@
 """Short vectors for numba: explicit SIMD, so that one row of a head lives in registers.
 
 Numba's own loops cannot keep a row of `d` numbers in registers across keys. LLVM can: a
-value of type `<d x float>` is split into whatever registers the processor has (AVX-512,
+value of type `<d x float>` is split into the registers that the processor has (AVX-512,
 AVX2, NEON, SSE). This file gives numba that one type, and the few operations attention
 needs. Addresses are plain int64 byte addresses, so any strided tensor can be read
 without a copy.

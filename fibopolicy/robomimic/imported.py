@@ -212,7 +212,7 @@ def _build_algorithm(checkpoint: Checkpoint, device: torch.device) -> Any:
             config = config_factory(name, dic=checkpoint.config)
             _check_supported(config)
             for network in config.algo.optim_params.values():
-                # Not used here, and 0.5 has schedules that 0.3 refuses.
+                # Not used here, and 0.5 has schedules that 0.3 rejects.
                 network.learning_rate.epoch_schedule = []
             for encoder in config.observation.encoder.values():
                 _forbid_downloads(encoder.get("core_kwargs") or {})

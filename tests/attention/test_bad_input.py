@@ -38,7 +38,7 @@ def test_tensors_that_do_not_fit(inputs: list[torch.Tensor], message: str) -> No
         fibottention(*inputs, PATTERN)
 
 
-def test_what_is_no_pattern_is_named() -> None:
+def test_an_invalid_pattern_is_named() -> None:
     with pytest.raises(UserError, match="expected an attention pattern"):
         fibottention(*tensors(1, 2, 11, 4), None)  # type: ignore[arg-type]
     with pytest.raises(UserError, match=r"num_tokens of a pattern must be an integer, got 10\.5"):
@@ -58,18 +58,18 @@ def test_unknown_names_suggest_the_nearest(options: dict[str, str]) -> None:
         fibottention(*tensors(1, 2, 11, 4), PATTERN, **options)  # type: ignore[arg-type]
 
 
-def test_an_unknown_name_in_the_environment_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unknown_backend_in_the_environment_is_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FIBOPOLICY_ATTENTION_BACKEND", "cuda")
     with pytest.raises(UserError, match="unknown attention backend 'cuda'"):
         fibottention(*tensors(1, 2, 11, 4), PATTERN)
 
 
-def test_numba_is_refused_off_the_cpu() -> None:
+def test_numba_is_rejected_off_the_cpu() -> None:
     with pytest.raises(UserError, match="runs on the CPU, got tensors on meta"):
         fibottention(*(x.to("meta") for x in tensors(1, 2, 11, 4)), PATTERN, backend="numba")
 
 
-def test_triton_is_refused_off_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_triton_is_rejected_off_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cuda, "available", lambda: True)
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     with pytest.raises(UserError, match="runs on CUDA, got tensors on cpu"):

@@ -73,6 +73,6 @@ def test_bigbird_has_a_window_random_pairs_and_a_global_token() -> None:
     assert len({head.numpy().tobytes() for head in mask}) == 6
 
 
-def test_an_unknown_baseline_is_refused_with_the_nearest_name() -> None:
+def test_an_unknown_baseline_is_rejected_with_the_nearest_name() -> None:
     with pytest.raises(UserError, match="did you mean 'bigbird'"):
         like(FibottentionPattern(10, 2), "bigbrid")

@@ -198,7 +198,7 @@ def second_derivative(backend: str, masking: str, needed: str, packed: bool) -> 
 @pytest.mark.parametrize("backend", ["sdpa", "csr", "numba"])
 @pytest.mark.parametrize("masking", ["neg_inf", "zero_logit"])
 @pytest.mark.parametrize("needed", ["q", "k", "v", "qk", "qkv", "packed"])
-def test_a_second_derivative_is_right_or_refused(backend: str, masking: str, needed: str) -> None:
+def test_a_second_derivative_is_right_or_an_error(backend: str, masking: str, needed: str) -> None:
     packed = needed == "packed"
     if backend == "sdpa":
         expected = second_derivative("reference", masking, needed, packed)
@@ -209,7 +209,7 @@ def test_a_second_derivative_is_right_or_refused(backend: str, masking: str, nee
 
 
 @pytest.mark.parametrize("backend", ["csr", "numba"])
-def test_a_backward_pass_that_keeps_its_graph_gives_the_same_and_refuses_the_next(
+def test_a_backward_pass_with_create_graph_is_the_same_and_rejects_a_second_one(
     backend: str,
 ) -> None:
     q = torch.randn(1, 2, 61, 16, requires_grad=True)
@@ -225,7 +225,7 @@ def test_a_backward_pass_that_keeps_its_graph_gives_the_same_and_refuses_the_nex
 
 
 @pytest.mark.parametrize("backend", ["csr", "numba"])
-def test_transforms_that_differentiate_are_refused(backend: str) -> None:
+def test_transforms_that_differentiate_are_rejected(backend: str) -> None:
     q = torch.randn(1, 2, 61, 16)
     loss = lambda x: fibottention(x, x, x, PATTERN, backend=backend).square().sum()  # noqa: E731
     asked = [
@@ -283,7 +283,7 @@ def test_traced_programs_hold_the_operator() -> None:
     torch.testing.assert_close(traced(other), fibottention(other, other, other, PATTERN))
 
 
-def test_forward_derivatives_are_refused_rather_than_wrong() -> None:
+def test_forward_derivatives_are_rejected() -> None:
     q = torch.randn(1, 2, 61, 16)
     with torch.autograd.forward_ad.dual_level():
         dual = torch.autograd.forward_ad.make_dual(q, q)

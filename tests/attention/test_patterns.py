@@ -189,6 +189,6 @@ def test_patterns_are_values() -> None:
         {"main_diagonal": True},
     ],
 )  # fmt: skip
-def test_impossible_patterns_are_refused(options: dict[str, int]) -> None:
+def test_impossible_patterns_are_rejected(options: dict[str, int]) -> None:
     with pytest.raises(UserError):
         FibottentionPattern(**{"num_tokens": 10, "num_heads": 2, **options})  # type: ignore[arg-type]

@@ -28,7 +28,7 @@ def test_a_profile_times_every_contender_in_both_passes_and_writes_it_down(tmp_p
 
 
 @pytest.mark.parametrize("baseline", ["unpermuted", "random"])
-def test_patterns_can_be_drawn(baseline: str, tmp_path: Path) -> None:
+def test_patterns_can_be_plotted(baseline: str, tmp_path: Path) -> None:
     plot_pattern(like(FibottentionPattern(36, 7), baseline), tmp_path / "pattern.png")
     assert (tmp_path / "pattern.png").stat().st_size > 1000
 

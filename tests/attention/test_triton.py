@@ -56,7 +56,7 @@ def test_outputs_and_gradients(
         torch.testing.assert_close(got.double(), want.double(), atol=tolerance, rtol=tolerance)
 
 
-def test_what_triton_does_not_take_is_refused() -> None:
+def test_unsupported_triton_inputs_are_rejected() -> None:
     pattern = FibottentionPattern(10, 2)
     q = torch.randn(1, 2, 11, 4, device=DEVICE)
     with pytest.raises(UserError, match=r"got torch\.float64"):

@@ -30,7 +30,7 @@ ENCODERS = [
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize(("name", "options"), ENCODERS)
-def test_an_encoder_computes_in_its_own_dtype(
+def test_an_encoder_computes_in_its_dtype(
     name: str, options: dict[str, object], dtype: torch.dtype
 ) -> None:
     torch.manual_seed(0)

@@ -48,7 +48,7 @@ def encoders() -> dict[str, Encoder]:
     right=st.booleans(),
     dtype=st.sampled_from([torch.float32, torch.uint8, torch.int64, torch.bool]),
 )
-def test_images_are_encoded_as_they_are_or_refused(
+def test_images_are_encoded_unchanged_or_rejected(
     encoders: dict[str, Encoder], shape: tuple[int, ...], right: bool, dtype: torch.dtype
 ) -> None:
     shape = (2, 3, 36, 48) if right else shape
@@ -70,7 +70,7 @@ def test_a_larger_image_is_not_cropped(encoders: dict[str, Encoder], name: str) 
         encoders[name](torch.rand(1, 3, 48, 60))
 
 
-def test_joint_views_come_in_their_own_dimension() -> None:
+def test_joint_views_have_a_separate_dimension() -> None:
     encoder = ViT(image_size=(24, 24), num_views=2, width=24, depth=1, heads=2)
     assert encoder(torch.rand(2, 2, 3, 24, 24))[1].shape == (2, encoder.output_dim)
     for shape in ((2, 3, 24, 24), (2, 3, 3, 24, 24)):
@@ -78,7 +78,7 @@ def test_joint_views_come_in_their_own_dimension() -> None:
             encoder(torch.rand(shape))
 
 
-def test_scripting_is_refused_with_what_works_instead(encoders: dict[str, Encoder]) -> None:
+def test_scripting_is_rejected_with_alternatives(encoders: dict[str, Encoder]) -> None:
     for module in (encoders["fibottention_vit_tiny"], nn.Sequential(encoders["resnet18"])):
         with pytest.raises(
             UserError,

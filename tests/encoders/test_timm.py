@@ -94,7 +94,7 @@ def test_what_cannot_be_converted_is_left_alone(
     assert str(model) == before
 
 
-def test_unknown_preset_is_refused() -> None:
+def test_an_unknown_preset_is_rejected() -> None:
     with pytest.raises(UserError, match="did you mean 'paper'"):
         fibopolicy.convert(timm.create_model("vit_tiny_patch16_224", depth=1), preset="papre")
 
@@ -187,13 +187,13 @@ def test_a_trial_draws_no_random_numbers() -> None:
         ("efficientvim_m1", "its features are a list, not one grid of tokens"),
     ],
 )
-def test_what_breaks_the_contract_is_refused_on_construction(name: str, message: str) -> None:
+def test_models_that_break_the_contract_are_rejected_at_once(name: str, message: str) -> None:
     with pytest.raises(UserError, match=message) as refused:
         build_encoder(f"timm:{name}", image_size=(84, 84))
     assert "\n" not in str(refused.value)
 
 
-def test_published_weights_without_a_network_are_refused_at_once(
+def test_published_weights_without_a_network_fail_at_once(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     constants = pytest.importorskip("huggingface_hub").constants

@@ -72,7 +72,7 @@ def test_a_function_and_a_class_are_found_in_the_current_folder() -> None:
         ("own_encoder:torch", "takes image_size"),
     ],
 )
-def test_what_is_no_encoder_is_told_in_one_line(name: str, message: str) -> None:
+def test_an_invalid_encoder_is_a_one_line_error(name: str, message: str) -> None:
     with pytest.raises(UserError, match=message) as told:
         build_encoder(name, image_size=(8, 8))
     assert "\n" not in str(told.value)

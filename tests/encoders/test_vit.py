@@ -80,7 +80,7 @@ def test_dense_and_fibottention_have_the_same_parameters_and_differ_in_output() 
     assert not torch.allclose(dense(images)[1], sparse(images)[1])
 
 
-def test_every_layer_permutes_the_heads_in_its_own_way() -> None:
+def test_every_layer_permutes_the_heads_differently() -> None:
     vit = ViT(image_size=(84, 84), depth=3, attention="fibottention")
     patterns = [block.attention.pattern.offsets for block in vit.blocks]
     assert len(set(patterns)) == 3

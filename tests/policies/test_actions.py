@@ -115,7 +115,7 @@ def test_every_policy_trains_and_acts_on_absolute_actions(policy: str) -> None:
 
 
 @pytest.mark.parametrize("policy", ["bc_gaussian", "bc_gmm"])
-def test_a_policy_that_cannot_reach_the_actions_is_refused(
+def test_a_policy_that_cannot_reach_the_actions_is_rejected(
     policy: str,
 ) -> None:
     pytest.importorskip("robomimic", reason="robomimic is not installed")

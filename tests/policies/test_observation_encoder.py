@@ -40,7 +40,7 @@ def test_cameras_and_vectors_are_joined(views: str) -> None:
     assert len(encoder.encoders) == (2 if views == "separate" else 1)
 
 
-def test_shared_views_are_encoded_alike_and_separate_ones_are_not() -> None:
+def test_shared_views_use_one_encoder_and_separate_views_do_not() -> None:
     image = frames(2)
     for views, alike in (("shared", True), ("separate", False)):
         encoder = encoder_of("vit_tiny", views=views)
@@ -63,7 +63,7 @@ def test_no_cameras_leaves_the_vectors() -> None:
     assert encoder({"hand": torch.ones(2, 1, 4)}).shape == (2, 4)
 
 
-def test_a_keypoint_lies_where_its_heatmap_peaks() -> None:
+def test_a_keypoint_is_where_its_heatmap_peaks() -> None:
     pool = SpatialSoftmax(1, (5, 9), 1)
     torch.nn.init.constant_(pool.heatmaps.weight, 100.0)
     features = torch.zeros(1, 1, 5, 9)

@@ -98,7 +98,7 @@ FAULTS: dict[str, tuple[Any, str]] = {
 
 @pytest.mark.parametrize("policy", POLICIES)
 @pytest.mark.parametrize("fault", FAULTS)
-def test_observations_unlike_those_of_training_are_refused(
+def test_observations_unlike_those_of_training_are_rejected(
     policies: dict[str, Policy], policy: str, fault: str
 ) -> None:
     change, message = FAULTS[fault]
@@ -125,7 +125,7 @@ def test_keys_that_the_policy_does_not_read_change_nothing(
 
 @settings(max_examples=150, derandomize=True, deadline=None)
 @given(data=st.data())
-def test_any_observation_is_acted_on_correctly_or_refused(
+def test_any_observation_is_acted_on_correctly_or_rejected(
     policies: dict[str, Policy], data: st.DataObject
 ) -> None:
     policy = data.draw(st.sampled_from(["bc", "diffusion"]))

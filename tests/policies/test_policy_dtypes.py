@@ -11,7 +11,7 @@ from fibopolicy.policies import PolicyConfig, Shapes, build_policy
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 @pytest.mark.parametrize("policy", ["bc", "diffusion", "flow"])
 @pytest.mark.parametrize("vectors", [{"hand": 3}, {}])
-def test_a_policy_computes_in_its_own_dtype(
+def test_a_policy_computes_in_its_dtype(
     policy: str, vectors: dict[str, int], dtype: torch.dtype
 ) -> None:
     if policy == "diffusion":

@@ -10,7 +10,7 @@ from fibopolicy.policies import load_policy
 from fibopolicy.policies.run_directory import RunDirectory, load_strictly
 
 
-def test_reading_something_that_is_no_run_directory(tmp_path: Path) -> None:
+def test_reading_a_directory_that_is_not_a_run(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"has no config\.json"):
         load_policy(tmp_path)
     (tmp_path / "config.json").write_text("{}")

@@ -80,7 +80,7 @@ def test_arrays_and_numbers_of_numpy_are_read(save: Save) -> None:
         ),
     ],
 )
-def test_other_files_are_refused(contents: Any, message: str, tmp_path: Path) -> None:
+def test_other_files_are_rejected(contents: Any, message: str, tmp_path: Path) -> None:
     path = tmp_path / "x.pth"
     if isinstance(contents, bytes):
         path.write_bytes(contents)
@@ -164,12 +164,12 @@ def edited_config(path: Path, edit: Any) -> Path:
         (lambda c: c["algo"].pop("rnn"), "cannot build its networks"),
     ],
 )
-def test_what_would_act_wrongly_is_refused(edit: Any, message: str, save: Save) -> None:
+def test_policies_that_would_act_wrongly_are_rejected(edit: Any, message: str, save: Save) -> None:
     with pytest.raises(UserError, match=message):
         ImportedPolicy(read_checkpoint(edited_config(save(), edit)))
 
 
-def test_algorithms_with_memory_of_their_own_are_refused(save: Save) -> None:
+def test_algorithms_with_internal_memory_are_rejected(save: Save) -> None:
     path = resaved(save(), lambda contents: contents.update(algo_name="hbc"))
     with pytest.raises(UserError, match=r"unknown algorithm .*'hbc'"):
         ImportedPolicy(read_checkpoint(path))

@@ -191,7 +191,7 @@ def joined(*states: Any) -> Any:
     ],
     ids=["rnn_gmm", "vae"],
 )
-def test_an_episode_is_the_same_whatever_runs_beside_it(edit: Any, save: Save) -> None:
+def test_an_episode_does_not_depend_on_other_episodes(edit: Any, save: Save) -> None:
     policy = ImportedPolicy(read_checkpoint(save(both(ours, edit), SEEN)))
     seen = frames(3, 7, np.random.default_rng(1))
 

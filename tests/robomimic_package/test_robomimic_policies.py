@@ -132,7 +132,7 @@ def test_mistakes_in_the_settings(policy: str, changes: dict[str, Any], message:
 
 
 @pytest.mark.parametrize("policy", SMALL)
-def test_an_exported_policy_acts_alike(policy: str, tmp_path: Path) -> None:
+def test_an_exported_policy_acts_the_same(policy: str, tmp_path: Path) -> None:
     from fibopolicy.robomimic.checkpoint import read_checkpoint
     from fibopolicy.robomimic.export import export
     from fibopolicy.robomimic.imported import ImportedPolicy
