@@ -305,6 +305,7 @@ def test_timm_checkpoints_gradients_itself() -> None:
 def test_the_vision_transformer_compiles_into_one_graph_with_the_kernel_inside(
     attention: Any, checkpointed: bool
 ) -> None:
+    torch.compiler.reset()  # shapes that were compiled before would count as dynamic
     encoder = ViT(image_size=(24, 24), attention=attention, **{**TINY_ENCODER, "depth": 1})
     if checkpointed:
         encoder.checkpoint_gradients()
