@@ -205,5 +205,5 @@ def test_errors_count_in_no_rate_and_are_stated() -> None:
     rate = success_rate([row, failed])
     assert (rate.successes, rate.episodes, rate.errors) == (1, 1, 1)
     assert str(rate).endswith(", 1 errors")
-    with pytest.raises(UserError, match="none of 1 episodes could be run"):
+    with pytest.raises(UserError, match="none of 1 episodes could be completed"):
         success_rate([failed])
