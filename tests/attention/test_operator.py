@@ -175,7 +175,7 @@ def test_modes_that_watch_operators_see_one() -> None:
 
 
 def second_derivative(backend: str, masking: str, needed: str, packed: bool) -> Tensor:
-    """Of a function in which the inputs reach the first derivative beside the attention too."""
+    """The second derivative of a function whose inputs also bypass the attention."""
     torch.manual_seed(0)
     qkv = torch.randn(1, 10, 3, 2, 4, dtype=torch.float64)
     pattern = FibottentionPattern(9, 2, w_min=3)

@@ -1,4 +1,4 @@
-"""Processes and threads: never a crash, a hang or another result."""
+"""Processes and threads: no crash, no hang, the same result."""
 
 from __future__ import annotations
 
@@ -49,9 +49,9 @@ def test_spawned_processes_compute_the_same() -> None:
 
 @pytest.mark.slow
 def test_forked_processes_compute_the_same() -> None:
-    # In a fresh parent: where torch.compile ran before the first backward of a process,
-    # torch's CUDA build, with no GPU either, starts autograd's device threads, and from
-    # then on refuses autograd in any forked child.
+    # In a new parent process: if torch.compile runs before the first backward pass,
+    # torch's CUDA build starts autograd's device threads, even without a GPU, and then
+    # rejects autograd in forked children.
     program = (
         "import torch; torch.set_num_threads(2)\n"
         "from tests.attention.test_threads import _compare_children, _torchless_child\n"
@@ -81,8 +81,8 @@ def _compare_children(
 
 
 def _torchless_child(seed: int, results: multiprocessing.Queue[float]) -> None:
-    """In a forked child torch's own parallel operators hang, ours must not;
-    get_num_threads() still says 2 here.
+    """In a forked child, torch's parallel operators hang and ours must not;
+    get_num_threads() still returns 2 here.
     """
     generator = torch.Generator().manual_seed(seed)
     torch.set_num_threads(1)

@@ -1,5 +1,5 @@
-"""The Triton kernels, on a GPU where there is one, else in Triton's interpreter: small
-shapes, the same answers.
+"""The Triton kernels, on a GPU if there is one, else in Triton's interpreter: small
+shapes, the same results.
 """
 
 from __future__ import annotations

@@ -123,7 +123,7 @@ def test_a_lack_of_disk_space_is_reported_before_anything_is_written(
 
 
 def in_a_process(path: Path, prelude: str) -> subprocess.CompletedProcess[str]:
-    """Builds the cache of a file in a process of its own, after some lines of Python."""
+    """Builds the cache of a file in a separate process, after some lines of Python."""
     script = (
         "import os, resource, signal, sys\n"
         "from fibopolicy.datasets import DemoFile, FrameCache, cache\n"

@@ -1,5 +1,5 @@
-"""Generated files of many layouts: each is cut into windows as it is stored, or refused
-in one line.
+"""Generated files of many layouts: each is cut into windows as it is stored, or
+rejected in one line.
 """
 
 from __future__ import annotations

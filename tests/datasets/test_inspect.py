@@ -15,7 +15,7 @@ Edited = Callable[[Callable[[h5py.File], object]], Path]
 
 def test_inspect_describes_the_human_demonstrations(human_file: Path) -> None:
     report = inspect(human_file)
-    for told in (
+    for line in (
         "45.9 MB",
         "Lift (type 1: robosuite, version unknown)",
         "OSC_POSE",
@@ -29,7 +29,7 @@ def test_inspect_describes_the_human_demonstrations(human_file: Path) -> None:
         "6: -1.000 .. +1.000, 100% at either end",
         "warning: attribute total says 9666, the demos hold 531 steps",
     ):
-        assert told in report
+        assert line in report
 
 
 def test_a_valid_file_has_no_warnings_and_names_its_origin(edited: Edited) -> None:

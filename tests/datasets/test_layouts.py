@@ -105,7 +105,7 @@ def variable_length(file: h5py.File) -> None:
 
 
 @pytest.mark.parametrize(
-    ("edit", "told"),
+    ("edit", "reason"),
     [
         (
             stored(np.zeros((8, 6, 3), np.float32)),
@@ -123,13 +123,13 @@ def variable_length(file: h5py.File) -> None:
     ],
 )
 def test_what_cannot_be_read_is_named_with_the_reason(
-    edited: Edited, edit: Callable[[h5py.File], None], told: str
+    edited: Edited, edit: Callable[[h5py.File], None], reason: str
 ) -> None:
     path = edited(edit)
     with DemoFile(path) as file:
         assert list(file.unreadable) == ["wrist_image"]
-        assert file.unreadable["wrist_image"].startswith(told)
-    assert f"not read: {told.partition(': ')[2]}" in inspect(path)
+        assert file.unreadable["wrist_image"].startswith(reason)
+    assert f"not read: {reason.partition(': ')[2]}" in inspect(path)
 
 
 @pytest.mark.parametrize(

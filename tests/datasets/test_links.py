@@ -1,4 +1,4 @@
-"""Files whose arrays lie in other files."""
+"""Files whose arrays are stored in other files."""
 
 from __future__ import annotations
 
@@ -318,7 +318,7 @@ def test_a_file_that_is_being_written_is_reported_as_such(path: Path, interrupte
 
 
 def read_split(path: Path, out: Path) -> None:
-    """References within a file are copied as they are, and then the copy must be refused."""
+    """References within a file are copied unchanged, and then the copy must be rejected."""
     split(path, out, valid_fraction=0)
     with DemoFile(out) as file:
         validate(file, CAMERAS, VECTORS)

@@ -63,7 +63,7 @@ def test_a_camera_is_not_accepted_as_a_vector(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("edit", "told"),
+    ("edit", "message"),
     [
         (
             replaced("obs/wrist_image", np.zeros((3, 8, 8, 3), np.uint8)),
@@ -99,9 +99,9 @@ def test_a_camera_is_not_accepted_as_a_vector(path: Path) -> None:
     ],
 )
 def test_invalid_content_is_named_by_demo_and_location(
-    edited: Edited, edit: Callable[[h5py.File], object], told: str
+    edited: Edited, edit: Callable[[h5py.File], object], message: str
 ) -> None:
-    assert told in refusal(edited(edit))
+    assert message in refusal(edited(edit))
 
 
 def task(name: str, kind: int, **settings: object) -> dict[str, object]:

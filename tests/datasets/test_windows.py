@@ -51,11 +51,11 @@ def test_windows_have_the_stated_shapes_and_dtypes(path: Path) -> None:
     dataset = windows(path, horizon=2, n_obs_steps=1)
     batch = dataset.batch(np.array([14, 0, 3, 3]))
     assert list(batch["obs"]) == [*CAMERAS, *VECTORS]
-    told = {
+    listed = {
         key: (value.shape, value.dtype.name)
         for key, value in [*batch["obs"].items(), ("actions", batch["actions"])]
     }
-    assert told == {
+    assert listed == {
         "agentview_image": ((4, 1, 8, 6, 3), "uint8"),
         "wrist_image": ((4, 1, 8, 6, 3), "uint8"),
         "eef_pos": ((4, 1, 3), "float32"),

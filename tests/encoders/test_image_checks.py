@@ -1,4 +1,4 @@
-"""An encoder takes the images it was built for, and refuses others."""
+"""An encoder takes the images it was built for and rejects others."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 
 
 class Mean(Encoder):
-    """As a user writes one, with no check of its own."""
+    """A custom encoder without checks."""
 
     def __init__(self, *, image_size: tuple[int, int]) -> None:
         super().__init__()

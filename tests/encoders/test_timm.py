@@ -188,9 +188,9 @@ def test_a_trial_draws_no_random_numbers() -> None:
     ],
 )
 def test_models_that_break_the_contract_are_rejected_at_once(name: str, message: str) -> None:
-    with pytest.raises(UserError, match=message) as refused:
+    with pytest.raises(UserError, match=message) as error:
         build_encoder(f"timm:{name}", image_size=(84, 84))
-    assert "\n" not in str(refused.value)
+    assert "\n" not in str(error.value)
 
 
 def test_published_weights_without_a_network_fail_at_once(

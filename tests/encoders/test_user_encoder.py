@@ -1,4 +1,4 @@
-"""An encoder of the user's own, by "module:function"."""
+"""A custom encoder, named as "module:function"."""
 
 from __future__ import annotations
 
@@ -73,9 +73,9 @@ def test_a_function_and_a_class_are_found_in_the_current_folder() -> None:
     ],
 )
 def test_an_invalid_encoder_is_a_one_line_error(name: str, message: str) -> None:
-    with pytest.raises(UserError, match=message) as told:
+    with pytest.raises(UserError, match=message) as error:
         build_encoder(name, image_size=(8, 8))
-    assert "\n" not in str(told.value)
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.usefixtures("here")

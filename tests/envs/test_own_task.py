@@ -126,9 +126,9 @@ def test_a_custom_task_is_collected_replayed_and_rolled_out_like_any_other() -> 
     ],
 )
 def test_an_invalid_task_is_a_one_line_error(name: str, message: str) -> None:
-    with pytest.raises(UserError, match=message) as told:
+    with pytest.raises(UserError, match=message) as error:
         make(name)
-    assert "\n" not in str(told.value)
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.usefixtures("here")

@@ -327,13 +327,15 @@ def test_an_arm_of_an_older_file_returns_to_its_commanded_orientation(
     blind: RobosuiteEnv,
 ) -> None:
     blind.reset(seed=0)
-    told = np.array(blind._env.robots[0].composite_controller.part_controllers["right"].goal_ori)
+    commanded = np.array(
+        blind._env.robots[0].composite_controller.part_controllers["right"].goal_ori
+    )
     for _ in range(20):  # the arm begins beside its nominal pose, and sags
         blind.advance(np.zeros(7))
     controller = blind._env.robots[0].composite_controller.part_controllers["right"]
-    np.testing.assert_array_equal(controller.goal_ori, told)
+    np.testing.assert_array_equal(controller.goal_ori, commanded)
     blind.advance(np.array([0, 0, 0, 0, 0, 0.2, 0]))
-    assert np.abs(controller.goal_ori - told).max() > 0.01
+    assert np.abs(controller.goal_ori - commanded).max() > 0.01
 
 
 def test_flat_controllers_become_composite_ones() -> None:

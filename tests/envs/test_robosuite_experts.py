@@ -79,17 +79,17 @@ def test_an_expert_recovers_from_a_push(env: RobosuiteEnv) -> None:
 @pytest.mark.slow
 def test_the_gripper_aligns_with_a_cube_only_from_above() -> None:
     env = RobosuiteEnv("robosuite/Stack", cameras=())
-    turned, aside = [], []
+    turned, sideways = [], []
     for seed in range(5):
         env.reset(seed=seed)
         first = Arm(env._env).yaw
         while (action := env.expert_action())[6] < 0:
             arm = Arm(env._env)
-            aside.append(float(np.linalg.norm((arm.position - arm.body("cubeA_main")[0])[:2])))
+            sideways.append(float(np.linalg.norm((arm.position - arm.body("cubeA_main")[0])[:2])))
             turned.append(abs(arm.yaw - first))
             env.advance(action)
     env.close()
-    assert max(turn for turn, off in zip(turned, aside, strict=True) if off > CUBE_SEEN) < 0.1
+    assert max(turn for turn, off in zip(turned, sideways, strict=True) if off > CUBE_SEEN) < 0.1
     assert max(turned) > 0.3
 
 

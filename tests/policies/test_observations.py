@@ -1,4 +1,4 @@
-"""Observations are like those of training, or are refused in one line."""
+"""Observations are like those of training, or are rejected in one line."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Random numbers belong to samples and to episodes, whatever is computed beside them."""
+"""Random numbers belong to samples and episodes, regardless of other computations."""
 
 from __future__ import annotations
 

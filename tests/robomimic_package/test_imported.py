@@ -1,4 +1,4 @@
-"""What robomimic trained acts here as it does in robomimic."""
+"""A policy that robomimic trained acts here as in robomimic."""
 
 from __future__ import annotations
 
