@@ -49,7 +49,7 @@ def test_a_file_without_a_task_gives_windows_but_cannot_be_simulated(
         lambda: generate(path, 1, tmp_path / "new.hdf5", workers=1),
     ):
         with pytest.raises(
-            UserError, match=r"demos.hdf5: the data name no task.*write the attribute env_args"
+            UserError, match=r"demos.hdf5: the data name no task.*add the attribute env_args"
         ):
             simulate()
 
