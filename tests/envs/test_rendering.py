@@ -109,7 +109,7 @@ def test_an_image_size_is_stored_in_its_shortest_form() -> None:
         ("84", "number of pixels, .* got '84'"),
         (84.5, "number of pixels, .* got 84.5"),
         ((24, 36, 3), r"number of pixels, .* got \(24, 36, 3\)"),
-        ({"wrist": 24}, "no size for workspace, but for wrist"),
+        ({"wrist": 24}, "no size for workspace, only for wrist"),
         ({"workspace": 24, "wrist": None}, "number of pixels, .* got None"),
     ],
 )
