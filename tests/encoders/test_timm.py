@@ -230,7 +230,7 @@ def test_images_are_normalised_as_the_model_was_trained() -> None:
     ("name", "options", "message"),
     [
         ("timm:vit_tinny_patch16_224", {}, "unknown timm model.*did you mean"),
-        ("timm:zzz", {}, r"unknown timm model .zzz.: say .* \(\d+ are known\)"),
+        ("timm:zzz", {}, r"unknown timm model .zzz.: for example .* \(\d+ are known\)"),
         ("timm:resnet18", {"attention": "fibottention"}, "convert takes timm vision transformers"),
         ("timm:resnet18", {"atention": "dense"}, "did you mean 'attention'"),
         ("tim:resnet18", {}, r"no module tim \(did you mean 'timm:resnet18'"),
