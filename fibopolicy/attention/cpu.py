@@ -97,7 +97,7 @@ def backward(
     q, k, v, out, grad = (with_contiguous_rows(x) for x in (q, k, v, out, grad))
     call = _Call(q, lse, pattern, zero_logit, scale)
     inputs = {"q": q, "k": k, "v": v, "out": out, "grad": grad}
-    results = {"dq": grads[0], "dk": grads[1], "dv": grads[2]}
+    results = dict(zip(("dq", "dk", "dv"), grads.unbind(0), strict=True))
     row = q.shape[-1] * call.size
     # a weight and a slope for each pair
     pairs = 2 * (call.neighbours.pairs_per_head + _VECTOR_BYTES // call.size)
@@ -123,6 +123,10 @@ def _pairs_within(near: Neighbours, rows: int) -> int:
     return max(
         int((near.start[:, min(i + rows, last)] - near.start[:, i]).max()) for i in range(last)
     )
+
+
+#: Two counters that threads share, each alone on its cache lines.
+_Counters = ctypes.c_int64 * (2 * _ALIGNMENT // 8)
 
 
 class _Call:
@@ -163,7 +167,8 @@ class _Call:
         kernel = kernels.kernels(*self.kernel)[name]
         scratch_bytes = math.ceil(scratch_bytes / _ALIGNMENT) * _ALIGNMENT
         scratch = self.lse.new_empty(self.threads * scratch_bytes + _ALIGNMENT, dtype=torch.uint8)
-        counters = (ctypes.c_int64 * (2 * _ALIGNMENT // 8))()
+        counters = _Counters()
+        ticket = ctypes.addressof(counters)
         size = inputs["q"].element_size()
         row_bytes = self.chunks * self.width * size
         # Results have no gaps, so every row starts at a multiple of 64 bytes if the
@@ -175,8 +180,8 @@ class _Call:
         )
         record = kernel.record(
             scale=self.scale,
-            ticket=ctypes.addressof(counters),
-            thread=ctypes.addressof(counters) + _ALIGNMENT,
+            ticket=ticket,
+            thread=ticket + _ALIGNMENT,
             units=self.batch * self.heads * self.blocks,
             blocks=self.blocks,
             heads=self.heads,
@@ -193,7 +198,7 @@ class _Call:
             prefetch_next=self.blocks == 1 and 2 * self.length * row_bytes <= _PREFETCH_BYTES,
             nontemporal=nontemporal,
             **self.neighbours.addresses,
-            **{name: kernels.Strided(*_strided(x, size)) for name, x in (inputs | results).items()},
+            **{name: _strided(x, size) for name, x in (inputs | results).items()},
         )
         _run(kernel.function.address, ctypes.addressof(record), self.threads)
 
