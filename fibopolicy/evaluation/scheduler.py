@@ -203,6 +203,7 @@ class Scheduler:
     def _begin(
         self, slot: _Slot, episode: Episode, init_states: InitStates, film: str | None
     ) -> None:
+        # Shared memory, which the simulator fills before each action that it asks for.
         episode.window = slot.simulator.window()
         slot.episode, slot.began = episode, time.perf_counter()
         slot.expect_heartbeat(START_LIMIT)

@@ -66,8 +66,8 @@ def train(config: TrainConfig, *, resume: bool = False, overwrite: bool = False)
 
 
 class Trainer:
-    """One run: `__init__` builds what a step needs and writes nothing, `train` is the
-    loop.
+    """One run: `__init__` builds what a step needs and leaves the run directory alone,
+    `train` is the loop.
 
     Attributes:
         config: with the precision resolved.
