@@ -425,7 +425,7 @@ class DemoFile:
             )
         yield from self._keys_missing_first(obs)
         if not self.obs:
-            yield f"no observations are stored, states and actions alone; {self.frames_advice}"
+            yield f"only states and actions are stored, no observations; {self.frames_advice}"
 
     def _keys_missing_first(self, obs: object) -> Iterator[str]:
         """A line on the first demo with observations that the first demo of all lacks."""

@@ -141,7 +141,7 @@ def _actions(file: DemoFile) -> Iterator[tuple[str, str]]:
 
 
 def _action_blocks(file: DemoFile) -> list[np.ndarray[Any, np.dtype[Any]]]:
-    """The actions of each demo that has them in the width and type of the file's."""
+    """The actions of each demo whose width and dtype are those of the file."""
     blocks = [file.read(demo, "actions") for demo in file.demos]
     return [
         block

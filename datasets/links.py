@@ -67,7 +67,7 @@ class Sources:
                 ...".
         """
         if depth > _MAX_DEPTH:
-            raise UserError("links to itself; replace the link by the data")
+            raise UserError("links to itself; replace the link with the data")
         parts = [part for part in path.split("/") if part not in ("", ".")]
         for position in range(1, len(parts) + 1):
             link = file.get("/".join(parts[:position]), getlink=True)
@@ -98,7 +98,7 @@ class Sources:
         own = _text(h5f.get_name(dataset))
         place = (os.path.realpath(own), h5py.h5i.get_name(dataset) or b"")
         if place in chain or len(chain) >= _MAX_DEPTH:
-            raise UserError("is a virtual dataset over itself; replace it by the data")
+            raise UserError("is a virtual dataset over itself; replace it with the data")
         files: set[str] = set()
         covered = 0
         for i in range(creation.get_virtual_count()):

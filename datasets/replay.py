@@ -68,7 +68,7 @@ class FrameMatch:
 
     @property
     def upside_down(self) -> bool:
-        # In Lift, frames of old and new robosuites differ by 4 in the wrist camera and by
+        # In Lift, frames of old and new robosuite versions differ by 4 in the wrist camera and by
         # 24 in the front one; flipped ones by over 70.
         return self.flipped < 0.7 * self.upright
 

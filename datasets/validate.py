@@ -128,7 +128,7 @@ def clipped(actions: Floats, env_args: Mapping[str, Any]) -> tuple[Floats, str |
 def _check_key(file: DemoFile, kind: str, key: str, known: Sequence[str], expected: str) -> None:
     if not file.obs:
         raise file.error(
-            f"no observations are stored, states and actions alone; {file.frames_advice}"
+            f"only states and actions are stored, no observations; {file.frames_advice}"
         )
     if key in file.obs and key not in known:
         shape, dtype = file.obs[key]

@@ -50,8 +50,8 @@ class WindowDataset:
     the last repeat the last. A window never reaches into another demo. Sample i is step
     i of the concatenated demos.
 
-    Frames lie in a memory-mapped cache, so that memory does not grow with them; vectors
-    and actions lie in memory.
+    Frames are read from a memory-mapped cache, so memory use does not grow with them;
+    vectors and actions are held in memory.
 
     Args:
         path: a robomimic HDF5 file, or an open one, which stays open; it is validated

@@ -23,7 +23,7 @@ class DemoWriter:
     """Writes a new file, which appears at the end of the `with` block, or not at all on
     an error.
 
-    Arrays are stored contiguous, uncompressed and without the time of writing, so that
+    Arrays are stored contiguously, uncompressed and without timestamps, so that
     the same content gives the same bytes. Every observation also gets its `next_obs`,
     which robomimic's `SequenceDataset` requires; it is an HDF5 virtual dataset over
     `obs`, so that images are not stored twice.

@@ -48,7 +48,7 @@ def configure_gl() -> None:
     """
     if not os.environ.get("MUJOCO_GL") and sys.platform == "linux":
         os.environ["MUJOCO_GL"] = "egl"
-    # If mujoco was imported earlier, it settled for a window system: robosuite sets
+    # If mujoco was imported earlier, it chose a window system: robosuite sets
     # MUJOCO_GL only afterwards. If a reload would fail, the first frame raises the
     # error.
     chosen = os.environ.get("MUJOCO_GL", "").strip().lower()

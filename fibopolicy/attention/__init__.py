@@ -1,6 +1,6 @@
 """Fibottention: sparse attention whose heads keep different, Fibonacci-like diagonals.
 
-Needs torch and numpy alone; with numba its CPU kernels are compiled, with triton those
+Needs only torch and numpy; with numba its CPU kernels are compiled, with triton those
 for CUDA.
 """
 

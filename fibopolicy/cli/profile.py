@@ -40,7 +40,7 @@ class _Timed(OptionalOutput):
 
 @dataclass(frozen=True)
 class ProfileAttention(_Timed):
-    """Time sparse and dense attention in turns; with --out, also plot the speed-up
+    """Time sparse and dense attention, interleaved; with --out, also plot the speed-up
     against N.
 
     Example: fibopolicy profile attention --out attention.json

@@ -629,8 +629,8 @@ def _mismatch(init_states: InitStates, index: int, cameras: Sequence[str], info:
     same = "settings and versions are the same, so OpenGL renders differently here"
     return (
         f"initial state {index} of {info.task_id} does not look as it did when it was stored"
-        f" ({', '.join(cameras)}); {'; '.join(changes) or same}; make them again, or pass"
-        " --allow-mismatch"
+        f" ({', '.join(cameras)}); {'; '.join(changes) or same}; create them again with"
+        " fibopolicy init-states, or pass --allow-mismatch"
     )
 
 

@@ -159,7 +159,7 @@ def prepare_output(config: Any, *, overwrite: bool) -> Path:
 
 
 def observation_sections(observation: Any) -> Iterator[Any]:
-    """The parts of `config.observation` that have modalities; hierarchical algorithms
+    """The sections of `config.observation` that have modalities; hierarchical algorithms
     have several.
     """
     if "modalities" in observation:

@@ -1,5 +1,5 @@
 """The costs of an encoder: parameters, multiply-accumulates, kept token pairs, and the
-latency, measured in turns with the other encoders of the study.
+latency, measured interleaved with the other encoders of the study.
 """
 
 from __future__ import annotations

@@ -139,7 +139,7 @@ def _check_and_measure(study: StudyDirectory, sizes: list[ModelSize]) -> None:
         _log.info("%s", line)
     for caution in cautions:
         warnings.warn(caution, stacklevel=2)
-    _log.info("measuring %d encoders in turns", len(study.config.encoders))
+    _log.info("timing %d encoders, interleaved", len(study.config.encoders))
     with torch_threads(study.config.threads):
         costs = encoder_costs(sizes, study.config.device)
     for size, cost in zip(sizes, costs, strict=True):

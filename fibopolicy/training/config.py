@@ -191,7 +191,7 @@ class TrainConfig:
             keys = getattr(self, name) or ()
             if len(set(keys)) < len(keys):
                 raise UserError(
-                    f"{name}: {', '.join(keys)} names one twice; name each observation once"
+                    f"{name}: {', '.join(keys)} lists an observation twice; list each once"
                 )
         try:
             str(self.out).encode()

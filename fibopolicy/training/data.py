@@ -105,7 +105,7 @@ def _keys(config: TrainConfig, file: DemoFile) -> tuple[tuple[str, ...], tuple[s
             reasons = "".join(f"; {key} is {reason}" for key, reason in file.unreadable.items())
             raise file.error(
                 f"holds no images for the encoder{reasons}; {file.frames_advice}, or pass an empty"
-                " --cameras to train on vectors alone"
+                " --cameras to train on vectors only"
             )
     if not cameras and not vectors:
         raise file.error(

@@ -66,7 +66,7 @@ class World:
         return self.rank == 0
 
     def device(self, name: str | None) -> torch.device:
-        """Like `resolve_device`; each process on a machine with GPUs gets a different one."""
+        """Like `resolve_device`; each process on a machine with GPUs gets a different GPU."""
         device = resolve_device(name)
         if self.size == 1 or device.type != "cuda":
             return device

@@ -353,6 +353,6 @@ def test_a_broken_group_is_a_one_line_error_wherever_it_is_read(path: Path) -> N
             inspect(path)
         except UserError as error:
             expected.append(str(error))
-    # the file, data, every demo; damage below that is expected as a warning
+    # the file, data, every demo; corruption below that is expected as a warning
     assert len(expected) >= 1 + 1 + 3
     assert not any("\n" in message for message in expected)

@@ -206,5 +206,5 @@ def test_each_file_is_opened_once(
 
 @pytest.mark.parametrize("name", ["cameras", "vectors"])
 def test_a_repeated_observation_is_rejected(tmp_path: Path, name: str) -> None:
-    with pytest.raises(UserError, match=f"{name}: a, b, a names one twice"):
+    with pytest.raises(UserError, match=f"{name}: a, b, a lists an observation twice"):
         TrainConfig(tmp_path / "data.hdf5", tmp_path / "run", **{name: ("a", "b", "a")})
