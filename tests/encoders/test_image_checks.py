@@ -53,7 +53,7 @@ def test_images_are_encoded_unchanged_or_rejected(
 ) -> None:
     shape = (2, 3, 36, 48) if right else shape
     for encoder in encoders.values():
-        images = torch.zeros(shape, dtype=dtype)
+        images = torch.zeros((), dtype=dtype).expand(shape)  # takes no memory
         if shape[1:] == (3, 36, 48) and dtype == torch.float32:
             assert encoder(images)[1].shape == (shape[0], encoder.output_dim)
         else:
