@@ -312,7 +312,7 @@ def key_that_the_first_lacks(file: h5py.File) -> None:
         (no_version, "no env_version"),
         (no_num_samples, "1 demos without num_samples"),
         (foreign_group, "ignored in data: notes"),
-        (no_observations, "no observations are stored"),
+        (no_observations, "only states and actions are stored"),
     ],
 )
 def test_harmless_deviations_are_read_with_one_warning(
