@@ -12,15 +12,13 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from command import call
+from command import TINY_ENCODER_OPTIONS, call
 
 import fibopolicy
 from fibopolicy import cli
 from fibopolicy.errors import UserError
 from fibopolicy.policies.base import PolicyConfig
 from fibopolicy.training import TrainConfig
-
-TINY = ["--encoder-options", "patch_size", "12", "width", "24", "depth", "1", "heads", "2"]
 
 
 @pytest.mark.slow
@@ -48,7 +46,16 @@ def test_a_policy_is_trained_on_collected_demos_and_evaluated(
     assert "fibopolicy/Reach-v0" in out
     assert "train (10 demos)" in out
     code, _, _ = call(
-        monkeypatch, capsys, "train", "--dataset", data, "--out", run, "--steps", "5", *TINY
+        monkeypatch,
+        capsys,
+        "train",
+        "--dataset",
+        data,
+        "--out",
+        run,
+        "--steps",
+        "5",
+        *TINY_ENCODER_OPTIONS,
     )
     assert code == 0
     code, out, _ = call(monkeypatch, capsys, "evaluate", run, "--episodes", "2", "--horizon", "8")
@@ -106,7 +113,16 @@ def test_a_meta_world_task_is_collected_trained_on_and_evaluated(
     assert "scripted expert\n" in out
     assert re.search("successes +2 of 2", out)
     code, _, _ = call(
-        monkeypatch, capsys, "train", "--dataset", data, "--out", run, "--steps", "3", *TINY
+        monkeypatch,
+        capsys,
+        "train",
+        "--dataset",
+        data,
+        "--out",
+        run,
+        "--steps",
+        "3",
+        *TINY_ENCODER_OPTIONS,
     )
     assert code == 0
     code, out, _ = call(monkeypatch, capsys, "evaluate", run, "--episodes", "2", "--horizon", "8")
@@ -158,7 +174,7 @@ def test_broken_files_are_named_in_one_line(
             str(path),
             "--out",
             str(tmp_path / "run"),
-            *TINY,
+            *TINY_ENCODER_OPTIONS,
         )
         assert code == 2, name
         assert len(err.strip().splitlines()) == 1, err
@@ -188,7 +204,7 @@ def test_harmless_deviations_give_a_warning_and_can_be_trained_on(
         str(tmp_path / "run"),
         "--steps",
         "1",
-        *TINY,
+        *TINY_ENCODER_OPTIONS,
     )
     assert code == 0
     assert "warning" in err

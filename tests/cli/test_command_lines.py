@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from command import call
+from command import TINY_ENCODER_OPTIONS, call
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from made_rows import make_run
@@ -36,15 +36,7 @@ Patch = pytest.MonkeyPatch
 TINY = [
     "--steps",
     "1",
-    "--encoder-options",
-    "patch_size",
-    "12",
-    "width",
-    "24",
-    "depth",
-    "1",
-    "heads",
-    "2",
+    *TINY_ENCODER_OPTIONS,
     "--device",
     "cpu",
 ]

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import h5py
 import pytest
+from command import TINY_ENCODER_OPTIONS
 from made_rows import make_run
 
 from fibopolicy import cli
@@ -102,12 +103,29 @@ def test_any_terminal_shows_any_file_name(
         file["data"].attrs["total"] = 7  # a warning that names the file
     runs = tmp_path / "\u00fc \u2192"
     one, two = (make_run(folder / name, [True, False, True]) for name in ("\u00e9", "b"))
-    tiny = ["--encoder-options", "patch_size", "12", "width", "24", "depth", "1", "heads", "2"]
     commands = {
         ("inspect", str(data)): 0,
         ("split", str(data), "--out", str(folder / "split.hdf5")): 0,
-        ("train", "--dataset", str(data), "--out", str(runs), "--steps", "1", *tiny): 0,
-        ("train", "--dataset", str(data), "--out", str(folder / "run"), "--steps", "1", *tiny): 2,
+        (
+            "train",
+            "--dataset",
+            str(data),
+            "--out",
+            str(runs),
+            "--steps",
+            "1",
+            *TINY_ENCODER_OPTIONS,
+        ): 0,
+        (
+            "train",
+            "--dataset",
+            str(data),
+            "--out",
+            str(folder / "run"),
+            "--steps",
+            "1",
+            *TINY_ENCODER_OPTIONS,
+        ): 2,
         ("results", str(one), str(two), "--out", str(folder / "rates.json")): 0,
         ("compare", str(one), str(two), "--out", str(folder / "page.html")): 0,
         ("plot-pattern", "--tokens", "16", "--out", str(folder / "pattern.png")): 0,

@@ -8,6 +8,19 @@ import pytest
 
 from fibopolicy import cli
 
+#: Words of a command line that make an encoder as small as a test needs.
+TINY_ENCODER_OPTIONS = [
+    "--encoder-options",
+    "patch_size",
+    "12",
+    "width",
+    "24",
+    "depth",
+    "1",
+    "heads",
+    "2",
+]
+
 
 def call(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: str

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from command import TINY_ENCODER_OPTIONS
 from ranks import Call, Outcome, in_two_processes
 from safetensors.torch import load_file
 
@@ -180,15 +181,7 @@ def test_torchrun_starts_the_command(
         "1",
     ]
     options += [
-        "--encoder-options",
-        "patch_size",
-        "12",
-        "width",
-        "24",
-        "depth",
-        "1",
-        "heads",
-        "2",
+        *TINY_ENCODER_OPTIONS,
         "--log-every",
         "1",
     ]

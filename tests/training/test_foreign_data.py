@@ -15,7 +15,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from command import call
+from command import TINY_ENCODER_OPTIONS, call
 
 from fibopolicy.datasets import DemoWriter
 from fibopolicy.errors import UserError
@@ -151,15 +151,7 @@ def test_data_of_another_simulator_can_be_trained_on_but_not_rolled_out(
     options = (
         "--steps",
         "2",
-        "--encoder-options",
-        "patch_size",
-        "12",
-        "width",
-        "24",
-        "depth",
-        "1",
-        "heads",
-        "2",
+        *TINY_ENCODER_OPTIONS,
     )
     code, out, _ = call(
         monkeypatch, capsys, "train", "--dataset", str(path), "--out", str(run), *options
@@ -194,15 +186,7 @@ def test_the_next_command_is_printed_for_a_known_task_and_quoted(
     options = (
         "--steps",
         "2",
-        "--encoder-options",
-        "patch_size",
-        "12",
-        "width",
-        "24",
-        "depth",
-        "1",
-        "heads",
-        "2",
+        *TINY_ENCODER_OPTIONS,
     )
     _, out, _ = call(
         monkeypatch, capsys, "train", "--dataset", str(lift_file), "--out", str(run), *options

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from command import TINY_ENCODER_OPTIONS
 from torch import nn
 
 from fibopolicy.errors import UserError
@@ -168,15 +169,7 @@ def test_rollouts_end_when_their_training_is_killed(
         str(tmp_path / "run"),
     ]
     command += [
-        "--encoder-options",
-        "patch_size",
-        "12",
-        "width",
-        "24",
-        "depth",
-        "1",
-        "heads",
-        "2",
+        *TINY_ENCODER_OPTIONS,
         "--batch-size",
         "2",
     ]

@@ -13,6 +13,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
+from command import TINY_ENCODER_OPTIONS
 from safetensors.torch import load_file
 from torch import nn
 
@@ -91,15 +92,7 @@ def test_a_killed_run_resumes_to_bit_identical_weights(lift_file: Path, tmp_path
         "8",
     ]
     base += [
-        "--encoder-options",
-        "patch_size",
-        "12",
-        "width",
-        "24",
-        "depth",
-        "1",
-        "heads",
-        "2",
+        *TINY_ENCODER_OPTIONS,
         "--shift",
         "2",
     ]
