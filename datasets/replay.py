@@ -74,7 +74,7 @@ class FrameMatch:
 
 
 @dataclass(frozen=True)
-class Replay:
+class ReplayResult:
     """A file's demonstrations, replayed.
 
     Args:
@@ -102,7 +102,7 @@ def replay(
     filter_key: str | None = None,
     workers: int | None = None,
     skip_corrupt: bool = False,
-) -> Replay:
+) -> ReplayResult:
     """Execute each demonstration's actions from its first state, without correction.
 
     The actions are `executed_actions` where a file has them, else `actions`. The recorded
@@ -161,7 +161,7 @@ def replay(
         )
     if not rows:
         raise UserError(f"{path}: no demo could be replayed; {next(iter(skipped.values()))}")
-    return Replay(
+    return ReplayResult(
         Path(path),
         env_args["env_name"],
         tuple(rows[demo] for demo in demos if demo in rows),
@@ -170,7 +170,7 @@ def replay(
     )
 
 
-def table(done: Replay) -> str:
+def table(done: ReplayResult) -> str:
     """A plain-text table: one line per demo, what was skipped, and the drift over all."""
     width = max(len("demo"), *(len(row.demo) for row in done.demos))
     lines = [f"{'demo':<{width}}  steps  success at  max drift  final drift"]
@@ -197,7 +197,7 @@ def table(done: Replay) -> str:
     return "\n".join(lines)
 
 
-def write_replay(path: Path, done: Replay, rate: Mapping[str, float]) -> None:
+def write_replay(path: Path, done: ReplayResult, rate: Mapping[str, float]) -> None:
     """A JSON file of the rows and the success rate, with hardware and versions."""
     document = {
         "file": done.path.name,

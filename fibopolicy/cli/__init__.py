@@ -21,7 +21,7 @@ from typing import Any
 import tyro
 
 from fibopolicy.cli.data import Collect, Download, Generate, Inspect, Render, Replay, Split
-from fibopolicy.cli.evaluate import Compare, Evaluate, InitStates, Results
+from fibopolicy.cli.evaluate import Compare, Evaluate, MakeInitStates, Results
 from fibopolicy.cli.options import join_help_lines
 from fibopolicy.cli.profile import PlotPattern, Profile
 from fibopolicy.cli.robomimic import RobomimicCommand
@@ -42,7 +42,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "replay": Replay,
     "render": Render,
     "train": Train,
-    "init-states": InitStates,
+    "init-states": MakeInitStates,
     "evaluate": Evaluate,
     "results": Results,
     "compare": Compare,

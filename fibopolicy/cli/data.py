@@ -8,12 +8,12 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from fibopolicy.cli.options import Demos, OptionalOutput, Output, Recording, Workers
+from fibopolicy.cli.options import Demos, OptionalOutput, Output, RecordingOptions, Workers
 from fibopolicy.utils.files import check_output
 
 
 @dataclass(frozen=True, kw_only=True)
-class Collect(Recording):
+class Collect(RecordingOptions):
     """Record demonstrations of a task's scripted expert in a robomimic HDF5 file.
 
     Example: fibopolicy collect Lift-v0 --episodes 400 --out lift.hdf5
@@ -55,7 +55,7 @@ class Collect(Recording):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Generate(Recording, Demos):
+class Generate(RecordingOptions, Demos):
     """Generate many demonstrations from a few: transfer them to new scenes of a
     robosuite task, and keep the successes. The output has no images.
 
@@ -151,7 +151,7 @@ class Split(Output):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Render(Recording, Demos):
+class Render(RecordingOptions, Demos):
     """Render new images for demonstrations: restore each stored state and render it.
     The file needs states, not observations.
 

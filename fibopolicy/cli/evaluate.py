@@ -191,7 +191,7 @@ def read_methods(runs: Sequence[Path], groups: Sequence[str], selector: Selector
 
 
 @dataclass(frozen=True, kw_only=True)
-class InitStates(Output):
+class MakeInitStates(Output):
     """Store initial states of a task. `evaluate --init-states FILE` restores them, so
     that every policy runs the same episodes.
 

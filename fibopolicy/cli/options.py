@@ -37,7 +37,7 @@ class Workers:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recording(Workers, Output):
+class RecordingOptions(Workers, Output):
     resume: bool = False
     """Resume an interrupted command."""
 

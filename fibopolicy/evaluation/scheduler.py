@@ -42,7 +42,7 @@ FrameCheck = Callable[[int, Mapping[str, str]], None]
 
 
 @dataclass
-class Throughput:
+class SimulationThroughput:
     """Totals: seconds, seconds in the policy, its calls and rows, control steps."""
 
     wall_s: float = 0.0
@@ -131,7 +131,7 @@ class Scheduler:
             if workers > 1:
                 raise UserError(f"the viewer shows one simulator, got {workers} workers")
         check_importable("the function that makes the environment", make_env)
-        self.throughput = Throughput()
+        self.throughput = SimulationThroughput()
         self._open_simulator = functools.partial(Simulator, make_env, n_obs_steps, viewer)
         self._step_timeout, self._max_retries = step_timeout, max_retries
         self._failed_starts, self._warned = 0, False

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from fibopolicy.report.document import (
     FRAME_COLOURS,
-    Block,
+    DocumentBlock,
     Facts,
     Heading,
     Note,
@@ -41,7 +41,7 @@ def text(comparison: Comparison, effect_sizes: Sequence[float]) -> str:
     """
     parts = [
         summary(comparison),
-        aligned(rate_rows(comparison)),
+        aligned(method_rate_rows(comparison)),
         aligned(difference_rows(comparison)),
         "\n".join(notes(comparison)),
         (
@@ -73,14 +73,14 @@ def write_comparison_page(
             {method.name: method.results(comparison.init_states) for method in comparison.methods},
             success,
         )
-        blocks: list[Block] = [
+        blocks: list[DocumentBlock] = [
             Note(summary(comparison)),
             Heading("Differences"),
             Table(difference_rows(comparison), words=("verdict",)),
             Picture(forest, "differences from the baseline with 95 % intervals"),
             *map(Note, notes(comparison)),
             Heading("Success rates"),
-            Table(rate_rows(comparison)),
+            Table(method_rate_rows(comparison)),
             Heading("Success against time"),
             Picture(success, SUCCESS_BY_STEP),
             Note(SUCCESS_BY_STEP),
@@ -125,7 +125,7 @@ def summary(comparison: Comparison) -> str:
     )
 
 
-def rate_rows(comparison: Comparison) -> Rows:
+def method_rate_rows(comparison: Comparison) -> Rows:
     """The rate of each method, below the titles."""
     rows = [["", "step", "seeds", "errors", "successes", "rate", "95 % interval"]]
     for method, rate in zip(comparison.methods, comparison.rates, strict=True):

@@ -22,7 +22,7 @@ from fibopolicy.utils.files import atomic_write
 FRAME_COLOURS = "Grey frame: running. Green: success. Red: not solved within the horizon."
 
 
-class Block:
+class DocumentBlock:
     """A piece of a document."""
 
     @property
@@ -32,20 +32,20 @@ class Block:
 
 
 @dataclass(frozen=True)
-class Heading(Block):
+class Heading(DocumentBlock):
     text: str
     level: int = 2
 
 
 @dataclass(frozen=True)
-class Contents(Block):
+class Contents(DocumentBlock):
     """Links to headings; not in Markdown, whose viewers make their own."""
 
     headings: Sequence[str]
 
 
 @dataclass(frozen=True)
-class Answers(Block):
+class Answers(DocumentBlock):
     """The first lines of a document.
 
     Args:
@@ -56,7 +56,7 @@ class Answers(Block):
 
 
 @dataclass(frozen=True)
-class Note(Block):
+class Note(DocumentBlock):
     text: str
 
 
@@ -76,7 +76,7 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Table(Block):
+class Table(DocumentBlock):
     """A table; on a phone each row becomes a card.
 
     Args:
@@ -107,14 +107,14 @@ class Table(Block):
 
 
 @dataclass(frozen=True)
-class Facts(Block):
+class Facts(DocumentBlock):
     """Names with their values."""
 
     facts: Mapping[str, str]
 
 
 @dataclass(frozen=True)
-class Picture(Block):
+class Picture(DocumentBlock):
     """An SVG file, embedded in HTML.
 
     Args:
@@ -126,26 +126,26 @@ class Picture(Block):
 
 
 @dataclass(frozen=True)
-class Video(Block):
+class Video(DocumentBlock):
     """An mp4 file, embedded in HTML."""
 
     path: Path
 
 
 @dataclass(frozen=True)
-class Folded(Block):
+class Folded(DocumentBlock):
     """Blocks that a reader of the page unfolds; not in Markdown, which cannot fold."""
 
     summary: str
-    blocks: Sequence[Block]
+    blocks: Sequence[DocumentBlock]
 
 
-def write_html(path: Path, title: str, blocks: Sequence[Block]) -> None:
+def write_html(path: Path, title: str, blocks: Sequence[DocumentBlock]) -> None:
     """Write a page with its pictures and videos embedded."""
     _write(path, _templates().get_template("page.html").render(title=title, blocks=blocks))
 
 
-def write_markdown(path: Path, title: str, blocks: Sequence[Block]) -> None:
+def write_markdown(path: Path, title: str, blocks: Sequence[DocumentBlock]) -> None:
     """Write a Markdown file that links to pictures and videos in its folder."""
     template = _templates().get_template("page.md")
     _write(path, template.render(title=title, blocks=blocks, folder=path.parent))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from fibopolicy.policies.run_directory import RunDirectory, render_quality
 from fibopolicy.report.document import (
     FRAME_COLOURS,
-    Block,
+    DocumentBlock,
     Facts,
     Heading,
     Note,
@@ -53,7 +53,7 @@ def write_run_page(
 
     success = files.success_by_step(first.checkpoint, first.init_seed)
     plot_success_by_step({"": [[row for row in evaluation.rows if not row.error]]}, success)
-    blocks: list[Block] = [
+    blocks: list[DocumentBlock] = [
         Heading("Success rate"),
         Table(rate_rows({encoder: evaluation.rate})),
     ]

@@ -26,9 +26,9 @@ from fibopolicy.policies.run_directory import RunDirectory
 from fibopolicy.report.document import (
     FRAME_COLOURS,
     Answers,
-    Block,
     Cell,
     Contents,
+    DocumentBlock,
     Facts,
     Folded,
     Heading,
@@ -56,7 +56,7 @@ from fibopolicy.study.grid import in_file_name
 from fibopolicy.study.records import State, Study
 from fibopolicy.study.results import (
     EncoderComparison,
-    Results,
+    StudyResults,
     Verdict,
     measured,
     results,
@@ -116,7 +116,7 @@ def write_report(path: Path, *, videos: bool = False) -> Path:
     return folder / "report.html"
 
 
-def _blocks(found: Results, folder: Path, *, videos: bool) -> list[Block]:
+def _blocks(found: StudyResults, folder: Path, *, videos: bool) -> list[DocumentBlock]:
     sections = [
         *_success(found),
         *_differences(found, folder),
@@ -133,7 +133,7 @@ def _blocks(found: Results, folder: Path, *, videos: bool) -> list[Block]:
 # The answer.
 
 
-def answers(found: Results) -> list[tuple[str, str]]:
+def answers(found: StudyResults) -> list[tuple[str, str]]:
     """A mark ("good", "bad", "open") and a sentence for each encoder except the
     baseline; for each policy and init too, unless there are too many.
     """
@@ -147,7 +147,7 @@ def answers(found: Results) -> list[tuple[str, str]]:
     return [_answer(found, candidate, s) for candidate in candidates for s in study.settings]
 
 
-def _answer(found: Results, candidate: str, setting: tuple[str, str]) -> tuple[str, str]:
+def _answer(found: StudyResults, candidate: str, setting: tuple[str, str]) -> tuple[str, str]:
     """For example `fib against dense: **not inferior** (margin 5 points) on Lift
     (difference +1.0 points [-1.2, +3.3]); **undecided** on Push (...).`
     """
@@ -178,7 +178,7 @@ def _answer(found: Results, candidate: str, setting: tuple[str, str]) -> tuple[s
     return _mark(comparisons, bool(missing)), text + _caveat(comparisons)
 
 
-def _counted_answer(found: Results, candidate: str) -> tuple[str, str]:
+def _counted_answer(found: StudyResults, candidate: str) -> tuple[str, str]:
     """For example `fib against dense: **not inferior** (margin 5 points) in 5 of 5
     conditions, better in 2 of these (Lift bc scratch and Lift flow scratch).`
     """
@@ -247,7 +247,7 @@ def _names(group: Sequence[EncoderComparison]) -> str:
 
 
 def _why_no_answer(
-    found: Results, candidate: str, tasks: Sequence[str], settings: Sequence[tuple[str, str]]
+    found: StudyResults, candidate: str, tasks: Sequence[str], settings: Sequence[tuple[str, str]]
 ) -> str:
     unfinished = False
     for encoder in (candidate, found.study.baseline):
@@ -281,7 +281,7 @@ def _caveat(comparisons: Sequence[EncoderComparison]) -> str:
     return ""
 
 
-def _design(found: Results) -> str:
+def _design(found: StudyResults) -> str:
     """What was compared, how often, and what does not count, in one paragraph."""
     study = found.study
     runs = [run for one in study.conditions for run in one.runs]
@@ -321,7 +321,7 @@ def _steps(study: Study) -> str:
 # The sections of the page.
 
 
-def _titled(study: Study, setting: tuple[str, str]) -> list[Block]:
+def _titled(study: Study, setting: tuple[str, str]) -> list[DocumentBlock]:
     """A heading with policy and init, if there are several."""
     return [Heading(", ".join(setting), 3)] if len(study.settings) > 1 else []
 
@@ -332,7 +332,7 @@ def _plot(folder: Path, name: str, study: Study, setting: tuple[str, str]) -> Pa
     return folder / f"{name}{ending if len(study.settings) > 1 else ''}.svg"
 
 
-def _success(found: Results) -> list[Block]:
+def _success(found: StudyResults) -> list[DocumentBlock]:
     study, blocks = found.study, [Heading("Success"), *_success_tables(found)]
     if len(study.seeds) == 1:
         note = (
@@ -353,12 +353,12 @@ def _success(found: Results) -> list[Block]:
     return blocks
 
 
-def _success_tables(found: Results) -> list[Block]:
+def _success_tables(found: StudyResults) -> list[DocumentBlock]:
     """Encoders by tasks for each init; or with several policies, policies by encoders
     for each task.
     """
     study = found.study
-    blocks: list[Block] = []
+    blocks: list[DocumentBlock] = []
     if len(study.policies) == 1:
         for setting in study.settings:
             blocks += [*_titled(study, setting), Table(success_table(found, setting))]
@@ -379,11 +379,11 @@ def _success_tables(found: Results) -> list[Block]:
     return [*blocks, Note(note)]
 
 
-def _differences(found: Results, folder: Path) -> list[Block]:
+def _differences(found: StudyResults, folder: Path) -> list[DocumentBlock]:
     study, number = found.study, len(found.comparisons)
     if not found.comparisons and not found.unpaired:
         return []
-    blocks: list[Block] = [Heading(f"Differences from {study.baseline}")]
+    blocks: list[DocumentBlock] = [Heading(f"Differences from {study.baseline}")]
     for setting in study.settings:
         if comparisons := found.of(setting):
             path = _plot(folder, "differences", study, setting)
@@ -436,9 +436,9 @@ def _intervals(comparisons: Sequence[EncoderComparison]) -> dict[str, list[Inter
     return groups
 
 
-def _costs(found: Results, folder: Path) -> list[Block]:
+def _costs(found: StudyResults, folder: Path) -> list[DocumentBlock]:
     study = found.study
-    blocks: list[Block] = [Heading("Success against cost")]
+    blocks: list[DocumentBlock] = [Heading("Success against cost")]
     for setting in study.settings:
         blocks += _titled(study, setting)
         if panels := _tradeoffs(found, setting):
@@ -459,7 +459,7 @@ def _costs(found: Results, folder: Path) -> list[Block]:
     return [*blocks, Note(note)]
 
 
-def _tradeoffs(found: Results, setting: tuple[str, str]) -> dict[str, list[Tradeoff]]:
+def _tradeoffs(found: StudyResults, setting: tuple[str, str]) -> dict[str, list[Tradeoff]]:
     """Success and costs of the encoders by task, where any cost was measured."""
     panels = {}
     for task in found.study.tasks:
@@ -483,8 +483,8 @@ _CURVES = {
 }
 
 
-def _learning_curves(study: Study, folder: Path) -> list[Block]:
-    blocks: list[Block] = []
+def _learning_curves(study: Study, folder: Path) -> list[DocumentBlock]:
+    blocks: list[DocumentBlock] = []
     for setting in study.settings:
         curves: dict[str, dict[str, dict[str, Band]]] = {}
         for one in study.conditions:
@@ -516,11 +516,11 @@ def _curve(rows: Sequence[Mapping[str, Any]], name: str) -> NDArray[np.float64]:
     return finite
 
 
-def _videos(found: Results, folder: Path, *, film: bool) -> list[Block]:
+def _videos(found: StudyResults, folder: Path, *, film: bool) -> list[DocumentBlock]:
     shown, problems = films(found, folder, make=film)
     if not shown and not problems:
         return []
-    blocks: list[Block] = [Heading("Side by side")]
+    blocks: list[DocumentBlock] = [Heading("Side by side")]
     for one, path in shown:
         where = [one.subject, *(one.setting if len(found.study.settings) > 1 else ())]
         title = f"{', '.join(where)}: {one.baseline} and {one.candidate}"
@@ -533,7 +533,7 @@ def _videos(found: Results, folder: Path, *, film: bool) -> list[Block]:
 
 
 def films(
-    found: Results, folder: Path, *, make: bool
+    found: StudyResults, folder: Path, *, make: bool
 ) -> tuple[list[tuple[EncoderComparison, Path]], list[str]]:
     """Videos of baseline and candidate on initial states that only one of them solved,
     by the first seed of each.
@@ -595,14 +595,14 @@ def film_pair(study: Study, one: EncoderComparison, path: Path, episodes: int) -
     )
 
 
-def _missing(study: Study) -> list[Block]:
+def _missing(study: Study) -> list[DocumentBlock]:
     table = missing_table(study)
     if len(table) == 1:
         return []
     return [Heading("Missing and failed"), Table(table, words=("state", "error", "log"))]
 
 
-def _how_it_was_made(study: Study) -> list[Block]:
+def _how_it_was_made(study: Study) -> list[DocumentBlock]:
     document, environment = study.document, study.environment
     hardware = [str(environment[n]) for n in ("processor", "gpu") if environment.get(n)]
     if cores := environment.get("cores"):

@@ -180,7 +180,7 @@ class EncoderComparison:
 
 
 @dataclass(frozen=True)
-class Results:
+class StudyResults:
     """All numbers of a study.
 
     Args:
@@ -207,7 +207,7 @@ class Results:
         return [one for one in self.comparisons if one.setting == setting]
 
 
-def results(study: Study) -> Results:
+def results(study: Study) -> StudyResults:
     """Compute all numbers of a study from the rows of its finished runs.
 
     Holm's correction counts all comparisons that could be made, the means over tasks
@@ -216,7 +216,7 @@ def results(study: Study) -> Results:
     Raises:
         UserError: two training seeds of a condition hold the same weights.
     """
-    found = Results(study, tuple(map(_condition_result, study.conditions)), (), ())
+    found = StudyResults(study, tuple(map(_condition_result, study.conditions)), (), ())
     comparisons: list[EncoderComparison] = []
     unpaired: list[str] = []
     for setting in study.settings:

@@ -19,7 +19,7 @@ from fibopolicy.study.results import (
     RUN_COSTS,
     ConditionResult,
     EncoderComparison,
-    Results,
+    StudyResults,
     Verdict,
     measured,
     task_name,
@@ -31,7 +31,7 @@ Row = Sequence[str | Cell]
 NONE = "-"
 
 
-def success_table(found: Results, setting: tuple[str, str]) -> list[Row]:
+def success_table(found: StudyResults, setting: tuple[str, str]) -> list[Row]:
     """Success rate of each encoder (rows) on each task (columns)."""
     study = found.study
     several = len(study.tasks) > 1
@@ -43,7 +43,7 @@ def success_table(found: Results, setting: tuple[str, str]) -> list[Row]:
     return table
 
 
-def success_by_policy_table(found: Results, task: str | None, init: str) -> list[Row]:
+def success_by_policy_table(found: StudyResults, task: str | None, init: str) -> list[Row]:
     """Success rate of each policy (rows) with each encoder (columns) on a task, or the
     mean over all tasks.
     """
@@ -262,7 +262,7 @@ def _options(options: Mapping[str, Any]) -> str:
     return ", ".join(part for part in parts if part != NONE) or NONE
 
 
-def write_csv(found: Results, folder: Path) -> None:
+def write_csv(found: StudyResults, folder: Path) -> None:
     """Write `conditions.csv`, `seeds.csv` and `comparisons.csv`, unrounded: shares in
     [0, 1], seconds, milliseconds, megabytes.
     """

@@ -60,7 +60,7 @@ class TrainingState:
     divergence: Divergence
 
 
-def open_run(config: TrainConfig, dataset: Windows, *, resume: bool, overwrite: bool) -> None:
+def prepare_run(config: TrainConfig, dataset: Windows, *, resume: bool, overwrite: bool) -> None:
     """Write `config.json` into the locked run directory, or check that it holds this run."""
     run, out = RunDirectory(config.out), config.out
     document = describe(config, dataset)

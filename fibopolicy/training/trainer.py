@@ -252,7 +252,7 @@ class Trainer:
         """Lock the run directory, write or check its configuration, log what is trained."""
         config, dataset = self.config, self.dataset
         stack.enter_context(directory_lock(config.out))
-        checkpoint.open_run(config, dataset, resume=self.resume, overwrite=self.overwrite)
+        checkpoint.prepare_run(config, dataset, resume=self.resume, overwrite=self.overwrite)
         for warning in (*dataset.warnings, *data.narrow_distributions(self.policy, dataset)):
             warnings.warn(warning, stacklevel=2)
         several = f" in {self.world.size} processes" if self.world.size > 1 else ""

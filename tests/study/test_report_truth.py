@@ -16,7 +16,7 @@ from fibopolicy.study.directory import StudyDirectory
 from fibopolicy.study.grid import Run, conditions
 from fibopolicy.study.records import ConditionRecord, RunRecord, State, Study
 from fibopolicy.study.report import answers
-from fibopolicy.study.results import Results, Verdict, results
+from fibopolicy.study.results import StudyResults, Verdict, results
 
 INIT_STATES, SEEDS, INIT_STATE_SD, SEED_SD = 60, 3, 1.5, 0.4
 
@@ -56,7 +56,7 @@ def study(logits: dict[str, dict[str, float]], rng: np.random.Generator, margin:
     return Study(directory, tuple(found))
 
 
-def found(logits: dict[str, dict[str, float]], studies: int, margin: float) -> list[Results]:
+def found(logits: dict[str, dict[str, float]], studies: int, margin: float) -> list[StudyResults]:
     rng = np.random.default_rng(1)
     return [results(study(logits, rng, margin)) for _ in range(studies)]
 
