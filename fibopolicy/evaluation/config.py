@@ -22,7 +22,7 @@ class EvaluateConfig:
     """Run directory of the policy, or a robomimic checkpoint (.pth)."""
     episodes: int = 50
     """Number of initial states to run, from the first."""
-    seed: int = 0
+    init_seed: int = 0
     """Seed of the set of initial states."""
     init_states: Path | None = None
     """A file of initial states to use instead."""
@@ -40,14 +40,14 @@ class EvaluateConfig:
     each patch changes its feature."""
     quality: Quality | None = None
     """Render quality; the dataset's by default."""
-    horizon: int | None = None
+    max_steps: int | None = None
     """Control steps until an episode is truncated; the task's by default."""
     device: str = "cpu"
     """Device of the policy: "cpu", "cuda", ..."""
     workers: int | None = None
     """Simulators, one process each; by default the number of cores, or five times as
     many, up to 20, for the light built-in tasks. Results do not depend on it."""
-    batch: int | None = None
+    batch_size: int | None = None
     """Rows in each policy call, padded where fewer episodes wait; 4 by default. Another
     number changes the last bits of actions, and thus the results."""
     threads: int = 1
@@ -65,12 +65,12 @@ class EvaluateConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "run", expanded(self.run))
-        if self.episodes < 1 or self.seed < 0 or self.video < 0:
+        if self.episodes < 1 or self.init_seed < 0 or self.video < 0:
             raise UserError(
-                "expected episodes >= 1, seed >= 0 and video >= 0, got"
-                f" {self.episodes}, {self.seed}, {self.video}"
+                "expected episodes >= 1, init_seed >= 0 and video >= 0, got"
+                f" {self.episodes}, {self.init_seed}, {self.video}"
             )
-        for name in ("workers", "batch", "threads"):
+        for name in ("workers", "batch_size", "threads"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UserError(f"{name} must be at least 1, got {value}")

@@ -68,12 +68,12 @@ class EpisodeResult:
         checkpoint_step: gradient steps behind the weights.
         checkpoint: "ema" or "model".
         init_seed: seed of the set of initial states.
-        horizon: control steps after which an episode is truncated.
+        max_steps: control steps after which an episode is truncated.
         quality: render quality of the frames.
         init_state: digest of the initial state, which does not depend on rendering.
             Results with equal digests can be paired.
         policy: digest of the policy's weights; empty if it has none.
-        batch: rows in each policy call; the last bits of the actions depend on it.
+        batch_size: rows in each policy call; the last bits of the actions depend on it.
         threads: torch threads during the call, with the same effect.
         error: empty, or why no simulator could finish the episode in any attempt.
             The episode then counts in no rate.
@@ -93,11 +93,11 @@ class EpisodeResult:
     checkpoint_step: int
     checkpoint: str
     init_seed: int
-    horizon: int
+    max_steps: int
     quality: str
     init_state: str
     policy: str = ""
-    batch: int = 1
+    batch_size: int = 1
     threads: int = 1
     error: str = ""
     attempts: int = 1
@@ -115,7 +115,7 @@ class EpisodeResult:
             self.checkpoint_step,
             self.checkpoint,
             self.init_seed,
-            self.horizon,
+            self.max_steps,
             self.quality,
         )
 
@@ -177,8 +177,8 @@ def evaluations(run: Path) -> dict[str, list[EpisodeResult]]:
     if not groups:
         raise not_evaluated(run)
     return {
-        f"{run}: step {step} {checkpoint}, init_seed {seed}, horizon {horizon}, {quality}": results
-        for (_, step, checkpoint, seed, horizon, quality), results in groups.items()
+        f"{run}: step {step} {checkpoint}, init_seed {seed}, max_steps {steps}, {quality}": results
+        for (_, step, checkpoint, seed, steps, quality), results in groups.items()
     }
 
 
@@ -207,7 +207,7 @@ class Selector:
     """"ema" or "model"."""
     init_seed: int | None = None
     """Seed of the set of initial states."""
-    horizon: int | None = None
+    max_steps: int | None = None
     """Control steps after which an episode was truncated."""
     quality: Literal["fast", "full"] | None = None
     """Render quality."""

@@ -2,8 +2,8 @@
 
 `evaluate_policy` takes any policy from Python, `evaluate_run` the run directory of a
 training, as the command `fibopolicy evaluate` does. Both use one engine, `Evaluator`.
-Results depend on the policy, the initial states, `batch` and `threads`, and on nothing
-else: not on the number of workers, nor on the order in which episodes run.
+Results depend on the policy, the initial states, `batch_size` and `threads`, and on
+nothing else: not on the number of workers, nor on the order in which episodes run.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def evaluate_policy(
     init_states: InitStates | str | Path | int = 50,
     *,
     workers: int | None = None,
-    batch: int | None = None,
+    batch_size: int | None = None,
     threads: int = 1,
     step_timeout: float = STEP_TIMEOUT,
     max_retries: int = MAX_RETRIES,
@@ -92,8 +92,8 @@ def evaluate_policy(
             T_o, D)`. Actions `(B, T_a, A)` in [-1, 1] are executed one after the other
             before the next call. `state` is `None` at the start of an episode and then
             what the last call returned. `T_o` is the policy's attribute `n_obs_steps`,
-            or 1. B is `batch`; see `PolicyRunner` for states in batches. A policy may
-            also be a function of one episode's newest observation, a dict of arrays
+            or 1. B is `batch_size`; see `PolicyRunner` for states in batches. A policy
+            may also be a function of one episode's newest observation, a dict of arrays
             without B and T_o, that returns an action `(A,)` or a chunk `(T_a, A)`.
         task: a task id, or "module:class" of a custom task; a dataset's `env_args`; or
             a function without arguments that makes the environment. Each process
@@ -102,9 +102,9 @@ def evaluate_policy(
             states from the set with seed 0.
         workers: simulators, one process each. The default is the number of cores; for
             the light built-in tasks five times as many, up to 20.
-        batch, threads: rows in each policy call, and torch threads during it. Other
-            numbers may change the last bits of actions, and so the results. By default
-            4 rows for a policy of this library and 1 for others.
+        batch_size, threads: rows in each policy call, and torch threads during it.
+            Other numbers may change the last bits of actions, and so the results. By
+            default 4 rows for a policy of this library and 1 for others.
         step_timeout: seconds that a control step or a frame may take until its process
             counts as hung.
         max_retries: further attempts at an episode whose simulator dies, hangs or
@@ -148,7 +148,7 @@ def evaluate_policy(
         policy,
         make_env,
         workers or default_workers(task_id, episodes),
-        batch=batch,
+        batch_size=batch_size,
         threads=threads,
         step_timeout=step_timeout,
         max_retries=max_retries,
@@ -248,7 +248,7 @@ class Evaluator:
 
     Attributes:
         info: description of the task.
-        runner: the policy with its `batch` and `threads`.
+        runner: the policy with its `batch_size` and `threads`.
         policy_digest: of the weights.
     """
 
@@ -258,7 +258,7 @@ class Evaluator:
         make_env: Callable[[], TaskEnv],
         workers: int,
         *,
-        batch: int | None = None,
+        batch_size: int | None = None,
         threads: int = 1,
         step_timeout: float = STEP_TIMEOUT,
         max_retries: int = MAX_RETRIES,
@@ -280,7 +280,7 @@ class Evaluator:
         try:
             self.info = self.scheduler.info()
             check_view(policy, self.info, name)
-            self.runner = make_runner(policy, batch, threads, self.info.layout)
+            self.runner = make_runner(policy, batch_size, threads, self.info.layout)
         except BaseException:
             self.close()
             raise
@@ -305,7 +305,7 @@ class Evaluator:
             self._checkpoint_step,
             self._checkpoint,
             init_states.seed,
-            info.horizon,
+            info.max_steps,
             info.quality,
         )
 
@@ -360,11 +360,11 @@ class Evaluator:
                     checkpoint_step=self._checkpoint_step,
                     checkpoint=self._checkpoint,
                     init_seed=init_states.seed,
-                    horizon=info.horizon,
+                    max_steps=info.max_steps,
                     quality=info.quality,
                     init_state=init_states.identity(episode.index),
                     policy=self.policy_digest,
-                    batch=self.runner.batch,
+                    batch_size=self.runner.batch_size,
                     threads=self.runner.threads,
                     error=episode.error,
                     attempts=episode.attempt,
@@ -419,7 +419,7 @@ def run_evaluator(config: EvaluateConfig, loaded: LoadedPolicy) -> Evaluator:
         loaded.policy,
         _env_maker_of_run(config, loaded),
         config.workers or (1 if config.viewer else workers),
-        batch=config.batch,
+        batch_size=config.batch_size,
         threads=config.threads,
         step_timeout=config.step_timeout,
         max_retries=config.max_retries,
@@ -490,8 +490,8 @@ def _env_maker_of_run(config: EvaluateConfig, loaded: LoadedPolicy) -> Callable[
             stacklevel=2,
         )
     options = view_options(loaded.policy)
-    for name in ("quality", "horizon"):
-        if (value := getattr(config, name)) is not None:
+    for name, value in (("quality", config.quality), ("horizon", config.max_steps)):
+        if value is not None:
             options[name] = value
     return functools.partial(from_env_args, loaded.env_args, **options)
 
@@ -556,13 +556,13 @@ def _load_or_make_init_states(
     config: EvaluateConfig, evaluator: Evaluator
 ) -> tuple[InitStates, Path]:
     info = evaluator.info
-    default = RunDirectory(config.run).init_states(config.seed, info.quality)
+    default = RunDirectory(config.run).init_states(config.init_seed, info.quality)
     path = config.init_states or default
     if config.init_states is None:
         old = load_init_states(path) if path.exists() else None
         if old is None or len(old) < config.episodes or old.env_args != info.env_args:
             with contextlib.closing(evaluator.make_env()) as env:
-                init_states = default_init_states(env, config.episodes, config.seed)
+                init_states = default_init_states(env, config.episodes, config.init_seed)
             save_init_states(init_states, path, overwrite=True)
     init_states = load_init_states(path)
     _check_task(init_states, info, path)
@@ -605,14 +605,19 @@ def _stored_rows(
         )
     runner = evaluator.runner
     for index, row in rows.items():
-        now = {"policy": evaluator.policy_digest, "batch": runner.batch, "threads": runner.threads}
+        now = {
+            "policy": evaluator.policy_digest,
+            "batch_size": runner.batch_size,
+            "threads": runner.threads,
+        }
         if index < len(init_states):
             now["init_state"] = init_states.identity(index)
         for name, value in now.items():
             if (before := getattr(row, name)) != value:
                 raise UserError(
                     f"{path}: row {index} has {name} {before}, now it is {value}; pass the same"
-                    " initial states, weights, --batch and --threads, or --overwrite to replace it"
+                    " initial states, weights, --batch-size and --threads, or --overwrite to"
+                    " replace it"
                 )
     return others, {index: row for index, row in rows.items() if not row.error}
 

@@ -2,9 +2,9 @@
 others.
 
 The number of rows changes the last bits of a matrix product, and contacts amplify them
-until an episode that succeeded fails. Therefore every call has `batch` rows, padded if
-fewer episodes wait. In the networks of this library, the bits of a row then do not
-depend on the other rows; `make_runner` verifies that before relying on it.
+until an episode that succeeded fails. Therefore every call has `batch_size` rows,
+padded if fewer episodes wait. In the networks of this library, the bits of a row then
+do not depend on the other rows; `make_runner` verifies that before relying on it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from fibopolicy.policies import Policy, Shapes
 from fibopolicy.utils.system import torch_threads
 
 #: Default rows in a call: hardly slower than one row, and enough to share the overhead.
-BATCH = 4
+BATCH_SIZE = 4
 #: Shape and dtype of each observation key.
 Layout = Mapping[str, tuple[tuple[int, ...], np.dtype[Any]]]
 
@@ -36,15 +36,15 @@ class PolicyRunner:
 
     Args:
         policy: an object with `act(obs, state) -> (actions, state)` as in
-            `fibopolicy.policies.Policy`, called with `batch` rows. Its state is `None`,
-            or tensors in dicts, lists and tuples. Their dimension
+            `fibopolicy.policies.Policy`, called with `batch_size` rows. Its state is
+            `None`, or tensors in dicts, lists and tuples. Their dimension
             `policy.state_batch_dim` (default 0) counts the rows; anything else in the
             state must be equal for rows to share a call. With a batch of one, the state
             may be any object. A policy may also be a plain function that maps the
             newest observation of one episode, a dict of arrays, to an action `(A,)` or
             a chunk `(T_a, A)`. Both are called without gradients and may return
             anything that numpy reads as numbers.
-        batch: rows in each call. With 1, random numbers that the policy draws from
+        batch_size: rows in each call. With 1, random numbers that the policy draws from
             torch, numpy or random depend only on the episode and its decision. With
             more, a policy that draws random numbers does not repeat.
         threads: torch threads during the calls; another number changes the last bits.
@@ -53,18 +53,20 @@ class PolicyRunner:
         UserError: not a policy, a policy in training mode, or a number below 1.
     """
 
-    def __init__(self, policy: Any, *, batch: int = 1, threads: int = 1) -> None:
+    def __init__(self, policy: Any, *, batch_size: int = 1, threads: int = 1) -> None:
         has_act = callable(getattr(policy, "act", None))
         if isinstance(policy, type) or not (has_act or callable(policy)):
             raise UserError(
                 "a policy has a method act(obs, state), or is a function of an observation; got"
                 f" {policy!r}"[:300]
             )
-        if batch < 1 or threads < 1:
-            raise UserError(f"batch and threads must be at least 1, got {batch} and {threads}")
-        if not has_act and batch > 1:
+        if batch_size < 1 or threads < 1:
             raise UserError(
-                "a function acts on one episode at a time, so its batch is 1; pass an object with"
+                f"batch_size and threads must be at least 1, got {batch_size} and {threads}"
+            )
+        if not has_act and batch_size > 1:
+            raise UserError(
+                "a function acts on one episode at a time, so batch_size is 1; pass an object with"
                 " act(obs, state)"
             )
         if isinstance(policy, nn.Module) and policy.training:
@@ -72,7 +74,7 @@ class PolicyRunner:
                 "the policy is in training mode, which augments or drops its inputs; call"
                 " policy.eval() first"
             )
-        self.policy, self.batch, self.threads = policy, batch, threads
+        self.policy, self.batch_size, self.threads = policy, batch_size, threads
         self._act = policy.act if has_act else functools.partial(_act_with_function, policy)
         config = getattr(policy, "config", None)
         self.n_obs_steps = int(getattr(policy if config is None else config, "n_obs_steps", 1))
@@ -83,18 +85,18 @@ class PolicyRunner:
         self._state_dim = int(getattr(policy, "state_batch_dim", 0))
 
     def act(self, episodes: Sequence[Episode]) -> list[NDArray[np.float32]]:
-        """Actions `(T_a, A)` for each of at most `batch` episodes.
+        """Actions `(T_a, A)` for each of at most `batch_size` episodes.
 
         Reads their `window` and `state`; updates their `state` and `decision`.
 
         Raises:
-            UserError: the policy does not return finite actions `(batch, T_a, A)`.
+            UserError: the policy does not return finite actions `(batch_size, T_a, A)`.
         """
         # An episode at its start has no state, so it cannot share a call with later
         # ones.
         groups: dict[Any, list[int]] = {}
         for i, episode in enumerate(episodes):
-            key = tuple(_structure(episode.state)) if self.batch > 1 else i
+            key = tuple(_structure(episode.state)) if self.batch_size > 1 else i
             groups.setdefault(key, []).append(i)
         answers: dict[int, NDArray[np.float32]] = {}
         with torch_threads(self.threads):
@@ -106,9 +108,9 @@ class PolicyRunner:
         return [answers[i] for i in range(len(episodes))]
 
     def _call(self, episodes: list[Episode]) -> tuple[list[NDArray[np.float32]], list[Any]]:
-        if self.batch == 1:
+        if self.batch_size == 1:
             _seed(episodes[0])
-        rows = [*episodes, *[episodes[0]] * (self.batch - len(episodes))]
+        rows = [*episodes, *[episodes[0]] * (self.batch_size - len(episodes))]
         keys = [key for key in rows[0].window if self._keys is None or key in self._keys]
         # Torch aligns its memory; the last bits of a product may depend on alignment.
         obs = {
@@ -116,19 +118,19 @@ class PolicyRunner:
             for key in keys
         }
         states = [row.state for row in rows]
-        state = states[0] if self.batch == 1 else _concatenate(states, self._state_dim)
+        state = states[0] if self.batch_size == 1 else _concatenate(states, self._state_dim)
         # Inference mode would leave tensors in a policy's caches that training cannot
         # use.
         with torch.no_grad():
             returned = self._act(obs, state)
 
-        expected = f"actions ({self.batch}, T_a, A) and a state"
+        expected = f"actions ({self.batch_size}, T_a, A) and a state"
         if not isinstance(returned, tuple | list) or len(returned) != 2:
             raise UserError(
                 f"the policy's act returned {_described(returned)}, expected a pair: {expected}"
             )
         array, state = _as_array(returned[0], "the policy's act", expected), returned[1]
-        if array.ndim != 3 or len(array) != self.batch:
+        if array.ndim != 3 or len(array) != self.batch_size:
             raise UserError(f"the policy's act returned actions {array.shape}, expected {expected}")
         if array.size == 0:
             raise UserError(f"the policy returned no actions {array.shape}, expected {expected}")
@@ -139,7 +141,9 @@ class PolicyRunner:
                     f" {episode.index}: {actions.tolist()}"[:300]
                 )
         count = range(len(episodes))
-        states = [state] if self.batch == 1 else [_row(state, i, self._state_dim) for i in count]
+        states = (
+            [state] if self.batch_size == 1 else [_row(state, i, self._state_dim) for i in count]
+        )
         return [np.array(array[i]) for i in count], states
 
     def is_row_independent(self, layout: Layout) -> bool:
@@ -154,7 +158,7 @@ class PolicyRunner:
                 key: _noise(rng, (self.n_obs_steps, *shape), dtype)
                 for key, (shape, dtype) in layout.items()
             }
-            for _ in range(self.batch)
+            for _ in range(self.batch_size)
         ]
         forward = self.act([Episode(i, window) for i, window in enumerate(windows)])
         backward = self.act([Episode(i, window) for i, window in enumerate(windows)][::-1])[::-1]
@@ -162,27 +166,28 @@ class PolicyRunner:
         return all(map(np.array_equal, [*forward, forward[0]], [*backward, alone[0]]))
 
 
-def make_runner(policy: Any, batch: int | None, threads: int, layout: Layout) -> PolicyRunner:
-    """A runner with calls of `batch` rows whose results are known to repeat.
+def make_runner(policy: Any, batch_size: int | None, threads: int, layout: Layout) -> PolicyRunner:
+    """A runner with calls of `batch_size` rows whose results are known to repeat.
 
-    `None` takes `BATCH` for a policy of this library with independent rows, else 1: any
-    other policy may draw random numbers or mix its rows, and then only a batch of one
-    repeats.
+    `None` takes `BATCH_SIZE` for a policy of this library with independent rows, else
+    1: any other policy may draw random numbers or mix its rows, and then only a batch
+    of one repeats.
 
     Raises:
         UserError: the rows of a larger batch depend on each other.
     """
-    if batch == 1 or (batch is None and not isinstance(policy, Policy)):
-        return PolicyRunner(policy, batch=1, threads=threads)
-    runner = PolicyRunner(policy, batch=batch or BATCH, threads=threads)
+    if batch_size == 1 or (batch_size is None and not isinstance(policy, Policy)):
+        return PolicyRunner(policy, batch_size=1, threads=threads)
+    runner = PolicyRunner(policy, batch_size=batch_size or BATCH_SIZE, threads=threads)
     with preserved_randomness():
         if runner.is_row_independent(layout):
             return runner
-    if batch is None:
-        return PolicyRunner(policy, batch=1, threads=threads)
+    if batch_size is None:
+        return PolicyRunner(policy, batch_size=1, threads=threads)
     raise UserError(
-        f"in a batch of {batch}, this policy's actions for an episode depend on the other episodes"
-        " or on random numbers: rows would depend on the number of workers; use a batch of 1"
+        f"in a batch of {batch_size}, this policy's actions for an episode depend on the other"
+        " episodes or on random numbers, so rows would depend on the number of workers; use"
+        " batch_size 1"
     )
 
 

@@ -189,7 +189,7 @@ class Scheduler:
             for slot in self._slots:
                 if queue and slot.episode is None and not slot.starting:
                     self._begin(slot, queue.popleft(), init_states, film)
-            due = self._due(runner.batch)
+            due = self._due(runner.batch_size)
             if due:
                 self._act(runner, due)
             for episode in self._receive(0.0 if due else self._poll_time(), check):
@@ -210,13 +210,13 @@ class Scheduler:
         with contextlib.suppress(OSError):  # `_receive` handles a process that is gone
             slot.simulator.start(init_states.states[episode.index], film)
 
-    def _due(self, batch: int) -> list[_Slot]:
+    def _due(self, batch_size: int) -> list[_Slot]:
         """The slots to act for now, longest waiting first; none if more should join."""
         ready = [slot for slot in self._slots if slot.ready_since is not None]
         ready.sort(key=lambda slot: slot.ready_since or 0.0)
         running = sum(slot.episode is not None for slot in self._slots)
-        full = len(ready) >= min(batch, running)
-        return ready[:batch] if ready and (full or self._max_wait(ready[0]) <= 0) else []
+        full = len(ready) >= min(batch_size, running)
+        return ready[:batch_size] if ready and (full or self._max_wait(ready[0]) <= 0) else []
 
     def _max_wait(self, slot: _Slot) -> float:
         """How much longer a ready episode may wait for others, seconds: until half a

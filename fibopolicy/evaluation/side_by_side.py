@@ -83,9 +83,9 @@ def _film_checkpoint(
     config = EvaluateConfig(
         run,
         episodes=len(shown),
-        horizon=first.horizon,
+        max_steps=first.max_steps,
         quality=cast(Quality, first.quality),
-        batch=first.batch,
+        batch_size=first.batch_size,
         threads=first.threads,
     )
     with run_evaluator(config, loaded) as evaluator:

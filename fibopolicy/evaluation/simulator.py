@@ -56,7 +56,7 @@ class TaskInfo:
 
     task_id: str
     env_args: Mapping[str, Any]
-    horizon: int
+    max_steps: int
     quality: str
     control_hz: float
     proprioception: tuple[str, ...]
@@ -206,7 +206,7 @@ def _run_episodes(
     info = TaskInfo(
         task_id=env.task_id,
         env_args=env.env_args,
-        horizon=env.horizon,
+        max_steps=env.horizon,
         quality=env.quality,
         control_hz=env.control_hz,
         proprioception=env.proprioception,

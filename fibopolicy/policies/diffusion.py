@@ -122,8 +122,8 @@ class DenoisingPolicy(Policy):
         mask = batch["action_mask"].repeat_interleave(k, dim=0)  # (B K, T)
 
         noise = rng.randn(size, k, *actions.shape[1:], device=device).flatten(0, 1).to(actions)
-        times = rng.rand(size, k, device=device).flatten()  # (B K,)
-        noisy, timesteps, target = self.add_noise(actions, noise, times)
+        t = rng.rand(size, k, device=device).flatten()  # (B K,)
+        noisy, timesteps, target = self.add_noise(actions, noise, t)
         predicted = self.denoiser(noisy, timesteps, conditioning)
         loss = masked_mean((predicted - target).square(), mask)
         return loss, {"loss": float(loss.detach())}
@@ -145,16 +145,14 @@ class DenoisingPolicy(Policy):
         return actions, DenoisingState(rng=rng.advance().state, predictions=predictions)
 
     @abstractmethod
-    def add_noise(
-        self, actions: Tensor, noise: Tensor, times: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def add_noise(self, actions: Tensor, noise: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Noisy actions, their timesteps, and what the denoiser should predict from
         them.
 
         Args:
             actions: normalised, `(B, T, D)`.
             noise: standard normal, `(B, T, D)`.
-            times: uniform in [0, 1), `(B,)`.
+            t: uniform in [0, 1), `(B,)`.
         """
 
     @abstractmethod
@@ -172,34 +170,34 @@ class DiffusionPolicy(DenoisingPolicy):
     with the current action.
 
     Options besides those of `DenoisingPolicy`:
-        train_steps: timesteps of the diffusion.
-        steps: how many of them DDIM visits to act.
+        num_train_timesteps: timesteps of the diffusion.
+        num_inference_steps: how many of them DDIM visits to act.
     """
 
     name = "diffusion"
-    option_defaults = {**OPTIONS, "train_steps": 100, "steps": 10}  # noqa: RUF012
+    option_defaults = {**OPTIONS, "num_train_timesteps": 100, "num_inference_steps": 10}  # noqa: RUF012
 
     def __init__(self, config: PolicyConfig, shapes: Shapes) -> None:
         super().__init__(config, shapes)
-        train_steps, steps = self.options["train_steps"], self.options["steps"]
-        if steps > train_steps:
+        num_train_timesteps = self.options["num_train_timesteps"]
+        num_inference_steps = self.options["num_inference_steps"]
+        if num_inference_steps > num_train_timesteps:
             raise UserError(
-                f"policy diffusion: steps must be at most train_steps = {train_steps}, got {steps}"
+                "policy diffusion: num_inference_steps must be at most num_train_timesteps ="
+                f" {num_train_timesteps}, got {num_inference_steps}"
             )
         ddpm, ddim = _schedulers()
         schedule = {
-            "num_train_timesteps": train_steps,
+            "num_train_timesteps": num_train_timesteps,
             "beta_schedule": "squaredcos_cap_v2",
             "prediction_type": "epsilon",
             "clip_sample": self.actions.bounded,  # to [-1, 1], if the data lie in it
         }
         self.ddpm, self.ddim = ddpm(**schedule), ddim(**schedule)
-        self.ddim.set_timesteps(steps)
+        self.ddim.set_timesteps(num_inference_steps)
 
-    def add_noise(
-        self, actions: Tensor, noise: Tensor, times: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        steps = (times * self.options["train_steps"]).long()  # (B,)
+    def add_noise(self, actions: Tensor, noise: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        steps = (t * self.options["num_train_timesteps"]).long()  # (B,)
         return self.ddpm.add_noise(actions, noise, steps), self._timesteps(steps), noise
 
     def sample(self, noise: Tensor, conditioning: Tensor) -> Tensor:
@@ -211,8 +209,8 @@ class DiffusionPolicy(DenoisingPolicy):
         return actions
 
     def _timesteps(self, steps: Tensor) -> Tensor:
-        """Steps of the diffusion, from 0 to `train_steps`, as the denoiser's timesteps."""
-        timesteps: Tensor = steps * (MAX_TIMESTEP / self.options["train_steps"])
+        """Steps of the diffusion, from 0 to `num_train_timesteps`, as the denoiser's timesteps."""
+        timesteps: Tensor = steps * (MAX_TIMESTEP / self.options["num_train_timesteps"])
         return timesteps
 
 
@@ -224,20 +222,18 @@ class FlowPolicy(DenoisingPolicy):
     actions - noise at every time.
 
     Options besides those of `DenoisingPolicy`:
-        steps: Euler steps to act; 1 to 10 are usual.
+        num_inference_steps: Euler steps to act; 1 to 10 are usual.
     """
 
     name = "flow"
-    option_defaults = {**OPTIONS, "steps": 5}  # noqa: RUF012
+    option_defaults = {**OPTIONS, "num_inference_steps": 5}  # noqa: RUF012
 
-    def add_noise(
-        self, actions: Tensor, noise: Tensor, times: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        noisy = torch.lerp(noise, actions, times[:, None, None].to(noise))
-        return noisy, MAX_TIMESTEP * times, actions - noise
+    def add_noise(self, actions: Tensor, noise: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        noisy = torch.lerp(noise, actions, t[:, None, None].to(noise))
+        return noisy, MAX_TIMESTEP * t, actions - noise
 
     def sample(self, noise: Tensor, conditioning: Tensor) -> Tensor:
-        actions, steps = noise, self.options["steps"]
+        actions, steps = noise, self.options["num_inference_steps"]
         for step in range(steps):
             timestep = MAX_TIMESTEP * step / steps
             timesteps = torch.full((len(noise),), timestep, device=noise.device)

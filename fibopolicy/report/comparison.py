@@ -120,8 +120,8 @@ def summary(comparison: Comparison) -> str:
         left_out.append(f"{comparison.faulty} with a simulator error in some run")
     return (
         f"{comparison.task}, {len(comparison.init_states)} shared initial states (set of seed"
-        f" {seeds}), horizon"
-        f" {comparison.horizon}{'; left out: ' * bool(left_out)}{listed(left_out)}"
+        f" {seeds}), at most {comparison.max_steps} control steps"
+        f"{'; left out: ' * bool(left_out)}{listed(left_out)}"
     )
 
 

@@ -19,7 +19,7 @@ from markupsafe import Markup, escape
 from fibopolicy.utils.files import atomic_write
 
 #: What the colours of the frames in a video of episodes mean.
-FRAME_COLOURS = "Grey frame: running. Green: success. Red: not solved within the horizon."
+FRAME_COLOURS = "Grey frame: running. Green: success. Red: failure."
 
 
 class DocumentBlock:

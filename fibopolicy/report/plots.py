@@ -62,18 +62,18 @@ def plot_success_by_step(
 def success_by_step(
     runs: Sequence[Sequence[EpisodeResult]],
 ) -> tuple[NDArray[np.int64], list[Rate]]:
-    """The control steps from 0 to the horizon at which the share of solved episodes
+    """The control steps from 0 to `max_steps` at which the share of solved episodes
     changes, and that share.
 
     Args:
         runs: for each training seed the results on the same initial states, without
             errors.
     """
-    horizon = runs[0][0].horizon
+    max_steps = runs[0][0].max_steps
     solved_at = np.array(
-        [[row.steps if row.success else horizon + 1 for row in rows] for rows in runs]
+        [[row.steps if row.success else max_steps + 1 for row in rows] for rows in runs]
     )
-    steps = np.union1d([0, horizon], solved_at[solved_at <= horizon])
+    steps = np.union1d([0, max_steps], solved_at[solved_at <= max_steps])
     return steps, [pooled(solved_at <= step) for step in steps]
 
 

@@ -104,7 +104,7 @@ class Comparison:
     """Methods on the initial states that they share.
 
     Args:
-        task, horizon: the same for all methods.
+        task, max_steps: the same for all methods.
         methods: all methods, the baseline first.
         init_states: digests of the shared initial states, without simulator errors.
         left_out: number of initial states that some run lacks.
@@ -115,7 +115,7 @@ class Comparison:
     """
 
     task: str
-    horizon: int
+    max_steps: int
     methods: tuple[Method, ...]
     init_states: tuple[str, ...]
     left_out: int
@@ -151,15 +151,15 @@ def compare(methods: Sequence[Method], margin: float | None = None) -> Compariso
             (0, 1). Choose it before you see the results.
 
     Raises:
-        UserError: the methods differ in task or horizon, or share fewer than two
+        UserError: the methods differ in task or max_steps, or share fewer than two
             initial states.
     """
     runs = [(method.name, rows) for method in methods for rows in method.rows]
-    for name in ("task", "horizon"):
+    for name in ("task", "max_steps"):
         values = {getattr(rows[0], name): method for method, rows in runs}
         if len(values) > 1:
             found = ", ".join(f"{method} has {name} {value}" for value, method in values.items())
-            raise UserError(f"{found}; compare evaluations of one task and horizon")
+            raise UserError(f"{found}; compare evaluations of one task and max_steps")
     init_states_of = [{row.init_state for row in rows} for _, rows in runs]
     shared, every = set.intersection(*init_states_of), set.union(*init_states_of)
     faulty = {row.init_state for _, rows in runs for row in rows if row.error} & shared
@@ -169,7 +169,7 @@ def compare(methods: Sequence[Method], margin: float | None = None) -> Compariso
         sets = "; ".join(f"{name}: {len(rows)} of seed {rows[0].init_seed}" for name, rows in runs)
         raise UserError(
             f"{len(init_states)} initial states are shared, so nothing can be paired ({sets});"
-            " evaluate all runs with the same --init-states or --seed"
+            " evaluate all runs with the same --init-states or --init-seed"
         )
     outcomes = [method.outcomes(init_states) for method in methods]
     differences = [Difference(outcomes[0], other) for other in outcomes[1:]]
@@ -180,7 +180,7 @@ def compare(methods: Sequence[Method], margin: float | None = None) -> Compariso
     names = (method.name for method in methods[1:])
     return Comparison(
         task=runs[0][1][0].task,
-        horizon=runs[0][1][0].horizon,
+        max_steps=runs[0][1][0].max_steps,
         methods=tuple(methods),
         init_states=init_states,
         left_out=len(every - shared),

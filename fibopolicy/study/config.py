@@ -77,7 +77,7 @@ class StudyTask:
         image_size, quality: rendering of the collected frames.
         collect_seed: seed of the collection.
         filter_key: demonstrations to train on; "train" by default, if the file has it.
-        horizon: control steps after which an evaluated episode ends; by default the
+        max_steps: control steps after which an evaluated episode ends; by default the
             task's.
     """
 
@@ -89,7 +89,7 @@ class StudyTask:
     quality: str = "fast"
     collect_seed: int = 0
     filter_key: str | None = None
-    horizon: int | None = None
+    max_steps: int | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "task", resolve(self.task))
@@ -97,7 +97,7 @@ class StudyTask:
             object.__setattr__(self, "dataset", expanded(self.dataset).absolute())
         if self.cameras is not None:
             object.__setattr__(self, "cameras", _several(self.cameras, f"cameras of {self.task}:"))
-        for name in ("demos", "image_size", "horizon"):
+        for name in ("demos", "image_size", "max_steps"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise UserError(f"{self.task}: {name} must be at least 1, got {value}")
 

@@ -120,10 +120,10 @@ def evaluate_config(
     return EvaluateConfig(
         folder,
         episodes=config.episodes,
-        seed=config.init_seed,
+        init_seed=config.init_seed,
         init_states=init_states,
         video=min(config.videos, config.episodes),
-        horizon=task.horizon,
+        max_steps=task.max_steps,
         device=config.device or "cpu",
         workers=max(1, min(per_thread * config.threads, config.episodes)),
     )

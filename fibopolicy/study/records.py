@@ -267,7 +267,7 @@ def evaluated_rows(
         study.config.optimizer_config(run.condition.policy).steps,
         "ema",
         study.config.init_seed,
-        horizon=costs.get("horizon"),
+        max_steps=costs.get("max_steps"),
         quality=costs.get("quality"),
     )
     rows = selector.of(folder)

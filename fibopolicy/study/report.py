@@ -647,8 +647,8 @@ def _task(one: Mapping[str, Any]) -> str:
     cameras = one["cameras"]
     plural = "s" * (cameras is not None and len(cameras) != 1)
     parts.append("all cameras" if cameras is None else f"camera{plural} {listed(cameras)}")
-    if one["horizon"] is not None:
-        parts.append(f"at most {one['horizon']} control steps")
+    if one["max_steps"] is not None:
+        parts.append(f"at most {one['max_steps']} control steps")
     return ", ".join(parts)
 
 

@@ -162,7 +162,7 @@ def prepare_task(study: StudyDirectory, task: StudyTask, workers: int | None = N
         collect(collection_plan(task), task.demos, dataset, workers=workers, resume=True)
     if init_states.exists():
         return
-    options = {} if task.horizon is None else {"horizon": task.horizon}
+    options = {} if task.max_steps is None else {"horizon": task.max_steps}
     with DemoFile(dataset) as file:
         env = from_env_args(file.env_args, **options)
     with env:

@@ -125,7 +125,7 @@ def _costs(
         "rollout_steps_per_s": sum(row.steps for row in rows) / max(evaluate_s, 1e-9),
         "steps": optimizer.steps,
         "episodes": len(rows),
-        "horizon": rows[0].horizon,
+        "max_steps": rows[0].max_steps,
         "quality": rows[0].quality,
     }
 

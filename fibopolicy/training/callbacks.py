@@ -215,7 +215,7 @@ class Rollouts(Callback):
         config = EvaluateConfig(
             self._run.path,
             self._config.rollout_episodes,
-            seed=SEED,
+            init_seed=SEED,
             video=0,
             workers=self._config.rollout_workers,
             device=str(self._device),

@@ -78,10 +78,10 @@ class Ours:
         make_env: Callable[[], envs.TaskEnv],
         init_states: InitStates,
         workers: int,
-        batch: int | None,
+        batch_size: int | None,
     ) -> None:
         began = time.perf_counter()
-        self.evaluator = Evaluator(policy, make_env, workers, batch=batch)
+        self.evaluator = Evaluator(policy, make_env, workers, batch_size=batch_size)
         self.init_states, self.workers = init_states, workers
         self.run(range(min(workers, len(init_states))))  # opens every simulator
         self.start_s = time.perf_counter() - began
@@ -135,8 +135,8 @@ def tabletop(policy: Policy, init_states: InitStates, rounds: int, episodes: int
         "plain loop": functools.partial(plain_loop, policy, env, init_states)
     }
     open_: dict[str, Ours] = {}
-    for name, (workers, batch) in kinds.items():
-        open_[name] = Ours(policy, make, init_states, workers, batch)
+    for name, (workers, batch_size) in kinds.items():
+        open_[name] = Ours(policy, make, init_states, workers, batch_size)
         contenders[name] = open_[name].run
     result = in_turn(rounds, episodes, contenders)
     for name, ours in open_.items():

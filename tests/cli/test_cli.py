@@ -58,7 +58,7 @@ def test_a_policy_is_trained_on_collected_demos_and_evaluated(
         *TINY_ENCODER_OPTIONS,
     )
     assert code == 0
-    code, out, _ = call(monkeypatch, capsys, "evaluate", run, "--episodes", "2", "--horizon", "8")
+    code, out, _ = call(monkeypatch, capsys, "evaluate", run, "--episodes", "2", "--max-steps", "8")
     assert code == 0
     assert "95 % Wilson interval" in out
     assert len((tmp_path / "run/episodes.jsonl").read_text().splitlines()) == 2
@@ -125,7 +125,7 @@ def test_a_meta_world_task_is_collected_trained_on_and_evaluated(
         *TINY_ENCODER_OPTIONS,
     )
     assert code == 0
-    code, out, _ = call(monkeypatch, capsys, "evaluate", run, "--episodes", "2", "--horizon", "8")
+    code, out, _ = call(monkeypatch, capsys, "evaluate", run, "--episodes", "2", "--max-steps", "8")
     assert code == 0
     assert "95 % Wilson interval" in out
 

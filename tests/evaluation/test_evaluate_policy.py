@@ -52,7 +52,7 @@ def test_an_outside_torch_policy_gives_the_same_rows_with_any_number_of_workers(
     one = evaluate_policy(policy, "reach", 4, workers=1, on_result=seen.append, **options)
     assert sorted(seen, key=lambda row: row.index) == one
     assert [row.index for row in one] == [0, 1, 2, 3]
-    assert {(row.task, row.steps, row.batch, row.threads, row.error) for row in one} == {
+    assert {(row.task, row.steps, row.batch_size, row.threads, row.error) for row in one} == {
         ("fibopolicy/Reach-v0", 9, 1, 1, "")
     }
     with envs.make("reach", **options) as env:
@@ -61,8 +61,8 @@ def test_an_outside_torch_policy_gives_the_same_rows_with_any_number_of_workers(
         policy, partial(envs.make, "reach", **options), tmp_path / "init_states.npz", workers=2
     )
     assert [row.repeatable() for row in others] == [row.repeatable() for row in one]
-    batched = evaluate_policy(policy, "reach", 4, workers=2, batch=3, **options)
-    assert {row.batch for row in batched} == {3}
+    batched = evaluate_policy(policy, "reach", 4, workers=2, batch_size=3, **options)
+    assert {row.batch_size for row in batched} == {3}
 
 
 def towards(obs: dict[str, np.ndarray]) -> np.ndarray:
@@ -130,7 +130,7 @@ def test_the_callers_random_numbers_stay_as_they_were() -> None:
         (lambda obs: np.full(4, np.nan), {}, "not finite in episode 0"),
         (lambda obs: np.zeros(3), {}, "takes an action of 4 finite numbers"),
         (lambda obs: np.zeros((1, 1, 4)), {}, r"actions of shape \(1, 1, 4\)"),
-        (lambda obs: np.zeros(4), {"batch": 2}, "its batch is 1"),
+        (lambda obs: np.zeros(4), {"batch_size": 2}, "so batch_size is 1"),
         (lambda obs: np.zeros(4), {"qualty": "fast"}, "qualty"),
         (OutsideReach(), {}, "training mode"),
         (

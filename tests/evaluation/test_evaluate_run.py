@@ -35,7 +35,7 @@ from fibopolicy.utils.files import directory_lock
 def copy_of(run: Path, folder: Path) -> EvaluateConfig:
     """An evaluation of a copy of a run, with short episodes and no video."""
     shutil.copytree(run, folder, dirs_exist_ok=True)
-    return EvaluateConfig(folder, episodes=3, video=0, horizon=10, workers=1)
+    return EvaluateConfig(folder, episodes=3, video=0, max_steps=10, workers=1)
 
 
 @pytest.fixture
@@ -155,14 +155,14 @@ def test_a_file_holds_several_evaluations_apart(
     assert {row.checkpoint for row in evaluate_run(replace(again, checkpoint="model")).rows} == {
         "model"
     }
-    other_init_states = replace(again, seed=1, episodes=2)
+    other_init_states = replace(again, init_seed=1, episodes=2)
     assert {row.init_seed for row in evaluate_run(other_init_states).rows} == {1}
     evaluate_run(other_init_states, overwrite=True)
     full = evaluate_run(replace(again, quality="full"), resume=True).rows
     assert {row.quality for row in full} == {"full"}
     pairs = zip(full, evaluated.rows, strict=True)
     assert all(other.init_state == row.init_state for other, row in pairs)
-    evaluate_run(replace(again, horizon=5, episodes=1))
+    evaluate_run(replace(again, max_steps=5, episodes=1))
     stored = read_rows(again.run / "episodes.jsonl")
     assert len(stored) == 3 + 3 + 2 + 3 + 1
     first = evaluated.rows[0].evaluation
@@ -276,7 +276,7 @@ def test_frames_of_any_shape_are_trained_on_and_evaluated(
     train(replace(tiny_config, dataset=data, out=out))
     policy = load_policy(out).policy
     assert dict(policy.shapes.images) == {"workspace_image": (24, 36), "wrist_image": (24, 24)}
-    expected = evaluate_run(EvaluateConfig(out, episodes=1, video=1, horizon=3, workers=1)).rows
+    expected = evaluate_run(EvaluateConfig(out, episodes=1, video=1, max_steps=3, workers=1)).rows
     rows = evaluate_policy(policy, "Lift-v0", 1, workers=1, horizon=3)
     assert [row.total_reward for row in rows] == [row.total_reward for row in expected]
 
@@ -294,7 +294,7 @@ def test_vectors_that_the_simulator_lacks_are_named(fresh: EvaluateConfig) -> No
         evaluate_run(fresh)
 
 
-@pytest.mark.parametrize("change", [{"episodes": 0}, {"seed": -1}])
+@pytest.mark.parametrize("change", [{"episodes": 0}, {"init_seed": -1}])
 def test_impossible_evaluations_are_refused(change: dict[str, int], tmp_path: Path) -> None:
     with pytest.raises(UserError, match="expected episodes >= 1"):
         EvaluateConfig(tmp_path, **change)

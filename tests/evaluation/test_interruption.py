@@ -43,7 +43,7 @@ def test_an_interrupted_evaluation_is_resumed(tiny_run: Path, tmp_path: Path) ->
     run = tmp_path / "run"
     shutil.copytree(tiny_run, run)
     command = [sys.executable, "-m", "fibopolicy", "evaluate", str(run)]
-    options = ["--episodes", "20", "--horizon", "60", "--video", "0", "--workers", "2"]
+    options = ["--episodes", "20", "--max-steps", "60", "--video", "0", "--workers", "2"]
     rows = run / "episodes.jsonl"
     for i, number in enumerate((signal.SIGINT, signal.SIGTERM)):
         process = subprocess.Popen(
@@ -70,7 +70,7 @@ def test_an_interrupted_evaluation_is_resumed(tiny_run: Path, tmp_path: Path) ->
         assert all(json.loads(line) for line in rows.read_text().splitlines())
     kept = {row.index: row for row in read_rows(rows)}
     assert 4 <= len(kept) < 20
-    config = EvaluateConfig(run, episodes=20, horizon=60, video=0, workers=1)
+    config = EvaluateConfig(run, episodes=20, max_steps=60, video=0, workers=1)
     evaluate_run(config, resume=True)
     resumed = read_rows(rows)
     assert [row.index for row in resumed] == list(range(20))

@@ -89,7 +89,7 @@ VIT = ("fibottention_vit_tiny", {"patch_size": 8, "width": 32, "depth": 2, "head
 
 
 @pytest.mark.parametrize(
-    ("encoder", "options", "settings", "batch"),
+    ("encoder", "options", "settings", "batch_size"),
     [
         (*VIT, {}, 1),
         (*VIT, {}, 4),
@@ -101,7 +101,7 @@ VIT = ("fibottention_vit_tiny", {"patch_size": 8, "width": 32, "depth": 2, "head
             *VIT,
             {
                 "policy": "diffusion",
-                "policy_options": {"denoiser": "transformer", "steps": 2},
+                "policy_options": {"denoiser": "transformer", "num_inference_steps": 2},
                 "temporal_ensemble_coeff": 0.01,
                 "n_action_steps": 1,
             },
@@ -113,7 +113,7 @@ def test_actions_and_outcomes_do_not_depend_on_workers_or_order(
     encoder: str,
     options: dict[str, int],
     settings: dict[str, Any],
-    batch: int,
+    batch_size: int,
     init_states: InitStates,
     pools: dict[int, Scheduler],
 ) -> None:
@@ -121,7 +121,7 @@ def test_actions_and_outcomes_do_not_depend_on_workers_or_order(
         pytest.importorskip("diffusers")
     policy = untrained(encoder, options, **settings)
     env = MAKE()
-    serial = Recorder(PolicyRunner(policy, batch=batch))
+    serial = Recorder(PolicyRunner(policy, batch_size=batch_size))
     expected = []
     for index in range(EPISODES):
         episode = rollout(serial.runner, env, env.set_state(init_states.states[index]), index=index)
@@ -129,7 +129,7 @@ def test_actions_and_outcomes_do_not_depend_on_workers_or_order(
     env.close()
     shuffled = [int(i) for i in np.random.default_rng(0).permutation(EPISODES)]
     for workers, order in ((1, range(EPISODES)), (3, range(EPISODES)), (3, shuffled)):
-        recorder = Recorder(PolicyRunner(policy, batch=batch))
+        recorder = Recorder(PolicyRunner(policy, batch_size=batch_size))
         got = [
             short(outcome)
             for outcome in pools[workers].run(recorder.runner, init_states, list(order))
@@ -156,17 +156,17 @@ class Counting:
         return actions + self.noise * torch.randn(actions.shape), {"memory": [memory], "calls": 1}
 
 
-@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("batch_size", [1, 3])
 def test_recurrent_state_stays_with_its_episode(
-    batch: int, init_states: InitStates, pools: dict[int, Scheduler]
+    batch_size: int, init_states: InitStates, pools: dict[int, Scheduler]
 ) -> None:
     answers = []
     for workers in (1, 3):
         policy = Counting()
-        recorder = Recorder(PolicyRunner(policy, batch=batch))
+        recorder = Recorder(PolicyRunner(policy, batch_size=batch_size))
         list(pools[workers].run(recorder.runner, init_states, range(EPISODES)))
         answers.append(recorder.answers)
-        assert policy.rows == {batch}
+        assert policy.rows == {batch_size}
     assert answers[0] == answers[1]
 
 
@@ -178,8 +178,8 @@ def test_a_random_policy_repeats_in_a_batch_of_one(
         list(pools[workers].run(recorder.runner, init_states, range(EPISODES)))
     assert recorders[0].answers == recorders[1].answers
     layout = pools[1].info().layout
-    assert not PolicyRunner(Counting(noise=0.1), batch=3).is_row_independent(layout)
-    assert PolicyRunner(Counting(), batch=3).is_row_independent(layout)
+    assert not PolicyRunner(Counting(noise=0.1), batch_size=3).is_row_independent(layout)
+    assert PolicyRunner(Counting(), batch_size=3).is_row_independent(layout)
 
 
 def test_a_policy_that_mixes_its_rows_is_detected(pools: dict[int, Scheduler]) -> None:
@@ -188,7 +188,7 @@ def test_a_policy_that_mixes_its_rows_is_detected(pools: dict[int, Scheduler]) -
             actions, state = super().act(obs, state)
             return actions - actions.mean(0), state
 
-    assert not PolicyRunner(Mixing(), batch=4).is_row_independent(pools[1].info().layout)
+    assert not PolicyRunner(Mixing(), batch_size=4).is_row_independent(pools[1].info().layout)
 
 
 @pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="looks into /proc")

@@ -159,7 +159,14 @@ def rollouts(name: str) -> list[list[Any]]:
     policy = load_policy(HERE / "policies" / name).policy
     # On a busy machine a step may take long, which must not give an error row.
     rows = evaluate_policy(
-        policy, task, episodes, workers=1, batch=4, threads=1, horizon=horizon, step_timeout=600
+        policy,
+        task,
+        episodes,
+        workers=1,
+        batch_size=4,
+        threads=1,
+        horizon=horizon,
+        step_timeout=600,
     )
     return [[row.success, row.steps, row.init_state] for row in rows]
 

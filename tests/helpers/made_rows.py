@@ -21,7 +21,7 @@ def row(index: int, success: bool, **changes: Any) -> EpisodeResult:
         "checkpoint_step": 1000,
         "checkpoint": "ema",
         "init_seed": 0,
-        "horizon": 100,
+        "max_steps": 100,
         "quality": "fast",
         "init_state": f"s{index}",
     }

@@ -91,7 +91,7 @@ def test_padded_actions_do_not_count(policy: str) -> None:
     policy = build_policy(settings, SHAPES).eval()
     samples = batch(settings)
     samples["action_mask"][:, 4:] = False
-    policy.add_noise = lambda actions, noise, times: (noise, times, actions)
+    policy.add_noise = lambda actions, noise, t: (noise, t, actions)
     policy.denoiser = Zero()
     before = float(policy.loss(samples)[0])
     samples["actions"][:, 4:] = 9
@@ -173,11 +173,13 @@ def test_rows_of_a_batch_do_not_depend_on_each_other(policy: str, denoiser: str)
     layout = {key: ((SIZE, SIZE, 3), np.dtype(np.uint8)) for key in SHAPES.images} | {
         "hand": ((3,), np.dtype(np.float32))
     }
-    assert PolicyRunner(policy, batch=4).is_row_independent(layout)
+    assert PolicyRunner(policy, batch_size=4).is_row_independent(layout)
 
 
 def test_ddim_visits_fewer_steps_than_were_trained_and_more_change_the_answer() -> None:
-    settings = config("diffusion", policy_options={"train_steps": 50, "steps": 7})
+    settings = config(
+        "diffusion", policy_options={"num_train_timesteps": 50, "num_inference_steps": 7}
+    )
     policy: Any = build_policy(settings, SHAPES).eval()
     assert len(policy.ddim.timesteps) == 7
     assert policy.ddim.config.num_train_timesteps == 50
@@ -189,9 +191,21 @@ def test_ddim_visits_fewer_steps_than_were_trained_and_more_change_the_answer() 
 @pytest.mark.parametrize(
     ("policy", "changes", "message"),
     [
-        ("diffusion", {"policy_options": {"step": 3}}, "did you mean 'steps'"),
-        ("diffusion", {"policy_options": {"steps": 101}}, "at most train_steps = 100, got 101"),
-        ("flow", {"policy_options": {"steps": 0}}, "steps must be at least 1"),
+        (
+            "diffusion",
+            {"policy_options": {"inference_steps": 3}},
+            "did you mean 'num_inference_steps'",
+        ),
+        (
+            "diffusion",
+            {"policy_options": {"num_inference_steps": 101}},
+            "at most num_train_timesteps = 100, got 101",
+        ),
+        (
+            "flow",
+            {"policy_options": {"num_inference_steps": 0}},
+            "num_inference_steps must be at least 1",
+        ),
         (
             "flow",
             {"policy_options": {"noise_samples": "4"}},

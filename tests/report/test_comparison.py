@@ -78,7 +78,7 @@ def test_errors_count_in_no_rate_and_are_reported(pair: tuple[Path, Path]) -> No
             {"task": "fibopolicy/Push-v0"},
             r"has task fibopolicy/Lift-v0, .*has task fibopolicy/Push-v0; compare",
         ),
-        ({"horizon": 50}, "has horizon 50; compare evaluations of one task and horizon"),
+        ({"max_steps": 50}, "has max_steps 50; compare evaluations of one task and max_steps"),
     ],
 )
 def test_other_tests_are_refused(

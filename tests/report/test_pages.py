@@ -49,7 +49,7 @@ def run_page(tiny_config: TrainConfig, tmp_path_factory: pytest.TempPathFactory)
     run = tmp_path_factory.mktemp("runs") / "run"
     train(replace(tiny_config, out=run))
     return write_run_page(
-        run, evaluate_run(EvaluateConfig(run, episodes=2, video=2, horizon=8, workers=1))
+        run, evaluate_run(EvaluateConfig(run, episodes=2, video=2, max_steps=8, workers=1))
     )
 
 

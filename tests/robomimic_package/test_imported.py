@@ -335,7 +335,7 @@ def test_an_exported_run_rolls_out_as_the_run_does(
         )
     )
     done = [
-        evaluate(EvaluateConfig(run=directory, episodes=2, video=0, horizon=12, workers=1))
+        evaluate(EvaluateConfig(run=directory, episodes=2, video=0, max_steps=12, workers=1))
         for directory in (run, open_run(export(run, tmp_path / "exported.pth")))
     ]
     of_run, of_checkpoint = (

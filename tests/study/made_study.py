@@ -125,7 +125,7 @@ def finish(
                     "checkpoint_step": trained,
                     "checkpoint": "ema",
                     "init_seed": 0,
-                    "horizon": 120,
+                    "max_steps": 120,
                     "quality": "fast",
                     "init_state": f"{task}{i}",
                     "policy": f"{condition.name}{seed}",
@@ -155,7 +155,7 @@ def finish(
             "rollout_steps_per_s": 350.0,
             "steps": trained,
             "episodes": len(rows),
-            "horizon": rows[0].horizon,
+            "max_steps": rows[0].max_steps,
             "quality": rows[0].quality,
         },
     )

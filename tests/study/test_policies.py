@@ -39,7 +39,7 @@ def test_two_policies_with_other_settings_run_to_their_report(
     own = StudyPolicy("bc_gmm", {"policy_options": {"min_std": 0.05}}, {"batch_size": 4}, steps=7)
     config = replace(
         finished.config,
-        tasks=(StudyTask("reach", dataset=finished.dataset(task), horizon=task.horizon),),
+        tasks=(StudyTask("reach", dataset=finished.dataset(task), max_steps=task.max_steps),),
         encoders=finished.config.encoders[1:],
         policies=("bc", own),
     )

@@ -187,7 +187,7 @@ def test_further_evaluations_of_a_run_change_nothing(study: Path) -> None:
     before = lines(study, "seeds.csv")
     path = begin(study, LIFT, "fib") / "seed0" / "episodes.jsonl"
     rows = [json.loads(line) for line in path.read_text().splitlines()]
-    others = [{"horizon": 7}, {"quality": "full"}, {"checkpoint": "model"}, {"index": len(rows)}]
+    others = [{"max_steps": 7}, {"quality": "full"}, {"checkpoint": "model"}, {"index": len(rows)}]
     more = [rows[0] | {"success": not rows[0]["success"]} | other for other in others]
     path.write_text("".join(json.dumps(row) + "\n" for row in [*rows, *more]))
     write_report(study)

@@ -265,8 +265,8 @@ def test_paths_of_a_study_are_found_from_its_file(
 
 
 def test_an_impossible_task_is_refused() -> None:
-    with pytest.raises(UserError, match="horizon must be at least 1, got 0"):
-        StudyTask("reach", horizon=0)
+    with pytest.raises(UserError, match="max_steps must be at least 1, got 0"):
+        StudyTask("reach", max_steps=0)
     with pytest.raises(
         UserError,
         match=r"cameras of fibopolicy/Reach-v0: expected a sequence, .* write \('wrist',\)",

@@ -23,7 +23,7 @@ SMALL = {SMALL}
 def study():
     return StudyConfig(
         "tiny",
-        tasks=[StudyTask("reach", demos=11, image_size=24, horizon=6)],
+        tasks=[StudyTask("reach", demos=11, image_size=24, max_steps=6)],
         encoders=[StudyEncoder("fibottention_vit_tiny", SMALL), StudyEncoder("vit_tiny", SMALL)],
         seeds=(0,),
         steps=6,
