@@ -1,7 +1,7 @@
 """The CUDA backend around the Triton kernels. On a CPU they run in Triton's
 interpreter, for tests: TRITON_INTERPRET=1.
 
-`docs/benchmarks/attention_h200_*.md` has timings on one GPU, an H200. In float32 the
+`docs/results/attention_gpu.md` has timings on one GPU, an H200. In float32 the
 kernels beat dense attention from about 600 tokens; in bfloat16, where dense attention
 uses tensor cores, they never do.
 """

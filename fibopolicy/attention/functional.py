@@ -33,11 +33,11 @@ BACKENDS: Mapping[str, Backend] = {
 BACKEND_VARIABLE = "FIBOPOLICY_ATTENTION_BACKEND"
 #: (T, share): up to T tokens, "auto" takes the sparse CPU kernels if at most this share
 #: of all T^2 pairs is kept. Above it, masked dense attention is faster, forward and
-#: backward together; `docs/benchmarks/attention_auto_*.json` has the timings.
+#: backward together; `docs/results/attention_cpu.md` names the timings.
 _CPU_MAX_SHARE = ((101, 0.95), (197, 0.75), (math.inf, 0.6))
 #: Up to this many tokens, "auto" takes masked dense attention on a GPU: there,
 #: launching kernels takes longer than the computation, and the sparse backends launch
-#: more. `docs/benchmarks/attention_h200_*.md` has the timings.
+#: more. `docs/results/attention_gpu.md` has the timings.
 _CUDA_MAX_DENSE_TOKENS = 197
 
 _log = logging.getLogger(__name__)

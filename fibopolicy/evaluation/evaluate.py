@@ -119,7 +119,7 @@ def evaluate_policy(
         UserError: an unknown task or option; unusable initial states; an environment
             without the observations that the policy reads; wrong actions.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> from fibopolicy.evaluation import evaluate_policy
         >>> def down(obs):

@@ -186,7 +186,7 @@ def narrow_distributions(policy: Policy, dataset: Windows) -> list[str]:
                 f"{part.path}: {shares[dim]:.0%} of action {dim} lie at its limits, where"
                 f" {policy.name} with min_std {options['min_std']:g} gains more from narrow"
                 " distributions than from its observations, and may not learn the task; try"
-                " --policy-options min_std 0.05, see docs/policies.md"
+                " --policy-options min_std 0.05, see docs/guides/policies.md"
             )
     return lines
 
