@@ -164,6 +164,7 @@ class DemoFile:
 
     def length(self, demo: str) -> int:
         """N: the steps of a demo."""
+        self._check_demo(demo)
         return self._lengths[demo]
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -9,6 +10,7 @@ from typing import Annotated, Literal
 from tyro.conf import Positional, arg
 
 from fibopolicy.cli.options import Demos, OptionalOutput, Output, RecordingOptions, Workers
+from fibopolicy.evaluation.config import VIDEO_SIZE, check_video_size
 from fibopolicy.utils.files import check_output
 
 
@@ -193,14 +195,35 @@ class Replay(Workers, Demos, OptionalOutput):
     simulator match.
 
     Example: fibopolicy replay lift_human.hdf5
+
+    Example: fibopolicy replay lift_human.hdf5 --video demos.mp4 --video-demos demo_3
     """
 
+    video: Path | None = None
+    """mp4 file to write, in which recorded demos play side by side; each is drawn from
+    its states."""
+    video_demos: tuple[str, ...] = ()
+    """Demos in the video; by default the first six, those whose replay fails before the
+    others."""
+    video_cameras: tuple[str, ...] | None = None
+    """Cameras of the video, shown side by side; those of the stored images by default,
+    else the task's."""
+    video_size: int = VIDEO_SIZE
+    """Height of each view in the video, pixels."""
+
     def run(self) -> None:
+        from fibopolicy.datasets import DemoFile
         from fibopolicy.datasets.replay import replay, table, write_replay
         from fibopolicy.statistics.rates import wilson
 
-        if self.out is not None:
-            check_output(self.out, self.overwrite, [self.file])
+        check_video_size(self.video_size)
+        for path in (self.out, self.video):
+            if path is not None:
+                check_output(path, self.overwrite, [self.file])
+        if self.video is not None and self.video_demos:
+            with DemoFile(self.file, skip_corrupt=self.skip_corrupt) as file:
+                for demo in self.video_demos:
+                    file.length(demo)
         done = replay(
             self.file,
             filter_key=self.filter_key,
@@ -212,3 +235,23 @@ class Replay(Workers, Demos, OptionalOutput):
         if self.out is not None:
             interval = {"value": rate.value, "low": rate.low, "high": rate.high, "confidence": 0.95}
             write_replay(self.out, done, interval)
+        if self.video is not None:
+            self._film(
+                self.video, [row.demo for row in sorted(done.demos, key=lambda r: r.success)]
+            )
+
+    def _film(self, path: Path, replayed: Sequence[str]) -> None:
+        from fibopolicy.datasets import DemoFile
+        from fibopolicy.datasets.film import draw_demos
+        from fibopolicy.report.film import Clip, write_film
+
+        demos = self.video_demos or replayed[:6]
+        with DemoFile(self.file, skip_corrupt=self.skip_corrupt) as file:
+            drawn = draw_demos(
+                file, demos, self.video_size, cameras=self.video_cameras, workers=self.workers
+            )
+        clips = [
+            Clip(one.frames, one.success, demo) for demo, one in zip(demos, drawn, strict=True)
+        ]
+        write_film(path, clips, drawn[0].fps)
+        print(f"video   {path}")

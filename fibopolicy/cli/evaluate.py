@@ -12,7 +12,7 @@ from tyro.conf import Positional, UseAppendAction, arg
 
 from fibopolicy.cli.options import OptionalOutput, Output
 from fibopolicy.errors import UserError, printable
-from fibopolicy.evaluation.config import EvaluateConfig
+from fibopolicy.evaluation.config import VIDEO_SIZE, EvaluateConfig, check_video_size
 from fibopolicy.evaluation.episodes import Selector
 from fibopolicy.utils.files import check_output, expanded
 
@@ -117,6 +117,8 @@ class Compare:
     video: int = 0
     """Number of initial states on which the baseline and the first candidate are filmed
     side by side, for the page and an mp4 file beside it."""
+    video_size: int = VIDEO_SIZE
+    """Height of each view in the video, pixels."""
     init_states: Path | None = None
     """File of initial states for the video; those in each run directory by default."""
     overwrite: bool = False
@@ -133,22 +135,31 @@ class Compare:
                 f"--video {self.video}: expected a number of initial states, and --out PAGE for the"
                 " page that shows them"
             )
+        check_video_size(self.video_size)
         for path in (self.out, film):
             if path is not None:
                 inputs = [RunDirectory(run).episodes for run in self.runs]
                 check_output(path, self.overwrite, inputs)
         comparison = compare(read_methods(self.runs, self.group, self.selector), self.margin)
         print(text(comparison, self.effect_sizes), flush=True)
+        failed: UserError | None = None
         if film is not None:
             from fibopolicy.evaluation.side_by_side import film_side_by_side
 
-            film_side_by_side(comparison, film, self.video, self.init_states)
-            print(f"video   {film}")
+            try:
+                film_side_by_side(
+                    comparison, film, self.video, self.init_states, size=self.video_size
+                )
+                print(f"video   {film}")
+            except UserError as error:  # raised once the page is written
+                film, failed = None, error
         if self.out is not None:
             from fibopolicy.report.comparison import write_comparison_page
 
             write_comparison_page(comparison, self.effect_sizes, self.out, film)
             print(f"page    {self.out}")
+        if failed is not None:
+            raise failed
 
 
 def read_methods(runs: Sequence[Path], groups: Sequence[str], selector: Selector) -> list[Method]:

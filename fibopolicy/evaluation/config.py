@@ -12,6 +12,8 @@ from fibopolicy.errors import UserError
 from fibopolicy.utils.files import expanded
 
 Quality = Literal["fast", "full"]
+#: Height of a view in a video, pixels.
+VIDEO_SIZE = 256
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,9 @@ class EvaluateConfig:
     video: int = 10
     """Episodes in the video, 0 for no video."""
     video_camera: str | None = None
-    """Camera of the video; the policy's first by default."""
+    """Camera of the video, any of the task's; the policy's first by default."""
+    video_size: int = VIDEO_SIZE
+    """Height of each episode in the video, pixels; the policy sees its own frames."""
     failures_first: bool = False
     """Show failures before successes in the video."""
     overlay: bool = False
@@ -70,6 +74,7 @@ class EvaluateConfig:
                 "expected episodes >= 1, init_seed >= 0 and video >= 0, got"
                 f" {self.episodes}, {self.init_seed}, {self.video}"
             )
+        check_video_size(self.video_size)
         for name in ("workers", "batch_size", "threads"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -80,3 +85,9 @@ class EvaluateConfig:
             raise UserError(f"max_retries must be in 0 .. {1 << 16}, got {self.max_retries}")
         if not self.step_timeout > 0:
             raise UserError(f"step_timeout must be more than 0 seconds, got {self.step_timeout}")
+
+
+def check_video_size(height: int) -> None:
+    """Raise `UserError` unless a view of a video can have this height, pixels."""
+    if not 64 <= height <= 1024:
+        raise UserError(f"video_size must be between 64 and 1024 pixels, got {height}")

@@ -34,7 +34,7 @@ class Episode:
         success: whether the goal was met at some step.
         steps: control steps taken.
         total_reward: summed over the episode.
-        frames: every frame of the filmed camera, uint8 `(H, W, 3)` each.
+        states: if filmed, the initial state and the state after every step, `(S,)` each.
         wall_s: seconds from the start of the last attempt to its end.
         error: empty, or why a simulator could not finish the episode; `success`,
             `steps` and `total_reward` are then undefined.
@@ -48,7 +48,7 @@ class Episode:
     success: bool = False
     steps: int = 0
     total_reward: float = 0.0
-    frames: Sequence[NDArray[np.uint8]] = ()
+    states: Sequence[NDArray[np.float64]] = ()
     wall_s: float = 0.0
     error: str = ""
 

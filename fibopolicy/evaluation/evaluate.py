@@ -19,7 +19,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 import torch
 from torch import nn
@@ -30,6 +30,7 @@ from fibopolicy.envs.registry import is_heavy, is_robosuite, task_id_of, unavail
 from fibopolicy.errors import UserError
 from fibopolicy.evaluation.config import EvaluateConfig
 from fibopolicy.evaluation.episodes import (
+    Episode,
     EpisodeResult,
     append_row,
     read_rows,
@@ -59,9 +60,6 @@ from fibopolicy.policies.run_directory import (
 from fibopolicy.statistics.rates import Rate
 from fibopolicy.utils.files import check_resume_or_overwrite, directory_lock
 from fibopolicy.utils.system import usable_cores
-
-if TYPE_CHECKING:
-    from fibopolicy.evaluation.video import Clip
 
 _log = logging.getLogger(__name__)
 
@@ -196,7 +194,8 @@ def evaluate_run(
     began = time.perf_counter()
     check_resume_or_overwrite(resume=resume, overwrite=overwrite)
     loaded = load_policy(config.run, checkpoint=config.checkpoint, device=config.device)
-    camera, files = _video_camera(config, loaded), RunDirectory(config.run)
+    files = RunDirectory(config.run)
+    _check_video(config, loaded)
     if loaded.step < loaded.total_steps and config.checkpoint in ("ema", "model"):
         warnings.warn(
             f"{config.run}: its training has done {loaded.step} of {loaded.total_steps} steps",
@@ -229,7 +228,7 @@ def evaluate_run(
         # Sort the rows, which were appended as episodes ended.
         write_rows(path, [*others, *(rows[index] for index in sorted(rows))])
         requested = tuple(rows[index] for index in range(config.episodes))
-        video_path = _film(config, evaluator, init_states, requested, camera) if camera else None
+        video_path = _film(config, evaluator, init_states, requested) if config.video else None
     seconds = time.perf_counter() - began
     return Evaluation(
         success_rate(requested), requested, seconds, path, init_states_path, video_path
@@ -247,6 +246,7 @@ class Evaluator:
         name: of the policy in messages.
 
     Attributes:
+        workers: number of simulators.
         info: description of the task.
         runner: the policy with its `batch_size` and `threads`.
         policy_digest: of the weights.
@@ -268,7 +268,7 @@ class Evaluator:
         name: str = "the policy",
     ) -> None:
         n_obs_steps = PolicyRunner(policy).n_obs_steps
-        self.make_env = make_env
+        self.make_env, self.workers = make_env, workers
         self.scheduler = Scheduler(
             make_env,
             n_obs_steps,
@@ -385,18 +385,20 @@ class Evaluator:
                 len(indices),
             )
 
-    def film(
-        self, init_states: InitStates, results: Sequence[EpisodeResult], camera: str
-    ) -> dict[int, Clip]:
-        """Run episodes once more and keep every frame of one camera.
+    def repeat(self, init_states: InitStates, results: Sequence[EpisodeResult]) -> list[Episode]:
+        """Run episodes once more and keep their states, for a film.
 
         Returns:
-            frames and success by index, without episodes in which a simulator failed.
+            the episodes in the order of `results`, without those in which a simulator
+            failed.
+
+        Raises:
+            UserError: an episode does not end as its result says.
         """
         expected = {result.index: result for result in results}
-        clips: dict[int, Clip] = {}
+        repeated: dict[int, Episode] = {}
         with preserved_randomness():
-            episodes = self.scheduler.run(self.runner, init_states, list(expected), film=camera)
+            episodes = self.scheduler.run(self.runner, init_states, list(expected), film=True)
             for episode in tqdm(
                 episodes, total=len(expected), desc="film", unit="episode", disable=None
             ):
@@ -404,12 +406,13 @@ class Evaluator:
                     continue
                 result = expected[episode.index]
                 if (episode.success, episode.steps) != (result.success, result.steps):
-                    raise RuntimeError(
-                        f"episode {episode.index} did not repeat: {episode.steps} steps, its row"
-                        f" says {result.steps}"
+                    raise UserError(
+                        f"episode {episode.index} cannot be filmed, since it does not repeat:"
+                        f" {episode.steps} steps, its row says {result.steps}; use the device and"
+                        " the versions of its evaluation"
                     )
-                clips[episode.index] = (episode.frames, episode.success)
-        return {index: clips[index] for index in expected if index in clips}
+                repeated[episode.index] = episode
+        return [repeated[index] for index in expected if index in repeated]
 
 
 def run_evaluator(config: EvaluateConfig, loaded: LoadedPolicy) -> Evaluator:
@@ -652,18 +655,25 @@ def _rendering(env_args: Mapping[str, Any], versions: Mapping[str, str]) -> dict
 # The video of a run.
 
 
-def _video_camera(config: EvaluateConfig, loaded: LoadedPolicy) -> str | None:
-    cameras = list(loaded.policy.shapes.images)
-    if config.video < 1 or not cameras:
-        return None
-    if config.video_camera is None:
-        return cameras[0]
-    key = config.video_camera.removesuffix("_image") + "_image"
-    if key not in cameras:
-        raise UserError(
-            f"video_camera {config.video_camera!r} is not one of the policy's: {', '.join(cameras)}"
-        )
-    return key
+def _check_video(config: EvaluateConfig, loaded: LoadedPolicy) -> None:
+    """Check the options of the video before the first episode.
+
+    Raises:
+        UserError: the task lacks the camera, or the policy does not see what the
+            overlay shows.
+    """
+    if config.video < 1:
+        return
+    cameras = [key.removesuffix("_image") for key in loaded.policy.shapes.images]
+    camera = config.video_camera or next(iter(cameras), None)
+    if camera not in cameras:
+        if config.overlay:
+            raise UserError(
+                f"video_camera {camera!r} is not one of the policy's, {', '.join(cameras)}, which"
+                " the overlay needs; film without --overlay"
+            )
+        if camera is not None:  # made only to see that it has the camera
+            from_env_args(loaded.env_args, cameras=(camera,)).close()
 
 
 def _film(
@@ -671,18 +681,27 @@ def _film(
     evaluator: Evaluator,
     init_states: InitStates,
     rows: Sequence[EpisodeResult],
-    camera: str,
-) -> Path:
-    # Imported here, since nothing else needs the codecs.
-    from fibopolicy.evaluation.video import draw_overlay, write_grid
+) -> Path | None:
+    """Write the video; if that fails, warn, since all numbers are stored."""
+    # Imported here, since nothing else needs them.
+    from fibopolicy.evaluation.video import film_episodes
+    from fibopolicy.report.film import write_film
 
     ordered = sorted(rows, key=lambda row: row.success) if config.failures_first else rows
     shown = [row for row in ordered if not row.error][: config.video]
-    clips = list(evaluator.film(init_states, shown, camera).values())
-    if config.overlay:
-        policy = evaluator.runner.policy
-        clips = [(draw_overlay(policy, camera, frames), success) for frames, success in clips]
     task = evaluator.info.task_id
     path = RunDirectory(config.run).video(task, init_states.seed, config.checkpoint)
-    write_grid(path, clips, evaluator.info.control_hz)
+    try:
+        clips, fps = film_episodes(
+            evaluator,
+            init_states,
+            shown,
+            camera=config.video_camera,
+            size=config.video_size,
+            overlay=config.overlay,
+        )
+        write_film(path, list(clips.values()), fps)
+    except UserError as error:
+        warnings.warn(f"no video: {error}", stacklevel=2)
+        return None
     return path

@@ -174,13 +174,13 @@ class Scheduler:
         init_states: InitStates,
         indices: Sequence[int],
         *,
-        film: str | None = None,
+        film: bool = False,
         check: FrameCheck = lambda index, hashes: None,
     ) -> Iterator[Episode]:
         """Run episodes by index; yields them in the order in which they end.
 
         Args:
-            film: observation key of a camera whose every frame is kept.
+            film: keep the state after every step.
             check: called with each episode's index and the digests of its first frames.
         """
         queue = deque(Episode(index) for index in indices)
@@ -200,9 +200,7 @@ class Scheduler:
                     yield episode
             self.throughput.wall_s = before + time.perf_counter() - began
 
-    def _begin(
-        self, slot: _Slot, episode: Episode, init_states: InitStates, film: str | None
-    ) -> None:
+    def _begin(self, slot: _Slot, episode: Episode, init_states: InitStates, film: bool) -> None:
         # Shared memory, which the simulator fills before each action that it asks for.
         episode.window = slot.simulator.window()
         slot.episode, slot.began = episode, time.perf_counter()
@@ -273,11 +271,11 @@ class Scheduler:
                     if hashes is not None:
                         check(slot.episode.index, hashes)
                     slot.ready_since = time.perf_counter()
-                case ("ended", success, steps, total_reward, frames):
+                case ("ended", success, steps, total_reward, states):
                     assert slot.episode is not None
                     episode, slot.episode = slot.episode, None
                     episode.success, episode.steps = success, steps
-                    episode.total_reward, episode.frames = total_reward, frames
+                    episode.total_reward, episode.states = total_reward, states
                     episode.wall_s = time.perf_counter() - slot.began
                     ended.append(episode)
                 case ("refused", reason):

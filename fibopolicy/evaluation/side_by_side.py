@@ -12,16 +12,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fibopolicy.errors import UserError
-from fibopolicy.evaluation.config import EvaluateConfig, Quality
+from fibopolicy.evaluation.config import VIDEO_SIZE, EvaluateConfig, Quality
 from fibopolicy.evaluation.evaluate import run_evaluator, weights_digest
 from fibopolicy.evaluation.init_states import load_init_states
-from fibopolicy.evaluation.video import Clip, write_grid
+from fibopolicy.evaluation.video import film_episodes
 from fibopolicy.policies.run_directory import RunDirectory, load_policy
+from fibopolicy.report.film import Clip, write_film
 from fibopolicy.statistics.compare import Comparison, Method
 
 
 def film_side_by_side(
-    comparison: Comparison, path: Path, episodes: int, init_states: Path | None = None
+    comparison: Comparison,
+    path: Path,
+    episodes: int,
+    init_states: Path | None = None,
+    *,
+    size: int = VIDEO_SIZE,
 ) -> None:
     """Write an mp4 of the baseline's and the candidate's first checkpoint, one row per
     initial state. Initial states that only one of them solves come first.
@@ -29,6 +35,7 @@ def film_side_by_side(
     Args:
         init_states: file of the initial states; by default the one that `fibopolicy
             evaluate` left in the run directory.
+        size: height of each view, pixels.
 
     Raises:
         UserError: a checkpoint has changed since its evaluation; the initial states
@@ -37,10 +44,12 @@ def film_side_by_side(
     methods = comparison.methods[:2]
     order = alternate(*(method.outcomes(comparison.init_states)[0] for method in methods))
     shown = [comparison.init_states[i] for i in order[:episodes]]
-    (left, fps), (right, _) = (_film_checkpoint(method, shown, init_states) for method in methods)
+    (left, fps), (right, _) = (
+        _film_checkpoint(method, shown, init_states, size) for method in methods
+    )
     both = [digest for digest in shown if digest in left and digest in right]
     clips = [clip for digest in both for clip in (left[digest], right[digest])]
-    write_grid(path, clips, fps, columns=2, headings=[method.name for method in methods])
+    write_film(path, clips, fps, columns=2, headings=[method.name for method in methods])
 
 
 def alternate(baseline: NDArray[np.bool_], candidate: NDArray[np.bool_]) -> list[int]:
@@ -55,7 +64,7 @@ def alternate(baseline: NDArray[np.bool_], candidate: NDArray[np.bool_]) -> list
 
 
 def _film_checkpoint(
-    method: Method, shown: Sequence[str], init_states: Path | None
+    method: Method, shown: Sequence[str], init_states: Path | None, size: int
 ) -> tuple[dict[str, Clip], float]:
     """Clips by digest of the initial state, and frames per second."""
     run = method.runs[0]
@@ -66,11 +75,6 @@ def _film_checkpoint(
         raise UserError(
             f"{run}: its weights, of step {loaded.step}, differ from those of the compared rows, of"
             f" step {first.checkpoint_step}; evaluate it again, or leave --video out"
-        )
-    cameras = list(loaded.policy.shapes.images)
-    if not cameras:
-        raise UserError(
-            f"{run}: its policy has no camera, so there is nothing to film; leave --video out"
         )
     path = init_states or RunDirectory(run).init_states(first.init_seed, first.quality)
     stored = load_init_states(path)
@@ -90,8 +94,6 @@ def _film_checkpoint(
     )
     with run_evaluator(config, loaded) as evaluator:
         to_film = [replace(rows[digest], index=position[digest]) for digest in shown]
-        clips = evaluator.film(stored, to_film, cameras[0])
-    return (
-        {digest: clips[position[digest]] for digest in shown if position[digest] in clips},
-        evaluator.info.control_hz,
-    )
+        clips, fps = film_episodes(evaluator, stored, to_film, camera=None, size=size)
+    found = {digest: clips[position[digest]] for digest in shown if position[digest] in clips}
+    return found, fps

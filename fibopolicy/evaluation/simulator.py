@@ -6,7 +6,7 @@ Messages, in the order of an episode (`->` goes to the process):
     -> ("start", model, state, film)      restore an initial state
     <- ("ready", hashes)                  the policy's window is in the shared memory
     -> ("execute", actions)
-    <- ("ready", None), or ("ended", success, steps, total_reward, frames)
+    <- ("ready", None), or ("ended", success, steps, total_reward, states)
     <- ("refused", reason) or ("failed", reason)   instead: a UserError, any other error
 
 Observations come back through memory that both sides map. It has no name in the file
@@ -111,11 +111,11 @@ class Simulator:
         assert isinstance(message, TaskInfo | tuple)
         return message
 
-    def start(self, state: SimState, film: str | None = None) -> None:
+    def start(self, state: SimState, film: bool = False) -> None:
         """Restore an initial state.
 
         Args:
-            film: observation key of a camera whose every frame is kept.
+            film: keep the state after every step.
         """
         digest = hashlib.sha256(state.model.encode()).digest()
         changed = digest != self._model
@@ -243,7 +243,7 @@ def _run_episodes(
                 assert runner is not None
                 runner.execute(actions)
                 if runner.done:
-                    result = runner.success, runner.steps, runner.total_reward, runner.frames
+                    result = runner.success, runner.steps, runner.total_reward, runner.states
                     connection.send(("ended", *result))
                 else:
                     ready(runner)
@@ -252,14 +252,15 @@ def _run_episodes(
 class EpisodeRunner:
     """Steps an environment through one episode.
 
-    Cameras are rendered only where the policy reads them, and at every step if filmed.
+    Cameras are rendered only where the policy reads them. A film is drawn from the
+    states afterwards, so that filming changes nothing.
 
     Args:
         env: restored to the initial state.
         obs: its observation there; stands for the steps before it, too.
         n_obs_steps: T_o, observations that the policy reads.
-        film: observation key of a camera whose every frame is kept in `frames`, uint8
-            `(H, W, 3)` each.
+        film: keep the initial state and the state after every step in `states`, `(S,)`
+            float64 each.
         heartbeat: called after every control step and every observation.
         on_step: called after every control step.
     """
@@ -270,14 +271,14 @@ class EpisodeRunner:
         obs: Observation,
         n_obs_steps: int,
         *,
-        film: str | None = None,
+        film: bool = False,
         heartbeat: Callable[[], None] = lambda: None,
         on_step: Callable[[], None] = lambda: None,
     ) -> None:
         self._env, self._n_obs_steps, self._film = env, n_obs_steps, film
         self._heartbeat, self._on_step = heartbeat, on_step
         self.window: deque[Observation] = deque([obs] * n_obs_steps, maxlen=n_obs_steps)
-        self.frames: list[NDArray[np.uint8]] = [obs[film]] if film else []
+        self.states: list[NDArray[np.float64]] = [env.get_state().state] if film else []
         self.steps, self.total_reward, self.success, self.done = 0, 0.0, False, False
 
     def execute(self, actions: NDArray[np.floating[Any]]) -> None:
@@ -291,11 +292,11 @@ class EpisodeRunner:
             self.steps, self.total_reward = self.steps + 1, self.total_reward + reward
             self.success, self.done = bool(info["success"]), terminated or truncated
             read_by_policy = i >= len(actions) - self._n_obs_steps and not self.done
-            if self._film or read_by_policy:
+            if self._film:
+                self.states.append(self._env.get_state().state)
+            if read_by_policy:
                 self.window.append(self._env.observe())
                 self._heartbeat()
-            if self._film:
-                self.frames.append(self.window[-1][self._film])
             if self.done:
                 return
 

@@ -1,36 +1,31 @@
-"""Videos of episodes: a grid of clips, and an overlay that shows where an encoder looks."""
+"""Videos of episodes, and an overlay that shows where an encoder looks."""
 
 from __future__ import annotations
 
 import colorsys
-import math
-from collections.abc import Iterable, Sequence
-from pathlib import Path
-from typing import Any
+import functools
+from collections.abc import Sequence
+from typing import Any, cast
 
-import imageio.v2 as imageio
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor, nn
 
+from fibopolicy.datasets.film import draw_states, view_size
+from fibopolicy.datasets.restore import Trajectory
 from fibopolicy.encoders.pooling import SpatialSoftmax
 from fibopolicy.errors import UserError
-from fibopolicy.evaluation.policy_runner import preserved_randomness
+from fibopolicy.evaluation.config import Quality
+from fibopolicy.evaluation.episodes import Episode, EpisodeResult
+from fibopolicy.evaluation.evaluate import Evaluator
+from fibopolicy.evaluation.init_states import InitStates
+from fibopolicy.evaluation.policy_runner import preserved_randomness, trained_shapes
 from fibopolicy.policies.observations import ObservationEncoder
-from fibopolicy.utils.files import atomic_write
+from fibopolicy.report.film import Clip
+from fibopolicy.utils.system import usable_cores
 
 Frame = NDArray[np.uint8]
-#: Frames uint8 `(H, W, 3)` of an episode, and whether it succeeded.
-Clip = tuple[Sequence[Frame], bool]
-
-SUCCESS, FAILURE, RUNNING = (46, 160, 67), (215, 58, 73), (110, 118, 129)
-BORDER = 3
-#: Height of the headings, pixels; even, as the size of a video must be.
-HEADING = 24
-#: Seconds that the last frame stays.
-HOLD = 1.0
 
 #: Patches along the shorter side of a heat map.
 PATCHES = 14
@@ -39,86 +34,73 @@ PATCHES = 14
 DIRECTIONS = 8
 
 
-def write_grid(
-    path: Path,
-    clips: Sequence[Clip],
-    fps: float,
+def film_episodes(
+    evaluator: Evaluator,
+    init_states: InitStates,
+    results: Sequence[EpisodeResult],
     *,
-    scale: int = 2,
-    columns: int = 5,
-    headings: Sequence[str] = (),
-) -> None:
-    """Write an mp4 in which episodes play side by side. Their frames have a grey border
-    until they end, then a green one for success or a red one.
+    camera: str | None,
+    size: int,
+    overlay: bool = False,
+) -> tuple[dict[int, Clip], float]:
+    """Run episodes once more and draw their states. It closes the evaluator's
+    simulators.
 
     Args:
-        clips: all of one size.
-        fps: frames per second.
-        scale: integer enlargement.
-        columns: episodes side by side.
-        headings: text above each column.
+        results: of the episodes.
+        camera: its name; `None` means the policy's first, or the task's own if the
+            policy has none.
+        size: height of the view, pixels.
+        overlay: draw where the encoder looks, see `draw_overlay`.
+
+    Returns:
+        clips by index in the order of `results`, without episodes in which a simulator
+        failed; frames per second.
+
+    Raises:
+        UserError: an episode does not repeat, or cannot be drawn.
     """
-    with atomic_write(path) as partial:
-        film = partial.with_name(partial.name + path.suffix)  # ffmpeg needs the extension
-        try:
-            writer: Any = imageio.get_writer(
-                film, fps=fps, codec="libx264", macro_block_size=2, quality=8
-            )
-            with writer:
-                heading: Frame | None = None
-                for frame in grid_frames(clips, fps, scale=scale, columns=columns):
-                    if headings and heading is None:
-                        heading = _heading(headings, frame.shape[1])
-                    writer.append_data(
-                        frame if heading is None else np.concatenate([heading, frame])
-                    )
-            film.replace(partial)
-        finally:
-            film.unlink(missing_ok=True)
+    episodes = evaluator.repeat(init_states, results)
+    if not episodes:
+        raise UserError("nothing to film: every episode ended in a simulator error")
+    evaluator.close()  # the processes that draw need the memory
+    policy, info = evaluator.runner.policy, evaluator.info
+    shapes = trained_shapes(policy)
+    seen_sizes = dict(shapes.images) if shapes else {}
+    key = f"{camera}_image" if camera else next(iter(seen_sizes), None)
+    cameras = None if key is None else (key.removesuffix("_image"),)
+    draw = functools.partial(
+        draw_states,
+        info.env_args,
+        [_trajectory(episode, init_states) for episode in episodes],
+        cameras=cameras,
+        workers=min(evaluator.workers, usable_cores()),
+    )
+    shown = draw(view_size(seen_sizes.get(key or "", (1, 1)), size))
+    films = [one.frames for one in shown]
+    if overlay and key:
+        seen = draw(seen_sizes[key], quality=cast(Quality, info.quality))
+        films = [
+            draw_overlay(policy, key, small.frames, large)
+            for small, large in zip(seen, films, strict=True)
+        ]
+    clips = {
+        episode.index: Clip(frames, episode.success, f"initial state {episode.index}")
+        for episode, frames in zip(episodes, films, strict=True)
+    }
+    return clips, shown[0].fps
 
 
-def grid_frames(clips: Sequence[Clip], fps: float, *, scale: int, columns: int) -> Iterable[Frame]:
-    """The frames of the grid, one per step of the longest episode; the last is held."""
-    columns = min(columns, len(clips))
-    rows = math.ceil(len(clips) / columns)
-    longest = max(len(frames) for frames, _ in clips)
-    for t in range(longest + round(HOLD * fps)):
-        tiles = []
-        for frames, success in clips:
-            ended = t >= len(frames) - 1
-            colour = (SUCCESS if success else FAILURE) if ended else RUNNING
-            tiles.append(_with_border(frames[min(t, len(frames) - 1)], colour, scale))
-        blank = np.full_like(tiles[0], 255)
-        tiles += [blank] * (rows * columns - len(tiles))
-        lines = [tiles[r * columns : (r + 1) * columns] for r in range(rows)]
-        yield np.concatenate([np.concatenate(line, axis=1) for line in lines])
+def _trajectory(episode: Episode, init_states: InitStates) -> Trajectory:
+    model = init_states.states[episode.index].model
+    no_actions = np.empty((0, 0))
+    return Trajectory(f"episode {episode.index}", model, np.stack(episode.states), no_actions)
 
 
-def _heading(headings: Sequence[str], width: int) -> Frame:
-    """A white strip, uint8 `(HEADING, width, 3)`, with each text centred in its column;
-    long texts are cut at their beginning.
-    """
-    strip = Image.new("RGB", (width, HEADING), "white")
-    draw, share = ImageDraw.Draw(strip), width / len(headings)
-    font = ImageFont.load_default(14)
-    for i, text in enumerate(headings):
-        while len(text) > 1 and draw.textlength(text, font=font) > share - 8:
-            text = "…" + text[2:]
-        draw.text(((i + 0.5) * share, HEADING / 2), text, fill="black", font=font, anchor="mm")
-    return np.asarray(strip, dtype=np.uint8)
-
-
-def _with_border(frame: Frame, colour: tuple[int, int, int], scale: int) -> Frame:
-    large = frame.repeat(scale, axis=0).repeat(scale, axis=1)
-    height, width = large.shape[:2]
-    tile = np.empty((height + 2 * BORDER, width + 2 * BORDER, 3), dtype=np.uint8)
-    tile[:] = colour
-    tile[BORDER:-BORDER, BORDER:-BORDER] = large
-    return tile
-
-
-def draw_overlay(policy: Any, camera: str, frames: Sequence[Frame]) -> list[Frame]:
-    """Draw on frames uint8 `(H, W, 3)` of one camera where the policy's encoder looks.
+def draw_overlay(
+    policy: Any, camera: str, seen: NDArray[np.uint8], shown: NDArray[np.uint8]
+) -> NDArray[np.uint8]:
+    """Draw on the frames of one camera where the policy's encoder looks.
 
     If the encoder pools with a spatial softmax (the ViTs by default, resnet18), a dot
     of another colour for each keypoint; the policy receives only the keypoints.
@@ -128,6 +110,11 @@ def draw_overlay(policy: Any, camera: str, frames: Sequence[Frame]) -> list[Fram
     Args:
         policy: of this library.
         camera: observation key.
+        seen: frames that the policy sees, uint8 `(T, h, w, 3)`.
+        shown: the same instants, uint8 `(T, H, W, 3)`.
+
+    Returns:
+        copies of `shown` with the overlay.
 
     Raises:
         UserError: the policy has no separate encoder for this camera, since it is not
@@ -140,17 +127,21 @@ def draw_overlay(policy: Any, camera: str, frames: Sequence[Frame]) -> list[Fram
             " without --overlay"
         )
     encoder = observations.encoder_of(camera)
-    images = torch.from_numpy(np.stack(frames)).to(next(policy.parameters()).device)
+    images = torch.from_numpy(np.array(seen)).to(next(policy.parameters()).device)
     parts = [observations.encoder_input(camera, part) for part in torch.split(images, 64)]
-    seen = torch.cat(parts)  # (T, 3, H', W'), which may be a crop
-    full, cropped = images.shape[1:3], seen.shape[2:]
+    inputs = torch.cat(parts)  # (T, 3, h', w'), which may be a crop
+    full, cropped = images.shape[1:3], inputs.shape[2:]
     top, left = (full[0] - cropped[0]) // 2, (full[1] - cropped[1]) // 2
     pools = [module for module in encoder.modules() if isinstance(module, SpatialSoftmax)]
     if pools:
-        points = keypoints(encoder, pools[0], seen) + np.array([left, top])
-        return [_with_dots(frame, at) for frame, at in zip(frames, points, strict=True)]
-    maps = sensitivity(encoder, seen)
-    return [_with_heat(frame, heat, top, left) for frame, heat in zip(frames, maps, strict=True)]
+        points = keypoints(encoder, pools[0], inputs) + np.array([left, top])
+        points /= np.array([full[1], full[0]])
+        return np.stack([_with_dots(*one) for one in zip(shown, points, strict=True)])
+    patch = _patch_size(*cropped)
+    maps = sensitivity(encoder, inputs).repeat(patch, axis=1).repeat(patch, axis=2)
+    heat = np.zeros(images.shape[:3])
+    heat[:, top : top + cropped[0], left : left + cropped[1]] = maps[:, : cropped[0], : cropped[1]]
+    return np.stack([_with_heat(*one) for one in zip(shown, heat, strict=True)])
 
 
 def keypoints(encoder: nn.Module, pool: SpatialSoftmax, images: Tensor) -> NDArray[np.float64]:
@@ -217,10 +208,11 @@ def _patch_size(height: int, width: int) -> int:
 
 
 def _with_dots(frame: Frame, points: NDArray[np.float64]) -> Frame:
+    """Dots at `(K, 2)`, x and y as shares of width and height."""
     drawn = frame.copy()
     height, width = frame.shape[:2]
     reach = max(1, min(height, width) // 60)
-    for k, (x, y) in enumerate(points):
+    for k, (x, y) in enumerate(points * np.array([width, height])):
         colour = [round(255 * part) for part in colorsys.hsv_to_rgb(k / len(points), 1, 1)]
         column, row = int(np.clip(x, 0, width - 1)), int(np.clip(y, 0, height - 1))
         rows = slice(max(0, row - reach + 1), row + reach + 1)
@@ -229,11 +221,13 @@ def _with_dots(frame: Frame, points: NDArray[np.float64]) -> Frame:
     return drawn
 
 
-def _with_heat(frame: Frame, heat: NDArray[np.float64], top: int, left: int) -> Frame:
-    height, width = frame.shape[0] - 2 * top, frame.shape[1] - 2 * left
-    patch = _patch_size(height, width)
-    strength = 0.7 * heat.repeat(patch, axis=0).repeat(patch, axis=1)[:height, :width, None]
-    drawn = frame.astype(np.float64)
-    window = drawn[top : top + strength.shape[0], left : left + strength.shape[1]]
-    window += strength * (np.array([255, 0, 0]) - window)
-    return drawn.round().astype(np.uint8)
+def _with_heat(frame: Frame, heat: NDArray[np.float64]) -> Frame:
+    """Red in proportion to a map `(h, w)` of the whole frame, 0 to 1."""
+    rows, columns = (
+        np.arange(size) * cells // size
+        for size, cells in zip(frame.shape[:2], heat.shape, strict=True)
+    )
+    strength = 0.7 * heat[rows][:, columns, None]
+    drawn = frame + strength * (np.array([255, 0, 0]) - frame)
+    blended: Frame = drawn.round().astype(np.uint8)
+    return blended

@@ -13,13 +13,13 @@ from fibopolicy.evaluation.simulator import EpisodeRunner
 
 
 def rollout(
-    policy: Any, env: TaskEnv, obs: Observation, *, film: str | None = None, index: int = 0
+    policy: Any, env: TaskEnv, obs: Observation, *, film: bool = False, index: int = 0
 ) -> Episode:
     """Run an episode from the restored initial state that `obs` shows.
 
     Args:
         policy: a `PolicyRunner`, or any policy that it accepts.
-        film: observation key of a camera whose every frame is kept.
+        film: keep the state after every step.
         index: of the episode; it seeds random policies.
     """
     policy_runner = policy if isinstance(policy, PolicyRunner) else PolicyRunner(policy)
@@ -29,5 +29,5 @@ def rollout(
         episode.window = {key: np.stack([o[key] for o in runner.window]) for key in obs}
         runner.execute(policy_runner.act([episode])[0])
     episode.success, episode.steps = runner.success, runner.steps
-    episode.total_reward, episode.frames = runner.total_reward, runner.frames
+    episode.total_reward, episode.states = runner.total_reward, runner.states
     return episode
