@@ -55,8 +55,12 @@ def test_a_plain_installation_runs_from_the_root_of_the_clone(tmp_path: Path) ->
     ).stdout.split()
     ours = {name if name.startswith("fibopolicy/") else f"fibopolicy/{name}" for name in listed}
     assert installed == {name for name in ours if name.split("/")[1] not in ("scripts", "tests")}
-    done = _python("-m", "fibopolicy", "--version", cwd=ROOT, path=tmp_path)
+    done = _python("-X", "importtime", "-m", "fibopolicy", "--version", cwd=ROOT, path=tmp_path)
     assert done.returncode == 0, done.stderr
+    loaded = set(re.findall(r"\| +(\S+)$", done.stderr, re.MULTILINE))
+    assert "torch" in loaded
+    # each would add half a second or more to the start of every command
+    assert not loaded & {"torch._dynamo", "scipy.stats", "matplotlib", "mujoco"}
     code = "import fibopolicy.datasets; print(fibopolicy.datasets.__file__)"
     done = _python("-c", code, cwd=tmp_path.parent, path=tmp_path)
     assert done.stdout.strip() == str(tmp_path / "fibopolicy" / "datasets" / "__init__.py"), (

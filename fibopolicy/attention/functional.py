@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fibopolicy.attention import cpu, cuda
 from fibopolicy.attention.operator import KERNELS, sparse, sparse_packed, unpack
-from fibopolicy.attention.patterns import AttentionPattern
+from fibopolicy.attention.patterns import AttentionPattern, constant_to_compiler
 from fibopolicy.attention.reference import csr, reference, sdpa
 from fibopolicy.errors import UserError, unknown
 
@@ -224,7 +224,7 @@ def _fastest(device: str, dtype: torch.dtype, pattern: AttentionPattern) -> str:
     return "numba" if _kept_share(pattern.spec) <= limit else "sdpa"
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@constant_to_compiler
 def _kept_share(spec: str) -> float:
     """`AttentionPattern.kept_share` from the `spec`, a constant to the compiler."""
     return AttentionPattern.from_spec(spec).kept_share

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import norm, t
+from scipy.special import ndtri, stdtrit
 
 from fibopolicy.errors import UserError
 
@@ -67,7 +67,7 @@ def wilson(successes: int, episodes: int, confidence: float = 0.95) -> Rate:
     return Rate(
         successes,
         episodes,
-        *_score_interval(successes / episodes, episodes, float(norm.ppf((1 + confidence) / 2))),
+        *_score_interval(successes / episodes, episodes, float(ndtri((1 + confidence) / 2))),
     )
 
 
@@ -142,7 +142,7 @@ def student_quantile(
     `degrees_of_freedom`. For example, three seeds that differ much leave 2 degrees of
     freedom: 4.3 standard errors instead of 1.96.
     """
-    return float(t.ppf((1 + confidence) / 2, degrees_of_freedom(total, parts)))
+    return float(stdtrit(degrees_of_freedom(total, parts), (1 + confidence) / 2))
 
 
 def degrees_of_freedom(total: float, parts: tuple[tuple[float, int], ...]) -> float:
