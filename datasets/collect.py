@@ -65,11 +65,11 @@ class Plan:
 
 @dataclass(frozen=True)
 class Collected:
-    """The result of a collection: demos kept, episodes tried for them, control steps kept."""
+    """The result of a collection: demos kept, attempts at them, control steps kept."""
 
     path: Path
     demos: int
-    tried: int
+    attempts: int
     steps: int
 
 
@@ -113,13 +113,13 @@ def collect(
     finally:
         env.close()
 
-    def give_up(kept: int, tried: int) -> UserError | None:
-        if tried < GIVE_UP_AFTER or kept >= tried // 10:
+    def give_up(kept: int, attempts: int) -> UserError | None:
+        if attempts < GIVE_UP_AFTER or kept >= attempts // 10:
             return None
         advice = "lower it" if noise else "it does not solve its task"
         return UserError(
-            f"the expert of {plan.task} succeeded in {kept} of {tried} episodes with noise {noise};"
-            f" {advice}"
+            f"the expert of {plan.task} succeeded in {kept} of {attempts} episodes with noise"
+            f" {noise}; {advice}"
         )
 
     folder = shards_folder(out)
@@ -130,7 +130,7 @@ def collect(
         # The writer has locked the output, so no other collection uses these shards.
         resume_folder(folder, asdict(plan), resume=resume, overwrite=overwrite),
     ):
-        tried, steps = record_demos(
+        attempts, steps = record_demos(
             writer,
             folder,
             functools.partial(_start, plan),
@@ -142,7 +142,7 @@ def collect(
             description=f"collect {plan.task}",
         )
     remove_shards(folder)
-    return Collected(out, episodes, tried, steps)
+    return Collected(out, episodes, attempts, steps)
 
 
 def check_noise_and_seed(noise: float, seed: int) -> None:

@@ -67,14 +67,14 @@ class Generated:
 
     Args:
         demos: kept, all successes.
-        tried: attempts for them, each in a different scene.
+        attempts: for these demos, each in a different scene.
         steps: control steps kept.
-        low, high: the 95 % Wilson interval of the success rate `demos / tried`.
+        low, high: the 95 % Wilson interval of the success rate `demos / attempts`.
     """
 
     path: Path
     demos: int
-    tried: int
+    attempts: int
     steps: int
     low: float
     high: float
@@ -146,11 +146,11 @@ def generate(
         made_from = sources[int(episode["source"])]
         return {"generator": _generator(made_from.origin), "source_demo": made_from.demo}
 
-    def give_up(kept: int, tried: int) -> UserError | None:
-        if tried < GIVE_UP_AFTER or kept >= tried // 10:
+    def give_up(kept: int, attempts: int) -> UserError | None:
+        if attempts < GIVE_UP_AFTER or kept >= attempts // 10:
             return None
         return UserError(
-            f"{source.path}: {kept} of {tried} attempts at {task} succeeded with noise {noise};"
+            f"{source.path}: {kept} of {attempts} attempts at {task} succeeded with noise {noise};"
             " lower it, or choose other demos with a filter key"
         )
 
@@ -160,7 +160,7 @@ def generate(
         # The writer has locked the output, so no other generation uses these shards.
         resume_folder(folder, plan, resume=resume, overwrite=overwrite),
     ):
-        tried, steps = record_demos(
+        attempts, steps = record_demos(
             writer,
             folder,
             partial(_start, env_args, sources, noise, seed),
@@ -171,12 +171,16 @@ def generate(
             give_up=give_up,
             description=f"generate {task}",
         )
-        interval = binomtest(demos, tried).proportion_ci(method="wilson")
+        interval = binomtest(demos, attempts).proportion_ci(method="wilson")
         low, high = float(interval.low), float(interval.high)
-        rates = {"success_rate": demos / tried, "success_rate_low": low, "success_rate_high": high}
-        writer.set_attrs({"attempts": tried, **rates})
+        rates = {
+            "success_rate": demos / attempts,
+            "success_rate_low": low,
+            "success_rate_high": high,
+        }
+        writer.set_attrs({"attempts": attempts, **rates})
     remove_shards(folder)
-    return Generated(out, demos, tried, steps, low, high)
+    return Generated(out, demos, attempts, steps, low, high)
 
 
 # The source

@@ -24,7 +24,7 @@ class Mixture:
     Args:
         parts: the files' windows. They must agree in keys, shapes, the width of actions
             and the form of windows.
-        weights: the share of each file in every batch, positive, of any sum: 1 and 1
+        dataset_weights: the share of each file in every batch, positive, of any sum: 1 and 1
             give half and half, however long the files are. `None` draws every sample
             equally often, as if the files were one.
 
@@ -39,15 +39,15 @@ class Mixture:
     """
 
     def __init__(
-        self, parts: Sequence[WindowDataset], weights: Sequence[float] | None = None
+        self, parts: Sequence[WindowDataset], dataset_weights: Sequence[float] | None = None
     ) -> None:
         first = parts[0]
         for part in parts[1:]:
             _check_agreement(first, part)
-        if weights is not None:
-            check_weights(weights, [part.path for part in parts])
+        if dataset_weights is not None:
+            check_weights(dataset_weights, [part.path for part in parts])
         self.parts = tuple(parts)
-        self.weights = tuple(weights) if weights is not None else None
+        self.dataset_weights = tuple(dataset_weights) if dataset_weights is not None else None
         self.cameras, self.vectors = first.cameras, first.vectors
         self.image_shapes, self.vector_dims, self.action_dim = (
             first.image_shapes,
@@ -60,7 +60,7 @@ class Mixture:
         self._buffers = Buffers()
         self._ends = np.cumsum([len(part) for part in parts])
         self.stats = _mixed_stats(
-            parts, np.array(weights or [len(part) for part in parts], dtype=np.float64)
+            parts, np.array(dataset_weights or [len(part) for part in parts], dtype=np.float64)
         )
 
     def __len__(self) -> int:
@@ -75,10 +75,10 @@ class Mixture:
         """The `(batch_size,)` samples of global step `step >= 0`: a function of these
         numbers alone.
         """
-        if self.weights is None:
+        if self.dataset_weights is None:
             return batch_indices(len(self), batch_size, seed, step)
         return mixed_indices(
-            [len(part) for part in self.parts], self.weights, batch_size, seed, step
+            [len(part) for part in self.parts], self.dataset_weights, batch_size, seed, step
         )
 
     def batch(self, indices: NDArray[np.int64]) -> Batch:
@@ -115,17 +115,17 @@ class Mixture:
 Windows = WindowDataset | Mixture
 
 
-def check_weights(weights: Sequence[float], paths: Sequence[Path]) -> None:
+def check_weights(dataset_weights: Sequence[float], paths: Sequence[Path]) -> None:
     """Raise `UserError` unless there is one finite, positive weight per file."""
-    if len(weights) != len(paths):
+    if len(dataset_weights) != len(paths):
         raise UserError(
-            f"dataset_weights: got {len(weights)} for {len(paths)} files"
+            f"dataset_weights: got {len(dataset_weights)} for {len(paths)} files"
             f" ({', '.join(map(str, paths))}); give one per file"
         )
-    if not all(0 < weight < float("inf") for weight in weights):
+    if not all(0 < weight < float("inf") for weight in dataset_weights):
         raise UserError(
             "dataset_weights must be positive numbers, got"
-            f" {' '.join(f'{w:g}' for w in weights)}; leave a file out instead"
+            f" {' '.join(f'{w:g}' for w in dataset_weights)}; leave a file out instead"
         )
 
 

@@ -44,7 +44,7 @@ VALID_EVERY = 10
 
 def shards_folder(out: Path) -> Path:
     """The folder of an output's shards."""
-    return out.with_name(out.name + ".parts")
+    return out.with_name(out.name + ".shards")
 
 
 @contextmanager
@@ -198,7 +198,7 @@ def record_demos(
         give_up: the reason to stop after so many successes in so many episodes, if any.
 
     Returns:
-        Episodes tried, and control steps kept.
+        Attempts, and control steps kept.
     """
     names: list[str] = []
     steps = 0
@@ -208,20 +208,20 @@ def record_demos(
         contextlib.closing(episodes),
         tqdm(total=demos, desc=description, unit="demo", disable=None) as bar,
     ):
-        for tried, episode in enumerate(episodes, start=1):
+        for attempts, episode in enumerate(episodes, start=1):
             if episode["success"]:
                 names.append(add_episode(writer, episode, attrs(episode)))
                 steps += len(episode["actions"])
                 bar.update()
-            bar.set_postfix_str(f"{len(names)} of {tried} episodes", refresh=False)
+            bar.set_postfix_str(f"{len(names)} of {attempts} episodes", refresh=False)
             if len(names) == demos:
                 break
-            if (reason := give_up(len(names), tried)) is not None:
+            if (reason := give_up(len(names), attempts)) is not None:
                 raise reason
     if valid := names[VALID_EVERY - 1 :: VALID_EVERY]:
         writer.add_filter_key("train", [name for name in names if name not in set(valid)])
         writer.add_filter_key("valid", valid)
-    return tried, steps
+    return attempts, steps
 
 
 def prefetch(

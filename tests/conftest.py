@@ -22,7 +22,7 @@ from fibopolicy.training import OptimizerConfig, TrainConfig
 torch.set_num_threads(1)
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-TINY_ENCODER = {"patch_size": 12, "width": 24, "depth": 2, "heads": 2, "keypoints": 4}
+TINY_ENCODER = {"patch_size": 12, "width": 24, "depth": 2, "num_heads": 2, "keypoints": 4}
 
 
 @pytest.fixture(scope="session")

@@ -52,7 +52,7 @@ class Collect(RecordingOptions):
         )
         print(
             f"{done.path}: {done.demos} demos, {done.steps} steps; the expert succeeded in"
-            f" {done.demos} of {done.tried} episodes"
+            f" {done.demos} of {done.attempts} episodes"
         )
 
 
@@ -82,7 +82,7 @@ class Generate(RecordingOptions, Demos):
         from fibopolicy.statistics.rates import wilson
 
         done = generate(**asdict(self))
-        rate = wilson(done.demos, done.tried)
+        rate = wilson(done.demos, done.attempts)
         print(
             f"{done.path}: {done.demos} demos, {done.steps} steps; generation succeeded in {rate}"
             " attempts"

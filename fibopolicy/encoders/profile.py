@@ -61,7 +61,7 @@ def profile_encoder(
     *,
     width: int = 384,
     depth: int = 12,
-    heads: int = 6,
+    num_heads: int = 6,
     turns: int = 5,
     device: str = "cpu",
     seed: int = 0,
@@ -82,7 +82,7 @@ def profile_encoder(
                 patch_size=16,
                 width=width,
                 depth=depth,
-                heads=heads,
+                num_heads=num_heads,
                 pool="mean",
                 attention=kind,
             ).to(device)

@@ -65,16 +65,16 @@ class Attention(nn.Module):
     """Multi-head self-attention, `(B, T, D)` -> `(B, T, D)`; dense without a pattern."""
 
     def __init__(
-        self, width: int, heads: int, pattern: AttentionPattern | None, masking: Masking
+        self, width: int, num_heads: int, pattern: AttentionPattern | None, masking: Masking
     ) -> None:
         super().__init__()
-        self.heads, self.pattern, self.masking = heads, pattern, masking
+        self.num_heads, self.pattern, self.masking = num_heads, pattern, masking
         self.qkv = nn.Linear(width, 3 * width)
         self.out = nn.Linear(width, width)
 
     def forward(self, x: Tensor) -> Tensor:
         b, t, d = x.shape
-        qkv = self.qkv(x).view(b, t, 3, self.heads, d // self.heads)  # (B, T, 3, h, d)
+        qkv = self.qkv(x).view(b, t, 3, self.num_heads, d // self.num_heads)  # (B, T, 3, h, d)
         if self.pattern is None:
             q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # (B, h, T, d) each, views of qkv
             y = F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
@@ -107,7 +107,7 @@ class ViT(Encoder):
     Args:
         image_size: (H, W), pixels; both divisible by `patch_size`.
         patch_size: P, pixels.
-        width, depth, heads, mlp_ratio: D, layers, attention heads (D divisible by it),
+        width, depth, num_heads, mlp_ratio: D, layers, attention heads (D divisible by it),
             MLP expansion.
         stem: "patch", one P x P projection; "conv", overlapping 3 x 3 convolutions of
             stride 2 before a smaller projection (P divisible by 4).
@@ -133,7 +133,7 @@ class ViT(Encoder):
         patch_size: int = 12,
         width: int = 96,
         depth: int = 3,
-        heads: int = 6,
+        num_heads: int = 6,
         mlp_ratio: float = 4.0,
         stem: Literal["patch", "conv"] = "patch",
         cls_token: bool = True,
@@ -146,7 +146,15 @@ class ViT(Encoder):
     ) -> None:
         super().__init__()
         self._check(
-            image_size, patch_size, width, heads, depth, mlp_ratio, keypoints, stem, drop_remainder
+            image_size,
+            patch_size,
+            width,
+            num_heads,
+            depth,
+            mlp_ratio,
+            keypoints,
+            stem,
+            drop_remainder,
         )
         if pool not in POOLS:
             raise unknown("pool", pool, POOLS)
@@ -174,8 +182,8 @@ class ViT(Encoder):
                 mlp_ratio,
                 Attention(
                     width,
-                    heads,
-                    _pattern(attention, chosen.pattern(tokens, heads, layer, cls_token)),
+                    num_heads,
+                    _pattern(attention, chosen.pattern(tokens, num_heads, layer, cls_token)),
                     chosen.masking,
                 ),
             )
@@ -200,7 +208,7 @@ class ViT(Encoder):
         image_size: tuple[int, int],
         patch_size: int,
         width: int,
-        heads: int,
+        num_heads: int,
         depth: int,
         mlp_ratio: float,
         keypoints: int,
@@ -223,8 +231,8 @@ class ViT(Encoder):
             )
         if stem == "conv" and patch_size % 4:
             raise UserError(f"stem='conv' needs a patch_size divisible by 4, got {patch_size}")
-        if heads < 1 or width % heads:
-            raise UserError(f"width {width} is not divisible by heads {heads}")
+        if num_heads < 1 or width % num_heads:
+            raise UserError(f"width {width} is not divisible by num_heads {num_heads}")
         if depth < 1:
             raise UserError(f"depth must be at least 1, got {depth}")
         if keypoints < 1 or not width * mlp_ratio >= 1:
@@ -287,9 +295,9 @@ def _stem(kind: str, patch_size: int, width: int) -> nn.Module:
 
 
 _SIZES: dict[str, dict[str, Any]] = {
-    "tiny": {"width": 96, "depth": 3, "heads": 6, "patch_size": 12},
-    "small": {"width": 384, "depth": 12, "heads": 6, "patch_size": 6},
-    "base": {"width": 768, "depth": 12, "heads": 12, "patch_size": 6},
+    "tiny": {"width": 96, "depth": 3, "num_heads": 6, "patch_size": 12},
+    "small": {"width": 384, "depth": 12, "num_heads": 6, "patch_size": 6},
+    "base": {"width": 768, "depth": 12, "num_heads": 12, "patch_size": 6},
 }
 
 
@@ -305,7 +313,7 @@ register_encoder(
     preset="released_robot",
     width=768,
     depth=12,
-    heads=12,
+    num_heads=12,
     patch_size=8,
     pool="mean",
     drop_remainder=True,

@@ -126,17 +126,17 @@ WRONG = [
 WRONG += ["x.json/below.hdf5", "/dev/null", "wrong.py", "n\udcffl.hdf5"]
 
 
-def check_refused(code: int, err: str, words: list[str]) -> None:
+def check_one_line_error(code: int, err: str, words: list[str]) -> None:
     lines = [line for line in err.splitlines() if not line.startswith("fibopolicy: warning: ")]
     assert code == 2, (words, err)
     assert len(lines) == 1, (words, err)
     assert lines[0].startswith("fibopolicy: error: "), (words, err)
 
 
-def check_rejected(code: int, err: str, words: list[str]) -> None:
+def check_error(code: int, err: str, words: list[str]) -> None:
     """The error is ours, or tyro's, which prints a box."""
     if err.startswith("fibopolicy: "):
-        check_refused(code, err, words)
+        check_one_line_error(code, err, words)
         return
     assert code == 2, (words, err)
     assert "-----" in err.splitlines()[1], (words, err)  # the rule below tyro's title
@@ -159,7 +159,7 @@ def test_a_wrong_input_is_a_one_line_error(
     for wrong in WRONG:
         words = split_words(line, FILE=wrong, OUT=str(tmp_path / "out"))
         code, _, err = call(monkeypatch, capsys, *words)
-        check_refused(code, err, words)
+        check_one_line_error(code, err, words)
         assert not list(tmp_path.iterdir()), (words, "files were left behind")
 
 
@@ -175,7 +175,7 @@ def test_a_file_of_another_user_is_a_one_line_error(
     ]
     with another_user():
         code, _, err = call(monkeypatch, capsys, *words)
-    check_refused(code, err, words)
+    check_one_line_error(code, err, words)
 
 
 #: Every command that writes and checks its output at once. OUT stands for the output.
@@ -206,13 +206,13 @@ def test_an_unwritable_output_is_a_one_line_error(
         code, _, err = call(
             monkeypatch, capsys, *words, *(TINY if line.startswith("train") else [])
         )
-        check_refused(code, err, words)
+        check_one_line_error(code, err, words)
     with another_user():
         words = split_words(line, OUT="readonly/new")
         code, _, err = call(
             monkeypatch, capsys, *words, *(TINY if line.startswith("train") else [])
         )
-    check_refused(code, err, words)
+    check_one_line_error(code, err, words)
     assert {path: path.stat().st_mtime_ns for path in place.rglob("*")} == before
 
 
@@ -281,7 +281,7 @@ def test_a_negative_or_malformed_number_is_rejected(
         for value in ("-1", "nan", "-inf", "", "x", "1,5"):
             words = [*line.split(), option, value]
             code, _, err = call(monkeypatch, capsys, *words)
-            check_rejected(code, err, words)
+            check_error(code, err, words)
 
 
 @pytest.mark.parametrize(
@@ -314,7 +314,7 @@ def test_conflicts_and_huge_numbers_are_one_line_errors(
 ) -> None:
     monkeypatch.chdir(place)
     code, _, err = call(monkeypatch, capsys, *line.split())
-    check_refused(code, err, line.split())
+    check_one_line_error(code, err, line.split())
 
 
 def test_a_good_file_with_a_difficult_name_is_read(
@@ -342,7 +342,7 @@ def test_a_lack_of_memory_is_not_an_internal_error(
 
     monkeypatch.setattr("fibopolicy.datasets.inspect", full)
     code, _, err = call(monkeypatch, capsys, "inspect", "good.hdf5")
-    check_refused(code, err, ["inspect"])
+    check_one_line_error(code, err, ["inspect"])
     assert "not enough memory" in err
 
 
@@ -527,5 +527,5 @@ def test_a_missing_extra_is_named_with_a_command_to_install_it(
     code, _, err = call(
         monkeypatch, capsys, *words, *(TINY[:2] if line.startswith("train") else [])
     )
-    check_refused(code, err, words)
+    check_one_line_error(code, err, words)
     assert f"pip install 'fibopolicy[{extra}]'" in err

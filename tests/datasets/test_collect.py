@@ -70,26 +70,26 @@ def test_the_expert_s_actions_are_recorded_and_executed_with_noise(
 
 
 def test_an_unfinished_collection_is_kept_and_not_mixed_with_another(tmp_path: Path) -> None:
-    out, parts = tmp_path / "demos.hdf5", tmp_path / "demos.hdf5.parts"
-    parts.mkdir()
-    (parts / "plan.json").write_text(json.dumps(asdict(Plan("fibopolicy/Reach-v0", seed=7))))
-    (parts / "shard_00000.npz").write_text("of seed 7")
+    out, shards = tmp_path / "demos.hdf5", tmp_path / "demos.hdf5.shards"
+    shards.mkdir()
+    (shards / "plan.json").write_text(json.dumps(asdict(Plan("fibopolicy/Reach-v0", seed=7))))
+    (shards / "shard_00000.npz").write_text("of seed 7")
     with pytest.raises(UserError, match="holds unfinished work"):
         collect(PLAN, 2, out, workers=1)
     with pytest.raises(UserError, match="with other settings"):
         collect(PLAN, 2, out, workers=1, resume=True)
-    assert (parts / "shard_00000.npz").exists()
+    assert (shards / "shard_00000.npz").exists()
     collect(PLAN, 2, out, workers=1, overwrite=True)
-    assert not parts.exists()
+    assert not shards.exists()
 
 
 def test_a_shard_folder_with_other_files_is_not_touched(tmp_path: Path) -> None:
-    parts = tmp_path / "demos.hdf5.parts"
-    parts.mkdir()
-    (parts / "precious").write_text("mine")
+    shards = tmp_path / "demos.hdf5.shards"
+    shards.mkdir()
+    (shards / "precious").write_text("mine")
     with pytest.raises(UserError, match="holds files that are not shards"):
         collect(PLAN, 2, tmp_path / "demos.hdf5", workers=1, overwrite=True)
-    assert (parts / "precious").exists()
+    assert (shards / "precious").exists()
 
 
 @pytest.mark.slow
@@ -108,7 +108,7 @@ def test_a_killed_collection_resumes_and_leaves_no_process(tmp_path: Path) -> No
     ]
     command += ["--image-size", "16", "--workers", "1"]
     killed = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    while not list(tmp_path.glob("demos.hdf5.parts/shard_*.npz")):
+    while not list(tmp_path.glob("demos.hdf5.shards/shard_*.npz")):
         assert killed.poll() is None
         time.sleep(0.01)
     children = Path(f"/proc/{killed.pid}/task/{killed.pid}/children").read_text().split()
@@ -119,7 +119,7 @@ def test_a_killed_collection_resumes_and_leaves_no_process(tmp_path: Path) -> No
     while any(Path(f"/proc/{child}").exists() for child in children):
         assert time.monotonic() < deadline, "workers outlive their parent"
         time.sleep(0.05)
-    plan = Plan(**json.loads((tmp_path / "demos.hdf5.parts/plan.json").read_text()))
+    plan = Plan(**json.loads((tmp_path / "demos.hdf5.shards/plan.json").read_text()))
     collect(plan, 30, out, workers=1, resume=True)
     collect(plan, 30, tmp_path / "whole.hdf5", workers=1)
     assert contents(out) == contents(tmp_path / "whole.hdf5")

@@ -105,13 +105,13 @@ def contents(path: Path) -> dict[str, Any]:
 
 def test_new_scenes_are_solved_and_name_their_source(generated: Generated) -> None:
     assert generated.demos == 2
-    assert generated.tried <= 3
-    assert 0.2 < generated.low < generated.demos / generated.tried <= generated.high <= 1
+    assert generated.attempts <= 3
+    assert 0.2 < generated.low < generated.demos / generated.attempts <= generated.high <= 1
     with DemoFile(generated.path) as file:
         assert file.file_attrs["generator"] == "expanded from human"
-        assert file.file_attrs["attempts"] == generated.tried
-        assert file.file_attrs["success_rate"] == generated.demos / generated.tried
-        seeds = {episode_seed("expand", 0, index) for index in range(generated.tried)}
+        assert file.file_attrs["attempts"] == generated.attempts
+        assert file.file_attrs["success_rate"] == generated.demos / generated.attempts
+        seeds = {episode_seed("expand", 0, index) for index in range(generated.attempts)}
         for k, demo in enumerate(file.demos):
             attrs = file.attrs(demo)
             assert attrs["generator"] == "expanded from human"
@@ -240,7 +240,7 @@ def test_an_attempt_depends_only_on_its_index(env: RobosuiteEnv, source: Path) -
 def test_the_file_depends_neither_on_workers_nor_on_a_kill(
     source: Path, generated: Generated, tmp_path: Path
 ) -> None:
-    out, parts = tmp_path / "more.hdf5", tmp_path / "more.hdf5.parts"
+    out, shards = tmp_path / "more.hdf5", tmp_path / "more.hdf5.shards"
 
     class Killed(BaseException):
         pass
@@ -253,12 +253,12 @@ def test_the_file_depends_neither_on_workers_nor_on_a_kill(
         with pytest.raises(Killed):
             generate(source, 2, out, workers=2, origin="human")
     assert not out.exists()
-    assert (parts / "shard_00000.npz").exists()
+    assert (shards / "shard_00000.npz").exists()
     with pytest.raises(UserError, match="other settings"):
         generate(source, 2, out, workers=2, origin="human", noise=0.1, resume=True)
     generate(source, 2, out, workers=2, origin="human", resume=True)
     assert contents(out) == contents(generated.path)
-    assert not parts.exists()
+    assert not shards.exists()
 
 
 @pytest.mark.slow
@@ -268,7 +268,7 @@ def test_tasks_of_several_objects_are_generated_from_a_scripted_demonstration(
 ) -> None:
     collect(Plan(f"robosuite/{task}", cameras=()), 1, tmp_path / "one.hdf5", workers=1)
     done = generate(tmp_path / "one.hdf5", 1, tmp_path / "more.hdf5", workers=1)
-    assert done.tried <= 3
+    assert done.attempts <= 3
     with DemoFile(tmp_path / "one.hdf5") as one, DemoFile(tmp_path / "more.hdf5") as more:
         assert more.attrs("demo_0")["generator"] == "expanded from scripted expert"
         assert more.attrs("demo_0")["source_demo"] == "demo_0"

@@ -139,7 +139,7 @@ def test_a_killed_rendering_resumes_to_the_same_bytes(
     killed = subprocess.Popen(
         [*command, "--workers", "1"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
-    while not list(tmp_path.glob("out.hdf5.parts/demo_*.npz")):
+    while not list(tmp_path.glob("out.hdf5.shards/demo_*.npz")):
         assert killed.poll() is None
         time.sleep(0.005)
     os.kill(killed.pid, signal.SIGKILL)

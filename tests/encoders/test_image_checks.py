@@ -15,8 +15,8 @@ from fibopolicy.encoders.vit import ViT
 from fibopolicy.errors import UserError
 
 OPTIONS: dict[str, dict[str, Any]] = {
-    "vit_tiny": {"width": 24, "depth": 1, "heads": 2},
-    "fibottention_vit_tiny": {"width": 24, "depth": 1, "heads": 2},
+    "vit_tiny": {"width": 24, "depth": 1, "num_heads": 2},
+    "fibottention_vit_tiny": {"width": 24, "depth": 1, "num_heads": 2},
     "resnet18": {},
 }
 
@@ -71,7 +71,7 @@ def test_a_larger_image_is_not_cropped(encoders: dict[str, Encoder], name: str) 
 
 
 def test_joint_views_have_a_separate_dimension() -> None:
-    encoder = ViT(image_size=(24, 24), num_views=2, width=24, depth=1, heads=2)
+    encoder = ViT(image_size=(24, 24), num_views=2, width=24, depth=1, num_heads=2)
     assert encoder(torch.rand(2, 2, 3, 24, 24))[1].shape == (2, encoder.output_dim)
     for shape in ((2, 3, 24, 24), (2, 3, 3, 24, 24)):
         with pytest.raises(UserError, match=r"built for images \(B, 2, 3, 24, 24\)"):

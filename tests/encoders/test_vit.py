@@ -30,7 +30,7 @@ def test_every_pool_and_stem_gives_the_stated_shapes(pool: str, stem: str, num_v
         patch_size=12,
         width=24,
         depth=1,
-        heads=2,
+        num_heads=2,
         pool=pool,
         stem=stem,
         num_views=num_views,
@@ -99,7 +99,7 @@ def test_released_robot_preset_is_what_the_authors_ran() -> None:
 
 
 def test_dense_attention_is_torchs() -> None:
-    vit = ViT(image_size=(24, 24), width=24, heads=2, depth=1)
+    vit = ViT(image_size=(24, 24), width=24, num_heads=2, depth=1)
     x = torch.randn(2, 5, 24)
     attention = vit.blocks[0].attention
     q, k, v = attention.qkv(x).view(2, 5, 3, 2, 12).permute(2, 0, 3, 1, 4)
@@ -121,7 +121,7 @@ def test_dense_attention_is_torchs() -> None:
         ),
         ({"patch_size": 96}, "does not divide"),
         ({"patch_size": 12, "image_size": (83, 84)}, "none but 1 does: crop or resize the images"),
-        ({"heads": 5}, "width 96 is not divisible by heads 5"),
+        ({"num_heads": 5}, "width 96 is not divisible by num_heads 5"),
         ({"depth": 0}, "depth must be at least 1"),
         ({"pool": "max"}, "unknown pool 'max'"),
         ({"pool": "cls", "cls_token": False}, "reads the CLS token"),

@@ -85,7 +85,7 @@ class Recorder:
         runner.act = recording
 
 
-VIT = ("fibottention_vit_tiny", {"patch_size": 8, "width": 32, "depth": 2, "heads": 2})
+VIT = ("fibottention_vit_tiny", {"patch_size": 8, "width": 32, "depth": 2, "num_heads": 2})
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from fibopolicy.policies import PolicyConfig, build_policy
 from fibopolicy.policies.base import Shapes
 
 SMALL = {
-    "released_robot": {"width": 24, "depth": 1, "heads": 2},
+    "released_robot": {"width": 24, "depth": 1, "num_heads": 2},
     "vit_tiny": {"depth": 1, "pool": "mean"},
 }
 

@@ -52,7 +52,7 @@ STATISTICS_TOLERANCE = 1e-9
 #: rounding: 5 of 20 episodes, 1 of 4.
 RATE_TOLERANCE = 0.25
 
-VIT = {"patch_size": 4, "width": 24, "depth": 2, "heads": 3, "keypoints": 4}
+VIT = {"patch_size": 4, "width": 24, "depth": 2, "num_heads": 3, "keypoints": 4}
 POLICIES = {
     "bc, vit_tiny": PolicyConfig(encoder="vit_tiny", encoder_options=VIT, hidden=32, shift=1),
     "bc, fibottention_vit_tiny": PolicyConfig(

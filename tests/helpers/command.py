@@ -17,7 +17,7 @@ TINY_ENCODER_OPTIONS = [
     "24",
     "depth",
     "1",
-    "heads",
+    "num_heads",
     "2",
 ]
 

@@ -9,7 +9,7 @@ import torch
 from fibopolicy.errors import UserError
 from fibopolicy.policies import PolicyConfig, Shapes, build_policy
 
-OPTIONS = {"patch_size": 12, "width": 24, "depth": 1, "heads": 2, "keypoints": 4}
+OPTIONS = {"patch_size": 12, "width": 24, "depth": 1, "num_heads": 2, "keypoints": 4}
 SHAPES = Shapes({"front_image": (24, 24)}, {"hand": 3}, 4)
 
 

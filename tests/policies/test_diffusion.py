@@ -14,7 +14,7 @@ from fibopolicy.policies import Policy, PolicyConfig, Shapes, build_policy
 from fibopolicy.policies.diffusion import DENOISERS
 
 POLICIES = ("diffusion", "flow")
-TINY = {"patch_size": 12, "width": 12, "depth": 1, "heads": 2, "keypoints": 4}
+TINY = {"patch_size": 12, "width": 12, "depth": 1, "num_heads": 2, "keypoints": 4}
 SIZE = 24
 SHAPES = Shapes({"front_image": (SIZE, SIZE), "wrist_image": (SIZE, SIZE)}, {"hand": 3}, 4)
 pytest.importorskip("diffusers", reason="install fibopolicy[diffusion]")
@@ -76,7 +76,7 @@ def test_the_loss_reaches_every_weight(policy: str, denoiser: str, views: str) -
 @pytest.mark.parametrize("policy", POLICIES)
 @pytest.mark.parametrize("encoder", ["resnet18", "released_robot"])
 def test_other_encoders_train_and_act(policy: str, encoder: str) -> None:
-    options = {"width": 12, "depth": 1, "heads": 2} if encoder == "released_robot" else {}
+    options = {"width": 12, "depth": 1, "num_heads": 2} if encoder == "released_robot" else {}
     settings = config(
         policy, encoder=encoder, encoder_options=options, n_obs_steps=1, views="shared"
     )

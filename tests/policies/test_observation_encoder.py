@@ -10,7 +10,7 @@ from fibopolicy.errors import UserError
 from fibopolicy.policies import PolicyConfig, Shapes
 from fibopolicy.policies.observations import ObservationEncoder
 
-OPTIONS = {"patch_size": 12, "width": 24, "depth": 1, "heads": 2, "keypoints": 4}
+OPTIONS = {"patch_size": 12, "width": 24, "depth": 1, "num_heads": 2, "keypoints": 4}
 SIZES = {"front_image": (24, 24), "wrist_image": (24, 24)}
 
 

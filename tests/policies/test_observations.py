@@ -17,7 +17,7 @@ from fibopolicy.policies import Policy, PolicyConfig, Shapes, build_policy
 SHAPES = Shapes({"front_image": (24, 24), "wrist_image": (24, 36)}, {"hand": 3}, action_dim=4)
 TINY = PolicyConfig(
     encoder="vit_tiny",
-    encoder_options={"width": 24, "depth": 1, "heads": 2, "keypoints": 2},
+    encoder_options={"width": 24, "depth": 1, "num_heads": 2, "keypoints": 2},
     hidden=16,
 )
 ROBOMIMIC = {"bc_gaussian": 1, "bc_gmm": 1, "bc_rnn_gmm": 1, "bc_transformer_gmm": 10}

@@ -31,7 +31,7 @@ Save = Callable[..., Path]
 SEEN = Shapes({"front_image": (24, 24)}, {"hand": 3, "cube": 4}, 5)
 TINY = {
     "encoder": "fibottention_vit_tiny",
-    "encoder_options": {"width": 12, "depth": 1, "heads": 2},
+    "encoder_options": {"width": 12, "depth": 1, "num_heads": 2},
     "feature_dimension": 8,
 }
 

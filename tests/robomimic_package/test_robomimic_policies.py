@@ -23,7 +23,7 @@ if importlib.util.find_spec("robomimic") is None:
         "robomimic is not installed; install fibopolicy[robomimic]", allow_module_level=True
     )
 
-TINY = {"patch_size": 12, "width": 12, "depth": 1, "heads": 2, "keypoints": 4}
+TINY = {"patch_size": 12, "width": 12, "depth": 1, "num_heads": 2, "keypoints": 4}
 SMALL = {
     "bc_gaussian": {},
     "bc_gmm": {},

@@ -12,7 +12,7 @@ from fibopolicy.study.directory import StudyDirectory
 from fibopolicy.study.grid import Run
 from fibopolicy.study.worker import execute
 
-SMALL = {"patch_size": 12, "width": 24, "depth": 1, "heads": 2, "keypoints": 4}
+SMALL = {"patch_size": 12, "width": 24, "depth": 1, "num_heads": 2, "keypoints": 4}
 
 #: The study as a user's file.
 SOURCE = f"""

@@ -24,7 +24,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "bc_rnn_gmm": {"hidden_dim": 8},
     "bc_transformer_gmm": {"embed_dim": 8, "num_layers": 1, "num_heads": 2},
 }
-ENCODER = {"patch_size": 12, "width": 24, "depth": 1, "heads": 2, "keypoints": 4}
+ENCODER = {"patch_size": 12, "width": 24, "depth": 1, "num_heads": 2, "keypoints": 4}
 
 
 def batch_of(policy: Policy, count: int) -> dict[str, Any]:

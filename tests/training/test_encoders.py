@@ -30,7 +30,7 @@ from fibopolicy.training.trainer import train
 from fibopolicy.utils.imports import make_torchvision_importable
 
 SHAPES = Shapes({"front_image": (24, 24), "wrist_image": (24, 24)}, {"hand": 3}, 4)
-TINY_ENCODER: Any = {"patch_size": 6, "width": 24, "depth": 3, "heads": 2, "keypoints": 4}
+TINY_ENCODER: Any = {"patch_size": 6, "width": 24, "depth": 3, "num_heads": 2, "keypoints": 4}
 
 
 def policy_of(config: TrainConfig, seed: int, **changes: Any) -> Policy:
@@ -387,7 +387,7 @@ def test_a_run_with_published_weights_is_loaded_without_a_download(
     monkeypatch.setattr(
         timm,
         "create_model",
-        lambda *args, pretrained, **rest: _refused(pretrained) or create(*args, **rest),
+        lambda *args, pretrained, **rest: _fail_if_downloading(pretrained) or create(*args, **rest),
     )
     assert load_policy(tmp_path).step == 1
     with pytest.raises(
@@ -396,6 +396,6 @@ def test_a_run_with_published_weights_is_loaded_without_a_download(
         build_policy(config, shapes)
 
 
-def _refused(pretrained: bool) -> None:
+def _fail_if_downloading(pretrained: bool) -> None:
     if pretrained:
         raise OSError("no network")

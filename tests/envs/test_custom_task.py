@@ -76,51 +76,54 @@ class NoHertz(High):
 
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "own_task.py").write_text(SOURCE)
+    (tmp_path / "custom_task.py").write_text(SOURCE)
     (tmp_path / "ends.py").write_text("raise SystemExit(3)")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.delitem(sys.modules, "own_task", raising=False)
+    monkeypatch.delitem(sys.modules, "custom_task", raising=False)
 
 
 @pytest.mark.usefixtures("here")
 def test_a_custom_task_is_collected_replayed_and_rolled_out_like_any_other() -> None:
-    collect(Plan("own_task:High", cameras=()), 2, "high.hdf5", workers=1)
+    collect(Plan("custom_task:High", cameras=()), 2, "high.hdf5", workers=1)
     with DemoFile(Path("high.hdf5")) as file, from_env_args(file.env_args) as env:
-        assert env.task_id == file.env_args["env_name"] == "own_task:High"
+        assert env.task_id == file.env_args["env_name"] == "custom_task:High"
         env.reset(seed=0)
         assert env.position("target")[2] == pytest.approx(0.14)  # type: ignore[attr-defined]
     assert all(demo.success for demo in replay(Path("high.hdf5"), workers=1).demos)
     rows = evaluate_policy(
-        lambda obs: [0, 0, 1, -1], "own_task:High", 2, workers=1, cameras=(), horizon=3
+        lambda obs: [0, 0, 1, -1], "custom_task:High", 2, workers=1, cameras=(), horizon=3
     )
-    assert [row.task for row in rows] == ["own_task:High"] * 2
+    assert [row.task for row in rows] == ["custom_task:High"] * 2
     # it may be as heavy
-    assert default_workers("own_task:High", 1000) == default_workers("robosuite/Lift", 1000)
-    assert StudyTask("own_task:High").short == "own_task-High"
-    with pytest.raises(UserError, match="own_task:Bare: its class lacks advance"):
-        evaluate_policy(lambda obs: [0, 0, 1, -1], "own_task:Bare", 2, workers=1)
+    assert default_workers("custom_task:High", 1000) == default_workers("robosuite/Lift", 1000)
+    assert StudyTask("custom_task:High").short == "custom_task-High"
+    with pytest.raises(UserError, match="custom_task:Bare: its class lacks advance"):
+        evaluate_policy(lambda obs: [0, 0, 1, -1], "custom_task:Bare", 2, workers=1)
 
 
 @pytest.mark.usefixtures("here")
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("own_task:Hihg", r"own_task.py has no Hihg, did you mean High\?"),
-        ("own_tasks:High", "there is no module own_tasks"),
-        ("own_task.py:High", "name the module, not its file: own_task:High"),
-        ("./own_task:High", "name the module, not its file: own_task:High"),
+        ("custom_task:Hihg", r"custom_task.py has no Hihg, did you mean High\?"),
+        ("custom_tasks:High", "there is no module custom_tasks"),
+        ("custom_task.py:High", "name the module, not its file: custom_task:High"),
+        ("./custom_task:High", "name the module, not its file: custom_task:High"),
         ("calendar:High", "calendar.py has no High"),
         ("ends:High", "importing ends fails: SystemExit: 3"),
-        ("own_task:Fixed", "its task_id must be an attribute that can be set"),
-        ("own_task:Untold", "must be a dict with env_name, type and env_kwargs, got None"),
-        ("own_task:Unstored", "cannot be stored as JSON: Object of type float32"),
-        ("own_task:", "expected <module>:<name>"),
-        ("own_task:PolicyConfig", "expected a class derived from fibopolicy.envs.TaskEnv"),
+        ("custom_task:Fixed", "its task_id must be an attribute that can be set"),
+        ("custom_task:Untold", "must be a dict with env_name, type and env_kwargs, got None"),
+        ("custom_task:Unstored", "cannot be stored as JSON: Object of type float32"),
+        ("custom_task:", "expected <module>:<name>"),
+        ("custom_task:PolicyConfig", "expected a class derived from fibopolicy.envs.TaskEnv"),
         ("os:system", "expected a class derived from fibopolicy.envs.TaskEnv"),
-        ("own_task:Bare", "lacks advance, env_args, get_state, observe, set_state, success; see"),
-        ("own_task:NoHertz", "lacks control_hz; see"),
         (
-            "own_task:Nameless",
+            "custom_task:Bare",
+            "lacks advance, env_args, get_state, observe, set_state, success; see",
+        ),
+        ("custom_task:NoHertz", "lacks control_hz; see"),
+        (
+            "custom_task:Nameless",
             "its env_args name 'fibopolicy/Reach-v0' of type 2, which is another task",
         ),
     ],
@@ -143,7 +146,7 @@ def test_observations_that_no_policy_could_read_are_rejected_before_recording(
     name: str, message: str
 ) -> None:
     with pytest.raises(UserError, match=message):
-        collect(Plan(f"own_task:{name}", cameras=("wrist",)), 1, "none.hdf5", workers=1)
+        collect(Plan(f"custom_task:{name}", cameras=("wrist",)), 1, "none.hdf5", workers=1)
     assert not list(Path().glob("none*"))
 
 
@@ -158,7 +161,7 @@ def test_only_a_failing_expert_with_noise_gets_a_hint_to_lower_it(
     with pytest.raises(
         UserError, match=f"succeeded in 0 of 10 episodes with noise {noise}; {advice}"
     ):
-        collect(Plan("own_task:Idle", cameras=(), noise=noise), 10, "none.hdf5", workers=1)
+        collect(Plan("custom_task:Idle", cameras=(), noise=noise), 10, "none.hdf5", workers=1)
 
 
 @pytest.mark.usefixtures("here")
@@ -175,5 +178,5 @@ def test_rollouts_in_an_unknown_task_are_rejected_before_training(lift_file: Pat
 
 @pytest.mark.usefixtures("here")
 def test_an_option_that_the_task_does_not_take_is_named() -> None:
-    with pytest.raises(UserError, match=r"own_task:High: .*'sise'"):
-        make("own_task:High", sise=3)
+    with pytest.raises(UserError, match=r"custom_task:High: .*'sise'"):
+        make("custom_task:High", sise=3)

@@ -36,19 +36,19 @@ def other(size):
 
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "own_encoder.py").write_text(SOURCE)
+    (tmp_path / "custom_encoder.py").write_text(SOURCE)
     (tmp_path / "broken_encoder.py").write_text("1 / 0")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.delitem(sys.modules, "own_encoder", raising=False)
+    monkeypatch.delitem(sys.modules, "custom_encoder", raising=False)
 
 
 @pytest.mark.usefixtures("here")
 def test_a_function_and_a_class_are_found_in_the_current_folder() -> None:
     before = list(sys.path)
-    assert build_encoder("own_encoder:make", image_size=(8, 8))(torch.rand(4, 3, 8, 8))[
+    assert build_encoder("custom_encoder:make", image_size=(8, 8))(torch.rand(4, 3, 8, 8))[
         1
     ].shape == (4, 6)
-    assert build_encoder("own_encoder:Mean", image_size=(8, 8), width=1)(torch.rand(4, 3, 8, 8))[
+    assert build_encoder("custom_encoder:Mean", image_size=(8, 8), width=1)(torch.rand(4, 3, 8, 8))[
         1
     ].shape == (4, 3)
     assert sys.path == before
@@ -58,18 +58,21 @@ def test_a_function_and_a_class_are_found_in_the_current_folder() -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("own_encoder:mke", "own_encoder:mke: .*own_encoder.py has no mke, did you mean make\\?"),
-        ("own_encoders:make", "own_encoders:make: there is no module own_encoders"),
+        (
+            "custom_encoder:mke",
+            "custom_encoder:mke: .*custom_encoder.py has no mke, did you mean make\\?",
+        ),
+        ("custom_encoders:make", "custom_encoders:make: there is no module custom_encoders"),
         ("tmm:resnet18", "did you mean 'timm:resnet18'"),
         ("broken_encoder:make", "importing broken_encoder fails: ZeroDivisionError"),
-        ("own_encoder:", "expected timm:<name> or <module>:<name>"),
+        ("custom_encoder:", "expected timm:<name> or <module>:<name>"),
         (
-            "own_encoder:linear",
+            "custom_encoder:linear",
             "must be a fibopolicy.encoders.Encoder with an output_dim, got Linear",
         ),
-        ("own_encoder:other", "takes image_size"),
+        ("custom_encoder:other", "takes image_size"),
         ("os:system", "takes image_size"),
-        ("own_encoder:torch", "takes image_size"),
+        ("custom_encoder:torch", "takes image_size"),
     ],
 )
 def test_an_invalid_encoder_is_a_one_line_error(name: str, message: str) -> None:
@@ -81,4 +84,4 @@ def test_an_invalid_encoder_is_a_one_line_error(name: str, message: str) -> None
 @pytest.mark.usefixtures("here")
 def test_an_option_that_it_does_not_take_gets_a_suggestion() -> None:
     with pytest.raises(UserError, match="did you mean 'width'"):
-        build_encoder("own_encoder:make", image_size=(8, 8), widht=3)
+        build_encoder("custom_encoder:make", image_size=(8, 8), widht=3)
