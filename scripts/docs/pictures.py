@@ -1,10 +1,11 @@
-"""Draws the pictures of the pages of results from the committed result files. A hook of
-mkdocs, see mkdocs.yml.
+"""Draws the pictures of the pages of results from the committed result files, and keeps
+their numbers together. A hook of mkdocs, see mkdocs.yml.
 """
 
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import tempfile
 from pathlib import Path
@@ -41,6 +42,12 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     return files
 
 
+def on_page_markdown(markdown: str, **_: Any) -> str:
+    """Keep an interval, and a number and its percent sign, on one line."""
+    together = re.sub(r"\[([-+\d.]+), ([-+\d.]+)\]", "[\\1,\u00a0\\2]", markdown)
+    return re.sub(r"(?<=[\d\]]) %", "\u00a0%", together)
+
+
 def outcomes(document: dict[str, Any], runs: str) -> np.ndarray[Any, np.dtype[np.bool_]]:
     """Success `(seeds, initial states)` of the runs whose name contains `runs`."""
     return np.array(
@@ -70,13 +77,13 @@ def robosuite_tasks(path: Path) -> None:
     document = json.loads((BENCHMARKS / "robosuite_tasks_h200_2026-11-26.json").read_text())
     tasks = {"Stack": "stack", "PickPlaceCan": "can", "NutAssemblySquare": "square"}
     groups = {
-        f"Fibottention minus {name}": [
+        f"minus {name}": [
             interval(document, task, folder, encoder, "fibottention_vit_tiny")
             for task, folder in tasks.items()
         ]
         for name, encoder in {"dense attention": "vit_tiny", "ResNet-18": "resnet18"}.items()
     }
-    plot_forest(groups, "the other encoder", None, path)
+    plot_forest(groups, "the other", None, path)
 
 
 def attention(name: str, path: Path) -> None:

@@ -72,7 +72,7 @@ def _command(name: str, parser: argparse.ArgumentParser, heading: str) -> Iterat
             yield f"{example[1]}:"
         yield f"```sh\n{' '.join(example[2].split())}\n```" if example else text
     if rows := [_option(action) for action in parser._actions if _shown(action)]:
-        yield "\n".join(["| argument | default | |", "|---|---|---|", *rows])
+        yield "\n".join(["| argument | |", "|---|---|", *rows])
     for action in parser._actions:
         if isinstance(action, argparse._SubParsersAction):
             for sub, nested in action.choices.items():
@@ -85,15 +85,18 @@ def _shown(action: argparse.Action) -> bool:
 
 
 def _option(action: argparse.Action) -> str:
-    """A row of a table: the argument, its default, what it does."""
+    """A row of a table: the argument and its values; what it does, and its default."""
     text, default = action.help or "", ""
     if found := re.fullmatch(r"(.*?)\s*\((required|default: .*|repeatable)\)", text, re.DOTALL):
-        text, default = found[1], found[2].removeprefix("default: ")
-    name = " ".join([*action.option_strings[:1], _values(str(action.metavar or ""))]).strip()
-    shown = "required" if default == "required" else f"`{default}`" if default else ""
-    if default in ("None", "False"):
-        shown = ""
-    return f"| {_code(name)} | {shown} | {_text(text)} |"
+        text, default = found[1], found[2]
+    value = _values(str(action.metavar or ""))
+    name = f"{_code(action.option_strings[0])} {escape(value)}" if action.option_strings else value
+    if default in ("default: None", "default: False", "repeatable"):
+        default = ""
+    shown = re.sub(r"default: (.*)", r"Default: `\1`.", default).replace(
+        "required", "**Required.**"
+    )
+    return f"| {name.replace('|', '&#124;')} | {_text(text)} {shown} |"
 
 
 def _values(metavar: str) -> str:
@@ -136,18 +139,18 @@ def _configuration(found: Any, path: str, used_in: str) -> Iterator[str]:
         if field.annotation is None or "property" in field.labels:
             continue
         text = field.docstring.value if field.docstring else in_class.get(key, "")
-        rows.append(f"| {_code(key)} | {_default(field.value)} | {_text(text)} |")
-    yield "\n".join(["| key | default | |", "|---|---|---|", *rows])
+        rows.append(f"| {_code(key)} | {_text(text)} {_default(field.value)} |")
+    yield "\n".join(["| key | |", "|---|---|", *rows])
 
 
 def _default(value: Any) -> str:
-    """The default of a field, from its source."""
+    """A sentence on the default of a field, from its source."""
     if value is None:
-        return "required"
+        return "**Required.**"
     text = str(value)
     if factory := re.fullmatch(r"field\(default_factory=(\w+)\)", text):
         text = f"{factory[1]}()"
-    return "the policy's" if text == "_DEFAULT" else _code(text)
+    return "" if text in ("_DEFAULT", "None") else f"Default: {_code(text)}."
 
 
 def _code(text: str) -> str:
