@@ -7,5 +7,6 @@ initial states. The docstrings give the formulas and their references.
 - `differences`: the difference of two rates on the same initial states, and its mean
   over tasks; McNemar's exact test; Holm's correction.
 - `power`: how many episodes or training seeds a difference needs.
+- `sequential`: planned looks at a growing experiment.
 - `compare`: several methods against a baseline, paired by initial state.
 """
