@@ -13,7 +13,8 @@ from tyro.conf import Positional, UseAppendAction, arg
 from fibopolicy.cli.options import OptionalOutput, Output
 from fibopolicy.errors import UserError, printable
 from fibopolicy.evaluation.config import VIDEO_SIZE, EvaluateConfig, check_video_size
-from fibopolicy.evaluation.episodes import Selector
+from fibopolicy.evaluation.episodes import EpisodeResult, Selector
+from fibopolicy.evaluation.external import external_file, read_external
 from fibopolicy.utils.files import check_output, expanded
 
 if TYPE_CHECKING:
@@ -64,20 +65,27 @@ class Results(OptionalOutput):
     """
 
     runs: Positional[tuple[Path, ...]]
-    """Run directories."""
+    """Run directories, or results of other programs: see `compare`."""
 
     def run(self) -> None:
         from fibopolicy.evaluation.episodes import evaluations, success_rate
-        from fibopolicy.policies.run_directory import RunDirectory
         from fibopolicy.report.run import trained_with, write_results
         from fibopolicy.report.tables import rate_table
 
         if not self.runs:
             raise UserError("name at least one run directory")
         if self.out is not None:
-            inputs = [RunDirectory(run).episodes for run in self.runs]
-            check_output(self.out, self.overwrite, inputs)
-        of_runs = {run: evaluations(run) for run in self.runs}
+            check_output(self.out, self.overwrite, map(_rows_path, self.runs))
+        of_runs = {}
+        for run in self.runs:
+            table = _of_external(run)
+            of_runs[run] = (
+                evaluations(run)
+                if table is None
+                else {
+                    str(path): [*rows] for seeds in table.values() for path, rows in seeds.items()
+                }
+            )
         found = {name: rows for named in of_runs.values() for name, rows in named.items()}
         trained = {name: trained_with(run) for run, named in of_runs.items() for name in named}
         rates = {name: success_rate(rows) for name, rows in found.items()}
@@ -94,6 +102,13 @@ class Compare:
     The first run or group is the baseline, every other one a candidate. Groups pool the
     training seeds of one method.
 
+    Results of other programs are compared too: a table (.csv or .jsonl, one episode per
+    row) with the columns method, seed, init_state and success, whose first method is
+    the baseline, or the eval_info.json of lerobot-eval.
+
+    Exit code with --gate: 0 if no candidate is inferior by the margin, 3 if one is,
+    4 if that is undecided.
+
     Example: fibopolicy compare runs/dense runs/fibottention --margin 0.05
 
     Example: fibopolicy compare --group dense='runs/dense_seed*' --group
@@ -101,13 +116,15 @@ class Compare:
     """
 
     runs: Positional[tuple[Path, ...]] = ()
-    """Run directories."""
+    """Run directories, or results of other programs."""
     group: UseAppendAction[tuple[str, ...]] = ()
     """NAME=RUNS: the training seeds of one method, as paths or patterns joined by commas.
     May be repeated."""
     margin: float | None = None
     """How much worse a candidate may be and still count as not inferior, e.g. 0.05.
     Choose it before you see the results."""
+    gate: bool = False
+    """Tell by the exit code whether all candidates are not inferior. Needs --margin."""
     effect_sizes: tuple[float, ...] = (0.02, 0.05, 0.1)
     """Differences of success rates for which the required episodes are printed."""
     selector: Annotated[Selector, arg(name="")] = field(default_factory=Selector)
@@ -125,10 +142,11 @@ class Compare:
     """Replace an existing page and video."""
 
     def run(self) -> None:
-        from fibopolicy.policies.run_directory import RunDirectory
         from fibopolicy.report.comparison import text
         from fibopolicy.statistics.compare import compare
 
+        if self.gate and self.margin is None:
+            raise UserError("--gate needs --margin, e.g. --margin 0.05: how much worse is too bad")
         film = self.out.with_suffix(".mp4") if self.out is not None and self.video else None
         if self.video < 0 or (self.video and self.out is None):
             raise UserError(
@@ -138,8 +156,7 @@ class Compare:
         check_video_size(self.video_size)
         for path in (self.out, film):
             if path is not None:
-                inputs = [RunDirectory(run).episodes for run in self.runs]
-                check_output(path, self.overwrite, inputs)
+                check_output(path, self.overwrite, map(_rows_path, self.runs))
         comparison = compare(read_methods(self.runs, self.group, self.selector), self.margin)
         print(text(comparison, self.effect_sizes), flush=True)
         failed: UserError | None = None
@@ -160,19 +177,31 @@ class Compare:
             print(f"page    {self.out}")
         if failed is not None:
             raise failed
+        if self.gate and (code := _GATE[comparison.verdict]):
+            raise SystemExit(code)
+
+
+#: Exit code of `compare --gate`.
+_GATE = {"not inferior": 0, "inferior": 3, "undecided": 4}
 
 
 def read_methods(runs: Sequence[Path], groups: Sequence[str], selector: Selector) -> list[Method]:
     """The methods that the command line names: each run, then each group
-    `NAME=PATTERN[,PATTERN...]` with the run directories that match.
+    `NAME=PATTERN[,PATTERN...]` with the runs that match. A table of external results
+    stands for all its methods.
 
     Raises:
-        UserError: a group without runs; a name given twice; fewer than two methods;
-            what `Selector.of` and `Method` raise.
+        UserError: a group without runs, or with a table of several methods; a name
+            given twice; fewer than two methods; what `Selector.of`, `read_external` and
+            `Method` raise.
     """
     from fibopolicy.statistics.compare import Method
 
-    named = [(printable(str(run)), [run]) for run in runs]
+    found: list[Method] = []
+    for run in runs:
+        table = _of_external(run, selector)
+        of_run = {printable(str(run)): {run: selector.of(run)}} if table is None else table
+        found += [Method(name, (*rows,), (*rows.values(),)) for name, rows in of_run.items()]
     for group in groups:
         name, equals, patterns = group.partition("=")
         if not (name and equals and patterns):
@@ -183,22 +212,54 @@ def read_methods(runs: Sequence[Path], groups: Sequence[str], selector: Selector
             Path(path)
             for pattern in patterns.split(",")
             for path in sorted(glob.glob(str(expanded(pattern))))
-            if Path(path).is_dir()
+            if Path(path).is_dir() or external_file(Path(path))
         ]
         if not matches:
             raise UserError(f"--group {group}: no run directory matches {patterns}")
-        named.append((printable(name), matches))
-    if len(named) < 2:
+        members: dict[Path, tuple[EpisodeResult, ...]] = {}
+        for run in matches:
+            table = _of_external(run, selector)
+            if table is not None and len(table) > 1:
+                raise UserError(
+                    f"--group {group}: {run} holds the methods {', '.join(table)}, expected a"
+                    " single one; pass the table without --group"
+                )
+            members |= {run: selector.of(run)} if table is None else next(iter(table.values()))
+        found.append(Method(printable(name), (*members,), (*members.values(),)))
+    if len(found) < 2:
         raise UserError(
-            f"a comparison needs a baseline and a candidate, got {len(named)} of runs and groups"
+            f"a comparison needs a baseline and a candidate, got {len(found)} of runs and groups"
         )
-    names = [name for name, _ in named]
+    names = [method.name for method in found]
     if twice := {name for name in names if names.count(name) > 1}:
         raise UserError(f"{', '.join(sorted(twice))}: named twice; give each method another name")
-    return [
-        Method(name, tuple(members), tuple(selector.of(run) for run in members))
-        for name, members in named
-    ]
+    return found
+
+
+def _rows_path(run: Path) -> Path:
+    """The file that the results of a run are read from."""
+    from fibopolicy.policies.run_directory import RunDirectory
+
+    return external_file(run) or RunDirectory(run).episodes
+
+
+def _of_external(
+    run: Path, selector: Selector | None = None
+) -> dict[str, dict[Path, tuple[EpisodeResult, ...]]] | None:
+    """The results of each training seed of each method in a table or file that another
+    program wrote, all or the selected ones; `None` for a run directory.
+    """
+    if (path := external_file(run)) is None:
+        return None
+    return {
+        method: {
+            Path(f"{path}, {method} seed {seed}"): (
+                selector.select(rows, path) if selector else tuple(rows)
+            )
+            for seed, rows in seeds.items()
+        }
+        for method, seeds in read_external(path).items()
+    }
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -201,6 +201,8 @@ def success_rate(results: Sequence[EpisodeResult]) -> Rate:
 class Selector:
     """Selects one of the evaluations in a run directory."""
 
+    task: str | None = None
+    """Task id."""
     step: int | None = None
     """Gradient steps behind the checkpoint; the last evaluated one by default."""
     checkpoint: str | None = None
@@ -218,9 +220,12 @@ class Selector:
         Raises:
             UserError: no evaluation is selected, or several are.
         """
-        rows = read_rows(RunDirectory(run).episodes)
-        if not rows:
+        if not (rows := read_rows(RunDirectory(run).episodes)):
             raise not_evaluated(run)
+        return self.select(rows, run)
+
+    def select(self, rows: Sequence[EpisodeResult], source: Path) -> tuple[EpisodeResult, ...]:
+        """Those of the selected evaluation among `rows`, by index; see `of`."""
         last = max(row.checkpoint_step for row in rows)
         wanted = {**asdict(self), "step": last if self.step is None else self.step}
         for name, value in wanted.items():
@@ -231,17 +236,16 @@ class Selector:
                 f"{name} {value}" for name, value in wanted.items() if value is not None
             )
             raise UserError(
-                f"{run}: holds no evaluation with {asked}; `fibopolicy results {quoted(run)}` lists"
-                " them"
+                f"{source}: holds no evaluation with {asked}; `fibopolicy results"
+                f" {quoted(source)}` lists them"
             )
-        for name in ("task", *wanted):
+        for name in wanted:
             values = sorted({_field(row, name) for row in rows})
             if len(values) > 1:
-                choice = f"choose one, e.g. --{name.replace('_', '-')} {values[0]}"
                 raise UserError(
-                    f"{run}: step {wanted['step']} has several evaluations, with {name}"
-                    f" {', '.join(map(str, values))};"
-                    f" {'compare a run of one task' if name == 'task' else choice}"
+                    f"{source}: step {wanted['step']} has several evaluations, with {name}"
+                    f" {', '.join(map(str, values))}; choose one, e.g."
+                    f" --{name.replace('_', '-')} {values[0]}"
                 )
         return tuple(sorted(rows, key=lambda row: row.index))
 

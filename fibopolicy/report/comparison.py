@@ -69,10 +69,10 @@ def write_comparison_page(
     with tempfile.TemporaryDirectory() as folder:
         forest, success = Path(folder) / "differences.svg", Path(folder) / "success_by_step.svg"
         plot_forest({"": intervals}, baseline, comparison.margin, forest)
-        plot_success_by_step(
-            {method.name: method.results(comparison.init_states) for method in comparison.methods},
-            success,
-        )
+        by_method = {
+            method.name: method.results(comparison.init_states) for method in comparison.methods
+        }
+        timed = any(row.steps for rows in by_method.values() for of_run in rows for row in of_run)
         blocks: list[DocumentBlock] = [
             Note(summary(comparison)),
             Heading("Differences"),
@@ -81,10 +81,14 @@ def write_comparison_page(
             *map(Note, notes(comparison)),
             Heading("Success rates"),
             Table(method_rate_rows(comparison)),
-            Heading("Success against time"),
-            Picture(success, SUCCESS_BY_STEP),
-            Note(SUCCESS_BY_STEP),
         ]
+        if timed:
+            plot_success_by_step(by_method, success)
+            blocks += [
+                Heading("Success against time"),
+                Picture(success, SUCCESS_BY_STEP),
+                Note(SUCCESS_BY_STEP),
+            ]
         if video is not None:
             blocks += [
                 Heading("Side by side"),
@@ -113,14 +117,16 @@ def summary(comparison: Comparison) -> str:
     """Task and initial states, and which of these are left out."""
     rows = [rows for method in comparison.methods for rows in method.rows]
     seeds = listed([str(seed) for seed in sorted({each[0].init_seed for each in rows})])
+    of_seed = f" (set of seed {seeds})" if rows[0][0].checkpoint else ""  # else external rows
+    limit = f", at most {comparison.max_steps} control steps" if comparison.max_steps else ""
     left_out = []
     if comparison.left_out:
         left_out.append(f"{comparison.left_out} that some run lacks")
     if comparison.faulty:
         left_out.append(f"{comparison.faulty} with a simulator error in some run")
     return (
-        f"{comparison.task}, {len(comparison.init_states)} shared initial states (set of seed"
-        f" {seeds}), at most {comparison.max_steps} control steps"
+        f"{comparison.task + ', ' * bool(comparison.task)}"
+        f"{counted(len(comparison.init_states), 'shared initial state')}{of_seed}{limit}"
         f"{'; left out: ' * bool(left_out)}{listed(left_out)}"
     )
 
@@ -166,6 +172,11 @@ def difference_rows(comparison: Comparison) -> Rows:
 def notes(comparison: Comparison) -> list[str]:
     """The tests behind the verdicts, and their limits."""
     baseline, found = comparison.baseline, []
+    if len(comparison.methods) > 2:
+        found.append(
+            f"Not distinguishable from the best: {listed(comparison.best)}. With"
+            f" {100 * (1 - ALPHA):.0f} % confidence, the best method is among them."
+        )
     for one, method in zip(comparison.candidates, comparison.methods[1:], strict=True):
         single = [side.name for side in (baseline, method) if len(side.runs) == 1]
         if one.difference.checkpoint_pair:

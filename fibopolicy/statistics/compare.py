@@ -79,12 +79,14 @@ class Candidate:
             candidates.
         p_inferior: one-sided p value of being worse by the margin or more, adjusted
             in the same way; `None` without a margin.
+        p_within: of being worse by less than the margin, or better; likewise.
     """
 
     name: str
     difference: Difference
     p: float
-    p_inferior: float | None
+    p_inferior: float | None = None
+    p_within: float | None = None
 
     @property
     def verdict(self) -> str:
@@ -112,6 +114,7 @@ class Comparison:
         margin: of non-inferiority, or `None`.
         rates: of each method on `init_states`.
         candidates: each further method against the baseline.
+        best: see `best_set`.
     """
 
     task: str
@@ -123,10 +126,23 @@ class Comparison:
     margin: float | None
     rates: tuple[Rate, ...]
     candidates: tuple[Candidate, ...]
+    best: tuple[str, ...]
 
     @property
     def baseline(self) -> Method:
         return self.methods[0]
+
+    @property
+    def verdict(self) -> str:
+        """With a margin: `inferior` if any candidate is worse by more, `not inferior`
+        if all are shown not to be, else `undecided`.
+        """
+        if any(one.p_within is not None and one.p_within <= ALPHA / 2 for one in self.candidates):
+            return "inferior"
+        shown = [
+            one.p_inferior is not None and one.p_inferior <= ALPHA / 2 for one in self.candidates
+        ]
+        return "not inferior" if all(shown) else "undecided"
 
     @property
     def correlation(self) -> float:
@@ -141,6 +157,28 @@ class Comparison:
                     if 0 < a.mean() < 1 and 0 < b.mean() < 1:
                         found.append(float(np.corrcoef(a, b)[0, 1]))
         return max(0.0, sum(found) / len(found)) if found else 0.0
+
+
+def best_set(names: Sequence[str], outcomes: Sequence[NDArray[np.bool_]]) -> tuple[str, ...]:
+    """The methods that cannot be told from the best one. With 95 % confidence, the
+    truly best method is among them.
+
+    A method is left out if it is worse than some other one at a one-sided level of 5 %,
+    by Bonferroni divided by the number of others.
+
+    Args:
+        outcomes: success `(S, n)` of each method on the same initial states.
+    """
+
+    def worse(a: NDArray[np.bool_], b: NDArray[np.bool_]) -> bool:
+        difference = Difference(b, a)
+        return difference.value < 0 and difference.p / 2 <= ALPHA / (len(names) - 1)
+
+    return tuple(
+        name
+        for i, (name, a) in enumerate(zip(names, outcomes, strict=True))
+        if not any(worse(a, b) for j, b in enumerate(outcomes) if i != j)
+    )
 
 
 def compare(methods: Sequence[Method], margin: float | None = None) -> Comparison:
@@ -174,10 +212,15 @@ def compare(methods: Sequence[Method], margin: float | None = None) -> Compariso
     outcomes = [method.outcomes(init_states) for method in methods]
     differences = [Difference(outcomes[0], other) for other in outcomes[1:]]
     p = holm([d.p for d in differences])
-    p_inferior: list[float | None] = [None] * len(p)
+    of_margin: list[tuple[float, ...]] = [() for _ in p]
     if margin is not None:
-        p_inferior = [*holm([d.p_inferior(margin) for d in differences])]
+        inferior = [d.p_inferior(margin) for d in differences]
+        of_margin = [*zip(holm(inferior), holm([1 - each for each in inferior]), strict=True)]
     names = (method.name for method in methods[1:])
+    candidates = [
+        Candidate(name, difference, adjusted, *more)
+        for name, difference, adjusted, more in zip(names, differences, p, of_margin, strict=True)
+    ]
     return Comparison(
         task=runs[0][1][0].task,
         max_steps=runs[0][1][0].max_steps,
@@ -187,5 +230,6 @@ def compare(methods: Sequence[Method], margin: float | None = None) -> Compariso
         faulty=len(faulty),
         margin=margin,
         rates=tuple(map(pooled, outcomes)),
-        candidates=tuple(map(Candidate, names, differences, p, p_inferior)),
+        candidates=tuple(candidates),
+        best=best_set([method.name for method in methods], outcomes),
     )

@@ -92,7 +92,8 @@ class LookPlan:
         `_LEVELS`.
         """
         nominal = np.array([_nominal_levels(self.fractions, float(a)) for a in _LEVELS]).T
-        return np.log(np.maximum(nominal, 1e-300))
+        logs: NDArray[np.float64] = np.log(np.maximum(nominal, 1e-300))
+        return logs
 
 
 def _nominal_levels(fractions: tuple[float, ...], alpha: float) -> NDArray[np.float64]:

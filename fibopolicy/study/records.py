@@ -264,9 +264,9 @@ def evaluated_rows(
     """
     folder, task = study.run(run), run.condition.task.task
     selector = Selector(
-        study.config.optimizer_config(run.condition.policy).steps,
-        "ema",
-        study.config.init_seed,
+        step=study.config.optimizer_config(run.condition.policy).steps,
+        checkpoint="ema",
+        init_seed=study.config.init_seed,
         max_steps=costs.get("max_steps"),
         quality=costs.get("quality"),
     )
