@@ -236,14 +236,14 @@ class Replay(Workers, Demos, OptionalOutput):
             interval = {"value": rate.value, "low": rate.low, "high": rate.high, "confidence": 0.95}
             write_replay(self.out, done, interval)
         if self.video is not None:
-            self._film(
+            self._write_video(
                 self.video, [row.demo for row in sorted(done.demos, key=lambda r: r.success)]
             )
 
-    def _film(self, path: Path, replayed: Sequence[str]) -> None:
+    def _write_video(self, path: Path, replayed: Sequence[str]) -> None:
         from fibopolicy.datasets import DemoFile
-        from fibopolicy.datasets.film import draw_demos
-        from fibopolicy.report.film import Clip, write_film
+        from fibopolicy.datasets.draw import draw_demos
+        from fibopolicy.report.video import Clip, write_video
 
         demos = self.video_demos or replayed[:6]
         with DemoFile(self.file, skip_corrupt=self.skip_corrupt) as file:
@@ -253,5 +253,5 @@ class Replay(Workers, Demos, OptionalOutput):
         clips = [
             Clip(one.frames, one.success, demo) for demo, one in zip(demos, drawn, strict=True)
         ]
-        write_film(path, clips, drawn[0].fps)
+        write_video(path, clips, drawn[0].fps)
         print(f"video   {path}")

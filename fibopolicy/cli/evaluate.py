@@ -147,33 +147,33 @@ class Compare:
 
         if self.gate and self.margin is None:
             raise UserError("--gate needs --margin, e.g. --margin 0.05: how much worse is too bad")
-        film = self.out.with_suffix(".mp4") if self.out is not None and self.video else None
+        video_path = self.out.with_suffix(".mp4") if self.out is not None and self.video else None
         if self.video < 0 or (self.video and self.out is None):
             raise UserError(
                 f"--video {self.video}: expected a number of initial states, and --out PAGE for the"
                 " page that shows them"
             )
         check_video_size(self.video_size)
-        for path in (self.out, film):
+        for path in (self.out, video_path):
             if path is not None:
                 check_output(path, self.overwrite, map(_rows_path, self.runs))
         comparison = compare(read_methods(self.runs, self.group, self.selector), self.margin)
         print(text(comparison, self.effect_sizes), flush=True)
         failed: UserError | None = None
-        if film is not None:
-            from fibopolicy.evaluation.side_by_side import film_side_by_side
+        if video_path is not None:
+            from fibopolicy.evaluation.side_by_side import write_side_by_side
 
             try:
-                film_side_by_side(
-                    comparison, film, self.video, self.init_states, size=self.video_size
+                write_side_by_side(
+                    comparison, video_path, self.video, self.init_states, size=self.video_size
                 )
-                print(f"video   {film}")
+                print(f"video   {video_path}")
             except UserError as error:  # raised once the page is written
-                film, failed = None, error
+                video_path, failed = None, error
         if self.out is not None:
             from fibopolicy.report.comparison import write_comparison_page
 
-            write_comparison_page(comparison, self.effect_sizes, self.out, film)
+            write_comparison_page(comparison, self.effect_sizes, self.out, video_path)
             print(f"page    {self.out}")
         if failed is not None:
             raise failed

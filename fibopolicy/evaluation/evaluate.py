@@ -228,7 +228,9 @@ def evaluate_run(
         # Sort the rows, which were appended as episodes ended.
         write_rows(path, [*others, *(rows[index] for index in sorted(rows))])
         requested = tuple(rows[index] for index in range(config.episodes))
-        video_path = _film(config, evaluator, init_states, requested) if config.video else None
+        video_path = (
+            _write_video(config, evaluator, init_states, requested) if config.video else None
+        )
     seconds = time.perf_counter() - began
     return Evaluation(
         success_rate(requested), requested, seconds, path, init_states_path, video_path
@@ -386,7 +388,7 @@ class Evaluator:
             )
 
     def repeat(self, init_states: InitStates, results: Sequence[EpisodeResult]) -> list[Episode]:
-        """Run episodes once more and keep their states, for a film.
+        """Run episodes once more and keep their states, for a video.
 
         Returns:
             the episodes in the order of `results`, without those in which a simulator
@@ -398,9 +400,11 @@ class Evaluator:
         expected = {result.index: result for result in results}
         repeated: dict[int, Episode] = {}
         with preserved_randomness():
-            episodes = self.scheduler.run(self.runner, init_states, list(expected), film=True)
+            episodes = self.scheduler.run(
+                self.runner, init_states, list(expected), keep_states=True
+            )
             for episode in tqdm(
-                episodes, total=len(expected), desc="film", unit="episode", disable=None
+                episodes, total=len(expected), desc="video", unit="episode", disable=None
             ):
                 if episode.error:
                     continue
@@ -676,7 +680,7 @@ def _check_video(config: EvaluateConfig, loaded: LoadedPolicy) -> None:
             from_env_args(loaded.env_args, cameras=(camera,)).close()
 
 
-def _film(
+def _write_video(
     config: EvaluateConfig,
     evaluator: Evaluator,
     init_states: InitStates,
@@ -684,15 +688,15 @@ def _film(
 ) -> Path | None:
     """Write the video; if that fails, warn, since all numbers are stored."""
     # Imported here, since nothing else needs them.
-    from fibopolicy.evaluation.video import film_episodes
-    from fibopolicy.report.film import write_film
+    from fibopolicy.evaluation.video import episode_clips
+    from fibopolicy.report.video import write_video
 
     ordered = sorted(rows, key=lambda row: row.success) if config.failures_first else rows
     shown = [row for row in ordered if not row.error][: config.video]
     task = evaluator.info.task_id
     path = RunDirectory(config.run).video(task, init_states.seed, config.checkpoint)
     try:
-        clips, fps = film_episodes(
+        clips, fps = episode_clips(
             evaluator,
             init_states,
             shown,
@@ -700,7 +704,7 @@ def _film(
             size=config.video_size,
             overlay=config.overlay,
         )
-        write_film(path, list(clips.values()), fps)
+        write_video(path, list(clips.values()), fps)
     except UserError as error:
         warnings.warn(f"no video: {error}", stacklevel=2)
         return None

@@ -174,13 +174,13 @@ class Scheduler:
         init_states: InitStates,
         indices: Sequence[int],
         *,
-        film: bool = False,
+        keep_states: bool = False,
         check: FrameCheck = lambda index, hashes: None,
     ) -> Iterator[Episode]:
         """Run episodes by index; yields them in the order in which they end.
 
         Args:
-            film: keep the state after every step.
+            keep_states: keep the state after every step.
             check: called with each episode's index and the digests of its first frames.
         """
         queue = deque(Episode(index) for index in indices)
@@ -188,7 +188,7 @@ class Scheduler:
         while queue or any(slot.episode for slot in self._slots):
             for slot in self._slots:
                 if queue and slot.episode is None and not slot.starting:
-                    self._begin(slot, queue.popleft(), init_states, film)
+                    self._begin(slot, queue.popleft(), init_states, keep_states)
             due = self._due(runner.batch_size)
             if due:
                 self._act(runner, due)
@@ -200,13 +200,15 @@ class Scheduler:
                     yield episode
             self.throughput.wall_s = before + time.perf_counter() - began
 
-    def _begin(self, slot: _Slot, episode: Episode, init_states: InitStates, film: bool) -> None:
+    def _begin(
+        self, slot: _Slot, episode: Episode, init_states: InitStates, keep_states: bool
+    ) -> None:
         # Shared memory, which the simulator fills before each action that it asks for.
         episode.window = slot.simulator.window()
         slot.episode, slot.began = episode, time.perf_counter()
         slot.expect_heartbeat(START_LIMIT)
         with contextlib.suppress(OSError):  # `_receive` handles a process that is gone
-            slot.simulator.start(init_states.states[episode.index], film)
+            slot.simulator.start(init_states.states[episode.index], keep_states)
 
     def _due(self, batch_size: int) -> list[_Slot]:
         """The slots to act for now, longest waiting first; none if more should join."""

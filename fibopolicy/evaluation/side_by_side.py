@@ -15,13 +15,13 @@ from fibopolicy.errors import UserError
 from fibopolicy.evaluation.config import VIDEO_SIZE, EvaluateConfig, Quality
 from fibopolicy.evaluation.evaluate import run_evaluator, weights_digest
 from fibopolicy.evaluation.init_states import load_init_states
-from fibopolicy.evaluation.video import film_episodes
+from fibopolicy.evaluation.video import episode_clips
 from fibopolicy.policies.run_directory import RunDirectory, load_policy
-from fibopolicy.report.film import Clip, write_film
+from fibopolicy.report.video import Clip, write_video
 from fibopolicy.statistics.compare import Comparison, Method
 
 
-def film_side_by_side(
+def write_side_by_side(
     comparison: Comparison,
     path: Path,
     episodes: int,
@@ -45,11 +45,11 @@ def film_side_by_side(
     order = alternate(*(method.outcomes(comparison.init_states)[0] for method in methods))
     shown = [comparison.init_states[i] for i in order[:episodes]]
     (left, fps), (right, _) = (
-        _film_checkpoint(method, shown, init_states, size) for method in methods
+        _checkpoint_clips(method, shown, init_states, size) for method in methods
     )
     both = [digest for digest in shown if digest in left and digest in right]
     clips = [clip for digest in both for clip in (left[digest], right[digest])]
-    write_film(path, clips, fps, columns=2, headings=[method.name for method in methods])
+    write_video(path, clips, fps, columns=2, headings=[method.name for method in methods])
 
 
 def alternate(baseline: NDArray[np.bool_], candidate: NDArray[np.bool_]) -> list[int]:
@@ -63,7 +63,7 @@ def alternate(baseline: NDArray[np.bool_], candidate: NDArray[np.bool_]) -> list
     return [*different, *np.flatnonzero(baseline == candidate).tolist()]
 
 
-def _film_checkpoint(
+def _checkpoint_clips(
     method: Method, shown: Sequence[str], init_states: Path | None, size: int
 ) -> tuple[dict[str, Clip], float]:
     """Clips by digest of the initial state, and frames per second."""
@@ -93,7 +93,7 @@ def _film_checkpoint(
         threads=first.threads,
     )
     with run_evaluator(config, loaded) as evaluator:
-        to_film = [replace(rows[digest], index=position[digest]) for digest in shown]
-        clips, fps = film_episodes(evaluator, stored, to_film, camera=None, size=size)
+        to_record = [replace(rows[digest], index=position[digest]) for digest in shown]
+        clips, fps = episode_clips(evaluator, stored, to_record, camera=None, size=size)
     found = {digest: clips[position[digest]] for digest in shown if position[digest] in clips}
     return found, fps

@@ -3,7 +3,7 @@
 Messages, in the order of an episode (`->` goes to the process):
 
     <- TaskInfo                           once, when the environment has been made
-    -> ("start", model, state, film)      restore an initial state
+    -> ("start", model, state, keep_states)   restore an initial state
     <- ("ready", hashes)                  the policy's window is in the shared memory
     -> ("execute", actions)
     <- ("ready", None), or ("ended", success, steps, total_reward, states)
@@ -111,16 +111,16 @@ class Simulator:
         assert isinstance(message, TaskInfo | tuple)
         return message
 
-    def start(self, state: SimState, film: bool = False) -> None:
+    def start(self, state: SimState, keep_states: bool = False) -> None:
         """Restore an initial state.
 
         Args:
-            film: keep the state after every step.
+            keep_states: keep the state after every step.
         """
         digest = hashlib.sha256(state.model.encode()).digest()
         changed = digest != self._model
         self._model = digest
-        message = ("start", state.model if changed else None, state.state, film)
+        message = ("start", state.model if changed else None, state.state, keep_states)
         if not changed:
             self.connection.send(message)
         else:  # more than a pipe holds, and a stopped process would block the sender forever
@@ -230,12 +230,17 @@ def _run_episodes(
     runner: EpisodeRunner | None = None
     while True:
         match connection.recv():
-            case ("start", new_model, state, film):
+            case ("start", new_model, state, keep_states):
                 model = model if new_model is None else new_model
                 obs = env.set_state(SimState(model, state))
                 heartbeat()
                 runner = EpisodeRunner(
-                    env, obs, n_obs_steps, film=film, heartbeat=heartbeat, on_step=show
+                    env,
+                    obs,
+                    n_obs_steps,
+                    keep_states=keep_states,
+                    heartbeat=heartbeat,
+                    on_step=show,
                 )
                 show()
                 ready(runner, camera_hashes(obs))
@@ -252,15 +257,15 @@ def _run_episodes(
 class EpisodeRunner:
     """Steps an environment through one episode.
 
-    Cameras are rendered only where the policy reads them. A film is drawn from the
-    states afterwards, so that filming changes nothing.
+    Cameras are rendered only where the policy reads them. A video is drawn from the
+    states afterwards, so recording one changes nothing.
 
     Args:
         env: restored to the initial state.
         obs: its observation there; stands for the steps before it, too.
         n_obs_steps: T_o, observations that the policy reads.
-        film: keep the initial state and the state after every step in `states`, `(S,)`
-            float64 each.
+        keep_states: keep the initial state and the state after every step in `states`,
+            `(S,)` float64 each.
         heartbeat: called after every control step and every observation.
         on_step: called after every control step.
     """
@@ -271,14 +276,14 @@ class EpisodeRunner:
         obs: Observation,
         n_obs_steps: int,
         *,
-        film: bool = False,
+        keep_states: bool = False,
         heartbeat: Callable[[], None] = lambda: None,
         on_step: Callable[[], None] = lambda: None,
     ) -> None:
-        self._env, self._n_obs_steps, self._film = env, n_obs_steps, film
+        self._env, self._n_obs_steps, self._keep_states = env, n_obs_steps, keep_states
         self._heartbeat, self._on_step = heartbeat, on_step
         self.window: deque[Observation] = deque([obs] * n_obs_steps, maxlen=n_obs_steps)
-        self.states: list[NDArray[np.float64]] = [env.get_state().state] if film else []
+        self.states: list[NDArray[np.float64]] = [env.get_state().state] if keep_states else []
         self.steps, self.total_reward, self.success, self.done = 0, 0.0, False, False
 
     def execute(self, actions: NDArray[np.floating[Any]]) -> None:
@@ -292,7 +297,7 @@ class EpisodeRunner:
             self.steps, self.total_reward = self.steps + 1, self.total_reward + reward
             self.success, self.done = bool(info["success"]), terminated or truncated
             read_by_policy = i >= len(actions) - self._n_obs_steps and not self.done
-            if self._film:
+            if self._keep_states:
                 self.states.append(self._env.get_state().state)
             if read_by_policy:
                 self.window.append(self._env.observe())

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from fibopolicy.datasets.film import draw_states, view_size
+from fibopolicy.datasets.draw import draw_states, view_size
 from fibopolicy.datasets.restore import Trajectory
 from fibopolicy.encoders.pooling import SpatialSoftmax
 from fibopolicy.errors import UserError
@@ -22,7 +22,7 @@ from fibopolicy.evaluation.evaluate import Evaluator
 from fibopolicy.evaluation.init_states import InitStates
 from fibopolicy.evaluation.policy_runner import preserved_randomness, trained_shapes
 from fibopolicy.policies.observations import ObservationEncoder
-from fibopolicy.report.film import Clip
+from fibopolicy.report.video import Clip
 from fibopolicy.utils.system import usable_cores
 
 Frame = NDArray[np.uint8]
@@ -34,7 +34,7 @@ PATCHES = 14
 DIRECTIONS = 8
 
 
-def film_episodes(
+def episode_clips(
     evaluator: Evaluator,
     init_states: InitStates,
     results: Sequence[EpisodeResult],
@@ -77,16 +77,16 @@ def film_episodes(
         workers=min(evaluator.workers, usable_cores()),
     )
     shown = draw(view_size(seen_sizes.get(key or "", (1, 1)), size))
-    films = [one.frames for one in shown]
+    videos = [one.frames for one in shown]
     if overlay and key:
         seen = draw(seen_sizes[key], quality=cast(Quality, info.quality))
-        films = [
+        videos = [
             draw_overlay(policy, key, small.frames, large)
-            for small, large in zip(seen, films, strict=True)
+            for small, large in zip(seen, videos, strict=True)
         ]
     clips = {
         episode.index: Clip(frames, episode.success, f"initial state {episode.index}")
-        for episode, frames in zip(episodes, films, strict=True)
+        for episode, frames in zip(episodes, videos, strict=True)
     }
     return clips, shown[0].fps
 

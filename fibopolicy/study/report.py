@@ -93,7 +93,7 @@ def write_report(path: Path, *, videos: bool = False) -> Path:
 
     Args:
         path: directory of the study, finished or not, or its archive.
-        videos: film baseline and candidates side by side, which simulates the shown
+        videos: record baseline and candidates side by side, which simulates the shown
             episodes again.
 
     Returns:
@@ -122,7 +122,7 @@ def _blocks(found: StudyResults, folder: Path, *, videos: bool) -> list[Document
         *_differences(found, folder),
         *_costs(found, folder),
         *_learning_curves(found.study, folder),
-        *_videos(found, folder / "videos", film=videos),
+        *_videos(found, folder / "videos", make=videos),
         *_missing(found.study),
         *_how_it_was_made(found.study),
     ]
@@ -516,8 +516,8 @@ def _curve(rows: Sequence[Mapping[str, Any]], name: str) -> NDArray[np.float64]:
     return finite
 
 
-def _videos(found: StudyResults, folder: Path, *, film: bool) -> list[DocumentBlock]:
-    shown, problems = films(found, folder, make=film)
+def _videos(found: StudyResults, folder: Path, *, make: bool) -> list[DocumentBlock]:
+    shown, problems = pair_videos(found, folder, make=make)
     if not shown and not problems:
         return []
     blocks: list[DocumentBlock] = [Heading("Side by side")]
@@ -532,7 +532,7 @@ def _videos(found: StudyResults, folder: Path, *, film: bool) -> list[DocumentBl
     return [*blocks, Note(note), *map(Note, problems)]
 
 
-def films(
+def pair_videos(
     found: StudyResults, folder: Path, *, make: bool
 ) -> tuple[list[tuple[EncoderComparison, Path]], list[str]]:
     """Videos of baseline and candidate on initial states that only one of them solved,
@@ -540,7 +540,7 @@ def films(
 
     Args:
         folder: of the videos. A video that is newer than the rows of both is kept.
-        make: film what is missing; otherwise use only the videos that exist.
+        make: record what is missing; otherwise use only the videos that exist.
 
     Returns:
         the videos, and why others are missing, in one line each.
@@ -562,7 +562,7 @@ def films(
         elif make and len(shown) < MAX_VIDEOS:
             _log.info("filming %s against %s on %s", one.candidate, one.baseline, one.subject)
             try:
-                film_pair(found.study, one, path, min(VIDEO_EPISODES, differing))
+                write_pair_video(found.study, one, path, min(VIDEO_EPISODES, differing))
                 shown.append((one, path))
             except (UserError, RuntimeError) as error:  # RuntimeError: an episode does not repeat
                 where = f"{one.candidate} on {one.subject}, {', '.join(one.setting)}"
@@ -573,7 +573,7 @@ def films(
     return shown[:MAX_VIDEOS], problems
 
 
-def film_pair(study: Study, one: EncoderComparison, path: Path, episodes: int) -> None:
+def write_pair_video(study: Study, one: EncoderComparison, path: Path, episodes: int) -> None:
     """Write the video of a comparison.
 
     Raises:
@@ -582,13 +582,13 @@ def film_pair(study: Study, one: EncoderComparison, path: Path, episodes: int) -
     """
     # These load torch and the simulators, which a report without videos does not need.
     from fibopolicy.evaluation.init_states import load_init_states
-    from fibopolicy.evaluation.side_by_side import film_side_by_side
+    from fibopolicy.evaluation.side_by_side import write_side_by_side
 
     pair = one.pairs[0]
     for init_states in sorted((study.path / "init_states").glob("*.npz")):
         stored = load_init_states(init_states)
         if set(pair.init_states) <= {stored.identity(i) for i in range(len(stored))}:
-            film_side_by_side(pair, path, episodes, init_states)
+            write_side_by_side(pair, path, episodes, init_states)
             return
     raise UserError(
         f"{study.path / 'init_states'}: holds no file with the initial states of {one.subject}"

@@ -209,9 +209,9 @@ def run_table(study: Study) -> list[Row]:
                     str(run.rows[0].checkpoint_step),
                     *(NONE if value is None else f"{value:.0f} s" for value in seconds),
                 ]
-            films = sorted((run.folder / "videos").glob("*.mp4"))
-            film = Cell("episodes", study.link(films[0])) if films else NONE
-            table.append([_linked(study, record, run), run.state.value, *cells, film])
+            videos = sorted((run.folder / "videos").glob("*.mp4"))
+            video = Cell("episodes", study.link(videos[0])) if videos else NONE
+            table.append([_linked(study, record, run), run.state.value, *cells, video])
     return table
 
 

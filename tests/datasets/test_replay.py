@@ -11,7 +11,7 @@ import pytest
 
 from fibopolicy import cli
 from fibopolicy.cli.data import Replay
-from fibopolicy.datasets.film import draw_demos
+from fibopolicy.datasets.draw import draw_demos
 from fibopolicy.datasets.hdf5 import DemoFile
 from fibopolicy.datasets.replay import replay, table, write_replay
 from fibopolicy.errors import UserError
@@ -84,7 +84,7 @@ def test_demos_are_filmed_from_their_states_and_the_file_stays(
     lift_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = lift_file.read_bytes()
-    film = tmp_path / "demos.mp4"
+    video = tmp_path / "demos.mp4"
     demos = ("demo_3", "demo_1")
     with DemoFile(lift_file) as file:
         drawn = draw_demos(file, demos, 96, workers=1)
@@ -92,9 +92,9 @@ def test_demos_are_filmed_from_their_states_and_the_file_stays(
     assert [len(one.frames) for one in drawn] == [length + 1 for length in lengths]
     assert all(one.success for one in drawn)
     assert drawn[0].frames.shape[1:] == (96, 2 * 96, 3)  # both cameras, stored at 24 pixels
-    Replay(file=lift_file, video=film, video_demos=demos, video_size=96, workers=1).run()
-    assert f"video   {film}" in capsys.readouterr().out
-    assert len(iio.imread(film)) == max(lengths) + 1 + 20
+    Replay(file=lift_file, video=video, video_demos=demos, video_size=96, workers=1).run()
+    assert f"video   {video}" in capsys.readouterr().out
+    assert len(iio.imread(video)) == max(lengths) + 1 + 20
     assert lift_file.read_bytes() == before
     with pytest.raises(UserError, match="unknown demo 'demo_99'"):
         Replay(file=lift_file, video=tmp_path / "no.mp4", video_demos=("demo_99",)).run()

@@ -110,7 +110,7 @@ def test_frames_are_rendered_at_decisions_only_even_if_filmed() -> None:
     rollout(Scripted(env, 1, 4), env, env.set_state(start))
     assert len(rendered) == 2
     rendered.clear()
-    episode = rollout(Scripted(env, 1, 4), env, env.set_state(start), film=True)
+    episode = rollout(Scripted(env, 1, 4), env, env.set_state(start), keep_states=True)
     assert len(rendered) == 2
     assert len(episode.states) == 9
     env.close()
@@ -217,7 +217,7 @@ def test_a_film_that_cannot_be_made_leaves_the_rates_and_one_line(
 ) -> None:
     monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", "/no/ffmpeg")
     with pytest.warns(
-        UserWarning, match=r"no video: .*\.mp4: the film cannot be encoded"
+        UserWarning, match=r"no video: .*\.mp4: the video cannot be encoded"
     ) as caught:
         done = evaluate_run(replace(again, video=1, video_size=64), resume=True)
     assert "\n" not in str(caught[0].message)
@@ -309,10 +309,10 @@ def test_impossible_evaluations_are_refused(change: dict[str, int], tmp_path: Pa
 def test_failures_are_filmed_first_and_the_overlay_is_drawn(
     again: EvaluateConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from fibopolicy.report import film
+    from fibopolicy.report import video
 
-    filmed: list[film.Clip] = []
-    monkeypatch.setattr(film, "write_film", lambda path, clips, fps: filmed.extend(clips))
+    filmed: list[video.Clip] = []
+    monkeypatch.setattr(video, "write_video", lambda path, clips, fps: filmed.extend(clips))
     options = {"video": 2, "failures_first": True, "video_size": 72}
     evaluate_run(replace(again, overlay=True, **options), resume=True)
     evaluate_run(replace(again, **options), resume=True)
@@ -342,5 +342,5 @@ def test_two_checkpoints_are_filmed_side_by_side_on_the_same_initial_states(
             overwrite=True,
             selector=Selector(checkpoint="ema"),
         ).run()
-    assert "95 % interval" in page.read_text()  # written, without the film
+    assert "95 % interval" in page.read_text()  # written, without the video
     assert "data:video" not in page.read_text()

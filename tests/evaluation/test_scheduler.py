@@ -220,7 +220,7 @@ def test_filming_keeps_every_state_and_changes_nothing(
 ) -> None:
     runner = PolicyRunner(Counting())
     plain = {o.index: short(o) for o in pools[3].run(runner, init_states, [0, 1])}
-    for outcome in pools[3].run(runner, init_states, [0, 1], film=True):
+    for outcome in pools[3].run(runner, init_states, [0, 1], keep_states=True):
         assert short(outcome) == plain[outcome.index]
         assert len(outcome.states) == outcome.steps + 1
         assert np.array_equal(outcome.states[0], init_states.states[outcome.index].state)

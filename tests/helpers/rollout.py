@@ -13,18 +13,18 @@ from fibopolicy.evaluation.simulator import EpisodeRunner
 
 
 def rollout(
-    policy: Any, env: TaskEnv, obs: Observation, *, film: bool = False, index: int = 0
+    policy: Any, env: TaskEnv, obs: Observation, *, keep_states: bool = False, index: int = 0
 ) -> Episode:
     """Run an episode from the restored initial state that `obs` shows.
 
     Args:
         policy: a `PolicyRunner`, or any policy that it accepts.
-        film: keep the state after every step.
+        keep_states: keep the state after every step.
         index: of the episode; it seeds random policies.
     """
     policy_runner = policy if isinstance(policy, PolicyRunner) else PolicyRunner(policy)
     episode = Episode(index)
-    runner = EpisodeRunner(env, obs, policy_runner.n_obs_steps, film=film)
+    runner = EpisodeRunner(env, obs, policy_runner.n_obs_steps, keep_states=keep_states)
     while not runner.done:
         episode.window = {key: np.stack([o[key] for o in runner.window]) for key in obs}
         runner.execute(policy_runner.act([episode])[0])

@@ -82,22 +82,22 @@ def test_a_browser_shows_every_picture_and_never_scrolls_sideways(
 def test_films_are_of_pairs_that_differ_kept_while_fresh_and_bounded(
     study: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    filmed: list[tuple[str, int]] = []
+    recorded: list[tuple[str, int]] = []
 
-    def film(_: Study, one: EncoderComparison, path: Path, episodes: int) -> None:
-        filmed.append((one.candidate, episodes))
+    def record(_: Study, one: EncoderComparison, path: Path, episodes: int) -> None:
+        recorded.append((one.candidate, episodes))
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(b"film")
 
-    monkeypatch.setattr(report, "film_pair", film)
+    monkeypatch.setattr(report, "write_pair_video", record)
     monkeypatch.setattr(report, "MAX_VIDEOS", 3)
     page = write_report(study, videos=True).read_text()
-    assert len(filmed) == 3
-    assert all(0 < episodes <= report.VIDEO_EPISODES for _, episodes in filmed)
+    assert len(recorded) == 3
+    assert all(0 < episodes <= report.VIDEO_EPISODES for _, episodes in recorded)
     assert page.count("<video") == 3
     assert "Only 3 pairs are filmed" in page
     assert write_report(study, videos=True).read_text().count("<video") == 3
-    assert len(filmed) == 3  # they are still those of the rows
+    assert len(recorded) == 3  # they are still those of the rows
     (study / "report" / "videos").rename(study / "elsewhere")
     assert "Side by side" not in write_report(study).read_text()
 

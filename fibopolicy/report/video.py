@@ -38,7 +38,7 @@ class Clip:
     label: str = ""
 
 
-def write_film(
+def write_video(
     path: Path,
     clips: Sequence[Clip],
     fps: float,
@@ -49,7 +49,7 @@ def write_film(
     """Write an mp4 (H.264) in which clips play side by side. A clip's border is grey
     while it runs; at its end it turns green for success or red, and its bar says so.
 
-    Frames keep their size. A film whose height or width is odd, which H.264 does not
+    Frames keep their size. A video whose height or width is odd, which H.264 does not
     allow, gets one more row or column.
 
     Args:
@@ -59,16 +59,16 @@ def write_film(
         headings: text above each column.
 
     Raises:
-        UserError: there is no ffmpeg, or it cannot encode the film.
+        UserError: there is no ffmpeg, or it cannot encode the video.
     """
     import imageio.v2 as imageio  # here, since nothing else needs the codecs
 
     with atomic_write(path) as partial:
-        film = partial.with_name(partial.name + ".mp4")  # ffmpeg needs the extension
+        video = partial.with_name(partial.name + ".mp4")  # ffmpeg needs the extension
         quality = ["-crf", "23"]
         try:
             writer: Any = imageio.get_writer(
-                film,
+                video,
                 fps=fps,
                 codec="libx264",
                 macro_block_size=2,
@@ -76,28 +76,28 @@ def write_film(
                 output_params=quality,
             )
             with writer:
-                for frame in film_frames(clips, fps, columns=columns, headings=headings):
+                for frame in video_frames(clips, fps, columns=columns, headings=headings):
                     writer.append_data(frame)
-            film.replace(partial)
+            video.replace(partial)
         except (OSError, RuntimeError, ImportError, ValueError) as error:
             raise UserError(
-                f"{path}: the film cannot be encoded ({one_line(error)[:200]}); check the free"
+                f"{path}: the video cannot be encoded ({one_line(error)[:200]}); check the free"
                 " space, install imageio[ffmpeg], or set IMAGEIO_FFMPEG_EXE to an ffmpeg with"
                 " libx264"
             ) from error
         finally:
-            film.unlink(missing_ok=True)
+            video.unlink(missing_ok=True)
 
 
-def film_frames(
+def video_frames(
     clips: Sequence[Clip],
     fps: float,
     *,
     columns: int | None = None,
     headings: Sequence[str] = (),
 ) -> Iterable[Frame]:
-    """The frames of a film, uint8 `(H, W, 3)` with H and W even, until the longest clip
-    has ended; the last is held.
+    """The frames of a video, uint8 `(H, W, 3)` with H and W even, until the longest
+    clip has ended; the last is held.
     """
     columns = min(columns or _columns(len(clips)), len(clips))
     rows = math.ceil(len(clips) / columns)

@@ -1,5 +1,5 @@
-"""Draw the states of demonstrations and episodes, for films that are larger than what a
-policy sees.
+"""Draw the states of demonstrations and episodes, for videos that are larger than what
+a policy sees.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from fibopolicy.envs.rendering import ImageSize, Quality
 from fibopolicy.errors import UserError
 from fibopolicy.utils.processes import checked_workers, simulator_pool
 
-#: Frames per second of a film, at most; Meta-World simulates 80 steps per second.
+#: Frames per second of a video, at most; Meta-World simulates 80 steps per second.
 MAX_FPS = 20.0
 
 
@@ -75,15 +75,15 @@ def draw_states(
         the trajectories as frames, which lie in temporary files.
 
     Raises:
-        UserError: the task cannot be made, a state does not fit it, or no OpenGL context
-            can be made.
+        UserError: the task cannot be made, a state does not fit it, or no OpenGL
+            context can be made.
     """
     options: dict[str, Any] = {"image_size": image_size, "quality": quality}
     if cameras is not None:
         options["cameras"] = cameras
     workers = checked_workers(workers, len(trajectories))
     with (
-        tempfile.TemporaryDirectory(prefix="fibopolicy-film-") as folder,
+        tempfile.TemporaryDirectory(prefix="fibopolicy-video-") as folder,
         simulator_pool(workers, _start_worker, dict(env_args), options) as pool,
         tqdm(total=len(trajectories), desc="draw", unit="clip", disable=None) as bar,
     ):
