@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from fibopolicy import __version__
+
 ROOT = Path(__file__).parent.parent
 
 
@@ -19,6 +21,15 @@ def _python(*arguments: str, cwd: Path, path: Path) -> subprocess.CompletedProce
     return subprocess.run(
         [sys.executable, *arguments], cwd=cwd, env=environment, capture_output=True, text=True
     )
+
+
+def test_the_changelog_and_the_citation_name_this_version() -> None:
+    changelog = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    newest = re.search(r"^## (\S+), \d{4}-\d{2}-\d{2}$", changelog, re.MULTILINE)
+    citation = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    assert newest is not None
+    assert newest[1] == __version__
+    assert f"\nversion: {__version__}\n" in citation
 
 
 def test_the_constraints_leave_to_torch_what_torch_pins() -> None:

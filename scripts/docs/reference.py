@@ -42,6 +42,16 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     return files
 
 
+class Doctests(griffe.Extension):
+    """Makes code blocks of the examples in docstrings."""
+
+    def on_object(self, *, obj: griffe.Object, **_: Any) -> None:
+        if obj.docstring is not None:
+            text = obj.docstring.value
+            examples = r"^(>>> (?:.+\n?)+)"  # until an empty line
+            obj.docstring.value = re.sub(examples, r"```pycon\n\1\n```\n", text, flags=re.MULTILINE)
+
+
 # Commands
 
 
