@@ -8,7 +8,7 @@ import functools
 import tempfile
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -104,6 +104,7 @@ def draw_demos(
     height: int,
     *,
     cameras: tuple[str, ...] | None = None,
+    max_frames: int | None = None,
     workers: int | None = None,
 ) -> list[Drawn]:
     """Draw demonstrations from their states; a demonstration is a success if its
@@ -112,6 +113,8 @@ def draw_demos(
     Args:
         height: of each view, pixels.
         cameras: their names; those of the stored frames by default, else the task's.
+        max_frames: of each; of longer ones it leaves out states evenly, which makes
+            their videos faster than real time.
 
     Raises:
         UserError: what `read_trajectory` and `draw_states` raise.
@@ -122,9 +125,17 @@ def draw_demos(
     size: ImageSize = height
     if cameras is not None:
         size = {name: view_size(stored.get(name, (1, 1)), height) for name in cameras}
-    trajectories = [read_trajectory(file, demo) for demo in demos]
+    trajectories = [_thinned(read_trajectory(file, demo), max_frames) for demo in demos]
     with file.named():
         return draw_states(file.env_args, trajectories, size, cameras=cameras, workers=workers)
+
+
+def _thinned(trajectory: Trajectory, max_frames: int | None) -> Trajectory:
+    count = len(trajectory.states)
+    if max_frames is None or count <= max_frames:
+        return trajectory
+    kept = np.linspace(0, count - 1, max_frames).round().astype(int)
+    return replace(trajectory, states=trajectory.states[kept], actions=trajectory.actions[:0])
 
 
 def camera_of(key: str) -> str:

@@ -35,17 +35,23 @@ def inspect(path: StrPath) -> str:
     """
     check_structure(path, attributes=True)
     with DemoFile(path) as file:
-        rows = [
-            ("file", f"{file.path} ({_size(file.path.stat().st_size)})"),
-            *_task(file),
-            *_demos(file),
-            *_observations(file),
-        ]
-        rows += [*_actions(file), *_provenance(file)]
-        warnings = [*file.warnings, *_filter_key_faults(file), *_content_faults(file)]
+        rows, warnings = contents(file)
     width = max(len(label) for label, _ in rows) + 2
     lines = [f"{label:<{width}}{text}".rstrip() for label, text in rows]
     return "\n".join([*lines, *(f"warning: {warning}" for warning in warnings)])
+
+
+def contents(file: DemoFile) -> tuple[list[tuple[str, str]], list[str]]:
+    """Labels and texts, an empty label continuing the one before; and the warnings."""
+    rows = [
+        ("file", f"{file.path} ({_size(file.path.stat().st_size)})"),
+        *_task(file),
+        *_demos(file),
+        *_observations(file),
+        *_actions(file),
+        *_provenance(file),
+    ]
+    return rows, [*file.warnings, *_filter_key_faults(file), *_content_faults(file)]
 
 
 def _task(file: DemoFile) -> Iterator[tuple[str, str]]:

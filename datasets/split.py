@@ -10,6 +10,7 @@ import numpy as np
 
 from fibopolicy.datasets.hdf5 import DemoFile
 from fibopolicy.datasets.links import copy_file, points_elsewhere
+from fibopolicy.datasets.quality import read_motions, score_demos, worst_first
 from fibopolicy.datasets.writer import write_filter_key
 from fibopolicy.errors import UserError
 from fibopolicy.utils.files import StrPath, atomic_write, check_output, expanded, wrap_os_error
@@ -22,6 +23,7 @@ def split(
     seed: int = 0,
     *,
     subsets: Mapping[str, float] | None = None,
+    drop_worst: float = 0,
     overwrite: bool = False,
 ) -> dict[str, tuple[str, ...]]:
     """Copy `src` to `out` with filter keys `train` and `valid`; `src` stays unchanged.
@@ -37,14 +39,17 @@ def split(
         subsets: further filter keys by name and share of the *training* demos, e.g.
             `{"20_percent": 0.2}`. Smaller ones are parts of larger ones, and none
             overlaps `valid`, so a scaling study varies only one thing.
+        drop_worst: how many demos of the lowest quality score (see `datasets.quality`)
+            to leave out of `train` and `valid`, or, below 1, their share. The filter
+            key `worst` names them.
         overwrite: replace an existing `out`.
 
     Returns:
         The new filter keys, each with its demos in numeric order.
 
     Raises:
-        UserError: a share or the seed is out of range, no training demo would be left,
-            `out` exists or is `src`.
+        UserError: a share, the seed or `drop_worst` is out of range, no training demo
+            would be left, `out` exists or is `src`; a demo cannot be scored.
     """
     src, out = expanded(src), expanded(out)
     for name, share in {**(subsets or {}), "valid": valid_fraction}.items():
@@ -55,10 +60,22 @@ def split(
             )
     if seed < 0:
         raise UserError(f"split: seed must be at least 0, got {seed}")
+    if not (0 <= drop_worst < 1 or (drop_worst < np.inf and drop_worst == int(drop_worst) >= 1)):
+        raise UserError(
+            "split: drop_worst must be a whole number of demos or a share below 1, got"
+            f" {drop_worst}"
+        )
     check_output(out, overwrite, [src])
 
     with DemoFile(src) as file:
-        demos = file.demos
+        every = demos = file.demos
+        if drop_worst:
+            ranked = worst_first(score_demos(read_motions(file, every)))
+            count = round(drop_worst if drop_worst >= 1 else drop_worst * len(every))
+            worst = {quality.demo for quality in ranked[:count]}
+            demos = tuple(demo for demo in every if demo not in worst)
+    if not demos:
+        raise UserError(f"{src}: {len(every)} demos, drop_worst {drop_worst} leaves none")
     shuffled = [demos[i] for i in np.random.default_rng(seed).permutation(len(demos))]
     held_out = max(1, round(valid_fraction * len(demos))) if valid_fraction else 0
     if held_out >= len(demos):
@@ -74,6 +91,8 @@ def split(
     filter_keys = {
         name: tuple(sorted(names, key=demos.index)) for name, names in chosen.items() if names
     }
+    if dropped := tuple(demo for demo in every if demo not in demos):
+        filter_keys["worst"] = dropped
 
     with atomic_write(out) as partial, wrap_os_error(out):
         with h5py.File(src, "r") as original:

@@ -116,18 +116,34 @@ class Download:
 
 @dataclass(frozen=True)
 class Inspect:
-    """Print the contents of a robomimic HDF5 file, with warnings.
+    """Print the contents of a robomimic HDF5 file, with warnings, and write a page that
+    shows the demonstrations, the worst first.
 
     Example: fibopolicy inspect lift.hdf5
+
+    Example: fibopolicy inspect lift.hdf5 --out lift.html
     """
 
     file: Annotated[Positional[Path], arg(metavar="FILE")]
     """The file."""
 
+    out: Path | None = None
+    """HTML page to write: videos, lengths, actions, proprioception, and a quality score of
+    each demo with its reasons."""
+    overwrite: bool = False
+    """Replace an existing page."""
+
     def run(self) -> None:
         from fibopolicy.datasets import inspect
 
-        print(inspect(self.file))
+        if self.out is not None:
+            check_output(self.out, self.overwrite, [self.file])
+        print(inspect(self.file), flush=True)
+        if self.out is not None:
+            from fibopolicy.report.dataset import write_dataset_page
+
+            write_dataset_page(self.file, self.out)
+            print(f"page    {self.out}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,6 +151,8 @@ class Split(Output):
     """Copy a file and add the filter keys "train" and "valid".
 
     Example: fibopolicy split mine.hdf5 --out mine_split.hdf5 --valid-fraction 0.1
+
+    Example: fibopolicy split mine.hdf5 --out best.hdf5 --drop-worst 0.1
     """
 
     file: Annotated[Positional[Path], arg(metavar="FILE")]
@@ -143,11 +161,22 @@ class Split(Output):
     """Share of the demos that are held out."""
     seed: int = 0
     """Seed of the random split."""
+    drop_worst: float = 0
+    """Number of demos, or below 1 their share, that neither key names because their
+    quality scores are the lowest; the key "worst" names them. `inspect --out` shows the
+    scores."""
 
     def run(self) -> None:
         from fibopolicy.datasets import split
 
-        keys = split(self.file, self.out, self.valid_fraction, self.seed, overwrite=self.overwrite)
+        keys = split(
+            self.file,
+            self.out,
+            self.valid_fraction,
+            self.seed,
+            drop_worst=self.drop_worst,
+            overwrite=self.overwrite,
+        )
         counts = ", ".join(f"{name} {len(demos)} demos" for name, demos in keys.items())
         print(f"{self.out}: {counts}")
 

@@ -133,6 +133,15 @@ class Video(DocumentBlock):
 
 
 @dataclass(frozen=True)
+class SideBySide(DocumentBlock):
+    """Groups of blocks, next to one another where the page is wide enough; not in
+    Markdown.
+    """
+
+    groups: Sequence[Sequence[DocumentBlock]]
+
+
+@dataclass(frozen=True)
 class Folded(DocumentBlock):
     """Blocks that a reader of the page unfolds; not in Markdown, which cannot fold."""
 

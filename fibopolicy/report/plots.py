@@ -46,7 +46,7 @@ def plot_success_by_step(
     Args:
         methods: for each name the results of its training seeds, without errors.
     """
-    drawn, axes = _figure(1)
+    drawn, axes = figure(1)
     ax = axes[0, 0]
     for colour, (name, runs) in zip(_colours(methods), methods.items(), strict=True):
         steps, rates = success_by_step(runs)
@@ -55,8 +55,8 @@ def plot_success_by_step(
         ax.fill_between(steps, low, high, step="post", color=colour, alpha=0.15, linewidth=0)
     ax.set(xlabel="control step", ylabel="solved, %", ylim=(0, 101), xlim=(0, None))
     if len(methods) > 1:
-        _legend(drawn)
-    _save(drawn, path)
+        figure_legend(drawn)
+    save_figure(drawn, path)
 
 
 def success_by_step(
@@ -84,13 +84,13 @@ def plot_training(rows: Sequence[Mapping[str, float]], path: Path) -> None:
         rows: with `step`, `loss` and `lr`.
     """
     steps, losses = [row["step"] for row in rows], [row["loss"] for row in rows]
-    drawn, axes = _figure(2)
+    drawn, axes = figure(2)
     axes[0, 0].plot(steps, losses, color=COLOURS[0], linewidth=1)
     # A negative log likelihood may be below zero.
     axes[0, 0].set(ylabel="training loss, by batch", yscale="log" if min(losses) > 0 else "linear")
     axes[1, 0].plot(steps, [row["lr"] for row in rows], color=COLOURS[0])
     axes[1, 0].set(ylabel="learning rate", xlabel="gradient step", ylim=(0, None))
-    _save(drawn, path)
+    save_figure(drawn, path)
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,7 @@ def plot_forest(
         lines += [(one.name, one) for one in intervals]
     placed = [(y, one) for y, (_, one) in enumerate(lines) if one is not None]
     edge = _edge([one for _, one in placed], margin)
-    drawn, axes = _figure(1, height=0.9 + 0.24 * len(lines))
+    drawn, axes = figure(1, height=0.9 + 0.24 * len(lines))
     ax = axes[0, 0]
     for verdict, (colour, marker) in _VERDICT_STYLES.items():
         if not (shown := [(y, one) for y, one in placed if one.verdict == verdict]):
@@ -146,15 +146,15 @@ def plot_forest(
     if margin is not None:
         ax.axvline(-100 * margin, color=COLOURS[1], linewidth=1, linestyle="--", label="margin")
     ax.set(yticks=range(len(lines)), ylim=(len(lines) - 0.5, -0.7))
-    ax.set_yticklabels([_short(name, 30) for name, _ in lines])
+    ax.set_yticklabels([shortened(name, 30) for name, _ in lines])
     for label, (_, one) in zip(ax.get_yticklabels(), lines, strict=True):
         label.set_fontweight("bold" if one is None else "normal")
     ax.tick_params(axis="y", length=0)
     ax.grid(visible=False, axis="y")
-    ax.set_xlabel(f"percentage points above {_short(baseline)}")
+    ax.set_xlabel(f"percentage points above {shortened(baseline)}")
     if ax.get_legend_handles_labels()[1]:
-        _legend(drawn, columns=3)
-    _save(drawn, path)
+        figure_legend(drawn, columns=3)
+    save_figure(drawn, path)
 
 
 def _edge(intervals: Sequence[Interval], margin: float | None) -> float:
@@ -194,10 +194,10 @@ def plot_tradeoffs(
         names: all methods, in the order of their colours.
     """
     colour_of = dict(zip(names, _colours(names), strict=True))
-    drawn, axes = _figure(len(panels), len(columns), height=2.1, sharex="col", sharey="row")
+    drawn, axes = figure(len(panels), len(columns), height=2.1, sharex="col", sharey="row")
     for row, (task, methods) in zip(axes, panels.items(), strict=True):
         for i, (ax, less_is_better) in enumerate(zip(row, columns.values(), strict=True)):
-            _few_ticks(ax)
+            few_ticks(ax)
             shown = [(one, cost) for one in methods if (cost := one.costs[i]) is not None]
             costs, tints = [cost for _, cost in shown], [colour_of[one.name] for one, _ in shown]
             low, value, high = _percent([one.rate for one, _ in shown])
@@ -208,12 +208,12 @@ def plot_tradeoffs(
             )
             x, y = [x for x, _ in front], [y for _, y in front]
             ax.plot(x, y, color=FAINT, linewidth=1, drawstyle="steps-post", zorder=0)
-        row[0].set_ylabel(f"{_short(task, 18)}\nsuccess, %")
+        row[0].set_ylabel(f"{shortened(task, 18)}\nsuccess, %")
     for ax, title in zip(axes[-1], columns, strict=True):
         ax.set_xlabel(title)
     present = {one.name for methods in panels.values() for one in methods}
     _name_colours(drawn, axes[0, 0], {name: colour_of[name] for name in names if name in present})
-    _save(drawn, path)
+    save_figure(drawn, path)
 
 
 def pareto_front(
@@ -277,7 +277,7 @@ def plot_learning_curves(
     quantities = list(dict.fromkeys(name for row in curves.values() for name in row))
     colour_of = dict(zip(names, _colours(names), strict=True))
     height = 2.1 if len(curves) > 1 else 2.6
-    drawn, axes = _figure(len(curves), len(quantities), height=height, sharex=True)
+    drawn, axes = figure(len(curves), len(quantities), height=height, sharex=True)
     for row, (task, by_quantity) in zip(axes, curves.items(), strict=True):
         for ax, quantity in zip(row, quantities, strict=True):
             bands = by_quantity.get(quantity, {})
@@ -290,18 +290,18 @@ def plot_learning_curves(
             highs = [float(one.high.max()) for one in bands.values()]
             if bands and min(lows) > 0 and max(highs) > 10 * min(lows):
                 ax.set_yscale("log")
-            _few_ticks(ax)
-        row[0].set_ylabel(_short(task, 18))
+            few_ticks(ax)
+        row[0].set_ylabel(shortened(task, 18))
     for ax, quantity in zip(axes[0], quantities, strict=True):
         ax.set_title(quantity, fontsize="medium")
     for ax in axes[-1]:
         ax.set_xlabel("gradient step")
     present = {name for row in curves.values() for bands in row.values() for name in bands}
     _name_colours(drawn, axes[0, 0], {name: colour_of[name] for name in names if name in present})
-    _save(drawn, path)
+    save_figure(drawn, path)
 
 
-def _figure(rows: int, columns: int = 1, *, height: float = 2.8, **options: Any) -> tuple[Any, Any]:
+def figure(rows: int, columns: int = 1, *, height: float = 2.8, **options: Any) -> tuple[Any, Any]:
     """A figure with panels of `height` inches, and its axes `(rows, columns)`;
     `options` as in `pyplot.subplots`.
     """
@@ -323,7 +323,7 @@ def _figure(rows: int, columns: int = 1, *, height: float = 2.8, **options: Any)
     return drawn, axes
 
 
-def _few_ticks(ax: Any, most: int = 4) -> None:
+def few_ticks(ax: Any, most: int = 4) -> None:
     """Few labels, which fit a small panel and take less time to draw."""
     from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
@@ -338,15 +338,15 @@ def _few_ticks(ax: Any, most: int = 4) -> None:
 def _name_colours(drawn: Any, ax: Any, colours: Mapping[str, str]) -> None:
     """A legend of colours only, for methods that several panels show."""
     for name, colour in colours.items():
-        ax.scatter([], [], color=colour, label=_short(name))
-    _legend(drawn, columns=2)
+        ax.scatter([], [], color=colour, label=shortened(name))
+    figure_legend(drawn, columns=2)
 
 
-def _legend(drawn: Any, columns: int = 1) -> None:
+def figure_legend(drawn: Any, columns: int = 1) -> None:
     drawn.legend(frameon=False, loc="outside upper left", ncols=columns, labelcolor=INK)
 
 
-def _short(name: str, most: int = 24) -> str:
+def shortened(name: str, most: int = 24) -> str:
     """At most `most` characters of a name; its end is more specific than its beginning."""
     return name if len(name) <= most else "…" + name[1 - most :]
 
@@ -365,7 +365,7 @@ def _percent(
     return low, value, high
 
 
-def _save(drawn: Any, path: Path) -> None:
+def save_figure(drawn: Any, path: Path) -> None:
     """Save without a background and with text that turns light in dark mode. The same
     plot gives the same bytes.
     """
