@@ -21,12 +21,13 @@ else:
     from fibopolicy.datasets.download import SOURCES, download
     from fibopolicy.datasets.hdf5 import DemoFile
     from fibopolicy.datasets.inspect import inspect
-    from fibopolicy.datasets.mixture import Mixture, Windows
     from fibopolicy.datasets.split import split
     from fibopolicy.datasets.validate import validate
     from fibopolicy.datasets.windows import (
         Batch,
+        Mixture,
         WindowDataset,
+        Windows,
         batch_indices,
         epoch_order,
         mixed_indices,

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from fibopolicy.datasets.cache import FrameCache
 from fibopolicy.datasets.hdf5 import DemoFile
-from fibopolicy.datasets.mixture import Mixture, Windows
+from fibopolicy.datasets.windows import Mixture, Windows
 from fibopolicy.utils.files import cache_home
 
 

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from fibopolicy.encoders import Encoder, build_encoder
 from fibopolicy.encoders.base import encoder_options
 from fibopolicy.errors import UserError, unknown
+from fibopolicy.policies.actions import Normalizer
 from fibopolicy.policies.base import PolicyConfig, Shapes, Statistics, Views
-from fibopolicy.policies.normalizer import Normalizer
 from fibopolicy.policies.rng import GLOBAL_RNG, SampleRng
 
 VIEWS = get_args(Views)

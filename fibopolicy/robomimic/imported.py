@@ -17,8 +17,8 @@ from fibopolicy.errors import UserError, unknown
 from fibopolicy.policies.base import Policy, PolicyConfig, Shapes, State, Statistics
 from fibopolicy.policies.observations import check_observations
 from fibopolicy.policies.rng import GLOBAL_RNG, EpisodeRng, SampleRng
-from fibopolicy.robomimic.actor import Memory, forward, forward_recurrent, init_memory
 from fibopolicy.robomimic.checkpoint import Checkpoint
+from fibopolicy.robomimic.policies import Memory, forward, forward_recurrent, init_memory
 from fibopolicy.utils.system import resolve_device
 
 #: Their `get_action` has no memory, so one object acts for any episode at any time.

@@ -12,10 +12,9 @@ import torch
 
 from fibopolicy.datasets import DemoFile, Mixture, WindowDataset, Windows
 from fibopolicy.datasets.conventions import is_absolute, proprioception, rotation_columns
-from fibopolicy.datasets.mixture import check_weights
 from fibopolicy.datasets.structure import check_structure
 from fibopolicy.datasets.validate import ACTION_TOLERANCE
-from fibopolicy.datasets.windows import share_at_limits
+from fibopolicy.datasets.windows import check_weights, share_at_limits
 from fibopolicy.errors import UserError, quoted, unknown
 from fibopolicy.policies import Policy, Shapes
 from fibopolicy.policies.base import POLICIES

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from fibopolicy.policies.normalizer import Normalizer
+from fibopolicy.policies.actions import Normalizer
 
 LOW, HIGH = np.array([-0.5, 0.0, 0.2, 1.0]), np.array([0.5, 1.0, 0.4, 1.0])
 STATISTICS = {"min": LOW, "max": HIGH, "mean": (LOW + HIGH) / 2, "std": (HIGH - LOW) / 4}
