@@ -1,7 +1,8 @@
-"""Arrays in other files: external links, virtual datasets and external raw storage.
+"""Arrays in other files: external links and virtual datasets.
 
-HDF5 fills a virtual dataset whose source is missing, and raw storage that is too short,
-with zeros and reports no error. So the sources are checked before anything is read.
+HDF5 fills a virtual dataset whose source is missing with zeros and reports no error. So
+the sources are checked before anything is read. HDF5 can also keep values in raw files,
+whose absence it hides in the same way; such arrays are rejected.
 """
 
 from __future__ import annotations
@@ -46,8 +47,8 @@ class Sources:
         """Absolute paths of all other files that hold values of the dataset.
 
         Raises:
-            UserError: a source is missing or does not fit; the message starts with a
-                verb, "is a virtual dataset over ...".
+            UserError: a source is missing or does not fit, or is a raw file; the message
+                starts with a verb, "is a virtual dataset over ...".
         """
         if dataset.get_offset() is not None:  # contiguous: the usual case, and a fast check
             return frozenset()
@@ -55,7 +56,7 @@ class Sources:
         if creation.get_layout() == h5d.VIRTUAL:
             return self._of_virtual(dataset, creation, chain)
         if creation.get_external_count():
-            return frozenset(_raw_files(dataset, creation))
+            raise UserError("has its values in raw files; copy it into one file with h5repack")
         return frozenset()
 
     def follow(self, file: h5py.File, path: str, depth: int = 0) -> frozenset[str]:
@@ -206,8 +207,7 @@ def points_elsewhere(file: h5py.File) -> bool:
 def copy_whole(source: h5py.Group, target: h5py.Group, key: str) -> None:
     """Copy `key`, an array or a whole group, so that the copy needs no other file.
 
-    Links become what they lead to; virtual datasets and external raw storage become
-    plain arrays.
+    Links become what they lead to, and virtual datasets become plain arrays.
 
     Raises:
         UserError: a link leads nowhere, or the source of an array is missing; the
@@ -316,32 +316,6 @@ def _check_mapping(
     if not fits:
         raise UserError(f"{over}, whose shape {source.shape} does not fit; {_ADVICE}")
     return count
-
-
-def _raw_files(dataset: h5d.DatasetID, creation: Any) -> Iterator[str]:
-    """The files of a dataset's external raw storage, each checked for its size."""
-    left = prod(dataset.shape) * dataset.dtype.itemsize
-    folder = os.environ.get("HDF5_EXTFILE_PREFIX", "")
-    if folder.startswith("${ORIGIN}"):
-        folder = os.path.dirname(
-            os.path.abspath(_text(h5f.get_name(dataset)))
-        ) + folder.removeprefix("${ORIGIN}")
-    for i in range(creation.get_external_count()):
-        name, offset, size = creation.get_external(i)
-        path = os.path.abspath(os.path.join(folder, _text(name)))
-        # the size of the last one may be unlimited, which is the greatest integer
-        needed = min(left, size)
-        left -= needed
-        if not os.path.isfile(path):
-            raise UserError(f"has its values in {path}, a file that does not exist; {_ADVICE}")
-        if (found := os.path.getsize(path)) < offset + needed:
-            raise UserError(
-                f"has its values in {path}, which holds {found} bytes of {offset + needed};"
-                f" {_ADVICE}"
-            )
-        yield path
-    if left > 0:
-        raise UserError(f"has {left} bytes in no file; {_ADVICE}")
 
 
 def _find(own: str, name: str, prefixes: str) -> str | None:

@@ -37,15 +37,6 @@ def external(group: h5py.Group, key: str, source: Path, path: str) -> None:
     group[key] = h5py.ExternalLink(source.name, path)
 
 
-def raw(group: h5py.Group, key: str, source: Path, path: str) -> None:
-    with h5py.File(source) as file:
-        values = file[path][()]
-    storage = source.with_name(f"{source.name}{path.replace('/', '_')}.raw")
-    group.create_dataset(
-        key, values.shape, values.dtype, external=[(str(storage), 0, values.nbytes)]
-    )[:] = values
-
-
 def link(
     path: Path,
     source: Path,
@@ -81,7 +72,7 @@ def refusal(path: Path) -> str:
     return message
 
 
-@pytest.mark.parametrize("put", [virtual, external, raw])
+@pytest.mark.parametrize("put", [virtual, external])
 def test_arrays_of_another_file_are_read(path: Path, recording: Path, put: Put) -> None:
     link(path, recording, put)
     np.testing.assert_array_equal(read(path), demo(3, 1)["obs"]["wrist_image"])
@@ -142,14 +133,12 @@ def test_a_source_of_another_length_or_type_is_rejected(
     assert "recording.hdf5" in refusal(path)
 
 
-def test_short_or_missing_raw_storage_is_rejected(path: Path, recording: Path) -> None:
-    link(path, recording, raw)
-    (storage,) = path.parent.glob("*.raw")
-    size = storage.stat().st_size
-    os.truncate(storage, size - 1)
-    assert f"{storage}, which holds {size - 1} bytes of {size}" in refusal(path)
-    storage.unlink()
-    assert f"{storage}, a file that does not exist" in refusal(path)
+def test_raw_storage_is_rejected(path: Path) -> None:
+    with h5py.File(path, "r+") as file:
+        del file["data/demo_1/actions"]
+        storage = [(str(path.with_suffix(".raw")), 0, 96)]
+        file["data/demo_1"].create_dataset("actions", (3, 4), float, external=storage)[:] = 0
+    assert "demo_1/actions has its values in raw files; copy it" in refusal(path)
 
 
 def test_rows_without_a_source_numbered_sources_and_cycles_are_rejected(
@@ -196,7 +185,7 @@ def test_a_chain_is_followed_to_its_end(path: Path, recording: Path) -> None:
     assert "recording.hdf5, a file that does not exist" in message
 
 
-@pytest.mark.parametrize("put", [virtual, external, raw])
+@pytest.mark.parametrize("put", [virtual, external])
 def test_split_writes_a_self_contained_file(
     path: Path, recording: Path, tmp_path: Path, put: Put
 ) -> None:
@@ -251,7 +240,7 @@ def test_a_converted_recording_is_checked_too(path: Path, recording: Path) -> No
             read_array(file["data/demo_1"], "actions")
 
 
-@pytest.mark.parametrize("put", [virtual, external, raw])
+@pytest.mark.parametrize("put", [virtual, external])
 def test_frames_of_an_overwritten_recording_are_cached_again(
     path: Path, recording: Path, put: Put
 ) -> None:
@@ -265,12 +254,8 @@ def test_frames_of_an_overwritten_recording_are_cached_again(
 
     before, _ = frames()
     new = demo(3, 7)["obs"]["wrist_image"]
-    if put is raw:
-        (storage,) = path.parent.glob("*.raw")
-        storage.write_bytes(new.tobytes())
-    else:
-        with h5py.File(recording, "r+") as file:
-            file["data/demo_1/obs/wrist_image"][:] = new
+    with h5py.File(recording, "r+") as file:
+        file["data/demo_1/obs/wrist_image"][:] = new
     after, seen = frames()
     np.testing.assert_array_equal(seen, new)
     assert before != after
