@@ -8,7 +8,7 @@ import functools
 import tempfile
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -57,6 +57,7 @@ def draw_states(
     *,
     cameras: tuple[str, ...] | None = None,
     quality: Quality = "fast",
+    max_frames: int | None = None,
     workers: int | None = None,
 ) -> list[Drawn]:
     """Restore the states of trajectories and draw them, at most `MAX_FPS` per second.
@@ -68,6 +69,8 @@ def draw_states(
         env_args: the task.
         image_size: pixels, as environments take it; all views must have one height.
         cameras: their names; the task's by default.
+        max_frames: of each trajectory; of longer ones it leaves out states evenly, so
+            that their videos are faster than real time.
         quality: of rendering. In software, "full" takes ten times as long.
         workers: processes, one simulator each; as many as cores by default.
 
@@ -88,7 +91,10 @@ def draw_states(
         tqdm(total=len(trajectories), desc="draw", unit="clip", disable=None) as bar,
     ):
         paths = [Path(folder) / f"{i}.npy" for i in range(len(trajectories))]
-        jobs = [pool.submit(_draw, *job) for job in zip(trajectories, paths, strict=True)]
+        jobs = [
+            pool.submit(_draw, trajectory, path, max_frames)
+            for trajectory, path in zip(trajectories, paths, strict=True)
+        ]
         drawn = []
         for job, path in zip(jobs, paths, strict=True):
             fps, success = job.result()
@@ -113,8 +119,7 @@ def draw_demos(
     Args:
         height: of each view, pixels.
         cameras: their names; those of the stored frames by default, else the task's.
-        max_frames: of each; of longer ones it leaves out states evenly, which makes
-            their videos faster than real time.
+        max_frames: of each, see `draw_states`.
 
     Raises:
         UserError: what `read_trajectory` and `draw_states` raise.
@@ -125,17 +130,16 @@ def draw_demos(
     size: ImageSize = height
     if cameras is not None:
         size = {name: view_size(stored.get(name, (1, 1)), height) for name in cameras}
-    trajectories = [_thinned(read_trajectory(file, demo), max_frames) for demo in demos]
+    trajectories = [read_trajectory(file, demo) for demo in demos]
     with file.named():
-        return draw_states(file.env_args, trajectories, size, cameras=cameras, workers=workers)
-
-
-def _thinned(trajectory: Trajectory, max_frames: int | None) -> Trajectory:
-    count = len(trajectory.states)
-    if max_frames is None or count <= max_frames:
-        return trajectory
-    kept = np.linspace(0, count - 1, max_frames).round().astype(int)
-    return replace(trajectory, states=trajectory.states[kept], actions=trajectory.actions[:0])
+        return draw_states(
+            file.env_args,
+            trajectories,
+            size,
+            cameras=cameras,
+            max_frames=max_frames,
+            workers=workers,
+        )
 
 
 def camera_of(key: str) -> str:
@@ -159,12 +163,14 @@ def _start_worker(env_args: Mapping[str, Any], options: Mapping[str, Any]) -> No
             return from_env_args(env_args, **options)
 
 
-def _draw(trajectory: Trajectory, path: Path) -> tuple[float, bool]:
+def _draw(trajectory: Trajectory, path: Path, max_frames: int | None) -> tuple[float, bool]:
     """Write the frames as a .npy file; returns frames per second and success."""
     env = _make_env()
     every = max(1, round(env.control_hz / MAX_FPS))
     count = len(trajectory.states)
     steps = sorted({*range(0, count, every), count - 1})
+    if max_frames is not None and len(steps) > max_frames:
+        steps = np.linspace(0, count - 1, max_frames).round().astype(int).tolist()
     acts = len(trajectory.actions) == count
     spaces = cast("gymnasium.spaces.Dict", env.observation_space).spaces
     cameras = [key for key in spaces if key.endswith("_image")]

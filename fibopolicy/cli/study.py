@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from fibopolicy.errors import UserError, quoted
+from fibopolicy.evaluation.config import VIDEO_SIZE
 
 if TYPE_CHECKING:
     from fibopolicy.study.config import StudyConfig
@@ -121,11 +122,14 @@ class StudyReport:
     videos: bool = False
     """Film the baseline and the candidates side by side, which simulates the shown
     episodes again."""
+    video_size: int = VIDEO_SIZE
+    """Height of each view in the videos, pixels."""
 
     def run(self) -> None:
         from fibopolicy.study.report import write_report
 
-        print(f"page    {write_report(self.study, videos=self.videos)}")
+        page = write_report(self.study, videos=self.videos, video_size=self.video_size)
+        print(f"page    {page}")
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -180,8 +181,9 @@ def _frames(file: DemoFile, demos: Sequence[str]) -> tuple[list[NDArray[np.uint8
     """The frames of each demonstration, `(T, H, W, 3)`, and frames per second."""
     if file.image_keys:
         hz = float(file.env_args.get("env_kwargs", {}).get("control_freq") or MAX_FPS)
-        every = max(1, round(hz / MAX_FPS), -(-max(map(file.length, demos)) // MAX_FRAMES))
-        return [_stored(file, demo, every) for demo in demos], min(hz, MAX_FPS)
+        real_time = max(1, round(hz / MAX_FPS))
+        every = max(real_time, math.ceil(max(map(file.length, demos)) / MAX_FRAMES))
+        return [_stored(file, demo, every) for demo in demos], hz / real_time
     if not file.has(demos[0], "states"):
         raise file.error("the file holds neither frames nor states")
     if (reason := unavailable(file.env_args)) is not None:
@@ -194,15 +196,15 @@ def _stored(file: DemoFile, demo: str, every: int) -> NDArray[np.uint8]:
     """Stored frames of the first cameras side by side, enlarged to `VIEW` pixels."""
     views = []
     for key in file.image_keys[:MAX_CAMERAS]:
-        frames = file.read(demo, f"obs/{key}")
-        if frames.shape[1:] != file.image_shape(key) or frames.dtype != np.uint8:
+        shape = file.image_shape(key)
+        if file.layout(demo, f"obs/{key}") != ((file.length(demo), *shape), np.dtype(np.uint8)):
             raise file.error(f"{demo}: {key} has another shape than in the first demo")
-        height, width = view_size(frames.shape[1:], VIEW)
-        large = [
-            np.asarray(Image.fromarray(frame).resize((width, height), Image.Resampling.BICUBIC))
-            for frame in frames[::every]
-        ]
-        views.append(np.stack(large))
+        height, width = view_size(shape, VIEW)
+        frames = []
+        for step in range(0, file.length(demo), every):  # they may not all fit into memory
+            frame = Image.fromarray(file.read(demo, f"obs/{key}", step, step + 1)[0])
+            frames.append(np.asarray(frame.resize((width, height), Image.Resampling.BICUBIC)))
+        views.append(np.stack(frames))
     return np.concatenate(views, axis=2)
 
 

@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fibopolicy.errors import UserError
+from fibopolicy.evaluation.config import VIDEO_SIZE, check_video_size
 from fibopolicy.policies.run_directory import RunDirectory
 from fibopolicy.report.document import (
     FRAME_COLOURS,
@@ -86,7 +87,7 @@ MAX_ANSWERS = 8
 VIDEO_EPISODES, MAX_VIDEOS = 4, 12
 
 
-def write_report(path: Path, *, videos: bool = False) -> Path:
+def write_report(path: Path, *, videos: bool = False, video_size: int = VIDEO_SIZE) -> Path:
     """Write `report.html`, `report.md`, the plots, `conditions.csv`, `seeds.csv` and
     `comparisons.csv`, into the folder `report` of a study, or into `NAME_report` beside
     an archive `NAME.study.zip`. An earlier report is replaced.
@@ -95,6 +96,7 @@ def write_report(path: Path, *, videos: bool = False) -> Path:
         path: directory of the study, finished or not, or its archive.
         videos: record baseline and candidates side by side, which simulates the shown
             episodes again.
+        video_size: height of each view, pixels.
 
     Returns:
         path of the page.
@@ -103,6 +105,7 @@ def write_report(path: Path, *, videos: bool = False) -> Path:
         UserError: `path` is not a study, or is corrupt; two seeds hold the same
             weights; another process is writing the report.
     """
+    check_video_size(video_size)
     folder = path / REPORT
     if path.is_file():
         folder = path.with_name(f"{path.name.removesuffix(SUFFIX)}_{REPORT}")
@@ -110,19 +113,19 @@ def write_report(path: Path, *, videos: bool = False) -> Path:
         found = results(study)
         with directory_lock(folder):
             write_csv(found, folder)
-            blocks = _blocks(found, folder, videos=videos)
+            blocks = _blocks(found, folder, video_size if videos else None)
             write_markdown(folder / "report.md", study.name, blocks)
             write_html(folder / "report.html", study.name, blocks)
     return folder / "report.html"
 
 
-def _blocks(found: StudyResults, folder: Path, *, videos: bool) -> list[DocumentBlock]:
+def _blocks(found: StudyResults, folder: Path, video_size: int | None) -> list[DocumentBlock]:
     sections = [
         *_success(found),
         *_differences(found, folder),
         *_costs(found, folder),
         *_learning_curves(found.study, folder),
-        *_videos(found, folder / "videos", make=videos),
+        *_videos(found, folder / "videos", video_size),
         *_missing(found.study),
         *_how_it_was_made(found.study),
     ]
@@ -516,8 +519,8 @@ def _curve(rows: Sequence[Mapping[str, Any]], name: str) -> NDArray[np.float64]:
     return finite
 
 
-def _videos(found: StudyResults, folder: Path, *, make: bool) -> list[DocumentBlock]:
-    shown, problems = pair_videos(found, folder, make=make)
+def _videos(found: StudyResults, folder: Path, size: int | None) -> list[DocumentBlock]:
+    shown, problems = pair_videos(found, folder, size)
     if not shown and not problems:
         return []
     blocks: list[DocumentBlock] = [Heading("Side by side")]
@@ -533,14 +536,15 @@ def _videos(found: StudyResults, folder: Path, *, make: bool) -> list[DocumentBl
 
 
 def pair_videos(
-    found: StudyResults, folder: Path, *, make: bool
+    found: StudyResults, folder: Path, size: int | None
 ) -> tuple[list[tuple[EncoderComparison, Path]], list[str]]:
     """Videos of baseline and candidate on initial states that only one of them solved,
     by the first seed of each.
 
     Args:
         folder: of the videos. A video that is newer than the rows of both is kept.
-        make: record what is missing; otherwise use only the videos that exist.
+        size: height of the views of videos that are missing, pixels; with `None`, use
+            only the videos that exist.
 
     Returns:
         the videos, and why others are missing, in one line each.
@@ -559,21 +563,23 @@ def pair_videos(
         rows = [RunDirectory(method.runs[0]).episodes for method in pair.methods]
         if path.is_file() and path.stat().st_mtime > max(each.stat().st_mtime for each in rows):
             shown.append((one, path))
-        elif make and len(shown) < MAX_VIDEOS:
+        elif size is not None and len(shown) < MAX_VIDEOS:
             _log.info("filming %s against %s on %s", one.candidate, one.baseline, one.subject)
             try:
-                write_pair_video(found.study, one, path, min(VIDEO_EPISODES, differing))
+                write_pair_video(found.study, one, path, min(VIDEO_EPISODES, differing), size)
                 shown.append((one, path))
-            except (UserError, RuntimeError) as error:  # RuntimeError: an episode does not repeat
+            except UserError as error:
                 where = f"{one.candidate} on {one.subject}, {', '.join(one.setting)}"
                 problems.append(f"{where} could not be filmed: {error}")
-        elif make:
+        elif size is not None:
             problems.append(f"Only {MAX_VIDEOS} pairs are filmed.")
             break
     return shown[:MAX_VIDEOS], problems
 
 
-def write_pair_video(study: Study, one: EncoderComparison, path: Path, episodes: int) -> None:
+def write_pair_video(
+    study: Study, one: EncoderComparison, path: Path, episodes: int, size: int
+) -> None:
     """Write the video of a comparison.
 
     Raises:
@@ -588,7 +594,7 @@ def write_pair_video(study: Study, one: EncoderComparison, path: Path, episodes:
     for init_states in sorted((study.path / "init_states").glob("*.npz")):
         stored = load_init_states(init_states)
         if set(pair.init_states) <= {stored.identity(i) for i in range(len(stored))}:
-            write_side_by_side(pair, path, episodes, init_states)
+            write_side_by_side(pair, path, episodes, init_states, size=size)
             return
     raise UserError(
         f"{study.path / 'init_states'}: holds no file with the initial states of {one.subject}"

@@ -89,8 +89,11 @@ def test_demos_are_filmed_from_their_states_and_the_file_stays(
     with DemoFile(lift_file) as file:
         drawn = draw_demos(file, demos, 96, workers=1)
         lengths = [file.length(demo) for demo in demos]
+        few = draw_demos(file, demos[:1], 96, cameras=("wrist",), max_frames=5, workers=1)
     assert [len(one.frames) for one in drawn] == [length + 1 for length in lengths]
     assert all(one.success for one in drawn)
+    assert few[0].frames.shape == (5 + 1, 96, 96, 3)  # and what follows the last action
+    assert np.array_equal(few[0].frames[-1], drawn[0].frames[-1, :, 96:])
     assert drawn[0].frames.shape[1:] == (96, 2 * 96, 3)  # both cameras, stored at 24 pixels
     Replay(file=lift_file, video=video, video_demos=demos, video_size=96, workers=1).run()
     assert f"video   {video}" in capsys.readouterr().out

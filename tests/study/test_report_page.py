@@ -84,14 +84,15 @@ def test_films_are_of_pairs_that_differ_kept_while_fresh_and_bounded(
 ) -> None:
     recorded: list[tuple[str, int]] = []
 
-    def record(_: Study, one: EncoderComparison, path: Path, episodes: int) -> None:
+    def record(_: Study, one: EncoderComparison, path: Path, episodes: int, size: int) -> None:
+        assert size == 320
         recorded.append((one.candidate, episodes))
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(b"film")
 
     monkeypatch.setattr(report, "write_pair_video", record)
     monkeypatch.setattr(report, "MAX_VIDEOS", 3)
-    page = write_report(study, videos=True).read_text()
+    page = write_report(study, videos=True, video_size=320).read_text()
     assert len(recorded) == 3
     assert all(0 < episodes <= report.VIDEO_EPISODES for _, episodes in recorded)
     assert page.count("<video") == 3
