@@ -36,33 +36,37 @@ class StudyRun:
     """Run on the Ray cluster at this address: HOST:PORT, ray://HOST:PORT, or auto for the
     cluster of this machine."""
     only: tuple[str, ...] = ()
-    """Execute only these runs (CONDITION/seedN) or conditions; several such jobs may share
-    the directory."""
+    """Execute only these runs (CONDITION/seedN), searches (CONDITION/tuning) or conditions;
+    several such jobs may share the directory."""
     index: int | None = None
     """Execute only the run with this index, from 0; for array jobs."""
     prepare_only: bool = False
     """Check the study, measure its encoders, collect its data, and stop there."""
 
     def run(self) -> None:
+        from fibopolicy.report.tables import counted
         from fibopolicy.study.config import load_study
-        from fibopolicy.study.grid import runs
+        from fibopolicy.study.grid import runs, selectable
         from fibopolicy.study.runner import prepare_study, run_selected, run_study
 
         config, folder = load_study(self.study)
         executor = self._executor(config)
         names = list(self.only)
         if self.index is not None:
-            every = runs(config)
+            every = selectable(config)
             if not 0 <= self.index < len(every):
                 raise UserError(f"index must be from 0 to {len(every) - 1}, got {self.index}")
-            names.append(every[self.index].name)
+            names.append(every[self.index])
         if self.prepare_only:
             if names:
                 raise UserError(
                     "--prepare-only is for the whole study; leave --only and --index out"
                 )
             prepare_study(config, self.out)
-            print(f"{self.out}: prepared, {len(runs(config))} runs")
+            number = len(runs(config))
+            searches = len(selectable(config)) - number
+            first = f"{counted(searches, 'search', 'searches')} and " if searches else ""
+            print(f"{self.out}: prepared, {first}{number} runs")
             return
         if names:
             outcome = run_selected(config, self.out, names, executor, folder)

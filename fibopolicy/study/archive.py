@@ -23,9 +23,10 @@ from fibopolicy.study.directory import (
     StudyDirectory,
     check_change,
     open_directory,
+    read_json,
 )
-from fibopolicy.study.grid import conditions, runs
-from fibopolicy.study.records import Study, read_study
+from fibopolicy.study.grid import conditions, possible_runs, tuned_conditions
+from fibopolicy.study.records import DIVERGED, Study, read_study
 from fibopolicy.utils.files import atomic_write
 
 #: The ending of an archive's name.
@@ -34,8 +35,8 @@ SUFFIX = ".study.zip"
 
 def publish(directory: Path, out: Path) -> None:
     """Write the archive of a study: settings, checks, costs, initial states, rows,
-    learning curves, and of a failed run the error and the log. The same study gives the
-    same bytes.
+    learning curves, the trials of a search, and of a failed run the error and the log.
+    The same study gives the same bytes.
 
     Args:
         directory: the study, finished or not.
@@ -66,10 +67,12 @@ def _files(study: StudyDirectory) -> Iterator[Path]:
     found = [study.path / STUDY, study.path / ENVIRONMENT, study.checks]
     found += [study.init_states(task) for task in config.tasks]
     found += [study.cost(condition) for condition in conditions(config)]
-    for run in runs(config):
+    found += [study.tuning_states(task) for task in config.tasks]
+    found += [study.choice(condition) for condition in tuned_conditions(config)]
+    for run in possible_runs(config):
         files = RunDirectory(study.run(run))
         if study.done(run).exists():
-            if not files.episodes.exists():
+            if not files.episodes.exists() and DIVERGED not in read_json(study.done(run)):
                 raise UserError(
                     f"{files.path}: is finished but has no {files.episodes.name}; remove the"
                     " folder and run the study again"
@@ -87,7 +90,7 @@ def _check_replaceable(study: StudyDirectory, out: Path) -> None:
             check_change(there, study.config)
         except UserError as error:
             raise UserError(str(error).replace(str(there.path), str(out))) from error
-        for run in runs(there.config):
+        for run in possible_runs(there.config):
             if there.done(run).exists() and not study.done(run).exists():
                 raise UserError(
                     f"{out}: holds the finished run {run.name}, which {study.path} lacks; unpack it"

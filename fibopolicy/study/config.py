@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import itertools
 import json
 import re
 import sys
@@ -13,11 +14,13 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import chdir, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from fibopolicy.envs import resolve
 from fibopolicy.errors import UserError, one_line, unknown
 from fibopolicy.policies.base import PolicyConfig
+from fibopolicy.report.tables import listed
 from fibopolicy.training.config import OptimizerConfig
 from fibopolicy.utils.files import expanded
 from fibopolicy.utils.imports import is_import_path
@@ -126,12 +129,15 @@ class StudyEncoder:
             which "scratch" ignores.
         name: name within the study; by default the encoder's. Two entries of the same
             encoder need two names.
+        untuned: why the study's search leaves this encoder out; it then has the study's
+            settings, and the report marks it. Empty for an encoder that is tuned.
     """
 
     encoder: str
     options: Mapping[str, Option] = field(default_factory=dict)
     weights: Path | None = None
     name: str = ""
+    untuned: str = ""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "name", self.name or self.encoder)
@@ -170,6 +176,134 @@ class StudyPolicy:
 
 
 @dataclass(frozen=True)
+class StudySearch:
+    """Optimizer settings that are tried for every encoder, with the same budget, before
+    the runs that count.
+
+    Each condition is trained with each setting: these are its trials. Trials have their
+    own training seed and initial states, which no result uses. In the first rung, every
+    setting is trained for a share of its steps and evaluated on a few initial states.
+    The better half of the settings enters the next rung, with more steps. The best
+    setting of the last rung is chosen.
+
+    A trial of a later rung starts anew, because the learning rate falls to zero over
+    the trial's own steps: a shorter trial is a complete, shorter training.
+
+    Args:
+        settings: options of `OptimizerConfig` to try: a grid, e.g. `{"lr": (1e-3,
+            2e-3), "weight_decay": (0.01, 0.1)}`, or a list, e.g. `[{"lr": 1e-3}, {"lr":
+            2e-3, "steps": 2000}]`. They override those of the study and of its
+            policies. Stored as a list.
+        rungs: the budget. For each rung the share of the steps, in (0, 1], and the
+            number of initial states, neither less than in the rung before. With one
+            rung every setting gets the same.
+        seed: training seed of all trials.
+        init_seed: seed of the set of initial states of all trials.
+    """
+
+    settings: tuple[Mapping[str, Any], ...]
+    rungs: tuple[tuple[float, int], ...] = ((1.0, 20),)
+    seed: int = 1000
+    init_seed: int = 1000
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "settings", _settings_to_try(self.settings))
+        object.__setattr__(self, "rungs", _rungs(self.rungs))
+        for name in ("seed", "init_seed"):
+            if not isinstance(value := getattr(self, name), int) or value < 0:
+                raise UserError(f"search: {name} must be an integer from 0, got {value!r}")
+        if self.sizes[-1] < 2:
+            most = sum(size > 1 for size in self.sizes)
+            raise UserError(
+                f"search: {len(self.rungs)} rungs halve {len(self.settings)} settings to one"
+                f" before the last; name at most {most}"
+            )
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Number of trials in each rung."""
+        found = [len(self.settings)]
+        for _ in self.rungs[1:]:
+            found.append(-(-found[-1] // 2))
+        return tuple(found)
+
+    @property
+    def episodes(self) -> int:
+        """Number of initial states that trials need."""
+        return self.rungs[-1][1]
+
+    @property
+    def searched(self) -> tuple[str, ...]:
+        """Names of the options that the search decides."""
+        return tuple(dict.fromkeys(name for setting in self.settings for name in setting))
+
+    def describe(self) -> str:
+        """The settings and the budget, for example `6 settings of lr and weight_decay: 6
+        trials of 12.5 % of the steps on 10 initial states, 3 of 25 % on 20`.
+        """
+        (share, episodes), *others = self.rungs
+        text = (
+            f"{self.sizes[0]} settings of {listed(self.searched)}: {self.sizes[0]} trials of"
+            f" {100 * share:g} % of the steps on {episodes} initial states"
+        )
+        for size, (share, episodes) in zip(self.sizes[1:], others, strict=True):
+            text += f", {size} of {100 * share:g} % on {episodes}"
+        return text
+
+
+def _settings_to_try(given: Any) -> tuple[dict[str, Any], ...]:
+    """The settings of a grid or a list, each as options of `OptimizerConfig`."""
+    known = {item.name for item in dataclasses.fields(OptimizerConfig)}
+    if isinstance(given, Mapping):
+        for name, values in given.items():
+            parts = values if isinstance(values, list | tuple) else (values,)
+            if any(isinstance(part, Mapping) for part in parts):
+                raise UserError(
+                    f"search: settings for {name} alone would give encoders unequal budgets; name"
+                    " one grid or list, which every encoder gets"
+                )
+        axes = {name: _several(values, f"search: {name}") for name, values in given.items()}
+        found = [dict(zip(axes, one, strict=True)) for one in itertools.product(*axes.values())]
+    else:
+        found = list(_several(given, "search: settings"))
+    for setting in found:
+        if not isinstance(setting, Mapping):
+            raise UserError(
+                "search: settings expected a grid {option: values} or a list of {option: value},"
+                f" got {setting!r}"
+            )
+        for name in setting:
+            if name not in known:
+                raise unknown("optimizer option of the search:", name, known)
+    if len(found) < 2:
+        raise UserError(f"search: expected at least two settings to try, got {len(found)}")
+    for number, setting in enumerate(found):
+        if setting in found[:number]:
+            raise UserError(f"search: setting {setting} appears twice; name each once")
+    return tuple(map(dict, found))
+
+
+def _rungs(given: Any) -> tuple[tuple[float, int], ...]:
+    try:
+        found = tuple((float(share), int(episodes)) for share, episodes in given)
+    except (TypeError, ValueError) as error:
+        raise UserError(
+            f"search: rungs expected pairs (share of the steps, initial states), got {given!r}"
+        ) from error
+    if not found:
+        raise UserError("search: expected at least one rung, got none")
+    before: tuple[float, int] = (0.0, 1)
+    for share, episodes in found:
+        if not before[0] < share <= 1 or episodes < before[1]:
+            raise UserError(
+                f"search: rung ({share:g}, {episodes}) must have a share of the steps above"
+                f" {before[0]:g}, at most 1, and at least {before[1]} initial states"
+            )
+        before = (share, episodes)
+    return found
+
+
+@dataclass(frozen=True)
 class StudyConfig:
     """Everything that decides the results of a study.
 
@@ -195,6 +329,11 @@ class StudyConfig:
         threads: torch threads of each run. Another number changes the last bits of the
             weights, so it belongs to the study and not to the machine.
         device: "cpu", "cuda", ...; by default a GPU if there is one.
+        search: settings that are tried for every encoder, to choose from; by default
+            none.
+        tuned_for: name of the encoder for which the settings of a study without a
+            search, or of its untuned encoders, were chosen; the report names it. Empty
+            if that is not stated.
     """
 
     name: str
@@ -214,6 +353,8 @@ class StudyConfig:
     videos: int = 6
     threads: int = 1
     device: str | None = None
+    search: StudySearch | None = None
+    tuned_for: str = ""
 
     def __post_init__(self) -> None:
         kinds = {"tasks": StudyTask, "encoders": StudyEncoder, "policies": StudyPolicy}
@@ -237,6 +378,7 @@ class StudyConfig:
                 raise UserError(f"{where}: {name} must lie between 0 and 1, got {value}")
         for policy in self.policies:  # the range of a value depends on the policy
             self._check_policy(policy, where)
+        self._check_search(where)
 
     def _check_grid(self, where: str) -> None:
         axes: dict[str, list[Any]] = {
@@ -270,11 +412,15 @@ class StudyConfig:
             object.__setattr__(self, "baseline", (plain or names)[0])
         if self.baseline not in names:
             raise unknown("encoder as the baseline", self.baseline, names)
+        if self.tuned_for and self.tuned_for not in names:
+            raise unknown("encoder as tuned_for", self.tuned_for, names)
 
     def _check_policy(self, policy: StudyPolicy, where: str) -> None:
         options = self.policy_options(policy)
         try:
             self.optimizer_config(policy)
+            for setting in self.search.settings if self.search else ():
+                self.optimizer_config(policy, setting)
             PolicyConfig(policy=policy.policy, **options)
         except UserError as error:
             raise UserError(f"{where}, policy {policy.name}: {error}") from error
@@ -282,18 +428,50 @@ class StudyConfig:
             given = {**self.optimizer, **policy.optimizer, **options}
             raise UserError(f"{where}, policy {policy.name}: {error} (given {given})") from error
 
+    def _check_search(self, where: str) -> None:
+        untuned = [encoder.name for encoder in self.encoders if encoder.untuned]
+        if self.search is None:
+            if untuned:
+                raise UserError(
+                    f"{where}: encoder {untuned[0]} is left out of a search that the study does"
+                    " not have; name a search, or leave untuned out"
+                )
+            return
+        if len(untuned) == len(self.encoders):
+            raise UserError(f"{where}: its search leaves every encoder out; name no search")
+        if self.search.seed in self.seeds:
+            raise UserError(
+                f"{where}: the training seed of its search, {self.search.seed}, is among the"
+                f" study's seeds {self.seeds}; choose another seed for the search"
+            )
+        if self.search.init_seed == self.init_seed:
+            raise UserError(
+                f"{where}: the initial states of its search overlap those of the result, both"
+                f" are the set of seed {self.init_seed}; choose another init_seed for the search"
+            )
+
+    def is_tuned(self, encoder: StudyEncoder) -> bool:
+        """Whether the search decides the settings of an encoder's runs."""
+        return self.search is not None and not encoder.untuned
+
     def policy_options(self, policy: StudyPolicy) -> dict[str, Any]:
         """Options of `PolicyConfig` for the runs of a policy, which override the study's."""
         return {**self.policy_config, **policy.policy_config}
 
-    def optimizer_config(self, policy: StudyPolicy) -> OptimizerConfig:
+    def optimizer_config(
+        self, policy: StudyPolicy, setting: Mapping[str, Any] = MappingProxyType({})
+    ) -> OptimizerConfig:
         """Optimizer settings for the runs of a policy.
+
+        Args:
+            setting: options that override those of study and policy.
 
         Raises:
             UserError: a value is out of range.
         """
         steps = self.steps if policy.steps is None else policy.steps
-        return OptimizerConfig(steps=steps, **{**self.optimizer, **policy.optimizer})
+        options = {"steps": steps, **self.optimizer, **policy.optimizer, **setting}
+        return OptimizerConfig(**options)
 
 
 def to_json(config: StudyConfig) -> dict[str, Any]:
@@ -313,6 +491,8 @@ def from_json(document: Mapping[str, Any]) -> StudyConfig:
     values = {name: value for name, value in document.items() if name in known}
     for axis, kind in (("tasks", StudyTask), ("encoders", StudyEncoder), ("policies", StudyPolicy)):
         values[axis] = tuple(kind(**entry) for entry in document[axis])
+    if values.get("search"):
+        values["search"] = StudySearch(**values["search"])
     return StudyConfig(**values)
 
 

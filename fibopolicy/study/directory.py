@@ -6,6 +6,7 @@ import json
 import platform
 import shutil
 import warnings
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,10 @@ from fibopolicy.study.grid import (
     Run,
     conditions,
     evaluate_config,
-    runs,
+    possible_runs,
     train_config,
+    trial_setting,
+    tuning_name,
 )
 from fibopolicy.training.config import TrainConfig
 from fibopolicy.utils.files import atomic_write, is_locked
@@ -29,7 +32,7 @@ from fibopolicy.utils.system import environment, usable_cores, versions
 
 STUDY, ENVIRONMENT, LOCK = "study.json", "environment.json", "study.lock"
 #: The parts of a configuration that may change after the study has begun.
-GRID = ("tasks", "encoders", "policies", "inits", "seeds")
+GRID = ("tasks", "encoders", "policies", "inits", "seeds", "tuned_for")
 
 
 @dataclass(frozen=True)
@@ -59,8 +62,16 @@ class StudyDirectory:
     def init_states(self, task: StudyTask) -> Path:
         return self.path / "init_states" / f"{task.short}.npz"
 
+    def tuning_states(self, task: StudyTask) -> Path:
+        """The initial states of the trials of a search."""
+        return self.path / "init_states" / "tuning" / f"{task.short}.npz"
+
     def condition(self, condition: Condition) -> Path:
         return self.path / "conditions" / condition.name
+
+    def choice(self, condition: Condition) -> Path:
+        """The setting that the search has chosen; exists only if the search is over."""
+        return self.path / "conditions" / tuning_name(condition) / "choice.json"
 
     def cost(self, condition: Condition) -> Path:
         """What the encoder costs: parameters, multiply-accumulates, latency."""
@@ -68,7 +79,7 @@ class StudyDirectory:
 
     def run(self, run: Run) -> Path:
         """The run directory, which every command that takes one accepts."""
-        return self.condition(run.condition) / f"seed{run.seed}"
+        return self.path / "conditions" / run.name
 
     def run_log(self, run: Run) -> Path:
         """Output of the run's process."""
@@ -92,16 +103,54 @@ class StudyDirectory:
         """Whether the checks are done, and the demonstrations and initial states are
         stored.
         """
-        needed = [self.checks, *map(self.dataset, self.config.tasks)]
-        return all(path.exists() for path in (*needed, *map(self.init_states, self.config.tasks)))
+        needed = [self.checks]
+        for task in self.config.tasks:
+            needed += [self.dataset(task), self.init_states(task)]
+            needed += [self.tuning_states(task)] if self.config.search else []
+        return all(path.exists() for path in needed)
+
+    def awaits_search(self, run: Run) -> bool:
+        """Whether a run cannot start because the search of its condition is not over."""
+        condition = run.condition
+        tuned = run.trial is None and self.config.is_tuned(condition.encoder)
+        return tuned and not self.choice(condition).exists()
+
+    def setting(self, run: Run) -> Mapping[str, Any]:
+        """The optimizer settings of a run that the search decides, if it is over.
+
+        Raises:
+            UserError: the file with the choice is corrupt.
+        """
+        config, choice = self.config, self.choice(run.condition)
+        if run.trial is not None:
+            return trial_setting(config, run)
+        if not config.is_tuned(run.condition.encoder) or not choice.exists():
+            return {}
+        assert config.search is not None
+        trial, settings = read_json(choice).get("trial"), config.search.settings
+        if not isinstance(trial, int) or not 0 <= trial < len(settings):
+            raise UserError(
+                f"{choice}: names no trial of the search; remove it and run the study again"
+            )
+        return settings[trial]
+
+    def steps(self, run: Run) -> int:
+        """Gradient steps of a run."""
+        return self.config.optimizer_config(run.condition.policy, self.setting(run)).steps
 
     def train_config(self, run: Run) -> TrainConfig:
-        return train_config(self.config, run, self.dataset(run.condition.task), self.run(run))
+        """The training of a run.
+
+        Raises:
+            UserError: the file with the choice of its search is corrupt.
+        """
+        dataset = self.dataset(run.condition.task)
+        return train_config(self.config, run, dataset, self.run(run), self.setting(run))
 
     def evaluate_config(self, run: Run) -> EvaluateConfig:
-        return evaluate_config(
-            self.config, run, self.run(run), self.init_states(run.condition.task)
-        )
+        task = run.condition.task
+        init_states = self.init_states(task) if run.trial is None else self.tuning_states(task)
+        return evaluate_config(self.config, run, self.run(run), init_states)
 
     def find(self, name: str) -> Run:
         """The run of a name such as `lift__vit_tiny__bc__scratch/seed0`.
@@ -109,7 +158,7 @@ class StudyDirectory:
         Raises:
             UserError: no such run.
         """
-        known = {run.name: run for run in runs(self.config)}
+        known = {run.name: run for run in possible_runs(self.config)}
         if name not in known:
             raise unknown("run of the study", name, known)
         return known[name]
@@ -179,8 +228,8 @@ def check_change(study: StudyDirectory, config: StudyConfig) -> None:
         raise other_study(study.path, fixed)
     difference = first_difference(old, new)
     after = StudyDirectory(study.path, from_json(new))  # tuples become lists, as in study.json
-    remaining = {run.name: run for run in runs(after.config)}
-    for run in runs(study.config):
+    remaining = {run.name: run for run in possible_runs(after.config)}
+    for run in possible_runs(study.config):
         if not (study.run(run).exists() or study.is_running(run)):
             continue
         if run.name not in remaining:
@@ -198,7 +247,8 @@ def check_change(study: StudyDirectory, config: StudyConfig) -> None:
 
 def _settings(study: StudyDirectory, run: Run) -> dict[str, Any]:
     evaluation = asdict(study.evaluate_config(run))
-    return {**asdict(study.train_config(run)), "evaluation": evaluation}
+    tuned = study.config.is_tuned(run.condition.encoder)
+    return {**asdict(study.train_config(run)), "evaluation": evaluation, "tuned": tuned}
 
 
 def other_study(path: Path, difference: str, reason: str = "") -> UserError:

@@ -9,7 +9,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Protocol
 
@@ -31,6 +31,10 @@ GRACE = 10.0
 POLL_INTERVAL = 0.1
 
 
+#: Gives the next run to execute; `None` if there is none until another run has ended.
+NextRun = Callable[[], Run | None]
+
+
 class Executor(Protocol):
     """Executes runs. A failed run does not stop the others."""
 
@@ -39,10 +43,11 @@ class Executor(Protocol):
         """Number of runs at a time."""
 
     def execute(
-        self, study: StudyDirectory, runs: Sequence[Run], folder: Path
+        self, study: StudyDirectory, next_run: NextRun, folder: Path
     ) -> Iterator[tuple[Run, float]]:
-        """Execute the runs, and yield each with its seconds when its process has ended,
-        done or not. "module:function" encoders are imported from `folder`.
+        """Execute runs until there is no next one, and yield each with its seconds when
+        its process has ended, done or not. "module:function" encoders are imported from
+        `folder`.
         """
 
 
@@ -66,7 +71,7 @@ class RunProcess:
         provide_caches()  # before the process imports anything that needs them
         path = os.pathsep.join(p for p in (os.environ.get("PYTHONPATH", ""), str(folder)) if p)
         threads = {"OMP_NUM_THREADS": str(study.config.threads), "OMP_WAIT_POLICY": "PASSIVE"}
-        study.condition(run.condition).mkdir(parents=True, exist_ok=True)
+        study.run_log(run).parent.mkdir(parents=True, exist_ok=True)
         with study.run_log(run).open("ab") as log:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "fibopolicy.study.worker", study.path.absolute(), run.name],
@@ -130,23 +135,24 @@ class Local:
         return self._jobs
 
     def execute(
-        self, study: StudyDirectory, runs: Sequence[Run], folder: Path
+        self, study: StudyDirectory, next_run: NextRun, folder: Path
     ) -> Iterator[tuple[Run, float]]:
-        waiting, free = list(runs), list(range(self._jobs))
+        free = list(range(self._jobs))
         active: dict[int, RunProcess] = {}
         try:
-            while waiting or active:
-                while waiting and free:
+            while True:
+                while free and (run := next_run()) is not None:
                     slot = free.pop(0)
                     gpu = {"CUDA_VISIBLE_DEVICES": str(slot % self.gpus)} if self.gpus else {}
-                    active[slot] = RunProcess(study, waiting.pop(0), folder, gpu)
-                ended = [slot for slot, process in active.items() if process.has_ended()]
+                    active[slot] = RunProcess(study, run, folder, gpu)
+                if not active:
+                    return
+                while not (ended := [i for i, process in active.items() if process.has_ended()]):
+                    time.sleep(POLL_INTERVAL)
                 for slot in ended:
                     process = active.pop(slot)
                     free.append(slot)
                     yield process.run, process.wait()
-                if not ended:
-                    time.sleep(POLL_INTERVAL)
         finally:
             for process in active.values():
                 process.end()

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 from fibopolicy.envs.registry import is_heavy
 from fibopolicy.errors import UserError
@@ -36,16 +39,43 @@ def in_file_name(name: str) -> str:
 
 
 @dataclass(frozen=True)
+class Trial:
+    """What makes a run a trial of the search.
+
+    Args:
+        rung: from 0.
+        number: of the setting in `StudySearch.settings`.
+    """
+
+    rung: int
+    number: int
+
+
+@dataclass(frozen=True)
 class Run:
-    """One training and its evaluation: a condition with a training seed."""
+    """One training and its evaluation: a condition with a training seed.
+
+    Args:
+        trial: of a trial; `None` for a run that counts.
+    """
 
     condition: Condition
     seed: int
+    trial: Trial | None = None
 
     @property
     def name(self) -> str:
-        """Name on the command line, for example `lift__vit_tiny__bc__scratch/seed0`."""
-        return f"{self.condition.name}/seed{self.seed}"
+        """Name on the command line, for example `lift__vit_tiny__bc__scratch/seed0`; of
+        a trial `lift__vit_tiny__bc__scratch/tuning/rung0_trial3`.
+        """
+        if self.trial is None:
+            return f"{self.condition.name}/seed{self.seed}"
+        return f"{tuning_name(self.condition)}/rung{self.trial.rung}_trial{self.trial.number}"
+
+
+def tuning_name(condition: Condition) -> str:
+    """Name of the search of a condition, for example `lift__vit_tiny__bc__scratch/tuning`."""
+    return f"{condition.name}/tuning"
 
 
 def conditions(config: StudyConfig) -> tuple[Condition, ...]:
@@ -75,6 +105,54 @@ def runs(config: StudyConfig) -> tuple[Run, ...]:
     return tuple(Run(condition, seed) for seed in config.seeds for condition in conditions(config))
 
 
+def tuned_conditions(config: StudyConfig) -> tuple[Condition, ...]:
+    """Every condition whose settings the search decides."""
+    return tuple(one for one in conditions(config) if config.is_tuned(one.encoder))
+
+
+def rung_trials(config: StudyConfig, condition: Condition, rung: int) -> tuple[Run, ...]:
+    """A trial of every setting of the search in a rung, by number. Only some take part
+    in a later rung.
+    """
+    assert config.search is not None
+    numbers = range(len(config.search.settings))
+    return tuple(Run(condition, config.search.seed, Trial(rung, number)) for number in numbers)
+
+
+def possible_runs(config: StudyConfig) -> tuple[Run, ...]:
+    """Every run, and every trial that may take part in the search."""
+    rungs = range(len(config.search.rungs)) if config.search else ()
+    found = [
+        trial
+        for condition in tuned_conditions(config)
+        for rung in rungs
+        for trial in rung_trials(config, condition, rung)
+    ]
+    return *runs(config), *found
+
+
+def selectable(config: StudyConfig) -> list[str]:
+    """The names of all searches, then of all runs that count; an array job executes one
+    by its index.
+    """
+    names = [tuning_name(condition) for condition in tuned_conditions(config)]
+    return names + [run.name for run in runs(config)]
+
+
+def trial_setting(config: StudyConfig, run: Run) -> dict[str, Any]:
+    """The optimizer settings of a trial: a setting of the search, for the share of the
+    steps that its rung has.
+    """
+    assert config.search is not None
+    assert run.trial is not None
+    setting, share = (
+        config.search.settings[run.trial.number],
+        config.search.rungs[run.trial.rung][0],
+    )
+    steps = config.optimizer_config(run.condition.policy, setting).steps
+    return {**setting, "steps": max(1, round(share * steps))}
+
+
 def policy_config(config: StudyConfig, condition: Condition) -> PolicyConfig:
     """The policy of a condition."""
     options = dict(condition.encoder.options)
@@ -88,8 +166,17 @@ def policy_config(config: StudyConfig, condition: Condition) -> PolicyConfig:
     )
 
 
-def train_config(config: StudyConfig, run: Run, dataset: Path, out: Path) -> TrainConfig:
+def train_config(
+    config: StudyConfig,
+    run: Run,
+    dataset: Path,
+    out: Path,
+    setting: Mapping[str, Any] = MappingProxyType({}),
+) -> TrainConfig:
     """The training of a run.
+
+    Args:
+        setting: optimizer settings that the search decides.
 
     Raises:
         UserError: options that do not fit together.
@@ -101,7 +188,7 @@ def train_config(config: StudyConfig, run: Run, dataset: Path, out: Path) -> Tra
         cameras=cameras and tuple(f"{name.removesuffix('_image')}_image" for name in cameras),
         filter_key=condition.task.filter_key,
         policy=policy_config(config, condition),
-        optimizer=config.optimizer_config(condition.policy),
+        optimizer=config.optimizer_config(condition.policy, setting),
         seed=run.seed,
         device=config.device,
         # Never "auto", which could choose differently on another machine.
@@ -115,15 +202,23 @@ def evaluate_config(
     config: StudyConfig, run: Run, folder: Path, init_states: Path
 ) -> EvaluateConfig:
     """The evaluation of a run: its last checkpoint on the stored initial states of its task."""
-    task = run.condition.task
+    task, episodes, seed, video = (
+        run.condition.task,
+        config.episodes,
+        config.init_seed,
+        config.videos,
+    )
+    if run.trial is not None:
+        assert config.search is not None
+        episodes, seed, video = config.search.rungs[run.trial.rung][1], config.search.init_seed, 0
     per_thread = 1 if is_heavy(task.task) else 4  # light simulators share a core
     return EvaluateConfig(
         folder,
-        episodes=config.episodes,
-        init_seed=config.init_seed,
+        episodes=episodes,
+        init_seed=seed,
         init_states=init_states,
-        video=min(config.videos, config.episodes),
+        video=min(video, episodes),
         max_steps=task.max_steps,
         device=config.device or "cpu",
-        workers=max(1, min(per_thread * config.threads, config.episodes)),
+        workers=max(1, min(per_thread * config.threads, episodes)),
     )

@@ -139,6 +139,7 @@ def check(config: StudyConfig, sizes: Sequence[ModelSize]) -> tuple[list[str], l
     lines = [
         *describe_differences(config),
         *describe_policies(config),
+        *describe_search(config),
         *describe_encoders(config),
         *describe_sizes(config, sizes),
     ]
@@ -201,6 +202,15 @@ def describe_policies(config: StudyConfig) -> Iterator[str]:
         if settings := _flat(policy_settings(policy)):
             listed = ", ".join(f"{name} {value}" for name, value in settings.items())
             yield f"policy {policy.name} has {listed}"
+
+
+def describe_search(config: StudyConfig) -> Iterator[str]:
+    """The budget of the search, and the encoders that it leaves out."""
+    if config.search is not None:
+        yield f"the search tries for every encoder {config.search.describe()}"
+    for encoder in config.encoders:
+        if encoder.untuned:
+            yield f"encoder {encoder.name} is untuned: {encoder.untuned}"
 
 
 def describe_encoders(config: StudyConfig) -> Iterator[str]:

@@ -8,13 +8,13 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from fibopolicy.errors import UserError, one_line
 from fibopolicy.study.directory import StudyDirectory, open_directory
-from fibopolicy.study.executors import RunProcess
+from fibopolicy.study.executors import NextRun, RunProcess
 from fibopolicy.study.grid import Run
 from fibopolicy.study.records import failed_attempts, record_failure
 
@@ -59,14 +59,18 @@ class RayCluster:
         return self._slots
 
     def execute(
-        self, study: StudyDirectory, runs: Sequence[Run], folder: Path
+        self, study: StudyDirectory, next_run: NextRun, folder: Path
     ) -> Iterator[tuple[Run, float]]:
         resources = {"num_cpus": self._threads, "num_gpus": 1 if self.gpus else 0}
         task = self._ray.remote(**resources, max_retries=MAX_RETRIES)(execute_on_node)
         path = str(study.path.absolute())
-        waiting = {task.remote(path, run.name, str(folder)): run for run in runs}
+        waiting: dict[Any, Run] = {}
         try:
-            while waiting:
+            while True:
+                for run in iter(next_run, None):
+                    waiting[task.remote(path, run.name, str(folder))] = run
+                if not waiting:
+                    return
                 ready, _ = self._ray.wait(list(waiting), num_returns=1)
                 for reference in ready:
                     run = waiting.pop(reference)

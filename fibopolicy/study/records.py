@@ -4,11 +4,13 @@ with its state and rows.
 
 from __future__ import annotations
 
+import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import Enum
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from fibopolicy.errors import UserError
@@ -23,7 +25,10 @@ from fibopolicy.study.directory import (
     read_json,
     write_json,
 )
-from fibopolicy.study.grid import Condition, Run, conditions
+from fibopolicy.study.grid import Condition, Run, Trial, conditions, rung_trials
+
+#: Key in the `done.json` of a trial whose training diverged: how.
+DIVERGED = "diverged"
 
 
 class State(Enum):
@@ -50,6 +55,7 @@ class RunRecord:
         error: why the run failed or cannot be read, in one line.
         log: path of its log, relative to the study; empty if there is none.
         attempts: how often it has failed.
+        trial: of a trial of the search; `None` for a run that counts.
     """
 
     seed: int
@@ -60,6 +66,11 @@ class RunRecord:
     error: str = ""
     log: str = ""
     attempts: int = 0
+    trial: Trial | None = None
+
+    @property
+    def successes(self) -> int:
+        return sum(row.success for row in self.rows)
 
 
 @dataclass(frozen=True)
@@ -70,11 +81,18 @@ class ConditionRecord:
         condition: the combination of the grid.
         cost: the content of `cost.json`; empty before the encoders are measured.
         runs: one per seed of the study.
+        rungs: the trials of its search, rung by rung, as far as it is known which take
+            part; empty without a search.
+        chosen: the setting that the search has chosen; `None` before that, or without a search.
+        steps: gradient steps of its runs.
     """
 
     condition: Condition
     cost: Mapping[str, Any]
     runs: tuple[RunRecord, ...]
+    rungs: tuple[tuple[RunRecord, ...], ...] = ()
+    chosen: Mapping[str, Any] | None = None
+    steps: int = 0
 
     @property
     def task(self) -> str:
@@ -101,6 +119,11 @@ class ConditionRecord:
     @property
     def done(self) -> tuple[RunRecord, ...]:
         return tuple(run for run in self.runs if run.state is State.DONE)
+
+    @property
+    def trials(self) -> tuple[RunRecord, ...]:
+        """All trials of its search."""
+        return tuple(trial for rung in self.rungs for trial in rung)
 
 
 @dataclass(frozen=True)
@@ -155,10 +178,15 @@ class Study:
     def seeds(self) -> tuple[int, ...]:
         return self.config.seeds
 
-    @property
-    def steps(self) -> dict[str, int]:
-        """Gradient steps of the runs of each policy."""
-        return {p.name: self.config.optimizer_config(p).steps for p in self.config.policies}
+    def label(self, encoder: str) -> str:
+        """An encoder in print; marked if the study's search leaves it out."""
+        untuned = any(one.untuned for one in self.config.encoders if one.name == encoder)
+        return f"{encoder} (untuned)" if untuned else encoder
+
+    def planned_trials(self, one: ConditionRecord) -> int:
+        """Number of trials in the search of a condition."""
+        search = self.config.search
+        return sum(search.sizes) if search and not one.condition.encoder.untuned else 0
 
     @property
     def episodes(self) -> int:
@@ -208,11 +236,19 @@ def read_study(path: Path) -> Study:
     directory = open_directory(path)
     found = []
     for condition in conditions(directory.config):
-        cost = directory.cost(condition)
-        records = tuple(
-            read_run(directory, Run(condition, seed)) for seed in directory.config.seeds
+        cost, every = directory.cost(condition), [Run(condition, s) for s in directory.config.seeds]
+        tuned = directory.config.is_tuned(condition.encoder)
+        over = tuned and not directory.awaits_search(every[0])
+        found.append(
+            ConditionRecord(
+                condition,
+                read_json(cost) if cost.exists() else {},
+                tuple(read_run(directory, run) for run in every),
+                read_rungs(directory, condition) if tuned else (),
+                directory.setting(every[0]) if over else None,
+                directory.steps(every[0]),
+            )
         )
-        found.append(ConditionRecord(condition, read_json(cost) if cost.exists() else {}, records))
     environment = path / ENVIRONMENT
     return Study(
         directory,
@@ -230,11 +266,13 @@ def read_run(study: StudyDirectory, run: Run) -> RunRecord:
         folder,
         State.UNFINISHED if folder.is_dir() else State.MISSING,
         log=log.relative_to(study.path).as_posix() if log.exists() else "",
+        trial=run.trial,
     )
     try:
         if study.done(run).exists():
             costs = read_json(study.done(run))
-            rows = evaluated_rows(study, run, costs)
+            # A trial that has diverged was not evaluated.
+            rows = () if DIVERGED in costs else evaluated_rows(study, run, costs)
             return replace(record, state=State.DONE, rows=rows, costs=costs, log="")
         if study.is_running(run):
             return replace(record, state=State.RUNNING)
@@ -264,9 +302,9 @@ def evaluated_rows(
     """
     folder, task = study.run(run), run.condition.task.task
     selector = Selector(
-        step=study.config.optimizer_config(run.condition.policy).steps,
+        step=study.steps(run),
         checkpoint="ema",
-        init_seed=study.config.init_seed,
+        init_seed=study.evaluate_config(run).init_seed,
         max_steps=costs.get("max_steps"),
         quality=costs.get("quality"),
     )
@@ -275,6 +313,44 @@ def evaluated_rows(
         path = RunDirectory(folder).episodes
         raise UserError(f"{path}: holds episodes of {rows[0].task}, expected {task}")
     return tuple(row for row in rows if row.index < costs.get("episodes", len(rows)))
+
+
+def read_rungs(study: StudyDirectory, condition: Condition) -> tuple[tuple[RunRecord, ...], ...]:
+    """The trials of a condition, rung by rung. The last rung here is the first with an
+    unfinished trial, or the last of the search.
+    """
+    assert study.config.search is not None
+    sizes, found = study.config.search.sizes, []
+    alive = list(range(sizes[0]))
+    for rung in range(len(sizes)):
+        trials = rung_trials(study.config, condition, rung)
+        records = tuple(read_run(study, trials[number]) for number in alive)
+        found.append(records)
+        if any(record.state is not State.DONE for record in records) or rung + 1 == len(sizes):
+            break
+        alive = sorted(ranking(records)[: sizes[rung + 1]])
+    return tuple(found)
+
+
+def ranking(rung: Sequence[RunRecord]) -> list[int]:
+    """The settings of finished trials by number, best first: by successes on the same
+    initial states; between equals by the lower training loss, then by number. Settings
+    whose training diverged come last.
+    """
+
+    def key(record: RunRecord) -> tuple[bool, int, float, int]:
+        assert record.trial is not None
+        diverged = DIVERGED in record.costs
+        return diverged, -record.successes, final_loss(record), record.trial.number
+
+    return [key(record)[-1] for record in sorted(rung, key=key)]
+
+
+def final_loss(record: RunRecord) -> float:
+    """Mean of the last ten logged training losses; infinite without any."""
+    logged = RunDirectory(record.folder).read_metrics()
+    losses = [float(row["loss"]) for row in logged if "loss" in row][-10:]
+    return fmean(losses) if losses else math.inf
 
 
 def record_failure(study: StudyDirectory, run: Run, error: str, attempts: int) -> None:

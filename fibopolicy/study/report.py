@@ -71,8 +71,11 @@ from fibopolicy.study.tables import (
     missing_table,
     policy_settings_table,
     run_table,
+    search_table,
+    steps_text,
     success_by_policy_table,
     success_table,
+    trial_table,
     write_csv,
 )
 from fibopolicy.utils.files import directory_lock
@@ -88,9 +91,10 @@ VIDEO_EPISODES, MAX_VIDEOS = 4, 12
 
 
 def write_report(path: Path, *, videos: bool = False, video_size: int = VIDEO_SIZE) -> Path:
-    """Write `report.html`, `report.md`, the plots, `conditions.csv`, `seeds.csv` and
-    `comparisons.csv`, into the folder `report` of a study, or into `NAME_report` beside
-    an archive `NAME.study.zip`. An earlier report is replaced.
+    """Write `report.html`, `report.md`, the plots, `conditions.csv`, `seeds.csv`,
+    `comparisons.csv` and for a search `trials.csv`, into the folder `report` of a
+    study, or into `NAME_report` beside an archive `NAME.study.zip`. An earlier report
+    is replaced.
 
     Args:
         path: directory of the study, finished or not, or its archive.
@@ -123,6 +127,7 @@ def _blocks(found: StudyResults, folder: Path, video_size: int | None) -> list[D
     sections = [
         *_success(found),
         *_differences(found, folder),
+        *_search(found.study),
         *_costs(found, folder),
         *_learning_curves(found.study, folder),
         *_videos(found, folder / "videos", video_size),
@@ -130,7 +135,8 @@ def _blocks(found: StudyResults, folder: Path, video_size: int | None) -> list[D
         *_how_it_was_made(found.study),
     ]
     headings = [block.text for block in sections if isinstance(block, Heading) and block.level == 2]
-    return [Answers(answers(found)), Note(_design(found)), Contents(headings), *sections]
+    notes = [Note(_tuning(found.study)), Note(_design(found))]
+    return [Answers(answers(found)), *notes, Contents(headings), *sections]
 
 
 # The answer.
@@ -177,7 +183,8 @@ def _answer(found: StudyResults, candidate: str, setting: tuple[str, str]) -> tu
         ]
     prefix = f"{setting[0]}, {setting[1]}: " if len(study.settings) > 1 else ""
     closing = f" {designs.pop()} each." if len(designs) == 1 else ""
-    text = f"{prefix}{candidate} against {study.baseline}: {'; '.join(clauses)}.{closing}"
+    sides = f"{study.label(candidate)} against {study.label(study.baseline)}"
+    text = f"{prefix}{sides}: {'; '.join(clauses)}.{closing}"
     return _mark(comparisons, bool(missing)), text + _caveat(comparisons)
 
 
@@ -202,7 +209,8 @@ def _counted_answer(found: StudyResults, candidate: str) -> tuple[str, str]:
         clauses.append(_why_no_answer(found, candidate, study.tasks, study.settings))
     elif missing:
         clauses.append(f"no answer yet in {missing} more")
-    text = f"{candidate} against {study.baseline}: {'; '.join(clauses)}."
+    sides = f"{study.label(candidate)} against {study.label(study.baseline)}"
+    text = f"{sides}: {'; '.join(clauses)}."
     return _mark(comparisons, bool(missing)), text + _caveat(comparisons)
 
 
@@ -284,6 +292,24 @@ def _caveat(comparisons: Sequence[EncoderComparison]) -> str:
     return ""
 
 
+def _tuning(study: Study) -> str:
+    """How the settings of the encoders were chosen."""
+    search, for_encoder = study.config.search, study.config.tuned_for
+    stated = "for which encoder these were chosen is not stated."
+    if for_encoder:
+        stated = f"these were chosen for {for_encoder}."
+    if search is None:
+        return f"Without a search: all encoders have the same settings; {stated}"
+    text = (
+        f"Equal search for every encoder, from {search.describe()}. Its training seed"
+        f" ({search.seed}) and initial states (set of seed {search.init_seed}) are in no result."
+    )
+    for one in study.config.encoders:
+        if one.untuned:
+            text += f" {one.name} is untuned ({one.untuned}) and has the study's settings; {stated}"
+    return text
+
+
 def _design(found: StudyResults) -> str:
     """What was compared, how often, and what does not count, in one paragraph."""
     study = found.study
@@ -311,9 +337,9 @@ def _design(found: StudyResults) -> str:
 
 def _steps(study: Study) -> str:
     """For example `1000 gradient steps`, or `800 gradient steps with bc, 500 with flow`."""
-    policies: dict[int, list[str]] = {}
-    for policy, steps in study.steps.items():
-        policies.setdefault(steps, []).append(policy)
+    policies: dict[str, list[str]] = {}
+    for policy in study.policies:
+        policies.setdefault(steps_text(study, policy), []).append(policy)
     first, *others = policies
     if not others:
         return f"{first} gradient steps"
@@ -392,7 +418,7 @@ def _differences(found: StudyResults, folder: Path) -> list[DocumentBlock]:
             path = _plot(folder, "differences", study, setting)
             plot_forest(_intervals(comparisons), study.baseline, study.margin, path)
             alt = f"differences from {study.baseline} with 95 % intervals, {', '.join(setting)}"
-            table = Table(difference_table(comparisons), words=("verdict", "to decide"))
+            table = Table(difference_table(study, comparisons), words=("verdict", "to decide"))
             blocks += [*_titled(study, setting), Picture(path, alt), table]
     blocks += map(Note, found.unpaired)
     if not number:
@@ -437,6 +463,26 @@ def _intervals(comparisons: Sequence[EncoderComparison]) -> dict[str, list[Inter
         interval = Interval(one.candidate, d.value, d.low, d.high, one.verdict.value)
         groups.setdefault(one.subject, []).append(interval)
     return groups
+
+
+def _search(study: Study) -> list[DocumentBlock]:
+    if (search := study.config.search) is None:
+        return []
+    note = (
+        "Successes of each trial on the same initial states, and the training loss (mean of the"
+        " last ten logged). In each rung a trial is a complete training with its own learning-rate"
+        " schedule, for a share of the steps. The half with the most successes enters the next"
+        " rung, between equals the lower loss, then the setting named first. The best of the last"
+        " rung is chosen."
+    )
+    if search.rungs[-1][0] < 1:
+        note += " Caveat: settings that are best for fewer steps may not be best for all."
+    return [
+        Heading("Search"),
+        Table(search_table(study), words=("chosen",)),
+        Table(trial_table(study), words=("setting",)),
+        Note(note),
+    ]
 
 
 def _costs(found: StudyResults, folder: Path) -> list[DocumentBlock]:
@@ -495,7 +541,7 @@ def _learning_curves(study: Study, folder: Path) -> list[DocumentBlock]:
                 logged = [RunDirectory(run.folder).read_metrics() for run in one.done]
                 for name, title in _CURVES.items():
                     seeds = [_curve(rows, name) for rows in logged]
-                    if drawn := band(seeds, study.steps[one.policy]):
+                    if drawn := band(seeds, one.steps):
                         by_title = curves.setdefault(task_name(one.task), {})
                         by_title.setdefault(title, {})[one.encoder] = drawn
         if curves:
@@ -676,6 +722,8 @@ def _files(study: Study) -> list[Row]:
         "comparisons.csv": "every difference: interval, p raw and adjusted, verdict",
         "report.md": "this report in Markdown",
     }
+    if study.config.search is not None:
+        report["trials.csv"] = "every trial of the search: setting, successes, loss, cost"
     inputs = {
         "study.json": "the study",
         "environment.json": "hardware, versions and date",

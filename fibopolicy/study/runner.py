@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +15,12 @@ from fibopolicy.datasets import DemoFile
 from fibopolicy.datasets.collect import collect
 from fibopolicy.envs import from_env_args
 from fibopolicy.errors import UserError, unknown
-from fibopolicy.evaluation.init_states import default_init_states, save_init_states
+from fibopolicy.evaluation.init_states import (
+    InitStates,
+    default_init_states,
+    load_init_states,
+    save_init_states,
+)
 from fibopolicy.study.config import StudyConfig, StudyTask, to_json
 from fibopolicy.study.costs import encoder_costs
 from fibopolicy.study.directory import (
@@ -31,11 +36,12 @@ from fibopolicy.study.directory import (
     write_json,
 )
 from fibopolicy.study.executors import Executor
-from fibopolicy.study.grid import Run, runs
+from fibopolicy.study.grid import Condition, Run, runs, selectable, tuned_conditions, tuning_name
 from fibopolicy.study.preflight import ModelSize, check, collection_plan, model_sizes
-from fibopolicy.study.records import read_run, read_study
+from fibopolicy.study.records import State, ranking, read_run, read_rungs, read_study
 from fibopolicy.study.status import duration, seconds_left
-from fibopolicy.utils.files import atomic_write, directory_lock
+from fibopolicy.study.tables import options_text
+from fibopolicy.utils.files import Locked, atomic_write, directory_lock
 from fibopolicy.utils.settings import first_difference
 from fibopolicy.utils.system import torch_threads
 
@@ -69,7 +75,7 @@ def run_study(config: StudyConfig, out: Path, executor: Executor, folder: Path) 
     sizes = _check_before_writing(config, out)
     with directory_lock(out, LOCK, activity=ACTIVITY, max_wait=1.0):
         study = _prepare(config, out, sizes)
-        return _execute(study, runs(config), executor, folder)
+        return _execute(study, tuned_conditions(config), runs(config), executor, folder)
 
 
 def run_selected(
@@ -79,16 +85,19 @@ def run_selected(
     directory. The first job prepares the study.
 
     Args:
-        names: names of runs or of whole conditions.
+        names: names of runs, of searches (`CONDITION/tuning`), or of whole conditions.
 
     Raises:
-        UserError: no such run; a check failed.
+        UserError: no such run; a check failed; the search of a run is not over and not
+            selected.
     """
-    every = runs(config)
+    every, tuned = runs(config), tuned_conditions(config)
+    known = [*selectable(config), *(run.condition.name for run in every)]
     for name in names:
-        if not any(name in (run.name, run.condition.name) for run in every):
-            raise unknown("run of the study", name, [run.name for run in every])
+        if name not in known:
+            raise unknown("run of the study", name, selectable(config))
     selected = [run for run in every if run.name in names or run.condition.name in names]
+    tuned = tuple(one for one in tuned if one.name in names or tuning_name(one) in names)
     study = open_directory(out) if (out / STUDY).exists() else None
     if study is None or not study.is_prepared():
         study = prepare_study(config, out, max_wait=MAX_PREPARATION)
@@ -96,7 +105,14 @@ def run_selected(
         raise other_study(out, difference)  # other jobs may be running, so it is not extended
     else:
         warn_of_other_versions(study)
-    return _execute(study, selected, executor, folder)
+    for run in selected:
+        if run.condition not in tuned and study.awaits_search(run):
+            search = tuning_name(run.condition)
+            raise UserError(
+                f"{run.name}: waits for the search of its condition; run that first, with --only"
+                f" {search}"
+            )
+    return _execute(study, tuned, selected, executor, folder)
 
 
 def prepare_study(config: StudyConfig, out: Path, *, max_wait: float = 1.0) -> StudyDirectory:
@@ -157,10 +173,11 @@ def prepare_task(study: StudyDirectory, task: StudyTask, workers: int | None = N
         UserError: the task has no expert; the dataset is of another task.
     """
     dataset, init_states, config = study.dataset(task), study.init_states(task), study.config
+    search, tuning_states = config.search, study.tuning_states(task)
     if not dataset.exists() and task.dataset is None:
         _log.info("collecting %d demonstrations of %s", task.demos, task.task)
         collect(collection_plan(task), task.demos, dataset, workers=workers, resume=True)
-    if init_states.exists():
+    if init_states.exists() and (search is None or tuning_states.exists()):
         return
     options = {} if task.max_steps is None else {"horizon": task.max_steps}
     with DemoFile(dataset) as file:
@@ -170,26 +187,106 @@ def prepare_task(study: StudyDirectory, task: StudyTask, workers: int | None = N
             raise UserError(
                 f"{dataset}: holds demonstrations of {env.task_id}, the study's task is {task.task}"
             )
-        _log.info("storing %d initial states of %s", config.episodes, task.task)
-        save_init_states(default_init_states(env, config.episodes, config.init_seed), init_states)
+        if not init_states.exists():
+            _log.info("storing %d initial states of %s", config.episodes, task.task)
+            stored = default_init_states(env, config.episodes, config.init_seed)
+            save_init_states(stored, init_states)
+        if search is not None and not tuning_states.exists():
+            _log.info("storing %d initial states of %s for trials", search.episodes, task.task)
+            stored = default_init_states(env, search.episodes, search.init_seed)
+            check_disjoint(load_init_states(init_states), stored, task)
+            save_init_states(stored, tuning_states)
+
+
+def check_disjoint(result: InitStates, tuning: InitStates, task: StudyTask) -> None:
+    """Raise `UserError` if trials would be judged on an initial state of the result."""
+    index_of = {result.identity(index): index for index in range(len(result))}
+    for index in range(len(tuning)):
+        if (same := index_of.get(tuning.identity(index))) is not None:
+            raise UserError(
+                f"{task.task}: initial state {index} of the search is initial state {same} of the"
+                " result; trials must be judged on others: choose another init_seed for the"
+                " search, or fewer initial states"
+            )
+
+
+class _Queue:
+    """The runs to execute, one per call: those of searches first, then those that
+    count, seed by seed. None that is done, and none twice.
+    """
+
+    def __init__(
+        self, study: StudyDirectory, tuned: Sequence[Condition], selected: Sequence[Run]
+    ) -> None:
+        self._study, self._searching, self._given = study, list(tuned), set[str]()
+        self._waiting = [run for run in selected if not study.done(run).exists()]
+
+    def __call__(self) -> Run | None:
+        study = self._study
+        for condition in list(self._searching):
+            if not (trials := next_trials(study, condition)):
+                self._searching.remove(condition)
+            for run in trials:
+                if run.name not in self._given:
+                    self._given.add(run.name)
+                    return run
+        for run in self._waiting:
+            if not study.awaits_search(run):
+                self._waiting.remove(run)
+                return run
+        return None
+
+
+def next_trials(study: StudyDirectory, condition: Condition) -> list[Run]:
+    """The trials of a condition that can be executed, running ones included. Without
+    any, the search is over, and its choice is written.
+    """
+    if study.choice(condition).exists():
+        return []
+    rung = read_rungs(study, condition)[-1]
+    if waiting := [one for one in rung if one.state is not State.DONE]:
+        return [Run(condition, one.seed, one.trial) for one in waiting]
+    assert study.config.search is not None
+    best = ranking(rung)[0]
+    setting = study.config.search.settings[best]
+    with suppress(Locked):  # another process has come to the same choice
+        write_json(study.choice(condition), {"trial": best, "setting": setting})
+    _log.info("chosen  %s: trial %d, %s", condition.name, best, options_text(setting))
+    return []
+
+
+def _num_done(
+    study: StudyDirectory, tuned: Sequence[Condition], selected: Sequence[Run]
+) -> tuple[int, int]:
+    """How many of the trials and runs are done, and their number."""
+    planned = sum(study.config.search.sizes) if study.config.search else 0
+    done = sum(study.done(run).exists() for run in selected)
+    for condition in tuned:
+        trials = [trial for rung in read_rungs(study, condition) for trial in rung]
+        over = study.choice(condition).exists()
+        done += planned if over else sum(trial.state is State.DONE for trial in trials)
+    return done, planned * len(tuned) + len(selected)
 
 
 def _execute(
-    study: StudyDirectory, selected: Sequence[Run], executor: Executor, folder: Path
+    study: StudyDirectory,
+    tuned: Sequence[Condition],
+    selected: Sequence[Run],
+    executor: Executor,
+    folder: Path,
 ) -> Outcome:
-    waiting = [run for run in selected if not study.done(run).exists()]
-    total, done, failed = len(selected), len(selected) - len(waiting), []
+    (done, total), failed = _num_done(study, tuned, selected), []
     with (
         _log_file(study),
         tqdm(total=total, initial=done, desc="study", unit="run", disable=None) as bar,
     ):
         _log.info(
             "study %s: %d of %d runs to do, %d at a time",
-            *(study.config.name, len(waiting), total, executor.slots),
+            *(study.config.name, total - done, total, executor.slots),
         )
-        for run, wall_s in executor.execute(study, waiting, folder):
+        queue = _Queue(study, tuned, selected)
+        for run, wall_s in executor.execute(study, queue, folder):
             if study.done(run).exists():
-                done += 1
                 _log.info("done    %s in %.0f s", run.name, wall_s)
                 if seconds := seconds_left(read_study(study.path), executor.slots):
                     _log.info("about %s left", duration(seconds))
@@ -200,7 +297,7 @@ def _execute(
                 )
                 _log.warning("failed  %s: %s; log %s", run.name, error, study.run_log(run))
             bar.update()
-    return Outcome(total, done, tuple(failed))
+    return Outcome(total, _num_done(study, tuned, selected)[0], tuple(failed))
 
 
 @contextmanager

@@ -13,7 +13,14 @@ from fibopolicy.report.document import Cell
 from fibopolicy.report.tables import counted, interval, p_value, points, points_interval
 from fibopolicy.statistics.power import MAX_EPISODES
 from fibopolicy.statistics.rates import wilson
-from fibopolicy.study.records import ConditionRecord, RunRecord, State, Study
+from fibopolicy.study.records import (
+    DIVERGED,
+    ConditionRecord,
+    RunRecord,
+    State,
+    Study,
+    final_loss,
+)
 from fibopolicy.study.results import (
     ENCODER_COSTS,
     RUN_COSTS,
@@ -60,7 +67,8 @@ def success_by_policy_table(found: StudyResults, task: str | None, init: str) ->
 
 
 def _marked(encoder: str, study: Study) -> str:
-    return f"{encoder} (baseline)" if encoder == study.baseline else encoder
+    label = study.label(encoder)
+    return f"{label} (baseline)" if encoder == study.baseline else label
 
 
 def _mean(row: Sequence[ConditionResult]) -> str:
@@ -89,7 +97,7 @@ def _progress(record: ConditionRecord) -> str:
     return ", ".join(f"{counts[state]} {state.value}" for state in State if counts[state])
 
 
-def difference_table(comparisons: Sequence[EncoderComparison]) -> list[Row]:
+def difference_table(study: Study, comparisons: Sequence[EncoderComparison]) -> list[Row]:
     """The difference of each encoder from the baseline on each task, with the verdict."""
     table: list[Row] = [["", "points", "95 % interval", "p (Holm)", "verdict", "to decide"]]
     for one in by_task(comparisons):
@@ -97,7 +105,7 @@ def difference_table(comparisons: Sequence[EncoderComparison]) -> list[Row]:
         shown = f"{verdict.value}, {one.direction}" if one.direction else verdict.value
         table.append(
             [
-                f"{one.subject}: {one.candidate}",
+                f"{one.subject}: {study.label(one.candidate)}",
                 points(d.value),
                 points_interval(d),
                 p_value(one.p),
@@ -151,7 +159,7 @@ def cost_table(study: Study, setting: tuple[str, str]) -> list[Row]:
         for encoder in study.encoders
     }
     for encoder, records in conditions.items():
-        row = [encoder]
+        row = [study.label(encoder)]
         for _, name, kind in _COSTS:
             if not (values := measured(records, name)):
                 row.append(NONE)
@@ -215,14 +223,73 @@ def run_table(study: Study) -> list[Row]:
     return table
 
 
+def search_table(study: Study) -> list[Row]:
+    """What the search chose for each condition, and what it took."""
+    titles = ("search", "chosen", "trials", "steps", "episodes", "training", "evaluation")
+    table: list[Row] = [titles]
+    for one in study.conditions:
+        if one.condition.encoder.untuned:
+            table.append([_name(one), f"untuned: {one.condition.encoder.untuned}", *[NONE] * 5])
+            continue
+        done = [trial for trial in one.trials if trial.state is State.DONE]
+        totals = {name: _total(done, name) for name in _SEARCH_COSTS}
+        table.append(
+            [
+                _name(one),
+                "not yet" if one.chosen is None else options_text(one.chosen),
+                f"{len(done)} of {study.planned_trials(one)}",
+                *(f"{totals[name]:.0f}" for name in ("steps", "episodes")),
+                *(f"{totals[name]:.0f} s" for name in ("train_s", "evaluate_s")),
+            ]
+        )
+    return table
+
+
+#: What a trial costs, as named in its `done.json`.
+_SEARCH_COSTS = ("steps", "episodes", "train_s", "evaluate_s")
+
+
+def _total(trials: Sequence[RunRecord], name: str) -> float:
+    return sum(float(trial.costs.get(name, 0)) for trial in trials)
+
+
+def trial_table(study: Study) -> list[Row]:
+    """Every setting of the search for each condition, with its successes by rung."""
+    search = study.config.search
+    assert search is not None
+    rungs = [f"{100 * share:g} % of the steps" for share, _ in search.rungs]
+    table: list[Row] = [["trial", "setting", *rungs]]
+    for one in study.conditions:
+        for number, setting in enumerate(search.settings if one.rungs else ()):
+            row: list[str | Cell] = [f"{_name(one)}, {number}", options_text(setting)]
+            for rung in one.rungs:
+                found = [trial for trial in rung if trial.trial and trial.trial.number == number]
+                row.append(_trial_cell(found[0]) if found else NONE)
+            if one.chosen == setting:
+                row[1] = Cell(f"{options_text(setting)} (chosen)", mark="good")
+            table.append([*row, *[NONE] * (len(rungs) + 2 - len(row))])
+    return table
+
+
+def _trial_cell(trial: RunRecord) -> str:
+    """For example `4/10, loss 0.0123`."""
+    if DIVERGED in trial.costs:
+        return DIVERGED
+    if trial.state is not State.DONE:
+        return str(trial.state.value)
+    return f"{trial.successes}/{len(trial.rows)}, loss {final_loss(trial):.3g}"
+
+
 def missing_table(study: Study) -> list[Row]:
     """Every run that is not done, with its error and log; only the titles if all are."""
     table: list[Row] = [["run", "state", "error", "log"]]
     for record in study.conditions:
+        missing = [trial for trial in record.trials if trial.state is not State.MISSING]
         if all(run.state is State.MISSING for run in record.runs):
-            table.append([_name(record, "all seeds"), State.MISSING.value, NONE, NONE])
-            continue
-        for run in record.runs:
+            table.append([f"{_name(record)}, all seeds", State.MISSING.value, NONE, NONE])
+        else:
+            missing += record.runs
+        for run in missing:
             if run.state is not State.DONE:
                 href = study.link(study.path / run.log) if run.log else ""
                 cells = [run.state.value, run.error or NONE, Cell(run.log or NONE, href)]
@@ -231,11 +298,14 @@ def missing_table(study: Study) -> list[Row]:
 
 
 def _linked(study: Study, record: ConditionRecord, run: RunRecord) -> Cell:
-    return Cell(_name(record, f"seed {run.seed}"), study.link(run.folder))
+    which = f"seed {run.seed}"
+    if run.trial is not None:
+        which = f"trial {run.trial.number} of rung {run.trial.rung}"
+    return Cell(f"{_name(record)}, {which}", study.link(run.folder))
 
 
-def _name(record: ConditionRecord, seed: str) -> str:
-    return f"{task_name(record.task)}, {record.encoder}, {record.policy}, {record.init}, {seed}"
+def _name(record: ConditionRecord) -> str:
+    return f"{task_name(record.task)}, {record.encoder}, {record.policy}, {record.init}"
 
 
 def policy_settings_table(study: Study) -> list[Row]:
@@ -246,25 +316,34 @@ def policy_settings_table(study: Study) -> list[Row]:
     for name in study.policies:
         policy = policies[name]
         options = [
-            _options({**document[kind], **policy[kind]}) for kind in ("policy_config", "optimizer")
+            options_text({**document[kind], **policy[kind]})
+            for kind in ("policy_config", "optimizer")
         ]
         title = name if name == policy["policy"] else f"{name} = {policy['policy']}"
-        table.append([title, str(study.steps[name]), *options])
+        table.append([title, steps_text(study, name), *options])
     return table
 
 
-def _options(options: Mapping[str, Any]) -> str:
+def steps_text(study: Study, policy: str) -> str:
+    """The gradient steps of a policy's runs; a range if a search has chosen different
+    ones.
+    """
+    steps = sorted({one.steps for one in study.conditions if one.policy == policy})
+    return f"{steps[0]}" if len(steps) == 1 else f"{steps[0]} to {steps[-1]}"
+
+
+def options_text(options: Mapping[str, Any]) -> str:
     """For example `horizon 8, min_std 0.05`."""
     parts = [
-        _options(value) if isinstance(value, dict) else f"{name} {value}"
+        options_text(value) if isinstance(value, dict) else f"{name} {value}"
         for name, value in options.items()
     ]
     return ", ".join(part for part in parts if part != NONE) or NONE
 
 
 def write_csv(found: StudyResults, folder: Path) -> None:
-    """Write `conditions.csv`, `seeds.csv` and `comparisons.csv`, unrounded: shares in
-    [0, 1], seconds, milliseconds, megabytes.
+    """Write `conditions.csv`, `seeds.csv`, `comparisons.csv` and for a search
+    `trials.csv`, unrounded: shares in [0, 1], seconds, milliseconds, megabytes.
     """
     _write(folder / "conditions.csv", [_condition_row(one) for one in found.conditions])
     seeds = [
@@ -273,6 +352,13 @@ def write_csv(found: StudyResults, folder: Path) -> None:
         for run in record.runs
     ]
     _write(folder / "seeds.csv", seeds)
+    if found.study.config.search is not None:
+        trials = [
+            _trial_row(found.study, record, trial)
+            for record in found.study.conditions
+            for trial in record.trials
+        ]
+        _write(folder / "trials.csv", trials)
     comparisons = [_comparison_row(one, found.study.margin) for one in found.comparisons]
     _write(folder / "comparisons.csv", comparisons, _COMPARISON_COLUMNS)
 
@@ -317,6 +403,30 @@ def _seed_row(study: Study, record: ConditionRecord, run: RunRecord) -> dict[str
         "run": run.folder.relative_to(study.path).as_posix(),
         "error": run.error,
         "log": run.log,
+    }
+
+
+def _trial_row(study: Study, record: ConditionRecord, trial: RunRecord) -> dict[str, object]:
+    """A trial: its setting, and successes and loss by which the search chooses."""
+    search = study.config.search
+    assert search is not None
+    assert trial.trial is not None
+    setting = search.settings[trial.trial.number]
+    done = trial.state is State.DONE
+    return {
+        **_axes(record),
+        "rung": trial.trial.rung,
+        "trial": trial.trial.number,
+        **{f"setting_{name}": setting.get(name) for name in search.searched},
+        "state": DIVERGED if DIVERGED in trial.costs else trial.state.value,
+        "seed": trial.seed,
+        "init_seed": search.init_seed,
+        "successes": trial.successes if done else None,
+        "loss": final_loss(trial) if done else None,
+        **{name: trial.costs.get(name) for name in _SEARCH_COSTS},
+        "chosen": int(record.chosen == setting),
+        "run": trial.folder.relative_to(study.path).as_posix(),
+        "error": trial.error,
     }
 
 

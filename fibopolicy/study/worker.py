@@ -29,8 +29,8 @@ from fibopolicy.policies.run_directory import RunDirectory
 from fibopolicy.study.directory import StudyDirectory, open_directory, write_json
 from fibopolicy.study.executors import BUSY, FAILED, GRACE, INTERRUPTED
 from fibopolicy.study.grid import Run
-from fibopolicy.study.records import failed_attempts, record_failure
-from fibopolicy.training.trainer import train
+from fibopolicy.study.records import DIVERGED, failed_attempts, record_failure
+from fibopolicy.training.trainer import Diverged, train
 from fibopolicy.utils.files import Locked, directory_lock
 from fibopolicy.utils.processes import make_streams_safe, set_up
 from fibopolicy.utils.system import peak_memory_bytes
@@ -91,8 +91,16 @@ def execute(study: StudyDirectory, run: Run) -> bool:
 
 
 def _train_and_evaluate(study: StudyDirectory, run: Run) -> None:
+    if study.awaits_search(run):
+        raise UserError(f"the search of {run.condition.name} is not over")
     torch.set_num_threads(study.config.threads)
-    train(study.train_config(run), resume=True)
+    try:
+        train(study.train_config(run), resume=True)
+    except Diverged as error:
+        if run.trial is None:
+            raise
+        write_json(study.done(run), {DIVERGED: one_line(error), **_training_costs(study, run)})
+        return
     peak_mb = _peak_mb()  # of training only
     evaluation = study.evaluate_config(run)
     rows = evaluate_run(evaluation, resume=True).rows
@@ -114,19 +122,30 @@ def _costs(
     Seconds come from the metrics and rows, so they are those of gradient steps and
     episodes only, and a resumed run counts like any other.
     """
-    optimizer = study.config.optimizer_config(run.condition.policy)
-    metrics = RunDirectory(study.run(run)).read_metrics()
-    samples_per_s = statistics.median(row["samples_per_s"] for row in metrics)
     evaluate_s = sum(row.wall_s for row in rows) / workers  # simulators work in parallel
     return {
-        "train_s": optimizer.steps * optimizer.batch_size / samples_per_s,
+        **_training_costs(study, run),
         "evaluate_s": evaluate_s,
-        "samples_per_s": samples_per_s,
         "rollout_steps_per_s": sum(row.steps for row in rows) / max(evaluate_s, 1e-9),
-        "steps": optimizer.steps,
         "episodes": len(rows),
         "max_steps": rows[0].max_steps,
         "quality": rows[0].quality,
+    }
+
+
+def _training_costs(study: StudyDirectory, run: Run) -> dict[str, Any]:
+    optimizer, metrics = (
+        study.train_config(run).optimizer,
+        RunDirectory(study.run(run)).read_metrics(),
+    )
+    if not metrics:  # diverged at the first step
+        return {"train_s": 0.0, "steps": 0}
+    samples_per_s = statistics.median(row["samples_per_s"] for row in metrics)
+    steps = int(metrics[-1]["step"]) + 1
+    return {
+        "train_s": steps * optimizer.batch_size / samples_per_s,
+        "samples_per_s": samples_per_s,
+        "steps": steps,
     }
 
 

@@ -43,6 +43,10 @@ class TrainResult:
     summary: Summary
 
 
+class Diverged(UserError):
+    """The loss of a training is not finite, or stays far above its usual level."""
+
+
 def train(config: TrainConfig, *, resume: bool = False, overwrite: bool = False) -> TrainResult:
     """Train a policy in `config.out`; under torchrun, together with other processes.
 
@@ -226,7 +230,7 @@ class Trainer:
         samples = ", ".join(map(str, indices))
         kept = "; the last checkpoint is from an earlier step" if self.run.state.exists() else ""
         message = f"{reason} at step {step} (samples {samples}); lower lr or check these samples"
-        raise self.world.once(UserError(f"{self.run.path}: {message}{kept}"))
+        raise self.world.once(Diverged(f"{self.run.path}: {message}{kept}"))
 
     def _build_policy(self) -> Policy:
         config, dataset = self.config, self.dataset

@@ -92,7 +92,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_policies_are_an_axis_by_name_and_keep_their_steps(study: Path) -> None:
     found = read_study(study)
     assert found.policies == ("bc", "gmm: 8")
-    assert found.steps == {"bc": STEPS, "gmm: 8": 2000}
+    assert {one.policy: one.steps for one in found.conditions} == {"bc": STEPS, "gmm: 8": 2000}
     assert all(len(one.done) == 2 for one in found.conditions)
     markdown = (study / "report/report.md").read_text()
     assert (

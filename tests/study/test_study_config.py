@@ -217,7 +217,7 @@ def test_the_studies_of_the_repository_are_consistent(path: Path) -> None:
 
 
 def test_the_examples_of_the_documentation_are_studies() -> None:
-    text = (STUDIES.parents[1] / "docs" / "studies.md").read_text()
+    text = (STUDIES.parents[1] / "docs" / "guides" / "studies.md").read_text()
     names: dict[str, Any] = {}
     for block in re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL):
         exec(block, names)

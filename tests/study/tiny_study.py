@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from command import call as call
 
 from fibopolicy.study.directory import StudyDirectory
+from fibopolicy.study.executors import NextRun
 from fibopolicy.study.grid import Run
 from fibopolicy.study.worker import execute
 
@@ -43,9 +44,9 @@ class Here:
     slots: int = 1
 
     def execute(
-        self, study: StudyDirectory, runs: Sequence[Run], folder: Path
+        self, study: StudyDirectory, next_run: NextRun, folder: Path
     ) -> Iterator[tuple[Run, float]]:
-        for run in runs:
+        for run in iter(next_run, None):
             self.executed.append(run.name)
             execute(study, run)
             yield run, 0.0
