@@ -21,7 +21,7 @@ import numpy as np
 from tqdm import tqdm
 
 from fibopolicy.datasets.conventions import recorded_env_args
-from fibopolicy.datasets.links import read
+from fibopolicy.datasets.links import read_array
 from fibopolicy.datasets.writer import DemoWriter
 from fibopolicy.errors import UserError, unknown
 from fibopolicy.utils.files import (
@@ -286,13 +286,13 @@ def convert_recording(
             for demo in sorted(data, key=lambda name: int(name.removeprefix("demo_"))):
                 group = data[demo]
                 model = str(group.attrs["model_file"])
-                actions = np.clip(read(group, "actions"), -1, 1)
+                actions = np.clip(read_array(group, "actions"), -1, 1)
                 if str(version).startswith("1.0."):
                     actions[:, _ROTATION] *= -1
                 writer.add(
                     {},
                     actions,
-                    read(group, "states"),
+                    read_array(group, "states"),
                     None,
                     None,
                     model_file=models.get(model, model),

@@ -30,7 +30,7 @@ import numpy as np
 from h5py import h5a, h5d, h5f, h5g, h5o, h5s
 
 from fibopolicy.datasets.conventions import recorded_env_args
-from fibopolicy.datasets.links import Sources, identity, read
+from fibopolicy.datasets.links import Sources, identity, read_array
 from fibopolicy.errors import UserError, quoted, unknown
 from fibopolicy.utils.files import StrPath, expanded
 
@@ -522,7 +522,7 @@ class DemoFile:
             self._check_links(f"mask/{name}")
             if isinstance(item, h5py.Dataset):
                 with self.named():
-                    names = [] if item.shape is None else np.ravel(read(mask, name)).tolist()
+                    names = [] if item.shape is None else np.ravel(read_array(mask, name)).tolist()
                 keys[name] = tuple(_text(entry) for entry in names)
         return keys
 

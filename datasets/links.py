@@ -169,7 +169,7 @@ def identity(paths: Iterable[str | Path]) -> list[dict[str, Any]]:
     return found
 
 
-def read(group: h5py.Group, key: str) -> np.ndarray[Any, np.dtype[Any]]:
+def read_array(group: h5py.Group, key: str) -> np.ndarray[Any, np.dtype[Any]]:
     """An array in full, after its sources were checked.
 
     Raises:

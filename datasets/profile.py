@@ -107,7 +107,7 @@ def shares(seconds: dict[str, list[float]], whole: str) -> list[Part]:
     return parts
 
 
-def table(profile: DataProfile) -> str:
+def data_table(profile: DataProfile) -> str:
     """A profile as a Markdown table and a few lines."""
     lines = parts_table(profile.parts)
     lines += [

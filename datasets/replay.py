@@ -170,7 +170,7 @@ def replay(
     )
 
 
-def table(done: ReplayResult) -> str:
+def replay_table(done: ReplayResult) -> str:
     """A plain-text table: one line per demo, what was skipped, and the drift over all."""
     width = max(len("demo"), *(len(row.demo) for row in done.demos))
     lines = [f"{'demo':<{width}}  steps  success at  max drift  final drift"]

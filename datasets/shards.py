@@ -202,7 +202,9 @@ def record_demos(
     """
     names: list[str] = []
     steps = 0
-    episodes = prefetch(folder, start, needed=demos, shard_size=shard_size, workers=workers)
+    episodes = prefetch_episodes(
+        folder, start, needed=demos, shard_size=shard_size, workers=workers
+    )
     # Closed at once: a collection that is given up must not end the next one's workers.
     with (
         contextlib.closing(episodes),
@@ -224,7 +226,7 @@ def record_demos(
     return attempts, steps
 
 
-def prefetch(
+def prefetch_episodes(
     folder: Path,
     start: Callable[[], RecordEpisode],
     *,

@@ -33,10 +33,10 @@ from fibopolicy.envs.robosuite.experts import expert_action
 from fibopolicy.envs.robosuite.legacy import convert_model, hold_orientation, portable
 from fibopolicy.envs.robosuite.options import (
     camera_settings,
-    checked_options,
     constructor_arguments,
     import_robosuite,
     make_robosuite,
+    robosuite_options,
     takes_absolute_actions,
 )
 from fibopolicy.envs.robosuite.states import ModelText
@@ -102,7 +102,7 @@ class RobosuiteEnv(TaskEnv):
         self.quality = quality
         self.horizon = horizon
         self.render_mode = render_mode
-        self._options = checked_options(task_id, {"robots": list(defaults.robots), **options})
+        self._options = robosuite_options(task_id, {"robots": list(defaults.robots), **options})
         self._env = make_robosuite(task_id, self._options)
         for camera in self.cameras:
             if camera not in self._env.sim.model.camera_names:

@@ -97,7 +97,7 @@ def camera_settings(sizes: FrameSizes) -> dict[str, Any]:
     }
 
 
-def checked_options(task_id: str, options: Mapping[str, Any]) -> dict[str, Any]:
+def robosuite_options(task_id: str, options: Mapping[str, Any]) -> dict[str, Any]:
     """The options of `robosuite.make`, with robots and controllers in the installed
     form.
 

@@ -243,7 +243,7 @@ def _peak(run: Callable[[], object], results: int, device: str) -> int | None:
         return None
 
 
-def table(report: Report) -> str:
+def attention_table(report: Report) -> str:
     """A report on attention as a Markdown table."""
     rows = [
         "| B,h,N | passes | what | ms | speed-up (quartiles) | of memory roofline | extra MiB |",

@@ -242,7 +242,7 @@ class Replay(Workers, Demos, OptionalOutput):
 
     def run(self) -> None:
         from fibopolicy.datasets import DemoFile
-        from fibopolicy.datasets.replay import replay, table, write_replay
+        from fibopolicy.datasets.replay import replay, replay_table, write_replay
         from fibopolicy.statistics.rates import wilson
 
         check_video_size(self.video_size)
@@ -260,7 +260,7 @@ class Replay(Workers, Demos, OptionalOutput):
             skip_corrupt=self.skip_corrupt,
         )
         rate = wilson(done.successes, len(done.demos))
-        print(f"{table(done)}\nsuccess {rate} (95 % Wilson interval)")
+        print(f"{replay_table(done)}\nsuccess {rate} (95 % Wilson interval)")
         if self.out is not None:
             interval = {"value": rate.value, "low": rate.low, "high": rate.high, "confidence": 0.95}
             write_replay(self.out, done, interval)

@@ -52,11 +52,11 @@ class ProfileAttention(_Timed):
 
     def run(self) -> None:
         from fibopolicy.attention.plot import plot_crossover
-        from fibopolicy.attention.profile import profile_attention, table
+        from fibopolicy.attention.profile import attention_table, profile_attention
 
         self.check()
         report = profile_attention(turns=self.turns, device=self.device, flex=self.flex)
-        print(table(report))
+        print(attention_table(report))
         self.save(report)
         if self.out is not None:
             plot_crossover(report, self.out.with_suffix(".png"))
@@ -70,11 +70,11 @@ class ProfileEncoder(_Timed):
     """
 
     def run(self) -> None:
-        from fibopolicy.encoders.profile import profile_encoder, table
+        from fibopolicy.encoders.profile import encoder_table, profile_encoder
 
         self.check()
         report = profile_encoder(turns=self.turns, device=self.device)
-        print(table(report))
+        print(encoder_table(report))
         self.save(report)
 
 
@@ -125,14 +125,14 @@ class ProfileData(_OnData):
 
     def run(self) -> None:
         from fibopolicy.attention.profile import Report
-        from fibopolicy.datasets.profile import profile_data, table
+        from fibopolicy.datasets.profile import data_table, profile_data
         from fibopolicy.training.data import open_dataset
 
         config = self.config()
         profile = profile_data(
             open_dataset(config), batch_size=config.optimizer.batch_size, turns=self.turns
         )
-        print(table(profile))
+        print(data_table(profile))
         self.save(Report("data", [profile]))
 
 
@@ -146,10 +146,10 @@ class ProfileTrain(_OnData):
 
     def run(self) -> None:
         from fibopolicy.attention.profile import Report
-        from fibopolicy.training.profile import profile_train, table
+        from fibopolicy.training.profile import profile_train, train_table
 
         profile = profile_train(self.config(), turns=self.turns)
-        print(table(profile))
+        print(train_table(profile))
         self.save(Report("train", [profile]))
 
 

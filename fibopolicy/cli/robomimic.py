@@ -33,11 +33,11 @@ class RobomimicTrain:
     """Replace the runs of an experiment of the same name."""
 
     def run(self) -> None:
-        from fibopolicy.robomimic.train import TrainingError, train
+        from fibopolicy.robomimic.train import TrainingError, train_robomimic
 
         warnings.filterwarnings("ignore", category=UserWarning, module="robomimic|torch")
         try:
-            done = train(
+            done = train_robomimic(
                 self.config,
                 dataset=self.dataset,
                 name=self.name,

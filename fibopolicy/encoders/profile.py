@@ -120,7 +120,7 @@ def _step(model: nn.Module, images: Tensor) -> Callable[[], object]:
     return step
 
 
-def table(report: Report) -> str:
+def encoder_table(report: Report) -> str:
     """A report on encoders as a Markdown table."""
     rows = [
         (

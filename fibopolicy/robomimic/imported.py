@@ -18,7 +18,7 @@ from fibopolicy.policies.base import Policy, PolicyConfig, Shapes, State, Statis
 from fibopolicy.policies.observations import check_observations
 from fibopolicy.policies.rng import GLOBAL_RNG, EpisodeRng, SampleRng
 from fibopolicy.robomimic.checkpoint import Checkpoint
-from fibopolicy.robomimic.policies import Memory, forward, forward_recurrent, init_memory
+from fibopolicy.robomimic.policies import Memory, act_feedforward, act_recurrent, init_memory
 from fibopolicy.utils.system import resolve_device
 
 #: Their `get_action` has no memory, so one object acts for any episode at any time.
@@ -92,7 +92,7 @@ class ImportedPolicy(Policy):
             inputs = {key: value[:, -1] for key, value in inputs.items()}  # (B, ...)
         if self.recurrent:
             rnn = self.algorithm.algo_config.rnn
-            actions, memory = forward_recurrent(
+            actions, memory = act_recurrent(
                 self.networks["policy"],
                 inputs,
                 memory,
@@ -100,7 +100,7 @@ class ImportedPolicy(Policy):
                 open_loop=rnn.get("open_loop", False),
             )
         elif self.single_network:
-            actions, memory = forward(self.networks["policy"], inputs, memory)
+            actions, memory = act_feedforward(self.networks["policy"], inputs, memory)
         else:
             actions, memory = self._act_one_by_one(inputs, memory)
         if self.action_scale:

@@ -159,7 +159,7 @@ class RobomimicPolicy(Policy):
     def act(self, obs: Mapping[str, Tensor], state: State = None) -> tuple[Tensor, State]:
         inputs = self.inputs(obs)  # checks the observations
         memory = state or init_memory(obs, self.shapes.keys)
-        flat, memory = forward(self.network, inputs, memory)
+        flat, memory = act_feedforward(self.network, inputs, memory)
         chunk = flat.view(-1, self.config.horizon, self.actions.dim)
         return self.actions.invert(chunk[:, : self.config.n_action_steps]), memory
 
@@ -266,7 +266,7 @@ class BCRNNGMMPolicy(RobomimicPolicy):
 
     @torch.no_grad()
     def act(self, obs: Mapping[str, Tensor], state: State = None) -> tuple[Tensor, State]:
-        actions, memory = forward_recurrent(
+        actions, memory = act_recurrent(
             self.network,
             self.inputs(obs),
             state or init_memory(obs, self.shapes.keys),
@@ -384,7 +384,7 @@ def init_memory(obs: Observations, keys: Iterable[str]) -> Memory:
     return {"rng": EpisodeRng.init(obs, keys).state, "hidden": (), "first": {}}
 
 
-def forward(network: Any, obs: Observations, memory: Memory) -> tuple[Tensor, Memory]:
+def act_feedforward(network: Any, obs: Observations, memory: Memory) -> tuple[Tensor, Memory]:
     """Actions `(B, A)` of a feed-forward or transformer network.
 
     Args:
@@ -397,7 +397,7 @@ def forward(network: Any, obs: Observations, memory: Memory) -> tuple[Tensor, Me
     return _draw(network, out, rng.seeds()), {**memory, "rng": rng.advance().state}
 
 
-def forward_recurrent(
+def act_recurrent(
     network: Any, obs: Observations, memory: Memory, *, horizon: int, open_loop: bool = False
 ) -> tuple[Tensor, Memory]:
     """Actions `(B, A)` of a recurrent network.

@@ -24,7 +24,7 @@ class Trained:
     checkpoints: tuple[Path, ...]
 
 
-def train(
+def train_robomimic(
     config_path: StrPath,
     *,
     dataset: StrPath | None = None,

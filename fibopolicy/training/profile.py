@@ -94,7 +94,7 @@ def profile_train(config: TrainConfig, *, turns: int) -> TrainProfile:
     )
 
 
-def table(profile: TrainProfile) -> str:
+def train_table(profile: TrainProfile) -> str:
     """A profile as a Markdown table and a line."""
     parameters = f"{profile.parameters / 1e6:.2f} million parameters"
     summary = (

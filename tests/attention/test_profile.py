@@ -9,7 +9,7 @@ import pytest
 
 from fibopolicy.attention import FibottentionPattern, like
 from fibopolicy.attention.plot import plot_crossover, plot_pattern
-from fibopolicy.attention.profile import profile_attention, table
+from fibopolicy.attention.profile import attention_table, profile_attention
 
 
 def test_a_profile_times_every_contender_in_both_passes_and_writes_it_down(tmp_path: Path) -> None:
@@ -22,7 +22,7 @@ def test_a_profile_times_every_contender_in_both_passes_and_writes_it_down(tmp_p
     read = json.loads((tmp_path / "new" / "result.json").read_text())
     assert len(read["timings"]) == 16
     assert read["environment"]["torch"]
-    assert len(table(report).splitlines()) == 18
+    assert len(attention_table(report).splitlines()) == 18
     plot_crossover(report, tmp_path / "crossover.png")
     assert (tmp_path / "crossover.png").stat().st_size > 1000
 

@@ -6,7 +6,7 @@ import pytest
 from demo_files import CAMERAS, VECTORS, write
 
 from fibopolicy.datasets import FrameCache, Mixture, WindowDataset
-from fibopolicy.datasets.profile import profile_data, table
+from fibopolicy.datasets.profile import data_table, profile_data
 
 
 def test_the_parts_of_a_batch_add_up_and_no_files_remain(
@@ -34,6 +34,6 @@ def test_the_parts_of_a_batch_add_up_and_no_files_remain(
     assert sum(parts.values()) - parts["batch"] == pytest.approx(parts["batch"], rel=0.5)
     assert profile.batch_bytes == 4 * (2 * 8 * 6 * 3 + 3 * 4 + 2 * 4 * 4 + 2)
     assert profile.cache_bytes == 2 * 15 * 2 * 8 * 6 * 3
-    assert "samples/s" in table(profile)
+    assert "samples/s" in data_table(profile)
     assert FrameCache.gather is gather
     assert not list((tmp_path / "home/fibopolicy").iterdir())

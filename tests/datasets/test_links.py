@@ -17,8 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fibopolicy.datasets import DemoFile, DemoWriter, WindowDataset, split, validate
-from fibopolicy.datasets.links import copy_whole
-from fibopolicy.datasets.links import read as read_array
+from fibopolicy.datasets.links import copy_whole, read_array
 from fibopolicy.datasets.render import View, _plan
 from fibopolicy.errors import UserError
 

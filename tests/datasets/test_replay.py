@@ -13,7 +13,7 @@ from fibopolicy import cli
 from fibopolicy.cli.data import Replay
 from fibopolicy.datasets.draw import draw_demos
 from fibopolicy.datasets.hdf5 import DemoFile
-from fibopolicy.datasets.replay import replay, table, write_replay
+from fibopolicy.datasets.replay import replay, replay_table, write_replay
 from fibopolicy.errors import UserError
 
 
@@ -44,8 +44,8 @@ def test_other_actions_drift_and_fail(lift_file: Path, tmp_path: Path) -> None:
     assert rows["demo_0"].success
     assert list(done.skipped) == ["demo_2"]
     assert "demo_9" not in rows  # it is held out
-    assert "never" in table(done)
-    assert "skipped demo_2" in table(done)
+    assert "never" in replay_table(done)
+    assert "skipped demo_2" in replay_table(done)
     write_replay(tmp_path / "rows.json", done, {"low": 0.1})
     stored = json.loads((tmp_path / "rows.json").read_text())
     assert stored["success_rate"] == {"successes": 8, "demos": 9, "low": 0.1}
@@ -149,7 +149,7 @@ def test_upside_down_frames_are_reported_and_upright_ones_match(
     assert done.frames["workspace_image"].upright == 0
     assert done.frames["wrist_image"].flipped == 0
     assert done.frames["wrist_image"].upright > 5
-    assert "first frame of wrist_image: differs by" in table(done)
+    assert "first frame of wrist_image: differs by" in replay_table(done)
 
 
 def test_frames_of_a_camera_that_the_task_lacks_are_skipped(

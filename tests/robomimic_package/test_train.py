@@ -11,7 +11,7 @@ from command import call
 
 from fibopolicy.errors import UserError
 from fibopolicy.robomimic.config import NO_ROLLOUTS
-from fibopolicy.robomimic.train import train
+from fibopolicy.robomimic.train import train_robomimic
 
 EXAMPLES = sorted((Path(__file__).parents[2] / "docs" / "robomimic").glob("*.json"))
 
@@ -66,7 +66,7 @@ def test_every_example_trains_and_leaves_a_checkpoint(
 ) -> None:
     path = tmp_path / "config.json"
     path.write_text(json.dumps(shortened(json.loads(example.read_text()))))
-    done = train(path, dataset=demos, out=tmp_path / "runs")
+    done = train_robomimic(path, dataset=demos, out=tmp_path / "runs")
     contents = torch.load(done.checkpoints[-1], weights_only=True)
     assert (
         json.loads(contents["config"])["observation"]["encoder"]["rgb"]["core_class"]
@@ -79,16 +79,16 @@ def test_a_relative_output_lies_under_the_working_directory(
     config: Write, demos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    done = train(config(), dataset=demos, out="here", name="mine")
+    done = train_robomimic(config(), dataset=demos, out="here", name="mine")
     assert done.folder == tmp_path / "here" / "mine"
     assert [path.name for path in done.checkpoints] == ["model_epoch_1.pth"]
     with pytest.raises(UserError, match=r"exists already.*--overwrite"):
-        train(config(), dataset=demos, out="here", name="mine")
+        train_robomimic(config(), dataset=demos, out="here", name="mine")
     (done.folder / "notes.txt").write_text("mine")
     with pytest.raises(UserError, match=r"holds notes\.txt"):
-        train(config(), dataset=demos, out="here", name="mine", overwrite=True)
+        train_robomimic(config(), dataset=demos, out="here", name="mine", overwrite=True)
     (done.folder / "notes.txt").unlink()
-    train(config(), dataset=demos, out="here", name="mine", overwrite=True)
+    train_robomimic(config(), dataset=demos, out="here", name="mine", overwrite=True)
     assert len(list(done.folder.iterdir())) == 1
 
 
@@ -97,7 +97,7 @@ def test_rollouts_are_switched_off_with_a_warning(
 ) -> None:
     path = config(lambda d: d["experiment"].pop("rollout"))  # on by default
     with pytest.warns(UserWarning, match="rollouts during training are switched off") as caught:
-        train(path, dataset=demos, out=tmp_path / "runs")
+        train_robomimic(path, dataset=demos, out=tmp_path / "runs")
     assert [
         str(w.message)
         for w in caught
@@ -108,7 +108,7 @@ def test_rollouts_are_switched_off_with_a_warning(
 def test_a_training_that_saves_nothing_warns(config: Write, demos: Path, tmp_path: Path) -> None:
     path = config(lambda d: d["experiment"]["save"].update(every_n_epochs=50))
     with pytest.warns(UserWarning, match="no checkpoint will be written"):
-        assert train(path, dataset=demos, out=tmp_path / "runs").checkpoints == ()
+        assert train_robomimic(path, dataset=demos, out=tmp_path / "runs").checkpoints == ()
 
 
 RGB = ("observation", "encoder", "rgb")
@@ -178,26 +178,26 @@ def test_mistakes_in_the_configuration(
     edit: Any, message: str, config: Write, demos: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(UserError, match=message):
-        train(config(edit), dataset=demos, out=tmp_path / "runs")
+        train_robomimic(config(edit), dataset=demos, out=tmp_path / "runs")
     assert not (tmp_path / "runs").exists()
 
 
 def test_missing_files(config: Write, demos: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"nowhere\.json: no such file"):
-        train(tmp_path / "nowhere.json")
+        train_robomimic(tmp_path / "nowhere.json")
     with pytest.raises(UserError, match=r"nowhere\.hdf5: no such file"):
-        train(config(), dataset=tmp_path / "nowhere.hdf5")
+        train_robomimic(config(), dataset=tmp_path / "nowhere.hdf5")
     with pytest.raises(UserError, match=r"set train\.data or pass --dataset"):
-        train(config())
+        train_robomimic(config())
     with pytest.raises(UserError, match=r"must be the path of one HDF5 file, as in robomimic 0\.3"):
-        train(config(at("train", data=[{"path": "nowhere.hdf5"}])))
+        train_robomimic(config(at("train", data=[{"path": "nowhere.hdf5"}])))
     broken = tmp_path / "broken.json"
     broken.write_text("{")
     with pytest.raises(UserError, match="not valid JSON"):
-        train(broken, dataset=demos)
+        train_robomimic(broken, dataset=demos)
     broken.write_text("[]")
     with pytest.raises(UserError, match="algo_name"):
-        train(broken, dataset=demos)
+        train_robomimic(broken, dataset=demos)
 
 
 def test_a_failing_training_exits_with_1_and_its_log_tells_where(

@@ -9,7 +9,7 @@ import pytest
 
 from fibopolicy.policies import PolicyConfig
 from fibopolicy.training import TrainConfig
-from fibopolicy.training.profile import profile_train, table
+from fibopolicy.training.profile import profile_train, train_table
 
 
 @pytest.mark.parametrize(
@@ -49,5 +49,5 @@ def test_every_part_of_a_step_is_timed(
     assert [name for name in parts if not name.startswith("encoder")] == rest
     assert all(seconds > 0 for seconds in parts.values())
     assert sum(parts.values()) - parts["step"] == pytest.approx(parts["step"], rel=1e-6)
-    assert "| backward |" in table(profile)
+    assert "| backward |" in train_table(profile)
     assert not (tmp_path / "run").exists()
