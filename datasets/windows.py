@@ -8,7 +8,7 @@ the step.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from fractions import Fraction
 from pathlib import Path
@@ -22,6 +22,7 @@ from fibopolicy.datasets.hdf5 import DemoFile
 from fibopolicy.datasets.validate import clipped, read_valid
 from fibopolicy.errors import UserError
 from fibopolicy.utils.files import StrPath
+from fibopolicy.utils.settings import flatten
 
 Floats = NDArray[np.float32]
 #: Differences between the `env_args` of two files that a warning lists.
@@ -329,7 +330,7 @@ def _check_agreement(first: WindowDataset, part: WindowDataset) -> None:
 
 def _differences(first: WindowDataset, part: WindowDataset) -> Iterator[str]:
     """One line that says how the task of `part` differs from that of `first`, if it does."""
-    ours, theirs = dict(_flat(part.env_args)), dict(_flat(first.env_args))
+    ours, theirs = flatten(part.env_args), flatten(first.env_args)
     changed = [key for key in {**theirs, **ours} if ours.get(key) != theirs.get(key)]
     if changed:
         shown = [
@@ -341,14 +342,6 @@ def _differences(first: WindowDataset, part: WindowDataset) -> Iterator[str]:
             f"{part.path}: env_args differ from those of {first.path}, which evaluation uses:"
             f" {'; '.join(shown)}{more}"
         )
-
-
-def _flat(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, item in value.items():
-        if isinstance(item, Mapping):
-            yield from _flat(item, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", item
 
 
 def _short(value: object) -> str:

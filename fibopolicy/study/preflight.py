@@ -4,7 +4,7 @@ only in what the study names.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from fibopolicy.statistics.power import episodes_needed
 from fibopolicy.study.config import StudyConfig, StudyPolicy, StudyTask
 from fibopolicy.study.grid import Condition, conditions, policy_config, runs, train_config
 from fibopolicy.training.encoders import load_encoder_weights
+from fibopolicy.utils.settings import flatten
 from fibopolicy.utils.system import resolve_device
 
 #: The settings of a run that each axis of the grid decides. A policy also decides the
@@ -152,7 +153,7 @@ def describe_differences(config: StudyConfig) -> list[str]:
     for run in runs(config):
         task = run.condition.task
         dataset = task.dataset or Path(task.short)
-        settings.append(_flat(asdict(train_config(config, run, dataset, Path(run.name)))))
+        settings.append(flatten(asdict(train_config(config, run, dataset, Path(run.name)))))
     values: dict[str, set[str]] = {}
     for key in dict.fromkeys(key for one in settings for key in one):
         values[key] = {repr(one.get(key)) for one in settings}
@@ -180,15 +181,6 @@ def describe_differences(config: StudyConfig) -> list[str]:
     ]
 
 
-def _flat(document: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings with dotted names, in one dictionary."""
-    found: dict[str, Any] = {}
-    for key, value in document.items():
-        name = f"{prefix}{key}"
-        found |= _flat(value, f"{name}.") if isinstance(value, Mapping) else {name: value}
-    return found
-
-
 def policy_settings(policy: StudyPolicy) -> dict[str, Any]:
     """The settings of a policy's runs that its `StudyPolicy` sets, e.g. "policy.horizon"."""
     found = {f"policy.{name}": value for name, value in policy.policy_config.items()}
@@ -199,7 +191,7 @@ def policy_settings(policy: StudyPolicy) -> dict[str, Any]:
 def describe_policies(config: StudyConfig) -> Iterator[str]:
     """The settings that hold for the runs of one policy only."""
     for policy in config.policies:
-        if settings := _flat(policy_settings(policy)):
+        if settings := flatten(policy_settings(policy)):
             listed = ", ".join(f"{name} {value}" for name, value in settings.items())
             yield f"policy {policy.name} has {listed}"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 
@@ -29,6 +30,15 @@ def first_difference(there: Any, now: Any, name: str = "") -> str:
     else:
         return f"{name} = {_brief(there)} there, {_brief(now)} now"
     return next((found for key, a, b in pairs if (found := first_difference(a, b, key))), "")
+
+
+def flatten(document: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings with dotted names, in one dictionary."""
+    found: dict[str, Any] = {}
+    for key, value in document.items():
+        name = f"{prefix}{key}"
+        found |= flatten(value, f"{name}.") if isinstance(value, Mapping) else {name: value}
+    return found
 
 
 def _brief(value: Any) -> str:
