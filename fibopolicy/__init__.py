@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from fibopolicy.encoders.timm import convert
+    from fibopolicy.evaluation.policy_runner import load
 
-__all__ = ["convert"]
+__all__ = ["convert", "load"]
 
 
 def __getattr__(name: str) -> object:
@@ -18,4 +19,8 @@ def __getattr__(name: str) -> object:
         from fibopolicy.encoders.timm import convert
 
         return convert
+    if name == "load":
+        from fibopolicy.evaluation.policy_runner import load
+
+        return load
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -51,6 +51,7 @@ class Evaluate:
         done = evaluate_run(config, resume=self.resume, overwrite=self.overwrite)
         print(rate_table({str(self.config.run): done.rate}), flush=True)
         page = write_run_page(config.run, done)
+        print(f"device  {done.rows[0].device}")
         print(f"rows    {done.rows_path}\ninit states  {done.init_states_path}")
         if done.video_path:
             print(f"video   {done.video_path}")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from fibopolicy.cli.options import OptionalOutput
+from fibopolicy.cli.options import RUN_DIRECTORY, OptionalOutput
 from fibopolicy.errors import UserError
 from fibopolicy.policies.base import PolicyConfig
 from fibopolicy.training.config import OptimizerConfig, TrainConfig
@@ -153,9 +153,49 @@ class ProfileTrain(_OnData):
         self.save(Report("train", [profile]))
 
 
+@dataclass(frozen=True, kw_only=True)
+class ProfileAct(OptionalOutput):
+    """Time the actions of a trained policy on a robot, one observation at a time, and print
+    the control frequency that it sustains.
+
+    Example: fibopolicy profile act runs/lift
+    """
+
+    path: RUN_DIRECTORY
+    """Run directory of the policy, or a robomimic checkpoint (.pth)."""
+    checkpoint: str = "ema"
+    """"ema", "model", or one of the best, such as best/step_001000."""
+    turns: int = 500
+    """Timed calls of the policy."""
+    device: str | None = None
+    """Device to run on, "cpu", "cuda", ...; by default a GPU if there is one."""
+    threads: int = 1
+    """Torch threads during a call."""
+
+    def run(self) -> None:
+        from fibopolicy.attention.profile import Report
+        from fibopolicy.evaluation.profile import profile_act, summary
+
+        if self.turns < 1:
+            raise UserError(f"turns must be at least 1, got {self.turns}")
+        if self.out is not None:
+            check_output(self.out, self.overwrite)
+        profile = profile_act(
+            self.path,
+            checkpoint=self.checkpoint,
+            device=self.device,
+            threads=self.threads,
+            turns=self.turns,
+        )
+        print(summary(profile))
+        if self.out is not None:
+            Report("act", [profile]).write(self.out)
+
+
 @dataclass(frozen=True)
 class Profile:
-    """Time attention, an encoder, batches of data or training steps on this machine.
+    """Time attention, an encoder, batches of data, training steps or a policy's actions on
+    this machine.
 
     Example: fibopolicy profile train --dataset lift.hdf5
     """
@@ -166,6 +206,7 @@ class Profile:
             | Annotated[ProfileEncoder, tyro.conf.subcommand("encoder")]
             | Annotated[tyro.conf.OmitArgPrefixes[ProfileData], tyro.conf.subcommand("data")]
             | Annotated[tyro.conf.OmitArgPrefixes[ProfileTrain], tyro.conf.subcommand("train")]
+            | Annotated[ProfileAct, tyro.conf.subcommand("act")]
         ],
         tyro.conf.arg(name=""),
     ]

@@ -1,11 +1,12 @@
-"""Evaluation of policies in simulation, on stored initial states."""
+"""Evaluation of policies in simulation, on stored initial states; acting on a robot."""
 
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from fibopolicy.evaluation.evaluate import evaluate_policy
+    from fibopolicy.evaluation.policy_runner import PolicyRunner
 
-__all__ = ["evaluate_policy"]
+__all__ = ["PolicyRunner", "evaluate_policy"]
 
 
 def __getattr__(name: str) -> object:
@@ -14,4 +15,8 @@ def __getattr__(name: str) -> object:
         from fibopolicy.evaluation.evaluate import evaluate_policy
 
         return evaluate_policy
+    if name == "PolicyRunner":
+        from fibopolicy.evaluation.policy_runner import PolicyRunner
+
+        return PolicyRunner
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

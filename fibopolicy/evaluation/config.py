@@ -46,8 +46,9 @@ class EvaluateConfig:
     """Render quality; the dataset's by default."""
     max_steps: int | None = None
     """Control steps until an episode is truncated; the task's by default."""
-    device: str = "cpu"
-    """Device of the policy: "cpu", "cuda", ..."""
+    device: str | None = None
+    """Device of the policy, "cpu", "cuda", ...; by default a GPU if there is one. Another
+    changes the last bits of actions, and thus the results."""
     workers: int | None = None
     """Simulators, one process each; by default the number of cores, or five times as
     many, up to 20, for the light built-in tasks. Results do not depend on it."""

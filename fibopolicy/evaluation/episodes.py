@@ -75,6 +75,7 @@ class EpisodeResult:
         policy: digest of the policy's weights; empty if it has none.
         batch_size: rows in each policy call; the last bits of the actions depend on it.
         threads: torch threads during the call, with the same effect.
+        device: of the policy, "cpu" or the name of a GPU, with the same effect.
         error: empty, or why no simulator could finish the episode in any attempt.
             The episode then counts in no rate.
         attempts: number of attempts. Only `wall_s` and `attempts` differ between
@@ -99,6 +100,7 @@ class EpisodeResult:
     policy: str = ""
     batch_size: int = 1
     threads: int = 1
+    device: str = "cpu"
     error: str = ""
     attempts: int = 1
     mismatch: str = ""

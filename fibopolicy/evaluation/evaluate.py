@@ -2,8 +2,9 @@
 
 `evaluate_policy` takes any policy from Python, `evaluate_run` the run directory of a
 training, as the command `fibopolicy evaluate` does. Both use one engine, `Evaluator`.
-Results depend on the policy, the initial states, `batch_size` and `threads`, and on
-nothing else: not on the number of workers, nor on the order in which episodes run.
+Results depend on the policy and its device, the initial states, `batch_size` and
+`threads`, and on nothing else: not on the number of workers, nor on the order in which
+episodes run.
 """
 
 from __future__ import annotations
@@ -45,6 +46,7 @@ from fibopolicy.evaluation.init_states import (
 )
 from fibopolicy.evaluation.policy_runner import (
     PolicyRunner,
+    layout_of,
     make_runner,
     preserved_randomness,
     trained_shapes,
@@ -59,7 +61,7 @@ from fibopolicy.policies.run_directory import (
 )
 from fibopolicy.statistics.rates import Rate
 from fibopolicy.utils.files import check_resume_or_overwrite, directory_lock
-from fibopolicy.utils.system import usable_cores
+from fibopolicy.utils.system import device_name, usable_cores
 
 _log = logging.getLogger(__name__)
 
@@ -368,6 +370,7 @@ class Evaluator:
                     policy=self.policy_digest,
                     batch_size=self.runner.batch_size,
                     threads=self.runner.threads,
+                    device=device_name(self.runner.device),
                     error=episode.error,
                     attempts=episode.attempt,
                     mismatch=mismatches.get(episode.index, ""),
@@ -531,11 +534,7 @@ def check_view(policy: Any, info: TaskInfo, name: str) -> None:
     """
     if (shapes := trained_shapes(policy)) is None:
         return
-    expected: dict[str, tuple[int, ...]] = {
-        **{key: (*size, 3) for key, size in shapes.images.items()},
-        **{key: (dim,) for key, dim in shapes.vectors.items()},
-    }
-    for key, shape in expected.items():
+    for key, (shape, _) in layout_of(shapes).items():
         if key not in info.layout:
             known = [k for k, (found, _) in info.layout.items() if len(found) == len(shape)]
             raise UserError(
@@ -616,6 +615,7 @@ def _stored_rows(
             "policy": evaluator.policy_digest,
             "batch_size": runner.batch_size,
             "threads": runner.threads,
+            "device": device_name(runner.device),
         }
         if index < len(init_states):
             now["init_state"] = init_states.identity(index)
@@ -623,8 +623,8 @@ def _stored_rows(
             if (before := getattr(row, name)) != value:
                 raise UserError(
                     f"{path}: row {index} has {name} {before}, now it is {value}; pass the same"
-                    " initial states, weights, --batch-size and --threads, or --overwrite to"
-                    " replace it"
+                    " initial states, weights, --batch-size, --threads and --device, or --overwrite"
+                    " to replace it"
                 )
     return others, {index: row for index, row in rows.items() if not row.error}
 

@@ -1,5 +1,5 @@
-"""Run one policy for many episodes, such that no episode's actions depend on the
-others.
+"""Act with a policy: on a robot, one observation after the other, or for many episodes
+of an evaluation, such that no episode's actions depend on the others.
 
 The number of rows changes the last bits of a matrix product, and contacts amplify them
 until an episode that succeeded fails. Therefore every call has `batch_size` rows,
@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import random
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -23,6 +24,8 @@ from torch import Tensor, nn
 from fibopolicy.errors import UserError
 from fibopolicy.evaluation.episodes import Episode
 from fibopolicy.policies import Policy, Shapes
+from fibopolicy.policies.run_directory import load_policy, open_run
+from fibopolicy.utils.files import StrPath
 from fibopolicy.utils.system import torch_threads
 
 #: Default rows in a call: hardly slower than one row, and enough to share the overhead.
@@ -31,8 +34,45 @@ BATCH_SIZE = 4
 Layout = Mapping[str, tuple[tuple[int, ...], np.dtype[Any]]]
 
 
+def load(
+    run: StrPath, *, checkpoint: str = "ema", device: str | None = None, threads: int = 1
+) -> PolicyRunner:
+    """Load the policy of a run to act with it. It is called once on noise, since a first
+    call takes seconds: it compiles kernels and starts the GPU.
+
+    Args:
+        run: the run directory of a training, or a robomimic checkpoint (.pth).
+        checkpoint: "ema", the moving average of the weights; "model"; or one of the
+            best, as "best/step_001000".
+        device: "cpu", "cuda:1", ...; by default a GPU if there is one.
+        threads: CPU threads of torch during a call.
+
+    Raises:
+        UserError: not a run, no such checkpoint, or no such device.
+
+    Example:
+        ::
+
+            from fibopolicy import load
+
+            runner = load("runs/lift")
+            runner.reset()  # at the start of each episode
+            action = runner.act(observation)  # at each control step
+    """
+    policy = load_policy(open_run(run), checkpoint=checkpoint, device=device).policy
+    runner = PolicyRunner(policy, threads=threads)
+    runner.act(runner.noise())
+    runner.reset()
+    return runner
+
+
 class PolicyRunner:
-    """Computes actions for episodes, with a fixed number of rows in each policy call.
+    """Runs a policy.
+
+    On a robot, `reset` begins an episode and `act` maps an observation to an action.
+    The runner keeps the last observations, the actions of a chunk that are still to be
+    executed, and the policy's state. An evaluation calls `act_batch` instead, for
+    several episodes at once with a fixed number of rows.
 
     Args:
         policy: an object with `act(obs, state) -> (actions, state)` as in
@@ -48,6 +88,12 @@ class PolicyRunner:
             torch, numpy or random depend only on the episode and its decision. With
             more, a policy that draws random numbers does not repeat.
         threads: torch threads during the calls; another number changes the last bits.
+
+    Attributes:
+        device, dtype: of the policy's weights.
+        layout: shape and dtype of each observation that the policy reads: images uint8
+            `(H, W, 3)`, RGB, and vectors float32 `(D,)`. `None` for a policy that is
+            not of this library.
 
     Raises:
         UserError: not a policy, a policy in training mode, or a number below 1.
@@ -79,12 +125,79 @@ class PolicyRunner:
         config = getattr(policy, "config", None)
         self.n_obs_steps = int(getattr(policy if config is None else config, "n_obs_steps", 1))
         parameters = policy.parameters() if isinstance(policy, nn.Module) else iter(())
-        self._device = next((p.device for p in parameters), torch.device("cpu"))
+        weights = next((p for p in parameters), torch.empty(0))
+        self.device, self.dtype = weights.device, weights.dtype
         shapes = trained_shapes(policy)
-        self._keys = None if shapes is None else {*shapes.images, *shapes.vectors}
+        self.layout = None if shapes is None else layout_of(shapes)
         self._state_dim = int(getattr(policy, "state_batch_dim", 0))
+        self.reset()
 
-    def act(self, episodes: Sequence[Episode]) -> list[NDArray[np.float32]]:
+    def reset(self) -> None:
+        """Begin an episode: forget the observations and actions of the last one."""
+        self._episode = Episode(0)
+        self._window: deque[dict[str, NDArray[Any]]] = deque(maxlen=self.n_obs_steps)
+        self._actions: deque[NDArray[np.float32]] = deque()
+
+    def act(self, observation: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
+        """The action `(A,)` for this control step. Call it at every step, as long as an
+        episode lasts; the policy itself runs once per chunk of actions.
+
+        Args:
+            observation: of this step, as in `layout`, without a batch dimension.
+                Vectors may be of any float type. Other keys are ignored. The arrays are
+                copied, so that a driver may reuse them.
+
+        Raises:
+            UserError: an observation is missing, has another shape or type, or is not
+                finite; the policy does not return finite actions. The episode is as
+                before, so that the call may be repeated.
+        """
+        obs = self._checked(observation)
+        window = deque(self._window or [obs] * self.n_obs_steps, self.n_obs_steps)
+        window.append(obs)
+        if not self._actions:
+            self._episode.window = {key: np.stack([o[key] for o in window]) for key in obs}
+            with preserved_randomness():
+                self._actions.extend(self.act_batch([self._episode])[0])
+        self._window = window
+        return self._actions.popleft()
+
+    def _checked(self, observation: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """Copies of the arrays that the policy reads."""
+        if not isinstance(observation, Mapping):
+            raise UserError(f"an observation is a dict of arrays, got {_described(observation)}")
+        layout = self.layout
+        if layout is None:
+            return {key: np.array(value) for key, value in observation.items()}
+        checked = {}
+        for key, (shape, dtype) in layout.items():
+            if key not in observation:
+                raise UserError(
+                    f"observation {key!r} is missing; the policy reads {', '.join(layout)}, got"
+                    f" {', '.join(map(str, observation)) or 'nothing'}"
+                )
+            value = observation[key]
+            is_image, array = dtype == np.uint8, isinstance(value, np.ndarray)
+            fits = array and (value.dtype == dtype if is_image else value.dtype.kind == "f")
+            if not fits or value.shape != shape:
+                found = f"{value.dtype} {value.shape}" if array else f"a {type(value).__name__}"
+                kind = "height x width x RGB" if is_image else "a vector"
+                raise UserError(
+                    f"observation {key!r} is {found}, expected a numpy array {dtype} {shape}:"
+                    f" {kind} of one instant, without a batch dimension"
+                )
+            if not is_image and not np.isfinite(value).all():
+                raise UserError(f"observation {key!r} is not finite: {value.tolist()}"[:300])
+            checked[key] = np.array(value, dtype, order="C")
+        return checked
+
+    def noise(self) -> dict[str, NDArray[Any]]:
+        """A random observation as in `layout`."""
+        rng = np.random.default_rng(0)
+        layout = self.layout or {}
+        return {key: _noise(rng, shape, dtype) for key, (shape, dtype) in layout.items()}
+
+    def act_batch(self, episodes: Sequence[Episode]) -> list[NDArray[np.float32]]:
         """Actions `(T_a, A)` for each of at most `batch_size` episodes.
 
         Reads their `window` and `state`; updates their `state` and `decision`.
@@ -111,10 +224,10 @@ class PolicyRunner:
         if self.batch_size == 1:
             _seed(episodes[0])
         rows = [*episodes, *[episodes[0]] * (self.batch_size - len(episodes))]
-        keys = [key for key in rows[0].window if self._keys is None or key in self._keys]
+        keys = [key for key in rows[0].window if self.layout is None or key in self.layout]
         # Torch aligns its memory; the last bits of a product may depend on alignment.
         obs = {
-            key: torch.stack([torch.from_numpy(row.window[key]) for row in rows]).to(self._device)
+            key: torch.stack([torch.from_numpy(row.window[key]) for row in rows]).to(self.device)
             for key in keys
         }
         states = [row.state for row in rows]
@@ -160,10 +273,12 @@ class PolicyRunner:
             }
             for _ in range(self.batch_size)
         ]
-        forward = self.act([Episode(i, window) for i, window in enumerate(windows)])
-        backward = self.act([Episode(i, window) for i, window in enumerate(windows)][::-1])[::-1]
-        alone = self.act([Episode(0, windows[0])])
-        return all(map(np.array_equal, [*forward, forward[0]], [*backward, alone[0]]))
+        forward = self.act_batch([Episode(i, window) for i, window in enumerate(windows)])
+        backward = self.act_batch([Episode(i, window) for i, window in enumerate(windows)][::-1])[
+            ::-1
+        ]
+        alone = self.act_batch([Episode(0, windows[0])])
+        return all(map(np.array_equal, [*forward, forward[0]], [*backward[::-1], alone[0]]))
 
 
 def make_runner(policy: Any, batch_size: int | None, threads: int, layout: Layout) -> PolicyRunner:
@@ -195,6 +310,13 @@ def trained_shapes(policy: Any) -> Shapes | None:
     """The attribute `shapes` of a policy of this library: its training observations."""
     shapes = getattr(policy, "shapes", None)
     return shapes if isinstance(shapes, Shapes) else None
+
+
+def layout_of(shapes: Shapes) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:
+    """Shape and dtype of each observation that a policy reads."""
+    uint8, float32 = np.dtype(np.uint8), np.dtype(np.float32)
+    images = {key: ((*size, 3), uint8) for key, size in shapes.images.items()}
+    return images | {key: ((dim,), float32) for key, dim in shapes.vectors.items()}
 
 
 def _act_with_function(

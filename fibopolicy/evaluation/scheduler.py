@@ -231,7 +231,7 @@ class Scheduler:
 
     def _act(self, runner: PolicyRunner, due: list[_Slot]) -> None:
         began = time.perf_counter()
-        actions = runner.act([slot.episode for slot in due if slot.episode is not None])
+        actions = runner.act_batch([slot.episode for slot in due if slot.episode is not None])
         self._policy_idle_since = time.perf_counter()
         self._call_s = self._policy_idle_since - began
         self.throughput.policy_s += self._call_s

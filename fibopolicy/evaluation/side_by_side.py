@@ -19,6 +19,7 @@ from fibopolicy.evaluation.video import episode_clips
 from fibopolicy.policies.run_directory import RunDirectory, load_policy
 from fibopolicy.report.video import Clip, write_video
 from fibopolicy.statistics.compare import Comparison, Method
+from fibopolicy.utils.system import device_name
 
 
 def write_side_by_side(
@@ -70,7 +71,8 @@ def _checkpoint_clips(
     run = method.runs[0]
     rows = {row.init_state: row for row in method.rows[0] if row.init_state in shown}
     first = next(iter(rows.values()))
-    loaded = load_policy(run, checkpoint=first.checkpoint)
+    device = "cpu" if first.device == "cpu" else None
+    loaded = load_policy(run, checkpoint=first.checkpoint, device=device)
     if (loaded.step, weights_digest(loaded.policy)) != (first.checkpoint_step, first.policy):
         raise UserError(
             f"{run}: its weights, of step {loaded.step}, differ from those of the compared rows, of"
@@ -93,6 +95,11 @@ def _checkpoint_clips(
         threads=first.threads,
     )
     with run_evaluator(config, loaded) as evaluator:
+        if (device := device_name(evaluator.runner.device)) != first.device:
+            raise UserError(
+                f"{run}: its rows were computed on {first.device}, and on {device} episodes may end"
+                " differently; evaluate it again, or leave --video out"
+            )
         to_record = [replace(rows[digest], index=position[digest]) for digest in shown]
         clips, fps = episode_clips(evaluator, stored, to_record, camera=None, size=size)
     found = {digest: clips[position[digest]] for digest in shown if position[digest] in clips}

@@ -151,7 +151,7 @@ IMPORTERS = Registry[Callable[[Path], Path]](
 #: Functions that load the policy of such a run directory, by a section that only its
 #: `config.json` has. They take the directory, the contents of `config.json` and a
 #: device.
-LOADERS = Registry[Callable[[Path, dict[str, Any], str], LoadedPolicy]](
+LOADERS = Registry[Callable[[Path, dict[str, Any], str | None], LoadedPolicy]](
     "imported checkpoint", {"robomimic": "fibopolicy.robomimic.checkpoint:load_imported"}
 )
 
@@ -169,13 +169,16 @@ def open_run(path: StrPath) -> Path:
     return IMPORTERS[path.suffix](path)
 
 
-def load_policy(run: StrPath, *, checkpoint: str = "ema", device: str = "cpu") -> LoadedPolicy:
+def load_policy(
+    run: StrPath, *, checkpoint: str = "ema", device: str | None = "cpu"
+) -> LoadedPolicy:
     """Load the last checkpoint of a run.
 
     Args:
         checkpoint: "ema", the moving average, or "model"; or one of the run's best
             checkpoints, as "best/step_<steps>". An imported checkpoint has one set of
             weights.
+        device: "cpu", "cuda:1", ...; `None` is a GPU if there is one.
 
     Raises:
         UserError: the directory is not a run, the checkpoint does not exist yet, or its

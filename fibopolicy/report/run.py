@@ -104,6 +104,7 @@ def _facts(document: Mapping[str, Any], evaluation: Evaluation) -> dict[str, str
         "training seed": str(training["seed"]),
         "initial states": f"{len(evaluation.rows)}, set of seed {first.init_seed}, not used in"
         " training",
+        "device of the policy": first.device,
         "render quality of the data": render_quality(document["env_args"]) or "not recorded",
         "trained with": ", ".join(f"{n} {value}" for n, value in _trained_with(document).items()),
     }

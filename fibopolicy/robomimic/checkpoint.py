@@ -195,7 +195,7 @@ def import_checkpoint(path: Path) -> Path:
     return directory.path
 
 
-def load_imported(run: Path, document: Mapping[str, Any], device: str) -> LoadedPolicy:
+def load_imported(run: Path, document: Mapping[str, Any], device: str | None) -> LoadedPolicy:
     """Load the policy of a run directory that `import_checkpoint` made.
 
     Args:

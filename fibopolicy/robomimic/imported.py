@@ -38,7 +38,7 @@ class ImportedPolicy(Policy):
 
     name = "robomimic"
 
-    def __init__(self, checkpoint: Checkpoint, device: str = "cpu") -> None:
+    def __init__(self, checkpoint: Checkpoint, device: str | None = "cpu") -> None:
         super().__init__()
         self.device = resolve_device(device)
         self.algorithm = _build_algorithm(checkpoint, self.device)

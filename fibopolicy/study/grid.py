@@ -219,6 +219,6 @@ def evaluate_config(
         init_states=init_states,
         video=min(video, episodes),
         max_steps=task.max_steps,
-        device=config.device or "cpu",
+        device=config.device,
         workers=max(1, min(per_thread * config.threads, episodes)),
     )

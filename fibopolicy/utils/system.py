@@ -130,6 +130,13 @@ def resolve_device(name: str | None) -> torch.device:
     return device
 
 
+def device_name(device: torch.device) -> str:
+    """The name of a GPU; of any other device its type: "cpu"."""
+    import torch
+
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
 @contextmanager
 def torch_threads(number: int) -> Iterator[None]:
     """Context in which torch computes with `number` threads."""

@@ -106,7 +106,7 @@ WEIGHT = torch.zeros(4, requires_grad=True)
     ],
 )
 def test_actions_may_be_anything_that_numpy_reads(policy: object) -> None:
-    actions = PolicyRunner(policy).act(
+    actions = PolicyRunner(policy).act_batch(
         [Episode(0, {"hand_position": np.zeros((1, 3), np.float32)})]
     )[0]
     assert actions.dtype == np.float32

@@ -19,7 +19,13 @@ from fibopolicy.datasets.collect import Plan, collect
 from fibopolicy.errors import UserError
 from fibopolicy.evaluation import evaluate_policy
 from fibopolicy.evaluation.config import EvaluateConfig
-from fibopolicy.evaluation.episodes import Selector, evaluations, read_rows, write_rows
+from fibopolicy.evaluation.episodes import (
+    EpisodeResult,
+    Selector,
+    evaluations,
+    read_rows,
+    write_rows,
+)
 from fibopolicy.evaluation.evaluate import Evaluation, evaluate_run
 from fibopolicy.evaluation.init_states import make_init_states, save_init_states
 from fibopolicy.policies import PolicyConfig, load_policy
@@ -29,6 +35,7 @@ from fibopolicy.statistics.rates import wilson
 from fibopolicy.training import TrainConfig
 from fibopolicy.training.trainer import train
 from fibopolicy.utils.files import directory_lock
+from fibopolicy.utils.system import device_name, resolve_device
 
 
 def copy_of(run: Path, folder: Path) -> EvaluateConfig:
@@ -137,6 +144,23 @@ def test_a_row_does_not_depend_on_the_episodes_before_it(
     resumed = evaluate_run(again, resume=True).rows
     assert [r.repeatable() for r in resumed] == [r.repeatable() for r in evaluated.rows]
     assert len(read_rows(path)) == 3
+
+
+def test_rows_say_the_device_and_are_resumed_on_the_same_one(
+    evaluated: Evaluation, again: EvaluateConfig
+) -> None:
+    here = device_name(resolve_device(None))
+    assert {row.device for row in evaluated.rows} == {here}
+    stored = again.run / "episodes.jsonl"
+    write_rows(stored, [moved(evaluated.rows[0])])
+    with pytest.raises(UserError, match=f"row 0 has device NVIDIA X, now it is {here}; .*--device"):
+        evaluate_run(again, resume=True)
+    assert read_rows(stored) == [moved(evaluated.rows[0])]
+
+
+def moved(row: EpisodeResult) -> EpisodeResult:
+    """A row as if another GPU had computed it."""
+    return replace(row, device="NVIDIA X")
 
 
 def test_a_run_is_evaluated_by_one_process_at_a_time(fresh: EvaluateConfig) -> None:
@@ -332,7 +356,11 @@ def test_two_checkpoints_are_filmed_side_by_side_on_the_same_initial_states(
     assert min(frames.shape[1:3]) >= 2 * 256
     assert "data:video/mp4;base64," in page.read_text()
     rows = other.run / "episodes.jsonl"
-    write_rows(rows, [*read_rows(rows), *evaluated.rows])  # as if its moving average had been run
+    computed = read_rows(rows)
+    write_rows(rows, map(moved, computed))
+    with pytest.raises(UserError, match="its rows were computed on NVIDIA X, and on"):
+        Compare((again.run, other.run), out=page, video=1, overwrite=True).run()
+    write_rows(rows, [*computed, *evaluated.rows])  # as if its moving average had been run
     shutil.copyfile(other.run / "model.safetensors", other.run / "ema.safetensors")
     with pytest.raises(UserError, match="differ from those of the compared rows"):
         Compare(

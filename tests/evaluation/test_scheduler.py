@@ -74,7 +74,7 @@ class Recorder:
 
     def __init__(self, runner: PolicyRunner) -> None:
         self.runner, self.answers = runner, {}
-        act = runner.act
+        act = runner.act_batch
 
         def recording(requests):
             keys = [(r.index, r.decision) for r in requests]
@@ -82,7 +82,7 @@ class Recorder:
             self.answers.update(zip(keys, (a.tobytes() for a in actions), strict=True))
             return actions
 
-        runner.act = recording
+        runner.act_batch = recording
 
 
 VIT = ("fibottention_vit_tiny", {"patch_size": 8, "width": 32, "depth": 2, "num_heads": 2})

@@ -27,7 +27,7 @@ def rollout(
     runner = EpisodeRunner(env, obs, policy_runner.n_obs_steps, keep_states=keep_states)
     while not runner.done:
         episode.window = {key: np.stack([o[key] for o in runner.window]) for key in obs}
-        runner.execute(policy_runner.act([episode])[0])
+        runner.execute(policy_runner.act_batch([episode])[0])
     episode.success, episode.steps = runner.success, runner.steps
     episode.total_reward, episode.states = runner.total_reward, runner.states
     return episode

@@ -15,6 +15,7 @@ import pytest
 import torch
 from command import call
 
+from fibopolicy import load
 from fibopolicy.errors import UserError
 from fibopolicy.evaluation.config import EvaluateConfig
 from fibopolicy.evaluation.evaluate import evaluate_run as evaluate
@@ -268,6 +269,16 @@ def test_a_checkpoint_gets_a_run_directory_beside_it(save: Save, tmp_path: Path)
     save(both(ours, gaussian), SEEN)
     with pytest.raises(UserError, match=r"evaluation of another model_epoch_20\.pth"):
         open_run(path)
+
+
+@pytest.mark.parametrize("edit", [rnn, both(rnn, mixture), transformer])
+def test_a_checkpoint_acts_on_a_robot(edit: Any, save: Save) -> None:
+    runner = load(save(both(ours, edit), SEEN), device="cpu")
+    seen, state = frames(1, 5, np.random.default_rng(0)), None
+    for t, obs in enumerate(seen):
+        action = runner.act({key: value[0] for key, value in obs.items()})
+        expected, state = runner.policy.act(window(seen, t, runner.n_obs_steps), state)
+        np.testing.assert_array_equal(action, expected[0, 0].numpy())
 
 
 def test_the_encoders_of_a_checkpoint_are_found_if_they_are_ours(save: Save) -> None:
