@@ -673,8 +673,9 @@ def _check_video(config: EvaluateConfig, loaded: LoadedPolicy) -> None:
     if camera not in cameras:
         if config.overlay:
             raise UserError(
-                f"video_camera {camera!r} is not one of the policy's, {', '.join(cameras)}, which"
-                " the overlay needs; film without --overlay"
+                "the overlay needs a camera that the policy sees"
+                f" ({', '.join(cameras) or 'it has none'}), got video_camera {camera!r}; leave"
+                " --overlay out"
             )
         if camera is not None:  # made only to see that it has the camera
             from_env_args(loaded.env_args, cameras=(camera,)).close()

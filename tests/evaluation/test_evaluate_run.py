@@ -234,6 +234,8 @@ def test_video_shows_the_filmed_episodes(evaluated: Evaluation, fresh: EvaluateC
     assert frames.shape[2] >= 2 * 256  # although the policy sees 24 pixels
     with pytest.raises(UserError, match="camera 'sky'"):
         evaluate_run(replace(fresh, video=1, video_camera="sky"))
+    with pytest.raises(UserError, match=r"a camera that the policy sees \(workspace, wrist\)"):
+        evaluate_run(replace(fresh, video=1, video_camera="sky", overlay=True))
 
 
 def test_a_film_that_cannot_be_made_leaves_the_rates_and_one_line(
