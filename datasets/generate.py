@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import binomtest
 from tqdm import tqdm
 
 from fibopolicy.datasets.collect import check_noise_and_seed
@@ -37,6 +36,7 @@ from fibopolicy.envs.registry import is_robosuite
 from fibopolicy.envs.robosuite.environment import RobosuiteEnv
 from fibopolicy.envs.robosuite.subtasks import SUBTASKS, EndEffector
 from fibopolicy.errors import UserError, unknown
+from fibopolicy.statistics.rates import wilson
 from fibopolicy.utils.files import StrPath, check_output, check_resume_or_overwrite, expanded
 from fibopolicy.utils.processes import checked_workers
 
@@ -171,16 +171,17 @@ def generate(
             give_up=give_up,
             description=f"generate {task}",
         )
-        interval = binomtest(demos, attempts).proportion_ci(method="wilson")
-        low, high = float(interval.low), float(interval.high)
-        rates = {
-            "success_rate": demos / attempts,
-            "success_rate_low": low,
-            "success_rate_high": high,
-        }
-        writer.set_attrs({"attempts": attempts, **rates})
+        rate = wilson(demos, attempts)
+        writer.set_attrs(
+            {
+                "attempts": attempts,
+                "success_rate": rate.value,
+                "success_rate_low": rate.low,
+                "success_rate_high": rate.high,
+            }
+        )
     remove_shards(folder)
-    return Generated(out, demos, attempts, steps, low, high)
+    return Generated(out, demos, attempts, steps, rate.low, rate.high)
 
 
 # The source
