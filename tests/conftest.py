@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -21,6 +22,17 @@ from fibopolicy.training import OptimizerConfig, TrainConfig
 # one another.
 torch.set_num_threads(1)
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Give each worker a stretch of the suite, so that a module's fixtures are made once;
+    a worker that is done takes tests from another.
+    """
+    from xdist.scheduler import WorkStealingScheduling
+
+    return WorkStealingScheduling(config, log)
+
 
 TINY_ENCODER = {"patch_size": 12, "width": 24, "depth": 2, "num_heads": 2, "keypoints": 4}
 
