@@ -36,7 +36,7 @@ def test_an_address_that_does_not_answer_is_one_line() -> None:
         with pytest.raises(UserError, match=message) as error:
             RayCluster(address, 1, "cpu")
         assert "\n" not in str(error.value)
-        assert time.monotonic() - began < 10
+        assert time.monotonic() - began < 30  # not Ray's minutes
 
 
 def test_a_server_that_is_no_cluster_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -69,8 +69,15 @@ class Gated(ViT):
 @pytest.fixture
 def cluster() -> Iterator[object]:
     small = {"num_cpus": 1, "object_store_memory": 80 << 20}
+    # A lost node is noticed in a second or two, and a slow one (10 s per check) is not lost.
+    health = {
+        "health_check_initial_delay_ms": 500,
+        "health_check_period_ms": 500,
+        "health_check_failure_threshold": 3,
+    }
     made = cluster_utils.Cluster(
-        initialize_head=True, head_node_args={**small, "include_dashboard": False}
+        initialize_head=True,
+        head_node_args={**small, "include_dashboard": False, "_system_config": health},
     )
     made.second = made.add_node(**small)
     yield made

@@ -130,7 +130,7 @@ def test_a_run_is_evaluated_during_its_training(tiny_config: TrainConfig, tmp_pa
     config = replace(
         tiny_config,
         out=tmp_path / "run",
-        rollouts=RolloutConfig(rollout_every=6, rollout_episodes=2),
+        rollouts=RolloutConfig(rollout_every=12, rollout_episodes=2),
     )
     train(config)
     lines = [json.loads(line) for line in (config.out / "metrics.jsonl").read_text().splitlines()]

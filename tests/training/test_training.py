@@ -13,7 +13,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from command import TINY_ENCODER_OPTIONS
+from command import TINY_ENCODER_OPTIONS, call
 from safetensors.torch import load_file
 from torch import nn
 
@@ -78,29 +78,22 @@ def test_the_same_seed_gives_the_same_curve_and_another_seed_another(
 
 
 @pytest.mark.slow
-def test_a_killed_run_resumes_to_bit_identical_weights(lift_file: Path, tmp_path: Path) -> None:
-    base = [
-        sys.executable,
-        "-m",
-        "fibopolicy",
-        "train",
-        "--dataset",
-        str(lift_file),
-        "--steps",
-        "60",
-        "--batch-size",
-        "8",
-    ]
-    base += [
-        *TINY_ENCODER_OPTIONS,
-        "--shift",
-        "2",
-    ]
-    base += ["--checkpoint-every", "7", "--log-every", "1", "--warmup-steps", "5"]
-    subprocess.run([*base, "--out", str(tmp_path / "whole")], check=True, capture_output=True)
+def test_a_killed_run_resumes_to_bit_identical_weights(
+    lift_file: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    train_command = ["train", "--dataset", str(lift_file), "--steps", "60", "--batch-size", "8"]
+    train_command += [*TINY_ENCODER_OPTIONS, "--shift", "2"]
+    train_command += ["--checkpoint-every", "7", "--log-every", "1", "--warmup-steps", "5"]
+    whole = [*train_command, "--out", str(tmp_path / "whole")]
+    to_kill = [*train_command, "--out", str(tmp_path / "killed")]
+    # Only the run that is killed needs a process of its own.
+    assert call(monkeypatch, capsys, *whole)[0] == 0
 
     killed = subprocess.Popen(
-        [*base, "--out", str(tmp_path / "killed")],
+        [sys.executable, "-m", "fibopolicy", *to_kill],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
@@ -112,14 +105,10 @@ def test_a_killed_run_resumes_to_bit_identical_weights(lift_file: Path, tmp_path
     os.kill(killed.pid, signal.SIGKILL)
     assert killed.wait() == -signal.SIGKILL
 
-    refused = subprocess.run(
-        [*base, "--out", str(tmp_path / "killed")], capture_output=True, text=True, check=False
-    )
-    assert refused.returncode == 2
-    assert "--resume" in refused.stderr
-    subprocess.run(
-        [*base, "--out", str(tmp_path / "killed"), "--resume"], check=True, capture_output=True
-    )
+    code, _, error = call(monkeypatch, capsys, *to_kill)
+    assert code == 2
+    assert "--resume" in error
+    assert call(monkeypatch, capsys, *to_kill, "--resume")[0] == 0
     for name in ("model.safetensors", "ema.safetensors"):
         assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "killed" / name).read_bytes()
     assert losses(tmp_path / "whole") == losses(tmp_path / "killed")
