@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -40,6 +40,9 @@ class StudyRun:
     several such jobs may share the directory."""
     index: int | None = None
     """Execute only the run with this index, from 0; for array jobs."""
+    sequential: bool = False
+    """Plan looks at the verdicts after 2 training seeds and every further one, unless the
+    study names its own `looks`; stop as soon as all comparisons are decided."""
     prepare_only: bool = False
     """Check the study, measure its encoders, collect its data, and stop there."""
 
@@ -50,6 +53,8 @@ class StudyRun:
         from fibopolicy.study.runner import prepare_study, run_selected, run_study
 
         config, folder = load_study(self.study)
+        if self.sequential and not config.looks:
+            config = replace(config, looks=tuple(range(2, len(config.seeds) + 1)))
         executor = self._executor(config)
         names = list(self.only)
         if self.index is not None:
@@ -73,6 +78,11 @@ class StudyRun:
         else:
             outcome = run_study(config, self.out, executor, folder)
         print(f"{self.out}: {outcome.done} of {outcome.total} runs done")
+        if outcome.decided_after is not None:
+            print(
+                f"decided after {outcome.decided_after} of {len(config.seeds)} training seeds, a"
+                " planned look; the other runs are not needed"
+            )
         if outcome.failed:
             failed = [run.name for run in outcome.failed]
             listed = ", ".join(failed[:3]) + ", ..." * (len(failed) > 3)

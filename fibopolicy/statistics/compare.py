@@ -181,12 +181,15 @@ def best_set(names: Sequence[str], outcomes: Sequence[NDArray[np.bool_]]) -> tup
     )
 
 
-def compare(methods: Sequence[Method], margin: float | None = None) -> Comparison:
+def compare(
+    methods: Sequence[Method], margin: float | None = None, confidence: float = 0.95
+) -> Comparison:
     """Compare every further method with the first, on the initial states they share.
 
     Args:
         margin: how much worse a candidate may be and still count as not inferior, in
             (0, 1). Choose it before you see the results.
+        confidence: of the intervals of differences.
 
     Raises:
         UserError: the methods differ in task or max_steps, or share fewer than two
@@ -210,7 +213,7 @@ def compare(methods: Sequence[Method], margin: float | None = None) -> Compariso
             " evaluate all runs with the same --init-states or --init-seed"
         )
     outcomes = [method.outcomes(init_states) for method in methods]
-    differences = [Difference(outcomes[0], other) for other in outcomes[1:]]
+    differences = [Difference(outcomes[0], other, confidence) for other in outcomes[1:]]
     p = holm([d.p for d in differences])
     of_margin: list[tuple[float, ...]] = [() for _ in p]
     if margin is not None:

@@ -21,6 +21,7 @@ from fibopolicy.envs import resolve
 from fibopolicy.errors import UserError, one_line, unknown
 from fibopolicy.policies.base import PolicyConfig
 from fibopolicy.report.tables import listed
+from fibopolicy.statistics.sequential import LookPlan
 from fibopolicy.training.config import OptimizerConfig
 from fibopolicy.utils.files import expanded
 from fibopolicy.utils.imports import is_import_path
@@ -238,8 +239,8 @@ class StudySearch:
         return tuple(dict.fromkeys(name for setting in self.settings for name in setting))
 
     def describe(self) -> str:
-        """The settings and the budget, for example `6 settings of lr and weight_decay: 6
-        trials of 12.5 % of the steps on 10 initial states, 3 of 25 % on 20`.
+        """The settings and the budget, for example `6 settings of lr and weight_decay:
+        6 trials of 12.5 % of the steps on 10 initial states, 3 of 25 % on 20`.
         """
         (share, episodes), *others = self.rungs
         text = (
@@ -334,6 +335,9 @@ class StudyConfig:
         tuned_for: name of the encoder for which the settings of a study without a
             search, or of its untuned encoders, were chosen; the report names it. Empty
             if that is not stated.
+        looks: numbers of training seeds, rising to all of them, e.g. (2, 3, 5), after
+            which verdicts are read. The study stops as soon as all are decided. The
+            looks share the level of significance, see `LookPlan`.
     """
 
     name: str
@@ -355,6 +359,7 @@ class StudyConfig:
     device: str | None = None
     search: StudySearch | None = None
     tuned_for: str = ""
+    looks: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         kinds = {"tasks": StudyTask, "encoders": StudyEncoder, "policies": StudyPolicy}
@@ -379,6 +384,13 @@ class StudyConfig:
         for policy in self.policies:  # the range of a value depends on the policy
             self._check_policy(policy, where)
         self._check_search(where)
+        object.__setattr__(self, "looks", tuple(self.looks))
+        rises = all(a < b for a, b in itertools.pairwise((1, *self.looks)))
+        if self.looks and not (rises and self.looks[-1] == len(self.seeds)):
+            raise UserError(
+                f"{where}: looks must rise from at least 2 to the number of its seeds,"
+                f" {len(self.seeds)}, got {', '.join(map(str, self.looks))}"
+            )
 
     def _check_grid(self, where: str) -> None:
         axes: dict[str, list[Any]] = {
@@ -449,6 +461,11 @@ class StudyConfig:
                 f"{where}: the initial states of its search overlap those of the result, both"
                 f" are the set of seed {self.init_seed}; choose another init_seed for the search"
             )
+
+    @property
+    def look_plan(self) -> LookPlan | None:
+        """How the looks share the level of significance; `None` without looks."""
+        return LookPlan(tuple(k / len(self.seeds) for k in self.looks)) if self.looks else None
 
     def is_tuned(self, encoder: StudyEncoder) -> bool:
         """Whether the search decides the settings of an encoder's runs."""

@@ -120,6 +120,10 @@ class ConditionRecord:
     def done(self) -> tuple[RunRecord, ...]:
         return tuple(run for run in self.runs if run.state is State.DONE)
 
+    def at(self, seeds: int) -> ConditionRecord:
+        """This condition with its first training seeds only."""
+        return replace(self, runs=self.runs[:seeds])
+
     @property
     def trials(self) -> tuple[RunRecord, ...]:
         """All trials of its search."""

@@ -332,7 +332,20 @@ def _design(found: StudyResults) -> str:
     )
     if (number := len(found.comparisons)) > 1:
         text += f" Verdicts hold for all {number} comparisons together (Holm)."
-    return text
+    return text + _looks(found)
+
+
+def _looks(found: StudyResults) -> str:
+    """The planned looks at the study, and which one is shown."""
+    looks = found.study.config.looks
+    if not looks:
+        return ""
+    planned = listed([str(seeds) for seeds in looks])
+    text = f" Verdicts were planned after {planned} training seeds; the looks share the 5 %."
+    if not found.looks:
+        return f"{text} None is complete."
+    end = ", where the study was decided" if found.decided and found.looks < len(looks) else ""
+    return f"{text} Shown is look {found.looks}, after {looks[found.looks - 1]} seeds{end}."
 
 
 def _steps(study: Study) -> str:
@@ -428,6 +441,12 @@ def _differences(found: StudyResults, folder: Path) -> list[DocumentBlock]:
         " 95 % intervals. For single checkpoints these are Bonett and Price's, with McNemar's"
         " exact p; otherwise Student's, over training seeds and initial states."
     )
+    if found.looks and (plan := study.config.look_plan):
+        method += (
+            " They may be read at every planned look: at this one they are"
+            f" {100 * (1 - plan.nominal(found.looks - 1)):.4g} % intervals, since the looks share"
+            " the 5 %. Corrected p values and verdicts account for the looks, too."
+        )
     if number > 1:
         method += (
             f" Each interval is for one comparison. p values and verdicts are corrected by Holm"

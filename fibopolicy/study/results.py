@@ -12,7 +12,7 @@ encoder from the baseline with a verdict, and costs.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
 
@@ -22,6 +22,7 @@ from fibopolicy.statistics.compare import ALPHA, Comparison, Method, compare
 from fibopolicy.statistics.differences import Difference, Estimate, MeanDifference, holm
 from fibopolicy.statistics.power import POWER, SampleSize, sample_size
 from fibopolicy.statistics.rates import Rate
+from fibopolicy.statistics.sequential import LookPlan
 from fibopolicy.study.records import ConditionRecord, Study
 
 #: Costs of an encoder, and costs of a run.
@@ -129,6 +130,11 @@ class EncoderComparison:
         return self.policy, self.init
 
     @property
+    def key(self) -> tuple[str | None, str, str, str]:
+        """What is compared: the same at every look."""
+        return self.task, self.candidate, *self.setting
+
+    @property
     def subject(self) -> str:
         """The task in print."""
         return f"mean of {len(self.pairs)} tasks" if self.task is None else task_name(self.task)
@@ -188,12 +194,21 @@ class StudyResults:
         comparisons: every encoder but the baseline, for each policy and init: task by
             task, then the mean over tasks.
         unpaired: why other comparisons could not be made, in one line each.
+        looks: how many of the study's planned looks are complete.
     """
 
     study: Study
     conditions: tuple[ConditionResult, ...]
     comparisons: tuple[EncoderComparison, ...]
     unpaired: tuple[str, ...]
+    looks: int = 0
+
+    @property
+    def decided(self) -> bool:
+        """Whether every comparison has a verdict, so that further seeds change none."""
+        return bool(self.comparisons) and not any(
+            one.verdict is Verdict.UNDECIDED for one in self.comparisons
+        )
 
     def condition(self, task: str, encoder: str, setting: tuple[str, str]) -> ConditionResult:
         for one in self.conditions:
@@ -213,10 +228,33 @@ def results(study: Study) -> StudyResults:
     Holm's correction counts all comparisons that could be made, the means over tasks
     included, separately for differences, for non-inferiority and for inferiority.
 
+    A study with looks is read as it was at its last complete look: only the training
+    seeds up to there count. Before the first look, nothing is compared.
+
     Raises:
         UserError: two training seeds of a condition hold the same weights.
     """
-    found = StudyResults(study, tuple(map(_condition_result, study.conditions)), (), ())
+    if (plan := study.config.look_plan) is None:
+        found = _uncorrected(study, None)
+        return replace(found, comparisons=_corrected([found.comparisons], study.margin, None))
+    looks = [
+        _uncorrected(study, seeds, 1 - plan.nominal(look))
+        for look, seeds in enumerate(study.config.looks)
+        if all(len(one.at(seeds).done) == seeds for one in study.conditions)
+    ]
+    if not looks:
+        first = f"verdicts are read after {study.config.looks[0]} training seeds of every condition"
+        return replace(_uncorrected(study, None), comparisons=(), unpaired=(first,))
+    comparisons = _corrected([found.comparisons for found in looks], study.margin, plan)
+    return replace(looks[-1], comparisons=comparisons, looks=len(looks))
+
+
+def _uncorrected(study: Study, seeds: int | None, confidence: float = 0.95) -> StudyResults:
+    """The results from the first training seeds of every condition, or from all
+    finished ones, with uncorrected comparisons.
+    """
+    conditions = [one if seeds is None else one.at(seeds) for one in study.conditions]
+    found = StudyResults(study, tuple(map(_condition_result, conditions)), (), ())
     comparisons: list[EncoderComparison] = []
     unpaired: list[str] = []
     for setting in study.settings:
@@ -232,13 +270,12 @@ def results(study: Study) -> StudyResults:
                 if len(methods) < 2:
                     continue
                 try:
-                    pairs[task] = compare(methods)
+                    pairs[task] = compare(methods, confidence=confidence)
                 except UserError as error:
                     where = f"{task_name(task)}, {', '.join(setting)}"
                     unpaired.append(f"{candidate} against {study.baseline} on {where}: {error}")
             comparisons += _comparisons(pairs, setting, study.baseline, candidate)
-    adjusted = _holm_adjusted(comparisons, study.margin)
-    return replace(found, comparisons=tuple(adjusted), unpaired=tuple(unpaired))
+    return replace(found, comparisons=tuple(comparisons), unpaired=tuple(unpaired))
 
 
 def _condition_result(record: ConditionRecord) -> ConditionResult:
@@ -268,21 +305,40 @@ def _comparisons(
         for task, difference in zip(pairs, differences, strict=True)
     ]
     if len(found) > 1:
-        mean = MeanDifference(tuple(differences))
+        mean = MeanDifference(tuple(differences), differences[0].confidence)
         every = tuple(pairs.values())
         found.append(EncoderComparison(None, *setting, baseline, candidate, mean, every))
     return found
 
 
-def _holm_adjusted(
-    comparisons: Sequence[EncoderComparison], margin: float | None
-) -> list[EncoderComparison]:
-    """The comparisons with their adjusted p values, and the sizes that would decide."""
-    p = holm([one.difference.p for one in comparisons])
-    found = [replace(one, p=adjusted) for one, adjusted in zip(comparisons, p, strict=True)]
+def _corrected(
+    looks: Sequence[Sequence[EncoderComparison]], margin: float | None, plan: LookPlan | None
+) -> tuple[EncoderComparison, ...]:
+    """The comparisons of the last look with their corrected p values, and the sizes
+    that would decide.
+
+    Args:
+        looks: the comparisons of every look so far; of the only one without a plan.
+    """
+    at_look = [{one.key: one for one in comparisons} for comparisons in looks]
+
+    def corrected(p_value: Callable[[Estimate], float], sides: int) -> list[float]:
+        found = []
+        for one in looks[-1]:
+            # One that could not be made at an earlier look decided nothing there.
+            seen = [look.get(one.key) for look in at_look]
+            p = [1.0 if each is None else p_value(each.difference) for each in seen]
+            if plan is not None:
+                p = [plan.p([min(1.0, each * 2 / sides) for each in p]) * sides / 2]
+            found += p
+        return holm(found)
+
+    found = list(looks[-1])
+    for i, p in enumerate(corrected(lambda difference: difference.p, 2)):
+        found[i] = replace(found[i], p=p)
     if margin is not None:
-        raw = [one.difference.p_inferior(margin) for one in comparisons]
-        inferior, within = holm(raw), holm([1 - each for each in raw])
+        inferior = corrected(lambda difference: difference.p_inferior(margin), 1)
+        within = corrected(lambda difference: 1 - difference.p_inferior(margin), 1)
         found = [
             replace(
                 one,
@@ -293,12 +349,12 @@ def _holm_adjusted(
             for i, one in enumerate(found)
         ]
     bound, alpha = (0.0 if margin is None else -margin), ALPHA / 2 / max(1, len(found))
-    return [
+    return tuple(
         replace(one, needed=sample_size(one.difference, bound, alpha=alpha, power=POWER))
         if one.verdict is Verdict.UNDECIDED
         else one
         for one in found
-    ]
+    )
 
 
 def task_name(task: str) -> str:

@@ -39,6 +39,7 @@ from fibopolicy.study.executors import Executor
 from fibopolicy.study.grid import Condition, Run, runs, selectable, tuned_conditions, tuning_name
 from fibopolicy.study.preflight import ModelSize, check, collection_plan, model_sizes
 from fibopolicy.study.records import State, ranking, read_run, read_rungs, read_study
+from fibopolicy.study.results import results
 from fibopolicy.study.status import duration, seconds_left
 from fibopolicy.study.tables import options_text
 from fibopolicy.utils.files import Locked, atomic_write, directory_lock
@@ -53,11 +54,14 @@ MAX_PREPARATION = 12 * 3600.0
 
 @dataclass(frozen=True)
 class Outcome:
-    """The number of runs, how many are done, and which failed in this call."""
+    """The number of runs, how many are done, and which failed in this call; and with
+    looks, after how many training seeds the study was decided.
+    """
 
     total: int
     done: int
     failed: tuple[Run, ...]
+    decided_after: int | None = None
 
 
 def run_study(config: StudyConfig, out: Path, executor: Executor, folder: Path) -> Outcome:
@@ -75,7 +79,8 @@ def run_study(config: StudyConfig, out: Path, executor: Executor, folder: Path) 
     sizes = _check_before_writing(config, out)
     with directory_lock(out, LOCK, activity=ACTIVITY, max_wait=1.0):
         study = _prepare(config, out, sizes)
-        return _execute(study, tuned_conditions(config), runs(config), executor, folder)
+        selected = runs(config)
+        return _execute(study, tuned_conditions(config), selected, executor, folder, config.looks)
 
 
 def run_selected(
@@ -213,13 +218,35 @@ def check_disjoint(result: InitStates, tuning: InitStates, task: StudyTask) -> N
 class _Queue:
     """The runs to execute, one per call: those of searches first, then those that
     count, seed by seed. None that is done, and none twice.
+
+    With looks, the runs of the next one are handed out when all of this one are done
+    and have not decided the study.
     """
 
     def __init__(
-        self, study: StudyDirectory, tuned: Sequence[Condition], selected: Sequence[Run]
+        self,
+        study: StudyDirectory,
+        tuned: Sequence[Condition],
+        selected: Sequence[Run],
+        looks: Sequence[int],
     ) -> None:
         self._study, self._searching, self._given = study, list(tuned), set[str]()
         self._waiting = [run for run in selected if not study.done(run).exists()]
+        self._looks = list(looks)
+        self.decided_after: int | None = None
+
+    def _up_to_this_look(self) -> set[int]:
+        """The training seeds that may run now. Reads the verdicts of a complete look."""
+        study, seeds, complete = self._study, self._study.config.seeds, None
+        every = runs(study.config)
+        while self._looks:
+            current = seeds[: self._looks[0]]
+            if not all(study.done(run).exists() for run in every if run.seed in current):
+                break
+            complete = self._looks.pop(0)
+        if complete and self._looks and results(read_study(study.path)).decided:
+            self.decided_after, self._looks, self._waiting = complete, [], []
+        return set(seeds[: self._looks[0]] if self._looks else seeds)
 
     def __call__(self) -> Run | None:
         study = self._study
@@ -230,8 +257,9 @@ class _Queue:
                 if run.name not in self._given:
                     self._given.add(run.name)
                     return run
+        seeds = self._up_to_this_look()
         for run in self._waiting:
-            if not study.awaits_search(run):
+            if run.seed in seeds and not study.awaits_search(run):
                 self._waiting.remove(run)
                 return run
         return None
@@ -274,6 +302,7 @@ def _execute(
     selected: Sequence[Run],
     executor: Executor,
     folder: Path,
+    looks: Sequence[int] = (),
 ) -> Outcome:
     (done, total), failed = _num_done(study, tuned, selected), []
     with (
@@ -284,7 +313,7 @@ def _execute(
             "study %s: %d of %d runs to do, %d at a time",
             *(study.config.name, total - done, total, executor.slots),
         )
-        queue = _Queue(study, tuned, selected)
+        queue = _Queue(study, tuned, selected, looks)
         for run, wall_s in executor.execute(study, queue, folder):
             if study.done(run).exists():
                 _log.info("done    %s in %.0f s", run.name, wall_s)
@@ -297,7 +326,8 @@ def _execute(
                 )
                 _log.warning("failed  %s: %s; log %s", run.name, error, study.run_log(run))
             bar.update()
-    return Outcome(total, _num_done(study, tuned, selected)[0], tuple(failed))
+    done, _ = _num_done(study, tuned, selected)
+    return Outcome(total, done, tuple(failed), queue.decided_after)
 
 
 @contextmanager
