@@ -73,9 +73,9 @@ def _compare_children(
     children = [context.Process(target=target, args=(1, results)) for _ in range(2)]
     for child in children:
         child.start()
-    got = [results.get(timeout=120) for _ in children]
+    got = [results.get(timeout=300) for _ in children]
     for child in children:
-        child.join(timeout=30)
+        child.join(timeout=120)
         assert child.exitcode == 0
     assert got == pytest.approx([expected] * 2)
 
@@ -145,6 +145,6 @@ def test_a_second_process_finds_the_compiled_code_on_disk(tmp_path: Path) -> Non
             check=True,
         )
         seconds.append(float(done.stdout))
-        assert time.perf_counter() - start < 120
+        assert time.perf_counter() - start < 300
     assert list(tmp_path.rglob("*.nbi"))
     assert seconds[1] < seconds[0] / 2

@@ -114,7 +114,7 @@ def test_a_node_that_is_lost_costs_no_row(
     executor = RayCluster(cluster.address, gated.threads, "cpu")  # type: ignore[attr-defined]
     assert executor.slots == 2
     outcome = run_study(gated, study.path, executor, tmp_path)
-    losing.join(30)
+    losing.join(120)
     assert not losing.is_alive()
     assert (outcome.done, outcome.failed) == (2, ())
     # the run of the lost node, and no other, was started again

@@ -45,7 +45,7 @@ def python(
         text=True,
         cwd=folder,
         check=False,
-        timeout=120,
+        timeout=300,
     )
 
 
