@@ -15,7 +15,7 @@ import os
 import shutil
 import tempfile
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +23,12 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from fibopolicy.datasets.conversions import resize_larger, resized
 from fibopolicy.datasets.hdf5 import DemoFile
 from fibopolicy.errors import UserError
 from fibopolicy.utils.files import StrPath, cache_home, directory_lock, flush, wrap_os_error
 
 _META = "meta.json"
-_CHUNK_STEPS = 1024  # frames copied at a time: bounds the memory that building takes
 _FAULT_AROUND = 2 * 2**20  # Linux maps up to a huge page around an accessed page
 _MAX_FREE = 4  # free buffers that are kept
 
@@ -46,6 +46,7 @@ class FrameCache:
         file: the open file, validated.
         demos: which demos, in the order of the frames.
         cameras: which image observations.
+        image_size: frames higher or wider than this (H, W) are resized to it.
         cache_dir: the folder for caches; `None` means `frames` in `files.cache_home()`.
         resident_bytes: how much of the mapping may count as this process's memory
             before it goes back to the system's page cache. It returns from there
@@ -62,12 +63,15 @@ class FrameCache:
         cameras: Sequence[str],
         cache_dir: StrPath | None = None,
         *,
+        image_size: tuple[int, int] | None = None,
         resident_bytes: int = 256 * 2**20,
     ) -> None:
         folder = Path(cache_dir) if cache_dir is not None else cache_home() / "frames"
         self.num_frames = sum(file.length(demo) for demo in demos)
-        self.shapes = {camera: file.image_shape(camera) for camera in cameras}
-        self.path = _ensure(file, demos, cameras, folder)
+        self.shapes = {
+            camera: (*resized(file.image_shape(camera)[:2], image_size), 3) for camera in cameras
+        }
+        self.path = _ensure(file, demos, self.shapes, folder)
         self._resident_bytes = resident_bytes
         self._touched = 0
         self._buffers = Buffers()
@@ -125,23 +129,24 @@ def _map(path: Path) -> mmap.mmap:
 # Building
 
 
-def _ensure(file: DemoFile, demos: Sequence[str], cameras: Sequence[str], folder: Path) -> Path:
+def _ensure(
+    file: DemoFile, demos: Sequence[str], shapes: Mapping[str, tuple[int, int, int]], folder: Path
+) -> Path:
     """The folder of the finished cache, which is built if necessary."""
+    cameras = list(shapes)
     source = file.identity(demos, [f"obs/{camera}" for camera in cameras])
-    identity = {"source": source, "demos": list(demos), "cameras": list(cameras)}
+    arrays = [[file.array_path(f"obs/{camera}"), *shape] for camera, shape in shapes.items()]
+    identity = {"source": source, "demos": list(demos), "frames": arrays}
     final = folder / hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:32]
     frames = sum(file.length(demo) for demo in demos)
-    sizes = {
-        _frame_file(i): frames * math.prod(file.image_shape(camera))
-        for i, camera in enumerate(cameras)
-    }
+    sizes = {_frame_file(i): frames * math.prod(shape) for i, shape in enumerate(shapes.values())}
     if not _is_complete(final, identity, sizes):
         lock = f"{final.name}.lock"
         with directory_lock(folder, lock, activity="building this cache", max_wait=math.inf):
             if not _is_complete(final, identity, sizes):  # else another process built it
                 with wrap_os_error(final):
                     _check_room(final, sum(sizes.values()))
-                    _build(file, demos, cameras, final, identity)
+                    _build(file, demos, shapes, final, identity)
                     _remove_outdated(folder, source)
     return final
 
@@ -149,7 +154,7 @@ def _ensure(file: DemoFile, demos: Sequence[str], cameras: Sequence[str], folder
 def _build(
     file: DemoFile,
     demos: Sequence[str],
-    cameras: Sequence[str],
+    shapes: Mapping[str, tuple[int, int, int]],
     final: Path,
     identity: dict[str, Any],
 ) -> None:
@@ -158,11 +163,11 @@ def _build(
         shutil.rmtree(leftover, ignore_errors=True)
     building = Path(tempfile.mkdtemp(prefix=f"{final.name}.", suffix=".building", dir=final.parent))
     try:
-        total = sum(file.length(demo) for demo in demos) * len(cameras)
+        total = sum(file.length(demo) for demo in demos) * len(shapes)
         with tqdm(total=total, desc="caching frames", unit="frame", disable=None) as bar:
-            for i, camera in enumerate(cameras):
+            for i, (camera, shape) in enumerate(shapes.items()):
                 with (building / _frame_file(i)).open("wb") as out:
-                    for block in _blocks(file, demos, camera):
+                    for block in _blocks(file, demos, camera, shape):
                         out.write(block.data)
                         bar.update(len(block))
                 flush(building / _frame_file(i))
@@ -174,11 +179,12 @@ def _build(
         shutil.rmtree(building, ignore_errors=True)
 
 
-def _blocks(file: DemoFile, demos: Sequence[str], camera: str) -> Iterator[NDArray[np.uint8]]:
+def _blocks(
+    file: DemoFile, demos: Sequence[str], camera: str, shape: tuple[int, int, int]
+) -> Iterator[NDArray[np.uint8]]:
     for demo in demos:
-        for start in range(0, file.length(demo), _CHUNK_STEPS):
-            frames = file.read(demo, f"obs/{camera}", start, start + _CHUNK_STEPS)
-            yield np.ascontiguousarray(frames)
+        for frames in file.blocks(demo, f"obs/{camera}"):
+            yield np.ascontiguousarray(resize_larger(frames, shape[:2]))
 
 
 def _is_complete(final: Path, identity: dict[str, Any], sizes: dict[str, int]) -> bool:

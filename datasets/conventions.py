@@ -34,6 +34,8 @@ PROPRIOCEPTION: tuple[str, ...] = (
     ),
     # LIBERO.
     *("ee_pos", "ee_ori", "ee_states", "gripper_states", "joint_states"),
+    # ALOHA.
+    "qpos",
 )
 
 

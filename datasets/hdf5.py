@@ -9,18 +9,23 @@ The format:
         obs/<key> (N, ...)    next_obs/<key> (N, ...)
     mask/<filter_key>     names of demos
 
-Any group with actions counts as a demo. Images are uint8 `(N, H, W, 3)`, upright;
-`obs[t]` is what was seen before `actions[t]`. Observations may lie in groups, one level
-deep: `obs/images/front` has the key "images/front". Robosuite's own recordings, which
-have `env_info` instead of `env_args`, are read as well.
+Images are uint8 `(N, H, W, 3)`, upright; `obs[t]` is what was seen before `actions[t]`.
+
+Other layouts are read as if they were this one. Any group with actions counts as a
+demo, in `data` or at the root, and so does a file with actions at its root (an episode
+of ALOHA). Actions may be called `action`, observations may lie in `observation` or
+`observations` and in groups, one level deep: `obs/images/front` has the key
+"images/front". Arrays of other shapes and dtypes are converted, see `conversions.py`.
+Robosuite's own recordings have `env_info` instead of `env_args`.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import re
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self
@@ -30,11 +35,28 @@ import numpy as np
 from h5py import h5a, h5d, h5f, h5g, h5o, h5s
 
 from fibopolicy.datasets.conventions import recorded_env_args
+from fibopolicy.datasets.conversions import (
+    Conversion,
+    ConversionError,
+    action_conversion,
+    find_conversion,
+    is_frame,
+)
 from fibopolicy.datasets.links import Sources, identity, read_array
 from fibopolicy.errors import UserError, quoted, unknown
 from fibopolicy.utils.files import StrPath, expanded
 
+with suppress(ImportError):
+    import hdf5plugin  # noqa: F401  (its import registers compression filters)
+
 _DEMO_NAME = re.compile(r"demo_(\d+)")
+_ACTIONS = ("actions", "action")
+_OBS_GROUPS = ("obs", "observation", "observations")
+_OTHER_OBS = ("next_obs/", "last_obs/")
+#: LIBERO's attribute of the data group, "opengl" where frames are stored upside down.
+_IMAGE_CONVENTION = "macros_image_convention"
+_BLOCK_BYTES = 32 * 2**20
+_SAMPLES = 8  # steps that are read to recognise what an array holds
 
 
 class _Layout(NamedTuple):
@@ -45,16 +67,36 @@ class _Layout(NamedTuple):
     files: frozenset[str]
 
 
-class DemoFile:
-    """A robomimic HDF5 file, opened read-only; a context manager.
+def parse_map(entries: Sequence[str]) -> dict[str, str]:
+    """The argument `mapped` of a `DemoFile` from texts PATH=KEY.
 
-    Opening checks the structure and reads no frames: use `validate` for the content.
+    Raises:
+        UserError: an entry has another form.
+    """
+    pairs = [entry.rpartition("=") for entry in entries]
+    for entry, (path, _, key) in zip(entries, pairs, strict=True):
+        if not path or not key:
+            raise UserError(
+                f"--map {entry}: expected PATH=KEY, e.g. obs/images/cam_high=front: an array of"
+                " each demo and the name to read it by"
+            )
+    return {path.strip("/"): key for path, _, key in pairs}
+
+
+class DemoFile:
+    """An HDF5 file of demonstrations, opened read-only; a context manager.
+
+    Opening checks the structure and reads at most a few frames: use `validate` for the
+    content.
     Harmless deviations of real files (a wrong `total`, gaps in the numbering, no mask,
     ...) are accepted, and reported in `warnings`.
 
     Args:
         path: the file.
         skip_corrupt: leave out demos that cannot be read instead of rejecting the file.
+        mapped: the path of an array in each demo -> the observation key to read it by,
+            or "actions". A path that the file lacks is an error, unless the key is found
+            under another one.
 
     Attributes:
         path: the file.
@@ -63,8 +105,13 @@ class DemoFile:
         demos: the names of the demos in numeric order: demo_2 before demo_10.
         filter_keys: named subsets of the demos, as the file gives them; read them
             through `select`.
-        obs: shape without the time axis and dtype of every observation key, from the
-            first demo.
+        obs: shape without the time axis and dtype of every observation key as it is
+            read, from the first demo.
+        stored: the same as it is stored.
+        converted: what is done to actions and observations that are not read as they
+            are stored, by key.
+        unreadable: observation keys that training cannot read, each with its content
+            and the reason.
         warnings: harmless deviations, one line each.
         corrupt: demos that are left out because they cannot be read, with the reason;
             only with `skip_corrupt`.
@@ -74,8 +121,17 @@ class DemoFile:
             `num_samples` disagrees with its actions.
     """
 
-    def __init__(self, path: StrPath, *, skip_corrupt: bool = False) -> None:
+    def __init__(
+        self,
+        path: StrPath,
+        *,
+        skip_corrupt: bool = False,
+        mapped: Mapping[str, str] | None = None,
+    ) -> None:
         self.path = expanded(path)
+        self._mapped = dict(mapped or {})
+        self._conversions: dict[str, Conversion] = {}
+        self._paths: dict[str, str] = {}  # of arrays that lie elsewhere in a demo
         self.corrupt: dict[str, str] = {}
         self.warnings: tuple[str, ...] = ()
         self._layouts: dict[tuple[str, str], _Layout] = {}
@@ -111,43 +167,58 @@ class DemoFile:
 
     @property
     def image_keys(self) -> tuple[str, ...]:
-        """Observation keys that hold uint8 `(N, H, W, 3)` images."""
-        return tuple(
-            k for k, (shape, dtype) in self.obs.items() if _is_frame(shape) and dtype == np.uint8
-        )
+        """Observation keys that are read as uint8 `(N, H, W, 3)` images by default."""
+        return tuple(key for key in self.camera_keys if self._conversions[f"obs/{key}"].automatic)
+
+    @property
+    def camera_keys(self) -> tuple[str, ...]:
+        """`image_keys`, and those of one channel, which are read as grey."""
+        return self._keys("camera")
 
     @property
     def vector_keys(self) -> tuple[str, ...]:
-        """Observation keys that hold floating-point `(N, D)` vectors."""
-        return tuple(
-            k
-            for k, (shape, dtype) in self.obs.items()
-            if len(shape) == 1 and shape[0] and dtype.kind == "f"
+        """Observation keys that are read as floating-point `(N, D)` vectors."""
+        return self._keys("vector")
+
+    def _keys(self, kind: str) -> tuple[str, ...]:
+        found = {key: self._conversions.get(f"obs/{key}") for key in self.obs}
+        return tuple(key for key, how in found.items() if how is not None and how.kind == kind)
+
+    def is_plain(self, key: str) -> bool:
+        """Whether an array, e.g. "obs/front_image", is stored as robomimic reads it."""
+        return (
+            self._data == "data"
+            and self.array_path(key) == key
+            and key.removeprefix("obs/") not in self.converted
         )
 
     @property
-    def unreadable(self) -> dict[str, str]:
-        """Observation keys that training cannot read, each with its content."""
-        readable = {*self.image_keys, *self.vector_keys}
-        return {
-            key: _unreadable(*layout) for key, layout in self.obs.items() if key not in readable
-        }
-
-    @property
     def frames_advice(self) -> str:
-        """How to add images: by rendering if the task can be simulated, else in a recording."""
+        """How to add images: name those that lie elsewhere, render, or record them."""
         from fibopolicy.envs.registry import is_known  # here, since it imports gymnasium
 
+        if others := self._frames_elsewhere():
+            name = others[0].rpartition("/")[2]
+            return f"name what to read, e.g. --map {quoted(f'{others[0]}={name}')}"
         if is_known(self.env_args) and self.has(self.demos[0], "states"):
             return (
                 f"render them before training: fibopolicy render {quoted(self.path)} --out NEW.hdf5"
             )
         return "store frames as obs/<camera>_image, uint8 (N, H, W, 3)"
 
+    def _frames_elsewhere(self) -> list[str]:
+        """Paths of arrays in the first demo that may be frames and are no observations."""
+        read = {self.array_path(f"obs/{key}") for key in self.obs}
+        return [
+            path
+            for path, item in _arrays(self._demo(self.demos[0]))
+            if is_frame(item.shape[1:]) and path not in read and not path.startswith(_OTHER_OBS)
+        ]
+
     def image_shape(self, key: str) -> tuple[int, int, int]:
         """(H, W, 3) of a camera's images, in the first demo."""
-        if key not in self.image_keys:
-            raise self.error(str(unknown("camera", key, self.image_keys)))
+        if key not in self.camera_keys:
+            raise self.error(str(unknown("camera", key, self.camera_keys)))
         height, width, channels = self.obs[key][0]
         return height, width, channels
 
@@ -203,13 +274,15 @@ class DemoFile:
 
     @property
     def file_attrs(self) -> dict[str, Any]:
-        """The provenance: attributes of the file and its data group but `env_args`, `total`."""
+        """The provenance: attributes of the file and its data group that do not describe
+        the task or the layout.
+        """
         with self._wrap_errors():
-            merged = _attributes(self._file) | _attributes(self._file["data"])
+            merged = _attributes(self._file) | _attributes(self._file[self._data or "/"])
         return {
             name: value
             for name, value in merged.items()
-            if name not in ("env_args", "env_info", "total")
+            if name not in ("env_args", "env_info", "total", _IMAGE_CONVENTION)
         }
 
     def has(self, demo: str, key: str) -> bool:
@@ -225,17 +298,35 @@ class DemoFile:
         return self._demo(demo)
 
     def layout(self, demo: str, key: str) -> tuple[tuple[int, ...], np.dtype[Any]]:
-        """Shape, time axis included, and dtype of an array, without reading it."""
+        """Shape, time axis included, and dtype of an array as it is read."""
         if (demo, key) not in self._layouts:
             with self._wrap_errors(demo):
                 self._array(demo, key)
         known = self._layouts[demo, key]
-        return known.shape, known.dtype
+        conversion = self._conversions.get(key)
+        if conversion is None or not conversion.steps:
+            return known.shape, known.dtype
+        try:
+            return conversion.layout(known.shape, known.dtype)
+        except (IndexError, ValueError):  # of other dimensions than in the first demo
+            return known.shape, known.dtype
 
     def read(
         self, demo: str, key: str, start: int | None = None, stop: int | None = None
     ) -> np.ndarray[Any, np.dtype[Any]]:
-        """Steps `start:stop` of an array in the stored dtype; see `has` for its key."""
+        """Steps `start:stop` of an array, converted if necessary; see `has` for its key."""
+        stored = self._read_stored(demo, key, start, stop)
+        if (conversion := self._conversions.get(key)) is None:
+            return stored
+        try:
+            return conversion(stored)
+        except ConversionError as error:
+            step = (start or 0) + error.row
+            raise self.error(f"{demo}: {key} at step {step} {error}") from error
+
+    def _read_stored(
+        self, demo: str, key: str, start: int | None = None, stop: int | None = None
+    ) -> np.ndarray[Any, np.dtype[Any]]:
         with self._wrap_errors(demo):
             dataset = self._array(demo, key)
             known = self._layouts[demo, key]
@@ -247,6 +338,18 @@ class DemoFile:
             if values.size:
                 dataset.read(h5s.ALL, h5s.ALL, values)
             return values
+
+    def blocks(self, demo: str, key: str) -> Iterator[np.ndarray[Any, np.dtype[Any]]]:
+        """An array in blocks of steps that take little memory, as `read` gives them."""
+        shape, dtype = self.layout(demo, key)
+        stored = self._layouts[demo, key]
+        row = max(
+            math.prod(found[1:]) * kind.itemsize
+            for found, kind in ((shape, dtype), (stored.shape, stored.dtype))
+        )
+        steps = max(1, _BLOCK_BYTES // max(1, row))
+        for start in range(0, shape[0], steps):
+            yield self.read(demo, key, start, start + steps)
 
     def identity(self, demos: Iterable[str], keys: Iterable[str]) -> dict[str, Any]:
         """Path, size and modification time of this file and of the files that it links
@@ -284,7 +387,19 @@ class DemoFile:
 
     def _demo(self, demo: str) -> h5py.Group:
         self._check_demo(demo)
-        return self._file["data"][demo]
+        return self._file[self._path(demo) or "/"]
+
+    def _path(self, demo: str, key: str = "") -> str:
+        """Where a demo, or an array of it, lies in the file."""
+        parts = (self._data, "" if self._is_episode else demo, self.array_path(key))
+        return "/".join(part for part in parts if part)
+
+    def array_path(self, key: str) -> str:
+        """Where in a demo an array lies, e.g. "observations/qpos" for "obs/qpos"."""
+        if key in self._paths:
+            return self._paths[key]
+        group, slash, name = key.partition("/")
+        return f"{self._obs_group}/{name}" if group == "obs" and slash else key
 
     def _array(self, demo: str, key: str) -> h5d.DatasetID:
         """An array whose sources have been checked.
@@ -311,7 +426,7 @@ class DemoFile:
             self._current = (demo, {})
         if key in self._current[1]:
             return self._current[1][key]
-        path = f"data/{demo}/{key}"
+        path = self._path(demo, key)
         try:
             dataset = h5o.open(self._file.id, path.encode())
         except KeyError:
@@ -337,26 +452,17 @@ class DemoFile:
 
     def _scan(self, skip_corrupt: bool) -> None:
         self._name = h5f.get_name(self._file.id)
-        data = self._file.get("data")
-        if data is None:
-            self._check_links("data")
-        if not isinstance(data, h5py.Group):
-            raise self.error(
-                f"no group 'data', found {list(self._file) or 'nothing'}: not a robomimic dataset"
-            )
+        data = self._find_data()
         self.env_args = self._read_env_args(data)
-        named = sorted((name for name in data if _is_demo(data, name)), key=_in_numeric_order)
-        if not named:
-            found = f"found {', '.join(sorted(data)[:5])}" if len(data) else "found nothing"
-            raise self.error(
-                f"no demos: expected groups with actions, data/demo_0, data/demo_1, ..., {found}"
-            )
+        self._flipped = _plain(data.attrs.get(_IMAGE_CONVENTION)) == "opengl"
+        named = self._find_demos(data)
         self.demos = tuple(named)
         self._lengths: dict[str, int] = {}
         self._without_count: list[str] = []
+        self._rank = 0  # of the first demo's actions
         for demo in self.demos:
             try:
-                self._lengths[demo] = self._read_length(data, demo)
+                self._lengths[demo] = self._read_length(demo)
             except UserError as error:
                 if not skip_corrupt:
                     raise
@@ -367,18 +473,119 @@ class DemoFile:
                 f"all {len(named)} demos are corrupt; {next(iter(self.corrupt.values()))}"
             )
         self.filter_keys = self._read_filter_keys()
-        first = data[self.demos[0]]
-        obs = first.get("obs")
-        for path in [f"data/{self.demos[0]}/obs/{key}" for key in obs or ("",)]:
+        ignored = self._find_observations()
+        self.warnings = tuple(self._find_warnings(data, named, ignored))
+
+    def _find_data(self) -> h5py.Group:
+        """The group that holds the demos, or the one demo of an episode file."""
+        self._data, self._is_episode = "data", False
+        self._obs_group = "obs"
+        data = self._file.get("data")
+        if data is None:
+            self._check_links("data")
+        if isinstance(data, h5py.Group):
+            return data
+        self._data = ""
+        self._is_episode = any(name in self._file for name in self._action_paths())
+        if not self._is_episode and not self._demos_in(self._file):
+            raise self.error(
+                f"no group 'data', found {list(self._file) or 'nothing'}: not a robomimic dataset"
+            )
+        return self._file
+
+    def _action_paths(self) -> list[str]:
+        """Where a demo may hold its actions."""
+        return [path for path, key in self._mapped.items() if key == "actions"] or list(_ACTIONS)
+
+    def _demos_in(self, data: h5py.Group) -> list[str]:
+        return [
+            name
+            for name in data
+            # without opening demo_<k>: a broken one is an error, not skipped
+            if _DEMO_NAME.fullmatch(name)
+            or (
+                data.get(name, getclass=True) is h5py.Group
+                and any(path in data[name] for path in self._action_paths())
+            )
+        ]
+
+    def _find_demos(self, data: h5py.Group) -> list[str]:
+        """The names of the demos, in numeric order; notes where their actions lie."""
+        if self._is_episode:
+            named = [self.path.stem]
+        else:
+            named = sorted(self._demos_in(data), key=_in_numeric_order)
+        if not named:
+            found = f"found {', '.join(sorted(data)[:5])}" if len(data) else "found nothing"
+            raise self.error(
+                f"no demos: expected groups with actions, data/demo_0, data/demo_1, ..., {found}"
+            )
+        paths = self._action_paths()
+        with suppress(KeyError, RuntimeError, OSError):  # reported when the demo is read
+            first = self._file[self._path(named[0]) or "/"]
+            self._paths["actions"] = next((path for path in paths if path in first), paths[0])
+        return named
+
+    def _find_observations(self) -> list[str]:
+        """Find the first demo's observations and how to read them; returns the items
+        that are no arrays.
+        """
+        first = self._demo(self.demos[0])
+        groups = [name for name in _OBS_GROUPS if isinstance(first.get(name), h5py.Group)]
+        self._obs_group = groups[0] if groups else "obs"
+        obs = first.get(self._obs_group)
+        for path in [self._path(self.demos[0], f"obs/{key}") for key in obs or ("",)]:
             self._check_links(path)
         items = dict(_items(obs)) if isinstance(obs, h5py.Group) else {}
-        self.obs: dict[str, tuple[tuple[int, ...], np.dtype[Any]]] = {
+        for path, key in self._mapped.items():
+            if key != "actions" and _is_array(first.get(path)):
+                items.pop(path.removeprefix(f"{self._obs_group}/"), None)
+                items[key] = first[path]
+                self._paths[f"obs/{key}"] = path
+        for path, key in self._mapped.items():  # one of several files may have other paths
+            if key not in items and (key != "actions" or path != self._paths.get("actions")):
+                known = [name for name, _ in _arrays(first)]
+                raise self.error(f"--map: {unknown(f'array of {self.demos[0]}', path, known)}")
+        self.stored: dict[str, tuple[tuple[int, ...], np.dtype[Any]]] = {
             key: (tuple(item.shape[1:]), item.dtype)
             for key, item in items.items()
             if _is_array(item)
         }
-        ignored = sorted(key for key, item in items.items() if not _is_array(item))
-        self.warnings = tuple(self._find_warnings(data, named, ignored))
+        self.unreadable: dict[str, str] = {}
+        for key in self.stored:
+            self._find_conversion(key)
+        self.obs = {
+            key: self._conversions[f"obs/{key}"].layout((0, *shape), dtype)
+            if f"obs/{key}" in self._conversions
+            else ((0, *shape), dtype)
+            for key, (shape, dtype) in self.stored.items()
+        }
+        self.obs = {key: (shape[1:], dtype) for key, (shape, dtype) in self.obs.items()}
+        self.converted = {
+            key.removeprefix("obs/"): conversion.description
+            for key, conversion in self._conversions.items()
+            if conversion.steps
+        }
+        return sorted(key for key, item in items.items() if not _is_array(item))
+
+    def _find_conversion(self, key: str) -> None:
+        shape, dtype = self.stored[key]
+        demo = self.demos[0]
+
+        def sample() -> np.ndarray[Any, np.dtype[Any]]:
+            steps = self.length(demo)
+            places = np.unique(np.linspace(0, steps - 1, _SAMPLES).astype(int))
+            rows = [self._read_stored(demo, f"obs/{key}", i, i + 1) for i in places]
+            return np.concatenate(rows)
+
+        found = find_conversion(shape, dtype, sample, flipped=self._flipped)
+        content = f"{dtype} ({', '.join(['N', *map(str, shape)])})"
+        if isinstance(found, str):
+            self.unreadable[key] = f"{content}: {found}"
+            return
+        self._conversions[f"obs/{key}"] = found
+        if not found.automatic:
+            self.unreadable[key] = f"{content}: one channel; --cameras {key} reads it as grey"
 
     def _find_warnings(
         self, data: h5py.Group, named: list[str], ignored: list[str]
@@ -389,8 +596,8 @@ class DemoFile:
             named: all demos, whether or not they can be read.
             ignored: items in `obs` of the first demo that are not arrays.
         """
-        first = data[self.demos[0]]
-        obs = first.get("obs")
+        first = self._demo(self.demos[0])
+        obs = first.get(self._obs_group)
         if "total" in data.attrs and (total := _count(data.attrs["total"])) != self.num_steps:
             yield f"attribute total says {total}, the demos hold {self.num_steps} steps"
         numbers = sorted(int(match[1]) for name in named if (match := _DEMO_NAME.fullmatch(name)))
@@ -407,8 +614,14 @@ class DemoFile:
                 f"gaps in the numbering of the demos: {len(numbers)} demos between"
                 f" demo_{numbers[0]} and demo_{numbers[-1]}"
             )
-        if len(named) != len(data):
-            yield f"ignored in data: {', '.join(sorted(set(data) - set(named)))} (no actions)"
+        others = set() if self._is_episode else set(data) - set(named) - {"mask"}
+        if others:
+            yield f"ignored in data: {', '.join(sorted(others))} (no actions)"
+        if self._obs_group != "obs" or not self._data:
+            yield (
+                f"observations lie in {self._path(self.demos[0], 'obs/')}: robomimic itself does"
+                " not read them"
+            )
         if without := [demo for demo in self._without_count if demo in self._lengths]:
             yield f"{len(without)} demos without num_samples: the length of their actions is used"
         if not self.filter_keys:
@@ -421,8 +634,8 @@ class DemoFile:
             yield "env_args names no env_version: the simulator's version is unknown"
         if ignored:
             yield (
-                f"ignored in obs: {', '.join(ignored)} (expected arrays, in groups of at most one"
-                " level)"
+                f"ignored in {self._obs_group}: {', '.join(ignored)} (expected arrays, in groups of"
+                " at most one level; read others with --map PATH=KEY)"
             )
         yield from self._keys_missing_first(obs)
         if not self.obs:
@@ -433,7 +646,7 @@ class DemoFile:
         names = {name.encode() for name in obs} if isinstance(obs, h5py.Group) else set()
         for demo in self.demos[1:]:
             try:
-                found = h5o.open(self._file.id, f"data/{demo}/obs".encode())
+                found = h5o.open(self._file.id, f"{self._path(demo)}/{self._obs_group}".encode())
             except KeyError:  # reported when it is read
                 continue
             if isinstance(found, h5g.GroupID) and (other := set(found) - names):
@@ -487,19 +700,30 @@ class DemoFile:
             )
         return recorded_env_args(info, version)
 
-    def _read_length(self, data: h5py.Group, demo: str) -> int:
+    def _read_length(self, demo: str) -> int:
         with self._wrap_errors(demo):
             actions = self._find(demo, "actions")
             stored = None
             if actions is not None:
-                group = h5o.open(data.id, demo.encode())
+                group = h5o.open(self._file.id, (self._path(demo) or "/").encode())
                 if h5a.exists(group, b"num_samples"):
                     stored = _count(h5py.Group(group).attrs["num_samples"])
                 else:
                     self._without_count.append(demo)
-        if actions is None or actions.rank != 2:
+        if (
+            actions is None
+            or actions.shape is None
+            or actions.rank != (self._rank or actions.rank or 2)
+        ):
             found = f"shape {actions.shape}" if actions is not None else "none"
             raise self.error(f"{demo}: expected actions of shape (N, A), found {found}")
+        if "actions" not in self._conversions:  # those of the first demo decide
+            conversion = action_conversion(actions.shape[1:], actions.dtype)
+            if isinstance(conversion, str):
+                raise self.error(
+                    f"{demo}: actions are {actions.dtype} {actions.shape}, {conversion}"
+                )
+            self._conversions["actions"], self._rank = conversion, actions.rank
         steps = int(actions.shape[0])
         if stored is not None and stored != steps:
             raise self.error(
@@ -569,12 +793,6 @@ def _open(path: Path) -> h5py.File:
         raise UserError(f"{path}: {meaning.format(reason=reason)}") from error
 
 
-def _is_demo(data: h5py.Group, name: str) -> bool:
-    if _DEMO_NAME.fullmatch(name):  # without opening it: a broken one is an error, not skipped
-        return True
-    return data.get(name, getclass=True) is h5py.Group and "actions" in data[name]
-
-
 def _in_numeric_order(name: str) -> tuple[list[str | int], str]:
     return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", name)], name
 
@@ -588,32 +806,15 @@ def _items(obs: h5py.Group) -> Iterator[tuple[str, Any]]:
             yield key, item
 
 
+def _arrays(group: h5py.Group) -> list[tuple[str, h5py.Dataset]]:
+    """All arrays in a group at any depth, by path."""
+    found: list[tuple[str, h5py.Dataset]] = []
+    group.visititems(lambda path, item: found.append((path, item)) if _is_array(item) else None)
+    return found
+
+
 def _is_array(item: object) -> bool:
     return isinstance(item, h5py.Dataset) and item.shape is not None
-
-
-def _is_frame(shape: tuple[int, ...]) -> bool:
-    return len(shape) == 3 and shape[2] == 3 and 0 not in shape
-
-
-def _unreadable(shape: tuple[int, ...], dtype: np.dtype[Any]) -> str:
-    """The content of an observation that training cannot read, and what was expected."""
-    frames = "frames must be uint8 (N, H, W, 3)"
-    if 0 in shape:
-        reason = "holds no values"
-    elif dtype.kind in "OSV" or (dtype == np.uint8 and len(shape) == 1):
-        reason = "encoded frames or text; frames must be decoded, uint8 (N, H, W, 3)"
-    elif len(shape) == 3 and shape[-1] == 3:
-        reason = "frames must be uint8, 0 to 255"
-    elif len(shape) == 3 and shape[0] in (3, 4):
-        reason = f"channels first; {frames}"
-    elif len(shape) == 3 and shape[-1] == 4:
-        reason = f"four channels; {frames}"
-    elif len(shape) >= 2:
-        reason = f"{frames}, vectors float (N, D)"
-    else:
-        reason = "vectors must be float (N, D)"
-    return f"{dtype} ({', '.join(['N', *map(str, shape)])}): {reason}"
 
 
 def _one_line(error: BaseException) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -23,18 +23,18 @@ _LISTED = 3  # at most this many of a kind are listed
 _AT_LIMITS = 0.1
 
 
-def inspect(path: StrPath) -> str:
+def inspect(path: StrPath, mapped: Mapping[str, str] | None = None) -> str:
     """The content of a file, as text.
 
     It lists task, demos, filter keys, observations, actions, provenance, and warnings
     last. Actions and vectors are read in full, images are not. Content that training
-    would reject is a warning.
+    would reject is a warning. See `DemoFile` for `mapped`.
 
     Raises:
         UserError: the file cannot be read at all, see `DemoFile`.
     """
     check_structure(path, attributes=True)
-    with DemoFile(path) as file:
+    with DemoFile(path, mapped=mapped) as file:
         rows, warnings = contents(file)
     width = max(len(label) for label, _ in rows) + 2
     lines = [f"{label:<{width}}{text}".rstrip() for label, text in rows]
@@ -116,15 +116,20 @@ def _demos(file: DemoFile) -> Iterator[tuple[str, str]]:
 def _observations(file: DemoFile) -> Iterator[tuple[str, str]]:
     width = max((len(key) for key in file.obs), default=0)
     own = proprioception(file.vector_keys)
-    roles = {
-        key: f"not read: {reason.partition(': ')[2]}" for key, reason in file.unreadable.items()
-    }
-    roles |= dict.fromkeys(file.image_keys, "camera")
+    roles = dict.fromkeys(file.image_keys, "camera")
     roles |= {
         key: "proprioception" if key in own else "left out unless --vectors names it"
         for key in file.vector_keys
     }
-    for number, (key, (shape, dtype)) in enumerate(file.obs.items()):
+    roles |= {
+        key: f"{roles[key]}, converted: {how}"
+        for key, how in file.converted.items()
+        if key in roles
+    }
+    roles |= {
+        key: f"not read: {reason.partition(': ')[2]}" for key, reason in file.unreadable.items()
+    }
+    for number, (key, (shape, dtype)) in enumerate(file.stored.items()):
         yield (
             "observations" if number == 0 else "",
             f"{key:<{width}}  {f'{dtype} {shape}':<20}  {roles[key]}",
@@ -132,7 +137,8 @@ def _observations(file: DemoFile) -> Iterator[tuple[str, str]]:
 
 
 def _actions(file: DemoFile) -> Iterator[tuple[str, str]]:
-    yield "actions", f"{file.action_dim} dimensions"
+    how = f", converted: {file.converted['actions']}" if "actions" in file.converted else ""
+    yield "actions", f"{file.action_dim} dimensions{how}"
     if blocks := _action_blocks(file):
         actions = np.concatenate(blocks)
         low, high = actions.min(axis=0), actions.max(axis=0)
@@ -152,7 +158,9 @@ def _action_blocks(file: DemoFile) -> list[np.ndarray[Any, np.dtype[Any]]]:
     return [
         block
         for block in blocks
-        if block.shape[1] == file.action_dim > 0 and np.issubdtype(block.dtype, np.floating)
+        if block.shape[1:] == (file.action_dim,)
+        and block.size
+        and np.issubdtype(block.dtype, np.floating)
     ]
 
 

@@ -97,10 +97,11 @@ def _check(path: Path, size: int, mtime_ns: int, attributes: bool) -> None:
 def _walk(path: str, attributes: bool) -> None:
     with h5py.File(path, "r") as file:
         _touch_attributes(file.id, attributes)
-        _touch_attributes(file["data"].id, True)
-        for name in file["data"].id:
+        data = file.get("data", file).id  # demos may lie at the root
+        _touch_attributes(data, True)
+        for name in data:
             with contextlib.suppress(Exception):
-                _touch(file["data"].id, name, attributes)
+                _touch(data, name, attributes)
             os.write(1, b".")
         for filter_key in file.get("mask", {}).values():
             filter_key[()]

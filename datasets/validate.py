@@ -35,9 +35,10 @@ def validate(
 
     Args:
         file: the open file.
-        cameras: image observations, uint8 `(N, H, W, 3)`, of one shape over all demos.
-        vectors: vector observations, float `(N, D)`, finite, of one width over all
+        cameras: image observations, read as uint8 `(N, H, W, 3)`, of one shape over all
             demos.
+        vectors: vector observations, read as float `(N, D)`, finite, of one width over
+            all demos.
         demos: which demos; `None` means all.
 
     Raises:
@@ -52,7 +53,7 @@ def read_valid(
 ) -> Iterator[dict[str, Floats]]:
     """Yield what `validate` reads of each demo: "actions" `(N, A)` and vectors `(N, D)`."""
     for key in cameras:
-        _check_key(file, "camera", key, file.image_keys, "uint8 (N, H, W, 3)")
+        _check_key(file, "camera", key, file.camera_keys, "uint8 (N, H, W, 3)")
     for key in vectors:
         _check_key(file, "vector observation", key, file.vector_keys, "float (N, D)")
     wanted = {f"obs/{key}": file.obs[key] for key in (*cameras, *vectors)}
@@ -81,8 +82,8 @@ def read_valid(
 
 
 def _action_faults(file: DemoFile, demo: str, actions: Floats) -> Iterator[str]:
-    if not np.issubdtype(actions.dtype, np.floating):
-        yield f"{demo}: actions are {actions.dtype}, expected floats"
+    if actions.ndim != 2 or not np.issubdtype(actions.dtype, np.floating):
+        yield f"{demo}: actions are {actions.dtype} {actions.shape}, expected floats (N, A)"
     elif not actions.shape[1]:
         yield f"{demo}: actions have no dimensions"
     elif actions.shape[1] != file.action_dim:
@@ -131,8 +132,9 @@ def _check_key(file: DemoFile, kind: str, key: str, known: Sequence[str], expect
             f"only states and actions are stored, no observations; {file.frames_advice}"
         )
     if key in file.obs and key not in known:
-        shape, dtype = file.obs[key]
-        raise file.error(f"{kind} {key!r} is {dtype} {_steps(shape)}, expected {expected}")
+        shape, dtype = file.stored[key]
+        found = file.unreadable.get(key, f"{dtype} {_steps(shape)}, expected {expected}")
+        raise file.error(f"{kind} {key!r} is {found}")
     if key not in known:
         raise file.error(str(unknown(kind, key, known)))
 

@@ -66,6 +66,7 @@ class WindowDataset:
         sequence: continue with the observations of the actions after t, so that T_o is
             n_obs_steps + horizon - 1 instead of n_obs_steps; those after the demo's
             last step repeat it.
+        image_size: frames higher or wider than this (H, W) are resized to it, once.
         cache_dir: the folder of the frame cache, see `FrameCache`.
 
     Attributes:
@@ -74,6 +75,8 @@ class WindowDataset:
         demos: the selected demos.
         left_out: observation keys of the file that are neither cameras nor vectors
             here.
+        converted: what was done to actions and observations that are not read as they
+            are stored, by key.
         image_shapes: (H, W, 3) per camera.
         vector_dims: D per vector key.
         action_dim: A.
@@ -97,6 +100,7 @@ class WindowDataset:
         horizon: int,
         n_obs_steps: int = 1,
         sequence: bool = False,
+        image_size: tuple[int, int] | None = None,
         cache_dir: StrPath | None = None,
     ) -> None:
         for name, value in (("horizon", horizon), ("n_obs_steps", n_obs_steps)):
@@ -114,7 +118,6 @@ class WindowDataset:
             for values in read_valid(file, cameras, vectors, self.demos):
                 for key, array in values.items():
                     arrays[key].append(array.astype(np.float32))
-            self.image_shapes = {camera: file.image_shape(camera) for camera in cameras}
             self.vector_dims = {key: file.vector_dim(key) for key in vectors}
             self.action_dim = file.action_dim
             self._vectors = {key: np.concatenate(arrays[key]) for key in vectors}  # (F, D) each
@@ -126,7 +129,19 @@ class WindowDataset:
             # (demos,) one past each demo's last step
             self._ends = np.cumsum([file.length(demo) for demo in self.demos])
             self._starts = np.concatenate([[0], self._ends[:-1]])
-            self._frames = FrameCache(file, self.demos, cameras, cache_dir)
+            self._frames = FrameCache(file, self.demos, cameras, cache_dir, image_size=image_size)
+            self.image_shapes = self._frames.shapes
+            self.converted = {
+                key: how
+                for key, how in file.converted.items()
+                if key in (*cameras, *vectors, "actions")
+            }
+            for camera, (height, width, _) in self.image_shapes.items():
+                if (found := file.image_shape(camera)[:2]) != (height, width):
+                    size = f"{found[0]} x {found[1]} resized to {height} x {width} pixels"
+                    self.converted[camera] = ", ".join(
+                        filter(None, [file.converted.get(camera), size])
+                    )
         self.stats = {
             key: _stats(values)
             for key, values in {**self._vectors, "actions": self.actions}.items()

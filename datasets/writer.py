@@ -167,7 +167,8 @@ def write_filter_key(file: h5py.File, name: str, demos: Iterable[str]) -> None:
     names = list(demos)
     if not names:
         raise ValueError(f"filter key {name!r} names no demos")
-    if missing := [demo for demo in names if demo not in file["data"]]:
+    data = file.get("data", file)
+    if missing := [demo for demo in names if demo not in data]:
         raise ValueError(f"filter key {name!r} names {missing[0]!r}, which is not in data")
     if not isinstance(file.get("mask"), h5py.Group | None):
         del file["mask"]

@@ -126,6 +126,8 @@ class Inspect:
 
     file: Annotated[Positional[Path], arg(metavar="FILE")]
     """The file."""
+    map: tuple[str, ...] = ()
+    """Arrays to read by another key, as PATH=KEY; see `train`."""
 
     out: Path | None = None
     """HTML page to write: videos, lengths, actions, proprioception, and a quality score of
@@ -135,14 +137,15 @@ class Inspect:
 
     def run(self) -> None:
         from fibopolicy.datasets import inspect
+        from fibopolicy.datasets.hdf5 import parse_map
 
         if self.out is not None:
             check_output(self.out, self.overwrite, [self.file])
-        print(inspect(self.file), flush=True)
+        print(inspect(self.file, parse_map(self.map)), flush=True)
         if self.out is not None:
             from fibopolicy.report.dataset import write_dataset_page
 
-            write_dataset_page(self.file, self.out)
+            write_dataset_page(self.file, self.out, parse_map(self.map))
             print(f"page    {self.out}")
 
 

@@ -65,6 +65,8 @@ class EvaluateConfig:
     error."""
     viewer: bool = False
     """Open MuJoCo's viewer and run one episode after the other in real time."""
+    task: str | None = None
+    """Task id, or module:class; by default the task that the training data name."""
     allow_mismatch: bool = False
     """Accept initial states that do not look as they did when they were stored."""
 

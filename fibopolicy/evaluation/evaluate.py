@@ -424,7 +424,8 @@ class Evaluator:
 
 def run_evaluator(config: EvaluateConfig, loaded: LoadedPolicy) -> Evaluator:
     """The evaluator of a policy from a run directory, on the task of its training."""
-    workers = default_workers(task_id_of(loaded.env_args), config.episodes)
+    task = resolve(config.task) if config.task else task_id_of(loaded.env_args)
+    workers = default_workers(task, config.episodes)
     return Evaluator(
         loaded.policy,
         _env_maker_of_run(config, loaded),
@@ -490,8 +491,14 @@ def _env_maker(
 
 
 def _env_maker_of_run(config: EvaluateConfig, loaded: LoadedPolicy) -> Callable[[], TaskEnv]:
+    options = view_options(loaded.policy)
+    for name, value in (("quality", config.quality), ("horizon", config.max_steps)):
+        if value is not None:
+            options[name] = value
+    if config.task is not None:
+        return functools.partial(make, resolve(config.task), **options)
     if (reason := unavailable(loaded.env_args)) is not None:
-        raise UserError(f"{config.run}: {reason}; the run itself keeps its env_args in config.json")
+        raise UserError(f"{config.run}: {reason}; or name a task with --task")
     if is_robosuite(loaded.env_args) and "render_quality" not in loaded.env_args:
         warnings.warn(
             f"{config.run}: its dataset does not say how its frames were rendered; other versions"
@@ -499,10 +506,6 @@ def _env_maker_of_run(config: EvaluateConfig, loaded: LoadedPolicy) -> Callable[
             " may fail on these",
             stacklevel=2,
         )
-    options = view_options(loaded.policy)
-    for name, value in (("quality", config.quality), ("horizon", config.max_steps)):
-        if value is not None:
-            options[name] = value
     return functools.partial(from_env_args, loaded.env_args, **options)
 
 

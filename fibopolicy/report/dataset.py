@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -73,17 +73,18 @@ _UNITS = (
 )
 
 
-def write_dataset_page(path: Path, out: Path) -> None:
+def write_dataset_page(path: Path, out: Path, mapped: Mapping[str, str] | None = None) -> None:
     """Write an HTML page about a file's demonstrations, the worst first.
 
     The page needs no other file: its videos are small mp4 files, embedded. They show the
     four worst demonstrations and four others: their stored frames, or where there are
     none, their states in the simulator. A file with neither gets a page without videos.
+    See `DemoFile` for `mapped`.
 
     Raises:
         UserError: the file cannot be read, or none of its demonstrations can be scored.
     """
-    with DemoFile(path) as file, tempfile.TemporaryDirectory() as folder:
+    with DemoFile(path, mapped=mapped) as file, tempfile.TemporaryDirectory() as folder:
         rows, warnings = contents(file)
         skipped: dict[str, str] = {}
         motions = read_motions(file, file.demos, skipped)

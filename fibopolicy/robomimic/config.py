@@ -114,6 +114,11 @@ def check_config(config: Any) -> list[str]:
                 f" {train.frame_stack}; they must agree"
             )
     with DemoFile(train.data) as file:
+        if not file.is_plain("actions"):
+            raise file.error(
+                "robomimic cannot read the actions as they are stored; `fibopolicy import` writes a"
+                " file that it reads"
+            )
         _check_filter_keys(config, file)
         for section in sections:
             _check_observations(section, file)
@@ -230,6 +235,11 @@ def _check_observations(section: Any, file: DemoFile) -> None:
             if key not in file.obs:
                 where = f"{file.path} in observation.modalities, {modality}:"
                 raise unknown(f"observation of {where}", key, file.obs)
+            if not file.is_plain(f"obs/{key}"):
+                raise file.error(
+                    f"robomimic cannot read {key} as it is stored; `fibopolicy import` writes a"
+                    " file that it reads"
+                )
             # robomimic reads zeros if the source of a virtual dataset is missing.
             for demo in file.demos:
                 file.layout(demo, f"obs/{key}")

@@ -21,7 +21,7 @@ from safetensors import safe_open
 from torch import nn
 
 from fibopolicy.datasets import Windows
-from fibopolicy.envs.registry import unavailable
+from fibopolicy.envs.registry import resolve, unavailable
 from fibopolicy.errors import UserError, unknown
 from fibopolicy.evaluation.config import EvaluateConfig
 from fibopolicy.policies import Policy
@@ -69,9 +69,12 @@ def check_callbacks(
         UserError: the task cannot be simulated, or the criterion is not a metric.
     """
     if config.rollouts.rollout_every is not None:
-        if (reason := unavailable(dataset.env_args)) is not None:
-            raise UserError(f"--rollout-every: {reason}")
-        if is_import_path(task := str(dataset.env_args["env_name"])):
+        task = config.rollouts.task
+        if task is not None:
+            task = resolve(task)
+        elif (reason := unavailable(dataset.env_args)) is not None:
+            raise UserError(f"--rollout-every: {reason}; or name a task with --task")
+        if is_import_path(task := task or str(dataset.env_args["env_name"])):
             import_object("task", task)
     if validation is not None:
         metrics = validation_metrics(average, validation, samples=1, batch_size=1, device=device)
@@ -219,6 +222,7 @@ class Rollouts(Callback):
             video=0,
             workers=self._config.rollout_workers,
             device=str(self._device),
+            task=self._config.task,
         )
         log = self._run.rollout_log
         log.write_bytes(b"")

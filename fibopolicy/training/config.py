@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, get_args
 
+import numpy as np
+
 from fibopolicy.errors import UserError, unknown
 from fibopolicy.policies.base import PolicyConfig
 from fibopolicy.utils.files import expanded
@@ -127,9 +129,16 @@ class RolloutConfig:
     """Episodes of each rollout."""
     rollout_workers: int = 1
     """Simulators at once; each takes a core from the training while it runs."""
+    task: str | None = None
+    """Task id, or module:class; by default the task that the data name."""
 
     def __post_init__(self) -> None:
         _check_at_least(self, 1, "rollout_every", "rollout_episodes", "rollout_workers")
+        if self.task is not None and self.rollout_every is None:
+            raise UserError(
+                "task is for rollouts during training: set --rollout-every, or give --task to"
+                " evaluate"
+            )
 
 
 @dataclass(frozen=True)
@@ -146,6 +155,12 @@ class TrainConfig:
     """Image keys that the policy sees; by default all of the file's."""
     vectors: tuple[str, ...] | None = None
     """Vector keys that the policy sees; by default the proprioception."""
+    map: tuple[str, ...] = ()
+    """Arrays to read by another key, as PATH=KEY, e.g. obs/images/cam_high=front or
+    joint_targets=actions. PATH starts in each demo."""
+    image_size: int | tuple[int, int] | None = None
+    """Height and width to which larger frames are resized, pixels; by default they keep
+    their size."""
     filter_key: str | tuple[str, ...] | None = None
     """Demos to use, one key for all files or per file, or "all"; by default "train", else all."""
     policy: PolicyConfig = field(default_factory=PolicyConfig)
@@ -187,6 +202,8 @@ class TrainConfig:
                 f"filter_key: got {len(self.filter_key)} for {len(paths)} files; give one for all"
                 " or one per file"
             )
+        if self.image_size is not None and np.min(self.image_size) < 1:
+            raise UserError(f"image_size must be at least 1, got {self.image_size}")
         for name in ("cameras", "vectors"):
             keys = getattr(self, name) or ()
             if len(set(keys)) < len(keys):

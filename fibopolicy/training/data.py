@@ -12,6 +12,7 @@ import torch
 
 from fibopolicy.datasets import DemoFile, Mixture, WindowDataset, Windows
 from fibopolicy.datasets.conventions import is_absolute, proprioception, rotation_columns
+from fibopolicy.datasets.hdf5 import parse_map
 from fibopolicy.datasets.structure import check_structure
 from fibopolicy.datasets.validate import ACTION_TOLERANCE
 from fibopolicy.datasets.windows import check_weights, share_at_limits
@@ -35,11 +36,12 @@ def open_dataset(config: TrainConfig) -> Windows:
     if config.dataset_weights is not None:
         check_weights(config.dataset_weights, [path for path, _ in config.files])
     paths = dict.fromkeys(path for path, _ in config.files)
+    mapped = parse_map(config.map)
     for path in paths:
         check_structure(path)
     with ExitStack() as stack:
         # Open each file once, because opening it reads all of its demos.
-        files = {path: stack.enter_context(DemoFile(path)) for path in paths}
+        files = {path: stack.enter_context(DemoFile(path, mapped=mapped)) for path in paths}
         cameras, vectors = _keys(config, files[config.files[0][0]])
         parts = [
             _windows(config, files[path], cameras, vectors, _filter_key(files[path], asked))
@@ -62,7 +64,7 @@ def open_validation(config: TrainConfig, dataset: Windows) -> Windows | None:
     parts: list[WindowDataset] = []
     known: set[str] = set()
     for path in dict.fromkeys(part.path.resolve() for part in _parts(dataset)):
-        with DemoFile(path) as file:
+        with DemoFile(path, mapped=parse_map(config.map)) as file:
             known |= file.filter_keys.keys()
             if key not in file.filter_keys:
                 continue
@@ -116,7 +118,7 @@ def _keys(config: TrainConfig, file: DemoFile) -> tuple[tuple[str, ...], tuple[s
 
 def _is_colour(file: DemoFile, key: str) -> bool:
     """Whether an unreadable observation looks like the frames of a camera."""
-    shape, dtype = file.obs[key]
+    shape, dtype = file.stored[key]
     named = any(word in key.rpartition("/")[2].lower() for word in ("image", "rgb"))
     channels = len(shape) == 3 and (shape[0] in (3, 4) or shape[-1] in (3, 4))
     return channels and (named or dtype == np.uint8)
@@ -135,6 +137,7 @@ def _windows(
     vectors: tuple[str, ...],
     filter_key: str | None,
 ) -> WindowDataset:
+    size = config.image_size
     return WindowDataset(
         file,
         cameras=cameras,
@@ -143,6 +146,7 @@ def _windows(
         horizon=config.policy.horizon,
         n_obs_steps=config.policy.n_obs_steps,
         sequence=POLICIES[config.policy.policy].sequence,
+        image_size=(size, size) if isinstance(size, int) else size,
     )
 
 
@@ -153,6 +157,16 @@ def shapes_of(dataset: Windows) -> Shapes:
     largest = max(np.abs(dataset.stats["actions"][name]).max() for name in ("min", "max"))
     unbounded = is_absolute(task) or bool(largest > 1 + ACTION_TOLERANCE)
     return Shapes(images, dict(dataset.vector_dims), dim, unbounded, rotation_columns(task, dim))
+
+
+def converted(dataset: Windows) -> list[str]:
+    """One line per file with observations or actions that are not read as they are stored."""
+    how = {part.path: part.converted for part in _parts(dataset)}
+    return [
+        f"{path}: converted: {', '.join(f'{key} ({text})' for key, text in texts.items())}"
+        for path, texts in how.items()
+        if texts
+    ]
 
 
 def left_out(dataset: Windows) -> list[str]:

@@ -270,7 +270,7 @@ class Trainer:
             config.compute.precision,
             config.out,
         )
-        for line in data.left_out(dataset):
+        for line in (*data.converted(dataset), *data.left_out(dataset)):
             _log.info("%s", line)
 
     def _load_checkpoint(self) -> int:

@@ -87,51 +87,6 @@ def test_observations_in_groups_are_read(edited: Edited) -> None:
     np.testing.assert_array_equal(batch["obs"]["images/front"][:, 0], stored)
 
 
-def stored(value: np.ndarray) -> Callable[[h5py.File], None]:
-    def edit(file: h5py.File) -> None:
-        for demo in file["data"].values():
-            del demo["obs/wrist_image"]
-            demo["obs/wrist_image"] = np.repeat(value[None], len(demo["actions"]), axis=0)
-
-    return edit
-
-
-def variable_length(file: h5py.File) -> None:
-    for demo in file["data"].values():
-        del demo["obs/wrist_image"]
-        demo.create_dataset(
-            "obs/wrist_image", (len(demo["actions"]),), dtype=h5py.vlen_dtype(np.uint8)
-        )
-
-
-@pytest.mark.parametrize(
-    ("edit", "reason"),
-    [
-        (
-            stored(np.zeros((8, 6, 3), np.float32)),
-            "float32 (N, 8, 6, 3): frames must be uint8, 0 to 255",
-        ),
-        (stored(np.zeros((3, 8, 6), np.uint8)), "uint8 (N, 3, 8, 6): channels first"),
-        (stored(np.zeros((8, 6, 4), np.uint8)), "uint8 (N, 8, 6, 4): four channels"),
-        (
-            stored(np.zeros((8, 6, 1), np.uint8)),
-            "uint8 (N, 8, 6, 1): frames must be uint8 (N, H, W, 3), vectors float",
-        ),
-        (stored(np.zeros(90, np.uint8)), "uint8 (N, 90): encoded frames or text"),
-        (variable_length, "object (N): encoded frames or text"),
-        (stored(np.zeros(4, np.int64)), "int64 (N, 4): vectors must be float"),
-    ],
-)
-def test_what_cannot_be_read_is_named_with_the_reason(
-    edited: Edited, edit: Callable[[h5py.File], None], reason: str
-) -> None:
-    path = edited(edit)
-    with DemoFile(path) as file:
-        assert list(file.unreadable) == ["wrist_image"]
-        assert file.unreadable["wrist_image"].startswith(reason)
-    assert f"not read: {reason.partition(': ')[2]}" in inspect(path)
-
-
 @pytest.mark.parametrize(
     ("keys", "own"),
     [

@@ -88,7 +88,7 @@ def test_a_camera_is_not_accepted_as_a_vector(path: Path) -> None:
         ),
         (
             replaced("actions", np.zeros((3, 4), np.int64)),
-            "demo_1: actions are int64, expected floats",
+            "demo_1: actions are int64 (3, 4), expected floats",
         ),
         (put("actions", (2, 3), 1e300), "demo_1: action 1e+300 at step 2, dimension 3"),
         (put("actions", (0, 1), np.nan), "demo_1: action nan at step 0, dimension 1"),

@@ -4,6 +4,7 @@ import json
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -191,9 +192,9 @@ def test_each_file_is_opened_once(
     opened: list[str] = []
 
     class Counted(DemoFile):
-        def __init__(self, path: Path) -> None:
+        def __init__(self, path: Path, **options: Any) -> None:
             opened.append(Path(path).name)
-            super().__init__(path)
+            super().__init__(path, **options)
 
     for module in ("datasets.windows", "training.data"):
         monkeypatch.setattr(f"fibopolicy.{module}.DemoFile", Counted)

@@ -108,12 +108,13 @@ def test_unreadable_frames_are_named_with_a_hint_to_render_known_tasks(
     name = "RealKitchen" if kind == 4 else "Lift"
     path = write(
         {"env_name": name, "type": kind, "env_kwargs": {}},
-        front_image=np.zeros((12, 24, 24, 3), np.float32),
+        front_image=np.full((12, 24, 24, 3), -3.0, np.float32),
     )
     with pytest.raises(UserError) as caught:
         open_dataset(replace(tiny_config, dataset=path))
-    assert "front_image is float32 (N, 24, 24, 3): frames must be uint8, 0 to 255" in str(
-        caught.value
+    assert (
+        "front_image is float32 (N, 24, 24, 3): values from -3 to -3; frames hold 0 to 255"
+        in str(caught.value)
     )
     assert ("fibopolicy render" in str(caught.value)) == (kind == 1)
 
@@ -121,9 +122,10 @@ def test_unreadable_frames_are_named_with_a_hint_to_render_known_tasks(
 def test_an_unreadable_camera_is_not_skipped_silently(
     write: Files, tiny_config: TrainConfig
 ) -> None:
-    config = replace(tiny_config, dataset=write(wrist_image=np.zeros((12, 3, 24, 24), np.uint8)))
+    config = replace(tiny_config, dataset=write(wrist_image=np.full((12, 24, 24, 3), np.nan)))
     with pytest.raises(
-        UserError, match=r"wrist_image is .*channels first.*leave it out with --cameras front_image"
+        UserError,
+        match=r"wrist_image is .*frames hold 0 to 255.*leave it out with --cameras front_image",
     ):
         open_dataset(config)
     assert open_dataset(replace(config, cameras=("front_image",))).cameras == ("front_image",)
@@ -192,6 +194,51 @@ def test_the_next_command_is_printed_for_a_known_task_and_quoted(
         monkeypatch, capsys, "train", "--dataset", str(lift_file), "--out", str(run), *options
     )
     assert f"next: fibopolicy evaluate '{run}' --episodes 50" in out.splitlines()
+
+
+def test_converted_mapped_and_resized_data_train_a_policy(
+    write: Files, tiny_config: TrainConfig, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = write({}, front_image=np.full((12, 3, 30, 40), 0.5, np.float32))
+    with h5py.File(path, "r+") as file:
+        for demo in file["data"].values():
+            del demo["next_obs"]
+            demo.move("obs/front_image", "camera/high")
+    config = replace(
+        tiny_config,
+        dataset=path,
+        out=tmp_path / "run",
+        map=("camera/high=front",),
+        image_size=(24, 36),
+    )
+    with caplog.at_level(logging.INFO):
+        train(config)
+    how = "channels first, float32 0 to 1, 30 x 40 resized to 24 x 36 pixels"
+    assert f"{path}: converted: front ({how})" in caplog.messages
+    assert load_policy(config.out).policy.shapes.images == {"front": (24, 36)}
+    assert open_dataset(replace(config, image_size=24)).image_shapes == {"front": (24, 24, 3)}
+
+
+def test_a_task_can_be_named_for_the_rollouts_of_data_without_one(
+    lift_file: Path, tiny_config: TrainConfig, tmp_path: Path
+) -> None:
+    path = tmp_path / "unnamed.hdf5"
+    path.write_bytes(lift_file.read_bytes())
+    with h5py.File(path, "r+") as file:
+        del file["data"].attrs["env_args"]
+    rollouts = RolloutConfig(rollout_every=12, rollout_episodes=1, task="Lift-v0")
+    config = replace(tiny_config, dataset=path, out=tmp_path / "run", rollouts=rollouts)
+    train(config)
+    rows = (config.out / "metrics.jsonl").read_text(encoding="utf-8")
+    assert "monitoring_success" in rows
+    with pytest.raises(UserError, match=r"the data name no task.*or name a task with --task"):
+        evaluate_run(EvaluateConfig(config.out, episodes=1))
+    done = evaluate_run(EvaluateConfig(config.out, episodes=1, video=0, workers=1, task="Lift-v0"))
+    assert len(done.rows) == 1
+    with pytest.raises(UserError, match="unknown task 'Lfit-v0': did you mean"):
+        train(replace(config, rollouts=replace(rollouts, task="Lfit-v0")), overwrite=True)
+    with pytest.raises(UserError, match="set --rollout-every, or give --task to evaluate"):
+        RolloutConfig(task="Lift-v0")
 
 
 def test_nested_cameras_can_be_trained_on(
