@@ -40,6 +40,51 @@ def test_the_constraints_leave_to_torch_what_torch_pins() -> None:
     ] == []
 
 
+def test_the_quickstarts_environment_is_completed_and_a_complete_one_is_kept(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "scripts").mkdir()
+    for name in ("scripts/setup", "pyproject.toml", "constraints.txt"):
+        shutil.copy(ROOT / name, tmp_path / name)
+    tools = tmp_path / ".venv" / "bin"
+    tools.mkdir(parents=True)
+    log, broken = tmp_path / "installed", tmp_path / "broken"
+    for name, script in {
+        "python": f'[ "$3" != install ] || {{ echo "${{*: -1}}" >>{log}; [ ! -e {broken} ]; }}',
+        "dpkg-query": "echo install ok installed",  # of the system's packages, nothing is missing
+        "cmake": "",
+        "c++": "",
+    }.items():
+        (tools / name).write_text(f"#!/usr/bin/env bash\n{script}\n")
+        (tools / name).chmod(0o755)
+
+    def installs(*options: str) -> list[str]:
+        log.write_text("")
+        path = f"{tools}:{os.environ['PATH']}"
+        done = subprocess.run(
+            ["bash", "scripts/setup", *options],
+            cwd=tmp_path,
+            env={**os.environ, "PATH": path},
+            capture_output=True,
+            text=True,
+        )
+        assert (done.returncode == 0) == (not broken.exists()), done.stderr
+        return log.read_text().split()
+
+    broken.touch()  # as an installation that is interrupted, which the next one repeats
+    assert installs("--minimal") == ["."]
+    broken.unlink()
+    assert installs("--minimal") == ["."]
+    assert installs("--minimal") == []
+    (everything,) = installs()
+    assert everything.startswith(".[robosuite,")
+    assert everything.endswith("dev]")
+    assert installs("--minimal") == installs() == []
+    with (tmp_path / "constraints.txt").open("a") as file:
+        file.write("# changed\n")
+    assert installs("--minimal") == ["."]
+
+
 @pytest.mark.slow
 def test_a_plain_installation_runs_from_the_root_of_the_clone(tmp_path: Path) -> None:
     pip = [

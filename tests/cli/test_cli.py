@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
@@ -427,6 +428,11 @@ def test_the_quickstart_resumes_instead_of_repeating(
     run = tmp_path / "fibottention_vit_tiny_seed0"
     for name in ("video", "curves", "page", "wall time", "95 % Wilson interval"):
         assert name in out
+    assert "collect: 3 demonstrations by the scripted expert ..." in out
+    commands = [shlex.split(line, comments=True) for line in out.split("\nnext\n")[1].splitlines()]
+    assert len(commands) == 3
+    for command in commands:
+        cli.parse(command[1:])
     made = {p: p.stat().st_mtime_ns for p in (tmp_path / "lift_3.hdf5", run / "state.pt")}
     rows = (run / "episodes.jsonl").read_text()
     code, _, _ = call(monkeypatch, capsys, *arguments)

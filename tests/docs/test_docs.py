@@ -24,11 +24,13 @@ PAGES = sorted(path.relative_to(DOCS) for path in DOCS.rglob("*.md"))
 TUTORIALS = (
     *("first_policy", "your_hdf5", "your_encoder", "your_task", "compare_policies"),
     "encoder_study",
+    "real_robot",
 )
 #: Options that are appended to a command; the last of equal options counts.
 SMALLER = {
     "collect": "--episodes 11 --image-size 24 --workers 1",
     "train": "--steps 2 --batch-size 4 --warmup-steps 1 --validate-every 1",
+    "profile": "--turns 2",
     "evaluate": "--episodes 2 --workers 1 --video 1",
 }
 #: Numbers in files and loops of tutorials, and smaller ones.
@@ -40,6 +42,8 @@ SMALLER_TEXT = {
     "seeds=(0, 1, 2)": "seeds=(0,)",
     "demos=200": "demos=3",
     "image_size=48": "image_size=24",
+    "image_size=84": "image_size=24",
+    "range(50)": "range(6)",
     "steps=600": "steps=2",
     "episodes=100": "episodes=2",
     '"batch_size": 32': '"batch_size": 4',
