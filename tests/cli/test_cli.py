@@ -276,7 +276,7 @@ def test_harmless_deviations_give_a_warning_and_can_be_trained_on(
         (["evaluate", "nowhere"], "is not a run directory"),
         (["results", "nowhere"], "no such run directory"),
         (["compare", "nowhere", "elsewhere"], "no such run directory"),
-        (["compare", "nowhere"], "needs a baseline and a candidate"),
+        (["compare", "nowhere"], "nowhere: no such run directory"),
     ],
 )
 def test_wrong_arguments_are_one_line_errors_with_code_2(
