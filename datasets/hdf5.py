@@ -514,7 +514,7 @@ class DemoFile:
         if self._is_episode:
             named = [self.path.stem]
         else:
-            named = sorted(self._demos_in(data), key=_in_numeric_order)
+            named = sorted(self._demos_in(data), key=in_numeric_order)
         if not named:
             found = f"found {', '.join(sorted(data)[:5])}" if len(data) else "found nothing"
             raise self.error(
@@ -793,7 +793,8 @@ def _open(path: Path) -> h5py.File:
         raise UserError(f"{path}: {meaning.format(reason=reason)}") from error
 
 
-def _in_numeric_order(name: str) -> tuple[list[str | int], str]:
+def in_numeric_order(name: str) -> tuple[list[str | int], str]:
+    """A key to sort names by: demo_2 before demo_10."""
     return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", name)], name
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import h5py
 import numpy as np
@@ -17,6 +18,23 @@ from fibopolicy.errors import UserError
 from fibopolicy.utils.files import StrPath, atomic_write, check_output, expanded, wrap_os_error
 
 Attribute = str | int | float | bool
+
+
+class Blocks(NamedTuple):
+    """An array that is written block by block, to save memory.
+
+    Args:
+        shape: of the whole, with its N steps.
+        parts: arrays whose concatenation it is.
+    """
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    parts: Iterable[np.ndarray[Any, Any]]
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
 
 
 class DemoWriter:
@@ -83,9 +101,9 @@ class DemoWriter:
 
     def add(
         self,
-        obs: Mapping[str, ArrayLike],
+        obs: Mapping[str, ArrayLike | Blocks],
         actions: ArrayLike,
-        states: ArrayLike,
+        states: ArrayLike | None,
         rewards: ArrayLike | None,
         dones: ArrayLike | None,
         *,
@@ -101,7 +119,8 @@ class DemoWriter:
             obs: per key `(N, ...)`; images uint8 `(N, H, W, 3)`, upright; `obs[t]` is
                 seen before `actions[t]`.
             actions: `(N, A)` in [-1, 1], or absolute.
-            states: `(N, S)`, the simulator's state before each action.
+            states: `(N, S)`, the simulator's state before each action; `None` for data
+                of a real robot.
             rewards, dones: `(N,)`, after each action; `None` where there are none.
             next_obs: per key `(N, ...)`, what is seen after each action. Of `obs`
                 shifted by one step, only the last row is stored. `None` repeats the
@@ -121,12 +140,15 @@ class DemoWriter:
             for key, value in {**main, **(extra or {})}.items()
             if value is not None
         }
-        seen = {key: np.asarray(value) for key, value in obs.items()}
+        seen = {
+            key: value if isinstance(value, Blocks) else np.asarray(value)
+            for key, value in obs.items()
+        }
         then = {key: np.asarray(value) for key, value in (next_obs or {}).items()}
         steps = len(arrays["actions"])
         for key, value in [*arrays.items(), *seen.items(), *then.items()]:
-            if len(value) != steps:
-                raise ValueError(f"{key} has {len(value)} steps, actions have {steps}")
+            if value.shape[0] != steps:
+                raise ValueError(f"{key} has {value.shape[0]} steps, actions have {steps}")
 
         name = f"demo_{len(self.lengths)}" if name is None else name
         with wrap_os_error(self.path):
@@ -139,8 +161,9 @@ class DemoWriter:
             for key, value in arrays.items():
                 group.create_dataset(key, data=value)
             for key, value in seen.items():
-                stored = group.create_dataset(f"obs/{key}", data=value)
-                _write_next(group, key, stored, value, then.get(key))
+                stored = _write_obs(group, key, value)
+                seen_again = stored if isinstance(value, Blocks) else value
+                _write_next(group, key, stored, seen_again, then.get(key))
         self.lengths[name] = steps
         return name
 
@@ -178,11 +201,24 @@ def write_filter_key(file: h5py.File, name: str, demos: Iterable[str]) -> None:
     mask.create_dataset(name, data=np.array([entry.encode() for entry in names]))
 
 
+def _write_obs(group: h5py.Group, key: str, value: np.ndarray[Any, Any] | Blocks) -> h5py.Dataset:
+    if not isinstance(value, Blocks):
+        return group.create_dataset(f"obs/{key}", data=value)
+    stored = group.create_dataset(f"obs/{key}", value.shape, value.dtype)
+    steps = 0
+    for block in value.parts:
+        stored[steps : steps + len(block)] = block
+        steps += len(block)
+    if steps != value.shape[0]:
+        raise ValueError(f"{key} has {steps} steps of {value.shape[0]}")
+    return stored
+
+
 def _write_next(
     group: h5py.Group,
     key: str,
     stored: h5py.Dataset,
-    seen: np.ndarray[Any, Any],
+    seen: h5py.Dataset | np.ndarray[Any, Any],
     then: np.ndarray[Any, Any] | None,
 ) -> None:
     """Write `next_obs/<key>`: rows 1.. of `obs/<key>` and a last row.
@@ -192,8 +228,8 @@ def _write_next(
     if then is not None and not np.array_equal(then[:-1], seen[1:]):
         group.create_dataset(f"next_obs/{key}", data=then)
         return
-    steps = len(seen)
-    layout = h5py.VirtualLayout(shape=seen.shape, dtype=seen.dtype)
+    steps = len(stored)
+    layout = h5py.VirtualLayout(shape=stored.shape, dtype=stored.dtype)
     if steps > 1:
         layout[:-1] = _source(stored)[1:]
     layout.dcpl.set_obj_track_times(False)

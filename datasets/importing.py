@@ -1,0 +1,318 @@
+"""Imports demonstrations of other projects into one robomimic HDF5 file.
+
+A reader gives episodes one after the other, with frames in blocks, so that memory does
+not grow with the data. To add a format, subclass `EpisodeReader`, and register it in
+`READERS`.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from fibopolicy.datasets.conversions import resize_larger, resized
+from fibopolicy.datasets.hdf5 import DemoFile, in_numeric_order
+from fibopolicy.datasets.writer import Attribute, Blocks, DemoWriter
+from fibopolicy.errors import UserError, unknown
+from fibopolicy.utils.files import StrPath, check_output, expanded
+from fibopolicy.utils.registry import Registry
+
+#: Attribute of a demo: what the robot was told to do.
+INSTRUCTION = "language_instruction"
+
+
+@dataclass
+class Episode:
+    """One demonstration of N steps.
+
+    Args:
+        name: where it comes from, for messages.
+        obs: frames in blocks, uint8 `(N, H, W, 3)`; vectors `(N, D)`.
+        actions: float `(N, A)`.
+        extra: `states`, `rewards` and `dones`, those that there are.
+        model_file: the MJCF of its scene.
+        attrs: of the demo.
+    """
+
+    name: str
+    obs: dict[str, Blocks | NDArray[Any]]
+    actions: NDArray[Any]
+    extra: dict[str, NDArray[Any]] = field(default_factory=dict)
+    model_file: str | None = None
+    attrs: dict[str, Attribute] = field(default_factory=dict)
+
+
+class EpisodeReader(ABC):
+    """Reads the episodes of a file or folder; an error is a `UserError`.
+
+    Attributes:
+        env_args: the task, empty where none is named.
+        attrs: provenance, for the attributes of the whole file.
+        converted: how observations and actions are read, by their new keys, where they
+            are not read as they are stored.
+        left_out: stored observations that are not read, each with the reason.
+        filter_keys: named subsets, as numbers of episodes.
+    """
+
+    def __init__(self, path: Path, mapped: Mapping[str, str]) -> None:
+        self.path, self.mapped = path, mapped
+        self.env_args: dict[str, Any] = {}
+        self.attrs: dict[str, Attribute] = {}
+        self.converted: dict[str, str] = {}
+        self.left_out: dict[str, str] = {}
+        self.filter_keys: dict[str, list[int]] = {}
+
+    @classmethod
+    @abstractmethod
+    def accepts(cls, path: Path) -> bool:
+        """Whether a file or folder looks like this format."""
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """The number of episodes."""
+
+    @abstractmethod
+    def episodes(self, cameras: Sequence[str] | None) -> Iterator[Episode]:
+        """The episodes in order, each valid until the next; of all cameras for `None`."""
+
+
+READERS = Registry[type[EpisodeReader]]("format")
+
+
+@dataclass(frozen=True)
+class ImportResult:
+    """What was imported, and what was done to it; see `EpisodeReader`."""
+
+    path: Path
+    demos: int
+    steps: int
+    converted: Mapping[str, str]
+    left_out: Mapping[str, str]
+
+
+def import_demos(
+    source: StrPath,
+    out: StrPath,
+    *,
+    format: str | None = None,
+    cameras: Sequence[str] | None = None,
+    image_size: tuple[int, int] | None = None,
+    bgr: bool = False,
+    fps: float | None = None,
+    mapped: Mapping[str, str] | None = None,
+    overwrite: bool = False,
+) -> ImportResult:
+    """Write all episodes of `source` to a new file, which appears when it is complete.
+
+    Args:
+        source: a file or folder of a format in `READERS`.
+        format: its name; by default the first that accepts `source`.
+        cameras: which cameras, by their keys in the new file; all by default.
+        image_size: frames higher or wider than this (H, W) are resized to it.
+        bgr: swap red and blue.
+        fps: control steps a second, for a format that does not store them.
+        mapped: see `DemoFile`.
+
+    Raises:
+        UserError: `source` cannot be read, its episodes differ in observations, or
+            `out` cannot be written.
+    """
+    path, target = expanded(source), expanded(out)
+    check_output(target, overwrite, [path])
+    if not path.exists():
+        raise UserError(f"{path}: no such file or folder; give the path of demonstrations")
+    names = READERS.names() if format is None else (format,)
+    kind = next((READERS[name] for name in names if READERS[name].accepts(path)), None)
+    if kind is None:
+        raise UserError(f"{path}: holds no demonstrations in a known format: {', '.join(names)}")
+    reader = kind(path, mapped or {})
+    attrs = {"imported_from": path.name, **reader.attrs, **({"fps": fps} if fps else {})}
+    converted = dict(reader.converted)
+    written: list[str] = []
+    first: dict[str, Any] = {}
+    with DemoWriter(target, reader.env_args, attrs=attrs, overwrite=overwrite) as writer:
+        episodes = reader.episodes(cameras)
+        for episode in tqdm(episodes, total=len(reader), desc="import", unit="demo", disable=None):
+            for key, value in episode.obs.items():
+                if isinstance(value, Blocks):
+                    episode.obs[key], how = _seen(value, image_size, bgr)
+                    converted |= {key: ", ".join(filter(None, [reader.converted.get(key), how]))}
+            found = {key: (value.shape[1:], value.dtype) for key, value in episode.obs.items()}
+            found["actions"] = episode.actions.shape[1:], np.dtype(float)
+            if not first:
+                first = found
+                _check_room(target, episode, len(reader))
+            _check_same(episode.name, found, first)
+            written.append(
+                writer.add(
+                    episode.obs,
+                    episode.actions,
+                    *(episode.extra.get(key) for key in ("states", "rewards", "dones")),
+                    model_file=episode.model_file,
+                    attrs=episode.attrs,
+                )
+            )
+        for name, numbers in reader.filter_keys.items():
+            writer.add_filter_key(name, [written[number] for number in numbers])
+    converted = {key: how for key, how in converted.items() if how and key in first}
+    return ImportResult(
+        target, len(written), sum(writer.lengths.values()), converted, reader.left_out
+    )
+
+
+def _seen(frames: Blocks, size: tuple[int, int] | None, bgr: bool) -> tuple[Blocks, str]:
+    """Frames as they are written, and what is done to them."""
+    old = frames.shape[1:3]
+    new = resized((old[0], old[1]), size)
+    steps = ["red and blue swapped"] * bgr
+    if new != old:
+        steps.append(f"{old[0]} x {old[1]} resized to {new[0]} x {new[1]} pixels")
+    parts = (resize_larger(block[..., ::-1] if bgr else block, size) for block in frames.parts)
+    return Blocks((frames.shape[0], *new, 3), frames.dtype, parts), ", ".join(steps)
+
+
+def _check_room(out: Path, episode: Episode, episodes: int) -> None:
+    size = episodes * sum(value.nbytes for value in episode.obs.values())
+    folder = next(folder for folder in out.absolute().parents if folder.exists())
+    if size > (free := shutil.disk_usage(folder).free):
+        raise UserError(
+            f"{out}: needs about {size / 1e9:.1f} GB, {free / 1e9:.1f} GB are free; pass"
+            " --image-size or fewer --cameras"
+        )
+
+
+def _check_same(name: str, found: Mapping[str, Any], first: Mapping[str, Any]) -> None:
+    for key in (*first, *found):
+        if found.get(key) != first.get(key):
+            texts = [
+                f"{entry[key][1]} {('N', *entry[key][0])}" if key in entry else "none"
+                for entry in (found, first)
+            ]
+            raise UserError(
+                f"{name}: {key} is {texts[0]}, in the first episode {texts[1]}; import only"
+                " episodes of one kind"
+            )
+
+
+# HDF5: ALOHA's episode files, LIBERO's files, and all others that `DemoFile` reads
+
+
+@READERS.register("hdf5")
+class Hdf5Reader(EpisodeReader):
+    """A file that `DemoFile` reads, or a folder of them, for example one per episode.
+
+    Keys get this library's names: images/cam_high becomes cam_high_image.
+    """
+
+    SUFFIXES: ClassVar[tuple[str, ...]] = (".hdf5", ".h5")
+
+    def __init__(self, path: Path, mapped: Mapping[str, str]) -> None:
+        super().__init__(path, mapped)
+        self.files = self._files(path)
+        self._count = 0
+        for number, source in enumerate(self.files):
+            with DemoFile(source, mapped=mapped) as file:
+                self._count += len(file.demos)
+                if number == 0:
+                    self._describe(file)
+
+    @classmethod
+    def accepts(cls, path: Path) -> bool:
+        return bool(cls._files(path))
+
+    @classmethod
+    def _files(cls, path: Path) -> list[Path]:
+        if path.is_file():
+            return [path]
+        found = [item for item in path.iterdir() if item.suffix in cls.SUFFIXES]
+        return sorted(found, key=lambda item: in_numeric_order(item.name))
+
+    def _describe(self, file: DemoFile) -> None:
+        self.env_args = file.env_args
+        self.names = self._new_names(file)
+        self.converted = {
+            self.names.get(key, key): how
+            for key, how in file.converted.items()
+            if key in (*self.names, "actions")
+        }
+        self.left_out = dict(file.unreadable)
+        if len(self.files) == 1:
+            self.attrs = {**file.file_attrs}
+            places = {demo: number for number, demo in enumerate(file.demos)}
+            self.filter_keys = {
+                name: [places[demo] for demo in file.select(name)] for name in file.filter_keys
+            }
+
+    def _new_names(self, file: DemoFile) -> dict[str, str]:
+        """The new key of every observation that is read."""
+        names: dict[str, str] = {}
+        for key in (*file.camera_keys, *file.vector_keys):
+            name = key.rpartition("/")[2]
+            if key in file.camera_keys and not name.endswith(("image", "rgb")):
+                name = f"{name}_image"
+            names[key] = key.replace("/", "_") if name in names.values() else name
+        return names
+
+    def __len__(self) -> int:
+        return self._count
+
+    def episodes(self, cameras: Sequence[str] | None) -> Iterator[Episode]:
+        for source in self.files:
+            with DemoFile(source, mapped=self.mapped) as file:
+                names = self._new_names(file)
+                known = {names[key]: key for key in file.camera_keys}
+                wanted = {names[key]: key for key in file.image_keys}
+                if cameras is not None:  # by either name
+                    wanted = {
+                        names.get(camera, camera): known.get(names.get(camera, camera), "")
+                        for camera in cameras
+                    }
+                for camera, key in wanted.items():
+                    if not key:
+                        raise file.error(str(unknown("camera", camera, known)))
+                for demo in file.demos:
+                    yield self._episode(file, demo, wanted, names)
+
+    def _episode(
+        self, file: DemoFile, demo: str, images: Mapping[str, str], names: Mapping[str, str]
+    ) -> Episode:
+        obs: dict[str, Blocks | NDArray[Any]] = {}
+        for name, key in images.items():
+            shape, dtype = file.layout(demo, f"obs/{key}")
+            obs[name] = Blocks(shape, dtype, file.blocks(demo, f"obs/{key}"))
+        obs |= {names[key]: file.read(demo, f"obs/{key}") for key in file.vector_keys}
+        attrs = file.attrs(demo)
+        model = attrs.pop("model_file", None)
+        for name in ("num_samples", "compress"):
+            attrs.pop(name, None)
+        if instruction := _instruction({**file.file_attrs, **attrs}):
+            attrs[INSTRUCTION] = instruction
+        steps = file.length(demo)
+        extra = {
+            key: file.read(demo, key)
+            for key in ("states", "rewards", "dones")
+            if file.has(demo, key) and file.layout(demo, key)[0][:1] == (steps,)
+        }
+        return Episode(f"{file.path}: {demo}", obs, file.read(demo, "actions"), extra, model, attrs)
+
+
+def _instruction(attrs: Mapping[str, Any]) -> str | None:
+    """The instruction in the attributes of a demo or its file: by itself, in robosuite's
+    `ep_meta` or in LIBERO's `problem_info`.
+    """
+    found = attrs.get(INSTRUCTION)
+    for name, key in (("ep_meta", "lang"), ("problem_info", INSTRUCTION)):
+        try:
+            found = found or json.loads(attrs.get(name) or "{}").get(key)
+        except (ValueError, TypeError, AttributeError):
+            continue
+    return found if isinstance(found, str) else None
