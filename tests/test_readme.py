@@ -7,12 +7,15 @@ from pathlib import Path
 
 import pytest
 
+from fibopolicy.policies.base import POLICIES
+
 README = Path(__file__).parent.parent / "README.md"
 DOCS = README.parent / "docs"
 
 
 @pytest.mark.parametrize("block", re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL))
-def test_the_readmes_python_runs(block: str) -> None:
+def test_the_readmes_python_runs(block: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(POLICIES, "_entries", dict(POLICIES._entries))  # a block registers one
     exec(compile(block, str(README), "exec"), {})
 
 
@@ -21,7 +24,7 @@ def test_the_files_that_the_readme_names_exist() -> None:
     named = re.findall(
         r"`((?:fibopolicy|envs|datasets|docs|scripts)/[\w/.-]+)`", README.read_text()
     )
-    named += re.findall(r"(?:src=\"|\]\()((?:docs)/[\w/.-]+)", README.read_text())
+    named += re.findall(r"\]\(((?!http)[\w/.-]+)", README.read_text())
     assert len(named) > 8
     assert [name for name in named if not (root / name).exists()] == []
 
@@ -35,3 +38,7 @@ def test_every_measurement_is_in_the_index() -> None:
     }
     assert themes
     assert themes.keys() <= listed, f"not in {index}: {[themes[t] for t in themes.keys() - listed]}"
+
+
+def test_the_readme_is_one_page() -> None:
+    assert len(README.read_text().splitlines()) <= 150

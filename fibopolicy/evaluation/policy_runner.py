@@ -51,13 +51,13 @@ def load(
         UserError: not a run, no such checkpoint, or no such device.
 
     Example:
-        ::
+        ```python
+        from fibopolicy import load
 
-            from fibopolicy import load
-
-            runner = load("runs/lift")
-            runner.reset()  # at the start of each episode
-            action = runner.act(observation)  # at each control step
+        runner = load("runs/lift")
+        runner.reset()  # at the start of each episode
+        action = runner.act(observation)  # at each control step
+        ```
     """
     policy = load_policy(open_run(run), checkpoint=checkpoint, device=device).policy
     runner = PolicyRunner(policy, threads=threads)

@@ -31,6 +31,7 @@ CONFIGURATIONS = (
     ("fibopolicy.study.config", "StudyTask", "`StudyConfig.tasks`"),
     ("fibopolicy.study.config", "StudyEncoder", "`StudyConfig.encoders`"),
     ("fibopolicy.study.config", "StudyPolicy", "`StudyConfig.policies`"),
+    ("fibopolicy.study.config", "StudySearch", "`StudyConfig.search`"),
 )
 
 

@@ -6,6 +6,7 @@ parsed by the real parser.
 
 from __future__ import annotations
 
+import json
 import re
 import runpy
 import shlex
@@ -17,14 +18,14 @@ import pytest
 from command import call
 
 from fibopolicy import cli
+from fibopolicy.statistics.rates import wilson
 
 DOCS = Path(__file__).parents[2] / "docs"
-PAGES = sorted(path.relative_to(DOCS) for path in DOCS.rglob("*.md"))
+PAGES = sorted([DOCS.parent / "README.md", *DOCS.rglob("*.md")])
 #: Tutorials that need nothing but the package; others need robosuite or a network.
 TUTORIALS = (
     *("first_policy", "your_hdf5", "your_encoder", "your_task", "compare_policies"),
-    "encoder_study",
-    "real_robot",
+    *("encoder_study", "real_robot"),
 )
 #: Options that are appended to a command; the last of equal options counts.
 SMALLER = {
@@ -70,17 +71,15 @@ def command_lines(script: str) -> Iterator[list[str]]:
             yield words
 
 
-@pytest.mark.parametrize("page", PAGES, ids=str)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(DOCS.parent)))
 def test_every_command_line_is_accepted_by_the_parser(page: Path) -> None:
-    text = (DOCS / page).read_text(encoding="utf-8")
-    for words in (
-        words
-        for language, _, content in blocks(text)
-        if language == "sh"
-        for words in command_lines(content)
-    ):
-        if "fibopolicy" in words and words[-1] != "--version":
-            cli.parse(words[words.index("fibopolicy") + 1 :])
+    text = page.read_text(encoding="utf-8")
+    for language, _, content in blocks(text):
+        if language == "console":  # commands after a prompt, and their output
+            content = "\n".join(re.findall(r"^\$ (.*)", content, re.MULTILINE))
+        for words in command_lines(content) if language in ("sh", "console") else ():
+            if "fibopolicy" in words and words[-1] != "--version":
+                cli.parse(words[words.index("fibopolicy") + 1 :])
     for name in re.findall(r"`fibopolicy ([a-z][a-z-]*)", text):
         assert name in cli.COMMANDS
 
@@ -118,3 +117,21 @@ def test_a_tutorial_runs_from_top_to_bottom(
     assert ran > 1
     for module in files:  # another test may have a file of this name
         sys.modules.pop(module, None)
+
+
+COUNT = re.compile(r"\b(\d+)/(\d+) \[([\d.]+), ([\d.]+)\]")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(DOCS.parent)))
+def test_rates_are_those_of_the_committed_results(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    results = [DOCS / path for path in re.findall(r"\(\.\./(benchmarks/\S+\.json)\)", text)]
+    runs = [run for path in results for run in json.loads(path.read_text()).get("runs", ())]
+    counts = {(run["successes"], run["episodes"]) for run in runs}
+    for successes, episodes, low, high in COUNT.findall(text):
+        rate = wilson(int(successes), int(episodes))
+        assert (low, high) == (
+            f"{100 * rate.low:.1f}",
+            f"{100 * rate.high:.1f}".replace("100.0", "100"),
+        )
+        assert not results or (int(successes), int(episodes)) in counts
