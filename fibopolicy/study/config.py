@@ -20,7 +20,7 @@ from typing import Any
 from fibopolicy.envs import resolve
 from fibopolicy.errors import UserError, one_line, unknown
 from fibopolicy.policies.base import PolicyConfig
-from fibopolicy.report.tables import listed
+from fibopolicy.report.tables import counted, listed
 from fibopolicy.statistics.sequential import LookPlan
 from fibopolicy.training.config import OptimizerConfig
 from fibopolicy.utils.files import expanded
@@ -245,10 +245,10 @@ class StudySearch:
         (share, episodes), *others = self.rungs
         text = (
             f"{self.sizes[0]} settings of {listed(self.searched)}: {self.sizes[0]} trials of"
-            f" {100 * share:g} % of the steps on {episodes} initial states"
+            f" {100 * share:.3g} % of the steps on {counted(episodes, 'initial state')}"
         )
         for size, (share, episodes) in zip(self.sizes[1:], others, strict=True):
-            text += f", {size} of {100 * share:g} % on {episodes}"
+            text += f", {size} of {100 * share:.3g} % on {episodes}"
         return text
 
 

@@ -257,7 +257,7 @@ def trial_table(study: Study) -> list[Row]:
     """Every setting of the search for each condition, with its successes by rung."""
     search = study.config.search
     assert search is not None
-    rungs = [f"{100 * share:g} % of the steps" for share, _ in search.rungs]
+    rungs = [f"{100 * share:.3g} % of the steps" for share, _ in search.rungs]
     table: list[Row] = [["trial", "setting", *rungs]]
     for one in study.conditions:
         for number, setting in enumerate(search.settings if one.rungs else ()):

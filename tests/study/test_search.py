@@ -208,7 +208,7 @@ def test_the_report_has_trials_choices_and_costs_and_so_has_the_archive(
     markdown = (page.parent / "report.md").read_text()
     first = markdown.split("\n\n")[2]
     assert first.startswith("Equal search for every encoder, from 3 settings of lr and steps:")
-    assert "3 trials of 50 % of the steps on 1 initial states, 2 of 100 % on 2" in first
+    assert "3 trials of 50 % of the steps on 1 initial state, 2 of 100 % on 2" in first
     with (page.parent / "trials.csv").open(newline="") as file:
         lines = list(csv.DictReader(file))
     assert len(lines) == 10
