@@ -34,8 +34,8 @@ PROPRIOCEPTION: tuple[str, ...] = (
     ),
     # LIBERO.
     *("ee_pos", "ee_ori", "ee_states", "gripper_states", "joint_states"),
-    # ALOHA.
-    "qpos",
+    # ALOHA, and LeRobot's datasets when they are imported.
+    *("qpos", "robot_state"),
 )
 
 

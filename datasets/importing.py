@@ -85,7 +85,9 @@ class EpisodeReader(ABC):
         """The episodes in order, each valid until the next; of all cameras for `None`."""
 
 
-READERS = Registry[type[EpisodeReader]]("format")
+READERS = Registry[type[EpisodeReader]](
+    "format", {"lerobot": "fibopolicy.datasets.lerobot:LeRobotReader"}
+)
 
 
 @dataclass(frozen=True)
@@ -203,6 +205,32 @@ def _check_same(name: str, found: Mapping[str, Any], first: Mapping[str, Any]) -
             )
 
 
+# For readers
+
+
+def camera_key(name: str) -> str:
+    """The key of a camera's frames: cam_high -> cam_high_image."""
+    return name if name.endswith(("image", "rgb")) else f"{name}_image"
+
+
+def choose_cameras(
+    path: Path, cameras: Sequence[str] | None, known: Mapping[str, str]
+) -> dict[str, str]:
+    """The cameras to read, by either of their names; all for `None`.
+
+    Args:
+        known: new key -> stored key.
+    """
+    new_keys = {stored: new for new, stored in known.items()}
+    chosen = {}
+    for camera in known if cameras is None else cameras:
+        key = new_keys.get(camera, camera)
+        if key not in known:
+            raise UserError(f"{path}: {unknown('camera', camera, known)}")
+        chosen[key] = known[key]
+    return chosen
+
+
 # HDF5: ALOHA's episode files, LIBERO's files, and all others that `DemoFile` reads
 
 
@@ -257,8 +285,8 @@ class Hdf5Reader(EpisodeReader):
         names: dict[str, str] = {}
         for key in (*file.camera_keys, *file.vector_keys):
             name = key.rpartition("/")[2]
-            if key in file.camera_keys and not name.endswith(("image", "rgb")):
-                name = f"{name}_image"
+            if key in file.camera_keys:
+                name = camera_key(name)
             names[key] = key.replace("/", "_") if name in names.values() else name
         return names
 
@@ -270,17 +298,11 @@ class Hdf5Reader(EpisodeReader):
             with DemoFile(source, mapped=self.mapped) as file:
                 names = self._new_names(file)
                 known = {names[key]: key for key in file.camera_keys}
-                wanted = {names[key]: key for key in file.image_keys}
-                if cameras is not None:  # by either name
-                    wanted = {
-                        names.get(camera, camera): known.get(names.get(camera, camera), "")
-                        for camera in cameras
-                    }
-                for camera, key in wanted.items():
-                    if not key:
-                        raise file.error(str(unknown("camera", camera, known)))
+                chosen = choose_cameras(file.path, cameras, known)
+                if cameras is None:
+                    chosen = {names[key]: key for key in file.image_keys}
                 for demo in file.demos:
-                    yield self._episode(file, demo, wanted, names)
+                    yield self._episode(file, demo, chosen, names)
 
     def _episode(
         self, file: DemoFile, demo: str, images: Mapping[str, str], names: Mapping[str, str]

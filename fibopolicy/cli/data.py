@@ -118,7 +118,8 @@ class Download:
 @dataclass(frozen=True, kw_only=True)
 class Import(Output):
     """Import demonstrations of other projects into one robomimic HDF5 file: a folder of
-    ALOHA's episode files, or any HDF5 file that `inspect` reads.
+    ALOHA's episode files, a LeRobot dataset of version 3, or any HDF5 file that `inspect`
+    reads.
 
     Example: fibopolicy import aloha_episodes --out aloha.hdf5 --image-size 120 160
     --fps 50
@@ -127,7 +128,7 @@ class Import(Output):
     source: Annotated[Positional[Path], arg(metavar="SOURCE")]
     """A file or folder."""
     format: str | None = None
-    """The format of SOURCE, hdf5 or another; by default it is recognised."""
+    """The format of SOURCE, hdf5 or lerobot; by default it is recognised."""
     cameras: tuple[str, ...] | None = None
     """Cameras to import, by their keys in the new file; by default all."""
     image_size: int | tuple[int, int] | None = None
