@@ -18,8 +18,10 @@ if __name__ == "datasets":
     spec.loader.exec_module(module)
 else:
     from fibopolicy.datasets.cache import FrameCache
+    from fibopolicy.datasets.conversions import resize_larger
     from fibopolicy.datasets.download import SOURCES, download
     from fibopolicy.datasets.hdf5 import DemoFile
+    from fibopolicy.datasets.importing import import_demos
     from fibopolicy.datasets.inspect import inspect
     from fibopolicy.datasets.split import split
     from fibopolicy.datasets.validate import validate
@@ -46,8 +48,10 @@ else:
         "batch_indices",
         "download",
         "epoch_order",
+        "import_demos",
         "inspect",
         "mixed_indices",
+        "resize_larger",
         "split",
         "validate",
     ]

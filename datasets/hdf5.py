@@ -782,7 +782,7 @@ def _open(path: Path) -> h5py.File:
         raise UserError(f"{path}: no such file; give the path of a robomimic HDF5 dataset")
     if path.is_dir():
         inside = ", ".join(sorted(item.name for item in path.glob("*.hdf5"))[:5])
-        holds = f"; it holds {inside}" if inside else ""
+        holds = f"; it holds {inside}; `fibopolicy import` makes one file" if inside else ""
         raise UserError(f"{path}: is a folder, expected an HDF5 file{holds}")
     try:
         return h5py.File(path, "r")

@@ -25,6 +25,7 @@ from fibopolicy.datasets.writer import Attribute, Blocks, DemoWriter
 from fibopolicy.errors import UserError, unknown
 from fibopolicy.utils.files import StrPath, check_output, expanded
 from fibopolicy.utils.registry import Registry
+from fibopolicy.utils.settings import first_difference
 
 #: Attribute of a demo: what the robot was told to do.
 INSTRUCTION = "language_instruction"
@@ -252,6 +253,11 @@ class Hdf5Reader(EpisodeReader):
                 self._count += len(file.demos)
                 if number == 0:
                     self._describe(file)
+                elif difference := first_difference(self.env_args, file.env_args):
+                    raise file.error(
+                        f"is of another task than {self.files[0].name} ({difference}); import one"
+                        " task at a time"
+                    )
 
     @classmethod
     def accepts(cls, path: Path) -> bool:

@@ -137,6 +137,14 @@ def test_episodes_of_different_kinds_are_rejected_and_leave_no_file(tmp_path: Pa
     assert [item.name for item in tmp_path.iterdir()] == ["aloha"]
 
 
+def test_files_of_different_tasks_are_rejected(tmp_path: Path) -> None:
+    source = episodes(tmp_path / "aloha")
+    with h5py.File(source / "episode_2.hdf5", "r+") as file:
+        file.attrs["env_args"] = json.dumps({"env_name": "Cup"})
+    with pytest.raises(UserError, match=r"episode_2.hdf5: is of another task than episode_0.hdf5"):
+        import_demos(source, tmp_path / "out.hdf5")
+
+
 def test_an_episode_that_cannot_be_read_is_named_before_anything_is_written(
     tmp_path: Path,
 ) -> None:
