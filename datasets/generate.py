@@ -226,8 +226,8 @@ def _sources(
     for demo in demos:
         with skipping():
             recorded[demo] = _read(file, demo)
-    label = file.file_attrs.get("generator") or origin or published(file.path)
-    label = label or "demonstrations of unknown origin"
+    label = file.file_attrs.get("generator") or origin or file.file_attrs.get("origin")
+    label = label or published(file.path) or "demonstrations of unknown origin"
     sources = []
     with file.named():
         env = RobosuiteEnv.from_env_args(env_args, cameras=())

@@ -148,7 +148,7 @@ def _explain(error: Exception) -> tuple[str, int]:
 def _how_to_resume(command: object) -> str:
     if hasattr(command, "resume"):
         return "; to resume, run the same command with --resume and without --overwrite"
-    if isinstance(command, Quickstart | StudyCommand):
+    if isinstance(command, Quickstart | StudyCommand | Download):
         return "; to resume, run the same command"
     return ""
 

