@@ -33,7 +33,7 @@ def test_every_measurement_is_in_the_index() -> None:
     folder, index = DOCS / "benchmarks", DOCS / "results" / "index.md"
     listed = set(re.findall(r"`(\w+)`", index.read_text()))
     themes = {
-        re.sub("_(?:epyc|xeon|h200|20[0-9-]+).*", "", path.name): path.name
+        re.sub("_(?:epyc|xeon|[a-z]+[0-9]+|20[0-9-]+).*", "", path.name): path.name
         for path in folder.glob("*_*")
     }
     assert themes

@@ -35,10 +35,14 @@ BACKEND_VARIABLE = "FIBOPOLICY_ATTENTION_BACKEND"
 #: of all T^2 pairs is kept. Above it, masked dense attention is faster, forward and
 #: backward together; `docs/results/attention_cpu.md` names the timings.
 _CPU_MAX_SHARE = ((101, 0.95), (197, 0.75), (math.inf, 0.6))
-#: Up to this many tokens, "auto" takes masked dense attention on a GPU: there,
-#: launching kernels takes longer than the computation, and the sparse backends launch
-#: more. `docs/results/attention_gpu.md` has the timings.
-_CUDA_MAX_DENSE_TOKENS = 197
+#: By compute capability and dtype: up to this many tokens "auto" takes masked dense
+#: attention on a GPU, (without, with) gradients. Measured on an H200, from 145 tokens on,
+#: with an earlier version of the Triton kernels: `docs/results/attention_gpu.md`.
+#: Other cards and dtypes are unmeasured and take these numbers.
+#: `scripts/benchmarks/gpu_all` measures them.
+_CUDA_DENSE_TOKENS: Mapping[tuple[int, int], Mapping[torch.dtype, tuple[int, int]]] = {
+    (9, 0): {torch.float32: (144, 197), torch.bfloat16: (144, 785)},
+}
 
 _log = logging.getLogger(__name__)
 
@@ -106,12 +110,12 @@ def fibottention_qkvpacked(
     if qkv.ndim != 5 or qkv.shape[2] != 3:
         raise UserError(f"qkv must have shape (B, T, 3, h, d), got {tuple(qkv.shape)}")
     (qkv,) = _autocast(qkv)
-    q, k, v = unpack(qkv)
-    backend = _check_arguments(q, k, v, pattern, masking, backend)
+    q = qkv.select(2, 0).transpose(1, 2)
+    backend = _check_arguments(q, q, q, pattern, masking, backend)
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     if backend in KERNELS:
         return sparse_packed(qkv, pattern, masking, scale, backend).transpose(1, 2)
-    return BACKENDS[backend](q, k, v, pattern, masking, scale).transpose(1, 2)
+    return BACKENDS[backend](*unpack(qkv), pattern, masking, scale).transpose(1, 2)
 
 
 def _autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
@@ -131,14 +135,14 @@ def _check_arguments(
     if masking not in ("neg_inf", "zero_logit"):
         raise unknown("masking rule", masking, ("neg_inf", "zero_logit"))
     if backend == "auto":
-        backend = choose_backend(q, pattern)
+        backend = choose_backend(q, pattern, masking)
     if backend not in BACKENDS:
         raise unknown("attention backend", backend, ("auto", *BACKENDS))
-    _check_backend(backend, q, pattern)
+    _check_backend(backend, q, pattern, masking)
     return backend
 
 
-def _check_backend(backend: str, q: Tensor, pattern: AttentionPattern) -> None:
+def _check_backend(backend: str, q: Tensor, pattern: AttentionPattern, masking: str) -> None:
     if backend == "numba":
         if q.device.type != "cpu":
             raise UserError(
@@ -155,21 +159,9 @@ def _check_backend(backend: str, q: Tensor, pattern: AttentionPattern) -> None:
                 f" {q.dtype}"
             )
     if backend == "triton":
-        if not cuda.available():
-            raise UserError(
-                "attention backend 'triton' needs triton: pip install triton, or use 'csr' or"
-                " 'sdpa'"
-            )
-        if q.device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
-            raise UserError(
-                f"attention backend 'triton' runs on CUDA, got tensors on {q.device}; use 'numba',"
-                " 'csr' or 'sdpa'"
-            )
-        if not cuda.supports(q.dtype, pattern):
-            raise UserError(
-                "attention backend 'triton' supports float32, float16 or bfloat16 and patterns made"
-                f" of diagonals, got {q.dtype} and {type(pattern).__name__}; use 'csr' or 'sdpa'"
-            )
+        reason = cuda.unsupported(q, pattern, masking == "zero_logit")
+        if reason:
+            raise UserError(f"attention backend 'triton' {reason}; use 'csr' or 'sdpa'")
 
 
 def _check(q: Tensor, k: Tensor, v: Tensor, pattern: AttentionPattern) -> None:
@@ -200,28 +192,46 @@ def _check(q: Tensor, k: Tensor, v: Tensor, pattern: AttentionPattern) -> None:
         )
 
 
-def choose_backend(q: Tensor, pattern: AttentionPattern) -> str:
-    """The backend for a tensor `(B, h, T, d)` and its pattern, by device, dtype, T and
-    the share of kept pairs.
+def choose_backend(q: Tensor, pattern: AttentionPattern, masking: str = "neg_inf") -> str:
+    """The backend for a tensor `(B, h, T, d)` and its pattern, by device, dtype, T, the
+    share of kept pairs, and whether q needs a gradient.
     """
     if torch.compiler.is_exporting() or (torch.jit.is_tracing() and torch.onnx.is_in_onnx_export()):  # type: ignore[attr-defined,no-untyped-call]
         return "sdpa"  # an exported program must not depend on our operators
-    name = os.environ.get(BACKEND_VARIABLE) or _fastest(q.device.type, q.dtype, pattern)
-    if not torch.compiler.is_compiling():
-        found = (name, q.device.type, q.dtype, pattern.sequence_length)
-        _log.debug("attention backend %s for %s %s, T = %d", *found)
+    name, reason = os.environ.get(BACKEND_VARIABLE), ""
+    if not name:
+        name, reason = _fastest(q, pattern, masking)
+    if not torch.compiler.is_compiling() and _log.isEnabledFor(logging.DEBUG):
+        found = (name, q.device.type, q.dtype, pattern.sequence_length, reason)
+        if found not in _logged:
+            _logged.add(found)
+            _log.debug("attention backend %s for %s %s, T = %d%s", *found)
     return name
 
 
-def _fastest(device: str, dtype: torch.dtype, pattern: AttentionPattern) -> str:
+#: Choices that were logged: each is logged once.
+_logged: set[tuple[object, ...]] = set()
+
+
+def _fastest(q: Tensor, pattern: AttentionPattern, masking: str) -> tuple[str, str]:
+    """The fastest backend, and why it is not the one for this device."""
     if pattern.keeps_all:
-        return "sdpa"
-    if device == "cuda" and pattern.sequence_length > _CUDA_MAX_DENSE_TOKENS:
-        return "triton" if cuda.available() and cuda.supports(dtype, pattern) else "csr"
-    if device != "cpu" or not cpu.available() or not cpu.supports(dtype):
-        return "sdpa"
+        return "sdpa", ""
+    if q.device.type == "cuda":
+        if pattern.sequence_length <= _cuda_dense_tokens(q):
+            return "sdpa", ""
+        reason = cuda.unsupported(q, pattern, masking == "zero_logit")
+        return ("csr", f": triton {reason}") if reason else ("triton", "")
+    if q.device.type != "cpu" or not cpu.available() or not cpu.supports(q.dtype):
+        return "sdpa", ""
     limit = next(share for length, share in _CPU_MAX_SHARE if pattern.sequence_length <= length)
-    return "numba" if _kept_share(pattern.spec) <= limit else "sdpa"
+    return ("numba" if _kept_share(pattern.spec) <= limit else "sdpa"), ""
+
+
+def _cuda_dense_tokens(q: Tensor) -> int:
+    by_dtype = _CUDA_DENSE_TOKENS.get(cuda.capability(q.device.index), _CUDA_DENSE_TOKENS[9, 0])
+    dtype = torch.float32 if q.dtype.itemsize >= 4 else torch.bfloat16
+    return by_dtype[dtype][torch.is_grad_enabled() and q.requires_grad]
 
 
 @constant_to_compiler

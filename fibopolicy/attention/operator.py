@@ -83,7 +83,12 @@ def sparse_packed(
     if padded or scale < _MIN_SCALE or not _is_eager():
         return sparse(*unpack(qkv), pattern, masking, scale, backend)
     check_transforms(qkv)
-    out: Tensor = _DirectPacked.apply(qkv, pattern, masking == "zero_logit", scale, backend)[0]  # type: ignore[no-untyped-call]
+    zero_logit = masking == "zero_logit"
+    out: Tensor
+    if torch.is_grad_enabled() and qkv.requires_grad:
+        out = _DirectPacked.apply(qkv, pattern, zero_logit, scale, backend)[0]  # type: ignore[no-untyped-call]
+    else:
+        out = _forward(*unpack(qkv), pattern, zero_logit, scale, backend)[0]
     return out
 
 

@@ -107,6 +107,7 @@ def test_auto_says_what_it_chose_and_obeys_the_environment(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     q = torch.randn(1, 2, 61, 16)
+    monkeypatch.setattr(functional, "_logged", set())
     with caplog.at_level(logging.DEBUG, "fibopolicy"):
         fibottention(q, q, q, PATTERN)
         monkeypatch.setenv("FIBOPOLICY_ATTENTION_BACKEND", "csr")
@@ -114,13 +115,29 @@ def test_auto_says_what_it_chose_and_obeys_the_environment(
     assert [record.getMessage().split()[2] for record in caplog.records] == ["numba", "csr"]
 
 
-def test_auto_on_a_gpu_takes_the_kernels_where_they_pay(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("dtype", "gradients", "expected"),
+    [
+        (torch.float32, True, ["sdpa", "sdpa", "triton", "triton"]),
+        (torch.bfloat16, True, ["sdpa", "sdpa", "sdpa", "triton"]),
+        (torch.bfloat16, False, ["sdpa", "triton", "triton", "triton"]),
+    ],
+)
+def test_auto_on_a_gpu_takes_the_kernels_where_they_pay(
+    dtype: torch.dtype, gradients: bool, expected: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class OnGPU:
+        device = torch.device("cuda", 0)
+        requires_grad, shape = gradients, (1, 6, 1, 64)
+
+    OnGPU.dtype = dtype  # type: ignore[attr-defined]
     monkeypatch.setattr(cuda, "available", lambda: True)
+    monkeypatch.setattr(cuda, "capability", lambda _: (9, 0))
     chosen = [
-        functional._fastest("cuda", torch.float32, FibottentionPattern(tokens, 6))
-        for tokens in (64, 196, 588)
+        functional._fastest(OnGPU(), FibottentionPattern(tokens, 6), "neg_inf")[0]  # type: ignore[arg-type]
+        for tokens in (64, 196, 588, 3136)
     ]
-    assert chosen == ["sdpa", "sdpa", "triton"]
+    assert chosen == expected
 
 
 @pytest.mark.parametrize("backend", ["numba", "csr", "sdpa"])
