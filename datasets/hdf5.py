@@ -495,7 +495,7 @@ class DemoFile:
 
     def _action_paths(self) -> list[str]:
         """Where a demo may hold its actions."""
-        return [path for path, key in self._mapped.items() if key == "actions"] or list(_ACTIONS)
+        return [*(path for path, key in self._mapped.items() if key == "actions"), *_ACTIONS]
 
     def _demos_in(self, data: h5py.Group) -> list[str]:
         return [
@@ -552,15 +552,12 @@ class DemoFile:
             if _is_array(item)
         }
         self.unreadable: dict[str, str] = {}
-        for key in self.stored:
+        self.obs = dict(self.stored)
+        for key, (shape, dtype) in self.stored.items():
             self._find_conversion(key)
-        self.obs = {
-            key: self._conversions[f"obs/{key}"].layout((0, *shape), dtype)
-            if f"obs/{key}" in self._conversions
-            else ((0, *shape), dtype)
-            for key, (shape, dtype) in self.stored.items()
-        }
-        self.obs = {key: (shape[1:], dtype) for key, (shape, dtype) in self.obs.items()}
+            if (conversion := self._conversions.get(f"obs/{key}")) is not None:
+                (_, *read_shape), read_dtype = conversion.layout((0, *shape), dtype)
+                self.obs[key] = tuple(read_shape), read_dtype
         self.converted = {
             key.removeprefix("obs/"): conversion.description
             for key, conversion in self._conversions.items()
@@ -617,6 +614,12 @@ class DemoFile:
         others = set() if self._is_episode else set(data) - set(named) - {"mask"}
         if others:
             yield f"ignored in data: {', '.join(sorted(others))} (no actions)"
+        groups = [name for name in _OBS_GROUPS if isinstance(first.get(name), h5py.Group)]
+        if groups[1:]:
+            yield (
+                f"not read: group {groups[1]}, beside {groups[0]}; read an array of it with --map"
+                f" {groups[1]}/KEY=KEY"
+            )
         if self._obs_group != "obs" or not self._data:
             yield (
                 f"observations lie in {self._path(self.demos[0], 'obs/')}: robomimic itself does"

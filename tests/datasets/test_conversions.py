@@ -278,6 +278,16 @@ def test_groups_and_actions_of_other_names_are_found(edited: Edited, group: str)
         assert not file.is_plain("obs/eef_pos")
 
 
+def test_a_second_group_of_observations_is_named_and_can_be_mapped(edited: Edited) -> None:
+    path = edited(moved(("obs/eef_pos", "observations/eef_pos")))
+    with DemoFile(path, mapped={"observations/eef_pos": "eef"}) as file:
+        assert file.vector_keys == ("eef",)
+        assert any(
+            "not read: group observations, beside obs; read an array of it with --map" in warning
+            for warning in file.warnings
+        )
+
+
 def test_demos_may_lie_at_the_root_of_the_file(edited: Edited) -> None:
     def edit(file: h5py.File) -> None:
         del file["mask"]
@@ -322,3 +332,5 @@ def test_another_array_can_be_mapped_to_the_actions(edited: Edited) -> None:
     path = edited(moved(("actions", "joint_targets"), ("states", "actions")))
     with DemoFile(path, mapped={"joint_targets": "actions"}) as file:
         assert file.action_dim == 4
+    with pytest.raises(UserError, match="unknown array of demo_0 'joint_target': did you mean"):
+        DemoFile(path, mapped={"joint_target": "actions"})
