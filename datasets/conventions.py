@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -149,3 +150,22 @@ def recorded_env_args(info: Mapping[str, Any], version: Any) -> dict[str, Any]:
     kwargs |= {"robots": robots, "control_freq": CONTROL_HZ}
     name = kwargs.pop("env_name")
     return {"env_name": name, "env_version": version, "type": 1, "env_kwargs": kwargs}
+
+
+# What the robot was told to do
+
+#: The attribute of a demo that holds it.
+INSTRUCTION = "language_instruction"
+
+
+def instruction_in(attrs: Mapping[str, Any]) -> str | None:
+    """The instruction in the attributes of a demo or its file: by itself, in robosuite's
+    `ep_meta` or in LIBERO's `problem_info`.
+    """
+    found = attrs.get(INSTRUCTION)
+    for name, key in (("ep_meta", "lang"), ("problem_info", INSTRUCTION)):
+        try:
+            found = found or json.loads(attrs.get(name) or "{}").get(key)
+        except (ValueError, TypeError, AttributeError):
+            continue
+    return found if isinstance(found, str) else None

@@ -7,7 +7,6 @@ not grow with the data. To add a format, subclass `EpisodeReader`, and register 
 
 from __future__ import annotations
 
-import json
 import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from fibopolicy.datasets.conventions import INSTRUCTION, instruction_in
 from fibopolicy.datasets.conversions import resize_larger, resized
 from fibopolicy.datasets.hdf5 import DemoFile, in_numeric_order
 from fibopolicy.datasets.writer import Attribute, Blocks, DemoWriter
@@ -26,9 +26,6 @@ from fibopolicy.errors import UserError, unknown
 from fibopolicy.utils.files import StrPath, check_output, expanded
 from fibopolicy.utils.registry import Registry
 from fibopolicy.utils.settings import first_difference
-
-#: Attribute of a demo: what the robot was told to do.
-INSTRUCTION = "language_instruction"
 
 
 @dataclass
@@ -322,7 +319,7 @@ class Hdf5Reader(EpisodeReader):
         model = attrs.pop("model_file", None)
         for name in ("num_samples", "compress"):
             attrs.pop(name, None)
-        if instruction := _instruction({**file.file_attrs, **attrs}):
+        if instruction := instruction_in({**file.file_attrs, **attrs}):
             attrs[INSTRUCTION] = instruction
         steps = file.length(demo)
         extra = {
@@ -331,16 +328,3 @@ class Hdf5Reader(EpisodeReader):
             if file.has(demo, key) and file.layout(demo, key)[0][:1] == (steps,)
         }
         return Episode(f"{file.path}: {demo}", obs, file.read(demo, "actions"), extra, model, attrs)
-
-
-def _instruction(attrs: Mapping[str, Any]) -> str | None:
-    """The instruction in the attributes of a demo or its file: by itself, in robosuite's
-    `ep_meta` or in LIBERO's `problem_info`.
-    """
-    found = attrs.get(INSTRUCTION)
-    for name, key in (("ep_meta", "lang"), ("problem_info", INSTRUCTION)):
-        try:
-            found = found or json.loads(attrs.get(name) or "{}").get(key)
-        except (ValueError, TypeError, AttributeError):
-            continue
-    return found if isinstance(found, str) else None

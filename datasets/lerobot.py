@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fibopolicy.datasets.conventions import INSTRUCTION
 from fibopolicy.datasets.conversions import Conversion, find_conversion
 from fibopolicy.datasets.importing import (
-    INSTRUCTION,
     Episode,
     EpisodeReader,
     camera_key,

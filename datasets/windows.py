@@ -8,7 +8,7 @@ the step.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from fractions import Fraction
 from pathlib import Path
@@ -18,9 +18,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fibopolicy.datasets.cache import Buffers, FrameCache
+from fibopolicy.datasets.conventions import instruction_in
 from fibopolicy.datasets.hdf5 import DemoFile
 from fibopolicy.datasets.validate import clipped, read_valid
-from fibopolicy.errors import UserError
+from fibopolicy.envs.registry import is_known, task_id_of
+from fibopolicy.errors import UserError, unknown
 from fibopolicy.utils.files import StrPath
 from fibopolicy.utils.settings import flatten
 
@@ -34,7 +36,7 @@ class Batch(TypedDict):
 
     Attributes:
         obs: per camera uint8 `(B, T_o, H, W, 3)`, per vector float32 `(B, T_o, D)`,
-            oldest first.
+            oldest first; and `task_index` int64 `(B,)` if tasks are given.
         actions: float32 `(B, horizon, A)`.
         action_mask: bool `(B, horizon)`, false where an action is padding after the end
             of the demo.
@@ -68,9 +70,12 @@ class WindowDataset:
             last step repeat it.
         image_size: frames higher or wider than this (H, W) are resized to it, once.
         cache_dir: the folder of the frame cache, see `FrameCache`.
+        tasks: the vector `(V,)` that stands for each task, for a policy that is
+            conditioned on the task; see `task_of`.
 
     Attributes:
         env_args: the task, as the file gives it.
+        task_env_args: the same for each task of the demos; empty without `tasks`.
         warnings: the file's harmless deviations, one line each, which names the file.
         demos: the selected demos.
         left_out: observation keys of the file that are neither cameras nor vectors
@@ -102,6 +107,7 @@ class WindowDataset:
         sequence: bool = False,
         image_size: tuple[int, int] | None = None,
         cache_dir: StrPath | None = None,
+        tasks: Mapping[str, Floats] | None = None,
     ) -> None:
         for name, value in (("horizon", horizon), ("n_obs_steps", n_obs_steps)):
             if value < 1:
@@ -109,11 +115,19 @@ class WindowDataset:
         self.path = path.path if isinstance(path, DemoFile) else Path(path)
         self.cameras, self.vectors = tuple(cameras), tuple(vectors)
         self.horizon, self.n_obs_steps, self.sequence = horizon, n_obs_steps, sequence
+        self.tasks = dict(tasks or {})
         with nullcontext(path) if isinstance(path, DemoFile) else DemoFile(path) as file:
             self.env_args: dict[str, Any] = file.env_args
             self.warnings = tuple(f"{self.path}: {warning}" for warning in file.warnings)
             self.left_out = tuple(key for key in file.obs if key not in (*cameras, *vectors))
             self.demos = file.select(filter_key)
+            names = [task_of(file, demo) for demo in self.demos] if tasks else []
+            for name in names:
+                if name not in self.tasks:
+                    raise file.error(str(unknown("task", name, self.tasks)))
+            self.task_env_args = dict.fromkeys(names, self.env_args)
+            # (demos,)
+            self._task_index = np.array([list(self.tasks).index(name) for name in names], np.int64)
             arrays: dict[str, list[Floats]] = {key: [] for key in (*vectors, "actions")}
             for values in read_valid(file, cameras, vectors, self.demos):
                 for key, array in values.items():
@@ -172,7 +186,30 @@ class WindowDataset:
         then = np.minimum(then, self._ends[demo][:, None] - 1)
         images = {camera: self._frames.gather(camera, seen) for camera in self.cameras}
         vectors = {key: values[seen] for key, values in self._vectors.items()}
-        return {"obs": {**images, **vectors}, "actions": self.actions[then], "action_mask": mask}
+        task = {"task_index": self._task_index[demo]} if self.tasks else {}
+        return {
+            "obs": {**images, **vectors, **task},
+            "actions": self.actions[then],
+            "action_mask": mask,
+        }
+
+
+def task_of(file: DemoFile, demo: str) -> str:
+    """The name of a demo's task: its id, if fibopolicy simulates it; else the language
+    instruction of the demo or the file, or the name in `env_args`.
+
+    Raises:
+        UserError: there is none of these.
+    """
+    if is_known(file.env_args):
+        return task_id_of(file.env_args)
+    name = instruction_in({**file.file_attrs, **file.attrs(demo)}) or file.env_args.get("env_name")
+    if name is None:
+        raise file.error(
+            f"{demo} names no task; give it, or the group of all demos, the attribute"
+            " language_instruction"
+        )
+    return str(name)
 
 
 def share_at_limits(actions: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
@@ -210,6 +247,7 @@ class Mixture:
 
     Attributes:
         env_args: the task of the first file, which evaluation uses.
+        task_env_args: of each task that a policy is conditioned on.
         warnings: of the files, and how their `env_args` differ, one line each.
         stats: as of `WindowDataset`; mean and standard deviation are those of what is
             drawn, so they follow the weights.
@@ -234,8 +272,13 @@ class Mixture:
             first.vector_dims,
             first.action_dim,
         )
-        self.env_args = first.env_args
-        differences = (line for part in parts[1:] for line in _differences(first, part))
+        self.env_args, self.tasks = first.env_args, first.tasks
+        env_args_of = {task: e for part in parts for task, e in part.task_env_args.items()}
+        self.task_env_args = {task: env_args_of[task] for task in sorted(env_args_of)}
+        alike = (
+            part for part in parts[1:] if part.task_env_args.keys() == first.task_env_args.keys()
+        )
+        differences = (line for part in alike for line in _differences(first, part))
         self.warnings = (*(line for part in parts for line in part.warnings), *differences)
         self._buffers = Buffers()
         self._ends = np.cumsum([len(part) for part in parts])
@@ -274,7 +317,7 @@ class Mixture:
         return {
             "obs": {
                 key: self._joined(rows, [b["obs"][key] for b in batches])
-                for key in (*self.cameras, *self.vectors)
+                for key in batches[0]["obs"]
             },
             "actions": self._joined(rows, [b["actions"] for b in batches]),
             "action_mask": self._joined(rows, [b["action_mask"] for b in batches]),

@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class Evaluate:
     """Roll out a trained policy on stored initial states and print its success rate
-    with a 95 % Wilson interval.
+    with a 95 % Wilson interval. A policy that is conditioned on the task runs all its
+    tasks, each from as many initial states.
 
     The rows, video and page of a robomimic checkpoint are written to a folder beside
     it.
@@ -39,7 +40,8 @@ class Evaluate:
     """Replace an existing evaluation."""
 
     def run(self) -> None:
-        from fibopolicy.evaluation.evaluate import evaluate_run
+        from fibopolicy.evaluation.episodes import success_rate
+        from fibopolicy.evaluation.evaluate import evaluate_run, tasks_to_evaluate
         from fibopolicy.policies.run_directory import open_run
         from fibopolicy.report.run import write_run_page
         from fibopolicy.report.tables import rate_table
@@ -48,14 +50,25 @@ class Evaluate:
         config = self.config
         if run != expanded(config.run):  # an imported checkpoint, which has no moving average
             config = replace(config, run=run, checkpoint="model")
-        done = evaluate_run(config, resume=self.resume, overwrite=self.overwrite)
-        print(rate_table({str(self.config.run): done.rate}), flush=True)
-        page = write_run_page(config.run, done)
-        print(f"device  {done.rows[0].device}")
-        print(f"rows    {done.rows_path}\ninit states  {done.init_states_path}")
-        if done.video_path:
-            print(f"video   {done.video_path}")
-        print(f"page    {page}")
+        tasks = tasks_to_evaluate(config)
+        evaluations = []
+        for task in tasks:
+            done = evaluate_run(
+                replace(config, task=task), resume=self.resume, overwrite=self.overwrite
+            )
+            evaluations.append(done)
+            name = str(self.config.run) if len(tasks) == 1 else done.rows[0].task
+            print(rate_table({name: done.rate}), flush=True)
+            page = write_run_page(config.run, done)
+            print(f"device  {done.rows[0].device}")
+            print(f"rows    {done.rows_path}\ninit states  {done.init_states_path}")
+            if done.video_path:
+                print(f"video   {done.video_path}")
+            print(f"page    {page}")
+        if len(tasks) > 1:
+            rates = {done.rows[0].task: done.rate for done in evaluations}
+            mean = success_rate([row for done in evaluations for row in done.rows])
+            print(f"\n{rate_table({**rates, f'mean of {len(tasks)} tasks': mean})}")
 
 
 @dataclass(frozen=True, kw_only=True)

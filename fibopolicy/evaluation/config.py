@@ -66,7 +66,8 @@ class EvaluateConfig:
     viewer: bool = False
     """Open MuJoCo's viewer and run one episode after the other in real time."""
     task: str | None = None
-    """Task id, or module:class; by default the task that the training data name."""
+    """Task id, or module:class; by default the task that the training data name. For a
+    policy conditioned on the task, one of its tasks; by default all, one after the other."""
     allow_mismatch: bool = False
     """Accept initial states that do not look as they did when they were stored."""
 

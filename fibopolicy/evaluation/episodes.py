@@ -178,9 +178,11 @@ def evaluations(run: Path) -> dict[str, list[EpisodeResult]]:
         groups.setdefault(result.evaluation, []).append(result)
     if not groups:
         raise not_evaluated(run)
+    several = len({task for task, *_ in groups}) > 1
     return {
-        f"{run}: step {step} {checkpoint}, init_seed {seed}, max_steps {steps}, {quality}": results
-        for (_, step, checkpoint, seed, steps, quality), results in groups.items()
+        f"{run}: {f'{task}, ' if several else ''}step {step} {checkpoint}, init_seed {seed},"
+        f" max_steps {steps}, {quality}": results
+        for (task, step, checkpoint, seed, steps, quality), results in groups.items()
     }
 
 

@@ -17,8 +17,8 @@ import logging
 import operator
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -177,10 +177,19 @@ class Evaluation:
     video_path: Path | None
 
 
+def tasks_to_evaluate(config: EvaluateConfig) -> tuple[str | None, ...]:
+    """The tasks to call `evaluate_run` with: the named one; else each that the policy is
+    conditioned on; else `None`, the task of its training.
+    """
+    tasks = () if config.task else tuple(RunDirectory(config.run).read_tasks())
+    return tasks or (config.task,)
+
+
 def evaluate_run(
     config: EvaluateConfig, *, resume: bool = False, overwrite: bool = False
 ) -> Evaluation:
-    """Evaluate a run directory: results go to `episodes.jsonl`, the video to `videos/`.
+    """Evaluate a run directory on one task: results go to `episodes.jsonl`, the video to
+    `videos/`.
 
     Each result is on disk as soon as its episode has ended.
 
@@ -195,8 +204,16 @@ def evaluate_run(
     """
     began = time.perf_counter()
     check_resume_or_overwrite(resume=resume, overwrite=overwrite)
-    loaded = load_policy(config.run, checkpoint=config.checkpoint, device=config.device)
     files = RunDirectory(config.run)
+    tasks = files.read_tasks()
+    loaded = load_policy(
+        config.run,
+        checkpoint=config.checkpoint,
+        device=config.device,
+        task=_full_name(config.task, tasks) if tasks else None,
+    )
+    if tasks:  # the policy knows its task now, and which environment it was trained in
+        config = replace(config, task=None)
     _check_video(config, loaded)
     if loaded.step < loaded.total_steps and config.checkpoint in ("ema", "model"):
         warnings.warn(
@@ -464,6 +481,14 @@ def weights_digest(policy: Any) -> str:
     return digest.hexdigest()[:16]
 
 
+def _full_name(task: str | None, tasks: Collection[str]) -> str | None:
+    """The name of a task in a run, for that name or a shorter one."""
+    if task is not None and task not in tasks:
+        with contextlib.suppress(UserError):  # raised by `load_policy`, with the tasks of the run
+            return resolve(task)
+    return task
+
+
 # The environment: made in any process, with the observations that the policy reads.
 
 
@@ -564,8 +589,9 @@ def check_view(policy: Any, info: TaskInfo, name: str) -> None:
 def _load_or_make_init_states(
     config: EvaluateConfig, evaluator: Evaluator
 ) -> tuple[InitStates, Path]:
-    info = evaluator.info
-    default = RunDirectory(config.run).init_states(config.init_seed, info.quality)
+    info, files = evaluator.info, RunDirectory(config.run)
+    task = info.task_id if files.read_tasks() else ""
+    default = files.init_states(config.init_seed, info.quality, task)
     path = config.init_states or default
     if config.init_states is None:
         old = load_init_states(path) if path.exists() else None

@@ -35,7 +35,12 @@ Layout = Mapping[str, tuple[tuple[int, ...], np.dtype[Any]]]
 
 
 def load(
-    run: StrPath, *, checkpoint: str = "ema", device: str | None = None, threads: int = 1
+    run: StrPath,
+    *,
+    checkpoint: str = "ema",
+    device: str | None = None,
+    threads: int = 1,
+    task: str | None = None,
 ) -> PolicyRunner:
     """Load the policy of a run to act with it. It is called once on noise, since a first
     call takes seconds: it compiles kernels and starts the GPU.
@@ -46,9 +51,10 @@ def load(
             best, as "best/step_001000".
         device: "cpu", "cuda:1", ...; by default a GPU if there is one.
         threads: CPU threads of torch during a call.
+        task: what to do, if the policy is conditioned on the task.
 
     Raises:
-        UserError: not a run, no such checkpoint, or no such device.
+        UserError: not a run, no such checkpoint, no such device, or no such task.
 
     Example:
         ```python
@@ -59,7 +65,7 @@ def load(
         action = runner.act(observation)  # at each control step
         ```
     """
-    policy = load_policy(open_run(run), checkpoint=checkpoint, device=device).policy
+    policy = load_policy(open_run(run), checkpoint=checkpoint, device=device, task=task).policy
     runner = PolicyRunner(policy, threads=threads)
     runner.act(runner.noise())
     runner.reset()

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from fibopolicy.errors import UserError, unknown
 from fibopolicy.policies.rng import GLOBAL_RNG, SampleRng
+from fibopolicy.policies.tasks import TaskEncoder
 from fibopolicy.utils.registry import Registry
 
 Statistics = Mapping[str, Mapping[str, NDArray[np.float64]]]
@@ -33,6 +34,8 @@ class Shapes:
             outside [-1, 1].
         rotations: first column of each axis-angle rotation in absolute actions,
             ascending.
+        tasks: names of the tasks that the policy is conditioned on; empty if it is not.
+        task_dim: numbers in the vector that stands for a task.
     """
 
     images: Mapping[str, tuple[int, int]]
@@ -40,6 +43,8 @@ class Shapes:
     action_dim: int
     absolute: bool = False
     rotations: tuple[int, ...] = ()
+    tasks: tuple[str, ...] = ()
+    task_dim: int = 0
 
     @property
     def keys(self) -> tuple[str, ...]:
@@ -182,6 +187,8 @@ class Policy(nn.Module):
     A batch holds `obs` (camera keys uint8 `(B, T_o, H, W, 3)`, vector keys float32
     `(B, T_o, D)`), `actions` float32 `(B, horizon, A)` and `action_mask` bool
     `(B, horizon)`, false where an action repeats the last one of its demonstration.
+    If the policy is conditioned on the task, `obs` also holds `task_index`, int64
+    `(B,)`: places in `shapes.tasks`. `act` may leave it out, see `TaskEncoder.index`.
 
     Attributes:
         name: in the registry.
@@ -199,6 +206,11 @@ class Policy(nn.Module):
     config: PolicyConfig
     shapes: Shapes
     render_quality: str | None = None
+
+    @property
+    def task_encoder(self) -> TaskEncoder:
+        """Encodes the task, if the policy is conditioned on it."""
+        return next(module for module in self.modules() if isinstance(module, TaskEncoder))
 
     @abstractmethod
     def fit_normalizers(self, statistics: Statistics) -> None:

@@ -14,6 +14,7 @@ from fibopolicy.errors import UserError, unknown
 from fibopolicy.policies.actions import Normalizer
 from fibopolicy.policies.base import PolicyConfig, Shapes, Statistics, Views
 from fibopolicy.policies.rng import GLOBAL_RNG, SampleRng
+from fibopolicy.policies.tasks import TASK_FEATURES, TaskEncoder
 
 VIEWS = get_args(Views)
 
@@ -24,7 +25,8 @@ def module_name(key: str) -> str:
 
 
 class ObservationPreprocessor(nn.Module):
-    """Crops or shifts frames and scales them to [0, 1]; normalises vectors.
+    """Crops or shifts frames and scales them to [0, 1]; normalises vectors; encodes the
+    task, if the policy is conditioned on it.
 
     In training mode frames are augmented: a random crop or shift per sample and camera,
     the same for all T_o frames. In evaluation mode crops are central.
@@ -56,6 +58,7 @@ class ObservationPreprocessor(nn.Module):
         self.normalizers = nn.ModuleList(
             Normalizer(dim, "gaussian") for dim in shapes.vectors.values()
         )
+        self.tasks = TaskEncoder(shapes.tasks, shapes.task_dim) if shapes.tasks else None
 
     def vector_normalizers(self) -> dict[str, Normalizer]:
         """The normalizer of each vector key."""
@@ -75,7 +78,7 @@ class ObservationPreprocessor(nn.Module):
 
         Returns:
             Camera keys float `(B, T_o, 3, H', W')` in [0, 1], vector keys `(B, T_o,
-            D)`.
+            D)`, and `task_index` `(B, T_o, F)` if the policy is conditioned on it.
 
         Raises:
             UserError: the observations differ from those of training, see
@@ -88,6 +91,10 @@ class ObservationPreprocessor(nn.Module):
             prepared[camera] = images.view(*obs[camera].shape[:2], *images.shape[1:])
         for key, normalizer in self.vector_normalizers().items():
             prepared[key] = normalizer(obs[key].to(normalizer.offset.dtype))
+        if self.tasks is not None:
+            batch, steps = obs[self.shapes.keys[0]].shape[:2]
+            task = self.tasks(obs, batch)  # (B, F)
+            prepared["task_index"] = task.unsqueeze(1).expand(-1, steps, -1)
         return prepared
 
     def encoder_input(self, camera: str, frames: Tensor) -> Tensor:
@@ -112,7 +119,8 @@ class ObservationPreprocessor(nn.Module):
 
 
 class ObservationEncoder(ObservationPreprocessor):
-    """Encodes all cameras, appends the vectors and joins the T_o observations.
+    """Encodes all cameras, appends the vectors and the task, and joins the T_o
+    observations.
 
     `config.views` says how several cameras are encoded: "separate", one encoder each;
     "shared", one encoder applied to each; "joint", one encoder whose token sequence
@@ -129,7 +137,8 @@ class ObservationEncoder(ObservationPreprocessor):
         self.encoders = nn.ModuleList(encoders)
         calls = len(self.cameras) if self.views == "shared" else 1  # per encoder
         feature_dim = calls * sum(encoder.output_dim for encoder in encoders)
-        self.output_dim = config.n_obs_steps * (feature_dim + sum(shapes.vectors.values()))
+        feature_dim += sum(vector_dims(shapes).values())
+        self.output_dim = config.n_obs_steps * feature_dim
 
     def encoder_of(self, camera: str) -> nn.Module:
         """The encoder of a camera's frames; with joint views, the one of all cameras."""
@@ -138,7 +147,7 @@ class ObservationEncoder(ObservationPreprocessor):
     def forward(self, obs: Mapping[str, Tensor], rng: SampleRng = GLOBAL_RNG) -> Tensor:
         """Observations as in `prepare` to features `(B, output_dim)`."""
         prepared = {key: x.flatten(0, 1) for key, x in self.prepare(obs, rng).items()}
-        vectors = [prepared[key] for key in self.shapes.vectors]
+        vectors = [prepared[key] for key in vector_dims(self.shapes)]
         features = torch.cat([*self.encode(prepared), *vectors], dim=-1)  # (B * T_o, F)
         return features.reshape(len(obs[self.shapes.keys[0]]), -1)
 
@@ -153,6 +162,11 @@ class ObservationEncoder(ObservationPreprocessor):
             features: Tensor = self.encoders[0](torch.cat(frames))[1]  # (cameras * B, F_i)
             return list(features.chunk(len(frames)))
         return [encoder(frame)[1] for encoder, frame in zip(self.encoders, frames, strict=True)]
+
+
+def vector_dims(shapes: Shapes) -> dict[str, int]:
+    """The size of each prepared vector, the task's included."""
+    return {**shapes.vectors, **({"task_index": TASK_FEATURES} if shapes.tasks else {})}
 
 
 def _build_encoders(config: PolicyConfig, sizes: Mapping[str, tuple[int, int]]) -> list[Encoder]:

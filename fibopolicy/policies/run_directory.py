@@ -54,19 +54,23 @@ class RunDirectory:
     def best_checkpoints(self) -> list[Path]:
         return sorted(self.best.glob("step_*.safetensors"))
 
-    def init_states(self, seed: int, quality: str) -> Path:
+    # The task is named in the files of a policy that is conditioned on it.
+
+    def init_states(self, seed: int, quality: str, task: str = "") -> Path:
         """The initial states that an evaluation drew itself."""
-        return self.path / f"init_seed{seed}_{quality}.npz"
+        return self.path / f"init_seed{seed}_{quality}{_task_suffix(task)}.npz"
 
     def video(self, task: str, init_seed: int, checkpoint: str) -> Path:
-        name = re.sub("[/:]", "_", task)
+        name = _task_suffix(task)[1:]
         return self.videos / f"{name}_seed{init_seed}{_checkpoint_suffix(checkpoint)}.mp4"
 
-    def success_by_step(self, checkpoint: str, init_seed: int) -> Path:
-        return self.path / f"success_by_step{_evaluation_suffix(checkpoint, init_seed)}.svg"
+    def success_by_step(self, checkpoint: str, init_seed: int, task: str = "") -> Path:
+        suffix = _evaluation_suffix(checkpoint, init_seed) + _task_suffix(task)
+        return self.path / f"success_by_step{suffix}.svg"
 
-    def report(self, checkpoint: str, init_seed: int) -> Path:
-        return self.path / f"report{_evaluation_suffix(checkpoint, init_seed)}.html"
+    def report(self, checkpoint: str, init_seed: int, task: str = "") -> Path:
+        suffix = _evaluation_suffix(checkpoint, init_seed) + _task_suffix(task)
+        return self.path / f"report{suffix}.html"
 
     def read_config(self) -> dict[str, Any]:
         """The contents of `config.json`.
@@ -93,6 +97,15 @@ class RunDirectory:
             reason = " ".join(str(error).split())
             raise UserError(f"{self.config}: is not a run's configuration ({reason})") from error
         return document
+
+    def read_tasks(self) -> dict[str, dict[str, Any]]:
+        """The tasks that the policy is conditioned on, each with its `env_args`; none if
+        it is not.
+
+        Raises:
+            UserError: not the directory of a run.
+        """
+        return dict(self.read_config().get("task_env_args", {}))
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """The metrics logged by the training, without lines that a kill cut short."""
@@ -135,7 +148,7 @@ class LoadedPolicy:
         policy: in evaluation mode.
         step: gradient steps behind its weights.
         total_steps: gradient steps of the whole run.
-        env_args: of the task that it was trained on.
+        env_args: of the task that it was trained on, or that was named.
     """
 
     policy: Policy
@@ -170,7 +183,11 @@ def open_run(path: StrPath) -> Path:
 
 
 def load_policy(
-    run: StrPath, *, checkpoint: str = "ema", device: str | None = "cpu"
+    run: StrPath,
+    *,
+    checkpoint: str = "ema",
+    device: str | None = "cpu",
+    task: str | None = None,
 ) -> LoadedPolicy:
     """Load the last checkpoint of a run.
 
@@ -179,13 +196,17 @@ def load_policy(
             checkpoints, as "best/step_<steps>". An imported checkpoint has one set of
             weights.
         device: "cpu", "cuda:1", ...; `None` is a GPU if there is one.
+        task: what the policy is to do, if it is conditioned on the task.
 
     Raises:
-        UserError: the directory is not a run, the checkpoint does not exist yet, or its
-            weights do not fit the configuration.
+        UserError: the directory is not a run, the checkpoint does not exist yet, its
+            weights do not fit the configuration, or it was not trained on the task.
     """
     directory = RunDirectory(run)
     document = directory.read_config()
+    tasks = document.get("task_env_args", {})
+    if task is not None and not tasks:
+        raise UserError(f"{directory.path}: is not conditioned on a task; leave task {task!r} out")
     for section in LOADERS.names():
         if section in document:
             return LOADERS[section](directory.path, document, device)
@@ -198,6 +219,8 @@ def load_policy(
         raise UserError(f"{path}: no checkpoint has been written yet")
     config = PolicyConfig(**document["policy"]).as_loaded()
     policy = build_policy(config, _shapes(document["shapes"]))
+    if task is not None:
+        policy.task_encoder.select(task)
     try:
         with safe_open(path, framework="pt") as file:
             step = int((file.metadata() or {})["step"])
@@ -206,10 +229,11 @@ def load_policy(
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{path}: is not a checkpoint of a run ({reason})") from error
     load_strictly(policy, tensors, path, f"{directory.config.name} describes another policy")
-    policy.render_quality = render_quality(document["env_args"])
+    env_args = document["env_args"] if task is None else tasks[task]
+    policy.render_quality = render_quality(env_args)
     policy.to(resolve_device(device)).eval()
     total_steps = int(document["train"]["optimizer"]["steps"])
-    return LoadedPolicy(policy, step, total_steps, document["env_args"])
+    return LoadedPolicy(policy, step, total_steps, env_args)
 
 
 def render_quality(env_args: Mapping[str, Any]) -> str | None:
@@ -225,12 +249,18 @@ def _shapes(document: Mapping[str, Any]) -> Shapes:
         action_dim=document["action_dim"],
         absolute=document.get("absolute", False),
         rotations=tuple(document.get("rotations", ())),
+        tasks=tuple(document.get("tasks", ())),
+        task_dim=document.get("task_dim", 0),
     )
 
 
 def _checkpoint_suffix(checkpoint: str) -> str:
     """Empty for the last checkpoint, which is the result of a run."""
     return f"_{checkpoint.replace('/', '_')}" if "/" in checkpoint else ""
+
+
+def _task_suffix(task: str) -> str:
+    return task and "_" + re.sub("[/:]", "_", task)
 
 
 def _evaluation_suffix(checkpoint: str, init_seed: int) -> str:

@@ -49,9 +49,10 @@ def write_run_page(
     document = files.read_config()
     first = evaluation.rows[0]
     encoder = document["policy"]["encoder"]
+    task = first.task if files.read_tasks() else ""
     seconds = stages or {"evaluation": evaluation.seconds}
 
-    success = files.success_by_step(first.checkpoint, first.init_seed)
+    success = files.success_by_step(first.checkpoint, first.init_seed, task)
     plot_success_by_step({"": [[row for row in evaluation.rows if not row.error]]}, success)
     blocks: list[DocumentBlock] = [
         Heading("Success rate"),
@@ -81,7 +82,7 @@ def write_run_page(
         Heading("How it was made"),
         Facts(_facts(document, evaluation)),
     ]
-    path = files.report(first.checkpoint, first.init_seed)
+    path = files.report(first.checkpoint, first.init_seed, task)
     write_html(path, f"{run.resolve().name}: {evaluation.rate}", blocks)
     return path
 

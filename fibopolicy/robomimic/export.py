@@ -71,6 +71,8 @@ def export(run: StrPath, out: StrPath, *, checkpoint: str = "ema", overwrite: bo
 def _unsupported(policy: RobomimicPolicy) -> str | None:
     """What the policy does that robomimic 0.3 cannot, with advice."""
     config = policy.config
+    if policy.shapes.tasks:
+        return "is conditioned on the task, which robomimic's networks do not embed"
     if config.horizon != 1 and not policy.sequence:
         return (
             f"predicts {config.horizon} actions at once, robomimic one; train with horizon 1 to"

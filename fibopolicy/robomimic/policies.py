@@ -27,7 +27,7 @@ from fibopolicy.policies.base import (
     Statistics,
     checked_options,
 )
-from fibopolicy.policies.observations import ObservationPreprocessor, module_name
+from fibopolicy.policies.observations import ObservationPreprocessor, module_name, vector_dims
 from fibopolicy.policies.rng import GLOBAL_RNG, EpisodeRng, EpisodeRngState, SampleRng
 
 #: Size of the linear layer after each encoder; robomimic's own cores have one, too.
@@ -80,6 +80,7 @@ class RobomimicPolicy(Policy):
         self._check()
         self.observations = ObservationPreprocessor(config, shapes, sequence=self.sequence)
         self.actions = ActionNormalizer(config, shapes)
+        shapes = replace(shapes, vectors=vector_dims(shapes))  # the network sees the task, too
         with observation_modalities(shapes):
             from robomimic.models import policy_nets
 

@@ -10,6 +10,7 @@ import os
 import shutil
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -267,19 +268,23 @@ def _evaluate_snapshot(config: EvaluateConfig, resume: bool, log: Path, result: 
         for output in (1, 2):
             os.dup2(file.fileno(), output)
     os.nice(NICENESS)
-    from fibopolicy.evaluation.evaluate import evaluate_run
+    from fibopolicy.evaluation.episodes import success_rate
+    from fibopolicy.evaluation.evaluate import evaluate_run, tasks_to_evaluate
 
     try:
-        done = evaluate_run(config, resume=resume, overwrite=not resume)
+        done = [
+            evaluate_run(replace(config, task=task), resume=resume, overwrite=not resume)
+            for task in tasks_to_evaluate(config)
+        ]
     except UserError as error:
         sys.exit(str(error))
-    rate = done.rate
+    rate = success_rate([row for one in done for row in one.rows])
     metrics: dict[str, Any] = {
         "success": rate.value,
         "low": rate.low,
         "high": rate.high,
         "episodes": rate.episodes,
         "errors": rate.errors,
-        "seconds": done.seconds,
+        "seconds": sum(one.seconds for one in done),
     }
     result.send((str(rate), {f"monitoring_{name}": value for name, value in metrics.items()}))

@@ -91,15 +91,19 @@ def describe(config: TrainConfig, dataset: Windows) -> dict[str, Any]:
         "demos": dataset.num_demos,
         "samples": len(dataset),
     }
+    shapes = asdict(shapes_of(dataset))
+    if not dataset.tasks:
+        del shapes["tasks"], shapes["task_dim"]
     document = {
         "policy": policy,
-        "shapes": asdict(shapes_of(dataset)),
+        "shapes": shapes,
         "statistics": {
             key: {name: values.tolist() for name, values in stats.items()}
             for key, stats in dataset.stats.items()
         },
         "train": train,
         "env_args": dataset.env_args,
+        **({"task_env_args": dataset.task_env_args} if dataset.tasks else {}),
         "versions": dict(versions()),
         "hardware": hardware(),
     }

@@ -158,6 +158,9 @@ class TrainConfig:
     map: tuple[str, ...] = ()
     """Arrays to read by another key, as PATH=KEY, e.g. obs/images/cam_high=front or
     joint_targets=actions. PATH starts in each demo."""
+    task_embedding: str | None = None
+    """Train one policy on several tasks, conditioned on the task: "learned", or an .npz file
+    with a vector per task, such as the embedding of a sentence."""
     image_size: int | tuple[int, int] | None = None
     """Height and width to which larger frames are resized, pixels; by default they keep
     their size."""

@@ -3,27 +3,33 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+import zipfile
+from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from fibopolicy.datasets import DemoFile, Mixture, WindowDataset, Windows
 from fibopolicy.datasets.conventions import is_absolute, proprioception, rotation_columns
 from fibopolicy.datasets.hdf5 import parse_map
 from fibopolicy.datasets.structure import check_structure
 from fibopolicy.datasets.validate import ACTION_TOLERANCE
-from fibopolicy.datasets.windows import check_weights, share_at_limits
+from fibopolicy.datasets.windows import check_weights, share_at_limits, task_of
 from fibopolicy.errors import UserError, quoted, unknown
 from fibopolicy.policies import Policy, Shapes
 from fibopolicy.policies.base import POLICIES
 from fibopolicy.training.config import TrainConfig
+from fibopolicy.utils.files import expanded
 
 #: With a `min_std` of at most `NARROW_STD`, a policy may not learn from actions of
 #: which the share `AT_LIMITS` lies at their limits.
 NARROW_STD, AT_LIMITS = 0.01, 0.5
+#: `TrainConfig.task_embedding` without a file.
+LEARNED = "learned"
 #: Filter key of every demo, also in a file that has filter keys.
 ALL = "all"
 
@@ -43,10 +49,9 @@ def open_dataset(config: TrainConfig) -> Windows:
         # Open each file once, because opening it reads all of its demos.
         files = {path: stack.enter_context(DemoFile(path, mapped=mapped)) for path in paths}
         cameras, vectors = _keys(config, files[config.files[0][0]])
-        parts = [
-            _windows(config, files[path], cameras, vectors, _filter_key(files[path], asked))
-            for path, asked in config.files
-        ]
+        chosen = [(files[path], _filter_key(files[path], asked)) for path, asked in config.files]
+        tasks = _tasks(config, chosen, (*cameras, *vectors))
+        parts = [_windows(config, file, cameras, vectors, key, tasks) for file, key in chosen]
     return parts[0] if len(parts) == 1 else Mixture(parts, config.dataset_weights)
 
 
@@ -77,7 +82,9 @@ def open_validation(config: TrainConfig, dataset: Windows) -> Windows | None:
                         " too low; choose another --filter-key or --validate-on, or make both"
                         " with `fibopolicy split`"
                     )
-            parts.append(_windows(config, file, dataset.cameras, dataset.vectors, key))
+            parts.append(
+                _windows(config, file, dataset.cameras, dataset.vectors, key, dataset.tasks)
+            )
     if not parts:
         raise UserError(
             f"validate_on: {unknown('filter key', key, known)}; `fibopolicy split` makes train and"
@@ -130,12 +137,61 @@ def _filter_key(file: DemoFile, asked: str | None) -> str | None:
     return None if asked == ALL and ALL not in file.filter_keys else asked
 
 
+def _tasks(
+    config: TrainConfig, chosen: Iterable[tuple[DemoFile, str | None]], keys: Iterable[str]
+) -> dict[str, NDArray[np.float32]]:
+    """The vector that stands for each task of the chosen demos, if the policy is
+    conditioned on the task.
+    """
+    if config.task_embedding is None:
+        return {}
+    if "task_index" in keys:
+        raise UserError(
+            "task_index is the name of the input for --task-embedding; leave that key of the data"
+            " out with --vectors, or read it by another name with --map"
+        )
+    names = sorted({task_of(file, demo) for file, key in chosen for demo in file.select(key)})
+    if config.task_embedding == LEARNED:
+        return dict(zip(names, np.eye(len(names), dtype=np.float32), strict=True))
+    stored = read_task_vectors(expanded(config.task_embedding))
+    for name in names:
+        if name not in stored:
+            raise UserError(f"{config.task_embedding}: {unknown('task', name, stored)}")
+    return {name: stored[name] for name in names}
+
+
+def read_task_vectors(path: Path) -> dict[str, NDArray[np.float32]]:
+    """Read an .npz file with a vector per task, all of one size.
+
+    Raises:
+        UserError: not such a file.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            stored = {name: file[name].astype(np.float32) for name in file.files}
+    except (OSError, ValueError, AttributeError, EOFError, zipfile.BadZipFile) as error:
+        reason = " ".join(str(error).split())[:120]
+        raise UserError(
+            f"{path}: is not an .npz file with a vector per task ({reason}); write one with"
+            f" numpy.savez, or pass --task-embedding {LEARNED}"
+        ) from error
+    shapes = {vector.shape for vector in stored.values()}
+    finite = all(np.isfinite(vector).all() for vector in stored.values())
+    if len(shapes) != 1 or len(next(iter(shapes))) != 1 or not finite:
+        raise UserError(
+            f"{path}: expected a finite vector (D,) per task, all of one size, got shapes"
+            f" {', '.join(map(str, sorted(shapes))) or 'of no task'}"
+        )
+    return stored
+
+
 def _windows(
     config: TrainConfig,
     file: DemoFile,
     cameras: tuple[str, ...],
     vectors: tuple[str, ...],
     filter_key: str | None,
+    tasks: Mapping[str, NDArray[np.float32]],
 ) -> WindowDataset:
     size = config.image_size
     return WindowDataset(
@@ -147,6 +203,7 @@ def _windows(
         n_obs_steps=config.policy.n_obs_steps,
         sequence=POLICIES[config.policy.policy].sequence,
         image_size=(size, size) if isinstance(size, int) else size,
+        tasks=tasks,
     )
 
 
@@ -156,7 +213,15 @@ def shapes_of(dataset: Windows) -> Shapes:
     task, dim = dataset.env_args, dataset.action_dim
     largest = max(np.abs(dataset.stats["actions"][name]).max() for name in ("min", "max"))
     unbounded = is_absolute(task) or bool(largest > 1 + ACTION_TOLERANCE)
-    return Shapes(images, dict(dataset.vector_dims), dim, unbounded, rotation_columns(task, dim))
+    return Shapes(
+        images,
+        dict(dataset.vector_dims),
+        dim,
+        unbounded,
+        rotation_columns(task, dim),
+        tasks=tuple(dataset.tasks),
+        task_dim=max((len(vector) for vector in dataset.tasks.values()), default=0),
+    )
 
 
 def converted(dataset: Windows) -> list[str]:

@@ -239,6 +239,9 @@ class Trainer:
         recipe = config.policy.as_loaded() if resumes else config.policy
         policy = build_policy(recipe, data.shapes_of(dataset))
         policy.fit_normalizers(dataset.stats)
+        if dataset.tasks:
+            vectors = np.stack([*dataset.tasks.values()])
+            policy.task_encoder.fit(torch.from_numpy(vectors))
         policy.render_quality = render_quality(dataset.env_args)
         if config.encoder_weights is not None and not resumes:
             encoders.load_encoder_weights(policy, config.encoder_weights)
