@@ -184,13 +184,9 @@ class DemoFile:
         found = {key: self._conversions.get(f"obs/{key}") for key in self.obs}
         return tuple(key for key, how in found.items() if how is not None and how.kind == kind)
 
-    def is_plain(self, key: str) -> bool:
-        """Whether an array, e.g. "obs/front_image", is stored as robomimic reads it."""
-        return (
-            self._data == "data"
-            and self.array_path(key) == key
-            and key.removeprefix("obs/") not in self.converted
-        )
+    def is_in_place(self, key: str) -> bool:
+        """Whether an array, e.g. "obs/front_image", lies where robomimic looks for it."""
+        return self._data == "data" and self.array_path(key) == key
 
     @property
     def frames_advice(self) -> str:

@@ -114,11 +114,7 @@ def check_config(config: Any) -> list[str]:
                 f" {train.frame_stack}; they must agree"
             )
     with DemoFile(train.data) as file:
-        if not file.is_plain("actions"):
-            raise file.error(
-                "robomimic cannot read the actions as they are stored; `fibopolicy import` writes a"
-                " file that it reads"
-            )
+        _check_in_place(file, "actions")
         _check_filter_keys(config, file)
         for section in sections:
             _check_observations(section, file)
@@ -235,11 +231,7 @@ def _check_observations(section: Any, file: DemoFile) -> None:
             if key not in file.obs:
                 where = f"{file.path} in observation.modalities, {modality}:"
                 raise unknown(f"observation of {where}", key, file.obs)
-            if not file.is_plain(f"obs/{key}"):
-                raise file.error(
-                    f"robomimic cannot read {key} as it is stored; `fibopolicy import` writes a"
-                    " file that it reads"
-                )
+            _check_in_place(file, f"obs/{key}", as_stored=modality == "rgb")
             # robomimic reads zeros if the source of a virtual dataset is missing.
             for demo in file.demos:
                 file.layout(demo, f"obs/{key}")
@@ -251,6 +243,20 @@ def _check_observations(section: Any, file: DemoFile) -> None:
         if modality == "rgb":
             for key in keys:
                 _build_encoder(key, encoder, file)
+
+
+def _check_in_place(file: DemoFile, key: str, *, as_stored: bool = False) -> None:
+    """Raise `UserError` for an array that robomimic does not find, or reads as stored where
+    it must be converted.
+    """
+    found = file.array_path(key)
+    how = file.converted.get(key.removeprefix("obs/")) if as_stored else None
+    if how or not file.is_in_place(key):
+        reason = f"it must be converted ({how})" if how else f"it is {found} in each demo"
+        raise file.error(
+            f"robomimic cannot read {key}: {reason}; `fibopolicy import` writes a file that it"
+            " reads"
+        )
 
 
 def _check_encoder(where: str, encoder: Any) -> None:

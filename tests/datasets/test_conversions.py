@@ -275,7 +275,7 @@ def test_groups_and_actions_of_other_names_are_found(edited: Edited, group: str)
         assert (file.image_keys, file.vector_keys) == (CAMERAS, VECTORS)
         assert file.read("demo_1", "obs/wrist_image").shape == (3, 8, 6, 3)
         assert file.action_dim == 4
-        assert not file.is_plain("obs/eef_pos")
+        assert not file.is_in_place("obs/eef_pos")
 
 
 def test_a_second_group_of_observations_is_named_and_can_be_mapped(edited: Edited) -> None:

@@ -60,7 +60,8 @@ def test_a_folder_of_aloha_episodes_becomes_one_file_in_numeric_order(
     with DemoFile(done.path) as file, h5py.File(source / "episode_10.hdf5") as last:
         assert [file.read(demo, "actions")[0, 0] for demo in file.demos] == [0, 2, 10]
         assert file.image_keys == ("cam_high_image", "cam_left_wrist_image")
-        assert all(file.is_plain(f"obs/{key}") for key in file.obs)
+        assert all(file.is_in_place(f"obs/{key}") for key in file.obs)
+        assert file.converted == {}
         for key in ("qpos", "qvel", "effort"):
             np.testing.assert_array_equal(
                 file.read("demo_2", f"obs/{key}"), last[f"observations/{key}"]

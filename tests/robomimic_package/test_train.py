@@ -5,6 +5,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import h5py
+import numpy as np
 import pytest
 import torch
 from command import call
@@ -180,6 +182,40 @@ def test_mistakes_in_the_configuration(
     with pytest.raises(UserError, match=message):
         train_robomimic(config(edit), dataset=demos, out=tmp_path / "runs")
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (
+            lambda demo: demo.move("obs", "observations"),
+            r"cannot read obs/\w+: it is observations/\w+ in each demo",
+        ),
+        (
+            lambda demo: demo["obs"].create_dataset(
+                "other_image", data=np.zeros((6, 3, 84, 84), np.uint8)
+            ),
+            r"cannot read obs/other_image: it must be converted \(channels first\)",
+        ),
+        (
+            lambda demo: demo.move("actions", "action"),
+            "cannot read actions: it is action in each demo",
+        ),
+    ],
+)
+def test_data_that_robomimic_would_misread_are_rejected(
+    edit: Any, message: str, config: Write, demos: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "other.hdf5"
+    path.write_bytes(demos.read_bytes())
+    with h5py.File(path, "r+") as file:
+        for demo in file["data"].values():
+            del demo["next_obs"]
+            edit(demo)
+    images = ["agentview_image", *(["other_image"] if "other" in message else [])]
+    chosen = config(at("observation", "modalities", "obs", rgb=images))
+    with pytest.raises(UserError, match=message):
+        train_robomimic(chosen, dataset=path, out=tmp_path / "runs")
 
 
 def test_missing_files(config: Write, demos: Path, tmp_path: Path) -> None:
