@@ -49,32 +49,21 @@ class Tiling(NamedTuple):
     stages: int
 
 
-#: By kernel: tilings with and without tensor cores, each up to a head dimension.
+_WIDE = (256, Tiling(False, 1, 8, 1))
+#: By kernel: tilings for 16-bit and for 32-bit inputs, each up to a head dimension.
 #: `scripts/benchmarks/attention_registers.py` shows their registers; none has spills.
-TILINGS: dict[str, dict[bool, tuple[tuple[int, Tiling], ...]]] = {
+TILINGS: dict[str, dict[int, tuple[tuple[int, Tiling], ...]]] = {
     "forward": {
-        True: (
-            (64, Tiling(True, 4, 4, 2)),
-            (128, Tiling(True, 2, 4, 2)),
-            (256, Tiling(True, 1, 4, 2)),
-        ),
-        False: ((64, Tiling(False, 2, 4, 1)), (256, Tiling(False, 1, 8, 1))),
+        16: ((64, Tiling(True, 4, 4, 2)), (128, Tiling(True, 2, 4, 2)), _WIDE),
+        32: ((64, Tiling(False, 2, 4, 1)), _WIDE),
     },
     "backward_queries": {
-        True: (
-            (64, Tiling(True, 4, 4, 2)),
-            (128, Tiling(True, 2, 4, 2)),
-            (256, Tiling(True, 1, 8, 2)),
-        ),
-        False: ((64, Tiling(False, 2, 4, 1)), (256, Tiling(False, 1, 8, 1))),
+        16: ((64, Tiling(True, 4, 4, 2)), (128, Tiling(True, 2, 4, 2)), _WIDE),
+        32: ((64, Tiling(False, 2, 4, 1)), _WIDE),
     },
     "backward_keys": {
-        True: (
-            (64, Tiling(True, 4, 4, 2)),
-            (128, Tiling(True, 2, 8, 2)),
-            (256, Tiling(True, 1, 8, 2)),
-        ),
-        False: ((64, Tiling(False, 2, 4, 1)), (256, Tiling(False, 1, 8, 1))),
+        16: ((64, Tiling(True, 4, 4, 2)), (128, Tiling(True, 2, 8, 2)), _WIDE),
+        32: ((64, Tiling(False, 2, 4, 1)), _WIDE),
     },
 }
 #: Replaces the choice from `TILINGS` by kernel, for benchmarks and tests; call
@@ -273,7 +262,7 @@ def choose_tiling(kernel: str, dtype: torch.dtype, d: int) -> Tiling:
     """The tiling of a kernel for a dtype and a head dimension d."""
     if kernel in OVERRIDES:
         return OVERRIDES[kernel]
-    tilings = TILINGS[kernel][dtype != torch.float32]
+    tilings = TILINGS[kernel][8 * dtype.itemsize]
     return next(tiling for most, tiling in tilings if d <= most)
 
 
@@ -286,7 +275,7 @@ def constants(tiling: Tiling, prefix: int, d: int, zero_logit: bool) -> dict[str
         "D": block,
         "G": tiling.groups,
         "M": _DOT_ROWS if tiling.dot else 1,
-        "KEYS": min(64, 4096 // block),
+        "KEYS": min(128, 8192 // block) if tiling.dot else min(64, 4096 // block),
         "ZERO_LOGIT": zero_logit,
         "DOT": tiling.dot,
     }
