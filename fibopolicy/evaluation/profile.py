@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from fibopolicy.evaluation.policy_runner import load
+from fibopolicy.policies.run_directory import RunDirectory, open_run
 from fibopolicy.utils.files import StrPath
 from fibopolicy.utils.system import device_name
 
@@ -59,7 +60,9 @@ def profile_act(
     Raises:
         UserError: what `load` raises.
     """
-    runner = load(run, checkpoint=checkpoint, device=device, threads=threads)
+    run = open_run(run)
+    task = next(iter(RunDirectory(run).read_tasks()), None)  # any takes as long
+    runner = load(run, checkpoint=checkpoint, device=device, threads=threads, task=task)
     config, obs = runner.policy.config, runner.noise()
     seconds = []
     for _ in range(turns):

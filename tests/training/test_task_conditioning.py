@@ -20,6 +20,7 @@ from fibopolicy.errors import UserError
 from fibopolicy.evaluation.config import EvaluateConfig
 from fibopolicy.evaluation.episodes import read_rows
 from fibopolicy.evaluation.evaluate import evaluate_run
+from fibopolicy.evaluation.profile import profile_act
 from fibopolicy.policies import PolicyConfig, Shapes, build_policy
 from fibopolicy.robomimic.export import export
 from fibopolicy.training import OptimizerConfig, TrainConfig
@@ -63,6 +64,7 @@ def test_only_a_policy_that_knows_the_task_can_do_both(
         load(config.out, task="to the lift")
     with pytest.raises(UserError, match=r"does not know which one.*to the left, to the right"):
         load(config.out)
+    assert profile_act(config.out, turns=2).calls == 2
 
     blind = replace(config, task_embedding=None, out=tmp_path / "blind")
     train(blind)
