@@ -64,7 +64,9 @@ def interval(document: dict[str, Any], name: str, folder: str, base: str, other:
 
 
 def lift_human(path: Path) -> None:
-    document = json.loads((BENCHMARKS / "lift_human_epyc-2-threads_2026-11-24.json").read_text())
+    document = json.loads(
+        (BENCHMARKS / "lift_human_epyc-2-threads_2026-11-24.json").read_text(encoding="utf-8")
+    )
     encoders = {"Fibottention": "fibottention_vit_tiny", "ResNet-18": "resnet18"}
     found = [
         interval(document, name, "lift_human", "vit_tiny", encoder)
@@ -74,7 +76,9 @@ def lift_human(path: Path) -> None:
 
 
 def robosuite_tasks(path: Path) -> None:
-    document = json.loads((BENCHMARKS / "robosuite_tasks_h200_2026-11-26.json").read_text())
+    document = json.loads(
+        (BENCHMARKS / "robosuite_tasks_h200_2026-11-26.json").read_text(encoding="utf-8")
+    )
     tasks = {"Stack": "stack", "PickPlaceCan": "can", "NutAssemblySquare": "square"}
     groups = {
         f"minus {name}": [
@@ -87,6 +91,6 @@ def robosuite_tasks(path: Path) -> None:
 
 
 def attention(name: str, path: Path) -> None:
-    document = json.loads((BENCHMARKS / f"{name}.json").read_text())
+    document = json.loads((BENCHMARKS / f"{name}.json").read_text(encoding="utf-8"))
     timings = [Timing(**row) for row in document["timings"]]
     plot_crossover(Report(document["theme"], timings, document["environment"]), path)

@@ -337,7 +337,7 @@ def test_a_lack_of_memory_is_not_an_internal_error(
 ) -> None:
     monkeypatch.chdir(place)
 
-    def full(path: Path) -> str:
+    def full(*_: object, **__: object) -> str:
         raise MemoryError("Unable to allocate 3 GiB")
 
     monkeypatch.setattr("fibopolicy.datasets.inspect", full)
@@ -462,7 +462,7 @@ def test_no_random_command_line_ends_in_an_internal_error(
     codes = []
 
     @settings(
-        max_examples=150,
+        max_examples=75,
         derandomize=True,
         deadline=None,
         database=None,
@@ -490,7 +490,7 @@ def test_no_random_command_line_ends_in_an_internal_error(
         shutil.rmtree(here)
 
     run()
-    assert codes.count(0) >= 15  # some of the lines are valid
+    assert codes.count(0) >= 8  # some of the lines are valid
 
 
 #: A library of an extra, a command that needs it, and the name of the extra.
