@@ -12,6 +12,7 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
+from no_workers import no_workers
 from scipy.spatial.transform import Rotation
 
 from fibopolicy.datasets import DemoFile
@@ -66,8 +67,8 @@ def small_shards() -> Iterator[None]:
 def generated(
     source: Path, small_shards: None, tmp_path_factory: pytest.TempPathFactory
 ) -> Generated:
-    out = tmp_path_factory.mktemp("out") / "more.hdf5"
-    return generate(source, 2, out, workers=1, origin="human")
+    with no_workers():
+        return generate(source, 2, tmp_path_factory.mktemp("out") / "more.hdf5", origin="human")
 
 
 def changed(source: Path, folder: Path, change: Any) -> Path:
@@ -255,8 +256,9 @@ def test_the_file_depends_neither_on_workers_nor_on_a_kill(
     assert not out.exists()
     assert (shards / "shard_00000.npz").exists()
     with pytest.raises(UserError, match="other settings"):
-        generate(source, 2, out, workers=2, origin="human", noise=0.1, resume=True)
-    generate(source, 2, out, workers=1, origin="human", resume=True)
+        generate(source, 2, out, origin="human", noise=0.1, resume=True)
+    with no_workers():
+        generate(source, 2, out, origin="human", resume=True)
     assert contents(out) == contents(generated.path)
     assert not shards.exists()
 
@@ -266,8 +268,9 @@ def test_the_file_depends_neither_on_workers_nor_on_a_kill(
 def test_tasks_of_several_objects_are_generated_from_a_scripted_demonstration(
     task: str, tmp_path: Path
 ) -> None:
-    collect(Plan(f"robosuite/{task}", cameras=()), 1, tmp_path / "one.hdf5", workers=1)
-    done = generate(tmp_path / "one.hdf5", 1, tmp_path / "more.hdf5", workers=1)
+    with no_workers():
+        collect(Plan(f"robosuite/{task}", cameras=()), 1, tmp_path / "one.hdf5")
+        done = generate(tmp_path / "one.hdf5", 1, tmp_path / "more.hdf5")
     assert done.attempts <= 3
     with DemoFile(tmp_path / "one.hdf5") as one, DemoFile(tmp_path / "more.hdf5") as more:
         assert more.attrs("demo_0")["generator"] == "expanded from scripted expert"
@@ -342,8 +345,8 @@ def test_broken_sources_are_skipped_on_request_and_named(source: Path, tmp_path:
         file["data/demo_2"].attrs.modify("num_samples", 3)
 
     broken = changed(source, tmp_path, damage)
-    with pytest.warns(UserWarning, match="left out: ") as warned:
-        generate(broken, 1, tmp_path / "more.hdf5", workers=1, skip_corrupt=True)
+    with no_workers(), pytest.warns(UserWarning, match="left out: ") as warned:
+        generate(broken, 1, tmp_path / "more.hdf5", skip_corrupt=True)
     messages = "\n".join(str(warning.message) for warning in warned)
     assert "demo_0: has no attribute model_file" in messages
     assert "demo_2: num_samples says 3" in messages
