@@ -20,6 +20,7 @@ from tqdm import tqdm
 from fibopolicy.datasets.hdf5 import DemoFile
 from fibopolicy.datasets.restore import Trajectory, read_trajectory
 from fibopolicy.envs import SimState, TaskEnv, from_env_args
+from fibopolicy.envs.perturbations import PerturbedEnv
 from fibopolicy.envs.rendering import ImageSize, Quality
 from fibopolicy.errors import UserError
 from fibopolicy.utils.processes import checked_workers, simulator_pool
@@ -165,7 +166,7 @@ def _start_worker(env_args: Mapping[str, Any], options: Mapping[str, Any]) -> No
 
 def _draw(trajectory: Trajectory, path: Path, max_frames: int | None) -> tuple[float, bool]:
     """Write the frames as a .npy file; returns frames per second and success."""
-    env = _make_env()
+    env = PerturbedEnv(_make_env())
     every = max(1, round(env.control_hz / MAX_FPS))
     count = len(trajectory.states)
     steps = sorted({*range(0, count, every), count - 1})
@@ -176,12 +177,16 @@ def _draw(trajectory: Trajectory, path: Path, max_frames: int | None) -> tuple[f
     cameras = [key for key in spaces if key.endswith("_image")]
     if not cameras:
         raise UserError(f"{env.task_id} has no camera, so there is nothing to film")
-    model = trajectory.state(env, 0).model
+    first = trajectory.state(env, 0)
+    model = first.model
+    if trajectory.perturbation is not None:
+        env.set_state(first)
+        env.perturb(trajectory.perturbation, trajectory.index)
     success = False
     frames: NDArray[np.uint8] | None = None
     for i in range(len(steps) + acts):
         if i < len(steps):
-            obs = env.set_state(SimState(model, trajectory.states[steps[i]]))
+            obs = env.restore(SimState(model, trajectory.states[steps[i]]), steps[i])
         else:
             env.advance(trajectory.actions[-1])
             obs = env.observe()

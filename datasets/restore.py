@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from fibopolicy.datasets.hdf5 import DemoFile
 from fibopolicy.envs import SimState, TaskEnv, from_env_args
+from fibopolicy.envs.perturbations import Perturbation
 from fibopolicy.envs.registry import unavailable
 from fibopolicy.envs.rendering import ImageSize
 from fibopolicy.errors import UserError
@@ -30,12 +31,16 @@ class Trajectory:
         model: the MJCF of its scene; `None` where the file keeps none.
         states: `(N, S)` float64, before each action.
         actions: `(N, A)` float64, those that were executed.
+        perturbation, index: how an episode of an evaluation was perturbed, and the
+            index of its initial state.
     """
 
     demo: str
     model: str | None
     states: NDArray[np.float64]
     actions: NDArray[np.float64]
+    perturbation: Perturbation | None = None
+    index: int = 0
 
     def state(self, env: TaskEnv, step: int) -> SimState:
         """The instant before action `step`, in the task's own scene where the file keeps none."""

@@ -13,7 +13,7 @@ import gymnasium
 import numpy as np
 from numpy.typing import NDArray
 
-from fibopolicy.envs.rendering import Quality
+from fibopolicy.envs.rendering import Decor, Quality
 from fibopolicy.errors import UserError
 
 Observation = dict[str, NDArray[Any]]
@@ -63,6 +63,9 @@ class TaskEnv(gymnasium.Env[Observation, NDArray[np.float32]], ABC):
     proprioception: tuple[str, ...]
     #: The observation keys of the end effectors' positions, `(3,)` each, metres.
     eef_keys: tuple[str, ...] = ()
+    #: Shapes that are drawn although the simulation does not have them; `None` if this
+    #: environment cannot draw any.
+    decor: tuple[Decor, ...] | None = None
 
     @abstractmethod
     def advance(

@@ -12,6 +12,7 @@ import os
 import sys
 import weakref
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -208,6 +209,36 @@ def _size(given: int | Sequence[int]) -> tuple[int, int]:
 # Renderers
 
 
+@dataclass(frozen=True)
+class Decor:
+    """A shape that is drawn into frames although the simulation does not have it.
+
+    Args:
+        shape: "box", "sphere", "ellipsoid" or "cylinder".
+        position: of its centre, `(3,)` metres.
+        size: half its extents, `(3,)` metres.
+        rgba: colour and opacity, in [0, 1].
+    """
+
+    shape: str
+    position: tuple[float, float, float]
+    size: tuple[float, float, float]
+    rgba: tuple[float, float, float, float]
+
+
+def _add_decor(scene: Any, decor: Iterable[Decor]) -> None:
+    """Add shapes to a `MjvScene` that has been updated."""
+    import mujoco
+
+    for one in decor:
+        kind = getattr(mujoco.mjtGeom, f"mjGEOM_{one.shape.upper()}")
+        geom, upright = scene.geoms[scene.ngeom], np.eye(3).ravel()
+        size, position = np.array(one.size), np.array(one.position)
+        mujoco.mjv_initGeom(geom, kind, size, position, upright, np.array(one.rgba, np.float32))
+        geom.size[:] = size  # MuJoCo reads a cylinder's as radius and half length
+        scene.ngeom += 1
+
+
 class Renderers:
     """Draws an `MjModel` with a `mujoco.Renderer` per size, created on first use."""
 
@@ -216,8 +247,13 @@ class Renderers:
         self._renderers: dict[tuple[int, int], Any] = {}
         model.vis.global_.offheight, model.vis.global_.offwidth = sizes.largest
 
-    def render(self, data: Any, camera: str) -> NDArray[np.uint8]:
+    def render(
+        self, data: Any, camera: str, decor: Iterable[Decor] | None = None
+    ) -> NDArray[np.uint8]:
         """The present instant of `data`, an `MjData` of the model: uint8 `(H, W, 3)`.
+
+        Args:
+            decor: further shapes.
 
         Raises:
             UserError: no OpenGL context can be made.
@@ -232,6 +268,7 @@ class Renderers:
                 raise no_gl(error) from error
             _close_at_exit(self._renderers[size])
         self._renderers[size].update_scene(data, camera)
+        _add_decor(self._renderers[size].scene, decor or ())
         frame: NDArray[np.uint8] = self._renderers[size].render()
         return frame
 
@@ -301,11 +338,18 @@ class SceneRenderer:
             self._uploaded = appearance
 
     def render(
-        self, data: Any, camera: str, *, cull: bool, size: tuple[int, int] | None = None
+        self,
+        data: Any,
+        camera: str,
+        *,
+        cull: bool,
+        size: tuple[int, int] | None = None,
+        decor: Iterable[Decor] | None = None,
     ) -> NDArray[np.uint8]:
         """The present instant of `data`, an `MjData` of the loaded model: `(H, W, 3)`.
 
         Args:
+            decor: further shapes.
             size: (height, width), pixels; by default the largest.
             cull: draw only what can lie in the camera's field of view. The frame is the
                 same, and it takes a fraction of the time for a camera on the gripper.
@@ -324,6 +368,7 @@ class SceneRenderer:
             model, data, self._options, self._perturb, self._camera, category, self._scene
         )
         model.geom_group[:] = self._groups
+        _add_decor(self._scene, decor or ())
         viewport = mujoco.MjrRect(0, 0, width, height)
         frame = np.empty((height, width, 3), dtype=np.uint8)
         mujoco.mjr_render(viewport, self._scene, self._context)

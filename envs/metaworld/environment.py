@@ -103,6 +103,7 @@ class MetaWorldEnv(TaskEnv):
     }
     proprioception = ("hand_position", "gripper_opening")
     eef_keys = ("hand_position",)
+    decor = ()
 
     def __init__(
         self,
@@ -245,7 +246,7 @@ class MetaWorldEnv(TaskEnv):
 
     def render_camera(self, camera: str) -> NDArray[np.uint8]:
         """One frame, uint8 `(H, W, 3)`, upright."""
-        frame = self._renderers.render(self.data, camera)
+        frame = self._renderers.render(self.data, camera, self.decor)
         return np.ascontiguousarray(frame[::-1, ::-1]) if camera in self._upside_down else frame
 
     def close(self) -> None:

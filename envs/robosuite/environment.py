@@ -80,6 +80,7 @@ class RobosuiteEnv(TaskEnv):
     """
 
     metadata = {"render_modes": ["rgb_array"]}  # noqa: RUF012
+    decor = ()
     expert_noise = 0.1  # 5 mm and 0.05 rad per control step
     proprioception: tuple[str, ...] = ("robot0_eef_pos", "robot0_eef_quat", "robot0_gripper_qpos")
 
@@ -279,7 +280,9 @@ class RobosuiteEnv(TaskEnv):
             self._renderer = SceneRenderer(*self._sizes.largest)
             self._renderer.load(self._env.sim.model._model)
         data, size = self._env.sim.data._data, self._sizes[camera]
-        return self._renderer.render(data, camera, cull=self.quality == "fast", size=size)
+        return self._renderer.render(
+            data, camera, cull=self.quality == "fast", size=size, decor=self.decor
+        )
 
     def close(self) -> None:
         if self._renderer is not None:

@@ -73,6 +73,7 @@ class TabletopEnv(TaskEnv):
     proprioception = ("hand_position", "gripper_opening")
     eef_keys = ("hand_position",)
     default_horizon = 120
+    decor = ()
 
     def __init__(
         self,
@@ -197,7 +198,7 @@ class TabletopEnv(TaskEnv):
 
     def render_camera(self, camera: str) -> NDArray[np.uint8]:
         """One frame, uint8 `(H, W, 3)`, upright."""
-        return self._renderers.render(self.data, camera)
+        return self._renderers.render(self.data, camera, self.decor)
 
     def close(self) -> None:
         self._renderers.close()

@@ -31,6 +31,8 @@ class Evaluate:
     it.
 
     Example: fibopolicy evaluate runs/lift --episodes 50
+
+    Example: fibopolicy evaluate runs/lift --perturb light-color:2 --perturb blur
     """
 
     config: Annotated[EvaluateConfig, arg(name="")]
@@ -43,8 +45,8 @@ class Evaluate:
         from fibopolicy.evaluation.episodes import success_rate
         from fibopolicy.evaluation.evaluate import evaluate_run, tasks_to_evaluate
         from fibopolicy.policies.run_directory import open_run
-        from fibopolicy.report.run import write_run_page
-        from fibopolicy.report.tables import rate_table
+        from fibopolicy.report.run import perturbed_rows, write_run_page
+        from fibopolicy.report.tables import aligned, rate_table
 
         run = open_run(self.config.run)
         config = self.config
@@ -59,11 +61,13 @@ class Evaluate:
             evaluations.append(done)
             name = str(self.config.run) if len(tasks) == 1 else done.rows[0].task
             print(rate_table({name: done.rate}), flush=True)
+            if done.perturbed:
+                print(f"\n{aligned(perturbed_rows(done))}\n", flush=True)
             page = write_run_page(config.run, done)
             print(f"device  {done.rows[0].device}")
             print(f"rows    {done.rows_path}\ninit states  {done.init_states_path}")
-            if done.video_path:
-                print(f"video   {done.video_path}")
+            if video := done.video_path or done.perturbed_video_path:
+                print(f"video   {video}")
             print(f"page    {page}")
         if len(tasks) > 1:
             rates = {done.rows[0].task: done.rate for done in evaluations}

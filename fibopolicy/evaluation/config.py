@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
-from tyro.conf import Positional, arg
+from tyro.conf import Positional, UseAppendAction, arg
 
 from fibopolicy.errors import UserError
 from fibopolicy.utils.files import expanded
+
+if TYPE_CHECKING:
+    from fibopolicy.envs.perturbations import Perturbation
 
 Quality = Literal["fast", "full"]
 #: Height of a view in a video, pixels.
@@ -70,6 +73,10 @@ class EvaluateConfig:
     policy conditioned on the task, one of its tasks; by default all, one after the other."""
     allow_mismatch: bool = False
     """Accept initial states that do not look as they did when they were stored."""
+    perturb: UseAppendAction[tuple[str, ...]] = ()
+    """NAME:LEVEL: also evaluate with this perturbation, on the same initial states; without
+    :LEVEL, at the levels 1, 2 and 3. May be repeated. The clean evaluation comes first; rows
+    that it has are kept."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "run", expanded(self.run))
@@ -79,6 +86,8 @@ class EvaluateConfig:
                 f" {self.episodes}, {self.init_seed}, {self.video}"
             )
         check_video_size(self.video_size)
+        if self.perturb:
+            self.perturbations()
         for name in ("workers", "batch_size", "threads"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -89,6 +98,16 @@ class EvaluateConfig:
             raise UserError(f"max_retries must be in 0 .. {1 << 16}, got {self.max_retries}")
         if not self.step_timeout > 0:
             raise UserError(f"step_timeout must be more than 0 seconds, got {self.step_timeout}")
+
+    def perturbations(self) -> tuple[Perturbation, ...]:
+        """The perturbations at their levels, each once.
+
+        Raises:
+            UserError: there is no such perturbation or level.
+        """
+        from fibopolicy.envs.perturbations import parse
+
+        return tuple(dict.fromkeys(one for text in self.perturb for one in parse(text)))
 
 
 def check_video_size(height: int) -> None:

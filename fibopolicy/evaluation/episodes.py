@@ -10,7 +10,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,9 @@ from fibopolicy.errors import UserError, quoted
 from fibopolicy.policies.run_directory import RunDirectory
 from fibopolicy.statistics.rates import Rate, wilson
 from fibopolicy.utils.files import atomic_write
+
+if TYPE_CHECKING:
+    from fibopolicy.envs.perturbations import Perturbation
 
 
 @dataclass
@@ -38,6 +41,7 @@ class Episode:
         wall_s: seconds from the start of the last attempt to its end.
         error: empty, or why a simulator could not finish the episode; `success`,
             `steps` and `total_reward` are then undefined.
+        perturbation: `None` for a clean episode.
     """
 
     index: int
@@ -51,6 +55,7 @@ class Episode:
     states: Sequence[NDArray[np.float64]] = ()
     wall_s: float = 0.0
     error: str = ""
+    perturbation: Perturbation | None = None
 
 
 @dataclass(frozen=True)
@@ -82,6 +87,8 @@ class EpisodeResult:
             repetitions.
         mismatch: empty, or the cameras whose first frame differed from the stored one,
             where that was allowed.
+        perturbation: of the episode, as "blur:2"; empty for a clean one. It does not
+            change the initial state.
     """
 
     task: str
@@ -104,13 +111,14 @@ class EpisodeResult:
     error: str = ""
     attempts: int = 1
     mismatch: str = ""
+    perturbation: str = ""
 
     def repeatable(self) -> EpisodeResult:
         """This result without the fields that differ between repetitions."""
         return replace(self, wall_s=0.0, attempts=1)
 
     @property
-    def evaluation(self) -> tuple[str, int, str, int, int, str]:
+    def evaluation(self) -> tuple[str, int, str, int, int, str, str]:
         """Key of the evaluation that this result belongs to; a file may hold several."""
         return (
             self.task,
@@ -119,6 +127,7 @@ class EpisodeResult:
             self.init_seed,
             self.max_steps,
             self.quality,
+            self.perturbation,
         )
 
 
@@ -181,8 +190,8 @@ def evaluations(run: Path) -> dict[str, list[EpisodeResult]]:
     several = len({task for task, *_ in groups}) > 1
     return {
         f"{run}: {f'{task}, ' if several else ''}step {step} {checkpoint}, init_seed {seed},"
-        f" max_steps {steps}, {quality}": results
-        for (task, step, checkpoint, seed, steps, quality), results in groups.items()
+        f" max_steps {steps}, {quality}{f', {perturbed}' if perturbed else ''}": results
+        for (task, step, checkpoint, seed, steps, quality, perturbed), results in groups.items()
     }
 
 
@@ -217,6 +226,8 @@ class Selector:
     """Control steps after which an episode was truncated."""
     quality: Literal["fast", "full"] | None = None
     """Render quality."""
+    perturb: str = ""
+    """The perturbed evaluation NAME:LEVEL; the clean one by default."""
 
     def of(self, run: Path) -> tuple[EpisodeResult, ...]:
         """The results of the selected evaluation, by index.
@@ -230,14 +241,16 @@ class Selector:
 
     def select(self, rows: Sequence[EpisodeResult], source: Path) -> tuple[EpisodeResult, ...]:
         """Those of the selected evaluation among `rows`, by index; see `of`."""
-        last = max(row.checkpoint_step for row in rows)
+        last = max(
+            (row.checkpoint_step for row in rows if row.perturbation == self.perturb), default=0
+        )
         wanted = {**asdict(self), "step": last if self.step is None else self.step}
         for name, value in wanted.items():
             if value is not None:
                 rows = [row for row in rows if _field(row, name) == value]
         if not rows:
             asked = ", ".join(
-                f"{name} {value}" for name, value in wanted.items() if value is not None
+                f"{name} {value}" for name, value in wanted.items() if value not in (None, "")
             )
             raise UserError(
                 f"{source}: holds no evaluation with {asked}; `fibopolicy results"
@@ -255,4 +268,4 @@ class Selector:
 
 
 def _field(row: EpisodeResult, name: str) -> Any:
-    return row.checkpoint_step if name == "step" else getattr(row, name)
+    return getattr(row, {"step": "checkpoint_step", "perturb": "perturbation"}.get(name, name))

@@ -18,7 +18,7 @@ import operator
 import time
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -27,6 +27,7 @@ from torch import nn
 from tqdm import tqdm
 
 from fibopolicy.envs import TaskEnv, from_env_args, make, resolve
+from fibopolicy.envs.perturbations import Perturbation, parse
 from fibopolicy.envs.registry import is_heavy, is_robosuite, task_id_of, unavailable
 from fibopolicy.errors import UserError
 from fibopolicy.evaluation.config import EvaluateConfig
@@ -80,6 +81,7 @@ def evaluate_policy(
     step_timeout: float = STEP_TIMEOUT,
     max_retries: int = MAX_RETRIES,
     allow_mismatch: bool = False,
+    perturbation: Perturbation | None = None,
     on_result: Callable[[EpisodeResult], None] | None = None,
     **options: Any,
 ) -> list[EpisodeResult]:
@@ -110,6 +112,7 @@ def evaluate_policy(
         max_retries: further attempts at an episode whose simulator dies, hangs or
             fails. Afterwards its result is an error, not a failure of the policy.
         allow_mismatch: accept initial states that do not look as they did when stored.
+        perturbation: of every episode, e.g. `Perturbation("blur", 2)`.
         on_result: called with each result when its episode has ended.
         options: of the environment, e.g. `cameras`, `image_size`, `quality`, `horizon`.
             Cameras, sizes and quality default to those of the policy's training data if
@@ -117,7 +120,8 @@ def evaluate_policy(
 
     Raises:
         UserError: an unknown task or option; unusable initial states; an environment
-            without the observations that the policy reads; wrong actions.
+            without the observations that the policy reads, or that cannot be perturbed
+            so; wrong actions.
 
     Examples:
         >>> import numpy as np
@@ -157,8 +161,11 @@ def evaluate_policy(
         if stored is None:
             with contextlib.closing(make_env()) as env:
                 stored = default_init_states(env, episodes, 0)
+        evaluator.check(perturbation)
         results = []
-        for result in evaluator.run(stored, range(episodes), allow_mismatch=allow_mismatch):
+        for result in evaluator.run(
+            stored, range(episodes), perturbation, allow_mismatch=allow_mismatch
+        ):
             results.append(result)
             if on_result is not None:
                 on_result(result)
@@ -167,7 +174,13 @@ def evaluate_policy(
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The outcome of `evaluate_run`."""
+    """The outcome of `evaluate_run`.
+
+    Args:
+        rate, rows: of the clean evaluation.
+        perturbed: the rows of each perturbation, on the same initial states.
+        perturbed_video_path: clean and perturbed episodes side by side.
+    """
 
     rate: Rate
     rows: tuple[EpisodeResult, ...]
@@ -175,6 +188,8 @@ class Evaluation:
     rows_path: Path
     init_states_path: Path
     video_path: Path | None
+    perturbed: Mapping[str, tuple[EpisodeResult, ...]] = field(default_factory=dict)
+    perturbed_video_path: Path | None = None
 
 
 def tasks_to_evaluate(config: EvaluateConfig) -> tuple[str | None, ...]:
@@ -193,14 +208,18 @@ def evaluate_run(
 
     Each result is on disk as soon as its episode has ended.
 
+    With perturbations, the clean evaluation is completed first, and each perturbation
+    then has its own results on the same initial states.
+
     Args:
         resume: run only the episodes that have no result yet, or an error.
-        overwrite: replace the results of an earlier evaluation.
+        overwrite: replace the results of an earlier evaluation, the clean one too.
 
     Raises:
         UserError: not a run; it has results of this evaluation, and neither `resume`
             nor `overwrite` is given; the initial states belong to another task or do
-            not look as they did when stored; another process is evaluating this run.
+            not look as they did when stored; another process is evaluating this run;
+            the task cannot be perturbed so.
     """
     began = time.perf_counter()
     check_resume_or_overwrite(resume=resume, overwrite=overwrite)
@@ -225,35 +244,72 @@ def evaluate_run(
         run_evaluator(config, loaded) as evaluator,
     ):
         init_states, init_states_path = _load_or_make_init_states(config, evaluator)
-        path = files.episodes
-        others, rows = _stored_rows(
-            path, evaluator, init_states, resume=resume, overwrite=overwrite
+        perturbations = config.perturbations()
+        evaluator.check(*perturbations)
+        # Rows that may not be repeated are found before the first episode.
+        for one in perturbations:
+            _stored_rows(
+                files.episodes, evaluator, init_states, one, resume=resume, overwrite=overwrite
+            )
+        run = functools.partial(
+            _run_and_store, files.episodes, config, evaluator, init_states, init_states_path
         )
-        if path.exists():
-            # This also drops a line that a kill cut short, so that lines can be
-            # appended.
-            write_rows(path, [*others, *rows.values()])
-        missing = [index for index in range(config.episodes) if index not in rows]
-        new_rows = evaluator.run(
-            init_states,
-            missing,
-            done=[row for index, row in rows.items() if index < config.episodes],
-            allow_mismatch=config.allow_mismatch,
-            source=init_states_path,
-        )
-        for row in new_rows:
-            append_row(path, row)
-            rows[row.index] = row
-        # Sort the rows, which were appended as episodes ended.
-        write_rows(path, [*others, *(rows[index] for index in sorted(rows))])
-        requested = tuple(rows[index] for index in range(config.episodes))
-        video_path = (
-            _write_video(config, evaluator, init_states, requested) if config.video else None
-        )
-    seconds = time.perf_counter() - began
+        rows = run(None, resume=resume or bool(perturbations), overwrite=overwrite)
+        perturbed = {
+            str(one): run(one, resume=resume, overwrite=overwrite) for one in perturbations
+        }
+        video_path = perturbed_video_path = None
+        if config.video and perturbed:
+            perturbed_video_path = _write_perturbed_video(
+                config, evaluator, init_states, [rows, *perturbed.values()]
+            )
+        elif config.video:
+            video_path = _write_video(config, evaluator, init_states, rows)
     return Evaluation(
-        success_rate(requested), requested, seconds, path, init_states_path, video_path
+        success_rate(rows),
+        rows,
+        time.perf_counter() - began,
+        files.episodes,
+        init_states_path,
+        video_path,
+        perturbed,
+        perturbed_video_path,
     )
+
+
+def _run_and_store(
+    path: Path,
+    config: EvaluateConfig,
+    evaluator: Evaluator,
+    init_states: InitStates,
+    source: Path,
+    perturbation: Perturbation | None,
+    *,
+    resume: bool,
+    overwrite: bool,
+) -> tuple[EpisodeResult, ...]:
+    """Complete the rows of one evaluation in `path`; returns the requested ones by index."""
+    others, rows = _stored_rows(
+        path, evaluator, init_states, perturbation, resume=resume, overwrite=overwrite
+    )
+    if path.exists():
+        # This also drops a line that a kill cut short, so that lines can be appended.
+        write_rows(path, [*others, *rows.values()])
+    missing = [index for index in range(config.episodes) if index not in rows]
+    new_rows = evaluator.run(
+        init_states,
+        missing,
+        perturbation,
+        done=[row for index, row in rows.items() if index < config.episodes],
+        allow_mismatch=config.allow_mismatch,
+        source=source,
+    )
+    for row in new_rows:
+        append_row(path, row)
+        rows[row.index] = row
+    # Sort the rows, which were appended as episodes ended.
+    write_rows(path, [*others, *(rows[index] for index in sorted(rows))])
+    return tuple(rows[index] for index in range(config.episodes))
 
 
 class Evaluator:
@@ -318,7 +374,24 @@ class Evaluator:
         """End the simulators."""
         self.scheduler.close()
 
-    def key(self, init_states: InitStates) -> tuple[str, int, str, int, int, str]:
+    def check(self, *perturbations: Perturbation | None) -> None:
+        """Raise `UserError` if the task cannot be perturbed so, or the policy would not
+        see it.
+        """
+        shapes = trained_shapes(self.runner.policy)
+        for one in filter(None, perturbations):
+            if reason := self.info.refusals[one.name]:
+                raise UserError(reason)
+            read = self.info.proprioception if shapes is None else shapes.vectors
+            if one.name == "proprioception-noise" and not {*self.info.proprioception} & {*read}:
+                raise UserError(
+                    f"the policy reads none of {', '.join(self.info.proprioception)}, so"
+                    f" {one.name} changes nothing; leave it out"
+                )
+
+    def key(
+        self, init_states: InitStates, perturbation: Perturbation | None = None
+    ) -> tuple[str, int, str, int, int, str, str]:
         """`EpisodeResult.evaluation` of the results from these initial states."""
         info = self.info
         return (
@@ -328,12 +401,14 @@ class Evaluator:
             init_states.seed,
             info.max_steps,
             info.quality,
+            str(perturbation or ""),
         )
 
     def run(
         self,
         init_states: InitStates,
         indices: Sequence[int],
+        perturbation: Perturbation | None = None,
         *,
         done: Sequence[EpisodeResult] = (),
         allow_mismatch: bool = False,
@@ -342,6 +417,7 @@ class Evaluator:
         """Run episodes by index, with a progress bar; yields results as they end.
 
         Args:
+            perturbation: of every episode.
             done: earlier results, for the progress bar.
             allow_mismatch: accept initial states that do not look as they did when
                 stored.
@@ -364,11 +440,15 @@ class Evaluator:
         with (
             preserved_randomness(),
             tqdm(
-                total=count, initial=len(done), desc="evaluate", unit="episode", disable=None
+                total=count,
+                initial=len(done),
+                desc=str(perturbation or "evaluate"),
+                unit="episode",
+                disable=None,
             ) as bar,
         ):
             for episode in self.scheduler.run(
-                self.runner, init_states, indices, check=check_frames
+                self.runner, init_states, indices, perturbation=perturbation, check=check_frames
             ):
                 result = EpisodeResult(
                     task=info.task_id,
@@ -391,6 +471,7 @@ class Evaluator:
                     error=episode.error,
                     attempts=episode.attempt,
                     mismatch=mismatches.get(episode.index, ""),
+                    perturbation=str(perturbation or ""),
                 )
                 results.append(result)
                 if any(not result.error for result in results):
@@ -410,6 +491,9 @@ class Evaluator:
     def repeat(self, init_states: InitStates, results: Sequence[EpisodeResult]) -> list[Episode]:
         """Run episodes once more and keep their states, for a video.
 
+        Args:
+            results: of one evaluation.
+
         Returns:
             the episodes in the order of `results`, without those in which a simulator
             failed.
@@ -418,10 +502,16 @@ class Evaluator:
             UserError: an episode does not end as its result says.
         """
         expected = {result.index: result for result in results}
+        text = next((result.perturbation for result in results), "")
+        perturbation = parse(text)[0] if text else None
         repeated: dict[int, Episode] = {}
         with preserved_randomness():
             episodes = self.scheduler.run(
-                self.runner, init_states, list(expected), keep_states=True
+                self.runner,
+                init_states,
+                list(expected),
+                keep_states=True,
+                perturbation=perturbation,
             )
             for episode in tqdm(
                 episodes, total=len(expected), desc="video", unit="episode", disable=None
@@ -617,6 +707,7 @@ def _stored_rows(
     path: Path,
     evaluator: Evaluator,
     init_states: InitStates,
+    perturbation: Perturbation | None,
     *,
     resume: bool,
     overwrite: bool,
@@ -628,15 +719,16 @@ def _stored_rows(
         UserError: there are rows of this evaluation, and neither `resume` nor
             `overwrite` is given, or they cannot be resumed.
     """
-    stored, evaluation = read_rows(path), evaluator.key(init_states)
+    stored, evaluation = read_rows(path), evaluator.key(init_states, perturbation)
     others = [row for row in stored if row.evaluation != evaluation]
     rows = {row.index: row for row in stored if row.evaluation == evaluation}
     if overwrite:
         return others, {}
     if rows and not resume:
         raise UserError(
-            f"{path}: has rows of this evaluation; pass --resume to complete it or --overwrite to"
-            " replace it"
+            f"{path}: has rows of this evaluation"
+            + (f" with {perturbation}" if perturbation else "")
+            + "; pass --resume to complete it or --overwrite to replace it"
         )
     runner = evaluator.runner
     for index, row in rows.items():
@@ -736,6 +828,50 @@ def _write_video(
         )
         write_video(path, list(clips.values()), fps)
     except UserError as error:
+        warnings.warn(f"no video: {error}", stacklevel=2)
+        return None
+    return path
+
+
+#: Initial states and perturbations in a video of perturbed episodes.
+_PERTURBED_ROWS, _PERTURBED_COLUMNS = 3, 4
+
+
+def _write_perturbed_video(
+    config: EvaluateConfig,
+    evaluator: Evaluator,
+    init_states: InitStates,
+    evaluations: Sequence[Sequence[EpisodeResult]],
+) -> Path | None:
+    """Write a video of the same initial states, clean and with the strongest level of
+    each perturbation; if that fails, warn, since all numbers are stored.
+    """
+    from fibopolicy.evaluation.video import draw_clips
+    from fibopolicy.report.video import write_video
+
+    clean, *perturbed = evaluations
+    strongest = {rows[0].perturbation.partition(":")[0]: rows for rows in perturbed}
+    shown = [clean, *strongest.values()][: 1 + _PERTURBED_COLUMNS]
+    whole = [i for i in range(len(clean)) if not any(rows[i].error for rows in shown)]
+    whole = whole[: min(config.video, _PERTURBED_ROWS)]
+    path = RunDirectory(config.run).video(
+        evaluator.info.task_id, init_states.seed, config.checkpoint
+    )
+    path = path.with_stem(f"{path.stem}_perturbed")
+    try:
+        columns = [evaluator.repeat(init_states, [rows[i] for i in whole]) for rows in shown]
+        episodes = [one for row in zip(*columns, strict=True) for one in row]
+        clips, fps = draw_clips(
+            evaluator,
+            init_states,
+            episodes,
+            camera=config.video_camera,
+            size=config.video_size,
+            overlay=config.overlay,
+        )
+        headings = [rows[0].perturbation or "clean" for rows in shown]
+        write_video(path, clips, fps, columns=len(shown), headings=headings)
+    except (UserError, ValueError) as error:  # ValueError: an episode failed this time
         warnings.warn(f"no video: {error}", stacklevel=2)
         return None
     return path

@@ -19,6 +19,7 @@ from multiprocessing.connection import wait
 from typing import Self
 
 from fibopolicy.envs import TaskEnv
+from fibopolicy.envs.perturbations import Perturbation
 from fibopolicy.errors import UserError
 from fibopolicy.evaluation.episodes import Episode
 from fibopolicy.evaluation.init_states import InitStates
@@ -175,15 +176,18 @@ class Scheduler:
         indices: Sequence[int],
         *,
         keep_states: bool = False,
+        perturbation: Perturbation | None = None,
         check: FrameCheck = lambda index, hashes: None,
     ) -> Iterator[Episode]:
         """Run episodes by index; yields them in the order in which they end.
 
         Args:
             keep_states: keep the state after every step.
-            check: called with each episode's index and the digests of its first frames.
+            perturbation: of every episode.
+            check: called with each episode's index and the digests of its first frames,
+                as they are without the perturbation.
         """
-        queue = deque(Episode(index) for index in indices)
+        queue = deque(Episode(index, perturbation=perturbation) for index in indices)
         began, before = time.perf_counter(), self.throughput.wall_s
         while queue or any(slot.episode for slot in self._slots):
             for slot in self._slots:
@@ -194,7 +198,10 @@ class Scheduler:
                 self._act(runner, due)
             for episode in self._receive(0.0 if due else self._poll_time(), check):
                 if episode.error and episode.attempt <= self._max_retries:
-                    queue.appendleft(Episode(episode.index, attempt=episode.attempt + 1))
+                    attempt = episode.attempt + 1
+                    queue.appendleft(
+                        Episode(episode.index, attempt=attempt, perturbation=perturbation)
+                    )
                 else:
                     self.throughput.steps += episode.steps
                     yield episode
@@ -208,7 +215,8 @@ class Scheduler:
         slot.episode, slot.began = episode, time.perf_counter()
         slot.expect_heartbeat(START_LIMIT)
         with contextlib.suppress(OSError):  # `_receive` handles a process that is gone
-            slot.simulator.start(init_states.states[episode.index], keep_states)
+            state = init_states.states[episode.index]
+            slot.simulator.start(state, keep_states, episode.perturbation, episode.index)
 
     def _due(self, batch_size: int) -> list[_Slot]:
         """The slots to act for now, longest waiting first; none if more should join."""

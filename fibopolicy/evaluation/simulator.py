@@ -3,7 +3,7 @@
 Messages, in the order of an episode (`->` goes to the process):
 
     <- TaskInfo                           once, when the environment has been made
-    -> ("start", model, state, keep_states)   restore an initial state
+    -> ("start", model, state, keep_states, perturbation, index)   restore an initial state
     <- ("ready", hashes)                  the policy's window is in the shared memory
     -> ("execute", actions)
     <- ("ready", None), or ("ended", success, steps, total_reward, states)
@@ -39,6 +39,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fibopolicy.envs import Observation, SimState, TaskEnv
+from fibopolicy.envs.perturbations import PERTURBATIONS, Perturbation, PerturbedEnv, refusal
 from fibopolicy.errors import UserError
 from fibopolicy.evaluation.init_states import camera_hashes, rendering_versions
 from fibopolicy.utils.processes import WorkerProcess
@@ -52,7 +53,11 @@ NICENESS = 10
 
 @dataclass(frozen=True)
 class TaskInfo:
-    """Description of the environment in a process."""
+    """Description of the environment in a process.
+
+    Args:
+        refusals: why it cannot be perturbed, for each perturbation; empty if it can.
+    """
 
     task_id: str
     env_args: Mapping[str, Any]
@@ -62,6 +67,7 @@ class TaskInfo:
     proprioception: tuple[str, ...]
     layout: Layout
     versions: Mapping[str, str]
+    refusals: Mapping[str, str]
     warnings: tuple[str, ...] = ()
 
 
@@ -111,16 +117,25 @@ class Simulator:
         assert isinstance(message, TaskInfo | tuple)
         return message
 
-    def start(self, state: SimState, keep_states: bool = False) -> None:
+    def start(
+        self,
+        state: SimState,
+        keep_states: bool = False,
+        perturbation: Perturbation | None = None,
+        index: int = 0,
+    ) -> None:
         """Restore an initial state.
 
         Args:
             keep_states: keep the state after every step.
+            perturbation: of the episode.
+            index: of the initial state, which the perturbation depends on.
         """
         digest = hashlib.sha256(state.model.encode()).digest()
         changed = digest != self._model
         self._model = digest
-        message = ("start", state.model if changed else None, state.state, keep_states)
+        model = state.model if changed else None
+        message = ("start", model, state.state, keep_states, perturbation, index)
         if not changed:
             self.connection.send(message)
         else:  # more than a pipe holds, and a stopped process would block the sender forever
@@ -178,7 +193,7 @@ def _serve(
     try:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("default", UserWarning)
-            env = make_env()
+            env = PerturbedEnv(make_env())
         # The parent repeats them once, not once per process.
         messages = tuple(str(w.message) for w in caught if w.category is UserWarning)
         try:
@@ -199,7 +214,11 @@ def _serve(
 
 
 def _run_episodes(
-    connection: Connection, env: TaskEnv, n_obs_steps: int, messages: tuple[str, ...], viewer: bool
+    connection: Connection,
+    env: PerturbedEnv,
+    n_obs_steps: int,
+    messages: tuple[str, ...],
+    viewer: bool,
 ) -> None:
     spaces: Any = env.observation_space
     layout = {key: (tuple(space.shape), np.dtype(space.dtype)) for key, space in spaces.items()}
@@ -212,6 +231,7 @@ def _run_episodes(
         proprioception=env.proprioception,
         layout=layout,
         versions=rendering_versions(),
+        refusals={name: refusal(env.env, name) for name in PERTURBATIONS},
         warnings=messages,
     )
     counter, window = _share_memory(connection, info, n_obs_steps)
@@ -230,9 +250,12 @@ def _run_episodes(
     runner: EpisodeRunner | None = None
     while True:
         match connection.recv():
-            case ("start", new_model, state, keep_states):
+            case ("start", new_model, state, keep_states, perturbation, index):
                 model = model if new_model is None else new_model
                 obs = env.set_state(SimState(model, state))
+                hashes = camera_hashes(obs)  # before it is perturbed
+                if perturbation is not None:
+                    obs = env.perturb(perturbation, index)
                 heartbeat()
                 runner = EpisodeRunner(
                     env,
@@ -243,7 +266,7 @@ def _run_episodes(
                     on_step=show,
                 )
                 show()
-                ready(runner, camera_hashes(obs))
+                ready(runner, hashes)
             case ("execute", actions):
                 assert runner is not None
                 runner.execute(actions)

@@ -61,6 +61,22 @@ def episode_clips(
         UserError: an episode does not repeat, or cannot be drawn.
     """
     episodes = evaluator.repeat(init_states, results)
+    clips, fps = draw_clips(
+        evaluator, init_states, episodes, camera=camera, size=size, overlay=overlay
+    )
+    return {one.index: clip for one, clip in zip(episodes, clips, strict=True)}, fps
+
+
+def draw_clips(
+    evaluator: Evaluator,
+    init_states: InitStates,
+    episodes: Sequence[Episode],
+    *,
+    camera: str | None,
+    size: int,
+    overlay: bool = False,
+) -> tuple[list[Clip], float]:
+    """Draw the states of episodes, each with its perturbation; see `episode_clips`."""
     if not episodes:
         raise UserError("nothing to film: every episode ended in a simulator error")
     evaluator.close()  # the processes that draw need the memory
@@ -84,17 +100,23 @@ def episode_clips(
             draw_overlay(policy, key, small.frames, large)
             for small, large in zip(seen, videos, strict=True)
         ]
-    clips = {
-        episode.index: Clip(frames, episode.success, f"initial state {episode.index}")
+    clips = [
+        Clip(frames, episode.success, f"initial state {episode.index}")
         for episode, frames in zip(episodes, videos, strict=True)
-    }
+    ]
     return clips, shown[0].fps
 
 
 def _trajectory(episode: Episode, init_states: InitStates) -> Trajectory:
     model = init_states.states[episode.index].model
-    no_actions = np.empty((0, 0))
-    return Trajectory(f"episode {episode.index}", model, np.stack(episode.states), no_actions)
+    return Trajectory(
+        f"episode {episode.index}",
+        model,
+        np.stack(episode.states),
+        actions=np.empty((0, 0)),
+        perturbation=episode.perturbation,
+        index=episode.index,
+    )
 
 
 def draw_overlay(

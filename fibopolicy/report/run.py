@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from fibopolicy.policies.run_directory import RunDirectory, render_quality
 from fibopolicy.report.document import (
     FRAME_COLOURS,
@@ -20,7 +22,8 @@ from fibopolicy.report.document import (
     write_html,
 )
 from fibopolicy.report.plots import SUCCESS_BY_STEP, plot_success_by_step, plot_training
-from fibopolicy.report.tables import rate_rows
+from fibopolicy.report.tables import Rows, percent, points, points_interval, rate_rows
+from fibopolicy.statistics.differences import Difference
 from fibopolicy.statistics.rates import Rate
 from fibopolicy.utils.files import atomic_write
 from fibopolicy.utils.system import environment
@@ -65,6 +68,10 @@ def write_run_page(
                 " counted."
             )
         )
+    if evaluation.perturbed:
+        blocks += [Heading("Robustness"), Table(perturbed_rows(evaluation)), Note(_PERTURBED)]
+    if evaluation.perturbed_video_path is not None:
+        blocks.append(Video(evaluation.perturbed_video_path))
     if evaluation.video_path is not None:
         blocks += [Heading("Episodes"), Video(evaluation.video_path), Note(FRAME_COLOURS)]
     blocks += [
@@ -85,6 +92,35 @@ def write_run_page(
     path = files.report(first.checkpoint, first.init_seed, task)
     write_html(path, f"{run.resolve().name}: {evaluation.rate}", blocks)
     return path
+
+
+_PERTURBED = (
+    "Every perturbation is evaluated on the initial states of the clean evaluation. Change: success"
+    " with the perturbation minus without, in percentage points, with the 95 % interval of the"
+    " paired difference."
+)
+
+
+def perturbed_rows(evaluation: Evaluation) -> Rows:
+    """A row for each perturbation: its success and the paired change from the clean
+    evaluation, in percentage points.
+    """
+    table = [["perturbation", "successes", "rate", "change, 95 % interval"]]
+    for name, rows in evaluation.perturbed.items():
+        pairs = [
+            (clean.success, row.success)
+            for clean, row in zip(evaluation.rows, rows, strict=True)
+            if not clean.error and not row.error
+        ]
+        if not pairs:
+            table.append([name, "0/0", "-", "-"])
+            continue
+        before, after = np.array(pairs, dtype=np.bool_).T
+        change = Difference(before[None], after[None])
+        successes = f"{after.sum()}/{len(after)}"
+        shown = f"{points(change.value)} {points_interval(change)}"
+        table.append([name, successes, percent(float(after.mean())), shown])
+    return table
 
 
 def _facts(document: Mapping[str, Any], evaluation: Evaluation) -> dict[str, str]:
