@@ -280,9 +280,7 @@ class PolicyRunner:
             for _ in range(self.batch_size)
         ]
         forward = self.act_batch([Episode(i, window) for i, window in enumerate(windows)])
-        backward = self.act_batch([Episode(i, window) for i, window in enumerate(windows)][::-1])[
-            ::-1
-        ]
+        backward = self.act_batch([Episode(i, window) for i, window in enumerate(windows)][::-1])
         alone = self.act_batch([Episode(0, windows[0])])
         return all(map(np.array_equal, [*forward, forward[0]], [*backward[::-1], alone[0]]))
 
