@@ -1,5 +1,5 @@
-"""Everything that knows robomimic 0.3: its policies trained here, its checkpoints read
-and written, its own training with our encoders.
+"""Everything that knows robomimic, 0.3 and 0.5: its policies trained here, its
+checkpoints read and written, its own training with our encoders.
 
 robomimic keeps the modality of each observation in a global table (`ObsUtils`), which
 each of its trainings overwrites: run one training per process. Networks read the table

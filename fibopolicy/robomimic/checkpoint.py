@@ -38,9 +38,9 @@ class Checkpoint:
         path: the file.
         algo_name: e.g. "bc".
         config: robomimic's configuration of the training.
-        weights: state dict of the networks; hierarchical algorithms have a dict of
-            them.
-        env_metadata: `env_args` of the dataset.
+        weights: state dict of the networks, of their moving average if there is one;
+            hierarchical algorithms have a dict of them.
+        env_metadata: `env_args` of the dataset, the first of several.
         shapes: shape per observation key as the networks read it, images (C, H, W).
         action_dim: A.
         obs_statistics: empty if observations are not normalised.
@@ -118,8 +118,12 @@ def _parse(path: Path, contents: dict[str, Any]) -> Checkpoint:
         raise TypeError("config is not a JSON object")
     weights = contents["model"]
     if isinstance(weights.get("nets"), Mapping) and "optimizers" in weights:  # 0.5
-        weights = weights["nets"]
-    shapes = contents["shape_metadata"]
+        weights = weights.get("ema") or weights["nets"]
+    # After a training on several datasets, 0.5 has lists of these.
+    env_metadata, shapes = (
+        stored[0] if isinstance(stored, list) else stored
+        for stored in (contents["env_metadata"], contents["shape_metadata"])
+    )
     actions = _statistics(contents.get("action_normalization_stats"))
     order = list(config.get("train", {}).get("action_keys") or actions)
     return Checkpoint(
@@ -127,7 +131,7 @@ def _parse(path: Path, contents: dict[str, Any]) -> Checkpoint:
         algo_name=str(contents["algo_name"]),
         config=config,
         weights=weights,
-        env_metadata=dict(contents["env_metadata"]),
+        env_metadata=dict(env_metadata),
         shapes={key: tuple(int(n) for n in shape) for key, shape in shapes["all_shapes"].items()},
         action_dim=int(shapes["ac_dim"]),
         obs_statistics=_statistics(contents.get("obs_normalization_stats")),

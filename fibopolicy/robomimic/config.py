@@ -22,9 +22,11 @@ from fibopolicy.robomimic.encoder_core import CORE
 from fibopolicy.utils.files import StrPath, expanded
 
 NO_ROLLOUTS = (
-    "rollouts during training are switched off: in robomimic 0.3.0 they need mujoco_py, which"
-    " MuJoCo has replaced; evaluate the checkpoints with fibopolicy evaluate CHECKPOINT"
+    "rollouts during training are switched off: they need mujoco_py in robomimic 0.3, a language"
+    " model in 0.5; evaluate the checkpoints with fibopolicy evaluate CHECKPOINT"
 )
+#: Keys of a dataset in the list that `train.data` may be in robomimic 0.5.
+DATASET_KEYS = ("path", "eval", "lang", "key", "filter_key", "demo_limit", "weight")
 
 
 def read_config(
@@ -71,17 +73,15 @@ def read_config(
             config.experiment.name = name
         if out is not None:
             config.train.output_dir = str(out)
-        data = config.train.data
-        if not data:
-            raise UserError(f"{path}: names no dataset; set train.data or pass --dataset")
-        if not isinstance(data, str):
-            raise UserError(
-                f"{path}: train.data must be the path of one HDF5 file, as in robomimic 0.3; got"
-                f" {str(data)[:100]}"
-            )
-        for key in ("data", "output_dir"):
-            config.train[key] = os.path.abspath(os.path.expanduser(config.train[key]))
+        config.train.data = _absolute_data(path, config.train)
+        config.train.output_dir = _absolute(config.train.output_dir)
     return config
+
+
+def datasets(config: Any) -> list[dict[str, Any]]:
+    """The datasets of a training, each with its "path"."""
+    data = config.train.data
+    return [{"path": data}] if isinstance(data, str) else data
 
 
 def check_config(config: Any) -> list[str]:
@@ -113,11 +113,19 @@ def check_config(config: Any) -> list[str]:
                 f"algo.transformer.context_length is {context}, train.frame_stack"
                 f" {train.frame_stack}; they must agree"
             )
-    with DemoFile(train.data) as file:
-        _check_in_place(file, "actions")
-        _check_filter_keys(config, file)
-        for section in sections:
-            _check_observations(section, file)
+    if len(datasets(config)) > 1:
+        if train.hdf5_cache_mode == "all":
+            raise UserError('train.hdf5_cache_mode: several datasets need "low_dim" or null')
+        if train.hdf5_normalize_obs:
+            raise UserError("train.hdf5_normalize_obs: robomimic normalises one dataset only")
+    for dataset in datasets(config):
+        with DemoFile(dataset["path"]) as file:
+            for key in train.get("action_keys", ["actions"]):
+                _check_in_place(file, key)
+                file.layout(file.demos[0], key)
+            _check_filter_keys(config, file, dataset.get("filter_key"))
+            for section in sections:
+                _check_observations(section, file, dataset)
     if config.experiment.rollout.enabled:
         warnings.append(NO_ROLLOUTS)
         with config.values_unlocked():
@@ -160,8 +168,8 @@ def prepare_output(config: Any, *, overwrite: bool) -> Path:
 
 
 def observation_sections(observation: Any) -> Iterator[Any]:
-    """The sections of `config.observation` that have modalities; hierarchical algorithms
-    have several.
+    """The sections of `config.observation` that have modalities; hierarchical
+    algorithms have several.
     """
     if "modalities" in observation:
         yield observation
@@ -197,6 +205,35 @@ def _check_keys(path: Path, given: Mapping[str, Any], config: Any, section: str 
             _check_keys(path, value, known, f"{section}{key}.")
 
 
+def _absolute(path: str) -> str:
+    return os.path.abspath(os.path.expanduser(path))
+
+
+def _absolute_data(path: Path, train: Any) -> str | list[dict[str, Any]]:
+    """`train.data` with absolute paths."""
+    if not train.data:
+        raise UserError(f"{path}: names no dataset; set train.data or pass --dataset")
+    if isinstance(train.data, str):
+        return _absolute(train.data)
+    if "normalize_weights_by_ds_size" not in train:
+        raise UserError(
+            f"{path}: train.data must be the path of one HDF5 file in robomimic 0.3; its 0.5 takes"
+            f" several datasets; got {str(train.data)[:100]}"
+        )
+    found = []
+    for dataset in train.data:
+        if not isinstance(dataset, dict) or not isinstance(dataset.get("path"), str):
+            raise UserError(
+                f'{path}: each dataset of train.data must be an object with a "path", got'
+                f" {str(dataset)[:100]}"
+            )
+        for key in dataset:
+            if key not in DATASET_KEYS:
+                raise unknown(f"key in {path}, train.data:", key, DATASET_KEYS)
+        found.append({**dataset, "path": _absolute(dataset["path"])})
+    return found
+
+
 def _saves(config: Any) -> bool:
     save, epochs = config.experiment.save, config.train.num_epochs
     return not save.enabled or bool(
@@ -207,8 +244,17 @@ def _saves(config: Any) -> bool:
     )
 
 
-def _check_filter_keys(config: Any, file: DemoFile) -> None:
+def _check_filter_keys(config: Any, file: DemoFile, own: str | None) -> None:
+    """Check the filter keys of the training, and the `own` one of a dataset."""
     train, validate = config.train, config.experiment.validate
+    if own is not None:
+        if own not in file.filter_keys:
+            raise unknown(f"filter key of {file.path} in train.data:", own, file.filter_keys)
+        if validate:
+            raise UserError(
+                "train.data: robomimic would validate on the demonstrations of filter_key, too;"
+                " use train.hdf5_filter_key and train.hdf5_validation_filter_key"
+            )
     for name in ("hdf5_filter_key", "hdf5_validation_filter_key"):
         key = train[name]
         if key is not None and key not in file.filter_keys:
@@ -225,9 +271,11 @@ def _check_filter_keys(config: Any, file: DemoFile) -> None:
         )
 
 
-def _check_observations(section: Any, file: DemoFile) -> None:
+def _check_observations(section: Any, file: DemoFile, dataset: Mapping[str, Any]) -> None:
     for modality, keys in used_keys(section).items():
         for key in keys:
+            if key == "lang_emb" and "lang" in dataset:
+                continue  # robomimic 0.5 embeds it itself
             if key not in file.obs:
                 where = f"{file.path} in observation.modalities, {modality}:"
                 raise unknown(f"observation of {where}", key, file.obs)
@@ -267,29 +315,37 @@ def _check_encoder(where: str, encoder: Any) -> None:
 
     classes = {"core": obs_utils.OBS_ENCODER_CORES, "obs_randomizer": obs_utils.OBS_RANDOMIZERS}
     for part, known in classes.items():
-        name = encoder[f"{part}_class"]
-        if name in (None, "None"):
-            continue
-        if name not in known:
-            raise unknown(f"{where}.{part}_class", name, known)
-        options = set(inspect.signature(known[name]).parameters)
-        for option in encoder[f"{part}_kwargs"] or {}:
-            if option not in options:
-                kind = f"option in {where}.{part}_kwargs of {name}:"
-                error = unknown(kind, option, options - {"input_shape"})
-                hint = f" (options of the encoder go into {where}.core_kwargs.encoder_options)"
-                raise UserError(f"{error}{hint if name == CORE else ''}")
+        for name, kwargs in _modules(encoder, part):
+            if name not in known:
+                raise unknown(f"{where}.{part}_class", name, known)
+            options = set(inspect.signature(known[name]).parameters)
+            for option in kwargs:
+                if option not in options:
+                    kind = f"option in {where}.{part}_kwargs of {name}:"
+                    error = unknown(kind, option, options - {"input_shape"})
+                    hint = f" (options of the encoder go into {where}.core_kwargs.encoder_options)"
+                    raise UserError(f"{error}{hint if name == CORE else ''}")
+
+
+def _modules(encoder: Any, part: str) -> list[tuple[str, dict[str, Any]]]:
+    """Class and options of the core or of the randomizers, of which 0.5 takes a list."""
+    names, kwargs = encoder[f"{part}_class"], encoder[f"{part}_kwargs"]
+    if not isinstance(names, list):
+        names, kwargs = [names], [kwargs]
+    return [
+        (name, dict(options or {}))
+        for name, options in zip(names, kwargs, strict=False)
+        if name not in (None, "None")
+    ]
 
 
 def _build_encoder(key: str, encoder: Any, file: DemoFile) -> None:
-    """Build the randomizer, and the core if it is ours, for the images of a key."""
+    """Build the randomizers, and the core if it is ours, for the images of a key."""
     import robomimic.utils.obs_utils as obs_utils
 
     height, width, channels = file.image_shape(key)
     shape = [channels, height, width]
-    randomizer = encoder.obs_randomizer_class
-    if randomizer not in (None, "None"):
-        kwargs = dict(encoder.obs_randomizer_kwargs or {})
+    for randomizer, kwargs in _modules(encoder, "obs_randomizer"):
         try:
             built = obs_utils.OBS_RANDOMIZERS[randomizer](input_shape=shape, **kwargs)
             shape = built.output_shape_in(shape)

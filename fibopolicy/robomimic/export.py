@@ -17,7 +17,8 @@ from fibopolicy.utils.files import StrPath, atomic_write, check_output, expanded
 
 
 def export(run: StrPath, out: StrPath, *, checkpoint: str = "ema", overwrite: bool = False) -> Path:
-    """Write a checkpoint that robomimic 0.3 loads and that acts like the run's policy.
+    """Write a checkpoint that robomimic (0.3 or 0.5) loads and that acts like the run's
+    policy.
 
     Args:
         run: run directory.
@@ -27,7 +28,7 @@ def export(run: StrPath, out: StrPath, *, checkpoint: str = "ema", overwrite: bo
 
     Raises:
         UserError: the policy is not one of robomimic's; it does what robomimic 0.3
-            cannot (several actions at once, scaled actions, 6-D rotations); or `out`
+            does not (several actions at once, scaled actions, 6-D rotations); or `out`
             exists.
     """
     directory, out = RunDirectory(run), expanded(out)
@@ -124,6 +125,8 @@ def _config(policy: RobomimicPolicy, train: dict[str, Any]) -> Any:
     config.observation.modalities.obs.rgb = list(policy.shapes.images)
     config.observation.modalities.obs.low_dim = list(policy.shapes.vectors)
     with config.unlocked():
+        # 0.5 computes schedules from these.
+        config.algo.optim_params.policy.update(num_train_batches=1, num_epochs=1)
         rgb = config.observation.encoder.rgb
         ours = encoder_kwargs(policy.config, policy.options)["rgb"]
         rgb.core_class, rgb.core_kwargs = ours["core_class"], ours["core_kwargs"]
@@ -136,18 +139,21 @@ def _config(policy: RobomimicPolicy, train: dict[str, Any]) -> Any:
 
 
 def _statistics(policy: RobomimicPolicy) -> dict[str, dict[str, Any]]:
-    """Mean and standard deviation per observation; zeros and ones for images, which
-    stay as they are.
+    """Mean and standard deviation per observation, which 0.5 calls offset and scale;
+    zeros and ones for images, which stay as they are.
 
     The first dimension is the number of stacked frames: robomimic's own files have 1
-    there, which its rollouts reject if there are more frames.
+    there, which the rollouts of 0.3 reject if there are more frames. Those of 0.5
+    normalise images `(H, W, 3)`, those of 0.3 `(3, H, W)`.
     """
     statistics: dict[str, dict[str, Any]] = {}
     frames = policy.config.n_obs_steps
     for key, (height, width) in policy.shapes.images.items():
         zeros = torch.zeros(frames, 3, height, width)
         statistics[key] = {"mean": zeros.tolist(), "std": (zeros + 1).tolist()}
+        statistics[key] |= {"offset": [[0.0] * 3], "scale": [[1.0] * 3]}
     for key, normalizer in policy.observations.vector_normalizers().items():
         offset, scale = normalizer.offset.expand(frames, -1), normalizer.scale.expand(frames, -1)
         statistics[key] = {"mean": offset.tolist(), "std": scale.tolist()}
+        statistics[key] |= {"offset": offset.tolist(), "scale": scale.tolist()}
     return statistics

@@ -6,7 +6,7 @@ import contextlib
 import io
 import warnings
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -21,19 +21,20 @@ from fibopolicy.robomimic.checkpoint import Checkpoint
 from fibopolicy.robomimic.policies import Memory, act_feedforward, act_recurrent, init_memory
 from fibopolicy.utils.system import resolve_device
 
-#: Their `get_action` has no memory, so one object acts for any episode at any time.
-ALGORITHMS = ("bc", "bcq", "cql", "iql", "td3_bc")
+#: They act without memory, so one object acts for any episode at any time.
+ALGORITHMS = ("bc", "bcq", "cql", "iql", "td3_bc", "diffusion_policy")
 
 
 class ImportedPolicy(Policy):
     """Acts as robomimic's own rollout of a checkpoint does; it cannot be trained.
 
-    `act` returns one action per call, within [-1, 1] unless the checkpoint scales
-    actions.
+    `act` returns one action per call, or a chunk of Diffusion Policy, within [-1, 1]
+    unless the checkpoint scales actions.
 
     Raises:
-        UserError: an algorithm, network, core or option that robomimic 0.3.0 does not
-            have, weights that do not fit, or observations that no simulator provides.
+        UserError: an algorithm, network, core or option that the installed robomimic
+            does not have, weights that do not fit, or observations that no simulator
+            provides.
     """
 
     name = "robomimic"
@@ -45,16 +46,18 @@ class ImportedPolicy(Policy):
         self.networks: nn.ModuleDict = self.algorithm.nets
         config, algo = self.algorithm.global_config, self.algorithm.global_config.algo
         cloning = checkpoint.algo_name == "bc"
+        self.diffusion = checkpoint.algo_name == "diffusion_policy"
         self.recurrent = cloning and bool(algo.rnn.enabled)
         self.transformer = cloning and bool(algo.transformer.enabled)
         #: Whether a single network acts, not an algorithm that draws from torch's
         #: generator.
         self.single_network = cloning and not algo.vae.enabled
         stacked = int(config.train.frame_stack)
-        if stacked > 1 and not self.transformer:
+        reads = algo.horizon.observation_horizon if self.diffusion else 1
+        if stacked != reads and not self.transformer:
             raise UserError(
-                f"{checkpoint.path}: train.frame_stack is {stacked}, which only robomimic's"
-                " transformer can act on"
+                f"{checkpoint.path}: train.frame_stack is {stacked}, but the networks act on"
+                f" {reads}"
             )
         self.shapes = _shapes(checkpoint, config)
         rgb = config.observation.encoder.get("rgb") or {}
@@ -63,13 +66,14 @@ class ImportedPolicy(Policy):
             policy=f"robomimic {checkpoint.algo_name}: {type(self.algorithm).__name__}",
             encoder=str(core) if self.shapes.images else "none",
             n_obs_steps=stacked,
-            horizon=1,
-            n_action_steps=1,
+            horizon=algo.horizon.prediction_horizon if self.diffusion else 1,
+            n_action_steps=algo.horizon.action_horizon if self.diffusion else 1,
         )
         self.object_signs = _object_signs(checkpoint, self.shapes).to(self.device)
         self.obs_scales = _to_tensors(checkpoint.obs_statistics, self.device)
         scales = _to_tensors(checkpoint.action_statistics, self.device).values()
         self.action_scale = [torch.cat(parts, dim=-1) for parts in zip(*scales, strict=True)]
+        self.action_formats = _action_formats(checkpoint)
         self.eval()
 
     def fit_normalizers(self, statistics: Statistics) -> None:
@@ -88,9 +92,11 @@ class ImportedPolicy(Policy):
         raw = {key: obs[key].to(self.device) for key in self.shapes.keys}
         memory = state or init_memory(raw, raw)
         inputs = self._prepare(raw)
-        if not self.transformer:
+        if not self.transformer and not self.diffusion:
             inputs = {key: value[:, -1] for key, value in inputs.items()}  # (B, ...)
-        if self.recurrent:
+        if self.diffusion:
+            actions, memory = self._denoise(inputs, memory)  # (B, T_a, A)
+        elif self.recurrent:
             rnn = self.algorithm.algo_config.rnn
             actions, memory = act_recurrent(
                 self.networks["policy"],
@@ -100,15 +106,25 @@ class ImportedPolicy(Policy):
                 open_loop=rnn.get("open_loop", False),
             )
         elif self.single_network:
-            actions, memory = act_feedforward(self.networks["policy"], inputs, memory)
+            # A network that predicts future actions begins with the present one.
+            future = self.algorithm.algo_config.transformer.get("pred_future_acs")
+            actions, memory = act_feedforward(
+                self.networks["policy"], inputs, memory, step=0 if future else -1
+            )
         else:
             actions, memory = self._act_one_by_one(inputs, memory)
-        if self.action_scale:
-            offset, scale = self.action_scale
-            actions = actions * scale + offset
-        else:
-            actions = actions.clamp(-1, 1)
-        return actions.unsqueeze(1), memory  # (B, 1, A)
+        if not self.diffusion:
+            actions = actions.unsqueeze(1)  # (B, 1, A)
+        if not self.action_scale:
+            return actions.clamp(-1, 1), memory
+        offset, scale = self.action_scale
+        sizes, conversions = zip(*self.action_formats, strict=True)
+        parts = torch.split(actions * scale + offset, list(sizes), dim=-1)
+        converted = [
+            convert(part) if convert else part
+            for convert, part in zip(conversions, parts, strict=True)
+        ]
+        return torch.cat(converted, dim=-1), memory
 
     def _prepare(self, raw: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Images uint8 `(B, T_o, H, W, 3)` to float `(B, T_o, 3, H, W)` in [0, 1];
@@ -125,6 +141,29 @@ class ImportedPolicy(Policy):
                 value = (value - offset) / scale
             prepared[key] = value.float()
         return prepared
+
+    def _denoise(self, obs: Mapping[str, Tensor], memory: Memory) -> tuple[Tensor, Memory]:
+        """Chunks `(B, T_a, A)` of Diffusion Policy, as its `_get_action_trajectory`
+        makes them, from observations `(B, T_o, ...)`. Each episode has its own noise.
+        """
+        algo, scheduler = self.algorithm.algo_config, self.algorithm.noise_scheduler
+        network: Any = self.networks["policy"]
+        rng = EpisodeRng(**memory["rng"])
+        rows, steps = next(iter(obs.values())).shape[:2]
+        flat = {key: value.flatten(0, 1) for key, value in obs.items()}
+        features = network["obs_encoder"](obs=flat).view(rows, -1)  # (B, T_o * F)
+        generators = [torch.Generator().manual_seed(seed) for seed in rng.seeds()]
+        size = (algo.horizon.prediction_horizon, self.algorithm.ac_dim)
+        noise = [torch.randn(size, generator=generator) for generator in generators]
+        chunk = torch.stack(noise).to(self.device)
+        process = algo.ddpm if algo.ddpm.enabled else algo.ddim
+        scheduler.set_timesteps(process.num_inference_timesteps)
+        for timestep in scheduler.timesteps:
+            predicted = network["noise_pred_net"](chunk, timestep, global_cond=features)
+            chunk = scheduler.step(predicted, timestep, chunk, generator=generators).prev_sample
+        start = steps - 1  # the chunk begins with the oldest observation
+        actions = chunk[:, start : start + algo.horizon.action_horizon]
+        return actions, {**memory, "rng": rng.advance().state}
 
     def _act_one_by_one(self, obs: Mapping[str, Tensor], memory: Memory) -> tuple[Tensor, Memory]:
         """Actions `(B, A)` of an algorithm that draws from torch's global generator,
@@ -150,11 +189,36 @@ def _shapes(checkpoint: Checkpoint, config: Any) -> Shapes:
             f"{checkpoint.path}: observes {', '.join(keys)}; only rgb and low_dim can be evaluated"
         )
     sizes = checkpoint.shapes  # images (3, H, W)
+    rotations = [convert for _, convert in _action_formats(checkpoint) if convert]
     return Shapes(
         {key: (sizes[key][1], sizes[key][2]) for key in images},
         {key: sizes[key][0] for key in vectors},
-        checkpoint.action_dim,
+        checkpoint.action_dim - 3 * len(rotations),
     )
+
+
+def _action_formats(
+    checkpoint: Checkpoint,
+) -> list[tuple[int, Callable[[Tensor], Tensor] | None]]:
+    """Size of each part of an action, and what makes 3 numbers of a 6-D rotation."""
+    import robomimic.utils.torch_utils as torch_utils
+
+    functions = {"rot_axis_angle": "rot_6d_to_axis_angle", "rot_euler": "rot_6d_to_euler_angles"}
+    settings = checkpoint.config["train"].get("action_config") or {}
+    formats = []
+    for key, statistics in checkpoint.action_statistics.items():
+        own, convert = settings.get(key) or {}, None
+        if own.get("format") == "rot_6d":
+            kind = own.get("convert_at_runtime", "rot_axis_angle")
+            convert = getattr(torch_utils, functions.get(kind, ""), None)
+            if convert is None:
+                raise UserError(
+                    f"{checkpoint.path}: action {key} holds 6-D rotations for {kind}, which"
+                    f" robomimic {robomimic_version()} does not convert; 0.5 knows"
+                    f" {', '.join(functions)}"
+                )
+        formats.append((statistics["scale"].shape[-1], convert))
+    return formats
 
 
 def _object_signs(checkpoint: Checkpoint, shapes: Shapes) -> Tensor:
@@ -200,33 +264,51 @@ def _build_algorithm(checkpoint: Checkpoint, device: torch.device) -> Any:
     import robomimic.utils.file_utils as file_utils
     import robomimic.utils.obs_utils as obs_utils
     from robomimic.algo import algo_factory
-    from robomimic.config import config_factory
+    from robomimic.config import config_factory, get_all_registered_configs
 
     name, path = checkpoint.algo_name, checkpoint.path
     if name not in ALGORITHMS:
         raise unknown(f"algorithm in {path}:", name, ALGORITHMS)
+    if name not in get_all_registered_configs():
+        raise UserError(
+            f"{path}: {name} needs robomimic 0.5, {robomimic_version()} is installed; see"
+            " docs/guides/robomimic.md"
+        )
     shapes = OrderedDict((key, list(shape)) for key, shape in checkpoint.shapes.items())
     try:
         with contextlib.redirect_stdout(io.StringIO()):  # robomimic prints what it sets up
             file_utils.update_config(checkpoint.config)
-            config = config_factory(name, dic=checkpoint.config)
+            algo = config_factory(name).algo  # the other version's lacks options
+            with algo.unlocked():
+                algo.update(checkpoint.config["algo"])
+            config = config_factory(name, dic={**checkpoint.config, "algo": algo.to_dict()})
             _check_supported(config)
             for network in config.algo.optim_params.values():
                 # Not used here, and 0.5 has schedules that 0.3 rejects.
-                network.learning_rate.epoch_schedule = []
+                network.update(num_train_batches=1, num_epochs=1)
+                network.learning_rate.update(scheduler_type="multistep", epoch_schedule=[])
             for encoder in config.observation.encoder.values():
                 _forbid_downloads(encoder.get("core_kwargs") or {})
             config.lock()
             obs_utils.initialize_obs_utils_with_config(config)
             algorithm = algo_factory(name, config, shapes, checkpoint.action_dim, device)
-            algorithm.deserialize(checkpoint.weights)
+            algorithm.nets.load_state_dict(checkpoint.weights)
+            algorithm.ema = algorithm.ema_nets = None  # copies, of Diffusion Policy
             algorithm.set_eval()
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
     except Exception as error:  # robomimic asserts; configurations of other versions lack keys
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:240]
-        raise UserError(f"{path}: robomimic 0.3.0 cannot build its networks ({reason})") from error
+        raise UserError(
+            f"{path}: robomimic {robomimic_version()} cannot build its networks ({reason})"
+        ) from error
     return algorithm
+
+
+def robomimic_version() -> str:
+    import robomimic
+
+    return str(robomimic.__version__)
 
 
 def _forbid_downloads(core_kwargs: dict[str, Any]) -> None:
@@ -241,12 +323,5 @@ def _check_supported(config: Any) -> None:
     """Raise `UserError` for a policy that would run but act wrongly."""
     if config.use_goals:
         raise UserError("is conditioned on goals, which the evaluation does not provide")
-    if config.algo.get("language_conditioned"):
+    if config.algo.get("language_conditioned") or "lang_emb" in config.all_obs_keys:
         raise UserError("is conditioned on language, which the evaluation does not provide")
-    if (config.algo.get("transformer") or {}).get("pred_future_acs"):
-        raise UserError(
-            "its transformer predicts future actions, which robomimic 0.3.0 does not know"
-        )
-    for key, settings in (config.train.get("action_config") or {}).items():
-        if isinstance(settings, Mapping) and settings.get("format") == "rot_6d":
-            raise UserError(f"action {key} holds 6-D rotations, which are not converted here")

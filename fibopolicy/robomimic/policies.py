@@ -385,17 +385,20 @@ def init_memory(obs: Observations, keys: Iterable[str]) -> Memory:
     return {"rng": EpisodeRng.init(obs, keys).state, "hidden": (), "first": {}}
 
 
-def act_feedforward(network: Any, obs: Observations, memory: Memory) -> tuple[Tensor, Memory]:
+def act_feedforward(
+    network: Any, obs: Observations, memory: Memory, *, step: int = -1
+) -> tuple[Tensor, Memory]:
     """Actions `(B, A)` of a feed-forward or transformer network.
 
     Args:
         network: an actor of `robomimic.models.policy_nets`.
         obs: inputs of the network: `(B, ...)` per key, or `(B, T_o, ...)` of a
-            transformer, whose output for the last step is used.
+            transformer.
+        step: of a transformer's outputs, the one that is executed.
     """
     out = getattr(network, "forward_train", network)(obs)
     rng = EpisodeRng(**memory["rng"])
-    return _draw(network, out, rng.seeds()), {**memory, "rng": rng.advance().state}
+    return _draw(network, out, rng.seeds(), step), {**memory, "rng": rng.advance().state}
 
 
 def act_recurrent(
@@ -433,15 +436,15 @@ def act_recurrent(
     return actions, {"rng": rng.advance().state, "hidden": after, "first": first}
 
 
-def _draw(network: Any, out: Any, seeds: Sequence[int]) -> Tensor:
+def _draw(network: Any, out: Any, seeds: Sequence[int], step: int = -1) -> Tensor:
     """Actions `(B, A)` from the output of a network: actions, or a Gaussian or a
     mixture of Gaussians to draw from.
 
-    Of several steps, `(B, T, ...)`, the last is used. With `low_noise_eval` a Gaussian
+    Of several steps, `(B, T, ...)`, `step` is used. With `low_noise_eval` a Gaussian
     gives its mean, as in robomimic.
     """
     if isinstance(out, Tensor):
-        return out[:, -1] if out.ndim == 3 else out
+        return out[:, step] if out.ndim == 3 else out
     mixture = getattr(out, "mixture_distribution", None)
     if mixture is None:
         if network.low_noise_eval and not network.training:
@@ -453,7 +456,7 @@ def _draw(network: Any, out: Any, seeds: Sequence[int]) -> Tensor:
         normal, logits = out.component_distribution.base_dist, mixture.logits
         loc, scale = normal.loc, normal.scale  # (B, K, A), or (B, T, K, A)
         if loc.ndim == 4:
-            loc, scale, logits = loc[:, -1], scale[:, -1], logits[:, -1]
+            loc, scale, logits = loc[:, step], scale[:, step], logits[:, step]
     rows = []
     for b, seed in enumerate(seeds):
         generator = torch.Generator().manual_seed(seed)

@@ -13,6 +13,7 @@ import h5py
 import numpy as np
 import pytest
 from no_workers import no_workers
+from robomimic_rollout import sequence_dataset
 from scipy.spatial.transform import Rotation
 
 from fibopolicy.datasets import DemoFile
@@ -147,14 +148,9 @@ def test_executed_actions_lead_through_the_recorded_states(generated: Generated)
 
 
 def test_robomimic_reads_a_generated_file(generated: Generated) -> None:
-    dataset = pytest.importorskip("robomimic.utils.dataset", exc_type=ImportError)
+    pytest.importorskip("robomimic.utils.dataset", exc_type=ImportError)
     keys = ("robot0_eef_pos", "cube_pos")
-    read = dataset.SequenceDataset(
-        hdf5_path=str(generated.path),
-        obs_keys=keys,
-        dataset_keys=("actions", "rewards", "dones"),
-        load_next_obs=True,
-    )
+    read = sequence_dataset(generated.path, keys, ("actions", "rewards", "dones"))
     assert len(read) == generated.steps
     assert read[0]["obs"]["cube_pos"].shape == (1, 3)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from demo_files import CAMERAS, VECTORS, demo
+from robomimic_rollout import sequence_dataset
 
 from fibopolicy.datasets import DemoFile, split
 
@@ -25,13 +26,12 @@ def test_robomimic_s_sequence_dataset_agrees_item_by_item(
 
     make_torchvision_importable()
     import robomimic.utils.obs_utils as obs_utils
-    from robomimic.utils.dataset import SequenceDataset
 
     obs_utils.initialize_obs_utils_with_obs_specs(
         {"obs": {"rgb": list(CAMERAS), "low_dim": list(VECTORS)}}
     )
-    dataset = SequenceDataset(
-        str(path),
+    dataset = sequence_dataset(
+        path,
         obs_keys=(*CAMERAS, *VECTORS),
         dataset_keys=("actions", "rewards", "dones"),
         frame_stack=2,
@@ -82,14 +82,13 @@ def test_filter_keys_work_in_both_directions_between_us_and_robomimic(
     make_torchvision_importable()
     import robomimic.utils.file_utils as file_utils
     import robomimic.utils.obs_utils as obs_utils
-    from robomimic.utils.dataset import SequenceDataset
 
     out = tmp_path / "split.hdf5"
     made = split(path, out, valid_fraction=0.4, subsets={"half": 0.5})
     obs_utils.initialize_obs_utils_with_obs_specs({"obs": {"low_dim": list(VECTORS)}})
     for key, demos in made.items():
-        dataset = SequenceDataset(
-            str(out), VECTORS, ("actions",), hdf5_cache_mode=None, filter_by_attribute=key
+        dataset = sequence_dataset(
+            out, VECTORS, ("actions",), hdf5_cache_mode=None, filter_by_attribute=key
         )
         assert sorted(dataset.demos) == sorted(demos)
         with DemoFile(out) as file:

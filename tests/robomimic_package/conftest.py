@@ -98,6 +98,8 @@ def save(tmp_path: Path) -> Save:
         config.train.hdf5_normalize_obs = statistics is not None
         config.experiment.rollout.horizon = 123
         with config.unlocked():
+            for network in config.algo.optim_params.values():
+                network.update(num_train_batches=1, num_epochs=1)  # as 0.5's training does
             edit(config)
         every = {key: [3, *size] for key, size in shapes.images.items()} | {
             key: [dim] for key, dim in shapes.vectors.items()
@@ -114,7 +116,9 @@ def save(tmp_path: Path) -> Save:
                 "all_obs_keys": list(ordered),
                 "use_images": bool(shapes.images),
             }
-            train_utils.save_model(model, config, ENV_ARGS, meta, str(path), statistics)
+            train_utils.save_model(
+                model, config, ENV_ARGS, meta, str(path), obs_normalization_stats=statistics
+            )
         return path
 
     return write

@@ -98,11 +98,8 @@ def test_a_checkpoint_of_0_5_scales_its_actions(save: Save) -> None:
     expected, _ = plain.act(obs)
 
     def edit(contents: dict[str, Any]) -> None:
-        contents["model"] = {
-            "nets": contents["model"],
-            "optimizers": {},
-            "lr_schedulers": {"policy": None},
-        }
+        nets = contents["model"].get("nets", contents["model"])
+        contents["model"] = {"nets": nets, "optimizers": {}, "lr_schedulers": {"policy": None}}
         config = json.loads(contents["config"])
         config["train"].update(
             data=[{"path": "a.hdf5"}],
@@ -147,21 +144,16 @@ def edited_config(path: Path, edit: Any) -> Path:
             lambda c: c["observation"]["modalities"]["goal"].update(low_dim=["hand"]),
             "conditioned on goals",
         ),
-        (lambda c: c["train"].update(action_config={"rot": {"format": "rot_6d"}}), "6-D rotations"),
-        (
-            lambda c: c["algo"]["transformer"].update(pred_future_acs=True),
-            "predicts future actions",
-        ),
         (lambda c: c["train"].update(frame_stack=3), "frame_stack is 3"),
         (
-            lambda c: c["observation"]["encoder"]["rgb"].update(core_class="Newer"),
+            lambda c: c["observation"]["encoder"]["low_dim"].update(core_class="Newer"),
             "cannot build its networks.*Newer",
         ),
         (
             lambda c: c["algo"].update(actor_layer_dims=[8, 8]),
             "cannot build its networks.*size mismatch",
         ),
-        (lambda c: c["algo"].pop("rnn"), "cannot build its networks"),
+        (lambda c: c["observation"].pop("encoder"), "cannot build its networks"),
     ],
 )
 def test_policies_that_would_act_wrongly_are_rejected(edit: Any, message: str, save: Save) -> None:

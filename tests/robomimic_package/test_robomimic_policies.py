@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from robomimic_rollout import observed, rollout_policy
 from safetensors.torch import save_file
 
 from fibopolicy.errors import UserError
@@ -155,17 +156,8 @@ def robomimics_rollout_agrees(path: Path, policy: Any, obs: dict[str, torch.Tens
     """Robomimic's own wrapper around the file, given one observation: the same action,
     or the same modes to draw from.
     """
-    import robomimic.utils.file_utils as file_utils
-
-    theirs, _ = file_utils.policy_from_checkpoint(ckpt_path=str(path), device=torch.device("cpu"))
-    theirs.start_episode()
-    single = {key: value[0].numpy() for key, value in obs.items()}
-    single |= {
-        key: (single[key].astype(np.float32) / 255).transpose(0, 3, 1, 2) for key in SHAPES.images
-    }
-    if policy.name != "bc_transformer_gmm":
-        single = {key: value[0] for key, value in single.items()}
-    action = theirs(single)
+    stacked = policy.name == "bc_transformer_gmm"
+    action = rollout_policy(path)(observed(obs, 0, SHAPES.images, stacked))
     if policy.name == "bc_gaussian":
         np.testing.assert_allclose(action, policy.act(obs)[0][0, 0].numpy(), atol=1e-5)
         return

@@ -8,10 +8,11 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
-import torch
 from command import call
+from robomimic_rollout import is_0_5, needs_0_5
 
 from fibopolicy.errors import UserError
+from fibopolicy.robomimic.checkpoint import read_checkpoint
 from fibopolicy.robomimic.config import NO_ROLLOUTS
 from fibopolicy.robomimic.train import train_robomimic
 
@@ -69,12 +70,9 @@ def test_every_example_trains_and_leaves_a_checkpoint(
     path = tmp_path / "config.json"
     path.write_text(json.dumps(shortened(json.loads(example.read_text()))))
     done = train_robomimic(path, dataset=demos, out=tmp_path / "runs")
-    contents = torch.load(done.checkpoints[-1], weights_only=True)
-    assert (
-        json.loads(contents["config"])["observation"]["encoder"]["rgb"]["core_class"]
-        == "FibopolicyEncoder"
-    )
-    assert any("agentview_image.encoder." in name for name in contents["model"])
+    checkpoint = read_checkpoint(done.checkpoints[-1])
+    assert checkpoint.config["observation"]["encoder"]["rgb"]["core_class"] == "FibopolicyEncoder"
+    assert any("agentview_image.encoder." in name for name in checkpoint.weights)
 
 
 def test_a_relative_output_lies_under_the_working_directory(
@@ -218,6 +216,39 @@ def test_data_that_robomimic_would_misread_are_rejected(
         train_robomimic(chosen, dataset=path, out=tmp_path / "runs")
 
 
+@needs_0_5
+def test_several_datasets_train_one_policy(config: Write, demos: Path, tmp_path: Path) -> None:
+    data = [{"path": str(demos), "filter_key": "train"}, {"path": str(demos), "weight": 2.0}]
+    path = config(at("train", data=data, hdf5_cache_mode="low_dim"))
+    done = train_robomimic(path, out=tmp_path / "runs")
+    assert [d["path"] for d in read_checkpoint(done.checkpoints[-1]).config["train"]["data"]] == [
+        str(demos)
+    ] * 2
+
+
+@needs_0_5
+@pytest.mark.parametrize(
+    ("dataset", "settings", "message"),
+    [
+        ({"path": "nowhere.hdf5"}, {}, r"nowhere\.hdf5: no such file"),
+        ({"path": None}, {}, 'must be an object with a "path"'),
+        ({"filterkey": "train"}, {}, "did you mean 'filter_key'"),
+        ({"filter_key": "trian"}, {}, r"in train\.data: 'trian': did you mean 'train'"),
+        ({}, {"hdf5_cache_mode": "all"}, 'several datasets need "low_dim" or null'),
+        ({}, {"hdf5_normalize_obs": True}, "normalises one dataset only"),
+        ({}, {"action_keys": ["action_dict/pos"]}, "unknown array of action_dict 'pos'"),
+    ],
+)
+def test_mistakes_in_a_list_of_datasets(
+    dataset: Any, settings: Any, message: str, config: Write, demos: Path, tmp_path: Path
+) -> None:
+    data = [{"path": str(demos)}, {"path": str(demos), **dataset}]
+    path = config(at("train", **{"data": data, "hdf5_cache_mode": "low_dim", **settings}))
+    with pytest.raises(UserError, match=message):
+        train_robomimic(path, out=tmp_path / "runs")
+    assert not (tmp_path / "runs").exists()
+
+
 def test_missing_files(config: Write, demos: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"nowhere\.json: no such file"):
         train_robomimic(tmp_path / "nowhere.json")
@@ -225,7 +256,8 @@ def test_missing_files(config: Write, demos: Path, tmp_path: Path) -> None:
         train_robomimic(config(), dataset=tmp_path / "nowhere.hdf5")
     with pytest.raises(UserError, match=r"set train\.data or pass --dataset"):
         train_robomimic(config())
-    with pytest.raises(UserError, match=r"must be the path of one HDF5 file, as in robomimic 0\.3"):
+    message = r"nowhere\.hdf5: no such file" if is_0_5() else r"one HDF5 file in robomimic 0\.3"
+    with pytest.raises(UserError, match=message):
         train_robomimic(config(at("train", data=[{"path": "nowhere.hdf5"}])))
     broken = tmp_path / "broken.json"
     broken.write_text("{")
