@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from fibopolicy.errors import UserError, unknown
 from fibopolicy.policies.rng import GLOBAL_RNG, SampleRng
 from fibopolicy.policies.tasks import TaskEncoder
+from fibopolicy.utils.imports import import_object, is_import_path
 from fibopolicy.utils.registry import Registry
 
 Statistics = Mapping[str, Mapping[str, NDArray[np.float64]]]
@@ -87,7 +88,7 @@ class PolicyConfig:
 
     policy: str = "bc"
     """Policy: bc, diffusion, flow, or robomimic's bc_gaussian, bc_gmm, bc_rnn_gmm and
-    bc_transformer_gmm."""
+    bc_transformer_gmm; or a custom class as "module:class"."""
     policy_options: Mapping[str, Option] = field(default_factory=dict)
     """Options of the policy, as pairs: num_modes 10 for bc_gmm, denoiser transformer for flow."""
     encoder: str = "fibottention_vit_tiny"
@@ -130,8 +131,8 @@ class PolicyConfig:
 
     def __post_init__(self) -> None:
         policy = Policy
-        if self.policy in POLICIES:
-            policy = POLICIES[self.policy]
+        if self.policy in POLICIES or is_import_path(self.policy):
+            policy = policy_class(self.policy)
         if self.temporal_ensemble_coeff is not None and self.n_action_steps is None:
             object.__setattr__(self, "n_action_steps", 1)
         for name, value in asdict(policy.defaults).items():
@@ -277,6 +278,25 @@ def register_policy(policy: type[Policy]) -> type[Policy]:
     return POLICIES.register(policy.name)(policy)
 
 
+def policy_class(name: str) -> type[Policy]:
+    """The class of a registered policy, or of "module:class", which is imported from
+    Python's path or the current folder.
+
+    Raises:
+        UserError: an unknown name, or a class that is not a `Policy`.
+    """
+    if not is_import_path(name):
+        return POLICIES[name]
+    found = import_object("policy", name)
+    if not (isinstance(found, type) and issubclass(found, Policy)):
+        raise UserError(
+            f"policy {name} must be a class derived from fibopolicy.policies.Policy, got {found!r}"[
+                :300
+            ]
+        )
+    return found
+
+
 def build_policy(config: PolicyConfig, shapes: Shapes) -> Policy:
     """Build the policy that `config` describes, with fresh weights.
 
@@ -284,7 +304,7 @@ def build_policy(config: PolicyConfig, shapes: Shapes) -> Policy:
         UserError: an unknown policy, encoder or option, or values that do not fit the
             images.
     """
-    factory: Callable[[PolicyConfig, Shapes], Policy] = POLICIES[config.policy]
+    factory: Callable[[PolicyConfig, Shapes], Policy] = policy_class(config.policy)
     return factory(config, shapes)
 
 

@@ -21,7 +21,7 @@ from fibopolicy.datasets.validate import ACTION_TOLERANCE
 from fibopolicy.datasets.windows import check_weights, share_at_limits, task_of
 from fibopolicy.errors import UserError, quoted, unknown
 from fibopolicy.policies import Policy, Shapes
-from fibopolicy.policies.base import POLICIES
+from fibopolicy.policies.base import policy_class
 from fibopolicy.training.config import TrainConfig
 from fibopolicy.utils.files import expanded
 
@@ -201,7 +201,7 @@ def _windows(
         filter_key=filter_key,
         horizon=config.policy.horizon,
         n_obs_steps=config.policy.n_obs_steps,
-        sequence=POLICIES[config.policy.policy].sequence,
+        sequence=policy_class(config.policy.policy).sequence,
         image_size=(size, size) if isinstance(size, int) else size,
         tasks=tasks,
     )
