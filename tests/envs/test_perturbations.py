@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -203,3 +204,10 @@ def test_unknown_perturbations_and_levels_are_named_with_what_is_known() -> None
         parse("blur:4")
     with pytest.raises(UserError, match="perturbation blur:x: expected NAME or NAME:LEVEL"):
         parse("blur:x")
+
+
+def test_the_guide_describes_every_perturbation_as_the_code_does() -> None:
+    guide = (Path(__file__).parents[2] / "docs" / "guides" / "robustness.md").read_text("utf-8")
+    assert [line for line in guide.splitlines() if line.startswith("| `")] == [
+        f"| `{name}` | {kind.about} |" for name, kind in PERTURBATIONS.items()
+    ]
