@@ -1,10 +1,10 @@
 """The Triton kernels: `forward` (and `merge` for long sequences), and for the backward
 pass `backward_queries`, then `backward_keys`.
 
-A program computes 16 G rows of patches of one head. It walks over the head's offsets,
-the tokens at +o and -o together. The keys of adjacent rows at one offset are adjacent
-too, so every load is a tile of whole rows, and no index list is read. Softmax is
-online, in float32 and to base 2.
+A program computes 16 G rows of patches of one head. It walks over the head's offsets;
+`forward` takes the tokens at +o and -o together, and so rescales its softmax once for
+both. The keys of adjacent rows at one offset are adjacent too, so every load is a tile
+of whole rows, and no index list is read. Softmax is online, in float32 and to base 2.
 
 The prefix tokens (CLS, registers) attend to all tokens, and all tokens to them. Their
 rows are computed by other programs of the same launches, M rows in each. In long
@@ -13,8 +13,8 @@ up afterwards.
 
 Rows lie in groups of 16, so vectors over rows have shape (G, 16) and tiles (G, 16, D),
 because a tensor core multiplies 16 rows by 16: with `DOT`, for 16-bit inputs, the
-product of two rows is an entry on the diagonal of a 16 x 16 product, which costs less
-than 16 dot products without tensor cores.
+product of two rows is an entry on the diagonal of a 16 x 16 product, which takes fewer
+instructions than 16 dot products without tensor cores.
 
 Tensors are (B, h, T, d) with unit stride over d; the arguments x_b, x_h and x_t are the
 strides of q, k and v over batch, head and token, and so on for the others. `D` is d
