@@ -13,16 +13,15 @@ import sys
 import time
 from contextlib import closing
 from dataclasses import replace
-from multiprocessing.connection import Connection
 from pathlib import Path
 
+import fake_rollout
 import pytest
 import torch
 from command import TINY_ENCODER_OPTIONS
 from torch import nn
 
 from fibopolicy.errors import UserError
-from fibopolicy.evaluation.config import EvaluateConfig
 from fibopolicy.policies.run_directory import load_policy
 from fibopolicy.training import TrainConfig
 from fibopolicy.training.callbacks import Rollouts
@@ -37,22 +36,8 @@ def run(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def fake(
-    config: EvaluateConfig, resume: bool, log: Path, result: Connection, *, once: Path, fail: bool
-) -> None:
-    """Stands in for the evaluation: sends a result once a file exists, or fails."""
-    log.write_text(f"resume {resume}")
-    deadline = time.monotonic() + 60
-    while not once.exists() and time.monotonic() < deadline:
-        time.sleep(0.01)
-    if fail:
-        log.write_text("no such simulator")
-        sys.exit(1)
-    result.send(("1/2", {"monitoring_success": 0.5}))
-
-
 def stand_in(monkeypatch: pytest.MonkeyPatch, once: Path, *, fail: bool = False) -> None:
-    replacement = functools.partial(fake, once=once, fail=fail)
+    replacement = functools.partial(fake_rollout.evaluate, once=once, fail=fail)
     monkeypatch.setattr("fibopolicy.training.callbacks._evaluate_snapshot", replacement)
 
 

@@ -77,6 +77,24 @@ def test_the_same_seed_gives_the_same_curve_and_another_seed_another(
     ).read_bytes()
 
 
+#: The command, which stands still in the midst of a training until it is killed.
+WAITING = """
+import time
+from fibopolicy import cli
+from fibopolicy.training.trainer import Trainer
+
+train_step = Trainer.train_step
+
+def wait(self, number):
+    if number == 12:
+        time.sleep(600)
+    return train_step(self, number)
+
+Trainer.train_step = wait
+cli.main()
+"""
+
+
 @pytest.mark.slow
 def test_a_killed_run_resumes_to_bit_identical_weights(
     lift_file: Path,
@@ -84,7 +102,7 @@ def test_a_killed_run_resumes_to_bit_identical_weights(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    train_command = ["train", "--dataset", str(lift_file), "--steps", "60", "--batch-size", "8"]
+    train_command = ["train", "--dataset", str(lift_file), "--steps", "24", "--batch-size", "8"]
     train_command += [*TINY_ENCODER_OPTIONS, "--shift", "2"]
     train_command += ["--checkpoint-every", "7", "--log-every", "1", "--warmup-steps", "5"]
     whole = [*train_command, "--out", str(tmp_path / "whole")]
@@ -93,7 +111,7 @@ def test_a_killed_run_resumes_to_bit_identical_weights(
     assert call(monkeypatch, capsys, *whole)[0] == 0
 
     killed = subprocess.Popen(
-        [sys.executable, "-m", "fibopolicy", *to_kill],
+        [sys.executable, "-c", WAITING, *to_kill],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
