@@ -5,13 +5,12 @@ from __future__ import annotations
 import csv
 import json
 import shutil
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_study import SOURCE, Here, call
+from tiny_study import SOURCE, Here, Pretending, call
 
 from fibopolicy.errors import UserError
 from fibopolicy.evaluation.episodes import read_rows
@@ -19,9 +18,9 @@ from fibopolicy.evaluation.init_states import load_init_states
 from fibopolicy.study import StudyConfig, StudyEncoder, StudyPolicy, StudySearch, runner
 from fibopolicy.study.archive import publish
 from fibopolicy.study.config import from_json, to_json
-from fibopolicy.study.directory import StudyDirectory, open_directory, read_json, write_json
+from fibopolicy.study.directory import StudyDirectory, open_directory, read_json
 from fibopolicy.study.grid import Run, Trial, conditions, runs
-from fibopolicy.study.records import DIVERGED, RunRecord, State, ranking, read_study, record_failure
+from fibopolicy.study.records import DIVERGED, RunRecord, State, ranking, read_study
 from fibopolicy.study.report import write_report
 from fibopolicy.study.runner import run_selected, run_study
 from fibopolicy.study.status import seconds_left, status
@@ -153,28 +152,12 @@ def test_jobs_of_an_array_search_first(copy: StudyDirectory) -> None:
     assert here.executed == [f"{DENSE}/tuning/rung0_trial0", f"{DENSE}/seed0"]
 
 
-class Pretending(Here):
-    """Saves the time of the runs, and fails one."""
-
-    def __init__(self, broken: str = "") -> None:
-        super().__init__()
-        self.broken = broken
-
-    def execute(self, study: Any, next_run: Callable[[], Run | None], folder: Path) -> Any:
-        for run in iter(next_run, None):
-            if run.name == self.broken:
-                record_failure(study, run, "OSError: disk", 1)
-            else:
-                write_json(study.done(run), {DIVERGED: "the loss is nan"})
-            yield run, 0.0
-
-
 def test_a_trial_that_fails_holds_up_its_condition_and_no_other(
     searching: StudyConfig, tmp_path: Path
 ) -> None:
     broken = f"{SPARSE}/tuning/rung0_trial1"
 
-    outcome = run_study(searching, tmp_path / "out", Pretending(broken), tmp_path)
+    outcome = run_study(searching, tmp_path / "out", Pretending(broken=broken), tmp_path)
     assert [run.name for run in outcome.failed] == [broken]
     assert (outcome.done, outcome.total) == (2 + 5 + 1, 12)
     study = open_directory(tmp_path / "out")

@@ -11,9 +11,10 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
-from tiny_study import SOURCE, Here, call
+from tiny_study import SOURCE, Here, Pretending, call
 
 from fibopolicy.datasets.shards import shards_folder
 from fibopolicy.errors import UserError
@@ -118,7 +119,7 @@ def test_an_extended_study_repeats_nothing(finished: StudyDirectory, tmp_path: P
         run_selected(
             larger, out, [f"{dense}/seed1"], Here(), out
         )  # beside a job that may be running
-    here = Here()
+    here = Pretending()
     assert run_study(larger, out, here, out).done == 6
     wide = "reach__wider__bc__scratch"
     assert here.executed == [
@@ -179,7 +180,7 @@ def test_what_has_not_begun_may_be_replaced(finished: StudyDirectory, tmp_path: 
     )
     shutil.rmtree(gone / "seed0")
     changed = replace(finished.config, encoders=(second, replace(first, name="again")))
-    here = Here()
+    here = Pretending()
     run_study(changed, out, here, out)
     assert here.executed == ["reach__again__bc__scratch/seed0"]
     assert kept.exists()
@@ -239,7 +240,9 @@ def test_a_killed_study_resumes_and_ends_with_the_same_rows(
     # the process of its run ends without it, and the next start waits for that
     os.kill(first.pid, signal.SIGKILL)
     first.communicate()
-    assert call(monkeypatch, capsys, *command)[0] == 0
+    names: dict[str, Any] = {}
+    exec(source.read_text(), names)
+    assert run_study(names["study"](), out, Here(), tmp_path).done == 2
     study = open_directory(out)
     for run in runs(finished.config):
         mine, theirs = (read_rows(one.run(run) / "episodes.jsonl") for one in (study, finished))

@@ -8,9 +8,10 @@ from pathlib import Path
 
 from command import call as call
 
-from fibopolicy.study.directory import StudyDirectory
+from fibopolicy.study.directory import StudyDirectory, write_json
 from fibopolicy.study.executors import NextRun
 from fibopolicy.study.grid import Run
+from fibopolicy.study.records import DIVERGED, record_failure
 from fibopolicy.study.worker import execute
 
 SMALL = {"patch_size": 12, "width": 24, "depth": 1, "num_heads": 2, "keypoints": 4}
@@ -49,4 +50,22 @@ class Here:
         for run in iter(next_run, None):
             self.executed.append(run.name)
             execute(study, run)
+            yield run, 0.0
+
+
+@dataclass
+class Pretending(Here):
+    """Saves the time of the runs, and fails the one of this name."""
+
+    broken: str = ""
+
+    def execute(
+        self, study: StudyDirectory, next_run: NextRun, folder: Path
+    ) -> Iterator[tuple[Run, float]]:
+        for run in iter(next_run, None):
+            self.executed.append(run.name)
+            if run.name == self.broken:
+                record_failure(study, run, "OSError: disk", 1)
+            else:
+                write_json(study.done(run), {DIVERGED: "the loss is nan"})
             yield run, 0.0
