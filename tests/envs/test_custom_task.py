@@ -9,6 +9,7 @@ from pathlib import Path
 
 import h5py
 import pytest
+from no_workers import no_workers
 
 from fibopolicy.datasets import DemoFile
 from fibopolicy.datasets.collect import Plan, collect
@@ -158,10 +159,13 @@ def test_only_a_failing_expert_with_noise_gets_a_hint_to_lower_it(
     noise: float, advice: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("fibopolicy.datasets.collect.GIVE_UP_AFTER", 10)
-    with pytest.raises(
-        UserError, match=f"succeeded in 0 of 10 episodes with noise {noise}; {advice}"
+    with (
+        no_workers(),
+        pytest.raises(
+            UserError, match=f"succeeded in 0 of 10 episodes with noise {noise}; {advice}"
+        ),
     ):
-        collect(Plan("custom_task:Idle", cameras=(), noise=noise), 10, "none.hdf5", workers=1)
+        collect(Plan("custom_task:Idle", cameras=(), noise=noise), 10, "none.hdf5")
 
 
 @pytest.mark.usefixtures("here")

@@ -352,10 +352,10 @@ def test_two_checkpoints_are_filmed_side_by_side_on_the_same_initial_states(
     other = copy_of(tiny_run, tmp_path / "other")
     evaluate_run(replace(other, checkpoint="model"))
     page = tmp_path / "sides.html"
-    Compare((again.run, other.run), out=page, video=2).run()
+    Compare((again.run, other.run), out=page, video=2, video_size=72).run()
     frames = iio.imread(page.with_suffix(".mp4"))
     assert frames.shape[0] == 11 + 20
-    assert min(frames.shape[1:3]) >= 2 * 256
+    assert min(frames.shape[1:3]) >= 2 * 72
     assert "data:video/mp4;base64," in page.read_text()
     rows = other.run / "episodes.jsonl"
     computed = read_rows(rows)

@@ -33,12 +33,12 @@ def test_episodes_of_robosuite_do_not_depend_on_process_or_order() -> None:
     make = partial(envs.make, "robosuite/Lift", cameras=("agentview",), image_size=32, horizon=32)
     env = make()
     init_states, runner, expected, frames = (
-        make_init_states(env, 3, seed=0),
+        make_init_states(env, 2, seed=0),
         PolicyRunner(reaching),
         {},
         {},
     )
-    for index in range(3):
+    for index in range(2):
         obs = env.set_state(init_states.states[index])
         frames[index] = camera_hashes(obs)
         episode = rollout(runner, env, obs, index=index)
@@ -46,7 +46,7 @@ def test_episodes_of_robosuite_do_not_depend_on_process_or_order() -> None:
     env.close()
     seen = {}
     with Scheduler(make, 1, 2) as pool:
-        for order in ([2, 1, 0, 2], [0, 1, 2]):
+        for order in ([1, 0, 1], [0, 1]):
             for outcome in pool.run(runner, init_states, order, check=seen.__setitem__):
                 assert (outcome.success, outcome.steps, outcome.total_reward) == expected[
                     outcome.index

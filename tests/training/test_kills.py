@@ -27,7 +27,7 @@ from fibopolicy.training import OptimizerConfig, TrainConfig, checkpoint
 from fibopolicy.training.trainer import train
 from fibopolicy.utils import files
 
-KILLS = 20
+KILLS = 10
 
 
 def outcome(run: Path) -> tuple[bytes, bytes, list[float]]:
@@ -95,14 +95,14 @@ def killed_at_random(config: TrainConfig, folder: Path) -> None:
                 steps.add(check_whole(run.out))
         assert outcome(run.out) == expected
         runs += 1
-    assert len(steps) > KILLS // 4, f"the kills fell on steps {steps} only"
+    assert len(steps) > KILLS // 3, f"the kills fell on steps {steps} only"
 
 
 @pytest.mark.slow
 def test_a_run_survives_kills_at_random_moments(tiny_config: TrainConfig, tmp_path: Path) -> None:
     config = replace(
         tiny_config,
-        optimizer=OptimizerConfig(steps=40, batch_size=4, warmup_steps=2),
+        optimizer=OptimizerConfig(steps=24, batch_size=4, warmup_steps=2),
         checkpoint_every=1,
     )
     apart(killed_at_random, config, tmp_path)
@@ -180,7 +180,8 @@ def killed_while_saving(config: TrainConfig, folder: Path) -> None:
 def test_a_run_survives_kills_at_every_point_of_saving(
     tiny_config: TrainConfig, tmp_path: Path
 ) -> None:
-    apart(killed_while_saving, tiny_config, tmp_path)
+    short = replace(tiny_config, optimizer=replace(tiny_config.optimizer, steps=8))
+    apart(killed_while_saving, short, tmp_path)
 
 
 def disk_fills_up(config: TrainConfig, out: Path, tell: Any) -> None:
