@@ -92,7 +92,7 @@ def unsupported(q: Tensor, pattern: AttentionPattern, zero_logit: bool) -> str |
     if zero_logit and _keeps_every_key(pattern.spec):
         return "does not support masking 'zero_logit' where a patch keeps every key"
     if q.device.type == "cuda":
-        found = capability(q.device.index)
+        found: tuple[int, int] = capability(q.device.index)
         if found < _MIN_CAPABILITY:
             return "needs a GPU of compute capability 8.0 or higher, got {}.{}".format(*found)
     elif os.environ.get("TRITON_INTERPRET") != "1":
@@ -100,14 +100,20 @@ def unsupported(q: Tensor, pattern: AttentionPattern, zero_logit: bool) -> str |
     return None
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _constant(function: Any) -> Any:
+    """`torch.compiler.assume_constant_result`, which would import the compiler."""
+    function._dynamo_marked_constant = True
+    return function
+
+
+@_constant
 @functools.cache
 def capability(index: int) -> tuple[int, int]:
     """The compute capability of a GPU."""
     return torch.cuda.get_device_capability(index)
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@_constant
 @functools.lru_cache(maxsize=256)
 def _keeps_every_key(spec: str) -> bool:
     """Whether a row drops no key. Under zero_logit, the kernels start a row with all
