@@ -22,6 +22,7 @@ import tyro
 
 from fibopolicy.cli.data import Collect, Download, Generate, Import, Inspect, Render, Replay, Split
 from fibopolicy.cli.evaluate import Compare, Evaluate, MakeInitStates, Results
+from fibopolicy.cli.hub import Upload
 from fibopolicy.cli.options import join_help_lines
 from fibopolicy.cli.profile import PlotPattern, Profile
 from fibopolicy.cli.robomimic import RobomimicCommand
@@ -47,6 +48,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "evaluate": Evaluate,
     "results": Results,
     "compare": Compare,
+    "upload": Upload,
     "study": StudyCommand,
     "robomimic": RobomimicCommand,
     "profile": Profile,

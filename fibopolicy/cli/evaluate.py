@@ -28,11 +28,13 @@ class Evaluate:
     tasks, each from as many initial states.
 
     The rows, video and page of a robomimic checkpoint are written to a folder beside
-    it.
+    it, those of a policy from the Hub or of an example to the cache folder.
 
     Example: fibopolicy evaluate runs/lift --episodes 50
 
     Example: fibopolicy evaluate runs/lift --perturb light-color:2 --perturb blur
+
+    Example: fibopolicy evaluate example:reach
     """
 
     config: Annotated[EvaluateConfig, arg(name="")]
@@ -44,14 +46,16 @@ class Evaluate:
     def run(self) -> None:
         from fibopolicy.evaluation.episodes import success_rate
         from fibopolicy.evaluation.evaluate import evaluate_run, tasks_to_evaluate
-        from fibopolicy.policies.run_directory import open_run
+        from fibopolicy.policies.run_directory import RunDirectory, open_run
         from fibopolicy.report.run import perturbed_rows, write_run_page
         from fibopolicy.report.tables import aligned, rate_table
 
         run = open_run(self.config.run)
         config = self.config
-        if run != expanded(config.run):  # an imported checkpoint, which has no moving average
-            config = replace(config, run=run, checkpoint="model")
+        if run != expanded(config.run):
+            config = replace(config, run=run)
+            if not RunDirectory(run).ema.exists():  # an imported checkpoint
+                config = replace(config, checkpoint="model")
         tasks = tasks_to_evaluate(config)
         evaluations = []
         for task in tasks:

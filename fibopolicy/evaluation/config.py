@@ -24,7 +24,8 @@ class EvaluateConfig:
     """The settings of an evaluation."""
 
     run: Annotated[Positional[Path], arg(metavar="RUN")]
-    """Run directory of the policy, or a robomimic checkpoint (.pth)."""
+    """Run directory of the policy, a robomimic checkpoint (.pth), hub:OWNER/NAME for a
+    policy on the Hugging Face Hub, or example:reach, which comes with the package."""
     episodes: int = 50
     """Number of initial states to run, from the first."""
     init_seed: int = 0

@@ -42,11 +42,12 @@ def load(
     threads: int = 1,
     task: str | None = None,
 ) -> PolicyRunner:
-    """Load the policy of a run to act with it. It is called once on noise, since a first
-    call takes seconds: it compiles kernels and starts the GPU.
+    """Load the policy of a run to act with it. It is called once on noise, since a
+    first call takes seconds: it compiles kernels and starts the GPU.
 
     Args:
-        run: the run directory of a training, or a robomimic checkpoint (.pth).
+        run: the run directory of a training, a robomimic checkpoint (.pth),
+            "hub:OWNER/NAME" or "example:reach".
         checkpoint: "ema", the moving average of the weights; "model"; or one of the
             best, as "best/step_001000".
         device: "cpu", "cuda:1", ...; by default a GPU if there is one.

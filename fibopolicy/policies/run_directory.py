@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -169,13 +170,26 @@ LOADERS = Registry[Callable[[Path, dict[str, Any], str | None], LoadedPolicy]](
 )
 
 
+#: Functions that make a run directory of a policy named as PREFIX:NAME.
+PREFIXES = Registry[Callable[[str], Path]](
+    "prefix",
+    {
+        "hub": "fibopolicy.policies.hub:hub_policy",
+        "example": "fibopolicy.policies.hub:example_policy",
+    },
+)
+
+
 def open_run(path: StrPath) -> Path:
-    """The run directory `path`, or the one that belongs to a checkpoint of another
-    library.
+    """The run directory `path`; or the one that belongs to a checkpoint of another
+    library, to `hub:OWNER/NAME` or to `example:NAME`.
 
     Raises:
-        UserError: the checkpoint cannot be read.
+        UserError: the checkpoint cannot be read, or the policy cannot be found.
     """
+    prefix, colon, name = os.fspath(path).partition(":")
+    if colon and prefix in PREFIXES:
+        return PREFIXES[prefix](name)
     path = expanded(path)
     if path.is_dir() or path.suffix not in IMPORTERS:
         return path

@@ -89,8 +89,6 @@ def serving() -> Iterator[Hub]:
                 self.send_content(hub.files[path.removeprefix("/cdn/")])
             elif found := re.fullmatch(r"/(.+?)/resolve/([^/]+)/(.+)", path):
                 self.resolve(f"{found[1]}/{found[3]}", found[1])
-            elif found := re.match(r"/api/models/([^/]+/[^/]+)(?:/revision/[^/]+)?$", path):
-                self.describe(found[1])
             else:
                 self.reply(404)
 
@@ -147,26 +145,26 @@ def serving() -> Iterator[Hub]:
                 return
             self.wfile.write(body)
 
-        def describe(self, repository: str) -> None:
-            names = [
-                name.removeprefix(f"{repository}/")
-                for name in hub.files
-                if name.startswith(f"{repository}/")
-            ]
-            if not names:
-                self.reply(404, X_Error_Code="RepoNotFound")
-                return
-            siblings = [{"rfilename": name} for name in names]
-            self.reply_json({"id": repository, "sha": hub.commit(repository), "siblings": siblings})
+        def body(self) -> bytes:
+            if self.headers["Transfer-Encoding"] != "chunked":
+                return self.rfile.read(int(self.headers["Content-Length"] or 0))
+            blocks = []
+            while size := int(self.rfile.readline(), 16):
+                blocks.append(self.rfile.read(size))
+                self.rfile.readline()
+            self.rfile.readline()
+            return b"".join(blocks)
 
         def do_POST(self) -> None:
-            body = self.rfile.read(int(self.headers["Content-Length"] or 0))
+            body = self.body()
             hub.requests.append(("POST", self.path, None))
             hub.tokens.append(self.headers["Authorization"])
             if self.path == "/api/repos/create":
                 document = json.loads(body)
                 name = f"{document.get('organization') or 'me'}/{document['name']}"
                 self.reply_json({"url": f"{hub.url}/{name}", "name": name})
+            elif self.path == "/api/validate-yaml":
+                self.reply_json({"errors": [], "warnings": []})
             elif self.path.endswith("/preupload/main"):
                 files = [
                     {"path": one["path"], "uploadMode": "regular", "shouldIgnore": False}
