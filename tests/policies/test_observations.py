@@ -123,14 +123,13 @@ def test_keys_that_the_policy_does_not_read_change_nothing(
     assert torch.equal(policies[policy].act(extra)[0], expected)  # type: ignore[arg-type]
 
 
-@settings(max_examples=150, derandomize=True, deadline=None)
+@settings(max_examples=100, derandomize=True, deadline=None)
 @given(data=st.data())
 def test_any_observation_is_acted_on_correctly_or_rejected(
     policies: dict[str, Policy], data: st.DataObject
 ) -> None:
     policy = data.draw(st.sampled_from(["bc", "diffusion"]))
     obs = observations(POLICIES[policy])
-    expected, _ = policies[policy].act(obs)
     key = data.draw(st.sampled_from(sorted(obs)))
     dtype = data.draw(st.sampled_from([torch.uint8, torch.float32, torch.float64, torch.int64]))
     size = data.draw(st.lists(st.sampled_from([1, 2, 3, 4, 24, 36]), min_size=1, max_size=6))
@@ -146,6 +145,7 @@ def test_any_observation_is_acted_on_correctly_or_rejected(
         (changed.dtype == torch.uint8) if key in SHAPES.images else changed.dtype.is_floating_point
     )
     if kept:
+        expected, _ = policies[policy].act(obs)
         torch.testing.assert_close(actions, expected)
 
 
