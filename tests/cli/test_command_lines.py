@@ -99,6 +99,7 @@ READING = [
     "init-states FILE --episodes 1 --out OUT.npz",
     "evaluate FILE --episodes 1",
     "results FILE",
+    "upload FILE me/lift --licence mit",
     "compare FILE b",
     "compare --group one=FILE --group two=b",
     "study run FILE --out OUT",
