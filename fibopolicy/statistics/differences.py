@@ -292,6 +292,49 @@ class Difference(Estimate):
 
 
 @dataclass(frozen=True)
+class Change:
+    """The mean change of the same S checkpoints on the same n initial states, with its
+    interval over both: Student's, with the variance init_states(d) + beyond_chance(d)
+    of the changes d (see `VarianceComponents`), to which one initial state with +1 and
+    one with -1 are added. For a single checkpoint it is Bonett and Price's.
+
+    Args:
+        changes: after minus before, `(S, n)` in [-1, 1].
+        confidence: of the interval.
+
+    Examples:
+        >>> change = Change(np.array([[0.0, -1.0, -1.0, 0.0]]))
+        >>> change.value, round(change.low, 2), round(change.high, 2)
+        (-0.5, -1.0, 0.53)
+    """
+
+    changes: NDArray[np.float64]
+    confidence: float = 0.95
+
+    @property
+    def value(self) -> float:
+        return float(self.changes.mean())
+
+    @property
+    def low(self) -> float:
+        return max(-1.0, self._centre_and_half[0] - self._centre_and_half[1])
+
+    @property
+    def high(self) -> float:
+        return min(1.0, self._centre_and_half[0] + self._centre_and_half[1])
+
+    @cached_property
+    def _centre_and_half(self) -> tuple[float, float]:
+        ones = np.ones((len(self.changes), 1))
+        padded = np.hstack([self.changes, ones, -ones])
+        found = variance_components(padded)
+        variance = found.init_states + found.beyond_chance
+        parts = ((found.init_states, padded.shape[1] - 1), (found.seeds, len(padded) - 1))
+        quantile = student_quantile(variance, parts, self.confidence)
+        return float(padded.mean()), float(variance**0.5) * quantile
+
+
+@dataclass(frozen=True)
 class MeanDifference(Estimate):
     """The mean of the differences on several tasks, with equal weights. Their variances
     add, since runs and initial states of different tasks are independent.

@@ -18,6 +18,7 @@ from types import MappingProxyType
 from typing import Any
 
 from fibopolicy.envs import resolve
+from fibopolicy.envs.perturbations import parse
 from fibopolicy.errors import UserError, one_line, unknown
 from fibopolicy.policies.base import PolicyConfig
 from fibopolicy.report.tables import counted, listed
@@ -338,6 +339,9 @@ class StudyConfig:
         looks: numbers of training seeds, rising to all of them, e.g. (2, 3, 5), after
             which verdicts are read. The study stops as soon as all are decided. The
             looks share the level of significance, see `LookPlan`.
+        perturbations: NAME:LEVEL, or NAME for all levels, that every run is also
+            evaluated with, on the same initial states; see
+            `fibopolicy.envs.perturbations`.
     """
 
     name: str
@@ -360,6 +364,7 @@ class StudyConfig:
     search: StudySearch | None = None
     tuned_for: str = ""
     looks: tuple[int, ...] = ()
+    perturbations: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         kinds = {"tasks": StudyTask, "encoders": StudyEncoder, "policies": StudyPolicy}
@@ -384,6 +389,10 @@ class StudyConfig:
         for policy in self.policies:  # the range of a value depends on the policy
             self._check_policy(policy, where)
         self._check_search(where)
+        given = self.perturbations
+        texts = _several(given, f"{where}: perturbations") if given else ()
+        each = dict.fromkeys(str(one) for text in texts for one in parse(str(text)))
+        object.__setattr__(self, "perturbations", tuple(each))
         object.__setattr__(self, "looks", tuple(self.looks))
         rises = all(a < b for a, b in itertools.pairwise((1, *self.looks)))
         if self.looks and not (rises and self.looks[-1] == len(self.seeds)):

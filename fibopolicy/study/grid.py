@@ -221,4 +221,5 @@ def evaluate_config(
         max_steps=task.max_steps,
         device=config.device,
         workers=max(1, min(per_thread * config.threads, episodes)),
+        perturb=config.perturbations if run.trial is None else (),
     )

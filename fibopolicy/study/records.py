@@ -14,7 +14,7 @@ from statistics import fmean
 from typing import Any
 
 from fibopolicy.errors import UserError
-from fibopolicy.evaluation.episodes import EpisodeResult, Selector
+from fibopolicy.evaluation.episodes import EpisodeResult, Selector, not_evaluated, read_rows
 from fibopolicy.policies.run_directory import RunDirectory
 from fibopolicy.study.config import StudyConfig, to_json
 from fibopolicy.study.directory import (
@@ -51,6 +51,7 @@ class RunRecord:
         folder: run directory.
         state: only a run that is `DONE` counts.
         rows: rows of the study's evaluation, by index; empty unless the run is done.
+        perturbed: rows of each of the study's perturbations, by index; likewise.
         costs: the content of `done.json`: seconds, samples per second, memory.
         error: why the run failed or cannot be read, in one line.
         log: path of its log, relative to the study; empty if there is none.
@@ -62,6 +63,7 @@ class RunRecord:
     folder: Path
     state: State
     rows: tuple[EpisodeResult, ...] = ()
+    perturbed: Mapping[str, tuple[EpisodeResult, ...]] = field(default_factory=dict)
     costs: Mapping[str, Any] = field(default_factory=dict)
     error: str = ""
     log: str = ""
@@ -275,9 +277,13 @@ def read_run(study: StudyDirectory, run: Run) -> RunRecord:
     try:
         if study.done(run).exists():
             costs = read_json(study.done(run))
-            # A trial that has diverged was not evaluated.
-            rows = () if DIVERGED in costs else evaluated_rows(study, run, costs)
-            return replace(record, state=State.DONE, rows=rows, costs=costs, log="")
+            found: dict[str, tuple[EpisodeResult, ...]] = {"": ()}
+            if DIVERGED not in costs:  # a trial that has diverged was not evaluated
+                found = evaluated_rows(study, run, costs)
+            rows = found.pop("")
+            return replace(
+                record, state=State.DONE, rows=rows, perturbed=found, costs=costs, log=""
+            )
         if study.is_running(run):
             return replace(record, state=State.RUNNING)
         if study.failed(run).exists():
@@ -294,8 +300,9 @@ def read_run(study: StudyDirectory, run: Run) -> RunRecord:
 
 def evaluated_rows(
     study: StudyDirectory, run: Run, costs: Mapping[str, Any]
-) -> tuple[EpisodeResult, ...]:
-    """The rows of the study's evaluation of a run, by index. The run may have been
+) -> dict[str, tuple[EpisodeResult, ...]]:
+    """The rows of the study's evaluation of a run, by index, for each of its
+    perturbations and, under the empty name, without one. The run may have been
     evaluated again, with other settings or on more initial states.
 
     Args:
@@ -312,11 +319,17 @@ def evaluated_rows(
         max_steps=costs.get("max_steps"),
         quality=costs.get("quality"),
     )
-    rows = selector.of(folder)
-    if rows[0].task != task:
-        path = RunDirectory(folder).episodes
-        raise UserError(f"{path}: holds episodes of {rows[0].task}, expected {task}")
-    return tuple(row for row in rows if row.index < costs.get("episodes", len(rows)))
+    path = RunDirectory(folder).episodes
+    if not (every := read_rows(path)):
+        raise not_evaluated(folder)
+    found = {}
+    for name in ("", *study.evaluate_config(run).perturb):
+        selected = [row for row in every if row.perturbation == name]
+        rows = replace(selector, perturb=name).select(selected, folder)
+        if rows[0].task != task:
+            raise UserError(f"{path}: holds episodes of {rows[0].task}, expected {task}")
+        found[name] = tuple(row for row in rows if row.index < costs.get("episodes", len(rows)))
+    return found
 
 
 def read_rungs(study: StudyDirectory, condition: Condition) -> tuple[tuple[RunRecord, ...], ...]:

@@ -63,6 +63,7 @@ from fibopolicy.study.results import (
     results,
     task_name,
 )
+from fibopolicy.study.robustness import level_table, ranking_table, robustness, title
 from fibopolicy.study.tables import (
     Row,
     by_task,
@@ -127,6 +128,7 @@ def _blocks(found: StudyResults, folder: Path, video_size: int | None) -> list[D
     sections = [
         *_success(found),
         *_differences(found, folder),
+        *_robustness(found.study),
         *_search(found.study),
         *_costs(found, folder),
         *_learning_curves(found.study, folder),
@@ -361,6 +363,29 @@ def _steps(study: Study) -> str:
 
 
 # The sections of the page.
+
+
+def _robustness(study: Study) -> list[DocumentBlock]:
+    """For each task, success by perturbation and level, and the ranking."""
+    blocks: list[DocumentBlock] = []
+    for task in study.tasks if study.config.perturbations else ():
+        for setting in study.settings:
+            if each := robustness(study, task, setting):
+                blocks += [
+                    Heading(title(study, task, setting), 3),
+                    Table(level_table(study, each)),
+                    Table(ranking_table(study, each)),
+                ]
+    if not blocks:
+        return []
+    note = (
+        "Every run is evaluated on the same initial states without and with each perturbation. In"
+        " brackets: mean over the levels minus clean, in points, with the 95 % interval of this"
+        " paired change over training seeds and initial states. Rank: by the mean over all"
+        " perturbations; a range where encoders cannot be told apart (95 % confidence, Bonferroni"
+        " for the comparisons of each encoder)."
+    )
+    return [Heading("Robustness"), *blocks, Note(note)]
 
 
 def _titled(study: Study, setting: tuple[str, str]) -> list[DocumentBlock]:

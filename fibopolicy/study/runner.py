@@ -14,6 +14,7 @@ from tqdm import tqdm
 from fibopolicy.datasets import DemoFile
 from fibopolicy.datasets.collect import collect
 from fibopolicy.envs import from_env_args
+from fibopolicy.envs.perturbations import refusal
 from fibopolicy.errors import UserError, unknown
 from fibopolicy.evaluation.init_states import (
     InitStates,
@@ -175,7 +176,8 @@ def prepare_task(study: StudyDirectory, task: StudyTask, workers: int | None = N
     initial states that every condition is evaluated on.
 
     Raises:
-        UserError: the task has no expert; the dataset is of another task.
+        UserError: the task has no expert; the dataset is of another task; the task
+            cannot have one of the study's perturbations.
     """
     dataset, init_states, config = study.dataset(task), study.init_states(task), study.config
     search, tuning_states = config.search, study.tuning_states(task)
@@ -192,6 +194,9 @@ def prepare_task(study: StudyDirectory, task: StudyTask, workers: int | None = N
             raise UserError(
                 f"{dataset}: holds demonstrations of {env.task_id}, the study's task is {task.task}"
             )
+        for name in dict.fromkeys(text.partition(":")[0] for text in config.perturbations):
+            if reason := refusal(env, name):
+                raise UserError(f"{reason}; leave it out of the study's perturbations")
         if not init_states.exists():
             _log.info("storing %d initial states of %s", config.episodes, task.task)
             stored = default_init_states(env, config.episodes, config.init_seed)

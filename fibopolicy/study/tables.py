@@ -31,6 +31,7 @@ from fibopolicy.study.results import (
     measured,
     task_name,
 )
+from fibopolicy.study.robustness import csv_rows
 from fibopolicy.utils.files import atomic_write
 
 Row = Sequence[str | Cell]
@@ -342,8 +343,9 @@ def options_text(options: Mapping[str, Any]) -> str:
 
 
 def write_csv(found: StudyResults, folder: Path) -> None:
-    """Write `conditions.csv`, `seeds.csv`, `comparisons.csv` and for a search
-    `trials.csv`, unrounded: shares in [0, 1], seconds, milliseconds, megabytes.
+    """Write `conditions.csv`, `seeds.csv`, `comparisons.csv`, for a search `trials.csv`
+    and with perturbations `robustness.csv`, unrounded: shares in [0, 1], seconds,
+    milliseconds, megabytes.
     """
     _write(folder / "conditions.csv", [_condition_row(one) for one in found.conditions])
     seeds = [
@@ -359,6 +361,8 @@ def write_csv(found: StudyResults, folder: Path) -> None:
             for trial in record.trials
         ]
         _write(folder / "trials.csv", trials)
+    if robust := csv_rows(found.study):
+        _write(folder / "robustness.csv", robust)
     comparisons = [_comparison_row(one, found.study.margin) for one in found.comparisons]
     _write(folder / "comparisons.csv", comparisons, _COMPARISON_COLUMNS)
 

@@ -103,10 +103,12 @@ def _train_and_evaluate(study: StudyDirectory, run: Run) -> None:
         return
     peak_mb = _peak_mb()  # of training only
     evaluation = study.evaluate_config(run)
-    rows = evaluate_run(evaluation, resume=True).rows
-    if broken := [row for row in rows if row.error]:
+    done = evaluate_run(evaluation, resume=True)
+    rows = done.rows
+    every = [*rows, *(row for perturbed in done.perturbed.values() for row in perturbed)]
+    if broken := [row for row in every if row.error]:
         raise UserError(
-            f"{len(broken)} of {len(rows)} episodes could not be completed; the first:"
+            f"{len(broken)} of {len(every)} episodes could not be completed; the first:"
             f" {broken[0].error}"
         )
     costs = _costs(study, run, rows, evaluation.workers or 1)
