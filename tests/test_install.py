@@ -76,9 +76,10 @@ def test_the_quickstarts_environment_is_completed_and_a_complete_one_is_kept(
     broken.unlink()
     assert installs("--minimal") == ["."]
     assert installs("--minimal") == []
-    (everything,) = installs()
+    everything, robomimic = installs()
     assert everything.startswith(".[robosuite,")
     assert everything.endswith("dev]")
+    assert robomimic.startswith("praxis-robomimic==0.5")
     assert installs("--minimal") == installs() == []
     with (tmp_path / "constraints.txt").open("a") as file:
         file.write("# changed\n")

@@ -32,8 +32,8 @@ from fibopolicy.robomimic.imported import ImportedPolicy
 from fibopolicy.robomimic.train import train_robomimic
 
 ROOT = Path(__file__).parents[2]
-FOLDER = ROOT / ".venv" / "robomimic-0.5"
-#: Tests of robomimic's interfaces; what is slow or does not call robomimic runs once.
+FOLDER = Path(sys.prefix) / "robomimic-0.5"  # where scripts/setup installs it
+#: Tests of robomimic's interfaces; slow ones run with 0.3 only.
 TESTS = ("tests/robomimic_package", "tests/datasets/test_robomimic_reads_ours.py")
 IMAGES = ("workspace_image",)
 
