@@ -63,7 +63,7 @@ class ImportedPolicy(Policy):
         rgb = config.observation.encoder.get("rgb") or {}
         core = (rgb.get("core_kwargs") or {}).get("encoder") or rgb.get("core_class")
         self.config = PolicyConfig(
-            policy=f"robomimic {checkpoint.algo_name}: {type(self.algorithm).__name__}",
+            policy=f"robomimic {checkpoint.algo_name} ({type(self.algorithm).__name__})",
             encoder=str(core) if self.shapes.images else "none",
             n_obs_steps=stacked,
             horizon=algo.horizon.prediction_horizon if self.diffusion else 1,
