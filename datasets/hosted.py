@@ -349,7 +349,8 @@ def _get(name: str, remote: _Remote, incomplete: Path) -> None:
                 ) as answer:
                     hf_raise_for_status(answer)
                     if done and answer.status_code != 206:  # the server sends the whole file
-                        file.truncate(0)
+                        file.seek(0)
+                        file.truncate()
                         bar.reset()
                     for block in answer.iter_bytes():
                         bar.update(file.write(block))

@@ -106,6 +106,14 @@ def test_a_connection_that_drops_halfway_is_resumed(
     assert all(span is not None for _, span in later)
 
 
+def test_a_server_that_ignores_ranges_is_read_from_the_start(
+    hub: Hub, content: bytes, tmp_path: Path
+) -> None:
+    hub.drops, hub.ranges = [400_000], False
+    with h5py.File(download(LIFT, tmp_path / "lift.hdf5"), "r") as file:
+        assert file["data"].attrs["source_sha256"] == hashlib.sha256(content).hexdigest()
+
+
 def test_a_killed_download_is_resumed_where_it_stopped(
     hub: Hub, content: bytes, tmp_path: Path
 ) -> None:

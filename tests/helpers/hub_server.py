@@ -29,6 +29,7 @@ class Hub:
         drops: bytes after which the connection breaks, one for each of the next
             answers.
         reset: whether it breaks with a TCP reset.
+        ranges: whether ranges are honoured.
         stall: bytes after which an answer stalls, and `stalled` is set.
         requests: method, path and range of every request.
         tokens: the authorization of every request.
@@ -39,6 +40,7 @@ class Hub:
         self.announced: dict[str, tuple[str, int]] = {}
         self.drops: list[int] = []
         self.reset = False
+        self.ranges = True
         self.stall: int | None = None
         self.stalled = threading.Event()
         self.requests: list[tuple[str, str, str | None]] = []
@@ -114,7 +116,7 @@ def serving() -> Iterator[Hub]:
 
         def send_content(self, content: bytes) -> None:
             first = 0
-            if span := re.fullmatch(r"bytes=(\d+)-", self.headers["Range"] or ""):
+            if span := re.fullmatch(r"bytes=(\d+)-", (hub.ranges and self.headers["Range"]) or ""):
                 first = int(span[1])
                 self.send_response(206)
                 self.send_header(
