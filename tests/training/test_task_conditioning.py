@@ -23,7 +23,7 @@ from fibopolicy.evaluation.evaluate import evaluate_run
 from fibopolicy.evaluation.profile import profile_act
 from fibopolicy.policies import PolicyConfig, Shapes, build_policy
 from fibopolicy.robomimic.export import export
-from fibopolicy.training import OptimizerConfig, TrainConfig
+from fibopolicy.training import OptimizerConfig, TrainConfig, optim
 from fibopolicy.training.config import RolloutConfig
 from fibopolicy.training.data import open_dataset
 from fibopolicy.training.trainer import train
@@ -99,6 +99,30 @@ def test_a_stored_embedding_stands_for_each_task_and_comes_with_the_weights(
     assert trained.shapes.tasks == ("to the left", "to the right")
     actions = load(config.out, task="to the right").act(HERE)
     np.testing.assert_allclose(actions, [0.5] * 2, atol=0.1)
+
+
+def test_an_interrupted_run_resumes_to_the_same_weights(
+    instructed: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = replace(instructed, out=tmp_path / "whole", checkpoint_every=10)
+    train(config)
+    learning_rate = optim.learning_rate
+
+    def interrupt(step: int, settings: OptimizerConfig) -> float:
+        if step == 35:
+            raise KeyboardInterrupt
+        return learning_rate(step, settings)
+
+    resumed = replace(config, out=tmp_path / "resumed")
+    with monkeypatch.context() as patched:
+        patched.setattr(optim, "learning_rate", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            train(resumed)
+    train(resumed, resume=True)
+    whole, again = ((run.out / "ema.safetensors").read_bytes() for run in (config, resumed))
+    assert whole == again
+    with pytest.raises(UserError, match=r"another configuration: shapes\.tasks"):
+        train(replace(resumed, task_embedding=None), resume=True)
 
 
 def test_a_demo_that_names_no_task_is_refused(instructed: TrainConfig, tmp_path: Path) -> None:
