@@ -125,8 +125,9 @@ def _config(policy: RobomimicPolicy, train: dict[str, Any]) -> Any:
     config.observation.modalities.obs.rgb = list(policy.shapes.images)
     config.observation.modalities.obs.low_dim = list(policy.shapes.vectors)
     with config.unlocked():
-        # 0.5 computes schedules from these.
+        # What 0.5 reads and 0.3 does not have.
         config.algo.optim_params.policy.update(num_train_batches=1, num_epochs=1)
+        config.algo.transformer.pred_future_acs = False
         rgb = config.observation.encoder.rgb
         ours = encoder_kwargs(policy.config, policy.options)["rgb"]
         rgb.core_class, rgb.core_kwargs = ours["core_class"], ours["core_kwargs"]
