@@ -29,7 +29,7 @@ from fibopolicy.utils.settings import first_difference
 
 
 @dataclass
-class Episode:
+class RecordedEpisode:
     """One demonstration of N steps.
 
     Args:
@@ -79,7 +79,7 @@ class EpisodeReader(ABC):
         """The number of episodes."""
 
     @abstractmethod
-    def episodes(self, cameras: Sequence[str] | None) -> Iterator[Episode]:
+    def episodes(self, cameras: Sequence[str] | None) -> Iterator[RecordedEpisode]:
         """The episodes in order, each valid until the next; of all cameras for `None`."""
 
 
@@ -180,7 +180,7 @@ def _seen(frames: Blocks, size: tuple[int, int] | None, bgr: bool) -> tuple[Bloc
     return Blocks((frames.shape[0], *new, 3), frames.dtype, parts), ", ".join(steps)
 
 
-def _check_room(out: Path, episode: Episode, episodes: int) -> None:
+def _check_room(out: Path, episode: RecordedEpisode, episodes: int) -> None:
     size = episodes * sum(value.nbytes for value in episode.obs.values())
     folder = next(folder for folder in out.absolute().parents if folder.exists())
     if size > (free := shutil.disk_usage(folder).free):
@@ -296,7 +296,7 @@ class Hdf5Reader(EpisodeReader):
     def __len__(self) -> int:
         return self._count
 
-    def episodes(self, cameras: Sequence[str] | None) -> Iterator[Episode]:
+    def episodes(self, cameras: Sequence[str] | None) -> Iterator[RecordedEpisode]:
         for source in self.files:
             with DemoFile(source, mapped=self.mapped) as file:
                 names = self._new_names(file)
@@ -309,7 +309,7 @@ class Hdf5Reader(EpisodeReader):
 
     def _episode(
         self, file: DemoFile, demo: str, images: Mapping[str, str], names: Mapping[str, str]
-    ) -> Episode:
+    ) -> RecordedEpisode:
         obs: dict[str, Blocks | NDArray[Any]] = {}
         for name, key in images.items():
             shape, dtype = file.layout(demo, f"obs/{key}")
@@ -327,4 +327,6 @@ class Hdf5Reader(EpisodeReader):
             for key in ("states", "rewards", "dones")
             if file.has(demo, key) and file.layout(demo, key)[0][:1] == (steps,)
         }
-        return Episode(f"{file.path}: {demo}", obs, file.read(demo, "actions"), extra, model, attrs)
+        return RecordedEpisode(
+            f"{file.path}: {demo}", obs, file.read(demo, "actions"), extra, model, attrs
+        )

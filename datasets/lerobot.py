@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 from fibopolicy.datasets.conventions import INSTRUCTION
 from fibopolicy.datasets.conversions import Conversion, find_conversion
 from fibopolicy.datasets.importing import (
-    Episode,
     EpisodeReader,
+    RecordedEpisode,
     camera_key,
     choose_cameras,
 )
@@ -127,7 +127,7 @@ class LeRobotReader(EpisodeReader):
             )
         return sorted(rows, key=lambda row: row["episode_index"])
 
-    def episodes(self, cameras: Sequence[str] | None) -> Iterator[Episode]:
+    def episodes(self, cameras: Sequence[str] | None) -> Iterator[RecordedEpisode]:
         chosen = choose_cameras(self.path, cameras, self.cameras)
         videos: dict[str, VideoFrames] = {}
         for row in self.rows:
@@ -137,7 +137,7 @@ class LeRobotReader(EpisodeReader):
 
     def _episode(
         self, row: dict[str, Any], cameras: Mapping[str, str], videos: dict[str, VideoFrames]
-    ) -> Episode:
+    ) -> RecordedEpisode:
         number, steps = int(row["episode_index"]), int(row["length"])
         name = f"{self.path}: episode {number}"
         table = self._steps(row)
@@ -163,7 +163,7 @@ class LeRobotReader(EpisodeReader):
             for feature, key in _EXTRA.items()
             if feature in self.info["features"]
         }
-        episode = Episode(name, obs, _vectors(table[actions]), extra)
+        episode = RecordedEpisode(name, obs, _vectors(table[actions]), extra)
         if row.get("tasks"):
             episode.attrs[INSTRUCTION] = "; ".join(row["tasks"])
         return episode
