@@ -81,7 +81,7 @@ def _resources(ptx: str, shared_bytes: int) -> Resources:
                 str(path.with_suffix(".cubin")),
             ],
             capture_output=True,
-            text=True,
+            encoding="utf-8",
             check=True,
         ).stderr
     (registers,) = re.findall(r"Used (\d+) registers", report)

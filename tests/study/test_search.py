@@ -102,7 +102,7 @@ def test_the_better_half_has_more_successes_then_the_lower_loss(
         folder.mkdir()
         (folder / "metrics.jsonl").write_text(json.dumps({"step": 0, "loss": loss}))
         rows = tuple(replace(row, index=i, success=i < successes) for i in range(4))
-        return RunRecord(0, folder, State.DONE, rows, costs, trial=Trial(0, number))
+        return RunRecord(0, folder, State.DONE, rows, costs=costs, trial=Trial(0, number))
 
     rung = [
         trial(0, 3, 0.1, **{DIVERGED: "the loss is nan"}),
