@@ -160,8 +160,8 @@ class Comparison:
 
 
 def best_set(names: Sequence[str], outcomes: Sequence[NDArray[np.bool_]]) -> tuple[str, ...]:
-    """The methods that cannot be told from the best one. With 95 % confidence, the
-    truly best method is among them.
+    """The methods that cannot be distinguished from the best one. With 95 % confidence,
+    the truly best method is among them.
 
     A method is left out if it is worse than some other one at a one-sided level of 5 %,
     by Bonferroni divided by the number of others.
