@@ -481,7 +481,7 @@ PERTURBATIONS: dict[str, ModelChange | FrameChange | OtherChange] = {
     ),
     "jpeg": FrameChange("JPEG compression, of quality 30, 12 or 5.", (30, 12, 5), _compress),
     "occlusion": FrameChange(
-        "A grey patch covers 5, 12 or 25 % of every frame, at a fixed place.",
+        "A patch, black to white, covers 5, 12 or 25 % of every frame, at a fixed place.",
         (0.05, 0.12, 0.25),
         _occlude,
     ),

@@ -69,7 +69,7 @@ class Evaluate:
                 print(f"\n{aligned(perturbed_rows(done))}\n", flush=True)
             page = write_run_page(config.run, done)
             print(f"device  {done.rows[0].device}")
-            print(f"rows    {done.rows_path}\ninit states  {done.init_states_path}")
+            print(f"rows    {done.rows_path}\nstates  {done.init_states_path}")
             if video := done.video_path or done.perturbed_video_path:
                 print(f"video   {video}")
             print(f"page    {page}")
