@@ -7,7 +7,7 @@ __version__ = "0.1.0"
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from fibopolicy.encoders.timm import convert
+    from fibopolicy.encoders.convert import convert
     from fibopolicy.evaluation.policy_runner import load
 
 __all__ = ["convert", "load"]
@@ -16,7 +16,7 @@ __all__ = ["convert", "load"]
 def __getattr__(name: str) -> object:
     # On demand: `import fibopolicy` alone must not import torch.
     if name == "convert":
-        from fibopolicy.encoders.timm import convert
+        from fibopolicy.encoders.convert import convert
 
         return convert
     if name == "load":
