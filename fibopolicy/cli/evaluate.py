@@ -46,15 +46,16 @@ class Evaluate:
     def run(self) -> None:
         from fibopolicy.evaluation.episodes import success_rate
         from fibopolicy.evaluation.evaluate import evaluate_run, tasks_to_evaluate
-        from fibopolicy.policies.run_directory import RunDirectory, open_run
-        from fibopolicy.report.run import perturbed_rows, write_run_page
+        from fibopolicy.policies.run_directory import RunDirectory, resolve_run
+        from fibopolicy.report.run import perturbation_table, write_run_page
         from fibopolicy.report.tables import aligned, rate_table
 
-        run = open_run(self.config.run)
+        run = resolve_run(self.config.run)
         config = self.config
         if run != expanded(config.run):
             config = replace(config, run=run)
-            if not RunDirectory(run).ema.exists():  # an imported checkpoint
+            # An imported checkpoint has one set of weights.
+            if config.checkpoint == "ema" and not RunDirectory(run).ema.exists():
                 config = replace(config, checkpoint="model")
         tasks = tasks_to_evaluate(config)
         evaluations = []
@@ -66,7 +67,7 @@ class Evaluate:
             name = str(self.config.run) if len(tasks) == 1 else done.rows[0].task
             print(rate_table({name: done.rate}), flush=True)
             if done.perturbed:
-                print(f"\n{aligned(perturbed_rows(done))}\n", flush=True)
+                print(f"\n{aligned(perturbation_table(done))}\n", flush=True)
             page = write_run_page(config.run, done)
             print(f"device  {done.rows[0].device}")
             print(f"rows    {done.rows_path}\nstates  {done.init_states_path}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any, ClassVar, TypeVar, cast
 
@@ -16,7 +16,7 @@ from fibopolicy.utils.imports import import_object, is_import_path
 from fibopolicy.utils.registry import Registry
 
 
-class Encoder(nn.Module):
+class Encoder(nn.Module, ABC):
     """Images to features.
 
     `forward` takes `(B, 3, H, W)` of any float dtype in [0, 1] and returns tokens `(B,

@@ -10,7 +10,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -56,6 +56,18 @@ class Episode:
     wall_s: float = 0.0
     error: str = ""
     perturbation: Perturbation | None = None
+
+
+class EvaluationKey(NamedTuple):
+    """The fields of `EpisodeResult` that all results of one evaluation share."""
+
+    task: str
+    checkpoint_step: int
+    checkpoint: str
+    init_seed: int
+    max_steps: int
+    quality: str
+    perturbation: str
 
 
 @dataclass(frozen=True)
@@ -118,17 +130,9 @@ class EpisodeResult:
         return replace(self, wall_s=0.0, attempts=1)
 
     @property
-    def evaluation(self) -> tuple[str, int, str, int, int, str, str]:
-        """Key of the evaluation that this result belongs to; a file may hold several."""
-        return (
-            self.task,
-            self.checkpoint_step,
-            self.checkpoint,
-            self.init_seed,
-            self.max_steps,
-            self.quality,
-            self.perturbation,
-        )
+    def evaluation(self) -> EvaluationKey:
+        """The evaluation that this result belongs to; a file may hold several."""
+        return EvaluationKey(*(getattr(self, name) for name in EvaluationKey._fields))
 
 
 def append_row(path: Path, result: EpisodeResult) -> None:

@@ -34,6 +34,7 @@ from fibopolicy.evaluation.config import EvaluateConfig
 from fibopolicy.evaluation.episodes import (
     Episode,
     EpisodeResult,
+    EvaluationKey,
     append_row,
     read_rows,
     success_rate,
@@ -241,12 +242,12 @@ def evaluate_run(
         )
     with (
         directory_lock(config.run, files.evaluation_lock.name),
-        run_evaluator(config, loaded) as evaluator,
+        make_evaluator(config, loaded) as evaluator,
     ):
         init_states, init_states_path = _load_or_make_init_states(config, evaluator)
         perturbations = config.perturbations()
         evaluator.check(*perturbations)
-        # Rows that may not be repeated are found before the first episode.
+        # Raise for existing rows now rather than after the clean evaluation.
         for one in perturbations:
             _stored_rows(
                 files.episodes, evaluator, init_states, one, resume=resume, overwrite=overwrite
@@ -391,17 +392,16 @@ class Evaluator:
 
     def key(
         self, init_states: InitStates, perturbation: Perturbation | None = None
-    ) -> tuple[str, int, str, int, int, str, str]:
-        """`EpisodeResult.evaluation` of the results from these initial states."""
-        info = self.info
-        return (
-            info.task_id,
-            self._checkpoint_step,
-            self._checkpoint,
-            init_states.seed,
-            info.max_steps,
-            info.quality,
-            str(perturbation or ""),
+    ) -> EvaluationKey:
+        """The key of the results from these initial states."""
+        return EvaluationKey(
+            task=self.info.task_id,
+            checkpoint_step=self._checkpoint_step,
+            checkpoint=self._checkpoint,
+            init_seed=init_states.seed,
+            max_steps=self.info.max_steps,
+            quality=self.info.quality,
+            perturbation=str(perturbation or ""),
         )
 
     def run(
@@ -529,7 +529,7 @@ class Evaluator:
         return [repeated[index] for index in expected if index in repeated]
 
 
-def run_evaluator(config: EvaluateConfig, loaded: LoadedPolicy) -> Evaluator:
+def make_evaluator(config: EvaluateConfig, loaded: LoadedPolicy) -> Evaluator:
     """The evaluator of a policy from a run directory, on the task of its training."""
     task = resolve(config.task) if config.task else task_id_of(loaded.env_args)
     workers = default_workers(task, config.episodes)
@@ -548,13 +548,14 @@ def run_evaluator(config: EvaluateConfig, loaded: LoadedPolicy) -> Evaluator:
     )
 
 
-def default_workers(task_id: str, episodes: int) -> int:
+def default_workers(task_id: str | None, episodes: int) -> int:
     """Number of processes: the cores if one simulator fills a core, else five times as
     many. Those are at most 20, unless there are more cores: one policy cannot serve
     more.
     """
     cores = usable_cores()
-    workers = cores if is_heavy(task_id) else max(cores, min(5 * cores, 20))
+    heavy = task_id is None or is_heavy(task_id)
+    workers = cores if heavy else max(cores, min(5 * cores, 20))
     return max(1, min(workers, episodes))
 
 
@@ -584,7 +585,7 @@ def _full_name(task: str | None, tasks: Collection[str]) -> str | None:
 
 def _env_maker(
     task: Task, policy: Any, options: Mapping[str, Any]
-) -> tuple[Callable[[], TaskEnv], str]:
+) -> tuple[Callable[[], TaskEnv], str | None]:
     """A function that makes the environment, and the task id if it is known."""
     if callable(task):
         if options:
@@ -592,7 +593,7 @@ def _env_maker(
                 f"{', '.join(options)}: a function that makes the environment takes no options; set"
                 " them there"
             )
-        return task, "robosuite/"  # assume a heavy simulator
+        return task, None
     options = {**view_options(policy), **options}
     if isinstance(task, str):
         return functools.partial(make, resolve(task), **options), resolve(task)

@@ -23,15 +23,14 @@ from torch import Tensor, nn
 
 from fibopolicy.errors import UserError
 from fibopolicy.evaluation.episodes import Episode
+from fibopolicy.evaluation.simulator import Layout
 from fibopolicy.policies import Policy, Shapes
-from fibopolicy.policies.run_directory import load_policy, open_run
+from fibopolicy.policies.run_directory import load_policy, resolve_run
 from fibopolicy.utils.files import StrPath
 from fibopolicy.utils.system import torch_threads
 
 #: Default rows in a call: hardly slower than one row, and enough to share the overhead.
 BATCH_SIZE = 4
-#: Shape and dtype of each observation key.
-Layout = Mapping[str, tuple[tuple[int, ...], np.dtype[Any]]]
 
 
 def load(
@@ -66,7 +65,7 @@ def load(
         action = runner.act(observation)  # at each control step
         ```
     """
-    policy = load_policy(open_run(run), checkpoint=checkpoint, device=device, task=task).policy
+    policy = load_policy(resolve_run(run), checkpoint=checkpoint, device=device, task=task).policy
     runner = PolicyRunner(policy, threads=threads)
     runner.act(runner.noise())
     runner.reset()

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from fibopolicy.evaluation.policy_runner import load
-from fibopolicy.policies.run_directory import RunDirectory, open_run
+from fibopolicy.policies.run_directory import RunDirectory, resolve_run
 from fibopolicy.utils.files import StrPath
 from fibopolicy.utils.system import device_name
 
@@ -60,7 +60,7 @@ def profile_act(
     Raises:
         UserError: what `load` raises.
     """
-    run = open_run(run)
+    run = resolve_run(run)
     task = next(iter(RunDirectory(run).read_tasks()), None)  # any takes as long
     runner = load(run, checkpoint=checkpoint, device=device, threads=threads, task=task)
     config, obs = runner.policy.config, runner.noise()

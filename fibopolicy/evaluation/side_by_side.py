@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from fibopolicy.errors import UserError
 from fibopolicy.evaluation.config import VIDEO_SIZE, EvaluateConfig, Quality
-from fibopolicy.evaluation.evaluate import run_evaluator, weights_digest
+from fibopolicy.evaluation.evaluate import make_evaluator, weights_digest
 from fibopolicy.evaluation.init_states import load_init_states
 from fibopolicy.evaluation.video import episode_clips
 from fibopolicy.policies.run_directory import RunDirectory, load_policy
@@ -95,7 +95,7 @@ def _checkpoint_clips(
         batch_size=first.batch_size,
         threads=first.threads,
     )
-    with run_evaluator(config, loaded) as evaluator:
+    with make_evaluator(config, loaded) as evaluator:
         if (device := device_name(evaluator.runner.device)) != first.device:
             raise UserError(
                 f"{run}: its rows were computed on {first.device}, and on {device} episodes may end"

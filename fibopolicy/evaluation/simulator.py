@@ -193,6 +193,7 @@ def _serve(
     try:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("default", UserWarning)
+            # Without a perturbation it passes everything through; each episode sets its own.
             env = PerturbedEnv(make_env())
         # The parent repeats them once, not once per process.
         messages = tuple(str(w.message) for w in caught if w.category is UserWarning)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
@@ -55,7 +55,9 @@ class Shapes:
 
 Views = Literal["separate", "shared", "joint"]
 Rotation = Literal["6d", "axis_angle"]
-if TYPE_CHECKING:  # the constructor of a PolicyConfig replaces None
+# Readers of a PolicyConfig never see None, because its constructor replaces None by the
+# policy's default; the command line must accept it.
+if TYPE_CHECKING:
     IntOrDefault = int
     StrOrDefault = str
 else:
@@ -173,7 +175,7 @@ class PolicyConfig:
             if name in self.encoder_options:
                 raise UserError(f"encoder_options: {name} is set by the data and is not an option")
 
-    def as_loaded(self) -> PolicyConfig:
+    def without_pretrained(self) -> PolicyConfig:
         """This configuration without downloads of pretrained encoders.
 
         For a policy whose weights are loaded from elsewhere.
@@ -182,7 +184,7 @@ class PolicyConfig:
         return replace(self, encoder_options=options)
 
 
-class Policy(nn.Module):
+class Policy(nn.Module, ABC):
     """Maps observations to chunks of actions, and normalises both.
 
     A batch holds `obs` (camera keys uint8 `(B, T_o, H, W, 3)`, vector keys float32

@@ -17,7 +17,7 @@ of F features each. Timesteps run from 0 to 100 for every denoiser.
 from __future__ import annotations
 
 import math
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, TypedDict
 
@@ -257,7 +257,7 @@ def _schedulers() -> tuple[Any, Any]:
 # The denoisers.
 
 
-class Denoiser(nn.Module):
+class Denoiser(nn.Module, ABC):
     """Predicts noise or velocity `(B, T, D)` from noisy actions `(B, T, D)`.
 
     Args of the constructor, by keyword:

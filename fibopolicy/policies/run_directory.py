@@ -180,7 +180,7 @@ PREFIXES = Registry[Callable[[str], Path]](
 )
 
 
-def open_run(path: StrPath) -> Path:
+def resolve_run(path: StrPath) -> Path:
     """The run directory `path`; or the one that belongs to a checkpoint of another
     library, to `hub:OWNER/NAME` or to `example:NAME`.
 
@@ -223,6 +223,8 @@ def load_policy(
         raise UserError(f"{directory.path}: is not conditioned on a task; leave task {task!r} out")
     for section in LOADERS.names():
         if section in document:
+            if checkpoint not in ("ema", "model"):
+                raise unknown("checkpoint", checkpoint, ("model",))
             return LOADERS[section](directory.path, document, device)
     files = {"ema": directory.ema, "model": directory.model}
     files |= {f"best/{path.stem}": path for path in directory.best_checkpoints()}
@@ -231,7 +233,7 @@ def load_policy(
     path = files[checkpoint]
     if not path.is_file():
         raise UserError(f"{path}: no checkpoint has been written yet")
-    config = PolicyConfig(**document["policy"]).as_loaded()
+    config = PolicyConfig(**document["policy"]).without_pretrained()
     policy = build_policy(config, _shapes(document["shapes"]))
     if task is not None:
         policy.task_encoder.select(task)

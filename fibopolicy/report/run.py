@@ -69,7 +69,7 @@ def write_run_page(
             )
         )
     if evaluation.perturbed:
-        blocks += [Heading("Robustness"), Table(perturbed_rows(evaluation)), Note(_PERTURBED)]
+        blocks += [Heading("Robustness"), Table(perturbation_table(evaluation)), Note(_PERTURBED)]
     if evaluation.perturbed_video_path is not None:
         blocks.append(Video(evaluation.perturbed_video_path))
     if evaluation.video_path is not None:
@@ -101,7 +101,7 @@ _PERTURBED = (
 )
 
 
-def perturbed_rows(evaluation: Evaluation) -> Rows:
+def perturbation_table(evaluation: Evaluation) -> Rows:
     """A row for each perturbation: its success and the paired change from the clean
     evaluation, in percentage points.
     """

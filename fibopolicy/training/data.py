@@ -46,7 +46,7 @@ def open_dataset(config: TrainConfig) -> Windows:
     for path in paths:
         check_structure(path)
     with ExitStack() as stack:
-        # Open each file once, because opening it reads all of its demos.
+        # Open each file once, because opening it visits every demo.
         files = {path: stack.enter_context(DemoFile(path, mapped=mapped)) for path in paths}
         cameras, vectors = _keys(config, files[config.files[0][0]])
         chosen = [(files[path], _filter_key(files[path], asked)) for path, asked in config.files]

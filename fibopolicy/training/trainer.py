@@ -236,7 +236,7 @@ class Trainer:
         config, dataset = self.config, self.dataset
         resumes = self.resume and self.run.state.exists()
         # The weights of a checkpoint replace any initial ones.
-        recipe = config.policy.as_loaded() if resumes else config.policy
+        recipe = config.policy.without_pretrained() if resumes else config.policy
         policy = build_policy(recipe, data.shapes_of(dataset))
         policy.fit_normalizers(dataset.stats)
         if dataset.tasks:

@@ -21,7 +21,7 @@ from fibopolicy import load
 from fibopolicy.errors import UserError
 from fibopolicy.evaluation.episodes import read_rows, success_rate
 from fibopolicy.policies.hub import EXAMPLES, hub_policy
-from fibopolicy.policies.run_directory import RunDirectory, load_policy, open_run
+from fibopolicy.policies.run_directory import RunDirectory, load_policy, resolve_run
 from fibopolicy.training import TrainConfig, train
 
 
@@ -67,7 +67,7 @@ def test_an_uploaded_policy_comes_back_with_its_weights(
         "me/lift/episodes.jsonl",
     ]
     assert "Bearer hf_secret" in hub.tokens
-    here, there = load_policy(run).policy, load_policy(open_run("hub:me/lift")).policy
+    here, there = load_policy(run).policy, load_policy(resolve_run("hub:me/lift")).policy
     for name, tensor in here.state_dict().items():
         assert torch.equal(tensor, there.state_dict()[name]), name
 

@@ -11,7 +11,7 @@ from fibopolicy.errors import UserError
 from fibopolicy.evaluation.config import EvaluateConfig
 from fibopolicy.evaluation.episodes import Selector, read_rows, write_rows
 from fibopolicy.evaluation.evaluate import Evaluation, evaluate_run
-from fibopolicy.report.run import perturbed_rows
+from fibopolicy.report.run import perturbation_table
 
 PERTURB = ("light-color:2", "noise:1", "action-delay:3")
 
@@ -105,7 +105,7 @@ def test_the_table_has_the_paired_change_of_each_perturbation(perturbed: Evaluat
     after = [replace(row, success=False) for row in perturbed.perturbed["noise:1"]]
     broken = [replace(after[0], error="died"), *after[1:]]
     made = replace(perturbed, rows=tuple(before), perturbed={"noise:1": after, "blur:1": broken})
-    _, noise, blur = perturbed_rows(made)
+    _, noise, blur = perturbation_table(made)
     assert noise[:3] == ["noise:1", "0/3", "0.0 %"]
     assert noise[3].startswith("-66.7 [")
     assert blur[1] == "0/2"

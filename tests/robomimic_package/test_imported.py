@@ -19,7 +19,7 @@ from fibopolicy.errors import UserError
 from fibopolicy.evaluation.config import EvaluateConfig
 from fibopolicy.evaluation.evaluate import evaluate_run as evaluate
 from fibopolicy.policies.base import PolicyConfig, Shapes
-from fibopolicy.policies.run_directory import load_policy, open_run
+from fibopolicy.policies.run_directory import load_policy, resolve_run
 from fibopolicy.robomimic.checkpoint import read_checkpoint
 from fibopolicy.robomimic.export import export
 from fibopolicy.robomimic.imported import ImportedPolicy
@@ -257,10 +257,10 @@ def test_lifts_object_has_the_signs_of_the_training_before_robosuite_1_5(save: S
 
 def test_a_checkpoint_gets_a_run_directory_beside_it(save: Save, tmp_path: Path) -> None:
     path = save(ours, SEEN)
-    run = open_run(path)
+    run = resolve_run(path)
     assert run == tmp_path / "model_epoch_20_evaluation"
-    assert open_run(path) == run
-    assert open_run(run) == run
+    assert resolve_run(path) == run
+    assert resolve_run(run) == run
     loaded = load_policy(run)
     assert loaded.step == 20 * 100
     assert loaded.env_args["env_kwargs"]["horizon"] == 123
@@ -268,7 +268,7 @@ def test_a_checkpoint_gets_a_run_directory_beside_it(save: Save, tmp_path: Path)
     assert document["policy"]["encoder"] == "fibottention_vit_tiny"
     save(both(ours, gaussian), SEEN)
     with pytest.raises(UserError, match=r"evaluation of another model_epoch_20\.pth"):
-        open_run(path)
+        resolve_run(path)
 
 
 @pytest.mark.parametrize("edit", [rnn, both(rnn, mixture), transformer])
@@ -347,7 +347,7 @@ def test_an_exported_run_rolls_out_as_the_run_does(
     )
     done = [
         evaluate(EvaluateConfig(run=directory, episodes=2, video=0, max_steps=12, workers=1))
-        for directory in (run, open_run(export(run, tmp_path / "exported.pth")))
+        for directory in (run, resolve_run(export(run, tmp_path / "exported.pth")))
     ]
     of_run, of_checkpoint = (
         [(row.init_state, row.steps, row.total_reward) for row in evaluation.rows]

@@ -26,7 +26,7 @@ from fibopolicy.evaluation.config import EvaluateConfig
 from fibopolicy.evaluation.evaluate import evaluate_run
 from fibopolicy.policies.base import Shapes
 from fibopolicy.policies.rng import EpisodeRng
-from fibopolicy.policies.run_directory import open_run
+from fibopolicy.policies.run_directory import resolve_run
 from fibopolicy.robomimic.checkpoint import read_checkpoint
 from fibopolicy.robomimic.imported import ImportedPolicy
 from fibopolicy.robomimic.train import train_robomimic
@@ -160,7 +160,7 @@ def test_a_diffusion_policy_denoises_the_same_noise_to_robomimic_s_actions(
 
 @needs_0_5
 def test_a_diffusion_policy_is_evaluated(diffusion: Path) -> None:
-    run = open_run(diffusion)
+    run = resolve_run(diffusion)
     settings = EvaluateConfig(run=run, episodes=2, video=0, max_steps=6, workers=1)
     assert [row.steps for row in evaluate_run(settings).rows] == [6, 6]
 
