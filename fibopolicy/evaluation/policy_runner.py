@@ -23,7 +23,6 @@ from torch import Tensor, nn
 
 from fibopolicy.errors import UserError
 from fibopolicy.evaluation.episodes import Episode
-from fibopolicy.evaluation.simulator import Layout
 from fibopolicy.policies import Policy, Shapes
 from fibopolicy.policies.run_directory import load_policy, resolve_run
 from fibopolicy.utils.files import StrPath
@@ -31,6 +30,8 @@ from fibopolicy.utils.system import torch_threads
 
 #: Default rows in a call: hardly slower than one row, and enough to share the overhead.
 BATCH_SIZE = 4
+#: Shape and dtype of each observation key.
+Layout = Mapping[str, tuple[tuple[int, ...], np.dtype[Any]]]
 
 
 def load(
