@@ -281,6 +281,15 @@ class DemoFile:
             if name not in ("env_args", "env_info", "total", _IMAGE_CONVENTION)
         }
 
+    @property
+    def control_hz(self) -> float | None:
+        """Control steps a second, where the file says it: attribute `fps`, or
+        `control_freq` in `env_args`.
+        """
+        settings = self.env_args.get("env_kwargs", {})
+        found = self.file_attrs.get("fps") or settings.get("control_freq")
+        return float(found) if isinstance(found, int | float) and found > 0 else None
+
     def has(self, demo: str, key: str) -> bool:
         """Whether a demo holds an array, e.g. "states" or "obs/agentview_image"."""
         if (demo, key) in self._layouts:

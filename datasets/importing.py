@@ -151,7 +151,7 @@ def import_demos(
             if not first:
                 first = found
                 _check_room(target, episode, len(reader))
-            _check_same(episode.name, found, first)
+            check_same(episode.name, found, first)
             written.append(
                 writer.add(
                     episode.obs,
@@ -190,7 +190,8 @@ def _check_room(out: Path, episode: RecordedEpisode, episodes: int) -> None:
         )
 
 
-def _check_same(name: str, found: Mapping[str, Any], first: Mapping[str, Any]) -> None:
+def check_same(name: str, found: Mapping[str, Any], first: Mapping[str, Any]) -> None:
+    """Raise `UserError` unless an episode has the layout of the first."""
     for key in (*first, *found):
         if found.get(key) != first.get(key):
             texts = [
@@ -198,8 +199,8 @@ def _check_same(name: str, found: Mapping[str, Any], first: Mapping[str, Any]) -
                 for entry in (found, first)
             ]
             raise UserError(
-                f"{name}: {key} is {texts[0]}, in the first episode {texts[1]}; import only"
-                " episodes of one kind"
+                f"{name}: {key} is {texts[0]}, in the first episode {texts[1]}; leave"
+                " out episodes of another kind"
             )
 
 
@@ -241,19 +242,27 @@ class Hdf5Reader(EpisodeReader):
 
     SUFFIXES: ClassVar[tuple[str, ...]] = (".hdf5", ".h5")
 
-    def __init__(self, path: Path, mapped: Mapping[str, str]) -> None:
+    def __init__(
+        self, path: Path, mapped: Mapping[str, str], filter_key: str | None = None
+    ) -> None:
         super().__init__(path, mapped)
+        self._filter_key = filter_key
         self.files = self._files(path)
         self._count = 0
         for number, source in enumerate(self.files):
             with DemoFile(source, mapped=mapped) as file:
-                self._count += len(file.demos)
+                self._count += len(file.select(filter_key))
                 if number == 0:
                     self._describe(file)
                 elif difference := first_difference(self.env_args, file.env_args):
                     raise file.error(
                         f"is of another task than {self.files[0].name} ({difference}); import one"
                         " task at a time"
+                    )
+                elif file.control_hz != self.control_hz:
+                    raise file.error(
+                        f"has {file.control_hz} steps a second, {self.files[0].name} has"
+                        f" {self.control_hz}; import one frequency at a time"
                     )
 
     @classmethod
@@ -268,7 +277,7 @@ class Hdf5Reader(EpisodeReader):
         return sorted(found, key=lambda item: in_numeric_order(item.name))
 
     def _describe(self, file: DemoFile) -> None:
-        self.env_args = file.env_args
+        self.env_args, self.control_hz = file.env_args, file.control_hz
         self.names = self._new_names(file)
         self.converted = {
             self.names.get(key, key): how
@@ -293,18 +302,35 @@ class Hdf5Reader(EpisodeReader):
             names[key] = key.replace("/", "_") if name in names.values() else name
         return names
 
+    def _chosen(self, file: DemoFile, cameras: Sequence[str] | None) -> dict[str, str]:
+        """The cameras to read: new key -> stored key."""
+        names = self._new_names(file)
+        known = {names[key]: key for key in file.camera_keys}
+        chosen = choose_cameras(file.path, cameras, known)
+        return {names[key]: key for key in file.image_keys} if cameras is None else chosen
+
+    def layout(self, cameras: Sequence[str] | None) -> dict[str, tuple[int, ...]]:
+        """Shape of a step of what will be read, by new keys.
+
+        Raises:
+            UserError: there are no frames, though all cameras were asked for.
+        """
+        with DemoFile(self.files[0], mapped=self.mapped) as file:
+            names, chosen = self._new_names(file), self._chosen(file, cameras)
+            if cameras is None and not chosen:
+                raise file.error(f"holds no frames; {file.frames_advice}")
+            keys = {**chosen, **{names[key]: key for key in file.vector_keys}}
+            shapes = {new: file.obs[key][0] for new, key in keys.items()}
+            return {**shapes, "actions": (file.action_dim,)}
+
     def __len__(self) -> int:
         return self._count
 
     def episodes(self, cameras: Sequence[str] | None) -> Iterator[RecordedEpisode]:
         for source in self.files:
             with DemoFile(source, mapped=self.mapped) as file:
-                names = self._new_names(file)
-                known = {names[key]: key for key in file.camera_keys}
-                chosen = choose_cameras(file.path, cameras, known)
-                if cameras is None:
-                    chosen = {names[key]: key for key in file.image_keys}
-                for demo in file.demos:
+                names, chosen = self._new_names(file), self._chosen(file, cameras)
+                for demo in file.select(self._filter_key):
                     yield self._episode(file, demo, chosen, names)
 
     def _episode(

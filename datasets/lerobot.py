@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fibopolicy.datasets.conventions import INSTRUCTION
+from fibopolicy.datasets.conventions import INSTRUCTION, PROPRIOCEPTION
 from fibopolicy.datasets.conversions import Conversion, find_conversion
 from fibopolicy.datasets.importing import (
     EpisodeReader,
@@ -30,11 +30,23 @@ from fibopolicy.datasets.writer import Blocks
 from fibopolicy.errors import UserError
 
 _BLOCK = 32  # frames decoded at a time
-_ACTION, _STATE = "action", "observation.state"
+ACTION, STATE = "action", "observation.state"
 #: Features of a step -> a demo's array.
-_EXTRA = {"next.reward": "rewards", "next.done": "dones"}
+EXTRA = {"next.reward": "rewards", "next.done": "dones"}
 #: Features that only place a step in the dataset.
 _INDICES = ("timestamp", "frame_index", "episode_index", "index", "task_index")
+
+
+def check_libraries(path: Path) -> None:
+    """Raise `UserError` unless pyarrow and PyAV are installed."""
+    try:
+        import av  # noqa: F401
+        import pyarrow.parquet  # noqa: F401
+    except ImportError as error:
+        raise UserError(
+            f"{path}: LeRobot datasets need pyarrow and PyAV ({error}); install them:"
+            " pip install 'fibopolicy[lerobot]'"
+        ) from error
 
 
 class LeRobotReader(EpisodeReader):
@@ -46,27 +58,18 @@ class LeRobotReader(EpisodeReader):
 
     def __init__(self, path: Path, mapped: Mapping[str, str]) -> None:
         super().__init__(path, mapped)
-        try:
-            import av  # noqa: F401
-            import pyarrow.parquet  # noqa: F401
-        except ImportError as error:
-            raise UserError(
-                f"{path}: LeRobot datasets need pyarrow and PyAV ({error}); install them:"
-                " pip install 'fibopolicy[lerobot]'"
-            ) from error
+        check_libraries(path)
         self.info = self._read_info()
         self.fps = float(self.info["fps"])
-        self.attrs = {
-            "fps": self.fps,
-            "robot_type": str(self.info.get("robot_type")),
-            "lerobot_version": str(self.info["codebase_version"]),
-        }
+        self.attrs = {"fps": self.fps, "lerobot_version": str(self.info["codebase_version"])}
+        if robot := self.info.get("robot_type"):
+            self.attrs["robot_type"] = str(robot)
         self.cameras: dict[str, str] = {}  # our key -> feature
-        self.vectors: dict[str, str] = {}
+        self.vectors: dict[str, tuple[str, slice]] = {}  # our key -> feature, its columns
         for feature, spec in self.info["features"].items():
             self._sort(feature, spec)
-        if _ACTION not in self.info["features"] and "actions" not in mapped.values():
-            raise UserError(f"{path}: has no feature {_ACTION}; name it with --map FEATURE=actions")
+        if ACTION not in self.info["features"] and "actions" not in mapped.values():
+            raise UserError(f"{path}: has no feature {ACTION}; name it with --map FEATURE=actions")
         self.rows = self._read_episodes()
         self._table: tuple[Path | None, Any] = (None, None)
 
@@ -95,7 +98,7 @@ class LeRobotReader(EpisodeReader):
         """Note how a feature is read, or why it is not."""
         kind, shape = spec["dtype"], tuple(spec["shape"])
         facts = spec.get("info") or {}
-        if feature in (_ACTION, *_INDICES, *_EXTRA) or self.mapped.get(feature) == "actions":
+        if feature in (ACTION, *_INDICES, *EXTRA) or self.mapped.get(feature) == "actions":
             return
         if not feature.startswith("observation.") and feature not in self.mapped:
             self.left_out[feature] = "not an observation; read it with --map FEATURE=KEY"
@@ -107,8 +110,10 @@ class LeRobotReader(EpisodeReader):
                 self.cameras[key] = feature
         elif len(shape) == 1 and np.dtype(kind if kind != "string" else "S").kind in "biuf":
             name = feature.removeprefix("observation.").replace(".", "_")
-            key = self.mapped.get(feature) or ("robot_state" if feature == _STATE else name)
-            self.vectors[key] = feature
+            key = self.mapped.get(feature) or ("robot_state" if feature == STATE else name)
+            parts = {} if feature in self.mapped or feature != STATE else _parts(spec)
+            for part, columns in (parts or {key: slice(None)}).items():
+                self.vectors[part] = feature, columns
         else:
             self.left_out[feature] = f"{kind} {shape}; vectors must be numbers (D,)"
 
@@ -156,11 +161,14 @@ class LeRobotReader(EpisodeReader):
                         video.close()
                     video = videos[key] = VideoFrames(path, self.fps)
                 obs[key] = video.blocks(start, steps)
-        obs |= {key: _vectors(table[feature]) for key, feature in self.vectors.items()}
-        actions = next((f for f, key in self.mapped.items() if key == "actions"), _ACTION)
+        obs |= {
+            key: _vectors(table[feature])[:, columns]
+            for key, (feature, columns) in self.vectors.items()
+        }
+        actions = next((f for f, key in self.mapped.items() if key == "actions"), ACTION)
         extra = {
             key: _vectors(table[feature])[:, 0]
-            for feature, key in _EXTRA.items()
+            for feature, key in EXTRA.items()
             if feature in self.info["features"]
         }
         episode = RecordedEpisode(name, obs, _vectors(table[actions]), extra)
@@ -191,6 +199,16 @@ class LeRobotReader(EpisodeReader):
             self._table = path, pq.read_table(path)
         table = self._table[1]
         return table.filter(pc.equal(table["episode_index"], row["episode_index"]))
+
+
+def _parts(spec: Mapping[str, Any]) -> dict[str, slice]:
+    """The keys of the vectors that `export` joined into a state, with their columns."""
+    names = spec.get("names")
+    keys = [str(name).rpartition(".")[0] for name in names] if isinstance(names, list) else []
+    if not set(keys) <= set(PROPRIOCEPTION):
+        return {}
+    starts = {key: keys.index(key) for key in keys}
+    return {key: slice(start, start + keys.count(key)) for key, start in starts.items()}
 
 
 def _vectors(column: Any) -> NDArray[Any]:
@@ -239,13 +257,18 @@ class VideoFrames:
         self._container.close()
 
     def blocks(self, start: int, steps: int) -> Blocks:
-        """Frames `start` to `start + steps`, to be taken in the order of the file."""
+        """Frames `start` to `start + steps`, to be taken in the order of the file. A
+        part is valid until the next.
+        """
         return Blocks((steps, *self._size, 3), np.dtype(np.uint8), self._parts(start, steps))
 
     def _parts(self, start: int, steps: int) -> Iterator[NDArray[np.uint8]]:
+        frames = np.empty((_BLOCK, *self._size, 3), np.uint8)
         for first in range(start, start + steps, _BLOCK):
-            places = range(first, min(first + _BLOCK, start + steps))
-            yield np.stack([self._frame(place) for place in places])
+            count = min(_BLOCK, start + steps - first)
+            for i in range(count):
+                frames[i] = self._frame(first + i)
+            yield frames[:count]
 
     def _frame(self, place: int) -> NDArray[np.uint8]:
         for found, frame in self._frames:

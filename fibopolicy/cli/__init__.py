@@ -20,7 +20,17 @@ from typing import Any
 
 import tyro
 
-from fibopolicy.cli.data import Collect, Download, Generate, Import, Inspect, Render, Replay, Split
+from fibopolicy.cli.data import (
+    Collect,
+    Download,
+    Export,
+    Generate,
+    Import,
+    Inspect,
+    Render,
+    Replay,
+    Split,
+)
 from fibopolicy.cli.evaluate import Compare, Evaluate, MakeInitStates, Results
 from fibopolicy.cli.hub import Upload
 from fibopolicy.cli.options import join_help_lines
@@ -39,6 +49,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "generate": Generate,
     "download": Download,
     "import": Import,
+    "export": Export,
     "inspect": Inspect,
     "split": Split,
     "replay": Replay,

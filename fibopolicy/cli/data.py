@@ -180,6 +180,57 @@ class Import(Output):
         print(f"next: fibopolicy train --dataset {quoted(done.path)} --out RUN")
 
 
+@dataclass(frozen=True, kw_only=True)
+class Export:
+    """Export demonstrations in HDF5 as a LeRobot dataset of version 3. Needs the extra
+    lerobot, not lerobot itself.
+
+    Example: fibopolicy export lift.hdf5 --lerobot lift_lerobot
+    """
+
+    files: Annotated[Positional[tuple[Path, ...]], arg(metavar="FILE")]
+    """One or more files, or folders of ALOHA's episodes, with the same observations, actions
+    and control frequency."""
+    lerobot: Path
+    """Folder to write."""
+    filter_key: str | None = None
+    """Use only the demos of this filter key."""
+    cameras: tuple[str, ...] | None = None
+    """Cameras to export; all by default. A bare --cameras exports none."""
+    images: bool = False
+    """Store frames as PNG, without loss, instead of H.264 videos."""
+    instruction: str | None = None
+    """What the robot does in words, for demos without a language instruction; the name of the
+    task by default."""
+    fps: float | None = None
+    """Control steps a second; by default as the file or its task has it."""
+    map: tuple[str, ...] = ()
+    """Arrays to read by another key, as PATH=KEY; see `train`."""
+
+    def run(self) -> None:
+        from fibopolicy.datasets.hdf5 import parse_map
+        from fibopolicy.datasets.lerobot_export import export_lerobot
+
+        done = export_lerobot(
+            self.files,
+            self.lerobot,
+            fps=self.fps,
+            instruction=self.instruction,
+            filter_key=self.filter_key,
+            cameras=self.cameras,
+            images=self.images,
+            mapped=parse_map(self.map),
+        )
+        for feature, keys in done.sources.items():
+            print(f"{feature}: {', '.join(keys)}")
+        for key, reason in done.left_out.items():
+            print(f"left out {key}: {reason}")
+        print(
+            f"{done.path}: {done.episodes} episodes, {done.steps} steps, {done.fps:g} frames a"
+            " second"
+        )
+
+
 @dataclass(frozen=True)
 class Inspect:
     """Print the contents of a robomimic HDF5 file, with warnings, and write a page that

@@ -8,6 +8,7 @@ import fcntl
 import json
 import logging
 import os
+import shutil
 import socket
 import tempfile
 import time
@@ -149,6 +150,38 @@ def atomic_write(path: Path) -> Iterator[Path]:
                 partial.unlink(missing_ok=True)
     finally:
         os.close(handle)
+
+
+@contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """Yields an empty folder beside `path`; on a clean exit its files are flushed to
+    disk and it is renamed to `path`, which must not exist.
+
+    On an exception the folder is removed, as is one that a killed process left behind.
+    """
+    if path.exists():
+        raise UserError(f"{path}: exists already; choose another name, or remove it first")
+    partial = path.with_name(path.name + ".partial")
+    with directory_lock(partial, activity="writing it"):
+        try:
+            _empty(partial)
+            yield partial
+            with wrap_os_error(path):
+                for file in [*partial.rglob("*"), partial]:
+                    flush(file)
+                os.rename(partial, path)
+                flush(path.parent)
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
+
+
+def _empty(folder: Path) -> None:
+    for item in folder.iterdir():
+        if item.is_dir() and not item.is_symlink():
+            shutil.rmtree(item)
+        else:
+            item.unlink()
 
 
 def read_json_lines(path: Path) -> list[dict[str, Any]]:

@@ -146,6 +146,15 @@ def test_files_of_different_tasks_are_rejected(tmp_path: Path) -> None:
         import_demos(source, tmp_path / "out.hdf5")
 
 
+def test_files_of_different_frequencies_are_rejected(tmp_path: Path) -> None:
+    source = episodes(tmp_path / "aloha")
+    for number, fps in ((0, 50), (2, 50), (10, 25)):
+        with h5py.File(source / f"episode_{number}.hdf5", "r+") as file:
+            file.attrs["fps"] = fps
+    with pytest.raises(UserError, match=r"episode_10.hdf5: has 25.0 steps a second, episode_0"):
+        import_demos(source, tmp_path / "out.hdf5")
+
+
 def test_an_episode_that_cannot_be_read_is_named_before_anything_is_written(
     tmp_path: Path,
 ) -> None:
