@@ -43,7 +43,7 @@ from fibopolicy.datasets.conversions import (
     is_frame,
 )
 from fibopolicy.datasets.links import Sources, identity, read_array
-from fibopolicy.errors import UserError, quoted, unknown
+from fibopolicy.errors import UserError, message_of, quoted, unknown
 from fibopolicy.utils.files import StrPath, expanded
 
 with suppress(ImportError):
@@ -765,7 +765,7 @@ class DemoFile:
         except (OSError, RuntimeError, KeyError, ValueError, TypeError) as error:
             # h5py and broken metadata raise these.
             raise self.error(
-                f"{what} is corrupt ({_one_line(error)}); download or record it again"
+                f"{what} is corrupt ({message_of(error)}); download or record it again"
             ) from error
 
 
@@ -795,7 +795,7 @@ def _open(path: Path) -> h5py.File:
     try:
         return h5py.File(path, "r")
     except OSError as error:
-        reason = _one_line(error)
+        reason = message_of(error)
         known = reason.replace("consistency flags", "already open for write")
         meaning = next(text for part, text in _OPENING_ERRORS.items() if part in known)
         raise UserError(f"{path}: {meaning.format(reason=reason)}") from error
@@ -824,10 +824,6 @@ def _arrays(group: h5py.Group) -> list[tuple[str, h5py.Dataset]]:
 
 def _is_array(item: object) -> bool:
     return isinstance(item, h5py.Dataset) and item.shape is not None
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())
 
 
 def _attributes(item: h5py.Group) -> dict[str, Any]:

@@ -34,6 +34,11 @@ def one_line(error: BaseException) -> str:
     return " ".join(f"{type(error).__name__}: {error}".split())
 
 
+def message_of(error: BaseException) -> str:
+    """An error's message alone, in one line."""
+    return " ".join(str(error).split())
+
+
 def unknown(kind: str, name: object, known: Iterable[str], summary: str = "") -> UserError:
     """The error for an unregistered name, with the nearest match and the known names, or
     a `summary` instead of these.

@@ -41,7 +41,7 @@ from fibopolicy.envs.robosuite.options import (
 )
 from fibopolicy.envs.robosuite.states import ModelText
 from fibopolicy.envs.robosuite.tasks import TASKS, Defaults
-from fibopolicy.errors import UserError, unknown
+from fibopolicy.errors import UserError, message_of, unknown
 
 configure_gl()  # before anything imports mujoco, robosuite included
 
@@ -307,7 +307,7 @@ class RobosuiteEnv(TaskEnv):
                 self._prepare_model()
                 self._reset_deterministically()
             raise UserError(
-                f"robosuite cannot load a state's model: {' '.join(str(error).split())}"
+                f"robosuite cannot load a state's model: {message_of(error)}"
             ) from error
         old.free()
         self._text = ModelText(self._env, model)

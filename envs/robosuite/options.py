@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from fibopolicy.envs.rendering import FrameSizes, ImageSize, load_mujoco
 from fibopolicy.envs.robosuite.legacy import composite_controller
-from fibopolicy.errors import UserError, unknown
+from fibopolicy.errors import UserError, one_line, unknown
 from fibopolicy.utils.files import provide_caches
 
 #: Options of robosuite and robomimic for rendering, episodes and seeds, which
@@ -168,7 +168,7 @@ def make_robosuite(task_id: str, options: Mapping[str, Any]) -> Any:
             seed=0,
         )
     except (AssertionError, KeyError, TypeError, ValueError, SimulationError) as error:
-        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        reason = one_line(error)
         raise UserError(f"robosuite cannot make {task_id}: {reason}") from error
     # Robosuite's observations lag by most of a control step, and its reward by one
     # physics step. Here observations are read on demand, and a control step ends with

@@ -38,7 +38,7 @@ from fibopolicy.cli.profile import PlotPattern, Profile
 from fibopolicy.cli.robomimic import RobomimicCommand
 from fibopolicy.cli.study import StudyCommand
 from fibopolicy.cli.train import Train, with_preset
-from fibopolicy.errors import UserError
+from fibopolicy.errors import UserError, one_line
 from fibopolicy.quickstart import Quickstart
 from fibopolicy.utils.imports import IMPORTED
 from fibopolicy.utils.processes import drop_output, make_streams_safe
@@ -137,7 +137,7 @@ def parse(arguments: list[str]) -> Any:
 
 def _explain(error: Exception) -> tuple[str, int]:
     """The line that reports an error, and the exit code."""
-    reason = " ".join(f"{type(error).__name__}: {error}".split())
+    reason = one_line(error)
     if isinstance(error, UserError):
         return f"error: {error}", 2
     if isinstance(error, OSError):

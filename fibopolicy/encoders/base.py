@@ -11,7 +11,7 @@ from typing import Any, ClassVar, TypeVar, cast
 import torch
 from torch import Tensor, nn
 
-from fibopolicy.errors import UserError, unknown
+from fibopolicy.errors import UserError, message_of, unknown
 from fibopolicy.utils.imports import import_object, is_import_path
 from fibopolicy.utils.registry import Registry
 
@@ -141,7 +141,7 @@ def build_encoder(name: str, *, image_size: tuple[int, int], **options: Any) -> 
     try:
         encoder = _factory(name)(image_size=image_size, **options)
     except (TypeError, ValueError, RuntimeError) as error:
-        reason = " ".join(str(error).split())
+        reason = message_of(error)
         raise UserError(
             f"encoder {name} cannot be built with {options or 'its defaults'}: {reason}"
         ) from error

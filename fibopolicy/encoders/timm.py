@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from fibopolicy.encoders.base import Encoder, check_image_size
 from fibopolicy.encoders.convert import convert
-from fibopolicy.errors import UserError, unknown
+from fibopolicy.errors import UserError, message_of, one_line, unknown
 from fibopolicy.utils.imports import make_torchvision_importable
 
 #: Seconds to wait for the server of the published weights before using only the cache.
@@ -73,7 +73,7 @@ class TimmEncoder(Encoder):
             try:
                 self.model: Any = _create(timm, name, image_size, pretrained)
             except OSError as error:
-                reason = unreachable or " ".join(str(error).split())[:200]
+                reason = unreachable or message_of(error)[:200]
                 raise UserError(
                     f"timm:{name}: its published weights cannot be downloaded ({reason})"
                 ) from error
@@ -131,7 +131,7 @@ class TimmEncoder(Encoder):
         except (
             Exception
         ) as error:  # another library's code, with images that it may never have seen
-            reason = " ".join(f"{type(error).__name__}: {error}".split())[:160]
+            reason = one_line(error)[:160]
             raise UserError(
                 f"timm:{name} does not take images of {height} x {width} pixels; it is made for"
                 f" {native_size[1]} x {native_size[2]} ({reason})"
@@ -175,7 +175,7 @@ def _create(timm: Any, name: str, image_size: tuple[int, int], pretrained: bool)
         if "img_size" not in str(error):
             raise
     except (AssertionError, ArithmeticError, LookupError, RuntimeError, ValueError) as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = message_of(error) or type(error).__name__
         own = timm.get_pretrained_cfg(name)
         size = f"; it is made for {own.input_size[1]} x {own.input_size[2]}" if own else ""
         raise UserError(

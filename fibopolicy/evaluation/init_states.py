@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from fibopolicy.envs import Observation, SimState, TaskEnv
 from fibopolicy.envs.base import episode_seed
-from fibopolicy.errors import UserError
+from fibopolicy.errors import UserError, message_of
 from fibopolicy.utils.files import atomic_write, check_output
 from fibopolicy.utils.system import versions
 
@@ -196,5 +196,5 @@ def load_init_states(path: Path) -> InitStates:
                 versions=json.loads(str(file["versions"])),
             )
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        reason = " ".join(str(error).split())[:120]
+        reason = message_of(error)[:120]
         raise UserError(f"{path}: is not a file of initial states ({reason})") from error

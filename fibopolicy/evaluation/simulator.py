@@ -40,7 +40,7 @@ from numpy.typing import NDArray
 
 from fibopolicy.envs import Observation, SimState, TaskEnv
 from fibopolicy.envs.perturbations import PERTURBATIONS, Perturbation, PerturbedEnv, refusal
-from fibopolicy.errors import UserError
+from fibopolicy.errors import UserError, message_of, one_line
 from fibopolicy.evaluation.init_states import camera_hashes, rendering_versions
 from fibopolicy.utils.processes import WorkerProcess
 
@@ -209,9 +209,8 @@ def _serve(
     except Exception as error:
         where = traceback.extract_tb(error.__traceback__)[-1]
         place = f"{os.path.basename(where.filename)}, line {where.lineno}"
-        reason = f"{type(error).__name__}: {error} ({place})"
         with contextlib.suppress(OSError):
-            connection.send(("failed", " ".join(reason.split())[:500]))
+            connection.send(("failed", f"{one_line(error)} ({place})"[:500]))
 
 
 def _run_episodes(
@@ -361,7 +360,7 @@ def _open_window(model: Any, data: Any) -> Any:
         return mujoco.viewer.launch_passive(model, data)
     except Exception as error:  # a missing window system raises errors of many kinds
         raise UserError(
-            f"--viewer: MuJoCo's viewer cannot be opened ({' '.join(str(error).split())})"
+            f"--viewer: MuJoCo's viewer cannot be opened ({message_of(error)})"
         ) from error
 
 

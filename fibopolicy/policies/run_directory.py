@@ -17,7 +17,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from fibopolicy.errors import UserError, unknown
+from fibopolicy.errors import UserError, message_of, unknown
 from fibopolicy.policies.base import Policy, PolicyConfig, Shapes, build_policy
 from fibopolicy.utils.files import StrPath, expanded, read_json_lines
 from fibopolicy.utils.registry import Registry
@@ -40,7 +40,7 @@ class RunDirectory:
         self.wandb = path / "wandb.json"  # the run's id at Weights & Biases
 
         # Rollouts during training: a run directory of the last snapshot.
-        self.monitoring = path / "monitoring"
+        self.rollouts = path / "rollouts"
         self.rollout_log = path / "log.txt"
 
         # Evaluation.
@@ -95,7 +95,7 @@ class RunDirectory:
             _shapes(document["shapes"])
             int(document["train"]["optimizer"]["steps"])
         except (ValueError, TypeError, KeyError, IndexError, OSError) as error:
-            reason = " ".join(str(error).split())
+            reason = message_of(error)
             raise UserError(f"{self.config}: is not a run's configuration ({reason})") from error
         return document
 
@@ -114,8 +114,8 @@ class RunDirectory:
 
     def remove(self) -> None:
         """Delete what a run and its evaluations wrote, and no other file."""
-        if self.monitoring.is_dir():
-            RunDirectory(self.monitoring).remove()
+        if self.rollouts.is_dir():
+            RunDirectory(self.rollouts).remove()
         written = (
             self.state,
             self.model,
@@ -136,7 +136,7 @@ class RunDirectory:
         )
         for path in written:
             path.unlink(missing_ok=True)
-        for folder in (self.videos, self.best, self.monitoring):
+        for folder in (self.videos, self.best, self.rollouts):
             with contextlib.suppress(OSError):  # absent, or it holds other files
                 folder.rmdir()
 
@@ -242,7 +242,7 @@ def load_policy(
             step = int((file.metadata() or {})["step"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, KeyError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = message_of(error)[:200]
         raise UserError(f"{path}: is not a checkpoint of a run ({reason})") from error
     load_strictly(policy, tensors, path, f"{directory.config.name} describes another policy")
     env_args = document["env_args"] if task is None else tasks[task]

@@ -24,7 +24,7 @@ from fibopolicy.datasets.quality import (
     worst_first,
 )
 from fibopolicy.envs.registry import unavailable
-from fibopolicy.errors import UserError, quoted
+from fibopolicy.errors import UserError, message_of, quoted
 from fibopolicy.report.dataset_plots import (
     plot_activity,
     plot_dimensions,
@@ -173,7 +173,7 @@ def _videos(file: DemoFile, ranked: Sequence[DemoQuality], folder: Path) -> list
     except UserError as error:
         return [Note(f"No video: {str(error).removeprefix(f'{file.path}: ')}")]
     except (ValueError, RuntimeError) as error:  # a simulator's own
-        return [Note(f"No video: {' '.join(str(error).split())[:300]}")]
+        return [Note(f"No video: {message_of(error)[:300]}")]
     note = "The frame turns green at the end of a success and red at the end of a failure."
     return [SideBySide(groups), Note(note)]
 

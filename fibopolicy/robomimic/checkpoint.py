@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fibopolicy.errors import UserError
+from fibopolicy.errors import UserError, message_of
 from fibopolicy.policies.run_directory import LoadedPolicy, RunDirectory, render_quality
 from fibopolicy.utils.files import StrPath, atomic_write, expanded
 from fibopolicy.utils.system import versions
@@ -78,7 +78,7 @@ def read_checkpoint(path: StrPath) -> Checkpoint:
         with torch.serialization.safe_globals(_numpy_globals()):
             contents = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch reads any bytes as a pickle, which may fail in any way
-        reason = " ".join(str(error).split())[:120]
+        reason = message_of(error)[:120]
         if isinstance(error, pickle.UnpicklingError):
             if name := re.search(r"GLOBAL (\S+)", str(error)):
                 reason = f"it holds {name[1]}, which would run code"

@@ -13,7 +13,7 @@ import torch
 from packaging.version import Version
 from torch import Tensor, nn
 
-from fibopolicy.errors import UserError, unknown
+from fibopolicy.errors import UserError, one_line, unknown
 from fibopolicy.policies.base import Policy, PolicyConfig, Shapes, State, Statistics
 from fibopolicy.policies.observations import check_observations
 from fibopolicy.policies.rng import GLOBAL_RNG, EpisodeRng, SampleRng
@@ -298,7 +298,7 @@ def _build_algorithm(checkpoint: Checkpoint, device: torch.device) -> Any:
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
     except Exception as error:  # robomimic asserts; configurations of other versions lack keys
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:240]
+        reason = one_line(error)[:240]
         raise UserError(
             f"{path}: robomimic {robomimic_version()} cannot build its networks ({reason})"
         ) from error

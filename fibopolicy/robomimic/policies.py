@@ -15,7 +15,7 @@ from typing import Any, ClassVar, TypedDict
 import torch
 from torch import Tensor
 
-from fibopolicy.errors import UserError
+from fibopolicy.errors import UserError, one_line
 from fibopolicy.policies.actions import ActionNormalizer
 from fibopolicy.policies.base import (
     Option,
@@ -91,7 +91,7 @@ class RobomimicPolicy(Policy):
                     **self._network_options(),
                 )
             except (AssertionError, KeyError, TypeError, ValueError, RuntimeError) as error:
-                reason = " ".join(f"{type(error).__name__}: {error}".split())
+                reason = one_line(error)
                 raise UserError(
                     f"policy {self.name} cannot be built with {self.options}: {reason}"
                 ) from error

@@ -8,6 +8,7 @@ import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
+from fibopolicy.errors import one_line
 from fibopolicy.robomimic.config import check_config, prepare_output, read_config
 from fibopolicy.utils.files import StrPath
 
@@ -59,7 +60,7 @@ def train_robomimic(
     except Exception as error:
         if isinstance(sys.stdout, PrintLogger):  # robomimic copies what is printed into its log
             traceback.print_exc(file=sys.stdout.log_file)
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        reason = one_line(error)
         raise TrainingError(f"{reason}; see logs/log.txt of the run in {folder}") from error
     finally:
         if isinstance(sys.stdout, PrintLogger):

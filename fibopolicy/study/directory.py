@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from fibopolicy.datasets.shards import remove_shards, shards_folder
-from fibopolicy.errors import UserError, unknown
+from fibopolicy.errors import UserError, message_of, one_line, unknown
 from fibopolicy.evaluation.config import EvaluateConfig
 from fibopolicy.study.config import StudyConfig, StudyTask, from_json, to_json
 from fibopolicy.study.grid import (
@@ -178,7 +178,7 @@ def open_directory(path: Path) -> StudyDirectory:
     try:
         return StudyDirectory(path, from_json(read_json(file)))
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        reason = " ".join(repr(error).split())
+        reason = one_line(error)
         raise UserError(f"{file}: is not the configuration of a study ({reason})") from error
 
 
@@ -297,7 +297,7 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())
+        reason = message_of(error)
         raise UserError(
             f"{path}: is not valid JSON ({reason}); restore it, or remove it and run the"
             " study again"

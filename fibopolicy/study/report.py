@@ -572,7 +572,7 @@ def _tradeoffs(found: StudyResults, setting: tuple[str, str]) -> dict[str, list[
 _CURVES = {
     "loss": "training loss",
     "validation_loss": "validation loss",
-    "monitoring_success": "monitored success",
+    "rollout_success": "success in rollouts",
 }
 
 

@@ -151,7 +151,7 @@ def validation_metrics(
 
 
 class Rollouts(Callback):
-    """Success rates of snapshots of the averaged weights, as metrics `monitoring_...`.
+    """Success rates of snapshots of the averaged weights, as metrics `rollout_...`.
 
     Another process evaluates a snapshot every `rollout_every` steps. A snapshot that is
     due while an evaluation runs is skipped, except at the end of training. The process
@@ -175,7 +175,7 @@ class Rollouts(Callback):
         done: set[int],
     ) -> None:
         self._training, self._config = RunDirectory(config.out), config.rollouts
-        self._run = RunDirectory(self._training.monitoring)
+        self._run = RunDirectory(self._training.rollouts)
         self._average, self._write, self._device = average, write, device
         self._process: WorkerProcess | None = None
         self._result: Connection
@@ -193,7 +193,7 @@ class Rollouts(Callback):
             return
         self._skipped = self._process is not None
         if self._skipped:
-            message = "monitoring at step %d is skipped: the one at step %d is still running"
+            message = "rollouts at step %d are skipped: those at step %d are still running"
             _log.info(message, steps, self._steps)
             return
         self._run.path.mkdir(exist_ok=True)
@@ -246,10 +246,10 @@ class Rollouts(Callback):
             log = self._run.rollout_log
             lines = log.read_text(errors="replace", encoding="utf-8").strip().splitlines()
             reason = lines[-1] if lines else f"exit code {code}"
-            _log.warning("monitoring at step %d failed (%s); see %s", self._steps, reason, log)
+            _log.warning("rollouts at step %d failed (%s); see %s", self._steps, reason, log)
             return
         message = (
-            "monitoring at step %d: %s; `fibopolicy evaluate` measures the result, on other initial"
+            "rollouts at step %d: %s; `fibopolicy evaluate` measures the result, on other initial"
             " states"
         )
         _log.info(message, self._steps, text)
@@ -287,4 +287,4 @@ def _evaluate_snapshot(config: EvaluateConfig, resume: bool, log: Path, result: 
         "errors": rate.errors,
         "seconds": sum(one.seconds for one in done),
     }
-    result.send((str(rate), {f"monitoring_{name}": value for name, value in metrics.items()}))
+    result.send((str(rate), {f"rollout_{name}": value for name, value in metrics.items()}))

@@ -19,7 +19,7 @@ from fibopolicy.datasets.hdf5 import parse_map
 from fibopolicy.datasets.structure import check_structure
 from fibopolicy.datasets.validate import ACTION_TOLERANCE
 from fibopolicy.datasets.windows import check_weights, share_at_limits, task_of
-from fibopolicy.errors import UserError, quoted, unknown
+from fibopolicy.errors import UserError, message_of, quoted, unknown
 from fibopolicy.policies import Policy, Shapes
 from fibopolicy.policies.base import policy_class
 from fibopolicy.training.config import TrainConfig
@@ -170,7 +170,7 @@ def read_task_vectors(path: Path) -> dict[str, NDArray[np.float32]]:
         with np.load(path, allow_pickle=False) as file:
             stored = {name: file[name].astype(np.float32) for name in file.files}
     except (OSError, ValueError, AttributeError, EOFError, zipfile.BadZipFile) as error:
-        reason = " ".join(str(error).split())[:120]
+        reason = message_of(error)[:120]
         raise UserError(
             f"{path}: is not an .npz file with a vector per task ({reason}); write one with"
             f" numpy.savez, or pass --task-embedding {LEARNED}"

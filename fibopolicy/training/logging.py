@@ -15,7 +15,7 @@ from typing import Any, Self
 import torch
 from torch.utils.tensorboard import SummaryWriter
 
-from fibopolicy.errors import UserError
+from fibopolicy.errors import UserError, message_of
 from fibopolicy.policies.run_directory import RunDirectory
 from fibopolicy.utils.files import atomic_write
 from fibopolicy.utils.system import peak_memory_bytes
@@ -109,7 +109,7 @@ class WandbLogger:
                 resume="allow",
             )
         except (wandb.errors.Error, OSError, ValueError) as error:
-            reason = " ".join(str(error).split())
+            reason = message_of(error)
             raise UserError(
                 f"wandb: {reason}; log in with `wandb login`, set WANDB_MODE=offline, or leave out"
                 " --wandb"

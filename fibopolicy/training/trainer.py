@@ -288,7 +288,7 @@ class Trainer:
 
     def _callbacks(self, logger: MetricsLogger, start: int) -> list[Callback]:
         config, average, device = self.config, self.ema.average, self.device
-        done = set(logger.values("monitoring_success"))
+        done = set(logger.values("rollout_success"))
         callbacks: list[Callback] = []
         if self.validation is not None:
             callbacks.append(Validation(config, average, self.validation, logger.write, device))

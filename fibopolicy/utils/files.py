@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from fibopolicy.errors import UserError
+from fibopolicy.errors import UserError, message_of
 
 StrPath = str | os.PathLike[str]
 
@@ -280,7 +280,7 @@ def wrap_os_error(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        reason = error.strerror or " ".join(str(error).split())
+        reason = error.strerror or message_of(error)
         raise UserError(f"{path}: cannot be written: {reason}") from error
 
 

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Iterable
 from typing import Any
 
-from fibopolicy.errors import UserError
+from fibopolicy.errors import UserError, one_line
 
 #: The user's modules that this process imported; an unexpected error may be theirs.
 IMPORTED: set[str] = set()
@@ -64,7 +64,7 @@ def import_object(kind: str, name: str, prefixes: Iterable[str] = ()) -> Any:
                 f"{kind} {name}: there is no module {error.name}{near}; put its file into the"
                 " current folder, beside the study that names it, or on PYTHONPATH"
             ) from error
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        reason = one_line(error)
         raise UserError(f"{kind} {name}: importing {module} fails: {reason}") from error
     finally:
         if added:

@@ -23,7 +23,7 @@ from multiprocessing.context import SpawnContext, SpawnProcess
 from types import FunctionType
 from typing import Any
 
-from fibopolicy.errors import UserError
+from fibopolicy.errors import UserError, one_line
 from fibopolicy.utils.files import provide_caches
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
@@ -117,7 +117,7 @@ def check_importable(what: str, value: Any) -> None:
     except UserError:
         raise
     except Exception as error:  # an object's own code may raise anything
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        reason = one_line(error)
         raise UserError(
             f"{what}: cannot be passed to a worker process ({reason}); {_REMEDY}"
         ) from error

@@ -20,7 +20,7 @@ def test_reading_a_directory_that_is_not_a_run(tmp_path: Path) -> None:
 
 def test_removing_a_run_keeps_files_of_others(tmp_path: Path) -> None:
     run = RunDirectory(tmp_path / "run")
-    snapshot = RunDirectory(run.monitoring)
+    snapshot = RunDirectory(run.rollouts)
     written = [
         run.config,
         run.state,
@@ -44,7 +44,7 @@ def test_removing_a_run_keeps_files_of_others(tmp_path: Path) -> None:
     assert not any(path.exists() for path in written)
     assert all(path.exists() for path in foreign)
     assert not run.best.exists()
-    assert not run.monitoring.exists()
+    assert not run.rollouts.exists()
 
 
 def test_weights_that_do_not_fit_are_named_and_nothing_is_loaded() -> None:

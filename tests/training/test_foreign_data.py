@@ -230,7 +230,7 @@ def test_a_task_can_be_named_for_the_rollouts_of_data_without_one(
     config = replace(tiny_config, dataset=path, out=tmp_path / "run", rollouts=rollouts)
     train(config)
     rows = (config.out / "metrics.jsonl").read_text(encoding="utf-8")
-    assert "monitoring_success" in rows
+    assert "rollout_success" in rows
     with pytest.raises(UserError, match=r"the data name no task.*or name a task with --task"):
         evaluate_run(EvaluateConfig(config.out, episodes=1))
     done = evaluate_run(EvaluateConfig(config.out, episodes=1, video=0, workers=1, task="Lift-v0"))

@@ -70,7 +70,7 @@ def test_training_waits_for_rollouts_only_at_the_end(
     # Those of steps 4 and 6 were due while those of step 2 ran; the last are run
     # afterwards.
     assert [step for step, _ in written] == [1, 5]
-    assert written[0][1] == {"monitoring_success": 0.5}
+    assert written[0][1] == {"rollout_success": 0.5}
 
 
 def test_a_failed_rollout_is_logged_and_does_not_stop_the_training(
@@ -82,15 +82,15 @@ def test_a_failed_rollout_is_logged_and_does_not_stop_the_training(
         callback.after_step(2)
         callback.finish(2)
     assert not written
-    assert "monitoring at step 2 failed (no such simulator)" in caplog.text
+    assert "rollouts at step 2 failed (no such simulator)" in caplog.text
 
 
 def test_interrupted_rollouts_continue_after_a_resume_and_are_not_repeated(
     run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stand_in(monkeypatch, run)
-    (run / "monitoring").mkdir()
-    save_weights(run / "monitoring/ema.safetensors", nn.Linear(1, 1), {"step": "4"})
+    (run / "rollouts").mkdir()
+    save_weights(run / "rollouts/ema.safetensors", nn.Linear(1, 1), {"step": "4"})
     for options, expected in (
         ({"start": 5}, [3]),
         ({"start": 5, "done": frozenset({3})}, []),
@@ -101,7 +101,7 @@ def test_interrupted_rollouts_continue_after_a_resume_and_are_not_repeated(
         with rollouts(run, written, **options) as callback:
             callback.finish(5)
         assert [step for step, _ in written] == expected, options
-    assert (run / "monitoring/log.txt").read_text() == "resume True"
+    assert (run / "rollouts/log.txt").read_text() == "resume True"
 
 
 @pytest.mark.parametrize("name", ["rollout_every", "rollout_episodes", "rollout_workers"])
@@ -119,22 +119,19 @@ def test_a_run_is_evaluated_during_its_training(tiny_config: TrainConfig, tmp_pa
     )
     train(config)
     lines = [json.loads(line) for line in (config.out / "metrics.jsonl").read_text().splitlines()]
-    found = [row for row in lines if "monitoring_success" in row]
+    found = [row for row in lines if "rollout_success" in row]
     assert found[-1]["step"] == 11
     names = ("success", "low", "high", "episodes", "errors", "seconds")
-    assert found[-1].keys() == {"step", *(f"monitoring_{name}" for name in names)}
-    assert all(
-        row["monitoring_low"] <= row["monitoring_success"] <= row["monitoring_high"]
-        for row in found
-    )
+    assert found[-1].keys() == {"step", *(f"rollout_{name}" for name in names)}
+    assert all(row["rollout_low"] <= row["rollout_success"] <= row["rollout_high"] for row in found)
     assert not (config.out / "episodes.jsonl").exists()  # a result is what evaluate gives
     assert {
         json.loads(row)["init_seed"]
-        for row in (config.out / "monitoring/episodes.jsonl").read_text().splitlines()
+        for row in (config.out / "rollouts/episodes.jsonl").read_text().splitlines()
     } == {730_001}
-    assert load_policy(config.out / "monitoring").step == 12
+    assert load_policy(config.out / "rollouts").step == 12
     train(config, overwrite=True)
-    names = {path.name for path in (config.out / "monitoring").iterdir()}
+    names = {path.name for path in (config.out / "rollouts").iterdir()}
     assert "episodes.jsonl" in names
 
 
@@ -160,12 +157,12 @@ def test_rollouts_end_when_their_training_is_killed(
     ]
     command += ["--steps", "100000", "--rollout-every", "1", "--rollout-episodes", "500"]
     training = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    rows = tmp_path / "run/monitoring/episodes.jsonl"
+    rows = tmp_path / "run/rollouts/episodes.jsonl"
     try:
         while not rows.exists():
             assert training.poll() is None
             time.sleep(0.05)
-        folder = str(tmp_path / "run/monitoring")
+        folder = str(tmp_path / "run/rollouts")
         assert processes_of(folder)
     finally:
         os.kill(training.pid, signal.SIGKILL)

@@ -184,8 +184,8 @@ def test_a_policy_for_several_simulated_tasks_is_evaluated_on_each(
         rollouts=RolloutConfig(rollout_every=4, rollout_episodes=1),
     )
     train(config)
-    monitored = {row.task for row in read_rows(run / "monitoring/episodes.jsonl")}
-    assert monitored == {"fibopolicy/Lift-v0", "fibopolicy/Push-v0"}
+    evaluated = {row.task for row in read_rows(run / "rollouts/episodes.jsonl")}
+    assert evaluated == {"fibopolicy/Lift-v0", "fibopolicy/Push-v0"}
 
     short = ("--episodes", "2", "--max-steps", "5", "--workers", "1", "--video", "0")
     code, out, error = call(monkeypatch, capsys, "evaluate", str(run), *short)
