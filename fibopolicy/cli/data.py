@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 from tyro.conf import Positional, arg
 
 from fibopolicy.cli.options import Demos, OptionalOutput, Output, RecordingOptions, Workers
-from fibopolicy.errors import quoted
+from fibopolicy.errors import UserError, quoted
 from fibopolicy.evaluation.config import VIDEO_SIZE, check_video_size
 from fibopolicy.utils.files import check_output
 
@@ -102,7 +102,8 @@ class Download:
 
     name: Annotated[Positional[str], arg(metavar="NAME")]
     """robomimic/TASK/ph, mimicgen/SET/TASK, libero/SUITE/TASK, libero/SUITE for all its
-    tasks, or others such as lift-human; list shows all names."""
+    tasks, or others such as lift-human; list shows all names. libero-assets is what
+    LIBERO's simulation needs."""
     out: Path | None = None
     """File to write, or folder for several files; in the cache folder by default."""
     type: str | None = None
@@ -114,10 +115,25 @@ class Download:
 
     def run(self) -> None:
         from fibopolicy.datasets import download, inspect
-        from fibopolicy.datasets.download import list_datasets, names_of, next_command
+        from fibopolicy.datasets.download import (
+            LIBERO_ASSETS,
+            list_datasets,
+            names_of,
+            next_command,
+        )
+        from fibopolicy.datasets.libero_assets import download_libero_assets
 
         if self.name == "list":
             print(list_datasets())
+            return
+        if self.name == LIBERO_ASSETS:
+            if self.out is not None:
+                raise UserError(
+                    "libero-assets: goes to the cache folder; leave out --out, and set"
+                    " XDG_CACHE_HOME to move that folder"
+                )
+            home = download_libero_assets(overwrite=self.overwrite)
+            print(f"{home}: LIBERO's meshes, and 50 initial states for each of its tasks")
             return
         names = names_of(self.name)
         for name in names:

@@ -93,6 +93,9 @@ def make_init_states(env: TaskEnv, episodes: int, seed: int) -> InitStates:
     """Draw initial states. Episode i depends only on `seed` and i, and demonstrations
     are never collected from it.
 
+    The states that a benchmark prescribes, as LIBERO does, are those of seed 0. More
+    than there are of them, and those of other seeds, are drawn.
+
     Raises:
         UserError: a number is out of range.
     """
@@ -102,11 +105,17 @@ def make_init_states(env: TaskEnv, episodes: int, seed: int) -> InitStates:
     if seed < 0:
         raise UserError(f"seed must be at least 0, got {seed}")
     seeds = tuple(episode_seed("evaluate", seed, index) for index in range(episodes))
+    prescribed = env.benchmark_states() if seed == 0 else ()
+    if len(prescribed) >= episodes:
+        seeds = tuple(range(episodes))
     states, hashes = [], []
     description = f"initial states of {env.task_id}"
-    for layout_seed in tqdm(seeds, desc=description, unit="state", disable=None):
-        env.reset(seed=layout_seed)
-        states.append(env.get_state())
+    for index, layout_seed in enumerate(tqdm(seeds, desc=description, unit="state", disable=None)):
+        if len(prescribed) >= episodes:
+            states.append(prescribed[index])
+        else:
+            env.reset(seed=layout_seed)
+            states.append(env.get_state())
         # Hash the restored state, since that is what an evaluation sees.
         hashes.append(camera_hashes(env.set_state(states[-1])))
     return InitStates(env.env_args, seed, seeds, tuple(states), tuple(hashes), rendering_versions())

@@ -256,6 +256,7 @@ def _run_episodes(
                 hashes = camera_hashes(obs)  # before it is perturbed
                 if perturbation is not None:
                     obs = env.perturb(perturbation, index)
+                obs = env.begin(obs)
                 heartbeat()
                 runner = EpisodeRunner(
                     env,

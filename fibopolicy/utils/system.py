@@ -31,6 +31,7 @@ _PACKAGES = (
     "h5py",
     "robosuite",
     "metaworld",
+    "rpent-libero",
     "robomimic",
     "timm",
     "diffusers",

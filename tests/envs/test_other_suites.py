@@ -20,8 +20,6 @@ def env_args(name: str, kind: int = 1, **settings: Any) -> dict[str, Any]:
         (env_args("Square_D0"), "MimicGen"),
         (env_args("MugCleanup_O1"), "MimicGen"),
         (env_args("TwoArmPouring"), "DexMimicGen"),
-        (env_args("Libero_Tabletop_Manipulation", bddl_file_name="a.bddl"), "LIBERO"),
-        (env_args("LIBERO_Kitchen_Tabletop_Manipulation"), "LIBERO"),
         (env_args("PnPCounterToCab"), "RoboCasa"),
         (env_args("TurnOnMicrowave"), "RoboCasa"),
         (env_args("OpenDrawer"), "RoboCasa"),
@@ -65,4 +63,5 @@ def test_simulatable_tasks_are_known_without_a_simulator() -> None:
 
 def test_the_task_names_are_those_of_the_installed_robosuite() -> None:
     base = pytest.importorskip("robosuite.environments.base", reason="robosuite is not installed")
-    assert set(base.REGISTERED_ENVS) == ROBOSUITE_NAMES
+    names = {name for name in base.REGISTERED_ENVS if not name.startswith(("Libero", "BDDL"))}
+    assert names == ROBOSUITE_NAMES

@@ -1,0 +1,1 @@
+"""LIBERO's tasks. Importing this package imports neither LIBERO nor MuJoCo."""
