@@ -175,8 +175,13 @@ class WindowDataset:
         """
         return batch_indices(len(self), batch_size, seed, step)
 
-    def batch(self, indices: NDArray[np.int64]) -> Batch:
-        """The samples of `indices` `(B,)`, each in 0 .. len - 1."""
+    def batch(self, indices: NDArray[np.int64], *, frames: bool = True) -> Batch:
+        """The samples of `indices` `(B,)`, each in 0 .. len - 1.
+
+        Args:
+            frames: false for the numbers of the frames, int64 `(B, T_o)`, instead of
+                them. Frame i is that of sample i's own step.
+        """
         demo = np.searchsorted(self._ends, indices, side="right")  # (B,)
         last = self.horizon if self.sequence else 1
         seen = indices[:, None] + np.arange(1 - self.n_obs_steps, last)  # (B, T_o)
@@ -184,7 +189,9 @@ class WindowDataset:
         then = indices[:, None] + np.arange(self.horizon)  # (B, horizon)
         mask = then < self._ends[demo][:, None]
         then = np.minimum(then, self._ends[demo][:, None] - 1)
-        images = {camera: self._frames.gather(camera, seen) for camera in self.cameras}
+        images = {
+            camera: self._frames.gather(camera, seen) if frames else seen for camera in self.cameras
+        }
         vectors = {key: values[seen] for key, values in self._vectors.items()}
         task = {"task_index": self._task_index[demo]} if self.tasks else {}
         return {
@@ -304,14 +311,17 @@ class Mixture:
             [len(part) for part in self.parts], self.dataset_weights, batch_size, seed, step
         )
 
-    def batch(self, indices: NDArray[np.int64]) -> Batch:
-        """The samples of `indices` `(B,)`, each in 0 .. len - 1."""
+    def batch(self, indices: NDArray[np.int64], *, frames: bool = True) -> Batch:
+        """The samples of `indices` `(B,)`, see `WindowDataset.batch`."""
         source = np.searchsorted(self._ends, indices, side="right")  # (B,)
         rows, batches = [], []
         for i, part in enumerate(self.parts):
             if len(mine := np.flatnonzero(source == i)):
                 rows.append(mine)
-                batches.append(part.batch(indices[mine] - (self._ends[i] - len(part))))
+                first = self._ends[i] - len(part)
+                batches.append(part.batch(indices[mine] - first, frames=frames))
+                if not frames:
+                    batches[-1]["obs"] |= {c: first + batches[-1]["obs"][c] for c in self.cameras}
         if len(batches) == 1:
             return batches[0]
         return {

@@ -21,6 +21,8 @@ from fibopolicy.utils.registry import Registry
 Statistics = Mapping[str, Mapping[str, NDArray[np.float64]]]
 #: What a policy carries between calls of `act` within an episode; opaque to the caller.
 State = Any
+#: What a loss gives to the log: scalars by name.
+Metrics = Mapping[str, float | Tensor]
 
 
 @dataclass(frozen=True)
@@ -225,10 +227,9 @@ class Policy(nn.Module, ABC):
         """
 
     @abstractmethod
-    def loss(
-        self, batch: Mapping[str, Any], rng: SampleRng = GLOBAL_RNG
-    ) -> tuple[Tensor, dict[str, float]]:
-        """A scalar to minimise, and metrics to log.
+    def loss(self, batch: Mapping[str, Any], rng: SampleRng = GLOBAL_RNG) -> tuple[Tensor, Metrics]:
+        """A scalar to minimise, and metrics to log, best as tensors: to read a value from
+        a GPU is to wait for it.
 
         Args:
             batch: see above; its observations are checked as in `act`.
@@ -242,7 +243,7 @@ class Policy(nn.Module, ABC):
         With this number as its weight, the loss of parts averages to that of a batch.
         """
         mask: Tensor = batch["action_mask"]
-        return torch.tensor(float(len(mask)), device=mask.device)
+        return torch.full((), float(len(mask)), device=mask.device)
 
     @abstractmethod
     def act(self, obs: Mapping[str, Tensor], state: State = None) -> tuple[Tensor, State]:

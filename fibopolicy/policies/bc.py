@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from fibopolicy.errors import unknown
 from fibopolicy.policies.actions import ActionNormalizer
 from fibopolicy.policies.base import (
+    Metrics,
     Policy,
     PolicyConfig,
     Shapes,
@@ -54,14 +55,12 @@ class BCPolicy(Policy):
         flat: Tensor = self.mlp(self.observations(obs, rng))
         return flat.view(flat.shape[0], self.config.horizon, self.actions.dim)
 
-    def loss(
-        self, batch: Mapping[str, Any], rng: SampleRng = GLOBAL_RNG
-    ) -> tuple[Tensor, dict[str, float]]:
+    def loss(self, batch: Mapping[str, Any], rng: SampleRng = GLOBAL_RNG) -> tuple[Tensor, Metrics]:
         predicted = self.predict(batch["obs"], rng)  # (B, horizon, D)
         error = predicted - self.actions(batch["actions"])
         error = error.abs() if self.config.loss == "l1" else error.square()
         loss = masked_mean(error, batch["action_mask"])
-        return loss, {"loss": float(loss.detach())}
+        return loss, {"loss": loss.detach()}
 
     def loss_denominator(self, batch: Mapping[str, Any]) -> Tensor:
         counted: Tensor = batch["action_mask"].sum().float()

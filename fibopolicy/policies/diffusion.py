@@ -28,6 +28,7 @@ from torch.nn import functional as F
 from fibopolicy.errors import UserError
 from fibopolicy.policies.actions import ActionNormalizer
 from fibopolicy.policies.base import (
+    Metrics,
     Option,
     Policy,
     PolicyConfig,
@@ -108,9 +109,7 @@ class DenoisingPolicy(Policy):
         features: Tensor = self.observations(obs, rng).unflatten(1, (self.config.n_obs_steps, -1))
         return features
 
-    def loss(
-        self, batch: Mapping[str, Any], rng: SampleRng = GLOBAL_RNG
-    ) -> tuple[Tensor, dict[str, float]]:
+    def loss(self, batch: Mapping[str, Any], rng: SampleRng = GLOBAL_RNG) -> tuple[Tensor, Metrics]:
         """Mean squared error of the denoiser's prediction over all actions but padding.
 
         Every chunk occurs K = `noise_samples` times, each time with different noise.
@@ -126,7 +125,7 @@ class DenoisingPolicy(Policy):
         noisy, timesteps, target = self.add_noise(actions, noise, t)
         predicted = self.denoiser(noisy, timesteps, conditioning)
         loss = masked_mean((predicted - target).square(), mask)
-        return loss, {"loss": float(loss.detach())}
+        return loss, {"loss": loss.detach()}
 
     def loss_denominator(self, batch: Mapping[str, Any]) -> Tensor:
         counted: Tensor = batch["action_mask"].sum().float()

@@ -14,7 +14,7 @@ from packaging.version import Version
 from torch import Tensor, nn
 
 from fibopolicy.errors import UserError, one_line, unknown
-from fibopolicy.policies.base import Policy, PolicyConfig, Shapes, State, Statistics
+from fibopolicy.policies.base import Metrics, Policy, PolicyConfig, Shapes, State, Statistics
 from fibopolicy.policies.observations import check_observations
 from fibopolicy.policies.rng import GLOBAL_RNG, EpisodeRng, SampleRng
 from fibopolicy.robomimic.checkpoint import Checkpoint
@@ -79,9 +79,7 @@ class ImportedPolicy(Policy):
     def fit_normalizers(self, statistics: Statistics) -> None:
         raise UserError("a robomimic checkpoint has its own normalisation and is not trained here")
 
-    def loss(
-        self, batch: Mapping[str, Any], rng: SampleRng = GLOBAL_RNG
-    ) -> tuple[Tensor, dict[str, float]]:
+    def loss(self, batch: Mapping[str, Any], rng: SampleRng = GLOBAL_RNG) -> tuple[Tensor, Metrics]:
         raise UserError(
             "a robomimic checkpoint is not trained here; use fibopolicy robomimic train"
         )

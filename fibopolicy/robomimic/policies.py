@@ -18,6 +18,7 @@ from torch import Tensor
 from fibopolicy.errors import UserError, one_line
 from fibopolicy.policies.actions import ActionNormalizer
 from fibopolicy.policies.base import (
+    Metrics,
     Option,
     Policy,
     PolicyConfig,
@@ -132,16 +133,14 @@ class RobomimicPolicy(Policy):
                 f" {largest:.3g}; pass --action-normalization minmax"
             )
 
-    def loss(
-        self, batch: Mapping[str, Any], rng: SampleRng = GLOBAL_RNG
-    ) -> tuple[Tensor, dict[str, float]]:
+    def loss(self, batch: Mapping[str, Any], rng: SampleRng = GLOBAL_RNG) -> tuple[Tensor, Metrics]:
         actions = self.actions(batch["actions"])  # (B, horizon, D)
         mask = batch["action_mask"].unsqueeze(-1).expand_as(actions)
         with learned_noise(self.network):
             distribution = self.distribution(batch["obs"], rng)
         likelihood = log_likelihood(distribution, actions.flatten(1), mask.flatten(1))  # (B,)
         loss = -likelihood.mean()
-        return loss, {"loss": float(loss.detach())}
+        return loss, {"loss": loss.detach()}
 
     def distribution(self, obs: Mapping[str, Tensor], rng: SampleRng = GLOBAL_RNG) -> Any:
         """Distribution over chunks of normalised actions `(horizon * D,)`, one per sample."""
@@ -244,15 +243,13 @@ class BCRNNGMMPolicy(RobomimicPolicy):
             "rnn_kwargs": {"bidirectional": False},
         }
 
-    def loss(
-        self, batch: Mapping[str, Any], rng: SampleRng = GLOBAL_RNG
-    ) -> tuple[Tensor, dict[str, float]]:
+    def loss(self, batch: Mapping[str, Any], rng: SampleRng = GLOBAL_RNG) -> tuple[Tensor, Metrics]:
         actions, mask = self.actions(batch["actions"]), batch["action_mask"]  # (B, T, D), (B, T)
         with learned_noise(self.network):
             distribution = self.distribution(batch["obs"], rng)
         likelihood = log_likelihood(distribution, actions, mask.unsqueeze(-1))  # (B, T)
         loss = -(likelihood * mask).sum() / mask.sum()
-        return loss, {"loss": float(loss.detach())}
+        return loss, {"loss": loss.detach()}
 
     def loss_denominator(self, batch: Mapping[str, Any]) -> Tensor:
         counted: Tensor = batch["action_mask"].sum().float()

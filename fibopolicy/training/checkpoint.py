@@ -30,7 +30,7 @@ from fibopolicy.policies import Policy
 from fibopolicy.policies.run_directory import RunDirectory, load_strictly
 from fibopolicy.training.config import TrainConfig
 from fibopolicy.training.data import shapes_of
-from fibopolicy.training.optim import EMA, Divergence
+from fibopolicy.training.optim import EMA, Divergence, load_optimizer
 from fibopolicy.utils.files import atomic_write
 from fibopolicy.utils.settings import first_difference
 from fibopolicy.utils.system import hardware, versions
@@ -214,7 +214,7 @@ def load_checkpoint(out: Path, state: TrainingState, *, export: bool) -> int:
         document = torch.load(path, weights_only=True, map_location="cpu")
         load_strictly(state.policy, document["policy"], path, advice)
         load_strictly(state.ema.average, document["ema"], path, advice)
-        state.optimizer.load_state_dict(document["optimizer"])
+        load_optimizer(state.optimizer, document["optimizer"])
         state.divergence.recent.extend(document["losses"])
         state.divergence.num_bad = int(document["high_losses"])
         step = int(document["step"])

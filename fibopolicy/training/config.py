@@ -77,6 +77,11 @@ class ComputeConfig:
     """"fp32", "bf16" (autocast), or "auto": bf16 on GPUs that support it; kept on resume."""
     compile: bool = False
     """torch.compile the encoders; takes minutes at the start; needs a C++ compiler on CPUs."""
+    cuda_graph: bool = True
+    """On a GPU, launch forward and backward pass as one CUDA graph, for bc, diffusion and flow
+    with our ViTs or resnet18."""
+    frames_on_gpu: bool = True
+    """Keep all frames in GPU memory if they fit into a quarter of what is free."""
 
     def __post_init__(self) -> None:
         _check_at_least(self, 1, "accumulate")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -68,13 +68,13 @@ def open_validation(config: TrainConfig, dataset: Windows) -> Windows | None:
         return None
     parts: list[WindowDataset] = []
     known: set[str] = set()
-    for path in dict.fromkeys(part.path.resolve() for part in _parts(dataset)):
+    for path in dict.fromkeys(part.path.resolve() for part in parts_of(dataset)):
         with DemoFile(path, mapped=parse_map(config.map)) as file:
             known |= file.filter_keys.keys()
             if key not in file.filter_keys:
                 continue
             held_out = set(file.select(key))
-            for part in _parts(dataset):
+            for part in parts_of(dataset):
                 if part.path.resolve() == path and (seen := held_out.intersection(part.demos)):
                     raise UserError(
                         f"{part.path}: {len(seen)} of {len(held_out)} demos of filter key {key!r}"
@@ -93,7 +93,8 @@ def open_validation(config: TrainConfig, dataset: Windows) -> Windows | None:
     return parts[0] if len(parts) == 1 else Mixture(parts)
 
 
-def _parts(dataset: Windows) -> tuple[WindowDataset, ...]:
+def parts_of(dataset: Windows) -> tuple[WindowDataset, ...]:
+    """The windows of each file."""
     return dataset.parts if isinstance(dataset, Mixture) else (dataset,)
 
 
@@ -226,7 +227,7 @@ def shapes_of(dataset: Windows) -> Shapes:
 
 def converted(dataset: Windows) -> list[str]:
     """One line per file with observations or actions that are not read as they are stored."""
-    how = {part.path: part.converted for part in _parts(dataset)}
+    how = {part.path: part.converted for part in parts_of(dataset)}
     return [
         f"{path}: converted: {', '.join(f'{key} ({text})' for key, text in texts.items())}"
         for path, texts in how.items()
@@ -236,7 +237,7 @@ def converted(dataset: Windows) -> list[str]:
 
 def left_out(dataset: Windows) -> list[str]:
     """One line per file with observations that training does not read."""
-    unread = {part.path: part.left_out for part in _parts(dataset)}
+    unread = {part.path: part.left_out for part in parts_of(dataset)}
     return [
         f"{path}: not read: {', '.join(keys)}; choose with --cameras and --vectors"
         for path, keys in unread.items()
@@ -255,7 +256,7 @@ def narrow_distributions(policy: Policy, dataset: Windows) -> list[str]:
     if options.get("min_std", math.inf) > NARROW_STD or options.get("fixed_std"):
         return []
     lines = []
-    for part in _parts(dataset):
+    for part in parts_of(dataset):
         shares = share_at_limits(part.actions)
         shares[shares == 1] = 0
         dim = int(shares.argmax())
@@ -269,19 +270,25 @@ def narrow_distributions(policy: Policy, dataset: Windows) -> list[str]:
     return lines
 
 
-def to_device(batch: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
-    """The same nested batch with torch tensors on the device instead of numpy arrays."""
+def mapped(batch: Mapping[str, Any], function: Callable[[Any], Any]) -> dict[str, Any]:
+    """The same nested batch with `function` applied to each of its arrays or tensors."""
     return {
-        key: to_device(value, device)
-        if isinstance(value, Mapping)
-        else torch.from_numpy(np.ascontiguousarray(value)).to(device, non_blocking=True)
+        key: mapped(value, function) if isinstance(value, Mapping) else function(value)
         for key, value in batch.items()
     }
+
+
+def leaves(batch: Mapping[str, Any]) -> Iterator[Any]:
+    """The arrays or tensors of a nested batch."""
+    for value in batch.values():
+        yield from leaves(value) if isinstance(value, Mapping) else [value]
+
+
+def to_device(batch: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
+    """A nested batch of arrays as torch tensors on the device."""
+    return mapped(batch, lambda x: torch.from_numpy(np.ascontiguousarray(x)).to(device))
 
 
 def rows(batch: Mapping[str, Any], which: slice) -> dict[str, Any]:
     """Some samples of a nested batch of tensors, as views."""
-    return {
-        key: rows(value, which) if isinstance(value, Mapping) else value[which]
-        for key, value in batch.items()
-    }
+    return mapped(batch, lambda x: x[which])

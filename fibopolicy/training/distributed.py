@@ -25,6 +25,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from fibopolicy.errors import UserError
 from fibopolicy.policies import Policy
+from fibopolicy.policies.base import Metrics
 from fibopolicy.policies.rng import GLOBAL_RNG, SampleRng
 from fibopolicy.training.encoders import training_mode
 from fibopolicy.utils.system import resolve_device
@@ -41,7 +42,7 @@ class PolicyLoss(nn.Module):
 
     def forward(
         self, batch: Mapping[str, Any], rng: SampleRng = GLOBAL_RNG
-    ) -> tuple[Tensor, dict[str, float]]:
+    ) -> tuple[Tensor, Metrics]:
         return self.policy.loss(batch, rng)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 import warnings
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any
@@ -18,7 +19,7 @@ from fibopolicy.errors import UserError
 from fibopolicy.policies import Policy, build_policy
 from fibopolicy.policies.rng import SampleRng
 from fibopolicy.policies.run_directory import RunDirectory, render_quality
-from fibopolicy.training import checkpoint, data, encoders, optim
+from fibopolicy.training import checkpoint, cuda_graph, data, encoders, loader, optim
 from fibopolicy.training.callbacks import Callback, Rollouts, Validation, check_callbacks
 from fibopolicy.training.config import TrainConfig
 from fibopolicy.training.distributed import PolicyLoss, World, init_distributed, no_sync
@@ -79,6 +80,9 @@ class Trainer:
         state: what a checkpoint holds: the policy, its average, the optimizer,
             divergence.
         loss: `policy.loss` as a module; its gradients are averaged over all processes.
+        backward: adds up the gradients of a batch, see `_backward`; on a GPU as one
+            CUDA graph where that is possible.
+        unread: the metrics of steps that have not been read from the device.
     """
 
     def __init__(
@@ -106,6 +110,17 @@ class Trainer:
             self.policy, self.ema, self.optimizer, self.divergence
         )
         self.loss: nn.Module = PolicyLoss(self.policy)
+        self.parameters = list(self.policy.parameters())
+        self.generator = torch.Generator(self.device)
+        self.backward: Callable[..., Tensor] = self._backward
+        if cuda_graph.can_record(self.policy, self.config.compute, self.device, world.size):
+            self.backward = cuda_graph.Recorded(self._backward, self.generator)
+        self.metric_names: tuple[str, ...] = ()
+        self.unread: dict[int, Tensor] = {}
+        own = world.rows(config.optimizer.batch_size)
+        self.batches = loader.make_loader(
+            self.dataset, lambda step: self._indices(step)[own], self.device, config.compute
+        )
         self.throughput, self.recent_throughput = Throughput(), Throughput()
 
     def train(self) -> TrainResult:
@@ -115,7 +130,8 @@ class Trainer:
             world.main_process_only(lambda: self._open_run(stack))
             start = world.main_process_first(self._load_checkpoint)
             if world.size > 1:
-                self.loss = world.wrap(self.loss, self._load_batch(0)[1][0])
+                self.loss = world.wrap(self.loss, self._load_batch(0)[0])
+            stack.callback(self.batches.close)
             began = time.perf_counter()
             logger = stack.enter_context(self._logger(start)) if world.is_main else None
             callbacks = self._callbacks(logger, start) if logger else []
@@ -152,43 +168,49 @@ class Trainer:
             return TrainResult(self.ema.average, summary)
 
     def train_step(self, step: int) -> dict[str, float]:
-        """One gradient step, numbered from 0; returns its metrics."""
+        """One gradient step, numbered from 0; returns its metrics.
+
+        To read a number from a GPU is to wait until it has done all its work. There,
+        only steps that are logged return metrics, see `_read_metrics`.
+        """
         config, world = self.config, self.world
         began = time.perf_counter()
-        indices, parts = self._load_batch(step)
+        parts = self._load_batch(step)
         loaded = time.perf_counter()
 
         lr = optim.learning_rate(step, config.optimizer)
         optim.set_learning_rate(self.optimizer, lr)
-        encoders.training_mode(self.policy)
-        self.optimizer.zero_grad(set_to_none=True)
         # The loss is a mean over values that are not padding, unequally many per part.
         weights = torch.stack([self.policy.loss_denominator(part) for part in parts])
         shares = weights / world.sum(weights.sum())
-        sums: dict[str, Tensor] = {}
+        means: Tensor | float = 0.0
         for number, (part, share) in enumerate(zip(parts, shares, strict=True)):
+            rng = self._seed(step, number, len(parts))
             with no_sync(self.loss, last=number + 1 == len(parts)):
-                loss, metrics = self._forward(step, number, len(parts), part)
-                # Times the number of processes, because their gradients are averaged.
-                (loss * (share * world.size)).backward()
-            for name, value in {**metrics, "loss": loss.detach()}.items():
-                sums[name] = sums.get(name, 0) + share * value
-        limit = config.optimizer.grad_clip_norm
-        norm = float(nn.utils.clip_grad_norm_(self.policy.parameters(), limit))
-        means = world.sum(torch.stack(list(sums.values())).float()).tolist()
-        logged = dict(zip(sums, means, strict=True))
-        self._check_divergence(step, indices, logged["loss"], norm)
+                means = means + self.backward({"part": part, "share": share}, rng, number == 0)
+        norm = nn.utils.clip_grad_norm_(self.parameters, config.optimizer.grad_clip_norm)
+        self.unread[step] = torch.cat([world.sum(torch.as_tensor(means)), norm.float().view(1)])
+        metrics = self._read_metrics() if self._reads_metrics(step) else {}
         self.optimizer.step()
         self.ema.update(self.policy, step)
 
         for throughput in (self.throughput, self.recent_throughput):
-            throughput.add(len(indices), loaded - began, time.perf_counter() - began)
-        return {**logged, "lr": lr, "gradient_norm": norm}
+            batch_size = config.optimizer.batch_size
+            throughput.add(batch_size, loaded - began, time.perf_counter() - began)
+        return {**metrics, "lr": lr} if metrics else {}
 
-    def _forward(
-        self, step: int, number: int, count: int, part: dict[str, Any]
-    ) -> tuple[Tensor, dict[str, float]]:
-        """The loss of part `number` of `count` parts of this process, and its metrics.
+    def _load_batch(self, step: int) -> list[dict[str, Any]]:
+        """This process's samples of a step, on the device, in `accumulate` parts."""
+        batch, parts = self.batches(step), self.config.compute.accumulate
+        size = len(batch["action_mask"]) // parts
+        return [data.rows(batch, slice(i * size, (i + 1) * size)) for i in range(parts)]
+
+    def _indices(self, step: int) -> np.ndarray[Any, np.dtype[np.int64]]:
+        """The samples of the whole batch of a step."""
+        return self.dataset.indices(self.config.optimizer.batch_size, self.config.seed, step)
+
+    def _seed(self, step: int, number: int, count: int) -> SampleRng:
+        """Seed all generators for part `number` of `count` parts of this process.
 
         Random numbers per sample are drawn for the whole batch from one generator, so
         that they do not depend on how the batch is split. Dropout uses torch's global
@@ -198,36 +220,60 @@ class Trainer:
         position = self.world.rank * count + number
         seeds = np.random.SeedSequence((config.seed, step, position))
         torch.manual_seed(int(seeds.generate_state(1, np.uint64)[0]))
-        generator = torch.Generator(self.device).manual_seed((config.seed << 32) + step)
-        rng = SampleRng(generator, size, start=position * size // (self.world.size * count))
-        with optim.autocast(config.compute.precision, self.device):
-            result: tuple[Tensor, dict[str, float]] = self.loss(part, rng)
-        return result
+        self.generator.manual_seed((config.seed << 32) + step)
+        return SampleRng(self.generator, size, start=position * size // (self.world.size * count))
 
-    def _load_batch(
-        self, step: int
-    ) -> tuple[np.ndarray[Any, np.dtype[np.int64]], list[dict[str, Any]]]:
-        """Samples of the whole batch; this process's rows on the device in `accumulate` parts."""
-        config, world = self.config, self.world
-        indices = self.dataset.indices(config.optimizer.batch_size, config.seed, step)
-        own = indices[world.rows(len(indices))]
-        batch = data.to_device(self.dataset.batch(own), self.device)
-        size = len(own) // config.compute.accumulate
-        offsets = range(0, len(own), size)
-        return indices, [data.rows(batch, slice(first, first + size)) for first in offsets]
+    def _backward(self, batch: dict[str, Any], rng: SampleRng, first: bool) -> Tensor:
+        """Add the gradients of a part of a batch to those of earlier parts.
+
+        Args:
+            batch: "part", the samples, and "share", their weight in the batch.
+            first: there are no earlier parts.
+
+        Returns:
+            the part's share of each metric in `metric_names`, float32 `(M,)`.
+        """
+        if first:
+            self.optimizer.zero_grad(set_to_none=True)
+        with optim.autocast(self.config.compute.precision, self.device):
+            loss, metrics = self.loss(batch["part"], rng)
+        # Times the number of processes, because their gradients are averaged.
+        (loss * (batch["share"] * self.world.size)).backward()
+        metrics = {**metrics, "loss": loss.detach()}
+        self.metric_names = tuple(metrics)
+        return torch.stack([batch["share"] * value for value in metrics.values()]).float()
+
+    def _reads_metrics(self, step: int) -> bool:
+        """Whether a step may wait for the device: on a GPU, if it is logged or saved."""
+        config = self.config
+        last = step + 1 == config.optimizer.steps
+        logged, saved = step % config.log_every == 0, (step + 1) % config.checkpoint_every == 0
+        return self.device.type != "cuda" or last or logged or saved
+
+    def _read_metrics(self) -> dict[str, float]:
+        """Check the losses of all steps since the last call; return the newest metrics.
+
+        Raises:
+            Diverged: one of these steps diverged.
+        """
+        metrics: dict[str, float] = {}
+        values = torch.stack(list(self.unread.values())).tolist()
+        for step, row in zip(self.unread, values, strict=True):
+            metrics = dict(zip((*self.metric_names, "gradient_norm"), row, strict=True))
+            self._check_divergence(step, metrics["loss"], metrics["gradient_norm"])
+        self.unread.clear()
+        return metrics
 
     def _performance(self) -> dict[str, float]:
         """Throughput since the last call, and memory."""
         throughput, self.recent_throughput = self.recent_throughput, Throughput()
         return throughput.metrics() | memory_metrics(self.device)
 
-    def _check_divergence(
-        self, step: int, indices: np.ndarray[Any, Any], loss: float, norm: float
-    ) -> None:
+    def _check_divergence(self, step: int, loss: float, norm: float) -> None:
         reason = self.divergence.check(loss, norm)
         if reason is None:
             return
-        samples = ", ".join(map(str, indices))
+        samples = ", ".join(map(str, self._indices(step)))
         kept = "; the last checkpoint is from an earlier step" if self.run.state.exists() else ""
         message = f"{reason} at step {step} (samples {samples}); lower lr or check these samples"
         raise self.world.once(Diverged(f"{self.run.path}: {message}{kept}"))

@@ -1,0 +1,262 @@
+"""What a training does on a GPU only, tested on a CPU.
+
+A tape stands for a CUDA graph: recording notes every operation of a step, and a replay
+executes them again on the same memory, without the Python code of the step.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from fibopolicy.attention.patterns import _device_mask
+from fibopolicy.datasets import Mixture, Windows
+from fibopolicy.errors import UserError
+from fibopolicy.policies import PolicyConfig
+from fibopolicy.training import ComputeConfig, TrainConfig
+from fibopolicy.training.cuda_graph import WARM_UP, Recorded, can_record
+from fibopolicy.training.data import leaves, open_dataset
+from fibopolicy.training.distributed import World
+from fibopolicy.training.loader import BatchLoader, make_loader, resident_frames
+from fibopolicy.training.optim import OptimizerConfig, build_optimizer, load_optimizer
+from fibopolicy.training.trainer import PolicyLoss, Trainer
+
+CPU = torch.device("cpu")
+#: Operations that a graph refuses: they wait for the device, or copy from ordinary
+#: memory.
+FORBIDDEN = ("_local_scalar_dense", "nonzero", "masked_select", "equal", "lift_fresh")
+
+
+class Tape(TorchDispatchMode):
+    """Stands for `torch.cuda.CUDAGraph`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.operations: list[tuple[Any, Any, Any, Any]] = []
+        self.generators = [torch.default_generator]
+
+    def register_generator_state(self, generator: torch.Generator) -> None:
+        self.generators.append(generator)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name, kwargs = func.overloadpacket.__name__, kwargs or {}
+        if name in FORBIDDEN:
+            raise RuntimeError(f"{name} is not permitted when a stream is capturing")
+        if (generator := kwargs.get("generator")) is not None:
+            assert generator.initial_seed() in [known.initial_seed() for known in self.generators]
+        out = func(*args, **kwargs)
+        self.operations.append((func, args, kwargs, out))
+        return out
+
+    def replay(self) -> None:
+        for func, args, kwargs, out in self.operations:
+            with torch._C._AutoDispatchBelowAutograd():  # where it was recorded
+                again = func(*args, **kwargs)
+            several = isinstance(out, tuple | list)
+            for old, new in zip(out, again, strict=True) if several else [(out, again)]:
+                if isinstance(old, Tensor) and old.data_ptr() != new.data_ptr():
+                    old.copy_(new)
+
+
+@contextmanager
+def recording(tape: Tape, capture_error_mode: str) -> Iterator[None]:
+    """Stands for `torch.cuda.graph`, which records and draws no random numbers."""
+    states = [generator.get_state() for generator in tape.generators]
+    with tape:
+        yield
+    for generator, state in zip(tape.generators, states, strict=True):
+        generator.set_state(state)
+
+
+@pytest.fixture
+def tapes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tapes instead of CUDA graphs; attention as torch's operations, which they note."""
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Tape)
+    monkeypatch.setattr(torch.cuda, "graph", recording)
+    monkeypatch.setenv("FIBOPOLICY_ATTENTION_BACKEND", "sdpa")
+    monkeypatch.setattr("fibopolicy.attention.reference.shared_mask", _device_mask)  # as on a GPU
+
+
+def weights_and_losses(config: TrainConfig, *, recorded: bool) -> tuple[list[Tensor], list[float]]:
+    trainer = Trainer(config, World())
+    if recorded:
+        trainer.backward = Recorded(trainer._backward, trainer.generator)
+    losses = [trainer.train_step(step)["loss"] for step in range(WARM_UP + 4)]
+    return [*trainer.policy.state_dict().values()], losses
+
+
+@pytest.mark.parametrize("encoder", ["vit_tiny", "fibottention_vit_tiny"])
+@pytest.mark.parametrize(
+    ("policy", "precision"), [("bc", "bf16"), ("diffusion", "fp32"), ("flow", "fp32")]
+)
+def test_a_recorded_step_computes_what_the_step_does(
+    tiny_config: TrainConfig, tapes: None, policy: str, encoder: str, precision: Any
+) -> None:
+    if policy == "diffusion":
+        pytest.importorskip("diffusers")
+    recipe = PolicyConfig(
+        policy=policy,
+        encoder=encoder,
+        encoder_options=tiny_config.policy.encoder_options,
+        hidden=16,
+        shift=2,
+    )
+    compute = ComputeConfig(precision=precision)
+    config = replace(tiny_config, policy=recipe, compute=compute)
+    weights, losses = weights_and_losses(config, recorded=False)
+    again, losses_again = weights_and_losses(config, recorded=True)
+    assert losses == losses_again
+    assert all(map(torch.equal, weights, again))
+
+
+def test_a_step_that_waits_for_the_device_names_the_option_that_helps(
+    tiny_config: TrainConfig, tapes: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = PolicyLoss.forward
+
+    def waiting(self: PolicyLoss, *arguments: Any) -> Any:
+        loss, _ = real(self, *arguments)
+        return loss, {"loss": float(loss.detach())}
+
+    monkeypatch.setattr(PolicyLoss, "forward", waiting)
+    with pytest.raises(UserError, match=r"cannot be recorded .*; pass --no-cuda-graph"):
+        weights_and_losses(tiny_config, recorded=True)
+
+
+def test_only_steps_that_are_the_same_every_time_are_recorded(
+    tiny_config: TrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
+    gpu, policy = torch.device("cuda"), Trainer(tiny_config, World()).policy
+    subclass = type("Mine", (type(policy),), {})
+    assert can_record(policy, ComputeConfig(), gpu, 1)
+    assert not can_record(policy, ComputeConfig(), CPU, 1)
+    assert not can_record(policy, ComputeConfig(), gpu, 2)
+    assert not can_record(policy, ComputeConfig(accumulate=2), gpu, 1)
+    assert not can_record(policy, ComputeConfig(cuda_graph=False), gpu, 1)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    assert not can_record(policy, ComputeConfig(), gpu, 1)
+    monkeypatch.undo()
+    policy.__class__ = subclass
+    assert not can_record(policy, ComputeConfig(), gpu, 1)
+
+
+@pytest.mark.parametrize("files", [1, 2])
+@pytest.mark.parametrize("n_obs_steps", [1, 2])
+def test_batches_read_ahead_and_frames_on_the_device_are_the_same_batches(
+    tiny_config: TrainConfig, files: int, n_obs_steps: int
+) -> None:
+    recipe = replace(tiny_config.policy, n_obs_steps=n_obs_steps)
+    dataset: Windows = open_dataset(replace(tiny_config, policy=recipe))
+    if files == 2:
+        dataset = Mixture([dataset, open_dataset(replace(tiny_config, policy=recipe))])  # type: ignore[list-item]
+
+    def indices(step: int) -> np.ndarray[Any, np.dtype[np.int64]]:
+        return dataset.indices(8, 0, step)
+
+    inline = BatchLoader(dataset, indices, CPU)
+    ahead = BatchLoader(dataset, indices, CPU, ahead=2)
+    resident = BatchLoader(dataset, indices, CPU, ahead=1, frames=resident_frames(dataset, CPU))
+    for step in (0, 1, 2, 7, 3):
+        wanted = list(leaves(inline(step)))
+        for loader in (ahead, resident):
+            assert all(map(torch.equal, wanted, leaves(loader(step))))
+    ahead.close()
+    resident.close()
+
+
+def test_an_error_in_the_thread_reaches_the_step(tiny_config: TrainConfig) -> None:
+    dataset = open_dataset(tiny_config)
+    loader = BatchLoader(dataset, lambda step: dataset.indices(8, 0, -1), CPU, ahead=2)
+    with pytest.raises(ValueError, match="step >= 0"):
+        loader(0)
+    loader.close()
+
+
+@pytest.mark.parametrize(("free", "resident"), [(1 << 40, True), (1 << 10, False)])
+def test_frames_stay_on_a_gpu_if_they_take_a_quarter_of_its_free_memory(
+    tiny_config: TrainConfig, monkeypatch: pytest.MonkeyPatch, free: int, resident: bool
+) -> None:
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free, free))
+    monkeypatch.setattr(
+        "fibopolicy.training.loader.resident_frames", lambda dataset, device: {"camera": device}
+    )
+    dataset, gpu = open_dataset(tiny_config), torch.device("cuda")
+    loader = make_loader(dataset, lambda step: np.arange(8), gpu, ComputeConfig())
+    assert bool(loader._frames) == resident
+    without = ComputeConfig(frames_on_gpu=False)
+    assert not make_loader(dataset, lambda step: np.arange(8), gpu, without)._frames
+
+
+def reading_every(steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Read metrics only every so many steps, as on a GPU."""
+    monkeypatch.setattr(Trainer, "_reads_metrics", lambda self, step: step % steps == 0)
+
+
+def test_metrics_that_are_read_later_change_no_weight(
+    tiny_config: TrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainers = Trainer(tiny_config, World()), Trainer(tiny_config, World())
+    every = [trainers[0].train_step(step) for step in range(7)]
+    reading_every(3, monkeypatch)
+    some = [trainers[1].train_step(step) for step in range(7)]
+    assert some == [every[0], {}, {}, every[3], {}, {}, every[6]]
+    assert trainers[0].divergence.recent == trainers[1].divergence.recent
+    weights, others = (trainer.policy.state_dict().values() for trainer in trainers)
+    assert all(map(torch.equal, weights, others))
+
+
+def test_a_loss_that_is_not_finite_is_found_when_it_is_read(
+    tiny_config: TrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer, real = Trainer(tiny_config, World()), Trainer._backward
+
+    def broken(*arguments: Any) -> Tensor:
+        return real(trainer, *arguments) * (math.nan if len(trainer.unread) == 1 else 1.0)
+
+    trainer.backward = broken
+    reading_every(3, monkeypatch)
+    for step in (0, 1, 2):
+        trainer.train_step(step)
+    with pytest.raises(UserError, match="the loss is nan at step 2 "):
+        trainer.train_step(3)
+
+
+@pytest.mark.parametrize(("log_every", "checkpoint_every"), [(10, 250), (100, 5)])
+def test_a_gpu_is_waited_for_at_logged_steps_and_before_checkpoints(
+    tiny_config: TrainConfig, log_every: int, checkpoint_every: int
+) -> None:
+    optimizer = OptimizerConfig(steps=18)
+    config = replace(
+        tiny_config, optimizer=optimizer, log_every=log_every, checkpoint_every=checkpoint_every
+    )
+    trainer = Trainer(config, World())
+    assert all(map(trainer._reads_metrics, range(18)))
+    trainer.device = torch.device("cuda")
+    read = [step for step in range(18) if trainer._reads_metrics(step)]
+    assert read == ([0, 10, 17] if log_every == 10 else [0, 4, 9, 14, 17])
+
+
+def test_a_checkpoint_of_a_gpu_resumes_on_a_cpu_with_the_optimizer_of_a_cpu() -> None:
+    module = torch.nn.Linear(2, 2)
+    fused = torch.optim.AdamW(module.parameters(), fused=True)
+    module(torch.ones(2)).sum().backward()
+    fused.step()
+    ours = build_optimizer(module, OptimizerConfig())
+    state = fused.state_dict()
+    state["param_groups"] = [
+        {**ours.state_dict()["param_groups"][i], "foreach": None, "fused": True} for i in range(2)
+    ]
+    load_optimizer(ours, state)
+    assert [group["foreach"] for group in ours.param_groups] == [True, True]
+    assert [group["fused"] for group in ours.param_groups] == [False, False]
+    ours.step()
