@@ -10,6 +10,7 @@ from __future__ import annotations
 import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -24,6 +25,7 @@ from fibopolicy.datasets.hdf5 import DemoFile, in_numeric_order
 from fibopolicy.datasets.writer import Attribute, Blocks, DemoWriter
 from fibopolicy.errors import UserError, unknown
 from fibopolicy.utils.files import StrPath, check_output, expanded
+from fibopolicy.utils.hub import PREFIX
 from fibopolicy.utils.registry import Registry
 from fibopolicy.utils.settings import first_difference
 
@@ -53,6 +55,7 @@ class EpisodeReader(ABC):
     """Reads the episodes of a file or folder; an error is a `UserError`.
 
     Attributes:
+        origin: the source's name, kept in the new file.
         env_args: the task, empty where none is named.
         attrs: provenance, for the attributes of the whole file.
         converted: how observations and actions are read, by their new keys, where they
@@ -62,7 +65,7 @@ class EpisodeReader(ABC):
     """
 
     def __init__(self, path: Path, mapped: Mapping[str, str]) -> None:
-        self.path, self.mapped = path, mapped
+        self.path, self.mapped, self.origin = path, mapped, path.name
         self.env_args: dict[str, Any] = {}
         self.attrs: dict[str, Attribute] = {}
         self.converted: dict[str, str] = {}
@@ -114,7 +117,8 @@ def import_demos(
     """Write all episodes of `source` to a new file, which appears when it is complete.
 
     Args:
-        source: a file or folder of a format in `READERS`.
+        source: a file or folder of a format in `READERS`, or "hub:OWNER/NAME" for a
+            LeRobot dataset on the Hugging Face Hub.
         format: its name; by default the first that accepts `source`.
         cameras: which cameras, by their keys in the new file; all by default.
         image_size: frames higher or wider than this (H, W) are resized to it.
@@ -126,20 +130,21 @@ def import_demos(
         UserError: `source` cannot be read, its episodes differ in observations, or
             `out` cannot be written.
     """
-    path, target = expanded(source), expanded(out)
-    check_output(target, overwrite, [path])
-    if not path.exists():
-        raise UserError(f"{path}: no such file or folder; give the path of demonstrations")
-    names = READERS.names() if format is None else (format,)
-    kind = next((READERS[name] for name in names if READERS[name].accepts(path)), None)
-    if kind is None:
-        raise UserError(f"{path}: holds no demonstrations in a known format: {', '.join(names)}")
-    reader = kind(path, mapped or {})
-    attrs = {"imported_from": path.name, **reader.attrs, **({"fps": fps} if fps else {})}
-    converted = dict(reader.converted)
+    target = expanded(out)
+    check_output(target, overwrite, [expanded(source)])
     written: list[str] = []
     first: dict[str, Any] = {}
-    with DemoWriter(target, reader.env_args, attrs=attrs, overwrite=overwrite) as writer:
+    stored = {"fps": fps} if fps else {}
+    with (
+        _opened(source, format, cameras, mapped or {}) as reader,
+        DemoWriter(
+            target,
+            reader.env_args,
+            attrs={"imported_from": reader.origin, **reader.attrs, **stored},
+            overwrite=overwrite,
+        ) as writer,
+    ):
+        converted = dict(reader.converted)
         episodes = reader.episodes(cameras)
         for episode in tqdm(episodes, total=len(reader), desc="import", unit="demo", disable=None):
             for key, value in episode.obs.items():
@@ -167,6 +172,27 @@ def import_demos(
     return ImportResult(
         target, len(written), sum(writer.lengths.values()), converted, reader.left_out
     )
+
+
+@contextmanager
+def _opened(
+    source: StrPath, format: str | None, cameras: Sequence[str] | None, mapped: Mapping[str, str]
+) -> Iterator[EpisodeReader]:
+    """The reader of a source."""
+    if str(source).startswith(PREFIX):
+        from fibopolicy.datasets.lerobot import hub_dataset
+
+        with hub_dataset(str(source).removeprefix(PREFIX), cameras, mapped) as reader:
+            yield reader
+        return
+    path = expanded(source)
+    if not path.exists():
+        raise UserError(f"{path}: no such file or folder; give the path of demonstrations")
+    names = READERS.names() if format is None else (format,)
+    kind = next((READERS[name] for name in names if READERS[name].accepts(path)), None)
+    if kind is None:
+        raise UserError(f"{path}: holds no demonstrations in a known format: {', '.join(names)}")
+    yield kind(path, mapped)
 
 
 def _seen(frames: Blocks, size: tuple[int, int] | None, bgr: bool) -> tuple[Blocks, str]:

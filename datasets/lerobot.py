@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from fibopolicy.datasets.importing import (
 )
 from fibopolicy.datasets.writer import Blocks
 from fibopolicy.errors import UserError
+from fibopolicy.utils.hub import parse_hub_name, wrap_hub_errors
 
 _BLOCK = 32  # frames decoded at a time
 ACTION, STATE = "action", "observation.state"
@@ -227,6 +229,42 @@ def _stored_images(name: str, column: Any) -> Blocks:
     shape, dtype = conversion.layout(rows.shape, rows.dtype)
     parts = (conversion(rows[start : start + _BLOCK]) for start in range(0, len(rows), _BLOCK))
     return Blocks(shape, dtype, parts)
+
+
+@contextmanager
+def hub_dataset(
+    name: str, cameras: Sequence[str] | None, mapped: Mapping[str, str]
+) -> Iterator[LeRobotReader]:
+    """A dataset on the Hub, OWNER/NAME or OWNER/NAME@REVISION, with the videos of some
+    cameras; all for `None`. Its files are kept in the Hub's cache. Errors name the
+    repository.
+    """
+    from huggingface_hub import snapshot_download
+
+    repository, revision = parse_hub_name(name)
+
+    def fetch(revision: str | None, *patterns: str) -> Path:
+        with wrap_hub_errors(name):
+            found = snapshot_download(
+                repository,
+                repo_type="dataset",
+                revision=revision,
+                allow_patterns=patterns,
+                library_name="fibopolicy",
+            )
+        return Path(found)
+
+    folder = fetch(revision, "meta/*")
+    try:
+        if not LeRobotReader.accepts(folder):
+            raise UserError(f"{folder}: is no LeRobot dataset, it has no meta/info.json")
+        reader = LeRobotReader(folder, mapped)
+        reader.origin = f"hub:{repository}@{folder.name}"
+        chosen = choose_cameras(folder, cameras, reader.cameras).values()
+        fetch(folder.name, "meta/*", "data/*", *(f"videos/{feature}/*" for feature in chosen))
+        yield reader
+    except UserError as error:
+        raise UserError(str(error).replace(str(folder), f"hub:{name}")) from error
 
 
 class VideoFrames:

@@ -154,10 +154,13 @@ class Import(Output):
 
     Example: fibopolicy import aloha_episodes --out aloha.hdf5 --image-size 120 160
     --fps 50
+
+    Example: fibopolicy import hub:lerobot/pusht --out pusht.hdf5
     """
 
     source: Annotated[Positional[Path], arg(metavar="SOURCE")]
-    """A file or folder."""
+    """A file or folder, or hub:OWNER/NAME for a LeRobot dataset on the Hugging Face Hub, with
+    @REVISION for another revision than its newest."""
     format: str | None = None
     """The format of SOURCE, hdf5 or lerobot; by default it is recognised."""
     cameras: tuple[str, ...] | None = None

@@ -8,7 +8,6 @@ safetensors. Neither can hold code, and names of code are refused.
 from __future__ import annotations
 
 import json
-import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from typing import Any
 from fibopolicy.errors import UserError, one_line, unknown
 from fibopolicy.policies.run_directory import LOADERS, RunDirectory
 from fibopolicy.utils.files import atomic_write, cache_home, wrap_os_error
+from fibopolicy.utils.hub import parse_hub_name, wrap_hub_errors
 from fibopolicy.utils.imports import is_import_path
 
 EXAMPLES = Path(__file__).parent / "examples"
@@ -37,39 +37,23 @@ def hub_policy(name: str) -> Path:
             what it holds is no policy of this library.
     """
     from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import (
-        EntryNotFoundError,
-        LocalEntryNotFoundError,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
-    repository, _, revision = name.partition("@")
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", repository):
-        raise UserError(f"hub:{name}: expected hub:OWNER/NAME or hub:OWNER/NAME@REVISION")
+    repository, revision = parse_hub_name(name)
     files = RunDirectory("")
     for file in (files.config.name, files.ema.name):
-        try:
-            found = hf_hub_download(
-                repository, file, revision=revision or None, library_name="fibopolicy"
-            )
-        except (RepositoryNotFoundError, RevisionNotFoundError) as error:
-            raise UserError(
-                f"hub:{name}: no such repository or revision, or you may not read it; log in with"
-                " `hf auth login` if it needs a token"
-            ) from error
-        except Exception as error:  # of the HTTP library, which depends on the version
-            if isinstance(error, EntryNotFoundError) and not isinstance(
-                error, LocalEntryNotFoundError
-            ):
+        with wrap_hub_errors(name):
+            try:
+                found = hf_hub_download(
+                    repository, file, revision=revision, library_name="fibopolicy"
+                )
+            except LocalEntryNotFoundError:  # no connection
+                raise
+            except EntryNotFoundError as error:
                 raise UserError(
                     f"hub:{name}: has no {file}, expected a policy that `fibopolicy upload` sent;"
                     " weights in other formats are not read"
                 ) from error
-            raise UserError(
-                f"hub:{name}: cannot be downloaded ({one_line(error)[:200]}); check the network, or"
-                " set HF_ENDPOINT to a mirror"
-            ) from error
         folder = Path(found).parent
         revision = folder.name  # the commit, so that both files are of the same one
     try:

@@ -1,7 +1,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from fibopolicy.errors import UserError
 pytest.importorskip("av", reason="PyAV is not installed")
 pq = pytest.importorskip("pyarrow.parquet", reason="pyarrow is not installed")
 
+from hub_server import Hub, serving, use_hub  # noqa: E402
 from lerobot_files import frame, shade, write_lerobot  # noqa: E402
 
 LENGTHS = (5, 3, 4)
@@ -143,4 +145,68 @@ def test_a_faulty_dataset_is_named_and_leaves_no_file(
         import_demos(dataset, tmp_path / "out.hdf5")
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+    assert not list(tmp_path.glob("out*"))
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    with serving() as hub:
+        use_hub(hub.url, tmp_path / "cache", monkeypatch)
+        monkeypatch.setattr("time.sleep", lambda _: None)  # between huggingface_hub's attempts
+        yield hub
+
+
+def put(hub: Hub, dataset: Path) -> None:
+    """Put a dataset on the hub as me/arm."""
+    for path in filter(Path.is_file, dataset.rglob("*")):
+        hub.files[f"datasets/me/arm/{path.relative_to(dataset)}"] = path.read_bytes()
+
+
+def test_a_dataset_on_the_hub_is_imported_with_the_chosen_cameras(
+    hub: Hub, dataset: Path, tmp_path: Path
+) -> None:
+    put(hub, dataset)
+    commit = hub.commit("datasets/me/arm")
+    local = import_demos(dataset, tmp_path / "local.hdf5", cameras=("wrist_image",))
+    done = import_demos("hub:me/arm", tmp_path / "hub.hdf5", cameras=("wrist_image",))
+    with DemoFile(local.path) as here, DemoFile(done.path) as there:
+        assert there.file_attrs["imported_from"] == f"hub:me/arm@{commit}"
+        for key in ("actions", "obs/wrist_image", "obs/robot_state"):
+            np.testing.assert_array_equal(there.read("demo_2", key), here.read("demo_2", key))
+    assert not [path for path, _ in hub.sent if path.endswith(".mp4")]
+    hub.requests.clear()
+    assert import_demos(f"hub:me/arm@{commit}", tmp_path / "all.hdf5").steps == 12
+    assert {Path(path).suffix for path, _ in hub.sent} == {".mp4"}, "the rest is in the cache"
+
+
+def test_without_network_a_cached_dataset_is_imported(
+    hub: Hub, dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(hub, dataset)
+    import_demos("hub:me/arm", tmp_path / "first.hdf5")
+    use_hub("http://127.0.0.1:9", tmp_path / "cache", monkeypatch)
+    assert import_demos("hub:me/arm", tmp_path / "second.hdf5").steps == 12
+    with pytest.raises(UserError, match=r"hub:me/other: cannot be downloaded .* HF_ENDPOINT"):
+        import_demos("hub:me/other", tmp_path / "other.hdf5")
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (lambda d: edit_info(d, codebase_version="v2.1"), "hub:me/arm: is a LeRobot dataset of v"),
+        (lambda d: next(d.rglob("*.mp4")).unlink(), "hub:me/arm/videos/.*mp4: no such file; down"),
+        (lambda d: (d / "meta/info.json").unlink(), "hub:me/arm: is no LeRobot dataset, it has"),
+        (lambda d: shutil.rmtree(d / "meta"), "hub:me/arm: is no LeRobot dataset, it has"),
+        (shutil.rmtree, "hub:me/arm: no such repository"),
+    ],
+)
+def test_a_faulty_dataset_on_the_hub_is_named_by_its_repository(
+    hub: Hub, tmp_path: Path, edit: Callable[[Path], Any], message: str
+) -> None:
+    dataset = write_lerobot(tmp_path / "dataset", [(4,)])
+    edit(dataset)
+    put(hub, dataset)
+    with pytest.raises(UserError, match=message):
+        import_demos("hub:me/arm", tmp_path / "out.hdf5")
+    assert not [path for path, _ in hub.sent if path.endswith(".mp4")]
     assert not list(tmp_path.glob("out*"))

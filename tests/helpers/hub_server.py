@@ -91,6 +91,8 @@ def serving() -> Iterator[Hub]:
                 self.send_content(hub.files[path.removeprefix("/cdn/")])
             elif found := re.fullmatch(r"/(.+?)/resolve/([^/]+)/(.+)", path):
                 self.resolve(f"{found[1]}/{found[3]}", found[1])
+            elif found := re.match(r"/api/(datasets/[^/]+/[^/]+)/(revision|tree)/", path):
+                self.describe(found[1], tree=found[2] == "tree")
             else:
                 self.reply(404)
 
@@ -113,6 +115,27 @@ def serving() -> Iterator[Hub]:
                 X_Linked_Etag=f'"{sha256}"',
                 X_Linked_Size=str(size),
             )
+
+        def describe(self, repository: str, *, tree: bool) -> None:
+            """The commit of a repository, or its files."""
+            found = {
+                name.removeprefix(repository + "/"): content
+                for name, content in hub.files.items()
+                if name.startswith(repository + "/")
+            }
+            if not found:
+                self.reply(404, X_Error_Code="RepoNotFound")
+            elif tree:
+                self.reply_json(
+                    [
+                        {"type": "file", "path": name, "size": len(content), "oid": name}
+                        for name, content in found.items()
+                    ]
+                )
+            else:
+                siblings = [{"rfilename": name} for name in found]
+                name = repository.removeprefix("datasets/")
+                self.reply_json({"id": name, "sha": hub.commit(repository), "siblings": siblings})
 
         def send_content(self, content: bytes) -> None:
             first = 0
