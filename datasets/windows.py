@@ -184,19 +184,21 @@ class WindowDataset:
         """
         demo = np.searchsorted(self._ends, indices, side="right")  # (B,)
         last = self.horizon if self.sequence else 1
-        seen = indices[:, None] + np.arange(1 - self.n_obs_steps, last)  # (B, T_o)
-        seen = np.clip(seen, self._starts[demo][:, None], self._ends[demo][:, None] - 1)
-        then = indices[:, None] + np.arange(self.horizon)  # (B, horizon)
-        mask = then < self._ends[demo][:, None]
-        then = np.minimum(then, self._ends[demo][:, None] - 1)
+        start, end = self._starts[demo][:, None], self._ends[demo][:, None]
+        obs_index = indices[:, None] + np.arange(1 - self.n_obs_steps, last)  # (B, T_o)
+        obs_index = np.clip(obs_index, start, end - 1)
+        action_index = indices[:, None] + np.arange(self.horizon)  # (B, horizon)
+        mask = action_index < end
+        action_index = np.minimum(action_index, end - 1)
         images = {
-            camera: self._frames.gather(camera, seen) if frames else seen for camera in self.cameras
+            camera: self._frames.gather(camera, obs_index) if frames else obs_index
+            for camera in self.cameras
         }
-        vectors = {key: values[seen] for key, values in self._vectors.items()}
+        vectors = {key: values[obs_index] for key, values in self._vectors.items()}
         task = {"task_index": self._task_index[demo]} if self.tasks else {}
         return {
             "obs": {**images, **vectors, **task},
-            "actions": self.actions[then],
+            "actions": self.actions[action_index],
             "action_mask": mask,
         }
 
@@ -316,10 +318,10 @@ class Mixture:
         source = np.searchsorted(self._ends, indices, side="right")  # (B,)
         rows, batches = [], []
         for i, part in enumerate(self.parts):
-            if len(mine := np.flatnonzero(source == i)):
-                rows.append(mine)
+            if len(selected := np.flatnonzero(source == i)):
+                rows.append(selected)
                 first = self._ends[i] - len(part)
-                batches.append(part.batch(indices[mine] - first, frames=frames))
+                batches.append(part.batch(indices[selected] - first, frames=frames))
                 if not frames:
                     batches[-1]["obs"] |= {c: first + batches[-1]["obs"][c] for c in self.cameras}
         if len(batches) == 1:
@@ -501,26 +503,27 @@ def mixed_indices(
             f"expected sizes, as many positive weights, batch_size >= 1, step >= 0, got {sizes} and"
             f" {weights}"
         )
-    # (B,) places in the stream of all samples
-    rank = step * batch_size + np.arange(batch_size, dtype=np.int64)
+    # (B,) positions in the stream of all samples
+    position = step * batch_size + np.arange(batch_size, dtype=np.int64)
     chosen = np.empty(batch_size, dtype=np.int64)
-    open_ = np.ones(batch_size, dtype=np.bool_)
+    unassigned = np.ones(batch_size, dtype=np.bool_)
     for source, (size, offset) in enumerate(zip(sizes, np.cumsum([0, *sizes[:-1]]), strict=True)):
-        # Of the places that earlier sources have left, this one takes every one at
-        # which share * places reaches a new whole number. Whole numbers alone, so that
-        # the same step gives the same samples on every machine.
+        # Of the positions that earlier sources have left, this one takes every one at
+        # which share * positions reaches a new whole number. Whole numbers alone, so
+        # that the same step gives the same samples on every machine.
         share = (
             Fraction(weights[source]) / sum(map(Fraction, weights[source:]))
         ).limit_denominator(1 << 20)
-        # samples of this source before each place
-        before = rank * share.numerator // share.denominator
-        mine = open_ & ((rank + 1) * share.numerator // share.denominator > before)
-        epochs, places = np.divmod(before[mine], size)
+        # samples of this source before and after each position
+        num_before = position * share.numerator // share.denominator
+        num_after = (position + 1) * share.numerator // share.denominator
+        selected = unassigned & (num_after > num_before)
+        epochs, places = np.divmod(num_before[selected], size)
         for epoch in np.unique(epochs):
             at = epochs == epoch
-            chosen[np.flatnonzero(mine)[at]] = (
+            chosen[np.flatnonzero(selected)[at]] = (
                 offset + epoch_order(size, seed, int(epoch), source)[places[at]]
             )
-        open_ &= ~mine
-        rank = rank - before
+        unassigned &= ~selected
+        position = position - num_before
     return chosen

@@ -7,9 +7,9 @@
     env.reset(seed=0)
     observation = env.perturb(Perturbation("light-color", 2), index=0)
 
-A perturbation changes the model's appearance, the observations, or the actions. What it
-does follows from its name, its level and the index of the initial state alone. Masses,
-contacts and the initial state itself stay as they are.
+A perturbation changes the model's appearance, the observations, or the actions. It
+depends only on its name, its level and the index of the initial state. Masses,
+contacts and the initial state itself do not change.
 """
 
 from __future__ import annotations
@@ -186,7 +186,8 @@ def _move_cameras(scene: Scene, amount: float, rng: Generator) -> None:
     for i in range(model.ncam):
         distance = float(np.linalg.norm(data.cam_xpos[i] - centre))
         shift = amount * distance * _direction(rng)
-        # The first is relative to the camera's body, the others are in the world's axes.
+        # The first is relative to the camera's body, the others are in the world's
+        # axes.
         body = data.xmat[model.cam_bodyid[i]].reshape(3, 3)
         for field, by in zip(fields, (body.T @ shift, shift, shift), strict=True):
             field[i] += by
@@ -500,10 +501,10 @@ PERTURBATIONS: dict[str, ModelChange | FrameChange | OtherChange] = {
 }
 
 
-def refusal(env: TaskEnv, name: str) -> str:
-    """Why an environment cannot have a perturbation, in one line; empty if it can."""
+def unsupported_reason(env: TaskEnv, name: str) -> str:
+    """Why an environment does not support a perturbation, in one line; else empty."""
     kind = PERTURBATIONS[name]
-    about = f"{env.task_id} cannot have the perturbation {name}"
+    about = f"{env.task_id} does not support the perturbation {name}"
     if name == "proprioception-noise" and not env.proprioception:
         return f"{about}: it has no proprioception"
     if name in ("proprioception-noise", "action-delay"):
@@ -554,10 +555,10 @@ class PerturbedEnv(TaskEnv):
             index: of the initial state.
 
         Raises:
-            UserError: this environment cannot have this perturbation.
+            UserError: this environment does not support it.
         """
         self._clear()
-        if reason := refusal(self.env, perturbation.name):
+        if reason := unsupported_reason(self.env, perturbation.name):
             raise UserError(reason)
         self._perturbation, self._index, self._steps = perturbation, index, 0
         kind = PERTURBATIONS[perturbation.name]

@@ -381,7 +381,7 @@ class Evaluator:
         """
         shapes = trained_shapes(self.runner.policy)
         for one in filter(None, perturbations):
-            if reason := self.info.refusals[one.name]:
+            if reason := self.info.unsupported_reasons[one.name]:
                 raise UserError(reason)
             read = self.info.proprioception if shapes is None else shapes.vectors
             if one.name == "proprioception-noise" and not {*self.info.proprioception} & {*read}:

@@ -254,7 +254,7 @@ class Scheduler:
     def _receive(
         self, timeout: float, check: FrameCheck = lambda index, hashes: None
     ) -> list[Episode]:
-        """Handle the messages that arrive within `timeout` seconds, and hung
+        """Handle the messages that arrive within `timeout` seconds, and replace hung
         simulators.
 
         Returns:
@@ -288,10 +288,16 @@ class Scheduler:
                     episode.total_reward, episode.states = total_reward, states
                     episode.wall_s = time.perf_counter() - slot.began
                     ended.append(episode)
-                case ("refused", reason):
+                case ("user_error", reason):
                     raise UserError(reason)
                 case ("failed", reason):
                     ended.append(self._replace(slot, reason))
+        ended += self._replace_hung()
+        return [episode for episode in ended if episode is not None]
+
+    def _replace_hung(self) -> list[Episode | None]:
+        """Replace the simulators without a heartbeat; returns their failed episodes."""
+        ended = []
         now = time.perf_counter()
         passed, self._checked_at = min(now - self._checked_at, 2 * POLL_INTERVAL), now
         for slot in self._slots:
@@ -302,7 +308,7 @@ class Scheduler:
                 if slot.silent_s > slot.limit:
                     reason = f"its process gave no heartbeat for {slot.limit:.0f} s"
                     ended.append(self._replace(slot, reason))
-        return [episode for episode in ended if episode is not None]
+        return ended
 
     def _replace(self, slot: _Slot, reason: str) -> Episode | None:
         """Open a new process in a slot; returns the failed episode with its error.

@@ -2,12 +2,12 @@
 
 Messages, in the order of an episode (`->` goes to the process):
 
-    <- TaskInfo                           once, when the environment has been made
-    -> ("start", model, state, keep_states, perturbation, index)   restore an initial state
-    <- ("ready", hashes)                  the policy's window is in the shared memory
-    -> ("execute", actions)
-    <- ("ready", None), or ("ended", success, steps, total_reward, states)
-    <- ("refused", reason) or ("failed", reason)   instead: a UserError, any other error
+    <- TaskInfo                           once, when the environment has been made ->
+    ("start", model, state, keep_states, perturbation, index)   restore an initial state
+    <- ("ready", hashes)                  the policy's window is in the shared memory ->
+    ("execute", actions) <- ("ready", None), or ("ended", success, steps, total_reward,
+    states) <- ("user_error", reason) or ("failed", reason)   instead: a UserError, any
+    other error
 
 Observations come back through memory that both sides map. It has no name in the file
 system and no descriptors but the two mappings, so nothing is left behind however a
@@ -39,7 +39,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fibopolicy.envs import Observation, SimState, TaskEnv
-from fibopolicy.envs.perturbations import PERTURBATIONS, Perturbation, PerturbedEnv, refusal
+from fibopolicy.envs.perturbations import (
+    PERTURBATIONS,
+    Perturbation,
+    PerturbedEnv,
+    unsupported_reason,
+)
 from fibopolicy.errors import UserError, message_of, one_line
 from fibopolicy.evaluation.init_states import camera_hashes, rendering_versions
 from fibopolicy.utils.processes import WorkerProcess
@@ -56,7 +61,8 @@ class TaskInfo:
     """Description of the environment in a process.
 
     Args:
-        refusals: why it cannot be perturbed, for each perturbation; empty if it can.
+        unsupported_reasons: for each perturbation, why the environment does not support
+            it; empty if it does.
     """
 
     task_id: str
@@ -67,7 +73,7 @@ class TaskInfo:
     proprioception: tuple[str, ...]
     layout: Layout
     versions: Mapping[str, str]
-    refusals: Mapping[str, str]
+    unsupported_reasons: Mapping[str, str]
     warnings: tuple[str, ...] = ()
 
 
@@ -193,7 +199,8 @@ def _serve(
     try:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("default", UserWarning)
-            # Without a perturbation it passes everything through; each episode sets its own.
+            # Without a perturbation it passes everything through; each episode sets its
+            # own.
             env = PerturbedEnv(make_env())
         # The parent repeats them once, not once per process.
         messages = tuple(str(w.message) for w in caught if w.category is UserWarning)
@@ -205,7 +212,7 @@ def _serve(
         pass  # the parent has closed the connection
     except UserError as error:
         with contextlib.suppress(OSError):
-            connection.send(("refused", str(error)))
+            connection.send(("user_error", str(error)))
     except Exception as error:
         where = traceback.extract_tb(error.__traceback__)[-1]
         place = f"{os.path.basename(where.filename)}, line {where.lineno}"
@@ -231,7 +238,7 @@ def _run_episodes(
         proprioception=env.proprioception,
         layout=layout,
         versions=rendering_versions(),
-        refusals={name: refusal(env.env, name) for name in PERTURBATIONS},
+        unsupported_reasons={name: unsupported_reason(env.env, name) for name in PERTURBATIONS},
         warnings=messages,
     )
     counter, window = _share_memory(connection, info, n_obs_steps)

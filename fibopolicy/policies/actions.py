@@ -1,10 +1,11 @@
-"""Actions of a dataset or simulator to the numbers that a policy predicts, and back.
+"""Normalisation: actions of a dataset or simulator to the numbers that a policy
+predicts, and back; vectors of an observation to the numbers that it reads.
 
-Absolute actions hold rotations as axis-angle vectors. Such a vector jumps where the angle
-passes pi, and close to there two distant vectors are almost the same rotation. Policies
-predict the first two columns of the rotation matrix instead, which are continuous: the 6-D
-representation of Zhou et al. 2019, "On the Continuity of Rotation Representations in Neural
-Networks".
+Absolute actions hold rotations as axis-angle vectors. Such a vector jumps where the
+angle passes pi, and close to there two distant vectors are almost the same rotation.
+Policies predict the first two columns of the rotation matrix instead, which are
+continuous: the 6-D representation of Zhou et al. 2019, "On the Continuity of Rotation
+Representations in Neural Networks".
 """
 
 from __future__ import annotations
@@ -30,8 +31,8 @@ class Normalizer(nn.Module):
 
     Args:
         dim: D.
-        kind: "minmax" maps the data to [-1, 1], "gaussian" to mean 0 and variance 1, "none"
-            leaves them. Until `fit`, every kind is the identity.
+        kind: "minmax" maps the data to [-1, 1], "gaussian" to mean 0 and variance 1,
+            "none" leaves them. Until `fit`, every kind is the identity.
     """
 
     offset: Tensor
@@ -66,11 +67,12 @@ class Normalizer(nn.Module):
 
 
 class ActionNormalizer(Normalizer):
-    """Actions `(..., A)` to `(..., dim)`: rotations become 6-D, other numbers are normalised.
+    """Actions `(..., A)` to `(..., dim)`: rotations become 6-D, other numbers are
+    normalised.
 
-    A 6-D rotation takes the place of its axis-angle vector. It lies in [-1, 1] already and
-    is not normalised. `invert` gives actions to execute: in [-1, 1], unless they are
-    absolute (metres and radians).
+    A 6-D rotation takes the place of its axis-angle vector. It lies in [-1, 1] already
+    and is not normalised. `invert` gives actions to execute: in [-1, 1], unless they
+    are absolute (metres and radians).
 
     Attributes:
         dim: D, what a policy predicts per action: A, and 3 more per 6-D rotation.
@@ -86,7 +88,8 @@ class ActionNormalizer(Normalizer):
         self.bounded = self.kind == "minmax" or (self.kind == "none" and not shapes.absolute)
 
     def fit(self, statistics: Mapping[str, NDArray[np.float64]]) -> None:
-        # With these statistics, either kind of normalisation leaves a rotation as it is.
+        # With these statistics, either kind of normalisation leaves a rotation as it
+        # is.
         rotation = {"min": -1.0, "max": 1.0, "mean": 0.0, "std": 1.0}
         super().fit({name: self._expand(x, rotation[name]) for name, x in statistics.items()})
 
@@ -134,8 +137,8 @@ def axis_angle_to_6d(vectors: Tensor) -> Tensor:
 
 
 def axis_angle_from_6d(columns: Tensor) -> Tensor:
-    """Any two vectors `(..., 6)` to the rotation that Gram-Schmidt makes of them, as axis
-    times angle `(..., 3)`, angle in [0, pi].
+    """Any two vectors `(..., 6)` to the rotation that Gram-Schmidt makes of them, as
+    axis times angle `(..., 3)`, angle in [0, pi].
     """
     a, b = columns[..., :3], columns[..., 3:]
     a = F.normalize(a, dim=-1)
@@ -150,7 +153,8 @@ def axis_angle_from_6d(columns: Tensor) -> Tensor:
 
 
 def _quaternion(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
-    """The quaternion `(..., 4)`, as w, x, y, z, of the rotation matrix with these columns.
+    """The quaternion `(..., 4)`, as w, x, y, z, of the rotation matrix with these
+    columns.
 
     Sums of the matrix's entries give four times each product of two of the quaternion's
     entries. The row of the largest entry, divided by that entry, is best conditioned.

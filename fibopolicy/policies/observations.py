@@ -152,16 +152,23 @@ class ObservationEncoder(ObservationPreprocessor):
         return features.reshape(len(obs[self.shapes.keys[0]]), -1)
 
     def encode(self, images: Mapping[str, Tensor]) -> list[Tensor]:
-        """Camera keys float `(B, 3, H', W')` in [0, 1] to features `(B, F_i)`."""
+        """Camera keys float `(B * T_o, 3, H', W')` in [0, 1] to features
+        `(B * T_o, F_i)`, one per camera.
+        """
         frames = [images[camera] for camera in self.cameras]
         if not frames:
             return []
         if self.views == "joint":
-            return [self.encoders[0](torch.stack(frames, dim=1))[1]]
+            _, feature = self.encoders[0](torch.stack(frames, dim=1))
+            return [feature]
         if self.views == "shared":
-            features: Tensor = self.encoders[0](torch.cat(frames))[1]  # (cameras * B, F_i)
-            return list(features.chunk(len(frames)))
-        return [encoder(frame)[1] for encoder, frame in zip(self.encoders, frames, strict=True)]
+            _, feature = self.encoders[0](torch.cat(frames))  # (cameras * B * T_o, F_i)
+            return list(feature.chunk(len(frames)))
+        features = []
+        for encoder, frame in zip(self.encoders, frames, strict=True):
+            _, feature = encoder(frame)
+            features.append(feature)
+        return features
 
 
 def vector_dims(shapes: Shapes) -> dict[str, int]:

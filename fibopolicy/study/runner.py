@@ -14,7 +14,7 @@ from tqdm import tqdm
 from fibopolicy.datasets import DemoFile
 from fibopolicy.datasets.collect import collect
 from fibopolicy.envs import from_env_args
-from fibopolicy.envs.perturbations import refusal
+from fibopolicy.envs.perturbations import unsupported_reason
 from fibopolicy.errors import UserError, unknown
 from fibopolicy.evaluation.init_states import (
     InitStates,
@@ -195,7 +195,7 @@ def prepare_task(study: StudyDirectory, task: StudyTask, workers: int | None = N
                 f"{dataset}: holds demonstrations of {env.task_id}, the study's task is {task.task}"
             )
         for name in dict.fromkeys(text.partition(":")[0] for text in config.perturbations):
-            if reason := refusal(env, name):
+            if reason := unsupported_reason(env, name):
                 raise UserError(f"{reason}; leave it out of the study's perturbations")
         if not init_states.exists():
             _log.info("storing %d initial states of %s", config.episodes, task.task)

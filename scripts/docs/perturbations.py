@@ -15,7 +15,13 @@ from PIL import Image, ImageDraw, ImageFont
 
 from fibopolicy.envs import make
 from fibopolicy.envs.base import episode_seed
-from fibopolicy.envs.perturbations import LEVELS, PERTURBATIONS, Perturbation, PerturbedEnv, refusal
+from fibopolicy.envs.perturbations import (
+    LEVELS,
+    PERTURBATIONS,
+    Perturbation,
+    PerturbedEnv,
+    unsupported_reason,
+)
 
 #: Pixels: side of a frame, height of a line of text, gap.
 SIDE, TEXT, GAP = 112, 18, 6
@@ -33,7 +39,8 @@ def strip(task: str, camera: str | None = None) -> Image.Image:
         names = [
             name
             for name, kind in PERTURBATIONS.items()
-            if not refusal(env, name) and name not in ("proprioception-noise", "action-delay")
+            if not unsupported_reason(env, name)
+            and name not in ("proprioception-noise", "action-delay")
         ]
         rows = -(-len(names) // BLOCKS)
         width, height = (len(LEVELS) + 1) * (SIDE + 1) + 2 * GAP, SIDE + TEXT + GAP

@@ -14,7 +14,7 @@ from fibopolicy.envs.perturbations import (
     Perturbation,
     PerturbedEnv,
     parse,
-    refusal,
+    unsupported_reason,
 )
 from fibopolicy.envs.tabletop.lift import Lift
 from fibopolicy.errors import UserError
@@ -186,15 +186,15 @@ class Undecorated(Lift):
 def test_a_task_refuses_what_it_cannot_do_and_does_the_rest() -> None:
     with PerturbedEnv(Undecorated(image_size=16)) as env:
         env.reset(seed=0)
-        assert refusal(env.env, "light-color") == (
-            "undecorated cannot have the perturbation light-color: it has no MuJoCo simulation;"
-            " perturb its frames, vectors or actions"
+        assert unsupported_reason(env.env, "light-color") == (
+            "undecorated does not support the perturbation light-color: it has no MuJoCo"
+            " simulation; perturb its frames, vectors or actions"
         )
-        with pytest.raises(UserError, match="undecorated cannot have the perturbation shadow"):
+        with pytest.raises(UserError, match="undecorated does not support the perturbation shadow"):
             env.perturb(Perturbation("shadow", 1), 0)
-        assert refusal(env.env, "blur") == ""
+        assert unsupported_reason(env.env, "blur") == ""
     with envs.make("Lift-v0", cameras=()) as blind:
-        assert refusal(blind, "blur").endswith("the policy sees no camera")
+        assert unsupported_reason(blind, "blur").endswith("the policy sees no camera")
 
 
 def test_unknown_perturbations_and_levels_are_named_with_what_is_known() -> None:
