@@ -16,18 +16,18 @@ Every demonstration is measured, and each measure becomes a fault from 0 to 1:
 
     score = product over the faults of (1 - weight * fault)
 
-A score is 1 without a fault, and compares demonstrations within a file: what all of them
-do is no fault.
+A score is 1 without a fault. It compares demonstrations within a file, so a fault that
+all of them share is not found.
 
 Steps, jerk and stillness come from positions `p` `(N, P)`: proprioception, or where a
-file has none, the running sum of the actions. A dimension's unit is its root mean square
-step in the median demonstration. A step is still if the root mean square of `p[t+1] -
-p[t]` over the dimensions is below 0.1 units and the action does not change by more than
-1 % of its range. Jerk is the root mean square of the third difference of `p`. A step is
-saturated if a dimension of its action is within 1 % of the file's smallest or largest
-value of that dimension. An end less than half as far from 0 as the other does not count,
-since 0 means rest; nor does a dimension that is at its ends in over 80 % of all steps,
-such as an open or closed gripper.
+file has none, the running sum of the actions. A dimension's unit is its root mean
+square step in the median demonstration. A step is still if the root mean square of
+`p[t+1] - p[t]` over the dimensions is below 0.1 units and the action does not change by
+more than 1 % of its range. Jerk is the root mean square of the third difference of `p`.
+A step is saturated if a dimension of its action is within 1 % of the file's smallest or
+largest value of that dimension. An end less than half as far from 0 as the other does
+not count, since 0 means rest; nor does a dimension that is at its ends in over 80 % of
+all steps, such as an open or closed gripper.
 """
 
 from __future__ import annotations

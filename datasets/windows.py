@@ -1,5 +1,5 @@
-"""Training samples: windows of observations and the actions that follow, from one file or
-a mixture of several, and their order.
+"""Training samples: windows of observations and the actions that follow, from one file
+or a mixture of several, and their order.
 
 The samples of a step depend on the seed and the step alone, so that resuming needs only
 the step.
@@ -75,6 +75,7 @@ class WindowDataset:
 
     Attributes:
         env_args: the task, as the file gives it.
+        control_hz: control steps a second, where the file says it.
         task_env_args: the same for each task of the demos; empty without `tasks`.
         warnings: the file's harmless deviations, one line each, which names the file.
         demos: the selected demos.
@@ -118,6 +119,7 @@ class WindowDataset:
         self.tasks = dict(tasks or {})
         with nullcontext(path) if isinstance(path, DemoFile) else DemoFile(path) as file:
             self.env_args: dict[str, Any] = file.env_args
+            self.control_hz = file.control_hz
             self.warnings = tuple(f"{self.path}: {warning}" for warning in file.warnings)
             self.left_out = tuple(key for key in file.obs if key not in (*cameras, *vectors))
             self.demos = file.select(filter_key)
@@ -250,9 +252,9 @@ class Mixture:
     Args:
         parts: the files' windows. They must agree in keys, shapes, the width of actions
             and the form of windows.
-        dataset_weights: the share of each file in every batch, positive, of any sum: 1 and 1
-            give half and half, however long the files are. `None` draws every sample
-            equally often, as if the files were one.
+        dataset_weights: the share of each file in every batch, positive, of any sum: 1
+            and 1 give half and half, however long the files are. `None` draws every
+            sample equally often, as if the files were one.
 
     Attributes:
         env_args: the task of the first file, which evaluation uses.
@@ -288,7 +290,16 @@ class Mixture:
             part for part in parts[1:] if part.task_env_args.keys() == first.task_env_args.keys()
         )
         differences = (line for part in alike for line in _differences(first, part))
-        self.warnings = (*(line for part in parts for line in part.warnings), *differences)
+        self.warnings = (
+            *(line for part in parts for line in part.warnings),
+            *(
+                f"{part.path}: has {part.control_hz:g} control steps a second, {first.path}"
+                f" {first.control_hz:g}; the policy learns both as if they were one"
+                for part in parts[1:]
+                if part.control_hz and first.control_hz and part.control_hz != first.control_hz
+            ),
+            *differences,
+        )
         self._buffers = Buffers()
         self._ends = np.cumsum([len(part) for part in parts])
         self.stats = _mixed_stats(

@@ -58,8 +58,8 @@ BAD, DOUBTFUL = 0.5, 0.8
 
 _FORMULA = (
     "Each measure x becomes a fault: (x - a) / (b - a), at least 0 and at most 1. The score is the"
-    " product over the faults of (1 - weight * fault). It compares demonstrations within the file:"
-    " what all of them do is no fault."
+    " product over the faults of (1 - weight * fault). It compares demonstrations within the"
+    " file, so a fault that all of them share is not found."
 )
 _UNITS = (
     "Steps, jerk and stillness come from positions: proprioception, or where a file has none, the"
@@ -181,7 +181,7 @@ def _videos(file: DemoFile, ranked: Sequence[DemoQuality], folder: Path) -> list
 def _frames(file: DemoFile, demos: Sequence[str]) -> tuple[list[NDArray[np.uint8]], float]:
     """The frames of each demonstration, `(T, H, W, 3)`, and frames per second."""
     if file.image_keys:
-        hz = float(file.env_args.get("env_kwargs", {}).get("control_freq") or MAX_FPS)
+        hz = file.control_hz or MAX_FPS
         real_time = max(1, round(hz / MAX_FPS))
         every = max(real_time, math.ceil(max(map(file.length, demos)) / MAX_FRAMES))
         return [_stored(file, demo, every) for demo in demos], hz / real_time

@@ -382,8 +382,8 @@ def _robustness(study: Study) -> list[DocumentBlock]:
         "Every run is evaluated on the same initial states without and with each perturbation. In"
         " brackets: mean over the levels minus clean, in points, with the 95 % interval of this"
         " paired change over training seeds and initial states. Rank: by the mean over all"
-        " perturbations; a range where encoders cannot be told apart (95 % confidence, Bonferroni"
-        " for the comparisons of each encoder)."
+        " perturbations; a range where no difference between encoders is shown (95 % confidence,"
+        " Bonferroni for the comparisons of each encoder)."
     )
     return [Heading("Robustness"), *blocks, Note(note)]
 

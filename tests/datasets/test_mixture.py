@@ -151,6 +151,16 @@ def test_incompatible_files_are_named_with_their_difference(path: Path, tmp_path
         Mixture([windows(path), windows(path, cameras=CAMERAS[:1])])
 
 
+def test_different_control_frequencies_are_reported(tmp_path: Path) -> None:
+    for name, fps in (("slow", 10), ("fast", 50)):
+        with DemoWriter(tmp_path / f"{name}.hdf5", {}, attrs={"fps": fps}) as writer:
+            writer.add(**demo(4, 3))
+    mixture = Mixture([windows(tmp_path / "slow.hdf5"), windows(tmp_path / "fast.hdf5")])
+    (warning,) = [line for line in mixture.warnings if "a second" in line]
+    assert "fast.hdf5: has 50 control steps a second" in warning
+    assert "slow.hdf5 10;" in warning
+
+
 def test_different_env_args_are_reported(
     parts: list[WindowDataset], path: Path, tmp_path: Path
 ) -> None:

@@ -78,7 +78,7 @@ def test_the_tables_have_the_rates_and_changes_of_the_rows(made: Path) -> None:
             assert (row["seeds"], row["init_states"]) == ("3", str(EPISODES))
 
 
-def test_encoders_are_ranked_by_their_mean_and_share_ranks_if_not_told_apart(made: Path) -> None:
+def test_encoders_are_ranked_by_their_mean_and_share_ranks_without_a_difference(made: Path) -> None:
     study = read_study(made)
     found = robustness(study, LIFT, ("bc", "scratch"))
     _, first, *others = ranking_table(study, found)
