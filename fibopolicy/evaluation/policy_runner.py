@@ -26,10 +26,12 @@ from fibopolicy.evaluation.episodes import Episode
 from fibopolicy.policies import Policy, Shapes
 from fibopolicy.policies.run_directory import load_policy, resolve_run
 from fibopolicy.utils.files import StrPath
+from fibopolicy.utils.gpu_memory import batch_that_fits
 from fibopolicy.utils.system import torch_threads
 
 #: Default rows in a call: hardly slower than one row, and enough to share the overhead.
 BATCH_SIZE = 4
+_OUT_OF_MEMORY: Any = object()
 #: Shape and dtype of each observation key.
 Layout = Mapping[str, tuple[tuple[int, ...], np.dtype[Any]]]
 
@@ -241,8 +243,11 @@ class PolicyRunner:
         state = states[0] if self.batch_size == 1 else _concatenate(states, self._state_dim)
         # Inference mode would leave tensors in a policy's caches that training cannot
         # use.
-        with torch.no_grad():
+        returned = _OUT_OF_MEMORY
+        with torch.no_grad(), contextlib.suppress(torch.OutOfMemoryError):
             returned = self._act(obs, state)
+        if returned is _OUT_OF_MEMORY:
+            raise self._out_of_memory(obs)
 
         expected = f"actions ({self.batch_size}, T_a, A) and a state"
         if not isinstance(returned, tuple | list) or len(returned) != 2:
@@ -265,6 +270,18 @@ class PolicyRunner:
             [state] if self.batch_size == 1 else [_row(state, i, self._state_dim) for i in count]
         )
         return [np.array(array[i]) for i in count], states
+
+    def _out_of_memory(self, obs: dict[str, Tensor]) -> UserError:
+        def run(rows: int) -> None:
+            with torch.no_grad():
+                self._act({key: value[:rows] for key, value in obs.items()}, None)
+
+        fits = batch_that_fits(run, self.batch_size, self.device)
+        advice = f"about {fits} fit, pass --batch-size {fits}" if fits else "use --device cpu"
+        return UserError(
+            f"the memory of {self.device} is too small for a policy call of {self.batch_size}"
+            f" rows; {advice}"
+        )
 
     def is_row_independent(self, layout: Layout) -> bool:
         """Whether the actions of a row are the same bits at any place among any other

@@ -6,7 +6,7 @@ import logging
 import time
 import warnings
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -32,6 +32,7 @@ from fibopolicy.training.logging import (
     require_wandb,
 )
 from fibopolicy.utils.files import check_resume_or_overwrite, directory_lock
+from fibopolicy.utils.gpu_memory import batch_that_fits
 
 _log = logging.getLogger(__name__)
 
@@ -61,13 +62,16 @@ def train(config: TrainConfig, *, resume: bool = False, overwrite: bool = False)
     Raises:
         UserError: invalid data or configuration; `config.out` exists and neither
             `resume` nor `overwrite` is given, or it holds a run of another
-            configuration or of data with other statistics; the loss diverges.
+            configuration or of data with other statistics; the loss diverges; the
+            memory of the GPU is too small.
     """
     with init_distributed(config.device) as world:
         trainer = world.main_process_first(
             lambda: Trainer(config, world, resume=resume, overwrite=overwrite)
         )
-        return trainer.train()
+        with suppress(torch.OutOfMemoryError):
+            return trainer.train()
+        raise trainer.out_of_memory()
 
 
 class Trainer:
@@ -331,6 +335,35 @@ class Trainer:
     def _logger(self, start: int) -> MetricsLogger:
         description = checkpoint.describe(self.config, self.dataset)
         return MetricsLogger(self.config.out, start, wandb=self.config.wandb, config=description)
+
+    def out_of_memory(self) -> UserError:
+        """What to tell the user when the memory of the GPU was too small for a step."""
+        config, rng = self.config, SampleRng()
+        size, parts = config.optimizer.batch_size, self.world.size * config.compute.accumulate
+        self.backward, self.loss = self._backward, PolicyLoss(self.policy)
+        self.unread.clear()
+
+        def run(samples: int) -> None:
+            batch = data.to_device(self.dataset.batch(self._indices(0)[:samples]), self.device)
+            share = torch.ones((), device=self.device)
+            self._backward({"part": batch, "share": share}, rng, True)
+
+        trained = [p for group in self.optimizer.param_groups for p in group["params"]]
+        later = 0 if self.optimizer.state else 2 * sum(p.nbytes for p in trained)
+        fits = batch_that_fits(run, size // parts, self.device, later)
+        found = f"{config.out}: the memory of {self.device} is too small for a step of"
+        found += f" {size // parts} samples"
+        if not fits:
+            return UserError(
+                f"{found}, and even for one; end other programs on the GPU, or use a smaller"
+                " encoder or smaller frames (--image-size)"
+            )
+        own = size // self.world.size
+        accumulate = next(n for n in range(1, own + 1) if own % n == 0 and own // n <= fits)
+        return UserError(
+            f"{found}; about {fits} fit: pass --accumulate {accumulate}, which computes the same"
+            f" batch in parts, or --batch-size {fits * parts}"
+        )
 
     def _callbacks(self, logger: MetricsLogger, start: int) -> list[Callback]:
         config, average, device = self.config, self.ema.average, self.device

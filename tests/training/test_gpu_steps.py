@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from fibopolicy.attention.patterns import _device_mask
 from fibopolicy.datasets import Mixture, Windows
 from fibopolicy.errors import UserError
+from fibopolicy.evaluation.episodes import Episode
+from fibopolicy.evaluation.policy_runner import PolicyRunner
 from fibopolicy.policies import PolicyConfig
 from fibopolicy.training import ComputeConfig, TrainConfig
 from fibopolicy.training.cuda_graph import WARM_UP, Recorded, can_record
@@ -28,7 +31,7 @@ from fibopolicy.training.data import leaves, open_dataset
 from fibopolicy.training.distributed import World
 from fibopolicy.training.loader import BatchLoader, make_loader, resident_frames
 from fibopolicy.training.optim import OptimizerConfig, build_optimizer, load_optimizer
-from fibopolicy.training.trainer import PolicyLoss, Trainer
+from fibopolicy.training.trainer import PolicyLoss, Trainer, train
 
 CPU = torch.device("cpu")
 #: Operations that a graph refuses: they wait for the device, or copy from ordinary
@@ -260,3 +263,63 @@ def test_a_checkpoint_of_a_gpu_resumes_on_a_cpu_with_the_optimizer_of_a_cpu() ->
     assert [group["foreach"] for group in ours.param_groups] == [True, True]
     assert [group["fused"] for group in ours.param_groups] == [False, False]
     ours.step()
+
+
+class FullGPU:
+    """A GPU with room for some samples, told by the memory that `use` takes."""
+
+    def __init__(self, room: int, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.free, self.peak = 100 * room, 0
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (self.free, self.free))
+        monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 0)
+        monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: self.peak)
+        monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: None)
+
+    def use(self, samples: int) -> None:
+        self.peak = 100 * samples
+        if self.peak > self.free:
+            raise torch.OutOfMemoryError("Tried to allocate more than there is")
+
+
+@pytest.mark.parametrize(
+    ("room", "advice"),
+    [
+        (5, "about 4 fit: pass --accumulate 2, which computes .*, or --batch-size 4"),
+        (3, "about 2 fit: pass --accumulate 4"),
+        (0, "and even for one; end other programs"),
+    ],
+)
+def test_a_training_that_does_not_fit_says_which_batch_would(
+    tiny_config: TrainConfig,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    room: int,
+    advice: str,
+) -> None:
+    gpu, real = FullGPU(room, monkeypatch), PolicyLoss.forward
+
+    def forward(self: PolicyLoss, batch: dict[str, Any], rng: Any) -> Any:
+        gpu.use(len(batch["actions"]))
+        return real(self, batch, rng)
+
+    monkeypatch.setattr(PolicyLoss, "forward", forward)
+    monkeypatch.setattr(Tensor, "nbytes", 0)  # nothing to keep for AdamW
+    config = replace(tiny_config, out=tmp_path / "run")
+    with pytest.raises(UserError, match=f"too small for a step of 8 samples.*{advice}"):
+        train(config)
+
+
+def test_a_policy_call_that_does_not_fit_says_how_many_rows_would(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    gpu = FullGPU(3, monkeypatch)
+
+    class Greedy:
+        def act(self, obs: dict[str, Tensor], state: None) -> tuple[Tensor, None]:
+            gpu.use(len(obs["hand"]))
+            return torch.zeros(len(obs["hand"]), 1, 4), None
+
+    runner = PolicyRunner(Greedy(), batch_size=8)
+    episode = Episode(0, {"hand": np.zeros((1, 3), np.float32)})
+    with pytest.raises(UserError, match="policy call of 8 rows; about 2 fit, pass --batch-size 2"):
+        runner.act_batch([episode])
