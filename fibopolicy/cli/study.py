@@ -32,6 +32,8 @@ class StudyRun:
     jobs: int | None = None
     """Processes at a time; by default one per GPU, or without GPUs as many as the cores
     allow with the study's threads."""
+    jobs_per_gpu: int | None = None
+    """Runs that share each GPU, by default one; small policies do not fill a GPU."""
     ray: str | None = None
     """Run on the Ray cluster at this address: HOST:PORT, ray://HOST:PORT, or auto for the
     cluster of this machine."""
@@ -98,12 +100,12 @@ class StudyRun:
         from fibopolicy.study.ray_cluster import RayCluster
 
         if self.ray is None:
-            return Local(self.jobs, config.threads, config.device)
+            return Local(self.jobs, config.threads, config.device, self.jobs_per_gpu)
         if self.jobs is not None:
             raise UserError(
                 "--jobs is for this machine only; with --ray the cluster's resources decide"
             )
-        return RayCluster(self.ray, config.threads, config.device)
+        return RayCluster(self.ray, config.threads, config.device, self.jobs_per_gpu)
 
 
 @dataclass(frozen=True)

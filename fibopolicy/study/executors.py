@@ -27,6 +27,8 @@ from fibopolicy.utils.system import usable_cores
 FAILED, INTERRUPTED, BUSY = 1, 130, 75
 #: Seconds that an interrupted process may take to end.
 GRACE = 10.0
+#: Names the GPUs that a process may use.
+VISIBLE = "CUDA_VISIBLE_DEVICES"
 #: Seconds between two polls of the processes.
 POLL_INTERVAL = 0.1
 
@@ -114,21 +116,49 @@ class RunProcess:
                 self._process.stdin.close()
 
 
+def runs_per_gpu(jobs_per_gpu: int | None, gpus: int) -> int:
+    """How many runs share each of the `gpus`: `jobs_per_gpu`, by default one.
+
+    Raises:
+        UserError: a number below 1, or no GPU.
+    """
+    if jobs_per_gpu is None:
+        return 1
+    if jobs_per_gpu < 1:
+        raise UserError(f"jobs_per_gpu must be at least 1, got {jobs_per_gpu}")
+    if not gpus:
+        raise UserError("--jobs-per-gpu needs a GPU for the study, and there is none; use --jobs")
+    return jobs_per_gpu
+
+
 class Local:
     """Executes runs in parallel on this machine.
 
     Args:
-        jobs: processes at a time; by default one per GPU, or without GPUs as many as
-            there are cores for their threads.
+        jobs: processes at a time; by default `jobs_per_gpu` on each GPU, or without
+            GPUs as many as there are cores for their threads.
         threads: torch threads of each process.
         device: device of the study.
+        jobs_per_gpu: processes that share a GPU, by default one.
+
+    Raises:
+        UserError: a number below 1, or `jobs_per_gpu` with `jobs` or without a GPU.
     """
 
-    def __init__(self, jobs: int | None, threads: int, device: str | None) -> None:
+    def __init__(
+        self,
+        jobs: int | None,
+        threads: int,
+        device: str | None,
+        jobs_per_gpu: int | None = None,
+    ) -> None:
         if jobs is not None and jobs < 1:
             raise UserError(f"jobs must be at least 1, got {jobs}")
+        if jobs is not None and jobs_per_gpu is not None:
+            raise UserError("--jobs counts all processes, --jobs-per-gpu those of a GPU; give one")
         self.gpus = torch.cuda.device_count() if device in (None, "cuda") else 0
-        self._jobs = jobs or self.gpus or max(1, usable_cores() // threads)
+        on_gpus = self.gpus * runs_per_gpu(jobs_per_gpu, self.gpus)
+        self._jobs = jobs or on_gpus or max(1, usable_cores() // threads)
 
     @property
     def slots(self) -> int:
@@ -137,13 +167,16 @@ class Local:
     def execute(
         self, study: StudyDirectory, next_run: NextRun, folder: Path
     ) -> Iterator[tuple[Run, float]]:
+        # A scheduler may have given this process other GPUs than the first ones.
+        named = [name for name in os.environ.get(VISIBLE, "").split(",") if name]
+        names = named or list(map(str, range(self.gpus)))
         free = list(range(self._jobs))
         active: dict[int, RunProcess] = {}
         try:
             while True:
                 while free and (run := next_run()) is not None:
                     slot = free.pop(0)
-                    gpu = {"CUDA_VISIBLE_DEVICES": str(slot % self.gpus)} if self.gpus else {}
+                    gpu = {VISIBLE: names[slot % self.gpus]} if self.gpus else {}
                     active[slot] = RunProcess(study, run, folder, gpu)
                 if not active:
                     return

@@ -14,7 +14,7 @@ from typing import Any
 
 from fibopolicy.errors import UserError, one_line
 from fibopolicy.study.directory import StudyDirectory, open_directory
-from fibopolicy.study.executors import NextRun, RunProcess
+from fibopolicy.study.executors import NextRun, RunProcess, runs_per_gpu
 from fibopolicy.study.grid import Run
 from fibopolicy.study.records import failed_attempts, record_failure
 
@@ -36,18 +36,22 @@ class RayCluster:
         address: "auto", HOST:PORT or ray://HOST:PORT.
         threads: torch threads of each run.
         device: device of the study.
+        jobs_per_gpu: runs that share a GPU, by default one.
 
     Raises:
         UserError: Ray is not installed, no cluster answers, or it is too small.
     """
 
-    def __init__(self, address: str, threads: int, device: str | None) -> None:
+    def __init__(
+        self, address: str, threads: int, device: str | None, jobs_per_gpu: int | None = None
+    ) -> None:
         self._ray = _connect(address)
         resources = self._ray.cluster_resources()
         cpus = int(resources.get("CPU", 0))
         self.gpus = int(resources.get("GPU", 0)) if device in (None, "cuda") else 0
         self._threads = threads
-        self._slots = self.gpus or cpus // threads
+        self._per_gpu = runs_per_gpu(jobs_per_gpu, self.gpus)
+        self._slots = self.gpus * self._per_gpu or cpus // threads
         if not self._slots:
             raise UserError(
                 f"ray {address}: the cluster has {cpus} CPUs, a run takes {threads}; lower the"
@@ -61,7 +65,7 @@ class RayCluster:
     def execute(
         self, study: StudyDirectory, next_run: NextRun, folder: Path
     ) -> Iterator[tuple[Run, float]]:
-        resources = {"num_cpus": self._threads, "num_gpus": 1 if self.gpus else 0}
+        resources = {"num_cpus": self._threads, "num_gpus": 1 / self._per_gpu if self.gpus else 0}
         task = self._ray.remote(**resources, max_retries=MAX_RETRIES)(execute_on_node)
         path = str(study.path.absolute())
         waiting: dict[Any, Run] = {}
