@@ -6,33 +6,38 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import nn
 
 from fibopolicy.datasets.profile import Part, parts_table, shares
-from fibopolicy.policies import Policy, build_policy
+from fibopolicy.policies import Policy
 from fibopolicy.training.config import TrainConfig
-from fibopolicy.training.data import open_dataset, shapes_of, to_device
+from fibopolicy.training.distributed import World
 from fibopolicy.training.encoders import camera_encoders
-from fibopolicy.training.optim import EMA, build_optimizer
-from fibopolicy.utils.system import resolve_device
+from fibopolicy.training.logging import Throughput
+from fibopolicy.training.optim import autocast
+from fibopolicy.training.trainer import Trainer
 
-_WARM_UP = 3
-_WHOLE = "step"
+#: Steps before the timed ones. On a GPU, a CUDA graph is recorded in them.
+_WARM_UP = 5
+_WHOLE, _FORWARD = "step", "forward"
 
 
 @dataclass(frozen=True)
 class TrainProfile:
-    """Training steps, part by part.
+    """Training steps as they are trained, then part by part.
 
     Attributes:
-        parts: loading the batch, moving it to the device, preparing its frames (crop,
-            shift, scale), each camera's encoder, the rest of the policy, backward, the
-            optimizer with clipping, the average of the weights; "step" is their sum.
-        samples_per_s: of whole steps.
+        samples_per_s: of steps as they are trained.
+        data_share: the share of their time in which they waited for data, in [0, 1].
         parameters: number of trained parameters.
+        parts: the batch on the device, preparing its frames (crop, shift, scale), each
+            camera's encoder, the rest of the policy, backward, the optimizer with
+            clipping, the average of the weights; "step" is their sum. On a GPU they are
+            launched one by one, not as a CUDA graph.
     """
 
     policy: str
@@ -41,57 +46,75 @@ class TrainProfile:
     batch_size: int
     parameters: int
     samples_per_s: float
+    data_share: float
     parts: Sequence[Part]
 
 
 def profile_train(config: TrainConfig, *, turns: int) -> TrainProfile:
-    """Time `turns` steps after some that warm up; nothing is written.
+    """Time `turns` steps after some that warm up, twice; nothing is written."""
+    trainer = Trainer(config, World())
+    try:
+        samples_per_s, data_share = _as_trained(trainer, turns)
+        parts = shares(_part_by_part(trainer, turns), _WHOLE)
+    finally:
+        trainer.batches.close()
+    return TrainProfile(
+        config.policy.policy,
+        config.policy.encoder,
+        str(trainer.device),
+        config.optimizer.batch_size,
+        sum(p.numel() for p in trainer.parameters if p.requires_grad),
+        samples_per_s,
+        data_share,
+        parts,
+    )
 
-    On a GPU each part ends before the next begins, so parts that overlap in training do
-    not overlap here.
-    """
-    torch.manual_seed(config.seed)
-    device = resolve_device(config.device)
-    dataset = open_dataset(config)
-    policy = build_policy(config.policy, shapes_of(dataset))
-    policy.fit_normalizers(dataset.stats)
-    policy.to(device).train()
-    optimizer = build_optimizer(policy, config.optimizer)
-    ema = EMA(policy, config.optimizer.ema)
+
+def _as_trained(trainer: Trainer, turns: int) -> tuple[float, float]:
+    """Samples per second, and the share of the time spent waiting for data."""
+    for step in range(_WARM_UP):
+        trainer.train_step(step)
+    trainer.throughput = Throughput()
+    _wait(trainer.device)
+    began = time.perf_counter()
+    for step in range(_WARM_UP, _WARM_UP + turns):
+        trainer.train_step(step)
+    _wait(trainer.device)
+    seconds = time.perf_counter() - began
+    return trainer.throughput.samples / seconds, trainer.throughput.data_seconds / seconds
+
+
+def _part_by_part(trainer: Trainer, turns: int) -> dict[str, list[float]]:
+    """Seconds of each part in each step."""
+    config, policy, device = trainer.config, trainer.policy, trainer.device
     seconds: dict[str, list[float]] = {}
     clock = _Clock(device)
     with clock.inner_calls(policy):
         for step in range(turns + _WARM_UP):
             clock.start()
-            indices = dataset.indices(config.optimizer.batch_size, config.seed, step)
-            arrays = dataset.batch(indices)
+            (batch,) = trainer.load_batch(step)
             clock.lap("data")
-            batch = to_device(arrays, device)
-            clock.lap("to the device")
-            loss, _ = policy.loss(batch)
-            clock.lap_forward()
-            optimizer.zero_grad(set_to_none=True)
+            with autocast(config.compute.precision, device):
+                loss, _ = policy.loss(batch)
+            clock.lap(_FORWARD)
+            trainer.optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
             clock.lap("backward")
-            nn.utils.clip_grad_norm_(policy.parameters(), config.optimizer.grad_clip_norm)
-            optimizer.step()
+            nn.utils.clip_grad_norm_(trainer.parameters, config.optimizer.grad_clip_norm)
+            trainer.optimizer.step()
             clock.lap("optimizer")
-            ema.update(policy, step)
+            trainer.ema.update(policy, step)
             clock.lap("average of the weights")
+            laps = clock.laps()
             if step >= _WARM_UP:
-                for name, value in {**clock.laps, _WHOLE: sum(clock.laps.values())}.items():
+                for name, value in {**laps, _WHOLE: sum(laps.values())}.items():
                     seconds.setdefault(name, []).append(value)
-    parts = shares(seconds, _WHOLE)
-    whole = next(part.seconds for part in parts if part.name == _WHOLE)
-    return TrainProfile(
-        config.policy.policy,
-        config.policy.encoder,
-        str(device),
-        config.optimizer.batch_size,
-        sum(p.numel() for p in policy.parameters() if p.requires_grad),
-        config.optimizer.batch_size / whole,
-        parts,
-    )
+    return seconds
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def train_table(profile: TrainProfile) -> str:
@@ -99,34 +122,45 @@ def train_table(profile: TrainProfile) -> str:
     parameters = f"{profile.parameters / 1e6:.2f} million parameters"
     summary = (
         f"{profile.samples_per_s:.0f} samples/s in batches of {profile.batch_size} on"
-        f" {profile.device}: {profile.policy} with {profile.encoder}, {parameters}"
+        f" {profile.device}: {profile.policy} with {profile.encoder}, {parameters};"
+        f" {profile.data_share:.1%} of the time waiting for data"
     )
     return "\n".join([*parts_table(profile.parts), "", summary])
 
 
 class _Clock:
-    """Laps of one step; the time of inner calls is taken out of their lap."""
+    """Laps of one step; the time of inner calls is taken out of the forward pass.
+
+    On a GPU, CUDA events mark the laps, so that the GPU need not wait between them. A
+    lap then also contains the time in which the GPU waits for its next kernel.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self.laps: dict[str, float] = {}
-        self._inner: dict[str, float] = {}
-        self._last = 0.0
+        self._marks: list[tuple[str, Any]] = []
+        self._inner: list[tuple[str, Any, Any]] = []
 
     def start(self) -> None:
-        self.laps, self._inner = {}, {}
-        self._last = self._now()
+        self._marks, self._inner = [("", self._mark())], []
 
     def lap(self, name: str) -> None:
-        now = self._now()
-        self.laps[name], self._last = now - self._last, now
+        """End the lap with this name."""
+        self._marks.append((name, self._mark()))
 
-    def lap_forward(self) -> None:
-        """A lap per inner call; the rest of the forward pass is the policy's."""
-        self.lap("policy")
-        whole = self.laps.pop("policy")
-        self.laps |= self._inner
-        self.laps["policy"] = whole - sum(self._inner.values())
+    def laps(self) -> dict[str, float]:
+        """Seconds of each lap and inner call since `start`."""
+        _wait(self._device)
+        found: dict[str, float] = {}
+        for (_, began), (name, ended) in pairwise(self._marks):
+            whole = _seconds(began, ended)
+            if name == _FORWARD:
+                inner: dict[str, float] = {}
+                for call, *marks in self._inner:
+                    inner[call] = inner.get(call, 0.0) + _seconds(*marks)
+                found |= inner
+                name, whole = "policy", whole - sum(inner.values())
+            found[name] = whole
+        return found
 
     @contextmanager
     def inner_calls(self, policy: Policy) -> Iterator[None]:
@@ -150,14 +184,22 @@ class _Clock:
 
     def _timed(self, call: Callable[..., Any], name: str) -> Callable[..., Any]:
         def timed(*arguments: Any, **options: Any) -> Any:
-            since = self._now()
+            began = self._mark()
             result = call(*arguments, **options)
-            self._inner[name] = self._inner.get(name, 0.0) + self._now() - since
+            self._inner.append((name, began, self._mark()))
             return result
 
         return timed
 
-    def _now(self) -> float:
-        if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
-        return time.perf_counter()
+    def _mark(self) -> Any:
+        """This moment: seconds, or on a GPU an event."""
+        if self._device.type != "cuda":
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+        event.record()
+        return event
+
+
+def _seconds(began: Any, ended: Any) -> float:
+    """Between two marks of a `_Clock`."""
+    return float(ended - began if isinstance(began, float) else began.elapsed_time(ended) / 1e3)

@@ -134,7 +134,7 @@ class Trainer:
             world.main_process_only(lambda: self._open_run(stack))
             start = world.main_process_first(self._load_checkpoint)
             if world.size > 1:
-                self.loss = world.wrap(self.loss, self._load_batch(0)[0])
+                self.loss = world.wrap(self.loss, self.load_batch(0)[0])
             stack.callback(self.batches.close)
             began = time.perf_counter()
             logger = stack.enter_context(self._logger(start)) if world.is_main else None
@@ -179,7 +179,7 @@ class Trainer:
         """
         config, world = self.config, self.world
         began = time.perf_counter()
-        parts = self._load_batch(step)
+        parts = self.load_batch(step)
         loaded = time.perf_counter()
 
         lr = optim.learning_rate(step, config.optimizer)
@@ -203,7 +203,7 @@ class Trainer:
             throughput.add(batch_size, loaded - began, time.perf_counter() - began)
         return {**metrics, "lr": lr} if metrics else {}
 
-    def _load_batch(self, step: int) -> list[dict[str, Any]]:
+    def load_batch(self, step: int) -> list[dict[str, Any]]:
         """This process's samples of a step, on the device, in `accumulate` parts."""
         batch, parts = self.batches(step), self.config.compute.accumulate
         size = len(batch["action_mask"]) // parts
