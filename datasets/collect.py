@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from fibopolicy.datasets.conventions import INSTRUCTION
 from fibopolicy.datasets.shards import (
     Arrays,
     RecordEpisode,
@@ -108,6 +109,9 @@ def collect(
             check_observation(env, obs)
         env.expert_action()  # and here, if the task has no expert
         env_args = env.env_args
+        labels: dict[str, Attribute] = {"generator": GENERATOR}
+        if env.instruction is not None:
+            labels[INSTRUCTION] = env.instruction
         noise = env.expert_noise if plan.noise is None else plan.noise
         plan = replace(plan, noise=noise)
     finally:
@@ -137,7 +141,7 @@ def collect(
             demos=episodes,
             shard_size=SHARD_SIZE,
             workers=checked_workers(workers, -(-episodes // SHARD_SIZE)),
-            attrs=lambda episode: {"generator": GENERATOR},
+            attrs=lambda episode: labels,
             give_up=give_up,
             description=f"collect {plan.task}",
         )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import io
 import os
-from functools import cache
 from importlib import import_module, metadata
 from pathlib import Path
 from typing import Any
@@ -48,7 +47,6 @@ def official_states(task_id: str) -> NDArray[np.float64]:
     return states
 
 
-@cache
 def import_libero() -> Any:
     """The module `libero.libero.envs`, which then reads its assets from `assets_home`.
 

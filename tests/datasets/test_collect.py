@@ -183,3 +183,12 @@ def test_a_task_without_an_expert_is_rejected_and_leaves_no_files(
     with pytest.raises(UserError, match="fibopolicy/Reach-v0 has no scripted expert"):
         collect(PLAN, 2, tmp_path / "demos.hdf5", workers=1)
     assert not list(tmp_path.iterdir())
+
+
+def test_demos_carry_the_instruction_of_a_task_that_has_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Reach, "instruction", "touch the target", raising=False)
+    collect(PLAN, 1, tmp_path / "a.hdf5", workers=1)
+    with DemoFile(tmp_path / "a.hdf5") as file:
+        assert file.attrs("demo_0")["language_instruction"] == "touch the target"
