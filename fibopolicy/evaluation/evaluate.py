@@ -259,22 +259,21 @@ def evaluate_run(
         perturbed = {
             str(one): run(one, resume=resume, overwrite=overwrite) for one in perturbations
         }
-        video_path = perturbed_video_path = None
-        if config.video and perturbed:
-            perturbed_video_path = _write_perturbed_video(
-                config, evaluator, init_states, [rows, *perturbed.values()]
-            )
-        elif config.video:
-            video_path = _write_video(config, evaluator, init_states, rows)
+        video_path = None
+        if config.video:
+            from fibopolicy.evaluation.video import write_episodes  # which nothing else needs
+
+            shown = _episodes_to_film(config, rows, perturbed)
+            video_path = write_episodes(config, evaluator, init_states, shown)
     return Evaluation(
         success_rate(rows),
         rows,
         time.perf_counter() - began,
         files.episodes,
         init_states_path,
-        video_path,
+        None if perturbed else video_path,
         perturbed,
-        perturbed_video_path,
+        video_path if perturbed else None,
     )
 
 
@@ -803,76 +802,24 @@ def _check_video(config: EvaluateConfig, loaded: LoadedPolicy) -> None:
             from_env_args(loaded.env_args, cameras=(camera,)).close()
 
 
-def _write_video(
-    config: EvaluateConfig,
-    evaluator: Evaluator,
-    init_states: InitStates,
-    rows: Sequence[EpisodeResult],
-) -> Path | None:
-    """Write the video; if that fails, warn, since all numbers are stored."""
-    # Imported here, since nothing else needs them.
-    from fibopolicy.evaluation.video import episode_clips
-    from fibopolicy.report.video import write_video
-
-    ordered = sorted(rows, key=lambda row: row.success) if config.failures_first else rows
-    shown = [row for row in ordered if not row.error][: config.video]
-    task = evaluator.info.task_id
-    path = RunDirectory(config.run).video(task, init_states.seed, config.checkpoint)
-    try:
-        clips, fps = episode_clips(
-            evaluator,
-            init_states,
-            shown,
-            camera=config.video_camera,
-            size=config.video_size,
-            overlay=config.overlay,
-        )
-        write_video(path, list(clips.values()), fps)
-    except UserError as error:
-        warnings.warn(f"no video: {error}", stacklevel=2)
-        return None
-    return path
-
-
 #: Initial states and perturbations in a video of perturbed episodes.
 _PERTURBED_ROWS, _PERTURBED_COLUMNS = 3, 4
 
 
-def _write_perturbed_video(
+def _episodes_to_film(
     config: EvaluateConfig,
-    evaluator: Evaluator,
-    init_states: InitStates,
-    evaluations: Sequence[Sequence[EpisodeResult]],
-) -> Path | None:
-    """Write a video of the same initial states, clean and with the strongest level of
-    each perturbation; if that fails, warn, since all numbers are stored.
+    rows: Sequence[EpisodeResult],
+    perturbed: Mapping[str, Sequence[EpisodeResult]],
+) -> dict[str, Sequence[EpisodeResult]]:
+    """The episodes in the video; with perturbations, the same initial states clean and
+    with the strongest level of each, by their headings.
     """
-    from fibopolicy.evaluation.video import draw_clips
-    from fibopolicy.report.video import write_video
-
-    clean, *perturbed = evaluations
-    strongest = {rows[0].perturbation.partition(":")[0]: rows for rows in perturbed}
-    shown = [clean, *strongest.values()][: 1 + _PERTURBED_COLUMNS]
-    whole = [i for i in range(len(clean)) if not any(rows[i].error for rows in shown)]
+    if not perturbed:
+        ordered = sorted(rows, key=lambda row: row.success) if config.failures_first else rows
+        return {"": [row for row in ordered if not row.error][: config.video]}
+    strongest = {name.partition(":")[0]: name for name in perturbed}
+    names = list(strongest.values())[:_PERTURBED_COLUMNS]
+    shown = {"clean": rows, **{name: perturbed[name] for name in names}}
+    whole = [i for i in range(len(rows)) if not any(each[i].error for each in shown.values())]
     whole = whole[: min(config.video, _PERTURBED_ROWS)]
-    path = RunDirectory(config.run).video(
-        evaluator.info.task_id, init_states.seed, config.checkpoint
-    )
-    path = path.with_stem(f"{path.stem}_perturbed")
-    try:
-        columns = [evaluator.repeat(init_states, [rows[i] for i in whole]) for rows in shown]
-        episodes = [one for row in zip(*columns, strict=True) for one in row]
-        clips, fps = draw_clips(
-            evaluator,
-            init_states,
-            episodes,
-            camera=config.video_camera,
-            size=config.video_size,
-            overlay=config.overlay,
-        )
-        headings = [rows[0].perturbation or "clean" for rows in shown]
-        write_video(path, clips, fps, columns=len(shown), headings=headings)
-    except (UserError, ValueError) as error:  # ValueError: an episode failed this time
-        warnings.warn(f"no video: {error}", stacklevel=2)
-        return None
-    return path
+    return {name: [each[i] for i in whole] for name, each in shown.items()}

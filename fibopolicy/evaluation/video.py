@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import colorsys
 import functools
-from collections.abc import Sequence
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -16,13 +18,14 @@ from fibopolicy.datasets.draw import draw_states, view_size
 from fibopolicy.datasets.restore import Trajectory
 from fibopolicy.encoders.pooling import SpatialSoftmax
 from fibopolicy.errors import UserError
-from fibopolicy.evaluation.config import Quality
+from fibopolicy.evaluation.config import EvaluateConfig, Quality
 from fibopolicy.evaluation.episodes import Episode, EpisodeResult
 from fibopolicy.evaluation.evaluate import Evaluator
 from fibopolicy.evaluation.init_states import InitStates
 from fibopolicy.evaluation.policy_runner import preserved_randomness, trained_shapes
 from fibopolicy.policies.observations import ObservationEncoder
-from fibopolicy.report.video import Clip
+from fibopolicy.policies.run_directory import RunDirectory
+from fibopolicy.report.video import Clip, write_video
 from fibopolicy.utils.system import usable_cores
 
 Frame = NDArray[np.uint8]
@@ -34,6 +37,43 @@ PATCHES = 14
 DIRECTIONS = 8
 
 
+def write_episodes(
+    config: EvaluateConfig,
+    evaluator: Evaluator,
+    init_states: InitStates,
+    results: Mapping[str, Sequence[EpisodeResult]],
+) -> Path | None:
+    """Run episodes once more and write the run's video of them; if that fails, warn,
+    since all numbers are stored. It closes the evaluator's simulators.
+
+    Args:
+        results: of the episodes in each column, by its heading; those of a single one
+            are laid out in a grid.
+    """
+    path = RunDirectory(config.run).video(
+        evaluator.info.task_id, init_states.seed, config.checkpoint
+    )
+    layout: dict[str, Any] = {}
+    if len(results) > 1:
+        path = path.with_stem(f"{path.stem}_perturbed")
+        layout = {"columns": len(results), "headings": list(results)}
+    try:
+        columns = [evaluator.repeat(init_states, rows) for rows in results.values()]
+        clips, fps = draw_clips(
+            evaluator,
+            init_states,
+            [episode for row in zip(*columns, strict=True) for episode in row],
+            camera=config.video_camera,
+            size=config.video_size,
+            overlay=config.overlay,
+        )
+        write_video(path, clips, fps, **layout)
+    except (UserError, ValueError) as error:  # ValueError: an episode failed this time
+        warnings.warn(f"no video: {error}", stacklevel=2)
+        return None
+    return path
+
+
 def episode_clips(
     evaluator: Evaluator,
     init_states: InitStates,
@@ -41,17 +81,11 @@ def episode_clips(
     *,
     camera: str | None,
     size: int,
-    overlay: bool = False,
 ) -> tuple[dict[int, Clip], float]:
-    """Run episodes once more and draw their states. It closes the evaluator's
-    simulators.
+    """Run episodes once more and draw their states, see `draw_clips`.
 
     Args:
         results: of the episodes.
-        camera: its name; `None` means the policy's first, or the task's own if the
-            policy has none.
-        size: height of the view, pixels.
-        overlay: draw where the encoder looks, see `draw_overlay`.
 
     Returns:
         clips by index in the order of `results`, without episodes in which a simulator
@@ -61,9 +95,7 @@ def episode_clips(
         UserError: an episode does not repeat, or cannot be drawn.
     """
     episodes = evaluator.repeat(init_states, results)
-    clips, fps = draw_clips(
-        evaluator, init_states, episodes, camera=camera, size=size, overlay=overlay
-    )
+    clips, fps = draw_clips(evaluator, init_states, episodes, camera=camera, size=size)
     return {one.index: clip for one, clip in zip(episodes, clips, strict=True)}, fps
 
 
@@ -76,7 +108,18 @@ def draw_clips(
     size: int,
     overlay: bool = False,
 ) -> tuple[list[Clip], float]:
-    """Draw the states of episodes, each with its perturbation; see `episode_clips`."""
+    """Draw the states of episodes, each with its perturbation. It closes the
+    evaluator's simulators.
+
+    Args:
+        camera: its name; `None` means the policy's first, or the task's own if the
+            policy has none.
+        size: height of the view, pixels.
+        overlay: draw where the encoder looks, see `draw_overlay`.
+
+    Returns:
+        clips in the order of `episodes`; frames per second.
+    """
     if not episodes:
         raise UserError("nothing to film: every episode ended in a simulator error")
     evaluator.close()  # the processes that draw need the memory

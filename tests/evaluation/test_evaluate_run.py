@@ -335,7 +335,7 @@ def test_impossible_evaluations_are_refused(change: dict[str, int], tmp_path: Pa
 def test_failures_are_filmed_first_and_the_overlay_is_drawn(
     again: EvaluateConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from fibopolicy.report import video
+    from fibopolicy.evaluation import video
 
     filmed: list[video.Clip] = []
     monkeypatch.setattr(video, "write_video", lambda path, clips, fps: filmed.extend(clips))
