@@ -127,10 +127,12 @@ class StudyEncoder:
         options: options of `build_encoder`.
         weights: run directory or file of encoder weights that the inits "finetune" and
             "frozen" start from; a relative path starts at the study's file. A timm
-            model may use its published weights instead, by the option `pretrained`,
-            which "scratch" ignores.
+            model or EfficientNet-Lite may use its published weights instead, by the
+            option `pretrained`, which "scratch" ignores.
         name: name within the study; by default the encoder's. Two entries of the same
             encoder need two names.
+        init: the encoder's own init, in a study whose inits are "scratch": so that it
+            is compared with encoders that are trained from scratch. Empty for none.
         untuned: why the study's search leaves this encoder out; it then has the study's
             settings, and the report marks it. Empty for an encoder that is tuned.
     """
@@ -139,6 +141,7 @@ class StudyEncoder:
     options: Mapping[str, Option] = field(default_factory=dict)
     weights: Path | None = None
     name: str = ""
+    init: str = ""
     untuned: str = ""
 
     def __post_init__(self) -> None:
@@ -417,13 +420,21 @@ class StudyConfig:
         for init in self.inits:
             if init not in INITS:
                 raise unknown("init", init, INITS)
-            for encoder in self.encoders:
-                pretrained = encoder.weights is not None or encoder.options.get("pretrained")
+        for encoder in self.encoders:
+            if encoder.init and encoder.init not in INITS:
+                raise unknown(f"init of encoder {encoder.name}:", encoder.init, INITS)
+            if encoder.init and self.inits != ("scratch",):
+                raise UserError(
+                    f"{where}: encoder {encoder.name} has its own init, {encoder.init}, which needs"
+                    f" a study with the init scratch alone, but its inits are {self.inits}"
+                )
+            pretrained = encoder.weights is not None or encoder.options.get("pretrained")
+            for init in (encoder.init,) if encoder.init else self.inits:
                 if init != "scratch" and not pretrained:
                     raise UserError(
                         f"{where}: init {init!r} needs weights to start from, and encoder"
                         f" {encoder.name} has none; set weights= of its StudyEncoder, or for a"
-                        " timm model the option pretrained"
+                        " timm model or EfficientNet-Lite the option pretrained"
                     )
         if any(not isinstance(seed, int) or seed < 0 for seed in self.seeds):
             raise UserError(f"{where}: seeds are integers from 0, got {self.seeds}")

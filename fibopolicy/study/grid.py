@@ -19,12 +19,21 @@ from fibopolicy.training.config import ComputeConfig, TrainConfig
 
 @dataclass(frozen=True)
 class Condition:
-    """One combination of the grid, without the training seed."""
+    """One combination of the grid, without the training seed.
+
+    Args:
+        study_init: one of the study's inits; encoders are compared with the same.
+    """
 
     task: StudyTask
     encoder: StudyEncoder
     policy: StudyPolicy
-    init: str
+    study_init: str
+
+    @property
+    def init(self) -> str:
+        """How the encoder gets its weights."""
+        return self.encoder.init or self.study_init
 
     @property
     def name(self) -> str:

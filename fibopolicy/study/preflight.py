@@ -28,7 +28,9 @@ from fibopolicy.utils.system import resolve_device
 #: The settings of a run that each axis of the grid decides. A policy also decides the
 #: settings of its `StudyPolicy`, and those whose default depends on it.
 DECIDED_BY = {
-    "encoder": ("policy.encoder", "policy.encoder_options", "encoder_weights"),
+    "encoder": (
+        *("policy.encoder", "policy.encoder_options", "encoder_weights", "freeze_encoder"),
+    ),
     "policy": (
         *("policy.policy", "policy.n_obs_steps", "policy.horizon", "policy.n_action_steps"),
         *("policy.hidden", "policy.layers", "policy.action_normalization"),
@@ -208,12 +210,13 @@ def describe_search(config: StudyConfig) -> Iterator[str]:
 def describe_encoders(config: StudyConfig) -> Iterator[str]:
     """How each encoder differs from the baseline."""
     options = {e.name: encoder_settings(e.encoder, **e.options) for e in config.encoders}
+    inits = {e.name: f", init {e.init}" if e.init else "" for e in config.encoders}
     base = options.pop(config.baseline)
     for name, found in options.items():
         if found.keys() == base.keys():
             changes = [f"{k} {found[k]} instead of {base[k]}" for k in base if found[k] != base[k]]
             changed = ", ".join(changes) or "no change at all"
-            yield f"encoder {name} is {config.baseline} with {changed}"
+            yield f"encoder {name} is {config.baseline} with {changed}{inits[name]}"
         else:
             hidden = ("pretrained", "num_views")
             listed = ", ".join(
@@ -221,7 +224,7 @@ def describe_encoders(config: StudyConfig) -> Iterator[str]:
             )
             yield (
                 f"encoder {name} is another network than {config.baseline}, with other pooling"
-                f" ({listed or 'no options'})"
+                f" ({listed or 'no options'}){inits[name]}"
             )
 
 

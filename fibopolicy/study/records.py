@@ -115,8 +115,8 @@ class ConditionRecord:
 
     @property
     def setting(self) -> tuple[str, str]:
-        """Policy and init; encoders are compared with the same setting."""
-        return self.policy, self.init
+        """Policy and the study's init; encoders are compared with the same setting."""
+        return self.policy, self.condition.study_init
 
     @property
     def done(self) -> tuple[RunRecord, ...]:

@@ -753,8 +753,10 @@ def _encoder(one: Mapping[str, Any], inits: Sequence[str]) -> str:
     text = name if name == encoder else f"{name} = {encoder}"
     if options := one["options"]:
         text += f" ({', '.join(f'{key} {value}' for key, value in options.items())})"
-    if one["weights"] and set(inits) != {"scratch"}:
+    if one["weights"] and (one["init"] or inits != ("scratch",)):
         text += f", from {Path(one['weights']).name}"
+    if one["init"]:
+        text += f", {one['init']}"
     return text
 
 

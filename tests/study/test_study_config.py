@@ -272,3 +272,30 @@ def test_an_impossible_task_is_refused() -> None:
         match=r"cameras of fibopolicy/Reach-v0: expected a sequence, .* write \('wrist',\)",
     ):
         StudyTask("reach", cameras="wrist")  # type: ignore[arg-type]
+
+
+def test_an_encoder_with_its_own_init_is_compared_with_those_from_scratch(
+    config: StudyConfig, tmp_path: Path
+) -> None:
+    tuned = StudyEncoder("efficientnet_lite0", {"pretrained": True}, name="tuned", init="finetune")
+    frozen = replace(tuned, name="frozen", init="frozen")
+    mixed = replace(config, encoders=("efficientnet_lite0", tuned, frozen), baseline="")
+    found = conditions(mixed)
+    assert [one.name.split("__")[1:] for one in found] == [
+        ["efficientnet_lite0", "bc", "scratch"],
+        ["tuned", "bc", "finetune"],
+        ["frozen", "bc", "frozen"],
+    ]
+    assert {one.study_init for one in found} == {"scratch"}
+    trainings = [train_config(mixed, Run(one, 0), tmp_path, tmp_path) for one in found]
+    assert [one.freeze_encoder for one in trainings] == [False, False, True]
+    assert [one.policy.encoder_options for one in trainings] == [{}, *[{"pretrained": True}] * 2]
+    (text,) = [line for line in describe_differences(mixed) if "freeze_encoder" in line]
+    assert "encoder: freeze_encoder, policy.encoder_options.pretrained" in text
+    assert from_json(to_json(mixed)) == mixed
+    with pytest.raises(UserError, match="which needs a study with the init scratch alone"):
+        replace(mixed, inits=("scratch", "frozen"), encoders=(tuned,))
+    with pytest.raises(UserError, match="did you mean 'frozen'"):
+        replace(mixed, encoders=(replace(tuned, init="frozn"),))
+    with pytest.raises(UserError, match="and encoder plain has none"):
+        replace(mixed, encoders=(StudyEncoder("vit_tiny", name="plain", init="frozen"),))
