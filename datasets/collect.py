@@ -31,7 +31,7 @@ from fibopolicy.utils.processes import checked_workers
 
 #: Episodes per shard.
 SHARD_SIZE = 5
-#: Episodes after which an expert that hardly ever succeeds is given up.
+#: Episodes after which an expert that hardly ever succeeds is abandoned.
 GIVE_UP_AFTER = 100
 #: How demos and files of a scripted expert are labelled.
 GENERATOR = "scripted expert"

@@ -152,7 +152,7 @@ def recorded_env_args(info: Mapping[str, Any], version: Any) -> dict[str, Any]:
     return {"env_name": name, "env_version": version, "type": 1, "env_kwargs": kwargs}
 
 
-# What the robot was told to do
+# The instruction given to the robot
 
 #: The attribute of a demo that holds it.
 INSTRUCTION = "language_instruction"

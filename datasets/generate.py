@@ -42,7 +42,7 @@ from fibopolicy.utils.processes import checked_workers
 
 #: Attempts per shard.
 SHARD_SIZE = 10
-#: Attempts after which a generation that hardly ever succeeds is given up.
+#: Attempts after which a generation that hardly ever succeeds is abandoned.
 GIVE_UP_AFTER = 50
 
 

@@ -203,7 +203,7 @@ class DemoFile:
         return "store frames as obs/<camera>_image, uint8 (N, H, W, 3)"
 
     def _frames_elsewhere(self) -> list[str]:
-        """Paths of arrays in the first demo that may be frames and are no observations."""
+        """Paths of arrays in the first demo that may be frames but are not observations."""
         read = {self.array_path(f"obs/{key}") for key in self.obs}
         return [
             path
@@ -533,7 +533,7 @@ class DemoFile:
 
     def _find_observations(self) -> list[str]:
         """Find the first demo's observations and how to read them; returns the items
-        that are no arrays.
+        that are not arrays.
         """
         first = self._demo(self.demos[0])
         groups = [name for name in _OBS_GROUPS if isinstance(first.get(name), h5py.Group)]

@@ -2,8 +2,8 @@
 verified, and labelled with their licence.
 
 `huggingface_hub` finds and transfers the files, so its settings hold: `HF_ENDPOINT` for
-a mirror, `HF_TOKEN`, `HF_HUB_OFFLINE`, and its cache, whose files are used and not
-fetched again.
+a mirror, `HF_TOKEN`, `HF_HUB_OFFLINE`, and its cache, whose files are not
+downloaded again.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _log = logging.getLogger(__name__)
 #: Attributes of `data` in a downloaded file.
 _SOURCE, _REVISION, _SHA256 = "source", "source_revision", "source_sha256"
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-#: Attempts without a new byte until a download is given up.
+#: Attempts without a new byte until a download is abandoned.
 _ATTEMPTS = 3
 
 
@@ -310,7 +310,7 @@ def _transfer(name: str, remote: _Remote, path: Path, incomplete: Path) -> str:
             incomplete.unlink()
             raise UserError(
                 f"{name}: {remote.url} came with {what} {got}, expected {expected}; the file was"
-                " changed or damaged on its way, try again or use another mirror"
+                " changed or corrupted in transit; try again or use another mirror"
             )
     if not h5py.is_hdf5(incomplete):
         incomplete.unlink()

@@ -286,7 +286,7 @@ class VideoFrames:
             self._container = av.open(str(path))
             stream = self._container.streams.video[0]
         except (av.FFmpegError, IndexError) as error:
-            raise UserError(f"{path}: is no video ({error}); download it again") from error
+            raise UserError(f"{path}: is not a video ({error}); download it again") from error
         stream.thread_type = "AUTO"
         self._size = stream.height, stream.width
         self._frames = self._decode()

@@ -248,7 +248,7 @@ def _still(steps: Array, action_changes: Array) -> Mask:
 
 
 def _saturated(actions: Sequence[Array]) -> list[Mask]:
-    """Whether a dimension of each action that is no switch is at an end of its range."""
+    """Whether each action is at an end of the range of a dimension, except a switch."""
     pooled = np.concatenate(actions)
     low, high = pooled.min(axis=0), pooled.max(axis=0)
     margin = END * (high - low)

@@ -205,7 +205,7 @@ def record_demos(
     episodes = prefetch_episodes(
         folder, start, needed=demos, shard_size=shard_size, workers=workers
     )
-    # Closed at once: a collection that is given up must not end the next one's workers.
+    # Closed at once: an abandoned collection must not end the next one's workers.
     with (
         contextlib.closing(episodes),
         tqdm(total=demos, desc=description, unit="demo", disable=None) as bar,

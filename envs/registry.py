@@ -115,7 +115,7 @@ def other_suite(name: str, kwargs: Mapping[str, Any] | None = None) -> str | Non
 def _not_run(name: str, suite: str) -> str:
     return (
         f"task {name!r} is {suite}'s, which fibopolicy does not simulate: training on its data"
-        f" works; to roll a policy out, call its method act in {suite}'s simulator, or set"
+        f" works; to roll a policy out, call its `act` in {suite}'s simulator, or set"
         " env_name in env_args to the <module>:<class> of a custom TaskEnv"
     )
 
@@ -274,8 +274,8 @@ def unavailable(env_args: Mapping[str, Any]) -> str | None:
     if kind == 1:
         return None
     return (
-        f"env_args name task {name!r} of type {kind!r}, which is neither built in nor Meta-World's"
-        " nor robosuite's (type 1) nor the <module>:<class> of a custom task"
+        f"env_args name task {name!r} of type {kind!r}; expected a built-in, Meta-World, LIBERO or"
+        " robosuite (type 1) task, or <module>:<class>"
     )
 
 

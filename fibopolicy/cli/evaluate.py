@@ -147,7 +147,7 @@ class Compare:
     """How much worse a candidate may be and still count as not inferior, e.g. 0.05.
     Choose it before you see the results."""
     gate: bool = False
-    """Tell by the exit code whether all candidates are not inferior. Needs --margin."""
+    """Report as the exit code whether all candidates are not inferior. Needs --margin."""
     effect_sizes: tuple[float, ...] = (0.02, 0.05, 0.1)
     """Differences of success rates for which the required episodes are printed."""
     selector: Annotated[Selector, arg(name="")] = field(default_factory=Selector)

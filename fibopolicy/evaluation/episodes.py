@@ -176,7 +176,7 @@ def _line(result: EpisodeResult) -> str:
 def not_evaluated(run: Path) -> UserError:
     """The error for a run without results, or for a path that is not a run."""
     if not run.is_dir():
-        return UserError(f"{run}: no such run directory; pass the --out of a training")
+        return UserError(f"{run}: no such run directory; pass the --out of a training run")
     return UserError(f"{run}: has no episode rows; run `fibopolicy evaluate {quoted(run)}` first")
 
 

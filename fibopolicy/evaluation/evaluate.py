@@ -1,7 +1,7 @@
 """Evaluate a policy: run one episode from each stored initial state.
 
-`evaluate_policy` takes any policy from Python, `evaluate_run` the run directory of a
-training, as the command `fibopolicy evaluate` does. Both use one engine, `Evaluator`.
+`evaluate_policy` takes any policy from Python, `evaluate_run` the directory of a
+training run, as the command `fibopolicy evaluate` does. Both use `Evaluator`.
 Results depend on the policy and its device, the initial states, `batch_size` and
 `threads`, and on nothing else: not on the number of workers, nor on the order in which
 episodes run.

@@ -81,7 +81,7 @@ def rendering_versions() -> dict[str, str]:
 
 
 def camera_hashes(obs: Observation) -> dict[str, str]:
-    """A digest of each camera's frame; equal exactly when every pixel is."""
+    """A digest of each camera's frame, which is equal if and only if all pixels are."""
     return {
         key: hashlib.sha256(np.ascontiguousarray(frame).tobytes()).hexdigest()[:16]
         for key, frame in sorted(obs.items())

@@ -48,7 +48,7 @@ def load(
     first call takes seconds: it compiles kernels and starts the GPU.
 
     Args:
-        run: the run directory of a training, a robomimic checkpoint (.pth),
+        run: the directory of a training run, a robomimic checkpoint (.pth),
             "hub:OWNER/NAME" or "example:reach".
         checkpoint: "ema", the moving average of the weights; "model"; or one of the
             best, as "best/step_001000".
@@ -158,8 +158,8 @@ class PolicyRunner:
 
         Raises:
             UserError: an observation is missing, has another shape or type, or is not
-                finite; the policy does not return finite actions. The episode is as
-                before, so that the call may be repeated.
+                finite; the policy does not return finite actions. The episode state is
+                unchanged, so that the call may be repeated.
         """
         obs = self._checked(observation)
         window = deque(self._window or [obs] * self.n_obs_steps, self.n_obs_steps)

@@ -171,7 +171,7 @@ class Simulator:
         self.process.join(5)
         code = self.process.exitcode
         if code is not None and code < 0:
-            return f"was ended by {signal.Signals(-code).name}"
+            return f"was killed by {signal.Signals(-code).name}"
         return f"ended with code {code}"
 
     def close(self) -> None:

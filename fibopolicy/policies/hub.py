@@ -2,7 +2,7 @@
 package. Each becomes a run directory in the cache.
 
 Of a repository, only the configuration and the weights are taken, as JSON and
-safetensors. Neither can hold code, and names of code are refused.
+safetensors. Neither can hold code, and names of code are rejected.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def hub_policy(name: str) -> Path:
 
     Raises:
         UserError: no such repository, no connection and no copy in the Hub's cache, or
-            what it holds is no policy of this library.
+            what it holds is not a policy of this library.
     """
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError

@@ -82,7 +82,7 @@ class RunDirectory:
         if not self.config.is_file():
             raise UserError(
                 f"{self.path}: is not a run directory, it has no {self.config.name}; pass the"
-                " --out of a training"
+                " --out of a training run"
             )
         try:
             document = json.loads(self.config.read_text(encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""Everything that knows robomimic, 0.3 and 0.5: its policies trained here, its
+"""Everything specific to robomimic, 0.3 and 0.5: its policies trained here, its
 checkpoints read and written, its own training with our encoders.
 
 robomimic keeps the modality of each observation in a global table (`ObsUtils`), which

@@ -119,7 +119,7 @@ def _parse(path: Path, contents: dict[str, Any]) -> Checkpoint:
     weights = contents["model"]
     if isinstance(weights.get("nets"), Mapping) and "optimizers" in weights:  # 0.5
         weights = weights.get("ema") or weights["nets"]
-    # After a training on several datasets, 0.5 has lists of these.
+    # After training on several datasets, 0.5 has lists of these.
     env_metadata, shapes = (
         stored[0] if isinstance(stored, list) else stored
         for stored in (contents["env_metadata"], contents["shape_metadata"])

@@ -79,7 +79,7 @@ def read_config(
 
 
 def datasets(config: Any) -> list[dict[str, Any]]:
-    """The datasets of a training, each with its "path"."""
+    """The datasets of a training run, each with its "path"."""
     data = config.train.data
     return [{"path": data}] if isinstance(data, str) else data
 

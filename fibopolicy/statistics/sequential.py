@@ -1,7 +1,7 @@
 """Planned interim looks at a growing experiment, without more false positives.
 
-Whoever tests at 5 % after every few training seeds finds a difference that is not there
-far more often than in 5 % of experiments. A plan names the looks beforehand and spends
+If you test at 5 % after every few training seeds, you will find a difference that does
+not exist in far more than 5 % of experiments. A plan names the looks beforehand and spends
 the 5 % over them (Lan and DeMets, 1983), little at the first looks and most at the last
 (the spending function that resembles O'Brien and Fleming's boundaries).
 """

@@ -191,7 +191,7 @@ class StudySearch:
     The better half of the settings enters the next rung, with more steps. The best
     setting of the last rung is chosen.
 
-    A trial of a later rung starts anew, because the learning rate falls to zero over
+    A trial of a later rung starts from scratch, because the learning rate falls to zero over
     the trial's own steps: a shorter trial is a complete, shorter training.
 
     Args:

@@ -62,7 +62,7 @@ class Trial:
 
 @dataclass(frozen=True)
 class Run:
-    """One training and its evaluation: a condition with a training seed.
+    """One training run and its evaluation: a condition with a training seed.
 
     Args:
         trial: of a trial; `None` for a run that counts.

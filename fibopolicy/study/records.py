@@ -351,7 +351,7 @@ def read_rungs(study: StudyDirectory, condition: Condition) -> tuple[tuple[RunRe
 
 def ranking(rung: Sequence[RunRecord]) -> list[int]:
     """The settings of finished trials by number, best first: by successes on the same
-    initial states; between equals by the lower training loss, then by number. Settings
+    initial states; ties are broken by the lower training loss, then by number. Settings
     whose training diverged come last.
     """
 

@@ -516,8 +516,8 @@ def _search(study: Study) -> list[DocumentBlock]:
         "Successes of each trial on the same initial states, and the training loss (mean of the"
         " last ten logged). In each rung a trial is a complete training with its own learning-rate"
         " schedule, for a share of the steps. The half with the most successes enters the next"
-        " rung, between equals the lower loss, then the setting named first. The best of the last"
-        " rung is chosen."
+        " rung; ties are broken by the lower loss, then by the order of the settings. The best of"
+        " the last rung is chosen."
     )
     if search.rungs[-1][0] < 1:
         note += " Caveat: settings that are best for fewer steps may not be best for all."

@@ -222,7 +222,7 @@ def load_checkpoint(out: Path, state: TrainingState, *, export: bool) -> int:
         raise
     except Exception as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UserError(f"{path}: cannot be resumed from ({reason}); {advice}") from error
+        raise UserError(f"{path}: cannot resume from it ({reason}); {advice}") from error
     if export:
         _export(out, state, step)
     return step

@@ -76,7 +76,7 @@ class ComputeConfig:
     precision: Precision = "auto"
     """"fp32", "bf16" (autocast), or "auto": bf16 on GPUs that support it; kept on resume."""
     compile: bool = False
-    """torch.compile the encoders; takes minutes at the start; needs a C++ compiler on CPUs."""
+    """torch.compile the encoders. It takes minutes at the start, and on CPUs a C++ compiler."""
     cuda_graph: bool = True
     """On a GPU, launch forward and backward pass as one CUDA graph, for bc, diffusion and flow
     with our ViTs or resnet18."""

@@ -195,7 +195,7 @@ def peak_memory(device: torch.device) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class Summary:
-    """Outcome and cost of a training.
+    """Outcome and cost of a training run.
 
     Attributes:
         steps: gradient steps of the weights.

@@ -104,7 +104,7 @@ PATIENCE = 50
 
 
 class Divergence:
-    """Ends a training whose loss is not finite or stays far above its usual level.
+    """Ends a training run whose loss is not finite or stays far above its usual level.
 
     The usual level is the median of the last `WINDOW` losses that were not high. Their
     size is the magnitude of that median or their interquartile range, whichever is

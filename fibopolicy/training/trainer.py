@@ -46,7 +46,7 @@ class TrainResult:
 
 
 class Diverged(UserError):
-    """The loss of a training is not finite, or stays far above its usual level."""
+    """The loss of a training run is not finite, or stays far above its usual level."""
 
 
 def train(config: TrainConfig, *, resume: bool = False, overwrite: bool = False) -> TrainResult:

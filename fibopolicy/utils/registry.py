@@ -40,7 +40,7 @@ class Registry(Generic[T]):
         return name in self._entries
 
     def __getitem__(self, name: str) -> T:
-        """Raise `UserError`, that suggests the closest name, if there is no such entry."""
+        """Raise `UserError` with the closest name if there is no such entry."""
         if name not in self._entries:
             raise unknown(self.kind, name, self.names())
         entry = self._entries[name]

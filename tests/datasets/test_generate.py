@@ -315,7 +315,7 @@ def test_unusable_sources_are_named(source: Path, tmp_path: Path) -> None:
         ),
         (of_width(6), {}, r"demo_1: its actions are of shape \(6,\), this robot's of \(7,\)"),
         (of("PickPlace"), {}, "did you mean 'PickPlaceCan'.*Lift.*--task"),
-        (of("Lift-v0", 4), {}, "neither built in nor"),
+        (of("Lift-v0", 4), {}, "expected a built-in, Meta-World"),
         (of("fibopolicy/Lift-v0", 2), {}, "not robosuite's"),
         (of("Coffee_D0"), {}, "Coffee_D0' is MimicGen's"),
         (

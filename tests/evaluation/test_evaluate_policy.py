@@ -200,7 +200,7 @@ def test_shipped_initial_states_are_those_that_the_tasks_draw() -> None:
 
 def test_errors_count_in_no_rate_and_are_stated() -> None:
     row = EpisodeResult("t", 0, 0, True, 5, 1.0, 0.1, 0, "", 0, 9, "fast", "x")
-    reason = "its process was ended by SIGKILL"
+    reason = "its process was killed by SIGKILL"
     failed = replace(row, index=1, success=False, steps=0, error=reason, attempts=3)
     rate = success_rate([row, failed])
     assert (rate.successes, rate.episodes, rate.errors) == (1, 1, 1)

@@ -279,7 +279,7 @@ def test_a_simulator_that_dies_between_episodes_costs_none(init_states: InitStat
 def test_a_simulator_that_cannot_start_is_an_error_after_three_attempts() -> None:
     with (
         Scheduler(faulty_envs.dies_at_start, 1, 1) as pool,
-        pytest.raises(UserError, match=r"was ended by SIGKILL.*tried 3 times"),
+        pytest.raises(UserError, match=r"was killed by SIGKILL.*tried 3 times"),
     ):
         pool.info()
 
