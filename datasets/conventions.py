@@ -64,7 +64,7 @@ def is_absolute(env_args: Mapping[str, Any]) -> bool:
     `input_type`.
 
     Args:
-        env_args: of a robomimic file, of any robosuite from 1.0 to 1.5.
+        env_args: `env_args` of a robomimic file, of any robosuite from 1.0 to 1.5.
     """
     return any(
         part.get("input_type") == "absolute"

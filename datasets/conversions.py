@@ -85,7 +85,7 @@ def find_conversion(
     """The conversion of an observation, or why there is none.
 
     Args:
-        shape: of a step, without the time axis.
+        shape: shape of a step, without the time axis.
         sample: gives a few of its rows `(n, *shape)`; called only where shape and dtype
             do not decide.
         flipped: frames are stored upside down.
@@ -233,7 +233,7 @@ def action_conversion(shape: Shape, dtype: np.dtype[Any]) -> Conversion | str:
     """The conversion of actions, or why there is none.
 
     Args:
-        shape: of a step: (A,), (1, A), or () for one number.
+        shape: shape of a step: (A,), (1, A), or () for one number.
     """
     if len(shape) > 2 or (len(shape) == 2 and shape[0] != 1):
         return "expected (N, A)"

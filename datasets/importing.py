@@ -40,7 +40,7 @@ class RecordedEpisode:
         actions: float `(N, A)`.
         extra: `states`, `rewards` and `dones`, those that there are.
         model_file: the MJCF of its scene.
-        attrs: of the demo.
+        attrs: attributes of the demo.
     """
 
     name: str

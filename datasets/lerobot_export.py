@@ -178,7 +178,7 @@ class _DatasetWriter:
     """Writes episodes into an empty folder; a context manager.
 
     Args:
-        folder: of the dataset.
+        folder: folder of the dataset.
         fps: frames per second.
         images: whether frames are stored as PNG.
 
@@ -380,8 +380,8 @@ class _ParquetFiles:
     """Tables of one schema, several to a file.
 
     Args:
-        folder: of the dataset.
-        template: of the files' paths.
+        folder: folder of the dataset.
+        template: template of the files' paths.
         limit: megabytes after which another file begins.
     """
 
@@ -469,8 +469,8 @@ class _VideoFiles:
     """The videos of one camera, several episodes to a file.
 
     Args:
-        folder: of the dataset.
-        feature: of the camera.
+        folder: folder of the dataset.
+        feature: feature of the camera.
         size: height and width, pixels.
         fps: frames per second.
 

@@ -26,7 +26,7 @@ class Part:
 
     Attributes:
         seconds: median over turns, and its quartiles.
-        share: of the whole, in [0, 1].
+        share: share of the whole, in [0, 1].
     """
 
     name: str
@@ -40,8 +40,9 @@ class DataProfile:
     """Batches of a dataset, drawn in the order of training.
 
     Attributes:
-        batch_bytes: of one batch.
-        samples_per_s, mb_per_s: of ready batches; MB are 10^6 bytes.
+        batch_bytes: bytes of one batch.
+        samples_per_s, mb_per_s: samples and MB per second of ready batches; MB are 10^6
+            bytes.
         cache_bytes, cache_seconds: building a new frame cache from the files, which the
             system may hold in memory.
     """

@@ -127,7 +127,7 @@ class Restorer:
     Args:
         path: the file.
         skip_corrupt: see `DemoFile`.
-        overrides: of the environment, e.g. `cameras`.
+        overrides: options of the environment to override, e.g. `cameras`.
     """
 
     def __init__(self, path: Path, skip_corrupt: bool, **overrides: Any) -> None:

@@ -243,7 +243,7 @@ def _plan(
     within the arm's reach and joint limits.
 
     Args:
-        pose, joints: of the eef and the arm at the beginning.
+        pose, joints: pose of the eef and joints of the arm at the beginning.
         grip: how the eef was turned, relative to the recording, when it picked up what
             it carries.
     """

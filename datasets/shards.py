@@ -107,7 +107,7 @@ class Recording:
 
     Args:
         env: the task.
-        seed: of its layout.
+        seed: seed of its layout.
     """
 
     def __init__(self, env: TaskEnv, seed: int) -> None:
@@ -152,7 +152,7 @@ def add_episode(writer: DemoWriter, episode: Arrays, attrs: Mapping[str, Attribu
     """Write an episode, see `Recording.arrays`, as a demo; returns its name.
 
     Args:
-        attrs: of the demo, besides its seed.
+        attrs: attributes of the demo, besides its seed.
     """
     obs = {key[4:]: value for key, value in episode.items() if key.startswith("obs/")}
     return writer.add(
@@ -190,7 +190,7 @@ def record_demos(
     "valid".
 
     Args:
-        folder: of the shards, see `resume_folder`.
+        folder: folder of the shards, see `resume_folder`.
         start: called once in every process; returns what records the episode of an
             index.
         shard_size: episodes in a shard: the most that a killed run loses per worker.

@@ -86,8 +86,8 @@ class WindowDataset:
         image_shapes: (H, W, 3) per camera.
         vector_dims: D per vector key.
         action_dim: A.
-        actions: of all steps of the selected demos, float32 `(len, A)`; clipped to [-1,
-            1] where the task's simulator does so.
+        actions: actions of all steps of the selected demos, float32 `(len, A)`; clipped
+            to [-1, 1] where the task's simulator does so.
         stats: per vector key and for "actions": `min`, `max`, `mean` and (population)
             `std`, float64 `(D,)`, over all steps of the selected demos.
 
@@ -258,8 +258,9 @@ class Mixture:
 
     Attributes:
         env_args: the task of the first file, which evaluation uses.
-        task_env_args: of each task that a policy is conditioned on.
-        warnings: of the files, and how their `env_args` differ, one line each.
+        task_env_args: `env_args` of each task that a policy is conditioned on.
+        warnings: warnings about the files, and how their `env_args` differ, one line
+            each.
         stats: as of `WindowDataset`; mean and standard deviation are those of what is
             drawn, so they follow the weights.
 

@@ -24,7 +24,7 @@ class Blocks(NamedTuple):
     """An array that is written block by block, to save memory.
 
     Args:
-        shape: of the whole, with its N steps.
+        shape: shape of the whole, with its N steps.
         parts: arrays whose concatenation it is.
     """
 

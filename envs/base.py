@@ -53,8 +53,8 @@ class TaskEnv(gymnasium.Env[Observation, NDArray[np.float32]], ABC):
     control_hz: float
     #: How frames are rendered. Frames of different qualities do not match.
     quality: Quality
-    #: Control steps after which an episode is truncated, by robosuite's name; a policy's
-    #: `horizon` is another number.
+    #: The most control steps of an episode, which is then truncated. The name is
+    #: robosuite's; a policy's `horizon` is the length of its action chunk.
     horizon: int
     #: Default standard deviation of the noise on an expert's executed actions, action
     #: units.

@@ -552,7 +552,7 @@ class PerturbedEnv(TaskEnv):
         """Perturb the episode that begins at this instant; returns its observation.
 
         Args:
-            index: of the initial state.
+            index: index of the initial state.
 
         Raises:
             UserError: this environment does not support it.

@@ -127,7 +127,7 @@ def make(task: str, **options: Any) -> TaskEnv:
     """Make a task's environment.
 
     Args:
-        options: of its constructor: cameras, image_size, quality, ...
+        options: options of its constructor: cameras, image_size, quality, ...
 
     Raises:
         UserError: an unknown task or option; a custom task that is not a `TaskEnv` or

@@ -215,7 +215,7 @@ class Decor:
 
     Args:
         shape: "box", "sphere", "ellipsoid" or "cylinder".
-        position: of its centre, `(3,)` metres.
+        position: position of its centre, `(3,)` metres.
         size: half its extents, `(3,)` metres.
         rgba: colour and opacity, in [0, 1].
     """

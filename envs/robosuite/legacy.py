@@ -81,7 +81,7 @@ def hold_orientation(robots: Sequence[Any]) -> None:
     rotations are exactly 0 for long stretches, then drift.
 
     Args:
-        robots: of a robosuite environment, with new or updated controllers.
+        robots: robots of a robosuite environment, with new or updated controllers.
     """
     for robot in robots:
         composite = robot.composite_controller

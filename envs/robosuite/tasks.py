@@ -13,7 +13,7 @@ class Defaults:
     Args:
         horizon: control steps until an episode is truncated; robomimic's for its
             proficient-human data.
-        robots: of the scene.
+        robots: robots of the scene.
         cameras: the cameras to render.
     """
 

@@ -129,7 +129,7 @@ class RandomPattern(_TargetPattern):
     in both directions.
 
     Args:
-        seed: of the random draw; two patterns with different seeds differ.
+        seed: seed of the random draw; two patterns with different seeds differ.
     """
 
     seed: int = 0
@@ -159,7 +159,7 @@ class BigBirdPattern(_TargetPattern):
     it make up the rest of the target.
 
     Args:
-        seed: of the random pairs; two patterns with different seeds differ.
+        seed: seed of the random pairs; two patterns with different seeds differ.
     """
 
     seed: int = 0

@@ -124,7 +124,7 @@ def build_encoder(name: str, *, image_size: tuple[int, int], **options: Any) -> 
             its options by keyword and returns an `Encoder`. Its module is imported from
             Python's path, or else from the current folder.
         image_size: (H, W), pixels.
-        options: of the encoder, e.g. `depth=4`.
+        options: options of the encoder, e.g. `depth=4`.
 
     Raises:
         UserError: an unknown name or option (the nearest match is suggested), a value

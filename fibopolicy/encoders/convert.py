@@ -173,7 +173,7 @@ class _Layer:
     """What an attention module of transformers needs to know of Fibottention.
 
     Args:
-        index: of the layer, from 0.
+        index: index of the layer, from 0.
         num_prefix: tokens before the patches.
         num_tokens: the only number of patches that the model may see; `None` for any.
     """

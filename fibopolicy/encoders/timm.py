@@ -30,7 +30,7 @@ class TimmEncoder(Encoder):
     read.
 
     Args:
-        name: of the model, as in `timm.list_models()`.
+        name: name of the model, as in `timm.list_models()`.
         image_size: (H, W), pixels; a transformer's position embeddings are resampled to
             it.
         pretrained: load the published weights, which may need the network.

@@ -29,7 +29,7 @@ class Episode:
     """An episode in memory, from its initial state to its end.
 
     Args:
-        index: of the initial state.
+        index: index of the initial state.
         window: the last T_o observations, `(T_o, ...)` per key, the newest last.
         state: what the policy returned with its last actions, `None` at the start.
         decision: number of policy calls so far.
@@ -37,7 +37,8 @@ class Episode:
         success: whether the goal was met at some step.
         steps: control steps taken.
         total_reward: summed over the episode.
-        states: if filmed, the initial state and the state after every step, `(S,)` each.
+        states: if filmed, the initial state and the state after every step, `(S,)`
+            each.
         wall_s: seconds from the start of the last attempt to its end.
         error: empty, or why a simulator could not finish the episode; `success`,
             `steps` and `total_reward` are then undefined.
@@ -76,7 +77,7 @@ class EpisodeResult:
 
     Args:
         task: task id.
-        index: of the initial state.
+        index: index of the initial state.
         seed: from which the initial state was drawn.
         success: whether the goal was met at some step.
         steps: control steps taken.
@@ -92,15 +93,15 @@ class EpisodeResult:
         policy: digest of the policy's weights; empty if it has none.
         batch_size: rows in each policy call; the last bits of the actions depend on it.
         threads: torch threads during the call, with the same effect.
-        device: of the policy, "cpu" or the name of a GPU, with the same effect.
+        device: device of the policy, "cpu" or the name of a GPU, with the same effect.
         error: empty, or why no simulator could finish the episode in any attempt.
             The episode then counts in no rate.
         attempts: number of attempts. Only `wall_s` and `attempts` differ between
             repetitions.
         mismatch: empty, or the cameras whose first frame differed from the stored one,
             where that was allowed.
-        perturbation: of the episode, as "blur:2"; empty for a clean one. It does not
-            change the initial state.
+        perturbation: applied to the episode, as "blur:2"; empty for a clean one. It
+            does not change the initial state.
     """
 
     task: str

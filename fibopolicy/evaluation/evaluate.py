@@ -113,11 +113,12 @@ def evaluate_policy(
         max_retries: further attempts at an episode whose simulator dies, hangs or
             fails. Afterwards its result is an error, not a failure of the policy.
         allow_mismatch: accept initial states that do not look as they did when stored.
-        perturbation: of every episode, e.g. `Perturbation("blur", 2)`.
+        perturbation: applied to every episode, e.g. `Perturbation("blur", 2)`.
         on_result: called with each result when its episode has ended.
-        options: of the environment, e.g. `cameras`, `image_size`, `quality`, `horizon`.
-            Cameras, sizes and quality default to those of the policy's training data if
-            it has the attribute `shapes` of this library's policies.
+        options: options of the environment, e.g. `cameras`, `image_size`, `quality`,
+            `horizon` (control steps until an episode is truncated). Cameras, sizes and
+            quality default to those of the policy's training data if it has the
+            attribute `shapes` of this library's policies.
 
     Raises:
         UserError: an unknown task or option; unusable initial states; an environment
@@ -178,7 +179,7 @@ class Evaluation:
     """The outcome of `evaluate_run`.
 
     Args:
-        rate, rows: of the clean evaluation.
+        rate, rows: rate and rows of the clean evaluation.
         perturbed: the rows of each perturbation, on the same initial states.
         perturbed_video_path: clean and perturbed episodes side by side.
     """
@@ -194,8 +195,8 @@ class Evaluation:
 
 
 def tasks_to_evaluate(config: EvaluateConfig) -> tuple[str | None, ...]:
-    """The tasks to call `evaluate_run` with: the named one; else each that the policy is
-    conditioned on; else `None`, the task of its training.
+    """The tasks to call `evaluate_run` with: the named one; else each that the policy
+    is conditioned on; else `None`, the task of its training.
     """
     tasks = () if config.task else tuple(RunDirectory(config.run).read_tasks())
     return tasks or (config.task,)
@@ -204,8 +205,8 @@ def tasks_to_evaluate(config: EvaluateConfig) -> tuple[str | None, ...]:
 def evaluate_run(
     config: EvaluateConfig, *, resume: bool = False, overwrite: bool = False
 ) -> Evaluation:
-    """Evaluate a run directory on one task: results go to `episodes.jsonl`, the video to
-    `videos/`.
+    """Evaluate a run directory on one task: results go to `episodes.jsonl`, the video
+    to `videos/`.
 
     Each result is on disk as soon as its episode has ended.
 
@@ -319,14 +320,14 @@ class Evaluator:
         policy: see `evaluate_policy`, also for the other arguments that it has.
         make_env: makes one environment; each process imports it by its name.
         viewer: open MuJoCo's viewer for the only worker.
-        checkpoint_step, checkpoint: of the policy, for its results.
-        name: of the policy in messages.
+        checkpoint_step, checkpoint: those of the policy, for its results.
+        name: name of the policy in messages.
 
     Attributes:
         workers: number of simulators.
         info: description of the task.
         runner: the policy with its `batch_size` and `threads`.
-        policy_digest: of the weights.
+        policy_digest: digest of the weights.
     """
 
     def __init__(
@@ -416,11 +417,11 @@ class Evaluator:
         """Run episodes by index, with a progress bar; yields results as they end.
 
         Args:
-            perturbation: of every episode.
+            perturbation: applied to every episode.
             done: earlier results, for the progress bar.
             allow_mismatch: accept initial states that do not look as they did when
                 stored.
-            source: of the initial states, for messages.
+            source: file of the initial states, for messages.
 
         Raises:
             UserError: the initial states are of another task or look different.
@@ -491,7 +492,7 @@ class Evaluator:
         """Run episodes once more and keep their states, for a video.
 
         Args:
-            results: of one evaluation.
+            results: results of one evaluation.
 
         Returns:
             the episodes in the order of `results`, without those in which a simulator
@@ -645,7 +646,7 @@ def check_view(policy: Any, info: TaskInfo, name: str) -> None:
     """Check that an environment shows what a policy reads, before the first step.
 
     Args:
-        name: of the policy in messages.
+        name: name of the policy in messages.
 
     Raises:
         UserError: a camera or a vector is missing or has another shape.

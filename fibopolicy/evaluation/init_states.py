@@ -39,13 +39,14 @@ class InitStates:
     """The initial states of episodes 0 .. n-1 of a task.
 
     Args:
-        env_args: of the environment that drew the states and rendered the frames.
-        seed: of the set.
-        seeds: of each episode's layout.
-        states: of each episode.
-        hashes: of each episode's first frames, by camera; they show whether a restored
-            state looks the same.
-        versions: of the software that drew and rendered the states.
+        env_args: `env_args` of the environment that drew the states and rendered the
+            frames.
+        seed: seed of the set.
+        seeds: seed of each episode's layout.
+        states: initial state of each episode.
+        hashes: digests of each episode's first frames, by camera; they show whether a
+            restored state looks the same.
+        versions: versions of the software that drew and rendered the states.
     """
 
     env_args: Mapping[str, Any]

@@ -99,7 +99,7 @@ class PolicyRunner:
         threads: torch threads during the calls; another number changes the last bits.
 
     Attributes:
-        device, dtype: of the policy's weights.
+        device, dtype: device and dtype of the policy's weights.
         layout: shape and dtype of each observation that the policy reads: images uint8
             `(H, W, 3)`, RGB, and vectors float32 `(D,)`. `None` for a policy that is
             not of this library.
@@ -152,9 +152,9 @@ class PolicyRunner:
         episode lasts; the policy itself runs once per chunk of actions.
 
         Args:
-            observation: of this step, as in `layout`, without a batch dimension.
-                Vectors may be of any float type. Other keys are ignored. The arrays are
-                copied, so that a driver may reuse them.
+            observation: observation of this step, as in `layout`, without a batch
+                dimension. Vectors may be of any float type. Other keys are ignored. The
+                arrays are copied, so that a driver may reuse them.
 
         Raises:
             UserError: an observation is missing, has another shape or type, or is not

@@ -19,7 +19,7 @@ class ActProfile:
 
     Attributes:
         device: "cpu" or the name of a GPU.
-        dtype: of the weights.
+        dtype: dtype of the weights.
         threads: CPU threads of torch during a call.
         n_action_steps: control steps per call of the policy.
         calls: timed calls.

@@ -183,7 +183,7 @@ class Scheduler:
 
         Args:
             keep_states: keep the state after every step.
-            perturbation: of every episode.
+            perturbation: applied to every episode.
             check: called with each episode's index and the digests of its first frames,
                 as they are without the perturbation.
         """

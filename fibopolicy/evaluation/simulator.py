@@ -86,7 +86,7 @@ class Simulator:
         viewer: open MuJoCo's viewer.
 
     Attributes:
-        info: of the environment; `None` until the process has made it.
+        info: description of the environment; `None` until the process has made it.
     """
 
     def __init__(
@@ -134,8 +134,8 @@ class Simulator:
 
         Args:
             keep_states: keep the state after every step.
-            perturbation: of the episode.
-            index: of the initial state, which the perturbation depends on.
+            perturbation: applied to the episode.
+            index: index of the initial state, which the perturbation depends on.
         """
         digest = hashlib.sha256(state.model.encode()).digest()
         changed = digest != self._model

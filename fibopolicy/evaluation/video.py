@@ -47,8 +47,8 @@ def write_episodes(
     since all numbers are stored. It closes the evaluator's simulators.
 
     Args:
-        results: of the episodes in each column, by its heading; those of a single one
-            are laid out in a grid.
+        results: results of the episodes in each column, by its heading; those of a
+            single one are laid out in a grid.
     """
     path = RunDirectory(config.run).video(
         evaluator.info.task_id, init_states.seed, config.checkpoint
@@ -85,7 +85,7 @@ def episode_clips(
     """Run episodes once more and draw their states, see `draw_clips`.
 
     Args:
-        results: of the episodes.
+        results: results of the episodes.
 
     Returns:
         clips by index in the order of `results`, without episodes in which a simulator
@@ -173,7 +173,7 @@ def draw_overlay(
     change the feature: the root mean square of its gradient along random directions.
 
     Args:
-        policy: of this library.
+        policy: a policy of this library.
         camera: observation key.
         seen: frames that the policy sees, uint8 `(T, h, w, 3)`.
         shown: the same instants, uint8 `(T, H, W, 3)`.

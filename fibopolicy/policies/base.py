@@ -201,7 +201,7 @@ class Policy(nn.Module, ABC):
         sequence: training batches hold an observation for every action of the horizon:
             T_o = n_obs_steps + horizon - 1.
         ensembles: supports `PolicyConfig.temporal_ensemble_coeff`.
-        render_quality: of the frames in the training data, `None` if unknown.
+        render_quality: quality of the frames in the training data, `None` if unknown.
     """
 
     name: ClassVar[str]
@@ -228,13 +228,13 @@ class Policy(nn.Module, ABC):
 
     @abstractmethod
     def loss(self, batch: Mapping[str, Any], rng: SampleRng = GLOBAL_RNG) -> tuple[Tensor, Metrics]:
-        """A scalar to minimise, and metrics to log, best as tensors: to read a value from
-        a GPU is to wait for it.
+        """A scalar to minimise, and metrics to log, best as tensors: to read a value
+        from a GPU is to wait for it.
 
         Args:
             batch: see above; its observations are checked as in `act`.
-            rng: of random numbers that belong to samples, such as augmentation and
-                noise. Dropout draws from torch's global generator.
+            rng: generator of random numbers that belong to samples, such as
+                augmentation and noise. Dropout draws from torch's global generator.
         """
 
     def loss_denominator(self, batch: Mapping[str, Any]) -> Tensor:

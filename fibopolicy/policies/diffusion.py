@@ -264,7 +264,7 @@ class Denoiser(nn.Module, ABC):
         horizon: T.
         n_obs_steps: T_o.
         feature_dim: F.
-        width, layers: of the network, at least 1.
+        width, layers: width and number of layers of the network, at least 1.
 
     Raises:
         UserError: the network does not support this width or number of layers.

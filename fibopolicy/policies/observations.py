@@ -74,7 +74,7 @@ class ObservationPreprocessor(nn.Module):
 
         Args:
             obs: camera keys uint8 `(B, T_o, H, W, 3)`, vector keys float `(B, T_o, D)`.
-            rng: of the augmentation.
+            rng: generator of the augmentation.
 
         Returns:
             Camera keys float `(B, T_o, 3, H', W')` in [0, 1], vector keys `(B, T_o,

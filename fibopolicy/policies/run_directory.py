@@ -149,7 +149,7 @@ class LoadedPolicy:
         policy: in evaluation mode.
         step: gradient steps behind its weights.
         total_steps: gradient steps of the whole run.
-        env_args: of the task that it was trained on, or that was named.
+        env_args: `env_args` of the task that it was trained on, or that was named.
     """
 
     policy: Policy

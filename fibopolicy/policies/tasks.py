@@ -20,7 +20,7 @@ class TaskEncoder(nn.Module):
     embeddings of sentences, say which tasks are alike.
 
     Args:
-        names: of the tasks.
+        names: names of the tasks.
         dim: D, the size of a vector.
 
     Attributes:

@@ -51,7 +51,7 @@ def plot_dimensions(
     Args:
         values: `(N, D)` of each demonstration.
         worst: those of the worst ones.
-        names: of the D dimensions.
+        names: names of the D dimensions.
     """
     columns = 2
     rows = -(-len(names) // columns)

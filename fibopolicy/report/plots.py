@@ -119,7 +119,7 @@ def plot_forest(
 
     Args:
         groups: intervals below the name of each group; an empty name is not shown.
-        margin: of non-inferiority, drawn as a line.
+        margin: margin of non-inferiority, drawn as a line.
     """
     lines: list[tuple[str, Interval | None]] = []
     for group, intervals in groups.items():

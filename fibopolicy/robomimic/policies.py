@@ -391,7 +391,7 @@ def act_feedforward(
         network: an actor of `robomimic.models.policy_nets`.
         obs: inputs of the network: `(B, ...)` per key, or `(B, T_o, ...)` of a
             transformer.
-        step: of a transformer's outputs, the one that is executed.
+        step: index of the transformer's output that is executed.
     """
     out = getattr(network, "forward_train", network)(obs)
     rng = EpisodeRng(**memory["rng"])

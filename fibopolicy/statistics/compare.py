@@ -73,13 +73,13 @@ class Candidate:
     """A method compared with the baseline.
 
     Args:
-        name: of the method.
+        name: name of the method.
         difference: candidate minus baseline.
         p: two-sided p value of no difference, adjusted by Holm for the number of
             candidates.
         p_inferior: one-sided p value of being worse by the margin or more, adjusted
             in the same way; `None` without a margin.
-        p_within: of being worse by less than the margin, or better; likewise.
+        p_within: p value of being worse by less than the margin, or better; likewise.
     """
 
     name: str
@@ -111,8 +111,8 @@ class Comparison:
         init_states: digests of the shared initial states, without simulator errors.
         left_out: number of initial states that some run lacks.
         faulty: number of shared initial states with a simulator error in some run.
-        margin: of non-inferiority, or `None`.
-        rates: of each method on `init_states`.
+        margin: margin of non-inferiority, or `None`.
+        rates: rates of each method on `init_states`.
         candidates: each further method against the baseline.
         best: see `best_set`.
     """
@@ -189,7 +189,7 @@ def compare(
     Args:
         margin: how much worse a candidate may be and still count as not inferior, in
             (0, 1). Choose it before you see the results.
-        confidence: of the intervals of differences.
+        confidence: confidence level of the intervals of differences.
 
     Raises:
         UserError: the methods differ in task or max_steps, or share fewer than two

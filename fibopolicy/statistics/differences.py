@@ -42,7 +42,7 @@ class Uncertainty:
     """The centre of a difference's interval, and its standard error.
 
     Args:
-        centre: of the interval, in [-1, 1].
+        centre: centre of the interval, in [-1, 1].
         error: standard error.
         parts: estimated variances that `error` consists of.
         beyond_chance: variance between training seeds, without chance.
@@ -170,7 +170,7 @@ class Difference(Estimate):
     Args:
         baseline, candidate: success `(S, n)` of S training seeds each, whose columns
             are the same initial states.
-        confidence: of the interval.
+        confidence: confidence level of the interval.
 
     Raises:
         UserError: the initial states differ in number, or there is no outcome.
@@ -300,7 +300,7 @@ class Change:
 
     Args:
         changes: after minus before, `(S, n)` in [-1, 1].
-        confidence: of the interval.
+        confidence: confidence level of the interval.
 
     Examples:
         >>> change = Change(np.array([[0.0, -1.0, -1.0, 0.0]]))
@@ -343,7 +343,7 @@ class MeanDifference(Estimate):
 
     Args:
         parts: difference on each task.
-        confidence: of the interval.
+        confidence: confidence level of the interval.
     """
 
     parts: tuple[Difference, ...]

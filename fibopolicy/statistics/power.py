@@ -104,9 +104,9 @@ def episodes_needed(
     power; `None` if `MAX_EPISODES` do not.
 
     Args:
-        correlation: of the outcomes on the same initial states (McNemar's exact test);
-            `None` for different initial states (z test).
-        alpha: of the two-sided test.
+        correlation: correlation of the outcomes on the same initial states (McNemar's
+            exact test); `None` for different initial states (z test).
+        alpha: significance level of the two-sided test.
     """
 
     def reached(n: int) -> bool:
@@ -155,7 +155,7 @@ def sample_size(
         found: the difference found.
         bound: in (-1, 1): 0 for a difference of any size, minus the margin for
             non-inferiority.
-        alpha: of the one-sided test, after any correction.
+        alpha: significance level of the one-sided test, after any correction.
 
     Returns:
         `None` if `MAX_EPISODES` episodes, seeds times initial states, do not suffice.

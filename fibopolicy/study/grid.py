@@ -53,7 +53,7 @@ class Trial:
 
     Args:
         rung: from 0.
-        number: of the setting in `StudySearch.settings`.
+        number: index of the setting in `StudySearch.settings`.
     """
 
     rung: int
@@ -65,7 +65,7 @@ class Run:
     """One training run and its evaluation: a condition with a training seed.
 
     Args:
-        trial: of a trial; `None` for a run that counts.
+        trial: trial of the search; `None` for a run that counts.
     """
 
     condition: Condition

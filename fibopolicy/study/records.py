@@ -56,7 +56,7 @@ class RunRecord:
         error: why the run failed or cannot be read, in one line.
         log: path of its log, relative to the study; empty if there is none.
         attempts: how often it has failed.
-        trial: of a trial of the search; `None` for a run that counts.
+        trial: trial of the search; `None` for a run that counts.
     """
 
     seed: int

@@ -632,7 +632,8 @@ def pair_videos(
     by the first seed of each.
 
     Args:
-        folder: of the videos. A video that is newer than the rows of both is kept.
+        folder: folder of the videos. A video that is newer than the rows of both is
+            kept.
         size: height of the views of videos that are missing, pixels; with `None`, use
             only the videos that exist.
 

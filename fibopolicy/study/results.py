@@ -91,15 +91,15 @@ class EncoderComparison:
 
     Args:
         task: `None` for the mean over several.
-        policy, init: of both sides.
+        policy, init: policy and init of both sides.
         baseline, candidate: names of the encoders.
         difference: candidate minus baseline, in shares of episodes.
         pairs: for each task the comparison on the same initial states.
         p: p value of no difference, adjusted by Holm for all comparisons of the study.
-        p_inferior: of being worse by the margin or more, adjusted in the same way;
-            `None` without a margin.
-        p_within: of being worse by at most the margin, or better, adjusted in the same
-            way.
+        p_inferior: p value of being worse by the margin or more, adjusted in the same
+            way; `None` without a margin.
+        p_within: p value of being worse by at most the margin, or better, adjusted in
+            the same way.
         testable: whether the baseline solves more than the margin on every task. If
             not, nothing can be worse by the margin there, and a mean would hide losses
             on other tasks.

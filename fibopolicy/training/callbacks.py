@@ -129,8 +129,8 @@ def validation_metrics(
     Args:
         policy: in evaluation mode.
         samples: largest number of windows, evenly spread over the dataset.
-        seed: of a loss that draws random numbers. Every call draws the same, so that
-            losses of several steps compare. The random state of training is not
+        seed: seed of a loss that draws random numbers. Every call draws the same, so
+            that losses of several steps compare. The random state of training is not
             changed.
     """
     count = min(samples, len(dataset))

@@ -49,8 +49,8 @@ class Recorded:
     Args:
         function: maps a nested batch of tensors, then anything that is the same in
             every call, to a tensor. It replaces the gradients of earlier calls.
-        generator: of its random numbers; seeded before each call, as torch's global
-            generator is.
+        generator: generator of its random numbers; seeded before each call, as torch's
+            global generator is.
     """
 
     def __init__(self, function: Callable[..., Tensor], generator: torch.Generator) -> None:

@@ -51,7 +51,7 @@ class World:
     """The processes of one training; by default only this one.
 
     Attributes:
-        rank: of this process, from 0.
+        rank: rank of this process, from 0.
         size: number of processes.
         local_rank: rank of this process on its machine.
     """

@@ -31,7 +31,7 @@ class TrainProfile:
     """Training steps as they are trained, then part by part.
 
     Attributes:
-        samples_per_s: of steps as they are trained.
+        samples_per_s: samples per second of steps as they are trained.
         data_share: the share of their time in which they waited for data, in [0, 1].
         parameters: number of trained parameters.
         parts: the batch on the device, preparing its frames (crop, shift, scale), each

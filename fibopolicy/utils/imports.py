@@ -30,7 +30,7 @@ def import_object(kind: str, name: str, prefixes: Iterable[str] = ()) -> Any:
     the path.
 
     Args:
-        kind: of object, for messages: "encoder".
+        kind: kind of object, for messages: "encoder".
         prefixes: words with another meaning before a colon, suggested if `module` looks
             like one of them.
 
