@@ -30,7 +30,7 @@ _STORAGE = {
 }
 #: Head dimensions with a dedicated kernel, which holds a row in registers; others are
 #: processed in chunks of `_CHUNK` numbers.
-_WHOLE_ROWS = (32, 64, 128)
+_WHOLE_ROWS = (16, 32, 64, 128)
 _CHUNK = 16
 #: The kernels read and write whole vectors, so scratch memory ends with room for one.
 _VECTOR_BYTES = 64
@@ -68,16 +68,12 @@ def forward(
     scale: float,
 ) -> None:
     """See `Kernels.forward`."""
-    kernels = _kernels()
-    q, k, v = with_contiguous_rows(q), with_contiguous_rows(k), with_contiguous_rows(v)
-    call = _Call(q, lse, pattern, zero_logit, scale)
-    # For each row of a group: the highest logit, the sum of weights, the dropped
-    # weight, and the logits, which start at a new vector.
-    logits = _pairs_within(call.neighbours, kernels.GROUP) * call.size
-    scratch = (q.shape[-1] + 3 * kernels.GROUP) * call.size + logits
-    scratch += (kernels.GROUP + 1) * _VECTOR_BYTES
-    sums = v.sum(dim=2, dtype=lse.dtype) if zero_logit and call.blocks > 1 else None
-    call.run("forward", {"q": q, "k": k, "v": v}, {"out": out}, scratch, sums=sums)
+    launch = _launch(
+        "forward", pattern.spec, zero_logit, scale, torch.get_num_threads(), q.dtype, q.shape,
+        (q.stride(), k.stride(), v.stride(), out.stride()),
+    )  # fmt: skip
+    sums = v.sum(dim=2, dtype=lse.dtype) if zero_logit and launch.blocks > 1 else None
+    launch((q, k, v, out), lse, sums=sums)
 
 
 def backward(
@@ -93,27 +89,139 @@ def backward(
     scale: float,
 ) -> None:
     """See `Kernels.backward`."""
-    kernels = _kernels()
     q, k, v, out, grad = (with_contiguous_rows(x) for x in (q, k, v, out, grad))
-    call = _Call(q, lse, pattern, zero_logit, scale)
-    inputs = {"q": q, "k": k, "v": v, "out": out, "grad": grad}
-    results = dict(zip(("dq", "dk", "dv"), grads.unbind(0), strict=True))
-    row = q.shape[-1] * call.size
-    # a weight and a slope for each pair
-    pairs = 2 * (call.neighbours.pairs_per_head + _VECTOR_BYTES // call.size)
-    if call.blocks == 1:
-        call.run("backward", inputs, results, row + pairs * call.size, phase=kernels.WHOLE)
+    tensors = (q, k, v, out, grad, *grads.unbind(0))
+    launch = _launch(
+        "backward", pattern.spec, zero_logit, scale, torch.get_num_threads(), q.dtype, q.shape,
+        tuple([x.stride() for x in tensors]),
+    )  # fmt: skip
+    kernels = _kernels()
+    if launch.blocks == 1:
+        launch(tensors, lse, phase=kernels.WHOLE)
         return
     # Several threads share a head: all its weights must be complete before any thread
     # gathers them.
-    shared = lse.new_empty((q.shape[0] * q.shape[1], pairs))
-    drops_keys = torch.from_numpy(call.neighbours.start).diff(dim=1) < q.shape[2]  # (h, T)
+    shared = lse.new_empty((q.shape[0] * q.shape[1], launch.weights))
+    near = neighbours(pattern)
+    drops_keys = torch.from_numpy(near.start).diff(dim=1) < q.shape[2]  # (h, T)
     sums = dropped_sum(grad, lse, drops_keys).contiguous() if zero_logit else None
     for phase in (kernels.FIRST, kernels.SECOND):
-        call.run("backward", inputs, results, row, phase=phase, sums=sums, shared=shared)
+        launch(tensors, lse, phase=phase, sums=sums, shared=shared)
 
 
 KERNELS["numba"] = Kernels(forward, backward, dim_multiple=_CHUNK)
+
+
+class _Launch:
+    """A kernel with all that depends only on the pattern, the shape and the strides:
+    the split into units, the number of threads, and most of the kernel's arguments.
+
+    Args:
+        name: "forward" or "backward".
+        threads: at most this many.
+        shape, strides: `(B, h, T, d)`, and the strides of each tensor of the kernel, in
+            its order.
+
+    Attributes:
+        blocks: units per head, each a block of rows.
+        weights: what the backward pass stores for the pairs of a head: that many
+            numbers.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        spec: str,
+        zero_logit: bool,
+        scale: float,
+        threads: int,
+        dtype: torch.dtype,
+        shape: torch.Size,
+        strides: tuple[tuple[int, ...], ...],
+    ) -> None:
+        kernels = _kernels()
+        batch, heads, length, head_dim = shape
+        single = head_dim in _WHOLE_ROWS and dtype != torch.float64
+        width = head_dim if single else _CHUNK
+        kernel = kernels.kernels(_STORAGE[dtype], width, single)[name]
+        near = neighbours(AttentionPattern.from_spec(spec))
+        work = batch * len(near.key) * head_dim
+        self.threads = 1 if work < _SERIAL_BELOW else threads
+        # several units per thread, since some take longer
+        wanted = 4 * self.threads if self.threads > 1 else 1
+        self.blocks = min(math.ceil(wanted / max(batch * heads, 1)), length)
+        row_bytes, size = head_dim * dtype.itemsize, 8 if dtype == torch.float64 else 4
+        # a weight and a slope for each pair
+        self.weights = 2 * (near.pairs_per_head + _VECTOR_BYTES // size)
+        if name == "forward":
+            # For each row of a group: the highest logit, the sum of weights, the
+            # dropped weight, and the logits, which start at a new vector.
+            scratch = (head_dim + 3 * kernels.GROUP + _pairs_within(near, kernels.GROUP)) * size
+            scratch += (kernels.GROUP + 1) * _VECTOR_BYTES
+        else:
+            scratch = (head_dim + (self.weights if self.blocks == 1 else 0)) * size
+        self.scratch_bytes = math.ceil(scratch / _ALIGNMENT) * _ALIGNMENT
+        # Results have no gaps, so every row starts at a multiple of 64 bytes if the
+        # first does.
+        results = slice(3, None) if name == "forward" else slice(5, None)
+        bytes_of_results = len(strides[results]) * batch * heads * length * row_bytes
+        self.bypasses_caches = bytes_of_results > _CACHE_BYTES and width * dtype.itemsize % 64 == 0
+        self.results = results
+        self.record, self.names = kernel.record, kernel.record.TENSORS
+        self.function = kernel.function.address
+        self.neighbours = near  # whose addresses are in the record
+        self.arguments = bytes(
+            kernel.record(
+                scale=scale,
+                units=batch * heads * self.blocks,
+                blocks=self.blocks,
+                heads=heads,
+                length=length,
+                chunks=head_dim // width,
+                zero_logit=zero_logit,
+                scratch_bytes=self.scratch_bytes,
+                shared_bytes=self.weights * size,
+                prefetch_next=self.blocks == 1 and 2 * length * row_bytes <= _PREFETCH_BYTES,
+                **near.addresses,
+                **{
+                    tensor: (0, *(dtype.itemsize * stride for stride in by_dim[:3]))
+                    for tensor, by_dim in zip(self.names, strides, strict=True)
+                },
+            )
+        )
+
+    def __call__(
+        self,
+        tensors: tuple[Tensor, ...],
+        lse: Tensor,
+        *,
+        phase: int = 0,
+        sums: Tensor | None = None,
+        shared: Tensor | None = None,
+    ) -> None:
+        """Run the kernel on its tensors."""
+        record: Any = self.record.from_buffer_copy(self.arguments)
+        for name, tensor in zip(self.names, tensors, strict=True):
+            getattr(record, name).address = tensor.data_ptr()
+        record.lse = lse.data_ptr()
+        counters = _Counters()
+        record.ticket = ctypes.addressof(counters)
+        record.thread = record.ticket + _ALIGNMENT
+        bytes_of_all = self.threads * self.scratch_bytes + _ALIGNMENT
+        scratch = lse.new_empty(bytes_of_all, dtype=torch.uint8)
+        record.scratch = math.ceil(scratch.data_ptr() / _ALIGNMENT) * _ALIGNMENT
+        record.phase = phase
+        if sums is not None:
+            record.sums = sums.data_ptr()
+        if shared is not None:
+            record.shared = shared.data_ptr()
+        if self.bypasses_caches:
+            record.nontemporal = all(x.data_ptr() % 64 == 0 for x in tensors[self.results])
+        _run(self.function, ctypes.addressof(record), self.threads)
+
+
+#: Makes a `_Launch` once for equal arguments.
+_launch = functools.lru_cache(maxsize=1024)(_Launch)
 
 
 @functools.lru_cache(maxsize=64)
@@ -127,85 +235,6 @@ def _pairs_within(near: Neighbours, rows: int) -> int:
 
 #: Two counters that threads share, each alone on its cache lines.
 _Counters = ctypes.c_int64 * (2 * _ALIGNMENT // 8)
-
-
-class _Call:
-    """What forward and backward share: the choice of the kernel, the split into units,
-    the number of threads.
-    """
-
-    def __init__(
-        self, q: Tensor, lse: Tensor, pattern: AttentionPattern, zero_logit: bool, scale: float
-    ) -> None:
-        self.batch, self.heads, self.length, head_dim = q.shape
-        single = head_dim in _WHOLE_ROWS and q.dtype != torch.float64
-        self.width = head_dim if single else _CHUNK
-        self.chunks = head_dim // self.width
-        self.kernel = (_STORAGE[q.dtype], self.width, single)
-        self.neighbours = neighbours(pattern)
-        self.zero_logit, self.scale = zero_logit, scale
-        self.lse, self.size = lse, lse.element_size()
-        work = self.batch * len(self.neighbours.key) * head_dim
-        self.threads = 1 if work < _SERIAL_BELOW else torch.get_num_threads()
-        # several units per thread, since some take longer
-        wanted = 4 * self.threads if self.threads > 1 else 1
-        self.blocks = min(math.ceil(wanted / max(self.batch * self.heads, 1)), self.length)
-
-    def run(
-        self,
-        name: str,
-        inputs: dict[str, Tensor],
-        results: dict[str, Tensor],
-        scratch_bytes: int,
-        *,
-        phase: int = 0,
-        sums: Tensor | None = None,
-        shared: Tensor | None = None,
-    ) -> None:
-        """Fill in the argument record of a kernel and run it."""
-        kernels = _kernels()
-        kernel = kernels.kernels(*self.kernel)[name]
-        scratch_bytes = math.ceil(scratch_bytes / _ALIGNMENT) * _ALIGNMENT
-        scratch = self.lse.new_empty(self.threads * scratch_bytes + _ALIGNMENT, dtype=torch.uint8)
-        counters = _Counters()
-        ticket = ctypes.addressof(counters)
-        size = inputs["q"].element_size()
-        row_bytes = self.chunks * self.width * size
-        # Results have no gaps, so every row starts at a multiple of 64 bytes if the
-        # first does.
-        nontemporal = (
-            sum(x.nbytes for x in results.values()) > _CACHE_BYTES
-            and self.width * size % 64 == 0
-            and all(x.data_ptr() % 64 == 0 for x in results.values())
-        )
-        record = kernel.record(
-            scale=self.scale,
-            ticket=ticket,
-            thread=ticket + _ALIGNMENT,
-            units=self.batch * self.heads * self.blocks,
-            blocks=self.blocks,
-            heads=self.heads,
-            length=self.length,
-            chunks=self.chunks,
-            zero_logit=self.zero_logit,
-            phase=phase,
-            scratch=math.ceil(scratch.data_ptr() / _ALIGNMENT) * _ALIGNMENT,
-            scratch_bytes=scratch_bytes,
-            shared=0 if shared is None else shared.data_ptr(),
-            shared_bytes=0 if shared is None else shared.stride(0) * self.size,
-            lse=self.lse.data_ptr(),
-            sums=0 if sums is None else sums.data_ptr(),
-            prefetch_next=self.blocks == 1 and 2 * self.length * row_bytes <= _PREFETCH_BYTES,
-            nontemporal=nontemporal,
-            **self.neighbours.addresses,
-            **{name: _strided(x, size) for name, x in (inputs | results).items()},
-        )
-        _run(kernel.function.address, ctypes.addressof(record), self.threads)
-
-
-def _strided(x: Tensor, size: int) -> tuple[int, int, int, int]:
-    batch, head, token, _ = x.stride()
-    return x.data_ptr(), batch * size, head * size, token * size
 
 
 @functools.cache

@@ -57,10 +57,10 @@ class Strided(ctypes.Structure):
 
 
 def _record(*tensors: str) -> type[ctypes.Structure]:
-    """The argument record of a kernel: `_ARGUMENTS` and its tensors."""
+    """The argument record of a kernel: `_ARGUMENTS` and its tensors, named by `TENSORS`."""
     fields = [("scale", ctypes.c_double), *((name, ctypes.c_int64) for name in _ARGUMENTS)]
     fields += [(name, Strided) for name in tensors]
-    return type("Record", (ctypes.Structure,), {"_fields_": fields})
+    return type("Record", (ctypes.Structure,), {"_fields_": fields, "TENSORS": tensors})
 
 
 FORWARD = _record("q", "k", "v", "out")

@@ -77,27 +77,29 @@ def available() -> bool:
     return _INSTALLED
 
 
-def unsupported(q: Tensor, pattern: AttentionPattern, zero_logit: bool) -> str | None:
-    """Why the kernels cannot take a tensor `(B, h, T, d)` with a pattern; None if they
-    can. The end of a sentence about the backend.
+def unsupported(
+    pattern: AttentionPattern, d: int, dtype: torch.dtype, device: torch.device, zero_logit: bool
+) -> str | None:
+    """Why the kernels cannot take such a pattern, head dimension d, dtype and device;
+    None if they can. The end of a sentence about the backend.
     """
     if not available():
         return "needs triton: pip install triton"
-    if q.dtype not in _DTYPES or not isinstance(pattern, OffsetPattern):
+    if dtype not in _DTYPES or not isinstance(pattern, OffsetPattern):
         return (
             "supports float32, float16 or bfloat16 and patterns made of diagonals, got"
-            f" {q.dtype} and {type(pattern).__name__}"
+            f" {dtype} and {type(pattern).__name__}"
         )
-    if q.shape[-1] > _MAX_HEAD_DIM:
-        return f"supports head dimensions up to {_MAX_HEAD_DIM}, got {q.shape[-1]}"
+    if d > _MAX_HEAD_DIM:
+        return f"supports head dimensions up to {_MAX_HEAD_DIM}, got {d}"
     if zero_logit and _keeps_every_key(pattern.spec):
         return "does not support masking 'zero_logit' where a patch keeps every key"
-    if q.device.type == "cuda":
-        found: tuple[int, int] = capability(q.device.index)
+    if device.type == "cuda":
+        found: tuple[int, int] = capability(device.index)
         if found < _MIN_CAPABILITY:
             return "needs a GPU of compute capability 8.0 or higher, got {}.{}".format(*found)
     elif os.environ.get("TRITON_INTERPRET") != "1":
-        return f"runs on CUDA, got tensors on {q.device}"
+        return f"runs on CUDA, got tensors on {device}"
     return None
 
 
@@ -314,8 +316,8 @@ def _launch(
     aligned: bool,
     *numbers: int,
 ) -> _Launch:
-    """The launch of a kernel for tensors of a `shape` `(B, h, T, d)` with these strides;
-    `numbers` are arguments that only this kernel has.
+    """The launch of a kernel for tensors of a `shape` `(B, h, T, d)` with these
+    strides; `numbers` are arguments that only this kernel has.
     """
     from fibopolicy.attention import triton_kernels
 

@@ -28,7 +28,8 @@ class Kernels:
 
     Attributes:
         forward: `(q, k, v, out, lse, pattern, zero_logit, scale)` fills `out`, `(B, h,
-            T, d)`, and `lse`, `(B, h, T)` in float32 (float64 for float64 inputs).
+            T, d)`, and `lse`, `(B, h, T)` in float32 (float64 for float64 inputs). Rows
+            of q, k and v are contiguous.
         backward: `(grad, q, k, v, out, lse, grads, pattern, zero_logit, scale)` fills
             `grads`, `(3, B, h, T, d)`: the gradients of q, k and v.
         dim_multiple: the head dimension is padded with zeros to a multiple of this.
@@ -64,10 +65,10 @@ def sparse(
         q, scale = q * scale, 1.0
     zero_logit = masking == "zero_logit"
     out: Tensor
-    if not _is_eager():
+    if not is_eager():
         out = sparse_attention(q, k, v, pattern.spec, zero_logit, scale, backend)[0]
     elif torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad):
-        out = _Direct.apply(q, k, v, pattern, zero_logit, scale, backend)[0]  # type: ignore[no-untyped-call]
+        out = _Direct.apply(q, k, v, pattern, zero_logit, scale, backend)  # type: ignore[no-untyped-call]
     else:
         out = _forward(q, k, v, pattern, zero_logit, scale, backend)[0]
     return out[..., :dim] if padding else out
@@ -76,19 +77,21 @@ def sparse(
 def sparse_packed(
     qkv: Tensor, pattern: AttentionPattern, masking: str, scale: float, backend: str
 ) -> Tensor:
-    """`sparse` of a packed projection `(B, T, 3, h, d)`, whose gradient is written in
-    place -> `(B, h, T, d)`.
+    """`sparse` of a packed projection `(B, T, 3, h, d)` -> `(B, T, h, d)`; its gradient
+    is written in place.
     """
     padded = qkv.shape[-1] % KERNELS[backend].dim_multiple
-    if padded or scale < _MIN_SCALE or not _is_eager():
-        return sparse(*unpack(qkv), pattern, masking, scale, backend)
-    check_transforms(qkv)
+    plain = is_eager() and qkv.stride(-1) == 1 and not qkv.is_neg()
+    if padded or scale < _MIN_SCALE or not plain:
+        return sparse(*unpack(qkv), pattern, masking, scale, backend).transpose(1, 2)
+    if forward_ad._current_level >= 0:
+        check_transforms(qkv)
     zero_logit = masking == "zero_logit"
     out: Tensor
     if torch.is_grad_enabled() and qkv.requires_grad:
-        out = _DirectPacked.apply(qkv, pattern, zero_logit, scale, backend)[0]  # type: ignore[no-untyped-call]
+        out = _DirectPacked.apply(qkv, pattern, zero_logit, scale, backend)  # type: ignore[no-untyped-call]
     else:
-        out = _forward(*unpack(qkv), pattern, zero_logit, scale, backend)[0]
+        out = _packed_forward(qkv, pattern, zero_logit, scale, backend)[0]
     return out
 
 
@@ -98,7 +101,7 @@ def unpack(qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return q, k, v
 
 
-def _is_eager() -> bool:
+def is_eager() -> bool:
     """Whether no compiler, export, dispatch mode or `torch.func` transform is active."""
     watched = (
         torch.compiler.is_compiling()
@@ -108,19 +111,26 @@ def _is_eager() -> bool:
     return not (watched or torch._C._are_functorch_transforms_active())
 
 
-def _forward(
+def _forward(q: Tensor, k: Tensor, v: Tensor, *options: Any) -> tuple[Tensor, Tensor]:
+    out, lse = _empty_results(q)
+    q, k, v = with_contiguous_rows(q), with_contiguous_rows(k), with_contiguous_rows(v)
+    _run_forward(q, k, v, out, lse, *options)
+    return out, lse
+
+
+def _run_forward(
     q: Tensor,
     k: Tensor,
     v: Tensor,
+    out: Tensor,
+    lse: Tensor,
     pattern: AttentionPattern,
     zero_logit: bool,
     scale: float,
     backend: str,
-) -> tuple[Tensor, Tensor]:
-    out, lse = _empty_results(q)
+) -> None:
     if q.numel():
         KERNELS[backend].forward(q, k, v, out, lse, pattern, zero_logit, scale)
-    return out, lse
 
 
 def _backward(
@@ -226,15 +236,14 @@ class _Direct(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor]:
-        results = _forward(*inputs)
-        _save(ctx, inputs, results)
-        return results
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, *options: Any) -> Tensor:
+        out, lse = _forward(q, k, v, *options)
+        ctx.save_for_backward(q, k, v, out, lse)
+        ctx.options = options
+        return out
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
-        if grad is None:
-            return (None,) * 7
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         saved = ctx.saved_tensors
         grads = once(_backward, (grad, *saved[:3]), None, grad, *saved, *ctx.options)
         return (*grads.unbind(0), None, None, None, None)
@@ -244,23 +253,32 @@ class _DirectPacked(torch.autograd.Function):
     """`_Direct` of one packed projection `(B, T, 3, h, d)`, with a packed gradient."""
 
     @staticmethod
-    def forward(ctx: Any, qkv: Tensor, *options: Any) -> tuple[Tensor, Tensor]:
-        results = _forward(*unpack(qkv), *options)
-        _save(ctx, (qkv, *options), results)
-        return results
+    def forward(ctx: Any, qkv: Tensor, *options: Any) -> Tensor:
+        out, lse = _packed_forward(qkv, *options)
+        ctx.save_for_backward(qkv, out, lse)
+        ctx.options = options
+        return out
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
-        if grad is None:
-            return (None,) * 5
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         qkv, out, lse = ctx.saved_tensors
         packed = once(_packed_backward, (grad, qkv), grad, qkv, out, lse, *ctx.options)
         return packed, None, None, None, None
 
 
+def _packed_forward(qkv: Tensor, *options: Any) -> tuple[Tensor, Tensor]:
+    """`out`, `(B, T, h, d)`, and `lse`, `(B, h, T)`."""
+    batch, length, _, heads, dim = qkv.shape
+    out = qkv.new_empty((batch, length, heads, dim))
+    lse = qkv.new_empty((batch, heads, length), dtype=compute_dtype(qkv))
+    _run_forward(*unpack(qkv), out.transpose(1, 2), lse, *options)
+    return out, lse
+
+
 def _packed_backward(grad: Tensor, qkv: Tensor, out: Tensor, lse: Tensor, *options: Any) -> Tensor:
     packed = torch.empty_like(qkv, memory_format=torch.contiguous_format)
-    _backward(packed.permute(2, 0, 3, 1, 4), grad, *unpack(qkv), out, lse, *options)
+    grads = packed.permute(2, 0, 3, 1, 4)
+    _backward(grads, grad.transpose(1, 2), *unpack(qkv), out.transpose(1, 2), lse, *options)
     return packed
 
 

@@ -163,7 +163,7 @@ class AttentionPattern(ABC):
         kept = sum(len(self.patch_pairs(head)[0]) for head in range(self.num_heads))
         return kept / (self.num_tokens**2 * self.num_heads)
 
-    @property
+    @functools.cached_property
     def kept_share(self) -> float:
         """Kept pairs over T^2, prefix tokens included, averaged over the heads."""
         length = self.sequence_length

@@ -134,7 +134,7 @@ def profile_attention(
 
 
 def _contenders(pattern: FibottentionPattern, q: Tensor, flex: bool) -> dict[str, Contender]:
-    backend = choose_backend(q, pattern)
+    backend = choose_backend(q, q.shape[1], q.shape[2], pattern)
     contenders: dict[str, Contender] = {
         "dense SDPA": F.scaled_dot_product_attention,
         f"{backend}, neg_inf": lambda q, k, v: fibottention(q, k, v, pattern, backend=backend),

@@ -4,7 +4,6 @@ latency, measured interleaved with the other encoders of the study.
 
 from __future__ import annotations
 
-import os
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,8 +15,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from fibopolicy.attention import AttentionPattern
-from fibopolicy.attention.functional import BACKEND_VARIABLE
+from fibopolicy.attention import AttentionPattern, functional
 from fibopolicy.attention.profile import interleave
 from fibopolicy.errors import UserError, one_line
 from fibopolicy.policies.observations import ObservationEncoder
@@ -168,12 +166,8 @@ class _Dense(TorchFunctionMode):
 @contextmanager
 def _sparse_kernels() -> Iterator[None]:
     """Run sparse attention in kernels that torch does not count."""
-    before = os.environ.get(BACKEND_VARIABLE)
-    os.environ[BACKEND_VARIABLE] = "numba"
+    before, functional.default_backend = functional.default_backend, "numba"
     try:
         yield
     finally:
-        if before is None:
-            del os.environ[BACKEND_VARIABLE]
-        else:
-            os.environ[BACKEND_VARIABLE] = before
+        functional.default_backend = before

@@ -1,5 +1,9 @@
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -58,10 +62,16 @@ def test_unknown_names_suggest_the_nearest(options: dict[str, str]) -> None:
         fibottention(*tensors(1, 2, 11, 4), PATTERN, **options)  # type: ignore[arg-type]
 
 
-def test_an_unknown_backend_in_the_environment_is_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("FIBOPOLICY_ATTENTION_BACKEND", "cuda")
-    with pytest.raises(UserError, match="unknown attention backend 'cuda'"):
-        fibottention(*tensors(1, 2, 11, 4), PATTERN)
+def test_an_unknown_backend_in_the_environment_is_rejected() -> None:
+    program = (
+        "import torch; from fibopolicy.attention import FibottentionPattern, fibottention;"
+        "q = torch.zeros(1, 2, 11, 4); fibottention(q, q, q, FibottentionPattern(10, 2))"
+    )
+    environment = {**os.environ, "FIBOPOLICY_ATTENTION_BACKEND": "cuda"}
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=environment, capture_output=True, text=True
+    )
+    assert "unknown attention backend 'cuda'" in done.stderr
 
 
 def test_numba_is_rejected_off_the_cpu() -> None:
@@ -80,9 +90,9 @@ def test_without_numba_auto_falls_back_and_a_forced_numba_says_so(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(cpu, "available", lambda: False)
-    inputs = tensors(1, 2, 11, 4)
+    inputs, pattern = tensors(1, 2, 13, 4), FibottentionPattern(12, 2)  # not used elsewhere
     torch.testing.assert_close(
-        fibottention(*inputs, PATTERN), fibottention(*inputs, PATTERN, backend="reference")
+        fibottention(*inputs, pattern), fibottention(*inputs, pattern, backend="reference")
     )
     with pytest.raises(UserError, match="needs numba"):
-        fibottention(*inputs, PATTERN, backend="numba")
+        fibottention(*inputs, pattern, backend="numba")

@@ -103,14 +103,14 @@ def test_inference_mode() -> None:
     torch.testing.assert_close(inferred, layer(x))
 
 
-def test_auto_says_what_it_chose_and_obeys_the_environment(
+def test_auto_says_what_it_chose_and_obeys_the_default(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     q = torch.randn(1, 2, 61, 16)
     monkeypatch.setattr(functional, "_logged", set())
     with caplog.at_level(logging.DEBUG, "fibopolicy"):
         fibottention(q, q, q, PATTERN)
-        monkeypatch.setenv("FIBOPOLICY_ATTENTION_BACKEND", "csr")
+        monkeypatch.setattr(functional, "default_backend", "csr")
         fibottention(q, q, q, PATTERN)
     assert [record.getMessage().split()[2] for record in caplog.records] == ["numba", "csr"]
 
@@ -126,15 +126,11 @@ def test_auto_says_what_it_chose_and_obeys_the_environment(
 def test_auto_on_a_gpu_takes_the_kernels_where_they_pay(
     dtype: torch.dtype, gradients: bool, expected: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class OnGPU:
-        device = torch.device("cuda", 0)
-        requires_grad, shape = gradients, (1, 6, 1, 64)
-
-    OnGPU.dtype = dtype  # type: ignore[attr-defined]
+    inputs = functional.Inputs(6, 1, 64, dtype, torch.device("cuda", 0), gradients)
     monkeypatch.setattr(cuda, "available", lambda: True)
     monkeypatch.setattr(cuda, "capability", lambda _: (9, 0))
     chosen = [
-        functional._fastest(OnGPU(), FibottentionPattern(tokens, 6), "neg_inf")[0]  # type: ignore[arg-type]
+        functional._fastest(inputs, FibottentionPattern(tokens, 6), "neg_inf")[0]
         for tokens in (64, 196, 588, 3136)
     ]
     assert chosen == expected

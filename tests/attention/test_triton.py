@@ -189,12 +189,12 @@ def test_an_old_gpu_is_rejected_and_auto_names_its_fallback_once(
     monkeypatch.setattr(cuda, "capability", lambda _: (7, 5))
     q, pattern = OnOldGPU(), FibottentionPattern(3136, 6)
     with caplog.at_level(logging.DEBUG, "fibopolicy"):
-        assert [functional.choose_backend(q, pattern) for _ in range(3)] == ["csr"] * 3  # type: ignore[arg-type]
+        assert [functional.choose_backend(q, 6, 3137, pattern) for _ in range(3)] == ["csr"] * 3  # type: ignore[arg-type]
     (record,) = caplog.records
     assert "csr for cuda torch.float16, T = 3137: triton needs a GPU" in record.getMessage()
     assert "8.0 or higher, got 7.5" in record.getMessage()
     with pytest.raises(UserError, match=r"compute capability 8\.0 or higher, got 7\.5"):
-        functional._check_backend("triton", q, pattern, "neg_inf")  # type: ignore[arg-type]
+        functional.choose_backend(q, 6, 3137, pattern, backend="triton")  # type: ignore[arg-type]
 
 
 @pytest.mark.slow
