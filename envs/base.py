@@ -63,7 +63,7 @@ class TaskEnv(gymnasium.Env[Observation, NDArray[np.float32]], ABC):
     proprioception: tuple[str, ...]
     #: The observation keys of the end effectors' positions, `(3,)` each, metres.
     eef_keys: tuple[str, ...] = ()
-    #: What the robot is told to do, where the task says it in words.
+    #: The instruction given to the robot, where the task has one in words.
     instruction: str | None = None
     #: Shapes that are drawn although the simulation does not have them; `None` if this
     #: environment cannot draw any.

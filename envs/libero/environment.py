@@ -41,8 +41,8 @@ class LiberoEnv(RobosuiteEnv):
     """A task of LIBERO (Liu et al., 2023): a Panda in a scene of many objects.
 
     Observations, actions and states are those of `RobosuiteEnv`, with the poses of all
-    objects, e.g. `plate_1_pos`. `info["language_instruction"]` is what the robot is
-    told to do.
+    objects, e.g. `plate_1_pos`. `info["language_instruction"]` is the
+    instruction given to the robot.
 
     LIBERO prescribes 50 initial states for each task, `benchmark_states`. In these the
     objects are a little above the ground: `begin` takes 10 idle steps, which do not

@@ -36,7 +36,7 @@ def suite_of(task_id: str) -> str:
 
 
 def instruction_of(task_id: str) -> str:
-    """What the robot is told to do, as LIBERO's benchmark words it."""
+    """The instruction given to the robot, in the words of LIBERO's benchmark."""
     name = task_id.rpartition("/")[2]
     return re.sub(r"^[A-Z_]+_SCENE\d+_", "", name).replace("_", " ")
 

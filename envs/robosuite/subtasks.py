@@ -47,7 +47,7 @@ class Subtask:
 
     Args:
         reference: the object; `None` is the world, for a place that never moves.
-        carried: the object in the gripper, which is to be put down; `None` where the
+        carried: the object in the gripper, which the robot puts down; `None` where the
             reference is picked up.
     """
 

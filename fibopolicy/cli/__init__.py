@@ -112,7 +112,7 @@ def parse(arguments: list[str]) -> Any:
     """The command that the arguments ask for.
 
     Raises:
-        UserError: an argument is empty, or a value is refused.
+        UserError: an argument is empty, or a value is not accepted.
         SystemExit: after `--help`, or with code 2 after tyro's message about a mistake.
     """
     if any(word == "" or (word.startswith("--") and word.endswith("=")) for word in arguments):

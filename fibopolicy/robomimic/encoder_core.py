@@ -90,7 +90,8 @@ class FibopolicyEncoder(EncoderCore):  # type: ignore[misc]
         return [self.output_dim]
 
     def forward(self, inputs: Tensor) -> Tensor:
-        features: Tensor = self.project(self.encoder(inputs)[1])
+        _, feature = self.encoder(inputs)
+        features: Tensor = self.project(feature)
         return features
 
 

@@ -1,9 +1,9 @@
 """Planned interim looks at a growing experiment, without more false positives.
 
 If you test at 5 % after every few training seeds, you will find a difference that does
-not exist in far more than 5 % of experiments. A plan names the looks beforehand and spends
-the 5 % over them (Lan and DeMets, 1983), little at the first looks and most at the last
-(the spending function that resembles O'Brien and Fleming's boundaries).
+not exist in far more than 5 % of experiments. A plan names the looks beforehand and
+spends the 5 % over them (Lan and DeMets, 1983), little at the first looks and most at
+the last (the spending function that resembles O'Brien and Fleming's boundaries).
 """
 
 from __future__ import annotations

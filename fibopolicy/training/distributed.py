@@ -230,7 +230,7 @@ def init_distributed(device: str | None) -> Iterator[World]:
     except RuntimeError as error:
         if not _is_lost_connection(error):
             raise
-        lost = "another process of this training has ended, see its message; continue with --resume"
+        lost = "another process of this run has ended, see its message; continue with --resume"
         raise world.once(UserError(lost)) from error
 
 

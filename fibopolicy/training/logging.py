@@ -126,7 +126,7 @@ class WandbLogger:
 
 
 def require_wandb(project: str | None) -> None:
-    """Raise `UserError` if a project is to be logged to and wandb is not installed."""
+    """Raise `UserError` if a project is named and wandb is not installed."""
     if project is None:
         return
     try:

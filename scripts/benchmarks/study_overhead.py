@@ -2,7 +2,7 @@
 
     python scripts/benchmarks/study_overhead.py --steps 400 --episodes 50
 
-Runs a study of two encoders and one seed, one run at a time, then the same trainings
+Runs a study of two encoders and one seed, one run at a time, then the same training runs
 and evaluations in this process, in another directory. Demonstrations are collected
 before. Prints wall time and processor time of both. Processor time includes all child
 processes and depends less on other work on the machine.

@@ -133,7 +133,7 @@ def test_a_dead_rank_ends_the_others_and_the_run_resumes_later(
     two: tuple[Path, Outcome], configs: dict[str, TrainConfig], tmp_path: Path
 ) -> None:
     folder, outcome = two
-    assert "another process of this training has ended" in str(outcome.endings[0][-1])
+    assert "another process of this run has ended" in str(outcome.endings[0][-1])
     assert len(outcome.endings[1]) == len(configs) - 1
     assert outcome.exit_codes == (0, -9)
     train(replace(configs["dead rank"], out=folder / "dead rank"), resume=True)
