@@ -21,7 +21,8 @@ from tqdm import tqdm
 
 from fibopolicy.datasets.conventions import INSTRUCTION, instruction_in
 from fibopolicy.datasets.conversions import resize_larger, resized
-from fibopolicy.datasets.hdf5 import DemoFile, in_numeric_order
+from fibopolicy.datasets.hdf5 import DemoFile
+from fibopolicy.datasets.layout import in_numeric_order
 from fibopolicy.datasets.writer import Attribute, Blocks, DemoWriter
 from fibopolicy.errors import UserError, unknown
 from fibopolicy.utils.files import StrPath, check_output, expanded

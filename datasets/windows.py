@@ -21,7 +21,6 @@ from fibopolicy.datasets.cache import Buffers, FrameCache
 from fibopolicy.datasets.conventions import instruction_in
 from fibopolicy.datasets.hdf5 import DemoFile
 from fibopolicy.datasets.validate import clipped, read_valid
-from fibopolicy.envs.registry import is_known, task_id_of
 from fibopolicy.errors import UserError, unknown
 from fibopolicy.utils.files import StrPath
 from fibopolicy.utils.settings import flatten
@@ -212,6 +211,8 @@ def task_of(file: DemoFile, demo: str) -> str:
     Raises:
         UserError: there is none of these.
     """
+    from fibopolicy.envs.registry import is_known, task_id_of  # here: it imports gymnasium
+
     if is_known(file.env_args):
         return task_id_of(file.env_args)
     name = instruction_in({**file.file_attrs, **file.attrs(demo)}) or file.env_args.get("env_name")

@@ -176,8 +176,8 @@ class Import(Output):
     """Arrays to read by another key, as PATH=KEY; see `train`."""
 
     def run(self) -> None:
-        from fibopolicy.datasets.hdf5 import parse_map
         from fibopolicy.datasets.importing import import_demos
+        from fibopolicy.datasets.layout import parse_map
 
         size = self.image_size
         done = import_demos(
@@ -227,7 +227,7 @@ class Export:
     """Arrays to read by another key, as PATH=KEY; see `train`."""
 
     def run(self) -> None:
-        from fibopolicy.datasets.hdf5 import parse_map
+        from fibopolicy.datasets.layout import parse_map
         from fibopolicy.datasets.lerobot_export import export_lerobot
 
         done = export_lerobot(
@@ -273,7 +273,7 @@ class Inspect:
 
     def run(self) -> None:
         from fibopolicy.datasets import inspect
-        from fibopolicy.datasets.hdf5 import parse_map
+        from fibopolicy.datasets.layout import parse_map
 
         if self.out is not None:
             check_output(self.out, self.overwrite, [self.file])

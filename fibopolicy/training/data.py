@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from fibopolicy.datasets import DemoFile, Mixture, WindowDataset, Windows
 from fibopolicy.datasets.conventions import is_absolute, proprioception, rotation_columns
-from fibopolicy.datasets.hdf5 import parse_map
+from fibopolicy.datasets.layout import parse_map
 from fibopolicy.datasets.structure import check_structure
 from fibopolicy.datasets.validate import ACTION_TOLERANCE
 from fibopolicy.datasets.windows import check_weights, share_at_limits, task_of

@@ -16,7 +16,7 @@ from PIL import Image
 
 from fibopolicy.datasets import DemoFile, FrameCache, WindowDataset, inspect
 from fibopolicy.datasets.conversions import resize_larger
-from fibopolicy.datasets.hdf5 import parse_map
+from fibopolicy.datasets.layout import parse_map
 from fibopolicy.errors import UserError
 
 Edited = Callable[[Callable[[h5py.File], object]], Path]

@@ -118,10 +118,13 @@ def seen() -> dict[str, Any]:
     }
 
 
-def test_the_package_alone_imports_neither_torch_nor_a_simulator() -> None:
-    code = "import sys, fibopolicy; print({'torch', 'mujoco', 'h5py'} & set(sys.modules))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout == "set()\n"
+def test_the_package_and_its_datasets_import_neither_torch_nor_a_simulator() -> None:
+    for package, others in (("fibopolicy", "h5py"), ("fibopolicy.datasets", "gymnasium")):
+        code = f"import sys, {package}; print({{'torch', 'mujoco', {others!r}}} & set(sys.modules))"
+        done = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        )
+        assert done.stdout == "set()\n", package
 
 
 def test_arrays_of_any_layout_are_copied_and_other_keys_ignored(seen: dict[str, Any]) -> None:
