@@ -160,15 +160,15 @@ def forward(
 ) -> None:
     """See `Kernels.forward`."""
     q, k, v = _with_equal_strides(q, k, v)
-    run, merge, partial_size, table = _forward_launches(
-        pattern.spec, zero_logit, q.dtype, q.device, q.shape, q.stride(), out.stride(),
-        _aligned(q, k, v, out),
+    kernels, table, partial_shape, _ = _launches(
+        "forward", pattern.spec, zero_logit, q.dtype, q.device, q.shape,
+        (q.stride(), out.stride()), _aligned(q, k, v, out),
     )  # fmt: skip
     sums = v.sum(dim=2, dtype=torch.float32).contiguous() if zero_logit else lse
-    partial = lse.new_empty(partial_size) if merge else lse
-    run(q, k, v, out, lse, sums, partial, table, scale)
-    if merge:
-        merge(partial, out, lse)
+    partial = lse.new_empty(partial_shape) if partial_shape else lse
+    kernels[0](q, k, v, out, lse, sums, partial, table, scale)
+    if partial_shape:
+        kernels[1](partial, out, lse)
 
 
 @_on_its_device
@@ -188,9 +188,10 @@ def backward(
     q, k, v = _with_equal_strides(q, k, v)
     grad = with_contiguous_rows(grad)
     dq, dk, dv = grads.unbind(0)
-    queries, keys, partial_shape, sums_shape, table = _backward_launches(
-        pattern.spec, zero_logit, q.dtype, q.device, q.shape, q.stride(), out.stride(),
-        grad.stride(), dq.stride(), _aligned(q, k, v, out, grad, grads),
+    (queries, keys), table, partial_shape, sums_shape = _launches(
+        "backward", pattern.spec, zero_logit, q.dtype, q.device, q.shape,
+        (q.stride(), out.stride(), grad.stride(), dq.stride()),
+        _aligned(q, k, v, out, grad, grads),
     )  # fmt: skip
     delta = torch.empty_like(lse)
     sums = lse.new_empty(sums_shape) if zero_logit else lse
@@ -263,8 +264,7 @@ def _reuses_compiled_kernels() -> bool:
 
 def forget_launches() -> None:
     """Make later calls choose their tilings anew."""
-    _forward_launches.cache_clear()
-    _backward_launches.cache_clear()
+    _launches.cache_clear()
 
 
 def choose_tiling(kernel: str, dtype: torch.dtype, d: int) -> Tiling:
@@ -335,62 +335,57 @@ def _launch(
     return _Launch(kernel, programs * batch * heads, arguments, tiling, aligned)
 
 
-@functools.lru_cache(maxsize=256)
-def _forward_launches(
+class _Launches(NamedTuple):
+    """The launches of a pass and what their arguments depend on.
+
+    Attributes:
+        kernels: `forward` and, if prefix rows are split, `merge`; or `backward_queries`
+            and `backward_keys`.
+        table: the `_table`.
+        partial: the shape of the partial results of prefix rows; empty if these are not
+            split.
+        sums: the shape of the backward pass's sums under zero_logit.
+    """
+
+    kernels: tuple[_Launch, ...]
+    table: Tensor
+    partial: tuple[int, ...]
+    sums: tuple[int, ...]
+
+
+@functools.lru_cache(maxsize=1024)
+def _launches(
+    which: str,
     spec: str,
     zero_logit: bool,
     dtype: torch.dtype,
     device: torch.device,
     shape: torch.Size,
-    x: tuple[int, ...],
-    o: tuple[int, ...],
+    strides: tuple[tuple[int, ...], ...],
     aligned: bool,
-) -> tuple[_Launch, _Launch | None, int, Tensor]:
-    """The launches of `forward` and, if prefix rows are split, of `merge`, the size of
-    the partial results, and the `_table`. `x` and `o` are the strides of q, k and v,
-    and of out.
+) -> _Launches:
+    """The launches of the pass `which`, "forward" or "backward". `strides` are those of
+    q, k and v, of out, and in the backward pass of grad and of each gradient.
     """
     from fibopolicy.attention import triton_kernels
 
-    run = _launch("forward", spec, zero_logit, dtype, device, shape, (x, o), aligned)
-    batch, heads, length, d = shape
-    prefix, splits = _offset_pattern(spec).num_prefix, _splits(length)
-    if not prefix or splits == 1:
-        return run, None, 0, _table(spec, device)
-    sizes = (prefix, d, _power_of_two(d), 1 << (splits - 1).bit_length())
-    arguments = (*o[:3], heads, length, splits, *sizes)
-    programs = batch * heads * prefix
-    merge = _Launch(triton_kernels.merge, programs, arguments, Tiling(False, 1, 1, 1), aligned)
-    return run, merge, programs * splits * (d + 1), _table(spec, device)
-
-
-@functools.lru_cache(maxsize=256)
-def _backward_launches(
-    spec: str,
-    zero_logit: bool,
-    dtype: torch.dtype,
-    device: torch.device,
-    shape: torch.Size,
-    x: tuple[int, ...],
-    o: tuple[int, ...],
-    g: tuple[int, ...],
-    dx: tuple[int, ...],
-    aligned: bool,
-) -> tuple[_Launch, _Launch, tuple[int, ...], tuple[int, ...], Tensor]:
-    """The launches of `backward_queries` and `backward_keys`, the shape of the partial
-    results of prefix rows, empty if these are not split, that of the sums under
-    zero_logit, and the `_table`.
-    """
+    inputs = (spec, zero_logit, dtype, device, shape)
     batch, heads, length, d = shape
     pattern, splits = _offset_pattern(spec), _splits(length)
-    blocks = _blocks("backward_queries", dtype, d, pattern.num_tokens)
-    queries, keys = (
-        _launch(name, spec, zero_logit, dtype, device, shape, strides, aligned, *numbers)
-        for name, strides, numbers in (
-            ("backward_queries", (x, o, g, dx), ()),
-            ("backward_keys", (x, g, dx), (blocks,)),
-        )
-    )
-    split = pattern.num_prefix > 0 and splits > 1
-    partial = (3, batch, heads, pattern.num_prefix, splits, d) if split else ()
-    return queries, keys, partial, (batch, heads, blocks, d), _table(spec, device)
+    prefix, table = pattern.num_prefix, _table(spec, device)
+    split = prefix > 0 and splits > 1
+    if which == "backward":
+        x, _, g, dx = strides
+        blocks = _blocks("backward_queries", dtype, d, pattern.num_tokens)
+        queries = _launch("backward_queries", *inputs, strides, aligned)
+        keys = _launch("backward_keys", *inputs, (x, g, dx), aligned, blocks)
+        partial = (3, batch, heads, prefix, splits, d) if split else ()
+        return _Launches((queries, keys), table, partial, (batch, heads, blocks, d))
+    run = _launch("forward", *inputs, strides, aligned)
+    if not split:
+        return _Launches((run,), table, (), ())
+    programs = batch * heads * prefix
+    sizes = (prefix, d, _power_of_two(d), 1 << (splits - 1).bit_length())
+    arguments = (*strides[1][:3], heads, length, splits, *sizes)
+    merge = _Launch(triton_kernels.merge, programs, arguments, Tiling(False, 1, 1, 1), aligned)
+    return _Launches((run, merge), table, (programs * splits * (d + 1),), ())
