@@ -35,7 +35,7 @@ def test_a_task_of_another_suite_is_named_with_a_way_forward(
         from_env_args(task)
     message = str(caught.value)
     assert message.startswith(f"task {task['env_name']!r} is {suite}'s")
-    assert "method act" in message
+    assert "call its `act` in" in message
     assert "did you mean" not in message
     assert "\n" not in message
 
