@@ -75,8 +75,8 @@ class BatchLoader:
         return mapped(tensors, Tensor.pin_memory) if self._device.type == "cuda" else tensors
 
     def _use_device(self) -> None:
-        """Let the thread pin memory for this GPU, without starting another one."""
-        if self._device.type == "cuda":
+        """Let the thread pin memory for this GPU, without starting the first one."""
+        if self._device.index is not None and self._device.type == "cuda":
             torch.cuda.set_device(self._device)
 
 
