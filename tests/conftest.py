@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 
 # Without a GPU the Triton kernels run in Triton's interpreter. Triton reads this
 # variable once, when it is first imported.
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 
+from forked_workers import fork_workers
+
 from fibopolicy.datasets.collect import Plan, collect
+from fibopolicy.envs.rendering import configure_gl
 from fibopolicy.policies import PolicyConfig
 from fibopolicy.training import OptimizerConfig, TrainConfig
 
@@ -22,6 +29,10 @@ from fibopolicy.training import OptimizerConfig, TrainConfig
 # one another.
 torch.set_num_threads(1)
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# How long an example takes depends on what else the machine does.
+settings.register_profile("tests", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("tests")
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -35,6 +46,31 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
 
 TINY_ENCODER = {"patch_size": 12, "width": 24, "depth": 2, "num_heads": 2, "keypoints": 4}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def models_compiled_once() -> Iterator[None]:
+    """Environments of one robot get copies of one compiled model: MuJoCo needs half a
+    second for its meshes.
+    """
+    configure_gl()
+    import mujoco
+
+    compiled = functools.lru_cache(maxsize=8)(mujoco.MjModel.from_xml_string)
+
+    def from_xml_string(xml: str) -> mujoco.MjModel:
+        return copy.copy(compiled(xml))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(mujoco.MjModel, "from_xml_string", staticmethod(from_xml_string))
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def workers_forked() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        fork_workers(patch)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from oracle import dense_attention, dense_mask, offset_sets
 from torch import Tensor
@@ -39,7 +39,7 @@ def differentiate(run, inputs: list[Tensor], grad: Tensor) -> list[Tensor]:  # t
     return [out.detach(), *torch.autograd.grad(out, leaves, grad.to(out.dtype))]
 
 
-@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=30)
 @given(
     backend=st.sampled_from(BACKENDS),
     masking=st.sampled_from(["neg_inf", "zero_logit"]),

@@ -42,8 +42,8 @@ from fibopolicy.attention import FibottentionPattern, fibottention
 def peak():
     return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM")) / 2**20
 def step(n):
-    pattern = FibottentionPattern(n, 12)
-    q, k, v = (torch.randn(1, 12, n + 1, 64, requires_grad=True) for _ in range(3))
+    pattern = FibottentionPattern(n, 4)
+    q, k, v = (torch.randn(1, 4, n + 1, 64, requires_grad=True) for _ in range(3))
     out = fibottention(q, k, v, pattern, backend="numba")
     out.backward(torch.ones_like(out))
     return 8 * q.numel() * 4 / 2**30
@@ -55,4 +55,5 @@ print(peak() - before - tensors)
     done = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
     )
-    assert float(done.stdout) < 1  # GiB beyond inputs, result and gradients
+    # GiB beyond inputs, result and gradients; the logits of one head alone are 0.6
+    assert float(done.stdout) < 0.4

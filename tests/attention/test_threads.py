@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from fibopolicy.attention import FibottentionPattern, cpu, fibottention
+from fibopolicy.attention import FibottentionPattern, cpu, cpu_kernels, fibottention
 
 PATTERN = FibottentionPattern(196, 6)
 
@@ -44,7 +42,7 @@ def two_threads() -> object:
 
 @pytest.mark.slow
 def test_spawned_processes_compute_the_same() -> None:
-    _compare_children("spawn", _child)
+    _compare_children("spawn", _child, 1)  # which imports torch
 
 
 @pytest.mark.slow
@@ -55,29 +53,29 @@ def test_forked_processes_compute_the_same() -> None:
     program = (
         "import torch; torch.set_num_threads(2)\n"
         "from tests.attention.test_threads import _compare_children, _torchless_child\n"
-        "_compare_children('fork', _torchless_child)"
+        "_compare_children('fork', _torchless_child, 2)"
     )
     root = Path(__file__).parents[2]
     done = subprocess.run(
-        [sys.executable, "-c", program], cwd=root, capture_output=True, text=True, timeout=300
+        [sys.executable, "-c", program], cwd=root, capture_output=True, text=True, timeout=1000
     )
     assert done.returncode == 0, done.stderr
 
 
 def _compare_children(
-    method: str, target: Callable[[int, multiprocessing.Queue[float]], None]
+    method: str, target: Callable[[int, multiprocessing.Queue[float]], None], count: int
 ) -> None:
     expected = work(1)  # the parent has used its threads already
     context = multiprocessing.get_context(method)
     results = context.Queue()
-    children = [context.Process(target=target, args=(1, results)) for _ in range(2)]
+    children = [context.Process(target=target, args=(1, results)) for _ in range(count)]
     for child in children:
         child.start()
-    got = [results.get(timeout=300) for _ in children]
+    got = [results.get(timeout=1000) for _ in children]
     for child in children:
         child.join(timeout=120)
         assert child.exitcode == 0
-    assert got == pytest.approx([expected] * 2)
+    assert got == pytest.approx([expected] * count)
 
 
 def _torchless_child(seed: int, results: multiprocessing.Queue[float]) -> None:
@@ -128,23 +126,11 @@ def test_python_threads_stand_in_where_torch_has_no_gnu_openmp(
 
 
 @pytest.mark.slow
-def test_a_second_process_finds_the_compiled_code_on_disk(tmp_path: Path) -> None:
+def test_a_second_process_finds_the_compiled_code_on_disk() -> None:
+    cpu_kernels.kernels("f32", 32, True)
     program = (
-        "import torch, time; from fibopolicy.attention import cpu_kernels; t = time.perf_counter();"
-        "cpu_kernels.kernels('f32', 32, True); print(time.perf_counter() - t)"
+        "from fibopolicy.attention import cpu_kernels; "
+        "print([k.function.cache_hits for k in cpu_kernels.kernels('f32', 32, True).values()])"
     )
-    environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}
-    seconds = []
-    for _ in range(2):
-        start = time.perf_counter()
-        done = subprocess.run(
-            [sys.executable, "-c", program],
-            env=environment,
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        seconds.append(float(done.stdout))
-        assert time.perf_counter() - start < 300
-    assert list(tmp_path.rglob("*.nbi"))
-    assert seconds[1] < seconds[0] / 2
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.stdout == "[1, 1]\n", done.stderr

@@ -317,7 +317,7 @@ _STEPS = st.lists(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(steps=_STEPS, key=st.sampled_from(["obs/eef_pos", "actions", "obs/wrist_image"]))
 def test_a_random_chain_of_links_gives_the_data_or_an_error(
     steps: list[tuple[str, bool]], key: str

@@ -1,15 +1,14 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import h5py
 import imageio.v3 as iio
 import numpy as np
 import pytest
+from command import call
 
-from fibopolicy import cli
 from fibopolicy.cli.data import Replay
 from fibopolicy.datasets.draw import draw_demos
 from fibopolicy.datasets.hdf5 import DemoFile
@@ -54,28 +53,21 @@ def test_other_actions_drift_and_fail(lift_file: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_ten_human_demonstrations_replay(
+def test_human_demonstrations_replay(
     human_file: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     tmp_path: Path,
 ) -> None:
     pytest.importorskip("robosuite", reason="robosuite is not installed")
-    monkeypatch.setattr(
-        sys,
-        "argv",
-        [
-            "fibopolicy",
-            "replay",
-            str(human_file),
-            "--workers",
-            "1",
-            "--out",
-            str(tmp_path / "r.json"),
-        ],
-    )
-    cli.main()
-    assert "success 10/10 = 100.0 % [72.2, 100.0]" in capsys.readouterr().out
+    path = tmp_path / "three.hdf5"
+    path.write_bytes(human_file.read_bytes())
+    with h5py.File(path, "r+") as file:
+        file["mask/three"] = np.array([b"demo_1", b"demo_4", b"demo_9"])
+    options = ["--filter-key", "three", "--workers", "1", "--out", str(tmp_path / "r.json")]
+    code, out, errors = call(monkeypatch, capsys, "replay", str(path), *options)
+    assert code == 0, errors
+    assert "success 3/3 = 100.0 % [" in out
     drifts = [row["max_drift_cm"] for row in json.loads((tmp_path / "r.json").read_text())["demos"]]
     assert np.max(drifts) < 0.2
 

@@ -66,7 +66,7 @@ def test_robomimic_s_dataset_report_accepts_the_file(path: Path) -> None:
         [sys.executable, str(script), "--dataset", str(path)],
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=1000,
     )
     assert done.returncode == 0, done.stderr
     assert "total transitions: 15" in done.stdout

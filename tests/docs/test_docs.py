@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 from command import call
+from runs_here import Here
 
 from fibopolicy import cli
 from fibopolicy.statistics.rates import wilson
@@ -94,6 +95,7 @@ def test_a_tutorial_runs_from_top_to_bottom(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr("fibopolicy.study.executors.Local", lambda *_: Here())
     text = (DOCS / "tutorials" / f"{name}.md").read_text(encoding="utf-8")
     for number, smaller in SMALLER_TEXT.items():
         text = text.replace(number, smaller)

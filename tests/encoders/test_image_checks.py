@@ -42,7 +42,7 @@ def encoders() -> dict[str, Encoder]:
     return {**built, "mine": build_encoder(f"{__name__}:Mean", image_size=(36, 48))}
 
 
-@settings(max_examples=80, derandomize=True, deadline=None)
+@settings(max_examples=80, derandomize=True)
 @given(
     shape=st.lists(st.sampled_from([1, 2, 3, 36, 48, 96]), min_size=1, max_size=5).map(tuple),
     right=st.booleans(),

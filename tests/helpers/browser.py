@@ -37,7 +37,7 @@ def pictures_shown(page: Path, width: int, folder: Path) -> int:
     options = ["--headless", "--no-sandbox", "--disable-gpu", "--allow-file-access-from-files"]
     options += [f"--user-data-dir={folder / 'profile'}", "--dump-dom", frame.as_uri()]
     done = subprocess.run(
-        [str(CHROMIUM), *options], capture_output=True, text=True, timeout=120, check=True
+        [str(CHROMIUM), *options], capture_output=True, text=True, timeout=600, check=True
     )
     seen = re.search(r"SEEN (\d+) (\d+) (\d+)", done.stdout)
     assert seen, done.stdout + done.stderr

@@ -123,7 +123,7 @@ def test_keys_that_the_policy_does_not_read_change_nothing(
     assert torch.equal(policies[policy].act(extra)[0], expected)  # type: ignore[arg-type]
 
 
-@settings(max_examples=100, derandomize=True, deadline=None)
+@settings(max_examples=100, derandomize=True)
 @given(data=st.data())
 def test_any_observation_is_acted_on_correctly_or_rejected(
     policies: dict[str, Policy], data: st.DataObject

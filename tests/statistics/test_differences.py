@@ -14,7 +14,7 @@ from fibopolicy.errors import UserError
 from fibopolicy.statistics.differences import Difference, MeanDifference, holm, mcnemar
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(0, 60), st.integers(0, 60))
 def test_mcnemar_agrees_with_statsmodels(only_a: int, only_b: int) -> None:
     expected = (
@@ -23,7 +23,7 @@ def test_mcnemar_agrees_with_statsmodels(only_a: int, only_b: int) -> None:
     assert mcnemar(only_a, only_b) == pytest.approx(expected, abs=1e-12)
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=8))
 def test_holm_agrees_with_statsmodels(p_values: list[float]) -> None:
     assert holm(p_values) == pytest.approx(list(multipletests(p_values, method="holm")[1]))

@@ -36,7 +36,7 @@ def test_an_address_that_does_not_answer_is_one_line() -> None:
         with pytest.raises(UserError, match=message) as error:
             RayCluster(address, 1, "cpu")
         assert "\n" not in str(error.value)
-        assert time.monotonic() - began < 30  # not Ray's minutes
+        assert time.monotonic() - began < 60  # not Ray's minutes
 
 
 def test_a_server_that_is_no_cluster_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:

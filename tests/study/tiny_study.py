@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from command import call as call
+from runs_here import Here as Here
 
 from fibopolicy.study.directory import StudyDirectory, write_json
 from fibopolicy.study.executors import NextRun
 from fibopolicy.study.grid import Run
 from fibopolicy.study.records import DIVERGED, record_failure
-from fibopolicy.study.worker import execute
 
 SMALL = {"patch_size": 12, "width": 24, "depth": 1, "num_heads": 2, "keypoints": 4}
 
@@ -35,22 +35,6 @@ def study():
         policy_config={{"hidden": 32}},
     )
 """
-
-
-@dataclass
-class Here:
-    """Carries out runs in this process, which saves the imports, and keeps their names."""
-
-    executed: list[str] = field(default_factory=list)
-    slots: int = 1
-
-    def execute(
-        self, study: StudyDirectory, next_run: NextRun, folder: Path
-    ) -> Iterator[tuple[Run, float]]:
-        for run in iter(next_run, None):
-            self.executed.append(run.name)
-            execute(study, run)
-            yield run, 0.0
 
 
 @dataclass

@@ -13,7 +13,7 @@ def evaluate(
 ) -> None:
     """Sends a result once a file exists, or fails."""
     log.write_text(f"resume {resume}")
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while not once.exists() and time.monotonic() < deadline:
         time.sleep(0.01)
     if fail:

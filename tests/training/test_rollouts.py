@@ -167,7 +167,7 @@ def test_rollouts_end_when_their_training_is_killed(
     finally:
         os.kill(training.pid, signal.SIGKILL)
         training.wait()
-    until = time.monotonic() + 120
+    until = time.monotonic() + 300
     while processes_of(folder) and time.monotonic() < until:
         time.sleep(0.05)
     assert not processes_of(folder)

@@ -45,7 +45,7 @@ def python(
         text=True,
         cwd=folder,
         check=False,
-        timeout=300,
+        timeout=1000,
     )
 
 
