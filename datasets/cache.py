@@ -11,9 +11,7 @@ import hashlib
 import json
 import math
 import mmap
-import os
 import shutil
-import tempfile
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -26,7 +24,13 @@ from tqdm import tqdm
 from fibopolicy.datasets.conversions import resize_larger, resized
 from fibopolicy.datasets.hdf5 import DemoFile
 from fibopolicy.errors import UserError
-from fibopolicy.utils.files import StrPath, cache_home, directory_lock, flush, wrap_os_error
+from fibopolicy.utils.files import (
+    StrPath,
+    atomic_folder,
+    cache_home,
+    directory_lock,
+    wrap_os_error,
+)
 
 _META = "meta.json"
 _FAULT_AROUND = 2 * 2**20  # Linux maps up to a huge page around an accessed page
@@ -158,25 +162,18 @@ def _build(
     final: Path,
     identity: dict[str, Any],
 ) -> None:
-    # This process holds the lock, so anything here was left by a killed process.
-    for leftover in (final, *final.parent.glob(f"{final.name}.*.building")):
-        shutil.rmtree(leftover, ignore_errors=True)
-    building = Path(tempfile.mkdtemp(prefix=f"{final.name}.", suffix=".building", dir=final.parent))
-    try:
-        total = sum(file.length(demo) for demo in demos) * len(shapes)
-        with tqdm(total=total, desc="caching frames", unit="frame", disable=None) as bar:
-            for i, (camera, shape) in enumerate(shapes.items()):
-                with (building / _frame_file(i)).open("wb") as out:
-                    for block in _blocks(file, demos, camera, shape):
-                        out.write(block.data)
-                        bar.update(len(block))
-                flush(building / _frame_file(i))
+    shutil.rmtree(final, ignore_errors=True)  # incomplete; this process holds the lock
+    total = sum(file.length(demo) for demo in demos) * len(shapes)
+    with (
+        atomic_folder(final) as building,
+        tqdm(total=total, desc="caching frames", unit="frame", disable=None) as bar,
+    ):
+        for i, (camera, shape) in enumerate(shapes.items()):
+            with (building / _frame_file(i)).open("wb") as out:
+                for block in _blocks(file, demos, camera, shape):
+                    out.write(block.data)
+                    bar.update(len(block))
         (building / _META).write_text(json.dumps(identity, indent=2), encoding="utf-8")
-        flush(building / _META)
-        os.rename(building, final)
-        flush(final.parent)
-    finally:
-        shutil.rmtree(building, ignore_errors=True)
 
 
 def _blocks(

@@ -74,7 +74,7 @@ def test_a_half_built_cache_is_built_again(path: Path, missing: str) -> None:
         os.truncate(folder / "camera_0.uint8", 100)
     else:
         (folder / missing).unlink()
-    killed = folder.with_name(f"{folder.name}.x1.building")
+    killed = folder.with_name(f"{folder.name}.partial")
     killed.mkdir()
     (killed / "camera_0.uint8").write_bytes(b"half")
     cache = build(path)
@@ -152,7 +152,7 @@ def test_a_killed_builder_leaves_no_cache_that_looks_finished(path: Path) -> Non
         "cache._blocks = killed",
     )
     assert ended.returncode == -signal.SIGKILL
-    assert [name.endswith(".building") for name in folders(path)] == [True]
+    assert [name.endswith(".partial") for name in folders(path)] == [True]
     cache = build(path)  # does not wait for the lock of the dead
     np.testing.assert_array_equal(
         cache.gather("wrist_image", np.arange(15)[None])[0], expected((0, 5), (1, 3), (2, 7))
