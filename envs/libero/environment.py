@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 
 from fibopolicy.envs.base import Observation, SimState, finite_action
+from fibopolicy.envs.libero.experts import expert_action
 from fibopolicy.envs.libero.installation import (
     PACKAGE,
     checked_assets,
@@ -124,6 +125,9 @@ class LiberoEnv(RobosuiteEnv):
     def observe(self) -> Observation:
         self._env._post_process()  # a stove that is on glows
         return super().observe()
+
+    def expert_action(self) -> NDArray[np.float32]:
+        return expert_action(self.task_id, self._env, self.goal[0])
 
     def begin(self, obs: Observation) -> Observation:
         if self._env.sim.data.time > 0:  # `reset` drew this state

@@ -107,22 +107,35 @@ class Arm:
             turn_within: the gripper turns to `yaw` once it is this near to the target
                 sideways, metres.
         """
-        error = target - self.position
-        sideways, misaligned = float(np.linalg.norm(error[:2])), abs(yaw - self.yaw)
-        distance = max(sideways, abs(float(error[2])))
         # A round object grasped off its middle is narrower, and objects slip a little
         # between the fingers.
         closed_on_it = -0.006 < self.opening - half_width < 0.003 and self.finger_speed < 0.02
-        if distance < 0.025 and closed_on_it:
+        sideways, height = self._off(target)
+        if max(sideways, height) < 0.025 and closed_on_it:
             return None
+        return self.approach(target, yaw, turn_within)
+
+    def approach(
+        self, target: Vector, yaw: float, turn_within: float = np.inf, hover: float = 0.06
+    ) -> Action:
+        """Approach an object from above, `hover` metres over the target, and close the
+        fingers there; the other arguments are those of `grasp`.
+        """
+        sideways, height = self._off(target)
+        misaligned = abs(yaw - self.yaw)
         # Fingers that have begun to close continue, even if the gripper trembles.
         reach, across = (0.015, 0.2) if self.opening > 0.038 else (0.02, 0.3)
-        if distance < reach and misaligned < across:
+        if max(sideways, height) < reach and misaligned < across:
             return self.toward(target, yaw, CLOSE)
         # The fingers may come down to the target only once they are aligned with it.
         slack = 0.012 - 0.1 * max(0.0, misaligned - 0.15)
-        way = self.descent(target, hover=0.06, slack=slack)
+        way = self.descent(target, hover, slack)
         return self.toward(way, yaw if sideways < turn_within else self.yaw, OPEN)
+
+    def _off(self, target: Vector) -> tuple[float, float]:
+        """The gripper's distance from a position sideways, and in height."""
+        error = target - self.position
+        return float(np.linalg.norm(error[:2])), abs(float(error[2]))
 
     def release(self, place: Vector, half_width: float, retreat: float) -> Action:
         """Release an object `2 * half_width` metres wide, then rise by `retreat`

@@ -5,7 +5,8 @@ and with the default noise of `fibopolicy collect`.
         --out docs/benchmarks/robosuite_experts_<date>.json
 
 Takes about 20 minutes on one core. Saves every ten episodes; start it again to
-resume.
+resume. `--suite libero` measures LIBERO's experts on the official initial states, ten
+episodes for each task.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,20 +23,27 @@ import numpy as np
 
 from fibopolicy import envs
 from fibopolicy.datasets.collect import perturbed
-from fibopolicy.envs.base import episode_seed
+from fibopolicy.envs.base import SimState, episode_seed
+from fibopolicy.envs.libero.experts import EXPERT_TASKS
+from fibopolicy.envs.libero.installation import PACKAGE
 from fibopolicy.envs.robosuite.environment import RobosuiteEnv, import_robosuite
 from fibopolicy.envs.robosuite.experts import EXPERTS
 from fibopolicy.statistics.rates import wilson
 from fibopolicy.utils.files import atomic_write
-from fibopolicy.utils.system import environment
+from fibopolicy.utils.system import environment, versions
 
 
-def steps_to_success(env: envs.TaskEnv, noise: float, index: int) -> int | None:
-    """Control steps of the expert in layout `index` of the evaluation's seed 0, or `None`
-    if it fails.
+def steps_to_success(
+    env: envs.TaskEnv, prescribed: Sequence[SimState], noise: float, index: int
+) -> int | None:
+    """Control steps of the expert from the prescribed initial state `index`, or else in
+    that layout of the evaluation's seed 0; `None` if it fails.
     """
     seed = episode_seed("evaluate", 0, index)
-    env.reset(seed=seed)
+    if prescribed:
+        env.begin(env.set_state(prescribed[index]))
+    else:
+        env.reset(seed=seed)
     rng = np.random.default_rng(seed)
     for count in range(1, env.horizon + 1):
         _, succeeded, _, _ = env.advance(perturbed(env.expert_action(), noise, rng))
@@ -43,13 +52,14 @@ def steps_to_success(env: envs.TaskEnv, noise: float, index: int) -> int | None:
     return None
 
 
-def row(task: str, noise: float, steps: list[int | None]) -> dict[str, Any]:
+def row(task: str, noise: float, horizon: int, steps: list[int | None]) -> dict[str, Any]:
     """One row of the table from the steps to success of episodes 0, 1, ..."""
     successful = [count for count in steps if count is not None]
     rate = wilson(len(successful), len(steps))
     return {
         "task": task,
         "noise": noise,
+        "horizon": horizon,
         "successes": rate.successes,
         "episodes": rate.episodes,
         "wilson_95": [round(rate.low, 3), round(rate.high, 3)],
@@ -63,10 +73,14 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--tasks", nargs="+", default=list(EXPERTS))
-    parser.add_argument("--episodes", type=int, default=100)
+    parser.add_argument("--suite", choices=("robosuite", "libero"), default="robosuite")
+    parser.add_argument("--tasks", nargs="+", help="by default all of the suite's with an expert")
+    parser.add_argument("--episodes", type=int, help="by default 100, of LIBERO 10")
     parser.add_argument("--noise", type=float, nargs="+", default=[0.0, RobosuiteEnv.expert_noise])
     arguments = parser.parse_args()
+    libero = arguments.suite == "libero"
+    tasks = arguments.tasks or (EXPERT_TASKS if libero else EXPERTS)
+    episodes = arguments.episodes or (10 if libero else 100)
     stored = (
         json.loads(arguments.out.read_text(encoding="utf-8"))["rows"]
         if arguments.out.exists()
@@ -74,31 +88,37 @@ def main() -> None:
     )
     rows = {(row["task"], row["noise"]): row for row in stored}
     for noise in arguments.noise:
-        for task in arguments.tasks:
+        for task in tasks:
             steps = rows[task, noise]["steps_to_success"] if (task, noise) in rows else []
-            if len(steps) >= arguments.episodes:
+            if len(steps) >= episodes:
                 continue
             env = envs.make(task, cameras=())
-            for index in range(len(steps), arguments.episodes):
-                steps.append(steps_to_success(env, noise, index))
-                if len(steps) % 10 == 0 or len(steps) == arguments.episodes:
-                    rows[task, noise] = row(task, noise, steps)
-                    write(arguments.out, env.horizon, list(rows.values()))
+            prescribed = env.benchmark_states()
+            for index in range(len(steps), episodes):
+                steps.append(steps_to_success(env, prescribed, noise, index))
+                if len(steps) % 10 == 0 or len(steps) == episodes:
+                    rows[task, noise] = row(task, noise, env.horizon, steps)
+                    write(arguments.out, libero, list(rows.values()))
                     print(rows[task, noise], flush=True)
             env.close()
 
 
-def write(out: Path, horizon: int, rows: list[dict[str, Any]]) -> None:
+def write(out: Path, libero: bool, rows: list[dict[str, Any]]) -> None:
+    over = (
+        "LIBERO's scripted expert over the first official initial states"
+        if libero
+        else "robosuite's scripted experts over the layouts of episode_seed('evaluate', 0, 0 ..)"
+    )
     result = {
         "what": (
-            "robosuite's scripted experts over the layouts of episode_seed('evaluate', 0, 0 ..),"
-            f" no rendering, {horizon} control steps at most; noise: standard deviation on executed"
-            " arm actions, action units"
+            f"{over}, no rendering; horizon: control steps at most; noise: standard deviation on"
+            " executed arm actions, action units"
         ),
         "environment": {
             **environment(),
             "mujoco": mujoco.__version__,
             "robosuite": import_robosuite().__version__,
+            **({PACKAGE: versions()[PACKAGE]} if libero else {}),
         },
         "rows": rows,
     }

@@ -243,3 +243,60 @@ def test_frames_in_full_quality_are_those_of_libero_s_own_environment(env: Any) 
     theirs.close()
     for key in ("agentview_image", "robot0_eye_in_hand_image"):
         assert np.array_equal(obs[key][::-1], ours[key])
+
+
+# The scripted expert.
+
+EXPERTS = (
+    "libero/spatial/pick_up_the_black_bowl_from_table_center_and_place_it_on_the_plate",
+    "libero/object/pick_up_the_butter_and_place_it_in_the_basket",
+)
+
+
+@pytest.fixture(scope="module", params=EXPERTS)
+def expert_env(cache: Path, request: pytest.FixtureRequest) -> Iterator[Any]:
+    with make(request.param, cameras=()) as env:
+        yield env
+
+
+def solves(env: Any) -> bool:
+    """Whether the expert succeeds from here within the task's horizon."""
+    while True:
+        _, succeeded, truncated, _ = env.advance(env.expert_action())
+        if succeeded or truncated:
+            return bool(succeeded)
+
+
+@pytest.mark.slow
+def test_the_expert_succeeds_and_depends_on_the_state_alone(expert_env: Any) -> None:
+    expert_env.reset(seed=1)
+    seen, succeeded = [], False
+    while not succeeded and len(seen) < expert_env.horizon:
+        action = expert_env.expert_action()
+        assert expert_env.action_space.contains(action)
+        seen.append((expert_env.get_state(), action))
+        _, succeeded, _, _ = expert_env.advance(action)
+    assert succeeded
+    for state, action in reversed(seen[5::15]):
+        expert_env.set_state(state)
+        np.testing.assert_allclose(expert_env.expert_action(), action, atol=1e-4)
+    expert_env.set_state(seen[len(seen) // 2][0])
+    assert solves(expert_env)
+
+
+@pytest.mark.slow
+def test_the_expert_picks_up_again_what_it_lost(expert_env: Any) -> None:
+    expert_env.reset(seed=2)
+    before = expert_env.observe()["object"]
+    for _ in range(45):
+        expert_env.advance(expert_env.expert_action())
+    assert expert_env.expert_action()[6] == 1  # it holds the object
+    assert not np.array_equal(expert_env.observe()["object"], before)
+    for _ in range(10):
+        expert_env.advance(IDLE)  # and lets it fall
+    assert solves(expert_env)
+
+
+def test_a_task_without_an_expert_names_the_suites_that_have_one(env: Any) -> None:
+    with pytest.raises(UserError, match="the tasks of libero/spatial and libero/object have one"):
+        env.expert_action()

@@ -1,4 +1,6 @@
-"""The scene of LIBERO's suite "goal" made of boxes, in place of 360 MB of meshes."""
+"""The scenes of LIBERO's suites "goal" and "spatial", and a task of "object", made of
+boxes, in place of 360 MB of meshes.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,7 @@ _DRAWER = """<body name="cabinet_{level}">
   <site name="{level}_region" type="box" pos="0 0 {height}" quat="1 0 0 0" size="0.08 0.06 0.03"
     rgba="0 0 0 0"/>
 </body>"""
-_SCENE = """<mujoco model="table_arena">
+_ARENA = """<mujoco model="arena">
   <asset>
     <texture file="../textures/any.png" type="2d" name="texplane"/>
     <material name="floorplane" texture="texplane"/>
@@ -31,30 +33,76 @@ _SCENE = """<mujoco model="table_arena">
   </asset>
   <worldbody>
     <geom name="floor" type="plane" size="3 3 .1" material="floorplane" group="1"/>
-    <body name="table" pos="0 0 0.4">
-      <geom name="table_collision" size="0.4 0.4 0.4" type="box"/>
-      <geom name="table_visual" size="0.4 0.4 0.4" type="box" contype="0" conaffinity="0"
-        group="1" rgba="0.7 0.5 0.3 1"/>
-      <site name="table_top" pos="0 0 0.4" size="0.001" rgba="0 0 0 0"/>
-      {legs}
-    </body>
+    {furniture}
     <light pos="1 1 4" dir="0 -.15 -1"/>
     <camera name="frontview" pos="1 0 1.45" quat="0.56 0.43 0.43 0.56"/>
     <camera name="agentview" pos="0.5 0 1.35" quat="0.653 0.271 0.271 0.653"/>
   </worldbody>
 </mujoco>"""
+_TABLE = """<body name="table" pos="0 0 0.4">
+      <geom name="table_collision" size="0.4 0.4 0.4" type="box"/>
+      <geom name="table_visual" size="0.4 0.4 0.4" type="box" contype="0" conaffinity="0"
+        group="1" rgba="0.7 0.5 0.3 1"/>
+      <site name="table_top" pos="0 0 0.4" size="0.001" rgba="0 0 0 0"/>
+      {legs}
+    </body>"""
 
 
-def box(size: str, at: str = "0 0 0", rgba: str = "0.2 0.4 0.8 1") -> str:
+def box(size: str, at: str = "0 0 0", rgba: str = "0.2 0.4 0.8 1", quat: str = "1 0 0 0") -> str:
     """A box that is seen and collides."""
-    shape = f'type="box" size="{size}" pos="{at}" rgba="{rgba}" density="100"'
+    shape = f'type="box" size="{size}" pos="{at}" quat="{quat}" rgba="{rgba}" density="100"'
     return f'<geom {shape} group="0"/><geom {shape} group="1" contype="0" conaffinity="0"/>'
 
 
+def bowl() -> str:
+    """A ring where the black bowl's rim is, on a foot."""
+    foot = box("0.03 0.03 0.018", at="0 0 -0.002")
+    wall = [
+        box(
+            "0.003 0.02 0.018",
+            at=f"{0.0475 * np.cos(angle)} {0.0475 * np.sin(angle)} 0.034",
+            quat=f"{np.cos(angle / 2)} 0 0 {np.sin(angle / 2)}",
+        )
+        for angle in np.arange(8) * np.pi / 4
+    ]
+    return foot + "".join(wall)
+
+
+def basket() -> str:
+    """Four walls on a bottom."""
+    walls = [
+        box("0.005 0.075 0.07", at=f"{0.07 * x} {0.07 * y} 0.07", quat=f"1 0 0 {abs(y)}")
+        for x, y in ((-1, 0), (1, 0), (0, -1), (0, 1))
+    ]
+    region = (
+        '<site name="contain_region" type="box" pos="0 0 0.07" quat="0 0 0 1"'
+        ' size="0.06 0.06 0.07" rgba="0 0 0 0"/>'
+    )
+    return box("0.07 0.07 0.01", at="0 0 -0.01") + "".join(walls) + region
+
+
 def write_scene(folder: Path) -> None:
-    """Write assets for all ten tasks of the suite "goal" to `folder`."""
+    """Write assets for all tasks of the suites "goal" and "spatial", and for the butter of
+    "object", to `folder`.
+    """
     files = {
-        "stable_scanned_objects/akita_black_bowl/akita_black_bowl": box("0.03 0.03 0.02"),
+        "stable_scanned_objects/akita_black_bowl/akita_black_bowl": bowl(),
+        "stable_scanned_objects/basket/basket": basket(),
+        "stable_scanned_objects/glazed_rim_porcelain_ramekin/glazed_rim_porcelain_ramekin": box(
+            "0.03 0.03 0.02"
+        ),
+        "stable_hope_objects/cookies/cookies": box("0.04 0.03 0.02"),
+        **{
+            f"stable_hope_objects/{name}/{name}": box("0.02 0.02 0.02")
+            for name in (
+                "tomato_sauce",
+                "orange_juice",
+                "chocolate_pudding",
+                "bbq_sauce",
+                "ketchup",
+            )
+        },
+        "stable_hope_objects/butter/butter": box("0.04 0.02 0.02"),
         "stable_scanned_objects/plate/plate": box("0.05 0.05 0.01", rgba="0.9 0.9 0.9 1"),
         "stable_hope_objects/cream_cheese/cream_cheese": box("0.02 0.02 0.02"),
         "turbosquid_objects/wine_bottle/wine_bottle": box("0.02 0.02 0.03"),
@@ -89,9 +137,15 @@ def write_scene(folder: Path) -> None:
         ' conaffinity="0" group="1"/>'
         for i in (1, 2, 3, 4)
     )
-    scene = folder / "assets/scenes/libero_tabletop_base_style.xml"
-    scene.parent.mkdir()
-    scene.write_text(_SCENE.format(legs=legs), encoding="utf-8")
+    scenes = folder / "assets/scenes"
+    scenes.mkdir()
+    for name, furniture in (
+        ("tabletop", _TABLE.format(legs=legs)),
+        ("floor", '<body name="floor"/>'),
+    ):
+        (scenes / f"libero_{name}_base_style.xml").write_text(
+            _ARENA.format(furniture=furniture), encoding="utf-8"
+        )
     for name in ("light-gray-floor-tile", "light-gray-plaster"):
         path = folder / f"assets/textures/{name}.png"
         path.parent.mkdir(exist_ok=True)
