@@ -20,7 +20,7 @@ from fibopolicy.training.data import mapped, parts_of
 AHEAD = 2
 #: Frames stay in GPU memory if they take at most this share of what is free.
 RESIDENT_SHARE = 0.25
-_BLOCK = 256  # frames that are copied to the GPU at a time
+_BLOCK = 64  # frames that are copied to the GPU at a time
 
 
 class BatchLoader:
