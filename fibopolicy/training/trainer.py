@@ -67,7 +67,7 @@ def train(config: TrainConfig, *, resume: bool = False, overwrite: bool = False)
     """
     with init_distributed(config.device) as world:
         trainer = world.main_process_first(
-            lambda: Trainer(config, world, resume=resume, overwrite=overwrite)
+            lambda: _trainer(config, world, resume=resume, overwrite=overwrite)
         )
         with suppress(torch.OutOfMemoryError):
             return trainer.train()
@@ -376,6 +376,16 @@ class Trainer:
                 Rollouts(config, average, logger.write, device, start=start, done=done)
             )
         return callbacks
+
+
+def _trainer(config: TrainConfig, world: World, *, resume: bool, overwrite: bool) -> Trainer:
+    try:
+        return Trainer(config, world, resume=resume, overwrite=overwrite)
+    except torch.OutOfMemoryError as error:
+        raise UserError(
+            f"{config.out}: the memory of the GPU is too small for the policy and its average; end"
+            " other programs on the GPU, or use a smaller encoder"
+        ) from error
 
 
 def _check_parts(config: TrainConfig, world: World) -> None:

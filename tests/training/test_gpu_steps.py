@@ -309,6 +309,18 @@ def test_a_training_that_does_not_fit_says_which_batch_would(
         train(config)
 
 
+def test_a_policy_that_does_not_fit_is_one_line(
+    tiny_config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*arguments: Any) -> None:
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr("fibopolicy.training.optim.EMA", full)
+    with pytest.raises(UserError, match="too small for the policy and its average; end other"):
+        train(replace(tiny_config, out=tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_policy_call_that_does_not_fit_says_how_many_rows_would(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
