@@ -15,7 +15,8 @@ from fibopolicy.errors import quoted
 from fibopolicy.policies.base import POLICIES, PolicyConfig
 from fibopolicy.training.config import PRESETS, TrainConfig
 
-CONFIG = Annotated[tyro.conf.OmitArgPrefixes[TrainConfig], tyro.conf.arg(name="")]
+#: Its fields are options without the prefix `config`.
+ConfigOptions = Annotated[tyro.conf.OmitArgPrefixes[TrainConfig], tyro.conf.arg(name="")]
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class Train:
     fibopolicy train --dataset lift.hdf5 --out runs/lift
     """
 
-    config: CONFIG
+    config: ConfigOptions
     preset: str | None = None
     """Take the defaults from a published run: released_robot, the encoder of
     Fibottention's authors with Diffusion Policy."""
@@ -55,6 +56,10 @@ class Train:
 def with_preset(arguments: Sequence[str]) -> type[Train]:
     """`Train`, whose defaults are those of the published run that `--preset` names.
 
+    tyro needs the defaults before it parses, so the preset is read from the arguments
+    first. Fields are set behind the frozen dataclasses' back, because their constructors
+    would fill in or refuse the unset ones.
+
     Raises:
         UserError: no such preset.
     """
@@ -75,4 +80,4 @@ def with_preset(arguments: Sequence[str]) -> type[Train]:
         object.__setattr__(policy, "policy_options", {})
     for name, value in (("dataset", tyro.MISSING), ("out", tyro.MISSING), ("policy", policy)):
         object.__setattr__(config, name, value)
-    return make_dataclass("Train", [("config", CONFIG, config)], bases=(Train,), frozen=True)
+    return make_dataclass("Train", [("config", ConfigOptions, config)], bases=(Train,), frozen=True)
