@@ -301,6 +301,36 @@ def plot_learning_curves(
     save_figure(drawn, path)
 
 
+def plot_levels(
+    panels: Mapping[str, Mapping[str, Mapping[int, float]]], names: Sequence[str], path: Path
+) -> None:
+    """Success against the level of perturbations: a panel for each, a line for each
+    method.
+
+    Args:
+        panels: by perturbation and method, the success in [0, 1] at each level, from 0,
+            without the perturbation.
+        names: all methods, in the order of their colours.
+    """
+    colour_of = dict(zip(names, _colours(names), strict=True))
+    columns = min(4, len(panels))
+    drawn, axes = figure(-(-len(panels) // columns), columns, height=1.8, sharey=True)
+    for ax, (perturbation, lines) in zip(axes.flat, panels.items(), strict=False):
+        for name, by_level in lines.items():
+            success = [100 * rate for rate in by_level.values()]
+            ax.plot([*by_level], success, "o-", color=colour_of[name], linewidth=1.2, markersize=3)
+        ax.set_title(perturbation, fontsize="medium")
+        few_ticks(ax)
+        ax.set(xticks=sorted({level for one in lines.values() for level in one}), xlabel="level")
+    for ax in axes.flat[len(panels) :]:
+        ax.set_visible(False)
+    for ax in axes[:, 0]:
+        ax.set_ylabel("success, %")
+    present = {name for lines in panels.values() for name in lines}
+    _name_colours(drawn, axes[0, 0], {name: colour_of[name] for name in names if name in present})
+    save_figure(drawn, path)
+
+
 def figure(rows: int, columns: int = 1, *, height: float = 2.8, **options: Any) -> tuple[Any, Any]:
     """A figure with panels of `height` inches, and its axes `(rows, columns)`;
     `options` as in `pyplot.subplots`.

@@ -47,6 +47,7 @@ from fibopolicy.report.plots import (
     band,
     plot_forest,
     plot_learning_curves,
+    plot_levels,
     plot_tradeoffs,
 )
 from fibopolicy.report.tables import counted, listed, points, points_interval
@@ -63,7 +64,7 @@ from fibopolicy.study.results import (
     results,
     task_name,
 )
-from fibopolicy.study.robustness import level_table, ranking_table, robustness, title
+from fibopolicy.study.robustness import by_level, level_table, ranking_table, robustness, title
 from fibopolicy.study.tables import (
     Row,
     by_task,
@@ -128,7 +129,7 @@ def _blocks(found: StudyResults, folder: Path, video_size: int | None) -> list[D
     sections = [
         *_success(found),
         *_differences(found, folder),
-        *_robustness(found.study),
+        *_robustness(found.study, folder),
         *_search(found.study),
         *_costs(found, folder),
         *_learning_curves(found.study, folder),
@@ -365,14 +366,18 @@ def _steps(study: Study) -> str:
 # The sections of the page.
 
 
-def _robustness(study: Study) -> list[DocumentBlock]:
+def _robustness(study: Study, folder: Path) -> list[DocumentBlock]:
     """For each task, success by perturbation and level, and the ranking."""
     blocks: list[DocumentBlock] = []
+    labels = [study.label(encoder) for encoder in study.encoders]
     for task in study.tasks if study.config.perturbations else ():
         for setting in study.settings:
             if each := robustness(study, task, setting):
+                path = _plot(folder, f"levels_{in_file_name(task_name(task))}", study, setting)
+                plot_levels(by_level(study, each), labels, path)
                 blocks += [
                     Heading(title(study, task, setting), 3),
+                    Picture(path, f"success against level, {title(study, task, setting)}"),
                     Table(level_table(study, each)),
                     Table(ranking_table(study, each)),
                 ]

@@ -77,6 +77,24 @@ def names(study: Study) -> list[str]:
     return list(dict.fromkeys(one.partition(":")[0] for one in study.config.perturbations))
 
 
+def by_level(study: Study, found: list[Robustness]) -> dict[str, dict[str, dict[int, float]]]:
+    """Mean success in [0, 1] by perturbation, encoder and level; level 0 is clean."""
+    return {
+        name: {
+            study.label(one.record.encoder): {
+                0: float(one.mean(CLEAN).mean()),
+                **{
+                    int(each.partition(":")[2]): float(one.mean(each).mean())
+                    for each in study.config.perturbations
+                    if each.partition(":")[0] == name
+                },
+            }
+            for one in found
+        }
+        for name in names(study)
+    }
+
+
 def level_table(study: Study, found: list[Robustness]) -> list[list[str]]:
     """Success of each encoder (columns) at each level of each perturbation (rows), in
     percent, and the change of their mean from the clean rate.

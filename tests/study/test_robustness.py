@@ -17,7 +17,7 @@ from fibopolicy.statistics.differences import Change, Difference
 from fibopolicy.study import StudyConfig
 from fibopolicy.study.records import State, read_study
 from fibopolicy.study.report import write_report
-from fibopolicy.study.robustness import level_table, ranking_table, robustness
+from fibopolicy.study.robustness import by_level, level_table, ranking_table, robustness
 from fibopolicy.study.runner import run_study
 
 LIFT = "fibopolicy/Lift-v0"
@@ -55,6 +55,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_tables_have_the_rates_and_changes_of_the_rows(made: Path) -> None:
     page = write_report(made)
     assert "Robustness" in page.read_text(encoding="utf-8")
+    plot = (page.parent / "levels_Lift.svg").read_text(encoding="utf-8")
+    assert all(text in plot for text in ("blur", "noise", *RATES))
     with (made / "report" / "robustness.csv").open(newline="") as file:
         found = {
             (row["encoder"], row["perturbation"], row["level"]): row for row in csv.DictReader(file)
@@ -76,6 +78,18 @@ def test_the_tables_have_the_rates_and_changes_of_the_rows(made: Path) -> None:
             assert float(row["change"]) == pytest.approx(mean[name] - mean[""])
             assert float(row["low_95"]) < float(row["change"]) < float(row["high_95"])
             assert (row["seeds"], row["init_states"]) == ("3", str(EPISODES))
+
+
+def test_the_plot_has_the_rates_of_the_rows_by_level(made: Path) -> None:
+    study = read_study(made)
+    found = robustness(study, LIFT, ("bc", "scratch"))
+    lines = by_level(study, found)
+    assert {name: [*levels["fib"]] for name, levels in lines.items()} == {
+        "blur": [0, 1, 3],
+        "noise": [0, 2],
+    }
+    rates = [*lines["blur"]["fib"].values(), lines["noise"]["fib"][2]]
+    assert rates == pytest.approx(RATES["fib"], abs=0.05)
 
 
 def test_encoders_are_ranked_by_their_mean_and_share_ranks_without_a_difference(made: Path) -> None:
