@@ -217,6 +217,19 @@ def test_each_kind_of_goal_is_met_where_the_scene_meets_it(
     assert env.success() == (predicate == ("turnon", "flat_stove_1"))
 
 
+def test_what_scripted_experts_read_is_there(env: Any) -> None:
+    from fibopolicy.envs.robosuite.arm import Arm
+
+    obs, _ = env.reset(seed=0)
+    arm = Arm(env._env)
+    assert env.goal == (("turnon", "flat_stove_1"),)
+    assert arm.position == pytest.approx(obs["robot0_eef_pos"], abs=1e-6)
+    assert arm.body("plate_1_main")[0] == pytest.approx(obs["plate_1_pos"], abs=1e-6)
+    assert arm.opening == pytest.approx(obs["robot0_gripper_qpos"][0], abs=1e-6)
+    with pytest.raises(UserError, match="libero/goal/turn_on_the_stove has no scripted expert"):
+        env.expert_action()
+
+
 def test_a_stove_that_is_on_glows_in_every_frame_of_that_state(env: Any) -> None:
     off = env.benchmark_states()[0]
     frames = env.set_state(off)
