@@ -34,7 +34,7 @@ from fibopolicy.utils.system import environment, peak_memory_bytes
 
 STEPS = 10
 #: Heights above a goal's place at which an object is tried, metres.
-HEIGHTS = np.arange(0.3, -0.05, -0.004)
+HEIGHTS = np.arange(0.15, -0.05, -0.001)
 
 
 def main() -> None:
