@@ -95,7 +95,7 @@ class LiberoEnv(RobosuiteEnv):
             initialization_noise=None,
             bddl_file_name=path,
         )
-        self.task_id = self._suite_id = task_id
+        self.task_id = task_id
         self.instruction: str = instruction_of(task_id)
         self._env.set_xml_processor(_complete_paths)
         if self._libero_keys:
