@@ -86,7 +86,7 @@ def examined(task: str) -> dict[str, Any]:
 
 
 def _examined(task: str) -> dict[str, Any]:
-    import_started = time.process_time()
+    started = time.process_time()
     env = envs.make(task)
     loaded = time.process_time()
     states = env.benchmark_states()
@@ -108,8 +108,10 @@ def _examined(task: str) -> dict[str, Any]:
     stepped = time.process_time()
     if not same_frames(first, env.set_state(states[0])):
         failures.append("other frames after steps")
-    for predicate in sorted(env.goal, key=len):  # joints first: they move places
-        if not driven(env, predicate):
+    # Joints first, since they move places; then again, since an object may have been
+    # moved from below another.
+    for predicate in 2 * sorted(env.goal, key=len):
+        if not env._env._eval_predicate(predicate) and not driven(env, predicate):
             failures.append(f"goal not reached: {' '.join(predicate)}")
     if not env.success():
         failures.append("not successful in the goal")
@@ -118,7 +120,7 @@ def _examined(task: str) -> dict[str, Any]:
     return {
         "failures": failures,
         "goal": [" ".join(predicate) for predicate in env.goal],
-        "load_s": round(loaded - import_started, 2),
+        "load_s": round(loaded - started, 2),
         "first_state_s": round(shown - loaded, 2),
         "restore_s": round(restored - before, 3),
         "physics_steps_per_s": round(IDLE_STEPS / (begun - restored), 1),

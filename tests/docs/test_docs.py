@@ -121,6 +121,26 @@ def test_a_tutorial_runs_from_top_to_bottom(
         sys.modules.pop(module, None)
 
 
+def test_the_table_of_libero_s_tasks_is_that_of_the_result_file() -> None:
+    text = (DOCS / "results/libero.md").read_text(encoding="utf-8")
+    name = re.search(r"benchmarks/libero_tasks_\S+\.json", text)
+    assert name is not None
+    result = json.loads((DOCS / name[0]).read_text(encoding="utf-8"))
+    for suite, row in result["suites"].items():
+        assert (
+            sum(task["task"].startswith(f"libero/{suite}/") for task in result["tasks"])
+            == (row["tasks"])
+        )
+        numbers = [row["load_s"], row["restore_s"], row["physics_steps_per_s"], row["steps_per_s"]]
+        cells = [
+            f"{value:.{digits}f}"
+            for value, digits in zip(
+                [*numbers, row["peak_memory_gb"]], (1, 2, 0, 1, 2), strict=True
+            )
+        ]
+        assert f"| {suite} | {row['passed']} of {row['tasks']} | {' | '.join(cells)} |" in text
+
+
 COUNT = re.compile(r"\b(\d+)/(\d+) \[([\d.]+), ([\d.]+)\]")
 
 
