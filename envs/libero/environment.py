@@ -49,7 +49,7 @@ class LiberoEnv(RobosuiteEnv):
     objects are a little above the ground: `begin` takes 10 idle steps, which do not
     count, and `reset` draws a layout and takes them as well. The states do not say
     where furniture stands, which LIBERO draws anew in each reset, within about 1 cm.
-    Here it stands where LIBERO puts it in its first reset after `seed(0)`.
+    Here it stands where LIBERO puts it in its first reset after `np.random.seed(0)`.
 
     Args:
         task_id: "libero/", the suite and the task's name, e.g.
