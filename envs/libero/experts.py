@@ -145,15 +145,13 @@ def cost(arm: Arm, grasp: Grasp, others: Boxes) -> float:
     """How bad a grasp is: far, turned, wide, at the end of the reach, in a narrow place."""
     across = np.array([-np.sin(grasp.yaw), np.cos(grasp.yaw), 0])
     along = np.array([np.cos(grasp.yaw), np.sin(grasp.yaw), 0])
-    gripper = [
-        *(side * across for side in np.linspace(-FINGER, FINGER, 9)),
-        *(
-            length * across + width * along + PALM * UP
-            for length in np.linspace(-PALM_LENGTH, PALM_LENGTH, 5)
-            for width in (-PALM_WIDTH, PALM_WIDTH)
-        ),
+    fingers = [side * across for side in np.linspace(-FINGER, FINGER, 9)]
+    palm = [
+        length * across + width * along + PALM * UP
+        for length in np.linspace(-PALM_LENGTH, PALM_LENGTH, 5)
+        for width in (-PALM_WIDTH, PALM_WIDTH)
     ]
-    room = others.distance(grasp.target + np.array(gripper))
+    rooms = [others.distance(grasp.target + np.array(part)) for part in (fingers, palm)]
     base, _ = arm.body(arm.env.robots[0].robot_model.root_body)
     way, reach = (float(np.linalg.norm((grasp.target - at)[:2])) for at in (arm.position, base))
     return (
@@ -161,7 +159,7 @@ def cost(arm: Arm, grasp: Grasp, others: Boxes) -> float:
         + 10 * way
         + 20 * grasp.width
         + 60 * max(0, reach - REACH)
-        + 300 * max(0, ROOM - room)
+        + 300 * sum(max(0, ROOM - room) for room in rooms)
         + 1000 * max(0, grasp.width - WIDEST)
     )
 
