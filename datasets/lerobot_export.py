@@ -528,7 +528,7 @@ class _VideoFiles:
         place = _place(self._files - 1)
         path = self._folder / _VIDEO.format(video_key=self._feature, **place)
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._container = av.open(str(path), "w")
+        self._container = av.open(str(path), mode="w")
         self._stream = self._container.add_stream("libx264", self._rate, options=_H264)
         self._stream.height, self._stream.width = self._height, self._width
         self._stream.pix_fmt, self._stream.time_base = self._format, 1 / self._rate

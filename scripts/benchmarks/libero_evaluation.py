@@ -92,9 +92,9 @@ class Ours:
 
     def processor_s(self) -> float:
         ticks = os.sysconf("SC_CLK_TCK")
-        stats = [Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2] for pid in self.processes]
+        stats = [Path(f"/proc/{pid}/stat").read_text(encoding="utf-8") for pid in self.processes]
         return time.process_time() + sum(
-            sum(map(int, stat.split()[11:13])) / ticks for stat in stats
+            sum(map(int, stat.rpartition(")")[2].split()[11:13])) / ticks for stat in stats
         )
 
 

@@ -43,7 +43,9 @@ def main() -> None:
     options = parser.parse_args()
     path = options.out.with_name(options.out.name + ".json")
     rows = (
-        {row["task"]: row for row in json.loads(path.read_text())["tasks"]} if path.exists() else {}
+        {row["task"]: row for row in json.loads(path.read_text(encoding="utf-8"))["tasks"]}
+        if path.exists()
+        else {}
     )
     workers = multiprocessing.get_context("forkserver")
     workers.set_forkserver_preload(["fibopolicy.envs.libero.environment", "libero_tasks"])

@@ -77,7 +77,9 @@ def compare(
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=steps, help="gradient steps of each run")
     options = parser.parse_args()
-    runs = json.loads(options.out.read_text())["runs"] if options.out.exists() else []
+    runs = (
+        json.loads(options.out.read_text(encoding="utf-8"))["runs"] if options.out.exists() else []
+    )
     if others := {run["steps"] for run in runs} - {options.steps}:
         parser.error(f"{options.out} holds runs of {others.pop()} steps; name another file")
     done = {(run["attention"], run["seed"]) for run in runs}
@@ -104,7 +106,7 @@ def compare(
             print(f"seed {seed}, {attention}: {sum(correct)} of {len(correct)} correct")
             result = {"what": what, "environment": environment(), "runs": runs}
             with atomic_write(options.out) as file:
-                file.write_text(json.dumps(result) + "\n")
+                file.write_text(json.dumps(result) + "\n", encoding="utf-8")
     found = difference(runs)
     print(
         f"Fibottention minus dense attention: {100 * found.value:+.1f} points, 95 % interval"
