@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from fibopolicy.attention.operator import KERNELS, Kernels, with_contiguous_rows
-from fibopolicy.attention.patterns import AttentionPattern, OffsetPattern
+from fibopolicy.attention.patterns import AttentionPattern, OffsetPattern, constant_to_compiler
 
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 _MAX_HEAD_DIM = 256
@@ -103,20 +103,14 @@ def unsupported(
     return None
 
 
-def _constant(function: Any) -> Any:
-    """`torch.compiler.assume_constant_result`, which would import the compiler."""
-    function._dynamo_marked_constant = True
-    return function
-
-
-@_constant
+@constant_to_compiler
 @functools.cache
 def capability(index: int) -> tuple[int, int]:
     """The compute capability of a GPU."""
     return torch.cuda.get_device_capability(index)
 
 
-@_constant
+@constant_to_compiler
 @functools.lru_cache(maxsize=256)
 def _keeps_every_key(spec: str) -> bool:
     """Whether a row drops no key. Under zero_logit, the kernels start a row with all
