@@ -248,12 +248,12 @@ def _turn_lights(scene: Scene, amount: float, rng: Generator) -> None:
 
 
 def _shade(scene: Scene, amount: float, rng: Generator) -> None:
-    """Darken a disc on the table."""
+    """Darken a rectangle of the table."""
     low, high = scene.table_top()
     at = np.clip(scene.centre()[:2] + rng.uniform(-0.08, 0.08, 2), low[:2] + 0.05, high[:2] - 0.05)
     half = np.minimum(rng.uniform(0.12, 0.2), np.minimum(at - low[:2], high[:2] - at))
     place, size = (at[0], at[1], low[2] + 0.0004), (half[0], half[1], 0.0002)
-    scene.draw(Decor("cylinder", place, size, (0, 0, 0, amount)))
+    scene.draw(Decor("box", place, size, (0, 0, 0, amount)))
 
 
 def _colour(scene: Scene, geoms: list[int], amount: float, rng: Generator) -> None:

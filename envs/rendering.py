@@ -234,7 +234,9 @@ def _add_decor(scene: Any, decor: Iterable[Decor]) -> None:
         kind = getattr(mujoco.mjtGeom, f"mjGEOM_{one.shape.upper()}")
         geom, upright = scene.geoms[scene.ngeom], np.eye(3).ravel()
         size, position = np.array(one.size), np.array(one.position)
-        mujoco.mjv_initGeom(geom, kind, size, position, upright, np.array(one.rgba, np.float32))
+        # MuJoCo blends a translucent shape twice.
+        rgba = np.array([*one.rgba[:3], 1 - (1 - one.rgba[3]) ** 0.5], np.float32)
+        mujoco.mjv_initGeom(geom, kind, size, position, upright, rgba)
         geom.size[:] = size  # MuJoCo reads a cylinder's as radius and half length
         scene.ngeom += 1
 

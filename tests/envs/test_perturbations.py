@@ -73,6 +73,17 @@ def test_a_higher_level_changes_more(lift: PerturbedEnv, name: str) -> None:
     assert 0 < changes[0] < changes[1] < changes[2]
 
 
+def test_a_shadow_darkens_by_the_stated_share(lift: PerturbedEnv) -> None:
+    state = lift.get_state()
+    clean = frames(lift.set_state(state))
+    for level, share in ((1, 0.25), (2, 0.5), (3, 0.75)):
+        lift.set_state(state)
+        left = frames(lift.perturb(Perturbation("shadow", level), 1)) / np.maximum(clean, 1)
+        darkened = left[(clean > 100) & (left < 0.95)]
+        assert len(darkened) > 500
+        assert np.median(darkened) == pytest.approx(1 - share, abs=0.02)
+
+
 @pytest.mark.parametrize("name", PERTURBATIONS)
 def test_a_perturbation_depends_on_name_level_and_index_alone(
     lift: PerturbedEnv, name: str
