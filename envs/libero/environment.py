@@ -172,6 +172,12 @@ class LiberoEnv(RobosuiteEnv):
         """Draw a layout with NumPy's global generator, as LIBERO does."""
         from robosuite.utils.errors import RandomizationError
 
+        # LIBERO expects a fresh model: to what is drawn in or on furniture it adds where
+        # the furniture stands in the model.
+        model = self._env.sim.model
+        for fixture in self._env.fixtures_dict.values():
+            body = model.body_name2id(fixture.root_body)
+            model.body_pos[body], model.body_quat[body] = 0, (1, 0, 0, 0)
         while True:
             with contextlib.suppress(RandomizationError):  # no room for an object
                 self._env.reset()
