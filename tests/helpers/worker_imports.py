@@ -4,6 +4,7 @@ torch, and makes no OpenGL context.
 
 from __future__ import annotations
 
+import gc
 import importlib
 import importlib.util
 
@@ -16,3 +17,4 @@ configure_gl()
 for name in ("mujoco", "OpenGL.GL", "robosuite"):
     if importlib.util.find_spec(name.partition(".")[0]):
         importlib.import_module(name)
+gc.freeze()  # or every worker would collect garbage among what was imported
