@@ -10,16 +10,16 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-import gymnasium
 import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
 from fibopolicy.datasets.hdf5 import DemoFile
 from fibopolicy.datasets.restore import Trajectory, read_trajectory
-from fibopolicy.envs import SimState, TaskEnv, from_env_args
+from fibopolicy.envs import SimState, from_env_args
+from fibopolicy.envs.base import camera_keys
 from fibopolicy.envs.perturbations import PerturbedEnv
 from fibopolicy.envs.rendering import ImageSize, Quality
 from fibopolicy.errors import UserError
@@ -151,36 +151,34 @@ def camera_of(key: str) -> str:
 # In a worker
 
 
-_make_env: Callable[[], TaskEnv]
+_make_env: Callable[[], PerturbedEnv]
 
 
 def _start_worker(env_args: Mapping[str, Any], options: Mapping[str, Any]) -> None:
     global _make_env
 
     @functools.cache
-    def _make_env() -> TaskEnv:  # on first use, so that its errors reach the parent
+    def _make_env() -> PerturbedEnv:  # on first use, so that its errors reach the parent
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # the parent has issued them
-            return from_env_args(env_args, **options)
+            return PerturbedEnv(from_env_args(env_args, **options))
 
 
 def _draw(trajectory: Trajectory, path: Path, max_frames: int | None) -> tuple[float, bool]:
     """Write the frames as a .npy file; returns frames per second and success."""
-    env = PerturbedEnv(_make_env())
+    env = _make_env()
     every = max(1, round(env.control_hz / MAX_FPS))
     count = len(trajectory.states)
     steps = sorted({*range(0, count, every), count - 1})
     if max_frames is not None and len(steps) > max_frames:
         steps = np.linspace(0, count - 1, max_frames).round().astype(int).tolist()
     acts = len(trajectory.actions) == count
-    spaces = cast("gymnasium.spaces.Dict", env.observation_space).spaces
-    cameras = [key for key in spaces if key.endswith("_image")]
-    if not cameras:
+    if not (cameras := camera_keys(env)):
         raise UserError(f"{env.task_id} has no camera, so there is nothing to film")
     first = trajectory.state(env, 0)
     model = first.model
+    env.set_state(first)  # without the perturbation of the trajectory before
     if trajectory.perturbation is not None:
-        env.set_state(first)
         env.perturb(trajectory.perturbation, trajectory.index)
     success = False
     frames: NDArray[np.uint8] | None = None

@@ -7,9 +7,8 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import as_completed
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-import gymnasium
 import h5py
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +26,7 @@ from fibopolicy.datasets.restore import (
 from fibopolicy.datasets.shards import remove_shards, resume_folder, shards_folder
 from fibopolicy.datasets.writer import DemoWriter
 from fibopolicy.envs import Observation, SimState, TaskEnv
+from fibopolicy.envs.base import camera_keys
 from fibopolicy.envs.registry import warn_of_version
 from fibopolicy.envs.rendering import FrameSizes, ImageSize, Quality, check_options, renderer_name
 from fibopolicy.errors import UserError
@@ -212,18 +212,12 @@ def _render_one(demo: str) -> tuple[str, Corrupt | None]:
     arrays = _restorer.attempt(demo, lambda trajectory: render_trajectory(env, trajectory))
     if isinstance(arrays, Corrupt):
         return demo, arrays
-    facts = {"env_args": env.env_args, "renderer": renderer_name() if _images(env) else "none"}
+    images = camera_keys(env)
+    facts = {"env_args": env.env_args, "images": images}
+    facts["renderer"] = renderer_name() if images else "none"
     with atomic_write(_shard(_folder, demo)) as partial, partial.open("wb") as file:
         np.savez(file, allow_pickle=False, facts=np.array(json.dumps(facts)), **arrays)
     return demo, None
-
-
-def _images(env: TaskEnv) -> list[str]:
-    return [
-        key
-        for key in cast("gymnasium.spaces.Dict", env.observation_space).spaces
-        if key.endswith("_image")
-    ]
 
 
 def render_trajectory(env: TaskEnv, trajectory: Trajectory) -> dict[str, NDArray[Any]]:
@@ -287,7 +281,7 @@ def _assemble(
         for name, members in file.filter_keys.items():
             if present := [demo for demo in demos if demo in members]:
                 writer.add_filter_key(name, present)
-    images = [key for key in first["obs"] if key.endswith("_image")]
+    images = first["images"]
     dropped = tuple(key for key in file.image_keys if key not in images)
     return Rendered(
         out,
@@ -301,8 +295,8 @@ def _assemble(
 
 def _facts(folder: Path, demo: str) -> dict[str, Any]:
     with np.load(_shard(folder, demo), allow_pickle=False) as arrays:
-        keys = [name.removeprefix("obs/") for name in arrays.files if name.startswith("obs/")]
-        return {**json.loads(str(arrays["facts"])), "obs": keys}
+        facts: dict[str, Any] = json.loads(str(arrays["facts"]))
+        return facts
 
 
 def _write(

@@ -159,6 +159,12 @@ def image_key(camera: str) -> str:
     return camera if camera.endswith("_rgb") else f"{camera}_image"
 
 
+def camera_keys(env: TaskEnv) -> list[str]:
+    """The observation keys of an environment's frames."""
+    spaces = cast("gymnasium.spaces.Dict", env.observation_space).spaces
+    return [key for key, space in spaces.items() if space.dtype == np.uint8]
+
+
 def make_observation_space(
     image_sizes: Mapping[str, tuple[int, int]], vectors: Mapping[str, Space]
 ) -> gymnasium.Space[Observation]:

@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
-from fibopolicy.envs.base import Observation, SimState, TaskEnv
+from fibopolicy.envs.base import Observation, SimState, TaskEnv, camera_keys
 from fibopolicy.envs.rendering import Decor
 from fibopolicy.errors import UserError, unknown
 
@@ -509,7 +509,7 @@ def unsupported_reason(env: TaskEnv, name: str) -> str:
         return f"{about}: it has no proprioception"
     if name in ("proprioception-noise", "action-delay"):
         return ""
-    if not _cameras(env):
+    if not camera_keys(env):
         return f"{about}: the policy sees no camera"
     if not isinstance(kind, ModelChange):
         return ""
@@ -524,11 +524,6 @@ def unsupported_reason(env: TaskEnv, name: str) -> str:
     if _OBJECTS in kind.needs and not scene.objects():
         return f"{about}: its model has no movable object"
     return ""
-
-
-def _cameras(env: TaskEnv) -> list[str]:
-    spaces: Any = env.observation_space
-    return [key for key, space in spaces.spaces.items() if space.dtype == np.uint8]
 
 
 class PerturbedEnv(TaskEnv):
@@ -580,7 +575,7 @@ class PerturbedEnv(TaskEnv):
             return observation
         step = self._steps
         kind, amount = PERTURBATIONS[perturbation.name], perturbation.amount
-        cameras = [key for key in _cameras(self) if key in observation]
+        cameras = [key for key in camera_keys(self) if key in observation]
         changed = dict(observation)
         if isinstance(kind, FrameChange):
             for i, key in enumerate(cameras):

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from fibopolicy.datasets.draw import draw_states, view_size
 from fibopolicy.datasets.restore import Trajectory
 from fibopolicy.encoders.pooling import SpatialSoftmax
+from fibopolicy.envs.base import image_key
 from fibopolicy.errors import UserError
 from fibopolicy.evaluation.config import EvaluateConfig, Quality
 from fibopolicy.evaluation.episodes import Episode, EpisodeResult
@@ -126,7 +127,7 @@ def draw_clips(
     policy, info = evaluator.runner.policy, evaluator.info
     shapes = trained_shapes(policy)
     seen_sizes = dict(shapes.images) if shapes else {}
-    key = f"{camera}_image" if camera else next(iter(seen_sizes), None)
+    key = image_key(camera) if camera else next(iter(seen_sizes), None)
     cameras = None if key is None else (key.removesuffix("_image"),)
     draw = functools.partial(
         draw_states,

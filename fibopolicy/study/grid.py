@@ -9,6 +9,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from fibopolicy.envs.base import image_key
 from fibopolicy.envs.registry import is_heavy
 from fibopolicy.errors import UserError
 from fibopolicy.evaluation.config import EvaluateConfig
@@ -194,7 +195,7 @@ def train_config(
     return TrainConfig(
         dataset=dataset,
         out=out,
-        cameras=cameras and tuple(f"{name.removesuffix('_image')}_image" for name in cameras),
+        cameras=cameras and tuple(image_key(name.removesuffix("_image")) for name in cameras),
         filter_key=condition.task.filter_key,
         policy=policy_config(config, condition),
         optimizer=config.optimizer_config(condition.policy, setting),

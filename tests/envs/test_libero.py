@@ -12,6 +12,7 @@ from scipy.spatial.transform import Rotation
 
 from fibopolicy.datasets import HOSTED
 from fibopolicy.envs import SimState, from_env_args, make, resolve, task_ids
+from fibopolicy.envs.base import camera_keys
 from fibopolicy.envs.libero.tasks import LIBERO, instruction_of
 from fibopolicy.envs.registry import is_known, task_id_of, unavailable
 from fibopolicy.errors import UserError
@@ -184,6 +185,7 @@ def test_a_policy_of_libero_s_files_sees_their_keys(env: Any) -> None:
     args = libero_file("libero/libero/bddl_files/libero_goal/turn_on_the_stove.bddl")
     cameras = ("agentview_rgb", "eye_in_hand_rgb")
     with from_env_args(args, cameras=cameras, image_size=32, quality="fast") as theirs:
+        assert camera_keys(theirs) == list(cameras)
         obs = theirs.set_state(env.benchmark_states()[0])
         assert theirs.observation_space.contains(obs)
         assert set(theirs.proprioception) <= obs.keys()
