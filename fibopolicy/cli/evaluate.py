@@ -76,8 +76,10 @@ class Evaluate:
             print(f"page    {page}")
         if len(tasks) > 1:
             rates = {done.rows[0].task: done.rate for done in evaluations}
-            mean = success_rate([row for done in evaluations for row in done.rows])
-            print(f"\n{rate_table({**rates, f'mean of {len(tasks)} tasks': mean})}")
+            every = success_rate([row for done in evaluations for row in done.rows])
+            mean = sum(rate.value for rate in rates.values()) / len(rates)
+            print(f"\n{rate_table({**rates, 'all episodes': every})}")
+            print(f"mean of {len(tasks)} tasks: {100 * mean:.1f} %")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +108,10 @@ class Results(OptionalOutput):
                 evaluations(run)
                 if table is None
                 else {
-                    str(path): [*rows] for seeds in table.values() for path, rows in seeds.items()
+                    name: rows
+                    for seeds in table.values()
+                    for path, every in seeds.items()
+                    for name, rows in _by_task(path, every).items()
                 }
             )
         found = {name: rows for named in of_runs.values() for name, rows in named.items()}
@@ -130,7 +135,7 @@ class Compare:
     the baseline, or the eval_info.json of lerobot-eval.
 
     Exit code with --gate: 0 if no candidate is inferior by the margin, 3 if one is,
-    4 if that is undecided.
+    4 if that is undecided, also because the baseline solves no more than the margin.
 
     Example: fibopolicy compare runs/dense runs/fibottention --margin 0.05
 
@@ -283,6 +288,16 @@ def _of_external(
         }
         for method, seeds in read_external(path).items()
     }
+
+
+def _by_task(path: Path, rows: Sequence[EpisodeResult]) -> dict[str, list[EpisodeResult]]:
+    """External results by task and max_steps, under names that say what differs."""
+    groups: dict[tuple[str, int], list[EpisodeResult]] = {}
+    for row in rows:
+        groups.setdefault((row.task, row.max_steps), []).append(row)
+    if len(groups) == 1:
+        return {str(path): [*rows]}
+    return {f"{path}: {task}, max_steps {steps}": found for (task, steps), found in groups.items()}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -203,15 +203,13 @@ def notes(comparison: Comparison) -> list[str]:
         f" {100 * ALPHA / 2:g} % one-sided. The margin is valid only if it was chosen before the"
         " results were seen."
     )
-    if comparison.rates[0].value <= comparison.margin:
-        untestable = [
-            one.name for one in comparison.candidates if one.p > ALPHA or one.difference.value <= 0
-        ]
-        if untestable:
-            found.append(
-                f"{baseline.name} itself solves no more than the margin, so no method can be worse"
-                f" by the margin: whether {listed(untestable)} is inferior cannot be tested."
-            )
+    if untestable := [
+        one.name for one in comparison.candidates if not (one.testable or one.better)
+    ]:
+        found.append(
+            f"{baseline.name} itself solves no more than the margin, so no method can be worse"
+            f" by the margin: whether {listed(untestable)} is inferior cannot be tested."
+        )
     return found
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -80,6 +80,8 @@ class Candidate:
         p_inferior: one-sided p value of being worse by the margin or more, adjusted
             in the same way; `None` without a margin.
         p_within: p value of being worse by less than the margin, or better; likewise.
+        testable: whether the baseline solves more than the margin. If not, nothing can
+            be worse by the margin.
     """
 
     name: str
@@ -87,18 +89,28 @@ class Candidate:
     p: float
     p_inferior: float | None = None
     p_within: float | None = None
+    testable: bool = True
+
+    @property
+    def better(self) -> bool:
+        return self.p <= ALPHA and self.difference.value > 0
+
+    @property
+    def not_inferior(self) -> bool:
+        """Whether it is shown to be worse by less than the margin, or better."""
+        shown = self.p_inferior is not None and self.p_inferior <= ALPHA / 2
+        return shown and (self.testable or self.better)
 
     @property
     def verdict(self) -> str:
         """For example `better; not inferior`."""
-        if self.p > ALPHA:
-            shown = "no difference shown"
-        else:
-            shown = "better" if self.difference.value > 0 else "worse"
+        direction = "better" if self.better else "worse"
+        shown = "no difference shown" if self.p > ALPHA else direction
         if self.p_inferior is None:
             return shown
-        inferior = self.p_inferior > ALPHA / 2
-        return f"{shown}; {'non-inferiority not shown' if inferior else 'not inferior'}"
+        if self.not_inferior:
+            return f"{shown}; not inferior"
+        return f"{shown}; {'non-inferiority not shown' if self.testable else 'untestable'}"
 
 
 @dataclass(frozen=True)
@@ -139,10 +151,8 @@ class Comparison:
         """
         if any(one.p_within is not None and one.p_within <= ALPHA / 2 for one in self.candidates):
             return "inferior"
-        shown = [
-            one.p_inferior is not None and one.p_inferior <= ALPHA / 2 for one in self.candidates
-        ]
-        return "not inferior" if all(shown) else "undecided"
+        shown = all(one.not_inferior for one in self.candidates)
+        return "not inferior" if shown else "undecided"
 
     @property
     def correlation(self) -> float:
@@ -215,10 +225,12 @@ def compare(
     outcomes = [method.outcomes(init_states) for method in methods]
     differences = [Difference(outcomes[0], other, confidence) for other in outcomes[1:]]
     p = holm([d.p for d in differences])
-    of_margin: list[tuple[float, ...]] = [() for _ in p]
+    rates = tuple(map(pooled, outcomes))
+    of_margin: list[tuple[Any, ...]] = [() for _ in p]
     if margin is not None:
-        inferior = [d.p_inferior(margin) for d in differences]
-        of_margin = [*zip(holm(inferior), holm([1 - each for each in inferior]), strict=True)]
+        inferior, testable = [d.p_inferior(margin) for d in differences], rates[0].value > margin
+        within = holm([1 - each for each in inferior])
+        of_margin = [(*each, testable) for each in zip(holm(inferior), within, strict=True)]
     names = (method.name for method in methods[1:])
     candidates = [
         Candidate(name, difference, adjusted, *more)
@@ -232,7 +244,7 @@ def compare(
         left_out=len(every - shared),
         faulty=len(faulty),
         margin=margin,
-        rates=tuple(map(pooled, outcomes)),
+        rates=rates,
         candidates=tuple(candidates),
         best=best_set([method.name for method in methods], outcomes),
     )

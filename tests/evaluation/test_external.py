@@ -145,6 +145,16 @@ def test_the_gate_tells_the_verdict_by_the_exit_code(
         Compare((path,), gate=True).run()
 
 
+def test_the_gate_stays_shut_where_the_baseline_solves_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = outcomes("a", [False] * 300) + outcomes("b", [False] * 300)
+    with pytest.raises(SystemExit) as exit_code:
+        Compare((table(tmp_path / "t.csv", rows),), margin=0.05, gate=True).run()
+    assert exit_code.value.code == 4
+    assert "no difference shown; untestable" in capsys.readouterr().out
+
+
 def test_results_of_a_table_are_printed_and_written(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -154,6 +164,19 @@ def test_results_of_a_table_are_printed_and_written(
     assert "a seed 0" in printed
     assert "50.0" in printed
     assert len(json.loads((tmp_path / "rates.json").read_text())["runs"]) == 2
+
+
+def test_results_of_several_tasks_are_not_added_up(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [(*row, task) for task in "AB" for row in outcomes("a", [task == "A"] * 20)]
+    path = table(tmp_path / "t.csv", rows, (*COLUMNS, "task"))
+    Results(runs=(path,), out=tmp_path / "rates.json").run()
+    runs = json.loads((tmp_path / "rates.json").read_text())["runs"]
+    assert [(run["task"], run["successes"], run["episodes"]) for run in runs] == [
+        ("A", 20, 20),
+        ("B", 0, 20),
+    ]
 
 
 def test_the_page_of_external_rows_leaves_out_what_they_do_not_hold(tmp_path: Path) -> None:
