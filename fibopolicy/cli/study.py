@@ -43,7 +43,7 @@ class StudyRun:
     index: int | None = None
     """Execute only the run with this index, from 0; for array jobs."""
     sequential: bool = False
-    """Plan looks at the verdicts after 2 training seeds and every further one, unless the
+    """Plan looks at the verdicts after 3 training seeds and every further one, unless the
     study names its own `looks`; stop as soon as all comparisons are decided."""
     prepare_only: bool = False
     """Check the study, measure its encoders, collect its data, and stop there."""
@@ -56,7 +56,9 @@ class StudyRun:
 
         config, folder = load_study(self.study)
         if self.sequential and not config.looks:
-            config = replace(config, looks=tuple(range(2, len(config.seeds) + 1)))
+            seeds = len(config.seeds)
+            first = 3 if seeds > 2 else 2
+            config = replace(config, looks=tuple(range(first, seeds + 1)))
         executor = self._executor(config)
         names = list(self.only)
         if self.index is not None:

@@ -129,7 +129,7 @@ def _blocks(found: StudyResults, folder: Path, video_size: int | None) -> list[D
     sections = [
         *_success(found),
         *_differences(found, folder),
-        *_robustness(found.study, folder),
+        *_robustness(found, folder),
         *_search(found.study),
         *_costs(found, folder),
         *_learning_curves(found.study, folder),
@@ -188,7 +188,8 @@ def _answer(found: StudyResults, candidate: str, setting: tuple[str, str]) -> tu
     closing = f" {designs.pop()} each." if len(designs) == 1 else ""
     sides = f"{study.label(candidate)} against {study.label(study.baseline)}"
     text = f"{prefix}{sides}: {'; '.join(clauses)}.{closing}"
-    return _mark(comparisons, bool(missing)), text + _caveat(comparisons)
+    lost = _lost(found, candidate, [setting]) if comparisons else ""
+    return _mark(comparisons, bool(missing or lost)), text + _caveat(comparisons) + lost
 
 
 def _counted_answer(found: StudyResults, candidate: str) -> tuple[str, str]:
@@ -214,7 +215,8 @@ def _counted_answer(found: StudyResults, candidate: str) -> tuple[str, str]:
         clauses.append(f"no answer yet in {missing} more")
     sides = f"{study.label(candidate)} against {study.label(study.baseline)}"
     text = f"{sides}: {'; '.join(clauses)}."
-    return _mark(comparisons, bool(missing)), text + _caveat(comparisons)
+    lost = _lost(found, candidate, study.settings) if comparisons else ""
+    return _mark(comparisons, bool(missing or lost)), text + _caveat(comparisons) + lost
 
 
 def _claim(study: Study, verdict: Verdict) -> str:
@@ -237,7 +239,9 @@ def _place(one: EncoderComparison, unit: str, sizes: str) -> str:
     text = f"{unit.format(points(d.value))} {points_interval(d)}"
     text += f", {sizes}" if sizes else ""
     text += f", {one.direction} than {one.baseline}" if one.direction else ""
-    if one.verdict is Verdict.UNDECIDED:
+    if one.lacks_seeds:
+        text += ": one side has a single training seed"
+    elif one.verdict is Verdict.UNDECIDED:
         size = one.needed
         episodes = f"{size.seeds * size.init_states:,}" if size else f"more than {MAX_EPISODES:,}"
         tasks = " on each task" if one.task is None else ""
@@ -265,12 +269,7 @@ def _why_no_answer(
 ) -> str:
     unfinished = False
     for encoder in (candidate, found.study.baseline):
-        states = [
-            run.state
-            for one in found.study.conditions
-            if one.encoder == encoder and one.task in tasks and one.setting in settings
-            for run in one.runs
-        ]
+        states = _states(found.study, encoder, tasks, settings)
         if State.DONE in states:
             continue
         unfinished = True
@@ -283,6 +282,29 @@ def _why_no_answer(
     return "no answer: the finished runs cannot be paired, see below"
 
 
+def _lost(found: StudyResults, candidate: str, settings: Sequence[tuple[str, str]]) -> str:
+    """The runs that failed, for example because the loss exploded: without them, an
+    encoder that often trains badly looks better than it is.
+    """
+    study, lost = found.study, []
+    for encoder in (candidate, study.baseline):
+        states = _states(study, encoder, study.tasks, settings)
+        if failed := states.count(State.FAILED):
+            lost.append(f"{failed} of {len(states)} runs of {encoder}")
+    return f" Caveat: {listed(lost)} failed and are not counted." if lost else ""
+
+
+def _states(
+    study: Study, encoder: str, tasks: Sequence[str], settings: Sequence[tuple[str, str]]
+) -> list[State]:
+    return [
+        run.state
+        for one in study.conditions
+        if one.encoder == encoder and one.task in tasks and one.setting in settings
+        for run in one.runs
+    ]
+
+
 def _mark(comparisons: Sequence[EncoderComparison], missing: bool) -> str:
     """The worst mark of some comparisons."""
     marks = {one.verdict.mark for one in comparisons} | ({"open"} if missing else set())
@@ -290,9 +312,12 @@ def _mark(comparisons: Sequence[EncoderComparison], missing: bool) -> str:
 
 
 def _caveat(comparisons: Sequence[EncoderComparison]) -> str:
-    if comparisons and all(one.difference.checkpoint_pair for one in comparisons):
-        return " Caveat: single checkpoints; the variation between training seeds is unknown."
-    return ""
+    of_tasks = [one for one in comparisons if one.task]
+    single = [one for one in of_tasks if one.difference.checkpoint_pair]
+    if not single:
+        return ""
+    where = "" if len(single) == len(of_tasks) else f" on {listed([one.subject for one in single])}"
+    return f" Caveat: single checkpoints{where}; the variation between training seeds is unknown."
 
 
 def _tuning(study: Study) -> str:
@@ -366,13 +391,14 @@ def _steps(study: Study) -> str:
 # The sections of the page.
 
 
-def _robustness(study: Study, folder: Path) -> list[DocumentBlock]:
+def _robustness(found: StudyResults, folder: Path) -> list[DocumentBlock]:
     """For each task, success by perturbation and level, and the ranking."""
+    study = found.study
     blocks: list[DocumentBlock] = []
     labels = [study.label(encoder) for encoder in study.encoders]
     for task in study.tasks if study.config.perturbations else ():
         for setting in study.settings:
-            if each := robustness(study, task, setting):
+            if each := robustness(found, task, setting):
                 path = _plot(folder, f"levels_{in_file_name(task_name(task))}", study, setting)
                 plot_levels(by_level(study, each), labels, path)
                 blocks += [
@@ -388,7 +414,7 @@ def _robustness(study: Study, folder: Path) -> list[DocumentBlock]:
         " brackets: mean over the levels minus clean, in points, with the 95 % interval of this"
         " paired change over training seeds and initial states. Rank: by the mean over all"
         " perturbations; a range where no difference between encoders is shown (95 % confidence,"
-        " Bonferroni for the comparisons of each encoder)."
+        " Bonferroni for the comparisons of each encoder); none for a single training seed."
     )
     return [Heading("Robustness"), *blocks, Note(note)]
 

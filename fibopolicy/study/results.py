@@ -105,6 +105,8 @@ class EncoderComparison:
             on other tasks.
         needed: the size of a study that would decide, if the true difference is the one
             found; `None` if it is decided or out of reach.
+        candidate_leads: whether the candidate is the better one if `p` is small; with
+            looks, at the look that gave `p`.
     """
 
     task: str | None
@@ -119,6 +121,7 @@ class EncoderComparison:
     p_within: float | None = None
     testable: bool = True
     needed: SampleSize | None = None
+    candidate_leads: bool = False
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -140,15 +143,25 @@ class EncoderComparison:
         return f"mean of {len(self.pairs)} tasks" if self.task is None else task_name(self.task)
 
     @property
+    def lacks_seeds(self) -> bool:
+        """Whether one side has a single training seed on some task and the other several:
+        the variance between the seeds of the single one would count as 0.
+        """
+        sides = [[len(method.runs) for method in pair.methods] for pair in self.pairs]
+        return any(min(seeds) == 1 < max(seeds) for seeds in sides)
+
+    @property
     def differs(self) -> bool:
-        return self.p <= ALPHA
+        return self.p <= ALPHA and not self.lacks_seeds
 
     @property
     def verdict(self) -> Verdict:
         """The verdict with regard to the margin. Without a margin: not inferior means
         better, and inferior means worse.
         """
-        better = self.differs and self.difference.value > 0
+        if self.lacks_seeds:
+            return Verdict.UNDECIDED
+        better = self.differs and self.candidate_leads
         if self.p_inferior is None or self.p_within is None:
             if not self.differs:
                 return Verdict.UNDECIDED
@@ -164,7 +177,7 @@ class EncoderComparison:
         """ "better" or "worse", if that is shown and the verdict does not say it."""
         if not self.differs or self.p_inferior is None or self.verdict is Verdict.INFERIOR:
             return ""
-        return "better" if self.difference.value > 0 else "worse"
+        return "better" if self.candidate_leads else "worse"
 
     @property
     def seeds(self) -> tuple[int, int]:
@@ -205,9 +218,9 @@ class StudyResults:
 
     @property
     def decided(self) -> bool:
-        """Whether every comparison has a verdict, so that further seeds change none."""
+        """Whether every comparison has a verdict that further seeds do not change."""
         return bool(self.comparisons) and not any(
-            one.verdict is Verdict.UNDECIDED for one in self.comparisons
+            one.verdict in (Verdict.UNDECIDED, Verdict.UNTESTABLE) for one in self.comparisons
         )
 
     def condition(self, task: str, encoder: str, setting: tuple[str, str]) -> ConditionResult:
@@ -322,23 +335,23 @@ def _corrected(
     """
     at_look = [{one.key: one for one in comparisons} for comparisons in looks]
 
-    def corrected(p_value: Callable[[Estimate], float], sides: int) -> list[float]:
+    def one_sided(p_value: Callable[[Estimate], float]) -> list[float]:
         found = []
         for one in looks[-1]:
             # One that could not be made at an earlier look decided nothing there.
             seen = [look.get(one.key) for look in at_look]
             p = [1.0 if each is None else p_value(each.difference) for each in seen]
-            if plan is not None:
-                p = [plan.p([min(1.0, each * 2 / sides) for each in p]) * sides / 2]
-            found += p
-        return holm(found)
+            found.append(p[0] if plan is None else plan.p([min(1.0, 2 * each) for each in p]) / 2)
+        return found
 
     found = list(looks[-1])
-    for i, p in enumerate(corrected(lambda difference: difference.p, 2)):
-        found[i] = replace(found[i], p=p)
+    not_better, not_worse = one_sided(_p_not_better), one_sided(lambda d: 1 - _p_not_better(d))
+    smaller = [2 * min(sides) for sides in zip(not_better, not_worse, strict=True)]
+    for i, p in enumerate(holm(smaller)):
+        found[i] = replace(found[i], p=p, candidate_leads=not_better[i] < not_worse[i])
     if margin is not None:
-        inferior = corrected(lambda difference: difference.p_inferior(margin), 1)
-        within = corrected(lambda difference: 1 - difference.p_inferior(margin), 1)
+        inferior = holm(one_sided(lambda difference: difference.p_inferior(margin)))
+        within = holm(one_sided(lambda difference: 1 - difference.p_inferior(margin)))
         found = [
             replace(
                 one,
@@ -351,10 +364,15 @@ def _corrected(
     bound, alpha = (0.0 if margin is None else -margin), ALPHA / 2 / max(1, len(found))
     return tuple(
         replace(one, needed=sample_size(one.difference, bound, alpha=alpha, power=POWER))
-        if one.verdict is Verdict.UNDECIDED
+        if one.verdict is Verdict.UNDECIDED and not one.lacks_seeds
         else one
         for one in found
     )
+
+
+def _p_not_better(difference: Estimate) -> float:
+    """One-sided p value of the candidate being no better than the baseline."""
+    return difference.p / 2 if difference.value > 0 else 1 - difference.p / 2
 
 
 def task_name(task: str) -> str:

@@ -12,7 +12,7 @@ from fibopolicy.report.tables import points, points_interval
 from fibopolicy.statistics.compare import ALPHA
 from fibopolicy.statistics.differences import Change, Difference
 from fibopolicy.study.records import ConditionRecord, Study
-from fibopolicy.study.results import task_name
+from fibopolicy.study.results import StudyResults, task_name
 
 #: Names of the rows without perturbation, and of their mean over all perturbations.
 CLEAN, MEAN = "clean", "mean of all"
@@ -47,19 +47,22 @@ class Robustness:
         return np.asarray(np.mean(of_name, axis=0))
 
 
-def robustness(study: Study, task: str, setting: tuple[str, str]) -> list[Robustness]:
-    """Every encoder that has finished runs on a task with a policy and init, in the
-    study's order. Initial states with a simulator error in any run are left out.
+def robustness(found: StudyResults, task: str, setting: tuple[str, str]) -> list[Robustness]:
+    """Every encoder with finished runs that count on a task with a policy and init, in
+    the study's order. Initial states with a simulator error in any run are left out.
     """
+    study = found.study
     records = [
-        one for one in study.conditions if (one.task, one.setting) == (task, setting) and one.done
+        one.record
+        for one in found.conditions
+        if (one.record.task, one.record.setting) == (task, setting) and one.record.done
     ]
     rows = [{CLEAN: run.rows, **run.perturbed} for record in records for run in record.done]
     shared = {row.init_state for row in rows[0][CLEAN]} if rows else set()
     for of_run in rows:
         for each in of_run.values():
             shared &= {row.init_state for row in each if not row.error}
-    found = []
+    robust = []
     for record in records if len(shared) > 1 else ():
         outcomes = {}
         for name in (CLEAN, *study.config.perturbations):
@@ -68,8 +71,8 @@ def robustness(study: Study, task: str, setting: tuple[str, str]) -> list[Robust
             outcomes[name] = np.array(
                 [[each[state] for state in sorted(shared)] for each in solved], dtype=float
             )
-        found.append(Robustness(record, outcomes))
-    return found
+        robust.append(Robustness(record, outcomes))
+    return robust
 
 
 def names(study: Study) -> list[str]:
@@ -128,6 +131,7 @@ def ranking_table(study: Study, found: list[Robustness]) -> list[list[str]]:
         better = [other for other in others if _worse(means[encoder], means[other], len(others))]
         worse = [other for other in others if _worse(means[other], means[encoder], len(others))]
         low, high = 1 + len(better), len(means) - len(worse)
+        single = any(len(mean) == 1 for mean in means.values())
         against = "-"
         if encoder != study.baseline and study.baseline in means:
             difference = _difference(means[study.baseline], means[encoder])
@@ -139,18 +143,19 @@ def ranking_table(study: Study, found: list[Robustness]) -> list[list[str]]:
                 f"{100 * means[encoder].mean():.1f}",
                 f"{points(change.value)} {_interval(change)}",
                 against,
-                f"{low}" if low == high else f"{low} to {high}",
+                "-" if single else f"{low}" if low == high else f"{low} to {high}",
             ]
         )
     return table
 
 
-def csv_rows(study: Study) -> list[dict[str, object]]:
+def csv_rows(found: StudyResults) -> list[dict[str, object]]:
     """A row for each encoder and perturbation at a level, unrounded."""
+    study = found.study
     rows: list[dict[str, object]] = []
     for task in study.tasks:
         for setting in study.settings:
-            for one in robustness(study, task, setting):
+            for one in robustness(found, task, setting):
                 for name in study.config.perturbations:
                     change, outcomes = one.change(name), one.outcomes[name]
                     rows.append(
@@ -180,10 +185,10 @@ def title(study: Study, task: str, setting: tuple[str, str]) -> str:
 
 
 def _worse(a: NDArray[np.float64], b: NDArray[np.float64], comparisons: int) -> bool:
-    """Whether a's mean is shown to be lower than b's, at a one-sided level of 5 %, by
+    """Whether a's mean is shown to be lower than b's, at a two-sided level of 5 %, by
     Bonferroni divided by the number of comparisons.
     """
-    return _difference(b, a, 1 - 2 * ALPHA / comparisons).high < 0
+    return _difference(b, a, 1 - ALPHA / comparisons).high < 0
 
 
 def _difference(

@@ -320,7 +320,7 @@ def _execute(
         )
         queue = _Queue(study, tuned, selected, looks)
         for run, wall_s in executor.execute(study, queue, folder):
-            if study.done(run).exists():
+            if read_run(study, run).state is State.DONE:
                 _log.info("done    %s in %.0f s", run.name, wall_s)
                 if seconds := seconds_left(read_study(study.path), executor.slots):
                     _log.info("about %s left", duration(seconds))

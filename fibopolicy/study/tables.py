@@ -361,7 +361,7 @@ def write_csv(found: StudyResults, folder: Path) -> None:
             for trial in record.trials
         ]
         _write(folder / "trials.csv", trials)
-    if robust := csv_rows(found.study):
+    if robust := csv_rows(found):
         _write(folder / "robustness.csv", robust)
     comparisons = [_comparison_row(one, found.study.margin) for one in found.comparisons]
     _write(folder / "comparisons.csv", comparisons, _COMPARISON_COLUMNS)

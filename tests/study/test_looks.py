@@ -88,6 +88,19 @@ def test_a_decision_stands_when_later_seeds_look_different(tmp_path: Path) -> No
     assert after.comparisons[0].verdict is Verdict.NOT_INFERIOR
 
 
+def test_a_shown_direction_stands_when_later_seeds_point_the_other_way(tmp_path: Path) -> None:
+    directory, *_ = made(tmp_path / "study", 0)
+    for seed in SEEDS:
+        lead, behind = np.arange(60) < 50, np.arange(60) < 5
+        fib, dense = (lead, behind) if seed < 2 else (behind, lead)
+        finish(begin(directory, LIFT, "fib"), seed, fib)
+        finish(begin(directory, LIFT, "dense"), seed, dense)
+    (one,) = read(directory).comparisons
+    assert one.differs
+    assert one.difference.value < 0
+    assert one.direction == "better"
+
+
 def handed_out(directory: Path) -> tuple[set[int], int | None]:
     """Training seeds of the runs that a runner executes now, and when it is decided."""
     study = open_directory(directory)
@@ -110,6 +123,15 @@ def test_a_runner_goes_from_look_to_look_until_the_study_is_decided(
 ) -> None:
     directory, *_ = made(tmp_path / "study", finished, gap=gap)
     assert handed_out(directory) == expected
+
+
+def test_a_baseline_that_solves_nothing_at_first_does_not_end_the_study(tmp_path: Path) -> None:
+    directory, *_ = made(tmp_path / "study", 0)
+    for encoder in ("dense", "fib"):
+        for seed in (0, 1):
+            finish(begin(directory, LIFT, encoder), seed, np.zeros(60, dtype=bool))
+    assert read(directory).comparisons[0].verdict is Verdict.UNTESTABLE
+    assert handed_out(directory) == ({2}, None)
 
 
 def test_a_look_waits_for_all_of_its_runs(tmp_path: Path) -> None:

@@ -13,7 +13,9 @@ import pytest
 from made_study import add_cost, begin, describe, fail, finish
 
 from fibopolicy.errors import UserError
-from fibopolicy.study.report import write_report
+from fibopolicy.study.records import read_study
+from fibopolicy.study.report import answers, write_report
+from fibopolicy.study.results import results
 
 LIFT, PUSH = "fibopolicy/Lift-v0", "fibopolicy/Push-v0"
 
@@ -110,6 +112,30 @@ def test_the_report_says_that_all_runs_of_an_encoder_failed(tmp_path: Path) -> N
         fail(begin(directory, LIFT, "nan"), seed, "UserError: the loss is nan")
     text = write_report(directory).read_text()
     assert "nan against dense: no answer: 2 of 2 runs of nan failed, none is finished." in text
+
+
+def test_a_single_seed_against_several_decides_nothing(tmp_path: Path) -> None:
+    directory = describe(tmp_path / "single", [LIFT], ["dense", "fib"])
+    finish(begin(directory, LIFT, "dense"), 0, solved(0.2, 0, 100))
+    for seed in range(3):
+        finish(begin(directory, LIFT, "fib"), seed, solved(0.9, seed, 100))
+    text = write_report(directory).read_text()
+    assert "fib against dense: <b>undecided</b> on Lift (difference" in text
+    assert "one side has a single training seed" in text
+
+
+def test_failed_runs_are_named_in_the_answer_and_it_is_not_marked_good(tmp_path: Path) -> None:
+    directory = describe(tmp_path / "survivors", [LIFT], ["dense", "fib"], seeds=range(5))
+    for seed in range(5):
+        finish(begin(directory, LIFT, "dense"), seed, solved(0.5, seed, 100))
+        if seed < 3:
+            finish(begin(directory, LIFT, "fib"), seed, solved(0.95, seed, 100))
+        else:
+            fail(begin(directory, LIFT, "fib"), seed, "Diverged: the loss is nan")
+    ((mark, text),) = answers(results(read_study(directory)))
+    assert "**not inferior**" in text
+    assert text.endswith("Caveat: 2 of 5 runs of fib failed and are not counted.")
+    assert mark == "open"
 
 
 def test_a_ratio_is_of_the_same_task(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from fibopolicy.statistics.differences import Change, Difference
 from fibopolicy.study import StudyConfig
 from fibopolicy.study.records import State, read_study
 from fibopolicy.study.report import write_report
+from fibopolicy.study.results import results
 from fibopolicy.study.robustness import by_level, level_table, ranking_table, robustness
 from fibopolicy.study.runner import run_study
 
@@ -82,7 +83,7 @@ def test_the_tables_have_the_rates_and_changes_of_the_rows(made: Path) -> None:
 
 def test_the_plot_has_the_rates_of_the_rows_by_level(made: Path) -> None:
     study = read_study(made)
-    found = robustness(study, LIFT, ("bc", "scratch"))
+    found = robustness(results(study), LIFT, ("bc", "scratch"))
     lines = by_level(study, found)
     assert {name: [*levels["fib"]] for name, levels in lines.items()} == {
         "blur": [0, 1, 3],
@@ -94,7 +95,7 @@ def test_the_plot_has_the_rates_of_the_rows_by_level(made: Path) -> None:
 
 def test_encoders_are_ranked_by_their_mean_and_share_ranks_without_a_difference(made: Path) -> None:
     study = read_study(made)
-    found = robustness(study, LIFT, ("bc", "scratch"))
+    found = robustness(results(study), LIFT, ("bc", "scratch"))
     _, first, *others = ranking_table(study, found)
     assert (first[0], first[-1]) == ("fib", "1")
     assert {row[0] for row in others} == {"dense", "twin"}
@@ -102,6 +103,13 @@ def test_encoders_are_ranked_by_their_mean_and_share_ranks_without_a_difference(
     assert first[3].startswith("+")
     titles = [row[0] for row in level_table(study, found)]
     assert titles == ["success, %", "clean", "blur 1, 3", "noise 2", "mean of all"]
+
+
+def test_a_single_training_seed_has_no_rank(made: Path) -> None:
+    study = read_study(made)
+    first = replace(study, conditions=tuple(one.at(1) for one in study.conditions))
+    ranked = ranking_table(study, robustness(results(first), LIFT, ("bc", "scratch")))
+    assert {row[-1] for row in ranked[1:]} == {"-"}
 
 
 def test_a_run_without_its_perturbed_rows_does_not_count(made: Path, tmp_path: Path) -> None:
