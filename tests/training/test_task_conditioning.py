@@ -191,7 +191,7 @@ def test_a_policy_for_several_simulated_tasks_is_evaluated_on_each(
     code, out, error = call(monkeypatch, capsys, "evaluate", str(run), *short)
     assert code == 0, error
     assert re.search(
-        r"fibopolicy/Push-v0 +0/2 .*\nall episodes +0/4 +0\.0 %  \[0\.0, 49\.0\]\n"
+        r"fibopolicy/Push-v0 +0/2 .*\nall episodes +0/4 +0\.0 %  \[0\.0, 49\.0\] %\n"
         r"mean of 2 tasks: 0\.0 %",
         out,
     )
