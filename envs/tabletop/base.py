@@ -151,6 +151,10 @@ class TabletopEnv(TaskEnv):
         self.data.ctrl[:3] = np.clip(target, WORKSPACE_LOW, WORKSPACE_HIGH)
         self.data.ctrl[3:5] = MAX_OPENING * (1 - command[3]) / 2
         mujoco.mj_step(self.model, self.data, self._substeps)
+        # A step ends with new joint positions, but with poses of bodies and cameras from
+        # before it. These are what tasks and renderers read.
+        mujoco.mj_kinematics(self.model, self.data)
+        mujoco.mj_camlight(self.model, self.data)
         self._steps += 1
         success = self.success()
         return float(success), success, self._steps >= self.horizon, {"success": success}

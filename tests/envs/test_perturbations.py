@@ -179,8 +179,7 @@ def test_a_restored_instant_looks_as_it_did_in_the_perturbed_episode(lift: Pertu
         lift.perturb(Perturbation(name, 3), 4)
         lift.advance(np.array([1.0, 0, -1, 0]))
         seen, then = lift.observe(), lift.get_state()
-        # A state is a physics step ahead of the frame that a control step ends with.
-        assert np.abs(frames(lift.restore(then, 1)) - frames(seen)).mean() < 1, name
+        assert np.array_equal(frames(lift.restore(then, 1)), frames(seen)), name
         clean = frames(lift.set_state(then))
         assert np.abs(clean - frames(seen)).mean() > 2, name
     lift.set_state(state)

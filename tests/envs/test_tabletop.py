@@ -42,20 +42,22 @@ def test_expert_succeeds_in_98_percent_of_200_layouts(task: str) -> None:
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_a_restored_state_repeats_the_future_exactly(task: str) -> None:
+def test_a_restored_state_repeats_the_instant_and_the_future_exactly(task: str) -> None:
     env = envs.make(task, image_size=32)
     env.reset(seed=3)
     rng = np.random.default_rng(0)
     for _ in range(12):
         env.advance(env.expert_action())
+    seen, expert = env.observe(), env.expert_action()
     state, actions = env.get_state(), rng.uniform(-1, 1, (8, 4))
     first = [env.step(a)[0] for a in actions]
     end = env.get_state().state
     env.reset(seed=4)
-    env.set_state(state)
+    restored = env.set_state(state)
+    np.testing.assert_array_equal(env.expert_action(), expert)
     again = [env.step(a)[0] for a in actions]
     np.testing.assert_array_equal(env.get_state().state, end)
-    for a, b in zip(first, again, strict=True):
+    for a, b in zip([seen, *first], [restored, *again], strict=True):
         for key in a:
             np.testing.assert_array_equal(a[key], b[key])
     env.close()

@@ -199,7 +199,7 @@ def test_the_example_solves_its_task_and_acts_at_once(
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     rate = success_rate(read_rows(EXAMPLES / "reach" / "episodes.jsonl"))
-    assert (rate.successes, rate.episodes) == (99, 100)
+    assert (rate.successes, rate.episodes) == (98, 100)
     assert sum(file.stat().st_size for file in (EXAMPLES / "reach").iterdir()) < 1_000_000
     from fibopolicy import envs
 
