@@ -164,7 +164,7 @@ def run_expert(env: TaskEnv, plan: Plan, index: int) -> Arrays:
     """One episode, see `Recording.arrays`; its `success` may be false."""
     noise = env.expert_noise if plan.noise is None else plan.noise
     seed = episode_seed("collect", plan.seed, index)
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng([seed, 1])  # `seed` alone draws the layout
     recording = Recording(env, seed)
     done = False
     while not done:

@@ -298,7 +298,7 @@ def record_attempt(
 ) -> Arrays:
     """One attempt: `success`, and if so a whole `Recording` and `source`, an index."""
     own_seed = episode_seed("expand", seed, index)
-    rng = np.random.default_rng(own_seed)
+    rng = np.random.default_rng([own_seed, 1])  # `own_seed` alone draws the layout
     recording = Recording(env, own_seed)
     source = index % len(sources)
 

@@ -66,6 +66,8 @@ def test_the_expert_s_actions_are_recorded_and_executed_with_noise(
         assert np.abs(executed).max() <= 1
         assert 0.05 < np.abs(clean - executed)[:, :3].mean() < 0.4
         np.testing.assert_array_equal(clean[:, 3], executed[:, 3])
+        layout = np.random.default_rng(file.attrs("demo_0")["seed"])  # no stream of its own
+        assert not np.array_equal(executed[0], perturbed(clean[0], Reach.expert_noise, layout))
         assert file.read("demo_0", "rewards")[-1] == 1
         assert json.loads(json.dumps(file.env_args))["env_name"] == "fibopolicy/Lift-v0"
 
