@@ -75,10 +75,13 @@ class Recorded:
     def _record(self, same: tuple[Any, ...]) -> torch.cuda.CUDAGraph:
         graph = torch.cuda.CUDAGraph()
         graph.register_generator_state(self._generator)
+        # torch would record on one stream for all graphs, of whatever device was
+        # current.
+        stream = torch.cuda.Stream(self._generator.device)
         try:
             # "thread_local", because the thread of a `BatchLoader` pins memory
             # meanwhile.
-            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+            with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
                 self._result = self._function(self._batch, *same)
         except torch.OutOfMemoryError:
             raise

@@ -67,9 +67,16 @@ class World:
         return self.rank == 0
 
     def device(self, name: str | None) -> torch.device:
-        """Like `resolve_device`; each process on a machine with GPUs gets a different GPU."""
+        """Like `resolve_device`; each process on a machine with GPUs gets a different GPU.
+
+        A GPU becomes torch's current device, on which streams and events are created.
+        """
         device = resolve_device(name)
-        if self.size == 1 or device.type != "cuda":
+        if device.type != "cuda":
+            return device
+        if self.size == 1:
+            if device.index is not None:
+                torch.cuda.set_device(device)
             return device
         if device.index is not None:
             raise UserError(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -70,9 +70,17 @@ class Tape(TorchDispatchMode):
                     old.copy_(new)
 
 
+@dataclass
+class Stream:
+    """Stands for `torch.cuda.Stream`; the operations of other devices are not recorded."""
+
+    device: torch.device
+
+
 @contextmanager
-def recording(tape: Tape, capture_error_mode: str) -> Iterator[None]:
+def recording(tape: Tape, stream: Stream, capture_error_mode: str) -> Iterator[None]:
     """Stands for `torch.cuda.graph`, which records and draws no random numbers."""
+    assert stream.device == tape.generators[-1].device
     states = [generator.get_state() for generator in tape.generators]
     with tape:
         yield
@@ -85,6 +93,7 @@ def tapes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tapes instead of CUDA graphs; attention as torch's operations, which they note."""
     monkeypatch.setattr(torch.cuda, "CUDAGraph", Tape)
     monkeypatch.setattr(torch.cuda, "graph", recording)
+    monkeypatch.setattr(torch.cuda, "Stream", Stream)
     monkeypatch.setenv("FIBOPOLICY_ATTENTION_BACKEND", "sdpa")
     monkeypatch.setattr("fibopolicy.attention.reference.shared_mask", _device_mask)  # as on a GPU
 
@@ -151,6 +160,17 @@ def test_only_steps_that_are_the_same_every_time_are_recorded(
     monkeypatch.undo()
     policy.__class__ = subclass
     assert not can_record(policy, ComputeConfig(), gpu, 1)
+
+
+@pytest.mark.parametrize(("name", "current"), [("cuda:1", ["cuda:1"]), ("cuda", []), ("cpu", [])])
+def test_a_gpu_that_is_named_becomes_the_current_one(
+    monkeypatch: pytest.MonkeyPatch, name: str, current: list[str]
+) -> None:
+    found: list[str] = []
+    monkeypatch.setattr("fibopolicy.training.distributed.resolve_device", torch.device)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: found.append(str(device)))
+    assert str(World().device(name)) == name
+    assert found == current
 
 
 @pytest.mark.parametrize("files", [1, 2])
