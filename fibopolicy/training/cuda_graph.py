@@ -7,6 +7,7 @@ and starts all of them with one call.
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -78,16 +79,28 @@ class Recorded:
         # torch would record on one stream for all graphs, of whatever device was
         # current.
         stream = torch.cuda.Stream(self._generator.device)
+        gc.collect()
+        collects = gc.isenabled()
+        gc.disable()  # to destroy an older graph could end the recording
         try:
+            # `torch.cuda.graph` leaves its stream only if the recording succeeds.
             # "thread_local", because the thread of a `BatchLoader` pins memory
             # meanwhile.
-            with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+            with (
+                torch.cuda.stream(stream),
+                torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"),
+            ):
                 self._result = self._function(self._batch, *same)
-        except torch.OutOfMemoryError:
-            raise
         except RuntimeError as error:
+            # After an error, to end the recording is a second one.
+            cause = error.__context__ or error
+            if isinstance(cause, torch.OutOfMemoryError) or not isinstance(cause, RuntimeError):
+                raise cause from None
             raise UserError(
-                f"a training step cannot be recorded in a CUDA graph ({one_line(error)[:300]});"
+                f"a training step cannot be recorded in a CUDA graph ({one_line(cause)[:300]});"
                 " pass --no-cuda-graph"
-            ) from error
+            ) from cause
+        finally:
+            if collects:
+                gc.enable()
         return graph

@@ -6,6 +6,7 @@ executes them again on the same memory, without the Python code of the step.
 
 from __future__ import annotations
 
+import gc
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -77,13 +78,32 @@ class Stream:
     device: torch.device
 
 
+#: The current stream, last.
+CURRENT: list[Stream] = []
+
+
+@contextmanager
+def current_stream(stream: Stream) -> Iterator[None]:
+    """Stands for `torch.cuda.stream`."""
+    CURRENT.append(stream)
+    try:
+        yield
+    finally:
+        CURRENT.pop()
+
+
 @contextmanager
 def recording(tape: Tape, stream: Stream, capture_error_mode: str) -> Iterator[None]:
     """Stands for `torch.cuda.graph`, which records and draws no random numbers."""
     assert stream.device == tape.generators[-1].device
+    assert CURRENT[-1] is stream
+    assert not gc.isenabled()
     states = [generator.get_state() for generator in tape.generators]
-    with tape:
-        yield
+    try:
+        with tape:
+            yield
+    except Exception:
+        raise RuntimeError("operation failed due to a previous error during capture")  # noqa: B904
     for generator, state in zip(tape.generators, states, strict=True):
         generator.set_state(state)
 
@@ -94,6 +114,7 @@ def tapes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "CUDAGraph", Tape)
     monkeypatch.setattr(torch.cuda, "graph", recording)
     monkeypatch.setattr(torch.cuda, "Stream", Stream)
+    monkeypatch.setattr(torch.cuda, "stream", current_stream)
     monkeypatch.setenv("FIBOPOLICY_ATTENTION_BACKEND", "sdpa")
     monkeypatch.setattr("fibopolicy.attention.reference.shared_mask", _device_mask)  # as on a GPU
 
@@ -140,8 +161,24 @@ def test_a_step_that_waits_for_the_device_names_the_option_that_helps(
         return loss, {"loss": float(loss.detach())}
 
     monkeypatch.setattr(PolicyLoss, "forward", waiting)
-    with pytest.raises(UserError, match=r"cannot be recorded .*; pass --no-cuda-graph"):
+    cause = "_local_scalar_dense is not permitted when a stream is capturing"
+    with pytest.raises(UserError, match=rf"cannot be recorded .*{cause}\); pass --no-cuda-graph"):
         weights_and_losses(tiny_config, recorded=True)
+    assert not CURRENT
+    assert gc.isenabled()
+
+
+def test_a_recording_for_which_memory_is_short_says_so(tapes: None) -> None:
+    def full(batch: dict[str, Tensor]) -> Tensor:
+        if CURRENT:
+            raise torch.OutOfMemoryError("Tried to allocate more than there is")
+        return batch["x"]
+
+    recorded = Recorded(full, torch.Generator())
+    for _ in range(WARM_UP):
+        recorded({"x": torch.ones(1)})
+    with pytest.raises(torch.OutOfMemoryError, match="Tried to allocate"):
+        recorded({"x": torch.ones(1)})
 
 
 def test_only_steps_that_are_the_same_every_time_are_recorded(
