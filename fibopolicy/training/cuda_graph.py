@@ -14,8 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fibopolicy.attention.functional import choose_backend
 from fibopolicy.encoders.resnet import ResNet18
-from fibopolicy.encoders.vit import ViT
+from fibopolicy.encoders.vit import Attention, ViT
 from fibopolicy.errors import UserError, one_line
 from fibopolicy.policies.bc import BCPolicy
 from fibopolicy.policies.diffusion import DiffusionPolicy, FlowPolicy
@@ -40,8 +41,23 @@ def can_record(
         and (device.type, processes, compute.accumulate) == ("cuda", 1, 1)
         and type(policy) in POLICIES
         and all(type(encoder) in ENCODERS for encoder in encoders_of(policy))
+        and not any(_waits(module, compute) for module in policy.modules())
         and torch.cuda.get_device_capability(device) >= (8, 0)  # as our attention kernels need
     )
+
+
+def _waits(module: nn.Module, compute: ComputeConfig) -> bool:
+    """Whether a module is attention by the backend that copies its pairs from ordinary
+    memory.
+    """
+    if not isinstance(module, Attention) or module.pattern is None:
+        return False
+    weight, pattern = module.qkv.weight, module.pattern
+    dtype = torch.bfloat16 if compute.precision == "bf16" else weight.dtype
+    x = weight.new_empty((0, weight.shape[1] // module.num_heads), dtype=dtype)
+    x.requires_grad_(weight.requires_grad)
+    shape = (module.num_heads, pattern.sequence_length)
+    return choose_backend(x, *shape, pattern, module.masking) == "csr"
 
 
 class Recorded:
@@ -78,7 +94,7 @@ class Recorded:
         graph.register_generator_state(self._generator)
         # torch would record on one stream for all graphs, of whatever device was
         # current.
-        stream = torch.cuda.Stream(self._generator.device)
+        stream = torch.cuda.Stream(self._generator.device)  # type: ignore[no-untyped-call]
         gc.collect()
         collects = gc.isenabled()
         gc.disable()  # to destroy an older graph could end the recording

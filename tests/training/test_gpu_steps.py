@@ -199,6 +199,19 @@ def test_only_steps_that_are_the_same_every_time_are_recorded(
     assert not can_record(policy, ComputeConfig(), gpu, 1)
 
 
+@pytest.mark.parametrize("encoder", ["vit_tiny", "random_vit_tiny"])
+def test_attention_that_copies_its_pairs_to_the_gpu_is_not_recorded(
+    tiny_config: TrainConfig, monkeypatch: pytest.MonkeyPatch, encoder: str
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
+    recipe = replace(tiny_config.policy, encoder=encoder)
+    policy = Trainer(replace(tiny_config, policy=recipe), World()).policy
+    assert can_record(policy, ComputeConfig(), torch.device("cuda"), 1)
+    monkeypatch.setattr("fibopolicy.attention.functional.default_backend", "csr")
+    dense = encoder == "vit_tiny"
+    assert can_record(policy, ComputeConfig(), torch.device("cuda"), 1) == dense
+
+
 @pytest.mark.parametrize(("name", "current"), [("cuda:1", ["cuda:1"]), ("cuda", []), ("cpu", [])])
 def test_a_gpu_that_is_named_becomes_the_current_one(
     monkeypatch: pytest.MonkeyPatch, name: str, current: list[str]
