@@ -68,18 +68,28 @@ class Recorded:
             every call, to a tensor. It replaces the gradients of earlier calls.
         generator: generator of its random numbers; seeded before each call, as torch's
             global generator is.
+        forget: frees the gradients of the last call, which would take memory beside
+            those of the recording.
+
+    Attributes:
+        calls: number of calls up to now; the first `WARM_UP` are not recorded.
     """
 
-    def __init__(self, function: Callable[..., Tensor], generator: torch.Generator) -> None:
-        self._function, self._generator = function, generator
-        self._calls = 0
+    def __init__(
+        self,
+        function: Callable[..., Tensor],
+        generator: torch.Generator,
+        forget: Callable[[], None],
+    ) -> None:
+        self._function, self._generator, self._forget = function, generator, forget
+        self.calls = 0
         self._batch: dict[str, Any] = {}
         self._result: Tensor
         self._graph: torch.cuda.CUDAGraph | None = None
 
     def __call__(self, batch: Mapping[str, Any], *same: Any) -> Tensor:
-        self._calls += 1
-        if self._calls <= WARM_UP:
+        self.calls += 1
+        if self.calls <= WARM_UP:
             return self._function(batch, *same)
         if self._graph is None:
             self._batch = mapped(batch, torch.clone)
@@ -95,6 +105,7 @@ class Recorded:
         # torch would record on one stream for all graphs, of whatever device was
         # current.
         stream = torch.cuda.Stream(self._generator.device)  # type: ignore[no-untyped-call]
+        self._forget()
         gc.collect()
         collects = gc.isenabled()
         gc.disable()  # to destroy an older graph could end the recording

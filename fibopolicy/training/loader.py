@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -35,6 +36,9 @@ class BatchLoader:
             from which they are copied while the GPU computes.
         frames: all frames of the dataset, see `resident_frames`; without them, those of
             a batch are read from the dataset.
+
+    Attributes:
+        frames: the same, or empty.
     """
 
     def __init__(
@@ -47,7 +51,7 @@ class BatchLoader:
         frames: Mapping[str, Tensor] | None = None,
     ) -> None:
         self._dataset, self._indices, self._device = dataset, indices, device
-        self._ahead, self._frames = ahead, frames or {}
+        self._ahead, self.frames = ahead, frames or {}
         self._thread = ThreadPoolExecutor(1, initializer=self._use_device) if ahead else None
         self._futures: dict[int, Future[dict[str, Any]]] = {}
 
@@ -60,7 +64,7 @@ class BatchLoader:
                     self._futures[number] = self._thread.submit(self._read, number)
             batch = self._futures.pop(step).result()
         batch = mapped(batch, lambda x: x.to(self._device, non_blocking=True))
-        for camera, frames in self._frames.items():
+        for camera, frames in self.frames.items():
             batch["obs"][camera] = frames[batch["obs"][camera]]
         return batch
 
@@ -70,7 +74,7 @@ class BatchLoader:
             self._thread.shutdown(cancel_futures=True)
 
     def _read(self, step: int) -> dict[str, Any]:
-        arrays = self._dataset.batch(self._indices(step), frames=not self._frames)
+        arrays = self._dataset.batch(self._indices(step), frames=not self.frames)
         tensors = mapped(arrays, lambda x: torch.from_numpy(np.ascontiguousarray(x)))
         return mapped(tensors, Tensor.pin_memory) if self._device.type == "cuda" else tensors
 
@@ -90,8 +94,10 @@ def make_loader(
     if device.type != "cuda":
         return BatchLoader(dataset, indices, device)
     size = len(dataset) * sum(map(math.prod, dataset.image_shapes.values()))
-    fits = size <= RESIDENT_SHARE * torch.cuda.mem_get_info(device)[0]
-    frames = resident_frames(dataset, device) if compute.frames_on_gpu and fits else None
+    frames = None
+    if compute.frames_on_gpu and size <= RESIDENT_SHARE * torch.cuda.mem_get_info(device)[0]:
+        with suppress(torch.OutOfMemoryError):  # another process took it meanwhile
+            frames = resident_frames(dataset, device)
     return BatchLoader(dataset, indices, device, ahead=AHEAD, frames=frames)
 
 

@@ -22,6 +22,7 @@ from fibopolicy.policies.run_directory import RunDirectory, render_quality
 from fibopolicy.training import checkpoint, cuda_graph, data, encoders, loader, optim
 from fibopolicy.training.callbacks import Callback, Rollouts, Validation, check_callbacks
 from fibopolicy.training.config import TrainConfig
+from fibopolicy.training.cuda_graph import WARM_UP
 from fibopolicy.training.distributed import PolicyLoss, World, init_distributed, no_sync
 from fibopolicy.training.logging import (
     MetricsLogger,
@@ -118,7 +119,9 @@ class Trainer:
         self.generator = torch.Generator(self.device)
         self.backward: Callable[..., Tensor] = self._backward
         if cuda_graph.can_record(self.policy, self.config.compute, self.device, world.size):
-            self.backward = cuda_graph.Recorded(self._backward, self.generator)
+            self.backward = cuda_graph.Recorded(
+                self._backward, self.generator, self.optimizer.zero_grad
+            )
         self.metric_names: tuple[str, ...] = ()
         self.unread: dict[int, Tensor] = {}
         own = world.rows(config.optimizer.batch_size)
@@ -340,7 +343,18 @@ class Trainer:
         """What to tell the user when the memory of the GPU was too small for a step."""
         config, rng = self.config, SampleRng()
         size, parts = config.optimizer.batch_size, self.world.size * config.compute.accumulate
-        self.backward, self.loss = self._backward, PolicyLoss(self.policy)
+        found = f"{config.out}: the memory of {self.device} is too small for a step of"
+        found += f" {size // parts} samples"
+        options = ""
+        if isinstance(self.backward, cuda_graph.Recorded) and self.backward.calls > WARM_UP:
+            options += " --no-cuda-graph"
+        if self.batches.frames:
+            options += " --no-frames-on-gpu"
+        also = options and f"; to save memory, also pass{options}"
+        if self.world.size > 1:  # gradients would wait for those of the other processes
+            return UserError(f"{found}; pass a larger --accumulate or a smaller --batch-size{also}")
+        self.backward = self._backward
+        self.optimizer.zero_grad()
         self.unread.clear()
 
         def run(samples: int) -> None:
@@ -351,18 +365,15 @@ class Trainer:
         trained = [p for group in self.optimizer.param_groups for p in group["params"]]
         later = 0 if self.optimizer.state else 2 * sum(p.nbytes for p in trained)
         fits = batch_that_fits(run, size // parts, self.device, later)
-        found = f"{config.out}: the memory of {self.device} is too small for a step of"
-        found += f" {size // parts} samples"
         if not fits:
             return UserError(
                 f"{found}, and even for one; end other programs on the GPU, or use a smaller"
-                " encoder or smaller frames (--image-size)"
+                f" encoder or smaller frames (--image-size){also}"
             )
-        own = size // self.world.size
-        accumulate = next(n for n in range(1, own + 1) if own % n == 0 and own // n <= fits)
+        accumulate = next(n for n in range(1, size + 1) if size % n == 0 and size // n <= fits)
         return UserError(
             f"{found}; about {fits} fit: pass --accumulate {accumulate}, which computes the same"
-            f" batch in parts, or --batch-size {fits * parts}"
+            f" batch in parts, or --batch-size {fits * parts}{also}"
         )
 
     def _callbacks(self, logger: MetricsLogger, start: int) -> list[Callback]:

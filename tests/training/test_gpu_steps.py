@@ -120,10 +120,17 @@ def tapes(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def weights_and_losses(config: TrainConfig, *, recorded: bool) -> tuple[list[Tensor], list[float]]:
-    trainer = Trainer(config, World())
+    trainer, without_gradients = Trainer(config, World()), []
+
+    def backward(*arguments: Any) -> Tensor:
+        without_gradients.append(all(p.grad is None for p in trainer.parameters))
+        return trainer._backward(*arguments)
+
     if recorded:
-        trainer.backward = Recorded(trainer._backward, trainer.generator)
+        trainer.backward = Recorded(backward, trainer.generator, trainer.optimizer.zero_grad)
     losses = [trainer.train_step(step)["loss"] for step in range(WARM_UP + 4)]
+    if recorded:  # a recording has their memory, too
+        assert without_gradients == [True, False, False, True]
     return [*trainer.policy.state_dict().values()], losses
 
 
@@ -174,7 +181,7 @@ def test_a_recording_for_which_memory_is_short_says_so(tapes: None) -> None:
             raise torch.OutOfMemoryError("Tried to allocate more than there is")
         return batch["x"]
 
-    recorded = Recorded(full, torch.Generator())
+    recorded = Recorded(full, torch.Generator(), lambda: None)
     for _ in range(WARM_UP):
         recorded({"x": torch.ones(1)})
     with pytest.raises(torch.OutOfMemoryError, match="Tried to allocate"):
@@ -265,9 +272,21 @@ def test_frames_stay_on_a_gpu_if_they_take_a_quarter_of_its_free_memory(
     )
     dataset, gpu = open_dataset(tiny_config), torch.device("cuda")
     loader = make_loader(dataset, lambda step: np.arange(8), gpu, ComputeConfig())
-    assert bool(loader._frames) == resident
+    assert bool(loader.frames) == resident
     without = ComputeConfig(frames_on_gpu=False)
-    assert not make_loader(dataset, lambda step: np.arange(8), gpu, without)._frames
+    assert not make_loader(dataset, lambda step: np.arange(8), gpu, without).frames
+
+
+def test_frames_that_do_not_fit_after_all_are_read_from_the_dataset(
+    tiny_config: TrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(dataset: Windows, device: torch.device) -> None:
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1 << 40, 1 << 40))
+    monkeypatch.setattr("fibopolicy.training.loader.resident_frames", full)
+    dataset, gpu = open_dataset(tiny_config), torch.device("cuda")
+    assert not make_loader(dataset, lambda step: np.arange(8), gpu, ComputeConfig()).frames
 
 
 def reading_every(steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -377,6 +396,30 @@ def test_a_training_that_does_not_fit_says_which_batch_would(
     config = replace(tiny_config, out=tmp_path / "run")
     with pytest.raises(UserError, match=f"too small for a step of 8 samples.*{advice}"):
         train(config)
+
+
+@pytest.mark.parametrize(
+    ("calls", "frames", "options"),
+    [
+        (WARM_UP, {}, ""),
+        (WARM_UP + 1, {}, "; to save memory, also pass --no-cuda-graph"),
+        (WARM_UP, {"hand": CPU}, "; to save memory, also pass --no-frames-on-gpu"),
+    ],
+)
+def test_one_of_several_processes_that_does_not_fit_computes_no_gradients(
+    tiny_config: TrainConfig,
+    monkeypatch: pytest.MonkeyPatch,
+    calls: int,
+    frames: Any,
+    options: str,
+) -> None:
+    monkeypatch.delattr(PolicyLoss, "forward")
+    trainer = Trainer(tiny_config, World(size=2))
+    trainer.backward = Recorded(trainer._backward, trainer.generator, trainer.optimizer.zero_grad)
+    trainer.backward.calls, trainer.batches.frames = calls, frames
+    wanted = "too small for a step of 4 samples; pass a larger --accumulate or a smaller"
+    with pytest.raises(UserError, match=f"{wanted} --batch-size{options}$"):
+        raise trainer.out_of_memory()
 
 
 def test_a_policy_that_does_not_fit_is_one_line(
