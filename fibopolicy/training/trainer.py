@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import time
 import warnings
@@ -70,9 +71,16 @@ def train(config: TrainConfig, *, resume: bool = False, overwrite: bool = False)
         trainer = world.main_process_first(
             lambda: _trainer(config, world, resume=resume, overwrite=overwrite)
         )
+        result = None
         with suppress(torch.OutOfMemoryError):
-            return trainer.train()
-        raise trainer.out_of_memory()
+            result = trainer.train()
+        if result is None:
+            raise trainer.out_of_memory()
+        if trainer.device.type == "cuda":
+            del trainer  # its references to itself would keep the memory of the GPU
+            gc.collect()
+            torch.cuda.empty_cache()
+        return result
 
 
 class Trainer:
@@ -356,6 +364,7 @@ class Trainer:
         self.backward = self._backward
         self.optimizer.zero_grad()
         self.unread.clear()
+        gc.collect()  # errors of a recording refer to themselves, and to tensors
 
         def run(samples: int) -> None:
             batch = data.to_device(self.dataset.batch(self._indices(0)[:samples]), self.device)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 import math
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -352,6 +353,23 @@ def test_a_checkpoint_of_a_gpu_resumes_on_a_cpu_with_the_optimizer_of_a_cpu() ->
     assert [group["foreach"] for group in ours.param_groups] == [True, True]
     assert [group["fused"] for group in ours.param_groups] == [False, False]
     ours.step()
+
+
+def test_nothing_of_a_training_stays_in_the_memory_of_a_gpu(
+    tiny_config: TrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainers: list[weakref.ref[Trainer]] = []
+    emptied: list[bool] = []
+
+    def on_gpu(trainer: Trainer) -> str:
+        trainer.device = torch.device("cuda")
+        trainers.append(weakref.ref(trainer))
+        return "the result"
+
+    monkeypatch.setattr(Trainer, "train", on_gpu)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: emptied.append(trainers[0]() is None))
+    assert train(tiny_config) == "the result"
+    assert emptied == [True]
 
 
 class FullGPU:
