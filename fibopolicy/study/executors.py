@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from fibopolicy.study.directory import StudyDirectory
 from fibopolicy.study.grid import Run
 from fibopolicy.study.records import failed_attempts, record_failure
 from fibopolicy.utils.files import provide_caches
+from fibopolicy.utils.gpu_memory import RUNS_PER_GPU
 from fibopolicy.utils.system import usable_cores
 
 #: Exit codes of a run's process: it failed and `failed.json` says why; it was
@@ -170,6 +172,7 @@ class Local:
         # A scheduler may have given this process other GPUs than the first ones.
         named = [name for name in os.environ.get(VISIBLE, "").split(",") if name]
         names = named or list(map(str, range(self.gpus)))
+        sharing = {RUNS_PER_GPU: str(math.ceil(self._jobs / (self.gpus or 1)))}
         free = list(range(self._jobs))
         active: dict[int, RunProcess] = {}
         try:
@@ -177,7 +180,7 @@ class Local:
                 while free and (run := next_run()) is not None:
                     slot = free.pop(0)
                     gpu = {VISIBLE: names[slot % self.gpus]} if self.gpus else {}
-                    active[slot] = RunProcess(study, run, folder, gpu)
+                    active[slot] = RunProcess(study, run, folder, sharing | gpu)
                 if not active:
                     return
                 while not (ended := [i for i, process in active.items() if process.has_ended()]):

@@ -17,6 +17,7 @@ from fibopolicy.study.directory import StudyDirectory, open_directory
 from fibopolicy.study.executors import NextRun, RunProcess, runs_per_gpu
 from fibopolicy.study.grid import Run
 from fibopolicy.study.records import failed_attempts, record_failure
+from fibopolicy.utils.gpu_memory import RUNS_PER_GPU
 
 #: Seconds that an address may take to connect, and to pass Ray's health check.
 CONNECT_TIMEOUT, HEALTH_TIMEOUT = 5.0, 60.0
@@ -72,7 +73,7 @@ class RayCluster:
         try:
             while True:
                 for run in iter(next_run, None):
-                    waiting[task.remote(path, run.name, str(folder))] = run
+                    waiting[task.remote(path, run.name, str(folder), self._per_gpu)] = run
                 if not waiting:
                     return
                 ready, _ = self._ray.wait(list(waiting), num_returns=1)
@@ -93,10 +94,11 @@ class RayCluster:
             return 0.0
 
 
-def execute_on_node(directory: str, name: str, folder: str) -> float:
+def execute_on_node(directory: str, name: str, folder: str, per_gpu: int) -> float:
     """The Ray task: execute a run in a process, and return its seconds."""
     study = open_directory(Path(directory))
-    process = RunProcess(study, study.find(name), Path(folder))
+    variables = {RUNS_PER_GPU: str(per_gpu)}
+    process = RunProcess(study, study.find(name), Path(folder), variables)
     try:
         return process.wait()
     except BaseException:

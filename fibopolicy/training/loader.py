@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
@@ -16,10 +17,12 @@ from torch import Tensor
 from fibopolicy.datasets import Windows
 from fibopolicy.training.config import ComputeConfig
 from fibopolicy.training.data import mapped, parts_of
+from fibopolicy.utils.gpu_memory import RUNS_PER_GPU
 
 #: Batches that are prepared ahead on a GPU.
 AHEAD = 2
-#: Frames stay in GPU memory if they take at most this share of what is free.
+#: Frames stay in GPU memory if they take at most this share of what is free, divided by
+#: the runs of a study that share the GPU.
 RESIDENT_SHARE = 0.25
 _BLOCK = 64  # frames that are copied to the GPU at a time
 
@@ -94,8 +97,9 @@ def make_loader(
     if device.type != "cuda":
         return BatchLoader(dataset, indices, device)
     size = len(dataset) * sum(map(math.prod, dataset.image_shapes.values()))
+    share = RESIDENT_SHARE / int(os.environ.get(RUNS_PER_GPU, "1"))
     frames = None
-    if compute.frames_on_gpu and size <= RESIDENT_SHARE * torch.cuda.mem_get_info(device)[0]:
+    if compute.frames_on_gpu and size <= share * torch.cuda.mem_get_info(device)[0]:
         with suppress(torch.OutOfMemoryError):  # another process took it meanwhile
             frames = resident_frames(dataset, device)
     return BatchLoader(dataset, indices, device, ahead=AHEAD, frames=frames)

@@ -1,4 +1,4 @@
-"""How large a batch fits into the memory of a GPU."""
+"""The memory of a GPU: who shares it, and how large a batch fits into it."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from collections.abc import Callable
 
 import torch
 
+#: Environment variable with the number of runs that share this process's GPU.
+RUNS_PER_GPU = "FIBOPOLICY_RUNS_PER_GPU"
 #: Share of the free memory that an estimate leaves free.
 MARGIN = 0.1
 

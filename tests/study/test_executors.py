@@ -16,7 +16,7 @@ class FakeProcess:
     """A run that ends at once."""
 
     def __init__(self, study: Any, run: Any, folder: Path, variables: dict[str, str]) -> None:
-        self.run = (run, variables.get("CUDA_VISIBLE_DEVICES"))
+        self.run = (variables.get("CUDA_VISIBLE_DEVICES"), variables["FIBOPOLICY_RUNS_PER_GPU"])
 
     def has_ended(self) -> bool:
         return True
@@ -26,11 +26,20 @@ class FakeProcess:
 
 
 @pytest.mark.parametrize(
-    ("jobs", "per_gpu", "expected"),
-    [(None, None, "01"), (None, 2, "0101"), (None, 3, "010101"), (3, None, "010")],
+    ("jobs", "per_gpu", "expected", "sharing"),
+    [
+        (None, None, "01", "1"),
+        (None, 2, "0101", "2"),
+        (None, 3, "010101", "3"),
+        (3, None, "010", "2"),
+    ],
 )
 def test_runs_are_spread_over_the_gpus(
-    monkeypatch: pytest.MonkeyPatch, jobs: int | None, per_gpu: int | None, expected: str
+    monkeypatch: pytest.MonkeyPatch,
+    jobs: int | None,
+    per_gpu: int | None,
+    expected: str,
+    sharing: str,
 ) -> None:
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
@@ -39,11 +48,11 @@ def test_runs_are_spread_over_the_gpus(
     assert executor.slots == len(expected)
     waiting: Any = iter(range(executor.slots))
     found = executor.execute(None, lambda: next(waiting, None), Path())  # type: ignore[arg-type]
-    assert [gpu for (_, gpu), _ in found] == list(expected)
+    assert [variables for variables, _ in found] == [(gpu, sharing) for gpu in expected]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,7")  # as a cluster's scheduler does
     waiting = iter(range(2))
     found = executor.execute(None, lambda: next(waiting, None), Path())  # type: ignore[arg-type]
-    assert [gpu for (_, gpu), _ in found] == ["5", "7"]
+    assert [gpu for (gpu, _), _ in found] == ["5", "7"]
 
 
 def test_runs_per_gpu_need_a_gpu_and_no_other_number(monkeypatch: pytest.MonkeyPatch) -> None:

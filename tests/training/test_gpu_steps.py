@@ -263,15 +263,24 @@ def test_an_error_in_the_thread_reaches_the_step(tiny_config: TrainConfig) -> No
     loader.close()
 
 
-@pytest.mark.parametrize(("free", "resident"), [(1 << 40, True), (1 << 10, False)])
-def test_frames_stay_on_a_gpu_if_they_take_a_quarter_of_its_free_memory(
-    tiny_config: TrainConfig, monkeypatch: pytest.MonkeyPatch, free: int, resident: bool
+@pytest.mark.parametrize(
+    ("room", "runs", "resident"), [(4.1, 1, True), (3.9, 1, False), (8.1, 2, True), (7.9, 2, False)]
+)
+def test_frames_stay_on_a_gpu_if_all_runs_take_a_quarter_of_its_free_memory(
+    tiny_config: TrainConfig,
+    monkeypatch: pytest.MonkeyPatch,
+    room: float,
+    runs: int,
+    resident: bool,
 ) -> None:
+    dataset, gpu = open_dataset(tiny_config), torch.device("cuda")
+    size = sum(frames.nbytes for frames in resident_frames(dataset, CPU).values())
+    free = int(room * size)
+    monkeypatch.setenv("FIBOPOLICY_RUNS_PER_GPU", str(runs))
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free, free))
     monkeypatch.setattr(
         "fibopolicy.training.loader.resident_frames", lambda dataset, device: {"camera": device}
     )
-    dataset, gpu = open_dataset(tiny_config), torch.device("cuda")
     loader = make_loader(dataset, lambda step: np.arange(8), gpu, ComputeConfig())
     assert bool(loader.frames) == resident
     without = ComputeConfig(frames_on_gpu=False)
