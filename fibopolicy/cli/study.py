@@ -74,8 +74,8 @@ class StudyRun:
             prepare_study(config, self.out)
             number = len(runs(config))
             searches = len(selectable(config)) - number
-            first = f"{counted(searches, 'search', 'searches')} and " if searches else ""
-            print(f"{self.out}: prepared, {first}{number} runs")
+            before = f"{counted(searches, 'search', 'searches')} and " if searches else ""
+            print(f"{self.out}: prepared, {before}{number} runs")
             return
         if names:
             outcome = run_selected(config, self.out, names, executor, folder)
