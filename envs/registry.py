@@ -14,7 +14,7 @@ import numpy as np
 from fibopolicy.envs.base import Observation, TaskEnv
 from fibopolicy.envs.libero.tasks import LIBERO, task_of_file
 from fibopolicy.envs.metaworld.tasks import METAWORLD
-from fibopolicy.envs.robosuite.tasks import ROBOSUITE_NAMES, TASKS
+from fibopolicy.envs.robosuite.tasks import ROBOSUITE_NAMES, TASKS, not_restorable
 from fibopolicy.errors import UserError, unknown
 from fibopolicy.utils.imports import import_object, is_import_path
 from fibopolicy.utils.registry import Registry
@@ -272,7 +272,7 @@ def unavailable(env_args: Mapping[str, Any]) -> str | None:
     if (suite := other_suite(name, env_args.get("env_kwargs"))) is not None:
         return _not_run(name, suite)
     if kind == 1:
-        return None
+        return not_restorable(name, env_args.get("env_kwargs") or {})
     return (
         f"env_args name task {name!r} of type {kind!r}; expected a built-in, Meta-World, LIBERO or"
         " robosuite (type 1) task, or <module>:<class>"

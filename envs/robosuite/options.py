@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from fibopolicy.envs.rendering import FrameSizes, ImageSize, load_mujoco
 from fibopolicy.envs.robosuite.legacy import composite_controller
+from fibopolicy.envs.robosuite.tasks import not_restorable
 from fibopolicy.errors import UserError, one_line, unknown
 from fibopolicy.utils.files import provide_caches
 
@@ -102,7 +103,7 @@ def robosuite_options(task_id: str, options: Mapping[str, Any]) -> dict[str, Any
     form.
 
     Raises:
-        UserError: no such task, robot, controller or option.
+        UserError: no such task, robot, controller or option; its states do not restore.
     """
     robosuite = import_robosuite()
     from robosuite.environments.base import REGISTERED_ENVS
@@ -111,6 +112,8 @@ def robosuite_options(task_id: str, options: Mapping[str, Any]) -> dict[str, Any
     task = task_id.partition("/")[2]
     if not task_id.startswith("robosuite/") or task not in REGISTERED_ENVS:
         raise unknown("robosuite task", task_id, [f"robosuite/{name}" for name in REGISTERED_ENVS])
+    if reason := not_restorable(task, options):
+        raise UserError(reason)
     known = {
         name
         for kind in REGISTERED_ENVS[task].__mro__

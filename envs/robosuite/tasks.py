@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -52,3 +53,22 @@ ROBOSUITE_NAMES = frozenset({
     "PickPlaceCereal", "PickPlaceMilk", "PickPlaceSingle", "TwoArmLift", "TwoArmPegInHole", "Wipe",
 })
 # fmt: on
+
+
+def not_restorable(task: str, options: Mapping[str, Any]) -> str | None:
+    """Why a state does not restore the scene of one of robosuite's tasks with these
+    options, in one line; else `None`.
+    """
+    if task == "Wipe":
+        return (
+            "robosuite/Wipe cannot be simulated here: neither a seed nor a state determines where"
+            " its dirt lies; use another task, such as robosuite/Door"
+        )
+    drawn = task in ("NutAssemblySingle", "PickPlaceSingle")
+    if drawn or options.get("single_object_mode") == 1:
+        return (
+            f"robosuite/{task} cannot be simulated here: it draws which object to use whenever a"
+            " state is restored; use the task of one object, such as robosuite/PickPlaceCan or"
+            " robosuite/NutAssemblySquare"
+        )
+    return None

@@ -504,6 +504,15 @@ def test_data_of_another_robosuite_version_gives_a_warning() -> None:
             {"env_kwargs": {"camera_heights": 100_000}},
             "image_size must be between 8 and 1024 pixels, got 100000",
         ),
+        (
+            {"env_name": "Wipe"},
+            "robosuite/Wipe cannot be simulated here",
+        ),
+        ({"env_name": "NutAssemblySingle"}, "use the task of one object, such as robosuite/Pick"),
+        (
+            {"env_name": "PickPlace", "env_kwargs": {"single_object_mode": 1}},
+            "robosuite/PickPlace cannot be simulated here: it draws which object to use",
+        ),
         ({"env_kwargs": {"horizon": "400"}}, "horizon must be at least 1 control step, got '400'"),
     ],
 )
