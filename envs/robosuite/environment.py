@@ -77,7 +77,7 @@ class RobosuiteEnv(TaskEnv):
 
     Raises:
         UserError: robosuite is missing; no such task, robot, controller, camera or
-            option.
+            option; a state does not restore the task's scene.
     """
 
     metadata = {"render_modes": ["rgb_array"]}  # noqa: RUF012
@@ -156,7 +156,12 @@ class RobosuiteEnv(TaskEnv):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Observation, dict[str, Any]]:
-        """Draw a layout from `seed`, in robosuite's ranges, regardless of earlier episodes."""
+        """Draw a layout from `seed`, in robosuite's ranges, regardless of earlier episodes.
+
+        A layout is where robot and objects are. Sizes and masses that robosuite draws
+        when it builds a model, such as those of Lift's cube or TwoArmHandover's hammer,
+        are one fixed draw in all episodes.
+        """
         super().reset(seed=seed)
         if self._text.loaded != self._own_model:
             self._load(self._own_model)
