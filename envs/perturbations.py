@@ -17,7 +17,7 @@ from __future__ import annotations
 import io
 import zlib
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -620,6 +620,9 @@ class PerturbedEnv(TaskEnv):
     def set_state(self, state: SimState) -> Observation:
         self._clear()
         return self.env.set_state(state)
+
+    def benchmark_states(self) -> Sequence[SimState]:
+        return self.env.benchmark_states()
 
     def begin(self, obs: Observation) -> Observation:
         begun = self.env.begin(obs)

@@ -207,6 +207,12 @@ def test_a_task_refuses_what_it_cannot_do_and_does_the_rest() -> None:
         assert unsupported_reason(blind, "blur").endswith("the policy sees no camera")
 
 
+def test_whatever_a_task_has_is_passed_on() -> None:
+    public = {name for name in vars(envs.TaskEnv) if not name.startswith("_")}
+    attributes = envs.TaskEnv.__annotations__.keys()  # copied
+    assert public - attributes - {"step"} <= vars(PerturbedEnv).keys()
+
+
 def test_unknown_perturbations_and_levels_are_named_with_what_is_known() -> None:
     with pytest.raises(UserError, match="unknown perturbation 'blurr': did you mean 'blur'"):
         parse("blurr:2")
