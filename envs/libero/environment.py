@@ -138,8 +138,12 @@ class LiberoEnv(RobosuiteEnv):
     def benchmark_states(self) -> tuple[SimState, ...]:
         """LIBERO's 50 initial states, as they are published, at time 0."""
         with _seeded(0):
+            # LIBERO's first reset loads the model again and adds its samplers of joints
+            # to those of the constructor, so that it draws each joint twice.
+            for joint in self._env.object_property_initializers:
+                joint.sample()
             self._place()
-        model = self._text.current()
+        model = self._source = self._text.current()
         return tuple(SimState(model, state) for state in official_states(self.task_id))
 
     @property

@@ -19,6 +19,11 @@ from fibopolicy.errors import UserError
 from fibopolicy.evaluation.init_states import make_init_states
 
 STOVE = "libero/goal/turn_on_the_stove"
+#: Its scene draws how far the drawer is open.
+DRAWER = (
+    "libero/spatial/"
+    "pick_up_the_black_bowl_in_the_top_drawer_of_the_wooden_cabinet_and_place_it_on_the_plate"
+)
 #: Where the bowl's pose begins in a state: after time, 7 joints and 2 fingers.
 BOWL = 10
 #: The robot stands still, its gripper open.
@@ -138,6 +143,8 @@ def test_layouts_depend_on_the_seed_alone_and_restore_with_the_furniture(env: An
     before = np.random.get_state()[1].tolist()  # noqa: NPY002
     first, _ = env.reset(seed=1)
     state = env.get_state()
+    env.benchmark_states()  # which moves the furniture
+    assert np.array_equal(env.set_state(state)["agentview_image"], first["agentview_image"])
     other, _ = env.reset(seed=2)
     assert not np.array_equal(first["agentview_image"], other["agentview_image"])
     assert state.model != env.get_state().model
@@ -257,18 +264,24 @@ def test_a_stove_that_is_on_glows_in_every_frame_of_that_state(env: Any) -> None
     assert np.array_equal(env.set_state(off)["agentview_image"], frames["agentview_image"])
 
 
-def test_frames_in_full_quality_are_those_of_libero_s_own_environment(env: Any) -> None:
+def test_frames_in_full_quality_are_those_of_libero_s_own_environment(cache: Path) -> None:
     from fibopolicy.envs.libero.installation import import_libero, problem_file
 
-    with make(STOVE, image_size=32, quality="full") as full:
-        ours = full.set_state(full.benchmark_states()[1])
     theirs = import_libero().OffScreenRenderEnv(
-        bddl_file_name=str(problem_file(STOVE)), camera_heights=32, camera_widths=32
+        bddl_file_name=str(problem_file(DRAWER)), camera_heights=32, camera_widths=32
     )
     np.random.seed(0)  # noqa: NPY002
     theirs.reset()
-    obs = theirs.set_init_state(env.benchmark_states()[1].state)
+    state = theirs.get_sim_state()
+    obs = theirs.set_init_state(state)
+    states = cache / f"fibopolicy/libero/init_states/{DRAWER.removeprefix('libero/')}.npz"
+    states.parent.mkdir(parents=True, exist_ok=True)
+    np.savez(states, states=[state])
+    with make(DRAWER, image_size=32, quality="full") as full:
+        ours = full.set_state(full.benchmark_states()[0])
+        places = [each.model.body_pos for each in (full._env.sim, theirs.sim)]
     theirs.close()
+    np.testing.assert_array_equal(*places)
     for key in ("agentview_image", "robot0_eye_in_hand_image"):
         assert np.array_equal(obs[key][::-1], ours[key])
 
