@@ -59,9 +59,14 @@ class Sources:
             raise UserError("has its values in raw files; copy it into one file with h5repack")
         return frozenset()
 
-    def follow(self, file: h5py.File, path: str, depth: int = 0) -> frozenset[str]:
+    def follow(
+        self, file: h5py.File, path: str, depth: int = 0, targets: int = 0
+    ) -> frozenset[str]:
         """Absolute paths of the files that external links on the way to `path` lead
-        through.
+        through; `path` itself need not exist.
+
+        Args:
+            targets: how many parts of `path` links have led to, so that they must exist.
 
         Raises:
             UserError: a link leads nowhere; the message starts with a verb, "links to
@@ -69,19 +74,22 @@ class Sources:
         """
         if depth > _MAX_DEPTH:
             raise UserError("links to itself; replace the link with the data")
-        parts = [part for part in path.split("/") if part not in ("", ".")]
+        parts = _parts(path)
         for position in range(1, len(parts) + 1):
             link = file.get("/".join(parts[:position]), getlink=True)
-            rest = parts[position:]
+            rest, targets_left = parts[position:], max(0, targets - position)
             if link is None:
-                if depth:
+                if position <= targets:
                     raise UserError(
-                        f"links to {path!r} of {file.filename}, which does not exist; {_ADVICE}"
+                        f"links to {'/'.join(parts[:targets])!r} of {file.filename}, which does not"
+                        f" exist; {_ADVICE}"
                     )
                 break
             if isinstance(link, h5py.SoftLink):
                 parent = [] if link.path.startswith("/") else parts[: position - 1]
-                return self.follow(file, "/".join([*parent, link.path, *rest]), depth + 1)
+                target = [*parent, *_parts(link.path)]
+                beyond = "/".join([*target, *rest])
+                return self.follow(file, beyond, depth + 1, len(target) + targets_left)
             if isinstance(link, h5py.ExternalLink):
                 name = _text(link.filename)
                 found = _find(file.filename, name, "HDF5_EXT_PREFIX")
@@ -89,8 +97,10 @@ class Sources:
                     raise UserError(
                         f"links to {link.path!r} of {name}, a file that does not exist; {_ADVICE}"
                     )
-                beyond = "/".join([link.path, *rest])
-                return self.follow(self._open(found), beyond, depth + 1) | {found}
+                target = _parts(link.path)
+                beyond = "/".join([*target, *rest])
+                needed = len(target) + targets_left
+                return self.follow(self._open(found), beyond, depth + 1, needed) | {found}
         return frozenset()
 
     def _of_virtual(
@@ -331,6 +341,10 @@ def _find(own: str, name: str, prefixes: str) -> str | None:
         if os.path.isfile(path) and h5py.is_hdf5(path):
             return os.path.abspath(path)
     return None
+
+
+def _parts(path: str) -> list[str]:
+    return [part for part in path.split("/") if part not in ("", ".")]
 
 
 def _text(name: bytes | str) -> str:

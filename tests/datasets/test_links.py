@@ -119,6 +119,24 @@ def test_a_dangling_link_of_a_demo_or_group_is_named(path: Path, recording: Path
     assert "links to" in refusal(path)
 
 
+@pytest.mark.parametrize("kind", ["external", "soft"])
+def test_a_linked_demo_may_lack_arrays_that_are_optional(
+    path: Path, recording: Path, kind: str
+) -> None:
+    with h5py.File(path, "r+") as file, h5py.File(recording, "r+") as other:
+        holder = other if kind == "external" else file
+        holder.move("data/demo_1", "episode")
+        del holder["episode/states"]
+        file.pop("data/demo_1", None)
+        file["data/demo_1"] = {
+            "external": h5py.ExternalLink(recording.name, "episode"),
+            "soft": h5py.SoftLink("/episode"),
+        }[kind]
+    with DemoFile(path) as file:
+        assert not file.has("demo_1", "states")
+        assert file.has("demo_1", "rewards")
+
+
 @pytest.mark.parametrize(
     "change", [np.zeros((2, 8, 6, 3), np.uint8), np.zeros((3, 8, 6, 3), np.float32)]
 )
