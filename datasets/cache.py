@@ -205,17 +205,24 @@ def _check_room(final: Path, size: int) -> None:
 
 
 def _remove_outdated(folder: Path, source: dict[str, Any]) -> None:
-    """Remove caches of earlier content of this path.
+    """Remove caches of earlier content of this file or of one that it links to.
 
     A process that still maps one keeps it until it ends.
     """
+    current = _stamps(source)
     for meta in folder.glob(f"*/{_META}"):
         try:
-            other = json.loads(meta.read_text(encoding="utf-8"))["source"]
+            other = _stamps(json.loads(meta.read_text(encoding="utf-8"))["source"])
         except (OSError, ValueError, KeyError):
             continue  # another process is removing it, or it is not a cache
-        if other["path"] == source["path"] and other != source:
+        if any(stamp != current.get(path, stamp) for path, stamp in other.items()):
             shutil.rmtree(meta.parent, ignore_errors=True)
+
+
+def _stamps(source: dict[str, Any]) -> dict[str, tuple[int, int]]:
+    """Size and modification time by path, see `DemoFile.identity`."""
+    files = [source, *source.get("linked", ())]
+    return {file["path"]: (file["size"], file["mtime_ns"]) for file in files}
 
 
 def _frame_file(position: int) -> str:

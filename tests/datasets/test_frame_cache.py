@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import h5py
 import numpy as np
 import pytest
 import torch
@@ -53,6 +54,20 @@ def test_other_demos_have_their_own_cache(path: Path) -> None:
     np.testing.assert_array_equal(
         build(path, ("demo_2",)).gather("wrist_image", np.array([[0]]))[0], expected((2, 7))[:1]
     )
+
+
+def test_caches_of_demos_with_frames_in_different_files_live_side_by_side(path: Path) -> None:
+    with h5py.File(path, "r+") as file:
+        for name in ("demo_0", "demo_1"):
+            with h5py.File(path.with_name(f"{name}.hdf5"), "w") as other:
+                file.copy(f"data/{name}", other, "demo")
+            del file[f"data/{name}"]
+            file[f"data/{name}"] = h5py.ExternalLink(f"{name}.hdf5", "demo")
+    first, second = build(path, ("demo_0",)).path, build(path, ("demo_1",)).path
+    assert folders(path) == sorted([first.name, second.name])
+    os.utime(path.with_name("demo_0.hdf5"), ns=(0, 0))
+    third = build(path, ("demo_0",)).path
+    assert folders(path) == sorted([second.name, third.name])
 
 
 def test_a_changed_file_is_cached_again_and_its_old_cache_removed(path: Path) -> None:
