@@ -13,8 +13,20 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TypedDict
 
+import numpy as np
 import torch
 from torch import Tensor
+
+
+def batch_seed(seed: int, number: int) -> int:
+    """Seed of a generator of batch `number`.
+
+    Torch's generator on the CPU reads only the lower 32 bits of a seed. Here they
+    follow from both numbers. The spawn key makes this seed another than that of
+    `SeedSequence((seed, number))`.
+    """
+    sequence = np.random.SeedSequence((seed, number), spawn_key=(1,))
+    return int(sequence.generate_state(1, np.uint64)[0])
 
 
 @dataclass(frozen=True)

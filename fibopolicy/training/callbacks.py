@@ -26,6 +26,7 @@ from fibopolicy.envs.registry import resolve, unavailable
 from fibopolicy.errors import UserError, unknown
 from fibopolicy.evaluation.config import EvaluateConfig
 from fibopolicy.policies import Policy
+from fibopolicy.policies.rng import batch_seed
 from fibopolicy.policies.run_directory import RunDirectory
 from fibopolicy.training.checkpoint import TopKCheckpoints, save_weights
 from fibopolicy.training.config import TrainConfig
@@ -140,7 +141,7 @@ def validation_metrics(
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices), torch.no_grad():
         for start in range(0, count, batch_size):
-            torch.manual_seed((seed << 32) + start)
+            torch.manual_seed(batch_seed(seed, start))
             batch = to_device(dataset.batch(chosen[start : start + batch_size]), device)
             loss, metrics = policy.loss(batch)
             weight = float(policy.loss_denominator(batch))

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from fibopolicy.errors import UserError
 from fibopolicy.policies import Policy, build_policy
-from fibopolicy.policies.rng import SampleRng
+from fibopolicy.policies.rng import SampleRng, batch_seed
 from fibopolicy.policies.run_directory import RunDirectory, render_quality
 from fibopolicy.training import checkpoint, cuda_graph, data, encoders, loader, optim
 from fibopolicy.training.callbacks import Callback, Rollouts, Validation, check_callbacks
@@ -235,7 +235,7 @@ class Trainer:
         position = self.world.rank * count + number
         seeds = np.random.SeedSequence((config.seed, step, position))
         torch.manual_seed(int(seeds.generate_state(1, np.uint64)[0]))
-        self.generator.manual_seed((config.seed << 32) + step)
+        self.generator.manual_seed(batch_seed(config.seed, step))
         return SampleRng(self.generator, size, start=position * size // (self.world.size * count))
 
     def _backward(self, batch: dict[str, Any], rng: SampleRng, first: bool) -> Tensor:

@@ -21,8 +21,9 @@ from fibopolicy.datasets import DemoFile, DemoWriter
 from fibopolicy.errors import UserError
 from fibopolicy.policies.run_directory import load_policy
 from fibopolicy.training import OptimizerConfig, TrainConfig
+from fibopolicy.training.distributed import World
 from fibopolicy.training.optim import EMA
-from fibopolicy.training.trainer import train
+from fibopolicy.training.trainer import Trainer, train
 from fibopolicy.utils.files import directory_lock
 
 
@@ -75,6 +76,17 @@ def test_the_same_seed_gives_the_same_curve_and_another_seed_another(
     assert (tmp_path / "a/ema.safetensors").read_bytes() == (
         tmp_path / "b/ema.safetensors"
     ).read_bytes()
+
+
+def test_random_numbers_of_samples_depend_on_the_seed_and_the_step(
+    tiny_config: TrainConfig,
+) -> None:
+    def number(seed: int, step: int) -> float:
+        trainer = Trainer(replace(tiny_config, seed=seed), World())
+        return trainer._seed(step, 0, 1).rand(1, device=trainer.device).item()
+
+    assert number(0, 5) == number(0, 5)
+    assert len({number(seed, step) for seed in (0, 1) for step in (5, 6)}) == 4
 
 
 #: The command, which stands still in the midst of a training until it is killed.
