@@ -227,7 +227,7 @@ class DemoFile(DemoLayout):
             with self._wrap_errors(demo):
                 self._array(demo, key)
         known = self._layouts[demo, key]
-        conversion = self._conversions.get(key)
+        conversion = self._conversions.get(key.removeprefix("next_"))
         if conversion is None or not conversion.steps:
             return known.shape, known.dtype
         try:
@@ -240,7 +240,7 @@ class DemoFile(DemoLayout):
     ) -> np.ndarray[Any, np.dtype[Any]]:
         """Steps `start:stop` of an array, converted if necessary; see `has` for its key."""
         stored = self._read_stored(demo, key, start, stop)
-        if (conversion := self._conversions.get(key)) is None:
+        if (conversion := self._conversions.get(key.removeprefix("next_"))) is None:
             return stored
         try:
             return conversion(stored)

@@ -39,9 +39,11 @@ class RecordedEpisode:
         name: where it comes from, for messages.
         obs: frames in blocks, uint8 `(N, H, W, 3)`; vectors `(N, D)`.
         actions: float `(N, A)`.
-        extra: `states`, `rewards` and `dones`, those that there are.
+        extra: `states`, `rewards`, `dones` and `executed_actions`, those that there
+            are.
         model_file: the MJCF of its scene.
         attrs: attributes of the demo.
+        last_obs: `(1, ...)`, what is seen after the last action, where that is known.
     """
 
     name: str
@@ -50,6 +52,7 @@ class RecordedEpisode:
     extra: dict[str, NDArray[Any]] = field(default_factory=dict)
     model_file: str | None = None
     attrs: dict[str, Attribute] = field(default_factory=dict)
+    last_obs: dict[str, NDArray[Any]] = field(default_factory=dict)
 
 
 class EpisodeReader(ABC):
@@ -152,17 +155,23 @@ def import_demos(
                 if isinstance(value, Blocks):
                     episode.obs[key], how = _seen(value, image_size, bgr)
                     converted |= {key: ", ".join(filter(None, [reader.converted.get(key), how]))}
+                    if key in episode.last_obs:
+                        last = episode.last_obs[key]
+                        episode.last_obs[key] = _processed(last, image_size, bgr)
             found = {key: (value.shape[1:], value.dtype) for key, value in episode.obs.items()}
             found["actions"] = episode.actions.shape[1:], np.dtype(float)
             if not first:
                 first = found
                 _check_room(target, episode, len(reader))
             check_same(episode.name, found, first)
+            main = [episode.extra.pop(key, None) for key in ("states", "rewards", "dones")]
             written.append(
                 writer.add(
                     episode.obs,
                     episode.actions,
-                    *(episode.extra.get(key) for key in ("states", "rewards", "dones")),
+                    *main,
+                    next_obs=episode.last_obs,
+                    extra=episode.extra,
                     model_file=episode.model_file,
                     attrs=episode.attrs,
                 )
@@ -203,8 +212,12 @@ def _seen(frames: Blocks, size: tuple[int, int] | None, bgr: bool) -> tuple[Bloc
     steps = ["red and blue swapped"] * bgr
     if new != old:
         steps.append(f"{old[0]} x {old[1]} resized to {new[0]} x {new[1]} pixels")
-    parts = (resize_larger(block[..., ::-1] if bgr else block, size) for block in frames.parts)
+    parts = (_processed(block, size, bgr) for block in frames.parts)
     return Blocks((frames.shape[0], *new, 3), frames.dtype, parts), ", ".join(steps)
+
+
+def _processed(block: NDArray[Any], size: tuple[int, int] | None, bgr: bool) -> NDArray[Any]:
+    return resize_larger(block[..., ::-1] if bgr else block, size)
 
 
 def _check_room(out: Path, episode: RecordedEpisode, episodes: int) -> None:
@@ -375,11 +388,16 @@ class Hdf5Reader(EpisodeReader):
         if instruction := instruction_in({**file.file_attrs, **attrs}):
             attrs[INSTRUCTION] = instruction
         steps = file.length(demo)
+        last_obs = {
+            name: file.read(demo, f"next_obs/{key}", steps - 1)
+            for name, key in {**images, **{names[key]: key for key in file.vector_keys}}.items()
+            if file.has(demo, f"next_obs/{key}")
+            and file.layout(demo, f"next_obs/{key}") == file.layout(demo, f"obs/{key}")
+        }
         extra = {
             key: file.read(demo, key)
-            for key in ("states", "rewards", "dones")
+            for key in ("states", "rewards", "dones", "executed_actions")
             if file.has(demo, key) and file.layout(demo, key)[0][:1] == (steps,)
         }
-        return RecordedEpisode(
-            f"{file.path}: {demo}", obs, file.read(demo, "actions"), extra, model, attrs
-        )
+        actions = file.read(demo, "actions")
+        return RecordedEpisode(f"{file.path}: {demo}", obs, actions, extra, model, attrs, last_obs)

@@ -123,8 +123,8 @@ class DemoWriter:
                 of a real robot.
             rewards, dones: `(N,)`, after each action; `None` where there are none.
             next_obs: per key `(N, ...)`, what is seen after each action. Of `obs`
-                shifted by one step, only the last row is stored. `None` repeats the
-                last observation.
+                shifted by one step, only the last row is stored, and `(1, ...)` is that
+                row alone. `None` repeats the last observation.
             model_file: the MJCF of the scene.
             extra: further arrays `(N, ...)`, e.g. the noisy actions that were executed.
             attrs: the demo's provenance.
@@ -147,7 +147,7 @@ class DemoWriter:
         then = {key: np.asarray(value) for key, value in (next_obs or {}).items()}
         steps = len(arrays["actions"])
         for key, value in [*arrays.items(), *seen.items(), *then.items()]:
-            if value.shape[0] != steps:
+            if value.shape[0] != steps and not (value is then.get(key) and len(value) == 1):
                 raise ValueError(f"{key} has {value.shape[0]} steps, actions have {steps}")
 
         name = f"demo_{len(self.lengths)}" if name is None else name
@@ -225,7 +225,7 @@ def _write_next(
 
     The last row is stored as `last_obs/<key>`, if it is known.
     """
-    if then is not None and not np.array_equal(then[:-1], seen[1:]):
+    if then is not None and len(then) > 1 and not np.array_equal(then[:-1], seen[1:]):
         group.create_dataset(f"next_obs/{key}", data=then)
         return
     steps = len(stored)

@@ -120,11 +120,28 @@ def test_a_file_of_libero_is_imported_upright_with_its_instruction(tmp_path: Pat
 
 
 def test_an_import_repeats_a_plain_file_with_its_filter_keys(path: Path, tmp_path: Path) -> None:
+    with h5py.File(path, "r+") as file:
+        file["data/demo_2/executed_actions"] = file["data/demo_2/actions"][()] / 2
     done = import_demos(path, tmp_path / "out.hdf5")
     with DemoFile(path) as old, DemoFile(done.path) as new:
         assert new.filter_keys == old.filter_keys
-        for key in ("actions", "states", "rewards", "dones", "obs/wrist_image", "obs/eef_pos"):
+        observed = [f"{group}/{key}" for group in ("obs", "next_obs") for key in old.obs]
+        for key in ("actions", "states", "rewards", "dones", "executed_actions", *observed):
             np.testing.assert_array_equal(new.read("demo_2", key), old.read("demo_2", key))
+
+
+def test_the_last_next_observation_is_converted_like_the_others(tmp_path: Path) -> None:
+    path = tmp_path / "first.hdf5"
+    with h5py.File(path, "w") as file:
+        demo = file.create_group("data/demo_0")
+        demo["actions"] = np.zeros((4, 7))
+        for group, start in (("obs", 0), ("next_obs", 1)):
+            channels_first = FRAMES[start : start + 4].transpose(0, 3, 1, 2)
+            demo[f"{group}/front"] = channels_first / np.float32(255)
+    done = import_demos(path, tmp_path / "out.hdf5", image_size=(6, 8), bgr=True)
+    with DemoFile(done.path) as file:
+        small = resize_larger(FRAMES[1:, ..., ::-1], (6, 8))
+        np.testing.assert_array_equal(file.read("demo_0", "next_obs/front_image"), small)
 
 
 def test_episodes_of_different_kinds_are_rejected_and_leave_no_file(tmp_path: Path) -> None:
