@@ -28,7 +28,7 @@ from fibopolicy.datasets.importing import (
     choose_cameras,
 )
 from fibopolicy.datasets.writer import Blocks
-from fibopolicy.errors import UserError
+from fibopolicy.errors import UserError, unknown
 from fibopolicy.utils.hub import parse_hub_name, wrap_hub_errors
 
 _BLOCK = 32  # frames decoded at a time
@@ -68,6 +68,10 @@ class LeRobotReader(EpisodeReader):
             self.attrs["robot_type"] = str(robot)
         self.cameras: dict[str, str] = {}  # our key -> feature
         self.vectors: dict[str, tuple[str, slice]] = {}  # our key -> feature, its columns
+        self.keys: dict[str, str] = {}  # our key -> feature, of both
+        if missing := [feature for feature in mapped if feature not in self.info["features"]]:
+            error = unknown("feature", missing[0], self.info["features"])
+            raise UserError(f"{path}: --map: {error}")
         for feature, spec in self.info["features"].items():
             self._sort(feature, spec)
         if ACTION not in self.info["features"] and "actions" not in mapped.values():
@@ -100,6 +104,7 @@ class LeRobotReader(EpisodeReader):
         """Note how a feature is read, or why it is not."""
         kind, shape = spec["dtype"], tuple(spec["shape"])
         facts = spec.get("info") or {}
+        name = feature.removeprefix("observation.").replace(".", "_")
         if feature in (ACTION, *_INDICES, *EXTRA) or self.mapped.get(feature) == "actions":
             return
         if not feature.startswith("observation.") and feature not in self.mapped:
@@ -108,16 +113,27 @@ class LeRobotReader(EpisodeReader):
             if facts.get("is_depth_map") or facts.get("video.is_depth_map"):
                 self.left_out[feature] = "depth"
             else:
-                key = self.mapped.get(feature) or camera_key(feature.rpartition(".")[2])
+                key = camera_key(feature.rpartition(".")[2])
+                key = self.mapped.get(feature) or (camera_key(name) if key in self.keys else key)
+                self._check_new(key, feature)
                 self.cameras[key] = feature
         elif len(shape) == 1 and np.dtype(kind if kind != "string" else "S").kind in "biuf":
-            name = feature.removeprefix("observation.").replace(".", "_")
             key = self.mapped.get(feature) or ("robot_state" if feature == STATE else name)
             parts = {} if feature in self.mapped or feature != STATE else _parts(spec)
             for part, columns in (parts or {key: slice(None)}).items():
+                self._check_new(part, feature)
                 self.vectors[part] = feature, columns
         else:
             self.left_out[feature] = f"{kind} {shape}; vectors must be numbers (D,)"
+
+    def _check_new(self, key: str, feature: str) -> None:
+        """Raise `UserError` if another feature has the key."""
+        if key in self.keys:
+            raise UserError(
+                f"{self.path}: {feature} and {self.keys[key]} would both become {key}; name one"
+                f" otherwise with --map {feature}=KEY"
+            )
+        self.keys[key] = feature
 
     def _read_episodes(self) -> list[dict[str, Any]]:
         import pyarrow.parquet as pq

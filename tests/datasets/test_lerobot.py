@@ -11,6 +11,7 @@ import pytest
 
 from fibopolicy.datasets import DemoFile
 from fibopolicy.datasets.importing import import_demos
+from fibopolicy.datasets.lerobot import LeRobotReader
 from fibopolicy.errors import UserError
 
 pytest.importorskip("av", reason="PyAV is not installed")
@@ -82,6 +83,35 @@ def test_cameras_are_chosen_by_either_name_and_features_are_mapped(
     assert done.converted == {"agentview_image": "48 x 64 resized to 12 x 16 pixels"}
     with DemoFile(done.path) as file:
         assert (file.image_keys, file.vector_keys) == (("agentview_image",), ("joints",))
+
+
+def rename(dataset: Path, **features: str) -> None:
+    """Rename features in the description alone."""
+    found = json.loads((dataset / "meta/info.json").read_text())["features"]
+    edit_info(dataset, features={features.get(key, key): spec for key, spec in found.items()})
+
+
+def test_cameras_of_the_same_last_name_are_told_apart(tmp_path: Path) -> None:
+    dataset = write_lerobot(tmp_path / "dataset", [(2,)])
+    front, wrist = "observation.images.front", "observation.images.wrist"
+    rename(dataset, **{front: "observation.left.rgb", wrist: "observation.right.rgb"})
+    reader = LeRobotReader(dataset, {})
+    assert reader.cameras == {
+        "rgb": "observation.left.rgb",
+        "right_rgb": "observation.right.rgb",
+    }
+
+
+def test_features_of_one_key_are_refused(dataset: Path) -> None:
+    mapped = {f"observation.images.{name}": "rgb" for name in ("front", "wrist")}
+    with pytest.raises(UserError, match=r"wrist and observation.images.front would both become"):
+        LeRobotReader(dataset, mapped)
+
+
+def test_an_unknown_feature_to_map_suggests_the_nearest(dataset: Path) -> None:
+    for key in ("joints", "actions"):
+        with pytest.raises(UserError, match=r"--map: unknown feature .* mean 'observation.state'"):
+            LeRobotReader(dataset, {"observation.stat": key})
 
 
 def test_episodes_that_lie_out_of_order_in_a_video_are_found(
