@@ -148,6 +148,11 @@ class LeRobotReader(EpisodeReader):
             raise UserError(
                 f"{self.path}: has no episodes in meta/episodes; download the whole dataset"
             )
+        if len(rows) < (total := self.info.get("total_episodes", 0)):
+            raise UserError(
+                f"{self.path}: describes {len(rows)} of {total} episodes in meta/episodes;"
+                " download the whole dataset"
+            )
         return sorted(rows, key=lambda row: row["episode_index"])
 
     def episodes(self, cameras: Sequence[str] | None) -> Iterator[RecordedEpisode]:

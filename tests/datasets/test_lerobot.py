@@ -162,6 +162,7 @@ def longer(rows: list[dict[str, Any]]) -> None:
         ),
         (lambda d: next(d.rglob("data/**/*.parquet")).unlink(), "no such file; download the"),
         (lambda d: edit_episodes(d, list.clear), "has no episodes in meta/episodes"),
+        (lambda d: edit_info(d, total_episodes=3), "describes 1 of 3 episodes in meta/episodes"),
         (lambda d: edit_episodes(d, longer), "file-000.mp4: has no frame at 0.400 s"),
         (lambda d: next(d.rglob("*.mp4")).write_bytes(b"x" * 99), "file-000.mp4: is not a video"),
     ],
