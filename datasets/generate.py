@@ -108,7 +108,7 @@ def generate(
             frequency.
         task: robosuite's name of the task, if it is a part of the file's, e.g.
             "PickPlaceCan" of "PickPlace".
-        filter_key: use only these demos.
+        filter_key: use only these demos; see `DemoFile.training_key` for the default.
         origin: who made the source's demos, if the file does not say, e.g. "human".
         noise: standard deviation of the Gaussian noise on the executed position
             actions, in action units; the recorded `actions` are clean, so that the data
@@ -134,7 +134,7 @@ def generate(
         for reason in source.corrupt.values():
             warnings.warn(f"left out: {reason}", stacklevel=2)
         env_args = _generated_env_args(source, task)
-        names = source.select(filter_key)
+        names = source.select(source.training_key(filter_key))
         sources, own_args = _sources(source, env_args, names, origin, skip_corrupt=skip_corrupt)
     task = env_args["env_name"]
     plan = {"task": task, "source": _digest(sources, env_args), "noise": noise, "seed": seed}
@@ -300,7 +300,7 @@ def record_attempt(
     own_seed = episode_seed("expand", seed, index)
     rng = np.random.default_rng([own_seed, 1])  # `own_seed` alone draws the layout
     recording = Recording(env, own_seed)
-    source = index % len(sources)
+    source = _source(index, len(sources), seed)
 
     def act(action: NDArray[np.float32]) -> bool:
         executed = action.copy()
@@ -311,3 +311,11 @@ def record_attempt(
     if not follow_segments(eef, sources[source].segments, act):
         return {"success": np.array(False)}
     return {**recording.arrays(), "source": np.array(source)}
+
+
+def _source(index: int, sources: int, seed: int) -> int:
+    """The source of an attempt: each is used equally often, in an order drawn for each
+    round, since with a fixed one every tenth demo, for validation, could have the same.
+    """
+    number, place = divmod(index, sources)
+    return int(np.random.default_rng([seed, number]).permutation(sources)[place])

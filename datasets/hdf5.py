@@ -178,6 +178,15 @@ class DemoFile(DemoLayout):
             )
         return tuple(demo for demo in self.demos if demo in named)
 
+    def training_key(self, asked: str | None) -> str | None:
+        """The filter key, for `select`, of the demos to train on or to make others from:
+        the one asked for, by default "train" if the file has it. "all" asks for every
+        demo.
+        """
+        if asked is None:
+            return "train" if "train" in self.filter_keys else None
+        return None if asked == "all" and asked not in self.filter_keys else asked
+
     def is_in_place(self, key: str) -> bool:
         """Whether an array, e.g. "obs/front_image", lies where robomimic looks for it."""
         return self._data == "data" and self.array_path(key) == key

@@ -65,6 +65,8 @@ class Generate(RecordingOptions, Demos):
     Example: fibopolicy generate lift_human.hdf5 --demos 500 --out lift_500.hdf5
     """
 
+    filter_key: str | None = None
+    """Demos to generate from, or "all"; by default "train", else all."""
     demos: int
     """Successful demonstrations to write."""
     task: str | None = None

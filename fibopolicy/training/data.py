@@ -30,8 +30,6 @@ from fibopolicy.utils.files import expanded
 NARROW_STD, AT_LIMITS = 0.01, 0.5
 #: `TrainConfig.task_embedding` without a file.
 LEARNED = "learned"
-#: Filter key of every demo, also in a file that has filter keys.
-ALL = "all"
 
 
 def open_dataset(config: TrainConfig) -> Windows:
@@ -49,7 +47,7 @@ def open_dataset(config: TrainConfig) -> Windows:
         # Open each file once, because opening it visits every demo.
         files = {path: stack.enter_context(DemoFile(path, mapped=mapped)) for path in paths}
         cameras, vectors = _keys(config, files[config.files[0][0]])
-        chosen = [(files[path], _filter_key(files[path], asked)) for path, asked in config.files]
+        chosen = [(files[path], files[path].training_key(asked)) for path, asked in config.files]
         tasks = _tasks(config, chosen, (*cameras, *vectors))
         parts = [_windows(config, file, cameras, vectors, key, tasks) for file, key in chosen]
     return parts[0] if len(parts) == 1 else Mixture(parts, config.dataset_weights)
@@ -130,12 +128,6 @@ def _is_colour(file: DemoFile, key: str) -> bool:
     named = any(word in key.rpartition("/")[2].lower() for word in ("image", "rgb"))
     channels = len(shape) == 3 and (shape[0] in (3, 4) or shape[-1] in (3, 4))
     return channels and (named or dtype == np.uint8)
-
-
-def _filter_key(file: DemoFile, asked: str | None) -> str | None:
-    if asked is None:
-        return "train" if "train" in file.filter_keys else None
-    return None if asked == ALL and ALL not in file.filter_keys else asked
 
 
 def _tasks(

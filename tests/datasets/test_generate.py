@@ -18,9 +18,10 @@ from scipy.spatial.transform import Rotation
 
 from fibopolicy.datasets import DemoFile
 from fibopolicy.datasets.collect import Plan, collect
-from fibopolicy.datasets.generate import Generated, SourceDemo, generate, record_attempt
+from fibopolicy.datasets.generate import Generated, SourceDemo, _source, generate, record_attempt
 from fibopolicy.datasets.segments import Segment, follow_segments, split_subtasks
-from fibopolicy.datasets.writer import DemoWriter
+from fibopolicy.datasets.shards import VALID_EVERY
+from fibopolicy.datasets.writer import DemoWriter, write_filter_key
 from fibopolicy.envs.base import SimState, episode_seed
 from fibopolicy.envs.robosuite.environment import RobosuiteEnv
 from fibopolicy.envs.robosuite.subtasks import SUBTASKS, EndEffector
@@ -231,6 +232,25 @@ def test_an_attempt_depends_only_on_its_index(env: RobosuiteEnv, source: Path) -
     second = record_attempt(env, eef, sources, 0.05, 3, 4)
     assert first.keys() == second.keys()
     assert all(np.array_equal(first[key], second[key]) for key in first)
+
+
+def test_every_source_gives_training_and_validation_demos() -> None:
+    sources = np.array([_source(index, 10, seed=0) for index in range(500)])
+    assert (np.bincount(sources) == 50).all()
+    valid = np.arange(500) % VALID_EVERY == VALID_EVERY - 1
+    assert set(sources[valid]) == set(sources[~valid]) == set(range(10))
+
+
+def test_demos_held_out_for_validation_are_not_generated_from(source: Path, tmp_path: Path) -> None:
+    def hold_out(file: h5py.File) -> None:
+        write_filter_key(file, "train", ["demo_1"])
+        write_filter_key(file, "valid", ["demo_0"])
+
+    held_out = changed(source, tmp_path, hold_out)
+    with no_workers():
+        generate(held_out, 2, tmp_path / "more.hdf5")
+    with DemoFile(tmp_path / "more.hdf5") as file:
+        assert {file.attrs(demo)["source_demo"] for demo in file.demos} == {"demo_1"}
 
 
 @pytest.mark.slow
