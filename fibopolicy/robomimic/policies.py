@@ -123,6 +123,12 @@ class RobomimicPolicy(Policy):
         return (self.config.hidden,) * self.config.layers
 
     def fit_normalizers(self, statistics: Statistics) -> None:
+        if self.actions.kind == "gaussian":
+            raise UserError(
+                f"policy {self.name} predicts numbers in [-1, 1], which action normalization"
+                " gaussian confines to the mean +- one standard deviation; pass"
+                " --action-normalization minmax"
+            )
         self.observations.fit(statistics)
         self.actions.fit(statistics["actions"])
         largest = max(self.actions.largest(statistics["actions"][name]) for name in ("min", "max"))

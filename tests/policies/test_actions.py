@@ -129,6 +129,9 @@ def test_a_policy_that_cannot_reach_the_actions_is_rejected(
         match=r"in \[-1, 1\], but those of the data reach .*--action-normalization minmax",
     ):
         policy.fit_normalizers({"actions": statistics(large), "hand": numbers})
+    policy.actions.kind = "gaussian"
+    with pytest.raises(UserError, match=r"one standard deviation; .*--action-normalization minmax"):
+        policy.fit_normalizers({"actions": statistics(small), "hand": numbers})
 
 
 def test_a_run_on_a_file_of_absolute_actions_keeps_their_layout(tmp_path: Path) -> None:
