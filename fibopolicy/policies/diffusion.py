@@ -170,7 +170,7 @@ class DiffusionPolicy(DenoisingPolicy):
 
     Options besides those of `DenoisingPolicy`:
         num_train_timesteps: timesteps of the diffusion.
-        num_inference_steps: how many of them DDIM visits to act.
+        num_inference_steps: how many of them DDIM visits to act, a divisor of that.
     """
 
     name = "diffusion"
@@ -184,6 +184,17 @@ class DiffusionPolicy(DenoisingPolicy):
             raise UserError(
                 "policy diffusion: num_inference_steps must be at most num_train_timesteps ="
                 f" {num_train_timesteps}, got {num_inference_steps}"
+            )
+        if num_train_timesteps % num_inference_steps:
+            divisors = [
+                n for n in range(1, num_train_timesteps + 1) if num_train_timesteps % n == 0
+            ]
+            below = max(n for n in divisors if n < num_inference_steps)
+            above = min(n for n in divisors if n > num_inference_steps)
+            raise UserError(
+                "policy diffusion: num_inference_steps must divide num_train_timesteps ="
+                f" {num_train_timesteps}, or sampling would not start from pure noise; got"
+                f" {num_inference_steps}, use {below} or {above}"
             )
         ddpm, ddim = _schedulers()
         schedule = {

@@ -178,10 +178,10 @@ def test_rows_of_a_batch_do_not_depend_on_each_other(policy: str, denoiser: str)
 
 def test_ddim_visits_fewer_steps_than_were_trained_and_more_change_the_answer() -> None:
     settings = config(
-        "diffusion", policy_options={"num_train_timesteps": 50, "num_inference_steps": 7}
+        "diffusion", policy_options={"num_train_timesteps": 50, "num_inference_steps": 10}
     )
     policy: Any = build_policy(settings, SHAPES).eval()
-    assert len(policy.ddim.timesteps) == 7
+    assert len(policy.ddim.timesteps) == 10
     assert policy.ddim.config.num_train_timesteps == 50
     assert policy.ddim.config.clip_sample
     unbounded: Any = build_policy(config("diffusion", action_normalization="gaussian"), SHAPES)
@@ -200,6 +200,11 @@ def test_ddim_visits_fewer_steps_than_were_trained_and_more_change_the_answer() 
             "diffusion",
             {"policy_options": {"num_inference_steps": 101}},
             "at most num_train_timesteps = 100, got 101",
+        ),
+        (
+            "diffusion",
+            {"policy_options": {"num_inference_steps": 60}},
+            "must divide num_train_timesteps = 100, .* got 60, use 50 or 100",
         ),
         (
             "flow",
