@@ -131,8 +131,8 @@ class PolicyRunner:
             )
         self.policy, self.batch_size, self.threads = policy, batch_size, threads
         self._act = policy.act if has_act else functools.partial(_act_with_function, policy)
-        config = getattr(policy, "config", None)
-        self.n_obs_steps = int(getattr(policy if config is None else config, "n_obs_steps", 1))
+        own = getattr(policy, "n_obs_steps", 1)
+        self.n_obs_steps = int(getattr(getattr(policy, "config", None), "n_obs_steps", own))
         parameters = policy.parameters() if isinstance(policy, nn.Module) else iter(())
         weights = next((p for p in parameters), torch.empty(0))
         self.device, self.dtype = weights.device, weights.dtype

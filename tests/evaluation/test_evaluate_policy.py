@@ -30,6 +30,7 @@ class OutsideReach(nn.Module):
     """
 
     n_obs_steps = 2
+    config = {"hidden": 8}  # noqa: RUF012  (of its own kind, without n_obs_steps)
 
     def __init__(self) -> None:
         super().__init__()
