@@ -17,9 +17,12 @@ from fibopolicy.training.encoders import encoders_of
 
 M = TypeVar("M", bound=nn.Module)
 
-#: Learned tokens and positions, ours and timm's: matrices by shape, but not weights of
-#: a product.
-NOT_DECAYED = ("positions", "cls", "pos_embed", "cls_token", "reg_token", "dist_token")
+#: Learned tokens and positions, ours, timm's and robomimic's: matrices by shape, but not
+#: weights of a product.
+NOT_DECAYED = (
+    *("positions", "memory_positions", "pos_embed", "embed_timestep"),
+    *("cls", "cls_token", "reg_token", "dist_token"),
+)
 #: Key in a parameter group: its learning rate relative to the schedule's.
 LR_SCALE = "lr_scale"
 
@@ -34,7 +37,8 @@ def build_optimizer(policy: nn.Module, config: OptimizerConfig) -> torch.optim.A
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in policy.named_parameters():
         if parameter.requires_grad:
-            decayed = parameter.ndim > 1 and name.rsplit(".", 1)[-1] not in NOT_DECAYED
+            own = name.removesuffix(".weight").rsplit(".", 1)[-1]  # positions or an embedding
+            decayed = parameter.ndim > 1 and own not in NOT_DECAYED
             scale = config.encoder_lr_scale if id(parameter) in encoded else 1.0
             key = (scale, config.weight_decay if decayed else 0.0)
             groups.setdefault(key, []).append(parameter)

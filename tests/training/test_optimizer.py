@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -55,6 +56,33 @@ def test_weight_decay_excludes_the_learned_tokens_of_timm() -> None:
     assert {id(encoder.model.pos_embed), id(encoder.model.cls_token)} <= {
         id(p) for p in spared["params"]
     }
+
+
+@pytest.mark.parametrize(
+    ("policy", "options", "learned"),
+    [
+        ("flow", {"denoiser": "transformer"}, "denoiser.memory_positions"),
+        (
+            "bc_transformer_gmm",
+            {"embed_dim": 8, "num_layers": 1},
+            "network.params.embed_timestep",
+        ),
+        (
+            "bc_transformer_gmm",
+            {"embed_dim": 8, "num_layers": 1, "nn_parameter_for_timesteps": False},
+            "network.nets.embed_timestep.weight",
+        ),
+    ],
+)
+def test_weight_decay_excludes_the_learned_positions_of_transformers(
+    policy: str, options: dict[str, Any], learned: str
+) -> None:
+    if policy.endswith("gmm"):
+        pytest.importorskip("robomimic")
+    config = PolicyConfig(policy, options, hidden=32, layers=1)
+    built = build_policy(config, Shapes({}, {"hand": 3}, 4))
+    _, spared = build_optimizer(built, OptimizerConfig()).param_groups
+    assert id(built.get_parameter(learned)) in {id(p) for p in spared["params"]}
 
 
 def test_the_encoder_has_its_own_learning_rate(policy: Policy) -> None:
