@@ -44,6 +44,8 @@ from fibopolicy.utils.processes import checked_workers
 SHARD_SIZE = 10
 #: Attempts after which a generation that hardly ever succeeds is abandoned.
 GIVE_UP_AFTER = 50
+#: Attributes of the source that describe its frames, which the output lacks.
+_OF_FRAMES = ("quality", "renderer", "rendered_with", "rendered_from")
 
 
 @dataclass(frozen=True)
@@ -101,7 +103,8 @@ def generate(
     The output holds states, actions and vector observations, no images. Each demo names
     its `source_demo`, its `generator` and the `seed` of its scene; no evaluation starts
     from such a scene. The output depends on the input and the settings alone, not on
-    `workers`. `resume=True` completes an interrupted generation.
+    `workers`. `resume=True` completes an interrupted generation. Licence and other
+    attributes of the source stay.
 
     Args:
         file: a robomimic file; its `env_args` determine robot, controller and control
@@ -134,13 +137,20 @@ def generate(
         for reason in source.corrupt.values():
             warnings.warn(f"left out: {reason}", stacklevel=2)
         env_args = _generated_env_args(source, task)
+        provenance = {k: v for k, v in source.file_attrs.items() if k not in _OF_FRAMES}
         names = source.select(source.training_key(filter_key))
         sources, own_args = _sources(source, env_args, names, origin, skip_corrupt=skip_corrupt)
     task = env_args["env_name"]
     plan = {"task": task, "source": _digest(sources, env_args), "noise": noise, "seed": seed}
     generator = _generator(*{source.origin for source in sources})
-    attrs: dict[str, Attribute] = {"generator": generator, "seed": seed, "noise": noise}
-    attrs["source_file"] = source.path.name
+    attrs: dict[str, Attribute] = {
+        **provenance,
+        "generator": generator,
+        "seed": seed,
+        "noise": noise,
+        "source_file": source.path.name,
+        "source_env_version": str(source.env_args.get("env_version", "unknown")),
+    }
 
     def demo_attrs(episode: Arrays) -> dict[str, Attribute]:
         made_from = sources[int(episode["source"])]

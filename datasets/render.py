@@ -23,7 +23,12 @@ from fibopolicy.datasets.restore import (
     require_task,
     warn_of_scenes,
 )
-from fibopolicy.datasets.shards import remove_shards, resume_folder, shards_folder
+from fibopolicy.datasets.shards import (
+    remove_shards,
+    resume_folder,
+    shards_folder,
+    simulator_versions,
+)
 from fibopolicy.datasets.writer import DemoWriter
 from fibopolicy.envs import Observation, SimState, TaskEnv
 from fibopolicy.envs.base import camera_keys
@@ -39,15 +44,12 @@ from fibopolicy.utils.files import (
     expanded,
 )
 from fibopolicy.utils.processes import checked_workers, simulator_pool
-from fibopolicy.utils.system import versions
 
 #: What this module writes; everything else of a demo is copied.
 _WRITTEN = {"obs", "next_obs", "last_obs", "actions", "states", "rewards", "dones"}
 #: Observations that a state does not determine: accelerations follow from the motors'
 #: commands, which it leaves out.
 _UNKNOWN = "_joint_acc"
-#: Packages whose versions a rendered file records.
-_RENDERERS = ("fibopolicy", "robosuite", "metaworld", "mujoco")
 
 
 @dataclass(frozen=True)
@@ -152,11 +154,7 @@ def _plan(file: DemoFile, demos: Sequence[str], view: View) -> dict[str, Any]:
     """What a rendering depends on: shards of another one must not be mixed with it."""
     found = file.identity(demos, ("states", "actions", "executed_actions"))
     source = {"source": found.pop("path"), **found}
-    return {**source, "demos": list(demos), **asdict(view), "versions": _versions()}
-
-
-def _versions() -> dict[str, str]:
-    return {name: versions()[name] for name in _RENDERERS if name in versions()}
+    return {**source, "demos": list(demos), **asdict(view)}
 
 
 def _render_all(
@@ -268,7 +266,9 @@ def _assemble(
         **file.file_attrs,
         "quality": view.quality,
         "renderer": first["renderer"],
-        "rendered_with": ", ".join(f"{name} {version}" for name, version in _versions().items()),
+        "rendered_with": ", ".join(
+            f"{name} {version}" for name, version in simulator_versions().items()
+        ),
         "rendered_from": file.path.name,
         "source_env_version": str(file.env_args.get("env_version", "unknown")),
     }

@@ -27,6 +27,7 @@ from fibopolicy.errors import UserError
 from fibopolicy.utils.files import atomic_write, wrap_os_error
 from fibopolicy.utils.processes import simulator_pool
 from fibopolicy.utils.settings import first_difference
+from fibopolicy.utils.system import versions
 
 #: One episode as arrays, see `Recording.arrays`.
 Arrays = dict[str, NDArray[Any]]
@@ -37,6 +38,8 @@ RecordEpisode = Callable[[int], Arrays]
 PLAN = "plan.json"
 #: Every n-th demo is held out for validation, for any number of workers.
 VALID_EVERY = 10
+#: Packages whose versions episodes and frames depend on.
+_SIMULATORS = ("fibopolicy", "robosuite", "metaworld", "mujoco")
 
 
 # The folder of shards
@@ -51,7 +54,8 @@ def shards_folder(out: Path) -> Path:
 def resume_folder(
     folder: Path, plan: Mapping[str, Any], *, resume: bool, overwrite: bool
 ) -> Iterator[None]:
-    """Make the folder of shards, or check that the existing one has the same plan.
+    """Make the folder of shards, or check that the existing one has the same plan and
+    is of the same versions of the simulators.
 
     Wrap the block that does the work. If it fails before its first shard, as with an
     invalid setting, it leaves no folder.
@@ -60,7 +64,7 @@ def resume_folder(
         UserError: the folder holds unfinished work of another plan, or of this one
             without `resume` or `overwrite`.
     """
-    wanted = json.loads(json.dumps(plan))
+    wanted = json.loads(json.dumps({**plan, "versions": simulator_versions()}))
     file = folder / PLAN
     has_files = any(not path.name.startswith(PLAN) for path in folder.glob("*"))
     if has_files and not file.exists():
@@ -89,6 +93,11 @@ def resume_folder(
         if not any(folder.glob("*.npz")):
             remove_shards(folder)
         raise
+
+
+def simulator_versions() -> dict[str, str]:
+    """Version by package."""
+    return {name: versions()[name] for name in _SIMULATORS if name in versions()}
 
 
 def remove_shards(folder: Path) -> None:

@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 
 import h5py
@@ -17,7 +17,7 @@ from no_workers import no_workers
 from fibopolicy.datasets import DemoFile
 from fibopolicy.datasets.collect import GENERATOR, Plan, collect, perturbed, run_expert
 from fibopolicy.datasets.render import render
-from fibopolicy.datasets.shards import add_episode
+from fibopolicy.datasets.shards import add_episode, resume_folder, simulator_versions
 from fibopolicy.datasets.writer import DemoWriter
 from fibopolicy.envs import make
 from fibopolicy.envs.base import SimState
@@ -122,11 +122,27 @@ def test_a_killed_collection_resumes_and_leaves_no_process(tmp_path: Path) -> No
     while any(Path(f"/proc/{child}").exists() for child in children):
         assert time.monotonic() < deadline, "workers outlive their parent"
         time.sleep(0.05)
-    plan = Plan(**json.loads((tmp_path / "demos.hdf5.shards/plan.json").read_text()))
+    found = json.loads((tmp_path / "demos.hdf5.shards/plan.json").read_text())
+    plan = Plan(**{field.name: found[field.name] for field in fields(Plan)})
     collect(plan, 20, out, workers=1, resume=True)
     with no_workers():
         collect(plan, 20, tmp_path / "whole.hdf5")
     assert contents(out) == contents(tmp_path / "whole.hdf5")
+
+
+def test_shards_of_another_simulator_are_not_mixed_with_new_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def resume() -> None:
+        with resume_folder(tmp_path, {"seed": 0}, resume=True, overwrite=False):
+            (tmp_path / "shard_00000.npz").touch()
+
+    resume()
+    resume()
+    other = {**simulator_versions(), "mujoco": "9"}
+    monkeypatch.setattr("fibopolicy.datasets.shards.simulator_versions", lambda: other)
+    with pytest.raises(UserError, match=r"mujoco = .* there, 9 now"):
+        resume()
 
 
 @pytest.mark.parametrize(

@@ -41,7 +41,7 @@ def env() -> RobosuiteEnv:
 @pytest.fixture(scope="module")
 def source(env: RobosuiteEnv, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("source") / "two.hdf5"
-    with DemoWriter(path, ENV_ARGS) as writer:
+    with DemoWriter(path, ENV_ARGS, attrs={"licence": "MIT", "quality": "full"}) as writer:
         for demo in range(2):
             end = int(HUMAN["lengths"][: demo + 1].sum())
             actions = HUMAN["actions"][end - int(HUMAN["lengths"][demo]) : end]
@@ -112,6 +112,9 @@ def test_new_scenes_are_solved_and_name_their_source(generated: Generated) -> No
     assert 0.2 < generated.low < generated.demos / generated.attempts <= generated.high <= 1
     with DemoFile(generated.path) as file:
         assert file.file_attrs["generator"] == "expanded from human"
+        assert file.file_attrs["licence"] == "MIT"
+        assert file.file_attrs["source_env_version"] == "unknown"
+        assert "quality" not in file.file_attrs
         assert file.file_attrs["attempts"] == generated.attempts
         assert file.file_attrs["success_rate"] == generated.demos / generated.attempts
         seeds = {episode_seed("expand", 0, index) for index in range(generated.attempts)}
