@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import Any, ClassVar, TypedDict
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fibopolicy.errors import UserError, one_line
 from fibopolicy.policies.actions import ActionNormalizer
@@ -96,6 +96,8 @@ class RobomimicPolicy(Policy):
                 raise UserError(
                     f"policy {self.name} cannot be built with {self.options}: {reason}"
                 ) from error
+        for layer in self.network.nets["decoder"].nets.values():
+            layer.__class__ = Float32Linear
 
     def _check(self) -> None:
         """Raise `UserError` for settings that this policy does not support."""
@@ -327,6 +329,16 @@ class BCTransformerGMMPolicy(RobomimicPolicy):
                 torch.distributions.Normal(normal.loc[:, -1], normal.scale[:, -1]), 1
             ),
         )
+
+
+class Float32Linear(nn.Linear):
+    """Is not computed in bfloat16 under autocast, which would round means and scales in
+    training, but not in validation and evaluation.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        with torch.autocast(input.device.type, enabled=False):
+            return super().forward(input.to(self.weight.dtype))
 
 
 @contextmanager

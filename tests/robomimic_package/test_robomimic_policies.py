@@ -17,6 +17,7 @@ from fibopolicy.policies import PolicyConfig, Shapes, build_policy
 from fibopolicy.policies.run_directory import load_policy
 from fibopolicy.robomimic.policies import log_likelihood
 from fibopolicy.training import OptimizerConfig, TrainConfig
+from fibopolicy.training.optim import autocast
 from fibopolicy.training.trainer import train
 
 if importlib.util.find_spec("robomimic") is None:
@@ -62,6 +63,16 @@ def observations(rows: int, steps: int) -> dict[str, torch.Tensor]:
         for key in SHAPES.images
     }
     return images | {"hand": torch.rand(rows, steps, 3)}
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_means_and_scales_are_not_rounded_under_autocast(name: str) -> None:
+    policy: Any = build_policy(config(name), SHAPES)
+    sample = batch(policy.config)
+    with autocast("bf16", torch.device("cpu")):
+        found = policy.distribution(sample["obs"])
+    normal = getattr(found, "component_distribution", found).base_dist
+    assert normal.loc.dtype == normal.scale.dtype == torch.float32
 
 
 @pytest.mark.parametrize("horizon", [None, 3])
