@@ -59,6 +59,7 @@ class EpisodeReader(ABC):
     """Reads the episodes of a file or folder; an error is a `UserError`.
 
     Attributes:
+        files: those that are read, or their folder.
         origin: the source's name, kept in the new file.
         env_args: the task, empty where none is named.
         attrs: provenance, for the attributes of the whole file.
@@ -70,6 +71,7 @@ class EpisodeReader(ABC):
 
     def __init__(self, path: Path, mapped: Mapping[str, str]) -> None:
         self.path, self.mapped, self.origin = path, mapped, path.name
+        self.files = [path]
         self.env_args: dict[str, Any] = {}
         self.attrs: dict[str, Attribute] = {}
         self.converted: dict[str, str] = {}
@@ -148,6 +150,7 @@ def import_demos(
             overwrite=overwrite,
         ) as writer,
     ):
+        check_output(target, overwrite, reader.files)
         converted = dict(reader.converted)
         episodes = reader.episodes(cameras)
         for episode in tqdm(episodes, total=len(reader), desc="import", unit="demo", disable=None):

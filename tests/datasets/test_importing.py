@@ -242,6 +242,15 @@ def test_the_command_says_what_it_converted_and_what_comes_next(
     ]
 
 
+def test_an_output_in_the_folder_of_the_source_replaces_no_input(tmp_path: Path) -> None:
+    source = episodes(tmp_path / "aloha")
+    before = (source / "episode_2.hdf5").read_bytes()
+    with pytest.raises(UserError, match=r"episode_2.hdf5: is the input itself"):
+        import_demos(source, source / "episode_2.hdf5", overwrite=True)
+    assert (source / "episode_2.hdf5").read_bytes() == before
+    assert len(list(source.iterdir())) == len(LENGTHS)
+
+
 def test_a_file_of_ours_is_never_overwritten_unasked(path: Path) -> None:
     with pytest.raises(UserError, match="is the input itself"):
         import_demos(path, path, overwrite=True)
