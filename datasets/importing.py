@@ -294,7 +294,6 @@ class Hdf5Reader(EpisodeReader):
         self._count = 0
         for number, source in enumerate(self.files):
             with DemoFile(source, mapped=mapped) as file:
-                self._count += len(file.select(filter_key))
                 if number == 0:
                     self._describe(file)
                 elif difference := first_difference(self.env_args, file.env_args):
@@ -307,6 +306,8 @@ class Hdf5Reader(EpisodeReader):
                         f"has {file.control_hz} steps a second, {self.files[0].name} has"
                         f" {self.control_hz}; import one frequency at a time"
                     )
+                self._merge(file)
+                self._count += len(file.select(filter_key))
 
     @classmethod
     def accepts(cls, path: Path) -> bool:
@@ -328,12 +329,28 @@ class Hdf5Reader(EpisodeReader):
             if key in (*self.names, "actions")
         }
         self.left_out = dict(file.unreadable)
-        if len(self.files) == 1:
-            self.attrs = {**file.file_attrs}
-            places = {demo: number for number, demo in enumerate(file.demos)}
-            self.filter_keys = {
-                name: [places[demo] for demo in file.select(name)] for name in file.filter_keys
-            }
+
+    def _merge(self, file: DemoFile) -> None:
+        """Keep attributes that are equal in all files so far, and filter keys of all."""
+        attrs = file.file_attrs
+        if len(self.files) > 1:
+            own = file.attrs(file.demos[0])  # each demo keeps these
+            attrs = {key: value for key, value in attrs.items() if key == "fps" or key not in own}
+        places = {demo: self._count + place for place, demo in enumerate(file.demos)}
+        keys = {name: [places[demo] for demo in file.select(name)] for name in file.filter_keys}
+        if self._count == 0:
+            self.attrs, self.filter_keys = attrs, keys
+            return
+        for name in {**self.attrs, **attrs}:
+            if not np.array_equal(self.attrs.get(name, ""), attrs.get(name, "")):
+                self.attrs.pop(name, None)
+                self.left_out[f"attribute {name}"] = "not the same in all files"
+        for name in {**self.filter_keys, **keys}:
+            if name in self.filter_keys and name in keys:
+                self.filter_keys[name] += keys[name]
+            else:
+                self.filter_keys.pop(name, None)
+                self.left_out[f"filter key {name}"] = "not in all files"
 
     def _new_names(self, file: DemoFile) -> dict[str, str]:
         """The new key of every observation that is read."""

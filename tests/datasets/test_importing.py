@@ -144,6 +144,34 @@ def test_the_last_next_observation_is_converted_like_the_others(tmp_path: Path) 
         np.testing.assert_array_equal(file.read("demo_0", "next_obs/front_image"), small)
 
 
+def test_what_all_files_of_a_folder_share_is_kept_and_the_rest_reported(tmp_path: Path) -> None:
+    source = tmp_path / "parts"
+    source.mkdir()
+    for number, lengths in enumerate([(2, 3), (4, 5)]):
+        with h5py.File(write(source / f"part_{number}.hdf5", lengths), "r+") as file:
+            file["data"].attrs.update({"fps": 30, "licence": "mit", "seed": number})
+            if number == 1:
+                file["mask/few"] = file["mask/valid"][()]
+    done = import_demos(source, tmp_path / "out.hdf5")
+    assert done.left_out == {
+        "attribute seed": "not the same in all files",
+        "filter key few": "not in all files",
+    }
+    with DemoFile(done.path) as file:
+        assert file.file_attrs == {"imported_from": "parts", "fps": 30, "licence": "mit"}
+        assert file.filter_keys == {"train": ("demo_0", "demo_2"), "valid": ("demo_1", "demo_3")}
+
+
+def test_a_folder_of_episodes_keeps_their_frequency(tmp_path: Path) -> None:
+    source = episodes(tmp_path / "aloha")
+    for path in source.iterdir():
+        with h5py.File(path, "r+") as file:
+            file.attrs["fps"] = 50
+    done = import_demos(source, tmp_path / "out.hdf5")
+    with DemoFile(done.path) as file:
+        assert (done.left_out, file.file_attrs) == ({}, {"imported_from": "aloha", "fps": 50})
+
+
 def test_episodes_of_different_kinds_are_rejected_and_leave_no_file(tmp_path: Path) -> None:
     source = episodes(tmp_path / "aloha")
     with h5py.File(source / "episode_2.hdf5", "r+") as file:
