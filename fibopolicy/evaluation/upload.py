@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
 
-from fibopolicy.errors import UserError, one_line
-from fibopolicy.evaluation.episodes import evaluations, success_rate
+from fibopolicy.errors import UserError, one_line, quoted
+from fibopolicy.evaluation.episodes import evaluations, success_rate, write_rows
+from fibopolicy.evaluation.evaluate import weights_digest
 from fibopolicy.policies.hub import shared_config
 from fibopolicy.policies.run_directory import LOADERS, RunDirectory, load_policy
 from fibopolicy.report.run import trained_with
@@ -66,7 +68,8 @@ def upload_run(run: StrPath, repository: str, *, licence: str, private: bool = F
         the address of the upload.
 
     Raises:
-        UserError: not a run that can be shared, not evaluated, or the Hub refuses.
+        UserError: not a run that can be shared, its weights were not evaluated, or the
+            Hub refuses.
     """
     from huggingface_hub import HfApi
 
@@ -94,10 +97,20 @@ def write_shared(run: StrPath, folder: Path, repository: str, licence: str) -> N
     document = files.read_config()
     if any(section in document for section in LOADERS.names()):
         raise UserError(f"{run}: is another library's checkpoint; upload it with that library")
-    load_policy(files.path)  # refuses weights that do not fit
-    found = evaluations(files.path)
+    loaded = load_policy(files.path)  # refuses weights that do not fit
+    sent = loaded.step, weights_digest(loaded.policy)
+    found = {
+        name: own
+        for name, rows in evaluations(files.path).items()
+        if (own := [row for row in rows if (row.checkpoint_step, row.policy) == sent])
+    }
+    if not found:
+        raise UserError(
+            f"{run}: its episode rows are of other weights than {files.ema.name} of step"
+            f" {loaded.step}; run `fibopolicy evaluate {quoted(run)}` again"
+        )
     shutil.copyfile(files.ema, shared.ema)
-    shutil.copyfile(files.episodes, shared.episodes)
+    write_rows(shared.episodes, itertools.chain(*found.values()))
     shared.config.write_text(shared_config(files), encoding="utf-8")
     rates = {
         name.removeprefix(f"{files.path}: "): success_rate(rows) for name, rows in found.items()

@@ -103,6 +103,7 @@ def shared_config(run: RunDirectory) -> str:
     names = [Path(one).name for one in ([datasets] if isinstance(datasets, str) else datasets)]
     train["dataset"] = names[0] if isinstance(datasets, str) else names
     train["out"] = Path(train["out"]).name
-    if train.get("encoder_weights"):
-        train["encoder_weights"] = Path(train["encoder_weights"]).name
+    for name in ("encoder_weights", "task_embedding"):
+        if train.get(name):
+            train[name] = Path(train[name]).name
     return json.dumps(document, indent=2) + "\n"

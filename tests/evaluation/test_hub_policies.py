@@ -21,7 +21,8 @@ from made_rows import make_run
 from fibopolicy import load
 from fibopolicy.errors import UserError
 from fibopolicy.evaluation.episodes import read_rows, success_rate
-from fibopolicy.policies.hub import EXAMPLES, hub_policy
+from fibopolicy.evaluation.evaluate import weights_digest
+from fibopolicy.policies.hub import EXAMPLES, hub_policy, shared_config
 from fibopolicy.policies.run_directory import RunDirectory, load_policy, resolve_run
 from fibopolicy.training import TrainConfig, train
 
@@ -31,7 +32,13 @@ def run(tiny_config: TrainConfig, tmp_path_factory: pytest.TempPathFactory) -> P
     """A trained run with made episode rows."""
     out = tmp_path_factory.mktemp("upload") / "run"
     train(replace(tiny_config, out=out))
-    return make_run(out, [True, False, True, True])
+    return make_run(out, [True, False, True, True], **weights_of(out))
+
+
+def weights_of(run: Path) -> dict[str, Any]:
+    """What the rows of an evaluation say of the weights of a run."""
+    loaded = load_policy(run)
+    return {"checkpoint_step": loaded.step, "policy": weights_digest(loaded.policy)}
 
 
 @pytest.fixture
@@ -86,6 +93,35 @@ def test_the_model_card_states_rates_settings_versions_and_licence(hub: Hub, run
     config = hub.files["me/lift/config.json"].decode()
     assert str(run.parent) not in config
     assert json.loads(config)["train"]["dataset"] == "lift.hdf5"
+
+
+def test_only_episodes_of_the_uploaded_weights_are_stated(run: Path, tmp_path: Path) -> None:
+    from fibopolicy.evaluation.upload import write_shared
+
+    shutil.copytree(run, tmp_path / "run")
+    (tmp_path / "out").mkdir()
+    own = weights_of(run)
+    for other in ({"checkpoint_step": 7}, {"policy": "other", "init_seed": 1}):
+        make_run(tmp_path / "run", [True] * 9, **{**own, **other})
+    write_shared(tmp_path / "run", tmp_path / "out", "me/lift", "mit")
+    assert "3/4" in (card := (tmp_path / "out/README.md").read_text())
+    assert "9/9" not in card
+    assert read_rows(tmp_path / "out/episodes.jsonl") == read_rows(run / "episodes.jsonl")
+    (tmp_path / "run/episodes.jsonl").unlink()
+    make_run(tmp_path / "run", [True], **{**own, "checkpoint_step": 7})
+    with pytest.raises(UserError, match=r"are of other weights than ema.safetensors of step"):
+        write_shared(tmp_path / "run", tmp_path / "out", "me/lift", "mit")
+
+
+@pytest.mark.parametrize("embedding", ["/home/me/vectors.json", "learned", None])
+def test_a_shared_configuration_names_no_folder_of_task_vectors(
+    run: Path, tmp_path: Path, embedding: str | None
+) -> None:
+    document = RunDirectory(run).read_config()
+    document["train"]["task_embedding"] = embedding
+    RunDirectory(tmp_path).config.write_text(json.dumps(document))
+    shared = json.loads(shared_config(RunDirectory(tmp_path)))["train"]["task_embedding"]
+    assert shared == (embedding and Path(embedding).name)
 
 
 def test_a_policy_on_the_hub_is_evaluated(
