@@ -28,6 +28,7 @@ from h5py import h5g, h5o
 from fibopolicy.datasets.conversions import ConversionError
 from fibopolicy.datasets.layout import (
     DEMO_NAME,
+    DOWNLOAD_SHA256,
     IMAGE_CONVENTION,
     OBS_GROUPS,
     DemoLayout,
@@ -199,14 +200,14 @@ class DemoFile(DemoLayout):
     @property
     def file_attrs(self) -> dict[str, Any]:
         """The provenance: attributes of the file and its data group that do not
-        describe the task or the layout.
+        describe the task, the layout or this very file.
         """
         with self._wrap_errors():
             merged = attributes_of(self._file) | attributes_of(self._file[self._data or "/"])
         return {
             name: value
             for name, value in merged.items()
-            if name not in ("env_args", "env_info", "total", IMAGE_CONVENTION)
+            if name not in ("env_args", "env_info", "total", IMAGE_CONVENTION, DOWNLOAD_SHA256)
         }
 
     @property

@@ -25,6 +25,7 @@ from urllib.parse import urlsplit
 import h5py
 from tqdm import tqdm
 
+from fibopolicy.datasets.layout import DOWNLOAD_SHA256
 from fibopolicy.errors import UserError, one_line, unknown
 from fibopolicy.utils.files import (
     StrPath,
@@ -38,7 +39,7 @@ from fibopolicy.utils.files import (
 _log = logging.getLogger(__name__)
 
 #: Attributes of `data` in a downloaded file.
-_SOURCE, _REVISION, _SHA256 = "source", "source_revision", "source_sha256"
+_SOURCE, _REVISION = "source", "source_revision"
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 #: Attempts without a new byte until a download is abandoned.
 _ATTEMPTS = 3
@@ -174,7 +175,7 @@ def fetch_hosted(
     with atomic_write(path) as partial, wrap_os_error(path):
         sha256 = _transfer(dataset.name, remote, path, incomplete := _incomplete(path, remote))
         os.replace(incomplete, partial)
-        _label(partial, label | {_SHA256: sha256})
+        _label(partial, label | {DOWNLOAD_SHA256: sha256})
     return path
 
 
@@ -188,7 +189,7 @@ def _present(path: Path, source: str) -> str | None:
     try:
         with h5py.File(path, "r") as file:
             attrs = file.get("data", file).attrs
-            return str(attrs[_SHA256]) if attrs.get(_SOURCE) == source else None
+            return str(attrs[DOWNLOAD_SHA256]) if attrs.get(_SOURCE) == source else None
     except (OSError, KeyError):
         return None
 
@@ -202,7 +203,7 @@ def _adopt(path: Path, label: Mapping[str, Any]) -> Path:
     """Label a file that was not downloaded by this module."""
     with atomic_write(path) as partial, wrap_os_error(path):
         shutil.copyfile(path, partial)
-        _label(partial, {**label, _SHA256: _sha256(path)})
+        _label(partial, {**label, DOWNLOAD_SHA256: _sha256(path)})
     return path
 
 

@@ -40,6 +40,8 @@ DEMO_NAME = re.compile(r"demo_(\d+)")
 OBS_GROUPS = ("obs", "observation", "observations")
 #: LIBERO's attribute of the data group, "opengl" where frames are stored upside down.
 IMAGE_CONVENTION = "macros_image_convention"
+#: Attribute of the data group of an unchanged download: the sha256 that it came with.
+DOWNLOAD_SHA256 = "download_sha256"
 _ACTIONS = ("actions", "action")
 _OTHER_OBS = ("next_obs/", "last_obs/")
 _SAMPLES = 8  # steps that are read to recognise what an array holds

@@ -9,6 +9,7 @@ import h5py
 import numpy as np
 
 from fibopolicy.datasets.hdf5 import DemoFile
+from fibopolicy.datasets.layout import DOWNLOAD_SHA256
 from fibopolicy.datasets.links import copy_file, points_elsewhere
 from fibopolicy.datasets.quality import read_motions, score_demos, worst_first
 from fibopolicy.datasets.writer import write_filter_key
@@ -107,6 +108,7 @@ def split(
         if not linked:
             shutil.copyfile(src, partial)
         with h5py.File(partial, "r+", locking=False) as copy:
+            copy.get("data", copy).attrs.pop(DOWNLOAD_SHA256, None)
             if not held_out and "valid" in copy.get("mask", ()):
                 del copy["mask/valid"]
             for name, names in filter_keys.items():

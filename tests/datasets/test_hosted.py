@@ -18,7 +18,7 @@ from command import call
 from demo_files import ENV_ARGS, write
 from hub_server import Hub, serving, use_hub
 
-from fibopolicy.datasets import HOSTED, DemoFile, download
+from fibopolicy.datasets import HOSTED, DemoFile, download, import_demos, split
 from fibopolicy.datasets.download import names_of
 from fibopolicy.errors import UserError
 
@@ -58,12 +58,13 @@ def test_a_hosted_file_is_downloaded_and_labelled(hub: Hub, content: bytes, tmp_
     path = download(LIFT, tmp_path / "lift.hdf5")
     with DemoFile(path) as file:
         assert len(file.demos) == 2
-        attrs = file.file_attrs
+    with h5py.File(path) as file:
+        attrs = dict(file["data"].attrs)
     assert attrs["licence"] == "MIT"
     assert attrs["origin"] == "human"
     assert attrs["source"] == "v1.5/lift/ph/low_dim_v15.hdf5 of robomimic/robomimic_datasets"
     assert attrs["source_revision"] == hub.commit("datasets/robomimic/robomimic_datasets")
-    assert attrs["source_sha256"] == hashlib.sha256(content).hexdigest()
+    assert attrs["download_sha256"] == hashlib.sha256(content).hexdigest()
     assert sorted(item.name for item in tmp_path.iterdir()) == ["lift.hdf5"]
 
 
@@ -73,6 +74,16 @@ def test_a_second_download_transfers_nothing(hub: Hub, tmp_path: Path) -> None:
     assert len(hub.sent) == 1
     assert download(LIFT) == path
     assert len(hub.sent) == 1
+
+
+def test_a_file_made_from_a_download_is_not_taken_for_it(hub: Hub, tmp_path: Path) -> None:
+    path, made = download(LIFT), tmp_path / "made.hdf5"
+    split(path, made, 0.5)
+    with pytest.raises(UserError, match="exists already"):
+        download(LIFT, made)
+    import_demos(path, made, overwrite=True)
+    with pytest.raises(UserError, match="exists already"):
+        download(LIFT, made)
 
 
 def test_size_and_licence_are_shown_then_the_contents_and_the_next_command(
@@ -99,7 +110,7 @@ def test_a_connection_that_drops_halfway_is_resumed(
     hub.drops, hub.reset = [400_000, 300_000], reset
     path = download(LIFT, tmp_path / "lift.hdf5")
     with h5py.File(path, "r") as file:
-        assert file["data"].attrs["source_sha256"] == hashlib.sha256(content).hexdigest()
+        assert file["data"].attrs["download_sha256"] == hashlib.sha256(content).hexdigest()
     (_, first), *later = hub.sent
     assert first is None
     assert len(later) == 2
@@ -111,7 +122,7 @@ def test_a_server_that_ignores_ranges_is_read_from_the_start(
 ) -> None:
     hub.drops, hub.ranges = [400_000], False
     with h5py.File(download(LIFT, tmp_path / "lift.hdf5"), "r") as file:
-        assert file["data"].attrs["source_sha256"] == hashlib.sha256(content).hexdigest()
+        assert file["data"].attrs["download_sha256"] == hashlib.sha256(content).hexdigest()
 
 
 def test_a_killed_download_is_resumed_where_it_stopped(
@@ -167,7 +178,7 @@ def test_a_file_that_changed_on_the_hub_is_refused_with_both_values(
         download(LIFT, path)
     download(LIFT, path, overwrite=True)
     with h5py.File(path, "r") as file:
-        assert file["data"].attrs["source_sha256"] == new
+        assert file["data"].attrs["download_sha256"] == new
 
 
 def test_another_file_is_replaced_only_with_overwrite(hub: Hub, tmp_path: Path) -> None:
