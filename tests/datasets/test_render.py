@@ -160,6 +160,20 @@ def test_cameras_quality_and_demos_can_be_selected(original: Path, tmp_path: Pat
         assert file.env_args["env_kwargs"]["quality"] == "full"
 
 
+def test_a_kept_vector_and_what_follows_it_are_read_alike(
+    states_only: Path, tmp_path: Path
+) -> None:
+    with edited(states_only, tmp_path / "scalar.hdf5") as file:
+        for demo in file["data"].values():
+            forces = np.arange(len(demo["actions"]) + 1.0)  # one number per step
+            demo["obs/force"], demo["next_obs/force"] = forces[:-1], forces[1:]
+    done = render(tmp_path / "scalar.hdf5", tmp_path / "out.hdf5", View((), 16), workers=1)
+    with h5py.File(done.path) as file:
+        demo = file["data/demo_0"]
+        assert demo["obs/force"].shape == demo["next_obs/force"].shape
+        assert demo["next_obs/force"][0, 0] == demo["obs/force"][1, 0] == 1
+
+
 @pytest.mark.parametrize(
     ("harm", "reason"),
     [
