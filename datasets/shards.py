@@ -85,7 +85,7 @@ def resume_folder(
             )
     with wrap_os_error(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    with atomic_write(file) as partial:
+    with atomic_write(file) as partial, wrap_os_error(file):
         partial.write_text(json.dumps(wanted), encoding="utf-8")
     try:
         yield
@@ -277,7 +277,7 @@ def _record_shard(folder: Path, number: int, size: int) -> Path:
     if not path.exists():
         episodes = [_record(index) for index in range(number * size, (number + 1) * size)]
         flat = {f"{i}/{key}": episode[key] for i, episode in enumerate(episodes) for key in episode}
-        with atomic_write(path) as partial, partial.open("wb") as file:
+        with atomic_write(path) as partial, wrap_os_error(path), partial.open("wb") as file:
             np.savez(file, allow_pickle=False, **flat)
     return path
 

@@ -49,8 +49,9 @@ def split(
         The new filter keys, each with its demos in numeric order.
 
     Raises:
-        UserError: a share, the seed or `drop_worst` is out of range, no training demo
-            would be left, `out` exists or is `src`; a demo cannot be scored.
+        UserError: a share, the seed or `drop_worst` is out of range, a subset is named
+            train, valid or worst, no training demo would be left, `out` exists or is
+            `src`; a demo cannot be scored.
     """
     src, out = expanded(src), expanded(out)
     for name, share in {**(subsets or {}), "valid": valid_fraction}.items():
@@ -59,6 +60,10 @@ def split(
                 f"split: the share of {name!r} must be in"
                 f" {'[0, 1)' if name == 'valid' else '(0, 1]'}, got {share}"
             )
+    if taken := {"train", "valid", "worst"}.intersection(subsets or ()):
+        raise UserError(
+            f"split: {min(taken)!r} is a filter key of split itself; give the subset another name"
+        )
     if seed < 0:
         raise UserError(f"split: seed must be at least 0, got {seed}")
     if not (0 <= drop_worst < 1 or (drop_worst < np.inf and drop_worst == int(drop_worst) >= 1)):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
@@ -90,14 +90,15 @@ class DemoWriter:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        with self._stack:  # leaving it with an exception removes the temporary file
+        # The first error is the one to report: h5py raises another when it closes the file.
+        guard = suppress(OSError, RuntimeError) if error else wrap_os_error(self.path)
+        with guard, self._stack:  # leaving it with an exception removes the temporary file
             if error is not None:
                 raise error
             if not self.lengths:
                 raise UserError(f"{self.path}: no demos were recorded, nothing is written")
             self._data.attrs["total"] = sum(self.lengths.values())
-            with wrap_os_error(self.path):
-                self._file.close()
+            self._file.close()
 
     def add(
         self,

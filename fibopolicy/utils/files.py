@@ -275,12 +275,12 @@ def _try_lock(handle: int, folder: Path) -> bool:
 @contextmanager
 def wrap_os_error(path: Path) -> Iterator[None]:
     """Turn the system's write errors (disk full, no permission) into one line that
-    names `path`.
+    names `path`. Of a full disk, h5py also raises `RuntimeError`.
     """
     try:
         yield
-    except OSError as error:
-        reason = error.strerror or message_of(error)
+    except (OSError, RuntimeError) as error:
+        reason = getattr(error, "strerror", None) or message_of(error)
         raise UserError(f"{path}: cannot be written: {reason}") from error
 
 

@@ -72,4 +72,7 @@ def test_split_rejects_bad_arguments(path: Path, tmp_path: Path) -> None:
         split(one, tmp_path / "out.hdf5")
     with pytest.raises(UserError, match=r"share of 'valid' must be in \[0, 1\), got 1.5"):
         split(path, tmp_path / "out.hdf5", valid_fraction=1.5)
+    for name in ("train", "valid", "worst"):
+        with pytest.raises(UserError, match=f"'{name}' is a filter key of split itself"):
+            split(path, tmp_path / "out.hdf5", subsets={name: 0.5})
     assert not (tmp_path / "out.hdf5").exists()

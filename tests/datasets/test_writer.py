@@ -1,13 +1,15 @@
 from __future__ import annotations
 
+import errno
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
 import pytest
 from demo_files import ENV_ARGS, demo, write
 
-from fibopolicy.datasets import DemoFile, DemoWriter
+from fibopolicy.datasets import DemoFile, DemoWriter, shards
 from fibopolicy.errors import UserError
 
 
@@ -147,6 +149,43 @@ def test_an_unwritable_folder_is_a_one_line_error(tmp_path: Path) -> None:
         DemoWriter(tmp_path / "file" / "out.hdf5", ENV_ARGS),
     ):
         pass
+
+
+def test_a_full_disk_is_a_one_line_error_and_leaves_no_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    close = h5py.File.close
+
+    def fail(file: h5py.File) -> None:
+        close(file)
+        raise RuntimeError("Can't decrement id ref count (No space left on device)")
+
+    monkeypatch.setattr(h5py.File, "close", fail)
+    with (
+        pytest.raises(UserError, match=r"out.hdf5: cannot be written: Can't decrement id"),
+        DemoWriter(tmp_path / "out.hdf5", ENV_ARGS) as writer,
+    ):
+        writer.add(**demo(3, 0))
+    with (
+        pytest.raises(UserError, match="the first error"),
+        DemoWriter(tmp_path / "out.hdf5", ENV_ARGS),
+    ):
+        raise UserError("the first error")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_shard_on_a_full_disk_is_a_one_line_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shards, "_record", lambda index: {"actions": np.zeros((4, 2))})
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(np, "savez", fail)
+    with pytest.raises(UserError, match=r"shard_00000.npz: cannot be written: No space left"):
+        shards._record_shard(tmp_path, 0, 1)
+    assert not list(tmp_path.iterdir())
 
 
 def test_arrays_of_different_lengths_are_rejected(tmp_path: Path) -> None:
