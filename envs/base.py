@@ -59,7 +59,9 @@ class TaskEnv(gymnasium.Env[Observation, NDArray[np.float32]], ABC):
     #: Default standard deviation of the noise on an expert's executed actions, action
     #: units.
     expert_noise: float = 0.2
-    #: The observation keys that a policy uses as proprioception by default.
+    #: The observation keys of the robot's own state. Training reads those that
+    #: `fibopolicy.datasets.conventions.PROPRIOCEPTION` lists, such as "robot_state", by
+    #: default, and others by `--vectors`.
     proprioception: tuple[str, ...]
     #: The observation keys of the end effectors' positions, `(3,)` each, metres.
     eef_keys: tuple[str, ...] = ()

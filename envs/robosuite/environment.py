@@ -64,8 +64,12 @@ class RobosuiteEnv(TaskEnv):
     thing is lost. Robosuite ramps the gripper's command over 5 control steps, and after
     `set_state` the ramp starts from its middle.
 
+    A subclass is a custom task, named as "module:class", for example of a class that
+    robosuite does not ship: see `docs/tutorials/your_task.md`.
+
     Args:
-        task_id: "robosuite/" and the task's name, e.g. "robosuite/Lift".
+        task_id: "robosuite/" and the task's name, e.g. "robosuite/Lift"; robosuite knows
+            every class that derives from its environments by the class's name.
         cameras: the cameras to render, by default the task's in `tasks.TASKS`; fewer
             are faster, and none needs no OpenGL.
         image_size: pixels, the side of square frames, (height, width), or one of these
@@ -232,10 +236,24 @@ class RobosuiteEnv(TaskEnv):
 
     @property
     def env_args(self) -> dict[str, Any]:
-        """In robomimic's form, which its own tools can read.
+        """In robomimic's form, which its own tools can read; those of a custom class in
+        the form of `TaskEnv`.
 
         `render_quality` is not among the kwargs, since robosuite would reject it.
         """
+        if self.task_id != self._suite_id:
+            kwargs = {
+                "cameras": list(self.cameras),
+                "image_size": self._sizes.stored(),
+                "quality": self.quality,
+                "horizon": self.horizon,
+            }
+            return {
+                "env_name": self.task_id,
+                "env_version": import_robosuite().__version__,
+                "type": 2,
+                "env_kwargs": kwargs,
+            }
         kwargs = {
             **deepcopy(self._options),
             **camera_settings(self._sizes),

@@ -9,6 +9,7 @@ import dataclasses
 import gc
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -389,6 +390,28 @@ def test_env_args_round_trip_and_work_with_robosuite_itself(env: RobosuiteEnv) -
     )
     assert plain.action_dim == 7
     plain.close()
+
+
+def test_a_class_that_robosuite_does_not_ship_is_a_custom_task(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tutorial = Path(__file__).parents[2] / "docs" / "tutorials" / "your_task.md"
+    (source,) = re.findall(r'title="my_lift.py"\n(.*?)```', tutorial.read_text(), re.DOTALL)
+    (tmp_path / "my_lift.py").write_text(source)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delitem(sys.modules, "my_lift", raising=False)
+    with registry.make("my_lift:Task", cameras=(), horizon=2) as custom:
+        assert custom.task_id == custom.env_args["env_name"] == "my_lift:Task"
+        custom.reset(seed=0)
+        state, stored = custom.get_state(), json.loads(json.dumps(custom.env_args))
+        with registry.from_env_args(stored, cameras=()) as other:
+            assert equal(other.set_state(state), custom.set_state(state))
+            assert other.env_args == custom.env_args
+            assert not other.success()
+            raised = state.state.copy()
+            raised[1 + other.simulation()[0].joint("cube_joint0").qposadr[0] + 2] += 0.12
+            other.set_state(dataclasses.replace(state, state=raised))
+            assert other.success()
 
 
 def test_sizes_per_camera_follow_robosuite_s_lists_and_cameras_are_independent() -> None:
