@@ -87,17 +87,23 @@ class AttentionPattern(ABC):
     #: The pattern as a string, for torch operators; `from_spec` parses it.
     spec: str = field(init=False, repr=False, compare=False)
 
+    _kind: ClassVar[str]
     _kinds: ClassVar[dict[str, type[AttentionPattern]]] = {}
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        AttentionPattern._kinds[cls.__name__] = cls
+        kind = f"{cls.__module__}.{cls.__qualname__}"
+        while kind in AttentionPattern._kinds:  # defined again, for example in a notebook
+            kind += "'"
+        cls._kind = kind
+        AttentionPattern._kinds[kind] = cls
 
     def __post_init__(self) -> None:
         for name, value in (
             ("num_tokens", self.num_tokens),
             ("num_heads", self.num_heads),
             ("layer", self.layer),
+            ("cls_token", self.cls_token),
         ):
             try:
                 object.__setattr__(self, name, operator.index(value))  # accepts numpy's integers
@@ -119,7 +125,8 @@ class AttentionPattern(ABC):
         }
         # Stored, not computed on demand, so that torch.compile sees a plain string. The
         # dataclass is frozen, hence __setattr__.
-        object.__setattr__(self, "spec", json.dumps({"kind": type(self).__name__, **values}))
+        spec = json.dumps({"kind": self._kind, **values}, default=operator.index)
+        object.__setattr__(self, "spec", spec)
 
     @staticmethod
     def from_spec(spec: str) -> AttentionPattern:
@@ -146,7 +153,7 @@ class AttentionPattern(ABC):
     @abstractmethod
     def patch_pairs(self, head: int) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
         """The kept patch pairs (j, k) of a head slot as two arrays, ascending by j,
-        then k. Takes time linear in their number.
+        then k, with each pair's mirror (k, j). Takes time linear in their number.
         """
 
     def mask(self, device: torch.device | str | None = None) -> Tensor:
@@ -173,8 +180,13 @@ class AttentionPattern(ABC):
 
 @functools.lru_cache(maxsize=256)
 def _from_spec(spec: str) -> AttentionPattern:
-    values = json.loads(spec)
+    values = {name: _tuples(value) for name, value in json.loads(spec).items()}
     return AttentionPattern._kinds[values.pop("kind")](**values)
+
+
+def _tuples(value: Any) -> Any:
+    """A value of a pattern, hashable again after JSON made lists of its tuples."""
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
 @functools.lru_cache(maxsize=64)
@@ -370,7 +382,11 @@ class Neighbours:
 
 @functools.lru_cache(maxsize=64)
 def neighbours(pattern: AttentionPattern) -> Neighbours:
-    """The neighbour lists of a pattern, cached by its value."""
+    """The neighbour lists of a pattern, cached by its value.
+
+    Raises:
+        UserError: its pairs are not symmetric, or not in order.
+    """
     length, prefix = pattern.sequence_length, pattern.num_prefix
     starts, keys, transposes = [], [], []
     base = 0
@@ -393,6 +409,13 @@ def neighbours(pattern: AttentionPattern) -> Neighbours:
         keys.append(key)
         # Sorting a symmetric set by (key, row) lists the mirrored pairs in the same
         # order as sorting by (row, key) lists the pairs.
-        transposes.append(np.argsort(key, kind="stable").astype(np.int32))
+        transpose = np.argsort(key, kind="stable")
+        rows = np.repeat(np.arange(length), counts)
+        if not (np.array_equal(key[transpose], rows) and np.array_equal(rows[transpose], key)):
+            raise UserError(
+                f"{type(pattern).__name__}.patch_pairs({head}) must keep the pair (k, j) with every"
+                " pair (j, k), and list each pair once, ascending by j, then k"
+            )
+        transposes.append(transpose.astype(np.int32))
         base += len(key)
     return Neighbours(np.stack(starts), np.concatenate(keys), np.concatenate(transposes))

@@ -63,7 +63,9 @@ def csr(
     if not q.numel():
         return reference(q, k, v, pattern, masking, scale)
     check_transforms(q, k, v)
-    out: Tensor = _Sparse.apply(q, k, v, pattern, masking == "zero_logit", scale)  # type: ignore[no-untyped-call]
+    out: Tensor
+    with torch.autocast(q.device.type, enabled=False):  # sparse products stay in float32
+        out = _Sparse.apply(q, k, v, pattern, masking == "zero_logit", scale)  # type: ignore[no-untyped-call]
     return out
 
 
@@ -135,7 +137,9 @@ class _Sparse(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, *_ = saved = ctx.saved_tensors
-        grads = once(_backward, (grad, q, k, v), grad, *saved, ctx.pairs, ctx.zero_logit, ctx.scale)
+        arguments = (grad, *saved, ctx.pairs, ctx.zero_logit, ctx.scale)
+        with torch.autocast(grad.device.type, enabled=False):
+            grads = once(_backward, (grad, q, k, v), *arguments)
         return (*grads.unbind(0), None, None, None)
 
 

@@ -84,12 +84,13 @@ def test_export_falls_back_to_masked_sdpa(strict: bool) -> None:
     layer(x)  # nothing that tracing made may be remembered
 
 
-def test_autocast_computes_in_the_autocast_dtype() -> None:
-    layer, x = Layer("numba"), torch.randn(2, 61, 32)
+@pytest.mark.parametrize("backend", ["numba", "csr", "sdpa"])
+def test_autocast_computes_in_the_autocast_dtype(backend: str) -> None:
+    layer, x = Layer(backend), torch.randn(2, 61, 32)
     with torch.autocast("cpu", torch.bfloat16):
         assert layer(x).dtype == torch.bfloat16
         single = torch.randn(1, 2, 61, 16, requires_grad=True)
-        out = fibottention(single, single, single.bfloat16(), PATTERN, backend="numba")
+        out = fibottention(single, single, single.bfloat16(), PATTERN, backend=backend)
         assert out.dtype == torch.bfloat16
     out.float().sum().backward()
     assert single.grad is not None
@@ -325,11 +326,12 @@ def test_the_result_of_a_packed_layout_can_be_changed_in_place_and_autograd_noti
         changed.sum().backward()
 
 
-@pytest.mark.parametrize("heads", [1, 6])  # rows split over threads or not
-def test_backward_inside_autocast(heads: int) -> None:
+# "numba" splits the rows of one head over threads, not those of six
+@pytest.mark.parametrize(("backend", "heads"), [("numba", 1), ("numba", 6), ("csr", 2)])
+def test_backward_inside_autocast(backend: str, heads: int) -> None:
     pattern = FibottentionPattern(196, heads)
     leaves = [torch.randn(1, heads, 197, 64, requires_grad=True) for _ in range(3)]
-    out = fibottention(*leaves, pattern, masking="zero_logit", backend="numba")
+    out = fibottention(*leaves, pattern, masking="zero_logit", backend=backend)
     expected = torch.autograd.grad(out.sum(), leaves, retain_graph=True)
     with torch.autocast("cpu"):
         got = torch.autograd.grad(out, leaves, torch.ones_like(out))

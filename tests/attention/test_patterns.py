@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import random
+from dataclasses import dataclass
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -11,6 +13,9 @@ from oracle import dense_mask, offset_sets
 from fibopolicy.attention import (
     AttentionPattern,
     FibottentionPattern,
+    LocalPattern,
+    OffsetPattern,
+    fibottention,
     generate_fibomask,
     get_fibonacci,
     wythoff,
@@ -192,3 +197,50 @@ def test_patterns_are_values() -> None:
 def test_impossible_patterns_are_rejected(options: dict[str, int]) -> None:
     with pytest.raises(UserError):
         FibottentionPattern(**{"num_tokens": 10, "num_heads": 2, **options})  # type: ignore[arg-type]
+
+
+def custom_pattern(offset: int) -> type[OffsetPattern]:
+    """A class of the user's, named like one of ours; every call defines it again."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class LocalPattern(OffsetPattern):
+        further: tuple[tuple[int, ...], ...] = ((7,), (7, 9))
+
+        @property
+        def offsets(self) -> tuple[tuple[int, ...], ...]:
+            return tuple((offset, *more) for more in self.further)
+
+    return LocalPattern
+
+
+@pytest.mark.parametrize("backend", ["numba", "csr", "sdpa", "reference"])
+def test_patterns_of_classes_of_one_name_keep_their_own_pairs(backend: str) -> None:
+    q = torch.randn(1, 2, 25, 16)
+    first, again = custom_pattern(1), custom_pattern(2)
+    ours = LocalPattern(24, 2, target=0.2)
+    for pattern in (first(24, 2), again(24, 2), ours):
+        logits = (q @ q.mT / 4).masked_fill(~pattern.mask(), -torch.inf)
+        expected = logits.softmax(-1) @ q
+        torch.testing.assert_close(fibottention(q, q, q, pattern, backend=backend), expected)
+
+
+@pytest.mark.parametrize("pairs", [([1, 2], [0, 1]), ([0, 0, 1, 2], [2, 1, 0, 0])])
+def test_pairs_without_their_mirrors_or_out_of_order_are_rejected(
+    pairs: tuple[list[int], list[int]],
+) -> None:
+    class Custom(AttentionPattern):
+        def patch_pairs(self, head: int) -> tuple[np.ndarray, np.ndarray]:
+            row, key = (np.array(x, dtype=np.int32) for x in pairs)
+            return row, key
+
+    q = torch.randn(1, 1, 4, 16)
+    with pytest.raises(UserError, match=r"Custom.patch_pairs\(0\) must keep the pair \(k, j\)"):
+        fibottention(q, q, q, Custom(3, 1), backend="numba")
+
+
+def test_numbers_may_be_numpys() -> None:
+    pattern = FibottentionPattern(20, 2, w_min=np.int64(4), cls_token=np.int32(2))  # type: ignore[arg-type]
+    assert pattern == FibottentionPattern(20, 2, w_min=4, cls_token=2)
+    assert pattern.spec == FibottentionPattern(20, 2, w_min=4, cls_token=2).spec
+    with pytest.raises(UserError, match="cls_token of a pattern must be an integer, got 1.5"):
+        FibottentionPattern(20, 2, cls_token=1.5)  # type: ignore[arg-type]
