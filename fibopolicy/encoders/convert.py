@@ -197,6 +197,11 @@ class _Layer:
             )
         return _pattern(self.preset, found, heads, self.index, self.num_prefix)
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Of a copied or unpickled model: another process may not have called `convert`."""
+        self.__dict__.update(state)
+        _register()
+
 
 #: Number of tokens before the patches, by the `model_type` of a vision transformer
 #: whose attention goes through the attention interface of transformers.
@@ -233,8 +238,6 @@ class TimesformerFibottention(nn.Module):
 
 
 def _convert_transformers(model: nn.Module, preset: FibottentionPreset) -> None:
-    from transformers import AttentionInterface
-
     name = type(model).__name__
     if name == "VideoMAEForPreTraining":
         raise UserError(
@@ -264,7 +267,7 @@ def _convert_transformers(model: nn.Module, preset: FibottentionPreset) -> None:
                 f"{name} has attention_type joint_space_time; convert takes TimeSformer's spatial"
                 " attention, divided_space_time or space_only"
             )
-    AttentionInterface.register(_NAME, _attention)
+    _register()
     for index, module in enumerate(attentions):
         num_prefix = _PREFIX[module.config.model_type](module.config)
         module.fibottention = _Layer(preset, index, num_prefix, next(iter(patches), None))
@@ -274,6 +277,12 @@ def _convert_transformers(model: nn.Module, preset: FibottentionPreset) -> None:
     for index, module in enumerate(timesformer):
         layer = _Layer(preset, index, num_prefix=1)
         module.attention.attention = TimesformerFibottention(module.attention.attention, layer)
+
+
+def _register() -> None:
+    from transformers import AttentionInterface
+
+    AttentionInterface.register(_NAME, _attention)
 
 
 def _is_supported(module: nn.Module) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Callable
 from typing import Any
 
@@ -134,6 +135,17 @@ def test_other_models_of_the_same_configuration_stay_dense() -> None:
         before = other(pixels).last_hidden_state
         fibopolicy.convert(converted)(pixels)
         assert torch.equal(other(pixels).last_hidden_state, before)
+
+
+def test_a_pickled_model_works_in_a_process_that_has_not_converted_any(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model, pixels = fibopolicy.convert(build("vit")), torch.randn(IMAGES)
+    with torch.no_grad():
+        expected = model(pixels).last_hidden_state
+        pickled = pickle.dumps(model)
+        monkeypatch.delitem(transformers.AttentionInterface._global_mapping, "fibottention")
+        assert torch.equal(pickle.loads(pickled)(pixels).last_hidden_state, expected)
 
 
 def test_only_the_images_of_a_model_of_images_and_text_are_converted() -> None:
