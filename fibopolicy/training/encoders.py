@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 from collections.abc import Mapping
@@ -90,8 +91,8 @@ def load_encoder_weights(policy: Policy, source: Path) -> None:
             or every camera its only encoder. A file (.safetensors, else a `torch.save`
             of tensors only) holds one encoder for every camera, under the encoder's
             own names or, for "timm:<name>", those of the timm model. The classifier of
-            a timm model is left out, and its positions are resampled to the image size.
-            A prefix of DataParallel or torch.compile is dropped.
+            a timm model is left out, and its positions, of square images, are resampled
+            to the image size. A prefix of DataParallel or torch.compile is dropped.
 
     Raises:
         UserError: no such source; it cannot be read without running code; weights are
@@ -164,10 +165,10 @@ def _from_timm(encoder: TimmEncoder, tensors: Mapping[str, Tensor]) -> dict[str,
     own = encoder.model.state_dict()
     fitted = {n: value for n, value in tensors.items() if n in own or not n.startswith(unused)}
     old, new = fitted.get("pos_embed"), own.get("pos_embed")
-    if old is not None and new is not None and old.shape != new.shape and old.ndim == 3:
+    grid = getattr(getattr(encoder.model, "patch_embed", None), "grid_size", None)
+    if grid and old is not None and new is not None and old.shape != new.shape and old.ndim == 3:
         from timm.layers import resample_abs_pos_embed
 
-        prefix = 0 if encoder.model.no_embed_class else encoder.prefix
-        grid = list(encoder.model.patch_embed.grid_size)
-        fitted["pos_embed"] = resample_abs_pos_embed(old, grid, num_prefix_tokens=prefix)
+        prefix = new.shape[1] - math.prod(grid)
+        fitted["pos_embed"] = resample_abs_pos_embed(old, list(grid), num_prefix_tokens=prefix)
     return {f"model.{name}": value for name, value in fitted.items()}

@@ -203,7 +203,6 @@ def test_unreadable_weights_are_rejected_and_run_no_code(
 
 def test_a_timm_checkpoint_loses_its_classifier_and_resizes_its_positions(tmp_path: Path) -> None:
     make_torchvision_importable()
-    make_torchvision_importable()
     timm = pytest.importorskip("timm")
     torch.manual_seed(0)
     model = timm.create_model("vit_tiny_patch16_224", img_size=64, depth=1)
@@ -228,6 +227,23 @@ def test_a_timm_checkpoint_loses_its_classifier_and_resizes_its_positions(tmp_pa
     )
     with pytest.raises(UserError, match=r"missing: model\.norm\.bias\)"):
         load_encoder_weights(policy, tmp_path / "timm.safetensors")
+
+
+def test_positions_without_a_class_token_are_resampled(tmp_path: Path) -> None:
+    make_torchvision_importable()
+    timm = pytest.importorskip("timm")
+    # CaiT adds its class token after the positions.
+    weights = timm.create_model("cait_xxs24_224", img_size=64).state_dict()
+    torch.save(weights, tmp_path / "cait.pth")
+    policy = build_policy(
+        PolicyConfig(encoder="timm:cait_xxs24_224", hidden=8),
+        Shapes({"front_image": (32, 32)}, {}, 4),
+    )
+    load_encoder_weights(policy, tmp_path / "cait.pth")
+    loaded = camera_encoders(policy)["front_image"].model.pos_embed
+    middle = weights["pos_embed"].mean(1)
+    assert loaded.shape == (1, 4, 192)
+    torch.testing.assert_close(loaded.mean(1), middle, atol=0.01, rtol=0)
 
 
 # --- gradient checkpointing
