@@ -7,10 +7,11 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
@@ -113,39 +114,19 @@ def count_macs(encoder: ObservationEncoder) -> tuple[int, float | None]:
     prefix tokens included, counts twice the width of a head, with any kernel. The share
     is the mean over layers and heads; `None` without attention.
     """
-    sparse, shares = 0, []
-
-    def on_attention(module: nn.Module, arguments: tuple[Tensor, ...]) -> None:
-        nonlocal sparse
-        pattern: Any = module.pattern
-        if isinstance(pattern, AttentionPattern):
-            rows, length, width = arguments[0].shape
-            # Over all heads, h * d = D.
-            sparse += round(2 * rows * pattern.kept_share * length**2 * width)
-            shares.append(pattern.density)
-
-    hooks = [
-        m.register_forward_pre_hook(on_attention)
-        for m in encoder.modules()
-        if hasattr(m, "pattern")
-    ]
-    try:
-        with (
-            torch.no_grad(),
-            _sparse_kernels(),
-            _Dense() as dense,
-            FlopCounterMode(display=False) as counter,
-        ):
-            encoder.encode(random_frames(encoder, 1))
-    finally:
-        for hook in hooks:
-            hook.remove()
+    with (
+        torch.no_grad(),
+        _sparse_kernels() as sparse,
+        _Dense() as dense,
+        FlopCounterMode(display=False) as counter,
+    ):
+        encoder.encode(random_frames(encoder, 1))
     # Torch counts dense attention on some devices only, so `_Dense` counts it
     # everywhere.
     counts = counter.get_flop_counts().get("Global", {})
     flops = sum(n for operator, n in counts.items() if "scaled_dot_product" not in str(operator))
-    shares += [1.0] * dense.calls
-    return flops // 2 + sparse + dense.macs, statistics.fmean(shares) if shares else None
+    shares = sparse.shares + [1.0] * dense.calls
+    return flops // 2 + sparse.macs + dense.macs, statistics.fmean(shares) if shares else None
 
 
 class _Dense(TorchFunctionMode):
@@ -163,11 +144,29 @@ class _Dense(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
+@dataclass
+class _Sparse:
+    """Calls of sparse attention: their kept pairs, and the share of patch pairs of each."""
+
+    macs: int = 0
+    shares: list[float] = field(default_factory=list)
+
+
 @contextmanager
-def _sparse_kernels() -> Iterator[None]:
-    """Run sparse attention in kernels that torch does not count."""
-    before, functional.default_backend = functional.default_backend, "numba"
+def _sparse_kernels() -> Iterator[_Sparse]:
+    """Count sparse attention, and run it in kernels that torch does not count."""
+    found, choose = _Sparse(), functional.choose_backend
+
+    def count(
+        x: Tensor, heads: int, length: int, pattern: AttentionPattern, masking: str, _: str
+    ) -> str:
+        pairs = round(len(x) * heads * pattern.kept_share * length**2)
+        found.macs += 2 * pairs * x.shape[-1]
+        found.shares.append(pattern.density)
+        return choose(x, heads, length, pattern, masking, "numba")
+
+    functional.choose_backend = count  # type: ignore[assignment]
     try:
-        yield
+        yield found
     finally:
-        functional.default_backend = before
+        functional.choose_backend = choose

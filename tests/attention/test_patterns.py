@@ -242,5 +242,5 @@ def test_numbers_may_be_numpys() -> None:
     pattern = FibottentionPattern(20, 2, w_min=np.int64(4), cls_token=np.int32(2))  # type: ignore[arg-type]
     assert pattern == FibottentionPattern(20, 2, w_min=4, cls_token=2)
     assert pattern.spec == FibottentionPattern(20, 2, w_min=4, cls_token=2).spec
-    with pytest.raises(UserError, match="cls_token of a pattern must be an integer, got 1.5"):
+    with pytest.raises(UserError, match=r"cls_token of a pattern must be an integer, got 1\.5"):
         FibottentionPattern(20, 2, cls_token=1.5)  # type: ignore[arg-type]

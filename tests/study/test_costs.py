@@ -6,8 +6,11 @@ import json
 from dataclasses import replace
 
 import pytest
+from torch import Tensor, nn
 
-from fibopolicy.attention import FibottentionPattern
+from fibopolicy.attention import FibottentionPattern, fibottention
+from fibopolicy.encoders import Encoder
+from fibopolicy.encoders.base import ENCODERS
 from fibopolicy.policies import PolicyConfig, Shapes
 from fibopolicy.policies.observations import ObservationEncoder
 from fibopolicy.study import StudyConfig, StudyPolicy
@@ -49,6 +52,29 @@ def test_joint_views_are_one_sequence() -> None:
     separate, _ = count_macs(encoder_of("vit_tiny", 2))
     one_cls_less = LAYERS * 12 * D * D
     assert macs == separate - one_cls_less + LAYERS * 2 * D * ((2 * N + 1) ** 2 - 2 * (N + 1) ** 2)
+
+
+class OwnAttention(Encoder):
+    """A user's encoder that calls the function, with one head of 12 numbers."""
+
+    def __init__(self, *, image_size: tuple[int, int]) -> None:
+        super().__init__()
+        self.patches, self.output_dim = nn.Conv2d(3, 12, PATCH, PATCH), 12
+        self.kept = FibottentionPattern(N, 1, cls_token=False)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        x = self.patches(images).flatten(2).mT
+        q = x[:, None]
+        y = fibottention(q, q, q, self.kept, backend="reference")[:, 0]
+        return y, y.mean(1)
+
+
+def test_attention_of_custom_encoders_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(ENCODERS._entries, "own", OwnAttention)
+    macs, share = count_macs(encoder_of("own"))
+    pattern = FibottentionPattern(N, 1, cls_token=False)
+    assert macs == N * 3 * PATCH**2 * 12 + int(pattern.mask().sum()) * 2 * 12
+    assert share == pytest.approx(pattern.density)
 
 
 def test_convolutions_keep_no_pairs() -> None:
