@@ -40,14 +40,13 @@ def offset_sets(
 
 
 def dense_mask(sets: list[set[int]], num_tokens: int, prefix: int) -> Tensor:
-    """Boolean (h, T, T), pair by pair."""
-    length = num_tokens + prefix
-    mask = torch.zeros(len(sets), length, length, dtype=torch.bool)
-    for head, kept in enumerate(sets):
-        for j in range(length):
-            for k in range(length):
-                mask[head, j, k] = j < prefix or k < prefix or abs(j - k) in kept
-    return mask
+    """Boolean (h, T, T): every pair with a prefix token, and the kept distances."""
+    token = torch.arange(num_tokens + prefix)
+    distance = (token[:, None] - token).abs()
+    with_prefix = (token[:, None] < prefix) | (token < prefix)
+    return torch.stack(
+        [with_prefix | torch.isin(distance, torch.tensor(sorted(kept))) for kept in sets]
+    )
 
 
 def dense_attention(
