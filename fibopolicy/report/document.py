@@ -179,6 +179,7 @@ def _templates() -> jinja2.Environment:
     environment.filters |= {
         "anchor": lambda text: re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-"),
         "base64": lambda path: base64.b64encode(path.read_bytes()).decode(),
+        "breakable": _breakable,
         "bold": lambda text: Markup(re.sub(r"\*\*(.+?)\*\*", r"<b>\1</b>", str(_unbroken(text)))),
         "escaped": _escaped,
         "relative": lambda path, folder: path.relative_to(folder).as_posix(),
@@ -192,6 +193,11 @@ def _escaped(text: str) -> str:
     emphasis.
     """
     return re.sub(r"[|<*]", r"\\\g<0>", text)
+
+
+def _breakable(text: str) -> Markup:
+    """HTML of a title in which a long name may continue on the next line."""
+    return Markup(re.sub(r"(?<=\w[_/.:-])(?=\w)", "<wbr>", str(escape(text))))
 
 
 def _unbroken(text: str) -> Markup:

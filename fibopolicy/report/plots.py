@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,7 +52,7 @@ def plot_success_by_step(
     for colour, (name, runs) in zip(_colours(methods), methods.items(), strict=True):
         steps, rates = success_by_step(runs)
         low, value, high = _percent(rates)
-        ax.step(steps, value, where="post", color=colour, label=name)
+        ax.step(steps, value, where="post", color=colour, label=shortened(name, 48))
         ax.fill_between(steps, low, high, step="post", color=colour, alpha=0.15, linewidth=0)
     ax.set(xlabel="control step", ylabel="solved, %", ylim=(0, 101), xlim=(0, None))
     if len(methods) > 1:
@@ -151,7 +152,8 @@ def plot_forest(
         label.set_fontweight("bold" if one is None else "normal")
     ax.tick_params(axis="y", length=0)
     ax.grid(visible=False, axis="y")
-    ax.set_xlabel(f"percentage points above {shortened(baseline)}")
+    # To the right, where it fits however wide the names are.
+    ax.set_xlabel(f"percentage points above {shortened(baseline)}", loc="right")
     if ax.get_legend_handles_labels()[1]:
         figure_legend(drawn, columns=3)
     save_figure(drawn, path)
@@ -377,8 +379,12 @@ def figure_legend(drawn: Any, columns: int = 1) -> None:
 
 
 def shortened(name: str, most: int = 24) -> str:
-    """At most `most` characters of a name; its end is more specific than its beginning."""
-    return name if len(name) <= most else "…" + name[1 - most :]
+    """At most `most` characters of a name as a label; its end is more specific than its
+    beginning.
+    """
+    text = name if len(name) <= most else "…" + name[1 - most :]
+    # A pair of $ encloses a formula, and a legend leaves out a label that begins with _.
+    return "\N{ZERO WIDTH SPACE}" * text.startswith("_") + text.replace("$", r"\$")
 
 
 def _colours(names: Iterable[str]) -> list[str]:
@@ -397,13 +403,16 @@ def _percent(
 
 def save_figure(drawn: Any, path: Path) -> None:
     """Save without a background and with text that turns light in dark mode. The same
-    plot gives the same bytes.
+    plot gives the same bytes. Text stays text, in the reader's fonts, since matplotlib's
+    own lacks many scripts.
     """
     import matplotlib
     from matplotlib import pyplot
 
     text = io.StringIO()
-    with matplotlib.rc_context({"svg.hashsalt": path.name}):
+    as_text: Any = {"svg.hashsalt": path.name, "svg.fonttype": "none"}
+    with matplotlib.rc_context(as_text), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"Glyph \d+", UserWarning)
         drawn.savefig(text, format="svg", transparent=True, metadata={"Date": None})
     pyplot.close(drawn)
     rules = "".join(

@@ -25,13 +25,14 @@ def comparison_page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("pages")
     rng = np.random.default_rng(0)
     for name, rate in (
-        ("a_method_with_a_long_name_and_no_space_in_it", 0.5),
+        ("a_method_with_a_long_name_and_no_space_in_it" + "/which_is_a_path" * 4, 0.5),
         ("fib", 0.8),
         ("third", 0.7),
     ):
         for seed in range(2):
             make_run(folder / f"{name}_{seed}", rng.random(40) < rate, policy=f"{name}{seed}")
-    groups = tuple(f"{path.name[:-2]}={str(path)[:-1]}*" for path in sorted(folder.glob("*_0")))
+    runs = sorted(path.parent for path in folder.rglob("*_0/episodes.jsonl"))
+    groups = tuple(f"{str(run.relative_to(folder))[:-2]}={str(run)[:-1]}*" for run in runs)
     out = folder / "comparison.html"
     Compare(group=groups, margin=0.1, out=out).run()
     return out
