@@ -95,7 +95,7 @@ def fibottention(
         raise UserError(f"q, k and v must be on one device, got {q.device}, {k.device}, {v.device}")
     _, heads, length, dim = q.shape
     backend = choose_backend(q, heads, length, pattern, masking, backend)
-    return BACKENDS[backend](q, k, v, pattern, masking, dim**-0.5 if scale is None else scale)
+    return BACKENDS[backend](q, k, v, pattern, masking, _number(scale, dim))
 
 
 def fibottention_qkvpacked(
@@ -124,10 +124,16 @@ def fibottention_qkvpacked(
     (qkv,) = _autocast(qkv)
     _, length, _, heads, dim = qkv.shape
     backend = choose_backend(qkv, heads, length, pattern, masking, backend)
-    scale = dim**-0.5 if scale is None else scale
+    factor = _number(scale, dim)
     if backend in KERNELS:
-        return sparse_packed(qkv, pattern, masking, scale, backend)
-    return BACKENDS[backend](*unpack(qkv), pattern, masking, scale).transpose(1, 2)
+        return sparse_packed(qkv, pattern, masking, factor, backend)
+    return BACKENDS[backend](*unpack(qkv), pattern, masking, factor).transpose(1, 2)
+
+
+def _number(scale: float | None, dim: int) -> float:
+    if isinstance(scale, Tensor):  # kernels would read its value and give it no gradient
+        raise UserError("scale must be a number; multiply q by a tensor, and pass scale=1")
+    return dim**-0.5 if scale is None else scale
 
 
 def _autocast(*tensors: Tensor) -> tuple[Tensor, ...]:

@@ -311,12 +311,16 @@ def dropped_sum(grad: Tensor, lse: Tensor, drops_keys: Tensor) -> Tensor:
 
 
 def once(backward: Callable[..., Tensor], inputs: tuple[Tensor, ...], *arguments: Any) -> Tensor:
-    """Return `backward(*arguments)`; differentiating it by `inputs` raises `UserError`.
+    """Return `backward(*arguments)`; differentiating it by `inputs` raises `UserError`,
+    and so do batched gradients.
 
     `torch.autograd.function.once_differentiable` does not suffice: its error node does
     not depend on the inputs, so `torch.autograd.grad(gradient, x)` skips it, and
     returns a wrong number if x also reaches the gradient another way.
     """
+    functorch, grad = torch._C._functorch, inputs[0]
+    if functorch.is_legacy_batchedtensor(grad) or functorch.is_functorch_wrapped_tensor(grad):
+        raise UserError(f"sparse attention has no batched derivatives; {_ADVICE}")
     if not torch.is_grad_enabled():  # the usual case: without create_graph=True
         return backward(*arguments)
     gradient: Tensor = _Once.apply(backward, arguments, *inputs)  # type: ignore[no-untyped-call]

@@ -62,6 +62,15 @@ def test_unknown_names_suggest_the_nearest(options: dict[str, str]) -> None:
         fibottention(*tensors(1, 2, 11, 4), PATTERN, **options)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("backend", ["numba", "csr", "sdpa", "reference"])
+def test_a_scale_that_would_not_be_learned_is_rejected(backend: str) -> None:
+    scale = torch.tensor(0.5, requires_grad=True)
+    with pytest.raises(UserError, match="scale must be a number; multiply q by a tensor"):
+        fibottention(*tensors(1, 2, 11, 4), PATTERN, backend=backend, scale=scale)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="scale must be a number"):
+        fibottention_qkvpacked(torch.randn(1, 11, 3, 2, 4), PATTERN, backend=backend, scale=scale)  # type: ignore[arg-type]
+
+
 def test_an_unknown_backend_in_the_environment_is_rejected() -> None:
     program = (
         "import torch; from fibopolicy.attention import FibottentionPattern, fibottention;"

@@ -254,6 +254,21 @@ def test_transforms_that_differentiate_are_rejected(backend: str) -> None:
             ask()
 
 
+@pytest.mark.parametrize("backend", ["csr", "numba", "packed"])
+def test_batched_derivatives_are_rejected(backend: str) -> None:
+    qkv = torch.randn(1, 61, 3, 2, 16, requires_grad=True)
+    if backend == "packed":
+        out = fibottention_qkvpacked(qkv, PATTERN, backend="numba")
+    else:
+        out = fibottention(*qkv.permute(2, 0, 3, 1, 4), PATTERN, backend=backend)
+    with pytest.raises(UserError, match="no batched derivatives; set backend='reference'"):
+        torch.autograd.grad(
+            out, qkv, torch.ones(2, *out.shape), retain_graph=True, is_grads_batched=True
+        )
+    with pytest.raises(UserError, match="no batched derivatives"):
+        torch.vmap(lambda grad: torch.autograd.grad(out, qkv, grad))(torch.ones(2, *out.shape))
+
+
 def test_vmap_alone_gives_the_same() -> None:
     q = torch.randn(3, 1, 2, 61, 16)
     got = torch.vmap(lambda x: fibottention(x, x, x, PATTERN, backend="numba"))(q)
