@@ -21,6 +21,7 @@ from fibopolicy.study.grid import (
     conditions,
     evaluate_config,
     possible_runs,
+    runs,
     train_config,
     trial_setting,
     tuning_name,
@@ -212,11 +213,24 @@ def create_or_extend(path: Path, config: StudyConfig) -> StudyDirectory:
         for task in old.config.tasks:
             if task.dataset is None and task not in config.tasks:
                 remove_shards(shards_folder(old.dataset(task)))  # of an interrupted collection
-        started_with = read_json(path / STUDY).get("versions", {})
-        write_json(path / STUDY, {**to_json(config), "versions": started_with})
+        document = read_json(path / STUDY)
+        history: dict[str, Any] = {"versions": document.get("versions", {})}
+        read = document.get("seeds_before_extension", [])
+        complete = _complete_seeds(old)
+        if complete and complete not in read and len(config.seeds) > len(old.config.seeds):
+            read = [*read, complete]
+        if read:
+            history["seeds_before_extension"] = read
+        write_json(path / STUDY, {**to_json(config), **history})
         with new.log.open("a", encoding="utf-8") as log:
             log.write(f"the study changes: {difference}\n")
     return new
+
+
+def _complete_seeds(study: StudyDirectory) -> int:
+    """Number of training seeds with results of every condition."""
+    seeds = [run.seed for run in runs(study.config) if study.done(run).exists()]
+    return sum(seeds.count(seed) == len(conditions(study.config)) for seed in set(seeds))
 
 
 def check_change(study: StudyDirectory, config: StudyConfig) -> None:

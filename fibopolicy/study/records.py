@@ -143,6 +143,8 @@ class Study:
         versions: versions of the packages that it was begun with.
         archived: whether it comes from an archive, so that links to its files would not
             work.
+        seeds_before_extension: how many training seeds had results, each time that
+            seeds were added to such a study.
     """
 
     directory: StudyDirectory
@@ -150,6 +152,7 @@ class Study:
     environment: Mapping[str, Any] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
     archived: bool = False
+    seeds_before_extension: tuple[int, ...] = ()
 
     @property
     def config(self) -> StudyConfig:
@@ -255,12 +258,13 @@ def read_study(path: Path) -> Study:
                 directory.steps(every[0]),
             )
         )
-    environment = path / ENVIRONMENT
+    environment, document = path / ENVIRONMENT, read_json(path / STUDY)
     return Study(
         directory,
         tuple(found),
         read_json(environment) if environment.exists() else {},
-        read_json(path / STUDY).get("versions", {}),
+        document.get("versions", {}),
+        seeds_before_extension=tuple(document.get("seeds_before_extension", ())),
     )
 
 

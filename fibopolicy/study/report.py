@@ -364,8 +364,13 @@ def _design(found: StudyResults) -> str:
 
 
 def _looks(found: StudyResults) -> str:
-    """The planned looks at the study, and which one is shown."""
-    looks = found.study.config.looks
+    """The looks at the study: planned ones, and which is shown, or unplanned ones."""
+    looks, earlier = found.study.config.looks, found.study.seeds_before_extension
+    if earlier:
+        return (
+            f" Seeds were added when the results of {listed([str(n) for n in earlier])} could be"
+            " read. Intervals and p-values do not allow for such a choice; planned looks do."
+        )
     if not looks:
         return ""
     planned = listed([str(seeds) for seeds in looks])

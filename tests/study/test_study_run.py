@@ -23,6 +23,7 @@ from fibopolicy.study import StudyConfig, StudyPolicy
 from fibopolicy.study.directory import StudyDirectory, create_or_extend, open_directory
 from fibopolicy.study.grid import runs
 from fibopolicy.study.records import read_study
+from fibopolicy.study.report import write_report
 from fibopolicy.study.runner import run_selected, run_study
 from fibopolicy.study.status import status
 from fibopolicy.utils.files import directory_lock
@@ -136,6 +137,19 @@ def test_an_extended_study_repeats_nothing(finished: StudyDirectory, tmp_path: P
         "the study changes: encoders = [fibottention_vit_tiny, vit_tiny] there"
         in (out / "study.log").read_text()
     )
+
+
+def test_a_study_tells_that_seeds_were_added_to_results(
+    finished: StudyDirectory, tmp_path: Path
+) -> None:
+    out = tmp_path / "study"
+    shutil.copytree(finished.path, out)
+    before = write_report(out).read_text()
+    for seeds in ((0, 1), (0, 1, 2)):  # the second time, there are no further results
+        create_or_extend(out, replace(finished.config, seeds=seeds))
+    assert read_study(out).seeds_before_extension == (1,)
+    assert "Seeds were added when the results of 1 could be read" in write_report(out).read_text()
+    assert "Seeds were added" not in before
 
 
 def test_an_extension_keeps_what_has_begun(config: StudyConfig, tmp_path: Path) -> None:
