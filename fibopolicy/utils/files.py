@@ -248,19 +248,19 @@ def directory_lock(
 
 
 def is_locked(path: Path) -> bool:
-    """Whether a process holds the lock file `path` now."""
+    """Whether a process holds the lock file `path` now, which may be another user's."""
     if not path.exists():
         return False
-    handle = os.open(path, os.O_RDWR)
+    handle = os.open(path, os.O_RDONLY)
     try:
-        return not _try_lock(handle, path.parent)
+        return not _try_lock(handle, path.parent, fcntl.LOCK_SH)
     finally:
         os.close(handle)
 
 
-def _try_lock(handle: int, folder: Path) -> bool:
+def _try_lock(handle: int, folder: Path, kind: int = fcntl.LOCK_EX) -> bool:
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(handle, kind | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     except OSError as error:

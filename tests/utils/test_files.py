@@ -91,6 +91,21 @@ def test_a_lock_names_its_holder_to_a_second_process(tmp_path: Path) -> None:
     assert not files.is_locked(tmp_path / "absent.lock")
 
 
+def test_the_lock_of_another_user_can_be_looked_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read_only(path: Path, flags: int, *_: int) -> int:
+        if flags & (os.O_RDWR | os.O_WRONLY):
+            raise PermissionError
+        return real(path, flags)
+
+    real = os.open
+    with files.directory_lock(tmp_path, "run.lock"):
+        monkeypatch.setattr(os, "open", read_only)
+        assert files.is_locked(tmp_path / "run.lock")
+    assert not files.is_locked(tmp_path / "run.lock")
+
+
 def test_a_second_process_waits_for_a_lock(tmp_path: Path) -> None:
     entered = threading.Event()
     order: list[str] = []
