@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
 import shutil
 import signal
 import sys
@@ -76,7 +77,7 @@ join_help_lines()
 
 def main() -> None:
     """The console command. Exit codes: 0 done, 1 an internal error, 2 a user
-    error, 130 interrupted.
+    error, 130 interrupted, 141 the reader of its output is gone.
     """
     arguments = [a for a in sys.argv[1:] if a != "--debug"]
     debug = len(arguments) < len(sys.argv) - 1
@@ -96,7 +97,7 @@ def main() -> None:
             command.run()
         sys.stdout.flush()  # here, where a failure is reported
     except BrokenPipeError:
-        os._exit(0)  # the reader of our output is gone
+        os._exit(128 + signal.SIGPIPE)  # as of any command that `| head` ends
     except KeyboardInterrupt as error:
         _end(error, debug, f"interrupted{_how_to_resume(command)}", 130)
     except Exception as error:
@@ -120,6 +121,7 @@ def parse(arguments: list[str]) -> Any:
             f"{arguments[0]}: an argument is empty; if it came from a shell variable, set that"
             " variable"
         )
+    arguments = [re.sub("^(--[a-z-]+=)?(~.*)", _at_home, word) for word in arguments]
     if shutil.get_terminal_size().columns < 40:  # tyro takes very long to wrap at a few letters
         os.environ["COLUMNS"] = "40"
     try:
@@ -133,6 +135,11 @@ def parse(arguments: list[str]) -> Any:
     except SystemExit:
         sys.stdout.flush()
         raise
+
+
+def _at_home(word: re.Match[str]) -> str:
+    """`--out=~/x` with the home folder; shells replace a ~ only where a word begins."""
+    return (word[1] or "") + os.path.expanduser(word[2])
 
 
 def _explain(error: Exception) -> tuple[str, int]:

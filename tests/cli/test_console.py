@@ -6,6 +6,7 @@ import ast
 import io
 import os
 import shlex
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -198,6 +199,22 @@ def test_output_to_a_closed_stream_is_dropped(
     processes.make_streams_safe()
     print("nowhere")
     sys.stdout.close()
+
+
+def test_a_command_without_a_reader_does_not_end_as_if_it_were_done() -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run([*COMMAND, "--version"], stdout=writer, stderr=subprocess.PIPE)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, b"")
+
+
+def test_the_home_folder_is_found_behind_an_equals_sign(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    parsed = cli.parse(["results", "~/run", "--out=~/a ~.json"])
+    assert (parsed.runs, parsed.out) == ((tmp_path / "run",), tmp_path / "a ~.json")
 
 
 def test_a_path_with_an_unknown_home_stays_unchanged(monkeypatch: pytest.MonkeyPatch) -> None:
