@@ -218,7 +218,9 @@ def _table(qualities: Sequence[DemoQuality]) -> Table:
     titles += ["still", "saturated", "jerk", "largest step", "reasons"]
     rows: list[list[str | Cell]] = [list(titles)]
     for quality in qualities:
-        success = Cell(*(("yes", "", "good") if quality.success else ("no", "", "bad")))
+        success = {True: Cell("yes", mark="good"), False: Cell("no", mark="bad"), None: Cell("-")}[
+            quality.success
+        ]
         rows.append(
             [
                 quality.demo,

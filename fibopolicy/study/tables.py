@@ -127,6 +127,8 @@ def by_task(comparisons: Sequence[EncoderComparison]) -> list[EncoderComparison]
 
 def _to_decide(one: EncoderComparison) -> str:
     """For example `412 episodes: 4 seeds x 103 initial states`."""
+    if one.lacks_seeds:
+        return "more training seeds: one side has a single one"
     if one.needed is None:
         return f"more than {MAX_EPISODES:,} episodes"
     seeds, init_states = one.needed.seeds, one.needed.init_states

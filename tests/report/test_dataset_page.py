@@ -52,9 +52,11 @@ def test_a_video_that_cannot_be_made_leaves_a_page_that_says_so(
         for demo in file["data"].values():
             del demo["states"]
         file["data/demo_3/actions"][0, 0] = float("nan")
+        del file["data/demo_4/rewards"]
     page = tmp_path / "plain.html"
     write_dataset_page(recording, page)
     html = page.read_text()
     assert "No video: the file holds neither frames nor states" in html
     assert "demo_3 is not scored: actions hold values that are not finite" in html
+    assert re.search('>demo_4</td>.*?data-name="success">-<', html, re.DOTALL)
     assert "data:video" not in html

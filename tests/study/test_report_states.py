@@ -122,6 +122,7 @@ def test_a_single_seed_against_several_decides_nothing(tmp_path: Path) -> None:
     text = write_report(directory).read_text()
     assert "fib against dense: <b>undecided</b> on Lift (difference" in text
     assert "one side has a single training seed" in text
+    assert "more training seeds: one side has a single one</td>" in text
 
 
 def test_failed_runs_are_named_in_the_answer_and_it_is_not_marked_good(tmp_path: Path) -> None:
