@@ -387,6 +387,8 @@ class Replay(Workers, Demos, OptionalOutput):
         from fibopolicy.statistics.rates import wilson
 
         check_video_size(self.video_size)
+        if self.video is not None and self.video.suffix != ".mp4":
+            raise UserError(f"{self.video}: is to be a video, expected a name that ends in .mp4")
         for path in (self.out, self.video):
             if path is not None:
                 check_output(path, self.overwrite, [self.file])

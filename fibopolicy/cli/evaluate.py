@@ -116,7 +116,12 @@ class Results(OptionalOutput):
             )
         found = {name: rows for named in of_runs.values() for name, rows in named.items()}
         trained = {name: trained_with(run) for run, named in of_runs.items() for name in named}
-        rates = {name: success_rate(rows) for name, rows in found.items()}
+        rates = {}
+        for name, rows in found.items():
+            try:
+                rates[name] = success_rate(rows)
+            except UserError as error:
+                raise UserError(f"{name}: {error}") from error
         print(rate_table(rates))
         if self.out is not None:
             write_results(self.out, found, rates, trained)
@@ -154,7 +159,8 @@ class Compare:
     gate: bool = False
     """Report as the exit code whether all candidates are not inferior. Needs --margin."""
     effect_sizes: tuple[float, ...] = (0.02, 0.05, 0.1)
-    """Differences of success rates for which the required episodes are printed."""
+    """Differences of success rates, up to 0.5, for which the required episodes are
+    printed."""
     selector: Annotated[Selector, arg(name="")] = field(default_factory=Selector)
     """Which evaluation of each run."""
     out: Path | None = None
@@ -171,6 +177,7 @@ class Compare:
 
     def run(self) -> None:
         from fibopolicy.report.comparison import text
+        from fibopolicy.report.tables import listed
         from fibopolicy.statistics.compare import compare
 
         if self.gate and self.margin is None:
@@ -182,9 +189,14 @@ class Compare:
                 " page that shows them"
             )
         check_video_size(self.video_size)
+        if not all(0 < size <= 0.5 for size in self.effect_sizes):
+            found = listed([*map(str, self.effect_sizes)])
+            raise UserError(f"effect sizes must be above 0 and at most 0.5, got {found}")
+        if self.out is not None and self.out.suffix != ".html":
+            raise UserError(f"{self.out}: is to be a page, expected a name that ends in .html")
         for path in (self.out, video_path):
             if path is not None:
-                check_output(path, self.overwrite, map(_rows_path, self.runs))
+                check_output(path, self.overwrite)
         comparison = compare(read_methods(self.runs, self.group, self.selector), self.margin)
         print(text(comparison, self.effect_sizes), flush=True)
         failed: UserError | None = None
@@ -220,8 +232,8 @@ def read_methods(runs: Sequence[Path], groups: Sequence[str], selector: Selector
 
     Raises:
         UserError: a group without runs, or with a table of several methods; a name
-            given twice; fewer than two methods; what `Selector.of`, `read_external` and
-            `Method` raise.
+            or a run given twice; fewer than two methods; what `Selector.of`,
+            `read_external` and `Method` raise.
     """
     from fibopolicy.statistics.compare import Method
 
@@ -239,7 +251,7 @@ def read_methods(runs: Sequence[Path], groups: Sequence[str], selector: Selector
         matches = [
             Path(path)
             for pattern in patterns.split(",")
-            for path in sorted(glob.glob(str(expanded(pattern))))
+            for path in _matches(expanded(pattern))
             if Path(path).is_dir() or external_file(Path(path))
         ]
         if not matches:
@@ -261,7 +273,17 @@ def read_methods(runs: Sequence[Path], groups: Sequence[str], selector: Selector
     names = [method.name for method in found]
     if twice := {name for name in names if names.count(name) > 1}:
         raise UserError(f"{', '.join(sorted(twice))}: named twice; give each method another name")
+    methods: dict[Path, str] = {}
+    for method in found:
+        for run in method.runs:
+            if (other := methods.setdefault(run.resolve(), method.name)) != method.name:
+                raise UserError(f"{run}: belongs to {other} and to {method.name}; name it once")
     return found
+
+
+def _matches(pattern: Path) -> list[str]:
+    """The paths that match; only `pattern` itself if that exists, since [ may be in a name."""
+    return [str(pattern)] if pattern.exists() else sorted(glob.glob(str(pattern)))
 
 
 def _rows_path(run: Path) -> Path:

@@ -55,11 +55,16 @@ class ProfileAttention(_Timed):
         from fibopolicy.attention.profile import attention_table, profile_attention
 
         self.check()
+        plot = None if self.out is None else self.out.with_suffix(".png")
+        if plot is not None:
+            if plot == self.out:
+                raise UserError(f"{self.out}: is to hold results as JSON; choose another ending")
+            check_output(plot, self.overwrite)
         report = profile_attention(turns=self.turns, device=self.device, flex=self.flex)
         print(attention_table(report))
         self.save(report)
-        if self.out is not None:
-            plot_crossover(report, self.out.with_suffix(".png"))
+        if plot is not None:
+            plot_crossover(report, plot)
 
 
 @dataclass(frozen=True)

@@ -165,7 +165,7 @@ def write_results(
     trained: Mapping[str, Mapping[str, str]],
 ) -> None:
     """Write evaluations as one JSON file, small enough to be committed: rates, and the
-    initial state, outcome and steps of each episode.
+    initial state, outcome (`null` after a simulator error) and steps of each episode.
 
     Args:
         evaluations: episode results of each evaluation.
@@ -182,7 +182,7 @@ def write_results(
             "errors": rates[name].errors,
             "wilson_95": [round(rates[name].low, 4), round(rates[name].high, 4)],
             "index": [row.index for row in rows],
-            "success": [int(row.success) for row in rows],
+            "success": [None if row.error else int(row.success) for row in rows],
             "steps": [row.steps for row in rows],
         }
         for name, rows in evaluations.items()

@@ -218,9 +218,10 @@ def compare(
     init_states = tuple(dict.fromkeys(digest for digest in in_order if digest in shared - faulty))
     if len(init_states) < 2:
         sets = "; ".join(f"{name}: {len(rows)} of seed {rows[0].init_seed}" for name, rows in runs)
+        faults = f" without a simulator error, and {len(faulty)} with one" if faulty else ""
         raise UserError(
-            f"{len(init_states)} initial states are shared, so nothing can be paired ({sets});"
-            " evaluate all runs with the same --init-states or --init-seed"
+            f"{len(init_states)} initial states are shared{faults}, so nothing can be paired"
+            f" ({sets}); evaluate all runs with the same --init-states or --init-seed"
         )
     outcomes = [method.outcomes(init_states) for method in methods]
     differences = [Difference(outcomes[0], other, confidence) for other in outcomes[1:]]

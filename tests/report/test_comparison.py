@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -7,7 +8,7 @@ import numpy as np
 import pytest
 from made_rows import make_run
 
-from fibopolicy.cli.evaluate import Compare, read_methods
+from fibopolicy.cli.evaluate import Compare, Results, read_methods
 from fibopolicy.errors import UserError
 from fibopolicy.evaluation.episodes import Selector, read_rows, write_rows
 from fibopolicy.evaluation.side_by_side import alternate
@@ -69,6 +70,17 @@ def test_errors_count_in_no_rate_and_are_reported(pair: tuple[Path, Path]) -> No
     assert [(rate.successes, rate.episodes) for rate in found.rates] == [(41, 58), (51, 58)]
     assert found.methods[1].errors == 2
     assert "left out: 2 with a simulator error in some run" in text(found, ())
+    faulty = make_run(pair[0].parent / "faulty", [False] * 60, error="hung")
+    with pytest.raises(UserError, match="0 initial states are shared without a simulator error"):
+        of(pair[0], faulty)
+    with pytest.raises(UserError, match=r"faulty: step .*: none of 60 episodes"):
+        Results(runs=(pair[0], faulty)).run()
+    out = pair[0].parent / "results.json"
+    Results(runs=pair, out=out).run()
+    stored = json.loads(out.read_text())["runs"][1]
+    assert stored["success"][0] is None
+    assert stored["success"].count(1) == stored["successes"] == 51
+    assert len(stored["success"]) - stored["success"].count(None) == stored["episodes"] == 58
 
 
 @pytest.mark.parametrize(
@@ -155,12 +167,18 @@ def test_groups_pool_training_seeds(tmp_path: Path) -> None:
         ((), "needs a baseline and a candidate, got 1"),
         (("x={0}", "x={0}"), "x: named twice"),
         (("x={0},{1}",), "hold the same weights"),
+        (("x={1}", "y={1}/../b*"), "b: belongs to x and to y; name it once"),
     ],
 )
 def test_mistaken_groups_are_refused(tmp_path: Path, groups: tuple[str, ...], message: str) -> None:
     a, b = (make_run(tmp_path / name, [True, False, True], policy="p") for name in "ab")
     with pytest.raises(UserError, match=message):
         of(a, groups=tuple(group.format(a, b) for group in groups))
+
+
+def test_a_group_may_name_a_run_with_a_bracket(tmp_path: Path) -> None:
+    runs = [make_run(tmp_path / name, [True, False]) for name in ("a", "[b]")]
+    assert of(runs[0], groups=(f"b={runs[1]}",)).methods[1].runs == (runs[1],)
 
 
 def test_holm_over_several_candidates(pair: tuple[Path, Path], tmp_path: Path) -> None:
