@@ -152,16 +152,17 @@ def _answer(pipe: Connection, name: str, size: int) -> None:
 
 
 def table(document: dict[str, Any]) -> str:
-    """The Markdown text of a result."""
-    rows = ["| family | model | image | tokens (N, D) | feature | |", "|---|---|---|---|---|---|"]
+    """The Markdown text of a result: the last trial of each family."""
+    rows = ["| family | model | image | tokens (N, D) | feature |", "|---|---|---|---|---|"]
     for family, entry in document["families"].items():
-        for trial in entry["trials"]:
-            shape = " x ".join(map(str, trial["tokens"])) if "tokens" in trial else ""
-            answer = trial.get("line", "works").replace("|", "\\|")
-            rows.append(
-                f"| {family} | `{entry['model']}` | {trial['size']} | {shape} |"
-                f" {trial.get('feature', '')} | {answer} |"
-            )
+        last = entry["trials"][-1]
+        shape = " x ".join(map(str, last.get("tokens", ())))
+        line = last.get("line", "")
+        answer = shape or (line.partition("pixels: ")[2] or line).replace("|", "\\|")
+        rows.append(
+            f"| {family} | `{entry['model']}` | {last['size']} | {answer} |"
+            f" {last.get('feature', '')} |"
+        )
     counts = Counter(entry["trials"][-1]["verdict"] for entry in document["families"].values())
     first = Counter(entry["trials"][0]["verdict"] for entry in document["families"].values())
     versions = (
