@@ -47,28 +47,34 @@ class TaskEnv(gymnasium.Env[Observation, NDArray[np.float32]], ABC):
     `image_size` is a number of pixels, (height, width), or a mapping from cameras to
     sizes. Its `env_args` give its `task_id` as `env_name`, `type` 2, and these
     arguments as `env_kwargs`.
+
+    Attributes:
+        task_id: set by `fibopolicy.envs.make` for a custom class.
+        control_hz: control steps per second.
+        quality: how frames are rendered. Frames of different qualities do not match.
+        horizon: the most control steps of an episode, which is then truncated. The name
+            is robosuite's; a policy's `horizon` is the length of its action chunk.
+        expert_noise: default standard deviation of the noise on an expert's executed
+            actions, action units.
+        proprioception: the observation keys of the robot's own state. Training reads
+            those that `fibopolicy.datasets.conventions.PROPRIOCEPTION` lists, such as
+            "robot_state", by default, and others by `--vectors`.
+        eef_keys: the observation keys of the end effectors' positions, `(3,)` each,
+            metres.
+        instruction: the instruction given to the robot, where the task has one in
+            words.
+        decor: shapes that are drawn although the simulation does not have them; `None`
+            if this environment cannot draw any.
     """
 
     task_id: str
     control_hz: float
-    #: How frames are rendered. Frames of different qualities do not match.
     quality: Quality
-    #: The most control steps of an episode, which is then truncated. The name is
-    #: robosuite's; a policy's `horizon` is the length of its action chunk.
     horizon: int
-    #: Default standard deviation of the noise on an expert's executed actions, action
-    #: units.
     expert_noise: float = 0.2
-    #: The observation keys of the robot's own state. Training reads those that
-    #: `fibopolicy.datasets.conventions.PROPRIOCEPTION` lists, such as "robot_state", by
-    #: default, and others by `--vectors`.
     proprioception: tuple[str, ...]
-    #: The observation keys of the end effectors' positions, `(3,)` each, metres.
     eef_keys: tuple[str, ...] = ()
-    #: The instruction given to the robot, where the task has one in words.
     instruction: str | None = None
-    #: Shapes that are drawn although the simulation does not have them; `None` if this
-    #: environment cannot draw any.
     decor: tuple[Decor, ...] | None = None
 
     @abstractmethod
