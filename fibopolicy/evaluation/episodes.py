@@ -84,7 +84,7 @@ class EpisodeResult:
         total_reward: summed over the episode.
         wall_s: seconds that the episode took, waiting for other episodes included.
         checkpoint_step: gradient steps behind the weights.
-        checkpoint: "ema" or "model".
+        checkpoint: "ema", "model", or one in `best/` such as "best/step_001000".
         init_seed: seed of the set of initial states.
         max_steps: control steps after which an episode is truncated.
         quality: render quality of the frames.

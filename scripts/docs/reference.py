@@ -62,7 +62,8 @@ def commands() -> str:
         "# Commands",
         "Every command and option, generated from the classes that declare them"
         " (`fibopolicy/cli/`). `fibopolicy COMMAND --help` prints the same.",
-        "Exit codes: 0 done, 1 internal error, 2 an error that you can fix, 130 interrupted."
+        "Exit codes: 0 done, 1 internal error, 2 an error that you can fix, 130 interrupted;"
+        " `compare --gate` also 3 and 4."
         " `--debug` before or after a command shows tracebacks; `fibopolicy --version` prints"
         " versions.",
     ]
@@ -82,7 +83,8 @@ def _command(name: str, parser: argparse.ArgumentParser, heading: str) -> Iterat
         if example and example[1]:
             yield f"{example[1]}:"
         yield f"```sh\n{' '.join(example[2].split())}\n```" if example else text
-    if rows := [_option(action) for action in parser._actions if _shown(action)]:
+    shown = sorted(filter(_shown, parser._actions), key=lambda action: bool(action.option_strings))
+    if rows := [_option(action) for action in shown]:  # positional arguments first
         yield "\n".join(["| argument | |", "|---|---|", *rows])
     for action in parser._actions:
         if isinstance(action, argparse._SubParsersAction):
