@@ -606,8 +606,10 @@ def _env_maker(
     )
 
 
-def _env_maker_of_run(config: EvaluateConfig, loaded: LoadedPolicy) -> Callable[[], TaskEnv]:
-    options = view_options(loaded.policy)
+def _env_maker_of_run(
+    config: EvaluateConfig, loaded: LoadedPolicy, **overrides: Any
+) -> Callable[[], TaskEnv]:
+    options = view_options(loaded.policy) | overrides
     for name, value in (("quality", config.quality), ("horizon", config.max_steps)):
         if value is not None:
             options[name] = value
@@ -800,7 +802,8 @@ def _check_video(config: EvaluateConfig, loaded: LoadedPolicy) -> None:
                 " --overlay out"
             )
         if camera is not None:  # made only to see that it has the camera
-            from_env_args(loaded.env_args, cameras=(camera,)).close()
+            size = config.video_size
+            _env_maker_of_run(config, loaded, cameras=(camera,), image_size=size)().close()
 
 
 #: Initial states and perturbations in a video of perturbed episodes.

@@ -235,6 +235,8 @@ def test_a_task_can_be_named_for_the_rollouts_of_data_without_one(
         evaluate_run(EvaluateConfig(config.out, episodes=1))
     done = evaluate_run(EvaluateConfig(config.out, episodes=1, video=0, workers=1, task="Lift-v0"))
     assert len(done.rows) == 1
+    with pytest.raises(UserError, match="unknown camera 'sky'"):
+        evaluate_run(EvaluateConfig(config.out, task="Lift-v0", video_camera="sky"))
     with pytest.raises(UserError, match="unknown task 'Lfit-v0': did you mean"):
         train(replace(config, rollouts=replace(rollouts, task="Lfit-v0")), overwrite=True)
     with pytest.raises(UserError, match="set --rollout-every, or give --task to evaluate"):
