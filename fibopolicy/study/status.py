@@ -66,7 +66,7 @@ def _state(study: Study, one: ConditionRecord, run: RunRecord) -> str:
     if run.state in (State.RUNNING, State.UNFINISHED):
         step, episodes = _progress(run)
         if episodes:
-            return f"{run.state.value}, {episodes}/{study.episodes} episodes"
+            return f"{run.state.value}, {episodes}/{_episodes(study)} episodes"
         if step:
             return f"{run.state.value}, step {step}/{one.steps}"
     return str(run.state.value)
@@ -119,7 +119,12 @@ def _planned(study: Study, one: ConditionRecord) -> Iterator[tuple[RunRecord | N
             for _ in range(search.sizes[rung] - len(known)):
                 yield None, round(share * one.steps), episodes
     for record in one.runs:
-        yield record, one.steps, study.episodes
+        yield record, one.steps, _episodes(study)
+
+
+def _episodes(study: Study) -> int:
+    """Episodes of a run: without and with each perturbation."""
+    return study.episodes * (1 + len(study.config.perturbations))
 
 
 def _similar(study: Study, one: ConditionRecord) -> list[RunRecord]:

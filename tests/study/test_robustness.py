@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,6 +22,7 @@ from fibopolicy.study.report import write_report
 from fibopolicy.study.results import results
 from fibopolicy.study.robustness import by_level, level_table, ranking_table, robustness
 from fibopolicy.study.runner import run_study
+from fibopolicy.study.status import seconds_left, status
 
 LIFT = "fibopolicy/Lift-v0"
 PERTURBATIONS = ("blur:1", "blur:3", "noise:2")
@@ -51,6 +54,20 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
             assert path is not None
             write_rows(path, every)
     return study
+
+
+def test_the_progress_of_a_run_counts_the_episodes_of_every_perturbation(
+    made: Path, tmp_path: Path
+) -> None:
+    study = Path(shutil.copytree(made, tmp_path / "robust"))
+    run = next((study / "conditions").glob("*dense*")) / "seed0"
+    costs = json.loads((run / "done.json").read_text())
+    (run / "done.json").unlink()
+    rows = read_rows(run / "episodes.jsonl")
+    write_rows(run / "episodes.jsonl", rows[: EPISODES + 1])
+    assert f"unfinished, {EPISODES + 1}/{4 * EPISODES} episodes" in status(read_study(study))
+    left = costs["train_s"] + (3 * EPISODES - 1) * costs["evaluate_s"] / EPISODES
+    assert seconds_left(read_study(study), 1) == pytest.approx(left)
 
 
 def test_the_tables_have_the_rates_and_changes_of_the_rows(made: Path) -> None:
