@@ -220,7 +220,7 @@ def compare(
         sets = "; ".join(f"{name}: {len(rows)} of seed {rows[0].init_seed}" for name, rows in runs)
         faults = f" without a simulator error, and {len(faulty)} with one" if faulty else ""
         raise UserError(
-            f"{len(init_states)} initial states are shared{faults}, so nothing can be paired"
+            f"{len(init_states)} initial states are shared{faults}, expected 2 or more"
             f" ({sets}); evaluate all runs with the same --init-states or --init-seed"
         )
     outcomes = [method.outcomes(init_states) for method in methods]
