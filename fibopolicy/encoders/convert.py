@@ -301,7 +301,10 @@ def _attention(
 ) -> tuple[Tensor, None]:
     """Of transformers' attention interface: q, k and v `(B, h, T, d)` to `(B, T, h, d)`."""
     if attention_mask is not None:
-        raise UserError("Fibottention takes no other attention mask; call the model without one")
+        raise UserError(
+            "Fibottention takes no other attention mask; call the model without one, and not under"
+            " torch.export, for which transformers always makes one"
+        )
     layer: _Layer = module.fibottention
     pattern = layer.pattern(query.shape[2], query.shape[1])
     y = fibottention(query, key, value, pattern, masking=layer.preset.masking, scale=scaling)
