@@ -88,8 +88,9 @@ def test_lerobots_results_are_read_in_both_layouts(tmp_path: Path) -> None:
     assert [row.init_state for row in found[0].rows[0]][:2] == ["seed 100", "seed 101"]
     assert [row.success for row in found[1].rows[0]] == [True, False, True, True, True, True]
     assert found[1].rows[0][3].init_state == "task 1 episode 1"
-    (grouped, _) = read_methods([one], [f"both={one}/eval_info.json,{suite}"], Selector())
-    assert len(grouped.runs) == 1
+    other = table(tmp_path / "t.csv", [("a", 0, "s0", 1)], COLUMNS)
+    (_, grouped) = read_methods([other], [f"both={one}/eval_info.json,{suite}"], Selector())
+    assert len(grouped.runs) == 2
 
 
 @pytest.mark.parametrize(
