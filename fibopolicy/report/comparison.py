@@ -199,9 +199,9 @@ def notes(comparison: Comparison) -> list[str]:
     if comparison.margin is None:
         return found
     found.append(
-        f"Not inferior: worse by less than the margin of {100 * comparison.margin:g} points, at"
-        f" {100 * ALPHA / 2:g} % one-sided. The margin is valid only if it was chosen before the"
-        " results were seen."
+        f"Not inferior: worse by less than the margin of {100 * comparison.margin:g} points."
+        f" Inferior: worse by more. Both at {100 * ALPHA / 2:g} % one-sided. The margin is valid"
+        " only if it was chosen before the results were seen."
     )
     if untestable := [
         one.name for one in comparison.candidates if not (one.testable or one.better)

@@ -102,6 +102,11 @@ class Candidate:
         return shown and (self.testable or self.better)
 
     @property
+    def inferior(self) -> bool:
+        """Whether it is shown to be worse by more than the margin."""
+        return self.p_within is not None and self.p_within <= ALPHA / 2
+
+    @property
     def verdict(self) -> str:
         """For example `better; not inferior`."""
         direction = "better" if self.better else "worse"
@@ -110,6 +115,8 @@ class Candidate:
             return shown
         if self.not_inferior:
             return f"{shown}; not inferior"
+        if self.inferior:
+            return f"{shown}; inferior"
         return f"{shown}; {'non-inferiority not shown' if self.testable else 'untestable'}"
 
 
@@ -149,7 +156,7 @@ class Comparison:
         """With a margin: `inferior` if any candidate is worse by more, `not inferior`
         if all are shown not to be, else `undecided`.
         """
-        if any(one.p_within is not None and one.p_within <= ALPHA / 2 for one in self.candidates):
+        if any(one.inferior for one in self.candidates):
             return "inferior"
         shown = all(one.not_inferior for one in self.candidates)
         return "not inferior" if shown else "undecided"

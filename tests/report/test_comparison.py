@@ -196,6 +196,8 @@ def test_a_margin_decides_non_inferiority(tmp_path: Path) -> None:
     b = make_run(tmp_path / "b", [True] * 40 + [False] * 10)
     assert "non-inferiority not shown" in of(a, b, margin=0.05).candidates[0].verdict
     assert "; not inferior" in of(a, b, margin=0.4).candidates[0].verdict
+    c = make_run(tmp_path / "c", [False] * 50)
+    assert of(a, c, margin=0.05).candidates[0].verdict == "worse; inferior"
     with pytest.raises(UserError, match="margin must lie between 0 and 1"):
         of(a, b, margin=5)
 
