@@ -121,8 +121,8 @@ def build_encoder(name: str, *, image_size: tuple[int, int], **options: Any) -> 
     Args:
         name: one of `encoder_names()`, "timm:" and the name of a timm model, or
             "module:function": a custom function or class that takes `image_size` and
-            its options by keyword and returns an `Encoder`. Its module is imported from
-            Python's path, or else from the current folder.
+            its options by keyword (`**options` for any) and returns an `Encoder`. Its
+            module is imported from Python's path, or else from the current folder.
         image_size: (H, W), pixels.
         options: options of the encoder, e.g. `depth=4`.
 
@@ -132,8 +132,9 @@ def build_encoder(name: str, *, image_size: tuple[int, int], **options: Any) -> 
             does not return an `Encoder`.
     """
     known = encoder_options(name)
+    kinds = [p.kind for p in inspect.signature(_factory(name)).parameters.values()]
     for option, value in options.items():
-        if option not in known:
+        if option not in known and inspect.Parameter.VAR_KEYWORD not in kinds:
             raise unknown(f"option of encoder {name}:", option, known)
         # a typing error, such as a depth that would take hours to build
         if type(value) is int and abs(value) > 1 << 16:
@@ -171,7 +172,8 @@ def encoder_settings(name: str, **options: Any) -> dict[str, Any]:
 def _parameters(name: str) -> dict[str, inspect.Parameter]:
     fixed = ("image_size", "name") if name.startswith("timm:") else ("image_size",)
     parameters = inspect.signature(_factory(name)).parameters
-    return {option: p for option, p in parameters.items() if option not in fixed}
+    several = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    return {n: p for n, p in parameters.items() if n not in fixed and p.kind not in several}
 
 
 def _factory(name: str) -> EncoderFactory:

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from fibopolicy.encoders import build_encoder
+from fibopolicy.encoders.base import encoder_settings
 from fibopolicy.errors import UserError
 
 SOURCE = """
@@ -25,6 +26,9 @@ class Mean(Encoder):
 
 def make(*, image_size, width=2):
     return Mean(image_size=image_size, width=width)
+
+def wide(*, image_size, **options):
+    return Mean(image_size=image_size, **options)
 
 def linear(*, image_size):
     return torch.nn.Linear(3, 3)
@@ -85,3 +89,12 @@ def test_an_invalid_encoder_is_a_one_line_error(name: str, message: str) -> None
 def test_an_option_that_it_does_not_take_gets_a_suggestion() -> None:
     with pytest.raises(UserError, match="did you mean 'width'"):
         build_encoder("custom_encoder:make", image_size=(8, 8), widht=3)
+
+
+@pytest.mark.usefixtures("here")
+def test_options_may_be_passed_on() -> None:
+    assert encoder_settings("custom_encoder:wide", width=4) == {"width": 4}
+    built = build_encoder("custom_encoder:wide", image_size=(8, 8), width=4)
+    assert built.output_dim == 12
+    with pytest.raises(UserError, match=r"custom_encoder:wide cannot be built with .*widht"):
+        build_encoder("custom_encoder:wide", image_size=(8, 8), widht=4)
