@@ -58,8 +58,10 @@ def csr(
     q: Tensor, k: Tensor, v: Tensor, pattern: AttentionPattern, masking: str, scale: float
 ) -> Tensor:
     """Masked attention over `(B, h, T, d)`, differentiable once; half precision is
-    computed in float32.
+    computed in float32. Compilers do not take sparse matrices and get `sdpa`.
     """
+    if torch.compiler.is_compiling():
+        return sdpa(q, k, v, pattern, masking, scale)
     if not q.numel():
         return reference(q, k, v, pattern, masking, scale)
     check_transforms(q, k, v)

@@ -62,7 +62,7 @@ def test_gradcheck(backend: str, masking: str) -> None:
     assert torch.autograd.gradcheck(run, (q, k, v), fast_mode=backend == "csr")
 
 
-@pytest.mark.parametrize("backend", ["auto", "numba"])
+@pytest.mark.parametrize("backend", ["auto", "numba", "csr"])
 def test_compiles_as_one_graph(backend: str) -> None:
     layer = Layer(backend)
     x = torch.randn(2, 61, 32)
