@@ -114,11 +114,12 @@ def write_comparison_page(
 
 
 def summary(comparison: Comparison) -> str:
-    """Task and initial states, and which of these are left out."""
+    """Task, perturbation and initial states, and which of these are left out."""
     rows = [rows for method in comparison.methods for rows in method.rows]
     seeds = listed([str(seed) for seed in sorted({each[0].init_seed for each in rows})])
     of_seed = f" (set of seed {seeds})" if rows[0][0].checkpoint else ""  # else external rows
     limit = f", at most {comparison.max_steps} control steps" if comparison.max_steps else ""
+    perturbation = rows[0][0].perturbation
     left_out = []
     if comparison.left_out:
         left_out.append(f"{comparison.left_out} that some run lacks")
@@ -126,6 +127,7 @@ def summary(comparison: Comparison) -> str:
         left_out.append(f"{comparison.faulty} with a simulator error in some run")
     return (
         f"{comparison.task + ', ' * bool(comparison.task)}"
+        f"{f'perturbed by {perturbation}, ' if perturbation else ''}"
         f"{counted(len(comparison.init_states), 'shared initial state')}{of_seed}{limit}"
         f"{'; left out: ' * bool(left_out)}{listed(left_out)}"
     )

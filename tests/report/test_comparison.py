@@ -141,6 +141,13 @@ def test_several_evaluations_of_one_checkpoint_are_ambiguous(pair: tuple[Path, P
     assert of(*pair, checkpoint="ema").rates[0].successes == 42
 
 
+def test_a_comparison_names_the_perturbation(pair: tuple[Path, Path]) -> None:
+    for run in pair:
+        make_run(run, [True, False] * 30, perturbation="blur:2")
+    assert "blur" not in text(of(*pair), ())
+    assert "Lift-v0, perturbed by blur:2, 60 shared" in text(of(*pair, perturb="blur:2"), ())
+
+
 def test_groups_pool_training_seeds(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     outcomes = {name: rng.random((3, 80)) < rate for name, rate in (("dense", 0.6), ("fib", 0.9))}
