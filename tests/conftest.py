@@ -25,6 +25,7 @@ from fibopolicy.datasets.collect import Plan, collect
 from fibopolicy.envs.rendering import configure_gl
 from fibopolicy.policies import PolicyConfig
 from fibopolicy.training import OptimizerConfig, TrainConfig
+from fibopolicy.utils.files import cache_home
 
 # Many small tests run in parallel; with more than one thread each they would wait for
 # one another.
@@ -61,6 +62,21 @@ def pytest_sessionfinish() -> None:
 
 
 TINY_ENCODER = {"patch_size": 12, "width": 24, "depth": 2, "num_heads": 2, "keypoints": 4}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def caches_apart(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Frames of the tests' files do not stay in the user's cache. Other libraries keep
+    theirs.
+    """
+    home, folder = cache_home(), tmp_path_factory.mktemp("cache")
+    if home.parent.is_dir():
+        for path in home.parent.iterdir():
+            if path != home:
+                (folder / path.name).symlink_to(path)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(folder))
+        yield
 
 
 @pytest.fixture(scope="session", autouse=True)
