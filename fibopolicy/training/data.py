@@ -229,12 +229,13 @@ def converted(dataset: Windows) -> list[str]:
 
 def left_out(dataset: Windows) -> list[str]:
     """One line per file with observations that training does not read."""
-    unread = {part.path: part.left_out for part in parts_of(dataset)}
-    return [
-        f"{path}: not read: {', '.join(keys)}; choose with --cameras and --vectors"
-        for path, keys in unread.items()
-        if keys
-    ]
+    lines = []
+    for path, keys in {part.path: part.left_out for part in parts_of(dataset)}.items():
+        more = f" and {len(keys) - 8} more" * (len(keys) > 8)
+        if keys:
+            names = ", ".join(keys[:8]) + more
+            lines.append(f"{path}: not read: {names}; choose with --cameras and --vectors")
+    return lines
 
 
 def narrow_distributions(policy: Policy, dataset: Windows) -> list[str]:

@@ -25,7 +25,7 @@ from fibopolicy.evaluation.evaluate import evaluate_run
 from fibopolicy.policies.run_directory import load_policy
 from fibopolicy.training import TrainConfig
 from fibopolicy.training.config import RolloutConfig
-from fibopolicy.training.data import open_dataset, shapes_of
+from fibopolicy.training.data import left_out, open_dataset, shapes_of
 from fibopolicy.training.trainer import train
 
 KITCHEN = {"env_name": "RealKitchen", "type": 4, "env_kwargs": {}}
@@ -99,6 +99,11 @@ def test_unread_observations_are_listed_at_the_start(
         f"{path}: not read: cube_pos, front_depth; choose with --cameras and --vectors"
         in caplog.messages
     )
+    path = write(**{f"object_{i}": np.zeros((12, 3)) for i in range(40)})
+    names = ", ".join(sorted(f"object_{i}" for i in range(40))[:8])
+    assert left_out(open_dataset(replace(tiny_config, dataset=path))) == [
+        f"{path}: not read: {names} and 32 more; choose with --cameras and --vectors"
+    ]
 
 
 @pytest.mark.parametrize("kind", [4, 1])
