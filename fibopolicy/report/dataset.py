@@ -44,6 +44,7 @@ from fibopolicy.report.document import (
     Video,
     write_html,
 )
+from fibopolicy.report.tables import counted
 from fibopolicy.report.video import Clip, write_video
 
 #: Demonstrations in each of the two videos, the worst and a sample of the others.
@@ -108,7 +109,7 @@ def write_dataset_page(path: Path, out: Path, mapped: Mapping[str, str] | None =
             Heading("Contents of the file"),
             Facts(_merged(rows)),
         ]
-        write_html(out, f"{path.name}: {len(file.demos)} demonstrations", blocks)
+        write_html(out, f"{path.name}: {counted(len(file.demos), 'demonstration')}", blocks)
 
 
 def _answers(
@@ -152,8 +153,8 @@ def _mark(score: float) -> str:
 
 def _videos(file: DemoFile, ranked: Sequence[DemoQuality], folder: Path) -> list[DocumentBlock]:
     worst, others = ranked[:SHOWN], ranked[SHOWN:]
-    sample = [others[i] for i in np.linspace(0, len(others) - 1, SHOWN).round().astype(int)]
-    sample = list(dict.fromkeys(q.demo for q in sample)) if others else []
+    places = np.linspace(0, len(others) - 1, SHOWN if others else 0).round().astype(int)
+    sample = list(dict.fromkeys(others[i].demo for i in places))
     by_name = {quality.demo: quality for quality in ranked}
     shown = [*(quality.demo for quality in worst), *sample]
     try:

@@ -45,6 +45,20 @@ def test_a_file_without_frames_is_drawn_from_its_states(recording: Path, tmp_pat
     assert "lift &lt;copy&gt;.hdf5: 11 demonstrations" in page.read_text()
 
 
+def test_a_first_recording_has_a_page(lift_file: Path, tmp_path: Path) -> None:
+    path = tmp_path / "one.hdf5"
+    path.write_bytes(lift_file.read_bytes())
+    with h5py.File(path, "r+") as file:
+        for demo in list(file["data"])[1:]:
+            del file["data"][demo]
+        file.pop("mask", None)
+    page = tmp_path / "one.html"
+    write_dataset_page(path, page)
+    html = page.read_text()
+    assert html.count("data:video/mp4;base64,") == 1
+    assert "1 demonstration</title>" in html
+
+
 def test_a_video_that_cannot_be_made_leaves_a_page_that_says_so(
     recording: Path, tmp_path: Path
 ) -> None:
