@@ -246,6 +246,17 @@ def task_id_of(env_args: Mapping[str, Any]) -> str:
     return f"robosuite/{name}" if is_robosuite(env_args) else name
 
 
+def named_task(task_id: str, document: Mapping[str, Any]) -> str:
+    """The task in the file names of an evaluation; empty for the one task of a run's
+    training.
+
+    Args:
+        document: the run's `config.json`.
+    """
+    own = "" if document.get("task_env_args") else task_id_of(document["env_args"])
+    return "" if task_id == own else task_id
+
+
 def unavailable(env_args: Mapping[str, Any]) -> str | None:
     """Why no environment can be made of a dataset's `env_args`, in one line; else
     `None`.

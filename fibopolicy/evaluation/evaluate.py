@@ -28,7 +28,7 @@ from tqdm import tqdm
 
 from fibopolicy.envs import TaskEnv, from_env_args, make, resolve
 from fibopolicy.envs.perturbations import Perturbation, parse
-from fibopolicy.envs.registry import is_heavy, is_robosuite, task_id_of, unavailable
+from fibopolicy.envs.registry import is_heavy, is_robosuite, named_task, task_id_of, unavailable
 from fibopolicy.errors import UserError
 from fibopolicy.evaluation.config import EvaluateConfig
 from fibopolicy.evaluation.episodes import (
@@ -683,7 +683,7 @@ def _load_or_make_init_states(
     config: EvaluateConfig, evaluator: Evaluator
 ) -> tuple[InitStates, Path]:
     info, files = evaluator.info, RunDirectory(config.run)
-    task = info.task_id if files.read_tasks() else ""
+    task = named_task(info.task_id, files.read_config())
     default = files.init_states(config.init_seed, info.quality, task)
     path = config.init_states or default
     if config.init_states is None:

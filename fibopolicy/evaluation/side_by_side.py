@@ -11,6 +11,7 @@ from typing import cast
 import numpy as np
 from numpy.typing import NDArray
 
+from fibopolicy.envs.registry import named_task
 from fibopolicy.errors import UserError
 from fibopolicy.evaluation.config import VIDEO_SIZE, EvaluateConfig, Quality
 from fibopolicy.evaluation.evaluate import make_evaluator, weights_digest
@@ -72,14 +73,16 @@ def _checkpoint_clips(
     rows = {row.init_state: row for row in method.rows[0] if row.init_state in shown}
     first = next(iter(rows.values()))
     device = "cpu" if first.device == "cpu" else None
-    task = first.task if RunDirectory(run).read_tasks() else ""
-    loaded = load_policy(run, checkpoint=first.checkpoint, device=device, task=task or None)
+    files = RunDirectory(run)
+    task = first.task if files.read_tasks() else None
+    loaded = load_policy(run, checkpoint=first.checkpoint, device=device, task=task)
     if (loaded.step, weights_digest(loaded.policy)) != (first.checkpoint_step, first.policy):
         raise UserError(
             f"{run}: its weights, of step {loaded.step}, differ from those of the compared rows, of"
             f" step {first.checkpoint_step}; evaluate it again, or leave --video out"
         )
-    path = init_states or RunDirectory(run).init_states(first.init_seed, first.quality, task)
+    named = named_task(first.task, files.read_config())
+    path = init_states or files.init_states(first.init_seed, first.quality, named)
     stored = load_init_states(path)
     position = {stored.identity(i): i for i in range(len(stored))}
     if missing := [row.index for row in rows.values() if row.init_state not in position]:

@@ -39,8 +39,8 @@ def write_run_page(
     run: Path, evaluation: Evaluation, stages: Mapping[str, float] | None = None
 ) -> Path:
     """Write `report.html` and its plots into a run directory. An evaluation on another
-    set of initial states than that of seed 0 gets a separate page, such as
-    `report_seed1.html`.
+    set of initial states than that of seed 0 or on another task gets a separate page,
+    such as `report_seed1.html`.
 
     Args:
         stages: wall time of each stage, seconds; by default that of the evaluation.
@@ -48,11 +48,13 @@ def write_run_page(
     Returns:
         path of the page.
     """
+    from fibopolicy.envs.registry import named_task  # here, since tables do not need it
+
     files = RunDirectory(run)
     document = files.read_config()
     first = evaluation.rows[0]
     encoder = document["policy"]["encoder"]
-    task = first.task if files.read_tasks() else ""
+    task = named_task(first.task, document)
     seconds = stages or {"evaluation": evaluation.seconds}
 
     success = files.success_by_step(first.checkpoint, first.init_seed, task)

@@ -346,6 +346,17 @@ def test_failures_are_filmed_first_and_the_overlay_is_drawn(
     assert (filmed[0].frames != filmed[2].frames).any()
 
 
+def test_an_evaluation_on_another_task_replaces_no_file_of_the_first(
+    again: EvaluateConfig,
+) -> None:
+    write_run_page(again.run, evaluate_run(again, resume=True))
+    kept = {path: path.read_bytes() for path in again.run.glob("*.[nhs]*") if path.is_file()}
+    assert {"report.html", "success_by_step.svg", "init_seed0_fast.npz"} < {p.name for p in kept}
+    other = evaluate_run(replace(again, task="Push-v0"))
+    assert write_run_page(again.run, other).name == "report_fibopolicy_Push-v0.html"
+    assert [path.name for path, content in kept.items() if path.read_bytes() != content] == []
+
+
 def test_two_checkpoints_are_filmed_side_by_side_on_the_same_initial_states(
     evaluated: Evaluation, again: EvaluateConfig, tiny_run: Path, tmp_path: Path
 ) -> None:
