@@ -92,6 +92,7 @@ def _checkpoint_clips(
         )
     config = EvaluateConfig(
         run,
+        task=None if task else named or None,
         episodes=len(shown),
         max_steps=first.max_steps,
         quality=cast(Quality, first.quality),

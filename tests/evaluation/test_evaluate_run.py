@@ -347,7 +347,7 @@ def test_failures_are_filmed_first_and_the_overlay_is_drawn(
 
 
 def test_an_evaluation_on_another_task_replaces_no_file_of_the_first(
-    again: EvaluateConfig,
+    again: EvaluateConfig, tmp_path: Path
 ) -> None:
     write_run_page(again.run, evaluate_run(again, resume=True))
     kept = {path: path.read_bytes() for path in again.run.glob("*.[nhs]*") if path.is_file()}
@@ -355,6 +355,10 @@ def test_an_evaluation_on_another_task_replaces_no_file_of_the_first(
     other = evaluate_run(replace(again, task="Push-v0"))
     assert write_run_page(again.run, other).name == "report_fibopolicy_Push-v0.html"
     assert [path.name for path, content in kept.items() if path.read_bytes() != content] == []
+    runs = (again.run, copy_of(again.run, tmp_path / "twin").run)
+    push, page = Selector(task="fibopolicy/Push-v0"), tmp_path / "push.html"
+    Compare(runs, out=page, video=1, video_size=72, selector=push).run()
+    assert page.with_suffix(".mp4").is_file()
 
 
 def test_two_checkpoints_are_filmed_side_by_side_on_the_same_initial_states(
