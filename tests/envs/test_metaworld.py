@@ -73,10 +73,7 @@ def test_layouts_follow_seeds_and_states_repeat_the_future_exactly(task: str) ->
     np.testing.assert_array_equal(env.get_state().state, start.state)
 
 
-DRAWN = (
-    "metaworld/bin-picking-v3",
-    "metaworld/peg-insert-side-v3",
-)
+DRAWN = ("metaworld/bin-picking-v3", "metaworld/peg-insert-side-v3")
 
 
 def frames_after_a_restore(tasks: Sequence[str] = DRAWN) -> str:
@@ -231,6 +228,7 @@ def test_short_names_resolve_and_built_in_tasks_come_first() -> None:
         ("metaworld/recah-v3", {}, "did you mean 'metaworld/reach-v3'"),
         ("buton-press-v3", {}, "did you mean 'button-press-v3'"),
         (
+            "metaworld/reach-v3",
             {"cameras": ("corner9",)},
             "unknown camera of metaworld/reach-v3 'corner9': did you mean 'corner'",
         ),
