@@ -173,6 +173,26 @@ def camera_keys(env: TaskEnv) -> list[str]:
     return [key for key, space in spaces.items() if space.dtype == np.uint8]
 
 
+def own_env_args(
+    env: TaskEnv, version: str, cameras: Sequence[str], image_size: Any, **options: Any
+) -> dict[str, Any]:
+    """`env_args` in the form that `TaskEnv` describes.
+
+    Args:
+        version: of the simulator or of the package with the tasks.
+        options: arguments beyond those of every environment.
+    """
+    kwargs = {
+        "cameras": list(cameras),
+        "image_size": image_size,
+        "quality": env.quality,
+        "horizon": env.horizon,
+        **options,
+    }
+    # robomimic's number for a gymnasium environment is 2.
+    return {"env_name": env.task_id, "env_version": version, "type": 2, "env_kwargs": kwargs}
+
+
 def make_observation_space(
     image_sizes: Mapping[str, tuple[int, int]], vectors: Mapping[str, Space]
 ) -> gymnasium.Space[Observation]:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 
-from fibopolicy.envs.base import Observation, SimState, finite_action
+from fibopolicy.envs.base import Observation, SimState, finite_action, own_env_args
 from fibopolicy.envs.libero.experts import expert_action
 from fibopolicy.envs.libero.installation import (
     PACKAGE,
@@ -148,20 +148,9 @@ class LiberoEnv(RobosuiteEnv):
 
     @property
     def env_args(self) -> dict[str, Any]:
-        kwargs = {
-            "cameras": list(self.cameras),
-            "image_size": self._sizes.stored(),
-            "quality": self.quality,
-            "horizon": self.horizon,
-            "libero_keys": self._libero_keys,
-        }
-        return {
-            "env_name": self.task_id,
-            "env_version": versions()[PACKAGE],
-            "type": 2,
-            "env_kwargs": kwargs,
-            "language_instruction": self.instruction,
-        }
+        options, size = {"libero_keys": self._libero_keys}, self._sizes.stored()
+        own = own_env_args(self, versions()[PACKAGE], self.cameras, size, **options)
+        return {**own, "language_instruction": self.instruction}
 
     def _camera_name(self, camera: str) -> str:
         name = camera.removesuffix("_rgb")

@@ -22,6 +22,7 @@ from fibopolicy.envs.base import (
     finite_action,
     get_physics,
     make_observation_space,
+    own_env_args,
     set_physics,
 )
 from fibopolicy.envs.metaworld.tasks import METAWORLD, import_metaworld, metaworld_version
@@ -215,20 +216,9 @@ class MetaWorldEnv(TaskEnv):
 
     @property
     def env_args(self) -> dict[str, Any]:
-        kwargs = {
-            "cameras": list(self.cameras),
-            "image_size": self._sizes.stored(),
-            "quality": self.quality,
-            "horizon": self.horizon,
-            "goal_visible": self.goal_visible,
-        }
-        # robomimic's number for a gymnasium environment is 2.
-        return {
-            "env_name": self.task_id,
-            "env_version": metaworld_version(),
-            "type": 2,
-            "env_kwargs": kwargs,
-        }
+        options = {"goal_visible": self.goal_visible}
+        size = self._sizes.stored()
+        return own_env_args(self, metaworld_version(), self.cameras, size, **options)
 
     def expert_action(self) -> NDArray[np.float32]:
         """The action of Meta-World's scripted policy, which always sees the goal.

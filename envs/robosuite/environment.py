@@ -18,6 +18,7 @@ from fibopolicy.envs.base import (
     finite_action,
     image_key,
     make_observation_space,
+    own_env_args,
 )
 from fibopolicy.envs.registry import warn_of_version
 from fibopolicy.envs.rendering import (
@@ -242,18 +243,8 @@ class RobosuiteEnv(TaskEnv):
         `render_quality` is not among the kwargs, since robosuite would reject it.
         """
         if self.task_id != self._suite_id:
-            kwargs = {
-                "cameras": list(self.cameras),
-                "image_size": self._sizes.stored(),
-                "quality": self.quality,
-                "horizon": self.horizon,
-            }
-            return {
-                "env_name": self.task_id,
-                "env_version": import_robosuite().__version__,
-                "type": 2,
-                "env_kwargs": kwargs,
-            }
+            version = import_robosuite().__version__
+            return own_env_args(self, version, self.cameras, self._sizes.stored())
         kwargs = {
             **deepcopy(self._options),
             **camera_settings(self._sizes),

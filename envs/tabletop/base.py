@@ -16,6 +16,7 @@ from fibopolicy.envs.base import (
     finite_action,
     get_physics,
     make_observation_space,
+    own_env_args,
     set_physics,
 )
 from fibopolicy.envs.rendering import (
@@ -180,19 +181,7 @@ class TabletopEnv(TaskEnv):
 
     @property
     def env_args(self) -> dict[str, Any]:
-        # robomimic's number for a gymnasium environment is 2.
-        kwargs = {
-            "cameras": list(self.cameras),
-            "image_size": self._sizes.stored(),
-            "quality": self.quality,
-            "horizon": self.horizon,
-        }
-        return {
-            "env_name": self.task_id,
-            "env_version": mujoco.__version__,
-            "type": 2,
-            "env_kwargs": kwargs,
-        }
+        return own_env_args(self, mujoco.__version__, self.cameras, self._sizes.stored())
 
     def simulation(self) -> tuple[Any, Any]:
         return self.model, self.data
