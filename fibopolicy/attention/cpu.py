@@ -143,7 +143,7 @@ class _Launch:
         batch, heads, length, head_dim = shape
         single = head_dim in _WHOLE_ROWS and dtype != torch.float64
         width = head_dim if single else _CHUNK
-        kernel = kernels.kernels(_STORAGE[dtype], width, single)[name]
+        kernel = kernels.kernel(name, _STORAGE[dtype], width, single)
         near = neighbours(AttentionPattern.from_spec(spec))
         work = batch * len(near.key) * head_dim
         self.threads = 1 if work < _SERIAL_BELOW else threads

@@ -85,22 +85,17 @@ class Kernel(NamedTuple):
 
 
 @functools.cache
-def kernels(storage: str, width: int, single: bool) -> dict[str, Kernel]:
-    """The compiled "forward" and "backward" for rows of `width` numbers, or of `chunks`
+def kernel(name: str, storage: str, width: int, single: bool) -> Kernel:
+    """The compiled "forward" or "backward" for rows of `width` numbers, or of `chunks`
     times `width` if not `single`.
 
     `storage` is "f32", "f64", "f16" or "bf16"; half precision is computed in float32.
     The first call in the first process compiles; numba caches the result on disk.
     """
     try:
-        forward, backward = _build(storage, width, single, simd.VERSION, True)
+        return _build(name, storage, width, single, simd.VERSION, True)
     except RuntimeError:  # numba found no writable place for its cache
-        forward, backward = _build(storage, width, single, simd.VERSION, False)
-    return {"forward": Kernel(forward, FORWARD), "backward": Kernel(backward, BACKWARD)}
-
-
-def _signature(record: type[ctypes.Structure]) -> Any:
-    return types.void(types.CPointer(from_dtype(np.dtype(record))))
+        return _build(name, storage, width, single, simd.VERSION, False)
 
 
 # These functions are inlined into the kernels, which pass their constants. If they were
@@ -199,7 +194,7 @@ def _column_sum(  # type: ignore[no-untyped-def]
         store(REAL, result, target + c * WIDTH * SIZE)
 
 
-def _build(STORAGE: str, WIDTH: int, SINGLE: bool, VERSION: int, cache: bool) -> tuple[Any, Any]:
+def _build(name: str, STORAGE: str, WIDTH: int, SINGLE: bool, VERSION: int, cache: bool) -> Kernel:
     # Upper-case names are constants of the compiled code. Numba's disk cache tells
     # kernels apart by their values.
     REAL = "f64" if STORAGE == "f64" else "f32"
@@ -210,7 +205,6 @@ def _build(STORAGE: str, WIDTH: int, SINGLE: bool, VERSION: int, cache: bool) ->
     real = np.float64 if REAL == "f64" else np.float32
     LOWEST, ZERO, ONE = real(-np.inf), real(0), real(1)
 
-    @cfunc(_signature(FORWARD), cache=cache, error_model="numpy")
     def forward(pointer):  # type: ignore[no-untyped-def]
         p = carray(pointer, 1)[0]
         version = VERSION  # noqa: F841 - part of the cache key
@@ -324,7 +318,6 @@ def _build(STORAGE: str, WIDTH: int, SINGLE: bool, VERSION: int, cache: bool) ->
                 unit = take_ticket(p.ticket)
         fence()
 
-    @cfunc(_signature(BACKWARD), cache=cache, error_model="numpy")
     def backward(pointer):  # type: ignore[no-untyped-def]
         p = carray(pointer, 1)[0]
         version = VERSION  # noqa: F841 - part of the cache key
@@ -455,4 +448,6 @@ def _build(STORAGE: str, WIDTH: int, SINGLE: bool, VERSION: int, cache: bool) ->
                 unit = take_ticket(p.ticket)
         fence()
 
-    return forward, backward
+    source, record = (forward, FORWARD) if name == "forward" else (backward, BACKWARD)
+    signature = types.void(types.CPointer(from_dtype(np.dtype(record))))
+    return Kernel(cfunc(signature, cache=cache, error_model="numpy")(source), record)
