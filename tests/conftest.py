@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import copy
 import functools
 import gc
@@ -11,6 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Closed last at exit, since what is imported below registers later.
+    LAST = contextlib.ExitStack()
+    atexit.register(LAST.close)
+
 import torch
 from hypothesis import HealthCheck, settings
 
@@ -47,18 +55,21 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     return WorkStealingScheduling(config, log)
 
 
-# Garbage collections during imports, and later over what imports made, would take a
+# Garbage collections during imports, later over what imports made, and often would take a
 # fourth of the time.
 gc.disable()
+atexit.register(gc.unfreeze)  # or Triton's bindings report leaks
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if hasattr(config, "workerinput"):  # to free what a worker imported would take seconds
+        LAST.callback(os._exit, 0)
 
 
 def pytest_collection_finish() -> None:
     gc.freeze()
+    gc.set_threshold(20_000, 50, 50)
     gc.enable()
-
-
-def pytest_sessionfinish() -> None:
-    gc.unfreeze()  # or Triton's bindings report leaks at exit
 
 
 TINY_ENCODER = {"patch_size": 12, "width": 24, "depth": 2, "num_heads": 2, "keypoints": 4}

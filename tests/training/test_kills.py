@@ -13,7 +13,8 @@ import random
 import resource
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -72,12 +73,11 @@ def forked(task: Callable[[], object], kill_after: float = math.inf) -> int:
         time.sleep(0.001)
 
 
-def apart(task: Callable[..., None], *arguments: Any) -> None:
-    """Runs `task` in a fresh process, which may fork since it has no other threads."""
-    process = multiprocessing.get_context("spawn").Process(target=task, args=arguments)
-    process.start()
-    process.join()
-    assert process.exitcode == 0
+@pytest.fixture(scope="module")
+def apart() -> Iterator[ProcessPoolExecutor]:
+    """A fresh process, which may fork since it has no other threads."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        yield pool
 
 
 def killed_at_random(config: TrainConfig, folder: Path) -> None:
@@ -99,13 +99,15 @@ def killed_at_random(config: TrainConfig, folder: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_run_survives_kills_at_random_moments(tiny_config: TrainConfig, tmp_path: Path) -> None:
+def test_a_run_survives_kills_at_random_moments(
+    tiny_config: TrainConfig, tmp_path: Path, apart: ProcessPoolExecutor
+) -> None:
     config = replace(
         tiny_config,
         optimizer=OptimizerConfig(steps=24, batch_size=4, warmup_steps=2),
         checkpoint_every=1,
     )
-    apart(killed_at_random, config, tmp_path)
+    apart.submit(killed_at_random, config, tmp_path).result()
 
 
 def die(*_: object, **__: object) -> None:
@@ -178,31 +180,34 @@ def killed_while_saving(config: TrainConfig, folder: Path) -> None:
 
 @pytest.mark.slow
 def test_a_run_survives_kills_at_every_point_of_saving(
-    tiny_config: TrainConfig, tmp_path: Path
+    tiny_config: TrainConfig, tmp_path: Path, apart: ProcessPoolExecutor
 ) -> None:
     short = replace(tiny_config, optimizer=replace(tiny_config.optimizer, steps=8))
-    apart(killed_while_saving, short, tmp_path)
+    apart.submit(killed_while_saving, short, tmp_path).result()
 
 
-def disk_fills_up(config: TrainConfig, out: Path, tell: Any) -> None:
-    """Resumes a run where no file may grow as large as its checkpoint, which is
-    what a full disk looks like.
+def disk_fills_up(config: TrainConfig, out: Path) -> list[tuple[str, int]]:
+    """Resumes a run where no file may grow as large as its checkpoint, which is what a full
+    disk looks like; returns the error and the step of the state left, for two files.
     """
     torch.set_num_threads(1)
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    found = []
     for limited in ("state.pt", "model.safetensors"):
         size = (out / limited).stat().st_size - 1000
         resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
         try:
-            train(replace(config, out=out), resume=True)
-        except UserError as error:
-            tell.send(str(error))
-        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
-        tell.send(check_whole(out))
+            with pytest.raises(UserError) as caught:
+                train(replace(config, out=out), resume=True)
+        finally:
+            unlimited = (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
+            resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
+        found.append((str(caught.value), check_whole(out)))
+    return found
 
 
 def test_a_full_disk_is_a_one_line_error_and_keeps_the_checkpoint(
-    tiny_config: TrainConfig, tmp_path: Path
+    tiny_config: TrainConfig, tmp_path: Path, apart: ProcessPoolExecutor
 ) -> None:
     config = replace(tiny_config, out=tmp_path / "run")
 
@@ -214,16 +219,14 @@ def test_a_full_disk_is_a_one_line_error_and_keeps_the_checkpoint(
         patch.setattr(checkpoint, "save_checkpoint", lambda *a: (save(*a), stop()))
         with pytest.raises(KeyboardInterrupt):
             train(config)
-    receiver, sender = multiprocessing.get_context("spawn").Pipe(duplex=False)
-    apart(disk_fills_up, config, config.out, sender)
-    messages = [receiver.recv() for _ in range(4)]
-    for message, name in ((messages[0], "state.pt"), (messages[2], "model.safetensors")):
+    found = apart.submit(disk_fills_up, config, config.out).result()
+    for (message, _), name in zip(found, ("state.pt", "model.safetensors"), strict=True):
         assert (
             f"{config.out}/{name}: cannot be written: File too large; the previous checkpoint is"
             " complete" in message
         )
         assert "\n" not in message
-    assert messages[1] == 4
+    assert found[0][1] == 4
     train(config, resume=True)
     train(replace(config, out=tmp_path / "whole"))
     assert outcome(config.out) == outcome(tmp_path / "whole")
