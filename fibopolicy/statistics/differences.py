@@ -22,6 +22,8 @@ from fibopolicy.statistics.rates import (
 
 #: A variance and the degrees of freedom that it was estimated with.
 Part = tuple[float, int]
+#: Of the difference by initial state, the baseline and the candidate.
+Components = tuple[VarianceComponents, VarianceComponents, VarianceComponents]
 
 
 @dataclass(frozen=True)
@@ -231,10 +233,12 @@ class Difference(Estimate):
         """The expected variance of the difference with this number of training seeds
         and initial states, and its parts.
         """
-        # Each initial state gets a larger or smaller weight; the two added ones keep
-        # theirs.
-        weights = np.array([*[init_states / self.init_states] * self.init_states, 1.0, 1.0])
-        by_init_state, *methods = self._components(weights)
+        if init_states not in self._scaled:
+            # Each initial state gets a larger or smaller weight; the two added ones keep
+            # theirs.
+            weights = np.array([*[init_states / self.init_states] * self.init_states, 1.0, 1.0])
+            self._scaled[init_states] = self._components(weights)
+        by_init_state, *methods = self._scaled[init_states]
         # Repeated initial states vary less than new ones, by their degrees of freedom.
         new = (1 - 1 / max(init_states, 2)) / (1 - 1 / max(self.init_states, 2))
         chance = new * sum(method.chance for method in methods)
@@ -259,12 +263,17 @@ class Difference(Estimate):
         )
 
     @cached_property
-    def _seen(self) -> tuple[VarianceComponents, VarianceComponents, VarianceComponents]:
+    def _seen(self) -> Components:
         return self._components(None)
 
-    def _components(
-        self, weights: NDArray[np.float64] | None
-    ) -> tuple[VarianceComponents, VarianceComponents, VarianceComponents]:
+    @cached_property
+    def _scaled(self) -> dict[int, Components]:
+        """`_components` by number of initial states. A search for a sample size asks for
+        the same ones again and again.
+        """
+        return {}
+
+    def _components(self, weights: NDArray[np.float64] | None) -> Components:
         """Variance of the difference by initial state, of the baseline and of the
         candidate.
         """
