@@ -1,48 +1,58 @@
-"""Small demonstrations and runs that many tests share."""
+"""Small demonstrations and runs that many tests share.
+
+Fixtures import what they need, which the process that hands out tests does not.
+"""
 
 from __future__ import annotations
 
 import atexit
-import contextlib
 import copy
 import functools
 import gc
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
-
-if "PYTEST_XDIST_WORKER" in os.environ:
-    # Closed last at exit, since what is imported below registers later.
-    LAST = contextlib.ExitStack()
-    atexit.register(LAST.close)
-
-import torch
 from hypothesis import HealthCheck, settings
 
-# Without a GPU the Triton kernels run in Triton's interpreter. Triton reads this
-# variable once, when it is first imported.
-if not torch.cuda.is_available():
-    os.environ["TRITON_INTERPRET"] = "1"
-
-from forked_workers import fork_workers
-
-from fibopolicy.datasets.collect import Plan, collect
-from fibopolicy.envs.rendering import configure_gl
-from fibopolicy.policies import PolicyConfig
-from fibopolicy.training import OptimizerConfig, TrainConfig
-from fibopolicy.utils.files import cache_home
-
-# Many small tests run in parallel; with more than one thread each they would wait for
-# one another.
-torch.set_num_threads(1)
-os.environ.setdefault("OMP_NUM_THREADS", "1")
+if TYPE_CHECKING:
+    from fibopolicy.training import TrainConfig
 
 # How long an example takes depends on what else the machine does.
 settings.register_profile("tests", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("tests")
+
+# Garbage collections during imports, later over what imports made, and often would take a
+# fourth of the time.
+gc.disable()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if getattr(config.option, "dist", "no") != "no":
+        return  # this process only hands out tests
+    if hasattr(config, "workerinput"):
+        # To free what was imported would take seconds. Exit handlers run in reverse order,
+        # so those of the imports run before this one.
+        atexit.register(os._exit, 0)
+    import torch
+
+    # Many small tests run in parallel; with more than one thread each they would wait for
+    # one another.
+    torch.set_num_threads(1)
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    # Without a GPU the Triton kernels run in Triton's interpreter. Triton reads this
+    # variable once, when it is first imported.
+    if not torch.cuda.is_available():
+        os.environ["TRITON_INTERPRET"] = "1"
+    atexit.register(gc.unfreeze)  # or Triton's bindings report leaks
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()
+    gc.set_threshold(20_000, 50, 50)
+    gc.enable()
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -55,23 +65,6 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     return WorkStealingScheduling(config, log)
 
 
-# Garbage collections during imports, later over what imports made, and often would take a
-# fourth of the time.
-gc.disable()
-atexit.register(gc.unfreeze)  # or Triton's bindings report leaks
-
-
-def pytest_configure(config: pytest.Config) -> None:
-    if hasattr(config, "workerinput"):  # to free what a worker imported would take seconds
-        LAST.callback(os._exit, 0)
-
-
-def pytest_collection_finish() -> None:
-    gc.freeze()
-    gc.set_threshold(20_000, 50, 50)
-    gc.enable()
-
-
 TINY_ENCODER = {"patch_size": 12, "width": 24, "depth": 2, "num_heads": 2, "keypoints": 4}
 
 
@@ -80,6 +73,8 @@ def caches_apart(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Frames of the tests' files do not stay in the user's cache. Other libraries keep
     theirs.
     """
+    from fibopolicy.utils.files import cache_home
+
     home, folder = cache_home(), tmp_path_factory.mktemp("cache")
     if home.parent.is_dir():
         for path in home.parent.iterdir():
@@ -95,6 +90,8 @@ def models_compiled_once() -> Iterator[None]:
     """Environments of one robot get copies of one compiled model: MuJoCo needs half a
     second for its meshes.
     """
+    from fibopolicy.envs.rendering import configure_gl
+
     configure_gl()
     import mujoco
 
@@ -110,6 +107,8 @@ def models_compiled_once() -> Iterator[None]:
 
 @pytest.fixture(scope="session", autouse=True)
 def workers_forked() -> Iterator[None]:
+    from forked_workers import fork_workers
+
     with pytest.MonkeyPatch.context() as patch:
         fork_workers(patch)
         yield
@@ -118,6 +117,8 @@ def workers_forked() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def lift_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Eleven scripted Lift demonstrations with both cameras at 24 x 24 pixels."""
+    from fibopolicy.datasets.collect import Plan, collect
+
     out = tmp_path_factory.mktemp("data") / "lift.hdf5"
     collect(Plan("Lift-v0", image_size=24), 11, out, workers=1)
     return out
@@ -126,6 +127,9 @@ def lift_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tiny_config(lift_file: Path) -> TrainConfig:
     """A training run that takes a second; `out` must be replaced."""
+    from fibopolicy.policies import PolicyConfig
+    from fibopolicy.training import OptimizerConfig, TrainConfig
+
     return TrainConfig(
         lift_file,
         Path("replace-me"),

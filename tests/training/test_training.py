@@ -2,10 +2,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
-import subprocess
-import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -89,26 +85,7 @@ def test_random_numbers_of_samples_depend_on_the_seed_and_the_step(
     assert len({number(seed, step) for seed in (0, 1) for step in (5, 6)}) == 4
 
 
-#: The command, which stands still in the midst of a training until it is killed.
-WAITING = """
-import time
-from fibopolicy import cli
-from fibopolicy.training.trainer import Trainer
-
-train_step = Trainer.train_step
-
-def wait(self, number):
-    if number == 12:
-        time.sleep(600)
-    return train_step(self, number)
-
-Trainer.train_step = wait
-cli.main()
-"""
-
-
-@pytest.mark.slow
-def test_a_killed_run_resumes_to_bit_identical_weights(
+def test_an_interrupted_command_resumes_to_bit_identical_weights(
     lift_file: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -118,30 +95,29 @@ def test_a_killed_run_resumes_to_bit_identical_weights(
     train_command += [*TINY_ENCODER_OPTIONS, "--shift", "2"]
     train_command += ["--checkpoint-every", "7", "--log-every", "1", "--warmup-steps", "5"]
     whole = [*train_command, "--out", str(tmp_path / "whole")]
-    to_kill = [*train_command, "--out", str(tmp_path / "killed")]
-    # Only the run that is killed needs a process of its own.
+    stopped = [*train_command, "--out", str(tmp_path / "stopped")]
     assert call(monkeypatch, capsys, *whole)[0] == 0
 
-    killed = subprocess.Popen(
-        [sys.executable, "-c", WAITING, *to_kill],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    metrics = tmp_path / "killed/metrics.jsonl"
-    # after the first checkpoint, amid the second stretch
-    while not (metrics.exists() and metrics.read_text().count("\n") >= 10):
-        assert killed.poll() is None
-        time.sleep(0.005)
-    os.kill(killed.pid, signal.SIGKILL)
-    assert killed.wait() == -signal.SIGKILL
+    train_step = Trainer.train_step
 
-    code, _, error = call(monkeypatch, capsys, *to_kill)
+    def stop(self: Trainer, number: int) -> dict[str, float]:
+        if number == 12:  # after the first checkpoint, amid the second stretch
+            raise KeyboardInterrupt
+        return train_step(self, number)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "train_step", stop)
+        code, _, error = call(monkeypatch, capsys, *stopped)
+    assert code == 130
+    assert "--resume" in error
+    code, _, error = call(monkeypatch, capsys, *stopped)
     assert code == 2
     assert "--resume" in error
-    assert call(monkeypatch, capsys, *to_kill, "--resume")[0] == 0
+    assert call(monkeypatch, capsys, *stopped, "--resume")[0] == 0
     for name in ("model.safetensors", "ema.safetensors"):
-        assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "killed" / name).read_bytes()
-    assert losses(tmp_path / "whole") == losses(tmp_path / "killed")
+        kept = (tmp_path / "stopped" / name).read_bytes()
+        assert (tmp_path / "whole" / name).read_bytes() == kept
+    assert losses(tmp_path / "whole") == losses(tmp_path / "stopped")
 
 
 def test_a_missing_weights_file_is_written_again_on_resume(
