@@ -30,7 +30,10 @@ gc.disable()
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    if getattr(config.option, "dist", "no") != "no":
+    # Many small tests run in parallel; with more than one thread each they would wait for
+    # one another. Workers read it when they import numpy.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    if getattr(config.option, "tx", None) and not config.option.collectonly:
         return  # this process only hands out tests
     if hasattr(config, "workerinput"):
         # To free what was imported would take seconds. Exit handlers run in reverse order,
@@ -38,10 +41,7 @@ def pytest_configure(config: pytest.Config) -> None:
         atexit.register(os._exit, 0)
     import torch
 
-    # Many small tests run in parallel; with more than one thread each they would wait for
-    # one another.
     torch.set_num_threads(1)
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
     # Without a GPU the Triton kernels run in Triton's interpreter. Triton reads this
     # variable once, when it is first imported.
     if not torch.cuda.is_available():
