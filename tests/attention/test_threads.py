@@ -127,10 +127,12 @@ def test_python_threads_stand_in_where_torch_has_no_gnu_openmp(
 
 @pytest.mark.slow
 def test_a_second_process_finds_the_compiled_code_on_disk() -> None:
-    cpu_kernels.kernel("forward", "f32", 32, True)
+    for name in ("forward", "backward"):
+        cpu_kernels.kernel(name, "f32", 32, True)
     program = (
         "from fibopolicy.attention import cpu_kernels; "
-        "print(cpu_kernels.kernel('forward', 'f32', 32, True).function.cache_hits)"
+        "print([cpu_kernels.kernel(name, 'f32', 32, True).function.cache_hits"
+        " for name in ('forward', 'backward')])"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
-    assert done.stdout == "1\n", done.stderr
+    assert done.stdout == "[1, 1]\n", done.stderr

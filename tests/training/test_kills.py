@@ -28,7 +28,7 @@ from fibopolicy.training import OptimizerConfig, TrainConfig, checkpoint
 from fibopolicy.training.trainer import train
 from fibopolicy.utils import files
 
-KILLS = 4
+KILLS = 6
 
 
 def outcome(run: Path) -> tuple[bytes, bytes, list[float]]:
