@@ -148,8 +148,8 @@ class LiberoEnv(RobosuiteEnv):
 
     @property
     def env_args(self) -> dict[str, Any]:
-        options, size = {"libero_keys": self._libero_keys}, self._sizes.stored()
-        own = own_env_args(self, versions()[PACKAGE], self.cameras, size, **options)
+        version, size = versions()[PACKAGE], self._sizes.stored()
+        own = own_env_args(self, version, self.cameras, size, libero_keys=self._libero_keys)
         return {**own, "language_instruction": self.instruction}
 
     def _camera_name(self, camera: str) -> str:

@@ -216,9 +216,8 @@ class MetaWorldEnv(TaskEnv):
 
     @property
     def env_args(self) -> dict[str, Any]:
-        options = {"goal_visible": self.goal_visible}
-        size = self._sizes.stored()
-        return own_env_args(self, metaworld_version(), self.cameras, size, **options)
+        version, size = metaworld_version(), self._sizes.stored()
+        return own_env_args(self, version, self.cameras, size, goal_visible=self.goal_visible)
 
     def expert_action(self) -> NDArray[np.float32]:
         """The action of Meta-World's scripted policy, which always sees the goal.
