@@ -13,6 +13,7 @@ import sys
 import weakref
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -214,7 +215,8 @@ class Decor:
     """A shape that is drawn into frames although the simulation does not have it.
 
     Args:
-        shape: "box", "sphere", "ellipsoid" or "cylinder".
+        shape: "box", "sphere", "ellipsoid", "cylinder", or "plane", a rectangle that is
+            seen from above.
         position: position of its centre, `(3,)` metres.
         size: half its extents, `(3,)` metres.
         rgba: colour and opacity, in [0, 1].
@@ -231,14 +233,21 @@ def _add_decor(scene: Any, decor: Iterable[Decor]) -> None:
     import mujoco
 
     for one in decor:
-        kind = getattr(mujoco.mjtGeom, f"mjGEOM_{one.shape.upper()}")
-        geom, upright = scene.geoms[scene.ngeom], np.eye(3).ravel()
-        size, position = np.array(one.size), np.array(one.position)
-        # MuJoCo blends a translucent shape twice.
-        rgba = np.array([*one.rgba[:3], 1 - (1 - one.rgba[3]) ** 0.5], np.float32)
-        mujoco.mjv_initGeom(geom, kind, size, position, upright, rgba)
-        geom.size[:] = size  # MuJoCo reads a cylinder's as radius and half length
+        geom, arguments = scene.geoms[scene.ngeom], _geom_arguments(one)
+        mujoco.mjv_initGeom(geom, *arguments)
+        geom.size[:] = arguments[1]  # MuJoCo reads a cylinder's as radius and half length
         scene.ngeom += 1
+
+
+@lru_cache(maxsize=64)
+def _geom_arguments(decor: Decor) -> tuple[Any, ...]:
+    """Type, size, position, rotation and colour of a shape, as MuJoCo takes them."""
+    import mujoco
+
+    kind = getattr(mujoco.mjtGeom, f"mjGEOM_{decor.shape.upper()}")
+    # MuJoCo blends a translucent shape twice.
+    rgba = np.array([*decor.rgba[:3], 1 - (1 - decor.rgba[3]) ** 0.5], np.float32)
+    return kind, np.array(decor.size), np.array(decor.position), np.eye(3).ravel(), rgba
 
 
 class Renderers:
