@@ -39,6 +39,15 @@ class Resources(NamedTuple):
 
 def compile_kernel(name: str, arch: int, dtype: str, d: int, *, zero_logit: bool) -> Resources:
     """Compile a kernel for compute capability `arch` / 10, aligned tensors and a CLS token."""
+    compiled = compile_to_ptx(name, arch, dtype, d, zero_logit=zero_logit)
+    report, _ = assemble(compiled.asm["ptx"])
+    (registers,) = re.findall(r"Used (\d+) registers", report)
+    spills = re.findall(r"(\d+) bytes spill", report)
+    return Resources(int(registers), sum(map(int, spills)), compiled.metadata.shared)
+
+
+def compile_to_ptx(name: str, arch: int, dtype: str, d: int, *, zero_logit: bool) -> Any:
+    """See `compile_kernel`; returns what Triton's compiler returns."""
     kernel = getattr(triton_kernels, name)
     tiling = cuda.choose_tiling(name, DTYPES[dtype], d)
     constants: dict[str, Any] = cuda.constants(tiling, 1, d, zero_logit)
@@ -57,42 +66,37 @@ def compile_kernel(name: str, arch: int, dtype: str, d: int, *, zero_logit: bool
         if which.isupper() or re.fullmatch("[xogd]_[bht]", which):
             aligned[(position,)] = [["tt.divisibility", 16]]
     source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=aligned)
-    compiled = triton.compile(
+    return triton.compile(
         source,
         target=GPUTarget("cuda", arch, 32),
         options={"num_warps": tiling.warps, "num_stages": tiling.stages},
     )
-    return _resources(compiled.asm["ptx"], compiled.metadata.shared)
 
 
-def _resources(ptx: str, shared_bytes: int) -> Resources:
+def assemble(ptx: str) -> tuple[str, bytes]:
+    """The assembler's report and the machine code of a kernel."""
+    target = re.search(r"\.target (\w+)", ptx)
+    assert target is not None
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "kernel.ptx"
         path.write_text(ptx, encoding="utf-8")
-        target = re.search(r"\.target (\w+)", ptx)
-        assert target is not None
+        code = path.with_suffix(".cubin")
         report = subprocess.run(
-            [
-                _ptxas(),
-                "-v",
-                f"-arch={target[1]}",
-                str(path),
-                "-o",
-                str(path.with_suffix(".cubin")),
-            ],
+            [_ptxas(), "-v", f"-arch={target[1]}", str(path), "-o", str(code)],
             capture_output=True,
             encoding="utf-8",
             check=True,
         ).stderr
-    (registers,) = re.findall(r"Used (\d+) registers", report)
-    spills = re.findall(r"(\d+) bytes spill", report)
-    return Resources(int(registers), sum(map(int, spills)), shared_bytes)
+        return report, code.read_bytes()
+
+
+#: Nvidia's programs that Triton brings.
+TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 
 
 def _ptxas() -> str:
-    """The newest assembler that Triton brings."""
-    folder = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
-    return str(max(folder.glob("ptxas*"), key=lambda path: len(path.name)))
+    """The newest assembler."""
+    return str(max(TOOLS.glob("ptxas*"), key=lambda path: len(path.name)))
 
 
 def main() -> None:
