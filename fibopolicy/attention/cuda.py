@@ -201,10 +201,11 @@ KERNELS["triton"] = Kernels(forward, backward)
 
 
 def _with_equal_strides(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """q, k and v as the kernels read them: each row contiguous, equal strides."""
     strides = q.stride()
-    if strides != k.stride() or strides != v.stride():
+    if strides[-1] != 1 or strides != k.stride() or strides != v.stride():
         q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
-    return q, k, v
+    return q.resolve_neg(), k.resolve_neg(), v.resolve_neg()
 
 
 def _aligned(*tensors: Tensor) -> bool:

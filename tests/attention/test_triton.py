@@ -12,7 +12,7 @@ import random
 import runpy
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -124,6 +124,15 @@ def test_q_k_and_v_may_be_laid_out_differently_and_not_aligned(dtype: torch.dtyp
     k = torch.randn(1, 2, 20, 21).to(DEVICE, dtype).mT
     v = torch.randn(1, 2, 21, 21).to(DEVICE, dtype)[..., 1:]
     assert_results_of_dense_attention(q, k, v, pattern, "neg_inf")
+
+
+@pytest.mark.parametrize("view", [lambda x: x.mT.contiguous().mT, torch._neg_view])
+def test_numbers_of_a_row_may_lie_apart_or_be_negated_by_a_view(
+    view: Callable[[Tensor], Tensor],
+) -> None:
+    torch.manual_seed(0)
+    q, k, v = (view(torch.randn(1, 2, 21, 20, device=DEVICE)) for _ in range(3))
+    assert_results_of_dense_attention(q, k, v, FibottentionPattern(20, 2), "neg_inf")
 
 
 def test_a_packed_projection_gets_its_gradient_and_compiles_as_one_graph() -> None:
