@@ -33,7 +33,7 @@ from fibopolicy.errors import UserError, unknown
 Frame = NDArray[np.uint8]
 Vector = NDArray[np.float64]
 Generator = np.random.Generator
-Draw = Callable[[], Generator]
+MakeGenerator = Callable[[], Generator]
 
 LEVELS = (1, 2, 3)
 
@@ -339,10 +339,12 @@ def _direction(rng: Generator) -> Vector:
 # Changes of the observations
 
 
-def _noise(frame: Frame, amount: float, fixed: Draw, fresh: Draw) -> Frame:
+def _noise(
+    frame: Frame, amount: float, episode_rng: MakeGenerator, frame_rng: MakeGenerator
+) -> Frame:
     # Quantiles of the normal distribution, drawn with equal probability: a third of
     # the time of `standard_normal`.
-    drawn = fresh().integers(_QUANTILES, size=frame.shape, dtype=np.uint16)
+    drawn = frame_rng().integers(_QUANTILES, size=frame.shape, dtype=np.uint16)
     noise = 255 * amount * _normal_quantiles()[drawn]
     noisy: Frame = np.clip(frame + noise, 0, 255).round().astype(np.uint8)
     return noisy
@@ -359,19 +361,25 @@ def _normal_quantiles() -> NDArray[np.float32]:
     return np.asarray(ndtri((np.arange(_QUANTILES) + 0.5) / _QUANTILES), np.float32)
 
 
-def _blur(frame: Frame, amount: float, fixed: Draw, fresh: Draw) -> Frame:
+def _blur(
+    frame: Frame, amount: float, episode_rng: MakeGenerator, frame_rng: MakeGenerator
+) -> Frame:
     radius = amount * frame.shape[0]
     return np.asarray(Image.fromarray(frame).filter(ImageFilter.GaussianBlur(radius)))
 
 
-def _compress(frame: Frame, amount: float, fixed: Draw, fresh: Draw) -> Frame:
+def _compress(
+    frame: Frame, amount: float, episode_rng: MakeGenerator, frame_rng: MakeGenerator
+) -> Frame:
     file = io.BytesIO()
     Image.fromarray(frame).save(file, "JPEG", quality=round(amount))
     return np.asarray(Image.open(file))
 
 
-def _occlude(frame: Frame, amount: float, fixed: Draw, fresh: Draw) -> Frame:
-    rng, size = fixed(), np.array(frame.shape[:2])
+def _occlude(
+    frame: Frame, amount: float, episode_rng: MakeGenerator, frame_rng: MakeGenerator
+) -> Frame:
+    rng, size = episode_rng(), np.array(frame.shape[:2])
     patch = np.round(size * amount**0.5).astype(int)
     top, left = rng.integers(0, size - patch + 1)
     covered = frame.copy()
@@ -405,14 +413,15 @@ class FrameChange:
 
     Args:
         about, amounts: see `ModelChange`.
-        change: called with a frame, the strength, and two functions that make random
-            generators: one that is the same for all frames of a camera in an episode,
-            and one of this frame; returns a frame.
+        change: called with a frame, the strength, and two functions that make a random
+            generator: the first the same one for all frames of a camera in an episode,
+            the second one of this frame. Each call starts from the same numbers.
+            Returns a frame.
     """
 
     about: str
     amounts: tuple[float, float, float]
-    change: Callable[[Frame, float, Draw, Draw], Frame]
+    change: Callable[[Frame, float, MakeGenerator, MakeGenerator], Frame]
 
 
 @dataclass(frozen=True)
@@ -597,8 +606,8 @@ class PerturbedEnv(TaskEnv):
         changed = dict(observation)
         if isinstance(kind, FrameChange):
             for i, key in enumerate(cameras):
-                fixed, fresh = partial(self._rng, i), partial(self._rng, i, step)
-                changed[key] = kind.change(observation[key], amount, fixed, fresh)
+                episode_rng, frame_rng = partial(self._rng, i), partial(self._rng, i, step)
+                changed[key] = kind.change(observation[key], amount, episode_rng, frame_rng)
         elif perturbation.name == "dropped-camera":
             lost = cameras[self._rng().integers(len(cameras))]
             if self._rng(0, step).uniform() < amount:

@@ -218,7 +218,7 @@ class Decor:
         shape: "box", "sphere", "ellipsoid", "cylinder", or "plane", a rectangle that is
             seen from above.
         position: position of its centre, `(3,)` metres.
-        size: half its extents, `(3,)` metres.
+        size: half its extents, `(3,)` metres; a plane's third is ignored.
         rgba: colour and opacity, in [0, 1].
     """
 
