@@ -1,13 +1,13 @@
-"""The time that the Triton kernels need at least on an H200, without a GPU: from the
-instructions of the compiled kernels and the bytes that they load.
+"""How fast the Triton kernels can be on an H200, without a GPU: from the instructions of the
+compiled kernels and the rows that they load.
 
     python scripts/benchmarks/attention_bounds.py
 
-For bfloat16 and head dimension 64, one row for each problem whose dense attention was timed
-on an H200 (docs/benchmarks/attention_h200_graph_2026-11-26.json). "issue" is the time to
-issue all instructions of the loops over offsets, "L2" the time to load their rows if no two
-programs and no two offsets share a load. A kernel takes at least its issue time, and its L2
-time unless a row that it loads for two offsets comes from the L1 cache or shared memory.
+One row for each problem whose dense attention was timed on an H200 in bfloat16
+(docs/benchmarks/attention_h200_graph_2026-11-26.json): the time of dense attention; the time
+to issue the instructions of our loops over keys, a lower bound; the time to load the rows of
+all offsets from the L2 cache if no load is shared, an estimate. It also counts the copies
+that a turn of a loop starts ahead of their use, and the loads that it waits for.
 """
 
 from __future__ import annotations
@@ -17,24 +17,38 @@ import re
 import subprocess
 import tempfile
 from pathlib import Path
+from typing import NamedTuple
 
-import attention_registers
+import torch
 from attention_registers import TOOLS, assemble, compile_to_ptx
 
 from fibopolicy.attention import FibottentionPattern, cuda
 
 DENSE = Path(__file__).parents[2] / "docs/benchmarks/attention_h200_graph_2026-11-26.json"
-DIM, DTYPE, ARCH = 64, "bf16", 90
-#: An H200: multiprocessors x schedulers x instructions per second; bytes per second from
-#: its L2 cache.
-INSTRUCTIONS_PER_S, L2_BYTES_PER_S = 132 * 4 * 1.755e9, 5.5e12
+DIM, ARCH = 64, 90
+#: An H200: multiprocessors x schedulers x boost clock, instructions per second, and bytes per
+#: second from its L2 cache, roughly.
+ISSUED_PER_S, L2_BYTES_PER_S = 132 * 4 * 1.98e9, 5.5e12
 #: Signed offsets that one turn of a kernel's loop handles.
 OFFSETS_PER_TURN = {"forward": 2, "backward_queries": 1, "backward_keys": 1}
 
 
-def instructions_per_turn(kernel: str) -> int:
-    """Instructions that one turn of the kernel's loop over offsets issues, all warps."""
-    compiled = compile_to_ptx(kernel, ARCH, DTYPE, DIM, zero_logit=False)
+class Loop(NamedTuple):
+    """A kernel's loop over offsets.
+
+    Attributes:
+        per_row: instructions of a warp for a row at one offset.
+        ahead: 16-byte copies per thread and turn that are started ahead of their use.
+        waited: wide loads per thread and turn whose result the turn waits for.
+    """
+
+    per_row: float
+    ahead: int
+    waited: int
+
+
+def find_loop(kernel: str) -> Loop:
+    compiled = compile_to_ptx(kernel, ARCH, "bf16", DIM, zero_logit=False)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "kernel.cubin"
         path.write_bytes(assemble(compiled.asm["ptx"])[1])
@@ -54,38 +68,49 @@ def instructions_per_turn(kernel: str) -> int:
     # Two loops multiply on tensor cores. That of prefix rows takes exponentials of whole
     # tiles, that of patches of the kept pairs only.
     multiplying = [loop for loop in loops if any("HMMA" in one for one in loop)]
-    fewest = min(multiplying, key=lambda loop: sum("MUFU" in one for one in loop))
-    tiling = cuda.choose_tiling(kernel, attention_registers.DTYPES[DTYPE], DIM)
-    return len(fewest) * tiling.warps
+    loop = min(multiplying, key=lambda loop: sum("MUFU" in one for one in loop))
+    tiling = cuda.choose_tiling(kernel, torch.bfloat16, DIM)
+    rows = 16 * tiling.groups * OFFSETS_PER_TURN[kernel]
+    return Loop(
+        len(loop) * tiling.warps / rows,
+        sum("LDGSTS.E.BYPASS.128" in one for one in loop),
+        sum("LDG.E.128" in one for one in loop),
+    )
+
+
+def microseconds(shape: tuple[int, int, int], loops: dict[str, Loop]) -> tuple[float, float]:
+    """To issue the instructions of some kernels, and to load their rows from L2."""
+    batch, heads, tokens = shape
+    issued = loaded = 0.0
+    for kernel, loop in loops.items():
+        rows = 16 * cuda.choose_tiling(kernel, torch.bfloat16, DIM).groups
+        blocks = -(-tokens // rows)
+        for offsets in FibottentionPattern(tokens, heads).offsets:
+            # A block visits +o and -o for every offset, and the CLS token.
+            issued += blocks * rows * (2 * len(offsets) + 1) * loop.per_row
+            kept = sum((tokens - o) * (2 if o else 1) for o in offsets)
+            loaded += kept * 2 * DIM * torch.bfloat16.itemsize  # two tensors each
+    return 1e6 * batch * issued / ISSUED_PER_S, 1e6 * batch * loaded / L2_BYTES_PER_S
 
 
 def main() -> None:
     timings = json.loads(DENSE.read_text(encoding="utf-8"))["timings"]
-    turns = {kernel: instructions_per_turn(kernel) for kernel in OFFSETS_PER_TURN}
-    rows = 16 * cuda.choose_tiling("forward", attention_registers.DTYPES[DTYPE], DIM).groups
-    pair = {kernel: turns[kernel] / rows / OFFSETS_PER_TURN[kernel] for kernel in turns}
-    print("instructions per row and offset:", {k: round(v, 1) for k, v in pair.items()})
-    print("| B,h,N | forward: dense, issue, L2 (us) | at most | both: dense, issue, L2 | at most |")
-    print("|---|---|---|---|---|")
-    for timing in timings:
-        if timing["dtype"] != "bfloat16":
-            continue
-        batch, heads, tokens = timing["shape"]
-        offsets = FibottentionPattern(tokens, heads).offsets
-        blocks = -(-tokens // rows)
-        # Main diagonals are taken twice, masked once; every row takes the CLS token too.
-        tiles = batch * blocks * sum(2 * len(kept) + 1 for kept in offsets)
-        loads = batch * sum(
-            tokens + sum((tokens - o) * (2 if o else 1) for o in kept) for kept in offsets
+    loops = {kernel: find_loop(kernel) for kernel in OFFSETS_PER_TURN}
+    for kernel, loop in loops.items():
+        print(
+            f"{kernel}: {loop.per_row:.1f} instructions per row and offset;"
+            f" {loop.ahead} copies ahead, {loop.waited} loads waited for"
         )
-        cells = []
-        for which, kernels in (("forward", ["forward"]), ("both", list(turns))):
-            issue = 1e6 * tiles * rows * sum(pair[k] for k in kernels) / INSTRUCTIONS_PER_S
-            moved = 1e6 * loads * 2 * 2 * DIM * len(kernels) / L2_BYTES_PER_S
-            dense = timing[f"dense_{which}"]
-            cells.append(f"{dense:.0f}, {issue:.1f}, {moved:.1f}")
-            cells.append(f"{dense / max(issue, moved):.1f}x, {dense / issue:.1f}x")
-        print(f"| {batch},{heads},{tokens} | {' | '.join(cells)} |")
+    forward = {"forward": loops["forward"]}
+    print("| B,h,N | forward: dense | issue | at most | L2 | both: dense | issue | at most | L2 |")
+    print("|---|---|---|---|---|---|---|---|---|")
+    for timing in timings:
+        if timing["dtype"] == "bfloat16":
+            cells = [",".join(map(str, timing["shape"]))]
+            for which, some in (("forward", forward), ("both", loops)):
+                dense, (issue, l2) = timing[f"dense_{which}"], microseconds(timing["shape"], some)
+                cells += [f"{dense:.0f}", f"{issue:.1f}", f"{dense / issue:.1f}x", f"{l2:.1f}"]
+            print(f"| {' | '.join(cells)} |")
 
 
 if __name__ == "__main__":
