@@ -177,7 +177,7 @@ class Scene:
         return np.asarray((np.clip(middle, low, high) + (low + high) / 2) / 2)
 
 
-#: MuJoCo's numbers of the box, and of actuators that drive joints.
+#: mjGEOM_BOX and mjTRN_JOINTINPARENT, the last transmission to a joint.
 _BOX, _JOINTS = 6, 1
 
 
@@ -284,7 +284,7 @@ def _colour_of(model: Any, geom: int) -> Vector:
     return np.asarray(rgba)
 
 
-#: The colour of a shape that has none of its own, as MuJoCo has it.
+#: MuJoCo's default colour of a shape.
 _DEFAULT_RGBA = np.array([0.5, 0.5, 0.5, 1.0])
 
 

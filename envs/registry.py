@@ -36,8 +36,7 @@ SUITES: dict[str, str] = {
 }
 _CLASSES = Registry[Callable[..., TaskEnv]]("task", {**BUILT_IN, **SUITES})
 _CONTRACT = "fibopolicy.envs.TaskEnv"
-#: Suites that fibopolicy does not simulate -> what the `env_name` of their files
-#: matches.
+#: Suites that fibopolicy does not simulate -> pattern of `env_name` in their files.
 OTHER_SUITES: Mapping[str, re.Pattern[str]] = {
     "MimicGen": re.compile(r"\w+_[DO]\d"),
     "DexMimicGen": re.compile(

@@ -31,7 +31,7 @@ INSTALL_GL = {
 Quality = Literal["full", "fast"]
 #: Pixels: the side of square frames, (height, width), or one of these per camera.
 ImageSize = int | Sequence[int] | Mapping[str, int | Sequence[int]]
-#: Pixels; a larger number is taken for a typing error.
+#: Pixels; a larger number is taken for a typo.
 MAX_IMAGE_SIZE = 1024
 DEFAULT_IMAGE_SIZE = 84
 

@@ -208,6 +208,7 @@ class MetaWorldEnv(TaskEnv):
         if vector.shape != (width,) or not np.isfinite(vector).all():
             raise UserError(
                 f"a state of {self.task_id} is {width} finite numbers, got shape {vector.shape}"
+                + ("" if vector.shape != (width,) else " with NaN or infinity")
             )
         layout = vector[-FRAME - self._layout.size : -FRAME]
         if not np.array_equal(layout, self._layout):

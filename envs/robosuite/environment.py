@@ -217,7 +217,7 @@ class RobosuiteEnv(TaskEnv):
         if vector.shape != (width,) or not np.isfinite(vector).all():
             raise UserError(
                 f"a state of {self.task_id} is {width} finite numbers for this model, got shape"
-                f" {vector.shape}"
+                f" {vector.shape}" + ("" if vector.shape != (width,) else " with NaN or infinity")
             )
         self._reset_deterministically()
         sim.reset()

@@ -75,7 +75,7 @@ class InitStates:
 
 
 def rendering_versions() -> dict[str, str]:
-    """The software that a frame depends on: the simulators and the source of OpenGL."""
+    """The software that a frame depends on: platform, OpenGL backend, simulators."""
     simulators = {k: v for k, v in versions().items() if k in ("mujoco", "robosuite")}
     found = {"platform": f"{platform.system()} {platform.machine()}"}
     return {**found, "MUJOCO_GL": os.environ.get("MUJOCO_GL", ""), **simulators}
@@ -94,8 +94,8 @@ def make_init_states(env: TaskEnv, episodes: int, seed: int) -> InitStates:
     """Draw initial states. Episode i depends only on `seed` and i, and demonstrations
     are never collected from it.
 
-    The states that a benchmark prescribes, as LIBERO does, are those of seed 0. More
-    than there are of them, and those of other seeds, are drawn.
+    With seed 0, these are the states that a benchmark such as LIBERO prescribes, if there
+    are enough. Otherwise all are drawn.
 
     Raises:
         UserError: a number is out of range.

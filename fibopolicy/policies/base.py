@@ -21,7 +21,7 @@ from fibopolicy.utils.registry import Registry
 Statistics = Mapping[str, Mapping[str, NDArray[np.float64]]]
 #: What a policy carries between calls of `act` within an episode; opaque to the caller.
 State = Any
-#: What a loss gives to the log: scalars by name.
+#: Scalars that a loss logs, by name.
 Metrics = Mapping[str, float | Tensor]
 
 
@@ -66,7 +66,7 @@ else:
     IntOrDefault = int | None
     StrOrDefault = str | None
 _DEFAULT: Any = None
-#: Largest integer setting (steps, units, layers): a larger one is a typing error.
+#: Largest integer setting (steps, units, layers): a larger one is a typo.
 MAX_SETTING = 1 << 16
 Option = int | float | bool | str
 

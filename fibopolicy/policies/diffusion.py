@@ -88,7 +88,7 @@ class DenoisingPolicy(Policy):
             if type(value) is int and value < 1:
                 raise UserError(f"policy {self.name}: {name} must be at least 1, got {value}")
         if config.layers < 1:
-            raise UserError(f"policy {self.name} needs layers of at least 1")
+            raise UserError(f"policy {self.name}: layers must be at least 1, got {config.layers}")
         self.observations = ObservationEncoder(config, shapes)
         self.actions = ActionNormalizer(config, shapes)
         self.denoiser = DENOISERS[self.options["denoiser"]](

@@ -108,7 +108,8 @@ class RobomimicPolicy(Policy):
             )
         if self.config.layers < 1:
             raise UserError(
-                f"policy {self.name} needs layers of at least 1, as robomimic's MLP does"
+                f"policy {self.name}: layers must be at least 1 as in robomimic's MLP, got"
+                f" {self.config.layers}"
             )
 
     def _network_options(self) -> dict[str, Any]:
@@ -332,8 +333,8 @@ class BCTransformerGMMPolicy(RobomimicPolicy):
 
 
 class Float32Linear(nn.Linear):
-    """Is not computed in bfloat16 under autocast, which would round means and scales in
-    training, but not in validation and evaluation.
+    """Stays in float32 under autocast, which would round means and scales in training,
+    but not in validation and evaluation.
     """
 
     def forward(self, input: Tensor) -> Tensor:

@@ -155,7 +155,7 @@ def _check_address(address: str) -> None:
         )
     except subprocess.TimeoutExpired as error:
         raise UserError(
-            f"ray {address}: something listens there, but did not pass Ray's health check"
+            f"ray {address}: the port is open, but Ray's health check did not finish"
             f" within {HEALTH_TIMEOUT:.0f} s; name the head node's HOST:PORT"
         ) from error
     if health.returncode:

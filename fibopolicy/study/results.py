@@ -134,7 +134,7 @@ class EncoderComparison:
 
     @property
     def key(self) -> tuple[str | None, str, str, str]:
-        """What is compared: the same at every look."""
+        """Identifies the comparison at every look."""
         return self.task, self.candidate, *self.setting
 
     @property

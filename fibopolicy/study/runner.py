@@ -94,7 +94,7 @@ def run_selected(
         names: names of runs, of searches (`CONDITION/tuning`), or of whole conditions.
 
     Raises:
-        UserError: no such run; a check failed; the search of a run is not over and not
+        UserError: no such run; a check failed; a run's search is neither finished nor
             selected.
     """
     every, tuned = runs(config), tuned_conditions(config)

@@ -118,7 +118,7 @@ def difference_table(study: Study, comparisons: Sequence[EncoderComparison]) -> 
 
 
 def by_task(comparisons: Sequence[EncoderComparison]) -> list[EncoderComparison]:
-    """Task by task, and the means over tasks last."""
+    """Sorted by task; the means over tasks last."""
     tasks = list(dict.fromkeys(one.task for one in comparisons if one.task is not None))
     return sorted(
         comparisons, key=lambda one: len(tasks) if one.task is None else tasks.index(one.task)

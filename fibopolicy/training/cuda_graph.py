@@ -34,7 +34,7 @@ WARM_UP = 3
 def can_record(
     policy: nn.Module, compute: ComputeConfig, device: torch.device, processes: int
 ) -> bool:
-    """Whether forward and backward pass of a training can be one CUDA graph."""
+    """Whether the forward and backward pass of a run can be one CUDA graph."""
     return (
         compute.cuda_graph
         and not (compute.compile or compute.gradient_checkpointing)
@@ -102,13 +102,13 @@ class Recorded:
     def _record(self, same: tuple[Any, ...]) -> torch.cuda.CUDAGraph:
         graph = torch.cuda.CUDAGraph()
         graph.register_generator_state(self._generator)
-        # torch would record on one stream for all graphs, of whatever device was
-        # current.
+        # By default torch records all graphs on one stream, on the device that was current
+        # when it was first used.
         stream = torch.cuda.Stream(self._generator.device)  # type: ignore[no-untyped-call]
         self._forget()
         gc.collect()
         collects = gc.isenabled()
-        gc.disable()  # to destroy an older graph could end the recording
+        gc.disable()  # destroying an older graph could end the recording
         try:
             # `torch.cuda.graph` leaves its stream only if the recording succeeds.
             # "thread_local", because the thread of a `BatchLoader` pins memory
@@ -119,7 +119,7 @@ class Recorded:
             ):
                 self._result = self._function(self._batch, *same)
         except RuntimeError as error:
-            # After an error, to end the recording is a second one.
+            # Ending the failed recording raises a second error.
             cause = error.__context__ or error
             if isinstance(cause, torch.OutOfMemoryError) or not isinstance(cause, RuntimeError):
                 raise cause from None

@@ -140,8 +140,8 @@ def _tasks(
         return {}
     if "task_index" in keys:
         raise UserError(
-            "task_index is the name of the input for --task-embedding; leave that key of the data"
-            " out with --vectors, or read it by another name with --map"
+            "task_index is reserved for --task-embedding; omit that observation key with --vectors,"
+            " or rename it with --map"
         )
     names = sorted({task_of(file, demo) for file, key in chosen for demo in file.select(key)})
     if config.task_embedding == LEARNED:

@@ -148,7 +148,7 @@ def _read(path: Path) -> dict[str, Tensor]:
 
 
 def _without_prefix(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    """Without the prefix that DataParallel or torch.compile puts before every name."""
+    """Strip the prefix that DataParallel or torch.compile adds to every name."""
     for prefix in ("module.", "_orig_mod."):
         if tensors and all(name.startswith(prefix) for name in tensors):
             return _without_prefix({n.removeprefix(prefix): t for n, t in tensors.items()})

@@ -1,4 +1,4 @@
-"""The batches of a training, prepared while the GPU computes."""
+"""The batches of a run, prepared while the GPU computes."""
 
 from __future__ import annotations
 

@@ -251,7 +251,7 @@ def test_state_and_model_round_trip_and_contain_no_local_path(blind: RobosuiteEn
     ("change", "message"),
     [
         ({"state": np.zeros(31)}, "is 32 finite numbers for this model, got shape \\(31,\\)"),
-        ({"state": np.full(32, np.nan)}, "32 finite numbers"),
+        ({"state": np.full(32, np.nan)}, "32 finite numbers .* with NaN or infinity"),
         ({"model": "<mujoco"}, "not MJCF"),
         ({"model": "<mujoco/>"}, "has the joints none, but this task's are robot0_joint1"),
     ],

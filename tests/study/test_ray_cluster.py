@@ -44,7 +44,8 @@ def test_a_server_that_is_no_cluster_is_one_line(monkeypatch: pytest.MonkeyPatch
     with socket.create_server(("127.0.0.1", 0)) as server:
         address = f"127.0.0.1:{server.getsockname()[1]}"
         with pytest.raises(
-            UserError, match=f"ray {address}: something listens there, but did not pass"
+            UserError,
+            match=f"ray {address}: the port is open, but Ray's health check did not finish",
         ):
             RayCluster(address, 1, "cpu")
 
