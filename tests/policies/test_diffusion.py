@@ -217,7 +217,7 @@ def test_ddim_visits_fewer_steps_than_were_trained_and_more_change_the_answer() 
             "noise_samples must be like 4, got '4'",
         ),
         ("flow", {"policy_options": {"denoiser": "mlp"}}, "unknown denoiser 'mlp'"),
-        ("flow", {"layers": 0}, "layers of at least 1"),
+        ("flow", {"layers": 0}, "layers must be at least 1"),
         ("flow", {"hidden": 30}, "divisible by 8"),
     ],
 )

@@ -130,7 +130,7 @@ def test_default_settings_are_those_of_robomimic(policy: str) -> None:
         ("bc_gmm", {"policy_options": {"num_modes": "3"}}, "num_modes must be like 5, got '3'"),
         ("bc_gmm", {"policy_options": {"std_activation": "relu"}}, "std_activation must be one of"),
         ("bc_gmm", {"n_obs_steps": 2}, "sees one observation"),
-        ("bc_gaussian", {"layers": 0}, "layers of at least 1"),
+        ("bc_gaussian", {"layers": 0}, "layers must be at least 1"),
         ("bc_gmm", {"views": "joint"}, "views='separate'"),
         ("bc_rnn_gmm", {"n_action_steps": 2}, "one action at a time"),
         ("bc_rnn_gmm", {"policy_options": {"rnn_type": "lstm"}}, "LSTM or GRU"),
