@@ -2,12 +2,12 @@
 
 Messages, in the order of an episode (`->` goes to the process):
 
-    <- TaskInfo                           once, when the environment has been made ->
-    ("start", model, state, keep_states, perturbation, index)   restore an initial state
-    <- ("ready", hashes)                  the policy's window is in the shared memory ->
-    ("execute", actions) <- ("ready", None), or ("ended", success, steps, total_reward,
-    states) <- ("user_error", reason) or ("failed", reason)   instead: a UserError, any
-    other error
+    <- TaskInfo                           once, when the environment has been made
+    -> ("start", model, state, keep_states, perturbation, index)   restore an initial state
+    <- ("ready", hashes)                  the policy's window is in the shared memory
+    -> ("execute", actions)
+    <- ("ready", None), or ("ended", success, steps, total_reward, states)
+    <- ("user_error", reason) or ("failed", reason)   instead: a UserError, any other error
 
 Observations come back through memory that both sides map. It has no name in the file
 system and no descriptors but the two mappings, so nothing is left behind however a
