@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from attention_registers import TOOLS, assemble, compile_to_ptx
+from attention_registers import TOOLS, compiled_kernel
 
 from fibopolicy.attention import FibottentionPattern, cuda
 
@@ -48,10 +48,10 @@ class Loop(NamedTuple):
 
 
 def find_loop(kernel: str) -> Loop:
-    compiled = compile_to_ptx(kernel, ARCH, "bf16", DIM, zero_logit=False)
+    compiled = compiled_kernel(kernel, ARCH, "bf16", DIM, zero_logit=False)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "kernel.cubin"
-        path.write_bytes(assemble(compiled.asm["ptx"])[1])
+        path.write_bytes(compiled.asm["cubin"])
         command = [str(TOOLS / "nvdisasm"), "-c", str(path)]
         text = subprocess.run(command, capture_output=True, encoding="utf-8", check=True).stdout
     instructions: list[str] = []

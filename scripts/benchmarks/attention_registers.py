@@ -38,16 +38,13 @@ class Resources(NamedTuple):
 
 
 def compile_kernel(name: str, arch: int, dtype: str, d: int, *, zero_logit: bool) -> Resources:
-    """Compile a kernel for compute capability `arch` / 10, aligned tensors and a CLS token."""
-    compiled = compile_to_ptx(name, arch, dtype, d, zero_logit=zero_logit)
-    report, _ = assemble(compiled.asm["ptx"])
-    (registers,) = re.findall(r"Used (\d+) registers", report)
-    spills = re.findall(r"(\d+) bytes spill", report)
-    return Resources(int(registers), sum(map(int, spills)), compiled.metadata.shared)
+    """What a kernel takes, see `compiled_kernel`."""
+    compiled = compiled_kernel(name, arch, dtype, d, zero_logit=zero_logit)
+    return _resources(compiled.asm["ptx"], compiled.metadata.shared)
 
 
-def compile_to_ptx(name: str, arch: int, dtype: str, d: int, *, zero_logit: bool) -> Any:
-    """See `compile_kernel`; returns what Triton's compiler returns."""
+def compiled_kernel(name: str, arch: int, dtype: str, d: int, *, zero_logit: bool) -> Any:
+    """A kernel compiled for compute capability `arch` / 10, aligned tensors and a CLS token."""
     kernel = getattr(triton_kernels, name)
     tiling = cuda.choose_tiling(name, DTYPES[dtype], d)
     constants: dict[str, Any] = cuda.constants(tiling, 1, d, zero_logit)
@@ -73,21 +70,28 @@ def compile_to_ptx(name: str, arch: int, dtype: str, d: int, *, zero_logit: bool
     )
 
 
-def assemble(ptx: str) -> tuple[str, bytes]:
-    """The assembler's report and the machine code of a kernel."""
-    target = re.search(r"\.target (\w+)", ptx)
-    assert target is not None
+def _resources(ptx: str, shared_bytes: int) -> Resources:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "kernel.ptx"
         path.write_text(ptx, encoding="utf-8")
-        code = path.with_suffix(".cubin")
+        target = re.search(r"\.target (\w+)", ptx)
+        assert target is not None
         report = subprocess.run(
-            [_ptxas(), "-v", f"-arch={target[1]}", str(path), "-o", str(code)],
+            [
+                _ptxas(),
+                "-v",
+                f"-arch={target[1]}",
+                str(path),
+                "-o",
+                str(path.with_suffix(".cubin")),
+            ],
             capture_output=True,
             encoding="utf-8",
             check=True,
         ).stderr
-        return report, code.read_bytes()
+    (registers,) = re.findall(r"Used (\d+) registers", report)
+    spills = re.findall(r"(\d+) bytes spill", report)
+    return Resources(int(registers), sum(map(int, spills)), shared_bytes)
 
 
 #: Nvidia's programs that Triton brings.
