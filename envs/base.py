@@ -226,6 +226,23 @@ def set_physics(model: Any, data: Any, state: NDArray[np.float64], parts: int) -
     mujoco.mj_setState(model, data, state, parts)
 
 
+def finite_vector(values: NDArray[np.floating[Any]], size: int, what: str) -> NDArray[np.float64]:
+    """`values` in float64.
+
+    Args:
+        what: what they should be, the beginning of the message.
+
+    Raises:
+        UserError: their shape is not `(size,)`, or they are not finite.
+    """
+    vector = np.ascontiguousarray(values, dtype=np.float64)
+    if vector.shape != (size,):
+        raise UserError(f"{what}, got shape {vector.shape}")
+    if not np.isfinite(vector).all():
+        raise UserError(f"{what}, got shape {vector.shape} with NaN or infinity")
+    return vector
+
+
 def finite_action(env: TaskEnv, action: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
     """`action` in float64.
 

@@ -20,6 +20,7 @@ from fibopolicy.envs.base import (
     SimState,
     TaskEnv,
     finite_action,
+    finite_vector,
     get_physics,
     make_observation_space,
     own_env_args,
@@ -203,13 +204,9 @@ class MetaWorldEnv(TaskEnv):
             raise UserError(
                 f"a state of {name[1] if name else 'an unknown model'} does not fit {self.task_id}"
             )
-        vector = np.ascontiguousarray(state.state, dtype=np.float64)
         width = mujoco.mj_stateSize(self.model, _PHYSICS) + self._layout.size + FRAME
-        if vector.shape != (width,) or not np.isfinite(vector).all():
-            raise UserError(
-                f"a state of {self.task_id} is {width} finite numbers, got shape {vector.shape}"
-                + ("" if vector.shape != (width,) else " with NaN or infinity")
-            )
+        what = f"a state of {self.task_id} is {width} finite numbers"
+        vector = finite_vector(state.state, width, what)
         layout = vector[-FRAME - self._layout.size : -FRAME]
         if not np.array_equal(layout, self._layout):
             self._set_layout(layout)

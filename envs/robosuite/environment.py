@@ -16,6 +16,7 @@ from fibopolicy.envs.base import (
     Space,
     TaskEnv,
     finite_action,
+    finite_vector,
     image_key,
     make_observation_space,
     own_env_args,
@@ -213,12 +214,8 @@ class RobosuiteEnv(TaskEnv):
             self._source = state.model
         sim = self._env.sim
         width = 1 + sim.model.nq + sim.model.nv
-        vector = np.asarray(state.state, dtype=np.float64)
-        if vector.shape != (width,) or not np.isfinite(vector).all():
-            raise UserError(
-                f"a state of {self.task_id} is {width} finite numbers for this model, got shape"
-                f" {vector.shape}" + ("" if vector.shape != (width,) else " with NaN or infinity")
-            )
+        what = f"a state of {self.task_id} is {width} finite numbers for this model"
+        vector = finite_vector(state.state, width, what)
         self._reset_deterministically()
         sim.reset()
         sim.set_state_from_flattened(vector)
