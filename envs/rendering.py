@@ -233,9 +233,9 @@ def _add_decor(scene: Any, decor: Iterable[Decor]) -> None:
     import mujoco
 
     for one in decor:
-        geom, arguments = scene.geoms[scene.ngeom], _geom_arguments(one)
-        mujoco.mjv_initGeom(geom, *arguments)
-        geom.size[:] = arguments[1]  # MuJoCo reads a cylinder's as radius and half length
+        geom, (kind, size, *others) = scene.geoms[scene.ngeom], _geom_arguments(one)
+        mujoco.mjv_initGeom(geom, kind, size, *others)
+        geom.size[:] = size  # MuJoCo reads a cylinder's as radius and half length
         scene.ngeom += 1
 
 
